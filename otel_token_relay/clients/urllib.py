@@ -1,0 +1,55 @@
+"""urllib.request of the standard library.
+
+``do_open`` runs once for each request that goes out, redirects included. A ``Request`` may be
+used again, by another thread at the same moment even, so ours is put on a copy.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Parts, Relay, origin_of_proxied
+
+
+def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    """Hook the handlers of *module*, which is ``urllib.request``."""
+
+    def with_header(request: Any, value: str) -> Any:
+        twin = object.__new__(type(request))
+        twin.__dict__.update(request.__dict__)
+        own = dict(request.unredirected_hdrs)
+        if relay.settings.on_conflict == "replace":
+            own = {key: v for key, v in own.items() if key.lower() != relay.header}
+            twin.headers = {key: v for key, v in request.headers.items() if key.lower() != relay.header}
+        own[relay.settings.header] = value
+        twin.unredirected_hdrs = own
+        return twin
+
+    def build(original: Function) -> Function:
+        def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
+            value = relay.hop(req, _parts_of, _carries)
+            return original(self, http_class, req if value is None else with_header(req, value), **http_conn_args)
+
+        return do_open
+
+    patches.wrap(module.AbstractHTTPHandler, "do_open", build)
+
+
+def _parts_of(request: Any) -> Parts:
+    if request._tunnel_host:
+        scheme, authority = "https", request._tunnel_host
+    elif request.has_proxy():
+        return origin_of_proxied(request.full_url)
+    else:
+        scheme, authority = request.type, request.host
+    # http.client splits the port off what it is given, and sockets encode a name by IDNA 2003.
+    host, separator, port = authority.rpartition(":")
+    if not separator or port.endswith("]"):
+        host, port = authority, ""
+    return scheme, host.encode("idna").decode("ascii"), int(port) if port else None
+
+
+def _carries(request: Any, name: str) -> bool:
+    return any(key.lower() == name for headers in (request.headers, request.unredirected_hdrs) for key in headers)

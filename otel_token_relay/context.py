@@ -1,0 +1,168 @@
+"""The token in the OpenTelemetry Context: read it, bind it by hand, carry it on.
+
+Nothing here decides where a token may go; it only says which token is the caller's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+from otel_token_relay.origin import Origin
+from otel_token_relay.token import BearerToken, Lease
+
+TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
+DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
+
+_Work = TypeVar("_Work")
+
+
+def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
+    """Give a context that holds *token*, or that holds none, whatever it held before."""
+    return otel_context.set_value(TOKEN_KEY, token, context)
+
+
+def bound_token(context: Context) -> BearerToken | None:
+    """Give the token in *context*, whether or not it still serves."""
+    return cast("BearerToken | None", context.get(TOKEN_KEY))
+
+
+def current_token(context: Context | None = None) -> BearerToken | None:
+    """Give the caller's token, or ``None`` when there is none or its request has ended.
+
+    Args:
+        context: Where to look; ``None`` for the current context.
+    """
+    token = bound_token(otel_context.get_current() if context is None else context)
+    return token if token is not None and token.serves_here else None
+
+
+@contextmanager
+def use_token(token: str | BearerToken | None) -> Iterator[BearerToken | None]:
+    """Bind a token by hand for the length of the block: for consumers, jobs and tests.
+
+    Args:
+        token: The token without ``Bearer``; ``None`` binds none, and what was bound before is
+            out of sight until the block ends.
+
+    Yields:
+        The token as it is bound, under a lease that ends with the block.
+
+    Raises:
+        ValueError: The text is no b64token (RFC 6750, section 2.1). It is not shown.
+    """
+    lease = Lease()
+    bound = BearerToken(token, lease=lease) if isinstance(token, str) else token and token.rebind(lease=lease)
+    attached = otel_context.attach(with_token(bound))
+    try:
+        yield bound
+    finally:
+        lease.end()
+        otel_context.detach(attached)
+
+
+def to_destination(url: str, context: Context | None = None) -> Context:
+    """Name the destination for an ``inject`` by hand, for a client that is not covered::
+
+        propagate.inject(headers, context=to_destination("https://profile-service/me"))
+
+    Do this anew for every hop, and do not attach the context that comes back.
+
+    Args:
+        url: The URL as it will be requested. One that two parsers could read differently
+            (userinfo, backslash, white space) names no destination, and nothing is written.
+        context: Where the token is; ``None`` for the current context.
+    """
+    return otel_context.set_value(DESTINATION_KEY, Origin.parse(url), context)
+
+
+def carry(work: _Work, *, seconds: float | None = None) -> _Work:
+    """Take the caller's token into work that outlives the request.
+
+    The token is taken when `carry` is called, never later, and bound while the work runs.
+
+    Args:
+        work: A function, a coroutine function, a coroutine or an asynchronous generator function.
+            It keeps its kind.
+        seconds: How long the token serves from now on. ``None``: as a token without a lease,
+            ``…_MAX_AGE`` seconds.
+
+    Returns:
+        The same kind of work. Without a token that still serves, it runs with none.
+    """
+    token = current_token()
+    if token is not None:
+        if seconds is not None:
+            token = token.rebind(lease=Lease(seconds=seconds))
+        else:
+            # A token that has no lease keeps its age: carrying it on again and again
+            # must not keep it alive.
+            token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
+    return cast("_Work", _bind(cast("Any", work), token))
+
+
+def _bind(work: Any, token: BearerToken | None) -> Any:
+    if inspect.iscoroutine(work):
+        return _run_bound(work, token)
+    if inspect.isasyncgenfunction(work):
+        return _bind_generator(work, token)
+    if inspect.iscoroutinefunction(work):
+
+        @functools.wraps(work)
+        async def bound_coroutine(*args: Any, **kwargs: Any) -> Any:
+            return await _run_bound(work(*args, **kwargs), token)
+
+        return bound_coroutine
+    if not callable(work):
+        raise TypeError("carry takes a function, a coroutine or an asynchronous generator function")
+
+    @functools.wraps(work)
+    def bound_function(*args: Any, **kwargs: Any) -> Any:
+        attached = otel_context.attach(with_token(token))
+        try:
+            return work(*args, **kwargs)
+        finally:
+            otel_context.detach(attached)
+
+    return bound_function
+
+
+async def _run_bound(work: Awaitable[Any], token: BearerToken | None) -> Any:
+    attached = otel_context.attach(with_token(token))
+    try:
+        return await work
+    finally:
+        otel_context.detach(attached)
+
+
+def _bind_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: BearerToken | None) -> Any:
+    @functools.wraps(work)
+    async def bound_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        # A generator runs in the context of whoever asks for the next value. What is attached
+        # while it is suspended would be that consumer's, so it is attached for each step.
+        generator = work(*args, **kwargs)
+        step: Awaitable[Any] = generator.asend(None)
+        try:
+            while True:
+                try:
+                    value = await _run_bound(step, token)
+                except StopAsyncIteration:
+                    return
+                try:
+                    sent = yield value
+                except GeneratorExit:
+                    raise
+                except BaseException as error:  # noqa: BLE001  # thrown into us, and meant for the generator
+                    step = generator.athrow(error)
+                else:
+                    step = generator.asend(sent)
+        finally:
+            await _run_bound(generator.aclose(), token)
+
+    return bound_generator

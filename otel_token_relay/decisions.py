@@ -1,0 +1,67 @@
+"""Make every decision visible: span attributes, a counter and a debug log line, never the token.
+
+Free when nobody listens: a span that does not record, a meter without an SDK and a logger above
+``DEBUG`` cost one check each.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+
+from otel_token_relay.reasons import Decision, Reason
+
+__all__ = ["Decision", "DecisionRecorder", "Reason"]
+
+DECISION_ATTRIBUTE: Final = "token_relay.decision"
+REASON_ATTRIBUTE: Final = "token_relay.reason"
+ADDRESS_ATTRIBUTE: Final = "server.address"
+COUNTER_NAME: Final = "token_relay.decisions"
+
+_logger = logging.getLogger("otel_token_relay")
+
+
+class DecisionRecorder:
+    """Record decisions through the OpenTelemetry API. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._counter: metrics.Counter | None = None
+        # Keyed by the closed set of reasons and by hosts of the configuration: bounded.
+        self._attributes: dict[tuple[Reason, str | None], dict[str, str]] = {}
+
+    def record(self, reason: Reason, context: Context, address: str | None = None) -> None:
+        """Record one decision.
+
+        Args:
+            reason: Why.
+            context: Where the hop's CLIENT span is, if there is one.
+            address: The host of the destination's entry; ``None`` where it is not listed, since
+                hosts that a caller can choose would be series without bound.
+        """
+        span = trace.get_current_span(context)
+        # Any other kind is the span of the whole request, which has many hops.
+        if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
+            span.set_attribute(DECISION_ATTRIBUTE, Decision(reason).outcome)
+            span.set_attribute(REASON_ATTRIBUTE, reason.value)
+        counter = self._counter or self._create_counter()
+        counter.add(1, self._attributes.get((reason, address)) or self._build_attributes(reason, address))
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug("%s: %s, destination %s", Decision(reason).outcome, reason, address or "not listed")
+
+    def _create_counter(self) -> metrics.Counter:
+        # Not at construction: that may be while OpenTelemetry itself is being imported, and
+        # asking for a meter loads the meter provider.
+        self._counter = metrics.get_meter("otel_token_relay").create_counter(
+            COUNTER_NAME, unit="{decision}", description="Decisions on whether the caller's token was relayed."
+        )
+        return self._counter
+
+    def _build_attributes(self, reason: Reason, address: str | None) -> dict[str, str]:
+        attributes = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
+        if address is not None:
+            attributes[ADDRESS_ATTRIBUTE] = address
+        self._attributes[reason, address] = attributes
+        return attributes

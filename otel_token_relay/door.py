@@ -1,0 +1,42 @@
+"""The door: from the headers of an incoming request to a token or to the reason why there is none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from otel_token_relay.reasons import Reason
+from otel_token_relay.settings import Settings
+from otel_token_relay.token import BearerToken, Lease, parse_credentials
+
+_logger = logging.getLogger(__name__)
+
+
+def admit(
+    values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None
+) -> BearerToken | None:
+    """Take the token from the first source header that is present.
+
+    Args:
+        values_of: Gives every field line of the header of that name (lower case).
+        settings: Which headers to look at, and how long a token may be.
+        lease: The request's lease; ``None`` where nobody knows when the request ends.
+
+    Returns:
+        ``None`` where the request brings no token or brings it in a way that could be read in
+        two ways. A header that is present and bad hides the ones after it: falling back would
+        let whoever spoils the first header choose the second.
+    """
+    reason = Reason.ABSENT
+    for name in settings.source_headers:
+        values = values_of(name)
+        if not values:
+            continue
+        read = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
+        if not isinstance(read, Reason):
+            return BearerToken(read, lease=lease)
+        reason = read
+        break
+    if reason is not Reason.ABSENT:
+        _logger.debug("no token taken from the request: %s", reason)
+    return None

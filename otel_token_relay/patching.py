@@ -1,0 +1,59 @@
+"""Put a wrapper under everything else that wraps a method, and take it out again.
+
+Instrumentation wraps the same methods and must see the request without the token, in whatever
+order the two were installed. It uses wrapt proxies, whose inner function can be exchanged, so
+ours goes to the very inside of the chain.
+
+Ours are plain functions, not wrapt proxies: a proxy costs many times as much per call, and
+``unwrap`` of opentelemetry-instrumentation takes off whatever proxy it finds on the outside.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+
+Function = Callable[..., Any]
+
+
+class Patches:
+    """The methods replaced so far, for taking all of them back."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[type, str, Function, Function]] = []
+
+    def wrap(self, owner: type, name: str, build: Callable[[Function], Function]) -> None:
+        """Replace a method by what *build* makes of the innermost function behind it.
+
+        Raises:
+            AttributeError: *owner* itself does not define *name*.
+        """
+        if name not in vars(owner):
+            raise AttributeError(f"{owner.__module__}.{owner.__qualname__} has no {name}")
+        original = vars(owner)[name]
+        proxy = None
+        while isinstance(original, wrapt.ObjectProxy):
+            proxy, original = original, original.__wrapped__
+        replacement = functools.update_wrapper(build(original), original)
+        if proxy is None:
+            setattr(owner, name, replacement)
+        else:
+            proxy.__wrapped__ = replacement
+        self._done.append((owner, name, original, replacement))
+
+    def undo(self) -> None:
+        """Take every wrapper out. One that somebody has covered by a plain function stays, inert."""
+        while self._done:
+            owner, name, original, replacement = self._done.pop()
+            current, proxy = vars(owner).get(name), None
+            while current is not replacement and isinstance(current, wrapt.ObjectProxy):
+                proxy, current = current, current.__wrapped__
+            if current is not replacement:
+                continue
+            if proxy is None:
+                setattr(owner, name, original)
+            else:
+                proxy.__wrapped__ = original

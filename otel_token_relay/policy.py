@@ -1,0 +1,124 @@
+"""Which destinations get the token: the allow-list, and nothing that is not on it.
+
+The lookup is one dictionary access for an exact origin and one for each label of the host
+for wildcards, so that it costs the same with one entry and with ten thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
+
+_TEXT_PARAMETERS = ("audience", "scope", "resource")
+_REMEMBERED_ORIGINS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One entry of the allow-list: an origin pattern and how the token gets there.
+
+    Attributes:
+        pattern: Where the token may go.
+        required: The call fails with `TokenUnavailable` before a byte of the request leaves if
+            there is no token to relay and the call carries no credential of its own.
+        audience: Exchange the token for one with this audience (RFC 8693, section 2.1).
+        scope: The scope to ask for in the exchange.
+        resource: The resource to ask for in the exchange.
+    """
+
+    pattern: OriginPattern
+    required: bool = False
+    audience: str | None = None
+    scope: str | None = None
+    resource: str | None = None
+
+    @classmethod
+    def parse(cls, entry: str) -> Destination:
+        """Read ``ORIGIN[;param[=value]]…``.
+
+        Raises:
+            ValueError: With one sentence that says what is wrong.
+        """
+        origin, *parameters = (part.strip() for part in entry.split(";"))
+        pattern = OriginPattern.parse(origin)
+        seen: dict[str, str | None] = {}
+        for parameter in parameters:
+            name, equals, value = (part.strip() for part in parameter.partition("="))
+            if name in seen:
+                raise ValueError(f"the parameter {name} stands there twice")
+            if name == "required" and not equals:
+                seen[name] = None
+            elif name in _TEXT_PARAMETERS and value:
+                seen[name] = value
+            elif name in _TEXT_PARAMETERS:
+                raise ValueError(f"the parameter {name} needs a value: ;{name}=…")
+            else:
+                raise ValueError("a parameter is one of required, audience=…, scope=…, resource=…")
+        return cls(
+            pattern,
+            required="required" in seen,
+            audience=seen.get("audience"),
+            scope=seen.get("scope"),
+            resource=seen.get("resource"),
+        )
+
+    @property
+    def needs_exchange(self) -> bool:
+        """Whether the caller's own token must not be sent here, only one made from it."""
+        return any((self.audience, self.scope, self.resource))
+
+    @property
+    def address(self) -> str:
+        """The host of the pattern: a bounded value for metric attributes."""
+        return self.pattern.host
+
+    def __str__(self) -> str:
+        parts = [str(self.pattern)]
+        if self.required:
+            parts.append("required")
+        parts += [f"{name}={value}" for name in _TEXT_PARAMETERS if (value := getattr(self, name))]
+        return ";".join(parts)
+
+
+class RelayPolicy:
+    """Look up the destination of an origin. Immutable, and safe to share between threads.
+
+    Where several entries match, the most specific one counts: the exact host before the
+    longest wildcard before ``*``, and a named port before any port.
+    """
+
+    def __init__(self, destinations: Iterable[Destination]) -> None:
+        self._by_pattern: Mapping[OriginPattern, Destination] = {d.pattern: d for d in destinations}
+        self._has_wildcards = any(d.pattern.host.startswith("*") for d in self._by_pattern.values())
+        self.has_required = any(d.required for d in self._by_pattern.values())
+        # A client gives the same three parts at every hop. What it gives comes from outside
+        # (redirects), so what is remembered is bounded.
+        self.find = lru_cache(maxsize=_REMEMBERED_ORIGINS)(self._find)
+
+    def _find(self, scheme: str, host: str, port: int | None) -> Destination | None:
+        """Give the entry for what a client will connect to; see `Origin.of`."""
+        origin = Origin.of(scheme, host, port)
+        return None if origin is None else self.match(origin)
+
+    def match(self, origin: Origin) -> Destination | None:
+        """Give the entry that names *origin*, or ``None``."""
+        for host in self._host_patterns(origin.host):
+            for port in (origin.port, ANY_PORT):
+                found = self._by_pattern.get(OriginPattern(origin.scheme, host, port))
+                if found is not None:
+                    return found
+        return None
+
+    def _host_patterns(self, host: str) -> Iterable[str]:
+        yield host
+        if not self._has_wildcards:
+            return
+        is_address = ":" in host or host.rpartition(".")[2].isdigit()
+        parent = "" if is_address else host.partition(".")[2]
+        while parent:
+            yield f"*.{parent}"
+            parent = parent.partition(".")[2]
+        yield ANY_HOST

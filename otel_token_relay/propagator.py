@@ -1,0 +1,164 @@
+"""The propagator: OpenTelemetry's way in for the token, and the guarded way out.
+
+``extract`` puts the request's token into the context. ``inject`` writes it only where the caller
+names the destination (`to_destination`) and the policy allows it. The ambient ``inject(carrier)``
+that instrumentation calls for HTTP clients, brokers and functions alike names none and writes
+nothing: covered clients are served at the hop instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    DefaultGetter,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
+
+from otel_token_relay.context import DESTINATION_KEY, bound_token, with_token
+from otel_token_relay.door import admit
+from otel_token_relay.origin import Origin
+from otel_token_relay.relay import Parts, Relay
+from otel_token_relay.settings import Settings
+
+_logger = logging.getLogger("otel_token_relay")
+
+
+class TokenRelayPropagator(TextMapPropagator):
+    """Carry the caller's bearer token in the OpenTelemetry Context.
+
+    Args:
+        settings: ``None`` for `Settings.from_env()`.
+        relay: What decides; ``None`` for one of its own.
+    """
+
+    clients_are_hooked: ClassVar[bool] = False
+    """Whether `otel_token_relay.install` has run, so that hops are decided without ``inject``."""
+
+    def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
+        self.relay = relay or Relay(Settings.from_env() if settings is None else settings)
+        self._has_warned = False
+
+    @property
+    def fields(self) -> set[str]:
+        """The header that ``inject`` writes."""
+        return {self.relay.settings.header}
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """Bind the carrier's token, or bind none.
+
+        The key is always written, so that nothing of another request survives. Within a server
+        boundary the same token stays under the lease that the boundary has opened.
+
+        Args:
+            context: ``None`` for the root context, as the other propagators do.
+        """
+        if context is None:
+            context = Context()
+
+        def values_of(name: str) -> Sequence[str]:
+            return _read(carrier, name, getter)
+
+        try:
+            token = admit(values_of, self.relay.settings)
+        except Exception:  # the API says that extract never raises; a carrier may be anything
+            _logger.debug("a carrier cannot be read", exc_info=True)
+            token = None
+        if token is not None:
+            bound = bound_token(otel_context.get_current())
+            if bound is not None and bound.lease is not None and bound.serves_here and bound == token:
+                token = bound
+        return with_token(token, context)
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        """Write the token if *context* names a destination that may have it; see `to_destination`.
+
+        A destination in the *current* context does not count: what is ambient would reach every
+        broker and every third party that somebody injects for.
+        """
+        if context is None or DESTINATION_KEY not in context:
+            self._warn_once(context)
+            return
+        value = self.relay.hop(
+            (carrier, cast("Origin | None", context.get(DESTINATION_KEY))), _parts_of, _carries, context
+        )
+        if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
+            return
+        setter.set(carrier, self.relay.settings.header, value)
+
+    def _warn_once(self, context: Context | None) -> None:
+        if self._has_warned or TokenRelayPropagator.clients_are_hooked:
+            return
+        if bound_token(otel_context.get_current() if context is None else context) is None:
+            return
+        self._has_warned = True
+        _logger.warning(
+            "the token_relay propagator holds a token, but no HTTP client is hooked: nothing is relayed."
+            " Call otel_token_relay.install(), or name token_relay in OTEL_PROPAGATORS."
+        )
+
+
+def _read(carrier: Any, name: str, getter: Getter[Any]) -> Sequence[str]:
+    """Give every value of a header, in whatever case a case-sensitive carrier spells it."""
+    if isinstance(getter, DefaultGetter):
+        values: list[str] = []
+        for key in getter.keys(carrier):
+            if isinstance(key, str) and key.lower() == name:
+                values += getter.get(carrier, key) or ()
+        return values
+    return getter.get(carrier, name) or getter.get(carrier, name.title()) or ()
+
+
+def _parts_of(target: tuple[Any, Origin | None]) -> Parts:
+    origin = target[1]
+    if origin is None:
+        raise ValueError("the URL given to to_destination names no destination")
+    return origin
+
+
+def _names(carrier: Any) -> Iterable[object]:
+    """Give the header names of a mapping or of a sequence of pairs (gRPC metadata, ASGI headers)."""
+    return carrier.keys() if hasattr(carrier, "keys") else (pair[0] for pair in carrier)
+
+
+def _is_header(key: object, name: str) -> bool:
+    if isinstance(key, bytes):
+        key = key.decode("latin-1")
+    return isinstance(key, str) and key.lower() == name
+
+
+def _carries(target: tuple[Any, Origin | None], name: str) -> bool:
+    try:
+        return any(_is_header(key, name) for key in _names(target[0]))
+    except Exception:  # noqa: BLE001  # a carrier that cannot be looked into may hold a credential already
+        return True
+
+
+def _drop(carrier: Any, name: str) -> bool:
+    """Take every spelling of a header out, so that there are never two; say whether that worked."""
+    try:
+        for key in [key for key in _names(carrier) if _is_header(key, name)]:
+            del carrier[key]
+    except Exception:
+        _logger.debug("a header cannot be taken out of a carrier; it stays", exc_info=True)
+        return False
+    return True

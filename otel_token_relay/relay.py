@@ -1,0 +1,177 @@
+"""One hop: the context, where the request goes and what it carries, to a header value or nothing.
+
+This is the only place that decides. Adapters say where their request goes and whether it already
+carries a credential, and write what they are given.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+from otel_token_relay.context import TOKEN_KEY
+from otel_token_relay.decisions import DecisionRecorder
+from otel_token_relay.errors import TokenUnavailable
+from otel_token_relay.origin import Origin
+from otel_token_relay.policy import Destination, RelayPolicy
+from otel_token_relay.reasons import Decision, Reason
+from otel_token_relay.settings import Settings
+from otel_token_relay.token import BearerToken, Clock
+
+_logger = logging.getLogger("otel_token_relay")
+
+Request = TypeVar("Request")
+Parts = tuple[str, str, int | None]
+
+# What exporters and other telemetry code set around their own calls. The one for HTTP alone is
+# not here: requests, urllib and urllib3 instrumentation sets it around the application's own call.
+_SUPPRESS_KEYS: Final = (otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")
+
+# These say that the call is not ours to authenticate, so `;required` does not stop it.
+_NOT_OURS: Final = frozenset({Reason.EXPLICIT_CREDENTIAL, Reason.SUPPRESSED})
+
+
+class Relay:
+    """Decide hops under one `Settings`. Safe to share between threads and tasks.
+
+    Attributes:
+        settings: As they were given; they do not change.
+        header: The name of the header to write, in lower case.
+    """
+
+    def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
+        self.settings = settings
+        self.policy = RelayPolicy(settings.entries)
+        self.header = settings.header.lower()
+        self._prefix = "Bearer " if settings.header_is_authorization else ""
+        self._keeps_explicit = settings.on_conflict == "keep"
+        self._now = now
+        self._monotonic = monotonic
+        self._recorder = DecisionRecorder()
+        self._closed = False
+
+    def close(self) -> None:
+        """Relay nothing from now on: for a wrapper that can no longer be taken out."""
+        self._closed = True
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def hop(
+        self,
+        request: Request,
+        parts_of: Callable[[Request], Parts],
+        carries: Callable[[Request, str], bool],
+        context: Context | None = None,
+    ) -> str | None:
+        """Decide one hop and record the decision.
+
+        Args:
+            request: Whatever the two functions read.
+            parts_of: Scheme, host and port as the client will connect to them; see `Origin.of`.
+            carries: Whether the request already has a header of that name (lower case), in any
+                spelling.
+            context: Where the token is; ``None`` for the current context.
+
+        Returns:
+            The value of the header to write, or ``None`` to leave the request as it is.
+
+        Raises:
+            TokenUnavailable: The destination requires a token and there is none to relay.
+        """
+        if self._closed:
+            return None
+        if context is None:
+            context = otel_context.get_current()
+        token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
+        if token is None and not self.policy.has_required:
+            self._record(Reason.NO_TOKEN, context)
+            return None
+        try:
+            destination = self.policy.find(*parts_of(request))
+        except Exception:  # the application's request goes on, without the token
+            _logger.debug("the destination of a request cannot be read", exc_info=True)
+            self._record(Reason.DESTINATION_UNKNOWN, context)
+            return None
+        reason = self._reason(token, destination, request, carries, context)
+        address = None if destination is None else destination.address
+        self._record(reason, context, address)
+        if reason is Reason.RELAYED and token is not None:
+            return self._prefix + token.reveal()
+        if destination is not None and destination.required and reason not in _NOT_OURS:
+            raise TokenUnavailable(reason, str(destination))
+        return None
+
+    def _reason(
+        self,
+        token: BearerToken | None,
+        destination: Destination | None,
+        request: Request,
+        carries: Callable[[Request, str], bool],
+        context: Context,
+    ) -> Reason:
+        """Give the first rule that withholds, or ``RELAYED``."""
+        if context.get(_SUPPRESS_KEYS[0]) or context.get(_SUPPRESS_KEYS[1]):
+            return Reason.SUPPRESSED
+        if destination is None:
+            return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
+        if self._keeps_explicit and carries(request, self.header):
+            return Reason.EXPLICIT_CREDENTIAL
+        if token is None:
+            return Reason.NO_TOKEN
+        return self._reason_of_token(token) or self._reason_of_destination(destination) or Reason.RELAYED
+
+    def _reason_of_token(self, token: BearerToken) -> Reason | None:
+        if not token.serves_here:
+            return Reason.LEASE_ENDED if token.is_at_home else Reason.OTHER_PROCESS
+        if token.lease is None and self._monotonic() - token.received_at >= self.settings.max_age:
+            return Reason.TOO_OLD
+        expires_at = token.expires_at
+        if expires_at is not None and self._now() >= expires_at - self.settings.min_ttl:
+            return Reason.EXPIRED
+        if token.is_sender_constrained:
+            return Reason.SENDER_CONSTRAINED
+        if self.settings.require_verified and token.claims is None:
+            return Reason.NOT_VERIFIED
+        return None
+
+    def _reason_of_destination(self, destination: Destination) -> Reason | None:
+        # The token itself is not meant for a destination that asks for an exchanged one.
+        return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
+
+    def _record(self, reason: Reason, context: Context, address: str | None = None) -> None:
+        try:
+            self._recorder.record(reason, context, address)
+        except Exception:  # somebody's span or meter; the decision stands
+            _logger.debug("a decision could not be recorded", exc_info=True)
+
+    def explain(self, url: str) -> tuple[Decision, Destination | None]:
+        """Give the decision for a plain, living token and a request without a credential."""
+        origin = Origin.parse(url)
+        if origin is None:
+            return Decision(Reason.DESTINATION_UNKNOWN), None
+        destination = self.policy.match(origin)
+        if destination is None:
+            return Decision(Reason.DESTINATION_NOT_LISTED), None
+        if self.settings.require_verified:
+            return Decision(Reason.NOT_VERIFIED), destination
+        return Decision(self._reason_of_destination(destination) or Reason.RELAYED), destination
+
+
+def origin_of_proxied(url: str) -> Parts:
+    """Give the parts of a URL that a forward proxy, and no client, will parse.
+
+    Raises:
+        ValueError: Two parsers could read the URL differently. It is not shown.
+    """
+    origin = Origin.parse(url)
+    if origin is None:
+        raise ValueError("this URL names no destination")
+    return origin

@@ -1,0 +1,140 @@
+"""The boundary for WSGI applications: Flask, Django, Falcon, plain ones.
+
+Source: PEP 3333.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+from otel_token_relay.context import with_token
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Relay
+from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.settings import Settings
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+class TokenRelayMiddleware:
+    """Bind the request's token around a WSGI application, where nothing does so by itself.
+
+    Put it on the outside. A boundary further in, if there is one, joins it.
+
+    Args:
+        app: The WSGI application.
+        settings: ``None`` for `Settings.from_env()`.
+    """
+
+    def __init__(self, app: App, settings: Settings | None = None) -> None:
+        self.app = app
+        self._settings = Settings.from_env() if settings is None else settings
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        return serve(self.app, environ, start_response, self._settings)
+
+
+def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -> None:
+    """Put the boundary around a method of *owner* that takes environ and start_response."""
+
+    def build(original: Function) -> Function:
+        def application(self: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+            if relay.is_closed:
+                return original(self, environ, start_response)  # type: ignore[no-any-return]
+            return serve(lambda e, s: original(self, e, s), environ, start_response, relay.settings)
+
+        return application
+
+    patches.wrap(owner, name, build)
+
+
+def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Relay, Patches], None]:
+    """Give the hook that patches the class of that name in a module."""
+
+    def patch_class(module: ModuleType, relay: Relay, patches: Patches) -> None:
+        for method in methods or ("__call__",):
+            patch(getattr(module, class_name), relay, patches, method)
+
+    return patch_class
+
+
+def serve(app: App, environ: Environ, start_response: StartResponse, settings: Settings) -> Iterable[bytes]:
+    """Run *app* with this request's token, or none, bound, also while its response streams."""
+    outer: Boundary | None = environ.get(BOUNDARY_KEY)
+    if outer is not None and outer.is_open:
+        return app(environ, start_response)
+
+    def values_of(name: str) -> list[str]:
+        value = environ.get("HTTP_" + name.upper().replace("-", "_"))
+        return [] if value is None else [value]
+
+    environ[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
+    attached = otel_context.attach(with_token(boundary.token))
+    try:
+        body = app(environ, start_response)
+        context = otel_context.get_current()
+    except BaseException:
+        boundary.close()
+        raise
+    finally:
+        otel_context.detach(attached)
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
+        # No code of the application runs from here on, and servers know these types:
+        # they count the first for Content-Length and hand the second to sendfile.
+        boundary.close()
+        return body
+    return _Body(body, boundary, context)
+
+
+class _Body:
+    """A response that streams: each step runs in the request's context, none leaves it behind.
+
+    The context is kept from step to step, since instrumentation attaches its span in the first
+    and detaches it in the last one. Two streams that a server takes turns with do not meet.
+    """
+
+    def __init__(self, body: Iterable[bytes], boundary: Boundary, context: Context) -> None:
+        self._body = body
+        self._iterator: Iterator[bytes] | None = None
+        self._boundary = boundary
+        self._context = context
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return cast("bytes", self._step(self._next))
+
+    def _next(self) -> bytes:
+        if self._iterator is None:
+            self._iterator = iter(self._body)
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Close the application's iterable and end the lease (PEP 3333, "Specification Details")."""
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                self._step(close)
+        finally:
+            self._boundary.close()
+
+    def __del__(self) -> None:
+        # A server that forgets to close still lets go of the iterable.
+        self._boundary.close()
+
+    def _step(self, step: Callable[[], Any]) -> Any:
+        attached = otel_context.attach(self._context)
+        try:
+            return step()
+        finally:
+            self._context = otel_context.get_current()
+            otel_context.detach(attached)

@@ -1,0 +1,301 @@
+"""What the user sets, as one frozen value.
+
+`Settings(...)` raises on the first value that it cannot use: that is for code, where the mistake
+is seen at once. `Settings.from_env()` never raises, since an exception there would keep the
+application from starting: it leaves out what it cannot read, always to the strict side, and
+lists it in `Settings.problems`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, cast
+
+from otel_token_relay import environment_variables as env
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.policy import Destination
+from otel_token_relay.token import DEFAULT_MAX_LENGTH
+
+OnConflict = Literal["keep", "replace"]
+
+# RFC 9110, section 5.1: a field name is a token.
+_is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
+
+# A relayed token under one of these names would break the request or send it elsewhere.
+_UNUSABLE_HEADERS: Final = frozenset(
+    {
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "expect",
+        "cookie",
+        "content-type",
+    }
+)
+_TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_FALSE: Final = frozenset({"false", "0", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """How one field is read from the environment, for `from_env` and for the reference page.
+
+    Attributes:
+        name: The environment variable.
+        read: Turn the text into the field's value; raises `ValueError` with one sentence.
+        strict: The value to use where the text cannot be read. It never relays more than the
+            user asked for.
+        meaning: One line for the reference.
+        default: The default as a user would type it; empty for none.
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    strict: Any
+    meaning: str
+    default: str
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
+
+
+def _read_number(text: str) -> float:
+    try:
+        # float() also takes 1_000 and the digits of other scripts, which nobody means.
+        value = float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("this must be a number of seconds, such as 30 or 0.5")
+    return value
+
+
+def _read_count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError("this must be a whole number above 0")
+    return int(text)
+
+
+def _read_flag(text: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError("this must be true or false")
+    return text.lower() in _TRUE
+
+
+def _setting(
+    name: str, meaning: str, *, default: Any, shown: str, read: Callable[[str], Any] = str, strict: Any = None
+) -> Any:
+    variable = Variable(name, read, default if strict is None else strict, meaning, shown)
+    return field(default=default, metadata={"variable": variable})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, checked. Nothing is relayed by default.
+
+    Durations are seconds. Texts among *destinations* are parsed; see `Destination.parse`.
+
+    Raises:
+        ConfigurationError: Names the setting, and for a destination the entry.
+    """
+
+    destinations: Sequence[Destination | str] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS,
+        "Where the token may go: comma-separated entries `ORIGIN[;param[=value]]…`. Empty: nothing is relayed.",
+        default=(),
+        shown="",
+        read=_split,
+    )
+    source_headers: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
+        "Comma-separated headers to take the token from; the first one that is present decides. Headers other than"
+        " `authorization` hold the bare token, with or without `Bearer `.",
+        default=("authorization",),
+        shown="authorization",
+        read=_split,
+        strict=(),
+    )
+    header: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
+        "The header to write. Into any other than `Authorization` the bare token is written.",
+        default="Authorization",
+        shown="Authorization",
+    )
+    on_conflict: OnConflict = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_ON_CONFLICT,
+        "`keep` the credential that a request already carries, or `replace` it.",
+        default="keep",
+        shown="keep",
+    )
+    max_age: float = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
+        "Seconds after receipt past which a token without a lease (bare `extract`, no server boundary) is not relayed."
+        " A leased one lives as long as its request.",
+        default=300.0,
+        shown="300",
+        read=_read_number,
+        strict=0.0,
+    )
+    linger: float = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_LINGER,
+        "Seconds that the lease outlives the request, for background work.",
+        default=0.0,
+        shown="0",
+        read=_read_number,
+    )
+    min_ttl: float = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_MIN_TTL,
+        "Seconds that a JWT must still have to live (`exp`).",
+        default=0.0,
+        shown="0",
+        read=_read_number,
+    )
+    max_length: int = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH,
+        "Characters of a token. A longer one is refused at the door, never cut.",
+        default=DEFAULT_MAX_LENGTH,
+        shown="16384",
+        read=_read_count,
+    )
+    require_verified: bool = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED,
+        "Relay only a token that this service has verified in this request.",
+        default=False,
+        shown="false",
+        read=_read_flag,
+        strict=True,
+    )
+    problems: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _set(self, "destinations", _read_destinations(self.destinations, _raise))
+        _set(self, "source_headers", tuple(_read_header("source_headers", h).lower() for h in self.source_headers))
+        _read_header("header", self.header)
+        if self.on_conflict not in ("keep", "replace"):
+            raise ConfigurationError("on_conflict", "this must be keep or replace")
+        for name in ("max_age", "linger", "min_ttl"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ConfigurationError(name, "this must be a number of seconds, 0 or more")
+        if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
+            raise ConfigurationError("max_length", "this must be a whole number above 0")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the settings from environment variables.
+
+        Never raises. A destination that cannot be read is skipped and the others count. Another
+        variable that cannot be read takes the strict side; a bad ``…_HEADER`` leaves no
+        destination at all, since the token must not go out under a name nobody chose.
+        """
+        problems: list[str] = []
+        values: dict[str, Any] = {}
+
+        def skip(setting: str, problem: str) -> None:
+            problems.append(f"{setting}: {problem}")
+
+        for name, variable in VARIABLES.items():
+            text = environ.get(variable.name, "").strip()
+            if not text:
+                continue
+            try:
+                value = variable.read(text)
+                if name == "destinations":
+                    value = _read_destinations(
+                        value, lambda _, problem: skip(env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS, problem)
+                    )
+                # The whole check of one field, by the same rules as in code.
+                values[name] = getattr(cls(**cast("dict[str, Any]", {name: value})), name)
+            except ValueError as error:
+                problem = error.problem if isinstance(error, ConfigurationError) else str(error)
+                skip(variable.name, problem)
+                values[name] = variable.strict
+                if name == "header":
+                    values["destinations"] = ()
+        return cls(**values, problems=tuple(problems))
+
+    @property
+    def entries(self) -> tuple[Destination, ...]:
+        """The destinations, parsed."""
+        return cast("tuple[Destination, ...]", self.destinations)
+
+    @property
+    def header_is_authorization(self) -> bool:
+        """Whether the token is written with its scheme (RFC 6750, section 2.1)."""
+        return self.header.lower() == "authorization"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Settings that are valid and risky, in words."""
+        found = []
+        for destination in self.entries:
+            pattern = destination.pattern
+            if pattern.host == "*":
+                found.append(f"the destination {pattern} sends every caller's token to any host")
+            elif pattern.scheme == "http" and not pattern.is_loopback:
+                found.append(f"the destination {pattern} sends tokens unencrypted; only a mesh sidecar makes that safe")
+        return tuple(found)
+
+
+VARIABLES: Final[Mapping[str, Variable]] = {
+    f.name: cast("Variable", f.metadata["variable"]) for f in fields(Settings) if "variable" in f.metadata
+}
+
+
+def _set(settings: Settings, name: str, value: object) -> None:
+    object.__setattr__(settings, name, value)
+
+
+def _raise(setting: str, problem: str) -> None:
+    raise ConfigurationError(setting, problem)
+
+
+def _read_destinations(
+    entries: Iterable[str | Destination], report: Callable[[str, str], None]
+) -> tuple[Destination, ...]:
+    """Parse what is text, and report what is wrong. Entries that contradict each other all go.
+
+    Which of two contradicting entries is meant cannot be known, and one of them may be the
+    stricter; so that origin gets nothing.
+    """
+    if isinstance(entries, str):
+        report("destinations", "this must be a sequence of entries, not one text")
+        return ()
+    found: dict[object, Destination] = {}
+    contradicted = set()
+    for entry in entries:
+        try:
+            destination = Destination.parse(entry) if isinstance(entry, str) else entry
+        except ValueError as error:
+            report("destinations", f"the entry {_show(entry)} is skipped: {error}")
+            continue
+        if found.setdefault(destination.pattern, destination) != destination:
+            contradicted.add(destination.pattern)
+    for pattern in sorted(contradicted, key=str):
+        report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
+    return tuple(d for d in found.values() if d.pattern not in contradicted)
+
+
+def _show(entry: object) -> str:
+    """Quote an entry for a message, without what may be a password in it."""
+    text = re.sub(r"//[^/]*@", "//…@", str(entry))
+    if "@" in text and "//…@" not in text:
+        text = "…@" + text.rpartition("@")[2]
+    return ascii(text if len(text) <= 200 else text[:200] + "…")
+
+
+def _read_header(setting: str, name: object) -> str:
+    if not isinstance(name, str) or not _is_field_name(name):
+        raise ConfigurationError(setting, "this must be the name of a header")
+    if name.lower() in _UNUSABLE_HEADERS:
+        raise ConfigurationError(setting, f"the header {name} has a meaning of its own and cannot hold a token")
+    return name

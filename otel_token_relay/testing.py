@@ -1,0 +1,179 @@
+"""For the tests of our users, and our own: a third party, and a search for what must not be there.
+
+    with third_party() as outsider:
+        call_the_application_that_calls(outsider.url)
+
+    outsider.assert_saw_no("eyJ…")
+    assert_never_leaked("eyJ…", exporter.get_finished_spans(), caplog.text)
+
+The third party is a real HTTP server on loopback. No failure message shows the token.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+__all__ = ["SeenRequest", "ThirdParty", "assert_never_leaked", "third_party"]
+
+
+class SeenRequest:
+    """One request as it came in over the wire.
+
+    Attributes:
+        method: As on the request line.
+        target: As on the request line: path and query, or ``host:port`` of a CONNECT.
+    """
+
+    __slots__ = ("_headers", "body", "method", "target")
+
+    def __init__(self, method: str, target: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.method = method
+        self.target = target
+        self.body = body
+        self._headers = headers
+
+    def header_lines(self, name: str) -> list[str]:
+        """Give the value of every line of that header, in order; the case of the name is ignored."""
+        return [value for key, value in self._headers if key.lower() == name.lower()]
+
+    @property
+    def authorization(self) -> str | None:
+        """The value of the one Authorization line; ``None`` without one.
+
+        Raises:
+            AssertionError: There is more than one.
+        """
+        lines = self.header_lines("authorization")
+        if len(lines) > 1:
+            raise AssertionError(f"{len(lines)} Authorization lines came in")
+        return lines[0] if lines else None
+
+    def holds(self, token: str) -> bool:
+        """Whether the token stands anywhere in what came in."""
+        wire = [self.target, *(text for pair in self._headers for text in pair)]
+        return any(token in text for text in wire) or token.encode() in self.body
+
+    def __repr__(self) -> str:
+        return f"<SeenRequest {self.method} with {len(self._headers)} headers>"
+
+
+class ThirdParty:
+    """A server that notes what it is sent.
+
+    Attributes:
+        url: ``http://127.0.0.1:port``.
+        requests: What came in so far, oldest first.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[SeenRequest] = []
+
+    def redirecting_to(self, url: str, *, status: int = 302) -> str:
+        """Give a URL of this server that answers with a redirect to *url*."""
+        return f"{self.url}/redirect?status={status}&to={quote(url, safe='')}"
+
+    def assert_saw_no(self, token: str) -> None:
+        """Fail if any request held the token, wherever in it."""
+        held = sum(request.holds(token) for request in self.requests)
+        if held:
+            raise AssertionError(f"{held} of {len(self.requests)} requests held the token")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    party: ThirdParty
+
+    def _answer(self) -> None:
+        body = self._read_body()
+        self.party.requests.append(SeenRequest(self.command, self.path, self.headers.items(), body))
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query)
+        redirects = parts.path == "/redirect" and "to" in query
+        answer = b"" if redirects else b"{}"
+        self.send_response(int(query.get("status", ["302"])[0]) if redirects else 200)
+        if redirects:
+            self.send_header("Location", query["to"][0])
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            chunks = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet: a request line may hold what is being tested for."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet about clients that go away."""
+
+
+@contextmanager
+def third_party() -> Iterator[ThirdParty]:
+    """Run a server that is on nobody's list, on a free port of loopback, for the block."""
+    handler = type("_BoundHandler", (_Handler,), {})
+    server = _Server(("127.0.0.1", 0), handler)
+    handler.party = party = ThirdParty(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield party
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def assert_never_leaked(token: str, *places: object) -> None:
+    """Fail if the token stands in any of the places.
+
+    Args:
+        token: The value, without ``Bearer``.
+        places: Text, bytes, mappings, sequences, spans, log records, anything with a ``repr``.
+    """
+    for number, place in enumerate(places):
+        if any(token in text for text in _texts(place)):
+            raise AssertionError(f"the token stands in place {number}, a {type(place).__name__}")
+
+
+def _texts(place: object) -> Iterator[str]:
+    if isinstance(place, str):
+        yield place
+    elif isinstance(place, (bytes, bytearray)):
+        yield place.decode("latin-1")
+    elif isinstance(place, Mapping):
+        for key, value in place.items():
+            yield from _texts(key)
+            yield from _texts(value)
+    elif isinstance(place, (list, tuple, set, frozenset)):
+        for item in place:
+            yield from _texts(item)
+    else:
+        yield repr(place)
+        if callable(to_json := getattr(place, "to_json", None)):  # spans, log records and metrics of the SDK
+            yield json.dumps(json.loads(str(to_json())), ensure_ascii=False)
+        for text in (getattr(place, "__dict__", None) or {}).values():
+            if isinstance(text, (str, bytes)):
+                yield from _texts(text)
