@@ -1,0 +1,238 @@
+"""The token in the context: read, bound by hand, carried on."""
+
+import asyncio
+import threading
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+from otel_token_relay import BearerToken, carry, current_token, to_destination, use_token
+from otel_token_relay.context import DESTINATION_KEY, bound_token, with_token
+from otel_token_relay.origin import Origin
+from otel_token_relay.token import Lease
+
+ALICE = "alice-token-0001"
+BOB = "bob-token-0000001"
+
+
+def shown():
+    """Give the value of the current token."""
+    token = current_token()
+    return token and token.reveal()
+
+
+def test_there_is_no_token_at_first():
+    """Nor in an empty context."""
+    assert current_token() is None
+    assert current_token(Context()) is None
+
+
+def test_a_bound_token_is_current_for_the_block_and_never_after():
+    """Whoever keeps the context or the token has nothing when the block has ended."""
+    with use_token(ALICE) as token:
+        kept = otel_context.get_current()
+        assert shown() == ALICE
+
+    assert current_token() is None
+    assert current_token(kept) is None
+    assert bound_token(kept) is token
+    assert not token.serves_here
+
+
+def test_blocks_nest():
+    """The inner one counts, and None hides what was there."""
+    with use_token(ALICE):
+        with use_token(BOB):
+            assert shown() == BOB
+        with use_token(None) as nothing:
+            assert nothing is None
+            assert shown() is None
+        assert shown() == ALICE
+
+
+def test_a_token_whose_request_has_ended_can_be_bound_on_purpose():
+    """The block is a lease of its own."""
+    with use_token(ALICE) as token:
+        pass
+
+    with use_token(token):
+        assert shown() == ALICE
+    assert current_token() is None
+
+
+def test_a_failing_block_ends_its_lease():
+    """The exception passes."""
+    with pytest.raises(ZeroDivisionError), use_token(ALICE) as token:
+        raise ZeroDivisionError
+
+    assert current_token() is None
+    assert not token.serves_here
+
+
+@pytest.mark.parametrize("text", ["Bearer abc", "", "a b"])
+def test_text_that_is_no_token_cannot_be_bound(text):
+    """The message does not show it."""
+    with pytest.raises(ValueError, match="RFC 6750"), use_token(text):
+        pass
+
+
+def test_a_destination_is_named_in_a_copy_of_the_context():
+    """The current context does not change."""
+    with use_token(ALICE):
+        context = to_destination("https://Profile-Service/me")
+
+        assert context[DESTINATION_KEY] == Origin("https", "profile-service", 443)
+        assert current_token(context).reveal() == ALICE
+        assert DESTINATION_KEY not in otel_context.get_current()
+
+
+def test_a_url_that_cannot_be_read_names_no_destination():
+    """The key is there, so that the decision says why."""
+    assert to_destination("http://a\\@b/", Context()) == {DESTINATION_KEY: None}
+
+
+def in_thread(work):
+    """Run *work* in a thread that inherits nothing, and give its result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_a_function_is_carried_past_the_request():
+    """With the token of the moment it was carried, in whatever thread it runs."""
+    with use_token(ALICE):
+        work = carry(shown)
+
+    with use_token(BOB):
+        assert work() == ALICE
+        assert shown() == BOB
+    assert in_thread(work) == ALICE
+    assert in_thread(shown) is None
+    assert work.__name__ == "shown"
+
+
+def test_arguments_and_exceptions_pass():
+    """Carrying changes the token and nothing else."""
+    with use_token(ALICE):
+        work = carry(int)
+
+    assert work("ff", base=16) == 255
+    with pytest.raises(ValueError, match="invalid literal"):
+        work("x")
+    assert current_token() is None
+
+
+def test_coroutines_are_carried():
+    """A coroutine function and a coroutine, and the task's own context stays."""
+
+    async def work(value):
+        await asyncio.sleep(0)
+        return value, shown()
+
+    async def main():
+        with use_token(ALICE):
+            function, coroutine = carry(work), carry(work(2))
+        return await function(1), await asyncio.create_task(coroutine), shown()
+
+    assert asyncio.run(main()) == ((1, ALICE), (2, ALICE), None)
+
+
+def test_an_asynchronous_generator_is_carried_step_by_step():
+    """What runs between its steps is the consumer's, with the consumer's token."""
+    closed = []
+
+    async def work():
+        try:
+            while True:
+                try:
+                    received = yield shown()
+                except KeyError:
+                    received = "thrown"
+                if received:
+                    yield received, shown()
+        finally:
+            closed.append(shown())
+
+    async def main():
+        with use_token(ALICE):
+            generator = carry(work)()
+        with use_token(BOB):
+            steps = [await anext(generator), shown(), await generator.asend("sent"), shown()]
+            steps.append(await anext(generator))
+            steps.append(await generator.athrow(KeyError))
+            await generator.aclose()
+            steps.append(shown())
+        return steps
+
+    assert asyncio.run(main()) == [ALICE, BOB, ("sent", ALICE), BOB, ALICE, ("thrown", ALICE), BOB]
+    assert closed == [ALICE]
+
+
+def test_an_asynchronous_generator_ends():
+    """After its last value."""
+
+    async def work():
+        yield 1
+        yield 2
+
+    async def main():
+        with use_token(ALICE):
+            carried = carry(work)
+        return [value async for value in carried()]
+
+    assert asyncio.run(main()) == [1, 2]
+
+
+def test_nothing_is_carried_from_a_request_that_has_ended():
+    """A worker that was left behind cannot bring its token back to life."""
+    with use_token(ALICE):
+        kept = otel_context.get_current()
+
+    attached = otel_context.attach(kept)
+    try:
+        work = carry(shown)
+    finally:
+        otel_context.detach(attached)
+    with use_token(BOB):
+        assert work() is None
+
+
+def test_a_carried_token_serves_for_so_many_seconds():
+    """Counted from the moment it was carried."""
+    with use_token(ALICE):
+        brief, long = carry(shown, seconds=0), carry(shown, seconds=60)
+
+    assert brief() is None
+    assert long() == ALICE
+
+
+def test_carrying_on_does_not_make_a_token_younger():
+    """A token without a lease keeps its age through any number of hands."""
+    token = BearerToken(ALICE, received_at=5.0)
+    attached = otel_context.attach(with_token(token))
+    try:
+        work = carry(lambda: current_token().received_at)
+    finally:
+        otel_context.detach(attached)
+
+    assert work() == 5.0
+
+
+def test_only_work_is_carried():
+    """A value is no work."""
+    with pytest.raises(TypeError, match="carry takes"):
+        carry(5)
+
+
+def test_a_token_is_at_home_in_its_process_only(monkeypatch):
+    """A fork has another process id."""
+    token = BearerToken(ALICE, lease=Lease())
+
+    monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
+
+    assert token.lease.is_open
+    assert not token.serves_here
+    assert current_token(with_token(token)) is None

@@ -1,0 +1,291 @@
+"""Origins and patterns: what is equal, what is refused, and what no pattern ever matches."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.origin import Origin, OriginPattern, normalize_host
+from otel_token_relay.policy import Destination, RelayPolicy
+
+labels = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=8).filter(lambda s: not s.isdigit())
+names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda s: not s.startswith("0x"))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://profile-service", "https://profile-service"),
+        ("HTTPS://Profile-Service/a?b#c", "https://profile-service"),
+        ("https://profile-service:443/", "https://profile-service"),
+        ("http://a:8080", "http://a:8080"),
+        ("http://a.", "http://a"),
+        ("ws://a/x", "http://a"),
+        ("wss://a:444", "https://a:444"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("http://[0:0::1]", "http://[::1]"),
+        ("http://127.0.0.1", "http://127.0.0.1"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("https://XN--BCHER-KVA.example", "https://xn--bcher-kva.example"),
+        ("https://a_b", "https://a_b"),
+    ],
+)
+def test_a_url_gives_its_origin_in_the_form_of_the_wire(url, expected):
+    """Case, default ports, a trailing dot, IDNA and IPv6 text do not matter."""
+    assert str(Origin.parse(url)) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://good\\@evil/",
+        "http://good@evil/",
+        "http://u:p@good/",
+        "http://good\t/",
+        "http://good /",
+        "http://go\nod/",
+        "http://good/\x00",
+        "http://go%6fd/",
+        "http://",
+        "http://:80/",
+        "http://a..b/",
+        "http://.a/",
+        "http://a../",
+        "http://-a/",
+        "http://127.1/",
+        "http://0x7f.1/",
+        "http://2130706433/",
+        "http://[::1/",
+        "http://[fe80::1%25eth0]/",
+        "http://::1/",
+        "http://a:0/",
+        "http://a:65536/",
+        "http://a:8a/",
+        "http://a:/",
+        "http://*.a/",
+        "http://a:*/",
+        "ftp://a/",
+        "file:///etc/passwd",
+        "//a/",
+        "a",
+        "",
+        "http:a",
+        "http:/a",
+        "http://" + "a" * 64,
+        "http://" + "a." * 127 + "a",
+        "https://a\u3002b\u200d/",
+    ],
+)
+def test_a_url_that_could_be_read_in_two_ways_names_no_origin(url):
+    """Refused, and nothing is relayed."""
+    assert Origin.parse(url) is None
+
+
+@given(st.text(), st.text(), st.none() | st.integers())
+def test_parts_and_urls_never_raise(scheme, host, port):
+    """Clients hand over whatever their users type."""
+    Origin.of(scheme, host, port)
+    Origin.parse(scheme + "://" + host)
+    Origin.parse("http://" + host)
+    normalize_host(host)
+
+
+@given(st.text())
+def test_a_pattern_is_read_or_refused_with_a_sentence(text):
+    """No other exception, and what was read reads the same again."""
+    refused = None
+    try:
+        pattern = OriginPattern.parse(text)
+    except ValueError as error:
+        refused = str(error)
+
+    assert refused or OriginPattern.parse(str(pattern)) == pattern
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://u@a",
+        "https://u:p@a",
+        "https://a/",
+        "https://a/x",
+        "https://a?x",
+        "https://a#x",
+        "ftp://a",
+        "https://a*.b",
+        "https://*a",
+        "https://a.*",
+        "https://*.*.a",
+        "https://**",
+        "https://*.",
+        "https://*.10",
+        "https://*.0.0.1",
+        "https://*.[::1]",
+        "https://a:b",
+        "https://a:70000",
+        "https://a:0",
+        "https://",
+        "",
+        "https:a",
+        "https://a b",
+        "https://a,b",
+        "http*://a",
+        "*://a",
+    ],
+)
+def test_a_pattern_that_is_no_origin_is_refused(text):
+    """A path, userinfo, or a star anywhere but before a dot at the start."""
+    with pytest.raises(ValueError, match=r"\w{3}"):
+        OriginPattern.parse(text)
+
+
+def find(entries, url):
+    """Look *url* up in a policy of *entries*."""
+    return RelayPolicy(map(Destination.parse, entries)).match(Origin.parse(url))
+
+
+@pytest.mark.parametrize(
+    ("entry", "url", "matches"),
+    [
+        ("https://a", "https://a", True),
+        ("a", "https://a", True),
+        ("a", "http://a", False),
+        ("https://a", "http://a", False),
+        ("http://a", "https://a", False),
+        ("https://a", "https://a:444", False),
+        ("https://a:*", "https://a:444", True),
+        ("https://a:*", "http://a:444", False),
+        ("https://A.", "https://a", True),
+        ("https://a", "https://a.b", False),
+        ("https://a", "https://b.a", False),
+        ("https://*.a.b", "https://x.a.b", True),
+        ("https://*.a.b", "https://x.y.a.b", True),
+        ("https://*.a.b", "https://a.b", False),
+        ("https://*.a.b", "https://xa.b", False),
+        ("https://*.a.b", "https://a.b.evil", False),
+        ("https://*.a.b", "https://x.a.b.", True),
+        ("https://*.internal.org", "https://evil-internal.org", False),
+        ("https://*.internal.org", "https://x.internalxorg", False),
+        ("https://*.a.b:8443", "https://x.a.b", False),
+        ("https://*.a.b:8443", "https://x.a.b:8443", True),
+        ("https://*", "https://anything.at.all", True),
+        ("https://*", "https://[::1]", True),
+        ("https://*", "https://10.0.0.1", True),
+        ("https://*", "https://a:444", False),
+        ("https://*", "http://a", False),
+        ("http://[::1]:*", "http://[0::1]:5", True),
+        ("http://127.0.0.1", "http://127.0.0.2", False),
+        ("http://localhost", "http://127.0.0.1", False),
+        ("https://bücher.example", "https://xn--bcher-kva.example", True),
+        ("https://*.bücher.example", "https://x.XN--bcher-kva.example", True),
+    ],
+)
+def test_a_pattern_matches_whole_labels_of_the_right_origin(entry, url, matches):
+    """Scheme, port and every label count."""
+    assert (find([entry], url) is not None) is matches
+
+
+@given(names, names, labels)
+def test_a_wildcard_matches_below_whole_labels_only(parent, below, label):
+    """One or more labels below the parent: never the parent, never a part of a label."""
+    entry = f"https://*.{parent}"
+
+    assert find([entry], f"https://{below}.{parent}") is not None
+    assert find([entry], f"https://{parent}") is None
+    assert find([entry], f"https://{label}{parent}.x") is None
+    if "." not in parent:
+        assert find([entry], f"https://{label}{parent}") is None
+    assert find([entry], f"https://{label}-{parent}") is None or (
+        find([entry], f"https://{label}-{parent}").pattern.host == (f"*.{parent}")
+        and f"{label}-{parent}".endswith(f".{parent}")
+    )
+
+
+@given(names, names)
+def test_an_exact_entry_matches_itself_and_nothing_else(listed, other):
+    """Not as a prefix, not as a suffix."""
+    assert find([f"https://{listed}"], f"https://{listed}") is not None
+    assert (find([f"https://{listed}"], f"https://{other}") is not None) is (listed == other)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://x.a.b:1", "https://x.a.b:1"),
+        ("https://x.a.b:2", "https://x.a.b:*"),
+        ("https://y.a.b:1", "https://*.a.b:1"),
+        ("https://y.a.b:2", "https://*.a.b:*"),
+        ("https://y.c.b:1", "https://*.b:1"),
+        ("https://c:1", "https://*:1"),
+    ],
+)
+def test_the_most_specific_entry_counts(url, expected):
+    """In whatever order they stand in the list."""
+    entries = [
+        "https://*:1",
+        "https://*.b:1",
+        "https://*.a.b:*",
+        "https://*.a.b:1",
+        "https://x.a.b:*",
+        "https://x.a.b:1",
+    ]
+
+    for order in (entries, entries[::-1]):
+        assert str(find(order, url)) == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "loopback"),
+    [
+        ("http://localhost", True),
+        ("http://a.localhost:1", True),
+        ("http://127.8.9.1", True),
+        ("http://[::1]", True),
+        ("http://localhost.evil", False),
+        ("http://10.0.0.1", False),
+        ("http://*", False),
+    ],
+)
+def test_loopback_is_known(entry, loopback):
+    """Plain http is only harmless there."""
+    assert OriginPattern.parse(entry).is_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        ("https://a ; required", "https://a;required"),
+        ("https://a;audience=b;scope=c d;resource=e", "https://a;audience=b;scope=c d;resource=e"),
+    ],
+)
+def test_parameters_are_read(entry, shown):
+    """White space around them does not matter."""
+    assert str(Destination.parse(entry)) == shown
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "https://a;",
+        "https://a;x",
+        "https://a;required=yes",
+        "https://a;audience",
+        "https://a;audience=",
+        "https://a;required;required",
+    ],
+)
+def test_a_parameter_that_is_not_known_makes_the_entry_invalid(entry):
+    """A misspelt `required` must not become a plain relay."""
+    with pytest.raises(ValueError, match="parameter"):
+        Destination.parse(entry)
+
+
+def test_what_is_remembered_of_origins_is_bounded():
+    """Redirects can name any number of hosts."""
+    policy = RelayPolicy([Destination.parse("https://a")])
+
+    for number in range(6000):
+        assert policy.find("https", f"h{number}", None) is None
+
+    assert policy.find.cache_info().currsize <= 4096

@@ -1,0 +1,211 @@
+"""The propagator: what extract binds, and where inject writes nothing."""
+
+import logging
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from otel_token_relay import Settings, TokenRelayPropagator, current_token, to_destination, use_token
+from otel_token_relay.context import bound_token
+from otel_token_relay.testing import assert_never_leaked
+
+TOKEN = "alice-token-0001"
+AUTHORIZATION = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+def propagator():
+    """One that may relay to https://a."""
+    return TokenRelayPropagator(Settings(destinations=("https://a",)))
+
+
+@pytest.mark.parametrize("key", ["authorization", "Authorization", "AUTHORIZATION"])
+def test_extract_takes_the_token_in_any_spelling(propagator, key):
+    """A plain dictionary is case-sensitive."""
+    context = propagator.extract({key: f"Bearer {TOKEN}"})
+
+    assert current_token(context).reveal() == TOKEN
+    assert current_token() is None
+
+
+@pytest.mark.parametrize(
+    "carrier",
+    [
+        {},
+        {"authorization": "Basic dTpw"},
+        {"authorization": ["Bearer a1", "Bearer a2"]},
+        {"authorization": "Bearer a1,Bearer a2"},
+        {"authorization": "Bearer a1", "Authorization": "Bearer a2"},
+        {"authorization": "Bearer " + "a" * 20000},
+        {"authorization": None},
+        {"authorization": 5},
+        {5: "x"},
+    ],
+)
+def test_extract_always_writes_its_key(propagator, carrier):
+    """A stale token does not survive, whatever the carrier holds."""
+    with use_token(TOKEN):
+        context = propagator.extract(carrier, otel_context.get_current())
+
+    assert bound_token(context) is None
+
+
+def test_extract_starts_from_the_root_context(propagator):
+    """As the other propagators do, so that order does not matter."""
+    with use_token(TOKEN):
+        assert [key for key, value in propagator.extract({}).items() if value is not None] == []
+
+
+def test_extract_does_not_raise(propagator, caplog):
+    """A carrier may be anything."""
+    with caplog.at_level(logging.DEBUG):
+        context = propagator.extract(object())
+
+    assert bound_token(context) is None
+
+
+def test_extract_within_a_lease_stays_within_it(propagator):
+    """Instrumentation extracts again, inside our boundary: one token, one lease."""
+    with use_token(TOKEN) as bound:
+        assert bound_token(propagator.extract(AUTHORIZATION)) is bound
+        assert bound_token(propagator.extract({"authorization": "Bearer other"})).lease is None
+
+
+def test_extract_does_not_join_a_lease_that_has_ended(propagator):
+    """The same user's next request is another request."""
+    with use_token(TOKEN):
+        stale = otel_context.get_current()
+
+    attached = otel_context.attach(stale)
+    try:
+        assert current_token(propagator.extract(AUTHORIZATION)).reveal() == TOKEN
+    finally:
+        otel_context.detach(attached)
+
+
+def test_an_ambient_inject_writes_nothing(propagator):
+    """Brokers, functions and hooks call it, with a plain dictionary."""
+    with use_token(TOKEN):
+        for context in (None, otel_context.get_current()):
+            carrier = {}
+            propagator.inject(carrier, context)
+            assert carrier == {}
+
+
+def test_a_destination_in_the_current_context_does_not_count(propagator):
+    """It would make every broker a destination."""
+    with use_token(TOKEN):
+        attached = otel_context.attach(to_destination("https://a"))
+        try:
+            carrier = {}
+            propagator.inject(carrier)
+        finally:
+            otel_context.detach(attached)
+
+    assert carrier == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "written"),
+    [("https://a/x", {"Authorization": f"Bearer {TOKEN}"}), ("https://b/x", {}), ("https://a\\@b/", {}), ("", {})],
+)
+def test_inject_writes_for_a_destination_that_is_listed(propagator, url, written):
+    """Named by hand, for a client that is not covered."""
+    with use_token(TOKEN):
+        carrier = {}
+        propagator.inject(carrier, to_destination(url))
+
+    assert carrier == written
+
+
+@pytest.mark.parametrize("key", ["authorization", "AUTHORIZATION"])
+def test_inject_leaves_an_explicit_credential_alone(propagator, key):
+    """In any spelling, and there are never two."""
+    with use_token(TOKEN):
+        carrier = {key: "Basic dTpw"}
+        propagator.inject(carrier, to_destination("https://a"))
+
+    assert carrier == {key: "Basic dTpw"}
+
+
+def test_inject_replaces_every_spelling_on_request():
+    """One line goes out."""
+    propagator = TokenRelayPropagator(Settings(destinations=("https://a",), on_conflict="replace"))
+
+    with use_token(TOKEN):
+        carrier = {"AUTHORIZATION": "Basic dTpw", "x": "y"}
+        propagator.inject(carrier, to_destination("https://a"))
+
+    assert carrier == {"Authorization": f"Bearer {TOKEN}", "x": "y"}
+
+
+def test_inject_into_pairs_sees_their_names(propagator):
+    """gRPC metadata and ASGI headers are pairs, of text or bytes."""
+
+    class Appends:
+        def set(self, carrier, key, value):
+            carrier.append((key, value))
+
+    with use_token(TOKEN):
+        empty, full = [("x", "y")], [(b"authorization", b"Basic dTpw")]
+        propagator.inject(empty, to_destination("https://a"), Appends())
+        propagator.inject(full, to_destination("https://a"), Appends())
+
+    assert ("Authorization", f"Bearer {TOKEN}") in empty
+    assert len(full) == 1
+
+
+@pytest.mark.parametrize("on_conflict", ["keep", "replace"])
+def test_a_carrier_that_cannot_be_looked_into_gets_nothing(on_conflict):
+    """It may hold a credential already."""
+    propagator = TokenRelayPropagator(Settings(destinations=("https://a",), on_conflict=on_conflict))
+    written = []
+
+    class Writes:
+        def set(self, carrier, key, value):
+            written.append(key)
+
+    with use_token(TOKEN):
+        propagator.inject(object(), to_destination("https://a"), Writes())
+
+    assert written == []
+
+
+def test_the_composite_carries_all_three():
+    """In any order."""
+    parts = [TraceContextTextMapPropagator(), W3CBaggagePropagator(), TokenRelayPropagator(Settings())]
+    carrier = {
+        **AUTHORIZATION,
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "baggage": "k=v",
+    }
+
+    for order in (parts, parts[::-1]):
+        context = CompositePropagator(order).extract(carrier)
+        assert current_token(context).reveal() == TOKEN
+        assert len(context) == 3
+
+
+def test_the_field_is_the_header_that_is_written():
+    """SNS counts them against its limit."""
+    assert TokenRelayPropagator(Settings()).fields == {"Authorization"}
+    assert TokenRelayPropagator(Settings(header="Txn-Token")).fields == {"Txn-Token"}
+
+
+def test_a_propagator_without_hooks_says_so_once(propagator, caplog):
+    """The first time that it holds a token and is asked to inject without a destination."""
+    propagator.inject({})
+    assert caplog.records == []
+
+    with use_token(TOKEN):
+        propagator.inject({})
+        propagator.inject({}, Context())
+        propagator.inject({})
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "install()" in caplog.text
+    assert_never_leaked(TOKEN, caplog.text, caplog.records)

@@ -1,0 +1,254 @@
+"""One hop, rule by rule, on a request that is nothing but its parts."""
+
+import base64
+import json
+import logging
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from otel_token_relay import BearerToken, Settings
+from otel_token_relay.context import with_token
+from otel_token_relay.errors import TokenUnavailable
+from otel_token_relay.reasons import Reason
+from otel_token_relay.relay import Relay
+from otel_token_relay.testing import assert_never_leaked
+from otel_token_relay.token import Lease
+
+NOW = 1_000_000.0
+OPAQUE = "opaque-token-0001"
+LISTED = ("https", "a", None)
+
+
+def jwt(**claims):
+    """Build an unsigned JWT."""
+    return f"e30.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip('=')}.s"
+
+
+class Request:
+    """A request of no client."""
+
+    def __init__(self, parts=LISTED, *headers):
+        self.parts = parts
+        self.headers = headers
+
+
+def decide(token, request=None, context=None, **settings):
+    """Give what one hop writes and its reason."""
+    settings = {"destinations": ("https://a",)} | settings
+    relay = Relay(Settings(**settings), now=lambda: NOW, monotonic=lambda: 1000.0)
+    reasons = []
+    relay._recorder.record = lambda reason, *_: reasons.append(reason)
+    if isinstance(token, str):
+        token = BearerToken(token, lease=Lease())
+    value = relay.hop(
+        request or Request(),
+        lambda r: r.parts,
+        lambda r, name: name in r.headers,
+        with_token(token, context or Context()),
+    )
+    return value, *reasons
+
+
+def test_a_listed_destination_gets_the_token():
+    """With its scheme."""
+    assert decide(OPAQUE) == (f"Bearer {OPAQUE}", Reason.RELAYED)
+
+
+def test_another_header_gets_the_bare_token():
+    """As for transaction tokens."""
+    assert decide(OPAQUE, header="Txn-Token") == (OPAQUE, Reason.RELAYED)
+
+
+@pytest.mark.parametrize(
+    "parts", [("http", "a", None), ("https", "b", None), ("https", "a", 444), ("https", "a\\@b", None), ("", "", 0)]
+)
+def test_another_origin_gets_nothing(parts):
+    """Scheme, host and port count."""
+    assert decide(OPAQUE, Request(parts)) == (None, Reason.DESTINATION_NOT_LISTED)
+
+
+def test_without_a_token_nothing_is_sent():
+    """And the destination does not matter."""
+    assert decide(None) == (None, Reason.NO_TOKEN)
+
+
+def test_an_empty_list_relays_nothing():
+    """The default."""
+    assert decide(OPAQUE, destinations=()) == (None, Reason.DESTINATION_NOT_LISTED)
+
+
+def test_an_explicit_credential_wins():
+    """Whatever it is."""
+    assert decide(OPAQUE, Request(LISTED, "authorization")) == (None, Reason.EXPLICIT_CREDENTIAL)
+
+
+def test_an_explicit_credential_can_be_replaced():
+    """On request."""
+    assert decide(OPAQUE, Request(LISTED, "authorization"), on_conflict="replace")[1] is Reason.RELAYED
+
+
+def test_only_the_header_that_is_written_is_a_conflict():
+    """A transaction token goes beside the service's own credential."""
+    assert decide(OPAQUE, Request(LISTED, "authorization"), header="Txn-Token")[1] is Reason.RELAYED
+    assert decide(OPAQUE, Request(LISTED, "txn-token"), header="Txn-Token")[1] is Reason.EXPLICIT_CREDENTIAL
+
+
+def test_a_lease_that_has_ended_gives_nothing():
+    """The request is over."""
+    lease = Lease()
+    lease.end()
+
+    assert decide(BearerToken(OPAQUE, lease=lease)) == (None, Reason.LEASE_ENDED)
+
+
+@pytest.mark.parametrize(("age", "reason"), [(299.9, Reason.RELAYED), (300.0, Reason.TOO_OLD), (300.1, Reason.TOO_OLD)])
+def test_a_token_without_a_lease_grows_too_old(age, reason):
+    """At the border it is."""
+    assert decide(BearerToken(OPAQUE, received_at=1000.0 - age))[1] is reason
+
+
+def test_a_leased_token_does_not_grow_too_old():
+    """It lives as long as its request streams."""
+    assert decide(BearerToken(OPAQUE, lease=Lease(), received_at=0.0))[1] is Reason.RELAYED
+
+
+@pytest.mark.parametrize(
+    ("ttl", "min_ttl", "reason"),
+    [
+        (0.5, 0, Reason.RELAYED),
+        (0, 0, Reason.EXPIRED),
+        (-1, 0, Reason.EXPIRED),
+        (30.5, 30, Reason.RELAYED),
+        (30, 30, Reason.EXPIRED),
+    ],
+)
+def test_a_jwt_must_still_have_its_time_to_live(ttl, min_ttl, reason):
+    """Both sides of the border."""
+    assert decide(jwt(exp=NOW + ttl), min_ttl=min_ttl)[1] is reason
+
+
+def test_a_sender_constrained_token_is_not_relayed():
+    """It would arrive as a bearer token: a downgrade."""
+    assert decide(jwt(cnf={"jkt": "x"})) == (None, Reason.SENDER_CONSTRAINED)
+
+
+def test_an_unverified_token_is_withheld_where_verification_is_required():
+    """Nothing has verified this one."""
+    assert decide(OPAQUE, require_verified=True) == (None, Reason.NOT_VERIFIED)
+
+
+@pytest.mark.parametrize("parameter", ["audience", "scope", "resource"])
+def test_a_destination_that_asks_for_an_exchange_never_gets_the_token_itself(parameter):
+    """Without a token endpoint it gets nothing."""
+    assert decide(OPAQUE, destinations=(f"https://a;{parameter}=x",)) == (None, Reason.EXCHANGE_FAILED)
+
+
+@pytest.mark.parametrize("key", [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"])
+def test_exporters_are_not_served(key):
+    """Their calls are not the caller's."""
+    assert decide(OPAQUE, context=Context({key: True})) == (None, Reason.SUPPRESSED)
+
+
+def test_suppressed_http_instrumentation_does_not_switch_authentication():
+    """Instrumentation sets it around the application's own call."""
+    context = Context({otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY: True})
+
+    assert decide(OPAQUE, context=context)[1] is Reason.RELAYED
+
+
+def test_a_fork_has_nothing(monkeypatch):
+    """The token belongs to the process that received it."""
+    token = BearerToken(OPAQUE, lease=Lease())
+    monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
+
+    assert decide(token) == (None, Reason.OTHER_PROCESS)
+
+
+def test_a_closed_relay_gives_nothing():
+    """For wrappers that cannot be taken out."""
+    relay = Relay(Settings(destinations=("https://a;required",)))
+    relay.close()
+
+    assert relay.hop(None, lambda r: LISTED, lambda r, n: False, with_token(BearerToken(OPAQUE))) is None
+
+
+class TestRequired:
+    """A destination that must not be called without a token."""
+
+    REQUIRED = ("https://a;required",)
+
+    @pytest.mark.parametrize("token", [None, BearerToken(OPAQUE, received_at=-1e9), jwt(exp=1), jwt(cnf={})])
+    def test_the_call_fails(self, token):
+        """And says why, without the token."""
+        with pytest.raises(TokenUnavailable) as failure:
+            decide(token, destinations=self.REQUIRED)
+
+        assert failure.value.destination == "https://a;required"
+        assert failure.value.reason.value in str(failure.value)
+        assert_never_leaked(OPAQUE, str(failure.value), repr(failure.value))
+
+    def test_a_living_token_is_relayed(self):
+        """As without the parameter."""
+        assert decide(OPAQUE, destinations=self.REQUIRED)[1] is Reason.RELAYED
+
+    def test_a_call_with_its_own_credential_goes_through(self):
+        """It is authenticated."""
+        for token in (None, OPAQUE):
+            outcome = decide(token, Request(LISTED, "authorization"), destinations=self.REQUIRED)
+            assert outcome == (None, Reason.EXPLICIT_CREDENTIAL)
+
+    def test_telemetry_goes_through(self):
+        """A collector behind a required destination still gets its spans."""
+        context = Context({"suppress_instrumentation": True})
+
+        assert decide(None, context=context, destinations=self.REQUIRED) == (None, Reason.SUPPRESSED)
+
+    def test_other_destinations_go_through(self):
+        """They are none of its business."""
+        assert decide(None, Request(("https", "b", None)), destinations=self.REQUIRED) == (None, Reason.NO_TOKEN)
+
+
+def test_a_request_that_cannot_be_read_goes_on_without_the_token(caplog):
+    """The application's call is never broken by ours."""
+    relay = Relay(Settings(destinations=("https://a",)))
+
+    def parts_of(request):
+        raise RuntimeError("no parts")
+
+    with caplog.at_level(logging.DEBUG):
+        assert relay.hop(None, parts_of, lambda r, n: False, with_token(BearerToken(OPAQUE))) is None
+    assert_never_leaked(OPAQUE, caplog.text)
+
+
+def test_a_span_or_meter_that_raises_does_not_change_the_decision():
+    """Somebody's exporter is not a reason for a 401."""
+
+    class Broken(trace.NonRecordingSpan):
+        def is_recording(self):
+            raise RuntimeError
+
+    context = trace.set_span_in_context(Broken(trace.INVALID_SPAN_CONTEXT), Context())
+    relay = Relay(Settings(destinations=("https://a",)))
+
+    value = relay.hop(None, lambda r: LISTED, lambda r, n: False, with_token(BearerToken(OPAQUE), context))
+
+    assert value == f"Bearer {OPAQUE}"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://a/x", Reason.RELAYED),
+        ("https://b/x", Reason.DESTINATION_NOT_LISTED),
+        ("https://u@a/x", Reason.DESTINATION_UNKNOWN),
+        ("https://c/x", Reason.EXCHANGE_FAILED),
+    ],
+)
+def test_a_url_is_explained(url, reason):
+    """For a plain, living token."""
+    relay = Relay(Settings(destinations=("https://a", "https://c;audience=c")))
+
+    assert relay.explain(url)[0].reason is reason

@@ -1,0 +1,196 @@
+"""Settings from code raise; settings from the environment never do, and take the strict side."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay import environment_variables
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.policy import Destination
+from otel_token_relay.settings import VARIABLES, Settings
+
+PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
+
+
+def from_env(**values):
+    """Read settings from variables named without their prefix."""
+    return Settings.from_env({PREFIX + name: value for name, value in values.items()})
+
+
+def test_nothing_is_relayed_by_default():
+    """The empty policy."""
+    assert Settings().destinations == ()
+    assert Settings.from_env({}) == Settings()
+
+
+def test_texts_are_parsed():
+    """Strings and values mean the same."""
+    assert Settings(destinations=("https://a",)).destinations == (Destination.parse("https://a"),)
+    assert Settings(destinations=[Destination.parse("https://a")]) == Settings(destinations=("https://a",))
+
+
+def test_settings_do_not_change():
+    """They are shared by every thread."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().linger = 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("destinations", ("https://a/path",)),
+        ("destinations", "https://a"),
+        ("destinations", ("https://a", "https://a;required")),
+        ("source_headers", ("bad header",)),
+        ("source_headers", ("cookie",)),
+        ("header", "Host"),
+        ("header", "a\r\nb"),
+        ("header", ""),
+        ("on_conflict", "error"),
+        ("max_age", -1),
+        ("max_age", float("nan")),
+        ("max_age", float("inf")),
+        ("linger", True),
+        ("min_ttl", "5"),
+        ("max_length", 0),
+        ("max_length", 1.5),
+    ],
+)
+def test_a_bad_value_in_code_raises_and_names_the_setting(field, value):
+    """At start-up, where somebody sees it."""
+    with pytest.raises(ConfigurationError) as failure:
+        Settings(**{field: value})
+
+    assert failure.value.setting == field
+    assert str(failure.value).startswith(field)
+
+
+def test_a_bad_destination_is_skipped_and_the_others_count():
+    """One clear problem, and the application goes on."""
+    settings = from_env(DESTINATIONS="https://a, https://b/path ,, c;requird, http://d:1")
+
+    assert [str(d) for d in settings.destinations] == ["https://a", "http://d:1"]
+    assert len(settings.problems) == 2
+    assert all(p.startswith(PREFIX + "DESTINATIONS") for p in settings.problems)
+    assert "b/path" in settings.problems[0]
+
+
+def test_entries_that_contradict_each_other_are_both_skipped():
+    """One of them may be the stricter one."""
+    settings = from_env(DESTINATIONS="https://a,https://a;audience=b,https://c,https://c")
+
+    assert [str(d) for d in settings.destinations] == ["https://c"]
+    assert len(settings.problems) == 1
+
+
+def test_a_password_in_an_entry_is_not_shown():
+    """The problem goes to the log."""
+    settings = from_env(DESTINATIONS="https://user:hunter2@a,user:hunter3@b,https://x@y:hunter4@c")
+
+    assert settings.destinations == ()
+    assert len(settings.problems) == 3
+    assert "hunter" not in "".join(settings.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "strict"),
+    [
+        ("MAX_AGE", "10s", "max_age", 0.0),
+        ("MAX_AGE", "-1", "max_age", 0.0),
+        ("MAX_AGE", "nan", "max_age", 0.0),
+        ("MAX_AGE", "1_000", "max_age", 0.0),
+        ("LINGER", "soon", "linger", 0.0),
+        ("MIN_TTL", "inf", "min_ttl", 0.0),
+        ("MAX_LENGTH", "0", "max_length", 16384),
+        ("MAX_LENGTH", "9" * 5000, "max_length", 16384),
+        ("ON_CONFLICT", "replce", "on_conflict", "keep"),
+        ("REQUIRE_VERIFIED", "ture", "require_verified", True),
+        ("SOURCE_HEADERS", "a b", "source_headers", ()),
+        ("SOURCE_HEADERS", "authorization, host", "source_headers", ()),
+    ],
+)
+def test_a_variable_that_cannot_be_read_takes_the_strict_side(name, value, field, strict):
+    """And is named in one problem; the others count."""
+    settings = from_env(**{name: value, "DESTINATIONS": "https://a"})
+
+    assert getattr(settings, field) == strict
+    assert len(settings.problems) == 1
+    assert settings.problems[0].startswith(PREFIX + name)
+    assert settings.destinations
+
+
+def test_a_header_that_cannot_be_read_leaves_nothing_to_relay_to():
+    """The token must not go out under a name nobody chose."""
+    settings = from_env(HEADER="Txn Token", DESTINATIONS="https://a")
+
+    assert settings.destinations == ()
+    assert settings.problems
+
+
+def test_good_values_are_read():
+    """Every variable."""
+    settings = from_env(
+        DESTINATIONS="a",
+        SOURCE_HEADERS="X-Forwarded-Access-Token, Authorization",
+        HEADER="Txn-Token",
+        ON_CONFLICT="replace",
+        MAX_AGE="10",
+        LINGER="0.5",
+        MIN_TTL="30",
+        MAX_LENGTH="4096",
+        REQUIRE_VERIFIED="TRUE",
+    )
+
+    assert settings == Settings(
+        destinations=("https://a",),
+        source_headers=("x-forwarded-access-token", "authorization"),
+        header="Txn-Token",
+        on_conflict="replace",
+        max_age=10,
+        linger=0.5,
+        min_ttl=30,
+        max_length=4096,
+        require_verified=True,
+    )
+    assert settings.problems == ()
+
+
+@given(st.dictionaries(st.sampled_from([v.name for v in VARIABLES.values()]), st.text()))
+def test_from_env_never_raises(environ):
+    """An exception there would keep the application from starting."""
+    Settings.from_env(environ)
+
+
+@given(st.text())
+def test_any_list_of_destinations_is_read_or_reported(text):
+    """What was read reads the same again; nothing is dropped in silence."""
+    settings = from_env(DESTINATIONS=text)
+
+    assert Settings(destinations=tuple(map(str, settings.destinations))).destinations == settings.destinations
+    if text.strip().strip(", "):
+        assert settings.destinations or settings.problems or not any(part.strip() for part in text.split(","))
+
+
+def test_every_variable_is_registered_with_opentelemetry():
+    """`opentelemetry-instrument` lists what this module holds, and nothing else may start so."""
+    registered = {name: value for name, value in vars(environment_variables).items() if name.startswith("OTEL_")}
+
+    assert registered == {v.name: v.name for v in VARIABLES.values()}
+
+
+@pytest.mark.parametrize(
+    ("entry", "warned"),
+    [
+        ("https://a", 0),
+        ("http://localhost:*", 0),
+        ("http://a", 1),
+        ("https://*", 1),
+        ("http://*", 1),
+        ("http://*.mesh", 1),
+    ],
+)
+def test_risky_destinations_are_warned_about(entry, warned):
+    """They are valid: a mesh encrypts by itself."""
+    assert len(Settings(destinations=(entry,)).warnings) == warned
