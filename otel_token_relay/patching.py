@@ -18,6 +18,9 @@ import wrapt
 
 Function = Callable[..., Any]
 
+# From wrapt 2 on, ObjectProxy is a class beside FunctionWrapper and no longer its base.
+_PROXY = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
+
 
 class Patches:
     """The methods replaced so far, for taking all of them back."""
@@ -35,7 +38,7 @@ class Patches:
             raise AttributeError(f"{owner.__module__}.{owner.__qualname__} has no {name}")
         original = vars(owner)[name]
         proxy = None
-        while isinstance(original, wrapt.ObjectProxy):
+        while isinstance(original, _PROXY):
             proxy, original = original, original.__wrapped__
         replacement = functools.update_wrapper(build(original), original)
         if proxy is None:
@@ -49,7 +52,7 @@ class Patches:
         while self._done:
             owner, name, original, replacement = self._done.pop()
             current, proxy = vars(owner).get(name), None
-            while current is not replacement and isinstance(current, wrapt.ObjectProxy):
+            while current is not replacement and isinstance(current, _PROXY):
                 proxy, current = current, current.__wrapped__
             if current is not replacement:
                 continue

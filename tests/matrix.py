@@ -1,0 +1,71 @@
+"""Run the tests on the other supported Pythons that are here, and with the lowest dependencies.
+
+    python tests/matrix.py
+
+Each run has an environment of its own, ``.venv-NAME``, made with uv.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
+LOWEST = "3.11"
+
+
+def find_python(version: str) -> str | None:
+    """Give an interpreter of that version, from uv's view of this machine; none is downloaded."""
+    command = ["uv", "python", "find", "--no-python-downloads", "--system", version]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environ())
+    return found.stdout.strip() or None
+
+
+def _environ() -> dict[str, str]:
+    bin_dir = str(Path(sys.executable).parent)
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    pythons = [str(path / "bin") for path in sorted(pyenv.glob("3.*"))]
+    environ = {**os.environ, "PATH": os.pathsep.join([bin_dir, *pythons, os.environ["PATH"]])}
+    # uv would take an active environment for the interpreter it is asked for.
+    environ.pop("VIRTUAL_ENV", None)
+    return environ
+
+
+def run(name: str, python: str, *resolution: str) -> bool:
+    """Build one environment, run the tests in it, and say whether they passed."""
+    print(f"== {name}: {python}", flush=True)
+    venv = ROOT / f".venv-{name}"
+    own = str(venv / "bin" / "python")
+    groups = ["--editable", ".", "--group", "test"]
+    steps = [
+        ["uv", "venv", "--quiet", "--clear", "--python", python, str(venv)],
+        ["uv", "pip", "install", "--quiet", "--python", own, *resolution, *groups],
+        [own, "-m", "pytest", "-q"],
+    ]
+    return all(subprocess.run(step, cwd=ROOT, env=_environ(), check=False).returncode == 0 for step in steps)
+
+
+def main() -> int:
+    """Run what there is and name what is not."""
+    current = f"{sys.version_info.major}.{sys.version_info.minor}"
+    results: dict[str, bool] = {}
+    for version in SUPPORTED:
+        if version == current:
+            continue
+        python = find_python(version)
+        if python is None:
+            print(f"== {version}: not on this machine")
+        else:
+            results[version] = run(version, python)
+    if (python := find_python(LOWEST)) is not None:
+        results["lowest"] = run("lowest", python, "--resolution", "lowest-direct")
+    for name, passed in results.items():
+        print(f"{name}: {'passed' if passed else 'FAILED'}")
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
