@@ -104,6 +104,10 @@ def install(settings: Settings | None = None) -> None:
     Args:
         settings: ``None`` for those that are installed already, else from the environment.
     """
+    # Before the lock: another thread may hold the import lock of this module and wait for ours.
+    import opentelemetry.propagate  # noqa: F401
+
+    _await_imports()
     with _lock:
         installation = _install_hooks(settings)
         _join_global_textmap(installation)
@@ -143,14 +147,20 @@ def propagator_from_env() -> TokenRelayPropagator:
     here would keep the application from starting.
     """
     try:
-        if os.path.basename(sys.argv[0] if getattr(sys, "argv", None) else "") == "opentelemetry-instrument":
+        if _is_launcher():
             # The launcher, before it has read its own flags; the application is the next process.
             return TokenRelayPropagator(Settings())
+        _await_imports()
         with _lock:
             return TokenRelayPropagator(relay=_install_hooks(None).relay)
     except Exception:
         _logger.exception("token relay could not start; no token is relayed")
         return TokenRelayPropagator(Settings())
+
+
+def _is_launcher() -> bool:
+    program = sys.argv[0] if getattr(sys, "argv", None) else ""
+    return os.path.splitext(os.path.basename(program))[0] == "opentelemetry-instrument"
 
 
 def pre_instrument() -> None:
@@ -179,22 +189,25 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     _installed = installation = _Installation(Relay(settings))
     TokenRelayPropagator.clients_are_hooked = True
     for hook in HOOKS:
-        module = sys.modules.get(hook.module)
-        if module is None:
-            if hook.module not in _awaited:
-                _awaited.add(hook.module)
-                wrapt.register_post_import_hook(_on_import(hook), hook.module)
-        elif _is_half_imported(module):
-            _HalfImported.wait_for(hook, module)
-        else:
+        if (module := sys.modules.get(hook.module)) is not None:
             _apply(hook, module)
     return installation
+
+
+def _await_imports() -> None:
+    """Be called when a hook's module is imported later.
+
+    Never under our lock: wrapt has one of its own, and takes ours while it holds it.
+    """
+    for hook in HOOKS:
+        if hook.module not in _awaited and hook.module not in sys.modules:
+            _awaited.add(hook.module)
+            wrapt.register_post_import_hook(_on_import(hook), hook.module)
 
 
 def _on_import(hook: Hook) -> Callable[[ModuleType], None]:
     def run(module: ModuleType) -> None:
         with _lock:
-            _awaited.discard(hook.module)
             _apply(hook, module)
 
     return run
@@ -241,6 +254,9 @@ def _apply(hook: Hook, module: ModuleType) -> None:
         hook.patch(module, _installed.relay, patches)
     except Exception as error:  # noqa: BLE001  # the application's import goes on
         patches.undo()
+        if _is_half_imported(module):
+            _HalfImported.wait_for(hook, module)
+            return
         _installed.failed[hook.module] = f"{type(error).__name__}: {error}"
         _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
     else:

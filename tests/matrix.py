@@ -39,7 +39,8 @@ def run(name: str, python: str, *resolution: str) -> bool:
     print(f"== {name}: {python}", flush=True)
     venv = ROOT / f".venv-{name}"
     own = str(venv / "bin" / "python")
-    groups = ["--editable", ".", "--group", "test"]
+    # Not by the extra "all": what that names is not a direct dependency, and would not be the lowest.
+    groups = ["--editable", ".[verify,exchange,demo]", "--group", "test"]
     steps = [
         ["uv", "venv", "--quiet", "--clear", "--python", python, str(venv)],
         ["uv", "pip", "install", "--quiet", "--python", own, *resolution, *groups],

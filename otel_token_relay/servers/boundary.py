@@ -19,11 +19,13 @@ BOUNDARY_KEY = "otel_token_relay.boundary"
 class Boundary:
     """One request: its token, if it brings one, and the lease that ends with the response."""
 
-    __slots__ = ("_lease", "_linger", "token")
+    __slots__ = ("_lease", "_linger", "is_open", "token")
 
     token: BearerToken | None
+    is_open: bool  # Whether the request is still being answered; the lease may linger longer.
 
     def __init__(self, values_of: Callable[[str], Sequence[str]], settings: Settings) -> None:
+        self.is_open = True
         self._lease = Lease()
         self._linger = settings.linger
         try:
@@ -32,11 +34,7 @@ class Boundary:
             _logger.debug("the headers of a request cannot be read", exc_info=True)
             self.token = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the request is still being answered."""
-        return self._lease.is_open
-
     def close(self) -> None:
         """End the lease: the response is complete, or will never be."""
+        self.is_open = False
         self._lease.end(linger=self._linger)
