@@ -121,6 +121,7 @@ def test_a_pattern_is_read_or_refused_with_a_sentence(text):
         "https://*.",
         "https://*.10",
         "https://*.0.0.1",
+        "https://*.1.2.3.4",
         "https://*.[::1]",
         "https://a:b",
         "https://a:70000",
