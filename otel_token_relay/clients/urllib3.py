@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.origin import Origin
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
@@ -34,10 +35,14 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
 def _parts_of(call: tuple[Any, str, Any]) -> Parts:
     pool, url, _ = call
-    if pool.proxy is not None and not url.startswith("/"):
-        # A forward proxy is told the destination by the URL; a tunnel's pool names it.
-        return origin_of_proxied(url)
-    return pool.scheme, pool.host, pool.port
+    own = pool.scheme, pool.host, pool.port
+    if url.startswith("/"):
+        return own
+    # A forward proxy is told the destination by the URL; a tunnel's pool names it.
+    destination = origin_of_proxied(url)
+    if pool.proxy is None and destination != Origin.of(*own):
+        raise ValueError("the connection and the URL name two destinations")
+    return destination
 
 
 def _carries(call: tuple[Any, str, Any], name: str) -> bool:
