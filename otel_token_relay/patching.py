@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import wrapt
 
 Function = Callable[..., Any]
+
+# wrapt 2 has a root of its own above ObjectProxy, and its FunctionWrapper descends from that one.
+Proxy: Final[type] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 class Patches:
@@ -35,7 +38,7 @@ class Patches:
             raise AttributeError(f"{owner.__module__}.{owner.__qualname__} has no {name}")
         original = vars(owner)[name]
         proxy = None
-        while isinstance(original, wrapt.ObjectProxy):
+        while isinstance(original, Proxy):
             proxy, original = original, original.__wrapped__
         replacement = functools.update_wrapper(build(original), original)
         if proxy is None:
@@ -49,7 +52,7 @@ class Patches:
         while self._done:
             owner, name, original, replacement = self._done.pop()
             current, proxy = vars(owner).get(name), None
-            while current is not replacement and isinstance(current, wrapt.ObjectProxy):
+            while current is not replacement and isinstance(current, Proxy):
                 proxy, current = current, current.__wrapped__
             if current is not replacement:
                 continue
