@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.testing import assert_never_leaked
 from tests.support.clients import Client, every_client, in_loop
-from tests.support.loopback import Party, party
+from tests.support.loopback import Party, party, trust
 
 TOKEN = "clients-canary-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -181,7 +181,7 @@ def test_an_instrumented_httpx_client_relays_in_every_order(
 ) -> None:
     """`instrument_client` wraps the one instance; ours is found beneath it, whichever came first."""
     provider, exporter = telemetry
-    options: dict[str, Any] = {"trust_env": False}
+    options: dict[str, Any] = {"trust_env": False, "verify": trust()}
     if mounted:
         options["mounts"] = {"http://": (module.AsyncHTTPTransport if is_async else module.HTTPTransport)()}
     client = (module.AsyncClient if is_async else module.Client)(**options)

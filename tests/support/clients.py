@@ -123,7 +123,7 @@ def _httpx_answer(response: Any) -> Answer:
 def _httpx_reusing(module: ModuleType) -> Callable[[str], AbstractContextManager[Send]]:
     @contextmanager
     def reusing(url: str) -> Iterator[Send]:
-        with module.Client(trust_env=False) as client:
+        with module.Client(trust_env=False, verify=trust()) as client:
             request = module.Request("GET", url)
             yield lambda: client.send(request).content
 
@@ -133,7 +133,7 @@ def _httpx_reusing(module: ModuleType) -> Callable[[str], AbstractContextManager
 def _httpx_async_reusing(module: ModuleType) -> Callable[[str], AbstractContextManager[Send]]:
     @contextmanager
     def reusing(url: str) -> Iterator[Send]:
-        client = module.AsyncClient(trust_env=False)
+        client = module.AsyncClient(trust_env=False, verify=trust())
         request = module.Request("GET", url)
 
         async def send() -> bytes:
