@@ -19,7 +19,7 @@ import wrapt
 Function = Callable[..., Any]
 
 # wrapt 2 has a root of its own above ObjectProxy, and its FunctionWrapper descends from that one.
-Proxy: Final[type] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
+Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 class Patches:
@@ -51,7 +51,8 @@ class Patches:
         """Take every wrapper out. One that somebody has covered by a plain function stays, inert."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
-            current, proxy = vars(owner).get(name), None
+            current: Any = vars(owner).get(name)
+            proxy = None
             while current is not replacement and isinstance(current, Proxy):
                 proxy, current = current, current.__wrapped__
             if current is not replacement:
