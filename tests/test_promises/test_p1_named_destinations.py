@@ -8,10 +8,16 @@ import urllib.request
 from contextlib import ExitStack
 from types import SimpleNamespace
 
+import celery
 import httpx
 import pytest
+import requests
 import urllib3
 import yarl
+from opentelemetry import propagate
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
+from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients import aiohttp as aiohttp_hook
@@ -270,3 +276,59 @@ def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> 
 
     assert "destination_unknown" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def test_an_ambient_inject_writes_nothing() -> None:
+    """`inject` without a destination is for any carrier: it writes what other propagators have, and no token."""
+    allow("http://127.0.0.1")
+    carrier: dict[str, str] = {}
+    with use_token(TOKEN), TracerProvider().get_tracer("test").start_as_current_span("work"):
+        propagate.inject(carrier)
+
+    assert "traceparent" in carrier
+    assert "authorization" not in {key.lower() for key in carrier}
+    assert TOKEN not in str(carrier)
+
+
+def test_a_task_queue_gets_nothing() -> None:
+    """A Celery message, which its instrumentation injects into, carries the trace and no token."""
+    app = celery.Celery(broker="memory://", set_as_current=False)
+    app.conf.broker_connection_retry_on_startup = True
+    instrumentor = CeleryInstrumentor()
+    instrumentor.instrument(tracer_provider=TracerProvider())
+    try:
+        allow("http://*:*", "https://*:*")
+        with use_token(TOKEN):
+            app.send_task("work", args=[1], queue="p1")
+        with app.connection_for_read() as connection, connection.SimpleQueue("p1") as queue:
+            message = queue.get_nowait()
+            message.ack()
+    finally:
+        instrumentor.uninstrument()
+        app.close()
+
+    assert "traceparent" in message.headers
+    assert TOKEN not in str(message.headers) + str(message.properties) + str(message.body)
+
+
+def test_an_inject_in_a_hook_of_instrumentation_writes_nothing() -> None:
+    """What an application injects inside request and response hooks of a relayed call holds no token."""
+    carriers: list[dict[str, str]] = []
+
+    def hook(*args: object) -> None:
+        carriers.append({})
+        propagate.inject(carriers[-1])
+
+    instrumentor = RequestsInstrumentor()
+    instrumentor.instrument(tracer_provider=TracerProvider(), request_hook=hook, response_hook=hook)
+    try:
+        with party() as one:
+            allow(one.url)
+            with use_token(TOKEN):
+                requests.get(one.url, timeout=10)
+    finally:
+        instrumentor.uninstrument()
+
+    assert one.lines() == [LINE]
+    assert ["traceparent" in carrier for carrier in carriers] == [True, True]
+    assert TOKEN not in str(carriers)
