@@ -40,16 +40,17 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
 def _parts_of(request: Any) -> Parts:
     if request._tunnel_host:
-        scheme, authority = "https", request._tunnel_host
+        # Not always TLS: a request that is given another URL keeps its tunnel.
+        authority = request._tunnel_host
     elif request.has_proxy():
         return origin_of_proxied(request.full_url)
     else:
-        scheme, authority = request.type, request.host
+        authority = request.host
     # http.client splits the port off what it is given, and sockets encode a name by IDNA 2003.
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""
-    return scheme, host.encode("idna").decode("ascii"), int(port) if port else None
+    return request.type, host.encode("idna").decode("ascii"), int(port) if port else None
 
 
 def _carries(request: Any, name: str) -> bool:

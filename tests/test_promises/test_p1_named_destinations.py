@@ -267,6 +267,17 @@ def test_a_hostile_url_is_read_as_the_client_connects(url: str, hosts: list[str 
         assert origin == (host and Origin("http", host, 80)), library
 
 
+def test_a_stale_tunnel_is_not_taken_for_tls() -> None:
+    """urllib keeps the tunnel of a request that is given an http URL afterwards; what goes in then is plain."""
+    request = urllib.request.Request("https://127.0.0.1/")
+    request.set_proxy("127.0.0.1:9", "http")
+    tunnelled = urllib_hook._parts_of(request)
+    request.full_url = "http://127.0.0.1/"
+
+    assert tunnelled == ("https", "127.0.0.1", None)
+    assert urllib_hook._parts_of(request) == ("http", "127.0.0.1", None)
+
+
 def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A URL that cannot be read is not quoted in the log, since a password may stand in it."""
     allow("http://127.0.0.1")
