@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
+import aiohttp.web
 import httpx
 import httpx2
 import pytest
@@ -20,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.testing import assert_never_leaked
 from tests.support.clients import Client, every_client, in_loop
-from tests.support.loopback import Party, party, trust
+from tests.support.loopback import Party, Status, party, trust
 
 TOKEN = "clients-canary-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -215,3 +216,173 @@ def test_an_instrumented_httpx_client_relays_in_every_order(
     assert one.lines() == [[] if order.endswith("uninstall") else LINE]
     assert bool(exporter.get_finished_spans()) == ("unclient" not in order)
     assert_never_leaked(TOKEN, exporter.get_finished_spans())
+
+
+class _Retries(httpx.HTTPTransport):
+    """A transport of an application's own, that sends what fails once more."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        if answer.status_code == 503:
+            answer.close()
+            answer = super().handle_request(request)
+        return answer
+
+
+class _Routes(httpx.BaseTransport):
+    """A transport of an application's own, that sends to a host of its choice."""
+
+    def __init__(self, url: str) -> None:
+        self.inner, self.url = httpx.HTTPTransport(verify=trust()), httpx.URL(url)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(host=self.url.host, port=self.url.port)
+        return self.inner.handle_request(request)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_a_subclassed_transport_is_decided_at_each_try(one: Party) -> None:
+    """A retry inside a transport is a hop like any other."""
+    one.answers.append(Status(503))
+    install(Settings(destinations=[one.url]))
+    with use_token(TOKEN), httpx.Client(transport=_Retries(verify=trust())) as client:
+        assert client.get(one.url).status_code == 200
+
+    assert one.lines() == [LINE, LINE]
+
+
+def test_a_routing_transport_is_judged_by_where_it_sends(one: Party) -> None:
+    """The URL that the sending transport gets counts, not the one that the application called."""
+    with party() as other, httpx.Client(transport=_Routes(other.url)) as client:
+        install(Settings(destinations=[one.url]))
+        with use_token(TOKEN):
+            assert client.get(one.url).status_code == 200
+        install(Settings(destinations=[other.url]))
+        with use_token(TOKEN):
+            assert client.get(one.url).status_code == 200
+
+    assert one.lines() == []
+    assert other.lines() == [[], LINE]
+
+
+def _mock(module: Any, seen: list[str | None]) -> Any:
+    def handle(request: Any) -> Any:
+        seen.append(request.headers.get("authorization"))
+        return module.Response(200)
+
+    return module.MockTransport(handle)
+
+
+def _asgi(module: Any, seen: list[str | None]) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append({k: v.decode() for k, v in scope["headers"]}.get(b"authorization"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    return module.ASGITransport(app)
+
+
+def _wsgi(module: Any, seen: list[str | None]) -> Any:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        seen.append(environ.get("HTTP_AUTHORIZATION"))
+        start_response("200 OK", [])
+        return [b""]
+
+    return module.WSGITransport(app)
+
+
+@pytest.mark.parametrize("module", [httpx, httpx2], ids=["httpx", "httpx2"])
+@pytest.mark.parametrize(
+    ("build", "is_async"),
+    [(_mock, False), (_mock, True), (_asgi, True), (_wsgi, False)],
+    ids=["mock", "async mock", "asgi", "wsgi"],
+)
+def test_a_transport_without_a_wire_is_decided_too(module: Any, build: Any, is_async: bool) -> None:
+    """Transports for tests and for applications in the same process get the token for listed origins only."""
+    seen: list[str | None] = []
+    transport = build(module, seen)
+    client = (module.AsyncClient if is_async else module.Client)(transport=transport)
+    install(Settings(destinations=["https://profile-service"]))
+
+    async def run() -> None:
+        with use_token(TOKEN):
+            for url in ("https://profile-service/me", "https://elsewhere.example/"):
+                response = await client.get(url) if is_async else client.get(url)
+                assert "authorization" not in response.request.headers
+        await client.aclose() if is_async else client.close()
+
+    in_loop(run())
+
+    assert seen == [f"Bearer {TOKEN}", None]
+
+
+def test_a_websocket_handshake_is_a_hop() -> None:
+    """aiohttp's WebSocket of a ws:// URL is compared with the http:// entry, and the token is on its handshake only."""
+    seen: list[list[str]] = []
+
+    async def answer(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
+        seen.append(request.headers.getall("authorization", []))
+        socket = aiohttp.web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.close()
+        return socket
+
+    async def run() -> None:
+        app = aiohttp.web.Application()
+        app.router.add_get("/", answer)
+        runner = aiohttp.web.AppRunner(app)
+        await runner.setup()
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        install(Settings(destinations=[f"http://127.0.0.1:{port}"]))
+        async with aiohttp.ClientSession() as session:
+            for user in (TOKEN, None):
+                with use_token(user):
+                    socket = await session.ws_connect(f"ws://127.0.0.1:{port}/")
+                    await socket.close()
+        await runner.cleanup()
+
+    in_loop(run())
+
+    assert seen == [LINE, []]
+
+
+@every_client
+def test_other_settings_take_over(client: Client, one: Party) -> None:
+    """A second install with other settings counts at once, also for sessions that are open."""
+    install(Settings(destinations=[one.url]))
+    with client.reusing(one.url) as send, use_token(TOKEN):
+        send()
+        install(Settings(destinations=["http://elsewhere.example"]))
+        send()
+        install(Settings(destinations=[one.url], header="Txn-Token"))
+        send()
+        uninstall()
+        send()
+
+    assert one.lines() == [LINE, [], [], []]
+    assert one.lines("txn-token") == [[], [], [TOKEN], []]
+
+
+def test_a_wrapper_that_is_covered_by_a_plain_one_goes_quiet(one: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another library's wrapper holds on to ours, it stays in the chain after uninstall and does nothing."""
+    owner, name = urllib3.HTTPConnectionPool, "_make_request"
+    monkeypatch.setattr(owner, name, vars(owner)[name])  # put back at the end
+    install(Settings(destinations=[one.url]))
+    ours = vars(owner)[name]
+
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        return ours(*args, **kwargs)
+
+    setattr(owner, name, theirs)
+    with use_token(TOKEN), urllib3.PoolManager() as manager:
+        for step in (None, uninstall, lambda: install(Settings(destinations=[one.url])), uninstall):
+            if step is not None:
+                step()
+            manager.request("GET", one.url)
+
+    assert vars(owner)[name] is theirs
+    assert one.lines() == [LINE, [], LINE, []]
