@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import wrapt
 
 Function = Callable[..., Any]
 
-# From wrapt 2 on, ObjectProxy is a class beside FunctionWrapper and no longer its base.
-_PROXY = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
+# wrapt 2 has a root of its own above ObjectProxy, and its FunctionWrapper descends from that one.
+Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 class Patches:
@@ -38,7 +38,7 @@ class Patches:
             raise AttributeError(f"{owner.__module__}.{owner.__qualname__} has no {name}")
         original = vars(owner)[name]
         proxy = None
-        while isinstance(original, _PROXY):
+        while isinstance(original, Proxy):
             proxy, original = original, original.__wrapped__
         replacement = functools.update_wrapper(build(original), original)
         if proxy is None:
@@ -51,8 +51,9 @@ class Patches:
         """Take every wrapper out. One that somebody has covered by a plain function stays, inert."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
-            current, proxy = vars(owner).get(name), None
-            while current is not replacement and isinstance(current, _PROXY):
+            current: Any = vars(owner).get(name)
+            proxy = None
+            while current is not replacement and isinstance(current, Proxy):
                 proxy, current = current, current.__wrapped__
             if current is not replacement:
                 continue

@@ -6,10 +6,11 @@ request that goes out. The caller's request is not touched: the transport gets a
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from types import MethodType, ModuleType
 from typing import Any
 
-from otel_token_relay.patching import Function, Patches
+from otel_token_relay.patching import Function, Patches, Proxy
 from otel_token_relay.relay import Parts, Relay
 
 SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
@@ -19,6 +20,7 @@ ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the transports of *module*, which is httpx or httpx2."""
     headers_class = module.Headers
+    hooked: dict[Function, Function] = {}
 
     def with_header(request: Any, value: str) -> Any:
         # The library's own way to copy a request drops its stream. Everything but the headers
@@ -35,6 +37,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             value = relay.hop(request, _parts_of, _carries)
             return original(self, request if value is None else with_header(request, value))
 
+        hooked[original] = handle_request
         return handle_request
 
     def build_async(original: Function) -> Function:
@@ -42,12 +45,51 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             value = relay.hop(request, _parts_of, _carries)
             return await original(self, request if value is None else with_header(request, value))
 
+        hooked[original] = handle_async_request
         return handle_async_request
+
+    def router(name: str) -> Callable[[Function], Function]:
+        def build(original: Function) -> Function:
+            def _transport_for_url(self: Any, url: Any) -> Any:
+                transport = original(self, url)
+                if name in getattr(transport, "__dict__", ()):
+                    _reach_through(transport, name, hooked)
+                return transport
+
+            return _transport_for_url
+
+        return build
 
     for name in SYNC_TRANSPORTS:
         patches.wrap(getattr(module, name), "handle_request", build_sync)
     for name in ASYNC_TRANSPORTS:
         patches.wrap(getattr(module, name), "handle_async_request", build_async)
+    for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
+        if "_transport_for_url" in vars(client):  # private: without it those transports get nothing
+            patches.wrap(client, "_transport_for_url", router(method))
+
+
+def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:
+    """Hook a transport that has a method of its own, made from the class's before we were there.
+
+    ``instrument_client`` binds the method that it finds into a proxy on the instance, for good.
+    """
+    proxy, method = None, vars(transport)[name]
+    while isinstance(method, Proxy):
+        proxy, method = method, method.__wrapped__
+    function = getattr(method, "__func__", None)
+    if function is None or method.__self__ is not transport:
+        return
+    for original, replacement in hooked.items():
+        # One of a former installation, which is inert now, has the same code in another closure.
+        is_former = function.__code__ is replacement.__code__ and function.__wrapped__ is original
+        if function is original or (is_former and function is not replacement):
+            bound = MethodType(replacement, transport)
+            if proxy is None:
+                setattr(transport, name, bound)
+            else:
+                proxy.__wrapped__ = bound
+            return
 
 
 def _parts_of(request: Any) -> Parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.clients.names import lower
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
@@ -21,8 +22,8 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         twin.__dict__.update(request.__dict__)
         own = dict(request.unredirected_hdrs)
         if relay.settings.on_conflict == "replace":
-            own = {key: v for key, v in own.items() if key.lower() != relay.header}
-            twin.headers = {key: v for key, v in request.headers.items() if key.lower() != relay.header}
+            own = {key: v for key, v in own.items() if lower(key) != relay.header}
+            twin.headers = {key: v for key, v in request.headers.items() if lower(key) != relay.header}
         own[relay.settings.header] = value
         twin.unredirected_hdrs = own
         return twin
@@ -39,17 +40,18 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
 def _parts_of(request: Any) -> Parts:
     if request._tunnel_host:
-        scheme, authority = "https", request._tunnel_host
+        # Not always TLS: a request that is given another URL keeps its tunnel.
+        authority = request._tunnel_host
     elif request.has_proxy():
         return origin_of_proxied(request.full_url)
     else:
-        scheme, authority = request.type, request.host
+        authority = request.host
     # http.client splits the port off what it is given, and sockets encode a name by IDNA 2003.
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""
-    return scheme, host.encode("idna").decode("ascii"), int(port) if port else None
+    return request.type, host.encode("idna").decode("ascii"), int(port) if port else None
 
 
 def _carries(request: Any, name: str) -> bool:
-    return any(key.lower() == name for headers in (request.headers, request.unredirected_hdrs) for key in headers)
+    return any(lower(key) == name for headers in (request.headers, request.unredirected_hdrs) for key in headers)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.clients.names import lower
+from otel_token_relay.origin import Origin
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
@@ -34,18 +36,18 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
 def _parts_of(call: tuple[Any, str, Any]) -> Parts:
     pool, url, _ = call
-    if pool.proxy is not None and not url.startswith("/"):
-        # A forward proxy is told the destination by the URL; a tunnel's pool names it.
-        return origin_of_proxied(url)
-    return pool.scheme, pool.host, pool.port
+    own = pool.scheme, pool.host, pool.port
+    if url.startswith("/"):
+        return own
+    # A forward proxy is told the destination by the URL; a tunnel's pool names it.
+    destination = origin_of_proxied(url)
+    if pool.proxy is None and destination != Origin.of(*own):
+        raise ValueError("the connection and the URL name two destinations")
+    return destination
 
 
 def _carries(call: tuple[Any, str, Any], name: str) -> bool:
-    return any(_lower(key) == name for key in call[2] or ())
-
-
-def _lower(key: str | bytes) -> str:
-    return (key.decode("latin-1") if isinstance(key, bytes) else key).lower()
+    return any(lower(key) == name for key in call[2] or ())
 
 
 def _with_header(headers: Any, relay: Relay, value: str) -> Any:
@@ -54,7 +56,7 @@ def _with_header(headers: Any, relay: Relay, value: str) -> Any:
         return {name: value}
     copy = headers.copy() if hasattr(headers, "copy") else dict(headers.items())
     if relay.settings.on_conflict == "replace":
-        for key in [key for key in copy if _lower(key) == relay.header]:
+        for key in [key for key in copy if lower(key) == relay.header]:
             del copy[key]
     copy[name] = value
     return copy

@@ -1,0 +1,208 @@
+"""Real servers on loopback: one that notes what it is sent, also over TLS, and a proxy."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import ipaddress
+import select
+import socket
+import ssl
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from otel_token_relay.testing import SeenRequest, ThirdParty, _Handler
+
+
+@dataclass(frozen=True)
+class Status:
+    """An answer to give once, before the usual ones."""
+
+    code: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Party(ThirdParty):
+    """A server that notes what it is sent, and answers with the Authorization lines that it saw.
+
+    Attributes:
+        answers: Given first, one for each request.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.answers: deque[Status] = deque()
+
+    def lines(self, header: str = "authorization") -> list[list[str]]:
+        """Give that header's lines of each request so far."""
+        return [request.header_lines(header) for request in self.requests]
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
+
+
+class _PartyHandler(_Handler):
+    party: Party
+
+    def _answer(self) -> None:
+        if not self.path.startswith("/redirect") or self.party.answers:
+            body = self._read_body()
+            seen = SeenRequest(self.command, self.path, self.headers.items(), body)
+            self.party.requests.append(seen)
+            status = self.party.answers.popleft() if self.party.answers else Status(200)
+            answer = "\n".join(seen.header_lines("authorization")).encode()
+            self.send_response(status.code)
+            for name, value in status.headers:
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+        else:
+            super()._answer()
+
+    do_GET = do_POST = _answer
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep quiet about clients that go away."""
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+@contextmanager
+def _running(server: ThreadingHTTPServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def party(*, host: str = "127.0.0.1", tls: bool = False) -> Iterator[Party]:
+    """Run a server on a free port for the block."""
+    handler = type("_BoundHandler", (_PartyHandler,), {})
+    server = (_Server6 if ":" in host else _Server)((host, 0), handler)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate())
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    shown = f"[{host}]" if ":" in host else host
+    handler.party = one = Party(f"{'https' if tls else 'http'}://{shown}:{server.server_address[1]}")  # type: ignore[attr-defined]
+    with _running(server):
+        yield one
+
+
+@functools.cache
+def certificate() -> str:
+    """Give the path of a key and a certificate for loopback, made anew for each run."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = Path(tempfile.mkdtemp(prefix="loopback-")) / "both.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return str(path)
+
+
+@functools.cache
+def trust() -> ssl.SSLContext:
+    """Give a client's TLS context that trusts `certificate` and nothing else."""
+    return ssl.create_default_context(cafile=certificate())
+
+
+class Proxy:
+    """A forward proxy, also for CONNECT, that notes what it is sent itself."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[SeenRequest] = []
+
+
+class _ProxyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: Proxy
+
+    def do_CONNECT(self) -> None:
+        self.proxy.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=5) as upstream:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.flush()
+            ends = {self.connection: upstream, upstream: self.connection}
+            while ready := select.select(list(ends), [], [], 5)[0]:
+                for end in ready:
+                    data = end.recv(65536)
+                    if not data:
+                        self.close_connection = True
+                        return
+                    ends[end].sendall(data)
+
+    def do_GET(self) -> None:
+        self.proxy.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
+        parts = urlsplit(self.path)
+        upstream = HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+        upstream.putrequest("GET", parts.path or "/", skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            upstream.putheader(name, value)
+        upstream.endheaders()
+        answer = upstream.getresponse()
+        body = answer.read()
+        self.send_response(answer.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        upstream.close()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+
+@contextmanager
+def proxy() -> Iterator[Proxy]:
+    """Run a proxy on a free port of loopback for the block."""
+    handler = type("_BoundProxyHandler", (_ProxyHandler,), {})
+    server = _Server(("127.0.0.1", 0), handler)
+    handler.proxy = one = Proxy(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+    with _running(server):
+        yield one

@@ -1,0 +1,388 @@
+"""The hooks of the HTTP clients: innermost in every order of start-up, undone, and unseen by telemetry."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+import aiohttp.web
+import httpx
+import httpx2
+import pytest
+import urllib3
+from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from otel_token_relay import Settings, install, uninstall, use_token
+from otel_token_relay.testing import assert_never_leaked
+from tests.support.clients import Client, every_client, in_loop
+from tests.support.loopback import Party, Status, party, trust
+
+TOKEN = "clients-canary-token"
+LINE = [f"Bearer {TOKEN}"]
+
+
+@pytest.fixture
+def one() -> Iterator[Party]:
+    """A server; `install` in these tests lists it."""
+    with party() as server:
+        yield server
+
+
+@pytest.fixture
+def telemetry(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
+    """A tracer provider that keeps its spans, and instrumentation that captures every header."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST", ".*")
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider, exporter
+    provider.shutdown()
+
+
+@contextmanager
+def taking_turns(client: Client, provider: TracerProvider, url: str) -> Iterator[Callable[[str], None]]:
+    """Give what runs one step of a start-up order, and undo all of them at the end."""
+    instrumentor = client.instrumentor()
+    steps: dict[str, Callable[[], object]] = {
+        "install": lambda: install(Settings(destinations=[url])),
+        "uninstall": uninstall,
+        "instrument": lambda: instrumentor.instrument(tracer_provider=provider),
+        "uninstrument": instrumentor.uninstrument,
+    }
+    try:
+        yield lambda name: steps[name]()
+    finally:
+        if instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.uninstrument()
+
+
+ORDERS = [
+    "install instrument",
+    "instrument install",
+    "instrument install uninstrument instrument",
+    "install instrument uninstrument",
+    "instrument install uninstrument",
+    "install uninstall instrument install",
+    "instrument install uninstall install",
+    "install instrument uninstall",
+    "instrument install uninstall uninstrument instrument",
+]
+
+
+@every_client
+@pytest.mark.parametrize("order", ORDERS)
+def test_ours_is_innermost_in_every_order(
+    client: Client, order: str, one: Party, telemetry: tuple[TracerProvider, InMemorySpanExporter]
+) -> None:
+    """Whoever comes first: relayed exactly while installed, and no span ever holds the token."""
+    provider, exporter = telemetry
+    with taking_turns(client, provider, one.url) as step:
+        installed = instrumented = False
+        for name in order.split():
+            step(name)
+            installed = {"install": True, "uninstall": False}.get(name, installed)
+            instrumented = {"instrument": True, "uninstrument": False}.get(name, instrumented)
+        with use_token(TOKEN):
+            client.call(one.url)
+
+    assert one.lines() == [LINE if installed else []]
+    spans = exporter.get_finished_spans()
+    assert len(spans) == instrumented
+    assert_never_leaked(TOKEN, spans)
+    if instrumented and client.name.startswith("httpx"):
+        assert any(name.startswith("http.request.header.") for name in spans[0].attributes or {})
+
+
+@every_client
+def test_no_hop_of_a_redirect_shows_the_token_to_a_span(
+    client: Client, one: Party, telemetry: tuple[TracerProvider, InMemorySpanExporter]
+) -> None:
+    """The second hop is instrumented with the headers of the first; ours is not among them."""
+    provider, exporter = telemetry
+    with taking_turns(client, provider, one.url) as step:
+        step("instrument")
+        step("install")
+        with use_token(TOKEN):
+            client.call(one.redirecting_to(f"{one.url}/last"))
+
+    assert one.lines() == [LINE] * len(one.lines())
+    assert len(one.lines()) == 2
+    assert exporter.get_finished_spans()
+    assert_never_leaked(TOKEN, exporter.get_finished_spans())
+
+
+METHODS = [
+    (httpx.HTTPTransport, "handle_request"),
+    (httpx.AsyncHTTPTransport, "handle_async_request"),
+    (httpx.MockTransport, "handle_request"),
+    (httpx.MockTransport, "handle_async_request"),
+    (httpx.ASGITransport, "handle_async_request"),
+    (httpx.WSGITransport, "handle_request"),
+    (httpx.Client, "_transport_for_url"),
+    (httpx.AsyncClient, "_transport_for_url"),
+    (httpx2.HTTPTransport, "handle_request"),
+    (httpx2.AsyncHTTPTransport, "handle_async_request"),
+    (urllib3.HTTPConnectionPool, "_make_request"),
+    (urllib.request.AbstractHTTPHandler, "do_open"),
+    (aiohttp.ClientRequest, "send"),
+    (aiohttp.ClientRequest, "_on_headers_request_sent"),
+]
+
+
+def test_uninstall_restores_the_methods() -> None:
+    """After install and uninstall, twice, each class has the very function that it had."""
+    before = [vars(owner)[name] for owner, name in METHODS]
+    for _ in range(2):
+        install(Settings(destinations=["http://127.0.0.1"]))
+        hooked = [vars(owner)[name] for owner, name in METHODS]
+        uninstall()
+
+        assert [vars(owner)[name] for owner, name in METHODS] == before
+        assert not any(a is b for a, b in zip(hooked, before, strict=True))
+
+
+MODULES = pytest.mark.parametrize(
+    ("module", "instrumentor"),
+    [(httpx, HTTPXClientInstrumentor), (httpx2, HTTPX2ClientInstrumentor)],
+    ids=["httpx", "httpx2"],
+)
+
+
+@MODULES
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("mounted", [False, True], ids=["own transport", "mounted transport"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "install client",
+        "client install",
+        "client send install",
+        "client install send uninstall install",
+        "install client uninstall install",
+        "instrument client install",
+        "client install instrument",
+        "client install unclient",
+        "install client unclient uninstall install",
+        "client install uninstall",
+    ],
+)
+def test_an_instrumented_httpx_client_relays_in_every_order(
+    module: Any,
+    instrumentor: Any,
+    is_async: bool,
+    mounted: bool,
+    order: str,
+    one: Party,
+    telemetry: tuple[TracerProvider, InMemorySpanExporter],
+) -> None:
+    """`instrument_client` wraps the one instance; ours is found beneath it, whichever came first."""
+    provider, exporter = telemetry
+    options: dict[str, Any] = {"trust_env": False, "verify": trust()}
+    if mounted:
+        options["mounts"] = {"http://": (module.AsyncHTTPTransport if is_async else module.HTTPTransport)()}
+    client = (module.AsyncClient if is_async else module.Client)(**options)
+
+    async def run() -> None:
+        for name in order.split():
+            if name == "send":
+                _ = await client.get(one.url) if is_async else client.get(one.url)
+            else:
+                steps[name]()
+        one.requests.clear()
+        exporter.clear()
+        with use_token(TOKEN):
+            _ = await client.get(one.url) if is_async else client.get(one.url)
+        await client.aclose() if is_async else client.close()
+
+    whole = instrumentor()
+    steps: dict[str, Callable[[], object]] = {
+        "install": lambda: install(Settings(destinations=[one.url])),
+        "uninstall": uninstall,
+        "instrument": lambda: whole.instrument(tracer_provider=provider),
+        "client": lambda: instrumentor.instrument_client(client, tracer_provider=provider),
+        "unclient": lambda: instrumentor.uninstrument_client(client),
+    }
+    try:
+        in_loop(run())
+    finally:
+        if whole.is_instrumented_by_opentelemetry:
+            whole.uninstrument()
+
+    assert one.lines() == [[] if order.endswith("uninstall") else LINE]
+    assert bool(exporter.get_finished_spans()) == ("unclient" not in order)
+    assert_never_leaked(TOKEN, exporter.get_finished_spans())
+
+
+class _Retries(httpx.HTTPTransport):
+    """A transport of an application's own, that sends what fails once more."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        if answer.status_code == 503:
+            answer.close()
+            answer = super().handle_request(request)
+        return answer
+
+
+class _Routes(httpx.BaseTransport):
+    """A transport of an application's own, that sends to a host of its choice."""
+
+    def __init__(self, url: str) -> None:
+        self.inner, self.url = httpx.HTTPTransport(verify=trust()), httpx.URL(url)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(host=self.url.host, port=self.url.port)
+        return self.inner.handle_request(request)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_a_subclassed_transport_is_decided_at_each_try(one: Party) -> None:
+    """A retry inside a transport is a hop like any other."""
+    one.answers.append(Status(503))
+    install(Settings(destinations=[one.url]))
+    with use_token(TOKEN), httpx.Client(transport=_Retries(verify=trust())) as client:
+        assert client.get(one.url).status_code == 200
+
+    assert one.lines() == [LINE, LINE]
+
+
+def test_a_routing_transport_is_judged_by_where_it_sends(one: Party) -> None:
+    """The URL that the sending transport gets counts, not the one that the application called."""
+    with party() as other, httpx.Client(transport=_Routes(other.url)) as client:
+        install(Settings(destinations=[one.url]))
+        with use_token(TOKEN):
+            assert client.get(one.url).status_code == 200
+        install(Settings(destinations=[other.url]))
+        with use_token(TOKEN):
+            assert client.get(one.url).status_code == 200
+
+    assert one.lines() == []
+    assert other.lines() == [[], LINE]
+
+
+def _mock(module: Any, seen: list[str | None]) -> Any:
+    def handle(request: Any) -> Any:
+        seen.append(request.headers.get("authorization"))
+        return module.Response(200)
+
+    return module.MockTransport(handle)
+
+
+def _asgi(module: Any, seen: list[str | None]) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append({k: v.decode() for k, v in scope["headers"]}.get(b"authorization"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    return module.ASGITransport(app)
+
+
+def _wsgi(module: Any, seen: list[str | None]) -> Any:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        seen.append(environ.get("HTTP_AUTHORIZATION"))
+        start_response("200 OK", [])
+        return [b""]
+
+    return module.WSGITransport(app)
+
+
+@pytest.mark.parametrize("module", [httpx, httpx2], ids=["httpx", "httpx2"])
+@pytest.mark.parametrize(
+    ("build", "is_async"),
+    [(_mock, False), (_mock, True), (_asgi, True), (_wsgi, False)],
+    ids=["mock", "async mock", "asgi", "wsgi"],
+)
+def test_a_transport_without_a_wire_is_decided_too(module: Any, build: Any, is_async: bool) -> None:
+    """Transports for tests and for applications in the same process get the token for listed origins only."""
+    seen: list[str | None] = []
+    transport = build(module, seen)
+    client = (module.AsyncClient if is_async else module.Client)(transport=transport)
+    install(Settings(destinations=["https://profile-service"]))
+
+    async def run() -> None:
+        with use_token(TOKEN):
+            for url in ("https://profile-service/me", "https://elsewhere.example/"):
+                response = await client.get(url) if is_async else client.get(url)
+                assert "authorization" not in response.request.headers
+        await client.aclose() if is_async else client.close()
+
+    in_loop(run())
+
+    assert seen == [f"Bearer {TOKEN}", None]
+
+
+def test_a_websocket_handshake_is_a_hop() -> None:
+    """aiohttp's WebSocket of a ws:// URL is compared with the http:// entry, and the token is on its handshake only."""
+    seen: list[list[str]] = []
+
+    async def answer(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
+        seen.append(request.headers.getall("authorization", []))
+        socket = aiohttp.web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.close()
+        return socket
+
+    async def run() -> None:
+        app = aiohttp.web.Application()
+        app.router.add_get("/", answer)
+        runner = aiohttp.web.AppRunner(app)
+        await runner.setup()
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        install(Settings(destinations=[f"http://127.0.0.1:{port}"]))
+        async with aiohttp.ClientSession() as session:
+            for user in (TOKEN, None):
+                with use_token(user):
+                    socket = await session.ws_connect(f"ws://127.0.0.1:{port}/")
+                    await socket.close()
+        await runner.cleanup()
+
+    in_loop(run())
+
+    assert seen == [LINE, []]
+
+
+@every_client
+def test_other_settings_take_over(client: Client, one: Party) -> None:
+    """A second install with other settings counts at once, also for sessions that are open."""
+    install(Settings(destinations=[one.url]))
+    with client.reusing(one.url) as send, use_token(TOKEN):
+        send()
+        install(Settings(destinations=["http://elsewhere.example"]))
+        send()
+        install(Settings(destinations=[one.url], header="Txn-Token"))
+        send()
+        uninstall()
+        send()
+
+    assert one.lines() == [LINE, [], [], []]
+    assert one.lines("txn-token") == [[], [], [TOKEN], []]
+
+
+def test_a_wrapper_that_is_covered_by_a_plain_one_goes_quiet(one: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another library's wrapper holds on to ours, it stays in the chain after uninstall and does nothing."""
+    owner, name = urllib3.HTTPConnectionPool, "_make_request"
+    monkeypatch.setattr(owner, name, vars(owner)[name])  # put back at the end
+    install(Settings(destinations=[one.url]))
+    ours = vars(owner)[name]
+
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        return ours(*args, **kwargs)
+
+    setattr(owner, name, theirs)
+    with use_token(TOKEN), urllib3.PoolManager() as manager:
+        for step in (None, uninstall, lambda: install(Settings(destinations=[one.url])), uninstall):
+            if step is not None:
+                step()
+            manager.request("GET", one.url)
+
+    assert vars(owner)[name] is theirs
+    assert one.lines() == [LINE, [], LINE, []]

@@ -1,0 +1,345 @@
+"""P1: the token leaves only for an origin on the list, decided anew for every hop, at the wire."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import urllib.request
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import celery
+import httpx
+import pytest
+import requests
+import urllib3
+import yarl
+from opentelemetry import propagate
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
+from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+
+from otel_token_relay import Settings, install, use_token
+from otel_token_relay.clients import aiohttp as aiohttp_hook
+from otel_token_relay.clients import httpx as httpx_hook
+from otel_token_relay.clients import urllib as urllib_hook
+from otel_token_relay.clients import urllib3 as urllib3_hook
+from otel_token_relay.origin import Origin
+from otel_token_relay.relay import Parts
+from tests.support.clients import Client, every_client, every_following_client
+from tests.support.loopback import Party, Status, party, proxy
+
+TOKEN = "p1-canary-token"
+LINE = [f"Bearer {TOKEN}"]
+
+
+def allow(*destinations: str, **others: object) -> None:
+    install(Settings(destinations=destinations, **others))  # type: ignore[arg-type]
+
+
+@every_client
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_listed_destination_gets_the_token_in_one_line(client: Client, tls: bool) -> None:
+    """A plain call to a listed origin carries exactly one Authorization line, the caller's."""
+    with party(tls=tls) as one:
+        allow(one.url)
+        with use_token(TOKEN):
+            answer = client.call(one.url)
+
+    assert answer.status == 200
+    assert one.lines() == [LINE]
+    assert not answer.shows("authorization")
+
+
+@every_client
+def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
+    """No destinations: no token, and the call goes through."""
+    with party() as one:
+        allow()
+        with use_token(TOKEN):
+            assert client.call(one.url).status == 200
+
+    assert one.lines() == [[]]
+
+
+@every_client
+@pytest.mark.parametrize(
+    ("tls", "listed"),
+    [
+        pytest.param(False, "http://localhost:{port}", id="another name of the host"),
+        pytest.param(False, "http://127.0.0.2:{port}", id="another address"),
+        pytest.param(False, "http://*.0.0.1:{other}", id="an address has no labels"),
+        pytest.param(False, "http://127.0.0.1:{other}", id="another port"),
+        pytest.param(False, "http://127.0.0.1", id="the default port"),
+        pytest.param(False, "https://127.0.0.1:{port}", id="http called, https listed"),
+        pytest.param(True, "http://127.0.0.1:{port}", id="https called, http listed"),
+    ],
+)
+def test_an_origin_that_differs_in_one_part_gets_nothing(client: Client, tls: bool, listed: str) -> None:
+    """Host, port and scheme must all be the listed ones."""
+    with party(tls=tls) as one:
+        entry = listed.format(port=one.port, other=one.port + 1 if one.port < 65535 else 1024)
+        if "*" in entry:
+            entry = entry.replace("*.0.0.1", "*.example.com")
+        allow(entry)
+        with use_token(TOKEN):
+            assert client.call(one.url).status == 200
+
+    assert one.lines() == [[]]
+
+
+@every_client
+def test_a_listed_name_is_not_its_address(client: Client) -> None:
+    """The list names localhost; the call by that name is relayed, by its address it is not."""
+    with party() as one:
+        allow(f"http://localhost:{one.port}")
+        with use_token(TOKEN):
+            client.call(one.url)
+            client.call(f"http://LocalHost:{one.port}")
+
+    assert one.lines() == [[], LINE]
+
+
+@every_client
+def test_an_ipv6_address_is_compared_as_an_address(client: Client) -> None:
+    """[::1] and the long form of the entry are one host."""
+    with party(host="::1") as one:
+        allow(f"http://[0:0:0:0:0:0:0:1]:{one.port}")
+        with use_token(TOKEN):
+            assert client.call(one.url).status == 200
+
+    assert one.lines() == [LINE]
+
+
+# A and B are listed, C is listed with TLS; X is not listed, nor is Y, which has TLS.
+CHAINS = ["A A", "A B A", "A X", "X A", "A X A", "A C", "C A", "A Y", "C X A", "Y C"]
+
+
+@every_following_client
+@pytest.mark.parametrize("chain", CHAINS)
+def test_each_hop_of_a_redirect_is_decided_by_itself(client: Client, chain: str) -> None:
+    """Along a chain of redirects, listed origins get the token in one line and others get nothing."""
+    with ExitStack() as stack:
+        parties: dict[str, Party] = {}
+        for name in dict.fromkeys(chain.split()):
+            parties[name] = stack.enter_context(party(tls=name in "CY"))
+        allow(*[parties[name].url for name in parties if name in "ABC"])
+        *way, last = chain.split()
+        url = parties[last].url
+        for name in reversed(way):
+            url = parties[name].redirecting_to(url)
+
+        with use_token(TOKEN):
+            answer = client.call(url)
+
+    assert answer.status == 200
+    assert not answer.shows("authorization")
+    for name, one in parties.items():
+        assert one.lines() == [LINE if name in "ABC" else []] * chain.split().count(name), name
+
+
+@every_following_client
+@pytest.mark.parametrize("status", [301, 303, 307, 308])
+def test_a_post_that_is_redirected_leaks_nothing(client: Client, status: int) -> None:
+    """Whatever a redirect does to the method, the third party gets no token."""
+    if client.name == "urllib" and status in (307, 308):
+        status = 302  # urllib refuses to repeat a POST
+    with party() as listed, party() as outsider:
+        allow(listed.url)
+        with use_token(TOKEN):
+            client.call(listed.redirecting_to(outsider.url, status=status), method="POST")
+
+    assert listed.lines() == [LINE]
+    assert outsider.lines() == [[]]
+
+
+@every_following_client
+def test_a_custom_header_follows_no_redirect(client: Client) -> None:
+    """Clients strip Authorization on redirects and nothing else; ours is not on the request at all."""
+    with party() as listed, party() as outsider:
+        allow(listed.url, header="Txn-Token")
+        with use_token(TOKEN):
+            answer = client.call(listed.redirecting_to(listed.redirecting_to(outsider.url)))
+
+    assert listed.lines("txn-token") == [[TOKEN], [TOKEN]]
+    assert listed.lines() == [[], []]
+    outsider.assert_saw_no(TOKEN)
+    assert not answer.shows("txn-token")
+
+
+@every_following_client
+@pytest.mark.parametrize("tls", [False, True], ids=["forward", "connect"])
+@pytest.mark.parametrize("listed", ["destination", "proxy"])
+def test_a_proxy_is_not_the_destination(client: Client, tls: bool, listed: str) -> None:
+    """The origin of the URL decides, not the proxy, and CONNECT carries no token."""
+    with party(tls=tls) as one, proxy() as between:
+        allow(one.url if listed == "destination" else between.url)
+        with use_token(TOKEN):
+            answer = client.call(one.url, proxy=between.url)
+
+    assert answer.status == 200
+    assert one.lines() == [LINE if listed == "destination" else []]
+    assert [request.method for request in between.requests] == ["CONNECT" if tls else "GET"]
+    if tls or listed == "proxy":
+        assert not any(request.holds(TOKEN) for request in between.requests)
+
+
+def test_a_retry_is_decided_anew() -> None:
+    """A retry after the lease has ended goes out without the token that the first attempt had."""
+    with party() as one, urllib3.PoolManager() as manager, use_token(TOKEN) as token:
+        allow(one.url)
+        one.answers += [Status(503), Status(503)]
+        assert token is not None
+        assert token.lease is not None
+        lease = token.lease
+
+        class EndsTheLease(urllib3.Retry):
+            def sleep(self, response: object = None) -> None:
+                if len(one.requests) == 2:
+                    lease.end()
+
+        answer = manager.request("GET", one.url, retries=EndsTheLease(total=3, status_forcelist=[503]))
+
+    assert answer.status == 200
+    assert one.lines() == [LINE, LINE, []]
+
+
+def test_a_pool_without_a_proxy_is_not_fooled_by_an_absolute_url() -> None:
+    """A pool that is used as a hand-made proxy connection gets nothing for another origin's URL."""
+    with party() as one, party() as other:
+        allow(one.url, other.url)
+        with use_token(TOKEN), urllib3.HTTPConnectionPool("127.0.0.1", one.port) as pool:
+            pool.urlopen("GET", f"{other.url}/", assert_same_host=False)
+            pool.urlopen("GET", f"{one.url}/")
+
+    assert one.lines() == [[], LINE]
+
+
+def _httpx_parts(url: str) -> Parts:
+    return httpx_hook._parts_of(httpx.Request("GET", url))
+
+
+def _urllib3_parts(url: str) -> Parts:
+    with urllib3.PoolManager() as manager:
+        return urllib3_hook._parts_of((manager.connection_from_url(url), "/", None))
+
+
+def _urllib_parts(url: str) -> Parts:
+    return urllib_hook._parts_of(urllib.request.Request(url))
+
+
+def _aiohttp_parts(url: str) -> Parts:
+    return aiohttp_hook._parts_of(SimpleNamespace(url=yarl.URL(url)))
+
+
+PARTS_OF = {"httpx": _httpx_parts, "urllib3": _urllib3_parts, "urllib": _urllib_parts, "aiohttp": _aiohttp_parts}
+NOWHERE = None
+
+# What each client connects to for a URL that is meant to be misread, in the order of PARTS_OF.
+HOSTILE = [
+    ("http://A\\@B/", ["b", "a", NOWHERE, NOWHERE]),
+    ("http://good@evil/", ["evil", "evil", NOWHERE, "evil"]),
+    ("http://good:80@evil/", ["evil", "evil", NOWHERE, "evil"]),
+    ("http://good;@evil/", ["evil", "evil", NOWHERE, "evil"]),
+    ("http://good#@evil/", ["good", "good", "good", "good"]),
+    ("http://good?@evil/", ["good", "good", "good", "good"]),
+    ("http://GOOD.:80/", ["good", "good", "good", "good"]),
+    ("http://[::1]/", ["::1", "::1", "::1", "::1"]),
+    ("http://[::1%25lo]/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
+    ("http://127.1/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
+    ("http://0x7f000001/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
+    ("http://good%2eevil/", [NOWHERE, "good.evil", "good.evil", NOWHERE]),
+    ("http://fa\u00df.de/", ["xn--fa-hia.de", "xn--fa-hia.de", "fass.de", "xn--fa-hia.de"]),
+    ("http://good\u3002evil/", ["good.evil", NOWHERE, "good.evil", "good.evil"]),
+    ("http://\uff47\uff4f\uff4f\uff44/", [NOWHERE, NOWHERE, "good", "good"]),
+]
+
+
+@pytest.mark.parametrize(("url", "hosts"), HOSTILE, ids=[ascii(url) for url, _ in HOSTILE])
+def test_a_hostile_url_is_read_as_the_client_connects(url: str, hosts: list[str | None]) -> None:
+    """The host that is compared is the one that the client looks up: each by its own parser and IDNA."""
+    for (library, parts_of), host in zip(PARTS_OF.items(), hosts, strict=True):
+        try:
+            origin = Origin.of(*parts_of(url))
+        except Exception:
+            origin = None
+
+        assert origin == (host and Origin("http", host, 80)), library
+
+
+def test_a_stale_tunnel_is_not_taken_for_tls() -> None:
+    """urllib keeps the tunnel of a request that is given an http URL afterwards; what goes in then is plain."""
+    request = urllib.request.Request("https://127.0.0.1/")
+    request.set_proxy("127.0.0.1:9", "http")
+    tunnelled = urllib_hook._parts_of(request)
+    request.full_url = "http://127.0.0.1/"
+
+    assert tunnelled == ("https", "127.0.0.1", None)
+    assert urllib_hook._parts_of(request) == ("http", "127.0.0.1", None)
+
+
+def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A URL that cannot be read is not quoted in the log, since a password may stand in it."""
+    allow("http://127.0.0.1")
+    caplog.set_level(logging.DEBUG)
+    with use_token(TOKEN), pytest.raises(http.client.InvalidURL):
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open("http://user:hunter2@127.0.0.1/")
+
+    assert "destination_unknown" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_an_ambient_inject_writes_nothing() -> None:
+    """`inject` without a destination is for any carrier: it writes what other propagators have, and no token."""
+    allow("http://127.0.0.1")
+    carrier: dict[str, str] = {}
+    with use_token(TOKEN), TracerProvider().get_tracer("test").start_as_current_span("work"):
+        propagate.inject(carrier)
+
+    assert "traceparent" in carrier
+    assert "authorization" not in {key.lower() for key in carrier}
+    assert TOKEN not in str(carrier)
+
+
+def test_a_task_queue_gets_nothing() -> None:
+    """A Celery message, which its instrumentation injects into, carries the trace and no token."""
+    app = celery.Celery(broker="memory://", set_as_current=False)
+    app.conf.broker_connection_retry_on_startup = True
+    instrumentor = CeleryInstrumentor()
+    instrumentor.instrument(tracer_provider=TracerProvider())
+    try:
+        allow("http://*:*", "https://*:*")
+        with use_token(TOKEN):
+            app.send_task("work", args=[1], queue="p1")
+        with app.connection_for_read() as connection, connection.SimpleQueue("p1") as queue:
+            message = queue.get_nowait()
+            message.ack()
+    finally:
+        instrumentor.uninstrument()
+        app.close()
+
+    assert "traceparent" in message.headers
+    assert TOKEN not in str(message.headers) + str(message.properties) + str(message.body)
+
+
+def test_an_inject_in_a_hook_of_instrumentation_writes_nothing() -> None:
+    """What an application injects inside request and response hooks of a relayed call holds no token."""
+    carriers: list[dict[str, str]] = []
+
+    def hook(*args: object) -> None:
+        carriers.append({})
+        propagate.inject(carriers[-1])
+
+    instrumentor = RequestsInstrumentor()
+    instrumentor.instrument(tracer_provider=TracerProvider(), request_hook=hook, response_hook=hook)
+    try:
+        with party() as one:
+            allow(one.url)
+            with use_token(TOKEN):
+                requests.get(one.url, timeout=10)
+    finally:
+        instrumentor.uninstrument()
+
+    assert one.lines() == [LINE]
+    assert ["traceparent" in carrier for carrier in carriers] == [True, True]
+    assert TOKEN not in str(carriers)

@@ -1,0 +1,168 @@
+"""P2, as far as the clients go: what is used again or shared carries the token of who sends it now."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import aiohttp
+import httpx
+import httpx2
+import pytest
+
+from otel_token_relay import Settings, carry, install, use_token
+from tests.support.clients import CLIENTS, Client, every_client, in_loop
+from tests.support.loopback import party, trust
+
+FIRST, SECOND = "p2-canary-token-1", "p2-canary-token-2"
+
+
+@every_client
+def test_a_request_used_again_carries_who_sends_it_now(client: Client) -> None:
+    """One request object for user 1, user 2, nobody and user 1 again: each time the sender's token or none."""
+    with party() as one, client.reusing(one.url) as send:
+        install(Settings(destinations=[one.url]))
+        for user in (FIRST, SECOND, None, FIRST):
+            with use_token(user):
+                send()
+
+    assert one.lines() == [[f"Bearer {FIRST}"], [f"Bearer {SECOND}"], [], [f"Bearer {FIRST}"]]
+
+
+@pytest.mark.parametrize("client", [c for c in CLIENTS if not c.is_async], ids=lambda c: c.name)
+def test_a_request_shared_by_threads_is_each_ones_own(client: Client) -> None:
+    """Three threads, one of nobody, send one request object at the same time; nobody gets another's token."""
+    users = [FIRST, SECOND, None]
+    seen: dict[str | None, set[bytes]] = {user: set() for user in users}
+    gate = threading.Barrier(len(users))
+
+    with party() as one, client.reusing(one.url) as send:
+        install(Settings(destinations=[one.url]))
+
+        def work(user: str | None) -> None:
+            with use_token(user):
+                gate.wait(timeout=10)
+                seen[user].update(send() for _ in range(15))
+
+        threads = [threading.Thread(target=work, args=(user,)) for user in users]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+
+    assert seen == {FIRST: {f"Bearer {FIRST}".encode()}, SECOND: {f"Bearer {SECOND}".encode()}, None: {b""}}
+
+
+async def _aiohttp_sends(url: str) -> Any:
+    session = aiohttp.ClientSession()
+
+    async def send() -> bytes:
+        async with session.get(url) as response:
+            return await response.read()
+
+    return send, session.close
+
+
+def _httpx_sends(module: Any) -> Any:
+    async def build(url: str) -> Any:
+        client, request = module.AsyncClient(trust_env=False, verify=trust()), module.Request("GET", url)
+
+        async def send() -> Any:
+            return (await client.send(request)).content
+
+        return send, client.aclose
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "build",
+    [_aiohttp_sends, _httpx_sends(httpx), _httpx_sends(httpx2)],
+    ids=["aiohttp session", "httpx request", "httpx2 request"],
+)
+def test_a_session_shared_by_tasks_is_each_ones_own(build: Any) -> None:
+    """Tasks of two users and of nobody share a session; each response answers its own task's token."""
+
+    async def run(url: str) -> None:
+        send, close = await build(url)
+
+        async def work(user: str | None) -> None:
+            with use_token(user):
+                for _ in range(10):
+                    assert await send() == (f"Bearer {user}".encode() if user else b"")
+
+        await asyncio.gather(*[work(user) for user in (FIRST, SECOND, None, FIRST)])
+        await close()
+
+    with party() as one:
+        install(Settings(destinations=[one.url]))
+        in_loop(run(one.url))
+
+    assert len(one.requests) == 40
+
+
+@every_client
+def test_a_context_kept_after_the_lease_relays_nothing(client: Client) -> None:
+    """Work that still holds the context when the request has ended sends without the token."""
+    with party() as one:
+        install(Settings(destinations=[one.url]))
+        with use_token(FIRST):
+            kept = contextvars.copy_context()
+        kept.run(client.call, one.url)
+
+    assert one.lines() == [[]]
+
+
+@every_client
+def test_carried_work_relays_after_the_lease(client: Client) -> None:
+    """What was carried on purpose still holds the token."""
+    with party() as one:
+        install(Settings(destinations=[one.url]))
+        with use_token(FIRST):
+            work = carry(lambda: client.call(one.url))
+        work()
+
+    assert one.lines() == [[f"Bearer {FIRST}"]]
+
+
+FORK = """
+import logging, os, sys
+from otel_token_relay import Settings, install, use_token
+from tests.support.clients import CLIENTS
+
+logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
+logging.getLogger("otel_token_relay").addHandler(logging.StreamHandler(sys.stdout))
+url = sys.argv[1]
+install(Settings(destinations=[url]))
+with use_token(sys.argv[2]):
+    pid = os.fork()
+    who = "parent" if pid else "child"
+    if pid:
+        os.waitpid(pid, 0)
+    for client in CLIENTS:
+        assert client.call(f"{url}/{who}/{client.name}").status == 200
+    sys.stdout.flush()
+    if not pid:
+        os._exit(0)
+"""
+
+
+def test_a_forked_child_relays_nothing() -> None:
+    """A child that inherits the context by fork has no token to relay, with any client; its parent has."""
+    with party() as one:
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", FORK, one.url, FIRST], capture_output=True, text=True, timeout=60
+        )
+
+    assert ran.returncode == 0, ran.stderr
+    assert {r.target: r.authorization for r in one.requests} == {
+        f"/{who}/{client.name}": f"Bearer {FIRST}" if who == "parent" else None
+        for client in CLIENTS
+        for who in ("parent", "child")
+    }
+    assert ran.stdout.count("withheld: other_process") == len(CLIENTS)
+    assert FIRST not in ran.stdout + ran.stderr

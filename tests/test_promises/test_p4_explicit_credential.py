@@ -1,0 +1,489 @@
+"""P4: a credential that the request already carries wins, in whatever form it was given."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+import os
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import httpx2
+import pytest
+import requests
+import requests.auth
+import urllib3
+
+from otel_token_relay import Settings, install, use_token
+from tests.support.clients import Client, every_client, in_loop
+from tests.support.loopback import Party, Status, party, trust
+
+TOKEN = "p4-canary-token"
+OWN = "Basic " + base64.b64encode(b"u:p").decode()
+SPELLINGS = ("Authorization", "authorization", "AUTHORIZATION", "aUTHORIZATION")
+
+Form = Callable[[str], Any]
+FORMS: list[Any] = []
+
+
+def form(name: str, *, challenged: bool = False) -> Callable[[Form], Form]:
+    """Add a way to give a credential; *challenged* ones only send it after a 401."""
+
+    def add(send: Form) -> Form:
+        FORMS.append(pytest.param(send, challenged, id=name))
+        return send
+
+    return add
+
+
+def with_userinfo(url: str) -> str:
+    return url.replace("://", "://u:p@")
+
+
+def _add_httpx_forms(module: Any, label: str) -> None:
+    def get(url: str, *, make: dict[str, Any] | None = None, **options: Any) -> None:
+        with module.Client(trust_env=False, verify=trust(), **(make or {})) as client:
+            client.get(url, **options)
+
+    def aget(url: str, *, make: dict[str, Any] | None = None, **options: Any) -> None:
+        async def run() -> None:
+            async with module.AsyncClient(trust_env=False, verify=trust(), **(make or {})) as client:
+                await client.get(url, **options)
+
+        in_loop(run())
+
+    def hook(request: Any) -> None:
+        request.headers["Authorization"] = OWN
+
+    async def ahook(request: Any) -> None:
+        hook(request)
+
+    class OwnAuth(module.Auth):  # type: ignore[misc,name-defined]
+        def auth_flow(self, request: Any) -> Any:
+            hook(request)
+            yield request
+
+    for spelling in SPELLINGS:
+        form(f"{label} header {spelling}")(lambda url, s=spelling: get(url, headers={s: OWN}))  # type: ignore[misc]
+    form(f"{label} bytes header")(lambda url: get(url, headers=[(b"Authorization", OWN.encode())]))
+    form(f"{label} client headers")(lambda url: get(url, make={"headers": {"AUTHORIZATION": OWN}}))
+    form(f"{label} userinfo")(lambda url: get(with_userinfo(url)))
+    form(f"{label} event hook")(lambda url: get(url, make={"event_hooks": {"request": [hook]}}))
+    form(f"{label} async event hook")(lambda url: aget(url, make={"event_hooks": {"request": [ahook]}}))
+    for kind, send in (("", get), ("async ", aget)):
+        form(f"{label} {kind}auth=")(lambda url, s=send: s(url, auth=("u", "p")))  # type: ignore[misc]
+        form(f"{label} {kind}client auth")(lambda url, s=send: s(url, make={"auth": ("u", "p")}))  # type: ignore[misc]
+        form(f"{label} {kind}auth flow")(lambda url, s=send: s(url, auth=OwnAuth()))  # type: ignore[misc]
+        form(f"{label} {kind}netrc")(lambda url, s=send: s(url, auth=module.NetRCAuth(netrc_file())))  # type: ignore[misc]
+
+
+_add_httpx_forms(httpx, "httpx")
+_add_httpx_forms(httpx2, "httpx2")
+
+
+def netrc_file() -> str:
+    return os.environ["NETRC"]
+
+
+def _requests_get(url: str, *, session: Callable[[requests.Session], object] = lambda s: None, **options: Any) -> None:
+    with requests.Session() as one:
+        one.trust_env = options.pop("trust_env", False)
+        session(one)
+        one.get(url, **options)
+
+
+def _requests_own(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    request.headers["authorization"] = OWN
+    return request
+
+
+class _AddsHeaders(requests.adapters.HTTPAdapter):
+    def add_headers(self, request: requests.PreparedRequest, **kwargs: object) -> None:
+        request.headers["AUTHORIZATION"] = OWN
+
+
+for _spelling in SPELLINGS:
+    form(f"requests header {_spelling}")(lambda url, s=_spelling: _requests_get(url, headers={s: OWN}))  # type: ignore[misc]
+form("requests bytes header")(lambda url: _requests_get(url, headers={b"Authorization": OWN.encode()}))
+form("requests session headers")(
+    lambda url: _requests_get(url, session=lambda s: s.headers.update({"authorization": OWN}))
+)
+form("requests session auth")(lambda url: _requests_get(url, session=lambda s: setattr(s, "auth", ("u", "p"))))
+form("requests auth=")(lambda url: _requests_get(url, auth=("u", "p")))
+form("requests auth callable")(lambda url: _requests_get(url, auth=_requests_own))
+form("requests netrc")(lambda url: _requests_get(url, trust_env=True))
+form("requests userinfo")(lambda url: _requests_get(with_userinfo(url)))
+form("requests adapter")(lambda url: _requests_get(url, session=lambda s: s.mount("http://", _AddsHeaders())))
+
+
+def _urllib3_get(url: str, *, make: dict[str, Any] | None = None, **options: Any) -> None:
+    with urllib3.PoolManager(**(make or {})) as manager:
+        manager.request("GET", url, **options)
+
+
+for _spelling in SPELLINGS:
+    form(f"urllib3 header {_spelling}")(lambda url, s=_spelling: _urllib3_get(url, headers={s: OWN}))  # type: ignore[misc]
+form("urllib3 HTTPHeaderDict")(lambda url: _urllib3_get(url, headers=urllib3.HTTPHeaderDict({"AUTHORIZATION": OWN})))
+form("urllib3 bytes header")(lambda url: _urllib3_get(url, headers={b"authorization": OWN}))
+form("urllib3 make_headers")(lambda url: _urllib3_get(url, headers=urllib3.make_headers(basic_auth="u:p")))
+form("urllib3 manager headers")(lambda url: _urllib3_get(url, make={"headers": {"authorization": OWN}}))
+
+
+@form("urllib3 pool headers")
+def _pool_headers(url: str) -> None:
+    with urllib3.connectionpool.connection_from_url(url, headers={"AUTHORIZATION": OWN}) as pool:
+        pool.urlopen("GET", "/")
+
+
+def _urllib_get(
+    url: str,
+    *handlers: urllib.request.BaseHandler,
+    request: Callable[[urllib.request.Request], object] = lambda r: None,
+    opener: Callable[[urllib.request.OpenerDirector], object] = lambda o: None,
+) -> None:
+    sent, director = (
+        urllib.request.Request(url),
+        urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust()), *handlers
+        ),
+    )
+    request(sent)
+    opener(director)
+    with director.open(sent, timeout=10) as response:
+        response.read()
+
+
+def _password(url: str, manager: Any, **options: Any) -> urllib.request.HTTPBasicAuthHandler:
+    manager.add_password(None, url, "u", "p", **options)
+    return urllib.request.HTTPBasicAuthHandler(manager)
+
+
+for _spelling in SPELLINGS:
+    form(f"urllib header {_spelling}")(
+        lambda url, s=_spelling: _urllib_get(url, request=lambda r: r.add_header(s, OWN))  # type: ignore[misc]
+    )
+form("urllib bytes header")(
+    lambda url: _urllib_get(url, request=lambda r: r.add_header(b"authorization", OWN))  # type: ignore[arg-type]
+)
+form("urllib unredirected header")(
+    lambda url: _urllib_get(url, request=lambda r: r.add_unredirected_header("Authorization", OWN))
+)
+form("urllib opener.addheaders")(
+    lambda url: _urllib_get(url, opener=lambda o: o.addheaders.append(("authorization", OWN)))
+)
+form("urllib prior auth")(
+    lambda url: _urllib_get(url, _password(url, urllib.request.HTTPPasswordMgrWithPriorAuth(), is_authenticated=True))
+)
+form("urllib basic challenge", challenged=True)(
+    lambda url: _urllib_get(url, _password(url, urllib.request.HTTPPasswordMgrWithDefaultRealm()))
+)
+
+
+def _aiohttp_get(url: str, *, make: dict[str, Any] | None = None, **options: Any) -> None:
+    async def run() -> None:
+        async with aiohttp.ClientSession(**(make or {})) as session, session.get(url, **options) as response:
+            await response.read()
+
+    in_loop(run())
+
+
+async def _own_middleware(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
+    request.headers["authorization"] = OWN
+    answer: aiohttp.ClientResponse = await handler(request)
+    return answer
+
+
+for _spelling in SPELLINGS:
+    form(f"aiohttp header {_spelling}")(lambda url, s=_spelling: _aiohttp_get(url, headers={s: OWN}))  # type: ignore[misc]
+form("aiohttp session headers")(lambda url: _aiohttp_get(url, make={"headers": {"AUTHORIZATION": OWN}}))
+form("aiohttp auth=")(lambda url: _aiohttp_get(url, auth=aiohttp.BasicAuth("u", "p")))
+form("aiohttp session auth")(lambda url: _aiohttp_get(url, make={"auth": aiohttp.BasicAuth("u", "p")}))
+form("aiohttp userinfo")(lambda url: _aiohttp_get(with_userinfo(url)))
+form("aiohttp netrc")(lambda url: _aiohttp_get(url, make={"trust_env": True}))
+if hasattr(aiohttp, "ClientHandlerType"):  # aiohttp 3.12
+    form("aiohttp middleware")(lambda url: _aiohttp_get(url, make={"middlewares": (_own_middleware,)}))
+
+
+@pytest.fixture
+def one() -> Iterator[Party]:
+    """A server."""
+    with party() as server:
+        yield server
+
+
+@pytest.fixture
+def netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A netrc file with a password for loopback."""
+    path = tmp_path / "netrc"
+    path.write_text("machine 127.0.0.1 login u password p\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(path))
+
+
+# aiohttp's auth= is on its way out and must be respected until it is gone.
+every_form = pytest.mark.filterwarnings("ignore:(BasicAuth|The 'auth' parameter) is deprecated")
+
+
+CHALLENGE = Status(401, (("WWW-Authenticate", 'Basic realm="r"'),))
+
+
+@every_form
+@pytest.mark.usefixtures("netrc")
+@pytest.mark.parametrize(("send", "challenged"), FORMS)
+def test_an_explicit_credential_wins(send: Form, challenged: bool, one: Party) -> None:
+    """The application's own credential goes out, alone, and the token does not."""
+    install(Settings(destinations=[one.url]))
+    if challenged:
+        one.answers.append(CHALLENGE)
+    with use_token(TOKEN):
+        send(one.url)
+
+    assert one.lines()[-1] == [OWN]
+    # The first try of a challenge carries no credential yet, as the application gave none.
+    assert one.lines()[:-1] == ([[f"Bearer {TOKEN}"]] if challenged else [])
+
+
+@every_form
+@pytest.mark.usefixtures("netrc")
+@pytest.mark.parametrize(("send", "challenged"), [row for row in FORMS if not row.values[1]])
+def test_replace_sends_the_token_alone(send: Form, challenged: bool, one: Party) -> None:
+    """With ON_CONFLICT=replace the token is the one line, and without a token the application's own is."""
+    install(Settings(destinations=[one.url], on_conflict="replace"))
+    with use_token(TOKEN):
+        send(one.url)
+    send(one.url)
+
+    assert one.lines() == [[f"Bearer {TOKEN}"], [OWN]]
+
+
+@pytest.mark.parametrize(("send", "challenged"), [FORMS[0], FORMS[-1]])
+def test_replace_leaves_other_destinations_their_credential(send: Form, challenged: bool, one: Party) -> None:
+    """Where the token does not go, replacing takes nothing away."""
+    install(Settings(destinations=["http://elsewhere.example"], on_conflict="replace"))
+    with use_token(TOKEN):
+        send(one.url)
+
+    assert one.lines() == [[OWN]]
+
+
+DIGEST = Status(401, (("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth", algorithm=MD5'),))
+
+
+def _digest_aiohttp(url: str) -> None:
+    _aiohttp_get(url, make={"middlewares": (aiohttp.DigestAuthMiddleware("u", "p"),)})
+
+
+DIGESTS: dict[str, Form] = {
+    "httpx": lambda url: httpx.get(url, auth=httpx.DigestAuth("u", "p"), trust_env=False, verify=trust()),
+    "httpx2": lambda url: httpx2.get(url, auth=httpx2.DigestAuth("u", "p"), trust_env=False, verify=trust()),
+    "requests": lambda url: requests.get(url, auth=requests.auth.HTTPDigestAuth("u", "p"), timeout=10),
+    "urllib": lambda url: _urllib_get(
+        url,
+        urllib.request.HTTPDigestAuthHandler(_password(url, urllib.request.HTTPPasswordMgrWithDefaultRealm()).passwd),
+    ),
+    "aiohttp": _digest_aiohttp,
+}
+
+
+@pytest.mark.parametrize("send", DIGESTS.values(), ids=DIGESTS)
+def test_a_digest_answers_its_challenge(send: Form, one: Party) -> None:
+    """The answer to a Digest challenge is not replaced by the token; no request has two lines."""
+    install(Settings(destinations=[one.url]))
+    one.answers.append(DIGEST)
+    with use_token(TOKEN):
+        send(one.url)
+
+    assert [len(lines) for lines in one.lines()] == [1, 1]
+    assert one.lines()[1][0].startswith("Digest ")
+
+
+def test_two_explicit_lines_stay_as_they_are(one: Party) -> None:
+    """A request that already has two Authorization lines is sent as the application built it."""
+    install(Settings(destinations=[one.url]))
+    with use_token(TOKEN):
+        httpx.get(
+            one.url, headers=[("Authorization", "Own a"), ("authorization", "Own b")], trust_env=False, verify=trust()
+        )
+
+    assert one.lines() == [["Own a", "Own b"]]
+
+
+@every_client
+def test_a_custom_header_has_a_conflict_of_its_own(client: Client, one: Party) -> None:
+    """With another header to write, an explicit one of that name wins and Authorization is no conflict."""
+    install(Settings(destinations=[one.url], header="Txn-Token"))
+    with use_token(TOKEN):
+        client.call(one.url, headers={"TXN-token": "own"})
+        client.call(one.url, headers={"Authorization": OWN})
+
+    assert one.lines("txn-token") == [["own"], [TOKEN]]
+    assert one.lines() == [[], [OWN]]
+
+
+def _httpx_objects(module: Any) -> Callable[[str], tuple[list[Any], Callable[[], object]]]:
+    def build(url: str) -> tuple[list[Any], Callable[[], object]]:
+        client = module.Client(trust_env=False, verify=trust())
+        request = client.build_request("POST", url, headers={"x-own": "1"}, content=b"body")
+
+        def send() -> None:
+            with client:
+                assert client.send(request).request is request
+
+        return [request.headers, client.headers], send
+
+    return build
+
+
+def _requests_objects(url: str) -> tuple[list[Any], Callable[[], object]]:
+    session = requests.Session()
+    prepared = session.prepare_request(requests.Request("POST", url, headers={"x-own": "1"}, data=b"body"))
+
+    def send() -> None:
+        with session:
+            assert session.send(prepared).request is prepared
+
+    return [prepared.headers, session.headers], send
+
+
+def _urllib_objects(url: str) -> tuple[list[Any], Callable[[], object]]:
+    request = urllib.request.Request(url, data=b"body", headers={"X-own": "1"})
+    request.add_unredirected_header("X-other", "2")
+    urllib_own = [request.headers]
+
+    def send() -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=10) as response:
+            response.read()
+        assert not [name for name, _ in request.header_items() if name.lower() == "authorization"]
+
+    return urllib_own, send
+
+
+def _urllib3_objects(url: str) -> tuple[list[Any], Callable[[], object]]:
+    headers, shared = {"x-own": "1"}, urllib3.HTTPHeaderDict({"x-shared": "1"})
+
+    def send() -> None:
+        with urllib3.PoolManager(headers=shared) as manager:
+            manager.request("POST", url, headers=headers, body=b"body")
+            manager.request("POST", url, body=b"body")
+
+    return [headers, shared], send
+
+
+def _aiohttp_objects(url: str) -> tuple[list[Any], Callable[[], object]]:
+    headers, shared = {"x-own": "1"}, {"x-shared": "1"}
+    return [headers, shared], lambda: _aiohttp_get(url, make={"headers": shared}, headers=headers)
+
+
+OBJECTS = {
+    "httpx": _httpx_objects(httpx),
+    "httpx2": _httpx_objects(httpx2),
+    "requests": _requests_objects,
+    "urllib": _urllib_objects,
+    "urllib3": _urllib3_objects,
+    "aiohttp": _aiohttp_objects,
+}
+
+
+@pytest.mark.parametrize("build", OBJECTS.values(), ids=OBJECTS)
+@pytest.mark.parametrize("on_conflict", ["keep", "replace"])
+def test_what_the_caller_holds_is_unchanged(build: Any, on_conflict: Any, one: Party) -> None:
+    """The caller's request, session and headers are after the call as they were before it."""
+    install(Settings(destinations=[one.url], on_conflict=on_conflict))
+    held, send = build(one.url)
+    before = copy.deepcopy([dict(headers) for headers in held])
+    with use_token(TOKEN):
+        send()
+
+    assert all(lines == [f"Bearer {TOKEN}"] for lines in one.lines())
+    after = [{k: v for k, v in dict(headers).items() if k not in ADDED_BY_URLLIB} for headers in held]
+    assert after == before
+
+
+# urllib itself puts these on the caller's request.
+ADDED_BY_URLLIB = {"Content-type", "Content-length"}
+
+
+def test_aiohttp_shows_the_token_to_nobody(one: Party) -> None:
+    """Neither tracing callbacks nor errors nor middlewares of aiohttp see the token, on any hop."""
+    told: list[object] = []
+
+    async def tell(session: object, context: object, params: Any) -> None:
+        told.append(dict(getattr(params, "headers", {})))
+
+    trace = aiohttp.TraceConfig()
+    for name in ("request_start", "request_headers_sent", "request_redirect", "request_end", "request_chunk_sent"):
+        getattr(trace, f"on_{name}").append(tell)
+
+    async def run() -> None:
+        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+            with pytest.raises(aiohttp.ClientResponseError) as caught:
+                await session.post(one.redirecting_to(f"{one.url}/last", status=307), raise_for_status=True, data=b"x")
+            told.extend([repr(caught.value), dict(caught.value.request_info.headers)])
+            told.extend(dict(r.request_info.headers) for r in caught.value.history)
+            await asyncio.sleep(0)
+
+    install(Settings(destinations=[one.url]))
+    one_redirect, error = Status(307, (("Location", f"{one.url}/last"),)), Status(500)
+    one.answers += [one_redirect, error]
+    with use_token(TOKEN):
+        in_loop(run())
+
+    assert one.lines() == [[f"Bearer {TOKEN}"]] * 2
+    assert len(told) > 6
+    assert TOKEN not in str(told)
+
+
+BODY = [b"first " * 3000, b"", b"\x00\xff middle", b"last " * 3000]
+
+
+@every_client
+def test_a_streamed_body_arrives_whole(client: Client, one: Party) -> None:
+    """A generator is read once and arrives as it was sent, with the token beside it."""
+    install(Settings(destinations=[one.url]))
+    body = [chunk for chunk in BODY if chunk]
+    with use_token(TOKEN):
+        client.call(one.url, method="POST", body=body)
+
+    assert one.requests[0].body == b"".join(body)
+    assert one.requests[0].authorization == f"Bearer {TOKEN}"
+
+
+def _form() -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    data.add_field("file", b"content" * 500, filename="f.bin")
+    return data
+
+
+FILES = {"file": ("f.bin", b"content" * 500)}
+MULTIPARTS: dict[str, Form] = {
+    "httpx": lambda url: httpx.post(url, files=FILES, trust_env=False, verify=trust()),
+    "httpx2": lambda url: httpx2.post(url, files=FILES, trust_env=False, verify=trust()),
+    "requests": lambda url: requests.post(url, files=FILES, timeout=10),
+    "urllib3": lambda url: urllib3.request("POST", url, fields=FILES),
+    "aiohttp": lambda url: _aiohttp_post(url),
+}
+
+
+def _aiohttp_post(url: str) -> None:
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session, session.post(url, data=_form()) as response:
+            await response.read()
+
+    in_loop(run())
+
+
+@pytest.mark.parametrize("send", MULTIPARTS.values(), ids=MULTIPARTS)
+def test_a_multipart_body_arrives_whole(send: Form, one: Party) -> None:
+    """An uploaded file arrives as it was sent, with the token beside it."""
+    install(Settings(destinations=[one.url]))
+    with use_token(TOKEN):
+        send(one.url)
+
+    assert b"content" * 500 in one.requests[0].body
+    assert one.requests[0].authorization == f"Bearer {TOKEN}"

@@ -1,0 +1,138 @@
+"""P5: what switches telemetry off does not switch authentication off."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from otel_token_relay import Settings, install, use_token
+from tests.support.clients import CLIENTS, Client, every_client
+from tests.support.loopback import party
+
+TOKEN = "p5-canary-token"
+LINE = [f"Bearer {TOKEN}"]
+
+
+@every_client
+@pytest.mark.parametrize("knob", ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded URLs"])
+def test_a_knob_of_telemetry_does_not_change_what_is_relayed(
+    client: Client, knob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without spans, to a listed and to an unlisted origin, the hops are decided the same."""
+    if knob == "OTEL_SDK_DISABLED":
+        monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    options = {}
+    if knob == "excluded URLs":
+        monkeypatch.setenv("OTEL_PYTHON_EXCLUDED_URLS", ".*")  # httpx and aiohttp read it now, the others at import
+        options["excluded_urls"] = ".*"
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentor = client.instrumentor()
+    instrumentor.instrument(tracer_provider=provider, **options)
+    try:
+        with party() as listed, party() as outsider:
+            install(Settings(destinations=[listed.url]))
+            with use_token(TOKEN):
+                client.call(listed.url)
+                client.call(outsider.url)
+    finally:
+        instrumentor.uninstrument()
+        provider.shutdown()
+
+    assert listed.lines() == [LINE]
+    assert outsider.lines() == [[]]
+    assert len(exporter.get_finished_spans()) == (2 if knob == "sampled" else 0)
+
+
+@every_client
+def test_suppression_of_http_spans_is_not_ours(client: Client) -> None:
+    """Instrumentation sets `suppress_http_instrumentation` around the application's own call: it changes nothing."""
+    with party() as one:
+        install(Settings(destinations=[one.url]))
+        with use_token(TOKEN), suppress_http_instrumentation():
+            client.call(one.url)
+
+    assert one.lines() == [LINE]
+
+
+@every_client
+def test_suppressed_telemetry_sends_no_token(client: Client) -> None:
+    """`suppress_instrumentation`, which exporters set around their own calls, keeps the token in."""
+    with party() as one:
+        install(Settings(destinations=[one.url]))
+        with use_token(TOKEN), suppress_instrumentation():
+            client.call(one.url)
+
+    assert one.lines() == [[]]
+
+
+PROGRAM = """
+import sys
+if "no-sdk" in sys.argv:
+    sys.modules["opentelemetry.sdk"] = None
+from otel_token_relay import use_token
+from tests.support.clients import CLIENTS
+import opentelemetry.propagate
+
+if "no-sdk" in sys.argv:
+    for client in CLIENTS:
+        if not client.instrumentor().is_instrumented_by_opentelemetry:
+            client.instrumentor().instrument()
+with use_token(sys.argv[1]):
+    for client in CLIENTS:
+        assert client.call(f"{sys.argv[2]}/{client.name}").status == 200
+        assert client.call(f"{sys.argv[3]}/{client.name}").status == 200
+"""
+
+LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "python"]
+
+
+@pytest.mark.parametrize(
+    ("command", "knob"),
+    [
+        pytest.param([sys.executable], {}, id="no SDK"),
+        pytest.param(LAUNCHER, {"OTEL_SDK_DISABLED": "true"}, id="launcher, SDK disabled"),
+        pytest.param(LAUNCHER, {"OTEL_TRACES_EXPORTER": "console"}, id="launcher, headers captured"),
+    ],
+)
+def test_a_process_configured_by_the_environment_relays(command: list[str], knob: dict[str, str]) -> None:
+    """Variables alone switch the relay on, with every client, whatever there is of an SDK."""
+    with party() as listed, party() as outsider:
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
+            "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": listed.url,
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_LOGS_EXPORTER": "none",
+            "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST": ".*",
+            **knob,
+        }
+        marker = [] if knob else ["no-sdk"]
+        ran = subprocess.run(
+            [*command, "-c", PROGRAM, TOKEN, listed.url, outsider.url, *marker],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            env=environment,
+        )
+
+    assert ran.returncode == 0, ran.stderr.replace(TOKEN, "…")
+    assert [(r.target, r.authorization) for r in listed.requests] == [
+        (f"/{client.name}", f"Bearer {TOKEN}") for client in CLIENTS
+    ]
+    assert outsider.lines() == [[]] * len(CLIENTS)
+    assert TOKEN not in ran.stdout + ran.stderr
+    assert ran.stdout.count("SpanKind.CLIENT") >= (2 * len(CLIENTS) if "OTEL_TRACES_EXPORTER" in knob else 0)

@@ -1,0 +1,212 @@
+"""P6: what is wrong gets nothing and says so, and the application goes on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import urllib3
+from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+
+from otel_token_relay import Settings, TokenRelayPropagator, install, use_token
+from otel_token_relay.errors import TokenUnavailable
+from otel_token_relay.install import hook_states, propagator_from_env
+from otel_token_relay.reasons import Reason
+from tests.support.clients import Client, every_client
+from tests.support.loopback import Party, party
+
+TOKEN = "p6-canary-token"
+LINE = [f"Bearer {TOKEN}"]
+
+
+@pytest.fixture
+def one() -> Iterator[Party]:
+    """A server."""
+    with party() as server:
+        yield server
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs, from debug up."""
+    caplog.set_level(logging.DEBUG, "otel_token_relay")
+    return caplog
+
+
+def errors(log: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in log.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "https://*good.example",
+        "http://user:pw@127.0.0.1",
+        "ftp://127.0.0.1",
+        "http://127.0.0.1/path",
+        "http://a;audience",
+    ],
+)
+def test_a_bad_entry_is_skipped_and_said(
+    bad: str, one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error names the entry, and the entry beside it works."""
+    monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", f"{bad},{one.url}")
+    install()
+    with use_token(TOKEN):
+        httpx.get(one.url, trust_env=False)
+
+    assert one.lines() == [LINE]
+    assert len(errors(log)) == 1
+    assert "is skipped" in errors(log)[0]
+    assert "pw" not in errors(log)[0]
+
+
+def test_a_bad_header_name_relays_nothing(
+    one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header to write that cannot be one leaves no destination at all."""
+    monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", one.url)
+    monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_HEADER", "Host")
+    install()
+    with use_token(TOKEN):
+        httpx.get(one.url, trust_env=False)
+
+    assert not one.requests[0].holds(TOKEN)
+    assert len(errors(log)) == 1
+
+
+def test_the_factory_never_raises(monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture) -> None:
+    """A factory that fails inside gives a propagator that relays nothing, since raising would stop the application."""
+
+    def fail(settings: object) -> None:
+        raise RuntimeError("broken")
+
+    # The name otel_token_relay.install is the function.
+    monkeypatch.setattr(sys.modules["otel_token_relay.install"], "_install_hooks", fail)
+    propagator = propagator_from_env()
+
+    assert isinstance(propagator, TextMapPropagator)
+    assert isinstance(propagator, TokenRelayPropagator)
+    assert propagator.relay.settings.entries == ()
+    assert "no token is relayed" in errors(log)[0]
+
+
+def test_a_library_that_has_changed_is_left_alone(
+    one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that is not there any more: one error, no token from that client, and the others relay."""
+    with monkeypatch.context() as gone:
+        gone.delattr(urllib3.HTTPConnectionPool, "_make_request")
+        install(Settings(destinations=[one.url]))
+    with use_token(TOKEN):
+        urllib3.request("GET", one.url)
+        httpx.get(one.url, trust_env=False)
+
+    assert one.lines() == [[], LINE]
+    assert len(errors(log)) == 1
+    assert "_make_request" in hook_states()["urllib3.connectionpool"]
+    assert hook_states()["httpx"] == "hooked"
+
+
+@every_client
+def test_required_stops_the_call_before_it_leaves(client: Client, one: Party) -> None:
+    """Without a token the call to a `;required` destination fails, and the server sees nothing of it."""
+    install(Settings(destinations=[f"{one.url};required"]))
+    with pytest.raises(TokenUnavailable) as caught:
+        client.call(one.url)
+
+    assert caught.value.reason is Reason.NO_TOKEN
+    assert caught.value.destination == f"{one.url};required"
+    assert one.requests == []
+
+
+@every_client
+def test_a_session_goes_on_after_a_stopped_call(client: Client, one: Party) -> None:
+    """A call that was stopped leaves session, pool and request in order."""
+    install(Settings(destinations=[f"{one.url};required"]))
+    with client.reusing(one.url) as send:
+        with use_token(TOKEN):
+            send()
+        for _ in range(3):
+            with pytest.raises(TokenUnavailable):
+                send()
+        with use_token(TOKEN):
+            send()
+
+    assert one.lines() == [LINE, LINE]
+
+
+@every_client
+def test_required_lets_pass_what_is_not_ours(client: Client, one: Party) -> None:
+    """A credential of the application's own passes, and so does a call of telemetry itself."""
+    install(Settings(destinations=[f"{one.url};required"]))
+    client.call(one.url, headers={"authorization": "Basic own"})
+    with suppress_instrumentation():
+        client.call(one.url)
+
+    assert one.lines() == [["Basic own"], []]
+
+
+@every_client
+def test_required_says_nothing_about_others(client: Client, one: Party) -> None:
+    """Another destination is called without a token as ever."""
+    install(Settings(destinations=["http://elsewhere.example;required"]))
+
+    assert client.call(one.url).status == 200
+
+
+class _Raises(SpanProcessor):
+    """Break the spans, as somebody's subclass might."""
+
+    def on_start(self, span: Span, parent_context: object = None) -> None:
+        def refuse(*args: object) -> None:
+            raise RuntimeError("no attributes here")
+
+        span.set_attribute = refuse  # type: ignore[method-assign]
+
+
+@every_client
+def test_a_broken_span_does_not_change_the_decision(client: Client, one: Party, log: pytest.LogCaptureFixture) -> None:
+    """A span that raises is logged, without the token, and the hop is relayed as decided."""
+    provider = TracerProvider()
+    provider.add_span_processor(_Raises())
+    install(Settings(destinations=[one.url]))
+    with (
+        provider.get_tracer("test").start_as_current_span("call", kind=trace.SpanKind.CLIENT),
+        use_token(TOKEN),
+    ):
+        client.call(one.url)
+    provider.shutdown()
+
+    assert one.lines() == [LINE]
+    assert "could not be recorded" in log.text
+    assert TOKEN not in log.text
+
+
+@every_client
+def test_a_broken_meter_does_not_change_the_decision(
+    client: Client, one: Party, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """A counter that raises is logged, without the token, and the hop is relayed as decided."""
+
+    class Broken(metrics.NoOpCounter):
+        def add(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("no metrics here")
+
+    monkeypatch.setattr(metrics.NoOpMeter, "create_counter", lambda self, name, **kwargs: Broken(name))
+    monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", metrics.NoOpMeterProvider())
+    install(Settings(destinations=[one.url]))
+    with use_token(TOKEN):
+        client.call(one.url)
+
+    assert one.lines() == [LINE]
+    assert "could not be recorded" in log.text
+    assert TOKEN not in log.text
