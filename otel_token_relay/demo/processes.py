@@ -6,15 +6,66 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 
 class StartFailed(Exception):
     """A program ended, or did not answer in time. The message quotes the end of its log."""
+
+
+class Signals:
+    """Make the signals that end a program raise, within the block, but never where it would do harm.
+
+    ``SIGINT`` raises `KeyboardInterrupt`, the others `SystemExit`. Only the first counts: a second
+    one must not interrupt the tidying up after it.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, object] = {}
+        self._is_held = False
+        self._received: int | None = None
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() has given
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is None:
+            self._received = number
+            if not self._is_held:
+                self._leave(number)
+
+    @staticmethod
+    def _leave(number: int) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait until the end of the block."""
+        before = self._received
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if before is None and self._received is not None:
+            self._leave(self._received)
 
 
 class Processes:
@@ -22,10 +73,12 @@ class Processes:
 
     Args:
         folder: Where each program's output goes: ``NAME.out`` and ``NAME.err``.
+        signals: Held while a program is started: one that has no entry yet would be left behind.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, signals: Signals) -> None:
         self._folder = folder
+        self._signals = signals
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Processes:
@@ -34,13 +87,13 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for process in self._running.values():
-            # Killed, not asked: they hold nothing that must be saved. The group is gone only when
-            # the last process in it is, which need not be the one that was started.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        for process in self._running.values():
-            process.wait()
+        with self._signals.held():
+            for process in self._running.values():
+                # Killed, not asked: they hold nothing that must be saved.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            for process in self._running.values():
+                process.wait()
 
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], listener: socket.socket | None = None
@@ -50,7 +103,7 @@ class Processes:
         Args:
             listener: A socket that it inherits, under the same number.
         """
-        with self.output(name).open("wb") as out, self._log(name).open("wb") as err:
+        with self.output(name).open("wb") as out, self._log(name).open("wb") as err, self._signals.held():
             self._running[name] = subprocess.Popen(  # noqa: S603  # our own programs
                 command,
                 env=environment,

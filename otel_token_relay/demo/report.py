@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +17,7 @@ NOBODY: Final = "anon"
 
 _STYLES: Final = {"relayed": "green", "withheld": "yellow", "nothing": "dim", MISSING: "bold red"}
 _ASCII: Final = str.maketrans(
-    {"─": "-", "┬": "+", "├": "+", "└": "+", "▶": ">", "↪": ">", "✓": "OK", "✗": "NO", "…": "..."}  # noqa: RUF001
+    {"─": "-", "┬": "+", "├": "+", "└": "+", "▶": ">", "↪": ">", "✓": "OK", "✗": "NO", "…": "..."}
 )
 # Below this the lines have no margin and single gaps.
 _ROOMY: Final = 96
@@ -38,26 +38,29 @@ class Report:
         self._is_roomy = console.width >= _ROOMY
         self.hops: list[Hop] = []
 
-    def print_opening(self, settings: Mapping[str, str]) -> None:
+    def print_opening(self, settings: Mapping[str, str], names: Mapping[str, str]) -> None:
         """Say what runs here.
 
         Args:
             settings: The environment variables that the services were given for the relay.
+            names: Who is meant by a value, where it does not say so itself.
         """
-        lines = [
-            Text.assemble(("otel-token-relay demo", "bold")),
+        lines = (
+            Text("otel-token-relay demo", "bold"),
             Text(),
-            Text.assemble("caller ──▶ ", ("user-service", "cyan"), " ─┬─▶ profile-service  ", ("listed", "green")),
-            Text.assemble(" " * 23, " ├─▶ third-party      ", ("not listed", "yellow")),
-            Text.assemble(" " * 23, " └─▶ profile-service  redirects to third-party"),
+            Text.assemble(
+                "caller ──▶ ", ("user-service", "cyan"), " ─┬─▶ profile-service ", ("  on the list", "green")
+            ),
+            Text.assemble(" " * 25, "├─▶ third-party", ("       not on the list", "yellow")),
+            Text.assemble(" " * 25, "└─▶ profile-service ──▶ third-party", ("   by a redirect", "yellow")),
             Text(),
-            Text("Each is a process of its own, and so is the authorization server (Authlib)."),
-            Text("The services are FastAPI and httpx. No line of theirs is about the relay:"),
-            Text("they run under opentelemetry-instrument, with two variables set."),
+            Text("Each is a process of its own on loopback. So is the authorization server, where"),
+            Text("alice and bob have signed in. The two services are plain FastAPI and httpx: no"),
+            Text("line of theirs is about the relay. They run under opentelemetry-instrument with"),
             Text(),
-            *(Text.assemble("  ", (name, "cyan"), "=", value) for name, value in settings.items()),
-        ]
-        self._print(Group(*map(self._fit, lines)))
+            *(self._variable(name, value, names.get(value)) for name, value in settings.items()),
+        )
+        self._print(*lines)
 
     def print_part(self, title: str, hops: Sequence[Hop], *, has_header: bool) -> None:
         """Print one line for each hop, under a title."""
@@ -70,7 +73,7 @@ class Report:
             table.add_column(name, min_width=width if self._console.width >= 80 else None, overflow="fold")
         for hop in hops:
             table.add_row(*(self._fit(self._style(cell)) for cell in hop_cells(hop)))
-        self._print(Group(Text(), self._fit(Text(title, "bold")), table))
+        self._print(Text(), Text(title, "bold"), table)
 
     def print_verdict(self, faults: Sequence[str], *, outsider: str) -> None:
         """Say whether all went as it should, and what was counted for that."""
@@ -80,16 +83,22 @@ class Report:
             outside = [hop for hop in self.hops if hop.note.receiver == outsider]
             arrived = sum(bool(hop.seen) for hop in self.hops)
             lines = [
-                Text.assemble(("✓ Nobody saw a token that was not theirs. ", "bold green")),
-                Text(f"  {len(self.hops)} hops. {arrived} brought a token, each time the one of the user who had called."),
+                Text.assemble(("✓ Nobody saw a token that was not theirs.", "bold green")),
+                Text(
+                    f"  {len(self.hops)} hops. {arrived} brought a token, each time the one of the user who had called."
+                ),
                 Text(f"  {outsider} was called {len(outside)} times and saw none."),
                 Text("  None stands in the spans and logs that the services wrote."),
             ]
-        self._print(Group(Text(), *map(self._fit, lines)))
+        self._print(Text(), *lines)
 
     def print_failure(self, message: str) -> None:
         """Say why there is nothing to show."""
-        self._print(self._fit(Text(f"✗ {message}", "red")))
+        self._print(Text(f"✗ {message}", "red"))
+
+    @staticmethod
+    def _variable(name: str, value: str, meaning: str | None) -> Text:
+        return Text.assemble("  ", (name, "cyan"), "=", value, (f"  ({meaning})" if meaning else "", "dim"))
 
     @staticmethod
     def _style(cell: str) -> Text:
@@ -103,8 +112,14 @@ class Report:
         fitted.plain = text.plain.translate(_ASCII)
         return fitted
 
-    def _print(self, what: Group | Text) -> None:
-        self._console.print(Padding(what, (0, 0, 0, 2 if self._is_roomy else 0)), highlight=False, soft_wrap=False)
+    def _print(self, *lines: Text | Table) -> None:
+        margin = 2 if self._is_roomy else 0
+        for line in lines:
+            shown = self._fit(line) if isinstance(line, Text) else line
+            if not shown:
+                self._console.print()
+                continue
+            self._console.print(Padding(shown, (0, 0, 0, margin), expand=False), highlight=False)
 
 
 def hop_cells(hop: Hop) -> tuple[str, ...]:

@@ -9,12 +9,11 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import entry_points
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import httpx
@@ -23,7 +22,7 @@ from rich.console import Console
 from otel_token_relay import environment_variables as env
 from otel_token_relay.demo import witness
 from otel_token_relay.demo.evidence import Call, Hop, find_faults, join_hops, read_spans
-from otel_token_relay.demo.processes import Processes, StartFailed, listen
+from otel_token_relay.demo.processes import Processes, Signals, StartFailed, listen
 from otel_token_relay.demo.report import Report
 from otel_token_relay.demo.sign_in import sign_in
 
@@ -34,6 +33,8 @@ THIRD_PARTY: Final = "third-party"
 
 # What the script of that name does, wherever pip has put it.
 _OPENTELEMETRY_INSTRUMENT: Final = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+
+_INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
 
 # What a visitor's own shell says of OpenTelemetry, of proxies or of uvicorn is not for the demo.
 _FOREIGN: Final = ("OTEL_", "DEMO_", "UVICORN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -46,32 +47,17 @@ def play() -> int:
         report.print_failure("the demo hands open sockets to its processes, which needs Linux or macOS")
         return 1
     try:
-        with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="otel-token-relay-") as folder:
-            with Processes(Path(folder)) as processes:
-                return Stage(Path(folder), processes, report, console).play()
+        with (
+            Signals() as signals,
+            tempfile.TemporaryDirectory(prefix="otel-token-relay-") as name,
+            Processes(folder := Path(name), signals) as processes,
+        ):
+            return Stage(folder, processes, report, console).play()
     except StartFailed as failure:
         report.print_failure(str(failure))
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Make the signals that end a program raise, so that what was started is ended as well."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Stage:
@@ -94,7 +80,7 @@ class Stage:
         """Show everything and give the exit status."""
         with self._console.status("Starting four processes on loopback …"):
             settings = self._start()
-        self._report.print_opening(settings)
+        self._report.print_opening(settings, {url: name for name, url in self._urls.items()})
         faults = asyncio.run(self._perform())
         self._report.print_verdict(faults, outsider=THIRD_PARTY)
         return 1 if faults else 0
@@ -105,7 +91,6 @@ class Stage:
         Returns:
             The variables that are about the relay.
         """
-        self._start_authorization_server()
         with ExitStack() as ours:
             listeners = {}
             for name in (USER_SERVICE, PROFILE_SERVICE, THIRD_PARTY):
@@ -115,46 +100,41 @@ class Stage:
                 "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
                 env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS: self._urls[PROFILE_SERVICE],
             }
-            for name, listener in listeners.items():
-                self._start_application(name, listener, {} if name == THIRD_PARTY else settings)
+            command = [sys.executable, "-m", "otel_token_relay.demo.authorization_server"]
+            self._processes.start(AUTHORIZATION_SERVER, command, _environment())
+            self._start_application(THIRD_PARTY, listeners[THIRD_PARTY])
+            self._start_application(USER_SERVICE, listeners[USER_SERVICE], settings)
+            output = self._processes.output(AUTHORIZATION_SERVER)
+            self._processes.wait_until(AUTHORIZATION_SERVER, lambda: output.read_text().endswith("\n"))
+            self._urls[AUTHORIZATION_SERVER] = output.read_text().removeprefix("ready ").strip()
+            # It fetches the keys when it starts.
+            self._start_application(PROFILE_SERVICE, listeners[PROFILE_SERVICE], settings)
         for user in ("alice", "bob"):
             self._tokens[user] = sign_in(self._urls[AUTHORIZATION_SERVER], user)
         for name in listeners:
             self._processes.wait_until(name, lambda url=self._urls[name]: _answers(url))  # type: ignore[misc]
         return settings
 
-    def _start_authorization_server(self) -> None:
-        command = [sys.executable, "-m", "otel_token_relay.demo.authorization_server"]
-        self._processes.start(AUTHORIZATION_SERVER, command, _environment())
-        output = self._processes.output(AUTHORIZATION_SERVER)
-        self._processes.wait_until(AUTHORIZATION_SERVER, lambda: output.read_text().endswith("\n"))
-        self._urls[AUTHORIZATION_SERVER] = output.read_text().removeprefix("ready ").strip()
-
-    def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--no-access-log"]
+    def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
+        """Start one of our applications, under OpenTelemetry if it is given settings for the relay."""
+        command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
         command += ["--factory", "otel_token_relay.demo.witness:build"]
         environment = _environment() | {
-            "ISSUER": self._urls[AUTHORIZATION_SERVER],
+            "ISSUER": self._urls.get(AUTHORIZATION_SERVER, ""),
             "PROFILE_SERVICE": self._urls[PROFILE_SERVICE],
             "THIRD_PARTY": self._urls[THIRD_PARTY],
             witness.APP_VARIABLE: f"otel_token_relay.demo.{name.replace('-', '_')}:app",
             witness.NAME_VARIABLE: name,
             witness.NOTES_VARIABLE: str(self._notes),
         }
-        if settings:
+        if settings is not None:
             command = [sys.executable, "-c", _OPENTELEMETRY_INSTRUMENT, *command]
-            environment |= settings | {
-                "OTEL_SERVICE_NAME": name,
-                "OTEL_TRACES_EXPORTER": "console",
-                "OTEL_BSP_SCHEDULE_DELAY": "50",
-                "OTEL_METRICS_EXPORTER": "none",
-                "OTEL_LOGS_EXPORTER": "none",
-            }
+            environment |= {"OTEL_SERVICE_NAME": name, **_telemetry(), **settings}
         self._processes.start(name, command, environment, listener)
 
     async def _perform(self) -> list[str]:
         """Let the callers call, show each act, and give what was wrong."""
-        acts = (
+        acts: tuple[tuple[str, list[str | None]], ...] = (
             ("alice calls with her token", ["alice"]),
             ("somebody calls without one, over the connection that alice has just used", [None]),
             ("alice and bob call at the same time", ["alice", "bob"]),
@@ -215,6 +195,19 @@ class Stage:
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(_FOREIGN)}
+
+
+def _telemetry() -> dict[str, str]:
+    """Give the variables that send the spans to where we can read them, and nothing anywhere else."""
+    others = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")} - _INSTRUMENTED
+    return {
+        "OTEL_TRACES_EXPORTER": "console",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        # Each would import a library that the demo does not use: seconds, where many are installed.
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
+    }
 
 
 def _answers(url: str) -> bool:
