@@ -172,4 +172,4 @@ def test_explain_answers_as_the_readme_says(environment):
     ]
 
     assert len(asked) == 2
-    assert [answer.stdout.splitlines()[0] for answer in answers] == [output for _, output in asked]
+    assert [answer.splitlines()[0] for answer in answers] == [output for _, output in asked]
