@@ -168,11 +168,12 @@ def _print_explanation(decision: Decision, entry: str | None, settings: Settings
 
 def demo() -> int:
     """Run the demo, which needs the extra of that name."""
+    from otel_token_relay.demo import run
+
     try:
-        from otel_token_relay.demo import run
-    except ImportError as error:
+        return run()
+    except ModuleNotFoundError as error:
         print(
             f"the demo needs its extra: pip install 'otel-token-relay[demo]' ({error.name} is missing)", file=sys.stderr
         )
         return 2
-    return run()

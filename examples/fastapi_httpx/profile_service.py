@@ -1,0 +1,21 @@
+"""The service behind it. It wants to know whose profile it is asked for."""
+
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+# Stands for whatever your service does to verify a token.
+SESSIONS = {"token-of-alice": "Alice", "token-of-bob": "Bob"}
+
+app = FastAPI()
+
+
+@app.get("/profile")
+async def profile(
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+) -> dict[str, str]:
+    name = SESSIONS.get(credentials.credentials) if credentials else None
+    if name is None:
+        raise HTTPException(401, "Who are you?", headers={"WWW-Authenticate": 'Bearer realm="profile-service"'})
+    return {"name": name}

@@ -1,0 +1,435 @@
+"""A real authorization server to try things on: Authlib and Flask, RS256 access tokens, all in memory.
+
+It has two users, alice and bob, and no login page: whoever ``login_hint`` names has logged in and
+agreed. So it serves loopback and nothing else, and is gone with its process.
+
+    python -m otel_token_relay.demo.authorization_server --port 9400
+
+Source: RFC 6749 (authorization code, refresh token and client credentials), RFC 7636 (PKCE, S256
+only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` names the audience), RFC 7662
+(introspection), RFC 7009 (revocation), RFC 8414 (metadata).
+"""
+
+# Authlib has no types; what it documents is narrower or wider than what its code lets a reader infer.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from authlib.integrations.flask_oauth2 import AuthorizationServer
+from authlib.oauth2 import OAuth2Error
+from authlib.oauth2.rfc6749 import AuthorizationCodeMixin, ClientMixin, TokenMixin, grants
+from authlib.oauth2.rfc6749.errors import InvalidRequestError
+from authlib.oauth2.rfc7009 import RevocationEndpoint
+from authlib.oauth2.rfc7636 import CodeChallenge
+from authlib.oauth2.rfc7662 import IntrospectionEndpoint
+from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator
+from flask import Flask, Response, jsonify, request
+from joserfc.jwk import KeySet, RSAKey
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+USERS: Final = ("alice", "bob")
+SCOPES: Final = ("profile", "email")
+DEFAULT_AUDIENCE: Final = "profile-service"
+REDIRECT_URI: Final = "http://127.0.0.1/signed-in"
+"""Where the code is sent. Nobody listens there: a script reads it off the redirect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client(ClientMixin):
+    """A registered client. Without a secret it is public, and must use PKCE."""
+
+    client_id: str
+    grant_types: tuple[str, ...]
+    secret: str | None = None
+
+    def get_client_id(self) -> str:
+        return self.client_id
+
+    def get_default_redirect_uri(self) -> str:
+        return REDIRECT_URI
+
+    def get_allowed_scope(self, scope: str | None) -> str:
+        return " ".join(name for name in (scope or "").split() if name in SCOPES)
+
+    def check_redirect_uri(self, redirect_uri: str) -> bool:
+        return redirect_uri == REDIRECT_URI
+
+    def check_client_secret(self, client_secret: str) -> bool:
+        return self.secret is not None and secrets.compare_digest(self.secret.encode(), client_secret.encode())
+
+    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
+        return method == ("none" if self.secret is None else "client_secret_basic")
+
+    def check_response_type(self, response_type: str) -> bool:
+        return response_type == "code" and "authorization_code" in self.grant_types
+
+    def check_grant_type(self, grant_type: str) -> bool:
+        return grant_type in self.grant_types
+
+
+WEB: Final = Client("web", ("authorization_code", "refresh_token"))
+SERVICES: Final = tuple(
+    Client(name, ("client_credentials",), f"{name}-secret") for name in ("user-service", "profile-service")
+)
+CLIENTS: Final = {client.client_id: client for client in (WEB, *SERVICES)}
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Somebody with an account. The name is the ``sub`` of every token."""
+
+    name: str
+
+    def get_user_id(self) -> str:
+        return self.name
+
+
+@dataclass(slots=True)
+class Code(AuthorizationCodeMixin):
+    """An authorization code, good for one use within a minute."""
+
+    code: str
+    client_id: str
+    user: User
+    redirect_uri: str | None
+    scope: str
+    code_challenge: str
+    code_challenge_method: str
+    expires_at: float = field(default_factory=lambda: time.time() + 60)
+
+    def get_redirect_uri(self) -> str | None:
+        return self.redirect_uri
+
+    def get_scope(self) -> str:
+        return self.scope
+
+
+@dataclass(slots=True)
+class Grant(TokenMixin):
+    """An access token and perhaps a refresh token, as they were issued together."""
+
+    client_id: str
+    user: User | None
+    access_token: str
+    refresh_token: str | None
+    scope: str
+    audience: str
+    issued_at: int
+    lifetime: int
+    revoked: bool = False
+
+    def check_client(self, client: Client) -> bool:
+        return client.client_id == self.client_id
+
+    def get_scope(self) -> str:
+        return self.scope
+
+    def get_expires_in(self) -> int:
+        return self.lifetime
+
+    def is_expired(self) -> bool:
+        return time.time() >= self.issued_at + self.lifetime
+
+    def is_revoked(self) -> bool:
+        return self.revoked
+
+
+class Keys:
+    """The signing keys. One signs; those before it may still verify."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._keys = [_new_key()]
+
+    @property
+    def signing(self) -> KeySet:
+        return KeySet([self._keys[0]])
+
+    @property
+    def public(self) -> dict[str, Any]:
+        return {"keys": [key.as_dict(private=False) for key in self._keys]}
+
+    def rotate(self, *, keep: bool) -> str:
+        """Sign with a new key from now on.
+
+        Args:
+            keep: Whether the keys so far stay in the key set, so that tokens out there still verify.
+
+        Returns:
+            The new key's ``kid``.
+        """
+        key = _new_key()
+        with self._lock:
+            self._keys = [key, *(self._keys if keep else [])]
+        return str(key.kid)
+
+
+def _new_key() -> RSAKey:
+    return RSAKey.generate_key(2048, {"kid": secrets.token_hex(8), "use": "sig", "alg": "RS256"})
+
+
+class Store:
+    """Everything that was issued. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._codes: dict[str, Code] = {}
+        self._grants: list[Grant] = []
+
+    def add_code(self, code: Code) -> None:
+        with self._lock:
+            self._codes[code.code] = code
+
+    def take_code(self, code: str) -> Code | None:
+        """Give the code and forget it: RFC 6749, section 4.1.2, it must not be used twice."""
+        with self._lock:
+            found = self._codes.pop(code, None)
+        return found if found is not None and time.time() < found.expires_at else None
+
+    def add_grant(self, grant: Grant) -> None:
+        with self._lock:
+            self._grants.append(grant)
+
+    def find_grant(self, token: str) -> Grant | None:
+        with self._lock:
+            return next((g for g in self._grants if token in (g.access_token, g.refresh_token)), None)
+
+
+class _Tokens(JWTBearerTokenGenerator):
+    def __init__(self, issuer: str, keys: Keys, lifetime: int) -> None:
+        super().__init__(
+            issuer,
+            refresh_token_generator=lambda **_: secrets.token_urlsafe(32),
+            expires_generator=lambda client, grant_type: lifetime,
+        )
+        self._keys = keys
+
+    def get_jwks(self) -> KeySet:
+        return self._keys.signing
+
+    def get_audiences(self, client: Client, user: User | None, scope: str) -> str:
+        return _audience()
+
+
+def _audience() -> str:
+    return request.form.get("resource") or DEFAULT_AUDIENCE
+
+
+class _AuthorizationCode(grants.AuthorizationCodeGrant):
+    TOKEN_ENDPOINT_AUTH_METHODS = ("none", "client_secret_basic")
+
+    def save_authorization_code(self, code: str, request: Any) -> None:
+        payload = request.payload
+        asked = payload.data
+        _store(self).add_code(
+            Code(
+                code,
+                request.client.client_id,
+                request.user,
+                payload.redirect_uri,
+                request.client.get_allowed_scope(payload.scope),
+                asked.get("code_challenge", ""),
+                asked.get("code_challenge_method", ""),
+            )
+        )
+
+    def query_authorization_code(self, code: str, client: Client) -> Code | None:
+        found = _store(self).take_code(code)
+        return found if found is not None and found.client_id == client.client_id else None
+
+    def delete_authorization_code(self, authorization_code: Code) -> None:
+        """It is gone since it was looked up."""
+
+    def authenticate_user(self, authorization_code: Code) -> User:
+        return authorization_code.user
+
+
+class _Pkce(CodeChallenge):
+    # RFC 9700, section 2.1.1: "plain" gives away the verifier to whoever reads the request.
+    SUPPORTED_CODE_CHALLENGE_METHOD = ["S256"]  # noqa: RUF012  # as Authlib has it
+
+    def validate_code_challenge(self, grant: Any, redirect_uri: str) -> None:
+        super().validate_code_challenge(grant, redirect_uri)
+        if grant.request.payload.data.get("code_challenge_method") != "S256":
+            raise InvalidRequestError("'code_challenge_method' must be S256")
+
+
+class _RefreshToken(grants.RefreshTokenGrant):
+    TOKEN_ENDPOINT_AUTH_METHODS = ("none", "client_secret_basic")
+    INCLUDE_NEW_REFRESH_TOKEN = True
+
+    def authenticate_refresh_token(self, refresh_token: str) -> Grant | None:
+        grant = _store(self).find_grant(refresh_token)
+        return grant if grant is not None and grant.refresh_token == refresh_token and not grant.revoked else None
+
+    def authenticate_user(self, refresh_token: Grant) -> User | None:
+        return refresh_token.user
+
+    def revoke_old_credential(self, refresh_token: Grant) -> None:
+        refresh_token.revoked = True
+
+
+class _ClientCredentials(grants.ClientCredentialsGrant):
+    TOKEN_ENDPOINT_AUTH_METHODS = ("client_secret_basic",)
+
+
+class _Introspection(IntrospectionEndpoint):
+    def query_token(self, token_string: str, token_type_hint: str | None) -> Grant | None:
+        grant = _store(self).find_grant(token_string)
+        # A resource server that asks about a refresh token must not take it for an access token.
+        return grant if grant is not None and grant.access_token == token_string else None
+
+    def check_permission(self, token: Grant, client: Client, request: Any) -> bool:
+        return client.secret is not None
+
+    def introspect_token(self, token: Grant) -> dict[str, Any]:
+        return {
+            "active": True,
+            "token_type": "Bearer",
+            "iss": self.server.issuer,
+            "sub": token.client_id if token.user is None else token.user.name,
+            "aud": token.audience,
+            "client_id": token.client_id,
+            "scope": token.scope,
+            "iat": token.issued_at,
+            "exp": token.issued_at + token.lifetime,
+        }
+
+
+class _Revocation(RevocationEndpoint):
+    CLIENT_AUTH_METHODS = ("none", "client_secret_basic")
+
+    def query_token(self, token_string: str, token_type_hint: str | None) -> Grant | None:
+        return _store(self).find_grant(token_string)
+
+    def revoke_token(self, token: Grant, request: Any) -> None:
+        token.revoked = True
+
+
+def _store(part: Any) -> Store:
+    store = part.server.store
+    assert isinstance(store, Store)  # noqa: S101
+    return store
+
+
+class _Server(AuthorizationServer):
+    def __init__(self, app: Flask, issuer: str, keys: Keys, lifetime: int) -> None:
+        self.issuer = issuer
+        self.store = Store()
+        super().__init__(app, query_client=CLIENTS.get, save_token=self._save)
+        self.register_token_generator("default", _Tokens(issuer, keys, lifetime))
+        self.register_grant(_AuthorizationCode, [_Pkce(required=True)])
+        self.register_grant(_RefreshToken)
+        self.register_grant(_ClientCredentials)
+        self.register_endpoint(_Introspection)
+        self.register_endpoint(_Revocation)
+
+    def _save(self, token: dict[str, Any], request: Any) -> None:
+        self.store.add_grant(
+            Grant(
+                client_id=request.client.client_id,
+                user=request.user,
+                access_token=token["access_token"],
+                refresh_token=token.get("refresh_token"),
+                scope=token.get("scope", ""),
+                audience=_audience(),
+                issued_at=int(time.time()),
+                lifetime=token["expires_in"],
+            )
+        )
+
+
+def create_app(issuer: str, *, lifetime: int = 300) -> Flask:
+    """Build the application.
+
+    Args:
+        issuer: Its own URL as clients reach it, without a slash at the end.
+        lifetime: Seconds that an access token lives.
+    """
+    app = Flask("authorization_server")
+    keys = Keys()
+    server = _Server(app, issuer, keys, lifetime)
+
+    @app.get("/.well-known/openid-configuration")
+    @app.get("/.well-known/oauth-authorization-server")
+    def metadata() -> Response:
+        return jsonify(_metadata(issuer))
+
+    @app.get("/jwks")
+    def jwks() -> Response:
+        return jsonify(keys.public)
+
+    @app.get("/authorize")
+    def authorize() -> Any:
+        name = request.args.get("login_hint", "")
+        try:
+            grant = server.get_consent_grant(end_user=None)
+        except OAuth2Error as error:
+            return server.handle_error_response(server.create_oauth2_request(None), error)
+        user = User(name) if name in USERS else None
+        return server.create_authorization_response(grant=grant, grant_user=user)
+
+    @app.post("/token")
+    def token() -> Any:
+        return server.create_token_response()
+
+    @app.post("/introspect")
+    def introspect() -> Any:
+        return server.create_endpoint_response("introspection")
+
+    @app.post("/revoke")
+    def revoke() -> Any:
+        return server.create_endpoint_response("revocation")
+
+    @app.post("/keys/rotate")
+    def rotate() -> Response:
+        return jsonify(kid=keys.rotate(keep=request.form.get("keep", "true") == "true"))
+
+    return app
+
+
+def _metadata(issuer: str) -> dict[str, Any]:
+    return {
+        "issuer": issuer,
+        "authorization_endpoint": f"{issuer}/authorize",
+        "token_endpoint": f"{issuer}/token",
+        "jwks_uri": f"{issuer}/jwks",
+        "introspection_endpoint": f"{issuer}/introspect",
+        "revocation_endpoint": f"{issuer}/revoke",
+        "scopes_supported": list(SCOPES),
+        "response_types_supported": ["code"],
+        "grant_types_supported": ["authorization_code", "refresh_token", "client_credentials"],
+        "code_challenge_methods_supported": ["S256"],
+        "token_endpoint_auth_methods_supported": ["none", "client_secret_basic"],
+        "subject_types_supported": ["public"],
+    }
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Keep quiet: the request line of a redirect holds a code."""
+
+
+def main() -> None:
+    """Serve on loopback until the process ends, after one line ``ready URL``."""
+    parser = argparse.ArgumentParser(prog="python -m otel_token_relay.demo.authorization_server")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, for any free one")
+    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="of an access token")
+    options = parser.parse_args()
+    server = make_server("127.0.0.1", options.port, Flask(""), threaded=True, request_handler=_QuietHandler)
+    # The issuer has the port in it, which is known only now.
+    issuer = f"http://127.0.0.1:{server.server_port}"
+    server.app = create_app(issuer, lifetime=options.lifetime)
+    print(f"ready {issuer}", flush=True)  # noqa: T201
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Put together what the senders decided and what the receivers saw, and judge it.
+
+The senders' half is their own telemetry: CLIENT spans as OpenTelemetry's console exporter writes
+them. The receivers' half is the witness's notes. The sender's span id, which travels with each
+request, joins the two. Pure: texts in, values out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from otel_token_relay.decisions import DECISION_ATTRIBUTE, REASON_ATTRIBUTE
+from otel_token_relay.demo.witness import Note
+
+MISSING = "?"
+"""Stands where a span says nothing of a decision: the relay was not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request from outside, which begins a trace.
+
+    Attributes:
+        user: ``None`` for somebody without a token.
+        token: The digest of the user's token; see `witness.digest`.
+    """
+
+    trace_id: str
+    user: str | None
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """One request from one service to the next.
+
+    Attributes:
+        sender: The service whose span it is.
+        redirected: Whether the sender only followed the answer to its hop before.
+        note: What came in at the other end.
+    """
+
+    call: Call
+    sender: str
+    decision: str
+    reason: str
+    redirected: bool
+    note: Note
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Whom the tokens name that came in, each once."""
+        return tuple(dict.fromkeys(subject for _, subject in self.note.tokens))
+
+
+def read_spans(text: str) -> Iterator[dict[str, Any]]:
+    """Read what the console exporter has written; an object that is not complete yet is left out."""
+    decoder = json.JSONDecoder()
+    position = text.find("{")
+    while position >= 0:
+        try:
+            span, end = decoder.raw_decode(text, position)
+        except ValueError:
+            return
+        yield span
+        position = text.find("{", end)
+
+
+def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Iterable[Note]) -> list[Hop] | None:
+    """Give every hop of these calls in the order in which they began.
+
+    Returns:
+        ``None`` while either half of a hop is missing.
+    """
+    by_trace = {call.trace_id: call for call in calls}
+    sent = {}
+    for span in spans:
+        if span["kind"] == "SpanKind.CLIENT" and _hex(span["context"]["trace_id"]) in by_trace:
+            sent[_hex(span["context"]["span_id"])] = span
+    received = {note.span_id: note for note in notes if note.trace_id in by_trace}
+    # The span that a call begins with is the caller's, who has no telemetry.
+    entries = {note.span_id for note in received.values() if note.receiver == "user-service"}
+    if sent.keys() != received.keys() - entries or len(entries) != len(by_trace):
+        return None
+    hops = []
+    status_before: dict[str, int] = {}
+    for span_id, span in sorted(sent.items(), key=lambda item: item[1]["start_time"]):
+        trace_id = _hex(span["context"]["trace_id"])
+        attributes = span["attributes"]
+        hops.append(
+            Hop(
+                call=by_trace[trace_id],
+                sender=span["resource"]["attributes"]["service.name"],
+                decision=attributes.get(DECISION_ATTRIBUTE, MISSING),
+                reason=attributes.get(REASON_ATTRIBUTE, MISSING),
+                redirected=300 <= status_before.get(trace_id, 0) < 400,
+                note=received[span_id],
+            )
+        )
+        status_before[trace_id] = attributes.get("http.status_code", attributes.get("http.response.status_code", 0))
+    return hops
+
+
+def _hex(number: str) -> str:
+    return number.removeprefix("0x")
+
+
+def find_faults(
+    calls: Sequence[Call], hops: Sequence[Hop], notes: Iterable[Note], *, listed: frozenset[str]
+) -> list[str]:
+    """Say in words what is wrong: a token too many anywhere, or one too few.
+
+    Args:
+        notes: All of them, also those of requests that are no hop.
+        listed: The receivers that may have the caller's token.
+    """
+    by_trace = {call.trace_id: call for call in calls}
+    faults = [fault for note in notes for fault in _find_strangers(note, by_trace, listed)]
+    for hop in hops:
+        at = f"{hop.sender} to {hop.note.receiver} for {hop.call.user or 'nobody'}"
+        is_due = hop.call.token is not None and hop.note.receiver in listed
+        if is_due and not hop.seen:
+            faults.append(f"{at}: the token did not arrive")
+        if (hop.decision == "relayed") != bool(hop.seen):
+            faults.append(f"{at}: the decision was {hop.decision}, and {len(hop.seen)} token(s) came in")
+        if hop.note.credentials > 1:
+            faults.append(f"{at}: {hop.note.credentials} Authorization lines came in")
+    return faults
+
+
+def _find_strangers(note: Note, by_trace: Mapping[str, Call], listed: frozenset[str]) -> Iterator[str]:
+    call = by_trace.get(note.trace_id)
+    for token, subject in note.tokens:
+        if note.receiver not in listed | {"user-service"}:
+            yield f"{note.receiver} saw a token of {subject}"
+        elif call is None or token != call.token:
+            whose = (call.user if call else None) or "nobody"
+            yield f"{note.receiver} saw a token of {subject} in a request of {whose}"

@@ -1,0 +1,154 @@
+"""Start programs, each in a process group of its own, and leave none behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+
+
+class StartFailed(Exception):
+    """A program ended, or did not answer in time. The message quotes the end of its log."""
+
+
+class Signals:
+    """Make the signals that end a program raise, within the block, but never where it would do harm.
+
+    ``SIGINT`` raises `KeyboardInterrupt`, the others `SystemExit`. Only the first counts: a second
+    one must not interrupt the tidying up after it.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, object] = {}
+        self._is_held = False
+        self._received: int | None = None
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() has given
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is None:
+            self._received = number
+            if not self._is_held:
+                self._leave(number)
+
+    @staticmethod
+    def _leave(number: int) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait until the end of the block."""
+        before = self._received
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if before is None and self._received is not None:
+            self._leave(self._received)
+
+
+class Processes:
+    """The programs of one run. Leaving the block kills them and whatever they have started.
+
+    Args:
+        folder: Where each program's output goes: ``NAME.out`` and ``NAME.err``.
+        signals: Held while a program is started: one that has no entry yet would be left behind.
+    """
+
+    def __init__(self, folder: Path, signals: Signals) -> None:
+        self._folder = folder
+        self._signals = signals
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._signals.held():
+            for process in self._running.values():
+                # Killed, not asked: they hold nothing that must be saved.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            for process in self._running.values():
+                process.wait()
+
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], listener: socket.socket | None = None
+    ) -> None:
+        """Start a program.
+
+        Args:
+            listener: A socket that it inherits, under the same number.
+        """
+        with self.output(name).open("wb") as out, self._log(name).open("wb") as err, self._signals.held():
+            self._running[name] = subprocess.Popen(  # noqa: S603  # our own programs
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=() if listener is None else (listener.fileno(),),
+                start_new_session=True,
+            )
+
+    def wait_until(self, name: str, answers: Callable[[], bool], *, seconds: float = 30) -> None:
+        """Wait for a program.
+
+        Args:
+            answers: Asked again and again whether it is ready.
+
+        Raises:
+            StartFailed: It is not, and will not be.
+        """
+        deadline = time.monotonic() + seconds
+        while not answers():
+            status = self._running[name].poll()
+            if status is not None:
+                raise StartFailed(f"{name} has ended with status {status}.\n{self._end_of_log(name)}")
+            if time.monotonic() > deadline:
+                raise StartFailed(f"{name} does not answer after {seconds:.0f} s.\n{self._end_of_log(name)}")
+            time.sleep(0.03)
+
+    def output(self, name: str) -> Path:
+        """Where a program's standard output goes."""
+        return self._folder / f"{name}.out"
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.err"
+
+    def _end_of_log(self, name: str) -> str:
+        return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-15:])
+
+
+def listen() -> tuple[socket.socket, str]:
+    """Open a free port of loopback, to be handed to a program, and give its URL.
+
+    The port is ours from the start: nothing else can take it before the program is up.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    # Connections take this over. uvicorn cannot set it on a socket that it is handed.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"

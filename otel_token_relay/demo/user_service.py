@@ -1,0 +1,20 @@
+"""The service that users call. It knows nothing of tokens, and nothing of the relay."""
+
+import os
+
+import httpx
+from fastapi import FastAPI
+
+PROFILE_SERVICE = os.environ["PROFILE_SERVICE"]
+THIRD_PARTY = os.environ["THIRD_PARTY"]
+
+app = FastAPI()
+client = httpx.AsyncClient(follow_redirects=True)
+
+
+@app.get("/me")
+async def me() -> dict[str, str | None]:
+    profile = await client.get(f"{PROFILE_SERVICE}/profile")
+    await client.get(f"{THIRD_PARTY}/weather")
+    await client.get(f"{PROFILE_SERVICE}/picture")
+    return {"name": profile.json()["name"]}

@@ -1,0 +1,266 @@
+"""The demo's authorization server, over real HTTP, judged by PyJWT and by the standards it names."""
+
+import secrets
+import subprocess
+import sys
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import jwt
+import pytest
+
+from otel_token_relay.demo.sign_in import CLIENT_ID, REDIRECT_URI, code_challenge, sign_in
+
+SERVICE = ("profile-service", "profile-service-secret")
+VERIFIER = secrets.token_urlsafe(48)
+
+
+@pytest.fixture(scope="module")
+def issuer():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "otel_token_relay.demo.authorization_server", "--lifetime", "120"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        ready, url = process.stdout.readline().split()
+        assert ready == "ready"
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture
+def client(issuer):
+    with httpx.Client(base_url=issuer, trust_env=False) as client:
+        yield client
+
+
+def verify(client, token, *, audience="profile-service"):
+    """Verify as a resource server would that knows the issuer and nothing else."""
+    metadata = client.get("/.well-known/openid-configuration").json()
+    keys = {key["kid"]: jwt.PyJWK(key) for key in client.get(metadata["jwks_uri"]).json()["keys"]}
+    kid = jwt.get_unverified_header(token)["kid"]
+    if kid not in keys:
+        raise jwt.InvalidKeyError("no such key")
+    return jwt.decode(token, keys[kid], algorithms=["RS256"], audience=audience, issuer=metadata["issuer"])
+
+
+def authorize(client, **changes):
+    """Ask for a code as alice, and give the parameters of the redirect."""
+    parameters = {
+        "response_type": "code",
+        "client_id": CLIENT_ID,
+        "redirect_uri": REDIRECT_URI,
+        "scope": "profile",
+        "state": "some-state",
+        "login_hint": "alice",
+        "code_challenge": code_challenge(VERIFIER),
+        "code_challenge_method": "S256",
+    } | changes
+    response = client.get("/authorize", params={key: value for key, value in parameters.items() if value})
+    return {key: values[0] for key, values in parse_qs(urlsplit(response.headers["location"]).query).items()}
+
+
+def redeem(client, code, /, **changes):
+    form = {
+        "grant_type": "authorization_code",
+        "client_id": CLIENT_ID,
+        "redirect_uri": REDIRECT_URI,
+        "code": code,
+        "code_verifier": VERIFIER,
+    } | changes
+    return client.post("/token", data={key: value for key, value in form.items() if value})
+
+
+def is_active(client, token):
+    return client.post("/introspect", data={"token": token}, auth=SERVICE).json()["active"]
+
+
+@pytest.mark.parametrize("path", ["openid-configuration", "oauth-authorization-server"])
+def test_discovery_names_the_issuer_and_endpoints_that_answer(client, issuer, path):
+    """Both metadata documents name the issuer, and each endpoint in them exists."""
+    metadata = client.get(f"/.well-known/{path}").json()
+
+    assert metadata["issuer"] == issuer
+    endpoints = [value for key, value in metadata.items() if key.endswith(("_endpoint", "_uri"))]
+    assert len(endpoints) == 5
+    assert all(client.options(endpoint).status_code == 200 for endpoint in endpoints)
+
+
+def test_published_keys_are_public(client):
+    """The key set holds RSA keys for signatures, without a private part."""
+    keys = client.get("/jwks").json()["keys"]
+
+    assert keys
+    for key in keys:
+        assert key.keys() == {"kty", "n", "e", "kid", "use", "alg"}
+
+
+@pytest.mark.parametrize("user", ["alice", "bob"])
+def test_token_of_a_user_verifies(client, issuer, user):
+    """A signed-in user gets an RFC 9068 token that PyJWT verifies with the published key."""
+    token = sign_in(issuer, user)
+
+    assert jwt.get_unverified_header(token)["typ"] == "at+jwt"
+    claims = verify(client, token)
+    assert claims["sub"] == user
+    assert claims.keys() == {"iss", "sub", "aud", "exp", "iat", "jti", "client_id", "scope"}
+    assert claims["exp"] - claims["iat"] == 120
+
+
+def test_resource_names_the_audience(client):
+    """The parameter of RFC 8707 decides for whom the token is."""
+    code = authorize(client)["code"]
+
+    token = redeem(client, code, resource="https://other-service").json()["access_token"]
+
+    assert verify(client, token, audience="https://other-service")["sub"] == "alice"
+    with pytest.raises(jwt.InvalidAudienceError):
+        verify(client, token)
+
+
+def test_stranger_does_not_get_in(client, issuer):
+    """Who has no account gets no code."""
+    assert authorize(client, login_hint="mallory")["error"] == "access_denied"
+    with pytest.raises(RuntimeError):
+        sign_in(issuer, "mallory")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"code_challenge": None, "code_challenge_method": None}, {"code_challenge_method": "plain"}],
+    ids=["no challenge", "plain"],
+)
+def test_code_needs_a_hashed_challenge(client, changes):
+    """Without PKCE, or with the method that protects nothing, there is no code."""
+    answer = authorize(client, **changes)
+
+    assert answer["error"] == "invalid_request"
+    assert "code" not in answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"code_verifier": secrets.token_urlsafe(48)}, "invalid_grant"),
+        ({"code_verifier": None}, "invalid_request"),
+        ({"code": "made-up"}, "invalid_grant"),
+        ({"redirect_uri": "http://127.0.0.1/elsewhere"}, "invalid_grant"),
+        ({"client_id": "nobody"}, "invalid_client"),
+    ],
+    ids=["wrong verifier", "no verifier", "wrong code", "other redirect", "other client"],
+)
+def test_token_is_refused(client, changes, error):
+    """A code is of no use to who did not ask for it."""
+    code = authorize(client)["code"]
+
+    response = redeem(client, code, **changes)
+
+    assert response.status_code in (400, 401)
+    assert response.json()["error"] == error
+
+
+def test_code_works_once(client):
+    """A code that was redeemed is gone (RFC 6749, section 4.1.2)."""
+    code = authorize(client)["code"]
+
+    assert redeem(client, code).status_code == 200
+    assert redeem(client, code).json()["error"] == "invalid_grant"
+
+
+def test_redirect_goes_only_where_it_is_registered(client):
+    """A redirect URI of somebody else is answered with an error, not followed."""
+    response = client.get(
+        "/authorize",
+        params={
+            "response_type": "code",
+            "client_id": CLIENT_ID,
+            "redirect_uri": "http://127.0.0.1:1/evil",
+            "login_hint": "alice",
+            "code_challenge": code_challenge(VERIFIER),
+            "code_challenge_method": "S256",
+        },
+    )
+
+    assert response.status_code == 400
+    assert "location" not in response.headers
+
+
+def test_refresh_token_is_rotated(client):
+    """A refresh token gives new tokens once; the second use is refused."""
+    tokens = redeem(client, authorize(client)["code"]).json()
+    form = {"grant_type": "refresh_token", "client_id": CLIENT_ID, "refresh_token": tokens["refresh_token"]}
+
+    renewed = client.post("/token", data=form)
+
+    assert verify(client, renewed.json()["access_token"])["sub"] == "alice"
+    assert client.post("/token", data=form).json()["error"] == "invalid_grant"
+
+
+def test_service_gets_a_token_of_its_own(client):
+    """With client credentials the client is the subject; a wrong secret gets nothing."""
+    form = {"grant_type": "client_credentials"}
+
+    token = client.post("/token", data=form, auth=SERVICE).json()["access_token"]
+
+    assert verify(client, token)["sub"] == "profile-service"
+    assert client.post("/token", data=form, auth=("profile-service", "wrong")).status_code == 401
+
+
+def test_introspection_tells_services_only(client, issuer):
+    """A service learns whose token it is; nobody else learns anything, and made-up tokens are inactive."""
+    token = sign_in(issuer, "bob")
+
+    answer = client.post("/introspect", data={"token": token}, auth=SERVICE).json()
+
+    assert answer["active"] is True
+    assert (answer["sub"], answer["iss"], answer["aud"]) == ("bob", issuer, "profile-service")
+    assert client.post("/introspect", data={"token": token}).status_code == 401
+    assert client.post("/introspect", data={"token": token}, auth=("profile-service", "wrong")).status_code == 401
+    assert not is_active(client, "made-up")
+
+
+def test_introspection_knows_no_refresh_token(client):
+    """A refresh token is not reported as an active access token."""
+    tokens = redeem(client, authorize(client)["code"]).json()
+
+    assert is_active(client, tokens["access_token"])
+    assert not is_active(client, tokens["refresh_token"])
+
+
+def test_revoked_token_is_inactive(client, issuer):
+    """After revocation introspection says inactive; another user's token is untouched."""
+    token, other = sign_in(issuer, "alice"), sign_in(issuer, "bob")
+
+    assert client.post("/revoke", data={"token": token, "client_id": CLIENT_ID}).status_code == 200
+
+    assert not is_active(client, token)
+    assert is_active(client, other)
+
+
+def test_revocation_is_for_the_client_that_was_issued_the_token(client, issuer):
+    """Another client cannot revoke it."""
+    token = sign_in(issuer, "alice")
+
+    assert client.post("/revoke", data={"token": token}, auth=SERVICE).status_code == 400
+
+    assert is_active(client, token)
+
+
+def test_rotation_keeps_or_drops_the_keys_before(client, issuer):
+    """After a rotation new tokens have the new key; the old verify for as long as theirs is kept."""
+    old = sign_in(issuer, "alice")
+
+    kid = client.post("/keys/rotate").json()["kid"]
+    new = sign_in(issuer, "alice")
+    assert jwt.get_unverified_header(new)["kid"] == kid != jwt.get_unverified_header(old)["kid"]
+    assert verify(client, old)["sub"] == verify(client, new)["sub"] == "alice"
+
+    client.post("/keys/rotate", data={"keep": "false"})
+    with pytest.raises(jwt.InvalidKeyError):
+        verify(client, old)
+    with pytest.raises(jwt.InvalidKeyError):
+        verify(client, new)

@@ -1,0 +1,286 @@
+"""The demo as its users run it, and its judge on evidence of what must not be."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from otel_token_relay.demo.evidence import Call, Hop, find_faults, join_hops, read_spans
+from otel_token_relay.demo.witness import Note, digest, take_note
+
+COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
+LISTED = frozenset({"profile-service"})
+
+
+def find_processes(mark):
+    """Give the processes that have *mark* in their environment, which children inherit."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                if mark in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the demo with settings that must not reach it, and leave nothing whatever the test does."""
+    mark = f"MARK={tmp_path}".encode()
+    environment = os.environ | {
+        "MARK": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": "http://*",
+        "OTEL_SDK_DISABLED": "true",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "PYTHONIOENCODING": "utf-8",
+        "COLUMNS": "80",
+    }
+    started = []
+
+    def start(**changes):
+        process = subprocess.Popen(
+            COMMAND, env=environment | changes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process, lambda: find_processes(mark)
+
+    yield start
+
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    for number in find_processes(mark):
+        os.kill(number, signal.SIGKILL)
+
+
+def test_demo_shows_every_hop_and_ends_well(start, tmp_path):
+    """The demo exits 0 after one line for each hop, without a token in it, and leaves nothing behind."""
+    process, survivors = start()
+
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 0, output
+    lines = [tuple(line.split()) for line in output.splitlines()]
+    seen_by = "user-service", "profile-service", "httpx"
+    unlisted = "httpx", "withheld", "destination_not_listed", "nothing"
+    of = {
+        user: [
+            (user, *seen_by, "relayed", "relayed", user),
+            (user, "user-service", "third-party", *unlisted),
+            (user, *seen_by, "relayed", "relayed", user),
+            (user, "user-service", "↪", "third-party", *unlisted),
+        ]
+        for user in ("alice", "bob")
+    }
+    nobody = "withheld", "no_token", "nothing"
+    assert [line for line in lines if line[:2] == ("alice", "user-service")] == of["alice"] * 2
+    assert [line for line in lines if line[:2] == ("bob", "user-service")] == of["bob"]
+    assert [line for line in lines if line[:2] == ("anon", "user-service")] == [
+        ("anon", *seen_by, *nobody),
+        ("anon", "user-service", "third-party", "httpx", *nobody),
+        ("anon", *seen_by, *nobody),
+        ("anon", "user-service", "↪", "third-party", "httpx", *nobody),
+    ]
+    assert "✓ Nobody saw a token that was not theirs." in output
+    assert "16 hops. 6 brought a token" in output
+    assert "eyJ" not in output
+    assert "\x1b" not in output
+    assert max(map(len, output.splitlines())) <= 80
+    assert survivors() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminate"]
+)
+def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
+    """When it is interrupted while its programs start, they end, and its files go."""
+    process, survivors = start()
+    deadline = time.monotonic() + 60
+    while len(survivors()) < 4:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == status
+    assert "Traceback" not in output
+    assert survivors() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_program_that_does_not_start_is_named(start, tmp_path):
+    """The demo exits 1, says which program ended and shows its log; the others are ended."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "joserfc.py").write_text("raise RuntimeError('broken on purpose')")
+
+    process, survivors = start(PYTHONPATH=str(broken))
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 1
+    assert re.search(r"✗ \S+ has ended with status 1", output)
+    assert "broken on purpose" in output
+    assert survivors() == []
+
+
+def test_missing_extra_is_named():
+    """Without a package of the extra the command says what to install, and starts nothing."""
+    code = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, package=None: None if name == 'flask' else find(name, package)\n"
+        "from otel_token_relay.cli import main\n"
+        "sys.exit(main(['demo']))"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert result.returncode == 2
+    assert "pip install 'otel-token-relay[demo]' (flask is missing)" in result.stderr
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    """Neither the command line nor the package of the demo loads what only the demo needs."""
+    code = (
+        "import sys, otel_token_relay.cli, otel_token_relay.demo\n"
+        "print({'rich', 'httpx', 'flask', 'authlib', 'fastapi', 'uvicorn'} & sys.modules.keys())"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert result.stdout.strip() == "set()"
+
+
+ALICE = Call(trace_id="a" * 32, user="alice", token="digest of alice's")
+NOBODY = Call(trace_id="b" * 32, user=None, token=None)
+
+
+def note_of(receiver, call, *tokens, **changes):
+    values = {"span_id": "1" * 16, "client": "python-httpx/0", "credentials": len(tokens)} | changes
+    return Note(receiver=receiver, trace_id=call.trace_id, tokens=tokens, **values)
+
+
+def hop_of(call, note, decision="withheld"):
+    return Hop(call=call, sender="user-service", decision=decision, reason="…", redirected=False, note=note)
+
+
+OWN = ("digest of alice's", "alice")
+OTHER = ("digest of bob's", "bob")
+
+
+def judge(*hops):
+    return find_faults([ALICE, NOBODY], hops, [hop.note for hop in hops], listed=LISTED)
+
+
+def test_what_is_due_is_no_fault():
+    """The caller's token at the listed service, and nothing anywhere else, is as it should be."""
+    assert (
+        judge(
+            hop_of(ALICE, note_of("profile-service", ALICE, OWN), "relayed"),
+            hop_of(ALICE, note_of("third-party", ALICE)),
+            hop_of(NOBODY, note_of("profile-service", NOBODY)),
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("hop", "words"),
+    [
+        (hop_of(ALICE, note_of("third-party", ALICE, OWN), "relayed"), "third-party saw a token of alice"),
+        (hop_of(ALICE, note_of("profile-service", ALICE, OTHER), "relayed"), "token of bob in a request of alice"),
+        (hop_of(NOBODY, note_of("profile-service", NOBODY, OWN), "relayed"), "token of alice in a request of nobody"),
+        (hop_of(ALICE, note_of("profile-service", ALICE)), "did not arrive"),
+        (hop_of(ALICE, note_of("profile-service", ALICE, OWN)), "the decision was withheld"),
+        (hop_of(NOBODY, note_of("profile-service", NOBODY), "relayed"), "the decision was relayed"),
+        (hop_of(ALICE, note_of("profile-service", ALICE, OWN, credentials=2), "relayed"), "2 Authorization lines"),
+    ],
+    ids=["outsider", "another user", "nobody", "missing", "secretly sent", "only said", "two lines"],
+)
+def test_wrong_token_is_a_fault(hop, words):
+    """Whatever a receiver should not have seen, or missed, is said."""
+    faults = judge(hop)
+
+    assert faults
+    assert any(words in fault for fault in faults)
+
+
+def test_token_in_a_request_of_no_call_is_a_fault():
+    """A token in a request that nobody of the demo made is one too many."""
+    stray = replace(note_of("profile-service", ALICE, OWN), trace_id="")
+
+    assert find_faults([ALICE], [], [stray], listed=LISTED) == [
+        "profile-service saw a token of alice in a request of nobody"
+    ]
+
+
+@pytest.mark.parametrize("place", ["header", "other header", "path", "query", "body"])
+def test_witness_finds_a_token_anywhere(place):
+    """A token is noted wherever it stands, by whom it names and by its digest, never by itself."""
+    token = b"eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2ln"
+    headers = {"header": [(b"authorization", b"Bearer " + token)], "other header": [(b"x-copy", b"=" + token)]}
+    scope = {
+        "raw_path": b"/" + token if place == "path" else b"/",
+        "query_string": b"t=" + token if place == "query" else b"",
+        "headers": headers.get(place, []),
+    }
+
+    note = take_note("third-party", scope, b'{"t": "' + token + b'"}' if place == "body" else b"")
+
+    assert note.tokens == ((digest(token), "alice"),)
+    assert token.decode() not in repr(note)
+
+
+def span_of(call, span_id, start, status=200, **attributes):
+    return {
+        "kind": "SpanKind.CLIENT",
+        "context": {"trace_id": f"0x{call.trace_id}", "span_id": f"0x{span_id}"},
+        "start_time": start,
+        "attributes": {"http.status_code": status, **attributes},
+        "resource": {"attributes": {"service.name": "user-service"}},
+    }
+
+
+def test_hops_are_joined_when_both_halves_are_there():
+    """Spans and notes meet by span id, in the order of the spans; a half that is missing is waited for."""
+    first, second = "1" * 16, "2" * 16
+    spans = [
+        span_of(ALICE, second, "2026-01-01T00:00:01Z"),
+        span_of(ALICE, first, "2026-01-01T00:00:00Z", 307, **{"token_relay.decision": "relayed"}),
+    ]
+    notes = [
+        note_of("user-service", ALICE, span_id="0" * 16),
+        note_of("profile-service", ALICE, span_id=first),
+        note_of("third-party", ALICE, span_id=second),
+    ]
+
+    hops = join_hops([ALICE], spans, notes)
+
+    assert [(hop.note.receiver, hop.decision, hop.redirected) for hop in hops] == [
+        ("profile-service", "relayed", False),
+        ("third-party", "?", True),
+    ]
+    assert join_hops([ALICE], spans[1:], notes) is None
+    assert join_hops([ALICE], spans, notes[:2]) is None
+    assert join_hops([ALICE], spans, notes[1:]) is None
+
+
+def test_spans_are_read_while_they_are_written():
+    """Objects follow each other with anything between; the last may be cut short."""
+    text = 'a line of a log\n{\n "n": 1\n}\n{"n": {"m": 2}}\n{"n":'
+
+    assert [json.dumps(span) for span in read_spans(text)] == ['{"n": 1}', '{"n": {"m": 2}}']
