@@ -106,7 +106,21 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
     class HTTPConnectionPool:
         scheme, host, port, proxy = "https", "profile-service", 8443, None
 
-        def _make_request(self, conn: Any, method: str, url: str, **kwargs: Any) -> None: ...
+        def _make_request(
+            self,
+            conn: Any,
+            method: str,
+            url: str,
+            body: Any = None,
+            headers: Any = None,
+            retries: Any = None,
+            timeout: Any = None,
+            chunked: bool = False,
+            response_conn: Any = None,
+            preload_content: bool = True,
+            decode_content: bool = True,
+            enforce_content_length: bool = True,
+        ) -> None: ...
 
     if relay is not None:
         urllib3_client.patch(
@@ -114,9 +128,9 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
         )
     code = (
         "pool._make_request(None, 'GET', '/users/42/profile?fields=name', timeout=None, body=None, headers=headers,"
-        " chunked=False, retries=None, response_conn=None, preload_content=True, decode_content=True)"
+        " chunked=False, retries=None, response_conn=None, preload_content=True, decode_content=True, **response_kw)"
     )
-    return statement(code, {"pool": HTTPConnectionPool(), "headers": headers}, context)
+    return statement(code, {"pool": HTTPConnectionPool(), "headers": headers, "response_kw": {}}, context)
 
 
 def urllib_timing(relay: Relay | None, context: Context) -> Timing:
@@ -190,7 +204,7 @@ def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
         stack.callback(tracers.shutdown)
         counted = relay()
         # The global provider can be set once in a process, and the other figures are without it.
-        counted._recorder._counter = meters.get_meter("otel_token_relay").create_counter(COUNTER_NAME)
+        counted._record.__self__._counter = meters.get_meter("otel_token_relay").create_counter(COUNTER_NAME)
         span = tracers.get_tracer("benchmarks").start_span("GET", kind=trace.SpanKind.CLIENT)
         holding = context_of_request(token=True)
         traced = trace.set_span_in_context(span, holding)

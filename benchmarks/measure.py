@@ -42,7 +42,7 @@ class Effort:
     requests: int
 
 
-FULL = Effort(rounds=61, seconds=0.004, requests=60)
+FULL = Effort(rounds=301, seconds=0.0008, requests=60)
 QUICK = Effort(rounds=3, seconds=0.0002, requests=2)
 
 
