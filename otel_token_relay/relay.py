@@ -52,7 +52,7 @@ class Relay:
         self._keeps_explicit = settings.on_conflict == "keep"
         self._now = now
         self._monotonic = monotonic
-        self._recorder = DecisionRecorder()
+        self._record = DecisionRecorder().record
         self._closed = False
 
     def close(self) -> None:
@@ -145,12 +145,6 @@ class Relay:
     def _reason_of_destination(self, destination: Destination) -> Reason | None:
         # The token itself is not meant for a destination that asks for an exchanged one.
         return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
-
-    def _record(self, reason: Reason, context: Context, address: str | None = None) -> None:
-        try:
-            self._recorder.record(reason, context, address)
-        except Exception:  # somebody's span or meter; the decision stands
-            _logger.debug("a decision could not be recorded", exc_info=True)
 
     def explain(self, url: str) -> tuple[Decision, Destination | None]:
         """Give the decision for a plain, living token and a request without a credential."""
