@@ -159,7 +159,7 @@ class BearerToken:
     @property
     def serves_here(self) -> bool:
         """Whether it is at home, and its lease, if it has one, is open."""
-        return self.is_at_home and (self.lease is None or self.lease.is_open)
+        return self.pid == os.getpid() and (self.lease is None or self.lease.is_open)
 
     @property
     def is_at_home(self) -> bool:

@@ -57,4 +57,5 @@ def _parts_of(request: Any) -> Parts:
 
 
 def _carries(request: Any, name: str) -> bool:
-    return name in request.headers
+    # `in` finds out the encoding first, by decoding every header: instrumentation hands on a fresh copy each time.
+    return name.encode("ascii") in [key.lower() for key, _ in request.headers.raw]

@@ -48,8 +48,10 @@ def _parts_of(request: Any) -> Parts:
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""
-    return scheme, host.encode("idna").decode("ascii"), int(port) if port else None
+    if not host.isascii():
+        host = host.encode("idna").decode("ascii")
+    return scheme, host, int(port) if port else None
 
 
 def _carries(request: Any, name: str) -> bool:
-    return any(key.lower() == name for headers in (request.headers, request.unredirected_hdrs) for key in headers)
+    return name in [key.lower() for headers in (request.headers, request.unredirected_hdrs) for key in headers]

@@ -18,14 +18,14 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
 
     def build(original: Function) -> Function:
-        def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-            if len(args) > 1:  # body and headers by position: not how any release calls it
-                return original(self, conn, method, url, *args, **kwargs)
-            headers = kwargs.get("headers")
-            value = relay.hop((self, url, headers), _parts_of, _carries)
-            if value is not None:
-                kwargs["headers"] = _with_header(headers, relay, value)
-            return original(self, conn, method, url, *args, **kwargs)
+        # The arguments are handed on as they came: naming them makes the call twice as dear.
+        def _make_request(*args: Any, **kwargs: Any) -> Any:
+            if len(args) == 4:  # self, conn, method, url: how every release calls it
+                headers = kwargs.get("headers")
+                value = relay.hop((args[0], args[3], headers), _parts_of, _carries)
+                if value is not None:
+                    kwargs["headers"] = _with_header(headers, relay, value)
+            return original(*args, **kwargs)
 
         return _make_request
 
@@ -41,11 +41,11 @@ def _parts_of(call: tuple[Any, str, Any]) -> Parts:
 
 
 def _carries(call: tuple[Any, str, Any], name: str) -> bool:
-    return any(_lower(key) == name for key in call[2] or ())
+    return name in [_lower(key) for key in call[2] or ()]
 
 
 def _lower(key: str | bytes) -> str:
-    return (key.decode("latin-1") if isinstance(key, bytes) else key).lower()
+    return key.decode("latin-1").lower() if isinstance(key, bytes) else key.lower()
 
 
 def _with_header(headers: Any, relay: Relay, value: str) -> Any:
