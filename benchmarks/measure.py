@@ -57,6 +57,19 @@ def statement(code: str, names: Mapping[str, Any], context: Context | None = Non
     return _within(timeit.Timer(code, globals=dict(names)).timeit, context)
 
 
+def with_each(build: Callable[[], Any], call: Callable[[Any], Any], context: Context | None = None) -> Timing:
+    """Time a call that gets another argument each time; they are made before the clock starts."""
+
+    def loop(count: int) -> float:
+        arguments = [build() for _ in range(count)]
+        start = perf_counter()
+        for argument in arguments:
+            call(argument)
+        return perf_counter() - start
+
+    return _within(loop, context)
+
+
 def awaited(
     runner: asyncio.Runner, call: Callable[..., Awaitable[Any]], *arguments: Any, context: Context | None = None
 ) -> Timing:
