@@ -18,7 +18,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
     def with_header(request: Any, value: str) -> Any:
         twin = object.__new__(type(request))
-        twin.__dict__.update(request.__dict__)
+        twin.__dict__ = request.__dict__.copy()
         own = dict(request.unredirected_hdrs)
         if relay.settings.on_conflict == "replace":
             own = {key: v for key, v in own.items() if key.lower() != relay.header}

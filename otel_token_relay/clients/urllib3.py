@@ -41,7 +41,7 @@ def _parts_of(call: tuple[Any, str, Any]) -> Parts:
 
 
 def _carries(call: tuple[Any, str, Any], name: str) -> bool:
-    return name in [_lower(key) for key in call[2] or ()]
+    return name in [_lower(key) for key in call[2] or () if len(key) == len(name)]
 
 
 def _lower(key: str | bytes) -> str:
@@ -52,7 +52,9 @@ def _with_header(headers: Any, relay: Relay, value: str) -> Any:
     name = relay.settings.header
     if headers is None:
         return {name: value}
-    copy = headers.copy() if hasattr(headers, "copy") else dict(headers.items())
+    # requests' own copy of its headers builds them anew; of other mappings only urllib3's repeats a name.
+    plain = not hasattr(headers, "getlist")
+    copy = {key: headers[key] for key in headers} if plain else headers.copy()
     if relay.settings.on_conflict == "replace":
         for key in [key for key in copy if _lower(key) == relay.header]:
             del copy[key]
