@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the relay costs.")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - for the standard output")
-    parser.add_argument("--quick", action="store_true", help="a few calls of each: shows that it runs, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few calls of each: shows that it runs, measures nothing"
+    )
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="one measurement; may be given again")
     return parser
 

@@ -233,5 +233,3 @@ def _yardstick(one: Round) -> float:
 
 def _added(wrapped: str, bare: str) -> Callable[[Round], float]:
     return lambda one: one[wrapped] - one[bare]
-
-

@@ -129,9 +129,12 @@ class Relay:
         return self._reason_of_token(token) or self._reason_of_destination(destination) or Reason.RELAYED
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
-        if not token.serves_here:
-            return Reason.LEASE_ENDED if token.is_at_home else Reason.OTHER_PROCESS
-        if token.lease is None and self._monotonic() - token.received_at >= self.settings.max_age:
+        if not token.is_at_home:
+            return Reason.OTHER_PROCESS
+        if token.lease is not None:
+            if not token.lease.is_open:
+                return Reason.LEASE_ENDED
+        elif self._monotonic() - token.received_at >= self.settings.max_age:
             return Reason.TOO_OLD
         expires_at = token.expires_at
         if expires_at is not None and self._now() >= expires_at - self.settings.min_ttl:
