@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, cast
 
 from opentelemetry import context as otel_context
@@ -68,7 +68,6 @@ class TokenRelayPropagator(TextMapPropagator):
         Args:
             context: ``None`` for the root context, as the other propagators do.
         """
-
         try:
             token = admit(partial(_read, getter, carrier), self.relay.settings)
         except Exception:  # the API says that extract never raises; a carrier may be anything
@@ -115,14 +114,19 @@ class TokenRelayPropagator(TextMapPropagator):
 
 def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
     """Give every value of a header, in whatever case a case-sensitive carrier spells it."""
-    # Not isinstance: a getter is of an abstract class, which makes that as dear as the reading itself.
-    if DefaultGetter in type(getter).__mro__:
+    if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
             if isinstance(key, str) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
     return getter.get(carrier, name) or getter.get(carrier, name.title()) or ()
+
+
+@lru_cache(maxsize=32)
+def _is_default(getter_class: type) -> bool:
+    # Remembered: the question is as dear as the reading itself where the class is an abstract one.
+    return issubclass(getter_class, DefaultGetter)
 
 
 def _parts_of(target: tuple[Any, Origin | None]) -> Parts:
