@@ -9,15 +9,21 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.boundaries import measure_boundaries
+from benchmarks.destinations import measure_destinations
 from benchmarks.extract import measure_extract
 from benchmarks.figures import Figure, show, to_json
 from benchmarks.hops import measure_hops, measure_recorded_hop
+from benchmarks.loopback import measure_loopback
 from benchmarks.measure import FULL, QUICK, Effort
 
 MEASUREMENTS: dict[str, Callable[[Effort], Iterator[Figure]]] = {
     "extract": measure_extract,
     "hops": measure_hops,
     "recorded": measure_recorded_hop,
+    "destinations": measure_destinations,
+    "boundaries": measure_boundaries,
+    "loopback": measure_loopback,
 }
 
 
