@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from opentelemetry import context as otel_context
 
 from benchmarks.figures import Figure
-from benchmarks.measure import side_by_side, statement
-from benchmarks.samples import jwt, scope
+from benchmarks.hops import clients, relay
+from benchmarks.measure import Effort, side_by_side, statement
+from benchmarks.samples import context_of_request, jwt, scope
 from otel_token_relay.token import peek
 
 ROOT = Path(__file__).parent.parent
@@ -53,10 +58,30 @@ def test_a_request_over_loopback_is_measured_with_real_servers(tmp_path: Path) -
     assert_figures(json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")), 2)
 
 
+def test_what_is_timed_is_a_hop_that_relays_and_one_that_does_not() -> None:
+    """Every client's wrapper gives the header to the hop with a token, and nothing to the one without."""
+    given: dict[str, list[str | None]] = {}
+    with asyncio.Runner() as runner:
+        for client in clients(runner):
+            for has_token in (True, False):
+                watched = relay()
+                watched.hop = partial(_note, given.setdefault(client.name, []), watched.hop)  # type: ignore[method-assign]
+                client.timing(watched, context_of_request(token=has_token))(1)
+
+    assert len(given) == 6
+    for name, (with_token, without) in given.items():
+        assert with_token is not None, name
+        assert len(with_token) == len("Bearer ") + 900, name
+        assert without is None, name
+
+
+def _note(values: list[str | None], hop: Callable[..., str | None], *arguments: object) -> str | None:
+    values.append(hop(*arguments))
+    return values[-1]
+
+
 def test_each_round_times_everything_the_same_number_of_times() -> None:
     """A round holds every timing, and what is slow decides how often all of them run."""
-    from benchmarks.measure import Effort
-
     calls: dict[str, list[int]] = {"fast": [], "slow": []}
 
     def counted(name: str, seconds: float) -> object:
@@ -76,8 +101,6 @@ def test_each_round_times_everything_the_same_number_of_times() -> None:
 
 def test_a_statement_runs_in_the_context_it_is_given() -> None:
     """The timed code sees the given context as the current one, and the caller's is as it was."""
-    from opentelemetry import context as otel_context
-
     seen: list[object] = []
     given = otel_context.set_value("benchmark", 1, otel_context.Context())
     statement("seen.append(get_value('benchmark'))", {"seen": seen, "get_value": otel_context.get_value}, given)(2)

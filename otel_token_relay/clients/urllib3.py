@@ -52,9 +52,10 @@ def _with_header(headers: Any, relay: Relay, value: str) -> Any:
     name = relay.settings.header
     if headers is None:
         return {name: value}
-    # requests' own copy of its headers builds them anew; of other mappings only urllib3's repeats a name.
-    plain = not hasattr(headers, "getlist")
-    copy = {key: headers[key] for key in headers} if plain else headers.copy()
+    if hasattr(headers, "lower_items"):  # requests': no name repeats, and its own copy takes twice as long
+        copy = {key: headers[key] for key in headers}
+    else:
+        copy = headers.copy() if hasattr(headers, "copy") else dict(headers.items())
     if relay.settings.on_conflict == "replace":
         for key in [key for key in copy if _lower(key) == relay.header]:
             del copy[key]
