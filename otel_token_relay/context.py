@@ -30,7 +30,8 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 
 def bound_token(context: Context) -> BearerToken | None:
     """Give the token in *context*, whether or not it still serves."""
-    return cast("BearerToken | None", context.get(TOKEN_KEY))
+    token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
+    return token
 
 
 def current_token(context: Context | None = None) -> BearerToken | None:

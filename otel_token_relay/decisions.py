@@ -7,7 +7,7 @@ Free when nobody listens: a span that does not record, a meter without an SDK an
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -23,6 +23,10 @@ COUNTER_NAME: Final = "token_relay.decisions"
 
 _logger = logging.getLogger("otel_token_relay")
 
+# Where a context keeps its span. `get_current_span` also checks that it is one, by an abstract class, which
+# costs more than everything else that is done for a hop nobody watches.
+_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+
 
 class DecisionRecorder:
     """Record decisions through the OpenTelemetry API. Safe to share between threads."""
@@ -33,7 +37,7 @@ class DecisionRecorder:
         self._attributes: dict[tuple[Reason, str | None], dict[str, str]] = {}
 
     def record(self, reason: Reason, context: Context, address: str | None = None) -> None:
-        """Record one decision.
+        """Record one decision. Never raises: a decision stands, whatever somebody's span or meter does.
 
         Args:
             reason: Why.
@@ -41,15 +45,18 @@ class DecisionRecorder:
             address: The host of the destination's entry; ``None`` where it is not listed, since
                 hosts that a caller can choose would be series without bound.
         """
-        span = trace.get_current_span(context)
-        # Any other kind is the span of the whole request, which has many hops.
-        if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
-            span.set_attribute(DECISION_ATTRIBUTE, Decision(reason).outcome)
-            span.set_attribute(REASON_ATTRIBUTE, reason.value)
-        counter = self._counter or self._create_counter()
-        counter.add(1, self._attributes.get((reason, address)) or self._build_attributes(reason, address))
-        if _logger.isEnabledFor(logging.DEBUG):
-            _logger.debug("%s: %s, destination %s", Decision(reason).outcome, reason, address or "not listed")
+        try:
+            span: Any = context.get(_SPAN_KEY)
+            # Any other kind is the span of the whole request, which has many hops.
+            if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
+                span.set_attribute(DECISION_ATTRIBUTE, Decision(reason).outcome)
+                span.set_attribute(REASON_ATTRIBUTE, reason.value)
+            counter = self._counter or self._create_counter()
+            counter.add(1, self._attributes.get((reason, address)) or self._build_attributes(reason, address))
+            if _logger.isEnabledFor(logging.DEBUG):
+                _logger.debug("%s: %s, destination %s", Decision(reason).outcome, reason, address or "not listed")
+        except Exception:
+            _logger.debug("a decision could not be recorded", exc_info=True)
 
     def _create_counter(self) -> metrics.Counter:
         # Not at construction: that may be while OpenTelemetry itself is being imported, and

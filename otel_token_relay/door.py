@@ -33,8 +33,8 @@ def admit(
         if not values:
             continue
         read = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
-        if not isinstance(read, Reason):
-            return BearerToken(read, lease=lease)
+        if isinstance(read, str):
+            return BearerToken.of_credentials(read, lease=lease)
         reason = read
         break
     if reason is not Reason.ABSENT:

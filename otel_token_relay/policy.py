@@ -68,7 +68,7 @@ class Destination:
     @property
     def needs_exchange(self) -> bool:
         """Whether the caller's own token must not be sent here, only one made from it."""
-        return any((self.audience, self.scope, self.resource))
+        return bool(self.audience or self.scope or self.resource)
 
     @property
     def address(self) -> str:

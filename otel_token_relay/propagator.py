@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any, ClassVar, cast
 
 from opentelemetry import context as otel_context
@@ -24,7 +25,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from otel_token_relay.context import DESTINATION_KEY, bound_token, with_token
+from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, with_token
 from otel_token_relay.door import admit
 from otel_token_relay.origin import Origin
 from otel_token_relay.relay import Parts, Relay
@@ -67,14 +68,8 @@ class TokenRelayPropagator(TextMapPropagator):
         Args:
             context: ``None`` for the root context, as the other propagators do.
         """
-        if context is None:
-            context = Context()
-
-        def values_of(name: str) -> Sequence[str]:
-            return _read(carrier, name, getter)
-
         try:
-            token = admit(values_of, self.relay.settings)
+            token = admit(partial(_read, getter, carrier), self.relay.settings)
         except Exception:  # the API says that extract never raises; a carrier may be anything
             _logger.debug("a carrier cannot be read", exc_info=True)
             token = None
@@ -82,7 +77,7 @@ class TokenRelayPropagator(TextMapPropagator):
             bound = bound_token(otel_context.get_current())
             if bound is not None and bound.lease is not None and bound.serves_here and bound == token:
                 token = bound
-        return with_token(token, context)
+        return with_token(token, context) if context else Context({TOKEN_KEY: token})
 
     def inject(
         self,
@@ -117,15 +112,21 @@ class TokenRelayPropagator(TextMapPropagator):
         )
 
 
-def _read(carrier: Any, name: str, getter: Getter[Any]) -> Sequence[str]:
+def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
     """Give every value of a header, in whatever case a case-sensitive carrier spells it."""
-    if isinstance(getter, DefaultGetter):
+    if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
             if isinstance(key, str) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
     return getter.get(carrier, name) or getter.get(carrier, name.title()) or ()
+
+
+@lru_cache(maxsize=32)
+def _is_default(getter_class: type) -> bool:
+    # Remembered: the question is as dear as the reading itself where the class is an abstract one.
+    return issubclass(getter_class, DefaultGetter)
 
 
 def _parts_of(target: tuple[Any, Origin | None]) -> Parts:

@@ -32,6 +32,9 @@ class Reason(Enum):
     AMBIGUOUS = "ambiguous"
     TOO_LONG = "too_long"
 
+    # Members are single, so identity will do. Enum's own is a Python function, and every hop looks up its reason.
+    __hash__ = object.__hash__
+
     def __str__(self) -> str:
         return self.value
 

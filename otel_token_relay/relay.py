@@ -52,7 +52,7 @@ class Relay:
         self._keeps_explicit = settings.on_conflict == "keep"
         self._now = now
         self._monotonic = monotonic
-        self._recorder = DecisionRecorder()
+        self._record = DecisionRecorder().record
         self._closed = False
 
     def close(self) -> None:
@@ -130,9 +130,12 @@ class Relay:
         return self._reason_of_token(token) or self._reason_of_destination(destination) or Reason.RELAYED
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
-        if not token.serves_here:
-            return Reason.LEASE_ENDED if token.is_at_home else Reason.OTHER_PROCESS
-        if token.lease is None and self._monotonic() - token.received_at >= self.settings.max_age:
+        if not token.is_at_home:
+            return Reason.OTHER_PROCESS
+        if token.lease is not None:
+            if not token.lease.is_open:
+                return Reason.LEASE_ENDED
+        elif self._monotonic() - token.received_at >= self.settings.max_age:
             return Reason.TOO_OLD
         expires_at = token.expires_at
         if expires_at is not None and self._now() >= expires_at - self.settings.min_ttl:
@@ -146,12 +149,6 @@ class Relay:
     def _reason_of_destination(self, destination: Destination) -> Reason | None:
         # The token itself is not meant for a destination that asks for an exchanged one.
         return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
-
-    def _record(self, reason: Reason, context: Context, address: str | None = None) -> None:
-        try:
-            self._recorder.record(reason, context, address)
-        except Exception:  # somebody's span or meter; the decision stands
-            _logger.debug("a decision could not be recorded", exc_info=True)
 
     def explain(self, url: str) -> tuple[Decision, Destination | None]:
         """Give the decision for a plain, living token and a request without a credential."""

@@ -35,13 +35,13 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         return send
 
     def build_trace(original: Function) -> Function:
-        async def _on_headers_request_sent(self: Any, method: str, url: Any, headers: Any) -> None:
+        def _on_headers_request_sent(self: Any, method: str, url: Any, headers: Any) -> Any:
             # Tracing callbacks are the application's telemetry: they see what it set itself.
             covered = getattr(self, "_token_relay_covers", None)
             if covered is not None:
                 headers = headers.copy()
                 _restore(headers, relay.settings.header, covered)
-            await original(self, method, url, headers)
+            return original(self, method, url, headers)
 
         return _on_headers_request_sent
 

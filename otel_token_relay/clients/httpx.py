@@ -28,8 +28,8 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         headers = headers_class(request.headers)
         headers[relay.settings.header] = value
         twin = object.__new__(type(request))
-        twin.__dict__.update(request.__dict__)
-        twin.headers = headers
+        twin.__dict__ = fields = request.__dict__.copy()
+        fields["headers"] = headers
         return twin
 
     def build_sync(original: Function) -> Function:
@@ -99,4 +99,6 @@ def _parts_of(request: Any) -> Parts:
 
 
 def _carries(request: Any, name: str) -> bool:
-    return name in request.headers
+    # `in` finds out the encoding first, by decoding every header: instrumentation hands on a fresh copy each time.
+    wanted = name.encode("ascii")
+    return wanted in [key.lower() for key, _ in request.headers.raw if len(key) == len(wanted)]

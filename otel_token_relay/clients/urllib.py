@@ -19,7 +19,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
     def with_header(request: Any, value: str) -> Any:
         twin = object.__new__(type(request))
-        twin.__dict__.update(request.__dict__)
+        twin.__dict__ = request.__dict__.copy()
         own = dict(request.unredirected_hdrs)
         if relay.settings.on_conflict == "replace":
             own = {key: v for key, v in own.items() if lower(key) != relay.header}
@@ -50,8 +50,10 @@ def _parts_of(request: Any) -> Parts:
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""
-    return request.type, host.encode("idna").decode("ascii"), int(port) if port else None
+    if not host.isascii():
+        host = host.encode("idna").decode("ascii")
+    return request.type, host, int(port) if port else None
 
 
 def _carries(request: Any, name: str) -> bool:
-    return any(lower(key) == name for headers in (request.headers, request.unredirected_hdrs) for key in headers)
+    return name in [lower(key) for headers in (request.headers, request.unredirected_hdrs) for key in headers]

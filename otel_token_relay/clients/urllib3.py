@@ -20,14 +20,14 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
 
     def build(original: Function) -> Function:
-        def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-            if len(args) > 1:  # body and headers by position: not how any release calls it
-                return original(self, conn, method, url, *args, **kwargs)
-            headers = kwargs.get("headers")
-            value = relay.hop((self, url, headers), _parts_of, _carries)
-            if value is not None:
-                kwargs["headers"] = _with_header(headers, relay, value)
-            return original(self, conn, method, url, *args, **kwargs)
+        # The arguments are handed on as they came: naming them makes the call twice as dear.
+        def _make_request(*args: Any, **kwargs: Any) -> Any:
+            if len(args) == 4:  # self, conn, method, url: how every release calls it
+                headers = kwargs.get("headers")
+                value = relay.hop((args[0], args[3], headers), _parts_of, _carries)
+                if value is not None:
+                    kwargs["headers"] = _with_header(headers, relay, value)
+            return original(*args, **kwargs)
 
         return _make_request
 
@@ -47,14 +47,17 @@ def _parts_of(call: tuple[Any, str, Any]) -> Parts:
 
 
 def _carries(call: tuple[Any, str, Any], name: str) -> bool:
-    return any(lower(key) == name for key in call[2] or ())
+    return name in [lower(key) for key in call[2] or () if len(key) == len(name)]
 
 
 def _with_header(headers: Any, relay: Relay, value: str) -> Any:
     name = relay.settings.header
     if headers is None:
         return {name: value}
-    copy = headers.copy() if hasattr(headers, "copy") else dict(headers.items())
+    if hasattr(headers, "lower_items"):  # requests': no name repeats, and its own copy takes twice as long
+        copy = {key: headers[key] for key in headers}
+    else:
+        copy = headers.copy() if hasattr(headers, "copy") else dict(headers.items())
     if relay.settings.on_conflict == "replace":
         for key in [key for key in copy if lower(key) == relay.header]:
             del copy[key]

@@ -1,0 +1,38 @@
+"""``extract`` from an ASGI scope, as contrib's instrumentation calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from opentelemetry.instrumentation.asgi import asgi_getter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from benchmarks.figures import Figure, figure
+from benchmarks.measure import Effort, side_by_side, statement
+from benchmarks.samples import DESTINATION, jwt, scope
+from otel_token_relay import Settings, TokenRelayPropagator
+
+YARDSTICK = "TraceContext.extract, same scope"
+TARGET = 0.6
+CODE = "extract(scope, getter=getter)"
+
+
+def measure_extract(effort: Effort) -> Iterator[Figure]:
+    """Give the figure with a token of 900 characters, and without any."""
+    ours = TokenRelayPropagator(Settings(destinations=(DESTINATION,))).extract
+    theirs = TraceContextTextMapPropagator().extract
+    for name, authorization in (("with a token of 900 characters", f"Bearer {jwt()}"), ("without Authorization", None)):
+        given = scope(authorization=authorization)
+        timings = {
+            "ours": statement(CODE, {"extract": ours, "scope": given, "getter": asgi_getter}),
+            "theirs": statement(CODE, {"extract": theirs, "scope": given, "getter": asgi_getter}),
+        }
+        yield figure(
+            side_by_side(timings, effort),
+            lambda one: one["ours"],
+            lambda one: one["theirs"],
+            group="extract from an ASGI scope",
+            name=name,
+            yardstick=YARDSTICK,
+            target=TARGET,
+        )

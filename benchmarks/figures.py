@@ -1,0 +1,115 @@
+"""A figure: a ratio, what it should be, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Round, middle, quartiles
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        group: The heading that it stands under.
+        name: What is measured.
+        yardstick: What it is divided by.
+        ratio: The median over the rounds.
+        low: A quarter of the rounds gave less.
+        high: A quarter of the rounds gave more.
+        target: The most that the ratio should be; ``None`` for a figure that only informs.
+        microseconds: The same without the division, on this machine.
+    """
+
+    group: str
+    name: str
+    yardstick: str
+    ratio: float
+    low: float
+    high: float
+    target: float | None
+    microseconds: float
+
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether the target is reached; ``None`` without one."""
+        return None if self.target is None else self.ratio <= self.target
+
+
+def figure(
+    rounds: list[Round],
+    cost: Callable[[Round], float],
+    by: Callable[[Round], float],
+    *,
+    group: str,
+    name: str,
+    yardstick: str,
+    target: float | None = None,
+) -> Figure:
+    """Make a figure of *cost* divided by *by*, round for round."""
+    ratios = [cost(one) / by(one) for one in rounds]
+    low, high = quartiles(ratios)
+    return Figure(
+        group, name, yardstick, sorted(ratios)[len(ratios) // 2], low, high, target, middle(rounds, cost) * 1e6
+    )
+
+
+def show(figures: Sequence[Figure], console: Console) -> None:
+    """Print the table."""
+    table = Table(title="What the relay costs, as ratios within one run", title_justify="left")
+    for heading, justify in (
+        ("measured", "left"),
+        ("divided by", "left"),
+        ("ratio", "right"),
+        ("middle half", "right"),
+        ("target", "right"),
+        ("", "left"),
+        ("here, µs", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    group = None
+    for one in figures:
+        if one.group != group:
+            table.add_section()
+            table.add_row(f"[bold]{one.group}[/bold]")
+            group = one.group
+        target = "" if one.target is None else f"≤ {one.target:g}"
+        mark = {None: "", True: "[green]reached[/green]", False: "[red]missed[/red]"}[one.is_reached]
+        spread = f"{one.low:.3f}…{one.high:.3f}"
+        table.add_row(
+            "  " + one.name, one.yardstick, f"{one.ratio:.3f}", spread, target, mark, f"{one.microseconds:.2f}"
+        )
+    console.print(table)
+
+
+def to_json(figures: Sequence[Figure]) -> str:
+    """Give the figures, and what they were measured with, as one JSON object."""
+    packages = ("otel-token-relay", "opentelemetry-api", "httpx", "httpx2", "urllib3", "requests", "aiohttp", "fastapi")
+    answer = {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "figures": [_as_dict(one) for one in figures],
+    }
+    return json.dumps(answer, indent=2, allow_nan=False)
+
+
+def _as_dict(one: Figure) -> dict[str, Any]:
+    return {
+        "group": one.group,
+        "name": one.name,
+        "yardstick": one.yardstick,
+        "ratio": one.ratio,
+        "quartiles": [one.low, one.high],
+        "target": one.target,
+        "reached": one.is_reached,
+        "microseconds": one.microseconds,
+    }

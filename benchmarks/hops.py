@@ -1,0 +1,235 @@
+"""One hop: all that our wrapper adds to the client's method, with a method that does nothing inside.
+
+The wrapper is put on by the package's own ``patch``, on classes made for the purpose; the requests
+are the libraries' real ones. What is timed is the whole call, wrapped and bare, and the bare call is
+taken off. The yardstick is OpenTelemetry writing two entries of baggage into ``httpx.Headers``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import httpx2
+import requests
+import yarl
+from aiohttp import ClientRequest
+from multidict import CIMultiDict
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+
+from benchmarks.figures import Figure, figure
+from benchmarks.measure import Effort, Round, Timing, awaited, side_by_side, statement, with_each
+from benchmarks.samples import DESTINATION, OUTGOING, URL, context_of_request, context_with_baggage
+from otel_token_relay import Settings
+from otel_token_relay.clients import aiohttp as aiohttp_client
+from otel_token_relay.clients import httpx as httpx_client
+from otel_token_relay.clients import urllib as urllib_client
+from otel_token_relay.clients import urllib3 as urllib3_client
+from otel_token_relay.decisions import COUNTER_NAME
+from otel_token_relay.patching import Patches
+from otel_token_relay.relay import Relay
+
+YARDSTICK = "W3CBaggage.inject, two entries"
+RELAYED_TARGET = 1.0
+WITHOUT_TOKEN_TARGET = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client: makes the timing of one hop, bare or with our wrapper.
+
+    Attributes:
+        name: As it stands in the table.
+        timing: Given the relay, or ``None`` for bare, and the current context.
+    """
+
+    name: str
+    timing: Callable[[Relay | None, Context], Timing]
+
+
+def relay(destinations: tuple[str, ...] = (DESTINATION,)) -> Relay:
+    """Give a relay with one listed destination."""
+    return Relay(Settings(destinations=destinations))
+
+
+def yardstick() -> Timing:
+    """Time what everything is divided by."""
+    names = {
+        "inject": W3CBaggagePropagator().inject,
+        "headers": httpx.Headers(OUTGOING),
+        "context": context_with_baggage(),
+    }
+    return statement("inject(headers, context=context)", names)
+
+
+def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
+    """Time one hop of httpx or httpx2: each request is new, with the copy of the headers that instrumentation makes."""
+
+    class Transport:
+        def handle_request(self, request: Any) -> None: ...
+
+        async def handle_async_request(self, request: Any) -> None: ...
+
+    if relay is not None:
+        names = (*httpx_client.SYNC_TRANSPORTS, *httpx_client.ASYNC_TRANSPORTS)
+        others = {name: type(name, (), dict(vars(Transport))) for name in names if name != "HTTPTransport"}
+        module = SimpleNamespace(Headers=library.Headers, HTTPTransport=Transport, **others)
+        httpx_client.patch(cast("ModuleType", module), relay, Patches())
+    pattern = library.Request("GET", URL, headers=OUTGOING)
+
+    def build() -> Any:
+        request = _twin(pattern)
+        request.headers = library.Headers(pattern.headers)
+        return request
+
+    return with_each(build, Transport().handle_request, context)
+
+
+def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timing:
+    """Time one attempt of a urllib3 pool, called as ``urlopen`` calls it."""
+
+    class HTTPConnectionPool:
+        scheme, host, port, proxy = "https", "profile-service", 8443, None
+
+        def _make_request(
+            self,
+            conn: Any,
+            method: str,
+            url: str,
+            body: Any = None,
+            headers: Any = None,
+            retries: Any = None,
+            timeout: Any = None,
+            chunked: bool = False,
+            response_conn: Any = None,
+            preload_content: bool = True,
+            decode_content: bool = True,
+            enforce_content_length: bool = True,
+        ) -> None: ...
+
+    if relay is not None:
+        urllib3_client.patch(
+            cast("ModuleType", SimpleNamespace(HTTPConnectionPool=HTTPConnectionPool)), relay, Patches()
+        )
+    code = (
+        "pool._make_request(None, 'GET', '/users/42/profile?fields=name', timeout=None, body=None, headers=headers,"
+        " chunked=False, retries=None, response_conn=None, preload_content=True, decode_content=True, **response_kw)"
+    )
+    return statement(code, {"pool": HTTPConnectionPool(), "headers": headers, "response_kw": {}}, context)
+
+
+def urllib_timing(relay: Relay | None, context: Context) -> Timing:
+    """Time one hop of urllib.request."""
+
+    class AbstractHTTPHandler:
+        def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> None: ...
+
+    if relay is not None:
+        module = cast("ModuleType", SimpleNamespace(AbstractHTTPHandler=AbstractHTTPHandler))
+        urllib_client.patch(module, relay, Patches())
+    headers = {name: value for name, value in OUTGOING.items() if name != "Host"}
+    pattern = urllib.request.Request(URL, headers=headers)
+    pattern.add_unredirected_header("Host", "profile-service:8443")
+    handler = AbstractHTTPHandler()
+    return with_each(partial(_twin, pattern), lambda request: handler.do_open(None, request, context=None), context)
+
+
+def _twin(request: Any) -> Any:
+    """Give a copy whose attributes were set one by one, as in a request that was just made."""
+    twin = object.__new__(type(request))
+    for name, value in vars(request).items():
+        setattr(twin, name, value)
+    return twin
+
+
+def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context) -> Timing:
+    """Time one hop of aiohttp, in one running loop."""
+
+    class Request(ClientRequest):
+        async def send(self, conn: Any) -> Any:
+            await self._on_headers_request_sent(self.method, self.url, self.headers)
+
+        async def _on_headers_request_sent(self, method: str, url: Any, headers: Any) -> None: ...
+
+    if relay is not None:
+        aiohttp_client.patch(cast("ModuleType", SimpleNamespace(ClientRequest=Request)), relay, Patches())
+    request = Request("GET", yarl.URL(URL), headers=CIMultiDict(OUTGOING), loop=runner.get_loop())
+    return awaited(runner, request.send, None, context=context)
+
+
+def clients(runner: asyncio.Runner) -> Iterator[Client]:
+    """Give every client that is hooked."""
+    as_sent = requests.Request("GET", URL, headers=OUTGOING).prepare().headers
+    yield Client("httpx", partial(httpx_timing, httpx))
+    yield Client("httpx2", partial(httpx_timing, httpx2))
+    yield Client("urllib3", partial(urllib3_timing, dict(OUTGOING)))
+    yield Client("urllib3 under requests", partial(urllib3_timing, as_sent))
+    yield Client("urllib", urllib_timing)
+    yield Client("aiohttp", partial(aiohttp_timing, runner))
+
+
+def measure_hops(effort: Effort) -> Iterator[Figure]:
+    """Give for each client the hop that relays, and the one that has nothing to relay."""
+    holding, empty = context_of_request(token=True), context_of_request(token=False)
+    with asyncio.Runner() as runner:
+        for client in clients(runner):
+            timings = {
+                "yardstick": yardstick(),
+                "bare": client.timing(None, holding),
+                "relayed": client.timing(relay(), holding),
+                "bare, empty": client.timing(None, empty),
+                "empty": client.timing(relay(), empty),
+            }
+            rounds = side_by_side(timings, effort)
+            make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop, what the wrapper adds")
+            yield make(_added("relayed", "bare"), name=f"{client.name}: token relayed", target=RELAYED_TARGET)
+            yield make(
+                _added("empty", "bare, empty"), name=f"{client.name}: no token in context", target=WITHOUT_TOKEN_TARGET
+            )
+
+
+def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
+    """Give the httpx hop when the SDK listens: a recording CLIENT span, a meter with a reader."""
+    with ExitStack() as stack:
+        meters, tracers = MeterProvider([InMemoryMetricReader()]), TracerProvider()
+        stack.callback(meters.shutdown)
+        stack.callback(tracers.shutdown)
+        counted = relay()
+        # The global provider can be set once in a process, and the other figures are without it.
+        counted._record.__self__._counter = meters.get_meter("otel_token_relay").create_counter(COUNTER_NAME)
+        span = tracers.get_tracer("benchmarks").start_span("GET", kind=trace.SpanKind.CLIENT)
+        holding = context_of_request(token=True)
+        traced = trace.set_span_in_context(span, holding)
+        timings = {
+            "yardstick": yardstick(),
+            "bare": httpx_timing(httpx, None, holding),
+            "traced": httpx_timing(httpx, relay(), traced),
+            "counted": httpx_timing(httpx, counted, holding),
+            "both": httpx_timing(httpx, counted, traced),
+        }
+        rounds = side_by_side(timings, effort)
+        span.end()
+    make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop on httpx while the SDK listens")
+    yield make(_added("traced", "bare"), name="with a recording CLIENT span")
+    yield make(_added("counted", "bare"), name="with a meter")
+    yield make(_added("both", "bare"), name="with both")
+
+
+def _yardstick(one: Round) -> float:
+    return one["yardstick"]
+
+
+def _added(wrapped: str, bare: str) -> Callable[[Round], float]:
+    return lambda one: one[wrapped] - one[bare]

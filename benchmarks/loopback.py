@@ -1,0 +1,113 @@
+"""A whole request: FastAPI answers by asking another FastAPI with httpx, in real processes over loopback.
+
+Two pairs of servers run at the same time, one with OpenTelemetry alone and one with the relay added, and
+take turns, request by request. A third front is the first one once more: what it differs by is what the
+machine makes up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from benchmarks.figures import Figure, figure
+from benchmarks.measure import Effort, Round
+from benchmarks.samples import jwt
+
+TARGET = 1.03
+START_SECONDS = 240.0
+# Not in use here, and slow to import.
+UNUSED = "aiohttp-client,celery,django,falcon,flask,requests,starlette,urllib,urllib3,wsgi"
+
+
+def _environment(*destination: str, relays: bool) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    own |= {
+        "OTEL_PROPAGATORS": "tracecontext,baggage",
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        # Aggregated as in production, and written out once an hour, to nowhere.
+        "OTEL_METRICS_EXPORTER": "console",
+        "OTEL_METRIC_EXPORT_INTERVAL": "3600000",
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": UNUSED,
+        "PYTHONHASHSEED": "0",
+    }
+    if relays:
+        own["OTEL_PROPAGATORS"] += ",token_relay"
+        own["OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"] = ",".join(destination)
+    return own
+
+
+def _start(stack: ExitStack, environment: dict[str, str], *upstream: str) -> str:
+    """Start one service on a free port and give its address; the stack ends it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        descriptor = listener.fileno()
+        command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, "-m"]
+        process = subprocess.Popen(
+            [*command, "benchmarks.service", str(descriptor), *upstream],
+            env=environment,
+            pass_fds=[descriptor],
+            stdout=subprocess.DEVNULL,
+            cwd=Path(__file__).parent.parent,
+        )
+        stack.callback(_stop, process)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def measure_loopback(effort: Effort) -> Iterator[Figure]:
+    """Give the time of a request with the relay, divided by the time without."""
+    headers = {"Authorization": f"Bearer {jwt()}"}
+    with ExitStack() as stack:
+        plain = _start(stack, _environment(relays=False)) + "/profile"
+        relaying = _start(stack, _environment(relays=True))
+        pairs = {
+            "alone": _start(stack, _environment(relays=False), plain) + "/profile",
+            "relayed": _start(stack, _environment(relaying, relays=True), f"{relaying}/profile") + "/profile",
+            "alone again": _start(stack, _environment(relays=False), plain) + "/profile",
+        }
+        client = stack.enter_context(httpx.Client(headers=headers, timeout=START_SECONDS, trust_env=False))
+        for url in pairs.values():
+            for _ in range(3 * effort.requests):  # import, connect, warm up
+                client.get(url).raise_for_status()
+        rounds = [_round(client, pairs, number, effort.requests) for number in range(effort.loops)]
+    for name, key, target in (("with the relay", "relayed", TARGET), ("the same again", "alone again", None)):
+        yield figure(
+            rounds,
+            lambda one, key=key: one[key],  # type: ignore[misc]
+            lambda one: one["alone"],
+            group="A request from FastAPI to FastAPI by httpx, over loopback",
+            name=name,
+            yardstick="OpenTelemetry alone",
+            target=target,
+        )
+
+
+def _round(client: httpx.Client, pairs: dict[str, str], number: int, requests: int) -> Round:
+    """Let each pair answer in turn, request by request, and give each one's median."""
+    took: dict[str, list[float]] = {name: [] for name in pairs}
+    names = list(pairs)
+    for request in range(requests):
+        turn = (number + request) % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            client.get(pairs[name]).raise_for_status()
+            took[name].append(time.perf_counter() - start)
+    return {name: median(times) for name, times in took.items()}

@@ -1,0 +1,135 @@
+"""The benchmarks run, and give figures. What the figures are is no matter of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from opentelemetry import context as otel_context
+
+from benchmarks.figures import Figure
+from benchmarks.hops import clients, relay
+from benchmarks.measure import Effort, side_by_side, statement
+from benchmarks.samples import context_of_request, jwt, scope
+from otel_token_relay.token import peek
+
+ROOT = Path(__file__).parent.parent
+QUICK_SECONDS = 500
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # A process of its own: what is measured must not meet what other tests have installed.
+    command = [sys.executable, "-m", "benchmarks", "--quick", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=QUICK_SECONDS, check=True)
+
+
+def assert_figures(answer: dict[str, object], count: int) -> None:
+    figures = answer["figures"]
+    assert isinstance(figures, list)
+    assert len(figures) == count
+    for one in figures:
+        numbers = [one["ratio"], one["microseconds"], *one["quartiles"]]
+        assert all(math.isfinite(number) for number in numbers), one["name"]
+        assert (one["target"] is None) == (one["reached"] is None), one["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("extract", 2), ("hops", 12), ("recorded", 3), ("destinations", 3), ("boundaries", 4)]
+)
+def test_every_measurement_gives_finite_figures_as_json(name: str, count: int) -> None:
+    """Each measurement runs in the tiny mode, and the standard output is its JSON and nothing else."""
+    answer = json.loads(run("--only", name, "--json", "-").stdout)
+
+    assert_figures(answer, count)
+
+
+def test_a_request_over_loopback_is_measured_with_real_servers(tmp_path: Path) -> None:
+    """The servers start, answer through each other and are ended; the figures go to a file, the table to the output."""
+    done = run("--only", "loopback", "--json", str(tmp_path / "figures.json"))
+
+    assert "over loopback" in done.stdout
+    assert_figures(json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")), 2)
+
+
+def test_what_is_timed_is_a_hop_that_relays_and_one_that_does_not() -> None:
+    """Every client's wrapper gives the header to the hop with a token, and nothing to the one without."""
+    given: dict[str, list[str | None]] = {}
+    with asyncio.Runner() as runner:
+        for client in clients(runner):
+            for has_token in (True, False):
+                watched = relay()
+                watched.hop = partial(_note, given.setdefault(client.name, []), watched.hop)  # type: ignore[method-assign]
+                client.timing(watched, context_of_request(token=has_token))(1)
+
+    assert len(given) == 6
+    for name, (with_token, without) in given.items():
+        assert with_token is not None, name
+        assert len(with_token) == len("Bearer ") + 900, name
+        assert without is None, name
+
+
+def _note(values: list[str | None], hop: Callable[..., str | None], *arguments: object) -> str | None:
+    values.append(hop(*arguments))
+    return values[-1]
+
+
+def test_each_round_times_everything_the_same_number_of_times() -> None:
+    """A round holds every timing, and what is slow decides how often all of them run."""
+    calls: dict[str, list[int]] = {"fast": [], "slow": []}
+
+    def counted(name: str, seconds: float) -> object:
+        def timing(count: int) -> float:
+            calls[name].append(count)
+            return count * seconds
+
+        return timing
+
+    timings = {"fast": counted("fast", 1e-6), "slow": counted("slow", 1e-4)}
+    rounds = side_by_side(timings, Effort(rounds=5, seconds=1e-3, loops=1, requests=1))  # type: ignore[arg-type]
+
+    assert [set(one) for one in rounds] == [{"fast", "slow"}] * 5
+    assert calls["fast"][-5:] == calls["slow"][-5:] == [10] * 5
+    assert rounds[0]["slow"] == pytest.approx(1e-4)
+
+
+def test_a_statement_runs_in_the_context_it_is_given() -> None:
+    """The timed code sees the given context as the current one, and the caller's is as it was."""
+    seen: list[object] = []
+    given = otel_context.set_value("benchmark", 1, otel_context.Context())
+    statement("seen.append(get_value('benchmark'))", {"seen": seen, "get_value": otel_context.get_value}, given)(2)
+
+    assert seen == [1, 1]
+    assert otel_context.get_value("benchmark") is None
+
+
+def test_the_sample_token_is_a_living_jwt_of_900_characters() -> None:
+    """What is measured is what a service gets: a JWT with an expiry, within the eighth header."""
+    token = jwt()
+    expires_at, is_bound = peek(token)
+
+    assert len(token) == 900
+    assert expires_at is not None
+    assert not is_bound
+    assert len(scope(authorization=f"Bearer {token}")["headers"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("ratio", "target", "reached"),
+    [
+        pytest.param(0.6, 0.6, True, id="at the target"),
+        pytest.param(0.61, 0.6, False, id="above it"),
+        pytest.param(9.0, None, None, id="without one"),
+    ],
+)
+def test_a_figure_says_whether_its_target_is_reached(ratio: float, target: float | None, reached: bool | None) -> None:
+    """A target is the most that the ratio may be."""
+    one = Figure("group", "name", "yardstick", ratio, ratio, ratio, target, 1.0)
+
+    assert one.is_reached is reached
