@@ -34,14 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        status = _run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.command == "check":
         return check()
     if options.command == "explain":
         return explain(options.url, as_json=options.json)
-    if options.command == "demo":
-        return demo()
-    parser.print_help(sys.stderr)
-    return 2
+    return demo()
 
 
 def _parser() -> argparse.ArgumentParser:
