@@ -51,6 +51,7 @@ class SeenRequest:
         Raises:
             AssertionError: There is more than one.
         """
+        __tracebackhide__ = True  # pytest shows the locals of the frame that fails
         lines = self.header_lines("authorization")
         if len(lines) > 1:
             raise AssertionError(f"{len(lines)} Authorization lines came in")
