@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from opentelemetry import propagate
 
 from otel_token_relay import cli, uninstall
 from otel_token_relay.install import HOOKS, Hook
-from otel_token_relay.settings import VARIABLES
+from otel_token_relay.settings import VARIABLES, Settings
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
@@ -285,6 +287,19 @@ def test_passwords_of_entries_are_not_shown(
 
     assert "is skipped" in output
     assert "s3cret" not in output
+
+
+AROUND = st.text(alphabet="a1:/@;?#[].* ", max_size=8)  # a comma ends an entry, whatever is around it
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["", "http://", "https://"]), AROUND, AROUND)
+def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) -> None:
+    """Whatever else stands in the userinfo of an entry, its problem does not show it."""
+    read = Settings.from_env({DESTINATIONS: f"{scheme}user:{before}s3cret{after}@a.example"})
+
+    assert read.destinations == ()
+    assert "s3cret" not in "".join(read.problems)
 
 
 @pytest.mark.parametrize(
