@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from otel_token_relay.install import CLIENT_HOOKS, SERVER_HOOKS, Hook, hook_states, install
+from otel_token_relay.origin import Origin
 from otel_token_relay.reasons import Decision, Reason
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
@@ -20,18 +22,31 @@ from otel_token_relay.settings import VARIABLES, Settings
 # Installed often, sending by themselves, and not hooked: `to_destination` is the way there.
 UNCOVERED_CLIENTS = ("pycurl", "httplib2", "tornado", "grpcio", "niquests")
 
-_MEANINGS = {
-    Reason.RELAYED: "a request there carries the caller's token",
-    Reason.DESTINATION_UNKNOWN: "two programs could read this URL differently, or it is not http(s); nothing is sent",
-    Reason.DESTINATION_NOT_LISTED: "no entry of OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS names this scheme, host and port",
-    Reason.NOT_VERIFIED: "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED is set, and this service verifies no token",
-    Reason.EXCHANGE_FAILED: "the entry asks for an exchanged token, and no token endpoint is configured",
-}
+_HOW_TO_SWITCH_ON = (
+    "OTEL_PROPAGATORS does not name token_relay: unless the application calls install(), no token is relayed"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit status."""
-    options = _parser().parse_args(arguments)
+    """Run the command and give its exit status: 0, 1 for what the command found, 2 for a wrong command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What is shown is the user's own text, and the terminal may not have its letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        status = _run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.command == "check":
         return check()
     if options.command == "explain":
@@ -43,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="otel-token-relay", description="Carry the caller's bearer token to the destinations you named."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     commands.add_parser("check", help="show the settings as read and what is hooked; exit 1 on a problem")
     explained = commands.add_parser("explain", help="say whether a URL would get the token; exit 1 if not")
     explained.add_argument("url", metavar="URL")
@@ -58,47 +73,73 @@ def check() -> int:
     Returns:
         1 where a setting cannot be read or a library that is here cannot be hooked.
     """
+    # Hooks and settings log what is printed here anyway.
+    logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     settings = Settings.from_env()
+    _print_settings(settings)
+    problems = [*settings.problems, *_install_hooks(), *_check_hooks("Clients", CLIENT_HOOKS)]
+    for name in UNCOVERED_CLIENTS:
+        if (version := _version(name)) is not None:
+            print(f"  {name} {version}: not covered, name the destination by hand (to_destination)")
+    problems += _check_hooks("Servers", SERVER_HOOKS)
+    for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):
+        if lines:
+            print(title, *(f"  {line}" for line in lines), sep="\n")
+    print("No problem found." if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)} found.")
+    return 1 if problems else 0
+
+
+def _print_settings(settings: Settings) -> None:
     print("Settings")
+    print(f"  OTEL_PROPAGATORS = {os.environ.get('OTEL_PROPAGATORS') or '(empty)'}")
     for name, variable in VARIABLES.items():
-        origin = "set" if os.environ.get(variable.name) else "default"
+        origin = "set" if os.environ.get(variable.name, "").strip() else "default"
+        if any(problem.startswith(f"{variable.name}:") for problem in settings.problems):
+            origin = "not as written, see Problems"
         print(f"  {variable.name} = {_shown(getattr(settings, name))}  ({origin})")
-    problems = list(settings.problems)
+
+
+def _risks(settings: Settings) -> list[str]:
     warnings = list(settings.warnings)
-    propagators = [name.strip() for name in os.environ.get("OTEL_PROPAGATORS", "").split(",")]
-    if "token_relay" not in propagators:
-        warnings.append(
-            "OTEL_PROPAGATORS does not name token_relay: unless the application calls install(), no token is relayed"
-        )
+    if not _is_switched_on():
+        warnings.append(_HOW_TO_SWITCH_ON)
     if not settings.destinations:
         warnings.append("no destination is listed: no token is relayed")
+    if settings.require_verified:
+        warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
     warnings += [
         f"the destination {entry} asks for an exchanged token and no token endpoint is configured: it gets nothing"
         for entry in settings.entries
         if entry.needs_exchange
     ]
-    problems += _check_hooks("Clients", CLIENT_HOOKS)
-    for name in UNCOVERED_CLIENTS:
-        if (version := _version(name)) is not None:
-            print(f"  {name} {version}: not covered, name the destination by hand (to_destination)")
-    problems += _check_hooks("Servers", SERVER_HOOKS)
-    for title, lines in (("Warnings", warnings), ("Problems", problems)):
-        if lines:
-            print(title, *(f"  {line}" for line in lines), sep="\n")
-    print("No problem found." if not problems else f"{len(problems)} problem(s) found.")
-    return 1 if problems else 0
+    return warnings
+
+
+def _is_switched_on() -> bool:
+    return "token_relay" in [name.strip() for name in os.environ.get("OTEL_PROPAGATORS", "").split(",")]
+
+
+def _install_hooks() -> list[str]:
+    """Install the hooks, which loads what OTEL_PROPAGATORS names, as an application does at its start."""
+    try:
+        install(Settings())
+    except Exception as error:  # noqa: BLE001  # any propagator that is installed may be named
+        return [f"OTEL_PROPAGATORS cannot be loaded, and the application would not start: {error}"]
+    return []
 
 
 def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
     """Import each library that is here, so that its hook runs, and say how that went."""
-    logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
-    install(Settings())
     print(title)
     problems = []
     for hook in hooks:
-        label = hook.module if hook.distribution is None else f"{hook.distribution} {_version(hook.distribution)}"
-        if not _is_installed(hook):
+        version = None if hook.distribution is None else _version(hook.distribution)
+        label = "standard library" if hook.distribution is None else f"{hook.distribution} {version}"
+        if hook.distribution is not None and version is None:
             print(f"  {hook.module}: not installed")
+            continue
+        if not _has_module(hook.module):
+            print(f"  {hook.module}: not in {label}")
             continue
         try:
             importlib.import_module(hook.module)
@@ -112,11 +153,9 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
     return problems
 
 
-def _is_installed(hook: Hook) -> bool:
-    if hook.distribution is not None and _version(hook.distribution) is None:
-        return False
+def _has_module(name: str) -> bool:
     try:
-        return importlib.util.find_spec(hook.module) is not None
+        return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
 
@@ -131,6 +170,8 @@ def _version(distribution: str) -> str | None:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "(empty)"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -143,27 +184,46 @@ def explain(url: str, *, as_json: bool) -> int:
     settings = Settings.from_env()
     decision, destination = Relay(settings).explain(url)
     entry = None if destination is None else str(destination)
+    warnings = [] if _is_switched_on() else [_HOW_TO_SWITCH_ON]
     if as_json:
         answer = {
-            "url": url,
+            "url": _without_secrets(url),
             "decision": decision.outcome,
             "reason": decision.reason.value,
             "destination": entry,
             "problems": list(settings.problems),
+            "warnings": warnings,
         }
         print(json.dumps(answer))
     else:
-        _print_explanation(decision, entry, settings)
+        _print_explanation(decision, entry)
+        print(*(f"  warning: {warning}" for warning in warnings), sep="\n", end="\n" * bool(warnings))
+        print(*(f"  problem: {problem}" for problem in settings.problems), sep="\n", end="\n" * bool(settings.problems))
     return 0 if decision.outcome != "withheld" else 1
 
 
-def _print_explanation(decision: Decision, entry: str | None, settings: Settings) -> None:
-    print(f"{decision.outcome}: {decision.reason}")
-    print(f"  {_MEANINGS[decision.reason]}")
+def _print_explanation(decision: Decision, entry: str | None) -> None:
+    if decision.reason is Reason.RELAYED:
+        print("relayed")
+        print("  A request there carries the caller's token, unless it has a credential of its own.")
+    else:
+        print(f"{decision.outcome}: {decision.reason}")
+        print(f"  {_plain(decision.reason.meaning)}")
+        print(f"  What to do: {_plain(decision.reason.advice)}")
     if entry is not None:
         print(f"  entry: {entry}")
-    for problem in settings.problems:
-        print(f"  problem: {problem}")
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("`", "")
+
+
+def _without_secrets(url: str) -> str:
+    """Give the URL as far as it says where it goes: no userinfo, no query."""
+    if Origin.parse(url) is None and "@" in url:
+        url = "***@" + url.rpartition("@")[2]
+    path, mark, _ = url.partition("?")
+    return f"{path}?***" if mark else path
 
 
 def demo() -> int:

@@ -8,35 +8,128 @@ from typing import Literal
 
 
 class Reason(Enum):
-    """Why a token was or was not relayed, or why none was accepted at the door."""
+    """Why a token was or was not relayed, or why none was accepted at the door.
+
+    Attributes:
+        meaning: What happened, in one sentence.
+        advice: What to do about it, in one or two.
+    """
+
+    _value_: str
+    meaning: str
+    advice: str
+
+    def __new__(cls, value: str, meaning: str, advice: str) -> Reason:
+        member = object.__new__(cls)
+        member._value_ = value
+        member.meaning = meaning
+        member.advice = advice
+        return member
 
     # Something was sent.
-    RELAYED = "relayed"
-    EXCHANGED = "exchanged"
+    RELAYED = (
+        "relayed",
+        "The caller's token was sent.",
+        "Nothing. Where the destination still answers 401, it refuses this very token: compare the audience and the"
+        " issuer that it expects.",
+    )
+    EXCHANGED = (
+        "exchanged",
+        "A token that was made for this destination from the caller's token was sent.",
+        "Nothing. This version exchanges no token, so this does not occur yet.",
+    )
     # Nothing was sent.
-    NO_TOKEN = "no_token"
-    DESTINATION_UNKNOWN = "destination_unknown"
-    DESTINATION_NOT_LISTED = "destination_not_listed"
-    EXPLICIT_CREDENTIAL = "explicit_credential"
-    EXPIRED = "expired"
-    TOO_OLD = "too_old"
-    LEASE_ENDED = "lease_ended"
-    OTHER_PROCESS = "other_process"
-    SENDER_CONSTRAINED = "sender_constrained"
-    NOT_VERIFIED = "not_verified"
-    EXCHANGE_FAILED = "exchange_failed"
-    SUPPRESSED = "suppressed"
+    NO_TOKEN = (
+        "no_token",
+        "The request being served brought no usable token, or the call was made outside of any request.",
+        "Check that the caller sends `Authorization: Bearer …`, that `otel-token-relay check` shows the server as"
+        " hooked, and that work on another thread was started with the context.",
+    )
+    DESTINATION_UNKNOWN = (
+        "destination_unknown",
+        "Two programs could read this URL differently, or it is not http(s).",
+        "Write it as scheme://host[:port]/path, without user name, backslash or white space.",
+    )
+    DESTINATION_NOT_LISTED = (
+        "destination_not_listed",
+        "No entry of OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS names this scheme, host and port.",
+        "Add the origin if the caller's token belongs there. http and https, and every port, are different origins.",
+    )
+    EXPLICIT_CREDENTIAL = (
+        "explicit_credential",
+        "The request already carries a credential of its own, and that wins.",
+        "Nothing if that is meant. Otherwise look for a header, `auth=`, a session default, a netrc entry or a user"
+        " name in the URL.",
+    )
+    EXPIRED = (
+        "expired",
+        "The token's `exp` has passed, or is nearer than OTEL_PYTHON_TOKEN_RELAY_MIN_TTL.",
+        "The caller has to bring a fresh token. Compare the clocks of the machines.",
+    )
+    TOO_OLD = (
+        "too_old",
+        "The token has no lease and came in more than OTEL_PYTHON_TOKEN_RELAY_MAX_AGE seconds ago.",
+        "Do the work sooner, or say how long the token is needed: `carry(work, seconds=…)`.",
+    )
+    LEASE_ENDED = (
+        "lease_ended",
+        "The request that brought the token has ended.",
+        "Take the token along on purpose with `carry`, or set OTEL_PYTHON_TOKEN_RELAY_LINGER. A worker that serves"
+        " many requests needs the token of each job, not of the request that started it.",
+    )
+    OTHER_PROCESS = (
+        "other_process",
+        "This process is a fork of the one that received the token.",
+        "Make the call in the process that serves the request.",
+    )
+    SENDER_CONSTRAINED = (
+        "sender_constrained",
+        "The token is bound to the key of its sender (`cnf`: DPoP or mutual TLS), which this service does not have.",
+        "Call with a credential of your own there, or have the authorization server issue unbound tokens.",
+    )
+    NOT_VERIFIED = (
+        "not_verified",
+        "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED is set, and this service has not verified the token.",
+        "This version verifies no token, so with that variable nothing is relayed: unset it.",
+    )
+    EXCHANGE_FAILED = (
+        "exchange_failed",
+        "The entry asks for an exchanged token (`;audience=`, `;scope=` or `;resource=`), and there is none.",
+        "This version exchanges no token. Without these parameters the caller's own token is relayed, if that is what"
+        " the destination is meant to see.",
+    )
+    SUPPRESSED = (
+        "suppressed",
+        "Instrumentation is suppressed around this call, as exporters do around theirs.",
+        "Nothing.",
+    )
     # At the door: the incoming request gave no token.
-    ABSENT = "absent"
-    MALFORMED = "malformed"
-    AMBIGUOUS = "ambiguous"
-    TOO_LONG = "too_long"
+    ABSENT = (
+        "absent",
+        "The request has none of the source headers, or a scheme other than Bearer.",
+        "Nothing for anonymous requests. Behind mod_wsgi, set `WSGIPassAuthorization On`.",
+    )
+    MALFORMED = (
+        "malformed",
+        "The header says Bearer, and what follows is no token (RFC 6750, section 2.1).",
+        "Look at what the caller sends: quotes, white space and line breaks have no place in a token.",
+    )
+    AMBIGUOUS = (
+        "ambiguous",
+        "The header came twice, or with a comma in it.",
+        "Find the proxy that adds a second one.",
+    )
+    TOO_LONG = (
+        "too_long",
+        "The token has more characters than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH.",
+        "Raise the limit if the token is genuine; every proxy on the way has a limit of its own.",
+    )
 
     # Members are single, so identity will do. Enum's own is a Python function, and every hop looks up its reason.
     __hash__ = object.__hash__
 
     def __str__(self) -> str:
-        return self.value
+        return str(self.value)
 
 
 Outcome = Literal["relayed", "exchanged", "withheld"]

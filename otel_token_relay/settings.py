@@ -285,12 +285,18 @@ def _read_destinations(
     return tuple(d for d in found.values() if d.pattern not in contradicted)
 
 
+_split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
+
+# What stands behind a colon and is no port may be a password that its comma has cut in two.
+_hide_half_userinfo: Final = re.compile(r"^([^\[\]/:]*:)(?!(?:[0-9]{1,5}|\*)(?:[;/?#]|$)).*", re.DOTALL).sub
+
+
 def _show(entry: object) -> str:
     """Quote an entry for a message, without what may be a password in it."""
-    text = re.sub(r"//[^/]*@", "//…@", str(entry))
-    if "@" in text and "//…@" not in text:
-        text = "…@" + text.rpartition("@")[2]
-    return ascii(text if len(text) <= 200 else text[:200] + "…")
+    scheme, rest = _split_scheme(str(entry)).groups()  # type: ignore[union-attr]  # it matches any text
+    _, at, host = rest.rpartition("@")
+    text = scheme + (f"***@{host}" if at else _hide_half_userinfo(r"\1***", rest))
+    return ascii(text if len(text) <= 200 else text[:200] + "...")
 
 
 def _read_header(setting: str, name: object) -> str:

@@ -12,8 +12,10 @@ The third party is a real HTTP server on loopback. No failure message shows the 
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -49,6 +51,7 @@ class SeenRequest:
         Raises:
             AssertionError: There is more than one.
         """
+        __tracebackhide__ = True  # pytest shows the locals of the frame that fails
         lines = self.header_lines("authorization")
         if len(lines) > 1:
             raise AssertionError(f"{len(lines)} Authorization lines came in")
@@ -56,8 +59,9 @@ class SeenRequest:
 
     def holds(self, token: str) -> bool:
         """Whether the token stands anywhere in what came in."""
-        wire = [self.target, *(text for pair in self._headers for text in pair)]
-        return any(token in text for text in wire) or token.encode() in self.body
+        wire = [self.target, *(text for pair in self._headers for text in pair), self.body.decode("latin-1")]
+        # A query or a form holds it percent-encoded.
+        return any(form in text for form in {token, quote(token, safe="")} for text in wire)
 
     def __repr__(self) -> str:
         return f"<SeenRequest {self.method} with {len(self._headers)} headers>"
@@ -81,6 +85,7 @@ class ThirdParty:
 
     def assert_saw_no(self, token: str) -> None:
         """Fail if any request held the token, wherever in it."""
+        __tracebackhide__ = True  # pytest shows the arguments of the frame that fails
         held = sum(request.holds(token) for request in self.requests)
         if held:
             raise AssertionError(f"{held} of {len(self.requests)} requests held the token")
@@ -115,6 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def do_CONNECT(self) -> None:
+        """Note what a client would say to a proxy, and be none."""
+        self.party.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
+        self.send_error(405)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer
 
@@ -151,29 +161,44 @@ def assert_never_leaked(token: str, *places: object) -> None:
 
     Args:
         token: The value, without ``Bearer``.
-        places: Text, bytes, mappings, sequences, spans, log records, anything with a ``repr``.
+        places: Text, bytes, mappings, iterables, exceptions with their causes, log records with
+            their arguments, spans and metrics of the SDK, anything else with a ``repr``.
     """
+    __tracebackhide__ = True  # pytest shows the arguments of the frame that fails
     for number, place in enumerate(places):
-        if any(token in text for text in _texts(place)):
+        if any(token in text for text in _texts(place, {})):
             raise AssertionError(f"the token stands in place {number}, a {type(place).__name__}")
 
 
-def _texts(place: object) -> Iterator[str]:
+def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
+    """Give every text that a place holds.
+
+    *seen* keeps what contains itself from going on for ever. It holds the objects as well, so
+    that none makes room for another one of the same ``id``.
+    """
     if isinstance(place, str):
         yield place
-    elif isinstance(place, (bytes, bytearray)):
-        yield place.decode("latin-1")
-    elif isinstance(place, Mapping):
-        for key, value in place.items():
-            yield from _texts(key)
-            yield from _texts(value)
-    elif isinstance(place, (list, tuple, set, frozenset)):
-        for item in place:
-            yield from _texts(item)
-    else:
-        yield repr(place)
-        if callable(to_json := getattr(place, "to_json", None)):  # spans, log records and metrics of the SDK
-            yield json.dumps(json.loads(str(to_json())), ensure_ascii=False)
-        for text in (getattr(place, "__dict__", None) or {}).values():
-            if isinstance(text, (str, bytes)):
-                yield from _texts(text)
+    elif isinstance(place, (bytes, bytearray, memoryview)):
+        yield bytes(place).decode("latin-1")
+    elif id(place) not in seen:
+        seen[id(place)] = place
+        for text in _parts_of(place):
+            yield from _texts(text, seen)
+
+
+def _parts_of(place: object) -> Iterator[object]:
+    if isinstance(place, Mapping):
+        yield from place.keys()
+        yield from place.values()
+        return
+    yield repr(place)
+    if isinstance(place, BaseException):
+        yield from traceback.format_exception(place)
+    elif isinstance(place, logging.LogRecord):
+        yield place.getMessage()
+        yield from vars(place).values()
+    elif callable(to_json := getattr(place, "to_json", None)):  # spans, log records and metrics of the SDK
+        yield json.dumps(json.loads(str(to_json())), ensure_ascii=False)
+    elif isinstance(place, Iterable):
+        yield from place
+    yield from (value for value in getattr(place, "__dict__", {}).values() if isinstance(value, (str, bytes)))

@@ -1,0 +1,378 @@
+"""The command line: what it prints, what it never prints, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry import propagate
+
+from otel_token_relay import cli, uninstall
+from otel_token_relay.install import HOOKS, Hook
+from otel_token_relay.settings import VARIABLES, Settings
+
+DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
+SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
+
+
+def run(*arguments: str, program: tuple[str, ...] = ("-m", "otel_token_relay"), **environment: str) -> tuple[int, str]:
+    """Give the exit status and both outputs of the command, as a shell would run it."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    ran = subprocess.run(
+        [sys.executable, *program, *arguments],
+        env=clean | SWITCHED_ON | environment,
+        timeout=120,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in ran.stdout
+    return ran.returncode, ran.stdout
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Give an environment with the relay switched on and no other variable of OpenTelemetry."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_PROPAGATORS", SWITCHED_ON["OTEL_PROPAGATORS"])
+    return monkeypatch
+
+
+@pytest.fixture
+def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Give the environment for a check in this process that looks at no library, which takes seconds."""
+    environment.setattr(cli, "CLIENT_HOOKS", ())
+    environment.setattr(cli, "SERVER_HOOKS", ())
+    environment.setattr(cli, "UNCOVERED_CLIENTS", ())
+    textmap = propagate.get_global_textmap()
+    yield environment
+    uninstall()
+    propagate.set_global_textmap(textmap)
+
+
+# check
+
+
+def test_check_shows_every_setting_and_every_hook() -> None:
+    """Without a problem, check shows the defaults and each hooked module, and exits with 0."""
+    status, output = run("check", **{DESTINATIONS: "https://profile-service"})
+
+    assert status == 0
+    assert output.endswith("\nNo problem found.\n")
+    assert "Warnings" not in output
+    for variable in VARIABLES.values():
+        shown = "https://profile-service  (set)" if variable.name == DESTINATIONS else f"{variable.default}  (default)"
+        assert f"  {variable.name} = {shown}\n" in output
+    for hook in HOOKS:
+        assert re.search(rf"^  {re.escape(hook.module)}( \(.*\): hooked|: not i.*)$", output, re.MULTILINE)
+    assert re.search(r"^  httpx \(httpx [0-9.]+\): hooked$", output, re.MULTILINE)
+    assert "  urllib.request (standard library): hooked\n" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "used"),
+    [
+        pytest.param(DESTINATIONS, "https://a,https://b/path", "https://a", id="destination with a path"),
+        pytest.param(DESTINATIONS, "https://a,https://b,b;required", "https://a", id="contradicting destinations"),
+        pytest.param("OTEL_PYTHON_TOKEN_RELAY_MAX_AGE", "soon", "0", id="no number"),
+        pytest.param("OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED", "maybe", "true", id="neither true nor false"),
+    ],
+)
+def test_check_names_what_it_cannot_read(
+    name: str, value: str, used: str, without_hooks: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A value that cannot be read is a problem, the strict value is shown, and check exits with 1."""
+    without_hooks.setenv(name, value)
+
+    status = cli.main(["check"])
+
+    output = capfd.readouterr().out
+    assert status == 1
+    assert f"  {name} = {used}  (not as written, see Problems)\n" in output
+    assert re.search(rf"^Problems\n  {name}: .+\n1 problem found\.\n\Z", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("environment_variables", "warning"),
+    [
+        pytest.param({"OTEL_PROPAGATORS": "tracecontext"}, "OTEL_PROPAGATORS does not name", id="not switched on"),
+        pytest.param({DESTINATIONS: ""}, "no destination is listed", id="no destination"),
+        pytest.param({DESTINATIONS: "http://a"}, "http://a sends tokens unencrypted", id="plain http"),
+        pytest.param({DESTINATIONS: "https://*"}, "https://* sends every caller's token to any host", id="any host"),
+        pytest.param({DESTINATIONS: "a;audience=a"}, "asks for an exchanged token", id="exchange"),
+        pytest.param(
+            {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"}, "no token is relayed: This version", id="verified"
+        ),
+    ],
+)
+def test_check_warns_of_what_is_risky(
+    environment_variables: dict[str, str],
+    warning: str,
+    without_hooks: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What is valid and probably not meant is a warning; check exits with 0 all the same."""
+    for name, value in ({DESTINATIONS: "https://a"} | environment_variables).items():
+        without_hooks.setenv(name, value)
+
+    status = cli.main(["check"])
+
+    output = capfd.readouterr().out
+    assert status == 0
+    assert warning in output.partition("Warnings\n")[2]
+
+
+def test_check_says_when_the_application_would_not_start() -> None:
+    """A propagator that is not installed keeps every instrumented application from starting; check says so."""
+    status, output = run("check", OTEL_PROPAGATORS="tracecontext,token_rely", **{DESTINATIONS: "https://a"})
+
+    assert status == 1
+    assert "OTEL_PROPAGATORS cannot be loaded, and the application would not start" in output
+    assert "token_rely" in output.partition("Problems")[2]
+    assert "httpx (httpx" in output
+
+
+def test_check_fails_where_a_library_cannot_be_hooked() -> None:
+    """A release that lacks what we hook is a problem: its calls would silently have no token."""
+    program = "import sys, httpx, otel_token_relay.cli as cli; del httpx.HTTPTransport; sys.exit(cli.main(['check']))"
+
+    status, output = run(program=("-c", program), **{DESTINATIONS: "https://a"})
+
+    assert status == 1
+    assert "httpx cannot be hooked: AttributeError" in output.partition("Problems")[2]
+    assert re.search(r"^  httpx2 \(.*\): hooked$", output, re.MULTILINE)
+
+
+def test_check_goes_on_without_libraries(
+    tmp_path: Path, without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library that is missing, older than the hooked module or broken is named, and is no problem."""
+    (tmp_path / "broken_library.py").write_text("raise RuntimeError('secret')\n")
+    without_hooks.syspath_prepend(tmp_path)
+    hooks = (
+        Hook("missing_library", lambda *_: None, "missing-library"),
+        Hook("pytest.no_such_module", lambda *_: None, "pytest"),
+        Hook("broken_library", lambda *_: None, "pytest"),
+    )
+    without_hooks.setattr(cli, "SERVER_HOOKS", hooks)
+    without_hooks.setattr(cli, "UNCOVERED_CLIENTS", ("pytest", "missing-library"))
+
+    status = cli.main(["check"])
+
+    output = capsys.readouterr().out
+    assert status == 0
+    assert "  missing_library: not installed\n" in output
+    assert f"  pytest.no_such_module: not in pytest {pytest.__version__}\n" in output
+    assert f"  broken_library (pytest {pytest.__version__}): cannot be imported: RuntimeError\n" in output
+    assert f"  pytest {pytest.__version__}: not covered, name the destination by hand (to_destination)\n" in output
+    assert "secret" not in output
+
+
+# explain
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "decision", "reason", "destination"),
+    [
+        ("https://profile-service/me", 0, "relayed", "relayed", "https://profile-service"),
+        ("https://PROFILE-service.:443", 0, "relayed", "relayed", "https://profile-service"),
+        ("https://profile-service:8443/me", 1, "withheld", "destination_not_listed", None),
+        ("http://profile-service/me", 1, "withheld", "destination_not_listed", None),
+        ("https://elsewhere.example/profile-service", 1, "withheld", "destination_not_listed", None),
+        ("https://billing/", 1, "withheld", "exchange_failed", "https://billing;audience=billing"),
+        ("profile-service/me", 1, "withheld", "destination_unknown", None),
+        ("https://good\\@evil/", 1, "withheld", "destination_unknown", None),
+        ("ftp://profile-service/", 1, "withheld", "destination_unknown", None),
+        ("", 1, "withheld", "destination_unknown", None),
+    ],
+)
+def test_explain_gives_the_decision(
+    url: str,
+    status: int,
+    decision: str,
+    reason: str,
+    destination: str | None,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The exit status, the words and the JSON of explain agree."""
+    environment.setenv(DESTINATIONS, "https://profile-service,billing;audience=billing")
+
+    assert cli.main(["explain", url]) == status
+    words = capsys.readouterr().out
+    assert cli.main(["explain", url, "--json"]) == status
+    answer = json.loads(capsys.readouterr().out)
+
+    assert words.splitlines()[0] == ("relayed" if decision == "relayed" else f"{decision}: {reason}")
+    assert set(answer) == {"url", "decision", "reason", "destination", "problems", "warnings"}
+    assert (answer["decision"], answer["reason"], answer["destination"]) == (decision, reason, destination)
+    assert (answer["problems"], answer["warnings"]) == ([], [])
+    assert (f"  entry: {destination}\n" in words) == (destination is not None)
+
+
+def test_explain_under_require_verified(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where only verified tokens count, a listed destination gets none: this version verifies none."""
+    environment.setenv(DESTINATIONS, "https://profile-service")
+    environment.setenv("OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED", "true")
+
+    assert cli.main(["explain", "https://profile-service"]) == 1
+    assert "withheld: not_verified\n" in capsys.readouterr().out
+
+
+def test_explain_tells_of_skipped_entries(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An entry that was skipped is the likely cause, so explain names it."""
+    environment.setenv(DESTINATIONS, "https://profile-service/")
+
+    assert cli.main(["explain", "https://profile-service/"]) == 1
+    words = capsys.readouterr().out
+    assert cli.main(["explain", "--json", "https://profile-service/"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+
+    assert problem.startswith(f"{DESTINATIONS}: the entry 'https://profile-service/' is skipped")
+    assert f"  problem: {problem}\n" in words
+
+
+def test_explain_warns_where_the_relay_is_off(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A listed destination gets nothing while nobody has switched the relay on."""
+    environment.setenv("OTEL_PROPAGATORS", "tracecontext")
+    environment.setenv(DESTINATIONS, "https://profile-service")
+
+    assert cli.main(["explain", "https://profile-service"]) == 0
+    words = capsys.readouterr().out
+    assert cli.main(["explain", "--json", "https://profile-service"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+
+    assert warning.startswith("OTEL_PROPAGATORS does not name token_relay")
+    assert f"  warning: {warning}\n" in words
+
+
+# What is never shown
+
+
+@pytest.mark.parametrize("command", [["check"], ["explain", "https://a"], ["explain", "--json", "https://a"]], ids=str)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param("https://user:s3cret@a.example", id="userinfo"),
+        pytest.param("user:s3cret@a.example", id="userinfo without a scheme"),
+        pytest.param("https://user:s3cret/x@a.example", id="slash in the password"),
+        pytest.param("https://user:x//s3cret@a.example", id="two slashes in the password"),
+        pytest.param("https://user:x@s3cret@a.example", id="at sign in the password"),
+        pytest.param("https://user:s3cret;x@a.example", id="semicolon in the password"),
+        pytest.param("https://user:s3cret,x@a.example", id="comma in the password"),
+        pytest.param("https://user:x,s3cret@a.example", id="comma before the end of the password"),
+        pytest.param("user:s3cret://x@a.example", id="colon and slashes in the password"),
+    ],
+)
+def test_passwords_of_entries_are_not_shown(
+    command: list[str], entry: str, without_hooks: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An entry with a user name and a password is a problem that is told without them."""
+    without_hooks.setenv(DESTINATIONS, entry)
+
+    assert cli.main(command) == 1
+    output = "".join(capfd.readouterr())
+
+    assert "is skipped" in output
+    assert "s3cret" not in output
+
+
+AROUND = st.text(alphabet="a1:/@;?#[].* ", max_size=8)  # a comma ends an entry, whatever is around it
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["", "http://", "https://"]), AROUND, AROUND)
+def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) -> None:
+    """Whatever else stands in the userinfo of an entry, its problem does not show it."""
+    read = Settings.from_env({DESTINATIONS: f"{scheme}user:{before}s3cret{after}@a.example"})
+
+    assert read.destinations == ()
+    assert "s3cret" not in "".join(read.problems)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:s3cret@a.example/",
+        "https://user:s3cret?x@a.example/",
+        "https://user:s3cret/x@a.example/",
+        "user:s3cret@a.example",
+        "https://a.example/?access_token=s3cret",
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["words", "json"])
+def test_secrets_of_the_url_are_not_shown(url: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Explain does not repeat the userinfo or the query of the URL that it was given."""
+    assert cli.main(["explain", url, *flags]) == 1
+    output = "".join(capsys.readouterr())
+
+    assert "withheld" in output
+    assert "s3cret" not in output
+
+
+# The command itself
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param([], "show the settings as read", id="no command"),
+        pytest.param(["chek"], "chek", id="no such command"),
+        pytest.param(["explain"], "URL", id="explain without a URL"),
+        pytest.param(["explain", "https://a", "--yaml"], "--yaml", id="no such flag"),
+    ],
+)
+def test_a_wrong_command_exits_with_2(arguments: list[str], said: str) -> None:
+    """A wrong command says how to write it, and exits with 2, apart from what a check finds."""
+    status, output = run(*arguments)
+
+    assert status == 2
+    assert output.startswith("usage: otel-token-relay")
+    assert said in output
+
+
+def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo says which extra it needs where a library of it is missing."""
+    monkeypatch.setitem(sys.modules, "otel_token_relay.demo", None)
+
+    assert cli.main(["demo"]) == 2
+    assert "pip install 'otel-token-relay[demo]'" in capsys.readouterr().err
+
+
+def test_the_script_is_the_module() -> None:
+    """``otel-token-relay`` and ``python -m otel_token_relay`` are one."""
+    script = Path(sys.executable).parent / "otel-token-relay"
+    command = ("explain", "https://a")
+
+    assert run(*command, program=(str(script),)) == run(*command)
+
+
+def test_output_to_a_closed_pipe_is_no_error() -> None:
+    """``otel-token-relay check | head -1`` ends quietly."""
+    reader = f"{sys.executable} -m otel_token_relay check | head -1"
+
+    ran = subprocess.run(["bash", "-c", reader], timeout=120, capture_output=True, text=True, check=True)
+
+    assert (ran.stdout, ran.stderr) == ("Settings\n", "")
+
+
+def test_output_to_a_terminal_without_the_letters() -> None:
+    """A name that the terminal cannot show is shown in escapes."""
+    entry = "https://a;audience=b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher"
+
+    status, output = run("explain", "https://a", PYTHONIOENCODING="ascii", PYTHONUTF8="1", **{DESTINATIONS: entry})
+
+    assert status == 1
+    assert r"entry: https://a;audience=b\xfccher" in output
