@@ -66,8 +66,6 @@ ORDERS = [
     "instrument install",
     "instrument install uninstrument instrument",
     "install instrument uninstrument",
-    "instrument install uninstrument",
-    "install uninstall instrument install",
     "instrument install uninstall install",
     "install instrument uninstall",
     "instrument install uninstall uninstrument instrument",
@@ -154,8 +152,9 @@ MODULES = pytest.mark.parametrize(
 
 
 @MODULES
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("mounted", [False, True], ids=["own transport", "mounted transport"])
+@pytest.mark.parametrize(
+    ("is_async", "mounted"), [(False, False), (True, True)], ids=["sync", "async, mounted transport"]
+)
 @pytest.mark.parametrize(
     "order",
     [

@@ -68,7 +68,6 @@ def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
     [
         pytest.param(False, "http://localhost:{port}", id="another name of the host"),
         pytest.param(False, "http://127.0.0.2:{port}", id="another address"),
-        pytest.param(False, "http://*.0.0.1:{other}", id="an address has no labels"),
         pytest.param(False, "http://127.0.0.1:{other}", id="another port"),
         pytest.param(False, "http://127.0.0.1", id="the default port"),
         pytest.param(False, "https://127.0.0.1:{port}", id="http called, https listed"),
@@ -78,10 +77,7 @@ def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
 def test_an_origin_that_differs_in_one_part_gets_nothing(client: Client, tls: bool, listed: str) -> None:
     """Host, port and scheme must all be the listed ones."""
     with party(tls=tls) as one:
-        entry = listed.format(port=one.port, other=one.port + 1 if one.port < 65535 else 1024)
-        if "*" in entry:
-            entry = entry.replace("*.0.0.1", "*.example.com")
-        allow(entry)
+        allow(listed.format(port=one.port, other=one.port ^ 1))
         with use_token(TOKEN):
             assert client.call(one.url).status == 200
 
@@ -112,7 +108,7 @@ def test_an_ipv6_address_is_compared_as_an_address(client: Client) -> None:
 
 
 # A and B are listed, C is listed with TLS; X is not listed, nor is Y, which has TLS.
-CHAINS = ["A A", "A B A", "A X", "X A", "A X A", "A C", "C A", "A Y", "C X A", "Y C"]
+CHAINS = ["A A", "A B A", "A X A", "A C", "A Y", "C X A", "Y C"]
 
 
 @every_following_client

@@ -155,7 +155,7 @@ def test_a_forked_child_relays_nothing() -> None:
     """A child that inherits the context by fork has no token to relay, with any client; its parent has."""
     with party() as one:
         ran = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", FORK, one.url, FIRST], capture_output=True, text=True, timeout=60
+            [sys.executable, "-W", "ignore", "-c", FORK, one.url, FIRST], capture_output=True, text=True, timeout=180
         )
 
     assert ran.returncode == 0, ran.stderr

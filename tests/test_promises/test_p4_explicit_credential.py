@@ -25,7 +25,7 @@ from tests.support.loopback import Party, Status, party, trust
 
 TOKEN = "p4-canary-token"
 OWN = "Basic " + base64.b64encode(b"u:p").decode()
-SPELLINGS = ("Authorization", "authorization", "AUTHORIZATION", "aUTHORIZATION")
+SPELLINGS = ("Authorization", "aUTHORIZATION")
 
 Form = Callable[[str], Any]
 FORMS: list[Any] = []
