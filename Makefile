@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "otel-token-relay needs Python 3.11 or newer; say PYTHON=python3.13")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" uv
-	$(UV) pip install --quiet --python $(BIN)/python --editable . --group test --group check
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable . --group test --group check
 	touch $@
 
 demo: $(VENV)/.ready
