@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "otel-token-relay needs Python 3.11 or newer; say PYTHON=python3.13")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" uv
-	$(UV) pip install --quiet --python $(BIN)/python --editable ".[verify,exchange,demo]" --group test --group check
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable ".[verify,exchange,demo]" --group test --group check
 	touch $@
 
 demo: $(VENV)/.ready
@@ -31,7 +31,7 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
 

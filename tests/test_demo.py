@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from otel_token_relay.demo.evidence import Call, Hop, find_faults, join_hops, read_spans
+from otel_token_relay.demo.processes import Signals
 from otel_token_relay.demo.witness import Note, digest, take_note
 
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
@@ -120,6 +121,39 @@ def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
     assert "Traceback" not in output
     assert survivors() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signal_waits_while_it_would_do_harm():
+    """A signal in a held block takes effect at its end, not before."""
+    reached = []
+
+    def start_something():
+        with Signals() as signals, signals.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the end of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        start_something()
+
+    assert reached == ["the end of the block"]
+
+
+def test_second_signal_does_not_interrupt_the_tidying_up():
+    """Only the first signal raises, with the status that a shell gives; the handlers before come back."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end_twice():
+        with Signals():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as ended:
+        end_twice()
+
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_program_that_does_not_start_is_named(start, tmp_path):

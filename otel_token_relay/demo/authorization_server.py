@@ -252,11 +252,9 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
 
 
 class _Pkce(CodeChallenge):
-    # RFC 9700, section 2.1.1: "plain" gives away the verifier to whoever reads the request.
-    SUPPORTED_CODE_CHALLENGE_METHOD = ["S256"]  # noqa: RUF012  # as Authlib has it
-
     def validate_code_challenge(self, grant: Any, redirect_uri: str) -> None:
         super().validate_code_challenge(grant, redirect_uri)
+        # RFC 9700, section 2.1.1: "plain" gives away the verifier to whoever reads the request.
         if grant.request.payload.data.get("code_challenge_method") != "S256":
             raise InvalidRequestError("'code_challenge_method' must be S256")
 

@@ -55,8 +55,8 @@ class Report:
             Text.assemble(" " * 25, "└─▶ profile-service ──▶ third-party", ("   by a redirect", "yellow")),
             Text(),
             Text("Each is a process of its own on loopback. So is the authorization server, where"),
-            Text("alice and bob have signed in. The two services are plain FastAPI and httpx: no"),
-            Text("line of theirs is about the relay. They run under opentelemetry-instrument with"),
+            Text("alice and bob have signed in. The two services are plain FastAPI and httpx. They"),
+            Text("run under opentelemetry-instrument; all they know of the relay is its settings:"),
             Text(),
             *(self._variable(name, value, names.get(value)) for name, value in settings.items()),
         )
