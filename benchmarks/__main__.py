@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ MEASUREMENTS: dict[str, Callable[[Effort], Iterator[Figure]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is asked for and print it. A missed target is shown, and is no failure."""
     options = _parser().parse_args(arguments)
+    # The servers of the loopback measurement are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     effort = QUICK if options.quick else FULL
     # With the JSON on the standard output, everything for people goes beside it.
     console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 140)
