@@ -96,12 +96,12 @@ class Relay:
             return None
         try:
             destination = self.policy.find(*parts_of(request))
+            reason = self._reason(token, destination, request, carries, context)
         except Exception as error:  # noqa: BLE001  # the application's request goes on, without the token
             # The message may quote the URL, and so a password in it.
-            _logger.debug("the destination of a request cannot be read: %s", type(error).__name__)
+            _logger.debug("a request cannot be read: %s", type(error).__name__)
             self._record(Reason.DESTINATION_UNKNOWN, context)
             return None
-        reason = self._reason(token, destination, request, carries, context)
         address = None if destination is None else destination.address
         self._record(reason, context, address)
         if reason is Reason.RELAYED and token is not None:

@@ -40,7 +40,7 @@ def decide(token, request=None, context=None, **settings):
     settings = {"destinations": ("https://a",)} | settings
     relay = Relay(Settings(**settings), now=lambda: NOW, monotonic=lambda: 1000.0)
     reasons = []
-    relay._recorder.record = lambda reason, *_: reasons.append(reason)
+    relay._record = lambda reason, *_: reasons.append(reason)
     if isinstance(token, str):
         token = BearerToken(token, lease=Lease())
     value = relay.hop(
@@ -211,15 +211,21 @@ class TestRequired:
         assert decide(None, Request(("https", "b", None)), destinations=self.REQUIRED) == (None, Reason.NO_TOKEN)
 
 
-def test_a_request_that_cannot_be_read_goes_on_without_the_token(caplog):
+@pytest.mark.parametrize("unreadable", ["parts", "headers"])
+def test_a_request_that_cannot_be_read_goes_on_without_the_token(unreadable, caplog):
     """The application's call is never broken by ours."""
     relay = Relay(Settings(destinations=("https://a",)))
 
     def parts_of(request):
-        raise RuntimeError("no parts")
+        if unreadable == "parts":
+            raise RuntimeError("no parts")
+        return LISTED
+
+    def carries(request, name):
+        raise RuntimeError("no headers")
 
     with caplog.at_level(logging.DEBUG):
-        assert relay.hop(None, parts_of, lambda r, n: False, with_token(BearerToken(OPAQUE))) is None
+        assert relay.hop(None, parts_of, carries, with_token(BearerToken(OPAQUE))) is None
     assert_never_leaked(OPAQUE, caplog.text)
 
 
