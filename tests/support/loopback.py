@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import functools
 import ipaddress
 import select
+import shutil
 import socket
 import ssl
 import tempfile
@@ -136,7 +138,9 @@ def certificate() -> str:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    path = Path(tempfile.mkdtemp(prefix="loopback-")) / "both.pem"
+    folder = Path(tempfile.mkdtemp(prefix="loopback-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "both.pem"
     path.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         + made.public_bytes(serialization.Encoding.PEM)
