@@ -13,9 +13,8 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import ClassVar
 
 import wrapt
 from opentelemetry.propagators.textmap import TextMapPropagator
@@ -56,6 +55,8 @@ CLIENT_HOOKS = (
 )
 
 SERVER_HOOKS = (
+    # Around FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
+    Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
     Hook("falcon.asgi.app", asgi.patcher("App"), "falcon"),
@@ -104,6 +105,10 @@ def install(settings: Settings | None = None) -> None:
     Args:
         settings: ``None`` for those that are installed already, else from the environment.
     """
+    # Before the lock is taken: another thread that imports it first holds the import's lock
+    # and waits for ours, in the factory below.
+    import opentelemetry.propagate  # noqa: F401
+
     with _lock:
         installation = _install_hooks(settings)
         _join_global_textmap(installation)
@@ -181,14 +186,18 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     for hook in HOOKS:
         module = sys.modules.get(hook.module)
         if module is None:
-            if hook.module not in _awaited:
-                _awaited.add(hook.module)
-                wrapt.register_post_import_hook(_on_import(hook), hook.module)
+            _await_import(hook)
         elif _is_half_imported(module):
-            _HalfImported.wait_for(hook, module)
+            _wait_for(hook, module)
         else:
             _apply(hook, module)
     return installation
+
+
+def _await_import(hook: Hook) -> None:
+    if hook.module not in _awaited:
+        _awaited.add(hook.module)
+        wrapt.register_post_import_hook(_on_import(hook), hook.module)
 
 
 def _on_import(hook: Hook) -> Callable[[ModuleType], None]:
@@ -204,33 +213,51 @@ def _is_half_imported(module: ModuleType) -> bool:
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
-class _HalfImported(MetaPathFinder):
-    """Apply hooks to modules whose own import has brought us in, at the first import after it.
+class _HalfImported(ModuleSpec):
+    """Apply a hook to a module whose own import has brought us in, the moment that import ends.
 
-    ``opentelemetry.propagate`` loads us, and instrumentation imports that near its top: wrapt
-    would run a hook at once, on a module that has none of its classes yet.
+    ``opentelemetry.propagate`` loads us, and FastAPI and instrumentation import that near their
+    top: wrapt would run a hook at once, on a module that has none of its classes yet. The import
+    system marks a module's spec when it is done, so the spec is made one that tells.
+
+    Source: ``importlib._bootstrap._load_unlocked``. The import statement goes by the same mark.
     """
 
-    _waiting: ClassVar[list[tuple[Hook, ModuleType]]] = []
-    _finder: ClassVar[_HalfImported | None] = None
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            try:
+                self.__class__ = ModuleSpec  # type: ignore[assignment]
+                _finish_waiting(self.name)
+            except Exception:  # the application's import goes on
+                _logger.exception("token relay cannot hook %s, which is left as it is", self.name)
 
-    @classmethod
-    def wait_for(cls, hook: Hook, module: ModuleType) -> None:
-        cls._waiting.append((hook, module))
-        if cls._finder is None:
-            cls._finder = cls()
-            sys.meta_path.insert(0, cls._finder)
 
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        """Find nothing; being asked is the occasion."""
-        with _lock:
-            ready = [entry for entry in self._waiting if not _is_half_imported(entry[1])]
-            for entry in ready:
-                self._waiting.remove(entry)
-                _apply(*entry)
-            if not self._waiting and self in sys.meta_path:
-                sys.meta_path.remove(self)
-                type(self)._finder = None
+_waiting: dict[str, tuple[Hook, ModuleType]] = {}
+
+
+def _wait_for(hook: Hook, module: ModuleType) -> None:
+    """Run the hook when the import of *module*, which is under way, has ended."""
+    _waiting[hook.module] = hook, module
+    spec = module.__spec__
+    if type(spec) is ModuleSpec:
+        spec.__class__ = _HalfImported
+    if not _is_half_imported(module):  # another thread has just ended it
+        _finish_waiting(hook.module)
+    elif not isinstance(spec, _HalfImported):
+        del _waiting[hook.module]
+        _fail(hook, "it was being imported by an import system of its own; import otel_token_relay before it")
+
+
+def _finish_waiting(name: str) -> None:
+    with _lock:
+        hook, module = _waiting.pop(name, (None, None))
+        if hook is None or module is None:
+            return
+        if sys.modules.get(name) is module:
+            _apply(hook, module)
+        else:  # the import failed, and may be tried again
+            _await_import(hook)
 
 
 def _apply(hook: Hook, module: ModuleType) -> None:
@@ -241,11 +268,16 @@ def _apply(hook: Hook, module: ModuleType) -> None:
         hook.patch(module, _installed.relay, patches)
     except Exception as error:  # noqa: BLE001  # the application's import goes on
         patches.undo()
-        _installed.failed[hook.module] = f"{type(error).__name__}: {error}"
-        _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
+        _fail(hook, f"{type(error).__name__}: {error}")
     else:
         _installed.failed.pop(hook.module, None)
         _installed.hooked[hook.module] = patches
+
+
+def _fail(hook: Hook, problem: str) -> None:
+    if _installed is not None:
+        _installed.failed[hook.module] = problem
+    _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, problem)
 
 
 def _announce(settings: Settings) -> None:
