@@ -24,7 +24,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 90
 
 UVICORNS = ("uvicorn-h11-asyncio", "uvicorn-h11-uvloop", "uvicorn-httptools-asyncio", "uvicorn-httptools-uvloop")
 ASGI_SERVERS = (*UVICORNS, "hypercorn")

@@ -160,7 +160,9 @@ def _wait_for_ended(port):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-@pytest.mark.parametrize(("server", "name"), [("uvicorn-h11-asyncio", "plain-middleware"), ("wsgiref", "plain-middleware")])
+@pytest.mark.parametrize(
+    ("server", "name"), [("uvicorn-h11-asyncio", "plain-middleware"), ("wsgiref", "plain-middleware")]
+)
 def test_lease_ends_for_every_status_and_method(server, name, method):
     """A response without a body, or of a page that is not there, ends the lease as any other."""
     with served(server, name) as port:
@@ -307,7 +309,9 @@ def test_background_work_does_not_bleed_into_the_next_request(server, name):
     install(Settings())
     sightings = []
     app = watched(apps.ASGI_APPS[name](), sightings)
-    requests = f"GET /later HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {A}\r\n\r\nGET /token HTTP/1.1\r\nHost: a\r\n\r\n"
+    requests = (
+        f"GET /later HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {A}\r\n\r\nGET /token HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
     with (
         serve_asgi(app, server) as port,
         raw_connection(port) as connection,
