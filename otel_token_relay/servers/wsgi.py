@@ -130,8 +130,14 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # A server that forgets to close still lets go of the iterable.
+        # A server that forgets to close still lets go of the iterable. A generator ends by that,
+        # and what instrumentation detaches in there would put our context onto the thread.
         self._boundary.close()
+        attached = otel_context.attach(self._context)
+        try:
+            del self._iterator, self._body
+        finally:
+            otel_context.detach(attached)
 
     def _step(self, step: Callable[[], Any]) -> Any:
         attached = otel_context.attach(self._context)
