@@ -171,7 +171,7 @@ def resident_bytes(pid: int) -> int:
 
 def ask(port: int, numbers: range, users: int, deadline: float, result: Result, lock: threading.Lock) -> None:
     """Send requests over one connection that is kept alive, each of another user."""
-    choice = random.Random(numbers.start)  # noqa: S311  # reproducible, and no secret
+    choice = random.Random(numbers.start)  # reproducible, and no secret
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_SECONDS)
     sent = wrong = missing = failed = 0
     try:
