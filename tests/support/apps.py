@@ -29,6 +29,7 @@ from otel_token_relay.relay import Relay
 NONE = "none"
 SLOW_PIECES = 400
 SLOW_STEP_SECONDS = 0.01
+SETTLE_SECONDS = 20
 
 kept: list[contextvars.Context] = []
 noted: list[str] = []
@@ -78,6 +79,14 @@ def report() -> str:
     found = peek()
     kept.clear()
     return found
+
+
+def report_when_over() -> str:
+    """Give the report once nothing serves any more: an application returns after its last byte is out."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while any(context.run(seen) != NONE for context in kept) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return report()
 
 
 def pieces() -> Iterator[bytes]:

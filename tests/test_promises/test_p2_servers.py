@@ -87,7 +87,7 @@ def test_request_has_its_own_token_until_it_ends(server, name):
         with contextlib.suppress(ConnectionError):
             assert get(port, "/boom", C).status == 500
 
-        assert json.loads(get(port, "/kept", A).text) == [ENDED, ENDED]
+        assert _wait_for_ended(port) == [ENDED, ENDED]
 
 
 BAD_HEADERS = {
@@ -147,8 +147,11 @@ def test_lease_ends_when_the_client_goes_away(server, name):
 
 
 def _wait_for_ended(port):
-    """Ask until nothing that was kept serves any more: servers notice by and by."""
-    deadline = time.monotonic() + 20
+    """Ask until nothing that was kept serves any more.
+
+    An application returns after its last byte is out, and servers notice by and by who has gone.
+    """
+    deadline = time.monotonic() + apps.SETTLE_SECONDS
     while True:
         found = json.loads(get(port, "/peek").text)
         if all(entry[0] == NONE for entry in found) or time.monotonic() > deadline:
@@ -165,7 +168,7 @@ def test_lease_ends_for_every_status_and_method(server, name, method):
     with served(server, "plain-middleware") as port:
         assert get(port, "/nowhere", A, method=method).status == 404
 
-        assert json.loads(get(port, "/kept").text) == [ENDED]
+        assert _wait_for_ended(port) == [ENDED]
 
 
 @pytest.mark.parametrize("server", ASGI_SERVERS)
