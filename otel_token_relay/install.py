@@ -13,14 +13,13 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.abc import MetaPathFinder
+from functools import partial
 from types import ModuleType
-from typing import ClassVar
 
-import wrapt
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_token_relay.clients import aiohttp, httpx, urllib, urllib3
+from otel_token_relay.imports import is_half_imported, when_imported
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.relay import Relay
@@ -56,6 +55,8 @@ CLIENT_HOOKS = (
 )
 
 SERVER_HOOKS = (
+    # Around FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
+    Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
     Hook("falcon.asgi.app", asgi.patcher("App"), "falcon"),
@@ -93,7 +94,7 @@ class _Installation:
 
 _lock = threading.RLock()
 _installed: _Installation | None = None
-_awaited: set[str] = set()
+_watched: set[str] = set()
 
 
 def install(settings: Settings | None = None) -> None:
@@ -104,10 +105,11 @@ def install(settings: Settings | None = None) -> None:
     Args:
         settings: ``None`` for those that are installed already, else from the environment.
     """
-    # Before the lock: another thread may hold the import lock of this module and wait for ours.
+    # Before the lock is taken: another thread that imports it first holds the import's lock
+    # and waits for ours, in the factory below.
     import opentelemetry.propagate  # noqa: F401
 
-    _await_imports()
+    _watch_imports()
     with _lock:
         installation = _install_hooks(settings)
         _join_global_textmap(installation)
@@ -150,7 +152,7 @@ def propagator_from_env() -> TokenRelayPropagator:
         if _is_launcher():
             # The launcher, before it has read its own flags; the application is the next process.
             return TokenRelayPropagator(Settings())
-        _await_imports()
+        _watch_imports()
         with _lock:
             return TokenRelayPropagator(relay=_install_hooks(None).relay)
     except Exception:
@@ -189,61 +191,23 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     _installed = installation = _Installation(Relay(settings))
     TokenRelayPropagator.clients_are_hooked = True
     for hook in HOOKS:
-        if (module := sys.modules.get(hook.module)) is not None:
+        module = sys.modules.get(hook.module)
+        if module is not None and not is_half_imported(module):
             _apply(hook, module)
     return installation
 
 
-def _await_imports() -> None:
-    """Be called when a hook's module is imported later.
-
-    Never under our lock: wrapt has one of its own, and takes ours while it holds it.
-    """
+def _watch_imports() -> None:
+    """Have every hook called when its module is imported. Never under our lock; see `when_imported`."""
     for hook in HOOKS:
-        if hook.module not in _awaited and hook.module not in sys.modules:
-            _awaited.add(hook.module)
-            wrapt.register_post_import_hook(_on_import(hook), hook.module)
+        if hook.module not in _watched:
+            _watched.add(hook.module)
+            when_imported(hook.module, partial(_on_import, hook))
 
 
-def _on_import(hook: Hook) -> Callable[[ModuleType], None]:
-    def run(module: ModuleType) -> None:
-        with _lock:
-            _apply(hook, module)
-
-    return run
-
-
-def _is_half_imported(module: ModuleType) -> bool:
-    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
-
-
-class _HalfImported(MetaPathFinder):
-    """Apply hooks to modules whose own import has brought us in, at the first import after it.
-
-    ``opentelemetry.propagate`` loads us, and instrumentation imports that near its top: wrapt
-    would run a hook at once, on a module that has none of its classes yet.
-    """
-
-    _waiting: ClassVar[list[tuple[Hook, ModuleType]]] = []
-    _finder: ClassVar[_HalfImported | None] = None
-
-    @classmethod
-    def wait_for(cls, hook: Hook, module: ModuleType) -> None:
-        cls._waiting.append((hook, module))
-        if cls._finder is None:
-            cls._finder = cls()
-            sys.meta_path.insert(0, cls._finder)
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        """Find nothing; being asked is the occasion."""
-        with _lock:
-            ready = [entry for entry in self._waiting if not _is_half_imported(entry[1])]
-            for entry in ready:
-                self._waiting.remove(entry)
-                _apply(*entry)
-            if not self._waiting and self in sys.meta_path:
-                sys.meta_path.remove(self)
-                type(self)._finder = None
+def _on_import(hook: Hook, module: ModuleType) -> None:
+    with _lock:
+        _apply(hook, module)
 
 
 def _apply(hook: Hook, module: ModuleType) -> None:
@@ -254,9 +218,6 @@ def _apply(hook: Hook, module: ModuleType) -> None:
         hook.patch(module, _installed.relay, patches)
     except Exception as error:  # noqa: BLE001  # the application's import goes on
         patches.undo()
-        if _is_half_imported(module):
-            _HalfImported.wait_for(hook, module)
-            return
         _installed.failed[hook.module] = f"{type(error).__name__}: {error}"
         _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
     else:

@@ -75,11 +75,6 @@ async def serve(app: App, scope: Scope, receive: Receive, send: Send, settings: 
     if scope["type"] not in ("http", "websocket"):
         await app(scope, receive, send)
         return
-    outer: Boundary | None = scope.get(BOUNDARY_KEY)
-    if outer is not None and outer.is_open:
-        await app(scope, receive, send)
-        return
-
     headers = scope.get("headers") or ()
     if not isinstance(headers, (list, tuple)):
         # An iterable by the specification: what is read here must still be there for the application.
@@ -88,6 +83,11 @@ async def serve(app: App, scope: Scope, receive: Receive, send: Send, settings: 
     def values_of(name: str) -> list[str]:
         wanted = name.encode("latin-1")
         return [value.decode("latin-1") for key, value in headers if key.lower() == wanted]
+
+    outer: Boundary | None = scope.get(BOUNDARY_KEY)
+    if outer is not None and outer.covers(values_of):
+        await app(scope, receive, send)
+        return
 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
     attached = otel_context.attach(with_token(boundary.token))

@@ -5,7 +5,7 @@ Source: PEP 3333.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import ModuleType
 from typing import Any, cast
 
@@ -67,13 +67,14 @@ def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Relay, Patc
 
 def serve(app: App, environ: Environ, start_response: StartResponse, settings: Settings) -> Iterable[bytes]:
     """Run *app* with this request's token, or none, bound, also while its response streams."""
-    outer: Boundary | None = environ.get(BOUNDARY_KEY)
-    if outer is not None and outer.is_open:
-        return app(environ, start_response)
 
     def values_of(name: str) -> list[str]:
         value = environ.get("HTTP_" + name.upper().replace("-", "_"))
         return [] if value is None else [value]
+
+    outer: Boundary | None = environ.get(BOUNDARY_KEY)
+    if outer is not None and outer.covers(values_of):
+        return app(environ, start_response)
 
     environ[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
     attached = otel_context.attach(with_token(boundary.token))
@@ -91,7 +92,8 @@ def serve(app: App, environ: Environ, start_response: StartResponse, settings: S
         # they count the first for Content-Length and hand the second to sendfile.
         boundary.close()
         return body
-    return _Body(body, boundary, context)
+    kind = _SizedBody if hasattr(body, "__len__") else _Body
+    return kind(body, boundary, context)
 
 
 class _Body:
@@ -128,8 +130,14 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # A server that forgets to close still lets go of the iterable.
+        # A server that forgets to close still lets go of the iterable. A generator ends by that,
+        # and what instrumentation detaches in there would put our context onto the thread.
         self._boundary.close()
+        attached = otel_context.attach(self._context)
+        try:
+            del self._iterator, self._body
+        finally:
+            otel_context.detach(attached)
 
     def _step(self, step: Callable[[], Any]) -> Any:
         attached = otel_context.attach(self._context)
@@ -138,3 +146,13 @@ class _Body:
         finally:
             self._context = otel_context.get_current()
             otel_context.detach(attached)
+
+
+class _SizedBody(_Body):
+    """A response of as many pieces as it says, from which a server may reckon Content-Length.
+
+    Source: PEP 3333, "Handling the Content-Length Header".
+    """
+
+    def __len__(self) -> int:
+        return len(cast("Sized", self._body))

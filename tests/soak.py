@@ -1,0 +1,266 @@
+"""Many users, two hops of real processes, and not one wrong token: ``python -m tests.soak``.
+
+user-service relays to profile-service, which answers with the Authorization line that came in.
+user-service runs once as FastAPI on uvicorn with httpx, once as Flask under threads of gunicorn
+with requests. Every answer is compared with the user that asked; some requests bring no token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.servers import gunicorn_command, process, script, uvicorn_command
+
+PROPAGATORS = "tracecontext,baggage,token_relay"
+ANONYMOUS_SHARE = 0.2
+LARGE_BODY_SHARE = 0.1
+LARGE_BODY_BYTES = 100_000
+WARM_UP_SHARE = 0.25
+# Pools, caches and the allocator settle in the warm-up; what grows with each request shows after.
+MEMORY_GROWTH_LIMIT = 0.05
+CALL_TIMEOUT_SECONDS = 60.0
+
+
+# What runs in the services. None of them imports anything of ours.
+
+
+def profile_service() -> Any:
+    """Answer with every Authorization line of the request, one a line."""
+    from fastapi import FastAPI, Request, Response
+
+    app = FastAPI()
+
+    async def whoami(request: Request) -> Response:
+        return Response("\n".join(request.headers.getlist("authorization")), media_type="text/plain")
+
+    whoami.__annotations__ = {"request": Request}
+    app.add_api_route("/whoami", whoami, response_model=None)
+    return app
+
+
+def user_service() -> Any:
+    """Ask profile-service with one httpx client that all requests share."""
+    import os
+
+    import httpx
+    from fastapi import FastAPI, Request, Response
+
+    app = FastAPI()
+    client = httpx.AsyncClient(base_url=os.environ["PROFILE_SERVICE"], timeout=CALL_TIMEOUT_SECONDS, trust_env=False)
+
+    async def me(request: Request) -> Response:
+        await request.body()
+        answer = await client.get("/whoami")
+        return Response(answer.content, media_type="text/plain")
+
+    me.__annotations__ = {"request": Request}
+    app.add_api_route("/me", me, methods=["GET", "POST"], response_model=None)
+    return app
+
+
+def threaded_user_service() -> Any:
+    """Ask profile-service with requests, one session for each thread."""
+    import os
+
+    import requests
+    from flask import Flask, Response, request
+
+    app = Flask(__name__)
+    local = threading.local()
+    url = os.environ["PROFILE_SERVICE"] + "/whoami"
+
+    def me() -> Response:
+        request.get_data()
+        session = getattr(local, "session", None)
+        if session is None:
+            session = local.session = requests.Session()
+            session.trust_env = False
+        return Response(session.get(url, timeout=CALL_TIMEOUT_SECONDS).content, mimetype="text/plain")
+
+    app.add_url_rule("/me", "me", me, methods=["GET", "POST"])
+    return app
+
+
+INSTRUMENT = script("opentelemetry-instrument")
+VARIANTS: dict[str, Callable[[int], list[str]]] = {
+    "async": lambda _: uvicorn_command("tests.soak:user_service", "--factory"),
+    "threaded": lambda threads: gunicorn_command("tests.soak:threaded_user_service()", "gthread", threads=threads),
+}
+
+
+@dataclass
+class Result:
+    """What one run has found."""
+
+    variant: str
+    requests: int = 0
+    wrong: int = 0
+    missing: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    memory: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def is_clean(self) -> bool:
+        return self.requests > 0 and not (self.wrong or self.missing or self.failed)
+
+    @property
+    def memory_growth(self) -> float:
+        """The largest share by which a service grew after the warm-up."""
+        return max((after - before) / before for before, after in self.memory.values())
+
+    def __str__(self) -> str:
+        rate = self.requests / self.seconds if self.seconds else 0.0
+        memory = ", ".join(
+            f"{name} {before / 2**20:.1f} -> {after / 2**20:.1f} MiB" for name, (before, after) in self.memory.items()
+        )
+        return (
+            f"{self.variant}: {self.requests} requests, wrong = {self.wrong}, missing = {self.missing}, "
+            f"failed = {self.failed}, {rate:.0f} requests/s, memory after warm-up {memory} ({self.memory_growth:+.1%})"
+        )
+
+
+@contextmanager
+def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[int, dict[str, int]]]:
+    """Run both services; give user-service's port and the process ids by name."""
+    with ExitStack() as stack:
+        quiet = {"OTEL_LOGS_EXPORTER": "none"}
+        profile_port, profile_process = stack.enter_context(
+            process(
+                [INSTRUMENT, *uvicorn_command("tests.soak:profile_service", "--factory")],
+                OTEL_PROPAGATORS="tracecontext",
+                **quiet,
+            )
+        )
+        url = f"http://127.0.0.1:{profile_port}"
+        port, user_process = stack.enter_context(
+            process(
+                [INSTRUMENT, *VARIANTS[variant](threads)],
+                OTEL_PROPAGATORS=propagators,
+                OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS=url,
+                PROFILE_SERVICE=url,
+                **quiet,
+            )
+        )
+        yield port, {"user-service": user_process.pid, "profile-service": profile_process.pid}
+
+
+def resident_bytes(pid: int) -> int:
+    """Give the resident memory of a process and its children; 0 where the system does not say."""
+    pids = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        pids += [int(child) for child in task.read_text().split()]
+    total = 0
+    for each in pids:
+        for line in Path(f"/proc/{each}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def ask(port: int, numbers: range, users: int, deadline: float, result: Result, lock: threading.Lock) -> None:
+    """Send requests over one connection that is kept alive, each of another user."""
+    choice = random.Random(numbers.start)  # reproducible, and no secret
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_SECONDS)
+    sent = wrong = missing = failed = 0
+    try:
+        for _ in numbers:
+            if time.monotonic() > deadline:
+                break
+            user = None if choice.random() < ANONYMOUS_SHARE else choice.randrange(users)
+            expected = "" if user is None else f"Bearer token-of-user-{user}"
+            # A large body is what makes an event loop keep a request's context for the connection.
+            body = b"x" * LARGE_BODY_BYTES if choice.random() < LARGE_BODY_SHARE else None
+            headers = {"Authorization": expected} if expected else {}
+            connection.request("POST" if body else "GET", "/me", body=body, headers=headers)
+            answer = connection.getresponse()
+            found = answer.read().decode("latin-1")
+            sent += 1
+            if answer.status != 200:
+                failed += 1
+            elif found != expected:
+                missing, wrong = (missing + 1, wrong) if not found else (missing, wrong + 1)
+    finally:
+        connection.close()
+        with lock:
+            result.requests += sent
+            result.wrong += wrong
+            result.missing += missing
+            result.failed += failed
+
+
+def soak(
+    variant: str, *, requests: int, users: int, connections: int, seconds: float, propagators: str = PROPAGATORS
+) -> Result:
+    """Run one variant.
+
+    Args:
+        variant: One of `VARIANTS`.
+        requests: How many to send at most, the warm-up among them.
+        users: How many different tokens.
+        connections: How many clients at the same time, each on one connection.
+        seconds: Send no request after so many.
+        propagators: Those of user-service.
+    """
+    result, lock = Result(variant), threading.Lock()
+    warm_up = int(requests * WARM_UP_SHARE)
+    started = time.monotonic()
+    with services(variant, threads=connections, propagators=propagators) as (port, pids):
+
+        def send(first: int, last: int) -> dict[str, int]:
+            with ThreadPoolExecutor(connections) as pool:
+                each = -(-(last - first) // connections)
+                parts = [range(n, min(n + each, last)) for n in range(first, last, each)]
+                runs = [pool.submit(ask, port, part, users, started + seconds, result, lock) for part in parts]
+                for run in runs:
+                    run.result()
+            return {name: resident_bytes(pid) for name, pid in pids.items()}
+
+        before = send(0, warm_up)
+        began, counted = time.monotonic(), result.requests
+        after = send(warm_up, requests)
+        elapsed = time.monotonic() - began
+    result.seconds = elapsed * result.requests / max(result.requests - counted, 1)
+    result.memory = {name: (before[name], after[name]) for name in pids}
+    return result
+
+
+def main() -> int:
+    """Run the whole soak and say what it found; 1 if a token was wrong or missing, or memory grew."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=20_000, help="for both variants together")
+    parser.add_argument("--users", type=int, default=500)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=900.0, help="at most, for each variant")
+    options = parser.parse_args()
+    is_good = True
+    for variant in VARIANTS:
+        result = soak(
+            variant,
+            requests=options.requests // len(VARIANTS),
+            users=options.users,
+            connections=options.connections,
+            seconds=options.seconds,
+        )
+        print(result, flush=True)
+        complete = result.requests == options.requests // len(VARIANTS)
+        if not complete:
+            print(f"{variant}: stopped by the time limit", flush=True)
+        is_good &= result.is_clean and complete and result.memory_growth < MEMORY_GROWTH_LIMIT
+    print("good" if is_good else "NOT GOOD")
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,470 @@
+"""One small application in every framework: it answers with the token that it sees.
+
+    /token   what the handler sees
+    /stream  three pieces, each what the body sees while it is made
+    /slow    many pieces, for clients that go away
+    /keep    like /token; the context stays behind after the request
+    /boom    like /keep, and fails
+    /kept    what those contexts see by now and why they relay nothing; they are forgotten
+    /peek    the same, and they are not
+    /later   (Starlette, FastAPI) background work that notes what it sees when it is released
+
+A framework is imported only by the function that builds its application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import sys
+import time
+import types
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from otel_token_relay import Reason, Settings, current_token, install
+from otel_token_relay.relay import Relay
+
+NONE = "none"
+SLOW_PIECES = 400
+SLOW_STEP_SECONDS = 0.01
+SETTLE_SECONDS = 20
+
+kept: list[contextvars.Context] = []
+noted: list[str] = []
+
+
+class Boom(Exception):
+    """What /boom raises."""
+
+
+def seen() -> str:
+    """Give the caller's token as the code that calls this sees it."""
+    token = current_token()
+    return NONE if token is None else token.reveal()
+
+
+def keep() -> str:
+    """Let the context of now stay behind, and give what it sees."""
+    kept.append(contextvars.copy_context())
+    return seen()
+
+
+class _LastReason:
+    """Stands where decisions are recorded."""
+
+    def __init__(self) -> None:
+        self.reason: Reason | None = None
+
+    def record(self, reason: Reason, *_: object) -> None:
+        self.reason = reason
+
+
+def hop() -> tuple[str | None, str]:
+    """Decide a hop to a listed destination: the header's value, and the reason."""
+    relay = Relay(Settings(destinations=("http://listed",)))
+    relay._recorder = last = _LastReason()  # type: ignore[assignment]
+    value = relay.hop(None, lambda _: ("http", "listed", 80), lambda *_: False)
+    return value, str(last.reason)
+
+
+def peek() -> str:
+    """Give what every kept context sees and is told, as JSON."""
+    return json.dumps([[context.run(seen), context.run(hop)[1]] for context in kept])
+
+
+def report() -> str:
+    """Give what `peek` gives, and forget the contexts."""
+    found = peek()
+    kept.clear()
+    return found
+
+
+def report_when_over() -> str:
+    """Give the report once nothing serves any more: an application returns after its last byte is out."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while any(context.run(seen) != NONE for context in kept) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return report()
+
+
+def pieces() -> Iterator[bytes]:
+    for _ in range(3):
+        yield seen().encode() + b"\n"
+
+
+def slow_pieces() -> Iterator[bytes]:
+    keep()
+    for _ in range(SLOW_PIECES):
+        yield seen().encode() * 100 + b"\n"
+        time.sleep(SLOW_STEP_SECONDS)
+
+
+async def async_pieces() -> AsyncIterator[bytes]:
+    for _ in range(3):
+        yield seen().encode() + b"\n"
+        await asyncio.sleep(0)
+
+
+async def async_slow_pieces() -> AsyncIterator[bytes]:
+    keep()
+    for _ in range(SLOW_PIECES):
+        yield seen().encode() * 100 + b"\n"
+        await asyncio.sleep(SLOW_STEP_SECONDS)
+
+
+ANSWERS: dict[str, Callable[[], str]] = {"token": seen, "keep": keep, "kept": report, "peek": peek}
+
+
+def fail() -> None:
+    keep()
+    raise Boom
+
+
+# ASGI
+
+
+def starlette() -> Any:
+    from starlette.applications import Starlette
+    from starlette.background import BackgroundTask
+    from starlette.responses import PlainTextResponse, StreamingResponse
+    from starlette.routing import Mount, Route, WebSocketRoute
+
+    async def answer(request: Any) -> Any:
+        await request.body()
+        return PlainTextResponse(ANSWERS[request.url.path.rpartition("/")[2]]())
+
+    async def boom(_: Any) -> None:
+        fail()
+
+    async def stream(_: Any) -> Any:
+        return StreamingResponse(async_pieces())
+
+    async def thread_stream(_: Any) -> Any:
+        return StreamingResponse(pieces())
+
+    async def slow(_: Any) -> Any:
+        return StreamingResponse(async_slow_pieces())
+
+    async def note() -> None:
+        await asyncio.sleep(0.05)
+        noted.append(seen())
+
+    async def later(_: Any) -> Any:
+        return PlainTextResponse(seen(), background=BackgroundTask(note))
+
+    async def socket(websocket: Any) -> None:
+        await websocket.accept()
+        await websocket.send_text(keep())
+        async for _ in websocket.iter_text():
+            await websocket.send_text(seen())
+
+    routes = [Route(f"/{name}", answer, methods=["GET", "POST"]) for name in ANSWERS]
+    routes += [Route("/boom", boom), Route("/stream", stream), Route("/thread-stream", thread_stream)]
+    routes += [Route("/slow", slow), Route("/later", later), WebSocketRoute("/socket", socket)]
+    inner = Starlette(routes=[Route(f"/{name}", answer) for name in ANSWERS])
+    return Starlette(routes=[*routes, Mount("/mounted", inner)])
+
+
+def fastapi() -> Any:
+    from fastapi import BackgroundTasks, FastAPI, WebSocket
+    from fastapi.responses import PlainTextResponse, StreamingResponse
+
+    def fresh() -> Any:
+        app = FastAPI()
+        for name, function in ANSWERS.items():
+            app.add_api_route(f"/{name}", endpoint(function), methods=["GET", "POST"], response_model=None)
+        return app
+
+    def endpoint(function: Callable[[], str]) -> Any:
+        async def answer() -> PlainTextResponse:
+            return PlainTextResponse(function())
+
+        answer.__annotations__.clear()
+        return answer
+
+    app = fresh()
+
+    # A plain function runs in a thread of its own, with a copy of the context.
+    def boom() -> None:
+        fail()
+
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(async_pieces())
+
+    async def thread_stream() -> StreamingResponse:
+        return StreamingResponse(pieces())
+
+    async def slow() -> StreamingResponse:
+        return StreamingResponse(async_slow_pieces())
+
+    async def note() -> None:
+        await asyncio.sleep(0.05)
+        noted.append(seen())
+
+    async def later(tasks: BackgroundTasks) -> PlainTextResponse:
+        tasks.add_task(note)
+        return PlainTextResponse(seen())
+
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(keep())
+        async for _ in websocket.iter_text():
+            await websocket.send_text(seen())
+
+    # Annotations are text in this module, and FastAPI would look them up among its globals.
+    later.__annotations__ = {"tasks": BackgroundTasks}
+    socket.__annotations__ = {"websocket": WebSocket}
+    handlers = {"boom": boom, "stream": stream, "thread-stream": thread_stream, "slow": slow, "later": later}
+    for name, handler in handlers.items():
+        handler.__annotations__.pop("return", None)
+        app.add_api_route(f"/{name}", handler, response_model=None)
+    app.add_api_websocket_route("/socket", socket)
+    app.mount("/mounted", fresh())
+    return app
+
+
+def falcon_asgi() -> Any:
+    import falcon.asgi
+
+    class Route:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def on_get(self, request: Any, response: Any) -> None:
+            response.content_type = "text/plain"
+            if self.name == "boom":
+                fail()
+            elif self.name == "stream":
+                response.stream = async_pieces()
+            elif self.name == "slow":
+                response.stream = async_slow_pieces()
+            else:
+                response.text = ANSWERS[self.name]()
+
+        async def on_post(self, request: Any, response: Any) -> None:
+            await request.stream.read()
+            await self.on_get(request, response)
+
+        async def on_websocket(self, request: Any, websocket: Any) -> None:
+            await websocket.accept()
+            await websocket.send_text(keep())
+
+    app = falcon.asgi.App()
+    app.add_error_handler(Boom, _let_out_async)
+    for name in (*ANSWERS, "boom", "stream", "slow", "socket"):
+        app.add_route(f"/{name}", Route(name))
+    return app
+
+
+async def _let_out_async(_request: Any, _response: Any, error: Exception, _params: Any, **_: Any) -> None:
+    raise error
+
+
+def plain_asgi() -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        name = scope["path"].rpartition("/")[2]
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.send", "text": keep()})
+            while (await receive())["type"] != "websocket.disconnect":
+                await send({"type": "websocket.send", "text": seen()})
+            return
+        while (await receive()).get("more_body"):
+            pass
+        if name == "boom":
+            fail()
+        is_there = name in (*ANSWERS, "stream", "slow")
+        await send({"type": "http.response.start", "status": 200 if is_there else 404, "headers": []})
+        if name in ("stream", "slow"):
+            async for piece in async_pieces() if name == "stream" else async_slow_pieces():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await send({"type": "http.response.body", "body": ANSWERS.get(name, keep)().encode()})
+
+    return app
+
+
+def middleware_asgi() -> Any:
+    """A plain application under our own middleware, where nothing is installed."""
+    from otel_token_relay.servers.asgi import TokenRelayMiddleware
+
+    return TokenRelayMiddleware(plain_asgi(), Settings())
+
+
+def contrib_asgi() -> Any:
+    """A plain application under OpenTelemetry's middleware."""
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    return OpenTelemetryMiddleware(plain_asgi(), tracer_provider=recording_provider())
+
+
+def django_asgi() -> Any:
+    _set_up_django()
+    from django.core.handlers.asgi import ASGIHandler
+
+    return ASGIHandler()
+
+
+# WSGI
+
+
+def flask() -> Any:
+    from flask import Flask, Response, stream_with_context
+
+    app = Flask(__name__)
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    for name, function in ANSWERS.items():
+        app.add_url_rule(f"/{name}", name, function, methods=["GET", "POST"])
+    app.add_url_rule("/boom", "boom", fail)
+    app.add_url_rule("/stream", "stream", lambda: Response(pieces()))
+    app.add_url_rule("/stream-with-context", "swc", lambda: Response(stream_with_context(pieces())))
+    app.add_url_rule("/slow", "slow", lambda: Response(slow_pieces()))
+    return app
+
+
+def falcon() -> Any:
+    import falcon
+
+    class Route:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_get(self, request: Any, response: Any) -> None:
+            response.content_type = "text/plain"
+            if self.name == "boom":
+                fail()
+            elif self.name == "stream":
+                response.stream = pieces()
+            elif self.name == "slow":
+                response.stream = slow_pieces()
+            else:
+                response.text = ANSWERS[self.name]()
+
+    app = falcon.App()
+    app.add_error_handler(Boom, _let_out)
+    for name in (*ANSWERS, "boom", "stream", "slow"):
+        app.add_route(f"/{name}", Route(name))
+    return app
+
+
+def _let_out(_request: Any, _response: Any, error: Exception, _params: Any) -> None:
+    raise error
+
+
+def plain_wsgi() -> Any:
+    def app(environ: Any, start_response: Any) -> Any:
+        name = environ["PATH_INFO"].rpartition("/")[2]
+        if name == "boom":
+            fail()
+        if name not in (*ANSWERS, "stream", "slow"):
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [keep().encode()]
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        if name in ("stream", "slow"):
+            return pieces() if name == "stream" else slow_pieces()
+        return [ANSWERS[name]().encode()]
+
+    return app
+
+
+def middleware_wsgi() -> Any:
+    """A plain application under our own middleware, where nothing is installed."""
+    from otel_token_relay.servers.wsgi import TokenRelayMiddleware
+
+    return TokenRelayMiddleware(plain_wsgi(), Settings())
+
+
+def contrib_wsgi() -> Any:
+    """A plain application under OpenTelemetry's middleware."""
+    from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+    return OpenTelemetryMiddleware(plain_wsgi(), tracer_provider=recording_provider())
+
+
+def django_wsgi() -> Any:
+    _set_up_django()
+    from django.core.handlers.wsgi import WSGIHandler
+
+    return WSGIHandler()
+
+
+def _set_up_django() -> None:
+    import django
+    from django.conf import settings
+    from django.http import HttpResponse, StreamingHttpResponse
+    from django.urls import path
+
+    if settings.configured:
+        return
+
+    def is_asgi(request: Any) -> bool:
+        return hasattr(request, "scope")
+
+    def answer(function: Callable[[], str]) -> Any:
+        return lambda _: HttpResponse(function(), content_type="text/plain")
+
+    async def async_token(_: Any) -> Any:
+        return HttpResponse(seen())
+
+    def stream(request: Any) -> Any:
+        return StreamingHttpResponse(async_pieces() if is_asgi(request) else pieces())
+
+    def slow(request: Any) -> Any:
+        return StreamingHttpResponse(async_slow_pieces() if is_asgi(request) else slow_pieces())
+
+    def boom(_: Any) -> None:
+        fail()
+
+    urls = types.ModuleType("tests_django_urls")
+    routes = [path(name, answer(function)) for name, function in ANSWERS.items()]
+    urls.urlpatterns = [  # type: ignore[attr-defined]
+        *routes,
+        path("async-token", async_token),
+        path("stream", stream),
+        path("slow", slow),
+        path("boom", boom),
+    ]
+    sys.modules[urls.__name__] = urls
+    settings.configure(
+        ALLOWED_HOSTS=["*"],
+        ROOT_URLCONF=urls.__name__,
+        SECRET_KEY="only for tests",
+        DEBUG_PROPAGATE_EXCEPTIONS=False,
+        LOGGING_CONFIG=None,
+    )
+    django.setup()
+
+
+ASGI_APPS: dict[str, Callable[[], Any]] = {
+    "fastapi": fastapi,
+    "starlette": starlette,
+    "django": django_asgi,
+    "falcon": falcon_asgi,
+    "plain-middleware": middleware_asgi,
+    "plain-contrib": contrib_asgi,
+}
+WSGI_APPS: dict[str, Callable[[], Any]] = {
+    "flask": flask,
+    "django": django_wsgi,
+    "falcon": falcon,
+    "plain-middleware": middleware_wsgi,
+    "plain-contrib": contrib_wsgi,
+}
+
+
+def recording_provider() -> Any:
+    """Give a tracer provider of the SDK that samples everything and exports nothing."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    return TracerProvider()
+
+
+def installed_wsgi(name: str) -> Any:
+    """Install, and build that application: for a server in another process."""
+    if name != "plain-middleware":
+        install()
+    return WSGI_APPS[name]()

@@ -1,0 +1,405 @@
+"""The ASGI boundary: what it binds, when it joins another, and that it changes nothing else."""
+
+import asyncio
+import contextlib
+import logging
+
+import httpx
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+from otel_token_relay import Settings, install, uninstall, use_token
+from otel_token_relay.servers.asgi import TokenRelayMiddleware
+from tests.support import apps
+from tests.support.apps import NONE
+from tests.support.servers import get, serve_asgi
+
+A, B = "token-of-a", "token-of-b"
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    """Start with nothing installed and nothing kept, and leave it so."""
+    textmap = propagate.get_global_textmap()
+    apps.kept.clear()
+    yield
+    uninstall()
+    propagate.set_global_textmap(textmap)
+
+
+class Eye:
+    """An application that notes what it sees, and keeps its context."""
+
+    def __init__(self):
+        self.saw = []
+        self.context = None
+
+    async def __call__(self, scope, receive, send):
+        self.saw.append(apps.seen())
+        self.context = otel_context.get_current()
+
+
+def bearer(token):
+    return [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
+
+
+def request(token=None, kind="http", **parts):
+    """Give a scope as a server builds it."""
+    address = {"server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "scheme": "http"}
+    parts = {"path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "method": "GET", **parts}
+    return {"type": kind, "asgi": {"version": "3.0"}, **address, "headers": bearer(token), **parts}
+
+
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def send(message):
+    """Take the message."""
+
+
+def middleware(app, **settings):
+    return TokenRelayMiddleware(app, Settings(**settings))
+
+
+def run(app, *scopes):
+    """Serve the requests one after the other in one task, as some servers do."""
+
+    async def serve():
+        for scope in scopes:
+            await app(scope, receive, send)
+
+    asyncio.run(serve())
+
+
+def test_each_request_on_one_task_has_its_own_token():
+    """What the request before brought is gone."""
+    eye = Eye()
+
+    run(middleware(eye), request(A), request(), request(B), request("x y"))
+
+    assert eye.saw == [A, NONE, B, NONE]
+
+
+def test_context_of_a_request_gives_nothing_afterwards():
+    """The lease ends when the application returns."""
+    eye = Eye()
+
+    run(middleware(eye), request(A))
+
+    assert otel_context.get_current() == Context()
+    token = otel_context.attach(eye.context)
+    assert apps.hop() == (None, "lease_ended")
+    otel_context.detach(token)
+
+
+def test_exception_comes_out_as_it_was_raised():
+    """The boundary neither wraps nor hides it, and ends the lease."""
+    error = apps.Boom()
+
+    async def app(scope, receive, send):
+        apps.keep()
+        raise error
+
+    with pytest.raises(apps.Boom) as raised:
+        run(middleware(app), request(A))
+
+    assert raised.value is error
+    assert apps.report() == '[["none", "lease_ended"]]'
+
+
+def test_cancelled_request_ends_its_lease():
+    """A server that cancels the task of a request leaves no token behind."""
+
+    async def app(scope, receive, send):
+        apps.keep()
+        await asyncio.sleep(60)
+
+    async def serve():
+        task = asyncio.ensure_future(middleware(app)(request(A), receive, send))
+        while not apps.kept:
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(serve())
+
+    assert apps.report() == '[["none", "lease_ended"]]'
+
+
+def test_lifespan_passes_untouched():
+    """It is no request: the application gets the very same objects."""
+    got = []
+
+    async def app(*arguments):
+        got.extend(arguments)
+
+    scope = {"type": "lifespan"}
+    run(middleware(app), scope)
+
+    assert got[0] is scope
+    assert scope == {"type": "lifespan"}
+    assert got[1:] == [receive, send]
+
+
+@pytest.mark.parametrize("linger", [0, 60], ids=["no-linger", "linger"])
+def test_scope_that_is_used_again_is_a_new_request(linger):
+    """A server may serve the next request with the same object, also while the last lease lingers."""
+    eye = Eye()
+    scope = request(A)
+    app = middleware(eye, linger=linger)
+
+    run(app, scope)
+    scope["headers"] = bearer(B)
+    run(app, scope)
+    with use_token(None):  # as within `send`, where servers start the next request
+        run(app, scope)
+    scope["headers"] = []
+    run(app, scope)
+
+    assert eye.saw == [A, B, B, NONE]
+
+
+def test_boundaries_around_each_other_are_one():
+    """The lease ends with the outermost: what runs between the two still has the token."""
+    eye = Eye()
+
+    async def between(scope, receive, send):
+        await middleware(eye)(scope, receive, send)
+        eye.saw.append(apps.seen())
+        token = otel_context.attach(eye.context)
+        eye.saw.append(apps.seen())
+        otel_context.detach(token)
+
+    run(middleware(between), request(A))
+
+    assert eye.saw == [A, A, A]
+
+
+@pytest.mark.parametrize("inner", [None, B], ids=["taken-out", "exchanged"])
+@pytest.mark.parametrize("copied", [True, False], ids=["copied-scope", "same-scope"])
+def test_credentials_that_a_middleware_changes_count(inner, copied):
+    """A gateway that strips or exchanges the header, or sends a sub-request, means it."""
+    eye = Eye()
+
+    async def gateway(scope, receive, send):
+        inward = dict(scope) if copied else scope
+        inward["headers"] = bearer(inner)
+        await middleware(eye)(inward, receive, send)
+        eye.saw.append(apps.seen())
+
+    run(middleware(gateway), request(A))
+
+    assert eye.saw == [inner or NONE, A]
+
+
+def test_worker_that_another_request_has_started_serves_each_its_own():
+    """A queue between middleware and application: the worker's context is that of the first request."""
+    eye = Eye()
+    inner = middleware(eye)
+
+    async def serve():
+        queue = asyncio.Queue()
+        workers = []
+
+        async def work():
+            while True:
+                scope, done = await queue.get()
+                await inner(scope, receive, send)
+                done.set_result(None)
+
+        async def enqueue(scope, receive, send):
+            if not workers:
+                workers.append(asyncio.ensure_future(work()))
+            done = asyncio.get_running_loop().create_future()
+            await queue.put((scope, done))
+            await done
+
+        # A's request is still open, and so is its lease, while B's is served.
+        released = asyncio.Event()
+
+        async def slow(scope, receive, send):
+            await enqueue(scope, receive, send)
+            await released.wait()
+
+        first = asyncio.ensure_future(middleware(slow)(request(A), receive, send))
+        while not eye.saw:
+            await asyncio.sleep(0)
+        await middleware(enqueue)(request(B), receive, send)
+        await middleware(enqueue)(request(), receive, send)
+        released.set()
+        await first
+        workers[0].cancel()
+
+    asyncio.run(serve())
+
+    assert eye.saw == [A, B, NONE]
+
+
+@pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
+def test_token_bound_by_hand_in_between_stays(bound):
+    """`use_token` around the inner application is meant."""
+    eye = Eye()
+
+    async def between(scope, receive, send):
+        with use_token(bound):
+            await middleware(eye)(scope, receive, send)
+
+    run(middleware(between), request(A))
+
+    assert eye.saw == [bound or NONE]
+
+
+def test_context_built_from_nothing_is_bound_again():
+    """Instrumentation whose propagators are without ours drops what was bound; the next boundary binds it."""
+    eye = Eye()
+
+    async def forgetful(scope, receive, send):
+        token = otel_context.attach(Context())
+        try:
+            await middleware(eye)(scope, receive, send)
+        finally:
+            otel_context.detach(token)
+
+    run(middleware(forgetful), request(A))
+
+    assert eye.saw == [A]
+
+
+def test_server_code_runs_without_the_token():
+    """What a server starts within `receive` and `send` is not the caller's."""
+    seen = []
+
+    async def watching_receive():
+        seen.append(apps.seen())
+        return await receive()
+
+    async def watching_send(message):
+        seen.append(apps.seen())
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start"})
+        seen.append(apps.seen())
+
+    asyncio.run(middleware(app)(request(A), watching_receive, watching_send))
+
+    assert seen == [NONE, NONE, A]
+
+
+def test_headers_that_can_be_read_once_are_left_for_the_application():
+    """The specification allows any iterable."""
+    got = []
+
+    async def app(scope, receive, send):
+        got.extend([apps.seen(), list(scope["headers"])])
+
+    run(middleware(app), request(headers=iter(bearer(A))))
+
+    assert got == [A, bearer(A)]
+
+
+@pytest.mark.parametrize("headers", [[("authorization", f"Bearer {A}")], [(b"authorization", None)], [(None, None)]])
+def test_headers_that_no_server_should_hand_over_bind_nothing(headers):
+    """The request goes on."""
+    eye = Eye()
+
+    run(middleware(eye), request(headers=headers))
+
+    assert eye.saw == [NONE]
+
+
+@pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
+@pytest.mark.parametrize("framework", ["plain", "starlette", "fastapi"])
+def test_opentelemetry_middleware_may_stand_anywhere(framework, place):
+    """Around ours, within ours, or hooked: each request has its own, and its lease ends."""
+    if place == "installed" or framework != "plain":
+        install(Settings())
+    else:
+        propagate.set_global_textmap(_propagator())
+    inner = {"plain": apps.plain_asgi, "starlette": apps.starlette, "fastapi": apps.fastapi}[framework]()
+    app = middleware(inner) if place in ("inside", "both") else inner
+    app = OpenTelemetryMiddleware(app, tracer_provider=apps.recording_provider())
+    app = middleware(app) if place in ("outside", "both") else app
+
+    with serve_asgi(app) as port:
+        answers = [get(port, "/keep", token).text for token in (A, None, B)]
+
+    assert answers == [A, NONE, B]
+    assert apps.report_when_over() == '[["none", "lease_ended"], ["none", "no_token"], ["none", "lease_ended"]]'
+
+
+def _propagator():
+    from otel_token_relay import TokenRelayPropagator
+
+    return TokenRelayPropagator(Settings())
+
+
+@pytest.mark.parametrize("name", ["starlette", "fastapi"])
+@pytest.mark.parametrize("path", ["/token", "/mounted/token", "/thread-stream", "/stream"])
+def test_endpoint_mounted_application_and_streams_see_the_token(name, path):
+    """Handlers in tasks and threads, applications in applications, generators of both kinds."""
+    install(Settings())
+    with serve_asgi(apps.ASGI_APPS[name]()) as port:
+        for token in (A, None, B):
+            assert set(get(port, path, token).text.split()) == {token or NONE}
+
+
+def test_django_async_view_sees_the_token():
+    """As a plain view does."""
+    install(Settings())
+    with serve_asgi(apps.django_asgi()) as port:
+        assert [get(port, "/async-token", token).text for token in (A, None)] == [A, NONE]
+
+
+@pytest.mark.parametrize("outer", ["starlette", "fastapi"])
+def test_application_called_in_process_has_the_caller_of_that_call(outer):
+    """One that is called over httpx's ASGITransport gets what that call brings, or nothing."""
+    install(Settings())
+    inner = apps.ASGI_APPS[outer]()
+    seen = []
+
+    async def app(scope, receive, send):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://inner") as client:
+            for token in (B, None):
+                headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+                seen.append((await client.get("/token", headers=headers)).text)
+        seen.append(apps.seen())
+
+    run(middleware(app), request(A))
+
+    assert seen == [B, NONE, A]
+
+
+def test_access_log_of_uvicorn_still_works(caplog):
+    """One line for each request, and no token in it."""
+    install(Settings())
+    caplog.set_level(logging.INFO, "uvicorn.access")
+    with serve_asgi(apps.starlette(), access_log=True) as port:
+        get(port, "/token", A)
+        get(port, "/nowhere", A)
+
+    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    assert [line.split('"')[1:] for line in lines] == [
+        ["GET /token HTTP/1.1", " 200"],
+        ["GET /nowhere HTTP/1.1", " 404"],
+    ]
+    assert A not in caplog.text
+
+
+def test_uninstalled_application_is_as_it_was():
+    """After `uninstall` the framework binds nothing."""
+    from starlette.applications import Starlette
+
+    original = vars(Starlette)["__call__"]
+    install(Settings())
+    assert vars(Starlette)["__call__"] is not original
+    uninstall()
+
+    assert vars(Starlette)["__call__"] is original
+    with serve_asgi(apps.starlette()) as port:
+        assert get(port, "/token", A).text == NONE

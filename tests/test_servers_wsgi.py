@@ -1,0 +1,347 @@
+"""The WSGI boundary: what it binds, what streams see, and that it changes nothing else."""
+
+import gc
+import io
+import threading
+from wsgiref.util import FileWrapper
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall, use_token
+from otel_token_relay.servers.wsgi import TokenRelayMiddleware
+from tests.support import apps
+from tests.support.apps import NONE
+from tests.support.servers import get, serve_wsgi
+
+A, B = "token-of-a", "token-of-b"
+ENDED = '[["none", "lease_ended"]]'
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    """Start with nothing installed and nothing kept, and leave it so."""
+    textmap = propagate.get_global_textmap()
+    apps.kept.clear()
+    yield
+    uninstall()
+    propagate.set_global_textmap(textmap)
+    assert otel_context.get_current() == Context(), "something stayed attached to the thread"
+
+
+def environ(token=None, **parts):
+    """Give an environ as a server builds it."""
+    credentials = {} if token is None else {"HTTP_AUTHORIZATION": f"Bearer {token}"}
+    return {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/",
+        "SERVER_NAME": "a",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
+        **credentials,
+        **parts,
+    }
+
+
+def start_response(status, headers, exc_info=None):
+    """Take status and headers."""
+
+
+def middleware(app, **settings):
+    return TokenRelayMiddleware(app, Settings(**settings))
+
+
+def streaming(environ, start_response):
+    start_response("200 OK", [])
+    apps.keep()
+    return apps.pieces()
+
+
+def listing(environ, start_response):
+    start_response("200 OK", [])
+    return [apps.keep().encode()]
+
+
+def read(app, environment):
+    """Serve one request as a server does, and give the body."""
+    body = app(environment, start_response)
+    try:
+        return b"".join(body).decode()
+    finally:
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
+
+
+def test_each_request_on_one_thread_has_its_own_token():
+    """What the request before brought is gone."""
+    app = middleware(listing)
+
+    assert [read(app, environ(token)) for token in (A, None, B, "x y", f"{A}, Bearer {B}")] == [A, NONE, B, NONE, NONE]
+
+
+@pytest.mark.parametrize("app", [listing, streaming], ids=["list", "stream"])
+def test_context_of_a_request_gives_nothing_afterwards(app):
+    """The lease ends with the response."""
+    assert set(read(middleware(app), environ(A)).split()) == {A}
+
+    assert apps.report() == ENDED
+
+
+@pytest.mark.parametrize("place", ["call", "stream", "close"])
+def test_exception_comes_out_as_it_was_raised(place):
+    """Wherever it is raised; the lease ends, and nothing stays on the thread."""
+    error = apps.Boom()
+
+    class Body:
+        def __iter__(self):
+            yield b""
+            if place == "stream":
+                raise error
+
+        def close(self):
+            apps.keep()
+            if place == "close":
+                raise error
+
+    def app(environ, start_response):
+        apps.keep()
+        if place == "call":
+            raise error
+        return Body()
+
+    with pytest.raises(apps.Boom) as raised:
+        read(middleware(app), environ(A))
+
+    assert raised.value is error
+    assert set(apps.report().strip("[]").split("], [")) == {'"none", "lease_ended"'}
+
+
+def test_two_streams_on_one_thread_do_not_meet():
+    """A server that takes turns with two responses steps each in its own context."""
+    app = middleware(streaming)
+    bodies = [app(environ(token), start_response) for token in (A, B, None)]
+
+    pieces = [[next(body).decode().strip() for body in bodies] for _ in range(3)]
+
+    assert pieces == [[A, B, NONE]] * 3
+    for body in bodies:
+        body.close()
+
+
+@pytest.mark.parametrize("contrib", [False, True], ids=["ours", "contrib-within"])
+@pytest.mark.parametrize("steps", [0, 1], ids=["unread", "half-read"])
+@pytest.mark.parametrize("ending", ["closed", "forgotten"])
+def test_body_that_is_not_read_to_its_end_leaves_nothing(ending, steps, contrib):
+    """Closed early, or never closed and dropped: no lease, and no context on the thread."""
+    propagate.set_global_textmap(TokenRelayPropagator(Settings()))
+    inner = OpenTelemetryMiddleware(streaming, tracer_provider=apps.recording_provider()) if contrib else streaming
+    body = middleware(inner)(environ(A), start_response)
+    for _ in range(steps):
+        assert next(body).decode().strip() == A
+    # Instrumentation's middleware is a generator: unread, it has not even called the application.
+    if ending == "closed":
+        body.close()
+    del body
+    gc.collect()
+
+    assert otel_context.get_current() == Context()
+    assert apps.seen() == NONE
+    assert apps.report() in (ENDED, "[]")
+
+
+def test_close_of_the_body_still_has_the_token():
+    """Frameworks run the end of a request there."""
+    seen = []
+
+    class Body:
+        def __iter__(self):
+            return iter([b"x"])
+
+        def close(self):
+            seen.append(apps.keep())
+
+    read(middleware(lambda *_: Body()), environ(A))
+
+    assert seen == [A]
+    assert apps.report() == ENDED
+
+
+@pytest.mark.parametrize("body", [[b"x"], (b"x",), b"x"], ids=["list", "tuple", "bytes"])
+def test_body_without_code_is_handed_on_as_it_is(body):
+    """Servers know these types."""
+    assert middleware(lambda *_: body)(environ(A), start_response) is body
+
+
+def test_file_wrapper_is_handed_on_as_it_is():
+    """A server tells by the type that it may send the file itself."""
+
+    def app(environ, start_response):
+        return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
+
+    body = middleware(app)(environ(A, **{"wsgi.file_wrapper": FileWrapper}), start_response)
+
+    assert type(body) is FileWrapper
+
+
+class Sequence:
+    """A body that says how many pieces it has, and is no list."""
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        yield apps.seen().encode()
+
+
+@pytest.mark.parametrize("body", [lambda: [apps.seen().encode()], Sequence], ids=["list", "sequence"])
+def test_wsgiref_still_reckons_the_content_length(body):
+    """As without the boundary: from a body of one piece."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return body()
+
+    with serve_wsgi(middleware(app)) as port:
+        answer = get(port, "/", A)
+
+    assert (answer.text, answer.headers["Content-Length"]) == (A, str(len(A)))
+
+
+def test_stream_has_no_length():
+    """What has none does not get one."""
+    body = middleware(streaming)(environ(A), start_response)
+
+    assert not hasattr(body, "__len__")
+    body.close()
+
+
+def test_write_callable_still_works():
+    """The old way to send, which returns no body."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])(apps.seen().encode())
+        return []
+
+    with serve_wsgi(middleware(app)) as port:
+        assert get(port, "/", A).text == A
+
+
+@pytest.mark.parametrize("linger", [0, 60], ids=["no-linger", "linger"])
+def test_environ_that_is_used_again_is_a_new_request(linger):
+    """A server may serve the next request with the same object, also while the last lease lingers."""
+    app = middleware(listing, linger=linger)
+    same = environ(A)
+
+    saw = [read(app, same)]
+    same["HTTP_AUTHORIZATION"] = f"Bearer {B}"
+    saw += [read(app, same)]
+    with use_token(None):
+        saw += [read(app, same)]
+    del same["HTTP_AUTHORIZATION"]
+    saw += [read(app, same)]
+
+    assert saw == [A, B, B, NONE]
+
+
+@pytest.mark.parametrize("inner", [None, B], ids=["taken-out", "exchanged"])
+def test_credentials_that_a_middleware_changes_count(inner):
+    """A gateway that strips or exchanges the header, or sends a sub-request, means it."""
+
+    def gateway(environment, start_response):
+        inward = {**environment, **environ(inner)}
+        if inner is None:
+            inward.pop("HTTP_AUTHORIZATION")
+        return [read(middleware(listing), inward).encode(), b" ", apps.seen().encode()]
+
+    assert read(middleware(gateway), environ(A)).split() == [inner or NONE, A]
+
+
+def test_thread_with_the_context_of_another_request_serves_each_its_own():
+    """A worker that was started in A's context, and is handed B's request while A's is open."""
+
+    def app_of_b(environment, start_response):
+        stale = contexts[0]
+        token = otel_context.attach(stale)
+        try:
+            return [read(middleware(listing), environment).encode()]
+        finally:
+            otel_context.detach(token)
+
+    contexts = []
+    answers = []
+
+    def app_of_a(environment, start_response):
+        contexts.append(otel_context.get_current())
+        thread = threading.Thread(target=lambda: answers.append(read(middleware(app_of_b), environ(B))))
+        thread.start()
+        thread.join()
+        return [apps.seen().encode()]
+
+    assert read(middleware(app_of_a), environ(A)) == A
+    assert answers == [B]
+
+
+@pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
+def test_token_bound_by_hand_in_between_stays(bound):
+    """`use_token` around the inner application is meant."""
+
+    def between(environment, start_response):
+        with use_token(bound):
+            return [read(middleware(listing), environment).encode()]
+
+    assert read(middleware(between), environ(A)) == (bound or NONE)
+
+
+@pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
+@pytest.mark.parametrize("framework", ["plain-middleware", "flask", "falcon"])
+def test_opentelemetry_middleware_may_stand_anywhere(framework, place):
+    """Around ours, within ours, or hooked: each request has its own, and its lease ends."""
+    if place == "installed" or framework != "plain-middleware":
+        install(Settings())
+    else:
+        propagate.set_global_textmap(TokenRelayPropagator(Settings()))
+    inner = apps.plain_wsgi() if framework == "plain-middleware" else apps.WSGI_APPS[framework]()
+    app = middleware(inner) if place in ("inside", "both") else inner
+    app = OpenTelemetryMiddleware(app, tracer_provider=apps.recording_provider())
+    app = middleware(app) if place in ("outside", "both") else app
+
+    with serve_wsgi(app) as port:
+        answers = [get(port, "/keep", token).text for token in (A, None, B)]
+        streams = [set(get(port, "/stream", token).text.split()) for token in (A, None, B)]
+
+    assert answers == [A, NONE, B]
+    assert streams == [{A}, {NONE}, {B}]
+    assert apps.report_when_over() == '[["none", "lease_ended"], ["none", "no_token"], ["none", "lease_ended"]]'
+
+
+def test_flask_streams_see_the_token_with_and_without_its_context():
+    """Both ways that Flask has of streaming."""
+    install(Settings())
+    with serve_wsgi(apps.flask()) as port:
+        for path in ("/stream", "/stream-with-context"):
+            assert set(get(port, path, A).text.split()) == {A}
+
+
+def test_flask_under_another_middleware_is_covered():
+    """The server is given the application, and a middleware is laid around ``wsgi_app``."""
+    install(Settings())
+    app = apps.flask()
+    outer = []
+    wsgi_app = app.wsgi_app
+
+    def around(environment, start_response):
+        outer.append(apps.seen())
+        return wsgi_app(environment, start_response)
+
+    app.wsgi_app = around
+    with serve_wsgi(app) as port:
+        assert [get(port, "/token", token).text for token in (A, None)] == [A, NONE]
+
+    assert outer == [A, NONE]

@@ -1,0 +1,24 @@
+"""The soak, shortened: the same services and the same check of every answer."""
+
+import pytest
+
+from tests.soak import VARIANTS, soak
+
+SHORT = {"users": 50, "connections": 8, "seconds": 120.0}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_hops_never_mix_up_users(variant):
+    """Each user is answered with their own token, and nobody's is lost."""
+    result = soak(variant, requests=400, **SHORT)
+
+    assert (result.requests, result.wrong, result.missing, result.failed) == (400, 0, 0, 0)
+
+
+def test_soak_notices_what_is_missing():
+    """A relay that is off is counted as missing tokens, so that the soak can fail."""
+    result = soak("async", requests=40, propagators="tracecontext,baggage", **SHORT)
+
+    assert result.missing > 0
+    assert result.wrong == 0
+    assert not result.is_clean
