@@ -85,7 +85,8 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
     if relay is not None:
         names = (*httpx_client.SYNC_TRANSPORTS, *httpx_client.ASYNC_TRANSPORTS)
         others = {name: type(name, (), dict(vars(Transport))) for name in names if name != "HTTPTransport"}
-        module = SimpleNamespace(Headers=library.Headers, HTTPTransport=Transport, **others)
+        clients = {name: type(name, (), {}) for name in ("Client", "AsyncClient")}
+        module = SimpleNamespace(Headers=library.Headers, HTTPTransport=Transport, **others, **clients)
         httpx_client.patch(cast("ModuleType", module), relay, Patches())
     pattern = library.Request("GET", URL, headers=OUTGOING)
 

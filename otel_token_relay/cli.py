@@ -77,7 +77,8 @@ def check() -> int:
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     settings = Settings.from_env()
     _print_settings(settings)
-    problems = [*settings.problems, *_install_hooks(), *_check_hooks("Clients", CLIENT_HOOKS)]
+    problems = [*settings.problems, *_install_hooks()]
+    problems += _check_hooks("Clients", CLIENT_HOOKS)
     for name in UNCOVERED_CLIENTS:
         if (version := _version(name)) is not None:
             print(f"  {name} {version}: not covered, name the destination by hand (to_destination)")
@@ -146,9 +147,10 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
         except Exception as error:  # noqa: BLE001  # whatever a library does when it is imported
             print(f"  {hook.module} ({label}): cannot be imported: {type(error).__name__}")
             continue
-        state = hook_states()[hook.module]
+        states = hook_states()
+        state = states.get(hook.module, "not tried")  # where the hooks could not be installed at all
         print(f"  {hook.module} ({label}): {state}")
-        if state != "hooked":
+        if states and state != "hooked":
             problems.append(f"{hook.module} cannot be hooked: {state}")
     return problems
 

@@ -345,7 +345,11 @@ def test_a_wrong_command_exits_with_2(arguments: list[str], said: str) -> None:
 
 def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The demo says which extra it needs where a library of it is missing."""
-    monkeypatch.setitem(sys.modules, "otel_token_relay.demo", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.delitem(sys.modules, "otel_token_relay.demo.report", raising=False)
+    monkeypatch.delitem(sys.modules, "otel_token_relay.demo.stage", raising=False)
 
     assert cli.main(["demo"]) == 2
     assert "pip install 'otel-token-relay[demo]'" in capsys.readouterr().err

@@ -51,22 +51,13 @@ def keep() -> str:
     return seen()
 
 
-class _LastReason:
-    """Stands where decisions are recorded."""
-
-    def __init__(self) -> None:
-        self.reason: Reason | None = None
-
-    def record(self, reason: Reason, *_: object) -> None:
-        self.reason = reason
-
-
 def hop() -> tuple[str | None, str]:
     """Decide a hop to a listed destination: the header's value, and the reason."""
     relay = Relay(Settings(destinations=("http://listed",)))
-    relay._recorder = last = _LastReason()  # type: ignore[assignment]
+    reasons: list[Reason] = []
+    relay._record = lambda reason, *_: reasons.append(reason)  # type: ignore[assignment]
     value = relay.hop(None, lambda _: ("http", "listed", 80), lambda *_: False)
-    return value, str(last.reason)
+    return value, str(reasons[-1])
 
 
 def peek() -> str:
