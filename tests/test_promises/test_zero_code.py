@@ -308,3 +308,23 @@ from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as make
 """
 
     assert run(program + CHECK + ASGI_CALL) == "['token-of-a']"
+
+
+def test_module_under_a_foreign_import_system_is_named_and_left_alone():
+    """One whose end of import nobody tells us is said not to be hooked; nothing else suffers."""
+    program = """
+import sys, types
+module = types.ModuleType("httpx2")
+module.__spec__ = types.SimpleNamespace(name="httpx2", loader=None, _initializing=True)
+sys.modules["httpx2"] = module
+import otel_token_relay
+otel_token_relay.install()
+states = sys.modules["otel_token_relay.install"].hook_states()
+print(states["httpx2"].partition(";")[0])
+print(states["urllib.request"])
+"""
+
+    assert run("import urllib.request\n" + program).splitlines() == [
+        "it was being imported by an import system of its own",
+        "hooked",
+    ]
