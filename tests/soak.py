@@ -135,12 +135,10 @@ class Result:
 def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[int, dict[str, int]]]:
     """Run both services; give user-service's port and the process ids by name."""
     with ExitStack() as stack:
-        quiet = {"OTEL_LOGS_EXPORTER": "none"}
         profile_port, profile_process = stack.enter_context(
             process(
                 [INSTRUMENT, *uvicorn_command("tests.soak:profile_service", "--factory")],
                 OTEL_PROPAGATORS="tracecontext",
-                **quiet,
             )
         )
         url = f"http://127.0.0.1:{profile_port}"
@@ -150,7 +148,6 @@ def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[
                 OTEL_PROPAGATORS=propagators,
                 OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS=url,
                 PROFILE_SERVICE=url,
-                **quiet,
             )
         )
         yield port, {"user-service": user_process.pid, "profile-service": profile_process.pid}

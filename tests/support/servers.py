@@ -196,7 +196,8 @@ def environment(**variables: str) -> dict[str, str]:
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "COVERAGE", "PYTHONPATH"))
     }
-    return {**inherited, "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none", **variables}
+    exporters = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+    return {**inherited, **exporters, **variables}
 
 
 @contextmanager
@@ -214,10 +215,13 @@ def process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, sub
             env=environment(**variables),
             pass_fds=(fd,),
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if variables.get("KEEP_STDERR") else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
+        port = listener.getsockname()[1]
+        # The child's copy is the only one from here on: if it dies, connections are refused.
+        listener.close()
         try:
-            yield listener.getsockname()[1], child
+            yield port, child
         finally:
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -225,8 +229,6 @@ def process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, sub
             if child.poll() is None:
                 child.kill()
                 child.wait(10)
-            if child.stderr is not None:
-                child.stderr.close()
 
 
 def script(name: str) -> str:

@@ -32,15 +32,15 @@ def call():
         session.trust_env = False
         session.get(os.environ["DOWNSTREAM"], timeout=10)
 """
+# Instrumentation of Django looks for this module before the program runs, as any deployment has it.
+SETTINGS = """
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "program"
+SECRET_KEY = "only for tests"
+"""
 DJANGO = """
-import sys
-import django
-from django.conf import settings
 from django.http import HttpResponse
 from django.urls import path
-
-settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="only for tests")
-django.setup()
 """
 PROGRAMS = {
     "fastapi": """
@@ -140,6 +140,7 @@ EVERY_WAY = [
 
 def write_program(directory: Path, name: str) -> str:
     """Write a program as a module of its own, and give the name that servers take."""
+    (directory / "program_settings.py").write_text(SETTINGS)
     (directory / "program.py").write_text((HTTPX if name in ASGI else REQUESTS) + PROGRAMS[name])
     return "program:app"
 
@@ -154,8 +155,8 @@ def assert_relays(arguments: list[str], party, **variables: str) -> None:
     everything = {
         **ON,
         "DOWNSTREAM": party.url,
+        "DJANGO_SETTINGS_MODULE": "program_settings",
         "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": party.url,
-        "OTEL_LOGS_EXPORTER": "none",
         **variables,
     }
     with process(arguments, **everything) as (port, _):
@@ -177,6 +178,11 @@ def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
             PYTHONPATH=str(tmp_path),
             **VARIANTS[variant],
         )
+
+        # What says that the client really is, or is not, under instrumentation.
+        if variant in ("plain", "no-instrumentation-at-all"):
+            traced = [bool(request.header_lines("traceparent")) for request in party.requests]
+            assert traced == [variant == "plain"] * 4
 
 
 @pytest.mark.parametrize("name", ["fastapi", "flask"])
@@ -308,3 +314,23 @@ from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as make
 """
 
     assert run(program + CHECK + ASGI_CALL) == "['token-of-a']"
+
+
+def test_module_under_a_foreign_import_system_is_named_and_left_alone():
+    """One whose end of import nobody tells us is said not to be hooked; nothing else suffers."""
+    program = """
+import sys, types
+module = types.ModuleType("httpx2")
+module.__spec__ = types.SimpleNamespace(name="httpx2", loader=None, _initializing=True)
+sys.modules["httpx2"] = module
+import otel_token_relay
+otel_token_relay.install()
+states = sys.modules["otel_token_relay.install"].hook_states()
+print(states["httpx2"].partition(";")[0])
+print(states["urllib.request"])
+"""
+
+    assert run("import urllib.request\n" + program).splitlines() == [
+        "it was being imported by an import system of its own",
+        "hooked",
+    ]
