@@ -64,9 +64,8 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
         spec.__class__ = _TellingSpec
     if not is_half_imported(module):  # another thread has just ended it
         _end_wait(name)
-    elif not isinstance(spec, _TellingSpec):
-        del _waiting[name]
-        _logger.error("token relay cannot hook %s: import otel_token_relay before it", name)
+    elif not isinstance(spec, _TellingSpec):  # an import system of its own, which will not tell
+        _end_wait(name)
 
 
 def _end_wait(name: str) -> None:

@@ -146,7 +146,9 @@ def test_a_destination_that_asks_for_an_exchange_never_gets_the_token_itself(par
     assert decide(OPAQUE, destinations=(f"https://a;{parameter}=x",)) == (None, Reason.EXCHANGE_FAILED)
 
 
-@pytest.mark.parametrize("key", [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"])
+@pytest.mark.parametrize(
+    "key", [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"], ids=["new", "old"]
+)
 def test_exporters_are_not_served(key):
     """Their calls are not the caller's."""
     assert decide(OPAQUE, context=Context({key: True})) == (None, Reason.SUPPRESSED)
