@@ -62,9 +62,8 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _TellingSpec
-    if not is_half_imported(module):  # another thread has just ended it
-        _end_wait(name)
-    elif not isinstance(spec, _TellingSpec):  # an import system of its own, which will not tell
+    # Another thread may just have ended it, and an import system of its own will not tell.
+    if not is_half_imported(module) or not isinstance(spec, _TellingSpec):
         _end_wait(name)
 
 

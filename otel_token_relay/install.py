@@ -109,10 +109,10 @@ def install(settings: Settings | None = None) -> None:
     # and waits for ours, in the factory below.
     import opentelemetry.propagate  # noqa: F401
 
-    _watch_imports()
     with _lock:
         installation = _install_hooks(settings)
         _join_global_textmap(installation)
+    _watch_imports()
 
 
 def uninstall() -> None:
@@ -152,9 +152,10 @@ def propagator_from_env() -> TokenRelayPropagator:
         if _is_launcher():
             # The launcher, before it has read its own flags; the application is the next process.
             return TokenRelayPropagator(Settings())
-        _watch_imports()
         with _lock:
-            return TokenRelayPropagator(relay=_install_hooks(None).relay)
+            relay = _install_hooks(None).relay
+        _watch_imports()
+        return TokenRelayPropagator(relay=relay)
     except Exception:
         _logger.exception("token relay could not start; no token is relayed")
         return TokenRelayPropagator(Settings())

@@ -44,7 +44,7 @@ def run(name: str, python: str, *resolution: str) -> bool:
     steps = [
         ["uv", "venv", "--quiet", "--clear", "--python", python, str(venv)],
         ["uv", "pip", "install", "--quiet", "--python", own, *resolution, *groups],
-        [own, "-m", "pytest", "-q"],
+        [own, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal"],
     ]
     return all(subprocess.run(step, cwd=ROOT, env=_environ(), check=False).returncode == 0 for step in steps)
 
