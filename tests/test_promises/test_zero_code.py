@@ -330,7 +330,6 @@ print(states["httpx2"].partition(";")[0])
 print(states["urllib.request"])
 """
 
-    assert run("import urllib.request\n" + program).splitlines() == [
-        "AttributeError: module 'httpx2' has no attribute 'Headers'",
-        "hooked",
-    ]
+    foreign, other = run("import urllib.request\n" + program).splitlines()
+    assert foreign.startswith("AttributeError: ")
+    assert other == "hooked"
