@@ -20,12 +20,14 @@ from typing import ClassVar
 import wrapt
 from opentelemetry.propagators.textmap import TextMapPropagator
 
+from otel_token_relay import context
 from otel_token_relay.clients import aiohttp, httpx, urllib, urllib3
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -85,6 +87,7 @@ class _Installation:
     """What stands now, and what `uninstall` has to take back."""
 
     relay: Relay
+    threads: ThreadCarriage = field(default_factory=ThreadCarriage)
     hooked: dict[str, Patches] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     previous_textmap: TextMapPropagator | None = None
@@ -118,6 +121,8 @@ def uninstall() -> None:
         installation, _installed = _installed, None
         TokenRelayPropagator.clients_are_hooked = False
         installation.relay.close()
+        context.before_first_token = None
+        installation.threads.switch_off()
         for patches in reversed(installation.hooked.values()):
             patches.undo()
         _leave_global_textmap(installation)
@@ -178,6 +183,7 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     _announce(settings)
     _installed = installation = _Installation(Relay(settings))
     TokenRelayPropagator.clients_are_hooked = True
+    context.before_first_token = _carry_into_threads
     for hook in HOOKS:
         module = sys.modules.get(hook.module)
         if module is None:
@@ -189,6 +195,19 @@ def _install_hooks(settings: Settings | None) -> _Installation:
         else:
             _apply(hook, module)
     return installation
+
+
+def _carry_into_threads() -> None:
+    try:
+        # Outside of the lock, which another thread may want in the middle of an import.
+        instrumentor = load_instrumentor()
+        with _lock:
+            # Cleared at the end: whoever binds a token meanwhile waits for the lock.
+            if _installed is not None and context.before_first_token is not None:
+                _installed.threads.switch_on(instrumentor)
+    except Exception:
+        _logger.exception("token relay cannot take tokens into threads; all else goes on")
+    context.before_first_token = None
 
 
 def _on_import(hook: Hook) -> Callable[[ModuleType], None]:
