@@ -8,13 +8,13 @@ and nothing is imported while OpenTelemetry is importing us.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import thread as futures_thread
 from threading import Timer
 from typing import Any
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.context import bound_token, with_token
+from otel_token_relay.context import with_token
 from otel_token_relay.patching import Function, Patches
 
 
@@ -42,7 +42,7 @@ class ThreadCarriage:
             self._timer_has_own_start = "start" in vars(Timer)
             instrumentor.instrument(skip_dep_check=True)
             self._ours = instrumentor
-        self._patches.wrap(ThreadPoolExecutor, "submit", _start_workers_without_token)
+        self._patches.wrap(futures_thread, "_worker", _without_token)
 
     def switch_off(self) -> None:
         """Undo `switch_on`, as far as it was ours and still stands."""
@@ -56,19 +56,16 @@ class ThreadCarriage:
             del Timer.start
 
 
-def _start_workers_without_token(original: Function) -> Function:
-    def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Submit, with the worker that this may start outside of the request.
+def _without_token(original: Function) -> Function:
+    def _worker(*args: Any) -> Any:
+        """Run an executor's thread, which would keep the context of whoever made the pool grow.
 
-        A worker keeps the context that it was started in for as long as it lives. Its initializer
-        and the callbacks of other users' futures run there; the work itself brings its own.
+        Its initializer and the callbacks of other users' futures run in that; work brings its own.
         """
-        if bound_token(otel_context.get_current()) is None:
-            return original(self, *args, **kwargs)
         attached = otel_context.attach(with_token(None))
         try:
-            return original(self, *args, **kwargs)
+            return original(*args)
         finally:
             otel_context.detach(attached)
 
-    return submit
+    return _worker
