@@ -18,6 +18,8 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.token import BearerToken, Lease
 
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
+# The lease of a request whose credentials were refused at the door.
+REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 _Work = TypeVar("_Work")
@@ -36,6 +38,12 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 def bound_token(context: Context) -> BearerToken | None:
     """Give the token in *context*, whether or not it still serves."""
     return cast("BearerToken | None", context.get(TOKEN_KEY))
+
+
+def is_refused(context: Context) -> bool:
+    """Whether this is the context of a request whose credentials were refused, and not yet over."""
+    lease = cast("Lease | None", context.get(REFUSED_KEY))
+    return lease is not None and lease.is_open
 
 
 def current_token(context: Context | None = None) -> BearerToken | None:

@@ -21,11 +21,14 @@ import wrapt
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_token_relay import context
-from otel_token_relay.clients import aiohttp, httpx, urllib, urllib3
+from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.relay import Relay
+from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, wsgi
+from otel_token_relay.servers import grpc as grpc_server
+from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.settings import VARIABLES, Settings
 from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 
@@ -49,12 +52,22 @@ class Hook:
     distribution: str | None
 
 
+def _patch_grpc(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    grpc.patch(module, relay, patches)
+    grpc_server.patch(module, relay, patches)
+
+
+# Clients and servers are functions of the same two modules, and a module has one hook.
+GRPC_HOOKS = (Hook("grpc", _patch_grpc, "grpcio"), Hook("grpc.aio", _patch_grpc, "grpcio"))
+
 CLIENT_HOOKS = (
     Hook("httpx", httpx.patch, "httpx"),
     Hook("httpx2", httpx.patch, "httpx2"),
     Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
+    Hook("tornado.simple_httpclient", tornado.patch, "tornado"),
+    *GRPC_HOOKS,
 )
 
 SERVER_HOOKS = (
@@ -66,6 +79,11 @@ SERVER_HOOKS = (
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
     # A WSGI middleware is commonly laid around wsgi_app, and the server is given either.
     Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
+    Hook("quart.app", asgi.patcher("Quart"), "quart"),
+    Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
+    Hook("aiohttp.web_protocol", aiohttp_server.patch, "aiohttp"),
+    Hook("tornado.web", tornado_server.patch, "tornado"),
+    *GRPC_HOOKS,
     # Applications of any other framework, where instrumentation's own middleware is around them.
     Hook(
         "opentelemetry.instrumentation.asgi",
@@ -79,7 +97,7 @@ SERVER_HOOKS = (
     ),
 )
 
-HOOKS = CLIENT_HOOKS + SERVER_HOOKS
+HOOKS = tuple(dict.fromkeys(CLIENT_HOOKS + SERVER_HOOKS))
 
 
 @dataclass(slots=True)

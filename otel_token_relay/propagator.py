@@ -24,7 +24,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from otel_token_relay.context import DESTINATION_KEY, bound_token, with_token
+from otel_token_relay.context import DESTINATION_KEY, bound_token, is_refused, with_token
 from otel_token_relay.door import admit
 from otel_token_relay.origin import Origin
 from otel_token_relay.relay import Parts, Relay
@@ -62,7 +62,8 @@ class TokenRelayPropagator(TextMapPropagator):
         """Bind the carrier's token, or bind none.
 
         The key is always written, so that nothing of another request survives. Within a server
-        boundary the same token stays under the lease that the boundary has opened.
+        boundary the same token stays under the lease that the boundary has opened, and where it
+        has refused the request's credentials there is none.
 
         Args:
             context: ``None`` for the root context, as the other propagators do.
@@ -79,8 +80,11 @@ class TokenRelayPropagator(TextMapPropagator):
             _logger.debug("a carrier cannot be read", exc_info=True)
             token = None
         if token is not None:
-            bound = bound_token(otel_context.get_current())
-            if bound is not None and bound.lease is not None and bound.serves_here and bound == token:
+            current = otel_context.get_current()
+            bound = bound_token(current)
+            if is_refused(current):
+                token = None
+            elif bound is not None and bound.lease is not None and bound.serves_here and bound == token:
                 token = bound
         return with_token(token, context)
 
