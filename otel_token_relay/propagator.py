@@ -96,15 +96,17 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> None:
         """Write the token if *context* names a destination that may have it; see `to_destination`.
 
-        A destination in the *current* context does not count: what is ambient would reach every
-        broker and every third party that somebody injects for.
+        A destination in the *current* context does not count, nor one that *context* has from
+        there: what is ambient would reach every broker and every third party that somebody
+        injects for. Some instrumentation hands over the current context with its span in it.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
             return
-        value = self.relay.hop(
-            (carrier, cast("Origin | None", context.get(DESTINATION_KEY))), _parts_of, _carries, context
-        )
+        destination = cast("Origin | None", context[DESTINATION_KEY])
+        if destination is not None and destination is otel_context.get_current().get(DESTINATION_KEY):
+            return
+        value = self.relay.hop((carrier, destination), _parts_of, _carries, context)
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
         setter.set(carrier, self.relay.settings.header, value)
