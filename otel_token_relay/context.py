@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, TypeVar, cast
 
 from opentelemetry import context as otel_context
@@ -156,9 +157,12 @@ def _bind_function(work: Callable[..., Any], token: BearerToken | None) -> Calla
 
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Any:
-        with _bound(token):
+        attached = otel_context.attach(with_token(token))
+        try:
             result = work(*args, **kwargs)
-        return _bind_running(result, token)
+        finally:
+            otel_context.detach(attached)
+        return _bind_running(result, token) if isinstance(result, _RUNNING) else result
 
     return bound
 
@@ -229,6 +233,8 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
 
     return bound
 
+
+_RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 _KINDS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], bool], Callable[..., Any]], ...]] = (
     (inspect.iscoroutinefunction, inspect.iscoroutine, _bind_coroutine),
