@@ -22,10 +22,18 @@ class Answer:
     body: bytes
     shown: list[tuple[str, str]]
 
+    def shows(self, header: str) -> bool:
+        return any(name.lower() == header for name, _ in self.shown)
+
 
 @dataclass(frozen=True)
 class Client:
-    """One way to send; see the table that this row goes into."""
+    """One way to send; see the table that this row goes into.
+
+    Attributes:
+        has_proxies: Whether ``proxy=`` works.
+        has_excluded_urls: Whether contrib's instrumentation can be told to leave URLs out.
+    """
 
     name: str
     call: Callable[..., Answer]
@@ -33,6 +41,8 @@ class Client:
     instrumentor: Callable[[], Any]
     is_async: bool = False
     follows: bool = True
+    has_proxies: bool = True
+    has_excluded_urls: bool = True
 
 
 def _tornado_call(
@@ -46,9 +56,9 @@ def _tornado_call(
         raise NotImplementedError("SimpleAsyncHTTPClient has no proxies")
 
     async def run() -> Answer:
-        request = HTTPRequest(
-            url, method=method, headers=dict(headers or {}), body=b"".join(body) if body else None, validate_cert=False
-        )
+        # Tornado wants a body for these methods, if an empty one.
+        content = b"".join(body or ()) if body or method in ("POST", "PUT", "PATCH") else None
+        request = HTTPRequest(url, method=method, headers=dict(headers or {}), body=content, validate_cert=False)
         client = SimpleAsyncHTTPClient(force_instance=True)
         try:
             response = await client.fetch(request, raise_error=False)
@@ -79,4 +89,14 @@ def _tornado_reusing(url: str) -> Iterator[Callable[[], bytes]]:
         client.close()
 
 
-ROWS = [Client("tornado", _tornado_call, _tornado_reusing, TornadoInstrumentor, is_async=True)]
+ROWS = [
+    Client(
+        "tornado",
+        _tornado_call,
+        _tornado_reusing,
+        TornadoInstrumentor,
+        is_async=True,
+        has_proxies=False,
+        has_excluded_urls=False,
+    )
+]
