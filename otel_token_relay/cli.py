@@ -20,7 +20,7 @@ from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
 
 # Installed often, sending by themselves, and not hooked: `to_destination` is the way there.
-UNCOVERED_CLIENTS = ("pycurl", "httplib2", "tornado", "grpcio", "niquests")
+UNCOVERED_CLIENTS = ("pycurl", "httplib2", "niquests")
 
 _HOW_TO_SWITCH_ON = (
     "OTEL_PROPAGATORS does not name token_relay: unless the application calls install(), no token is relayed"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, TypeVar, cast
 
 from opentelemetry import context as otel_context
@@ -18,13 +19,22 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.token import BearerToken, Lease
 
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
+# The lease of a request whose credentials were refused at the door.
+REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 _Work = TypeVar("_Work")
 
+before_first_token: Callable[[], None] | None = None
+"""What is to be done before the first token is bound. `otel_token_relay.install` sets and clears it."""
+
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
     """Give a context that holds *token*, or that holds none, whatever it held before."""
+    if token is not None and (prepare := before_first_token) is not None:
+        prepare()
+    if context is not None and not context:
+        return Context({TOKEN_KEY: token})  # as propagators start: there is nothing to copy
     return otel_context.set_value(TOKEN_KEY, token, context)
 
 
@@ -32,6 +42,12 @@ def bound_token(context: Context) -> BearerToken | None:
     """Give the token in *context*, whether or not it still serves."""
     token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
     return token
+
+
+def is_refused(context: Context) -> bool:
+    """Whether this is the context of a request whose credentials were refused, and not yet over."""
+    lease = cast("Lease | None", context.get(REFUSED_KEY))
+    return lease is not None and lease.is_open
 
 
 def current_token(context: Context | None = None) -> BearerToken | None:
@@ -84,18 +100,24 @@ def to_destination(url: str, context: Context | None = None) -> Context:
 
 
 def carry(work: _Work, *, seconds: float | None = None) -> _Work:
-    """Take the caller's token into work that outlives the request.
+    """Take the caller's token into work that outlives the request, or that no context reaches.
 
-    The token is taken when `carry` is called, never later, and bound while the work runs.
+    That is what runs after the response, and what starts in an empty context: a ``Thread`` subclass
+    with a ``run`` of its own, a greenlet, a callback, an executor made by hand. The token is taken
+    when `carry` is called, never later, and bound while the work runs.
 
     Args:
-        work: A function, a coroutine function, a coroutine or an asynchronous generator function.
-            It keeps its kind.
+        work: A function, a coroutine function, a generator function of either kind, a coroutine or
+            a generator. It keeps its kind. What a function returns is carried as well if it is a
+            coroutine or a generator, for a lambda or a ``functools.partial``.
         seconds: How long the token serves from now on. ``None``: as a token without a lease,
             ``…_MAX_AGE`` seconds.
 
     Returns:
         The same kind of work. Without a token that still serves, it runs with none.
+
+    Raises:
+        TypeError: *work* is none of these. A task runs in its own context already.
     """
     token = current_token()
     if token is not None:
@@ -105,54 +127,99 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
             # A token that has no lease keeps its age: carrying it on again and again
             # must not keep it alive.
             token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
-    return cast("_Work", _bind(cast("Any", work), token))
+    bound = _bind_running(work, token)
+    if bound is work:
+        if not callable(work):
+            raise TypeError("carry takes a function, a coroutine or a generator")
+        bound = _bind_function(work, token)
+    return cast("_Work", bound)
 
 
-def _bind(work: Any, token: BearerToken | None) -> Any:
-    if inspect.iscoroutine(work):
-        return _run_bound(work, token)
-    if inspect.isasyncgenfunction(work):
-        return _bind_generator(work, token)
-    if inspect.iscoroutinefunction(work):
-
-        @functools.wraps(work)
-        async def bound_coroutine(*args: Any, **kwargs: Any) -> Any:
-            return await _run_bound(work(*args, **kwargs), token)
-
-        return bound_coroutine
-    if not callable(work):
-        raise TypeError("carry takes a function, a coroutine or an asynchronous generator function")
-
-    @functools.wraps(work)
-    def bound_function(*args: Any, **kwargs: Any) -> Any:
-        attached = otel_context.attach(with_token(token))
-        try:
-            return work(*args, **kwargs)
-        finally:
-            otel_context.detach(attached)
-
-    return bound_function
-
-
-async def _run_bound(work: Awaitable[Any], token: BearerToken | None) -> Any:
+@contextmanager
+def _bound(token: BearerToken | None) -> Iterator[None]:
     attached = otel_context.attach(with_token(token))
     try:
-        return await work
+        yield
     finally:
         otel_context.detach(attached)
 
 
-def _bind_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: BearerToken | None) -> Any:
+def _bind_running(work: Any, token: BearerToken | None) -> Any:
+    """Bind the token to a coroutine or a generator; give anything else back as it is."""
+    for _, is_running, bind in _KINDS:
+        if is_running(work):
+            return bind(lambda: work, token)()
+    return work
+
+
+def _bind_function(work: Callable[..., Any], token: BearerToken | None) -> Callable[..., Any]:
+    # Frameworks ask a function what it is before they call it, so each kind stays what it is.
+    for is_function, _, bind in _KINDS:
+        if is_function(work):
+            return cast("Callable[..., Any]", bind(work, token))
+
     @functools.wraps(work)
-    async def bound_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        # A generator runs in the context of whoever asks for the next value. What is attached
-        # while it is suspended would be that consumer's, so it is attached for each step.
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        attached = otel_context.attach(with_token(token))
+        try:
+            result = work(*args, **kwargs)
+        finally:
+            otel_context.detach(attached)
+        return _bind_running(result, token) if isinstance(result, _RUNNING) else result
+
+    return bound
+
+
+def _bind_coroutine(work: Callable[..., Awaitable[Any]], token: BearerToken | None) -> Any:
+    @functools.wraps(work)
+    async def bound(*args: Any, **kwargs: Any) -> Any:
+        with _bound(token):
+            return await work(*args, **kwargs)
+
+    return bound
+
+
+# A generator runs in the context of whoever asks for the next value. What is attached while it
+# is suspended would be that consumer's, so the token is bound for each step.
+
+
+def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: BearerToken | None) -> Any:
+    @functools.wraps(work)
+    def bound(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        generator = work(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(next, generator)
+        try:
+            while True:
+                try:
+                    with _bound(token):
+                        value = step()
+                except StopIteration as end:
+                    return end.value
+                try:
+                    sent = yield value
+                except GeneratorExit:
+                    raise
+                except BaseException as error:  # noqa: BLE001  # thrown into us, and meant for the generator
+                    step = functools.partial(generator.throw, error)
+                else:
+                    step = functools.partial(generator.send, sent)
+        finally:
+            with _bound(token):
+                generator.close()
+
+    return bound
+
+
+def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: BearerToken | None) -> Any:
+    @functools.wraps(work)
+    async def bound(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         generator = work(*args, **kwargs)
         step: Awaitable[Any] = generator.asend(None)
         try:
             while True:
                 try:
-                    value = await _run_bound(step, token)
+                    with _bound(token):
+                        value = await step
                 except StopAsyncIteration:
                     return
                 try:
@@ -164,6 +231,16 @@ def _bind_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: Bearer
                 else:
                     step = generator.asend(sent)
         finally:
-            await _run_bound(generator.aclose(), token)
+            with _bound(token):
+                await generator.aclose()
 
-    return bound_generator
+    return bound
+
+
+_RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
+
+_KINDS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], bool], Callable[..., Any]], ...]] = (
+    (inspect.iscoroutinefunction, inspect.iscoroutine, _bind_coroutine),
+    (inspect.isgeneratorfunction, inspect.isgenerator, _bind_generator),
+    (inspect.isasyncgenfunction, inspect.isasyncgen, _bind_async_generator),
+)

@@ -12,10 +12,12 @@ from otel_token_relay.token import BearerToken, Lease, parse_credentials
 _logger = logging.getLogger(__name__)
 
 
-def admit(
-    values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None
-) -> BearerToken | None:
-    """Take the token from the first source header that is present.
+# What the door makes of a request.
+Reading = BearerToken | Reason
+
+
+def read(values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None) -> Reading:
+    """Read the first source header that is present.
 
     Args:
         values_of: Gives every field line of the header of that name (lower case).
@@ -23,20 +25,26 @@ def admit(
         lease: The request's lease; ``None`` where nobody knows when the request ends.
 
     Returns:
-        ``None`` where the request brings no token or brings it in a way that could be read in
+        A reason where the request brings no token or brings it in a way that could be read in
         two ways. A header that is present and bad hides the ones after it: falling back would
         let whoever spoils the first header choose the second.
     """
-    reason = Reason.ABSENT
     for name in settings.source_headers:
         values = values_of(name)
         if not values:
             continue
-        read = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
-        if isinstance(read, str):
-            return BearerToken.of_credentials(read, lease=lease)
-        reason = read
-        break
-    if reason is not Reason.ABSENT:
-        _logger.debug("no token taken from the request: %s", reason)
+        found = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
+        return BearerToken.of_credentials(found, lease=lease) if isinstance(found, str) else found
+    return Reason.ABSENT
+
+
+def admit(
+    values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None
+) -> BearerToken | None:
+    """Take the token, where it is enough to know that there is none; see `read`."""
+    reading = read(values_of, settings, lease=lease)
+    if isinstance(reading, BearerToken):
+        return reading
+    if reading is not Reason.ABSENT:
+        _logger.debug("no token taken from the request: %s", reading)
     return None

@@ -18,13 +18,18 @@ from types import ModuleType
 
 from opentelemetry.propagators.textmap import TextMapPropagator
 
-from otel_token_relay.clients import aiohttp, httpx, urllib, urllib3
+from otel_token_relay import context
+from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
 from otel_token_relay.imports import is_half_imported, when_imported
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.relay import Relay
+from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, wsgi
+from otel_token_relay.servers import grpc as grpc_server
+from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -46,12 +51,22 @@ class Hook:
     distribution: str | None
 
 
+def _patch_grpc(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    grpc.patch(module, relay, patches)
+    grpc_server.patch(module, relay, patches)
+
+
+# Clients and servers are functions of the same two modules, and a module has one hook.
+GRPC_HOOKS = (Hook("grpc", _patch_grpc, "grpcio"), Hook("grpc.aio", _patch_grpc, "grpcio"))
+
 CLIENT_HOOKS = (
     Hook("httpx", httpx.patch, "httpx"),
     Hook("httpx2", httpx.patch, "httpx2"),
     Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
+    Hook("tornado.simple_httpclient", tornado.patch, "tornado"),
+    *GRPC_HOOKS,
 )
 
 SERVER_HOOKS = (
@@ -65,6 +80,11 @@ SERVER_HOOKS = (
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
     # A WSGI middleware is commonly laid around wsgi_app, and the server is given either.
     Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
+    Hook("quart.app", asgi.patcher("Quart"), "quart"),
+    Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
+    Hook("aiohttp.web_protocol", aiohttp_server.patch, "aiohttp"),
+    Hook("tornado.web", tornado_server.patch, "tornado"),
+    *GRPC_HOOKS,
     # Applications of any other framework, where instrumentation's own middleware is around them.
     Hook(
         "opentelemetry.instrumentation.asgi",
@@ -78,7 +98,7 @@ SERVER_HOOKS = (
     ),
 )
 
-HOOKS = CLIENT_HOOKS + SERVER_HOOKS
+HOOKS = tuple(dict.fromkeys(CLIENT_HOOKS + SERVER_HOOKS))
 
 
 @dataclass(slots=True)
@@ -86,6 +106,7 @@ class _Installation:
     """What stands now, and what `uninstall` has to take back."""
 
     relay: Relay
+    threads: ThreadCarriage = field(default_factory=ThreadCarriage)
     hooked: dict[str, Patches] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     previous_textmap: TextMapPropagator | None = None
@@ -124,6 +145,8 @@ def uninstall() -> None:
         installation, _installed = _installed, None
         TokenRelayPropagator.clients_are_hooked = False
         installation.relay.close()
+        context.before_first_token = None
+        installation.threads.switch_off()
         for patches in reversed(installation.hooked.values()):
             patches.undo()
         _leave_global_textmap(installation)
@@ -191,6 +214,7 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     _announce(settings)
     _installed = installation = _Installation(Relay(settings))
     TokenRelayPropagator.clients_are_hooked = True
+    context.before_first_token = _carry_into_threads
     for hook in HOOKS:
         module = sys.modules.get(hook.module)
         if module is not None and not is_half_imported(module):
@@ -204,6 +228,19 @@ def _watch_imports() -> None:
         if hook.module not in _watched:
             _watched.add(hook.module)
             when_imported(hook.module, partial(_on_import, hook))
+
+
+def _carry_into_threads() -> None:
+    try:
+        # Outside of the lock, which another thread may want in the middle of an import.
+        instrumentor = load_instrumentor()
+        with _lock:
+            # Cleared at the end: whoever binds a token meanwhile waits for the lock.
+            if _installed is not None and context.before_first_token is not None:
+                _installed.threads.switch_on(instrumentor)
+    except Exception:
+        _logger.exception("token relay cannot take tokens into threads; all else goes on")
+    context.before_first_token = None
 
 
 def _on_import(hook: Hook, module: ModuleType) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Final
 
 import wrapt
@@ -26,16 +27,16 @@ class Patches:
     """The methods replaced so far, for taking all of them back."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[type, str, Function, Function]] = []
+        self._done: list[tuple[type | ModuleType, str, Function, Function]] = []
 
-    def wrap(self, owner: type, name: str, build: Callable[[Function], Function]) -> None:
+    def wrap(self, owner: type | ModuleType, name: str, build: Callable[[Function], Function]) -> None:
         """Replace a method by what *build* makes of the innermost function behind it.
 
         Raises:
             AttributeError: *owner* itself does not define *name*.
         """
         if name not in vars(owner):
-            raise AttributeError(f"{owner.__module__}.{owner.__qualname__} has no {name}")
+            raise AttributeError(f"{getattr(owner, '__qualname__', owner.__name__)} has no {name}")
         original = vars(owner)[name]
         proxy = None
         while isinstance(original, Proxy):

@@ -25,7 +25,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, with_token
+from otel_token_relay.context import DESTINATION_KEY, bound_token, is_refused, with_token
 from otel_token_relay.door import admit
 from otel_token_relay.origin import Origin
 from otel_token_relay.relay import Parts, Relay
@@ -63,7 +63,8 @@ class TokenRelayPropagator(TextMapPropagator):
         """Bind the carrier's token, or bind none.
 
         The key is always written, so that nothing of another request survives. Within a server
-        boundary the same token stays under the lease that the boundary has opened.
+        boundary the same token stays under the lease that the boundary has opened, and where it
+        has refused the request's credentials there is none.
 
         Args:
             context: ``None`` for the root context, as the other propagators do.
@@ -74,10 +75,13 @@ class TokenRelayPropagator(TextMapPropagator):
             _logger.debug("a carrier cannot be read", exc_info=True)
             token = None
         if token is not None:
-            bound = bound_token(otel_context.get_current())
-            if bound is not None and bound.lease is not None and bound.serves_here and bound == token:
+            current = otel_context.get_current()
+            bound = bound_token(current)
+            if is_refused(current):
+                token = None
+            elif bound is not None and bound.lease is not None and bound.serves_here and bound == token:
                 token = bound
-        return with_token(token, context) if context else Context({TOKEN_KEY: token})
+        return with_token(token, Context() if context is None else context)
 
     def inject(
         self,
@@ -87,15 +91,17 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> None:
         """Write the token if *context* names a destination that may have it; see `to_destination`.
 
-        A destination in the *current* context does not count: what is ambient would reach every
-        broker and every third party that somebody injects for.
+        A destination in the *current* context does not count, nor one that *context* has from
+        there: what is ambient would reach every broker and every third party that somebody
+        injects for. Some instrumentation hands over the current context with its span in it.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
             return
-        value = self.relay.hop(
-            (carrier, cast("Origin | None", context.get(DESTINATION_KEY))), _parts_of, _carries, context
-        )
+        destination = cast("Origin | None", context[DESTINATION_KEY])
+        if destination is not None and destination is otel_context.get_current().get(DESTINATION_KEY):
+            return
+        value = self.relay.hop((carrier, destination), _parts_of, _carries, context)
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
         setter.set(carrier, self.relay.settings.header, value)

@@ -1,6 +1,9 @@
 """The token in the context: read, bound by hand, carried on."""
 
 import asyncio
+import functools
+import inspect
+import pickle
 import threading
 
 import pytest
@@ -236,3 +239,83 @@ def test_a_token_is_at_home_in_its_process_only(monkeypatch):
     assert token.lease.is_open
     assert not token.serves_here
     assert current_token(with_token(token)) is None
+
+
+def test_a_generator_is_carried_step_by_step():
+    """What runs between its steps is the consumer's, with the consumer's token."""
+    closed = []
+
+    def work():
+        try:
+            try:
+                received = yield shown()
+            except KeyError:
+                received = "thrown"
+            yield received, shown()
+            return shown()
+        finally:
+            closed.append(shown())
+
+    with use_token(ALICE):
+        function, running = carry(work), carry(work())
+    with use_token(BOB):
+        generator = function()
+        steps = [next(generator), shown(), generator.send("sent"), shown()]
+        with pytest.raises(StopIteration) as end:
+            next(generator)
+        assert next(running) == ALICE
+        assert running.throw(KeyError) == ("thrown", ALICE)
+        running.close()
+
+    assert steps == [ALICE, BOB, ("sent", ALICE), BOB]
+    assert end.value.value == ALICE
+    assert closed == [ALICE, ALICE]
+
+
+@pytest.mark.parametrize("kind", ["lambda", "partial", "callable object"])
+def test_what_a_function_gives_is_carried_too(kind):
+    """A coroutine begins to run only when it is awaited."""
+
+    class Callable:
+        async def __call__(self):
+            return shown()
+
+    async def work():
+        await asyncio.sleep(0)
+        return shown()
+
+    functions = {"lambda": lambda: work(), "partial": functools.partial(work), "callable object": Callable()}
+    with use_token(ALICE):
+        carried = carry(functions[kind])
+
+    async def main():
+        return await carried(), shown()
+
+    assert asyncio.run(main()) == (ALICE, None)
+
+
+def test_functions_keep_their_kind():
+    """Frameworks ask before they call."""
+
+    def generator():
+        yield
+
+    async def coroutine():
+        pass
+
+    async def async_generator():
+        yield
+
+    assert inspect.isgeneratorfunction(carry(generator))
+    assert inspect.iscoroutinefunction(carry(coroutine))
+    assert inspect.isasyncgenfunction(carry(async_generator))
+    assert not inspect.iscoroutinefunction(carry(shown))
+
+
+def test_carried_work_cannot_be_sent_to_another_process():
+    """A token that is pickled would outlive its lease."""
+    with use_token(ALICE):
+        work = carry(shown)
+
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        pickle.dumps(work)

@@ -209,3 +209,19 @@ def test_a_propagator_without_hooks_says_so_once(propagator, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "install()" in caplog.text
     assert_never_leaked(TOKEN, caplog.text, caplog.records)
+
+
+def test_a_destination_that_comes_from_the_current_context_does_not_count():
+    """Kafka's instrumentation hands over the current context with its span in it; one named anew counts."""
+    propagator = TokenRelayPropagator(Settings(destinations=("https://a",)))
+    derived, anew = {}, {}
+    with use_token("alice-token-0001"):
+        attached = otel_context.attach(to_destination("https://a"))
+        try:
+            propagator.inject(derived, context=otel_context.set_value("span", 1))
+            propagator.inject(anew, context=to_destination("https://a"))
+        finally:
+            otel_context.detach(attached)
+
+    assert derived == {}
+    assert anew == {"Authorization": "Bearer alice-token-0001"}

@@ -90,7 +90,7 @@ async def serve(app: App, scope: Scope, receive: Receive, send: Send, settings: 
         return
 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
-    attached = otel_context.attach(with_token(boundary.token))
+    attached = otel_context.attach(boundary.context())
     try:
         if boundary.token is None:
             await app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What the boundaries of ASGI and WSGI share: one request's lease and token."""
+"""What the boundaries of all servers share: one request's lease and token."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 
 from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 
-from otel_token_relay.context import TOKEN_KEY, bound_token
-from otel_token_relay.door import admit
+from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
+from otel_token_relay.door import Reading, read
+from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
 
@@ -28,17 +30,41 @@ class _RequestLease(Lease):
 
 
 class Boundary:
-    """One request: its token, if it brings one, and the lease that ends with the response."""
+    """One request: its token, if it brings one, and the lease that ends with the response.
 
-    __slots__ = ("_is_answering", "_lease", "_settings", "token")
+    Attributes:
+        reading: The token, or why there is none.
+        token: The token, or ``None``.
+    """
 
+    __slots__ = ("_is_answering", "_lease", "_settings", "reading", "token")
+
+    reading: Reading
     token: BearerToken | None
 
     def __init__(self, values_of: ValuesOf, settings: Settings) -> None:
         self._lease = _RequestLease()
         self._settings = settings
         self._is_answering = True
-        self.token = self._admit(values_of)
+        self.reading = self._read(values_of)
+        self.token = self.reading if isinstance(self.reading, BearerToken) else None
+        if self._is_refused:
+            _logger.debug("no token taken from the request: %s", self.reading)
+
+    @property
+    def _is_refused(self) -> bool:
+        return self.token is None and self.reading is not Reason.ABSENT
+
+    def context(self) -> Context:
+        """Give the current context with the request's token, or with none.
+
+        What was refused here, instrumentation may be able to read: for some servers it sees one of
+        two header lines. It is kept from that for as long as the request lasts.
+        """
+        context = with_token(self.token)
+        if self._is_refused or REFUSED_KEY in context:
+            context = otel_context.set_value(REFUSED_KEY, self._lease if self._is_refused else None, context)
+        return context
 
     def covers(self, values_of: ValuesOf) -> bool:
         """Whether an application further in may go on under this boundary.
@@ -54,16 +80,16 @@ class Boundary:
         bound = bound_token(context)
         if bound is not None and bound.lease is not self._lease and isinstance(bound.lease, _RequestLease):
             return False
-        return self._admit(values_of) == self.token
+        return self._read(values_of) == self.reading
 
     def close(self) -> None:
         """End the lease: the response is complete, or will never be."""
         self._is_answering = False
         self._lease.end(linger=self._settings.linger)
 
-    def _admit(self, values_of: ValuesOf) -> BearerToken | None:
+    def _read(self, values_of: ValuesOf) -> Reading:
         try:
-            return admit(values_of, self._settings, lease=self._lease)
+            return read(values_of, self._settings, lease=self._lease)
         except Exception:  # headers that no server should hand over; the request goes on without
             _logger.debug("the headers of a request cannot be read", exc_info=True)
-            return None
+            return Reason.MALFORMED

@@ -12,7 +12,6 @@ from typing import Any, cast
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from otel_token_relay.context import with_token
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
@@ -77,7 +76,7 @@ def serve(app: App, environ: Environ, start_response: StartResponse, settings: S
         return app(environ, start_response)
 
     environ[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
-    attached = otel_context.attach(with_token(boundary.token))
+    attached = otel_context.attach(boundary.context())
     try:
         body = app(environ, start_response)
         context = otel_context.get_current()

@@ -1,0 +1,149 @@
+"""gRPC channels, sync and aio.
+
+An interceptor inside of all others. The destination is the channel's target: ``http`` for a channel
+without TLS, ``https`` for one with. A target that may stand for several hosts, or for none that has
+a name, is no destination.
+
+Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
+"""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Parts, Relay
+
+# Without a port the resolver takes this one, with TLS and without.
+DEFAULT_PORT = 443
+
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+# A host or an address in brackets, and a port; with `dns:` or without, and with no server to ask.
+_read_target = re.compile(
+    r"(?:dns:(?:///)?)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
+).fullmatch
+# One address only: a comma would add another.
+_read_address = re.compile(r"ipv[46]:(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9.]+)(?::(?P<port>[0-9]{1,5}))?").fullmatch
+_SCHEMES = frozenset(
+    {"dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds", "xdstp", "google-c2p", "passthrough"}
+)
+
+# Channel credentials that are TLS and nothing more, and those that are neither.
+_TLS = frozenset({"SSLChannelCredentials"})
+_PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
+
+
+class _Channel(NamedTuple):
+    """Where a channel goes, and whether it adds credentials that nobody sees."""
+
+    scheme: str
+    target: str
+    has_credentials: bool
+    # insecure_channel(target, options, compression, interceptors) of aio; secure_channel has credentials too.
+    interceptors_position: int
+
+
+def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    """Hook the functions that make a channel in *module*, which is ``grpc`` or ``grpc.aio``."""
+    join = _join_aio if module.__name__ == "grpc.aio" else _join
+
+    def build_insecure(original: Function) -> Function:
+        def insecure_channel(target: str, *args: Any, **kwargs: Any) -> Any:
+            return join(module, relay, _Channel("http", target, False, 3), original, (target, *args), kwargs)
+
+        return insecure_channel
+
+    def build_secure(original: Function) -> Function:
+        def secure_channel(target: str, credentials: Any, *args: Any, **kwargs: Any) -> Any:
+            channel = _read_credentials(target, credentials)
+            return join(module, relay, channel, original, (target, credentials, *args), kwargs)
+
+        return secure_channel
+
+    patches.wrap(module, "insecure_channel", build_insecure)
+    patches.wrap(module, "secure_channel", build_secure)
+
+
+def _read_credentials(target: str, credentials: Any) -> _Channel:
+    kind = type(getattr(credentials, "_credentials", None)).__name__
+    if kind in _TLS:
+        return _Channel("https", target, False, 4)
+    if kind in _PLAIN:
+        return _Channel("http", target, False, 4)
+    # Composite ones write an authorization of their own, below every interceptor.
+    return _Channel("https", target, True, 4)
+
+
+def _parts_of(call: tuple[_Channel, Any]) -> Parts:
+    scheme, target = call[0].scheme, call[0].target
+    found = _read_target(target)
+    if found is None or found["host"].lower() in _SCHEMES:
+        found = _read_address(target)
+    if found is None:
+        raise ValueError("this target does not name one host")
+    return scheme, found["host"].strip("[]"), int(found["port"] or DEFAULT_PORT)
+
+
+def _carries(call: tuple[_Channel, Any], name: str) -> bool:
+    channel, details = call
+    return (
+        channel.has_credentials
+        or getattr(details, "credentials", None) is not None
+        or any(key.lower() == name for key, _ in details.metadata or ())
+    )
+
+
+def _with_token(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
+    """Give the metadata to send instead, or ``None`` to leave the call as it is."""
+    value = relay.hop((channel, details), _parts_of, _carries)
+    if value is None:
+        return None
+    # Keys are lower case on the wire, and gRPC refuses others.
+    kept = [(key, held) for key, held in details.metadata or () if key.lower() != relay.header]
+    return [*kept, (relay.header, value)]
+
+
+_Details = namedtuple("_Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression"))
+
+
+def _replace(details: Any, metadata: Iterable[tuple[str, Any]]) -> _Details:
+    values = {name: getattr(details, name, None) for name in _Details._fields}
+    return _Details(**{**values, "metadata": metadata})
+
+
+def _join(module: Any, relay: Relay, channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
+    def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
+        metadata = _with_token(relay, channel, details)
+        return continuation(details if metadata is None else _replace(details, metadata), request)
+
+    bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
+    ours = type("TokenRelayInterceptor", bases, {f"intercept_{kind}": intercept for kind in _KINDS})
+    return module.intercept_channel(original(*args, **kwargs), ours())
+
+
+def _join_aio(module: Any, relay: Relay, channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
+    async def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
+        metadata = _with_token(relay, channel, details)
+        if metadata is not None:
+            values = (details.method, details.timeout, module.Metadata(*metadata), details.credentials)
+            details = module.ClientCallDetails(*values, details.wait_for_ready)
+        return await continuation(details, request)
+
+    # A channel sorts its interceptors by class and takes each for one kind of call.
+    bases = {kind: getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS}
+    ours = [type("TokenRelayInterceptor", (base,), {f"intercept_{kind}": intercept})() for kind, base in bases.items()]
+    position = channel.interceptors_position
+    if len(args) > position:
+        args = (*args[:position], [*(args[position] or ()), *ours], *args[position + 1 :])
+    else:
+        kwargs["interceptors"] = [*(kwargs.get("interceptors") or ()), *ours]
+    return original(*args, **kwargs)
+
+
+def _camel(kind: str) -> str:
+    return "".join(part.capitalize() for part in kind.split("_"))

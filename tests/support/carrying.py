@@ -1,0 +1,373 @@
+"""The ways in which work gets from a request to where it runs, and what it then sends.
+
+A row starts the work and does not wait for it. The work waits at a gate, makes one real request to
+a listed server on loopback, and keeps what that server saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import queue
+import sched
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import gevent
+import urllib3
+
+from otel_token_relay import Settings
+from otel_token_relay.servers import asgi, wsgi
+
+PATIENCE = 30.0
+"""Seconds until a test that hangs fails. Nothing is measured with it."""
+
+
+class _Echo(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        seen = ",".join(self.headers.get_all("Authorization", ["nothing"])).removeprefix("Bearer ").encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(seen)))
+        self.end_headers()
+        self.wfile.write(seen)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet."""
+
+
+@contextmanager
+def echo_server() -> Iterator[str]:
+    """Run a server that answers with the token it was sent, or ``nothing``; give its origin."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
+    server.daemon_threads = True
+    # Not in the context of whoever runs the test.
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    contextvars.Context().run(thread.start)
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def send(url: str) -> str:
+    """Call the echo server and give what it saw."""
+    with urllib3.PoolManager(retries=False, timeout=PATIENCE) as manager:
+        return manager.request("GET", url).data.decode()
+
+
+class Work:
+    """One piece of work. Call it, or await its `coroutine`, wherever a row takes it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.gate = threading.Event()
+        self.done = threading.Event()
+        self.seen = "never ran"
+        self.pump: Callable[[], object] | None = None
+        """What makes it run, for a row in which nobody else does."""
+
+    def __call__(self, *_: object) -> None:
+        try:
+            assert self.gate.wait(PATIENCE), "nobody opened the gate"
+            self.seen = send(self.url)
+        finally:
+            self.done.set()
+
+    async def coroutine(self) -> None:
+        with anyio.fail_after(PATIENCE):
+            while not self.gate.is_set():
+                await anyio.sleep(0.002)
+        self()
+
+    def outcome(self) -> str:
+        """Wait for the work, in a context that has nothing, and give what the server saw."""
+        if self.pump is not None:
+            contextvars.Context().run(self.pump)
+        assert self.done.wait(PATIENCE), "the work did not run"
+        return self.seen
+
+    async def outcome_async(self) -> str:
+        with anyio.fail_after(PATIENCE):
+            while not self.done.is_set():
+                await anyio.sleep(0.002)
+        return self.seen
+
+
+class Request:
+    """One request, on a thread of its own, from its arrival to its response."""
+
+    def __init__(self, token: str | None, settings: Settings, body: Callable[[], object]) -> None:
+        environ = {} if token is None else {"HTTP_AUTHORIZATION": f"Bearer {token}"}
+
+        def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            body()
+            return [b""]
+
+        served = wsgi.TokenRelayMiddleware(app, settings)
+        self._thread = threading.Thread(target=lambda: served(environ, lambda *_: None), daemon=True)
+        contextvars.Context().run(self._thread.start)
+
+    def wait_for_response(self) -> None:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+
+async def serve(token: str | None, settings: Settings, body: Callable[[], Awaitable[object]]) -> None:
+    """One request to an ASGI application."""
+    headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await body()
+
+    async def nothing(*_: Any) -> dict[str, Any]:
+        return {}
+
+    await asgi.TokenRelayMiddleware(app, settings)({"type": "http", "headers": headers}, nothing, nothing)
+
+
+Take = Callable[[Any], Any]
+"""What takes work along where the context does not go: `carry`, with the test's seconds."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way for work out of a request.
+
+    Attributes:
+        start: ``start(work, take)``; for an asynchronous one it is awaited, with the application's
+            task group as a third argument.
+        is_carried: Whether it needs `carry`, and so outlives the request.
+        backends: For asynchronous ones.
+    """
+
+    name: str
+    start: Callable[..., Any]
+    is_carried: bool = False
+    backends: tuple[str, ...] = ()
+
+
+class OwnRun(threading.Thread):
+    """What libraries do: a thread with a ``run`` of its own, which instrumentation does not reach."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.work = work
+
+    def run(self) -> None:
+        self.work()
+
+
+class HandMade:
+    """An executor made by hand: one long-lived thread and a queue."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._threads = [OwnRun(self._serve) for _ in range(4)]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, work: Callable[[], None]) -> None:
+        self._queue.put(work)
+
+    def _serve(self) -> None:
+        while (work := self._queue.get()) is not None:
+            work()
+
+    def shutdown(self) -> None:
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+# Shared by every request, so that users meet on the same threads.
+_pool = functools.cache(lambda: ThreadPoolExecutor(4))
+_hand_made = functools.cache(HandMade)
+
+
+def stop_workers() -> None:
+    """End the shared threads; the next request starts others."""
+    for shared in (_pool, _hand_made):
+        if shared.cache_info().currsize:
+            shared().shutdown()
+            shared.cache_clear()
+
+
+def _thread(work: Work, take: Take) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+def _timer(work: Work, take: Take) -> None:
+    timer = threading.Timer(0, work)
+    timer.daemon = True
+    timer.start()
+
+
+def _scheduler(work: Work, take: Take) -> None:
+    scheduler = sched.scheduler()
+    scheduler.enter(0, 0, take(work))
+    work.pump = scheduler.run
+
+
+def _greenlet(work: Work, take: Take) -> None:
+    # Gevent's hub belongs to its thread, and so the greenlets start and run in one of its own.
+    def run() -> None:
+        greenlet = gevent.spawn(taken)
+        greenlet.join()
+
+    taken = take(work)
+    OwnRun(run).start()
+
+
+SYNC_WAYS = (
+    Way("Thread", _thread),
+    Way("Timer", _timer),
+    Way("executor submit", lambda work, take: _pool().submit(work)),
+    Way("executor map", lambda work, take: _pool().map(work, [0])),
+    Way("Thread with its own run, carried", lambda work, take: OwnRun(take(work)).start(), is_carried=True),
+    Way("sched, carried", _scheduler, is_carried=True),
+    Way("gevent, carried", _greenlet, is_carried=True),
+    Way("executor made by hand, carried", lambda work, take: _hand_made().put(take(work)), is_carried=True),
+    Way(
+        "generator function, carried",
+        lambda work, take: _hand_made().put(functools.partial(list, take(_generator)(work))),
+        is_carried=True,
+    ),
+)
+
+_tasks: set[Any] = set()
+
+
+def _keep(task: Any) -> None:
+    """Event loops hold tasks weakly."""
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
+def _generator(work: Work) -> Iterator[int]:
+    yield 1
+    work()
+    yield 2
+
+
+async def _async_generator(work: Work) -> Any:
+    yield 1
+    await work.coroutine()
+    yield 2
+
+
+async def _exhaust(generator: Any) -> None:
+    async for _ in generator:
+        pass
+
+
+async def _executor(work: Work, take: Take, group: Any) -> None:
+    _keep(asyncio.get_running_loop().run_in_executor(None, work))
+
+
+async def _to_thread(work: Work, take: Take, group: Any) -> None:
+    _keep(asyncio.ensure_future(asyncio.to_thread(work)))
+
+
+async def _create_task(work: Work, take: Take, group: Any) -> None:
+    _keep(asyncio.create_task(work.coroutine()))
+
+
+async def _gather(work: Work, take: Take, group: Any) -> None:
+    _keep(asyncio.gather(work.coroutine(), asyncio.sleep(0)))
+
+
+async def _task_group(work: Work, take: Take, group: Any) -> None:
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(work.coroutine())
+
+    _keep(asyncio.create_task(run()))
+
+
+async def _call_soon_threadsafe(work: Work, take: Take, group: Any) -> None:
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(loop.call_soon_threadsafe, lambda: _keep(loop.create_task(work.coroutine())))
+
+
+async def _run_coroutine_threadsafe(work: Work, take: Take, group: Any) -> None:
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(lambda: _keep(asyncio.run_coroutine_threadsafe(work.coroutine(), loop)))
+
+
+async def _thread_of_coroutine(work: Work, take: Take, group: Any) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+async def _anyio_thread(work: Work, take: Take, group: Any) -> None:
+    group.start_soon(anyio.to_thread.run_sync, work)
+
+
+async def _anyio_from_thread(work: Work, take: Take, group: Any) -> None:
+    group.start_soon(anyio.to_thread.run_sync, functools.partial(anyio.from_thread.run, work.coroutine))
+
+
+async def _anyio_task(work: Work, take: Take, group: Any) -> None:
+    group.start_soon(work.coroutine)
+
+
+# A task that was there before the request, and knows nothing of it.
+def _elsewhere(start: Callable[[], Awaitable[None]], group: Any) -> None:
+    contextvars.Context().run(group.start_soon, start)
+
+
+async def _carried_coroutine(work: Work, take: Take, group: Any) -> None:
+    coroutine = take(work.coroutine())
+
+    async def run() -> None:
+        await coroutine
+
+    _elsewhere(run, group)
+
+
+async def _carried_function(work: Work, take: Take, group: Any) -> None:
+    _elsewhere(take(work.coroutine), group)
+
+
+async def _carried_lambda(work: Work, take: Take, group: Any) -> None:
+    _elsewhere(take(lambda: work.coroutine()), group)
+
+
+async def _carried_generator(work: Work, take: Take, group: Any) -> None:
+    generator = take(_async_generator)(work)
+    _elsewhere(functools.partial(_exhaust, generator), group)
+
+
+ASYNCIO = ("asyncio",)
+BOTH = ("asyncio", "trio")
+
+ASYNC_WAYS = (
+    Way("run_in_executor", _executor, backends=ASYNCIO),
+    Way("to_thread", _to_thread, backends=ASYNCIO),
+    Way("create_task", _create_task, backends=ASYNCIO),
+    Way("gather", _gather, backends=ASYNCIO),
+    Way("TaskGroup", _task_group, backends=ASYNCIO),
+    Way("call_soon_threadsafe", _call_soon_threadsafe, backends=ASYNCIO),
+    Way("run_coroutine_threadsafe", _run_coroutine_threadsafe, backends=ASYNCIO),
+    Way("Thread from a coroutine", _thread_of_coroutine, backends=BOTH),
+    Way("anyio thread", _anyio_thread, backends=BOTH),
+    Way("anyio from_thread", _anyio_from_thread, backends=BOTH),
+    Way("anyio task group", _anyio_task, backends=BOTH),
+    Way("coroutine, carried", _carried_coroutine, is_carried=True, backends=BOTH),
+    Way("coroutine function, carried", _carried_function, is_carried=True, backends=BOTH),
+    Way("lambda of a coroutine, carried", _carried_lambda, is_carried=True, backends=BOTH),
+    Way("async generator, carried", _carried_generator, is_carried=True, backends=BOTH),
+)

@@ -1,0 +1,96 @@
+"""Real services in processes of their own, on ports of their own choosing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+
+INSTRUMENT = (str(BIN / "opentelemetry-instrument"),)
+RELAY = {
+    "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
+    **{f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
+}
+
+_LISTENING = re.compile(r"https?://(?:127\.0\.0\.1|localhost|0\.0\.0\.0):(\d+)")
+
+
+class Service:
+    """A process that serves.
+
+    Attributes:
+        url: Its origin.
+        log: What it has written so far.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.log = ""
+        self._port: int | None = None
+        self._has_answered = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log += line
+            if self._port is None and (found := _LISTENING.search(line)) and found[1] != "0":
+                self._port = int(found[1])
+                self._has_answered.set()
+        self._has_answered.set()
+
+    @property
+    def url(self) -> str:
+        """Wait for it to listen."""
+        if not self._has_answered.wait(60) or self._port is None:
+            raise AssertionError(f"the service does not listen:\n{self.log}")
+        return f"http://127.0.0.1:{self._port}"
+
+    def stop(self) -> None:
+        """End it and all of its workers."""
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, sign)
+                self.process.wait(10)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        self._reader.join(10)
+
+
+@contextmanager
+def service(*command: str, cwd: Path = ROOT, environ: Mapping[str, str] = {}) -> Iterator[Service]:
+    """Run a command that tells its address on stdout or stderr, for the block."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    running = Service(process)
+    try:
+        yield running
+    finally:
+        running.stop()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def uvicorn(app: str, *options: str) -> tuple[str, ...]:
+    """Give the command that serves an ASGI application on a free port."""
+    return (str(BIN / "uvicorn"), app, "--host", "127.0.0.1", "--port", "0", *options)

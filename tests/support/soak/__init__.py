@@ -1,0 +1,35 @@
+"""Three services that call each other in every way, and check each token against the user it should be.
+
+The query names the user and the way; no service looks at the token to find out.
+"""
+
+from __future__ import annotations
+
+import threading
+
+ANONYMOUS = "0"
+
+
+def token_of(user: str) -> str | None:
+    """Give the token that a user's requests carry."""
+    return None if user == ANONYMOUS else f"user-{user}-token-of-this-soak"
+
+
+class Tally:
+    """What one service has seen. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counts = {"calls": 0, "wrong": 0, "after_lease": 0}
+
+    def check(self, user: str, authorization: str | None, *, late: bool) -> bool:
+        """Note one call, and say whether its token is the user's.
+
+        A late call comes from work that outlives its request: it may have no token, and nobody's.
+        """
+        token = authorization and authorization.removeprefix("Bearer ")
+        with self._lock:
+            self.counts["calls"] += 1
+            self.counts["wrong"] += token is not None and token != token_of(user)
+            self.counts["after_lease"] += late and token is not None
+        return token == token_of(user)

@@ -1,0 +1,133 @@
+"""P2 in FastAPI: synchronous endpoints and background work run in threads of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+import httpx
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+from otel_token_relay import Settings, install, uninstall
+from tests.support.carrying import PATIENCE, echo_server, send
+from tests.support.more_servers import _serve_asgi
+
+ALICE = "alice-token-0001"
+BOB = "bob-token-0000001"
+NOTHING = "nothing"
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """The one listed server."""
+    with echo_server() as url:
+        yield url
+
+
+class Background:
+    """What background work has sent, for each user."""
+
+    def __init__(self):
+        self.seen = defaultdict(list)
+        self.done = threading.Semaphore(0)
+
+    def note(self, user, seen):
+        self.seen[user].append(seen)
+        self.done.release()
+
+    def wait(self, count):
+        for _ in range(count):
+            assert self.done.acquire(timeout=PATIENCE)
+
+
+def build(echo, background):
+    """An application, with a plain function wherever one may stand."""
+    app = FastAPI()
+
+    def dependency():
+        return send(echo)
+
+    needed = Depends(dependency)
+
+    def endpoint(depended=needed):
+        return [depended, send(echo)]
+
+    def work(user):
+        background.note(user, send(echo))
+
+    async def async_work(user):
+        background.note(user, send(echo))
+
+    def later(user, tasks):
+        tasks.add_task(work, user)
+        tasks.add_task(async_work, user)
+        return user
+
+    async def async_later(user, tasks):
+        return later(user, tasks)
+
+    later.__annotations__ = async_later.__annotations__ = {"user": str, "tasks": BackgroundTasks}
+    app.get("/endpoint")(endpoint)
+    app.get("/later")(later)
+    app.get("/async-later")(async_later)
+    return app
+
+
+@pytest.fixture(params=["plain", "instrumented"])
+def service(request, echo):
+    """A server that runs it, and what its background work sends."""
+    install(Settings(destinations=[echo]))
+    background = Background()
+    app = build(echo, background)
+    if request.param == "instrumented":
+        FastAPIInstrumentor.instrument_app(app)
+    with _serve_asgi(lambda: app)() as call:
+        # Only its address is wanted: every user has a connection of their own here.
+        connection = call.args[0]
+        yield f"http://{connection.host}:{connection.port}", background
+    if request.param == "instrumented":
+        FastAPIInstrumentor.uninstrument_app(app)
+    uninstall()
+
+
+USERS = {"alice": ALICE, "bob": BOB, "nobody": None}
+
+
+def ask_all(url, path):
+    """Have all users ask at once, several times, and give every answer."""
+    answers = defaultdict(list)
+
+    def ask(user, token):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        with httpx.Client(timeout=PATIENCE) as client:
+            for _ in range(5):
+                answers[user].append(client.get(f"{url}{path}", params={"user": user}, headers=headers).json())
+
+    threads = [threading.Thread(target=ask, args=item) for item in USERS.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return answers
+
+
+def test_a_synchronous_endpoint_sends_its_callers_token(service):
+    """And so does a synchronous dependency; each runs in a thread of the framework's."""
+    url, _ = service
+
+    answers = ask_all(url, "/endpoint")
+
+    assert answers == {user: [[token or NOTHING] * 2] * 5 for user, token in USERS.items()}
+
+
+@pytest.mark.parametrize("path", ["/later", "/async-later"])
+def test_background_tasks_send_their_callers_token(service, path):
+    """They run before the application returns, so the request is not over."""
+    url, background = service
+
+    ask_all(url, path)
+    background.wait(len(USERS) * 10)
+
+    assert background.seen == {user: [token or NOTHING] * 10 for user, token in USERS.items()}

@@ -1,0 +1,321 @@
+"""P2, one request, one token: what stays behind, or belongs to nobody, has no user's token.
+
+Every case is run twice: as it is, and with the one rule off that is to stop it. Then the token
+would go out, most often on another user's behalf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextvars
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import thread as futures_thread
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+
+from otel_token_relay import Settings, install, uninstall
+from tests.support import forks
+from tests.support.carrying import PATIENCE, Request, Work, echo_server, send, serve
+
+ALICE = forks.ALICE
+BOB = "bob-token-0000001"
+NOTHING = "nothing"
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """The one listed server."""
+    with echo_server() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def settings(echo):
+    """The relay is on, for that server."""
+    settings = Settings(destinations=(echo,))
+    install(settings)
+    yield settings
+    uninstall()
+
+
+def request(token, settings, body):
+    """One request from its arrival to its response, on a thread of its own."""
+    Request(token, settings, body).wait_for_response()
+
+
+def worker_thread(echo, settings):
+    """Alice's request starts the worker, bob's gives it something to do."""
+    jobs = queue.Queue()
+
+    def work():
+        while (job := jobs.get()) is not None:
+            job()
+
+    worker = threading.Thread(target=work, daemon=True)
+    job = Work(echo)
+    job.gate.set()
+    request(ALICE, settings, worker.start)
+    request(BOB, settings, lambda: jobs.put(job))
+    seen = job.outcome()
+    jobs.put(None)
+    worker.join()
+    return seen
+
+
+def asyncio_consumer(echo, settings):
+    """The same in an event loop."""
+
+    async def main():
+        jobs = asyncio.Queue()
+        tasks = []
+
+        async def consume():
+            job = await jobs.get()
+            return job()
+
+        async def start():
+            tasks.append(asyncio.create_task(consume()))
+
+        await serve(ALICE, settings, start)
+        await serve(BOB, settings, lambda: jobs.put(lambda: send(echo)))
+        return await tasks[0]
+
+    return asyncio.run(main())
+
+
+def initializer(echo, settings):
+    """Alice's is the first job of an executor, and her request is not over."""
+    seen = []
+
+    def body():
+        with ThreadPoolExecutor(1, initializer=lambda: seen.append(send(echo))) as pool:
+            pool.submit(int).result()
+
+    request(ALICE, settings, body)
+    return seen[0]
+
+
+def done_callback(echo, settings):
+    """Bob's job runs on the worker that alice's has started, and her request is not over."""
+    seen = []
+
+    def bob(pool):
+        gate = threading.Event()
+        future = pool.submit(gate.wait, PATIENCE)
+        future.add_done_callback(lambda _: seen.append(send(echo)))
+        gate.set()
+
+    def alice():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(int).result()
+            request(BOB, settings, lambda: bob(pool))
+
+    request(ALICE, settings, alice)
+    return seen[0]
+
+
+def scheduled_job(echo, settings):
+    """Alice's request starts the scheduler, bob's adds a job."""
+    scheduler = BackgroundScheduler(timezone="UTC")
+    job = Work(echo)
+    job.gate.set()
+    try:
+        request(ALICE, settings, scheduler.start)
+        request(BOB, settings, lambda: scheduler.add_job(job))
+        return job.outcome()
+    finally:
+        scheduler.shutdown()
+
+
+def task_left_behind(echo, settings):
+    """The task goes on when the response is out."""
+
+    async def main():
+        tasks, response = [], asyncio.Event()
+
+        async def linger():
+            await response.wait()
+            return send(echo)
+
+        async def start():
+            tasks.append(asyncio.create_task(linger()))
+
+        await serve(ALICE, settings, start)
+        response.set()
+        return await tasks[0]
+
+    return asyncio.run(main())
+
+
+def stream_abandoned(echo, settings):
+    """The client goes away in the middle of a response, and its generator cleans up by itself."""
+    job = Work(echo)
+
+    async def main():
+        async def body():
+            threading.Thread(target=job, daemon=True).start()
+            await asyncio.sleep(PATIENCE)
+
+        task = asyncio.create_task(serve(ALICE, settings, body))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+    job.gate.set()
+    return job.outcome()
+
+
+def next_request_of_the_connection(echo, settings):
+    """Event loops start it in the context of the request before it."""
+
+    async def main():
+        seen, contexts = [], []
+
+        async def alice():
+            contexts.append(contextvars.copy_context())
+
+        await serve(ALICE, settings, alice)
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(send, echo), context=contexts[0])
+        seen.append(await task)
+        return seen[0]
+
+    return asyncio.run(main())
+
+
+def forked(way):
+    """Give a case that forks in the middle of alice's request."""
+
+    def run(echo, settings, *unguarded):
+        command = [sys.executable, forks.__file__, way, echo, *unguarded]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, cwd=Path(__file__).parents[2], check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that stays behind.
+
+    Attributes:
+        run: ``run(echo, settings)`` gives what the listed server saw.
+        unguarded: Takes the rule away that stops it.
+    """
+
+    run: Callable[..., str]
+    unguarded: Callable[[pytest.MonkeyPatch], None]
+
+
+def without_lease(monkeypatch):
+    monkeypatch.setattr("otel_token_relay.token.Lease.is_open", True)
+
+
+def with_plain_workers(monkeypatch):
+    monkeypatch.setattr(futures_thread, "_worker", getattr(futures_thread._worker, "__wrapped__", None))
+
+
+CASES = {
+    "lazily started worker thread": Case(worker_thread, without_lease),
+    "lazily started asyncio consumer": Case(asyncio_consumer, without_lease),
+    "executor initializer": Case(initializer, with_plain_workers),
+    "done-callback of another user's future": Case(done_callback, with_plain_workers),
+    "scheduled job": Case(scheduled_job, without_lease),
+    "task left behind": Case(task_left_behind, without_lease),
+    "thread of a request that was aborted": Case(stream_abandoned, without_lease),
+    "next request of the connection": Case(next_request_of_the_connection, without_lease),
+}
+
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+@every_case
+def test_nobody_elses_token_goes_out(case, echo, settings):
+    """Nor the token of a request that is over."""
+    # The first token switches threads on, and nothing of that is to wait for the case.
+    request(BOB, settings, lambda: None)
+
+    assert case.run(echo, settings) == NOTHING
+
+
+@every_case
+def test_one_rule_stops_it(case, echo, settings, monkeypatch):
+    """Without it, alice's token would be sent."""
+    request(BOB, settings, lambda: None)
+    case.unguarded(monkeypatch)
+
+    assert case.run(echo, settings) == ALICE
+
+
+FORKS = ("fork", "process", "process_pool")
+
+
+@pytest.mark.parametrize("way", FORKS)
+def test_a_forked_child_has_nothing(way, echo, settings):
+    """Though all of the parent's memory is its own."""
+    assert forked("here")(echo, settings) == ALICE
+    assert forked(way)(echo, settings) == NOTHING
+
+
+@pytest.mark.parametrize("way", FORKS)
+def test_it_is_the_process_that_stops_it(way, echo, settings):
+    """If a token were at home everywhere, the child would send it."""
+    assert forked(way)(echo, settings, "unguarded") == ALICE
+
+
+def jwt(**claims):
+    """A JWT that nobody has signed."""
+    part = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"eyJhbGciOiJub25lIn0.{part}.c2ln"
+
+
+def test_nothing_past_its_expiry(echo, settings):
+    """In work that the request waits for, too."""
+    token = jwt(exp=time.time() + 0.2)
+    seen = []
+
+    def body():
+        thread = threading.Thread(target=lambda: seen.append(send(echo)))
+        time.sleep(0.25)
+        thread.start()
+        thread.join()
+
+    request(jwt(exp=time.time() + PATIENCE), settings, body)
+    request(token, settings, body)
+
+    assert len(seen) == 2
+    assert seen[0].startswith("eyJ")
+    assert seen[1] == NOTHING
+
+
+@pytest.mark.parametrize(("max_age", "expected"), [(0.02, NOTHING), (PATIENCE, ALICE)], ids=["past it", "within it"])
+def test_nothing_past_the_greatest_age(echo, max_age, expected):
+    """Where no boundary knows when the request ends."""
+    install(Settings(destinations=(echo,), max_age=max_age))
+    work = Work(echo)
+    attached = otel_context.attach(propagate.extract({"authorization": f"Bearer {ALICE}"}))
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    finally:
+        otel_context.detach(attached)
+
+    time.sleep(0.03)
+    work.gate.set()
+
+    assert work.outcome() == expected

@@ -1,0 +1,213 @@
+"""Threading instrumentation is on where there is a token, once, however the application started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import thread as futures_thread
+from pathlib import Path
+
+import pytest
+from opentelemetry.instrumentation.threading import ThreadingInstrumentor
+
+from otel_token_relay import Settings, current_token, install, uninstall, use_token
+
+LISTED = Settings(destinations=("https://a",))
+ALICE = "alice-token-0001"
+
+PROPAGATOR = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
+NO_EXPORT = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+INSTRUMENT = "from opentelemetry.instrumentation.threading import ThreadingInstrumentor as T; T().instrument()\n"
+INSTALL = "import otel_token_relay; otel_token_relay.install()\n"
+
+# Two requests' worth of tokens by way of `extract`, read in a thread and in an executor.
+PROBE = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from opentelemetry import context, propagate
+
+def seen():
+    from otel_token_relay import current_token
+    token = current_token()
+    return token and token.reveal()
+
+results = []
+for name in ("first", "second"):
+    attached = context.attach(propagate.extract({"authorization": "Bearer " + name}))
+    thread = threading.Thread(target=lambda: results.append(seen()))
+    thread.start()
+    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        results.append(pool.submit(seen).result())
+    context.detach(attached)
+layers, start = 0, vars(threading.Thread)["start"]
+while hasattr(start, "__wrapped__"):
+    layers, start = layers + 1, start.__wrapped__
+print(results, layers)
+"""
+
+EXPECTED = "['first', 'first', 'second', 'second'] 1"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "before", "environ"),
+    [
+        pytest.param([], INSTALL, {}, id="install"),
+        pytest.param([], "", PROPAGATOR, id="OTEL_PROPAGATORS alone"),
+        pytest.param([], INSTALL, PROPAGATOR, id="both"),
+        pytest.param(["opentelemetry-instrument"], "", PROPAGATOR, id="opentelemetry-instrument"),
+        pytest.param(
+            ["opentelemetry-instrument"],
+            "",
+            {**PROPAGATOR, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "threading"},
+            id="instrumentation of threads disabled",
+        ),
+        pytest.param(
+            ["opentelemetry-instrument"],
+            "",
+            {**PROPAGATOR, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"},
+            id="every instrumentation disabled",
+        ),
+        pytest.param(
+            ["opentelemetry-instrument"], "", {**PROPAGATOR, "OTEL_SDK_DISABLED": "true"}, id="the SDK disabled"
+        ),
+        pytest.param(["opentelemetry-instrument"], INSTALL, PROPAGATOR, id="opentelemetry-instrument and install"),
+        pytest.param([], INSTRUMENT + INSTALL, {}, id="by the user, before install"),
+        pytest.param([], INSTALL + INSTRUMENT, {}, id="by the user, after install"),
+        pytest.param([], INSTRUMENT, PROPAGATOR, id="by the user, whose import brings us in"),
+        pytest.param([], "import concurrent.futures.thread, threading\n" + INSTALL, {}, id="threads imported first"),
+    ],
+)
+def test_threads_carry_in_every_start_up_order(launcher, before, environ):
+    """And are instrumented once, without a word in the log."""
+    bin_dir = Path(sys.executable).parent
+    done = subprocess.run(
+        [*(str(bin_dir / name) for name in launcher), sys.executable, "-c", before + PROBE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **NO_EXPORT, **environ},
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.strip() == EXPECTED
+
+
+def patched():
+    """Give what is patched, to be compared."""
+    own = {name: vars(threading.Timer).get(name) for name in ("start", "run")}
+    return own, threading.Thread.start, threading.Thread.run, ThreadPoolExecutor.submit, futures_thread._worker
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    before = patched()
+    yield
+    uninstall()
+    assert patched() == before
+
+
+def seen_in_a_thread():
+    """Give the token that a thread finds."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(current_token()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_nothing_is_touched_before_there_is_a_token():
+    """An application that relays nothing pays nothing."""
+    before = patched()
+
+    install(LISTED)
+
+    with use_token(None):
+        assert patched() == before
+
+
+def test_uninstall_takes_back_what_was_ours():
+    """Timer included, where contrib leaves its wrapper."""
+    before = patched()
+    install(LISTED)
+    with use_token(ALICE):
+        assert seen_in_a_thread().reveal() == ALICE
+        assert patched() != before
+
+        uninstall()
+
+        assert patched() == before
+        assert seen_in_a_thread() is None
+
+
+def test_uninstall_leaves_what_was_the_users():
+    """Who switched it on switches it off."""
+    timer_start = vars(threading.Timer).get("start")
+    ThreadingInstrumentor().instrument()
+    try:
+        install(LISTED)
+        with use_token(ALICE):
+            uninstall()
+
+            assert ThreadingInstrumentor().is_instrumented_by_opentelemetry
+            assert seen_in_a_thread().reveal() == ALICE
+    finally:
+        ThreadingInstrumentor().uninstrument()
+        if timer_start is None:
+            del threading.Timer.start
+
+
+def test_what_the_user_switched_off_meanwhile_stays_off():
+    """Twice off would take somebody else's wrapper."""
+    install(LISTED)
+    with use_token(ALICE):
+        ThreadingInstrumentor().uninstrument()
+        del threading.Timer.start
+
+    uninstall()
+
+    assert not ThreadingInstrumentor().is_instrumented_by_opentelemetry
+
+
+def test_it_is_on_again_after_another_install():
+    """Also with other settings, which take the installation over."""
+    for settings in (LISTED, Settings(destinations=("https://b",))):
+        install(settings)
+        with use_token(ALICE):
+            assert seen_in_a_thread().reveal() == ALICE
+
+
+def test_the_first_tokens_may_come_at_once():
+    """Whoever is second waits for the first to have switched threads on."""
+    install(LISTED)
+    barrier = threading.Barrier(8)
+    results = []
+
+    def request(name):
+        barrier.wait()
+        with use_token(name):
+            results.append(seen_in_a_thread().reveal() == name)
+
+    threads = [threading.Thread(target=request, args=(f"token-{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert results == [True] * 8
+
+
+def test_a_failure_is_reported_once_and_everything_else_goes_on(monkeypatch, caplog):
+    """A token in the request's own thread needs none of this."""
+    monkeypatch.setattr(ThreadingInstrumentor, "_instrument", lambda self: 1 / 0)
+    install(LISTED)
+
+    for _ in range(2):
+        with use_token(ALICE):
+            assert current_token().reveal() == ALICE
+
+    assert caplog.text.count("cannot take tokens into threads") == 1
