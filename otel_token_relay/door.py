@@ -1,9 +1,14 @@
-"""The door: from the headers of an incoming request to a token or to the reason why there is none."""
+"""The door: from the headers of an incoming request to a token or to the reason why there is none.
+
+Behind the door there may be a gate, which verifies the token and answers in the application's place.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
@@ -12,10 +17,33 @@ from otel_token_relay.token import BearerToken, Lease, parse_credentials
 _logger = logging.getLogger(__name__)
 
 
-def admit(
-    values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None
-) -> BearerToken | None:
-    """Take the token from the first source header that is present.
+# What the door makes of a request.
+Reading = BearerToken | Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A whole answer to a request that does not get to the application."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class Gate(Protocol):
+    """Check what the door has read, once for each request. It must not raise."""
+
+    def check(self, reading: Reading, path: str) -> Refusal | None:
+        """Give ``None`` to let the request in; an accepted token is marked as verified then."""
+        ...
+
+    async def check_async(self, reading: Reading, path: str) -> Refusal | None:
+        """The same, awaited."""
+        ...
+
+
+def read(values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None) -> Reading:
+    """Read the first source header that is present.
 
     Args:
         values_of: Gives every field line of the header of that name (lower case).
@@ -23,20 +51,26 @@ def admit(
         lease: The request's lease; ``None`` where nobody knows when the request ends.
 
     Returns:
-        ``None`` where the request brings no token or brings it in a way that could be read in
+        A reason where the request brings no token or brings it in a way that could be read in
         two ways. A header that is present and bad hides the ones after it: falling back would
         let whoever spoils the first header choose the second.
     """
-    reason = Reason.ABSENT
     for name in settings.source_headers:
         values = values_of(name)
         if not values:
             continue
-        read = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
-        if not isinstance(read, Reason):
-            return BearerToken(read, lease=lease)
-        reason = read
-        break
-    if reason is not Reason.ABSENT:
-        _logger.debug("no token taken from the request: %s", reason)
+        found = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
+        return found if isinstance(found, Reason) else BearerToken(found, lease=lease)
+    return Reason.ABSENT
+
+
+def admit(
+    values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None
+) -> BearerToken | None:
+    """Take the token, where it is enough to know that there is none; see `read`."""
+    reading = read(values_of, settings, lease=lease)
+    if isinstance(reading, BearerToken):
+        return reading
+    if reading is not Reason.ABSENT:
+        _logger.debug("no token taken from the request: %s", reading)
     return None

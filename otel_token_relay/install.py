@@ -26,6 +26,8 @@ from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.zero_code import build_gate
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -85,6 +87,7 @@ class _Installation:
     """What stands now, and what `uninstall` has to take back."""
 
     relay: Relay
+    span_claims: SpanClaims | None = None
     hooked: dict[str, Patches] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     previous_textmap: TextMapPropagator | None = None
@@ -107,6 +110,7 @@ def install(settings: Settings | None = None) -> None:
     with _lock:
         installation = _install_hooks(settings)
         _join_global_textmap(installation)
+        _describe_spans(installation)
 
 
 def uninstall() -> None:
@@ -118,6 +122,8 @@ def uninstall() -> None:
         installation, _installed = _installed, None
         TokenRelayPropagator.clients_are_hooked = False
         installation.relay.close()
+        if installation.span_claims is not None:
+            installation.span_claims.is_on = False
         for patches in reversed(installation.hooked.values()):
             patches.undo()
         _leave_global_textmap(installation)
@@ -165,6 +171,8 @@ def pre_instrument() -> None:
             " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay.",
             configured[0].name,
         )
+    if _installed is not None:
+        _describe_spans(_installed)
 
 
 def _install_hooks(settings: Settings | None) -> _Installation:
@@ -176,7 +184,8 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     if settings is None:
         settings = Settings.from_env()
     _announce(settings)
-    _installed = installation = _Installation(Relay(settings))
+    _installed = installation = _Installation(Relay(settings), SpanClaims.of(settings))
+    installation.relay.gate = build_gate(settings)
     TokenRelayPropagator.clients_are_hooked = True
     for hook in HOOKS:
         module = sys.modules.get(hook.module)
@@ -253,6 +262,14 @@ def _announce(settings: Settings) -> None:
         _logger.error("token relay: %s", problem)
     for warning in settings.warnings:
         _logger.warning("token relay: %s", warning)
+
+
+def _describe_spans(installation: _Installation) -> None:
+    if installation.span_claims is not None:
+        try:
+            installation.span_claims.attach()
+        except Exception:  # somebody's tracer provider; the application starts without the attributes
+            _logger.exception("token relay: claims cannot be written onto spans")
 
 
 def _join_global_textmap(installation: _Installation) -> None:

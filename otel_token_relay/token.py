@@ -21,7 +21,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from otel_token_relay.reasons import Reason
 
@@ -106,6 +106,24 @@ class Lease:
         return deadline == math.inf or self._clock() < deadline
 
 
+class Verification(Protocol):
+    """What a verifier of this service found out about a token, for one request."""
+
+    @property
+    def claims(self) -> Mapping[str, object]:
+        """The verified claims, read-only."""
+        ...
+
+    @property
+    def expires_at(self) -> float | None:
+        """Seconds since the epoch; ``None`` where nobody said."""
+        ...
+
+    def still_holds(self) -> bool:
+        """Whether it has not been revoked since. Does not wait and does not raise."""
+        ...
+
+
 class BearerToken:
     """A bearer token that does not show itself.
 
@@ -122,7 +140,7 @@ class BearerToken:
         ValueError: *value* is no b64token. The message does not show it.
     """
 
-    __slots__ = ("__weakref__", "_peeked", "_value", "lease", "pid", "received_at")
+    __slots__ = ("__weakref__", "_peeked", "_value", "_verification", "lease", "pid", "received_at")
 
     lease: Final[Lease | None]
     pid: Final[int]
@@ -138,6 +156,7 @@ class BearerToken:
         self.pid = os.getpid()
         self.received_at = time.monotonic() if received_at is None else received_at
         self._peeked: tuple[float | None, bool] | None = None
+        self._verification: Verification | None = None
 
     def reveal(self) -> str:
         """Give the value. Whoever calls this answers for where it goes."""
@@ -145,10 +164,12 @@ class BearerToken:
 
     @property
     def expires_at(self) -> float | None:
-        """The unverified ``exp`` of a JWT in seconds since the epoch; ``None`` if it has none.
+        """When it expires, in seconds since the epoch: verified, or else the unverified ``exp`` of a JWT.
 
-        Good enough not to send a token that its issuer calls dead, and for nothing else.
+        The latter is good enough not to send a token that its issuer calls dead, and for nothing else.
         """
+        if self._verification is not None and self._verification.expires_at is not None:
+            return self._verification.expires_at
         return (self._peeked or self._peek())[0]
 
     @property
@@ -169,7 +190,16 @@ class BearerToken:
     @property
     def claims(self) -> Mapping[str, object] | None:
         """The claims that this service has verified in this request; ``None`` if it has not."""
-        return None
+        return None if self._verification is None else self._verification.claims
+
+    @property
+    def verification(self) -> Verification | None:
+        """What this service's verifier found in this request; ``None`` if none has looked."""
+        return self._verification
+
+    def mark_verified(self, verification: Verification) -> None:
+        """Note that a verifier has accepted this token, for the request that brought it."""
+        self._verification = verification
 
     def _peek(self) -> tuple[float | None, bool]:
         # Two threads may both do this once; they come to the same result.
@@ -184,6 +214,7 @@ class BearerToken:
         twin.pid = os.getpid()  # type: ignore[misc]
         twin.received_at = time.monotonic() if received_at is None else received_at  # type: ignore[misc]
         twin._peeked = self._peeked
+        twin._verification = self._verification
         return twin
 
     @property

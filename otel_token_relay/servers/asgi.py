@@ -12,6 +12,7 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.context import with_token
+from otel_token_relay.door import Gate, Refusal
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
@@ -54,7 +55,7 @@ def patch(owner: type, relay: Relay, patches: Patches) -> None:
             async def app(scope: Scope, receive: Receive, send: Send) -> None:
                 await original(self, scope, receive, send)
 
-            await serve(app, scope, receive, send, relay.settings)
+            await serve(app, scope, receive, send, relay.settings, relay.gate)
 
         return __call__
 
@@ -70,14 +71,16 @@ def patcher(class_name: str) -> Callable[[ModuleType, Relay, Patches], None]:
     return patch_class
 
 
-async def serve(app: App, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
-    """Run *app* with this request's token, or none, bound until it returns."""
+async def serve(
+    app: App, scope: Scope, receive: Receive, send: Send, settings: Settings, gate: Gate | None = None
+) -> None:
+    """Run *app* with this request's token, or none, bound until it returns, if *gate* lets it in."""
     if scope["type"] not in ("http", "websocket"):
         await app(scope, receive, send)
         return
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
     if outer is not None and outer.is_open:
-        await app(scope, receive, send)
+        await _enter(app, scope, receive, send, outer, gate)
         return
 
     headers = scope.get("headers") or ()
@@ -92,13 +95,36 @@ async def serve(app: App, scope: Scope, receive: Receive, send: Send, settings: 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
     attached = otel_context.attach(with_token(boundary.token))
     try:
-        if boundary.token is None:
-            await app(scope, receive, send)
-        else:
-            await app(scope, _without_token(receive), _without_token(send))
+        if boundary.token is not None:
+            receive, send = _without_token(receive), _without_token(send)
+        await _enter(app, scope, receive, send, boundary, gate)
     finally:
         boundary.close()
         otel_context.detach(attached)
+
+
+async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate | None) -> None:
+    refusal = None
+    if gate is not None and boundary.must_pass(gate):
+        refusal = await gate.check_async(boundary.reading, scope.get("path", ""))
+    if refusal is None:
+        await app(scope, receive, send)
+    elif scope["type"] == "http":
+        await _respond("http", send, refusal)
+    else:
+        # A handshake is answered like any other request where the server can do that; else it
+        # is closed before it is accepted, which the server turns into 403.
+        await receive()
+        if "websocket.http.response" in (scope.get("extensions") or {}):
+            await _respond("websocket.http", send, refusal)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+
+async def _respond(kind: str, send: Send, refusal: Refusal) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
+    await send({"type": f"{kind}.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": f"{kind}.response.body", "body": refusal.body})
 
 
 def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from otel_token_relay.door import admit
+from otel_token_relay.door import Gate, Reading, read
+from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
 
@@ -17,20 +18,39 @@ BOUNDARY_KEY = "otel_token_relay.boundary"
 
 
 class Boundary:
-    """One request: its token, if it brings one, and the lease that ends with the response."""
+    """One request: its token, if it brings one, and the lease that ends with the response.
 
-    __slots__ = ("_lease", "_linger", "token")
+    Attributes:
+        reading: The token, or why there is none.
+        token: The token, or ``None``.
+        gates: What has checked this request so far, whatever it came to.
+    """
 
+    __slots__ = ("_lease", "_linger", "gates", "reading", "token")
+
+    reading: Reading
     token: BearerToken | None
+    gates: tuple[Gate, ...]
 
     def __init__(self, values_of: Callable[[str], Sequence[str]], settings: Settings) -> None:
         self._lease = Lease()
         self._linger = settings.linger
         try:
-            self.token = admit(values_of, settings, lease=self._lease)
+            self.reading = read(values_of, settings, lease=self._lease)
         except Exception:  # headers that no server should hand over; the request goes on without
             _logger.debug("the headers of a request cannot be read", exc_info=True)
-            self.token = None
+            self.reading = Reason.MALFORMED
+        self.token = self.reading if isinstance(self.reading, BearerToken) else None
+        if self.token is None and self.reading is not Reason.ABSENT:
+            _logger.debug("no token taken from the request: %s", self.reading)
+        self.gates = ()
+
+    def must_pass(self, gate: Gate | None) -> bool:
+        """Whether *gate* has yet to check this request; the next time, it has."""
+        if gate is None or any(passed is gate for passed in self.gates):
+            return False
+        self.gates = (*self.gates, gate)
+        return True
 
     @property
     def is_open(self) -> bool:

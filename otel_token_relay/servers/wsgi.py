@@ -6,6 +6,7 @@ Source: PEP 3333.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
 from types import ModuleType
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import with_token
+from otel_token_relay.door import Gate
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
@@ -48,7 +50,7 @@ def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -
         def application(self: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
             if relay.is_closed:
                 return original(self, environ, start_response)  # type: ignore[no-any-return]
-            return serve(lambda e, s: original(self, e, s), environ, start_response, relay.settings)
+            return serve(lambda e, s: original(self, e, s), environ, start_response, relay.settings, relay.gate)
 
         return application
 
@@ -65,11 +67,13 @@ def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Relay, Patc
     return patch_class
 
 
-def serve(app: App, environ: Environ, start_response: StartResponse, settings: Settings) -> Iterable[bytes]:
-    """Run *app* with this request's token, or none, bound, also while its response streams."""
+def serve(
+    app: App, environ: Environ, start_response: StartResponse, settings: Settings, gate: Gate | None = None
+) -> Iterable[bytes]:
+    """Run *app* with this request's token, or none, bound, also while its response streams, if *gate* lets it in."""
     outer: Boundary | None = environ.get(BOUNDARY_KEY)
     if outer is not None and outer.is_open:
-        return app(environ, start_response)
+        return _enter(app, environ, start_response, outer, gate)
 
     def values_of(name: str) -> list[str]:
         value = environ.get("HTTP_" + name.upper().replace("-", "_"))
@@ -78,7 +82,7 @@ def serve(app: App, environ: Environ, start_response: StartResponse, settings: S
     environ[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
     attached = otel_context.attach(with_token(boundary.token))
     try:
-        body = app(environ, start_response)
+        body = _enter(app, environ, start_response, boundary, gate)
         context = otel_context.get_current()
     except BaseException:
         boundary.close()
@@ -92,6 +96,25 @@ def serve(app: App, environ: Environ, start_response: StartResponse, settings: S
         boundary.close()
         return body
     return _Body(body, boundary, context)
+
+
+def _enter(
+    app: App, environ: Environ, start_response: StartResponse, boundary: Boundary, gate: Gate | None
+) -> Iterable[bytes]:
+    refusal = None
+    if gate is not None and boundary.must_pass(gate):
+        refusal = gate.check(boundary.reading, _path(environ))
+    if refusal is None:
+        return app(environ, start_response)
+    phrase = HTTPStatus(refusal.status).phrase
+    start_response(f"{refusal.status} {phrase}", list(refusal.headers))
+    return [refusal.body]
+
+
+def _path(environ: Environ) -> str:
+    """Give the whole path as text; PEP 3333 hands over its bytes as Latin-1."""
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 class _Body:

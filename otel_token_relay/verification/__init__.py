@@ -1,7 +1,16 @@
-"""The receiving side: verify every token that comes in. Needs the extra ``verify``."""
+"""The receiving side: verify every token that comes in. Needs the extra ``verify``.
+
+PyJWT is imported with the first of the verifiers that somebody asks for, not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from otel_token_relay.errors import KeysUnavailable, RejectReason, TokenRejected
-from otel_token_relay.verification.verifier import AsyncTokenVerifier, TokenVerifier, VerifiedToken
+
+if TYPE_CHECKING:
+    from otel_token_relay.verification.verifier import AsyncTokenVerifier, TokenVerifier, VerifiedToken
 
 __all__ = [
     "AsyncTokenVerifier",
@@ -11,3 +20,11 @@ __all__ = [
     "TokenVerifier",
     "VerifiedToken",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from otel_token_relay.verification import verifier
+
+    return getattr(verifier, name)

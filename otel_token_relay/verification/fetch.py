@@ -20,8 +20,6 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from opentelemetry.instrumentation.utils import suppress_instrumentation
-
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
 
@@ -88,6 +86,9 @@ def fetch(url: str, *, timeout: float, form: bytes | None = None, authorization:
 
 
 def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | None) -> Answer:
+    # Not at the top: it imports opentelemetry.propagate, which may be importing us.
+    from opentelemetry.instrumentation.utils import suppress_instrumentation
+
     deadline = time.monotonic() + timeout
     headers = {"Accept": "application/json", "User-Agent": "otel-token-relay", "Connection": "close"}
     if form is not None:

@@ -137,7 +137,7 @@ class Introspection:
     def _run(self, key: bytes, token: str, future: Future[None]) -> None:
         try:
             self._remember(key, self._introspect(token))
-        except Exception as error:  # whoever waits finds no verdict, and that is the outage it is
+        except Exception as error:  # noqa: BLE001  # whoever waits finds no verdict, and that is the outage it is
             self._pause_until = self._monotonic() + FAILURE_PAUSE_SECONDS
             text = str(error) if isinstance(error, FetchFailed) else type(error).__name__
             _logger.warning("introspection failed: %s", text)

@@ -175,7 +175,7 @@ def _build(jwk: Mapping[str, Any], name: str) -> Key | None:
         material = algorithm.from_jwk(public)
         if algorithm.check_key_length(material) is not None:
             return None
-    except Exception:  # a key that cannot be used is left out, whatever is wrong with it
+    except Exception:  # noqa: BLE001  # a key that cannot be used is left out, whatever is wrong with it
         _logger.debug("a key of a key set cannot be used")
         return None
     return Key(algorithm, material)

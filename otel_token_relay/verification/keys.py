@@ -28,9 +28,10 @@ from urllib.parse import urlsplit
 
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable
 from otel_token_relay.origin import Origin
+from otel_token_relay.settings import is_issuer
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.claims import parse_object
-from otel_token_relay.verification.fetch import Answer, FetchFailed, check_url, fetch, is_trustworthy
+from otel_token_relay.verification.fetch import Answer, FetchFailed, fetch, is_trustworthy
 from otel_token_relay.verification.flights import Wait
 from otel_token_relay.verification.jwk import KeySet
 
@@ -151,7 +152,8 @@ class KeySource:
         with self._lock:
             if self._flight is not None:
                 return self._flight
-            self._flight = flight = Future()
+            flight: Future[None] = Future()
+            self._flight = flight
         try:
             threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
         except RuntimeError:  # no thread can be had: the process is at its limit, or at its end
@@ -163,7 +165,7 @@ class KeySource:
         try:
             self._refresh()
             failed = False
-        except Exception as error:  # the requests go on with the keys they have
+        except Exception as error:  # noqa: BLE001  # the requests go on with the keys they have
             _logger.warning("the keys of an issuer could not be refreshed: %s", _describe(error))
         finally:
             self._end(flight, failed=failed)
@@ -224,12 +226,11 @@ def check_issuer(issuer: object) -> str:
     """Give *issuer* if its metadata can be asked for.
 
     Raises:
-        ConfigurationError: RFC 8414, section 2: a https URL without query and fragment.
+        ConfigurationError: It is no https URL, or has a query or a fragment.
     """
-    url = check_url("issuers", issuer)
-    if "?" in url:
-        raise ConfigurationError("issuers", "an issuer has no query")
-    return url
+    if not isinstance(issuer, str) or not is_issuer(issuer):
+        raise ConfigurationError("issuers", "an issuer is an https URL without a query, or an http one on loopback")
+    return issuer
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:

@@ -18,10 +18,11 @@ from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock
 from otel_token_relay.verification import claims as rules_of
 from otel_token_relay.verification.cache import Cache, digest
 from otel_token_relay.verification.claims import Claims, Jws, Profile, Rules
+from otel_token_relay.verification.fetch import check_url
 from otel_token_relay.verification.flights import Wait, drive, drive_async
 from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, Key, KeySet, check_algorithms
-from otel_token_relay.verification.keys import KeySource, KeyTimes, check_issuer, check_url
+from otel_token_relay.verification.keys import KeySource, KeyTimes, check_issuer
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
 
@@ -360,7 +361,8 @@ class TokenVerifier(VerifierCore):
             TokenRejected: The first rule that does not.
             KeysUnavailable: It cannot be known now; ask again later.
         """
-        return self.remembered(token) or drive(self.steps(token))
+        verified = self.remembered(token)
+        return drive(self.steps(token)) if verified is None else verified
 
 
 class AsyncTokenVerifier(VerifierCore):
@@ -373,4 +375,5 @@ class AsyncTokenVerifier(VerifierCore):
             TokenRejected: The first rule that does not.
             KeysUnavailable: It cannot be known now; ask again later.
         """
-        return self.remembered(token) or await drive_async(self.steps(token))
+        verified = self.remembered(token)
+        return await drive_async(self.steps(token)) if verified is None else verified
