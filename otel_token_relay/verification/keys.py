@@ -66,6 +66,8 @@ class KeyTimes:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
                 raise ConfigurationError(name, "this must be a number of seconds, 0 or more")
+        if self.timeout == 0:
+            raise ConfigurationError("timeout", "this must be more than 0")
 
 
 class KeySource:
