@@ -37,6 +37,12 @@ _B64TOKEN: Final = r"[A-Za-z0-9\-._~+/]+=*"
 _is_b64token = re.compile(_B64TOKEN).fullmatch
 _credentials = re.compile(rf"(?ai:bearer) +({_B64TOKEN})").fullmatch
 _is_bearer_attempt = re.compile(r"(?ai:bearer)(?: .*)?", re.DOTALL).fullmatch
+# RFC 9110, section 11.4: commas also stand between the parameters of one credential, as in Digest.
+_TOKEN: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
+_is_one_with_parameters = re.compile(
+    rf"(?!(?ai:bearer) ){_TOKEN} +{_PARAMETER}(?:[ \t]*,[ \t]*{_PARAMETER})*"
+).fullmatch
 
 # Fingerprints are for telling two tokens apart in one process's logs. A plain hash would let
 # whoever reads the log test a token that they hold, so the key is random and never leaves.
@@ -61,9 +67,9 @@ def parse_credentials(
     """
     if not values:
         return Reason.ABSENT
-    if len(values) > 1 or "," in values[0]:
-        return Reason.AMBIGUOUS
     value = values[0].strip(" \t")
+    if len(values) > 1 or ("," in value and not _is_one_with_parameters(value)):
+        return Reason.AMBIGUOUS
     if match := _credentials(value):
         token = match[1]
     elif _is_bearer_attempt(value):
