@@ -62,7 +62,7 @@ def test_opaque_token_is_introspected(issuer: Issuer) -> None:
     assert (verified.subject, verified.client_id, verified.scopes) == ("alice", "web", {"profiles:read"})
     assert "token=2YotnFZFEjr1zCsicMWpAA&token_type_hint=access_token" in issuer.seen[0]
     # RFC 6749, section 2.3.1: each part by application/x-www-form-urlencoded, then Basic.
-    assert base64.b64encode(b"profiles:s3%3Acret+%26").decode() in issuer.seen[0]
+    assert base64.b64encode(b"profiles:s3%3Acret%20%26").decode() in issuer.seen[0]
     assert "the-callers-own-token" not in issuer.seen[0]
 
 

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote_plus, urlencode
+from urllib.parse import quote, urlencode
 
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable
 from otel_token_relay.token import Clock
@@ -171,7 +171,8 @@ class Introspection:
 
 def basic_credentials(client_id: str, client_secret: str) -> str:
     """Build the client's own Authorization header (RFC 6749, section 2.3.1: form-urlencoded parts)."""
-    pair = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
+    # A space as %20: form decoders read that too, and servers that only undo percents read it as well.
+    pair = f"{quote(client_id, safe='')}:{quote(client_secret, safe='')}"
     return "Basic " + base64.b64encode(pair.encode("ascii")).decode("ascii")
 
 

@@ -45,7 +45,7 @@ class _Accepted(NamedTuple):
 
 
 class VerifiedToken:
-    """An access token that was verified, as one request sees it. It does not hold the token.
+    """An access token that was verified, as one request sees it. It does not show the token.
 
     Attributes:
         scopes: What it allows (RFC 6749, section 3.3).
