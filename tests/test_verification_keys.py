@@ -8,14 +8,17 @@ import os
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import anyio
 import pytest
+from opentelemetry.instrumentation.threading import ThreadingInstrumentor
+from opentelemetry.instrumentation.urllib import URLLibInstrumentor
 
-from otel_token_relay import use_token
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
@@ -542,11 +545,24 @@ def fork() -> int:
 
 
 def test_our_own_requests_carry_nobodys_token(issuer: Issuer) -> None:
-    """Neither a token in the context nor instrumentation of HTTP clients gets into a fetch of keys."""
-    with use_token("the-callers-own-token"):
-        verifier_of(issuer).verify(token_of(issuer))
+    """Not even where the issuer itself is a destination, every hook is in and threads inherit the context."""
+    instrumentors = [ThreadingInstrumentor(), URLLibInstrumentor()]
+    for instrumentor in instrumentors:
+        instrumentor.instrument()
+    install(Settings(destinations=(issuer.url,)))
+    try:
+        with use_token("the-callers-own-token"):
+            urllib.request.urlopen(f"{issuer.url}/jwks").close()
+            assert "the-callers-own-token" in issuer.seen.pop()
+            verifier_of(issuer).verify(token_of(issuer))
+            with pytest.raises(TokenRejected, match="inactive"):
+                TokenVerifier(introspection_endpoint=f"{issuer.url}/introspect").verify("opaque")
+    finally:
+        uninstall()
+        for instrumentor in instrumentors:
+            instrumentor.uninstrument()
 
-    assert len(issuer.seen) == 2
+    assert len(issuer.seen) == 3
     assert not any("the-callers-own-token" in text or "authorization" in text.lower() for text in issuer.seen)
     assert not any("traceparent" in text.lower() for text in issuer.seen)
 

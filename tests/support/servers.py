@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 # Each of them takes over a listening socket.
 COMMANDS = {
-    "uvicorn-h11": ("asgi", "-m uvicorn {app} --fd {fd} --http h11 --log-level warning"),
-    "uvicorn-httptools": ("asgi", "-m uvicorn {app} --fd {fd} --http httptools --log-level warning"),
-    "hypercorn": ("asgi", "-m hypercorn {app} --bind fd://{fd} --log-level warning"),
-    "hypercorn-trio": ("asgi", "-m hypercorn {app} --bind fd://{fd} --log-level warning --worker-class trio"),
-    "gunicorn": ("wsgi", "-m gunicorn {app} --bind fd://{fd} --log-level warning"),
-    "gunicorn-gthread": ("wsgi", "-m gunicorn {app} --bind fd://{fd} --log-level warning --threads 4"),
+    "uvicorn-h11": ("asgi", "{python} -m uvicorn {app} --fd {fd} --http h11 --log-level warning"),
+    "uvicorn-httptools": ("asgi", "{python} -m uvicorn {app} --fd {fd} --http httptools --log-level warning"),
+    "hypercorn": ("asgi", "{python} -m hypercorn {app} --bind fd://{fd} --log-level warning"),
+    "hypercorn-trio": ("asgi", "{python} -m hypercorn {app} --bind fd://{fd} --log-level warning --worker-class trio"),
+    "gunicorn": ("wsgi", "{python} -m gunicorn {app} --bind fd://{fd} --log-level warning"),
+    "gunicorn-gthread": ("wsgi", "{python} -m gunicorn {app} --bind fd://{fd} --log-level warning --threads 4"),
 }
 
 
@@ -64,7 +64,19 @@ def parse_reply(received: bytes) -> Reply:
         name, _, value = line.partition(":")
         assert name.lower() not in headers, f"the header {name} stands there twice"
         headers[name.lower()] = value.strip()
+    if headers.get("transfer-encoding") == "chunked":
+        body = join_chunks(body)
     return Reply(int(match[1]), headers, body)
+
+
+def join_chunks(body: bytes) -> bytes:
+    """Undo the chunked coding (RFC 9112, section 7.1)."""
+    joined = b""
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        if not (length := int(size, 16)):
+            return joined
+        joined, body = joined + body[:length], body[length + 2 :]
 
 
 @contextmanager
@@ -79,9 +91,9 @@ def serving(name: str, app: Mapping[str, str], environ: Mapping[str, str]) -> It
     kind, command = COMMANDS[name]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.set_inheritable(True)
-        arguments = command.format(app=app[kind], fd=listener.fileno()).split()
+        arguments = command.format(python=sys.executable, app=app[kind], fd=listener.fileno()).split()
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            arguments,
             pass_fds=(listener.fileno(),),
             env={**os.environ, **environ},
             stdout=subprocess.DEVNULL,
