@@ -77,6 +77,8 @@ def check() -> int:
         for entry in settings.entries
         if entry.needs_exchange
     ]
+    if settings.verify != "off" and importlib.util.find_spec("jwt") is None:
+        problems.append("requests are to be verified, and PyJWT is missing: pip install 'otel-token-relay[verify]'")
     problems += _check_hooks("Clients", CLIENT_HOOKS)
     for name in UNCOVERED_CLIENTS:
         if (version := _version(name)) is not None:

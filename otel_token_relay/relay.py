@@ -164,7 +164,7 @@ class Relay:
         destination = self.policy.match(origin)
         if destination is None:
             return Decision(Reason.DESTINATION_NOT_LISTED), None
-        if self.settings.require_verified:
+        if self.settings.require_verified and self.settings.verify == "off":
             return Decision(Reason.NOT_VERIFIED), destination
         return Decision(self._reason_of_destination(destination) or Reason.RELAYED), destination
 
