@@ -27,7 +27,7 @@ from otel_token_relay.relay import Relay
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.settings import VARIABLES, Settings
 from otel_token_relay.verification.spans import SpanClaims
-from otel_token_relay.verification.zero_code import build_gate
+from otel_token_relay.zero_code import build_gate
 
 _logger = logging.getLogger("otel_token_relay")
 

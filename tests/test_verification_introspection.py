@@ -13,6 +13,7 @@ import pytest
 
 from otel_token_relay import use_token
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
+from otel_token_relay.verification.cache import Cache
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
@@ -199,6 +200,21 @@ def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
     assert asked(issuer) == before
 
 
+def test_what_is_remembered_is_bounded() -> None:
+    """The least recently used entry goes first, and none is kept where none should be."""
+    cache: Cache[int] = Cache(3)
+    for number in range(3):
+        cache.put(bytes([number]), number)
+    cache.get(b"\0")
+    cache.put(b"\3", 3)
+
+    assert [cache.get(bytes([number])) for number in range(4)] == [0, None, 2, 3]
+    assert len(cache) == 3
+    none: Cache[int] = Cache(0)
+    none.put(b"\0", 0)
+    assert len(none) == 0
+
+
 @pytest.mark.parametrize("backend", [None, "asyncio", "trio"], ids=["threads", "asyncio", "trio"])
 def test_many_requests_with_one_token_ask_once(issuer: Issuer, backend: str | None) -> None:
     """Single flight, in threads and in tasks."""
@@ -336,6 +352,21 @@ def test_verdict_that_runs_out_is_renewed_in_the_background(issuer: Issuer) -> N
     wait_until(lambda: not verified.still_holds())
 
 
+def test_verdict_that_turns_in_the_background_counts_at_once(issuer: Issuer) -> None:
+    """A remembered token is refused as soon as a renewed answer says so, not a minute later."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    verifier.verify(OPAQUE)
+    issuer.introspect = lambda token: {"active": False}
+
+    clock.ahead = 31.0
+    verifier.verify(OPAQUE)
+    wait_until(lambda: asked(issuer) == 2 and not verifier._introspection._under_way)  # type: ignore[union-attr]
+
+    with pytest.raises(TokenRejected, match="inactive"):
+        verifier.verify(OPAQUE)
+
+
 def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
     """Beyond so many questions under way, the next caller is told to come again."""
     release = threading.Event()
@@ -352,7 +383,7 @@ def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
         for number in range(256):
             introspection.ask(str(number).encode(), f"invented{number}")
         with pytest.raises(KeysUnavailable):
-            verifier.verify(OPAQUE)
+            introspection.ask(b"one more", OPAQUE)
     finally:
         release.set()
         wait_until(lambda: not introspection._under_way, 30.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import socket
@@ -17,8 +18,9 @@ import anyio
 import pytest
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 from opentelemetry.instrumentation.urllib import URLLibInstrumentor
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
-from otel_token_relay import Settings, install, uninstall, use_token
+from otel_token_relay import Settings, current_token, install, uninstall, use_token
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
@@ -298,6 +300,13 @@ def endless(handler: BaseHTTPRequestHandler, path: str) -> bool:
     return True
 
 
+def padded(handler: BaseHTTPRequestHandler, path: str) -> bool:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(GOOD_SET + b" " * 600_000)
+    return True
+
+
 def large(handler: BaseHTTPRequestHandler, path: str) -> bool:
     handler.send_response(200)
     handler.send_header("Content-Length", str(50 * 1024 * 1024))
@@ -334,6 +343,7 @@ GOOD_SET = json.dumps({"keys": [public_jwk("RS256", "k1")]}).encode()
     [
         pytest.param(large, id="50 MB announced"),
         pytest.param(endless, id="50 MB unannounced"),
+        pytest.param(padded, id="good and too large"),
         pytest.param(dripping, id="a byte now and then"),
         pytest.param(answering(404, GOOD_SET), id="404"),
         pytest.param(answering(204, b""), id="204"),
@@ -565,6 +575,43 @@ def test_our_own_requests_carry_nobodys_token(issuer: Issuer) -> None:
     assert len(issuer.seen) == 3
     assert not any("the-callers-own-token" in text or "authorization" in text.lower() for text in issuer.seen)
     assert not any("traceparent" in text.lower() for text in issuer.seen)
+
+
+def test_our_own_requests_run_in_an_empty_context_and_suppressed(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hooks the layer below us finds no token there, and is told to stay out."""
+    seen: list[object] = []
+    original = http.client.HTTPConnection.request
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((current_token(), is_instrumentation_enabled()))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", request)
+    with use_token("the-callers-own-token"):
+        assert current_token() is not None
+        fetch(f"{issuer.url}/jwks", timeout=3.0)
+
+    assert seen == [(None, False)]
+
+
+def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
+    """The timeout is for everything together, and not for each byte."""
+    outlived = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        for _ in range(400):
+            handler.wfile.write(b"H")
+            time.sleep(0.05)
+        outlived.set()
+        return True
+
+    issuer.behave = drip
+    with pytest.raises(FetchFailed):
+        fetch(f"{issuer.url}/jwks", timeout=0.5)
+
+    assert not outlived.is_set()
 
 
 @pytest.mark.parametrize(

@@ -287,11 +287,34 @@ def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer
         assert client.get("/", headers=bearer(make_token(claims(issuer.url)))).json() == {"claims": "alice"}
 
 
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+def test_boundary_in_code_follows_the_settings(issuer: Issuer, mode: Any) -> None:
+    """A TokenRelayMiddleware that is put there by hand enforces as the hooked boundary does."""
+    from otel_token_relay.servers.asgi import TokenRelayMiddleware as Asgi
+    from otel_token_relay.servers.wsgi import TokenRelayMiddleware as Wsgi
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b""]
+
+    settings = Settings(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,))
+    clients = [
+        TestClient(Asgi(hello_app(), settings)),
+        httpx.Client(transport=httpx.WSGITransport(app=Wsgi(wsgi, settings)), base_url="http://test"),
+    ]
+    for client in clients:
+        assert client.get("/").status_code == (401 if mode == "enforce" else 200)
+        assert client.get("/", headers=bearer(make_token(claims(issuer.url)))).status_code == 200
+
+
 def test_report_lets_everybody_in_and_says_so(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
     """It counts and logs what would be refused, not each time, and marks only what is valid."""
     token = make_token(claims(issuer.url))
     expired = make_token(claims(issuer.url, exp=1))
-    with zero_code(issuer, "report"), caplog.at_level(logging.WARNING, logger="otel_token_relay"):
+    with (
+        zero_code(issuer, "report", verify_exclude=("/of-this-test",)),
+        caplog.at_level(logging.WARNING, logger="otel_token_relay"),
+    ):
         client = TestClient(hello_app())
         for _ in range(5):
             assert client.get("/", headers=bearer(expired)).json() == {"claims": None}
@@ -445,9 +468,10 @@ def test_chosen_claims_are_written_by_the_boundary_before_the_span(
     assert server_span(exporter)["enduser.id"] == "alice"
 
     exporter.clear()
-    app = hello_app()
-    app.add_middleware(OtelAsgi, tracer_provider=provider)
-    TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
+    verified_first = BearerAuthMiddleware(
+        OtelAsgi(hello_app(), tracer_provider=provider), TokenVerifier([issuer.url], AUDIENCE), settings=Settings()
+    )
+    TestClient(verified_first).get("/", headers=bearer(make_token(claims(issuer.url))))
     assert "enduser.id" not in server_span(exporter)
 
 

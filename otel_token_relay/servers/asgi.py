@@ -17,6 +17,7 @@ from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
+from otel_token_relay.zero_code import build_gate
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -38,9 +39,10 @@ class TokenRelayMiddleware:
     def __init__(self, app: App, settings: Settings | None = None) -> None:
         self.app = app
         self._settings = Settings.from_env() if settings is None else settings
+        self._gate = build_gate(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve(self.app, scope, receive, send, self._settings)
+        await serve(self.app, scope, receive, send, self._settings, self._gate)
 
 
 def patch(owner: type, relay: Relay, patches: Patches) -> None:

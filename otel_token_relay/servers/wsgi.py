@@ -19,6 +19,7 @@ from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
+from otel_token_relay.zero_code import build_gate
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -38,9 +39,10 @@ class TokenRelayMiddleware:
     def __init__(self, app: App, settings: Settings | None = None) -> None:
         self.app = app
         self._settings = Settings.from_env() if settings is None else settings
+        self._gate = build_gate(self._settings)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        return serve(self.app, environ, start_response, self._settings)
+        return serve(self.app, environ, start_response, self._settings, self._gate)
 
 
 def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -> None:

@@ -18,11 +18,12 @@ from otel_token_relay.door import Reading, Refusal
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.reasons import Reason
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.flights import drive, drive_async
 from otel_token_relay.verification.spans import SpanClaims
-from otel_token_relay.verification.verifier import VerifiedToken, VerifierCore
+from otel_token_relay.verification.verifier import TokenVerifier, VerifiedToken, VerifierCore
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -157,6 +158,23 @@ class BearerGate:
     def _refuse(self, refusal: Refusal, reason: str, outcome: Outcome = "refused") -> Refusal | None:
         self._recorder.record(outcome, reason)
         return refusal if self._mode == "enforce" else None
+
+
+def gate_from(settings: Settings) -> BearerGate:
+    """Build the gate of the boundary, for a service that has no middleware in its code.
+
+    Raises:
+        ConfigurationError: The settings do not say enough to verify anything.
+    """
+    verifier = TokenVerifier(
+        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
+    )
+    return BearerGate(
+        verifier,
+        exclude=settings.verify_exclude,
+        mode="report" if settings.verify == "report" else "enforce",
+        span_claims=SpanClaims.of(settings),
+    )
 
 
 class _Recorder:

@@ -194,8 +194,10 @@ class VerifierCore:
             source = self._sources.get(accepted.issuer or "")
             if source is None or source.current() is not accepted.keys:
                 return None
-        if self._introspection is not None and self._introspection.known(key, token) is None:
-            return None
+        if self._introspection is not None:
+            verdict = self._introspection.known(key, token)
+            if verdict is None or verdict.claims is None:
+                return None
         if accepted.expires_at is not None and self._now() >= accepted.expires_at + self._rules.leeway:
             return None
         return self._release(accepted, key, token)

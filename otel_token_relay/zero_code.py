@@ -1,14 +1,15 @@
-"""Verification without a line of code: the gate that the environment variables ask for.
+"""Verification without a line of code: the gate that the settings ask for.
 
 Where they ask for `enforce` and a gate cannot be built (no issuer, the extra is missing), everybody
 is refused with 503: a service that was told to verify must not serve without. The reason is in
-the log, once, and `otel-token-relay check` says it too. Nothing of PyJWT is imported before it
-is needed, and nothing here raises.
+the log, once, and `otel-token-relay check` says it too. Nothing here raises.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
+from functools import lru_cache
 
 from otel_token_relay.door import Gate, Reading, Refusal
 from otel_token_relay.errors import RelayError
@@ -17,28 +18,18 @@ from otel_token_relay.settings import Settings
 _logger = logging.getLogger("otel_token_relay")
 
 
+@lru_cache(maxsize=8)
 def build_gate(settings: Settings) -> Gate | None:
-    """Build what checks each request at the boundary; ``None`` where nothing does."""
+    """Build what checks each request at the boundary; ``None`` where nothing does.
+
+    The same settings give the same gate, so that all boundaries of a process share its keys.
+    """
     if settings.verify == "off":
         return None
     try:
-        # Not at the top: PyJWT and cryptography cost 60 ms and are an extra.
-        from otel_token_relay.verification.gate import BearerGate
-        from otel_token_relay.verification.spans import SpanClaims
-        from otel_token_relay.verification.verifier import TokenVerifier
-
-        return BearerGate(
-            TokenVerifier(
-                settings.issuers,
-                settings.audience,
-                settings.algorithms,
-                settings.profile,
-                max_length=settings.max_length,
-            ),
-            exclude=settings.verify_exclude,
-            mode=settings.verify,
-            span_claims=SpanClaims.of(settings),
-        )
+        # By name: it is an extra, it stands above this module, and PyJWT takes 60 ms to import.
+        gate: Gate = importlib.import_module("otel_token_relay.verification.gate").gate_from(settings)
+        return gate
     except (RelayError, ImportError) as error:
         _logger.error("token relay: verification cannot start: %s", error)
     return None if settings.verify == "report" else ClosedGate(settings)
