@@ -198,7 +198,7 @@ class Settings:
         shown="",
         read=_split,
     )
-    audience: tuple[str, ...] = _setting(
+    audience: Sequence[str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE,
         "What this service is called in `aud`; several names with commas.",
         default=(),
@@ -335,6 +335,8 @@ def _check_verification(settings: Settings) -> None:
         ("span_claims", "an entry is claim:attribute, such as sub:enduser.id", _is_pair),
     ):
         values = getattr(settings, name)
+        if name == "audience" and isinstance(values, str) and values:
+            values = (values,)
         if isinstance(values, str) or not all(isinstance(value, str) and is_good(value) for value in values):
             raise ConfigurationError(name, rule)
         _set(settings, name, tuple(values))

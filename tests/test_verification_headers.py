@@ -146,6 +146,26 @@ def test_missing_scope_is_forbidden(server: Server, issuer: Issuer) -> None:
         expect(server, [b" Bearer " + token], 403, INSUFFICIENT_SCOPE)
 
 
+def test_refused_head_request_has_no_body(server: Server) -> None:
+    """RFC 9110, section 9.3.2: the same headers, and the next request on the connection is not disturbed."""
+    reply = server.send_raw(b"HEAD / HTTP/1.1\r\nHost: profiles.example\r\nConnection: close\r\n\r\n")
+
+    assert (reply.status, reply.headers["www-authenticate"]) == (401, BARE)
+    assert reply.headers["content-length"] == "27"
+    assert reply.body == b""
+
+
+def test_refused_request_leaves_the_connection_usable(server: Server, token: bytes) -> None:
+    """A body that nobody read does not turn into the next request."""
+    refused = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789"
+    good = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer " + token + b"\r\n\r\n"
+    reply = server.send_raw(refused + good)
+
+    assert reply.status == 401
+    assert reply.body.count(b"HTTP/1.1 ") <= 1
+    assert b"HTTP/1.1 400" not in reply.body
+
+
 def test_token_in_the_query_does_not_count(server: Server, token: bytes) -> None:
     """Rows 14 and 15: RFC 9700, section 4.3.2, forbids it, so only the header decides."""
     target = f"/?access_token={token.decode()}"

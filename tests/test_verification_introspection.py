@@ -188,7 +188,9 @@ def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
 def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
     """Answers that say no are remembered apart."""
     issuer.introspect = lambda token: active() if token == OPAQUE else {"active": False}
-    verifier = opaque_verifier(issuer, cache_size=4)
+    verifier = opaque_verifier(issuer)
+    assert verifier._introspection is not None
+    verifier._introspection._active, verifier._introspection._inactive = Cache(4), Cache(4)
     verifier.verify(OPAQUE)
     for number in range(20):
         with pytest.raises(TokenRejected):
@@ -198,6 +200,14 @@ def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
     verifier.verify(OPAQUE)
 
     assert asked(issuer) == before
+
+
+def test_introspection_works_without_a_memory_for_tokens(issuer: Issuer) -> None:
+    """``cache_size=0`` is about verdicts of ours; the server's answer is still used again."""
+    verified = opaque_verifier(issuer, cache_size=0).verify(OPAQUE)
+
+    assert verified.still_holds()
+    assert asked(issuer) == 1
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -96,6 +96,15 @@ def test_keys_are_found_by_rfc8414_where_openid_does_not_answer(issuer: Issuer) 
     assert verifier_of(issuer).verify(token_of(issuer)).subject == "alice"
 
 
+def test_start_page_in_place_of_metadata_is_passed_over(issuer: Issuer) -> None:
+    """A web application beside the issuer answers unknown paths with 200 and HTML."""
+    issuer.metadata_path = "/.well-known/oauth-authorization-server"
+    page = answering(200, b"<!doctype html>")
+    issuer.behave = lambda handler, path: path.endswith("openid-configuration") and page(handler, path)
+
+    assert verifier_of(issuer).verify(token_of(issuer)).subject == "alice"
+
+
 def test_jwks_uri_is_taken_where_it_is_given(issuer: Issuer) -> None:
     """Then nobody asks for metadata."""
     verifier = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks")
@@ -494,7 +503,7 @@ def test_async_verifier_says_an_outage_in_time(issuer: Issuer, backend: str) -> 
     anyio.run(main, backend=backend)
 
 
-def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer) -> None:
+def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
     """A loop that ends before the answer comes takes nobody along."""
     release = threading.Event()
 
@@ -512,9 +521,11 @@ def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer) -> 
     for backend in BACKENDS:
         anyio.run(impatient, backend=backend)
     release.set()
-    wait_until(lambda: next(iter(verifier._sources.values())).current() is not None)
+    source = next(iter(verifier._sources.values()))
+    wait_until(lambda: source.current() is not None and source._flight is None)
 
     assert issuer.fetches == 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_forked_child_fetches_for_itself(issuer: Issuer) -> None:

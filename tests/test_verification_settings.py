@@ -71,6 +71,11 @@ def test_unreadable_variable_takes_the_strict_side(variable: str, text: str, fie
     assert any(problem.startswith(PREFIX + variable) for problem in settings.problems)
 
 
+def test_one_audience_may_be_a_text() -> None:
+    """As with the verifier itself."""
+    assert Settings(audience="profile-service").audience == ("profile-service",)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -112,21 +112,22 @@ async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary:
     if refusal is None:
         await app(scope, receive, send)
     elif scope["type"] == "http":
-        await _respond("http", send, refusal)
+        # RFC 9110, section 9.3.2: the headers of GET, and no body.
+        await _respond("http", send, refusal, b"" if scope.get("method") == "HEAD" else refusal.body)
     else:
         # A handshake is answered like any other request where the server can do that; else it
         # is closed before it is accepted, which the server turns into 403.
         await receive()
         if "websocket.http.response" in (scope.get("extensions") or {}):
-            await _respond("websocket.http", send, refusal)
+            await _respond("websocket.http", send, refusal, refusal.body)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
 
 
-async def _respond(kind: str, send: Send, refusal: Refusal) -> None:
+async def _respond(kind: str, send: Send, refusal: Refusal, body: bytes) -> None:
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
     await send({"type": f"{kind}.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": f"{kind}.response.body", "body": refusal.body})
+    await send({"type": f"{kind}.response.body", "body": body})
 
 
 def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -110,7 +110,8 @@ def _enter(
         return app(environ, start_response)
     phrase = HTTPStatus(refusal.status).phrase
     start_response(f"{refusal.status} {phrase}", list(refusal.headers))
-    return [refusal.body]
+    # RFC 9110, section 9.3.2: the headers of GET, and no body.
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [refusal.body]
 
 
 def _path(environ: Environ) -> str:

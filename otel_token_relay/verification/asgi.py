@@ -22,7 +22,7 @@ class BearerAuthMiddleware:
     Args:
         app: The ASGI 3 application.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither stalls the event loop here.
-        realm: Sent with each challenge.
+        realm: Sent with each challenge; ``None`` for ``api``.
         required_scopes: The token must allow all of them.
         exclude: Paths that need no token, compared exactly.
         resource_metadata: The URL of this resource's metadata (RFC 9728).
@@ -37,7 +37,7 @@ class BearerAuthMiddleware:
         app: App,
         verifier: Verifier,
         *,
-        realm: str = "api",
+        realm: str | None = None,
         required_scopes: Sequence[str] = (),
         exclude: Sequence[str] = (),
         resource_metadata: str | None = None,

@@ -27,6 +27,8 @@ from otel_token_relay.verification.verifier import TokenVerifier, VerifiedToken,
 
 _logger = logging.getLogger("otel_token_relay")
 
+DEFAULT_REALM: Final = "api"
+
 COUNTER_NAME: Final = "token_relay.verifications"
 OUTCOME_ATTRIBUTE: Final = "token_relay.verification"
 REASON_ATTRIBUTE: Final = "token_relay.reason"
@@ -51,7 +53,7 @@ class BearerGate:
 
     Args:
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; either does for either kind of server.
-        realm: Sent with each challenge.
+        realm: Sent with each challenge; ``None`` for ``api``.
         required_scopes: The token must allow all of them.
         exclude: Paths that need no token, exactly as they are: ``/healthz`` is neither
             ``/healthz/`` nor ``/healthz/deep``.
@@ -67,7 +69,7 @@ class BearerGate:
         self,
         verifier: Verifier,
         *,
-        realm: str = "api",
+        realm: str | None = None,
         required_scopes: Sequence[str] = (),
         exclude: Sequence[str] = (),
         resource_metadata: str | None = None,
@@ -80,7 +82,7 @@ class BearerGate:
         if isinstance(exclude, str) or not all(isinstance(path, str) and path.startswith("/") for path in exclude):
             raise ConfigurationError("exclude", "this must be a sequence of paths, each with a / in front")
         self.challenges = Challenges(
-            realm=realm,
+            realm=DEFAULT_REALM if realm is None else realm,
             required_scopes=required_scopes,
             resource_metadata=resource_metadata,
             acr_values=acr_values,
@@ -294,4 +296,6 @@ def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
     """Give the answers of the gate that has checked this request last."""
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
     gates = () if boundary is None else boundary.gates
-    return next((gate.challenges for gate in reversed(gates) if isinstance(gate, BearerGate)), Challenges(realm="api"))
+    return next(
+        (gate.challenges for gate in reversed(gates) if isinstance(gate, BearerGate)), Challenges(realm=DEFAULT_REALM)
+    )

@@ -86,7 +86,7 @@ class Introspection:
 
     def _start_over(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: dict[bytes, Future[None]] = {}
+        self._under_way: dict[bytes, Future[Verdict | None]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def __repr__(self) -> str:
@@ -114,6 +114,9 @@ class Introspection:
     def ask(self, key: bytes, token: str) -> Wait:
         """Start to ask, or join whoever is asking for the same token.
 
+        Returns:
+            What to wait for; its result is the verdict, or ``None`` after a failure.
+
         Raises:
             KeysUnavailable: The last attempt has just failed, or too many are under way.
         """
@@ -134,9 +137,10 @@ class Introspection:
                     raise KeysUnavailable from None
         return Wait(future, self._timeout)
 
-    def _run(self, key: bytes, token: str, future: Future[None]) -> None:
+    def _run(self, key: bytes, token: str, future: Future[Verdict | None]) -> None:
+        verdict = None
         try:
-            self._remember(key, self._introspect(token))
+            verdict = self._remember(key, self._introspect(token))
         except Exception as error:  # noqa: BLE001  # whoever waits finds no verdict, and that is the outage it is
             self._pause_until = self._monotonic() + FAILURE_PAUSE_SECONDS
             text = str(error) if isinstance(error, FetchFailed) else type(error).__name__
@@ -144,7 +148,7 @@ class Introspection:
         finally:
             with self._lock:
                 self._under_way.pop(key, None)
-            future.set_result(None)
+            future.set_result(verdict)
 
     def _introspect(self, token: str) -> Mapping[str, Any] | None:
         form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
@@ -157,16 +161,19 @@ class Introspection:
             raise FetchFailed("the introspection endpoint does not say whether the token is active")
         return claims if active else None
 
-    def _remember(self, key: bytes, claims: Mapping[str, Any] | None) -> None:
+    def _remember(self, key: bytes, claims: Mapping[str, Any] | None) -> Verdict:
         now = self._monotonic()
         if claims is None:
             # First the new verdict, then the old one away: in between, the old one still counts.
             until = now + NEGATIVE_REUSE_SECONDS
-            self._inactive.put(key, Verdict(None, until, until))
+            verdict = Verdict(None, until, until)
+            self._inactive.put(key, verdict)
             self._active.drop(key)
         else:
-            self._active.put(key, Verdict(claims, now + MAX_REUSE_SECONDS, now + MAX_REUSE_SECONDS / 2))
+            verdict = Verdict(claims, now + MAX_REUSE_SECONDS, now + MAX_REUSE_SECONDS / 2)
+            self._active.put(key, verdict)
             self._inactive.drop(key)
+        return verdict
 
 
 def basic_credentials(client_id: str, client_secret: str) -> str:

@@ -217,7 +217,10 @@ class KeySource:
             answer = ask(url)
             if answer.status != 200:
                 continue
-            jwks_uri = read_metadata(parse_object(answer.body), self.issuer)
+            try:
+                jwks_uri = read_metadata(parse_object(answer.body), self.issuer)
+            except ValueError:
+                continue  # a web application that answers every path with its start page
             if jwks_uri is not None:
                 self._discovered = jwks_uri, self._monotonic() + 3600.0
                 return jwks_uri

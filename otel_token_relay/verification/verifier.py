@@ -166,7 +166,8 @@ class VerifierCore:
                 client_id=client_id,
                 client_secret=client_secret,
                 timeout=timeout,
-                size=cache_size,
+                # Each hop asks for the verdict again, so some memory is needed in any case.
+                size=max(cache_size, 1024),
                 monotonic=monotonic,
             )
         self._is_revoked = is_revoked
@@ -274,8 +275,9 @@ class VerifierCore:
             raise TokenRejected("malformed")
         verdict = introspection.known(key)
         if verdict is None:
-            yield introspection.ask(key, token)
-            verdict = introspection.known(key)
+            wait = introspection.ask(key, token)
+            yield wait
+            verdict = wait.future.result() if wait.future.done() else None
         if verdict is None:
             raise KeysUnavailable
         if verdict.claims is None:

@@ -24,7 +24,7 @@ class BearerAuthMiddleware:
     Args:
         app: The WSGI application; for Flask, ``app.wsgi_app``.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
-        realm: Sent with each challenge.
+        realm: Sent with each challenge; ``None`` for ``api``.
         required_scopes: The token must allow all of them.
         exclude: Paths that need no token, compared exactly, with what the application is mounted on.
         resource_metadata: The URL of this resource's metadata (RFC 9728).
@@ -39,7 +39,7 @@ class BearerAuthMiddleware:
         app: App,
         verifier: Verifier,
         *,
-        realm: str = "api",
+        realm: str | None = None,
         required_scopes: Sequence[str] = (),
         exclude: Sequence[str] = (),
         resource_metadata: str | None = None,
