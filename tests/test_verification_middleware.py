@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from uvicorn.config import WS_PROTOCOLS
 
 from otel_token_relay import Settings, current_token, install, uninstall
 from otel_token_relay.errors import ConfigurationError
@@ -296,7 +297,7 @@ class Websockets:
             await send({"type": "websocket.accept"})
             token = current_token()
             await send({"type": "websocket.send", "text": scope["user"].identity + str(token is not None)})
-            await send({"type": "websocket.close", "code": 1000})
+            await receive()
 
         config = uvicorn.Config(
             BearerAuthMiddleware(app, verifier), port=0, log_level="error", ws=implementation, lifespan="off"
@@ -317,7 +318,8 @@ class Websockets:
 
 def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: TokenVerifier) -> None:
     """The handshake is answered with the challenge; with a valid token the application takes over."""
-    with Websockets(verifier, "websockets-sansio") as url:
+    newest = "websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets"
+    with Websockets(verifier, newest) as url:
         with websockets.sync.client.connect(url, additional_headers=bearer(issuer)) as connection:
             assert connection.recv() == "aliceTrue"
         with pytest.raises(websockets.InvalidStatus) as refused:

@@ -15,8 +15,7 @@ from typing import Any
 try:
     from fastapi import HTTPException, Security
     from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
-    from fastapi.security import SecurityScopes
-    from fastapi.security.base import SecurityBase
+    from fastapi.security import OAuth2, SecurityScopes
     from starlette.requests import HTTPConnection
 except ImportError as error:
     raise ImportError(
@@ -29,14 +28,20 @@ from otel_token_relay.verification.gate import Principal, challenges_of, princip
 __all__ = ["Principal", "current_principal", "require_scopes"]
 
 
-class _BearerScheme(SecurityBase):
-    """Stand in OpenAPI as the HTTP scheme Bearer, and give the principal of the request."""
+class _BearerScheme(OAuth2):
+    """Stand in OpenAPI as the HTTP scheme Bearer, and give the principal of the request.
+
+    It is an OAuth2 scheme for FastAPI, since older versions write down no scopes for other ones.
+    """
 
     def __init__(self) -> None:
         self.model = HTTPBearerModel(bearerFormat="JWT")
         self.scheme_name = "BearerAuth"
 
-    def __call__(self, request: HTTPConnection) -> Principal:
+    def __call__(  # type: ignore[override]  # FastAPI takes what a dependency gives
+        self,
+        request: HTTPConnection,
+    ) -> Principal:  # pyright: ignore[reportIncompatibleMethodOverride]
         principal = principal_of(request.scope)
         if not principal.is_authenticated:
             raise _error(challenges_of(request.scope).unauthenticated)
