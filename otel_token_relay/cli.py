@@ -78,6 +78,8 @@ def check() -> int:
     settings = Settings.from_env()
     _print_settings(settings)
     problems = [*settings.problems, *_install_hooks()]
+    if settings.verify != "off" and importlib.util.find_spec("jwt") is None:
+        problems.append("requests are to be verified, and PyJWT is missing: pip install 'otel-token-relay[verify]'")
     problems += _check_hooks("Clients", CLIENT_HOOKS)
     for name in UNCOVERED_CLIENTS:
         if (version := _version(name)) is not None:

@@ -1,9 +1,14 @@
-"""The door: from the headers of an incoming request to a token or to the reason why there is none."""
+"""The door: from the headers of an incoming request to a token or to the reason why there is none.
+
+Behind the door there may be a gate, which verifies the token and answers in the application's place.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
@@ -14,6 +19,27 @@ _logger = logging.getLogger(__name__)
 
 # What the door makes of a request.
 Reading = BearerToken | Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A whole answer to a request that does not get to the application."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class Gate(Protocol):
+    """Check what the door has read, once for each request. It must not raise."""
+
+    def check(self, reading: Reading, path: str) -> Refusal | None:
+        """Give ``None`` to let the request in; an accepted token is marked as verified then."""
+        ...
+
+    async def check_async(self, reading: Reading, path: str) -> Refusal | None:
+        """The same, awaited."""
+        ...
 
 
 def read(values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None) -> Reading:

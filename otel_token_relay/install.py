@@ -30,6 +30,8 @@ from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.settings import VARIABLES, Settings
 from otel_token_relay.threads import ThreadCarriage, load_instrumentor
+from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.zero_code import build_gate
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -107,6 +109,7 @@ class _Installation:
 
     relay: Relay
     threads: ThreadCarriage = field(default_factory=ThreadCarriage)
+    span_claims: SpanClaims | None = None
     hooked: dict[str, Patches] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     previous_textmap: TextMapPropagator | None = None
@@ -133,6 +136,7 @@ def install(settings: Settings | None = None) -> None:
     with _lock:
         installation = _install_hooks(settings)
         _join_global_textmap(installation)
+        _describe_spans(installation)
     _watch_imports()
 
 
@@ -147,6 +151,8 @@ def uninstall() -> None:
         installation.relay.close()
         context.before_first_token = None
         installation.threads.switch_off()
+        if installation.span_claims is not None:
+            installation.span_claims.is_on = False
         for patches in reversed(installation.hooked.values()):
             patches.undo()
         _leave_global_textmap(installation)
@@ -201,6 +207,8 @@ def pre_instrument() -> None:
             " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay.",
             configured[0].name,
         )
+    if _installed is not None:
+        _describe_spans(_installed)
 
 
 def _install_hooks(settings: Settings | None) -> _Installation:
@@ -212,7 +220,8 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     if settings is None:
         settings = Settings.from_env()
     _announce(settings)
-    _installed = installation = _Installation(Relay(settings))
+    _installed = installation = _Installation(Relay(settings), span_claims=SpanClaims.of(settings))
+    installation.relay.gate = build_gate(settings)
     TokenRelayPropagator.clients_are_hooked = True
     context.before_first_token = _carry_into_threads
     for hook in HOOKS:
@@ -268,6 +277,14 @@ def _announce(settings: Settings) -> None:
         _logger.error("token relay: %s", problem)
     for warning in settings.warnings:
         _logger.warning("token relay: %s", warning)
+
+
+def _describe_spans(installation: _Installation) -> None:
+    if installation.span_claims is not None:
+        try:
+            installation.span_claims.attach()
+        except Exception:  # somebody's tracer provider; the application starts without the attributes
+            _logger.exception("token relay: claims cannot be written onto spans")
 
 
 def _join_global_textmap(installation: _Installation) -> None:

@@ -16,6 +16,7 @@ from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.decisions import DecisionRecorder
+from otel_token_relay.door import Gate
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.origin import Origin
 from otel_token_relay.policy import Destination, RelayPolicy
@@ -42,10 +43,12 @@ class Relay:
     Attributes:
         settings: As they were given; they do not change.
         header: The name of the header to write, in lower case.
+        gate: What checks the token of each request at the boundary; ``None`` for nothing.
     """
 
     def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
         self.settings = settings
+        self.gate: Gate | None = None
         self.policy = RelayPolicy(settings.entries)
         self.header = settings.header.lower()
         self._prefix = "Bearer " if settings.header_is_authorization else ""
@@ -142,7 +145,8 @@ class Relay:
             return Reason.EXPIRED
         if token.is_sender_constrained:
             return Reason.SENDER_CONSTRAINED
-        if self.settings.require_verified and token.claims is None:
+        verification = token.verification
+        if self.settings.require_verified if verification is None else not verification.still_holds():
             return Reason.NOT_VERIFIED
         return None
 
@@ -158,7 +162,7 @@ class Relay:
         destination = self.policy.match(origin)
         if destination is None:
             return Decision(Reason.DESTINATION_NOT_LISTED), None
-        if self.settings.require_verified:
+        if self.settings.require_verified and self.settings.verify == "off":
             return Decision(Reason.NOT_VERIFIED), destination
         return Decision(self._reason_of_destination(destination) or Reason.RELAYED), destination
 

@@ -12,15 +12,24 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, cast
 
 from otel_token_relay import environment_variables as env
 from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.policy import Destination
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
 OnConflict = Literal["keep", "replace"]
+Verify = Literal["off", "report", "enforce"]
+Profile = Literal["rfc9068", "generic"]
+
+# What the optional verifier can check, by its RFC 7518 name; it has no symmetric ones.
+ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "ES256K", "EdDSA", "Ed25519"),
+)
 
 # RFC 9110, section 5.1: a field name is a token.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
@@ -174,6 +183,57 @@ class Settings:
         read=_read_flag,
         strict=True,
     )
+    verify: Verify = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
+        "Verify the token of each request at the boundary: `enforce` answers 400, 401 or 503 to what is not valid,"
+        " `report` only counts and logs it. Needs `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        default="off",
+        shown="off",
+        strict="enforce",
+    )
+    issuers: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
+        "Comma-separated issuers that are trusted, exactly as in `iss`.",
+        default=(),
+        shown="",
+        read=_split,
+    )
+    audience: Sequence[str] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE,
+        "What this service is called in `aud`; several names with commas.",
+        default=(),
+        shown="",
+        read=_split,
+    )
+    algorithms: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
+        "Comma-separated signature algorithms that are accepted; asymmetric ones only.",
+        default=("RS256", "PS256", "ES256", "EdDSA"),
+        shown="RS256,PS256,ES256,EdDSA",
+        read=_split,
+        strict=(),
+    )
+    profile: Profile = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_PROFILE,
+        "`rfc9068`, or `generic` for issuers whose access tokens are not of type `at+jwt`.",
+        default="rfc9068",
+        shown="rfc9068",
+    )
+    verify_exclude: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
+        "Comma-separated paths that need no token, compared exactly.",
+        default=(),
+        shown="",
+        read=_split,
+    )
+    span_claims: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_SPAN_CLAIMS,
+        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`: verified claims that become attributes of"
+        " the SERVER span.",
+        default=(),
+        shown="",
+        read=_split,
+    )
     problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -188,6 +248,7 @@ class Settings:
                 raise ConfigurationError(name, "this must be a number of seconds, 0 or more")
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
             raise ConfigurationError("max_length", "this must be a whole number above 0")
+        _check_verification(self)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -221,7 +282,10 @@ class Settings:
                 values[name] = variable.strict
                 if name == "header":
                     values["destinations"] = ()
-        return cls(**values, problems=tuple(problems))
+        settings = cls(**values)
+        if settings.verify != "off" and not (settings.issuers and settings.audience and settings.algorithms):
+            skip(env.OTEL_PYTHON_TOKEN_RELAY_VERIFY, "nothing can be verified without issuers, audience and algorithms")
+        return replace(settings, problems=tuple(problems))
 
     @property
     def entries(self) -> tuple[Destination, ...]:
@@ -257,6 +321,42 @@ def _set(settings: Settings, name: str, value: object) -> None:
 
 def _raise(setting: str, problem: str) -> None:
     raise ConfigurationError(setting, problem)
+
+
+def _check_verification(settings: Settings) -> None:
+    for name, choices in (("verify", ("off", "report", "enforce")), ("profile", ("rfc9068", "generic"))):
+        if getattr(settings, name) not in choices:
+            raise ConfigurationError(name, f"this must be one of {', '.join(choices)}")
+    for name, rule, is_good in (
+        ("issuers", "an issuer is an https URL without a query, or an http one on loopback", is_issuer),
+        ("audience", "a name of this service must not be empty", bool),
+        ("algorithms", f"only these can be verified: {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
+        ("verify_exclude", "a path starts with a /", _is_path),
+        ("span_claims", "an entry is claim:attribute, such as sub:enduser.id", _is_pair),
+    ):
+        values = getattr(settings, name)
+        if name == "audience" and isinstance(values, str) and values:
+            values = (values,)
+        if isinstance(values, str) or not all(isinstance(value, str) and is_good(value) for value in values):
+            raise ConfigurationError(name, rule)
+        _set(settings, name, tuple(values))
+
+
+def is_issuer(url: str) -> bool:
+    """Whether keys can be asked for there: RFC 8414, section 2, and plain http on loopback only."""
+    origin = Origin.parse(url)
+    if origin is None or not url.isascii() or "?" in url or "#" in url:
+        return False
+    return origin.scheme == "https" or OriginPattern(*origin).is_loopback
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/")
+
+
+def _is_pair(text: str) -> bool:
+    claim, colon, attribute = text.partition(":")
+    return bool(claim and colon and attribute)
 
 
 def _read_destinations(

@@ -17,11 +17,12 @@ import hmac
 import json
 import math
 import os
+import re
 import secrets
 import string
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from otel_token_relay.reasons import Reason
 
@@ -35,6 +36,12 @@ DEFAULT_MAX_LENGTH: Final = 16384
 # is read without the white space (SP, HTAB) around it.
 _B64TOKEN_ALPHABET: Final = (string.ascii_letters + string.digits + "-._~+/").encode("ascii")
 _B64TOKEN_TABLE: Final = bytes(ord("A") if byte in _B64TOKEN_ALPHABET else ord("!") for byte in range(256))
+# RFC 9110, section 11.4: commas also stand between the parameters of one credential, as in Digest.
+_TOKEN: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
+_is_one_with_parameters = re.compile(
+    rf"(?!(?ai:bearer) ){_TOKEN} +{_PARAMETER}(?:[ \t]*,[ \t]*{_PARAMETER})*"
+).fullmatch
 
 # Fingerprints are for telling two tokens apart in one process's logs. A plain hash would let
 # whoever reads the log test a token that they hold, so the key is random and never leaves.
@@ -65,9 +72,9 @@ def parse_credentials(
     """
     if not values:
         return Reason.ABSENT
-    if len(values) > 1 or "," in values[0]:
-        return Reason.AMBIGUOUS
     value = values[0].strip(" \t")
+    if len(values) > 1 or ("," in value and not _is_one_with_parameters(value)):
+        return Reason.AMBIGUOUS
     scheme, _, token = value.partition(" ")
     if scheme.lower() == "bearer":
         token = token.lstrip(" ")
@@ -109,6 +116,24 @@ class Lease:
         return deadline == math.inf or self._clock() < deadline
 
 
+class Verification(Protocol):
+    """What a verifier of this service found out about a token, for one request."""
+
+    @property
+    def claims(self) -> Mapping[str, object]:
+        """The verified claims, read-only."""
+        ...
+
+    @property
+    def expires_at(self) -> float | None:
+        """Seconds since the epoch; ``None`` where nobody said."""
+        ...
+
+    def still_holds(self) -> bool:
+        """Whether it has not been revoked since. Does not wait and does not raise."""
+        ...
+
+
 class BearerToken:
     """A bearer token that does not show itself.
 
@@ -125,7 +150,7 @@ class BearerToken:
         ValueError: *value* is no b64token. The message does not show it.
     """
 
-    __slots__ = ("__weakref__", "_peeked", "_value", "lease", "pid", "received_at")
+    __slots__ = ("__weakref__", "_peeked", "_value", "_verification", "lease", "pid", "received_at")
 
     lease: Final[Lease | None]
     pid: Final[int]
@@ -141,6 +166,7 @@ class BearerToken:
         self.pid = os.getpid()
         self.received_at = time.monotonic() if received_at is None else received_at
         self._peeked: tuple[float | None, bool] | None = None
+        self._verification: Verification | None = None
 
     def reveal(self) -> str:
         """Give the value. Whoever calls this answers for where it goes."""
@@ -148,10 +174,12 @@ class BearerToken:
 
     @property
     def expires_at(self) -> float | None:
-        """The unverified ``exp`` of a JWT in seconds since the epoch; ``None`` if it has none.
+        """When it expires, in seconds since the epoch: verified, or else the unverified ``exp`` of a JWT.
 
-        Good enough not to send a token that its issuer calls dead, and for nothing else.
+        The latter is good enough not to send a token that its issuer calls dead, and for nothing else.
         """
+        if self._verification is not None and self._verification.expires_at is not None:
+            return self._verification.expires_at
         return (self._peeked or self._peek())[0]
 
     @property
@@ -172,7 +200,16 @@ class BearerToken:
     @property
     def claims(self) -> Mapping[str, object] | None:
         """The claims that this service has verified in this request; ``None`` if it has not."""
-        return None
+        return None if self._verification is None else self._verification.claims
+
+    @property
+    def verification(self) -> Verification | None:
+        """What this service's verifier found in this request; ``None`` if none has looked."""
+        return self._verification
+
+    def mark_verified(self, verification: Verification) -> None:
+        """Note that a verifier has accepted this token, for the request that brought it."""
+        self._verification = verification
 
     def _peek(self) -> tuple[float | None, bool]:
         # Two threads may both do this once; they come to the same result.
@@ -198,6 +235,7 @@ class BearerToken:
         twin.pid = os.getpid()  # type: ignore[misc]
         twin.received_at = time.monotonic() if received_at is None else received_at  # type: ignore[misc]
         twin._peeked = self._peeked
+        twin._verification = self._verification
         return twin
 
     @property

@@ -12,10 +12,12 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.context import with_token
+from otel_token_relay.door import Gate, Refusal
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
+from otel_token_relay.zero_code import build_gate
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,9 +39,10 @@ class TokenRelayMiddleware:
     def __init__(self, app: App, settings: Settings | None = None) -> None:
         self.app = app
         self._settings = Settings.from_env() if settings is None else settings
+        self._gate = build_gate(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve(self.app, scope, receive, send, self._settings)
+        await serve(self.app, scope, receive, send, self._settings, self._gate)
 
 
 def patch(owner: type, relay: Relay, patches: Patches) -> None:
@@ -54,7 +57,7 @@ def patch(owner: type, relay: Relay, patches: Patches) -> None:
             async def app(scope: Scope, receive: Receive, send: Send) -> None:
                 await original(self, scope, receive, send)
 
-            await serve(app, scope, receive, send, relay.settings)
+            await serve(app, scope, receive, send, relay.settings, relay.gate)
 
         return __call__
 
@@ -70,8 +73,10 @@ def patcher(class_name: str) -> Callable[[ModuleType, Relay, Patches], None]:
     return patch_class
 
 
-async def serve(app: App, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
-    """Run *app* with this request's token, or none, bound until it returns."""
+async def serve(
+    app: App, scope: Scope, receive: Receive, send: Send, settings: Settings, gate: Gate | None = None
+) -> None:
+    """Run *app* with this request's token, or none, bound until it returns, if *gate* lets it in."""
     if scope["type"] not in ("http", "websocket"):
         await app(scope, receive, send)
         return
@@ -86,19 +91,43 @@ async def serve(app: App, scope: Scope, receive: Receive, send: Send, settings: 
 
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
     if outer is not None and outer.covers(values_of):
-        await app(scope, receive, send)
+        await _enter(app, scope, receive, send, outer, gate)
         return
 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
     attached = otel_context.attach(boundary.context())
     try:
-        if boundary.token is None:
-            await app(scope, receive, send)
-        else:
-            await app(scope, _without_token(receive), _without_token(send))
+        if boundary.token is not None:
+            receive, send = _without_token(receive), _without_token(send)
+        await _enter(app, scope, receive, send, boundary, gate)
     finally:
         boundary.close()
         otel_context.detach(attached)
+
+
+async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate | None) -> None:
+    refusal = None
+    if gate is not None and boundary.must_pass(gate):
+        refusal = await gate.check_async(boundary.reading, scope.get("path", ""))
+    if refusal is None:
+        await app(scope, receive, send)
+    elif scope["type"] == "http":
+        # RFC 9110, section 9.3.2: the headers of GET, and no body.
+        await _respond("http", send, refusal, b"" if scope.get("method") == "HEAD" else refusal.body)
+    else:
+        # A handshake is answered like any other request where the server can do that; else it
+        # is closed before it is accepted, which the server turns into 403.
+        await receive()
+        if "websocket.http.response" in (scope.get("extensions") or {}):
+            await _respond("websocket.http", send, refusal, refusal.body)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+
+async def _respond(kind: str, send: Send, refusal: Refusal, body: bytes) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
+    await send({"type": f"{kind}.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": f"{kind}.response.body", "body": body})
 
 
 def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

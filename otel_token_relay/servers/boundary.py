@@ -9,7 +9,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
-from otel_token_relay.door import Reading, read
+from otel_token_relay.door import Gate, Reading, read
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
@@ -35,12 +35,14 @@ class Boundary:
     Attributes:
         reading: The token, or why there is none.
         token: The token, or ``None``.
+        gates: What has checked this request so far, whatever it came to.
     """
 
-    __slots__ = ("_is_answering", "_lease", "_settings", "reading", "token")
+    __slots__ = ("_is_answering", "_lease", "_settings", "gates", "reading", "token")
 
     reading: Reading
     token: BearerToken | None
+    gates: tuple[Gate, ...]
 
     def __init__(self, values_of: ValuesOf, settings: Settings) -> None:
         self._lease = _RequestLease()
@@ -50,6 +52,14 @@ class Boundary:
         self.token = self.reading if isinstance(self.reading, BearerToken) else None
         if self._is_refused:
             _logger.debug("no token taken from the request: %s", self.reading)
+        self.gates = ()
+
+    def must_pass(self, gate: Gate | None) -> bool:
+        """Whether *gate* has yet to check this request; the next time, it has."""
+        if gate is None or any(passed is gate for passed in self.gates):
+            return False
+        self.gates = (*self.gates, gate)
+        return True
 
     @property
     def _is_refused(self) -> bool:

@@ -6,16 +6,19 @@ Source: PEP 3333.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from http import HTTPStatus
 from types import ModuleType
 from typing import Any, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from otel_token_relay.door import Gate
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
+from otel_token_relay.zero_code import build_gate
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -35,9 +38,10 @@ class TokenRelayMiddleware:
     def __init__(self, app: App, settings: Settings | None = None) -> None:
         self.app = app
         self._settings = Settings.from_env() if settings is None else settings
+        self._gate = build_gate(self._settings)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        return serve(self.app, environ, start_response, self._settings)
+        return serve(self.app, environ, start_response, self._settings, self._gate)
 
 
 def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -> None:
@@ -47,7 +51,7 @@ def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -
         def application(self: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
             if relay.is_closed:
                 return original(self, environ, start_response)  # type: ignore[no-any-return]
-            return serve(lambda e, s: original(self, e, s), environ, start_response, relay.settings)
+            return serve(lambda e, s: original(self, e, s), environ, start_response, relay.settings, relay.gate)
 
         return application
 
@@ -64,8 +68,10 @@ def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Relay, Patc
     return patch_class
 
 
-def serve(app: App, environ: Environ, start_response: StartResponse, settings: Settings) -> Iterable[bytes]:
-    """Run *app* with this request's token, or none, bound, also while its response streams."""
+def serve(
+    app: App, environ: Environ, start_response: StartResponse, settings: Settings, gate: Gate | None = None
+) -> Iterable[bytes]:
+    """Run *app* with this request's token, or none, bound, also while its response streams, if *gate* lets it in."""
 
     def values_of(name: str) -> list[str]:
         value = environ.get("HTTP_" + name.upper().replace("-", "_"))
@@ -73,12 +79,12 @@ def serve(app: App, environ: Environ, start_response: StartResponse, settings: S
 
     outer: Boundary | None = environ.get(BOUNDARY_KEY)
     if outer is not None and outer.covers(values_of):
-        return app(environ, start_response)
+        return _enter(app, environ, start_response, outer, gate)
 
     environ[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
     attached = otel_context.attach(boundary.context())
     try:
-        body = app(environ, start_response)
+        body = _enter(app, environ, start_response, boundary, gate)
         context = otel_context.get_current()
     except BaseException:
         boundary.close()
@@ -93,6 +99,26 @@ def serve(app: App, environ: Environ, start_response: StartResponse, settings: S
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
     return kind(body, boundary, context)
+
+
+def _enter(
+    app: App, environ: Environ, start_response: StartResponse, boundary: Boundary, gate: Gate | None
+) -> Iterable[bytes]:
+    refusal = None
+    if gate is not None and boundary.must_pass(gate):
+        refusal = gate.check(boundary.reading, _path(environ))
+    if refusal is None:
+        return app(environ, start_response)
+    phrase = HTTPStatus(refusal.status).phrase
+    start_response(f"{refusal.status} {phrase}", list(refusal.headers))
+    # RFC 9110, section 9.3.2: the headers of GET, and no body.
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [refusal.body]
+
+
+def _path(environ: Environ) -> str:
+    """Give the whole path as text; PEP 3333 hands over its bytes as Latin-1."""
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 class _Body:

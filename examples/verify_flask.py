@@ -1,0 +1,46 @@
+"""A Flask service that verifies every token. Run it with ``gunicorn examples.verify_flask:app``.
+
+ISSUER and AUDIENCE say whose tokens count and what this service is called.
+"""
+
+import os
+
+from flask import Flask, abort, request
+
+from otel_token_relay.verification import TokenVerifier
+from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddleware, Principal
+
+verifier = TokenVerifier(
+    issuers=[os.environ.get("ISSUER", "https://idp.example")],
+    audience=os.environ.get("AUDIENCE", "profile-service"),
+)
+app = Flask(__name__)
+app.wsgi_app = BearerAuthMiddleware(app.wsgi_app, verifier, realm="profiles", exclude=("/healthz",))  # type: ignore[method-assign]
+
+
+def current_principal() -> Principal:
+    """Give who the request speaks for."""
+    principal: Principal = request.environ[PRINCIPAL_KEY]
+    return principal
+
+
+@app.get("/me")
+def me() -> dict[str, object]:
+    """Say who calls."""
+    caller = current_principal()
+    return {"sub": caller.subject, "client": caller.client_id, "scopes": sorted(caller.scopes)}
+
+
+@app.get("/profiles/<user>")
+def profile(user: str) -> dict[str, object]:
+    """Show a profile to whoever may read profiles."""
+    caller = current_principal()
+    if "profiles:read" not in caller.scopes:
+        abort(403)
+    return {"profile": user, "seen_by": caller.subject}
+
+
+@app.get("/healthz")
+def healthz() -> dict[str, str]:
+    """Answer to the orchestrator, which has no token."""
+    return {"status": "ok"}

@@ -1,0 +1,30 @@
+"""The receiving side: verify every token that comes in. Needs the extra ``verify``.
+
+PyJWT is imported with the first of the verifiers that somebody asks for, not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_token_relay.errors import KeysUnavailable, RejectReason, TokenRejected
+
+if TYPE_CHECKING:
+    from otel_token_relay.verification.verifier import AsyncTokenVerifier, TokenVerifier, VerifiedToken
+
+__all__ = [
+    "AsyncTokenVerifier",
+    "KeysUnavailable",
+    "RejectReason",
+    "TokenRejected",
+    "TokenVerifier",
+    "VerifiedToken",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from otel_token_relay.verification import verifier
+
+    return getattr(verifier, name)

@@ -1,0 +1,81 @@
+"""One call for many callers: start it once, wait for it from threads and from event loops.
+
+A core that may have to wait is written once, as a generator that yields what it waits for;
+`drive` runs it for a thread, `drive_async` for a task on asyncio or trio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import sys
+from collections.abc import Generator
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Wait(NamedTuple):
+    """What a core waits for, and for how many seconds at most."""
+
+    future: Future[Any]
+    seconds: float
+
+
+def drive(core: Generator[Wait, None, _Result]) -> _Result:
+    """Run *core* in this thread, which sleeps while it waits."""
+    try:
+        while True:
+            wait = next(core)
+            concurrent.futures.wait([wait.future], timeout=wait.seconds)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
+    """Run *core* in this task. A task that is cancelled leaves the call to the others."""
+    try:
+        while True:
+            wait = next(core)
+            if not wait.future.done():
+                await (_wait_trio(wait) if _is_trio() else _wait_asyncio(wait))
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+def _is_trio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return "trio" in sys.modules
+    return False
+
+
+async def _wait_asyncio(wait: Wait) -> None:
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def wake(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(done.set)
+
+    wait.future.add_done_callback(wake)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(done.wait(), wait.seconds)
+
+
+async def _wait_trio(wait: Wait) -> None:
+    import trio  # it is running, so it is here
+
+    token = trio.lowlevel.current_trio_token()
+    done = trio.Event()
+
+    def wake(_: Future[Any]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(done.set)
+
+    wait.future.add_done_callback(wake)
+    with trio.move_on_after(wait.seconds):
+        await done.wait()

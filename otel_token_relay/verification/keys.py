@@ -1,0 +1,294 @@
+"""Where keys come from: one source for each issuer, which fetches outside the request path.
+
+Invariants:
+
+* A request whose key is known never waits. The lock is held for assignments only, never over a
+  fetch, and a fetch runs in a thread of its own that every waiting caller shares.
+* However many tokens name an unknown ``kid``, and however the endpoint fails, there is at most
+  one fetch for each cooldown. Forging a ``kid`` costs nothing, so it must not cost the issuer.
+* An outage of the issuer changes nothing for as long as *max_stale*: stale keys are better than
+  no service, and a limit is better than keys for ever.
+* A source that has no keys at all says so within *timeout*, by `KeysUnavailable`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from otel_token_relay.errors import ConfigurationError, KeysUnavailable
+from otel_token_relay.origin import Origin
+from otel_token_relay.settings import is_issuer
+from otel_token_relay.token import Clock
+from otel_token_relay.verification.claims import parse_object
+from otel_token_relay.verification.fetch import Answer, FetchFailed, fetch, is_trustworthy
+from otel_token_relay.verification.flights import Wait
+from otel_token_relay.verification.jwk import KeySet
+
+_logger = logging.getLogger("otel_token_relay")
+
+# How long keys count as fresh where the answer does not say, and the bounds for what it says.
+DEFAULT_FRESH_SECONDS: Final = 300.0
+MIN_FRESH_SECONDS: Final = 30.0
+MAX_FRESH_SECONDS: Final = 24 * 3600.0
+
+_max_age = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,10})", re.IGNORECASE).search
+_forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGNORECASE).search
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTimes:
+    """How a source behaves in time; all in seconds.
+
+    Attributes:
+        cooldown: Between two fetches for an unknown ``kid``, and after a fetch that failed.
+        timeout: For one refresh, discovery included; nobody waits longer.
+        max_stale: How long keys are still used after they stopped being fresh, if they cannot
+            be refreshed.
+    """
+
+    cooldown: float = 10.0
+    timeout: float = 4.0
+    max_stale: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("cooldown", "timeout", "max_stale"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+                raise ConfigurationError(name, "this must be a number of seconds, 0 or more")
+        if self.timeout == 0:
+            raise ConfigurationError("timeout", "this must be more than 0")
+
+
+class KeySource:
+    """The keys of one issuer. Safe to share between threads, tasks and event loops; survives a fork.
+
+    Args:
+        issuer: As it stands in ``iss``, exactly.
+        algorithms: What `KeySet.parse` may use.
+        jwks_uri: Where the keys are; ``None`` to ask the issuer's metadata.
+    """
+
+    def __init__(
+        self,
+        issuer: str,
+        algorithms: frozenset[str],
+        *,
+        jwks_uri: str | None = None,
+        times: KeyTimes | None = None,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        self.issuer = issuer
+        self._algorithms = algorithms
+        self._jwks_uri = jwks_uri
+        self._times = times or KeyTimes()
+        self._monotonic = monotonic
+        self._keys: KeySet | None = None
+        self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
+        self._next_after_failure = self._next_for_unknown = float("-inf")
+        self._discovered: tuple[str, float] | None = None
+        self._start_over()
+        _sources.add(self)
+
+    def _start_over(self) -> None:
+        # Also in a forked child: there the thread of a fetch does not go on, and the lock may
+        # have been held by one that is not there any more.
+        self._lock = threading.Lock()
+        self._flight: Future[None] | None = None
+
+    def current(self) -> KeySet | None:
+        """Give the keys at hand and never wait; ``None`` where there are none, or too old ones.
+
+        Starts a refresh in the background where it is time for one.
+        """
+        now = self._monotonic()
+        if now >= self._refresh_at:
+            if now >= self._unusable_at:
+                return None
+            if now >= self._next_after_failure:
+                self._launch()
+        return self._keys
+
+    def wait_for_any(self) -> Wait:
+        """Give what to wait for where `current` has nothing.
+
+        Raises:
+            KeysUnavailable: The last fetch has just failed.
+        """
+        remaining = self._next_after_failure - self._monotonic()
+        if remaining > 0:
+            raise KeysUnavailable(remaining)
+        return Wait(self._launch(), self._times.timeout)
+
+    def wait_for_unknown(self) -> Wait | None:
+        """Give what to wait for where a token names a key that is not at hand.
+
+        Returns:
+            ``None`` within the cooldown: then the key is taken as not existing.
+        """
+        now = self._monotonic()
+        with self._lock:
+            if self._flight is not None:
+                return Wait(self._flight, self._times.timeout)
+            if now < self._next_for_unknown or now < self._next_after_failure:
+                return None
+            self._next_for_unknown = now + self._times.cooldown
+        return Wait(self._launch(), self._times.timeout)
+
+    def unavailable(self) -> KeysUnavailable:
+        """Build the error for a caller that has waited in vain."""
+        return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
+
+    def _launch(self) -> Future[None]:
+        """Start a fetch, or join the one that is under way."""
+        with self._lock:
+            if self._flight is not None:
+                return self._flight
+            flight: Future[None] = Future()
+            self._flight = flight
+        try:
+            threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
+        except RuntimeError:  # no thread can be had: the process is at its limit, or at its end
+            self._end(flight, failed=True)
+        return flight
+
+    def _run(self, flight: Future[None]) -> None:
+        failed = True
+        try:
+            self._refresh()
+            failed = False
+        except Exception as error:  # noqa: BLE001  # the requests go on with the keys they have
+            _logger.warning("the keys of an issuer could not be refreshed: %s", _describe(error))
+        finally:
+            self._end(flight, failed=failed)
+
+    def _end(self, flight: Future[None], *, failed: bool) -> None:
+        with self._lock:
+            if failed:
+                self._next_after_failure = self._monotonic() + self._times.cooldown
+                self._discovered = None
+            if self._flight is flight:
+                self._flight = None
+        flight.set_result(None)
+
+    def _refresh(self) -> None:
+        deadline = time.monotonic() + self._times.timeout
+
+        def ask(url: str) -> Answer:
+            return fetch(url, timeout=deadline - time.monotonic())
+
+        answer = ask(self._jwks_uri or self._discover(ask))
+        if answer.status != 200:
+            raise FetchFailed(f"the key set was answered with {answer.status}")
+        document = parse_object(answer.body)
+        if not document.get("keys"):
+            # An issuer without any key has made a mistake; ours were good until now.
+            raise FetchFailed("the key set is empty")
+        self._accept(KeySet.parse(document, self._algorithms), fresh_seconds(answer.headers))
+
+    def _accept(self, keys: KeySet, fresh: float) -> None:
+        now = self._monotonic()
+        if self._keys is None or self._keys.contents != keys.contents:
+            # Whoever remembers a verdict with the old object sees that it is another one.
+            self._keys = keys
+        # Not all instances of a service at the same moment, and well before the end.
+        self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret
+        self._unusable_at = now + fresh + self._times.max_stale
+        self._next_after_failure = float("-inf")
+
+    def _discover(self, ask: Callable[[str], Answer]) -> str:
+        """Give the ``jwks_uri`` of the issuer's metadata, remembered for an hour.
+
+        Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, sections 3 and 3.3.
+        """
+        if self._discovered is not None and self._monotonic() < self._discovered[1]:
+            return self._discovered[0]
+        for url in metadata_urls(self.issuer):
+            answer = ask(url)
+            if answer.status != 200:
+                continue
+            try:
+                jwks_uri = read_metadata(parse_object(answer.body), self.issuer)
+            except ValueError:
+                continue  # a web application that answers every path with its start page
+            if jwks_uri is not None:
+                self._discovered = jwks_uri, self._monotonic() + 3600.0
+                return jwks_uri
+        raise FetchFailed("no metadata of the issuer names where its keys are")
+
+
+def check_issuer(issuer: object) -> str:
+    """Give *issuer* if its metadata can be asked for.
+
+    Raises:
+        ConfigurationError: It is no https URL, or has a query or a fragment.
+    """
+    if not isinstance(issuer, str) or not is_issuer(issuer):
+        raise ConfigurationError("issuers", "an issuer is an https URL without a query, or an http one on loopback")
+    return issuer
+
+
+def metadata_urls(issuer: str) -> tuple[str, str]:
+    """Give where the metadata may be: OpenID appends to the path, RFC 8414 puts itself before it."""
+    parts = urlsplit(issuer)
+    path = parts.path.rstrip("/")
+    base = f"{parts.scheme}://{parts.netloc}"
+    return (
+        f"{base}{path}/.well-known/openid-configuration",
+        f"{base}/.well-known/oauth-authorization-server{path}",
+    )
+
+
+def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
+    """Give the ``jwks_uri`` of a document, or ``None`` if it is not to be believed.
+
+    RFC 8414, section 3.3: the issuer in it must be identical to ours, or whoever can answer for
+    another path of that host could have its keys trusted as ours.
+    """
+    jwks_uri = document.get("jwks_uri")
+    if document.get("issuer") != issuer or not isinstance(jwks_uri, str) or not is_trustworthy(jwks_uri):
+        return None
+    ours, theirs = Origin.parse(issuer), Origin.parse(jwks_uri)
+    if ours is None or theirs is None or (ours.scheme == "https" and theirs.scheme != "https"):
+        return None
+    return jwks_uri
+
+
+def fresh_seconds(headers: Mapping[str, str]) -> float:
+    """Give how long an answer counts as fresh, within our bounds (RFC 9111, sections 4.2 and 5.2.2)."""
+    control = headers.get("cache-control", "")
+    if _forbids_reuse(control):
+        return MIN_FRESH_SECONDS
+    match = _max_age(control)
+    if match is None:
+        return DEFAULT_FRESH_SECONDS
+    age = headers.get("age", "0")
+    fresh = float(match[1]) - (float(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0.0)
+    return min(max(fresh, MIN_FRESH_SECONDS), MAX_FRESH_SECONDS)
+
+
+def _describe(error: Exception) -> str:
+    # Of an error that is not our own, only the type: its text may quote the answer.
+    return str(error) if isinstance(error, FetchFailed) else type(error).__name__
+
+
+_sources: weakref.WeakSet[KeySource] = weakref.WeakSet()
+
+
+def _start_over_in_child() -> None:
+    for source in list(_sources):
+        source._start_over()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over_in_child)

@@ -1,0 +1,68 @@
+"""`BearerAuthMiddleware` for WSGI applications: Flask, Django, Falcon, plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from otel_token_relay.servers.wsgi import App, Environ, StartResponse, serve
+from otel_token_relay.settings import Settings
+from otel_token_relay.verification.gate import BearerGate, Principal, Verifier, principal_of
+from otel_token_relay.verification.spans import SpanClaims
+
+__all__ = ["PRINCIPAL_KEY", "BearerAuthMiddleware", "Principal", "principal_of"]
+
+PRINCIPAL_KEY: Final = "otel_token_relay.principal"
+
+
+class BearerAuthMiddleware:
+    """Let in only requests with a valid bearer token.
+
+    The others are answered with 400, 401, 403 or 503. What is let in finds a `Principal` in
+    ``environ["otel_token_relay.principal"]``.
+
+    Args:
+        app: The WSGI application; for Flask, ``app.wsgi_app``.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
+        realm: Sent with each challenge; ``None`` for ``api``.
+        required_scopes: The token must allow all of them.
+        exclude: Paths that need no token, compared exactly, with what the application is mounted on.
+        resource_metadata: The URL of this resource's metadata (RFC 9728).
+        acr_values: The token's ``acr`` must be one of these (RFC 9470).
+        max_age: Seconds since the token's ``auth_time``, at most (RFC 9470).
+        settings: Which headers hold the token, where no boundary has read them already; ``None``
+            for `Settings.from_env()`.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        verifier: Verifier,
+        *,
+        realm: str | None = None,
+        required_scopes: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        resource_metadata: str | None = None,
+        acr_values: Sequence[str] = (),
+        max_age: float | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.app = app
+        self._settings = Settings.from_env() if settings is None else settings
+        self._gate = BearerGate(
+            verifier,
+            realm=realm,
+            required_scopes=required_scopes,
+            exclude=exclude,
+            resource_metadata=resource_metadata,
+            acr_values=acr_values,
+            max_age=max_age,
+            span_claims=SpanClaims.of(self._settings),
+        )
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        return serve(self._enter, environ, start_response, self._settings, self._gate)
+
+    def _enter(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        environ[PRINCIPAL_KEY] = principal_of(environ)
+        return self.app(environ, start_response)

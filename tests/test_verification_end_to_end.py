@@ -1,0 +1,133 @@
+"""A service that verifies, a service behind it, and an Authlib authorization server, all for real."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
+from otel_token_relay.verification.asgi import BearerAuthMiddleware
+from tests.support.authorization_server import AUDIENCE, AuthorizationServer, authorizing
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AuthorizationServer]:
+    with authorizing() as running:
+        yield running
+
+
+def verifier_of(server: AuthorizationServer, *, introspects: bool = False, **options: Any) -> TokenVerifier:
+    if introspects:
+        options |= {
+            "introspection_endpoint": f"{server.issuer}/introspect",
+            "client_id": "profiles",
+            "client_secret": "s3cret & more",
+        }
+    return TokenVerifier([server.issuer], AUDIENCE, **options)
+
+
+def client_of(verifier: TokenVerifier | AsyncTokenVerifier) -> TestClient:
+    def show(request: Request) -> JSONResponse:
+        return JSONResponse({"sub": request.user.subject, "scopes": sorted(request.user.scopes)})
+
+    app = Starlette(routes=[Route("/", show)])
+    app.add_middleware(BearerAuthMiddleware, verifier=verifier, required_scopes=("profiles:read",))
+    return TestClient(app)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
+def test_user_flow(server: AuthorizationServer, kind: Any) -> None:
+    """A user logs in by code and PKCE, and the service knows who calls."""
+    client = client_of(kind([server.issuer], AUDIENCE))
+    token = server.log_in("alice")
+
+    assert client.get("/", headers=bearer(token)).json() == {"sub": "alice", "scopes": ["profiles:read"]}
+    assert client.get("/", headers=bearer(token[:-4] + "AAAA")).status_code == 401
+    assert client.get("/", headers=bearer(server.log_in("alice", "other"))).status_code == 403
+    assert client.get("/").status_code == 401
+
+
+def test_token_for_another_service_is_refused(server: AuthorizationServer) -> None:
+    """The same issuer, the same key, not for us."""
+    with pytest.raises(TokenRejected, match="wrong_audience"):
+        TokenVerifier([server.issuer], "billing-service").verify(server.log_in("alice"))
+
+
+def test_token_expires(server: AuthorizationServer) -> None:
+    """Past exp and leeway it is over, remembered or not."""
+    ahead = 0.0
+    verifier = verifier_of(server, now=lambda: time.time() + ahead, cache_seconds=1e6)
+    token = server.log_in("alice")
+    verifier.verify(token)
+
+    ahead = 10**6
+    with pytest.raises(TokenRejected, match="expired"):
+        verifier.verify(token)
+
+
+def test_rotation(server: AuthorizationServer) -> None:
+    """A new key is taken at once, and the old one's tokens end with it."""
+    client = client_of(verifier_of(server))
+    before = server.log_in("alice")
+    assert client.get("/", headers=bearer(before)).status_code == 200
+
+    server.rotate()
+
+    assert client.get("/", headers=bearer(before)).status_code == 200
+    assert client.get("/", headers=bearer(server.log_in("bob"))).json()["sub"] == "bob"
+    assert client.get("/", headers=bearer(before)).status_code == 401
+
+
+def test_outage(server: AuthorizationServer) -> None:
+    """Who has keys goes on through an outage; who has none answers 503, not 401."""
+    warm, cold = client_of(verifier_of(server)), client_of(verifier_of(server))
+    token, other = server.log_in("alice"), server.log_in("bob")
+    warm.get("/", headers=bearer(token))
+    server.set_down(True)
+    try:
+        assert warm.get("/", headers=bearer(other)).json()["sub"] == "bob"
+        refused = cold.get("/", headers=bearer(token))
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        with pytest.raises(KeysUnavailable):
+            verifier_of(server, introspects=True).verify("opaque")
+    finally:
+        server.set_down(False)
+
+
+def test_opaque_token_is_introspected(server: AuthorizationServer) -> None:
+    """The server knows what it stands for; without introspection nobody does."""
+    token = server.log_in("alice", "opaque profiles:read")
+    assert "." not in token
+
+    verified = verifier_of(server, introspects=True).verify(token)
+    assert (verified.subject, verified.issuer) == ("alice", server.issuer)
+    assert client_of(verifier_of(server)).get("/", headers=bearer(token)).status_code == 401
+
+
+@pytest.mark.parametrize("scope", ["profiles:read", "opaque profiles:read"], ids=["JWT", "opaque"])
+def test_revoked_token_is_refused(server: AuthorizationServer, scope: str) -> None:
+    """As soon as the server is asked again, which is after a minute at the latest."""
+    ahead = 0.0
+    verifier = verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead)
+    token = server.log_in("alice", scope)
+    verifier.verify(token)
+    server.revoke(token)
+
+    with pytest.raises(TokenRejected, match="inactive"):
+        verifier_of(server, introspects=True).verify(token)
+    ahead = 61.0
+    with pytest.raises(TokenRejected, match="inactive"):
+        verifier.verify(token)

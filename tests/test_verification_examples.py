@@ -1,0 +1,67 @@
+"""The programs under examples/, as processes of their own, as their first lines say to run them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import servers
+from tests.support.issuers import Issuer, issuing
+from tests.support.served import serving
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+EXAMPLES = {
+    "fastapi": ("uvicorn-httptools", "examples.verify_fastapi:app"),
+    "flask": ("gunicorn", "examples.verify_flask:app"),
+    "django": ("gunicorn", "examples.verify_django:app"),
+}
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+def bearer(issuer: Issuer, **changes: object) -> bytes:
+    return b" Bearer " + make_token(claims(issuer.url, **changes)).encode()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_lets_in_whom_it_should(issuer: Issuer, name: str) -> None:
+    """Who calls is seen, a scope is required, and the excluded path is open."""
+    command, app = EXAMPLES[name]
+    with serving(command, {"asgi": app, "wsgi": app}, {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}) as server:
+        me = server.send(bearer(issuer), target="/me")
+        assert json.loads(me.body) == {"sub": "alice", "client": "web", "scopes": ["profiles:read", "profiles:write"]}
+        assert json.loads(server.send(bearer(issuer), target="/profiles/bob").body)["seen_by"] == "alice"
+        assert server.send(bearer(issuer, scope="other"), target="/profiles/bob").status == 403
+        assert server.send(bearer(issuer, exp=1), target="/me").status == 401
+        assert server.send(target="/me").headers["www-authenticate"] == 'Bearer realm="profiles"'
+        assert server.send(target="/healthz").status == 200
+
+
+def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under ``opentelemetry-instrument`` the variables alone protect an application that knows nothing of it."""
+    launcher = Path(sys.executable).with_name("opentelemetry-instrument")
+    command = f"{launcher} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
+    monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
+    environ = {
+        "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
+        "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": issuer.url,
+        "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": AUDIENCE,
+        "OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE": "/healthz",
+    }
+    with serving("instrumented", {"asgi": "examples.verify_zero_code:app"}, environ) as server:
+        assert server.send(target="/me").headers["www-authenticate"] == 'Bearer realm="api"'
+        assert json.loads(server.send(bearer(issuer), target="/me").body) == {"sub": "alice"}
+        assert server.send(bearer(issuer, aud="elsewhere"), target="/me").status == 401
+        assert server.send(target="/healthz").status == 200

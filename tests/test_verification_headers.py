@@ -1,0 +1,210 @@
+"""The header table of RFC 6750 and 9110, over real servers and raw sockets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.issuers import Issuer, issuing
+from tests.support.served import COMMANDS, Server, serving
+from tests.support.tokens import claims, make_token, public_jwk
+
+APPS = {"asgi": "tests.support.protected_apps:asgi_app", "wsgi": "tests.support.protected_apps:wsgi_app"}
+
+METADATA = 'resource_metadata="https://profiles.example/.well-known/oauth-protected-resource"'
+BARE = f'Bearer realm="profiles", scope="profiles:read", {METADATA}'
+INVALID_REQUEST = f'Bearer realm="profiles", error="invalid_request", {METADATA}'
+INVALID_TOKEN = f'Bearer realm="profiles", error="invalid_token", scope="profiles:read", {METADATA}'
+INSUFFICIENT_SCOPE = f'Bearer realm="profiles", error="insufficient_scope", scope="profiles:read", {METADATA}'
+
+# What stands after the colon, line by line, with @ for a valid token; the status; the challenge.
+ACCEPTED = {
+    "Bearer T": [b" Bearer @"],
+    "bearer T": [b" bearer @"],
+    "BEARER T": [b" BEARER @"],
+    "two spaces": [b" Bearer  @"],
+    "five spaces": [b" Bearer     @"],
+    "no space after the colon": [b"Bearer @"],
+    "spaces in front": [b"    Bearer @"],
+    "tab in front": [b"\tBearer @"],
+    "spaces behind": [b" Bearer @  "],
+    "tab behind": [b" Bearer @\t"],
+}
+BARE_CHALLENGE = {
+    "no header": [],
+    "empty header": [b""],
+    "tab instead of the space": [b" Bearer\t@"],
+    "token alone": [b" @"],
+    "no space": [b" Bearer@"],
+    "colon": [b" Bearer: @"],
+    "equals sign": [b" Bearer=@"],
+    "Basic": [b" Basic YWxpY2U6c2VjcmV0"],
+    "Token": [b" Token @"],
+    "DPoP": [b" DPoP @"],
+    "Digest": [b' Digest username="a", realm="b", nonce="c", uri="/", response="d"'],
+    "Bearers": [b" Bearers @"],
+}
+MALFORMED = {
+    "Bearer": [b" Bearer"],
+    "Bearer and spaces": [b" Bearer   "],
+    "two tokens with a comma": [b" Bearer @,@"],
+    "two credentials with a comma": [b" Bearer @, Bearer @"],
+    "two tokens with a space": [b" Bearer @ @"],
+    "quotes": [b' Bearer "@"'],
+    "a parameter": [b" Bearer token=@"],
+    "semicolon": [b" Bearer @;x"],
+    "percent": [b" Bearer @%20"],
+    "beyond ASCII": [b" Bearer \xc3\xa9@"],
+    "beyond ASCII behind": [b" Bearer @\xff"],
+    "Basic and Bearer with a comma": [b" Basic YWxpY2U6c2VjcmV0, Bearer @"],
+    "two lines": [b" Bearer @", b" Bearer @"],
+    "two lines, bad one first": [b" Bearer x", b" Bearer @"],
+    "two lines, Basic first": [b" Basic YWxpY2U6c2VjcmV0", b" Bearer @"],
+    "two lines, Basic last": [b" Bearer @", b" Basic YWxpY2U6c2VjcmV0"],
+    "two lines, one empty": [b" Bearer @", b""],
+}
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def server(request: pytest.FixtureRequest, issuer: Issuer) -> Iterator[Server]:
+    with serving(request.param, APPS, {"ISSUER": issuer.url}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def token(issuer: Issuer) -> bytes:
+    return make_token(claims(issuer.url)).encode()
+
+
+def fill(lines: list[bytes], token: bytes) -> list[bytes]:
+    return [line.replace(b"@", token) for line in lines]
+
+
+def expect(server: Server, lines: list[bytes], status: int, challenge: str) -> None:
+    reply = server.send(*lines)
+
+    assert (reply.status, reply.headers.get("www-authenticate")) == (status, challenge)
+    assert reply.headers["cache-control"] == "no-store"
+    assert reply.headers["content-type"] == "application/json"
+    assert json.loads(reply.body)["error"]
+
+
+@pytest.mark.parametrize("lines", ACCEPTED.values(), ids=ACCEPTED)
+def test_valid_header_gets_in(server: Server, token: bytes, lines: list[bytes]) -> None:
+    """Rows 2, 3 and 5: case and white space as the grammar allows, and the application sees who it is."""
+    reply = server.send(*fill(lines, token))
+
+    assert reply.status == 200
+    assert json.loads(reply.body) == {"user": "alice", "claims": "alice"}
+
+
+@pytest.mark.parametrize("lines", BARE_CHALLENGE.values(), ids=BARE_CHALLENGE)
+def test_no_bearer_token_is_challenged_without_an_error(server: Server, token: bytes, lines: list[bytes]) -> None:
+    """Rows 1, 4 and 7: nobody has tried to bring a bearer token, so there is no error code."""
+    expect(server, fill(lines, token), 401, BARE)
+
+
+@pytest.mark.parametrize("lines", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_header_is_a_bad_request(server: Server, token: bytes, lines: list[bytes]) -> None:
+    """Rows 6, 8 and 9: an attempt that breaks the grammar, or that could be read in two ways."""
+    expect(server, fill(lines, token), 400, INVALID_REQUEST)
+
+
+def test_invalid_token_is_unauthorized(server: Server, issuer: Issuer, token: bytes) -> None:
+    """Rows 10, 11 and 16: the grammar holds and the token does not."""
+    for bad in (
+        b"not-a-jwt",
+        token[:-4] + b"AAAA",
+        token + b"==",
+        make_token(claims(issuer.url, exp=1)).encode(),
+        make_token(claims(issuer.url, aud="billing-service")).encode(),
+        make_token(claims(issuer.url), typ="JWT").encode(),
+        make_token(claims(issuer.url, cnf={"jkt": "x"})).encode(),
+    ):
+        expect(server, [b" Bearer " + bad], 401, INVALID_TOKEN)
+
+
+def test_token_that_is_too_long_does_not_get_in(server: Server, token: bytes) -> None:
+    """Row 12: refused by us, or before that by a server with limits of its own."""
+    reply = server.send(b" Bearer " + token + b"A" * 20_000)
+
+    assert (reply.status, reply.headers.get("www-authenticate")) in [(401, INVALID_TOKEN), (400, None), (431, None)]
+
+
+def test_missing_scope_is_forbidden(server: Server, issuer: Issuer) -> None:
+    """Row 13: a valid token that does not allow this."""
+    for scope in ("profiles:write", "", "profiles", "profiles:reading"):
+        token = make_token(claims(issuer.url, scope=scope)).encode()
+        expect(server, [b" Bearer " + token], 403, INSUFFICIENT_SCOPE)
+
+
+def test_refused_head_request_has_no_body(server: Server) -> None:
+    """RFC 9110, section 9.3.2: the same headers, and the next request on the connection is not disturbed."""
+    reply = server.send_raw(b"HEAD / HTTP/1.1\r\nHost: profiles.example\r\nConnection: close\r\n\r\n")
+
+    assert (reply.status, reply.headers["www-authenticate"]) == (401, BARE)
+    assert reply.headers["content-length"] == "27"
+    assert reply.body == b""
+
+
+def test_refused_request_leaves_the_connection_usable(server: Server, token: bytes) -> None:
+    """A body that nobody read does not turn into the next request."""
+    refused = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789"
+    good = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer " + token + b"\r\n\r\n"
+    reply = server.send_raw(refused + good)
+
+    assert reply.status == 401
+    assert reply.body.count(b"HTTP/1.1 ") <= 1
+    assert b"HTTP/1.1 400" not in reply.body
+
+
+def test_token_in_the_query_does_not_count(server: Server, token: bytes) -> None:
+    """Rows 14 and 15: RFC 9700, section 4.3.2, forbids it, so only the header decides."""
+    target = f"/?access_token={token.decode()}"
+
+    assert server.send(target=target).status == 401
+    assert server.send(b" Bearer " + token, target=target).status == 200
+    assert server.send(b" Bearer x", target=f"/?access_token={token.decode()}").status == 401
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/healthz/",
+        "/healthz/deep",
+        "//healthz",
+        "/HEALTHZ",
+        "/healthz;x",
+        "/x/../healthz",
+        "/healthz%2f",
+        "/healthz%00",
+    ],
+)
+def test_only_the_exact_path_is_excluded(server: Server, target: str) -> None:
+    """A path that some router may take for the excluded one is not excluded."""
+    assert server.send(target="/healthz").status == 200
+    assert server.send(target="/healthz?x=1").status == 200
+    assert server.send(target=target).status in (400, 401)
+
+
+def test_outage_of_the_issuer_is_unavailable(issuer: Issuer) -> None:
+    """Row 17: without keys nobody is called invalid; ask again later."""
+    issuer.behave = issuer.fail
+    try:
+        for name in ("uvicorn-h11", "gunicorn"):
+            with serving(name, APPS, {"ISSUER": issuer.url}) as server:
+                reply = server.send(b" Bearer " + make_token(claims(issuer.url)).encode())
+                assert reply.status == 503
+                assert 1 <= int(reply.headers["retry-after"]) <= 10
+                assert "www-authenticate" not in reply.headers
+                assert reply.headers["cache-control"] == "no-store"
+    finally:
+        issuer.behave = None

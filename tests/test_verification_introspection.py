@@ -1,0 +1,399 @@
+"""Opaque tokens, and JWTs that may be revoked: RFC 7662 over real HTTP."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from otel_token_relay import use_token
+from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
+from otel_token_relay.verification.cache import Cache
+from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+OPAQUE = "2YotnFZFEjr1zCsicMWpAA"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        running.introspect = lambda token: active()
+        yield running
+
+
+def active(**changes: Any) -> dict[str, Any]:
+    """An answer of the server; a change to ``...`` takes a member out."""
+    found = {"active": True, "sub": "alice", "aud": AUDIENCE, "scope": "profiles:read", "client_id": "web"}
+    found |= {"exp": int(time.time()) + 600, "token_type": "Bearer"} | changes
+    return {name: value for name, value in found.items() if value is not ...}
+
+
+def opaque_verifier(issuer: Issuer, **options: Any) -> TokenVerifier:
+    options = {"audience": AUDIENCE, "client_id": "profiles", "client_secret": "s3:cret &"} | options
+    return TokenVerifier(introspection_endpoint=f"{issuer.url}/introspect", **options)
+
+
+def both_verifier(issuer: Issuer, **options: Any) -> TokenVerifier:
+    return TokenVerifier([issuer.url], AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect", **options)
+
+
+def asked(issuer: Issuer) -> int:
+    return issuer.hits.count("/introspect")
+
+
+def test_opaque_token_is_introspected(issuer: Issuer) -> None:
+    """The server's answer is what is known of the token; we say who we are, form-urlencoded."""
+    with use_token("the-callers-own-token"):
+        verified = opaque_verifier(issuer).verify(OPAQUE)
+
+    assert (verified.subject, verified.client_id, verified.scopes) == ("alice", "web", {"profiles:read"})
+    assert "token=2YotnFZFEjr1zCsicMWpAA&token_type_hint=access_token" in issuer.seen[0]
+    # RFC 6749, section 2.3.1: each part by application/x-www-form-urlencoded, then Basic.
+    assert base64.b64encode(b"profiles:s3%3Acret%20%26").decode() in issuer.seen[0]
+    assert "the-callers-own-token" not in issuer.seen[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param({"active": False}, "inactive", id="inactive"),
+        pytest.param({"active": False, "sub": "alice", "aud": AUDIENCE}, "inactive", id="inactive with claims"),
+        pytest.param(active(aud="billing-service"), "wrong_audience", id="for somebody else"),
+        pytest.param(active(aud=...), "missing_claim", id="for nobody knows whom"),
+        pytest.param(active(aud=None), "missing_claim", id="aud null"),
+        pytest.param(active(exp=1), "expired", id="expired"),
+        pytest.param(active(exp="9999999999"), "invalid_claim", id="exp a text"),
+        pytest.param(active(nbf=9_999_999_999), "not_yet_valid", id="not yet"),
+        pytest.param(active(sub=1), "invalid_claim", id="sub a number"),
+        pytest.param(active(sub="a\nb"), "invalid_claim", id="sub of two lines"),
+        pytest.param(active(scope=1), "invalid_claim", id="scope a number"),
+        pytest.param(active(token_type="refresh_token"), "wrong_type", id="a refresh token"),
+        pytest.param(active(token_type="DPoP"), "wrong_type", id="DPoP"),
+        pytest.param(active(token_type=1), "wrong_type", id="type a number"),
+        pytest.param(active(cnf={"jkt": "x"}), "sender_constrained", id="bound to a key"),
+    ],
+)
+def test_answer_is_held_against_the_rules(issuer: Issuer, answer: Any, reason: str) -> None:
+    """That the server calls a token active does not make it one for us."""
+    issuer.introspect = lambda token: answer
+
+    with pytest.raises(TokenRejected) as refused:
+        opaque_verifier(issuer).verify(OPAQUE)
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(active(), id="all there"),
+        pytest.param(active(exp=time.time() + 600.5), id="exp with a fraction"),
+        pytest.param(active(exp=..., token_type=..., sub=..., client_id=..., scope=...), id="the least"),
+        pytest.param(active(exp=None, nbf=None, sub=None), id="null for unknown"),
+        pytest.param(active(token_type="bearer"), id="type in lower case"),
+        pytest.param(active(token_type="access_token"), id="type by another name"),
+        pytest.param(active(aud=["billing-service", AUDIENCE]), id="several audiences"),
+    ],
+)
+def test_what_servers_leave_out_is_no_fault(issuer: Issuer, answer: Any) -> None:
+    """RFC 7662, section 2.2: all but ``active`` is optional."""
+    issuer.introspect = lambda token: answer
+
+    assert opaque_verifier(issuer).verify(OPAQUE).still_holds()
+
+
+def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
+    """Without a name of ours, the server decides who may introspect what."""
+    issuer.introspect = lambda token: active(aud=...)
+
+    assert opaque_verifier(issuer, audience=None).verify(OPAQUE).subject == "alice"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"<html>", id="html"),
+        pytest.param([], id="a list"),
+        pytest.param({}, id="nothing said"),
+        pytest.param({"active": "true"}, id="active a text"),
+        pytest.param({"active": 1}, id="active a number"),
+        pytest.param(b'{"active": false, "active": true}', id="said twice"),
+    ],
+)
+def test_answer_that_says_nothing_is_an_outage(issuer: Issuer, answer: Any) -> None:
+    """Nobody gets in by it, and nobody is called invalid."""
+    issuer.introspect = lambda token: answer
+
+    with pytest.raises(KeysUnavailable):
+        opaque_verifier(issuer).verify(OPAQUE)
+
+
+@pytest.mark.parametrize("fault", ["fail", "hang"])
+def test_outage_fails_closed_and_is_not_asked_again_at_once(issuer: Issuer, fault: str) -> None:
+    """One request waits for the timeout; those right after it do not."""
+    issuer.behave = getattr(issuer, fault)
+    verifier = opaque_verifier(issuer, timeout=0.3)
+
+    for number in range(20):
+        with pytest.raises(KeysUnavailable):
+            verifier.verify(f"{OPAQUE}{number}")
+        assert verifier._introspection is not None
+        wait_until(lambda: not verifier._introspection._under_way)  # type: ignore[union-attr]
+    assert asked(issuer) == 1
+
+
+def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
+    """After that the server is asked, whatever the token's own lifetime is."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    for _ in range(10):
+        verifier.verify(OPAQUE)
+    assert asked(issuer) == 1
+
+    issuer.introspect = lambda token: {"active": False}
+    clock.ahead = 61.0
+    with pytest.raises(TokenRejected, match="inactive"):
+        verifier.verify(OPAQUE)
+
+
+def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
+    """A token that one node of the server does not know yet is soon asked for again."""
+    clock = Clock()
+    issuer.introspect = lambda token: {"active": False}
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    for _ in range(10):
+        with pytest.raises(TokenRejected, match="inactive"):
+            verifier.verify(OPAQUE)
+    assert asked(issuer) == 1
+
+    issuer.introspect = lambda token: active()
+    clock.ahead = 5.5
+    assert verifier.verify(OPAQUE).subject == "alice"
+
+
+def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
+    """Answers that say no are remembered apart."""
+    issuer.introspect = lambda token: active() if token == OPAQUE else {"active": False}
+    verifier = opaque_verifier(issuer)
+    assert verifier._introspection is not None
+    verifier._introspection._active, verifier._introspection._inactive = Cache(4), Cache(4)
+    verifier.verify(OPAQUE)
+    for number in range(20):
+        with pytest.raises(TokenRejected):
+            verifier.verify(f"invented{number}")
+    before = asked(issuer)
+
+    verifier.verify(OPAQUE)
+
+    assert asked(issuer) == before
+
+
+def test_introspection_works_without_a_memory_for_tokens(issuer: Issuer) -> None:
+    """``cache_size=0`` is about verdicts of ours; the server's answer is still used again."""
+    verified = opaque_verifier(issuer, cache_size=0).verify(OPAQUE)
+
+    assert verified.still_holds()
+    assert asked(issuer) == 1
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """The least recently used entry goes first, and none is kept where none should be."""
+    cache: Cache[int] = Cache(3)
+    for number in range(3):
+        cache.put(bytes([number]), number)
+    cache.get(b"\0")
+    cache.put(b"\3", 3)
+
+    assert [cache.get(bytes([number])) for number in range(4)] == [0, None, 2, 3]
+    assert len(cache) == 3
+    none: Cache[int] = Cache(0)
+    none.put(b"\0", 0)
+    assert len(none) == 0
+
+
+@pytest.mark.parametrize("backend", [None, "asyncio", "trio"], ids=["threads", "asyncio", "trio"])
+def test_many_requests_with_one_token_ask_once(issuer: Issuer, backend: str | None) -> None:
+    """Single flight, in threads and in tasks."""
+    release = threading.Event()
+
+    def slowly(handler: Any, path: str) -> bool:
+        release.wait(10)
+        return False
+
+    issuer.behave = slowly
+    results: list[str | None] = []
+    if backend is None:
+        verifier = opaque_verifier(issuer)
+        threads = [threading.Thread(target=lambda: results.append(verifier.verify(OPAQUE).subject)) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: asked(issuer) == 1)
+        release.set()
+        for thread in threads:
+            thread.join(10)
+    else:
+
+        async def main() -> None:
+            verifier = AsyncTokenVerifier(
+                introspection_endpoint=f"{issuer.url}/introspect", audience=AUDIENCE, client_id="a", client_secret="b"
+            )
+
+            async def request() -> None:
+                results.append((await verifier.verify(OPAQUE)).subject)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(10):
+                    group.start_soon(request)
+                while not issuer.hits:
+                    await anyio.sleep(0.01)
+                release.set()
+
+        anyio.run(main, backend=backend)
+
+    assert results == ["alice"] * 10
+    assert asked(issuer) == 1
+
+
+def test_jwt_is_verified_and_introspected(issuer: Issuer) -> None:
+    """A good signature does not save a revoked token, and the server's word does not save a bad signature."""
+    verifier = both_verifier(issuer)
+    token = make_token(claims(issuer.url))
+    assert verifier.verify(token).claims["jti"] == "j-1"
+
+    issuer.introspect = lambda token: {"active": False}
+    with pytest.raises(TokenRejected, match="inactive"):
+        verifier.verify(make_token(claims(issuer.url, jti="j-2")))
+    issuer.introspect = lambda token: active()
+    for bad in (make_token(claims(issuer.url), name="second"), make_token(claims(issuer.url, aud="elsewhere"))):
+        with pytest.raises(TokenRejected):
+            verifier.verify(bad)
+    assert verifier.verify(OPAQUE).subject == "alice"
+
+
+def test_answer_of_another_issuer_is_refused(issuer: Issuer) -> None:
+    """Where issuers are named, an answer about somebody else's token does not count."""
+    issuer.introspect = lambda token: active(iss="https://elsewhere.example")
+
+    with pytest.raises(TokenRejected, match="unknown_issuer"):
+        both_verifier(issuer).verify(OPAQUE)
+
+
+def test_without_introspection_an_opaque_token_is_malformed(issuer: Issuer) -> None:
+    """There is nobody who could know it."""
+    with pytest.raises(TokenRejected, match="malformed"):
+        TokenVerifier([issuer.url], AUDIENCE).verify(OPAQUE)
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a,b", "é", "a\n", "\ud800", "x" * 20_000], ids=ascii)
+def test_what_is_no_token_is_not_sent_to_the_server(issuer: Issuer, token: str) -> None:
+    """Only a b64token of a reasonable length is worth a question."""
+    with pytest.raises(TokenRejected):
+        opaque_verifier(issuer).verify(token)
+    assert asked(issuer) == 0
+
+
+def test_revocation_hook_is_asked_at_each_use(issuer: Issuer) -> None:
+    """Also where the verdict is remembered; and not at all where another rule fails first."""
+    denied: set[object] = set()
+    seen: list[object] = []
+
+    def is_revoked(found: Any) -> bool:
+        seen.append(found["jti"])
+        return found["jti"] in denied
+
+    verifier = TokenVerifier([issuer.url], AUDIENCE, is_revoked=is_revoked)
+    token = make_token(claims(issuer.url))
+    verified = verifier.verify(token)
+    verifier.verify(token)
+    assert seen == ["j-1", "j-1"]
+    denied.add("j-1")
+
+    with pytest.raises(TokenRejected, match="revoked"):
+        verifier.verify(token)
+    assert not verified.still_holds()
+    with pytest.raises(TokenRejected, match="expired"):
+        verifier.verify(make_token(claims(issuer.url, exp=1, jti="j-1")))
+    assert len(seen) == 4
+
+
+def test_failing_revocation_hook_lets_nobody_in(issuer: Issuer) -> None:
+    """It is an outage of ours, and it does not show what the hook raised."""
+
+    def is_revoked(found: Any) -> bool:
+        raise RuntimeError(found["sub"])
+
+    with pytest.raises(KeysUnavailable) as outage:
+        TokenVerifier([issuer.url], AUDIENCE, is_revoked=is_revoked).verify(make_token(claims(issuer.url)))
+    assert outage.value.__cause__ is None
+
+
+def test_verdict_that_runs_out_is_renewed_in_the_background(issuer: Issuer) -> None:
+    """At a hop nobody waits: past half its time the verdict is asked for anew, past all of it nothing goes."""
+    clock = Clock()
+    verified = opaque_verifier(issuer, monotonic=clock).verify(OPAQUE)
+    assert verified.still_holds()
+    assert asked(issuer) == 1
+
+    clock.ahead = 31.0
+    assert verified.still_holds()
+    wait_until(lambda: asked(issuer) == 2)
+
+    clock.ahead = 200.0
+    assert not verified.still_holds()
+    wait_until(verified.still_holds)
+
+    issuer.introspect = lambda token: {"active": False}
+    clock.ahead = 240.0
+    verified.still_holds()
+    wait_until(lambda: not verified.still_holds())
+
+
+def test_verdict_that_turns_in_the_background_counts_at_once(issuer: Issuer) -> None:
+    """A remembered token is refused as soon as a renewed answer says so, not a minute later."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    verifier.verify(OPAQUE)
+    issuer.introspect = lambda token: {"active": False}
+
+    clock.ahead = 31.0
+    verifier.verify(OPAQUE)
+    wait_until(lambda: asked(issuer) == 2 and not verifier._introspection._under_way)  # type: ignore[union-attr]
+
+    with pytest.raises(TokenRejected, match="inactive"):
+        verifier.verify(OPAQUE)
+
+
+def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
+    """Beyond so many questions under way, the next caller is told to come again."""
+    release = threading.Event()
+
+    def slowly(handler: Any, path: str) -> bool:
+        release.wait(10)
+        return False
+
+    issuer.behave = slowly
+    verifier = opaque_verifier(issuer, timeout=8.0)
+    introspection = verifier._introspection
+    assert introspection is not None
+    try:
+        for number in range(256):
+            introspection.ask(str(number).encode(), f"invented{number}")
+        with pytest.raises(KeysUnavailable):
+            introspection.ask(b"one more", OPAQUE)
+    finally:
+        release.set()
+        wait_until(lambda: not introspection._under_way, 30.0)

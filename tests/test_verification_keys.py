@@ -1,0 +1,699 @@
+"""Where keys come from: discovery, rotation, and what happens when the issuer misbehaves."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import anyio
+import pytest
+from opentelemetry.instrumentation.threading import ThreadingInstrumentor
+from opentelemetry.instrumentation.urllib import URLLibInstrumentor
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+
+from otel_token_relay import Settings, current_token, install, uninstall, use_token
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.testing import third_party
+from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
+from otel_token_relay.verification.fetch import FetchFailed, fetch
+from otel_token_relay.verification.keys import fresh_seconds, metadata_urls, read_metadata
+from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+BACKENDS = ["asyncio", "trio"]
+
+
+class Clock:
+    """A monotonic clock that the test sets forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+def verifier_of(issuer: Issuer, **options: Any) -> TokenVerifier:
+    return TokenVerifier([issuer.url], AUDIENCE, **options)
+
+
+def token_of(issuer: Issuer, kid: str = "k1", name: str = "first", **changes: Any) -> str:
+    return make_token(claims(issuer.url, **changes), kid=kid, name=name)
+
+
+def flood(verifier: TokenVerifier, issuer: Issuer, count: int = 50) -> None:
+    """Bring tokens with kids that do not exist, from several threads at once."""
+
+    def attack(number: int) -> None:
+        for i in range(count // 5):
+            with pytest.raises(TokenRejected):
+                verifier.verify(token_of(issuer, kid=f"forged-{number}-{i}"))
+
+    threads = [threading.Thread(target=attack, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+
+def test_keys_are_found_by_openid_discovery_and_fetched_once(issuer: Issuer) -> None:
+    """The metadata names the key set; many requests share one fetch of each."""
+    verifier = verifier_of(issuer, cache_size=0)
+    results: list[str | None] = []
+
+    def request() -> None:
+        results.append(verifier.verify(token_of(issuer)).subject)
+
+    threads = [threading.Thread(target=request) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert results == ["alice"] * 20
+    assert issuer.hits == ["/.well-known/openid-configuration", "/jwks"]
+
+
+def test_keys_are_found_by_rfc8414_where_openid_does_not_answer(issuer: Issuer) -> None:
+    """A plain OAuth server has no OpenID configuration."""
+    issuer.metadata_path = "/.well-known/oauth-authorization-server"
+
+    assert verifier_of(issuer).verify(token_of(issuer)).subject == "alice"
+
+
+def test_start_page_in_place_of_metadata_is_passed_over(issuer: Issuer) -> None:
+    """A web application beside the issuer answers unknown paths with 200 and HTML."""
+    issuer.metadata_path = "/.well-known/oauth-authorization-server"
+    page = answering(200, b"<!doctype html>")
+    issuer.behave = lambda handler, path: path.endswith("openid-configuration") and page(handler, path)
+
+    assert verifier_of(issuer).verify(token_of(issuer)).subject == "alice"
+
+
+def test_jwks_uri_is_taken_where_it_is_given(issuer: Issuer) -> None:
+    """Then nobody asks for metadata."""
+    verifier = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks")
+
+    verifier.verify(token_of(issuer))
+
+    assert issuer.hits == ["/jwks"]
+
+
+def test_metadata_of_another_issuer_is_not_believed(issuer: Issuer) -> None:
+    """RFC 8414, section 3.3: the issuer in the document must be ours."""
+    issuer.metadata["issuer"] = "https://evil.example"
+
+    with pytest.raises(KeysUnavailable):
+        verifier_of(issuer).verify(token_of(issuer))
+    assert issuer.fetches == 0
+
+
+@pytest.mark.parametrize(
+    ("issuer_url", "jwks_uri", "believed"),
+    [
+        pytest.param("https://idp.example", "https://idp.example/jwks", True, id="same host"),
+        pytest.param("https://idp.example", "https://keys.example/jwks", True, id="other host"),
+        pytest.param("https://idp.example", "http://idp.example/jwks", False, id="plain http"),
+        pytest.param("https://idp.example", "http://127.0.0.1/jwks", False, id="https points to loopback"),
+        pytest.param("https://idp.example", "file:///etc/passwd", False, id="file"),
+        pytest.param("https://idp.example", "https://a@idp.example/jwks", False, id="userinfo"),
+        pytest.param("https://idp.example", None, False, id="missing"),
+        pytest.param("https://idp.example", ["https://idp.example/jwks"], False, id="a list"),
+        pytest.param("http://127.0.0.1:1", "http://127.0.0.1:2/jwks", True, id="loopback"),
+        pytest.param("http://127.0.0.1:1", "http://idp.example/jwks", False, id="loopback points outside"),
+    ],
+)
+def test_metadata_is_believed_only_where_nobody_on_the_way_can_change_keys(
+    issuer_url: str, jwks_uri: object, believed: bool
+) -> None:
+    """https, or http on loopback for an issuer that is there itself."""
+    found = read_metadata({"issuer": issuer_url, "jwks_uri": jwks_uri}, issuer_url)
+
+    assert found == (jwks_uri if believed else None)
+
+
+def test_metadata_of_an_issuer_with_a_path_is_asked_for_in_both_ways() -> None:
+    """OpenID appends, RFC 8414, section 3.1, inserts."""
+    assert metadata_urls("https://idp.example/realms/a/") == (
+        "https://idp.example/realms/a/.well-known/openid-configuration",
+        "https://idp.example/.well-known/oauth-authorization-server/realms/a",
+    )
+
+
+def test_rotation_is_noticed_by_the_first_token_under_the_new_key(issuer: Issuer) -> None:
+    """An unknown kid fetches at once, and what the old key signed falls with it."""
+    verifier = verifier_of(issuer)
+    old = token_of(issuer)
+    verifier.verify(old)
+    issuer.keys = [public_jwk("RS256", "k2", name="second")]
+
+    assert verifier.verify(token_of(issuer, "k2", "second")).subject == "alice"
+    with pytest.raises(TokenRejected, match="unknown_key"):
+        verifier.verify(old)
+    assert issuer.fetches == 2
+
+
+def test_same_keys_after_a_refresh_keep_what_is_remembered(issuer: Issuer) -> None:
+    """Only other keys make a verdict void."""
+    verifier = verifier_of(issuer)
+    verifier.verify(token_of(issuer))
+    source = next(iter(verifier._sources.values()))
+    before = source.current()
+    with pytest.raises(TokenRejected):
+        verifier.verify(token_of(issuer, "forged"))
+
+    assert issuer.fetches == 2
+    assert source.current() is before
+
+
+def test_flood_of_unknown_kids_costs_one_fetch_for_each_cooldown(issuer: Issuer) -> None:
+    """Forging a kid is free, so it must not cost the issuer."""
+    clock = Clock()
+    verifier = verifier_of(issuer, monotonic=clock)
+    verifier.verify(token_of(issuer))
+
+    flood(verifier, issuer)
+    assert issuer.fetches == 2
+    clock.ahead = 10.0
+    flood(verifier, issuer)
+    assert issuer.fetches == 3
+
+
+@pytest.mark.parametrize("fault", ["fail", "hang"])
+def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_key(issuer: Issuer, fault: str) -> None:
+    """Whose key is at hand is answered while the fetch is still under way."""
+    verifier = verifier_of(issuer, cache_size=0, timeout=1.0)
+    known = token_of(issuer)
+    verifier.verify(known)
+    issuer.behave = getattr(issuer, fault)
+    done = threading.Event()
+    attacker = threading.Thread(target=lambda: (flood(verifier, issuer), done.set()))
+    attacker.start()
+    wait_until(lambda: issuer.fetches == 2)
+
+    answered_during = 0
+    while not done.is_set() and answered_during < 20:
+        assert verifier.verify(known).subject == "alice"
+        answered_during += 1
+    attacker.join(30)
+
+    assert answered_during >= (20 if fault == "hang" else 0)
+    assert issuer.fetches == 2
+
+
+def test_stale_keys_serve_through_an_outage_and_not_for_ever(issuer: Issuer) -> None:
+    """Past their time and with the issuer out, keys are good for *max_stale* and no longer."""
+    clock = Clock()
+    issuer.headers["Cache-Control"] = "max-age=60"
+    verifier = verifier_of(issuer, monotonic=clock, max_stale=600.0, cooldown=1.0)
+    verifier.verify(token_of(issuer))
+    issuer.behave = issuer.fail
+
+    clock.ahead = 650.0
+    assert verifier.verify(token_of(issuer)).subject == "alice"
+    wait_until(lambda: len(issuer.hits) >= 3)
+    clock.ahead = 661.0
+    with pytest.raises(KeysUnavailable):
+        verifier.verify(token_of(issuer))
+
+    issuer.behave = None
+    clock.ahead = 670.0
+    assert verifier.verify(token_of(issuer)).subject == "alice"
+
+
+def test_remembered_verdict_ends_with_the_keys(issuer: Issuer) -> None:
+    """A remembered token is no way around keys that are too old."""
+    clock = Clock()
+    verifier = verifier_of(issuer, monotonic=clock, max_stale=0.0, cache_seconds=1e6)
+    token = token_of(issuer, exp=int(time.time()) + 10**6)
+    verifier.verify(token)
+    issuer.behave = issuer.fail
+
+    clock.ahead = 400.0
+    with pytest.raises(KeysUnavailable):
+        verifier.verify(token)
+
+
+def test_keys_are_refreshed_ahead_in_the_background(issuer: Issuer) -> None:
+    """Shortly before they end, the request that notices goes on with the keys at hand."""
+    clock = Clock()
+    issuer.headers["Cache-Control"] = "public, max-age=100"
+    verifier = verifier_of(issuer, monotonic=clock, cache_size=0)
+    verifier.verify(token_of(issuer))
+    clock.ahead = 69.0
+    verifier.verify(token_of(issuer))
+    assert issuer.fetches == 1
+
+    clock.ahead = 95.0
+    issuer.behave = issuer.hang
+    verifier.verify(token_of(issuer))
+
+    wait_until(lambda: issuer.fetches == 2)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        pytest.param({}, 300.0, id="nothing said"),
+        pytest.param({"cache-control": "max-age=600"}, 600.0, id="max-age"),
+        pytest.param({"cache-control": "max-age=600", "age": "100"}, 500.0, id="age"),
+        pytest.param({"cache-control": "max-age=600", "age": "nonsense"}, 600.0, id="broken age"),
+        pytest.param({"cache-control": "max-age=1"}, 30.0, id="too short"),
+        pytest.param({"cache-control": "max-age=0"}, 30.0, id="zero"),
+        pytest.param({"cache-control": "max-age=9999999"}, 86400.0, id="too long"),
+        pytest.param({"cache-control": "no-store"}, 30.0, id="no-store"),
+        pytest.param({"cache-control": "no-cache, max-age=600"}, 30.0, id="no-cache"),
+        pytest.param({"cache-control": "s-maxage=600"}, 300.0, id="s-maxage is for proxies"),
+        pytest.param({"cache-control": "max-age=-5"}, 300.0, id="negative"),
+        pytest.param({"cache-control": "PUBLIC,MAX-AGE=600"}, 600.0, id="upper case"),
+    ],
+)
+def test_cache_control_is_followed_within_bounds(headers: dict[str, str], seconds: float) -> None:
+    """An issuer can neither have us hammer it nor keep its keys for a week."""
+    assert fresh_seconds(headers) == seconds
+
+
+def test_no_keys_at_all_is_said_in_time_and_not_asked_again_at_once(issuer: Issuer) -> None:
+    """With a hanging issuer the first request waits for the timeout, the next ones do not."""
+    issuer.behave = issuer.hang
+    verifier = verifier_of(issuer, timeout=0.3)
+
+    for _ in range(5):
+        with pytest.raises(KeysUnavailable) as outage:
+            verifier.verify(token_of(issuer))
+        wait_until(lambda: next(iter(verifier._sources.values()))._flight is None)
+    assert 0 < outage.value.retry_after <= 10.0
+    assert len(issuer.hits) == 1
+
+
+def endless(handler: BaseHTTPRequestHandler, path: str) -> bool:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(800):  # 50 MB, if anybody should read it
+        handler.wfile.write(b" " * 65536)
+    return True
+
+
+def padded(handler: BaseHTTPRequestHandler, path: str) -> bool:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(GOOD_SET + b" " * 600_000)
+    return True
+
+
+def large(handler: BaseHTTPRequestHandler, path: str) -> bool:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(50 * 1024 * 1024))
+    handler.end_headers()
+    return True
+
+
+def dripping(handler: BaseHTTPRequestHandler, path: str) -> bool:
+    """Within every single timeout of a socket, and without end."""
+    for _ in range(200):
+        handler.wfile.write(b"H")
+        time.sleep(0.05)
+    return True
+
+
+def answering(status: int, body: bytes, **headers: str) -> Any:
+    def behave(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+        return True
+
+    return behave
+
+
+GOOD_SET = json.dumps({"keys": [public_jwk("RS256", "k1")]}).encode()
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        pytest.param(large, id="50 MB announced"),
+        pytest.param(endless, id="50 MB unannounced"),
+        pytest.param(padded, id="good and too large"),
+        pytest.param(dripping, id="a byte now and then"),
+        pytest.param(answering(404, GOOD_SET), id="404"),
+        pytest.param(answering(204, b""), id="204"),
+        pytest.param(answering(200, b""), id="empty"),
+        pytest.param(answering(200, b"<html>"), id="html"),
+        pytest.param(answering(200, b"[]"), id="a list"),
+        pytest.param(answering(200, b"{}"), id="no keys member"),
+        pytest.param(answering(200, b'{"keys": {}}'), id="keys an object"),
+        pytest.param(answering(200, b'{"keys": 1}'), id="keys a number"),
+        pytest.param(answering(200, b'{"keys": []}'), id="no keys"),
+        pytest.param(answering(200, b"[" * 100_000), id="nested"),
+        pytest.param(answering(200, GOOD_SET, Content_Encoding="gzip"), id="encoded"),
+    ],
+)
+def test_bad_answer_is_an_outage_and_leaves_the_keys_as_they_were(issuer: Issuer, behave: Any) -> None:
+    """Who has no keys has none then; who has some keeps them."""
+    warm = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks", timeout=1.0)
+    warm.verify(token_of(issuer))
+    issuer.behave = behave
+
+    with pytest.raises(KeysUnavailable):
+        verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks", timeout=1.0).verify(token_of(issuer))
+    with pytest.raises(TokenRejected, match="unknown_key"):
+        warm.verify(token_of(issuer, "forged"))
+    assert warm.verify(token_of(issuer, sub="bob")).subject == "bob"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(issuer: Issuer, status: int) -> None:
+    """Where keys come from is decided by us, not by whoever answers."""
+    with third_party() as outsider:
+        issuer.behave = answering(status, b"", Location=f"{outsider.url}/jwks")
+
+        with pytest.raises(KeysUnavailable):
+            verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks").verify(token_of(issuer))
+
+        assert outsider.requests == []
+
+
+def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
+    """Which of the two is meant cannot be known."""
+    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second")]
+    verifier = verifier_of(issuer)
+
+    for name in ("first", "second"):
+        with pytest.raises(TokenRejected, match="unknown_key"):
+            verifier.verify(token_of(issuer, name=name))
+
+
+def test_one_key_that_stands_there_twice_verifies(issuer: Issuer) -> None:
+    """The same key for two algorithms is no ambiguity."""
+    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", alg="PS256"), public_jwk("RS256", "k1")]
+    verifier = verifier_of(issuer)
+
+    for alg in ("RS256", "PS256"):
+        assert verifier.verify(make_token(claims(issuer.url), alg)).subject == "alice"
+
+
+def test_keys_without_kid_and_alg_are_tried(issuer: Issuer) -> None:
+    """An issuer with one nameless key, or with two of them, still works, also after a rotation."""
+    issuer.keys = [public_jwk("RS256", alg=None), public_jwk("RS256", name="second", alg=None)]
+    verifier = verifier_of(issuer)
+
+    for name in ("first", "second"):
+        verifier.verify(make_token(claims(issuer.url), kid=None, name=name))
+    issuer.keys = [public_jwk("RS256", name="third", alg=None)]
+    verifier.verify(make_token(claims(issuer.url), kid=None, name="third"))
+    with pytest.raises(TokenRejected, match="bad_signature"):
+        verifier.verify(make_token(claims(issuer.url), kid=None, name="first"))
+
+
+def test_keys_of_one_issuer_do_not_verify_tokens_of_another(issuer: Issuer) -> None:
+    """The iss selects the keys: a trusted issuer cannot speak for the other one."""
+    with issuing(public_jwk("RS256", "k1", name="second")) as other:
+        verifier = TokenVerifier([issuer.url, other.url], AUDIENCE)
+        assert verifier.verify(token_of(issuer)).issuer == issuer.url
+        assert verifier.verify(token_of(other, name="second")).issuer == other.url
+
+        with pytest.raises(TokenRejected, match="bad_signature"):
+            verifier.verify(make_token(claims(issuer.url), name="second"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_async_verifier_shares_one_fetch_and_leaves_the_loop_alone(issuer: Issuer, backend: str) -> None:
+    """While the issuer takes its time, other tasks run; ten waiting requests cost one fetch."""
+    release = threading.Event()
+
+    def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        release.wait(10)
+        return False
+
+    issuer.behave = slowly
+    results: list[str | None] = []
+
+    async def main() -> None:
+        verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
+
+        async def request() -> None:
+            results.append((await verifier.verify(token_of(issuer))).subject)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(request)
+            while not issuer.hits:
+                await anyio.sleep(0.01)
+            assert results == []
+            release.set()
+
+    anyio.run(main, backend=backend)
+
+    assert results == ["alice"] * 10
+    assert issuer.fetches == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cancelled_request_leaves_the_fetch_to_the_others(issuer: Issuer, backend: str) -> None:
+    """The one who started it may go away."""
+    release = threading.Event()
+
+    def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        release.wait(10)
+        return False
+
+    issuer.behave = slowly
+
+    async def main() -> None:
+        verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
+        with anyio.move_on_after(0.2):
+            await verifier.verify(token_of(issuer))
+        release.set()
+        assert (await verifier.verify(token_of(issuer))).subject == "alice"
+
+    anyio.run(main, backend=backend)
+
+    assert issuer.fetches == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_async_verifier_says_an_outage_in_time(issuer: Issuer, backend: str) -> None:
+    """A hanging issuer ends in the same exception as in threads."""
+    issuer.behave = issuer.hang
+
+    async def main() -> None:
+        verifier = AsyncTokenVerifier([issuer.url], AUDIENCE, timeout=0.3)
+        with pytest.raises(KeysUnavailable):
+            await verifier.verify(token_of(issuer))
+
+    anyio.run(main, backend=backend)
+
+
+def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that ends before the answer comes takes nobody along."""
+    release = threading.Event()
+
+    def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        release.wait(10)
+        return False
+
+    issuer.behave = slowly
+    verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
+
+    async def impatient() -> None:
+        with anyio.move_on_after(0.1):
+            await verifier.verify(token_of(issuer))
+
+    for backend in BACKENDS:
+        anyio.run(impatient, backend=backend)
+    release.set()
+    source = next(iter(verifier._sources.values()))
+    wait_until(lambda: source.current() is not None and source._flight is None)
+
+    assert issuer.fetches == 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_forked_child_fetches_for_itself(issuer: Issuer) -> None:
+    """A fetch of the parent that was under way does not keep the child waiting for ever."""
+    release = threading.Event()
+
+    def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        if len(issuer.hits) == 1:
+            release.wait(10)
+        return False
+
+    issuer.behave = slowly
+    verifier = verifier_of(issuer, timeout=5.0)
+    parent = threading.Thread(target=verifier.verify, args=(token_of(issuer),))
+    parent.start()
+    wait_until(lambda: len(issuer.hits) == 1)
+
+    child = fork()
+    if child == 0:
+        try:
+            verifier.verify(token_of(issuer))
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    release.set()
+    parent.join(10)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def fork() -> int:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: that is the case here
+        return os.fork()
+
+
+def test_our_own_requests_carry_nobodys_token(issuer: Issuer) -> None:
+    """Not even where the issuer itself is a destination, every hook is in and threads inherit the context."""
+    instrumentors = [ThreadingInstrumentor(), URLLibInstrumentor()]
+    for instrumentor in instrumentors:
+        instrumentor.instrument()
+    install(Settings(destinations=(issuer.url,)))
+    try:
+        with use_token("the-callers-own-token"):
+            urllib.request.urlopen(f"{issuer.url}/jwks").close()
+            assert "the-callers-own-token" in issuer.seen.pop()
+            verifier_of(issuer).verify(token_of(issuer))
+            with pytest.raises(TokenRejected, match="inactive"):
+                TokenVerifier(introspection_endpoint=f"{issuer.url}/introspect").verify("opaque")
+    finally:
+        uninstall()
+        for instrumentor in instrumentors:
+            instrumentor.uninstrument()
+
+    assert len(issuer.seen) == 3
+    assert not any("the-callers-own-token" in text or "authorization" in text.lower() for text in issuer.seen)
+    assert not any("traceparent" in text.lower() for text in issuer.seen)
+
+
+def test_our_own_requests_run_in_an_empty_context_and_suppressed(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hooks the layer below us finds no token there, and is told to stay out."""
+    seen: list[object] = []
+    original = http.client.HTTPConnection.request
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((current_token(), is_instrumentation_enabled()))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", request)
+    with use_token("the-callers-own-token"):
+        assert current_token() is not None
+        fetch(f"{issuer.url}/jwks", timeout=3.0)
+
+    assert seen == [(None, False)]
+
+
+def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
+    """The timeout is for everything together, and not for each byte."""
+    outlived = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        for _ in range(400):
+            handler.wfile.write(b"H")
+            time.sleep(0.05)
+        outlived.set()
+        return True
+
+    issuer.behave = drip
+    with pytest.raises(FetchFailed):
+        fetch(f"{issuer.url}/jwks", timeout=0.5)
+
+    assert not outlived.is_set()
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        pytest.param({"issuers": []}, "issuers", id="no issuer"),
+        pytest.param({"issuers": ["http://idp.example"]}, "issuers", id="plain http"),
+        pytest.param({"issuers": ["https://idp.example?x=1"]}, "issuers", id="query"),
+        pytest.param({"issuers": ["idp.example"]}, "issuers", id="no scheme"),
+        pytest.param({"issuers": [1]}, "issuers", id="no text"),
+        pytest.param({"audience": None}, "audience", id="no audience"),
+        pytest.param({"audience": [""]}, "audience", id="empty audience"),
+        pytest.param({"algorithms": []}, "algorithms", id="no algorithm"),
+        pytest.param({"algorithms": ["HS256"]}, "algorithms", id="symmetric"),
+        pytest.param({"algorithms": ["RS256", "none"]}, "algorithms", id="none"),
+        pytest.param({"algorithms": "RS256"}, "algorithms", id="a text"),
+        pytest.param({"profile": "strict"}, "profile", id="unknown profile"),
+        pytest.param({"leeway": -1}, "leeway", id="negative leeway"),
+        pytest.param({"leeway": float("nan")}, "leeway", id="leeway not a number"),
+        pytest.param({"cooldown": -1}, "cooldown", id="negative cooldown"),
+        pytest.param({"timeout": 0}, "timeout", id="no time"),
+        pytest.param({"jwks_uri": "http://idp.example/jwks"}, "jwks_uri", id="keys over plain http"),
+        pytest.param(
+            {"jwks_uri": "https://a.example/jwks", "issuers": ["https://a.example", "https://b.example"]},
+            "jwks_uri",
+            id="one key set for two issuers",
+        ),
+        pytest.param({"introspection_endpoint": "http://a.example"}, "introspection_endpoint", id="plain endpoint"),
+        pytest.param(
+            {"introspection_endpoint": "https://a.example", "client_id": "a"}, "client_secret", id="half a credential"
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
+def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any], setting: str) -> None:
+    """A verifier that cannot be trusted is never built."""
+    with pytest.raises(ConfigurationError) as refused:
+        kind(**({"issuers": ["https://idp.example"], "audience": AUDIENCE} | options))
+
+    assert refused.value.setting == setting
+
+
+def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on loopback is asked directly, whatever proxy is set."""
+    with third_party() as proxy, issuing() as issuer:
+        monkeypatch.setenv("http_proxy", proxy.url)
+
+        assert fetch(f"{issuer.url}/jwks", timeout=3.0).status == 200
+        assert proxy.requests == []
+
+
+def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is asked for a tunnel, with its own credential, and sees no path."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seen: list[bytes] = []
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                seen.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+        proxy = threading.Thread(target=refuse)
+        proxy.start()
+        monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+
+        with pytest.raises(FetchFailed):
+            fetch("https://idp.example/jwks", timeout=3.0)
+        proxy.join(5)
+
+    assert seen[0].startswith(b"CONNECT idp.example:443 ")
+    assert b"Proxy-Authorization: Basic " + base64.b64encode(b"user:p@ss") in seen[0]
+    assert b"/jwks" not in seen[0]

@@ -1,0 +1,399 @@
+"""What gets past the middleware: Starlette, FastAPI, websockets, nested boundaries, and who is seen inside."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import fastapi
+import httpx
+import pytest
+import uvicorn
+import websockets.sync.client
+from fastapi import Depends, Security
+from starlette.applications import Starlette
+from starlette.authentication import requires
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from uvicorn.config import WS_PROTOCOLS
+
+from otel_token_relay import Settings, current_token, install, uninstall
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.servers.asgi import TokenRelayMiddleware as AsgiBoundary
+from otel_token_relay.servers.wsgi import TokenRelayMiddleware as WsgiBoundary
+from otel_token_relay.verification import AsyncTokenVerifier, TokenRejected, TokenVerifier
+from otel_token_relay.verification.asgi import BearerAuthMiddleware
+from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
+from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
+from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
+from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def verifier(issuer: Issuer) -> TokenVerifier:
+    return TokenVerifier([issuer.url], AUDIENCE)
+
+
+def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
+    return {"Authorization": f"Bearer {make_token(claims(issuer.url, **changes))}"}
+
+
+@pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
+def test_starlette_sees_user_and_auth(issuer: Issuer, kind: Any) -> None:
+    """``request.user`` and ``requires`` work as with Starlette's own middleware, with either verifier."""
+
+    @requires("profiles:write")
+    async def write(request: Request) -> JSONResponse:
+        return JSONResponse({"user": request.user.display_name, "scopes": request.auth.scopes})
+
+    @requires("admin")
+    async def rule(request: Request) -> JSONResponse:
+        raise AssertionError("nobody has this scope")
+
+    async def open_to_all(request: Request) -> JSONResponse:
+        return JSONResponse({"known": request.user.is_authenticated, "scopes": request.auth.scopes})
+
+    app = Starlette(routes=[Route("/write", write), Route("/rule", rule), Route("/open", open_to_all)])
+    app.add_middleware(BearerAuthMiddleware, verifier=kind([issuer.url], AUDIENCE), exclude=("/open",))
+    client = TestClient(app)
+
+    assert client.get("/write", headers=bearer(issuer)).json() == {
+        "user": "alice",
+        "scopes": ["profiles:read", "profiles:write"],
+    }
+    assert client.get("/rule", headers=bearer(issuer)).status_code == 403
+    assert client.get("/write").status_code == 401
+    assert client.get("/open").json() == {"known": False, "scopes": []}
+
+
+def make_fastapi(verifier: TokenVerifier | None) -> fastapi.FastAPI:
+    app = fastapi.FastAPI()
+    if verifier is not None:
+        app.add_middleware(BearerAuthMiddleware, verifier=verifier, exclude=("/excluded", "/openapi.json"))
+
+    @app.get("/me")
+    def me(caller: Annotated[Principal, Depends(current_principal)]) -> dict[str, Any]:
+        return {"sub": caller.subject, "client": caller.client_id, "scopes": sorted(caller.scopes)}
+
+    @app.get("/profiles")
+    def profiles(caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]) -> str | None:
+        return caller.subject
+
+    @app.get("/admin", dependencies=[Depends(require_scopes("profiles:read", "admin"))])
+    def admin() -> None: ...
+
+    @app.get("/security")
+    def security(caller: Annotated[Principal, Security(current_principal, scopes=["admin"])]) -> None: ...
+
+    @app.get("/excluded")
+    def excluded(caller: Annotated[Principal, Depends(current_principal)]) -> None: ...
+
+    return app
+
+
+def test_fastapi_dependency_gives_the_principal(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """The dependency gives what the middleware has verified."""
+    client = TestClient(make_fastapi(verifier))
+
+    assert client.get("/me", headers=bearer(issuer)).json() == {
+        "sub": "alice",
+        "client": "web",
+        "scopes": ["profiles:read", "profiles:write"],
+    }
+    assert client.get("/profiles", headers=bearer(issuer)).json() == "alice"
+
+
+@pytest.mark.parametrize(("path", "scope"), [("/admin", "profiles:read admin"), ("/security", "admin")])
+def test_fastapi_scopes_are_required(issuer: Issuer, verifier: TokenVerifier, path: str, scope: str) -> None:
+    """A missing scope is 403 with the scopes that are needed, and with all of them one gets in."""
+    client = TestClient(make_fastapi(verifier))
+
+    refused = client.get(path, headers=bearer(issuer))
+    assert refused.status_code == 403
+    assert refused.headers["www-authenticate"] == f'Bearer realm="api", error="insufficient_scope", scope="{scope}"'
+    assert refused.headers["cache-control"] == "no-store"
+    assert client.get(path, headers=bearer(issuer, scope="profiles:read admin")).status_code == 200
+
+
+def test_fastapi_dependency_on_an_excluded_path_still_asks(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """Excluded from the middleware means not verified, so nobody is there."""
+    client = TestClient(make_fastapi(verifier))
+
+    refused = client.get("/excluded", headers=bearer(issuer))
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"] == 'Bearer realm="api"'
+
+
+def test_fastapi_dependency_without_a_middleware_is_an_error_of_the_server(issuer: Issuer) -> None:
+    """Nobody gets in because somebody forgot the middleware."""
+    with pytest.raises(ConfigurationError):
+        TestClient(make_fastapi(None)).get("/me", headers=bearer(issuer))
+
+
+def test_fastapi_shows_scheme_and_scopes_in_openapi(verifier: TokenVerifier) -> None:
+    """Whoever reads the API description knows what to bring."""
+    description = TestClient(make_fastapi(verifier)).get("/openapi.json").json()
+
+    assert description["components"]["securitySchemes"] == {
+        "BearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+    }
+    assert description["paths"]["/me"]["get"]["security"] == [{"BearerAuth": []}]
+    assert description["paths"]["/profiles"]["get"]["security"] == [{"BearerAuth": ["profiles:read"]}]
+    assert description["paths"]["/admin"]["get"]["security"] == [{"BearerAuth": ["profiles:read", "admin"]}]
+
+
+def test_header_is_read_once(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """The middleware takes what the boundary has read, with the boundary's settings."""
+
+    async def show(request: Request) -> JSONResponse:
+        token = current_token()
+        return JSONResponse({"user": request.user.identity, "claims": token is not None and token.claims is not None})
+
+    app = Starlette(routes=[Route("/", show)])
+    app.add_middleware(BearerAuthMiddleware, verifier=verifier)
+    outside = AsgiBoundary(app, Settings(source_headers=("x-forwarded-access-token",)))
+    client = TestClient(outside)
+
+    token = make_token(claims(issuer.url))
+    assert client.get("/", headers={"X-Forwarded-Access-Token": token}).json() == {"user": "alice", "claims": True}
+    assert client.get("/", headers={"Authorization": f"Bearer {token}"}).status_code == 401
+
+
+def test_wsgi_boundary_around_the_middleware_is_joined(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """The same for WSGI: one lease, one token, verified."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        token = current_token()
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        assert token is not None
+        assert token.claims is not None
+        return [f"{environ[PRINCIPAL_KEY].subject} {token.claims['sub']}".encode()]
+
+    wrapped = WsgiBoundary(WsgiAuth(app, verifier), Settings())
+    client = httpx.Client(transport=httpx.WSGITransport(app=wrapped), base_url="http://test")
+
+    assert client.get("/", headers=bearer(issuer)).text == "alice alice"
+    assert client.get("/").status_code == 401
+
+
+def test_two_middlewares_both_have_their_say(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """An inner one with a scope of its own is not passed because an outer one was."""
+
+    async def show(request: Request) -> JSONResponse:
+        return JSONResponse({})
+
+    app = Starlette(routes=[Route("/", show), Route("/open", show)])
+    inner = BearerAuthMiddleware(app, verifier, required_scopes=("admin",))
+    outer = BearerAuthMiddleware(inner, verifier, exclude=("/open",))
+    client = TestClient(outer)
+
+    assert client.get("/", headers=bearer(issuer)).status_code == 403
+    assert client.get("/", headers=bearer(issuer, scope="admin")).status_code == 200
+    assert client.get("/open").status_code == 401
+
+
+def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:
+    """Anything with a verify method may judge, awaited or not; what it raises lets nobody in."""
+    own = TokenVerifier([issuer.url], AUDIENCE)
+
+    class Foreign:
+        def verify(self, token: str) -> Any:
+            if token == "broken":
+                raise RuntimeError("the token was " + token)
+            return own.verify(token)
+
+    class Awaited:
+        async def verify(self, token: str) -> Any:
+            return own.verify(token)
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        await JSONResponse({"user": scope["user"].identity})(scope, receive, send)
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [json.dumps({"user": environ[PRINCIPAL_KEY].identity}).encode()]
+
+    clients = [
+        TestClient(BearerAuthMiddleware(asgi, Foreign())),
+        TestClient(BearerAuthMiddleware(asgi, Awaited())),
+        httpx.Client(transport=httpx.WSGITransport(app=WsgiAuth(wsgi, Foreign())), base_url="http://test"),
+    ]
+    for client in clients:
+        assert client.get("/", headers=bearer(issuer)).json() == {"user": "alice"}
+        assert client.get("/", headers=bearer(issuer, exp=1)).status_code == 401
+    for client in (clients[0], clients[2]):
+        assert client.get("/", headers={"Authorization": "Bearer broken"}).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("claimed", "status"),
+    [
+        pytest.param({"acr": "gold", "auth_time": 1}, 401, id="too long ago"),
+        pytest.param({"acr": "bronze", "auth_time": 2e9}, 401, id="not strong enough"),
+        pytest.param({"auth_time": 2e9}, 401, id="no acr"),
+        pytest.param({"acr": "gold"}, 401, id="no auth_time"),
+        pytest.param({"acr": "gold", "auth_time": "2000000000"}, 401, id="auth_time a text"),
+        pytest.param({"acr": "gold", "auth_time": 2e9}, 200, id="good enough"),
+    ],
+)
+def test_step_up_is_asked_for(issuer: Issuer, verifier: TokenVerifier, claimed: dict[str, Any], status: int) -> None:
+    """Row 18: RFC 9470, section 3."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await JSONResponse({})(scope, receive, send)
+
+    client = TestClient(BearerAuthMiddleware(app, verifier, acr_values=("gold", "silver"), max_age=300))
+    reply = client.get("/", headers=bearer(issuer, **claimed))
+
+    assert reply.status_code == status
+    if status == 401:
+        assert reply.headers["www-authenticate"] == (
+            'Bearer realm="api", error="insufficient_user_authentication", acr_values="gold silver", max_age="300"'
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"realm": ""}, id="empty realm"),
+        pytest.param({"realm": 'a"b'}, id="quote in the realm"),
+        pytest.param({"realm": "a\\b"}, id="backslash in the realm"),
+        pytest.param({"realm": "a\r\nX: y"}, id="line break in the realm"),
+        pytest.param({"realm": "é"}, id="realm beyond ASCII"),
+        pytest.param({"required_scopes": ("a b",)}, id="space in a scope"),
+        pytest.param({"required_scopes": "profiles:read"}, id="scopes as one text"),
+        pytest.param({"resource_metadata": "https://a.example/\n"}, id="line break in the metadata"),
+        pytest.param({"exclude": "/healthz"}, id="paths as one text"),
+        pytest.param({"exclude": ("healthz",)}, id="path without a slash"),
+        pytest.param({"acr_values": ('a"b',)}, id="quote in acr"),
+    ],
+)
+@pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
+def test_option_that_would_break_the_challenge_is_refused(
+    verifier: TokenVerifier, kind: Any, options: dict[str, Any]
+) -> None:
+    """At construction, not with the first request."""
+    with pytest.raises(ConfigurationError):
+        kind(None, verifier, **options)
+
+
+class Websockets:
+    """A server with a websocket that says who is there."""
+
+    def __init__(self, verifier: TokenVerifier, implementation: str) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "websocket.accept"})
+            token = current_token()
+            await send({"type": "websocket.send", "text": scope["user"].identity + str(token is not None)})
+            await receive()
+
+        config = uvicorn.Config(
+            BearerAuthMiddleware(app, verifier), port=0, log_level="error", ws=implementation, lifespan="off"
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        wait_until(lambda: self.server.started)
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        return f"ws://127.0.0.1:{port}/"
+
+    def __exit__(self, *error: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+
+
+def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """The handshake is answered with the challenge; with a valid token the application takes over."""
+    newest = "websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets"
+    with Websockets(verifier, newest) as url:
+        with websockets.sync.client.connect(url, additional_headers=bearer(issuer)) as connection:
+            assert connection.recv() == "aliceTrue"
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            websockets.sync.client.connect(url, additional_headers=bearer(issuer, exp=1))
+
+    assert refused.value.response.status_code == 401
+    assert refused.value.response.headers["WWW-Authenticate"] == 'Bearer realm="api", error="invalid_token"'
+
+
+def test_websocket_is_closed_where_the_server_cannot_answer(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """Without the extension for a response, the close before the accept is what there is."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("this must not be reached")
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    import anyio
+
+    scope = {"type": "websocket", "path": "/", "headers": []}
+    anyio.run(BearerAuthMiddleware(app, verifier), scope, receive, send)
+
+    assert sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
+
+
+def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
+    """The verdict is shared, what is handed out is not: nobody can spoil it for the next one."""
+    verifier = TokenVerifier([issuer.url], AUDIENCE)
+    token = make_token(claims(issuer.url, roles=["reader"]))
+
+    first = verifier.verify(token)
+    first.claims["roles"].append("admin")
+    with pytest.raises(TypeError):
+        first.claims["sub"] = "admin"  # type: ignore[index]
+
+    assert verifier.verify(token).claims["roles"] == ["reader"]
+
+
+def test_verified_token_does_not_print_its_claims(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """Neither it nor the principal shows who it is or what they sent."""
+    token = make_token(claims(issuer.url, sub="alice-the-secret"))
+    verified = verifier.verify(token)
+
+    for shown in (repr(verified), str(Principal(verified)), f"{verified}"):
+        assert "alice" not in shown
+        assert token not in shown
+
+
+def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> None:
+    """The error, its cause and its arguments name the rule only."""
+    token = make_token(claims(issuer.url, aud="elsewhere"))
+    with pytest.raises(TokenRejected) as refused:
+        verifier.verify(token)
+
+    assert refused.value.reason == "wrong_audience"
+    assert token not in repr(refused.value.args) + str(refused.value) + repr(refused.value.__cause__)
+
+
+def test_installed_boundary_and_middleware_are_one(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """With the hooks installed, the token that is relayed is the one that was verified."""
+    install(Settings())
+    try:
+        app = make_fastapi(verifier)
+
+        @app.get("/token")
+        async def token() -> Any:
+            current = current_token()
+            return None if current is None or current.claims is None else current.claims["sub"]
+
+        assert TestClient(app).get("/token", headers=bearer(issuer)).json() == "alice"
+    finally:
+        uninstall()

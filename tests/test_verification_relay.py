@@ -1,0 +1,485 @@
+"""Verification tied to the relay: only verified, living, unrevoked tokens go on, and without a line of code."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as OtelAsgi
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from otel_token_relay import BearerToken, Settings, carry, current_token, install, uninstall, use_token
+from otel_token_relay.errors import TokenUnavailable
+from otel_token_relay.testing import ThirdParty, assert_never_leaked, third_party
+from otel_token_relay.verification import TokenVerifier
+from otel_token_relay.verification import gate as gate_module
+from otel_token_relay.verification.asgi import BearerAuthMiddleware
+from otel_token_relay.verification.gate import BearerGate
+from otel_token_relay.verification.spans import SpanClaims
+from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+@pytest.fixture
+def downstream() -> Iterator[ThirdParty]:
+    with third_party() as running:
+        yield running
+
+
+@contextmanager
+def installed(*destinations: str, **options: Any) -> Iterator[None]:
+    install(Settings(destinations=destinations, **options))
+    try:
+        yield
+    finally:
+        uninstall()
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def relaying_app(downstream: ThirdParty, before: Callable[[], None] = lambda: None) -> Starlette:
+    """A service that calls another one for each request; what the call got stands in the answer."""
+
+    def call(request: Request) -> JSONResponse:
+        before()
+        try:
+            httpx.get(downstream.url)
+        except TokenUnavailable as error:
+            return JSONResponse({"withheld": error.reason.value})
+        return JSONResponse({"sent": downstream.requests[-1].authorization is not None})
+
+    return Starlette(routes=[Route("/", call), Route("/healthz", call)])
+
+
+def test_only_a_verified_token_is_relayed(issuer: Issuer, downstream: ThirdParty) -> None:
+    """With REQUIRE_VERIFIED a token that no verifier has looked at stays here."""
+    token = make_token(claims(issuer.url))
+    verifier = TokenVerifier([issuer.url], AUDIENCE)
+    with installed(f"{downstream.url};required", require_verified=True):
+        bare = relaying_app(downstream)
+        protected = relaying_app(downstream)
+        protected.add_middleware(BearerAuthMiddleware, verifier=verifier, exclude=("/healthz",))
+
+        assert TestClient(bare).get("/", headers=bearer(token)).json() == {"withheld": "not_verified"}
+        assert TestClient(protected).get("/", headers=bearer(token)).json() == {"sent": True}
+        assert TestClient(protected).get("/healthz", headers=bearer(token)).json() == {"withheld": "not_verified"}
+        with use_token(token), pytest.raises(TokenUnavailable):
+            httpx.get(downstream.url)
+
+
+def test_verdict_of_one_request_does_not_serve_the_next(issuer: Issuer, downstream: ThirdParty) -> None:
+    """The same token in a request that nobody verifies is unverified again."""
+    token = make_token(claims(issuer.url))
+    verifier = TokenVerifier([issuer.url], AUDIENCE)
+    with installed(f"{downstream.url};required", require_verified=True):
+        app = relaying_app(downstream)
+        app.add_middleware(BearerAuthMiddleware, verifier=verifier, exclude=("/healthz",))
+        client = TestClient(app)
+
+        assert client.get("/", headers=bearer(token)).json() == {"sent": True}
+        assert client.get("/healthz", headers=bearer(token)).json() == {"withheld": "not_verified"}
+
+
+def test_revocation_counts_at_each_hop(issuer: Issuer, downstream: ThirdParty) -> None:
+    """A token that is revoked while its request runs goes nowhere from then on."""
+    denied: set[object] = set()
+    verifier = TokenVerifier([issuer.url], AUDIENCE, is_revoked=lambda found: found["jti"] in denied)
+    with installed(f"{downstream.url};required"):
+        app = relaying_app(downstream, before=lambda: denied.add("j-1"))
+        app.add_middleware(BearerAuthMiddleware, verifier=verifier)
+
+        assert TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url)))).json() == {
+            "withheld": "not_verified"
+        }
+    assert downstream.requests == []
+
+
+def test_failing_revocation_hook_withholds_at_the_hop(issuer: Issuer, downstream: ThirdParty) -> None:
+    """When in doubt, the token stays, and the application's call goes on."""
+    broken = False
+
+    def is_revoked(found: Any) -> bool:
+        if broken:
+            raise RuntimeError("the list cannot be read")
+        return False
+
+    def break_it() -> None:
+        nonlocal broken
+        broken = True
+
+    verifier = TokenVerifier([issuer.url], AUDIENCE, is_revoked=is_revoked)
+    with installed(downstream.url):
+        app = relaying_app(downstream, before=break_it)
+        app.add_middleware(BearerAuthMiddleware, verifier=verifier)
+
+        assert TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url)))).json() == {"sent": False}
+
+
+def test_introspection_verdict_counts_at_each_hop(issuer: Issuer, downstream: ThirdParty) -> None:
+    """Once the server calls an opaque token inactive, no hop of a running request relays it."""
+    state = {"active": True}
+    issuer.introspect = lambda token: state | {"sub": "alice", "aud": AUDIENCE}
+    ahead = 0.0
+    verifier = TokenVerifier(
+        audience=AUDIENCE,
+        introspection_endpoint=f"{issuer.url}/introspect",
+        monotonic=lambda: time.monotonic() + ahead,
+    )
+
+    def revoke() -> None:
+        nonlocal ahead
+        state["active"] = False
+        ahead = 40.0
+        introspection = verifier._introspection
+        assert introspection is not None
+        token = current_token()
+        assert token is not None
+        assert token.verification is not None
+        verification = token.verification
+        wait_until(lambda: not verification.still_holds())
+
+    with installed(f"{downstream.url};required"):
+        app = relaying_app(downstream, before=revoke)
+        app.add_middleware(BearerAuthMiddleware, verifier=verifier)
+
+        assert TestClient(app).get("/", headers=bearer("opaque")).json() == {"withheld": "not_verified"}
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "min_ttl", "expected"),
+    [
+        pytest.param(100, 60.0, {"sent": True}, id="enough left"),
+        pytest.param(50, 60.0, {"withheld": "expired"}, id="too little left"),
+        pytest.param(-5, 0.0, {"withheld": "expired"}, id="expired and within the leeway here"),
+    ],
+)
+def test_lifetime_of_an_opaque_token_counts_at_the_hop(
+    issuer: Issuer, downstream: ThirdParty, lifetime: int, min_ttl: float, expected: object
+) -> None:
+    """The verified exp counts, also where the token itself does not show one."""
+    issuer.introspect = lambda token: {
+        "active": True,
+        "sub": "alice",
+        "aud": AUDIENCE,
+        "exp": int(time.time()) + lifetime,
+    }
+    verifier = TokenVerifier(audience=AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect")
+    with installed(f"{downstream.url};required", min_ttl=min_ttl):
+        app = relaying_app(downstream)
+        app.add_middleware(BearerAuthMiddleware, verifier=verifier)
+
+        assert TestClient(app).get("/", headers=bearer("opaque")).json() == expected
+
+
+def test_claims_are_reachable_and_carried_on(issuer: Issuer) -> None:
+    """``current_token().claims`` holds what was verified, also in work that is carried on."""
+    verifier = TokenVerifier([issuer.url], AUDIENCE)
+    carried: list[Any] = []
+
+    def remember() -> None:
+        token = current_token()
+        carried.append(token and token.claims and token.claims["sub"])
+
+    def show(request: Request) -> JSONResponse:
+        carried.append(carry(remember, seconds=5))
+        token = current_token()
+        assert token is not None
+        return JSONResponse(dict(token.claims or {}))
+
+    app = Starlette(routes=[Route("/", show)])
+    app.add_middleware(BearerAuthMiddleware, verifier=verifier)
+    expected = claims(issuer.url, roles=["a"])
+
+    assert TestClient(app).get("/", headers=bearer(make_token(expected))).json() == expected
+    carried[0]()
+    assert carried[1] == "alice"
+
+
+def test_unverified_token_has_no_claims() -> None:
+    """What a JWT says of itself is not taken for verified."""
+    token = BearerToken(make_token({"sub": "mallory"}, kid=None))
+
+    assert token.claims is None
+    assert token.verification is None
+
+
+def zero_code(issuer: Issuer, mode: str = "enforce", **options: Any) -> Any:
+    return installed(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,), **options)
+
+
+def hello_app() -> Starlette:
+    def hello(request: Request) -> JSONResponse:
+        token = current_token()
+        return JSONResponse({"claims": None if token is None or token.claims is None else token.claims["sub"]})
+
+    return Starlette(routes=[Route("/", hello), Route("/healthz", hello)])
+
+
+def test_boundary_enforces_without_a_line_of_code(issuer: Issuer) -> None:
+    """With VERIFY=enforce the application does not see what is not valid."""
+    with zero_code(issuer, verify_exclude=("/healthz",)):
+        client = TestClient(hello_app())
+
+        assert client.get("/", headers=bearer(make_token(claims(issuer.url)))).json() == {"claims": "alice"}
+        assert client.get("/").headers["www-authenticate"] == 'Bearer realm="api"'
+        refused = client.get("/", headers=bearer(make_token(claims(issuer.url, exp=1))))
+        assert (refused.status_code, refused.headers["cache-control"]) == (401, "no-store")
+        assert client.get("/", headers={"Authorization": "Bearer a b"}).status_code == 400
+        assert client.get("/healthz").json() == {"claims": None}
+    assert TestClient(hello_app()).get("/").status_code == 200
+
+
+def test_boundary_enforces_in_wsgi_too(issuer: Issuer) -> None:
+    """Flask, by both of its entrances."""
+    import flask
+
+    with zero_code(issuer, verify_exclude=("/healthz",)):
+        app = flask.Flask("protected")
+
+        @app.get("/")
+        @app.get("/healthz")
+        def hello() -> dict[str, Any]:
+            token = current_token()
+            return {"claims": None if token is None or token.claims is None else token.claims["sub"]}
+
+        client = app.test_client()
+
+        assert client.get("/", headers=bearer(make_token(claims(issuer.url)))).json == {"claims": "alice"}
+        assert client.get("/").status_code == 401
+        assert client.get("/", headers=bearer("nonsense")).headers["WWW-Authenticate"] == (
+            'Bearer realm="api", error="invalid_token"'
+        )
+        assert client.get("/healthz").json == {"claims": None}
+
+
+def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer) -> None:
+    """An outer boundary without a gate has not checked anything."""
+    from otel_token_relay.servers.asgi import TokenRelayMiddleware
+
+    with zero_code(issuer):
+        client = TestClient(TokenRelayMiddleware(hello_app(), Settings()))
+
+        assert client.get("/").status_code == 401
+        assert client.get("/", headers=bearer(make_token(claims(issuer.url)))).json() == {"claims": "alice"}
+
+
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+def test_boundary_in_code_follows_the_settings(issuer: Issuer, mode: Any) -> None:
+    """A TokenRelayMiddleware that is put there by hand enforces as the hooked boundary does."""
+    from otel_token_relay.servers.asgi import TokenRelayMiddleware as Asgi
+    from otel_token_relay.servers.wsgi import TokenRelayMiddleware as Wsgi
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b""]
+
+    settings = Settings(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,))
+    clients = [
+        TestClient(Asgi(hello_app(), settings)),
+        httpx.Client(transport=httpx.WSGITransport(app=Wsgi(wsgi, settings)), base_url="http://test"),
+    ]
+    for client in clients:
+        assert client.get("/").status_code == (401 if mode == "enforce" else 200)
+        assert client.get("/", headers=bearer(make_token(claims(issuer.url)))).status_code == 200
+
+
+def test_report_lets_everybody_in_and_says_so(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    """It counts and logs what would be refused, not each time, and marks only what is valid."""
+    token = make_token(claims(issuer.url))
+    expired = make_token(claims(issuer.url, exp=1))
+    with (
+        zero_code(issuer, "report", verify_exclude=("/of-this-test",)),
+        caplog.at_level(logging.WARNING, logger="otel_token_relay"),
+    ):
+        client = TestClient(hello_app())
+        for _ in range(5):
+            assert client.get("/", headers=bearer(expired)).json() == {"claims": None}
+        assert client.get("/").json() == {"claims": None}
+        assert client.get("/", headers=bearer(token)).json() == {"claims": "alice"}
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len([text for text in said if "expired" in text]) == 1
+    assert len([text for text in said if "absent" in text]) == 1
+    assert_never_leaked(token, caplog.text)
+    assert_never_leaked(expired, caplog.text)
+
+
+def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By outcome and reason, both of closed sets."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(gate_module.metrics, "get_meter", provider.get_meter)
+    gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE))
+    for token in (make_token(claims(issuer.url)), make_token(claims(issuer.url, exp=1)), "opaque"):
+        gate.check(BearerToken(token), "/")
+
+    data = reader.get_metrics_data()
+    assert data is not None
+    points = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
+    counted = {tuple(sorted((point.attributes or {}).items())): point.value for point in points}  # type: ignore[union-attr]
+    assert counted == {
+        (("token_relay.verification", "accepted"),): 1,
+        (("token_relay.reason", "expired"), ("token_relay.verification", "refused")): 1,
+        (("token_relay.reason", "malformed"), ("token_relay.verification", "refused")): 1,
+    }
+    provider.shutdown()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        pytest.param({}, id="no issuer, no audience"),
+        pytest.param({"ISSUERS": "https://idp.example"}, id="no audience"),
+        pytest.param({"AUDIENCE": AUDIENCE}, id="no issuer"),
+        pytest.param({"ISSUERS": "http://idp.example", "AUDIENCE": AUDIENCE}, id="issuer over plain http"),
+        pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "HS256"}, id="symmetric"),
+        pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "RS256,x"}, id="unknown"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["enforce", "enfroce"])
+def test_enforcement_that_cannot_start_lets_nobody_in(
+    environ: dict[str, str], mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service that was told to verify must not serve without; it starts all the same, and says why."""
+    prefix = "OTEL_PYTHON_TOKEN_RELAY_"
+    settings = Settings.from_env(
+        {prefix + name: value for name, value in (environ | {"VERIFY": mode, "VERIFY_EXCLUDE": "/healthz"}).items()}
+    )
+    assert any("nothing can be verified" in problem for problem in settings.problems)
+    install(settings)
+    try:
+        client = TestClient(hello_app())
+        for headers in ({}, bearer("nonsense")):
+            refused = client.get("/", headers=headers)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
+        assert client.get("/healthz").status_code == 200
+    finally:
+        uninstall()
+
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+def test_extra_that_is_missing_lets_nobody_in() -> None:
+    """Without PyJWT the error names the extra, and nobody is served; without VERIFY nobody misses it."""
+    program = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout)
+sys.modules["jwt"] = sys.modules["jwt.algorithms"] = None
+import httpx, flask
+from otel_token_relay import Settings, install
+for verify in ("off", "report", "enforce"):
+    install(Settings(verify=verify, issuers=("https://idp.example",), audience=("a",)))
+    app = flask.Flask("app")
+    app.get("/")(lambda: "")
+    print(verify, app.test_client().get("/").status_code)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert "off 200" in ran.stdout
+    assert "report 200" in ran.stdout
+    assert "enforce 503" in ran.stdout
+    assert "otel-token-relay[verify]" in ran.stdout
+
+
+def test_nothing_of_pyjwt_is_imported_unless_used() -> None:
+    """Who only relays does not pay for it."""
+    program = """
+import sys, otel_token_relay, otel_token_relay.verification
+otel_token_relay.install(otel_token_relay.Settings(span_claims=("sub:enduser.id",)))
+print([name for name in sys.modules if name.split(".")[0] in ("jwt", "cryptography", "fastapi")])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def spans() -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider, exporter
+    provider.shutdown()
+
+
+def server_span(exporter: InMemorySpanExporter) -> dict[str, Any]:
+    found = [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
+    others = [span for span in exporter.get_finished_spans() if span.kind.name != "SERVER"]
+    assert not any("enduser.id" in (span.attributes or {}) for span in others)
+    assert len(found) == 1
+    return dict(found[0].attributes or {})
+
+
+def test_chosen_claims_are_written_by_a_middleware_within_the_span(
+    issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter]
+) -> None:
+    """The SERVER span is there already when the token is verified."""
+    provider, exporter = spans
+    app = BearerAuthMiddleware(
+        hello_app(),
+        TokenVerifier([issuer.url], AUDIENCE),
+        settings=Settings(span_claims=("sub:enduser.id", "client_id:client.id", "act:act", "roles:roles")),
+    )
+    token = make_token(claims(issuer.url, act={"sub": "b"}, roles=["a", "b"]))
+    TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(token))
+
+    attributes = server_span(exporter)
+    assert attributes["enduser.id"] == "alice"
+    assert attributes["client.id"] == "web"
+    assert attributes["roles"] == ("a", "b")
+    assert "act" not in attributes
+
+
+def test_chosen_claims_are_written_by_the_boundary_before_the_span(
+    issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero-code: the token is verified first, the SERVER span starts within."""
+    provider, exporter = spans
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
+    with zero_code(issuer, span_claims=("sub:enduser.id",)):
+        app = hello_app()
+        app.add_middleware(OtelAsgi, tracer_provider=provider)
+        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
+        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url, exp=1))))
+    assert server_span(exporter)["enduser.id"] == "alice"
+
+    exporter.clear()
+    with zero_code(issuer):
+        app = hello_app()
+        app.add_middleware(OtelAsgi, tracer_provider=provider)
+        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
+    assert "enduser.id" not in server_span(exporter)
+
+
+def test_no_claim_is_written_by_default(issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter]) -> None:
+    """Claims are personal data; somebody has to ask for them."""
+    provider, exporter = spans
+    app = BearerAuthMiddleware(hello_app(), TokenVerifier([issuer.url], AUDIENCE), settings=Settings())
+    TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(make_token(claims(issuer.url))))
+
+    assert "alice" not in str(server_span(exporter))
+    assert SpanClaims.of(Settings()) is None

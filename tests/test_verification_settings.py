@@ -1,0 +1,125 @@
+"""The variables of verification: what they mean, and the strict side where they cannot be read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.reasons import Reason
+from otel_token_relay.relay import Relay
+from otel_token_relay.settings import ALGORITHMS, Settings
+from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, check_algorithms
+
+PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
+COMPLETE = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "profile-service"}
+
+
+def from_env(**variables: str) -> Settings:
+    return Settings.from_env({PREFIX + name: value for name, value in variables.items()})
+
+
+def test_nothing_is_verified_by_default() -> None:
+    """Without a variable, and with issuers alone, everything is as it was."""
+    assert from_env().verify == "off"
+    assert from_env(ISSUERS="https://idp.example", AUDIENCE="a").verify == "off"
+    assert from_env().problems == ()
+
+
+def test_variables_are_read() -> None:
+    """Each one, with white space around its entries."""
+    settings = from_env(
+        **COMPLETE | {"ISSUERS": "https://idp.example , https://b.example/realms/x"},
+        ALGORITHMS="ES256, EdDSA",
+        PROFILE="generic",
+        VERIFY_EXCLUDE="/healthz,/metrics",
+        SPAN_CLAIMS="sub:enduser.id, azp:client.id",
+    )
+
+    assert settings.problems == ()
+    assert settings.verify == "enforce"
+    assert settings.issuers == ("https://idp.example", "https://b.example/realms/x")
+    assert settings.audience == ("profile-service",)
+    assert settings.algorithms == ("ES256", "EdDSA")
+    assert settings.profile == "generic"
+    assert settings.verify_exclude == ("/healthz", "/metrics")
+    assert settings.span_claims == ("sub:enduser.id", "azp:client.id")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "strict"),
+    [
+        pytest.param("VERIFY", "enfroce", "verify", "enforce", id="typing error enforces"),
+        pytest.param("VERIFY", "true", "verify", "enforce", id="true enforces"),
+        pytest.param("VERIFY", "Off", "verify", "enforce", id="case matters"),
+        pytest.param("PROFILE", "lax", "profile", "rfc9068", id="unknown profile is the strict one"),
+        pytest.param("ISSUERS", "https://idp.example,http://evil.example", "issuers", (), id="one bad issuer, none"),
+        pytest.param("ALGORITHMS", "RS256,HS256", "algorithms", (), id="one bad algorithm, none"),
+        pytest.param("VERIFY_EXCLUDE", "/healthz,metrics", "verify_exclude", (), id="one bad path, none"),
+        pytest.param("SPAN_CLAIMS", "sub", "span_claims", (), id="pair without a name, none"),
+    ],
+)
+def test_unreadable_variable_takes_the_strict_side(variable: str, text: str, field: str, strict: object) -> None:
+    """A mistake never opens anything, and is said."""
+    settings = from_env(**COMPLETE | {variable: text})
+
+    assert getattr(settings, field) == strict
+    assert any(problem.startswith(PREFIX + variable) for problem in settings.problems)
+
+
+def test_one_audience_may_be_a_text() -> None:
+    """As with the verifier itself."""
+    assert Settings(audience="profile-service").audience == ("profile-service",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("verify", "on"),
+        ("profile", "strict"),
+        ("issuers", ("http://idp.example",)),
+        ("issuers", "https://idp.example"),
+        ("issuers", ("https://idp.example#x",)),
+        ("audience", ("",)),
+        ("algorithms", ("none",)),
+        ("verify_exclude", ("healthz",)),
+        ("span_claims", ("sub:",)),
+    ],
+)
+def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:
+    """In code the mistake is seen at once."""
+    with pytest.raises(ConfigurationError) as refused:
+        Settings(**{name: value})
+    assert refused.value.setting == name
+
+
+def test_settings_and_verifier_know_the_same_algorithms() -> None:
+    """The settings do not import PyJWT, so they keep a list of their own."""
+    assert check_algorithms(ALGORITHMS) == set(ALGORITHMS)
+    assert Settings().algorithms == DEFAULT_ALGORITHMS
+    with pytest.raises(ConfigurationError):
+        check_algorithms(["HS256"])
+
+
+@pytest.mark.parametrize(
+    ("verify", "reason"), [("off", Reason.NOT_VERIFIED), ("report", Reason.RELAYED), ("enforce", Reason.RELAYED)]
+)
+def test_explain_knows_whether_anything_verifies(verify: Any, reason: Reason) -> None:
+    """REQUIRE_VERIFIED alone relays nothing; with the boundary verifying it does."""
+    settings = Settings(destinations=("https://a.example",), require_verified=True, verify=verify)
+
+    assert Relay(settings).explain("https://a.example/x")[0].reason is reason
+
+
+def test_check_names_what_is_wrong() -> None:
+    """``otel-token-relay check`` exits 1 where nothing can be verified."""
+    environ = {**os.environ, PREFIX + "VERIFY": "enforce", PREFIX + "AUDIENCE": "a"}
+    program = "import sys; sys.modules['jwt'] = None; from otel_token_relay.cli import main; sys.exit(main(['check']))"
+    ran = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=120)
+
+    assert ran.returncode == 1
+    assert "nothing can be verified without issuers" in ran.stdout
