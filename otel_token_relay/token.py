@@ -225,6 +225,7 @@ class BearerToken:
         token.pid = os.getpid()  # type: ignore[misc]
         token.received_at = time.monotonic()  # type: ignore[misc]
         token._peeked = None
+        token._verification = None
         return token
 
     def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import servers
+from tests.support import served as servers
 from tests.support.issuers import Issuer, issuing
 from tests.support.served import serving
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
