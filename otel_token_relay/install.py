@@ -23,6 +23,7 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from otel_token_relay.clients import aiohttp, httpx, urllib, urllib3
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
+from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.settings import VARIABLES, Settings
@@ -112,6 +113,7 @@ def install(settings: Settings | None = None) -> None:
 def uninstall() -> None:
     """Undo `install`: no token is relayed from here on. Does nothing where nothing is installed."""
     global _installed
+    redaction.stop()
     with _lock:
         if _installed is None:
             return
@@ -154,10 +156,14 @@ def propagator_from_env() -> TokenRelayPropagator:
 
 
 def pre_instrument() -> None:
-    """The entry point ``opentelemetry_pre_instrument``: say so if the relay is set up and not on.
+    """The entry point ``opentelemetry_pre_instrument``: redact, and say so if the relay is set up and not on.
 
     Must not raise: an exception here would stop instrumentation.
     """
+    try:
+        _start_redaction()
+    except Exception:
+        _logger.exception("token relay could not start redaction")
     configured = [name for name in VARIABLES.values() if os.environ.get(name.name)]
     if configured and _installed is None:
         _logger.warning(
@@ -165,6 +171,13 @@ def pre_instrument() -> None:
             " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay.",
             configured[0].name,
         )
+
+
+def _start_redaction() -> None:
+    """Redact also where no token is relayed: tokens come in all the same."""
+    with _lock:
+        settings = Settings.from_env() if _installed is None else _installed.relay.settings
+    redaction.start(settings)
 
 
 def _install_hooks(settings: Settings | None) -> _Installation:
@@ -177,6 +190,7 @@ def _install_hooks(settings: Settings | None) -> _Installation:
         settings = Settings.from_env()
     _announce(settings)
     _installed = installation = _Installation(Relay(settings))
+    redaction.start(settings)
     TokenRelayPropagator.clients_are_hooked = True
     for hook in HOOKS:
         module = sys.modules.get(hook.module)

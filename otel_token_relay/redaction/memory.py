@@ -1,0 +1,161 @@
+"""Which tokens belong to which trace: remembered from the moment they are bound, and not for ever.
+
+A span may end when its request's context is long gone, and a log record may come from a thread
+that never had it. What they have is the trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from otel_token_relay.context import TOKEN_KEY, token_watchers
+from otel_token_relay.redaction.fragments import NOTHING, Secrets, secrets_of
+from otel_token_relay.token import BearerToken
+
+_TRACES: Final = 2048
+_TOKENS_OF_A_TRACE: Final = 8
+
+_HELD: Final = "_token_relay_secrets"
+
+
+class TokenMemory:
+    """The tokens of the traces used last, bounded. Safe to share between threads.
+
+    Args:
+        traces: At least as many are remembered, and at most twice as many: they are kept in two
+            generations, and the older one goes when the younger one is full.
+    """
+
+    def __init__(self, traces: int = _TRACES) -> None:
+        self._traces = traces
+        self._young: dict[int, Secrets] = {}
+        self._old: dict[int, Secrets] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"TokenMemory({len(self._young) + len(self._old)} traces)"
+
+    def remember(self, trace_id: int, value: str) -> Secrets:
+        """Add a token to a trace and give all of the trace's."""
+        known = self._young.get(trace_id)
+        if known is not None and value in known.values:
+            return known
+        with self._lock:
+            known = self._young.get(trace_id) or self._old.get(trace_id, NOTHING)
+            if value not in known.values:
+                known = secrets_of(*known.values[1 - _TOKENS_OF_A_TRACE :], value)
+            self._keep(trace_id, known)
+        return known
+
+    def find(self, trace_id: int) -> Secrets:
+        """Give the tokens of a trace, and remember it longer."""
+        known = self._young.get(trace_id)
+        if known is not None:
+            return known
+        known = self._old.get(trace_id)
+        if known is None:
+            return NOTHING
+        with self._lock:
+            self._keep(trace_id, known)
+        return known
+
+    def everything(self) -> Secrets:
+        """Give every token that is remembered, for what belongs to no trace. Not cheap."""
+        with self._lock:
+            known = [*self._old.values(), *self._young.values()]
+        return Secrets(dict.fromkeys(value for secrets in known for value in secrets.values))
+
+    def forget(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._young, self._old = {}, {}
+
+    def _keep(self, trace_id: int, secrets: Secrets) -> None:
+        self._young[trace_id] = secrets
+        if len(self._young) > self._traces:
+            self._old, self._young = self._young, {}
+
+
+MEMORY: Final = TokenMemory()
+_listeners = 0
+_lock = threading.Lock()
+
+
+def listen() -> None:
+    """Take note of every token that is bound from now on."""
+    global _listeners
+    with _lock:
+        _listeners += 1
+        if _watch not in token_watchers:
+            token_watchers.append(_watch)
+
+
+def stop_listening() -> None:
+    """Undo one `listen`; after the last one, forget."""
+    global _listeners
+    with _lock:
+        _listeners = max(0, _listeners - 1)
+        if _listeners == 0 and _watch in token_watchers:
+            token_watchers.remove(_watch)
+            MEMORY.forget()
+            secrets_of.cache_clear()
+
+
+def _watch(token: BearerToken, context: Context) -> None:
+    span = trace.get_current_span(context)
+    trace_id = span.get_span_context().trace_id
+    if trace_id:
+        hold(span, MEMORY.remember(trace_id, token.reveal()))
+
+
+def hold(span: Any, secrets: Secrets) -> None:
+    """Let a recording span hold its tokens itself: it may outlive thousands of traces."""
+    if span.is_recording():
+        with contextlib.suppress(AttributeError):  # a span of another make; the trace still knows
+            setattr(span, _HELD, secrets)
+
+
+def note_start(span: Any, context: Context | None) -> None:
+    """Remember the token under which a span starts."""
+    token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
+    if token is not None:
+        hold(span, MEMORY.remember(span.get_span_context().trace_id, token.reveal()))
+
+
+def secrets_of_span(span: Any, trace_id: int) -> Secrets:
+    """Give the tokens of a span: its trace's, and its own."""
+    known = MEMORY.find(trace_id)
+    held: Secrets | None = getattr(span, _HELD, None)
+    if held is not None and held is not known and not set(held.values) <= set(known.values):
+        return secrets_of(*dict.fromkeys(held.values + known.values))
+    return known if known is not NOTHING else secrets_in(None)
+
+
+def secrets_in(context: Context | None, trace_id: int | None = None) -> Secrets:
+    """Give the tokens of a context: the one bound there, else those of the trace.
+
+    Args:
+        context: ``None`` or an empty one for the current context.
+        trace_id: ``None`` to look for a span in the context.
+    """
+    if not context:
+        context = otel_context.get_current()
+    token: Any = context.get(TOKEN_KEY)
+    if trace_id is None:
+        span: Any = context.get(trace.propagation._SPAN_KEY)
+        trace_id = 0 if span is None else span.get_span_context().trace_id
+    if token is None:
+        return MEMORY.find(trace_id) if trace_id else NOTHING
+    value = token.reveal()
+    if trace_id:
+        known = MEMORY.find(trace_id)
+        if known is NOTHING or value in known.values:
+            return known if known is not NOTHING else secrets_of(value)
+        return secrets_of(*known.values, value)
+    return secrets_of(value)
