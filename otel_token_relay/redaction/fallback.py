@@ -12,7 +12,7 @@ from typing import Any
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction import logs, metrics
-from otel_token_relay.redaction.memory import MEMORY, secrets_in
+from otel_token_relay.redaction.memory import MEMORY
 from otel_token_relay.redaction.records import twin
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 
@@ -65,7 +65,7 @@ class _LogProcessor:
         copy = twin(log_record)
         try:
             record = log_record.log_record
-            logs.redact(copy, self._scrubber, secrets_in(record.context, record.trace_id))
+            logs.redact(copy, self._scrubber, logs.secrets_of_record(record))
         except Exception:  # noqa: BLE001  # nothing leaves as it was
             logs.wipe(copy)
         self._processor.on_emit(copy)

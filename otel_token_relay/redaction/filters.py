@@ -6,9 +6,11 @@ import logging
 import sys
 from typing import Any, Final
 
+from opentelemetry import context as otel_context
+
 from otel_token_relay.redaction.fragments import Secrets
-from otel_token_relay.redaction.installation import scrubber_for
 from otel_token_relay.redaction.memory import listen, secrets_in
+from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.settings import Settings
 
@@ -43,7 +45,7 @@ class RedactingFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
         """Let every record pass, masked where necessary."""
         try:
-            secrets = secrets_in(None)
+            secrets = secrets_in(otel_context.get_current())
             changes = _Masking(record, self._scrubber, secrets).changes()
         except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
             changes = _wiped(record)

@@ -83,19 +83,21 @@ class Secrets:
         values: The tokens, for nobody but the registry.
         anchors: Texts in lower case; without one of them in a lowered text, no token is in it.
         coded_anchors: The same for base64, each with its rarest character, in their own case.
+        clean_rows: Attributes that were found clean and will be met again, keys and then values.
         statics: What a user of this class has cleaned with these tokens and will meet again:
             by the object's id. It is kept here since it goes
             when the tokens go.
     """
 
-    __slots__ = ("_secrets", "anchors", "coded_anchors", "statics", "values")
+    __slots__ = ("_secrets", "anchors", "clean_rows", "coded_anchors", "statics", "values")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self.values = tuple(values)
         self._secrets = tuple(secret_of(value) for value in self.values if len(value) >= _SHORTEST_TOKEN)
         self.anchors = tuple(dict.fromkeys(anchor for secret in self._secrets for anchor in secret.anchors))
         self.coded_anchors = tuple(dict.fromkeys(pair for secret in self._secrets for pair in secret.coded_anchors))
-        self.statics: dict[int, tuple[Any, Any, Any]] = {}
+        self.clean_rows: set[tuple[Any, ...]] = set()
+        self.statics: dict[int, tuple[Any, Any, Any, Any]] = {}
 
     def __repr__(self) -> str:
         return f"Secrets({len(self.values)} known)"

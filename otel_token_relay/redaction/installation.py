@@ -21,6 +21,7 @@ import wrapt
 from otel_token_relay.patching import Patches
 from otel_token_relay.redaction import canary, fallback, logs, metrics, spans
 from otel_token_relay.redaction.memory import listen, stop_listening
+from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.settings import Settings
 
@@ -90,11 +91,6 @@ class _Redaction:
 _lock = threading.RLock()
 _active: _Redaction | None = None
 _awaited: set[str] = set()
-
-
-def scrubber_for(settings: Settings) -> Scrubber:
-    """Give the rules under these settings."""
-    return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
 
 
 def start(settings: Settings) -> None:

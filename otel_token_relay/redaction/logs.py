@@ -9,10 +9,12 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from opentelemetry import context as otel_context
+
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.fragments import Secrets
 from otel_token_relay.redaction.memory import secrets_in
-from otel_token_relay.redaction.records import clean_attributes, clean_resource, clean_scope, plain, twin
+from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, plain, twin
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 
 
@@ -27,8 +29,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
             try:
-                record = self.log_record
-                redact(self, scrubber, secrets_in(record.context, record.trace_id))
+                redact(self, scrubber, secrets_of_record(self.log_record))
             except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
                 wipe(self)
 
@@ -37,16 +38,20 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(module.ReadableLogRecord, "__init__", build_init)
 
 
+def secrets_of_record(record: Any) -> Secrets:
+    """Give the tokens of a log record: those of where it was written, and of its trace."""
+    return secrets_in(record.context or otel_context.get_current(), record.trace_id)
+
+
 def redact(readable: Any, scrubber: Scrubber, secrets: Secrets) -> None:
     """Clean a record that nobody else holds yet; what it refers to is replaced, not changed."""
     record = readable.log_record
     if is_suspect(record, scrubber, secrets):
         _set(readable, "log_record", _cleaned(record, scrubber, secrets))
     resource, scope = readable.resource, readable.instrumentation_scope
-    if (clean := clean_resource(resource, scrubber, secrets)) is not resource:
-        _set(readable, "resource", clean)
-    if scope is not None and (clean := clean_scope(scope, scrubber, secrets)) is not scope:
-        _set(readable, "instrumentation_scope", clean)
+    if not are_clean(resource, scope, scrubber, secrets):
+        _set(readable, "resource", clean_resource(resource, scrubber, secrets))
+        _set(readable, "instrumentation_scope", clean_scope(scope, scrubber, secrets))
 
 
 def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:

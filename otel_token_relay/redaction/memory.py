@@ -21,6 +21,9 @@ from otel_token_relay.token import BearerToken
 _TRACES: Final = 2048
 _TOKENS_OF_A_TRACE: Final = 8
 
+# Where OpenTelemetry keeps the current span; asking for it by function costs as much as the rest.
+_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+
 _HELD: Final = "_token_relay_secrets"
 
 
@@ -34,20 +37,20 @@ class TokenMemory:
 
     def __init__(self, traces: int = _TRACES) -> None:
         self._traces = traces
-        self._young: dict[int, Secrets] = {}
+        self.young: dict[int, Secrets] = {}
         self._old: dict[int, Secrets] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"TokenMemory({len(self._young) + len(self._old)} traces)"
+        return f"TokenMemory({len(self.young) + len(self._old)} traces)"
 
     def remember(self, trace_id: int, value: str) -> Secrets:
         """Add a token to a trace and give all of the trace's."""
-        known = self._young.get(trace_id)
+        known = self.young.get(trace_id)
         if known is not None and value in known.values:
             return known
         with self._lock:
-            known = self._young.get(trace_id) or self._old.get(trace_id, NOTHING)
+            known = self.young.get(trace_id) or self._old.get(trace_id, NOTHING)
             if value not in known.values:
                 known = secrets_of(*known.values[1 - _TOKENS_OF_A_TRACE :], value)
             self._keep(trace_id, known)
@@ -55,7 +58,7 @@ class TokenMemory:
 
     def find(self, trace_id: int) -> Secrets:
         """Give the tokens of a trace, and remember it longer."""
-        known = self._young.get(trace_id)
+        known = self.young.get(trace_id)
         if known is not None:
             return known
         known = self._old.get(trace_id)
@@ -68,18 +71,18 @@ class TokenMemory:
     def everything(self) -> Secrets:
         """Give every token that is remembered, for what belongs to no trace. Not cheap."""
         with self._lock:
-            known = [*self._old.values(), *self._young.values()]
+            known = [*self._old.values(), *self.young.values()]
         return Secrets(dict.fromkeys(value for secrets in known for value in secrets.values))
 
     def forget(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._young, self._old = {}, {}
+            self.young, self._old = {}, {}
 
     def _keep(self, trace_id: int, secrets: Secrets) -> None:
-        self._young[trace_id] = secrets
-        if len(self._young) > self._traces:
-            self._old, self._young = self._young, {}
+        self.young[trace_id] = secrets
+        if len(self.young) > self._traces:
+            self._old, self.young = self.young, {}
 
 
 MEMORY: Final = TokenMemory()
@@ -125,37 +128,44 @@ def note_start(span: Any, context: Context | None) -> None:
     """Remember the token under which a span starts."""
     token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
     if token is not None:
-        hold(span, MEMORY.remember(span.get_span_context().trace_id, token.reveal()))
+        value = token.reveal()
+        trace_id = span.get_span_context().trace_id
+        known = MEMORY.young.get(trace_id)
+        if known is None or value not in known.values:
+            known = MEMORY.remember(trace_id, value)
+        hold(span, known)
 
 
 def secrets_of_span(span: Any, trace_id: int) -> Secrets:
     """Give the tokens of a span: its trace's, and its own."""
-    known = MEMORY.find(trace_id)
+    known = MEMORY.young.get(trace_id) or MEMORY.find(trace_id)
     held: Secrets | None = getattr(span, _HELD, None)
-    if held is not None and held is not known and not set(held.values) <= set(known.values):
+    if held is not None:
+        if held is known or set(held.values) <= set(known.values):
+            return known
         return secrets_of(*dict.fromkeys(held.values + known.values))
-    return known if known is not NOTHING else secrets_in(None)
+    return known if known is not NOTHING else secrets_in(otel_context.get_current(), 0)
 
 
-def secrets_in(context: Context | None, trace_id: int | None = None) -> Secrets:
-    """Give the tokens of a context: the one bound there, else those of the trace.
+def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
+    """Give the tokens of a context: the one that is bound there and those of the trace.
 
     Args:
-        context: ``None`` or an empty one for the current context.
-        trace_id: ``None`` to look for a span in the context.
+        context: Where to look for the token and the span.
+        trace_id: Where it is known; ``None`` for that of the span in the context.
     """
-    if not context:
-        context = otel_context.get_current()
     token: Any = context.get(TOKEN_KEY)
-    if trace_id is None:
-        span: Any = context.get(trace.propagation._SPAN_KEY)
-        trace_id = 0 if span is None else span.get_span_context().trace_id
+    span: Any = context.get(_SPAN_KEY)
     if token is None:
+        if trace_id is None:
+            trace_id = 0 if span is None else span.get_span_context().trace_id
         return MEMORY.find(trace_id) if trace_id else NOTHING
     value = token.reveal()
-    if trace_id:
-        known = MEMORY.find(trace_id)
-        if known is NOTHING or value in known.values:
-            return known if known is not NOTHING else secrets_of(value)
-        return secrets_of(*known.values, value)
-    return secrets_of(value)
+    known = getattr(span, _HELD, None)
+    if known is None or (trace_id and span.get_span_context().trace_id != trace_id):
+        if trace_id is None and span is not None:
+            trace_id = span.get_span_context().trace_id
+        known = MEMORY.find(trace_id) if trace_id else NOTHING
+    if value in known.values:
+        return known
+    return secrets_of(*known.values, value)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.fragments import Secrets
 from otel_token_relay.redaction.memory import MEMORY, secrets_in
-from otel_token_relay.redaction.records import clean_resource, clean_scope
+from otel_token_relay.redaction.records import clean_resource, clean_scope, gather_resource, gather_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+
+# Attributes and their values; what is more is no series that comes again.
+_MAX_ROW: Final = 41
+_MAX_ROWS: Final = 64
 
 
 def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
@@ -55,16 +59,37 @@ def redacted(measurement: Any, scrubber: Scrubber) -> Any:
     """Give the measurement with clean attributes; itself if it is clean."""
     attributes = measurement.attributes
     secrets = secrets_in(measurement.context)
+    row: tuple[Any, ...] | None = None
+    try:
+        # Series are few and come again and again.
+        row = (scrubber, *attributes, *attributes.values())
+        if row in secrets.clean_rows:
+            return measurement
+    except TypeError:
+        row = None
     strings: list[str] = []
-    if not scrubber.gather(attributes, strings) and not scrubber.is_suspect("\0".join(strings), secrets):
-        return measurement
-    cleaned = scrubber.clean(dict(attributes), secrets)
-    return dataclasses.replace(measurement, attributes=cleaned)
+    if scrubber.gather(attributes, strings) or scrubber.is_suspect("\0".join(strings), secrets):
+        return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), secrets))
+    if row is not None and len(row) <= _MAX_ROW:
+        if len(secrets.clean_rows) >= _MAX_ROWS:
+            secrets.clean_rows.clear()
+        secrets.clean_rows.add(row)
+    return measurement
 
 
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
     """Clean what is said once for many measurements: resource, scopes, names, descriptions."""
     secrets = MEMORY.everything()
+    strings: list[str] = []
+    suspect = False
+    for part in data.resource_metrics:
+        suspect = gather_resource(part.resource, scrubber, strings) or suspect
+        for scoped in part.scope_metrics:
+            suspect = gather_scope(scoped.scope, scrubber, strings) or suspect
+            for metric in scoped.metrics:
+                strings += (metric.name, metric.description or "", metric.unit or "")
+    if not suspect and not scrubber.is_suspect("\0".join(strings), secrets):
+        return data
     return dataclasses.replace(
         data, resource_metrics=[_clean_resource_metrics(part, scrubber, secrets) for part in data.resource_metrics]
     )

@@ -13,8 +13,8 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_token_relay.redaction.installation import scrubber_for
 from otel_token_relay.redaction.memory import listen, note_start
+from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.spans import redacted
 from otel_token_relay.settings import Settings

@@ -7,8 +7,14 @@ from typing import Any, Final
 
 from otel_token_relay.redaction.fragments import Secrets
 from otel_token_relay.redaction.scrubber import Scrubber
+from otel_token_relay.settings import Settings
 
 _MAX_STATICS: Final = 128
+
+
+def scrubber_for(settings: Settings) -> Scrubber:
+    """Give the rules under these settings."""
+    return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
 
 
 def plain(attributes: Any) -> Mapping[str, Any]:
@@ -38,14 +44,27 @@ def clean_attributes(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> A
     return new
 
 
+def are_clean(resource: Any, scope: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
+    """Say whether resource and scope can stay. They are looked at once for each token."""
+    entry = secrets.statics.get(id(scope))
+    if entry is not None and entry[0] is scope and entry[1] is scrubber and entry[3] is resource:
+        return True
+    if clean_resource(resource, scrubber, secrets) is not resource:
+        return False
+    if clean_scope(scope, scrubber, secrets) is not scope:
+        return False
+    secrets.statics[id(scope)] = (scope, scrubber, scope, resource)
+    return True
+
+
 def clean_resource(resource: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     """Give a clean resource; the same one if it is clean. It is looked at once for each token."""
-    return _clean_static(resource, scrubber, secrets, _gather_resource, _rebuild_resource)
+    return _clean_static(resource, scrubber, secrets, gather_resource, _rebuild_resource)
 
 
 def clean_scope(scope: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     """Give a clean instrumentation scope; the same one if it is clean."""
-    return _clean_static(scope, scrubber, secrets, _gather_scope, _rebuild_scope)
+    return _clean_static(scope, scrubber, secrets, gather_scope, _rebuild_scope)
 
 
 def _clean_static(
@@ -58,21 +77,20 @@ def _clean_static(
     entry = secrets.statics.get(id(original))
     if entry is not None and entry[0] is original and entry[1] is scrubber:
         return entry[2]
-    if original is None:
-        return None
     strings: list[str] = []
-    suspect = gather(original, scrubber, strings)
+    suspect = original is not None and gather(original, scrubber, strings)
     cleaned = original
     if suspect or scrubber.is_suspect("\0".join(strings), secrets):
         cleaned = rebuild(original, scrubber, secrets)
     if len(secrets.statics) >= _MAX_STATICS:
         secrets.statics.clear()
     # The original is kept with it, so that its id is not given to another object.
-    secrets.statics[id(original)] = (original, scrubber, cleaned)
+    secrets.statics[id(original)] = (original, scrubber, cleaned, None)
     return cleaned
 
 
-def _gather_resource(resource: Any, scrubber: Scrubber, strings: list[str]) -> bool:
+def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str]) -> bool:
+    """Append every text of a resource; say whether it is suspect by itself."""
     strings.append(str(resource.schema_url or ""))
     return scrubber.gather(plain(resource.attributes), strings)
 
@@ -82,7 +100,8 @@ def _rebuild_resource(resource: Any, scrubber: Scrubber, secrets: Secrets) -> An
     return type(resource)(attributes, scrubber.clean(resource.schema_url, secrets))
 
 
-def _gather_scope(scope: Any, scrubber: Scrubber, strings: list[str]) -> bool:
+def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str]) -> bool:
+    """Append every text of an instrumentation scope; say whether it is suspect by itself."""
     strings += (str(scope.name), str(scope.version or ""), str(scope.schema_url or ""))
     return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings)
 

@@ -37,8 +37,12 @@ _MAX_READ_BY_RULE: Final = 1_048_576
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 200_000
 
-_MAX_KNOWN_KEYS: Final = 4096
-_is_ordinary_key = re.compile(r"(?:[A-Za-z]{1,24}+\d{0,2}+[._\-]?+){1,12}").fullmatch
+_MAX_KNOWN: Final = 4096
+# Words with at most three digits after each: what method names, routes, hosts and statements are
+# made of, and what no token is. Such a text is looked at once, for all tokens to come.
+_is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)?+\d{0,3}+(?:[^A-Za-z0-9\0]++|\Z)){1,32}+").fullmatch
+_MAX_ORDINARY: Final = 160
+_LEARN_EVERY: Final = 16
 
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 
@@ -56,9 +60,10 @@ class Scrubber:
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
         self._keys = frozenset(map(_normalize_key, keys))
         self._headers = frozenset(map(_normalize_key, headers))
-        # Keys that were looked at and mean nothing. Only such that cannot hold a token
-        # themselves, so that one look is enough for all tokens to come.
+        # Ordinary keys that are not sensitive, and ordinary values that no rule is about.
         self.known_keys: set[str] = set()
+        self._known_values: set[Any] = {None, *range(1000)}
+        self._turn = 0
 
     def is_suspect(self, joined: str, secrets: Secrets) -> bool:
         """Say whether a token may stand in there. Cheap, and errs on the side of yes.
@@ -78,16 +83,30 @@ class Scrubber:
         for rare, anchor in secrets.coded_anchors:
             if rare in joined and anchor in joined:
                 return True
-        return ("=" in joined or '"' in joined or "'" in joined or "%" in joined or "&" in joined) and (
-            has_parameter_mark(lowered)
+        if has_parameter_mark(lowered):
+            return True
+        self._turn += 1
+        if not self._turn % _LEARN_EVERY:
+            self._learn(joined)
+        return False
+
+    def _learn(self, joined: str) -> None:
+        """Remember the ordinary texts of a clean record, since the next ones will have them, too."""
+        if len(self._known_values) > _MAX_KNOWN:
+            self._known_values = {None, *range(1000)}
+        self._known_values.update(
+            text for text in joined.split("\0") if len(text) <= _MAX_ORDINARY and _is_ordinary(text)
         )
 
     def gather(self, values: Mapping[str, Any], strings: list[str]) -> bool:
         """Append every text of a mapping to *strings*; say whether it is suspect by itself."""
-        suspect = False
-        if not self.known_keys.issuperset(values):
-            suspect = self._gather_keys(values, strings)
-        for value in values.values():
+        suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings)
+        known = self._known_values
+        try:
+            fresh = [value for value in values.values() if value not in known]
+        except TypeError:  # some cannot be in a set
+            fresh = [*values.values()]
+        for value in fresh:
             kind = value.__class__
             if kind is str:
                 strings.append(value)
@@ -108,7 +127,7 @@ class Scrubber:
                 suspect = suspect or _gather(key, strings, self, _Budget())
             elif self.is_sensitive(key):
                 suspect = True
-            elif len(key) <= 128 and _is_ordinary_key(key) and len(self.known_keys) < _MAX_KNOWN_KEYS:
+            elif len(key) <= _MAX_ORDINARY and _is_ordinary(key) and len(self.known_keys) < _MAX_KNOWN:
                 # Exactly str: a subclass could compare as it likes.
                 if type(key) is str:
                     self.known_keys.add(key)

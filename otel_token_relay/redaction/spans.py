@@ -16,6 +16,7 @@ from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.fragments import Secrets
 from otel_token_relay.redaction.memory import note_start, secrets_of_span
 from otel_token_relay.redaction.records import (
+    are_clean,
     clean_attributes,
     clean_resource,
     clean_scope,
@@ -64,10 +65,11 @@ def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
     if is_suspect(span, scrubber, secrets):
         _clean(span, scrubber, secrets)
     resource, scope = span._resource, span._instrumentation_scope
-    span._resource = clean_resource(resource, scrubber, secrets)
-    if scope is not None and (cleaned := clean_scope(scope, scrubber, secrets)) is not scope:
-        span._instrumentation_scope = cleaned
-        span._instrumentation_info = None
+    if not are_clean(resource, scope, scrubber, secrets):
+        span._resource = clean_resource(resource, scrubber, secrets)
+        if (cleaned := clean_scope(scope, scrubber, secrets)) is not scope:
+            span._instrumentation_scope = cleaned
+            span._instrumentation_info = None
 
 
 def redacted(span: Any, scrubber: Scrubber) -> Any:
@@ -90,12 +92,12 @@ def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
     if description := span._status.description:
         strings.append(description)
     if events := span._events:
-        for event in events:
+        for event in getattr(events, "_dq", events):
             strings.append(event._name)
             if attributes := event._attributes:
                 suspect = scrubber.gather(plain(attributes), strings) or suspect
     if links := span._links:
-        for link in links:
+        for link in getattr(links, "_dq", links):
             if attributes := link.attributes:
                 suspect = scrubber.gather(plain(attributes), strings) or suspect
             suspect = _gather_state(link.context, scrubber, strings) or suspect

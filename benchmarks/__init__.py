@@ -1,0 +1,1 @@
+"""What otel-token-relay costs, measured."""
