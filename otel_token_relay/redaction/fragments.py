@@ -25,8 +25,7 @@ _REMEMBERED: Final = 512
 
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _UNRESERVED: Final = re.compile(r"[a-z0-9_.~\-]+")
-# From rare to frequent in telemetry that is not base64.
-_RARE_FIRST: Final = "ZXQJKVYWNMBFLHGUDIRPOCTASE0123456789zqjxkvbpygfwmucldrhsnioate"
+ANY_BEARER: Final = "bearer"
 
 Interval = tuple[int, int]
 
@@ -54,13 +53,12 @@ class _Form(NamedTuple):
 class Secret:
     """One known token. Does not print itself."""
 
-    __slots__ = ("_forms", "_value", "anchors", "coded_anchors")
+    __slots__ = ("_forms", "_value", "anchors")
 
     def __init__(self, value: str) -> None:
         self._value = value
         self._forms: tuple[_Form, ...] | None = None
-        self.anchors = tuple(_anchors(ascii_lower(value)))
-        self.coded_anchors = _coded_anchors(value[:18])
+        self.anchors = (*_anchors(ascii_lower(value)), *_coded_anchors(value[:18]))
 
     def __repr__(self) -> str:
         return "Secret(…)"
@@ -81,21 +79,20 @@ class Secrets:
 
     Attributes:
         values: The tokens, for nobody but the registry.
-        anchors: Texts in lower case; without one of them in a lowered text, no token is in it.
-        coded_anchors: The same for base64, each with its rarest character, in their own case.
+        anchors: Texts in lower case; without one of them in a lowered text, no known token is in
+            it, and no ``Bearer …``.
         clean_rows: Attributes that were found clean and will be met again, keys and then values.
         statics: What a user of this class has cleaned with these tokens and will meet again:
             by the object's id. It is kept here since it goes
             when the tokens go.
     """
 
-    __slots__ = ("_secrets", "anchors", "clean_rows", "coded_anchors", "statics", "values")
+    __slots__ = ("_secrets", "anchors", "clean_rows", "statics", "values")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self.values = tuple(values)
         self._secrets = tuple(secret_of(value) for value in self.values if len(value) >= _SHORTEST_TOKEN)
-        self.anchors = tuple(dict.fromkeys(anchor for secret in self._secrets for anchor in secret.anchors))
-        self.coded_anchors = tuple(dict.fromkeys(pair for secret in self._secrets for pair in secret.coded_anchors))
+        self.anchors = (ANY_BEARER, *dict.fromkeys(anchor for secret in self._secrets for anchor in secret.anchors))
         self.clean_rows: set[tuple[Any, ...]] = set()
         self.statics: dict[int, tuple[Any, Any, Any, Any]] = {}
 
@@ -105,7 +102,7 @@ class Secrets:
     def stand_in(self, text: str) -> bool:
         """Say whether a part of a token may stand in a text."""
         lowered = ascii_lower(text)
-        return any(anchor in lowered for anchor in self.anchors) or any(a in text for _, a in self.coded_anchors)
+        return any(anchor in lowered for anchor in self.anchors if anchor is not ANY_BEARER)
 
     def mask_in(self, text: str, mask: str) -> str:
         """Replace every part of a token, whatever its spelling."""
@@ -183,14 +180,13 @@ def _has_reserved(value: str) -> bool:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _coded_anchors(head: str) -> tuple[tuple[str, str], ...]:
-    """Give the same for base64, from the first characters of the token. Those of all JWT of an issuer are the same."""
-    found = []
-    for text in _base64_spellings(head):
-        anchor = text[:_GRAM]
-        if len(anchor) >= _SHORTEST_TOKEN:
-            found.append((next((c for c in _RARE_FIRST if c in anchor), anchor[0]), anchor))
-    return tuple(found)
+def _coded_anchors(head: str) -> tuple[str, ...]:
+    """Give the same for base64, from the first characters of the token.
+
+    Those of all JWT with one header are the same, so this is rarely computed.
+    """
+    found = (ascii_lower(text[:_GRAM]) for text in _base64_spellings(head))
+    return tuple(anchor for anchor in found if len(anchor) >= _SHORTEST_TOKEN)
 
 
 def _spellings(value: str) -> Iterator[str]:
