@@ -35,7 +35,7 @@ _MAX_READ_BY_RULE: Final = 1_048_576
 
 # Deeper or wider than any telemetry that means something; what lies beyond is masked.
 _MAX_DEPTH: Final = 48
-_MAX_NODES: Final = 200_000
+_MAX_NODES: Final = 50_000
 
 _MAX_KNOWN: Final = 4096
 # Words with at most three digits after each: what method names, routes, hosts and statements are
