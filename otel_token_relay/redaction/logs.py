@@ -62,13 +62,13 @@ def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
     if body.__class__ is str:
         strings.append(body)
     elif body is not None:
-        suspect = scrubber.gather_value(body, strings)
+        suspect = scrubber.gather_value(body, strings, secrets)
     if record.event_name:
         strings.append(record.event_name)
     if record.severity_text:
         strings.append(record.severity_text)
     if attributes := record.attributes:
-        suspect = scrubber.gather(plain(attributes), strings) or suspect
+        suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
     if getattr(record, "exception", None) is not None:
         strings.append(str(record.exception))
     return suspect or scrubber.is_suspect("\0".join(strings), secrets)

@@ -68,7 +68,7 @@ def redacted(measurement: Any, scrubber: Scrubber) -> Any:
     except TypeError:
         row = None
     strings: list[str] = []
-    if scrubber.gather(attributes, strings) or scrubber.is_suspect("\0".join(strings), secrets):
+    if scrubber.gather(attributes, strings, secrets) or scrubber.is_suspect("\0".join(strings), secrets):
         return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), secrets))
     if row is not None and len(row) <= _MAX_ROW:
         if len(secrets.clean_rows) >= _MAX_ROWS:
@@ -83,9 +83,9 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
     strings: list[str] = []
     suspect = False
     for part in data.resource_metrics:
-        suspect = gather_resource(part.resource, scrubber, strings) or suspect
+        suspect = gather_resource(part.resource, scrubber, strings, secrets) or suspect
         for scoped in part.scope_metrics:
-            suspect = gather_scope(scoped.scope, scrubber, strings) or suspect
+            suspect = gather_scope(scoped.scope, scrubber, strings, secrets) or suspect
             for metric in scoped.metrics:
                 strings += (metric.name, metric.description or "", metric.unit or "")
     if not suspect and not scrubber.is_suspect("\0".join(strings), secrets):

@@ -71,14 +71,14 @@ def _clean_static(
     original: Any,
     scrubber: Scrubber,
     secrets: Secrets,
-    gather: Callable[[Any, Scrubber, list[str]], bool],
+    gather: Callable[[Any, Scrubber, list[str], Secrets], bool],
     rebuild: Callable[[Any, Scrubber, Secrets], Any],
 ) -> Any:
     entry = secrets.statics.get(id(original))
     if entry is not None and entry[0] is original and entry[1] is scrubber:
         return entry[2]
     strings: list[str] = []
-    suspect = original is not None and gather(original, scrubber, strings)
+    suspect = original is not None and gather(original, scrubber, strings, secrets)
     cleaned = original
     if suspect or scrubber.is_suspect("\0".join(strings), secrets):
         cleaned = rebuild(original, scrubber, secrets)
@@ -89,10 +89,10 @@ def _clean_static(
     return cleaned
 
 
-def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str]) -> bool:
+def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
     """Append every text of a resource; say whether it is suspect by itself."""
     strings.append(str(resource.schema_url or ""))
-    return scrubber.gather(plain(resource.attributes), strings)
+    return scrubber.gather(plain(resource.attributes), strings, secrets)
 
 
 def _rebuild_resource(resource: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
@@ -100,10 +100,10 @@ def _rebuild_resource(resource: Any, scrubber: Scrubber, secrets: Secrets) -> An
     return type(resource)(attributes, scrubber.clean(resource.schema_url, secrets))
 
 
-def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str]) -> bool:
+def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
     """Append every text of an instrumentation scope; say whether it is suspect by itself."""
     strings += (str(scope.name), str(scope.version or ""), str(scope.schema_url or ""))
-    return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings)
+    return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, secrets)
 
 
 def _rebuild_scope(scope: Any, scrubber: Scrubber, secrets: Secrets) -> Any:

@@ -38,9 +38,9 @@ _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
 _MAX_KNOWN: Final = 4096
-# Words with at most three digits after each: what method names, routes, hosts and statements are
-# made of, and what no token is. Such a text is looked at once, for all tokens to come.
-_is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)?+\d{0,3}+(?:[^A-Za-z0-9\0]++|\Z)){1,32}+").fullmatch
+# Words with at most three digits after each: what the names of attributes are made of, and what no
+# token is. Such a key is looked at once, for all tokens to come.
+_is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
 
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
@@ -79,9 +79,9 @@ class Scrubber:
             and has_parameter_mark(lowered)
         )
 
-    def gather(self, values: Mapping[str, Any], strings: list[str]) -> bool:
+    def gather(self, values: Mapping[str, Any], strings: list[str], secrets: Secrets) -> bool:
         """Append every text of a mapping to *strings*; say whether it is suspect by itself."""
-        suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings)
+        suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, secrets)
         items = values.values()
         if _PLAIN.issuperset(map(type, items)):
             strings += [value for value in items if value.__class__ is str]
@@ -89,29 +89,34 @@ class Scrubber:
         for value in items:
             if value.__class__ is str:
                 strings.append(value)
-            elif value.__class__ not in _NUMBERS and _gather(value, strings, self, _Budget()):
+            elif value.__class__ not in _NUMBERS and _gather(value, strings, self, secrets, _Budget()):
                 suspect = True
         return suspect
 
-    def gather_value(self, value: object, strings: list[str]) -> bool:
+    def gather_value(self, value: object, strings: list[str], secrets: Secrets) -> bool:
         """Do the same for any value."""
-        return _gather(value, strings, self, _Budget())
+        return _gather(value, strings, self, secrets, _Budget())
 
-    def _gather_keys(self, values: Mapping[Any, Any], strings: list[str]) -> bool:
+    def _gather_keys(self, values: Mapping[Any, Any], strings: list[str], secrets: Secrets) -> bool:
         suspect = False
         for key in values:
             if key in self.known_keys:
                 continue
             if not isinstance(key, str):
-                suspect = suspect or _gather(key, strings, self, _Budget())
+                suspect = _gather(key, strings, self, secrets, _Budget()) or suspect
             elif self.is_sensitive(key):
                 suspect = True
-            elif len(key) <= _MAX_ORDINARY and _is_ordinary(key) and len(self.known_keys) < _MAX_KNOWN:
-                # Exactly str: a subclass could compare as it likes.
-                if type(key) is str:
-                    self.known_keys.add(key)
             else:
                 strings.append(key)
+                # Exactly str: a subclass could compare as it likes.
+                if (
+                    type(key) is str
+                    and len(key) <= _MAX_ORDINARY
+                    and _is_ordinary(key)
+                    and not secrets.stand_in(key)
+                    and len(self.known_keys) < _MAX_KNOWN
+                ):
+                    self.known_keys.add(key)
         return suspect
 
     def is_sensitive(self, key: str) -> bool:
@@ -128,7 +133,9 @@ class Scrubber:
         """Give *value* without tokens, the same object if there are none. Never raises `Exception`."""
         try:
             strings: list[str] = []
-            if not _gather(value, strings, self, _Budget()) and not self.is_suspect("\0".join(strings), secrets):
+            if not _gather(value, strings, self, secrets, _Budget()) and not self.is_suspect(
+                "\0".join(strings), secrets
+            ):
                 return value
             return self.clean(value, secrets)
         except Exception:  # noqa: BLE001  # whatever the value does when it is looked at
@@ -166,7 +173,9 @@ class _Budget:
         self.left = _MAX_NODES
 
 
-def _gather(value: object, strings: list[str], scrubber: Scrubber, budget: _Budget, depth: int = 0) -> bool:
+def _gather(
+    value: object, strings: list[str], scrubber: Scrubber, secrets: Secrets, budget: _Budget, depth: int = 0
+) -> bool:
     if isinstance(value, str):
         strings.append(str.__str__(value))
         return False
@@ -177,7 +186,7 @@ def _gather(value: object, strings: list[str], scrubber: Scrubber, budget: _Budg
         return False
     if isinstance(value, Mapping):
         children: Iterable[object] = value.values()
-        suspect = scrubber._gather_keys(value, strings)
+        suspect = scrubber._gather_keys(value, strings, secrets)
     elif isinstance(value, (list, tuple, set, frozenset)):
         children = value
         suspect = False
@@ -198,7 +207,7 @@ def _gather(value: object, strings: list[str], scrubber: Scrubber, budget: _Budg
             budget.left -= 1
             if budget.left < 0:
                 return True
-            suspect = _gather(child, strings, scrubber, budget, depth + 1) or suspect
+            suspect = _gather(child, strings, scrubber, secrets, budget, depth + 1) or suspect
     return suspect
 
 

@@ -88,29 +88,29 @@ def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
     strings = [span._name]
     suspect = False
     if attributes := span._attributes:
-        suspect = scrubber.gather(plain(attributes), strings)
+        suspect = scrubber.gather(plain(attributes), strings, secrets)
     if description := span._status.description:
         strings.append(description)
     if events := span._events:
         for event in getattr(events, "_dq", events):
             strings.append(event._name)
             if attributes := event._attributes:
-                suspect = scrubber.gather(plain(attributes), strings) or suspect
+                suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
     if links := span._links:
         for link in getattr(links, "_dq", links):
             if attributes := link.attributes:
-                suspect = scrubber.gather(plain(attributes), strings) or suspect
-            suspect = _gather_state(link.context, scrubber, strings) or suspect
+                suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
+            suspect = _gather_state(link.context, scrubber, strings, secrets) or suspect
     if (context := span._context).trace_state:
-        suspect = _gather_state(context, scrubber, strings) or suspect
+        suspect = _gather_state(context, scrubber, strings, secrets) or suspect
     if (parent := span._parent) is not None and parent.trace_state:
-        suspect = _gather_state(parent, scrubber, strings) or suspect
+        suspect = _gather_state(parent, scrubber, strings, secrets) or suspect
     return suspect or scrubber.is_suspect("\0".join(strings), secrets)
 
 
-def _gather_state(context: Any, scrubber: Scrubber, strings: list[str]) -> bool:
+def _gather_state(context: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
     state = context.trace_state
-    return bool(state) and scrubber.gather(dict(state.items()), strings)
+    return bool(state) and scrubber.gather(dict(state.items()), strings, secrets)
 
 
 def _clean(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
