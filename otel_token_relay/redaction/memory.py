@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
@@ -20,6 +21,7 @@ from otel_token_relay.token import BearerToken
 
 _TRACES: Final = 2048
 _TOKENS_OF_A_TRACE: Final = 8
+_LOOSE_TOKENS: Final = 64
 
 # Where OpenTelemetry keeps the current span; asking for it by function costs as much as the rest.
 _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
@@ -39,6 +41,7 @@ class TokenMemory:
         self._traces = traces
         self.young: dict[int, Secrets] = {}
         self._old: dict[int, Secrets] = {}
+        self._loose: deque[str] = deque(maxlen=_LOOSE_TOKENS)
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -56,6 +59,15 @@ class TokenMemory:
             self._keep(trace_id, known)
         return known
 
+    def remember_loose(self, value: str) -> None:
+        """Add a token that was bound where there is no trace yet."""
+        if value not in self._loose:
+            self._loose.append(value)
+
+    def loose(self) -> Secrets:
+        """Give the tokens that were bound last where there was no trace."""
+        return secrets_of(*self._loose) if self._loose else NOTHING
+
     def find(self, trace_id: int) -> Secrets:
         """Give the tokens of a trace, and remember it longer."""
         known = self.young.get(trace_id)
@@ -72,12 +84,14 @@ class TokenMemory:
         """Give every token that is remembered, for what belongs to no trace. Not cheap."""
         with self._lock:
             known = [*self._old.values(), *self.young.values()]
-        return Secrets(dict.fromkeys(value for secrets in known for value in secrets.values))
+            loose = [*self._loose]
+        return Secrets(dict.fromkeys([*loose, *(value for secrets in known for value in secrets.values)]))
 
     def forget(self) -> None:
         """Forget everything."""
         with self._lock:
             self.young, self._old = {}, {}
+            self._loose.clear()
 
     def _keep(self, trace_id: int, secrets: Secrets) -> None:
         self.young[trace_id] = secrets
@@ -115,6 +129,8 @@ def _watch(token: BearerToken, context: Context) -> None:
     trace_id = span.get_span_context().trace_id
     if trace_id:
         hold(span, MEMORY.remember(trace_id, token.reveal()))
+    else:
+        MEMORY.remember_loose(token.reveal())
 
 
 def hold(span: Any, secrets: Secrets) -> None:

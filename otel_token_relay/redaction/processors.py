@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_token_relay.redaction.memory import listen, note_start
+from otel_token_relay.redaction.memory import MEMORY, listen, note_start
 from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.spans import redacted
@@ -64,9 +64,10 @@ class RedactingSpanProcessor(SpanProcessor):
 class RedactingSpanExporter(SpanExporter):
     """Export spans without the tokens in them.
 
-    Exporters run in a thread that has no request, so they know the callers' tokens by the trace
-    alone: an opaque token is found if it was bound (`use_token`, a server boundary, ``extract``)
-    while a span of that trace was current, or before one started.
+    Exporters run in a thread that has no request, so they know an opaque token by the trace: it is
+    found if it was bound (`use_token`, a server boundary, ``extract``) while a span of that trace
+    was current, or else if it is one of the last ones that were bound where there was no span.
+    `RedactingSpanProcessor` sees the start of the span and needs no such luck.
 
     Args:
         exporter: What sends them.
@@ -80,7 +81,7 @@ class RedactingSpanExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export clean spans."""
-        return self._exporter.export([redacted(span, self._scrubber) for span in spans])
+        return self._exporter.export([redacted(span, self._scrubber, MEMORY.loose()) for span in spans])
 
     def shutdown(self) -> None:
         """Shut the exporter down."""

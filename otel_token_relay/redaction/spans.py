@@ -8,12 +8,12 @@ trace state that goes out on the wire stay as they are: what is dirty is replace
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.fragments import Secrets
+from otel_token_relay.redaction.fragments import NOTHING, Secrets
 from otel_token_relay.redaction.memory import note_start, secrets_of_span
 from otel_token_relay.redaction.records import (
     are_clean,
@@ -72,11 +72,18 @@ def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
             span._instrumentation_info = None
 
 
-def redacted(span: Any, scrubber: Scrubber) -> Any:
-    """Give a clean copy of a record that others hold, too; itself if it is clean."""
+def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any:
+    """Give a clean copy of a record that others hold, too.
+
+    Args:
+        span: A finished span, or a live one.
+        scrubber: The rules.
+        otherwise: What to look for where neither the span nor its trace has a token.
+    """
     try:
         copy = span._readable_span() if hasattr(span, "_readable_span") else twin(span)
-        redact(copy, scrubber, secrets_of_span(span, span.get_span_context().trace_id))
+        secrets = secrets_of_span(span, span.get_span_context().trace_id)
+        redact(copy, scrubber, otherwise if secrets is NOTHING else secrets)
     except Exception:  # noqa: BLE001  # nothing leaves as it was
         copy = twin(span)
         wipe(copy)
@@ -194,8 +201,3 @@ def _without_state(context: Any) -> Any:
     if context is None:
         return None
     return type(context)(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
-
-
-def clean_all(spans: Sequence[Any], scrubber: Scrubber) -> list[Any]:
-    """Clean a batch of finished spans."""
-    return [redacted(span, scrubber) for span in spans]
