@@ -22,6 +22,7 @@ from otel_token_relay.token import BearerToken
 _TRACES: Final = 2048
 _TOKENS_OF_A_TRACE: Final = 8
 _LOOSE_TOKENS: Final = 64
+_TOKENS_OF_A_THREAD: Final = 8
 
 # Where OpenTelemetry keeps the current span; asking for it by function costs as much as the rest.
 _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
@@ -42,6 +43,7 @@ class TokenMemory:
         self.young: dict[int, Secrets] = {}
         self._old: dict[int, Secrets] = {}
         self._loose: deque[str] = deque(maxlen=_LOOSE_TOKENS)
+        self._threads = threading.local()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -63,6 +65,20 @@ class TokenMemory:
         """Add a token that was bound where there is no trace yet."""
         if value not in self._loose:
             self._loose.append(value)
+
+    def remember_here(self, value: str) -> None:
+        """Add a token to those of this thread, for what it says when the request is over."""
+        try:
+            here = self._threads.values
+        except AttributeError:
+            here = self._threads.values = deque(maxlen=_TOKENS_OF_A_THREAD)
+        if value not in here:
+            here.append(value)
+
+    def here(self) -> Secrets:
+        """Give the tokens that this thread had last: a server logs a request after it, without its trace."""
+        values = getattr(self._threads, "values", None)
+        return secrets_of(*values) if values else NOTHING
 
     def loose(self) -> Secrets:
         """Give the tokens that were bound last where there was no trace."""
@@ -92,6 +108,7 @@ class TokenMemory:
         with self._lock:
             self.young, self._old = {}, {}
             self._loose.clear()
+            self._threads = threading.local()
 
     def _keep(self, trace_id: int, secrets: Secrets) -> None:
         self.young[trace_id] = secrets
@@ -125,6 +142,7 @@ def stop_listening() -> None:
 
 
 def _watch(token: BearerToken, context: Context) -> None:
+    MEMORY.remember_here(token.reveal())
     span = trace.get_current_span(context)
     trace_id = span.get_span_context().trace_id
     if trace_id:
@@ -175,7 +193,7 @@ def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
     if token is None:
         if trace_id is None:
             trace_id = 0 if span is None else span.get_span_context().trace_id
-        return MEMORY.find(trace_id) if trace_id else NOTHING
+        return MEMORY.find(trace_id) if trace_id else MEMORY.here()
     value = token.reveal()
     known = getattr(span, _HELD, None)
     if known is None or (trace_id and span.get_span_context().trace_id != trace_id):

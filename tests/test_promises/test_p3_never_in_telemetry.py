@@ -256,7 +256,6 @@ TAKES_ANYTHING = {
     "log-body",
     "log-body-nested",
     "log-attribute",
-    "metric-attribute",
 }
 ONLY_PLAIN = {"trace-state", "link-state"}  # whatever else is no value of a trace state
 
@@ -532,6 +531,21 @@ def test_a_token_that_comes_after_the_span_has_started_is_known():
                 pass
             server.set_attribute("a", OWN_OPAQUE)
             pipeline.logger.emit(LogRecord(timestamp=1, body=OWN_OPAQUE))
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+def test_what_a_thread_logs_after_the_request_is_clean():
+    """A server writes its access line when the context is gone and there is no trace."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            pass
+        pipeline.logger.emit(LogRecord(timestamp=1, body=f'"GET /reset/{OWN_OPAQUE} HTTP/1.1" 404'))
         exported = pipeline.exported()
     finally:
         pipeline.close()
