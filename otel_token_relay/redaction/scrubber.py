@@ -44,7 +44,6 @@ _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._
 _MAX_ORDINARY: Final = 160
 
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
-_PLAIN: Final = frozenset({str, *_NUMBERS})
 
 
 class Scrubber:
@@ -82,14 +81,11 @@ class Scrubber:
     def gather(self, values: Mapping[str, Any], strings: list[str], secrets: Secrets) -> bool:
         """Append every text of a mapping to *strings*; say whether it is suspect by itself."""
         suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, secrets)
-        items = values.values()
-        if _PLAIN.issuperset(map(type, items)):
-            strings += [value for value in items if value.__class__ is str]
-            return suspect
-        for value in items:
-            if value.__class__ is str:
+        for value in values.values():
+            kind = value.__class__
+            if kind is str:
                 strings.append(value)
-            elif value.__class__ not in _NUMBERS and _gather(value, strings, self, secrets, _Budget()):
+            elif kind is not int and kind not in _NUMBERS and _gather(value, strings, self, secrets, _Budget()):
                 suspect = True
         return suspect
 
