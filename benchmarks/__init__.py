@@ -1,1 +1,1 @@
-"""What the relay costs, measured against OpenTelemetry's own propagators in the same run."""
+"""What otel-token-relay costs, measured against OpenTelemetry alone in the same run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from otel_token_relay.install import CLIENT_HOOKS, SERVER_HOOKS, Hook, hook_states, install
 from otel_token_relay.origin import Origin
 from otel_token_relay.reasons import Decision, Reason
+from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
 
@@ -85,6 +87,7 @@ def check() -> int:
         if (version := _version(name)) is not None:
             print(f"  {name} {version}: not covered, name the destination by hand (to_destination)")
     problems += _check_hooks("Servers", SERVER_HOOKS)
+    problems += _check_redaction(settings)
     for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):
         if lines:
             print(title, *(f"  {line}" for line in lines), sep="\n")
@@ -155,6 +158,19 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
         if states and state != "hooked":
             problems.append(f"{hook.module} cannot be hooked: {state}")
     return problems
+
+
+def _check_redaction(settings: Settings) -> list[str]:
+    """Redact, with the SDK that is here, and say how that goes."""
+    redaction.start(settings)
+    for signal in redaction.SIGNALS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(signal.module)
+    states = redaction.states()
+    print("Redaction")
+    for name, state in states.items():
+        print(f"  {name}: {state if settings.redaction else 'switched off'}")
+    return [f"{name} cannot be redacted: {state}" for name, state in states.items() if state.startswith("NOT ")]
 
 
 def _has_module(name: str) -> bool:

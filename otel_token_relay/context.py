@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -18,6 +19,8 @@ from opentelemetry.context import Context
 from otel_token_relay.origin import Origin
 from otel_token_relay.token import BearerToken, Lease
 
+_logger = logging.getLogger(__name__)
+
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 # The lease of a request whose credentials were refused at the door.
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
@@ -27,15 +30,33 @@ _Work = TypeVar("_Work")
 
 before_first_token: Callable[[], None] | None = None
 """What is to be done before the first token is bound. `otel_token_relay.install` sets and clears it."""
+# Told of each token as it is bound, and into which context, so that redaction knows it from then
+# on. They are not asked anything; whatever they raise is theirs.
+token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
     """Give a context that holds *token*, or that holds none, whatever it held before."""
-    if token is not None and (prepare := before_first_token) is not None:
-        prepare()
+    if token is not None:
+        if (prepare := before_first_token) is not None:
+            prepare()
+        if token_watchers:
+            announce(token, context)
     if context is not None and not context:
         return Context({TOKEN_KEY: token})  # as propagators start: there is nothing to copy
     return otel_context.set_value(TOKEN_KEY, token, context)
+
+
+def announce(token: BearerToken, context: Context | None = None) -> None:
+    """Tell redaction of a token that belongs to the trace in *context*, bound there or not.
+
+    Whoever obtains another token for the same request calls this before it is used.
+    """
+    for watch in token_watchers:
+        try:
+            watch(token, otel_context.get_current() if context is None else context)
+        except Exception:  # the request goes on
+            _logger.debug("a token could not be announced", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:

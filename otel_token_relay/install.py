@@ -23,6 +23,7 @@ from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urll
 from otel_token_relay.imports import is_half_imported, when_imported
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
+from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, wsgi
@@ -143,6 +144,7 @@ def install(settings: Settings | None = None) -> None:
 def uninstall() -> None:
     """Undo `install`: no token is relayed from here on. Does nothing where nothing is installed."""
     global _installed
+    redaction.stop()
     with _lock:
         if _installed is None:
             return
@@ -196,10 +198,14 @@ def _is_launcher() -> bool:
 
 
 def pre_instrument() -> None:
-    """The entry point ``opentelemetry_pre_instrument``: say so if the relay is set up and not on.
+    """The entry point ``opentelemetry_pre_instrument``: redact, and say so if the relay is set up and not on.
 
     Must not raise: an exception here would stop instrumentation.
     """
+    try:
+        _start_redaction()
+    except Exception:
+        _logger.exception("token relay could not start redaction")
     configured = [name for name in VARIABLES.values() if os.environ.get(name.name)]
     if configured and _installed is None:
         _logger.warning(
@@ -209,6 +215,13 @@ def pre_instrument() -> None:
         )
     if _installed is not None:
         _describe_spans(_installed)
+
+
+def _start_redaction() -> None:
+    """Redact also where no token is relayed: tokens come in all the same."""
+    with _lock:
+        settings = Settings.from_env() if _installed is None else _installed.relay.settings
+    redaction.start(settings)
 
 
 def _install_hooks(settings: Settings | None) -> _Installation:
@@ -222,6 +235,7 @@ def _install_hooks(settings: Settings | None) -> _Installation:
     _announce(settings)
     _installed = installation = _Installation(Relay(settings), span_claims=SpanClaims.of(settings))
     installation.relay.gate = build_gate(settings)
+    redaction.start(settings)
     TokenRelayPropagator.clients_are_hooked = True
     context.before_first_token = _carry_into_threads
     for hook in HOOKS:

@@ -183,6 +183,21 @@ class Settings:
         read=_read_flag,
         strict=True,
     )
+    redaction: bool = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_REDACTION,
+        "Take tokens out of spans, log records and metrics before they are exported.",
+        default=True,
+        shown="true",
+        read=_read_flag,
+    )
+    redact_keys: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
+        "Comma-separated attribute keys whose value is always masked, in addition to the built-in ones. Case does not"
+        " matter, nor whether `-` or `_` is written; `x-api-key` also is `http.request.header.x-api-key`.",
+        default=(),
+        shown="",
+        read=_split,
+    )
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
         "Verify the token of each request at the boundary: `enforce` answers 400, 401 or 503 to what is not valid,"
@@ -249,6 +264,9 @@ class Settings:
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
             raise ConfigurationError("max_length", "this must be a whole number above 0")
         _check_verification(self)
+        if not isinstance(self.redaction, bool):
+            raise ConfigurationError("redaction", "this must be true or false")
+        _set(self, "redact_keys", _read_keys(self.redact_keys))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -383,6 +401,15 @@ def _read_destinations(
     for pattern in sorted(contradicted, key=str):
         report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
     return tuple(d for d in found.values() if d.pattern not in contradicted)
+
+
+def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:
+    if isinstance(keys, str):
+        raise ConfigurationError("redact_keys", "this must be a sequence of attribute keys, not one text")
+    read = tuple(keys)
+    if not all(isinstance(key, str) and key.strip() for key in read):
+        raise ConfigurationError("redact_keys", "this must be the keys of attributes")
+    return tuple(key.strip().lower() for key in cast("tuple[str, ...]", read))
 
 
 _split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch

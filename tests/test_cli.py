@@ -71,7 +71,11 @@ def test_check_shows_every_setting_and_every_hook() -> None:
     assert output.endswith("\nNo problem found.\n")
     assert "Warnings" not in output
     for variable in VARIABLES.values():
-        shown = "https://profile-service  (set)" if variable.name == DESTINATIONS else f"{variable.default or '(empty)'}  (default)"
+        shown = (
+            "https://profile-service  (set)"
+            if variable.name == DESTINATIONS
+            else f"{variable.default or '(empty)'}  (default)"
+        )
         assert f"  {variable.name} = {shown}\n" in output
     for hook in HOOKS:
         assert re.search(rf"^  {re.escape(hook.module)}( \(.*\): hooked|: not i.*)$", output, re.MULTILINE)

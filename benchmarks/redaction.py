@@ -1,0 +1,279 @@
+"""What redaction adds to a span, a log record, a measurement and a request, against redaction off.
+
+Each figure compares two arms in one process that take turns round by round, so that whatever
+else the machine does meets both. The ratio is the median over the rounds of on / off - 1.
+
+    python -m benchmarks.redaction [--quick]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, InMemoryLogRecordExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from otel_token_relay import Settings, context, use_token
+from otel_token_relay.redaction import installation
+
+Figure = tuple[str, float, float]
+
+TOKEN = (
+    "eyJhbGciOiJSUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJhdCtqd3QifQ."
+    + "eyJpc3MiOiJodHRwczovL2lkcC5leGFtcGxlIiwic3ViIjoiYWxpY2UiLCJleHAiOjQ4NzAwMDAwMDB9" * 5
+    + "."
+    + "Qk7dW3xPz0sVbN5mL2rTyU8iOpA4sDfGhJkL1zXcVbNm" * 8
+)
+
+
+class _Nowhere(SpanExporter):
+    def export(self, spans: Any) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None: ...
+
+
+class _NoLogs(InMemoryLogRecordExporter):
+    def export(self, batch: Any) -> Any:
+        return None
+
+
+class _Switch:
+    """Redaction that can be switched in no time, with everything that it has learned kept."""
+
+    def __init__(self) -> None:
+        installation.start(Settings())
+        active = installation._active
+        assert active is not None
+        assert set(installation.states().values()) == {installation.HOOKED}
+        self._hooks = [hook for patches in active.hooked.values() for hook in patches._done]
+        self._watchers = list(context.token_watchers)
+
+    def turn(self, *, on: bool) -> None:
+        for owner, name, original, replacement in self._hooks:
+            setattr(owner, name, replacement if on else original)
+        context.token_watchers[:] = self._watchers if on else []
+
+
+@contextmanager
+def _switch() -> Iterator[_Switch]:
+    switch = _Switch()
+    try:
+        yield switch
+    finally:
+        switch.turn(on=True)
+        installation.stop()
+
+
+def _compare(work: Callable[[int], None], rounds: int, size: int) -> float:
+    """Give on / off - 1, the median over *rounds* in which both take turns."""
+    ratios = []
+    with _switch() as switch:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(-4, rounds):
+                took = {}
+                for on in (number % 2 == 0, number % 2 == 1):
+                    switch.turn(on=on)
+                    with use_token(TOKEN):
+                        work(max(1, size // 10))
+                        begun = time.process_time_ns()
+                        work(size)
+                        took[on] = time.process_time_ns() - begun
+                if number >= 0:  # the first ones fill the caches
+                    ratios.append(took[True] / took[False] - 1)
+                gc.collect()
+        finally:
+            gc.enable()
+    return statistics.median(ratios)
+
+
+def span_ratio(rounds: int, size: int) -> float:
+    """A clean span: start, 15 attributes, an event, end, BatchSpanProcessor."""
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(_Nowhere()))
+    tracer = provider.get_tracer("benchmark", "1.0")
+
+    def work(size: int) -> None:
+        for number in range(size // 10):
+            # Traces of ten, as a request makes them.
+            with tracer.start_as_current_span("request"):
+                for child in range(9):
+                    make_span(10 * number + child)
+
+    def make_span(number: int) -> None:
+        span = tracer.start_span(
+            "GET /users/{id}",
+            attributes={
+                "http.request.method": "GET",
+                "url.scheme": "https",
+                "server.address": "profile-service.example.com",
+                "server.port": 443,
+                "url.path": f"/users/{number}",
+                "url.query": f"page={number}&sort=name",
+                "network.protocol.version": "1.1",
+                "user_agent.original": "python-httpx/0.28.1",
+            },
+        )
+        span.set_attribute("http.route", "/users/{id}")
+        span.set_attribute("http.response.status_code", 200)
+        span.set_attribute("client.address", "10.0.0.17")
+        span.set_attribute("enduser.id", f"user-{number}")
+        span.set_attribute("db.system", "postgresql")
+        span.set_attribute("db.statement", "SELECT id, name FROM users WHERE id = $1")
+        span.set_attribute("cache.hit", False)
+        span.add_event("cache miss", {"cache.key": f"users:{number}", "cache.size": number})
+        span.end()
+
+    try:
+        return _compare(work, rounds, size)
+    finally:
+        provider.shutdown()
+
+
+def log_ratio(rounds: int, size: int) -> float:
+    """A clean log record with five attributes, BatchLogRecordProcessor."""
+    provider = LoggerProvider()
+    provider.add_log_record_processor(BatchLogRecordProcessor(_NoLogs()))
+    logger = provider.get_logger("benchmark", "1.0")
+
+    def work(size: int) -> None:
+        for number in range(size):
+            logger.emit(
+                LogRecord(
+                    timestamp=time.time_ns(),
+                    severity_number=SeverityNumber.INFO,
+                    severity_text="INFO",
+                    body=f'10.0.0.17:51034 - "GET /users/{number} HTTP/1.1" 200',
+                    attributes={
+                        "code.file.path": "/srv/app/users.py",
+                        "code.function.name": "read_user",
+                        "code.line.number": 42,
+                        "user": f"user-{number}",
+                        "elapsed": 0.25,
+                    },
+                )
+            )
+
+    try:
+        return _compare(work, rounds, size)
+    finally:
+        provider.shutdown()
+
+
+def metric_ratio(rounds: int, size: int) -> float:
+    """A clean measurement of a histogram with six attributes."""
+    provider = MeterProvider([InMemoryMetricReader()])
+    histogram = provider.get_meter("benchmark", "1.0").create_histogram("http.server.request.duration")
+    attributes = {
+        "http.request.method": "GET",
+        "url.scheme": "https",
+        "http.route": "/users/{id}",
+        "http.response.status_code": 200,
+        "network.protocol.version": "1.1",
+        "server.address": "profile-service.example.com",
+    }
+
+    def work(size: int) -> None:
+        for number in range(size):
+            histogram.record(number % 100, attributes)
+
+    try:
+        return _compare(work, rounds, size)
+    finally:
+        provider.shutdown()
+
+
+def request_ratio(rounds: int, size: int) -> float:
+    """A FastAPI request in process, instrumented, another token each time, 3 spans."""
+    from fastapi import FastAPI
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(_Nowhere()))
+    app = FastAPI()
+
+    @app.get("/users/{number}")
+    async def read_user(number: int) -> dict[str, int]:
+        return {"id": number}
+
+    FastAPIInstrumentor.instrument_app(app, tracer_provider=provider)
+
+    async def nothing() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None: ...
+
+    async def run(size: int) -> None:
+        for number in range(size):
+            await app(_scope(number), nothing, send)
+
+    def work(size: int) -> None:
+        for number in range(size):
+            token = f"{TOKEN[:-8]}{number:08}"
+            with use_token(token):
+                attached = otel_context.get_current()
+                assert attached is not None
+                asyncio_run(run(1))
+
+    loop = asyncio.new_event_loop()
+    asyncio_run = loop.run_until_complete
+    try:
+        return _compare(work, rounds, size)
+    finally:
+        loop.close()
+        provider.shutdown()
+
+
+def _scope(number: int) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": f"/users/{number}",
+        "raw_path": f"/users/{number}".encode(),
+        "query_string": b"page=2",
+        "headers": [(b"host", b"profile-service.example.com"), (b"user-agent", b"python-httpx/0.28.1")],
+        "client": ("10.0.0.17", 51034),
+        "server": ("10.0.0.1", 8000),
+    }
+
+
+def figures(quick: bool = False) -> list[Figure]:
+    """Give name, ratio reached and ratio aimed at, for each figure."""
+    rounds = 60 if quick else 200
+    return [
+        ("a clean span", span_ratio(rounds, 300), 0.15),
+        ("a log record", log_ratio(rounds, 300), 0.15),
+        ("a metric measurement", metric_ratio(rounds, 1000), 0.10),
+        ("an in-process FastAPI request", request_ratio(rounds, 30), 0.04),
+    ]
+
+
+def main() -> None:
+    """Print the figures."""
+    quick = "--quick" in sys.argv[1:]
+    print("redaction on against redaction off, median of rounds in one process")
+    for name, ratio, target in figures(quick):
+        verdict = "" if ratio <= target else "  (above the target)"
+        print(f"  {name:32} {ratio:+7.1%}   target {target:.0%}{verdict}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Keep tokens out of spans, log records and metrics.
+
+Switched on by itself (``…_REDACTION``); these classes are for pipelines that are built by hand.
+They are loaded when they are asked for, since two of them need the SDK, which the package does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from otel_token_relay.redaction.filters import RedactingFilter
+    from otel_token_relay.redaction.processors import RedactingSpanExporter, RedactingSpanProcessor
+
+__all__ = ["RedactingFilter", "RedactingSpanExporter", "RedactingSpanProcessor"]
+
+_MODULES = {
+    "RedactingFilter": "otel_token_relay.redaction.filters",
+    "RedactingSpanExporter": "otel_token_relay.redaction.processors",
+    "RedactingSpanProcessor": "otel_token_relay.redaction.processors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_MODULES[name]), name)

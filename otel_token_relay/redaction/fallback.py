@@ -1,0 +1,108 @@
+"""Where the SDK has no conversion point: wrap what is registered, by public methods only.
+
+Weaker, and `otel-token-relay check` says so: processors that were registered before stay as they
+are, and metrics are cleaned when they are exported, so that each token still makes a series.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.redaction import logs, metrics
+from otel_token_relay.redaction.memory import MEMORY
+from otel_token_relay.redaction.records import twin
+from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+
+
+def patch_spans(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Wrap each processor that is added to a tracer provider."""
+
+    def build(original: Function) -> Function:
+        def add_span_processor(self: Any, span_processor: Any) -> None:
+            # Not at the top: this module is read before the SDK is, the other one needs it.
+            from otel_token_relay.redaction.processors import wrapped
+
+            original(self, wrapped(span_processor, scrubber))
+
+        return add_span_processor
+
+    patches.wrap(module.TracerProvider, "add_span_processor", build)
+
+
+def patch_logs(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Wrap each processor that is added to a logger provider."""
+
+    def build(original: Function) -> Function:
+        def add_log_record_processor(self: Any, log_record_processor: Any) -> None:
+            original(self, _LogProcessor(log_record_processor, scrubber))
+
+        return add_log_record_processor
+
+    patches.wrap(module.LoggerProvider, "add_log_record_processor", build)
+
+
+def patch_metrics(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Wrap the exporter of each periodic reader."""
+
+    def build(original: Function) -> Function:
+        def __init__(self: Any, exporter: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, _MetricExporter(exporter, scrubber), *args, **kwargs)
+
+        return __init__
+
+    patches.wrap(module.PeriodicExportingMetricReader, "__init__", build)
+
+
+class _LogProcessor:
+    def __init__(self, processor: Any, scrubber: Scrubber) -> None:
+        self._processor = processor
+        self._scrubber = scrubber
+
+    def on_emit(self, log_record: Any) -> None:
+        copy = twin(log_record)
+        try:
+            record = log_record.log_record
+            logs.redact(copy, self._scrubber, logs.secrets_of_record(record))
+        except Exception:  # noqa: BLE001  # nothing leaves as it was
+            logs.wipe(copy)
+        self._processor.on_emit(copy)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+class _MetricExporter:
+    def __init__(self, exporter: Any, scrubber: Scrubber) -> None:
+        self._exporter = exporter
+        self._scrubber = scrubber
+
+    def export(self, metrics_data: Any, *args: Any, **kwargs: Any) -> Any:
+        cleaned = metrics.clean_collected(metrics_data, self._scrubber)
+        for resource_metrics in cleaned.resource_metrics:
+            for scope_metrics in resource_metrics.scope_metrics:
+                scope_metrics.metrics[:] = [self._clean(metric) for metric in scope_metrics.metrics]
+        return self._exporter.export(cleaned, *args, **kwargs)
+
+    def _clean(self, metric: Any) -> Any:
+        points = [self._clean_point(point) for point in metric.data.data_points]
+        return dataclasses.replace(metric, data=dataclasses.replace(metric.data, data_points=points))
+
+    def _clean_point(self, point: Any) -> Any:
+        known = MEMORY.everything()
+        try:
+            attributes = self._scrubber.redact(dict(point.attributes or {}), known)
+            exemplars = [
+                dataclasses.replace(
+                    e, filtered_attributes=self._scrubber.redact(dict(e.filtered_attributes or {}), known)
+                )
+                for e in point.exemplars
+            ]
+        except Exception:  # noqa: BLE001  # nothing leaves as it was; the number counts
+            attributes, exemplars = {"redaction": FAILED}, []
+        return dataclasses.replace(point, attributes=attributes, exemplars=exemplars)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._exporter, name)

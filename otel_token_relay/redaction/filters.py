@@ -1,0 +1,155 @@
+"""For ``logging`` handlers that are not OpenTelemetry's: files, consoles, other agents."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Final
+
+from opentelemetry import context as otel_context
+
+from otel_token_relay.redaction.fragments import Secrets
+from otel_token_relay.redaction.memory import listen, secrets_in
+from otel_token_relay.redaction.records import scrubber_for
+from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from otel_token_relay.settings import Settings
+
+# What every record has; the rest was put there by the application (``extra=``).
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+# Before 3.12 a filter could not hand on another record.
+_MAY_REPLACE: Final = sys.version_info >= (3, 12)
+
+_exceptions = logging.Formatter()
+
+
+class RedactingFilter(logging.Filter):
+    """Mask tokens in the records of the handler that it is added to.
+
+    The arguments of a record keep their number, and numbers stay numbers, so that formatters
+    which unpack them (uvicorn's access log) go on working. Text stays text; another object whose
+    text holds a token is replaced by that text, masked.
+
+    On Python 3.11 a filter cannot replace the record, so the record itself is changed and the
+    handlers after this one get it masked, too.
+
+    Args:
+        settings: ``None`` for `Settings.from_env()`. Here ``redaction`` is not asked.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__()
+        self._scrubber = scrubber_for(Settings.from_env() if settings is None else settings)
+        listen()
+
+    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
+        """Let every record pass, masked where necessary."""
+        try:
+            secrets = secrets_in(otel_context.get_current())
+            changes = _Masking(record, self._scrubber, secrets).changes()
+        except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+            changes = _wiped(record)
+        if not changes:
+            return True
+        if _MAY_REPLACE:
+            masked = logging.makeLogRecord(record.__dict__)
+            masked.__dict__.update(changes)
+            return masked
+        record.__dict__.update(changes)
+        return True
+
+
+def _wiped(record: logging.LogRecord) -> dict[str, Any]:
+    args = record.args
+    extras = {name: FAILED for name in record.__dict__ if name not in _STANDARD}
+    kept: Any = tuple(a if isinstance(a, (int, float)) else FAILED for a in args) if isinstance(args, tuple) else None
+    return {**extras, "msg": FAILED, "args": kept, "exc_info": None, "exc_text": None, "stack_info": None}
+
+
+class _Masking:
+    """What has to change in one record."""
+
+    def __init__(self, record: logging.LogRecord, scrubber: Scrubber, secrets: Secrets) -> None:
+        self._record = record
+        self._scrubber = scrubber
+        self._secrets = secrets
+
+    def changes(self) -> dict[str, Any]:
+        changes = {
+            name: new
+            for name, value in self._record.__dict__.items()
+            if name not in _STANDARD and (new := self._clean_named(name, value)) is not value
+        }
+        changes |= self._message()
+        changes |= self._traceback()
+        stack = self._record.stack_info
+        if stack and (new := self._clean(stack)) is not stack:
+            changes["stack_info"] = new
+        name = self._clean(self._record.name)
+        if name is not self._record.name:
+            changes["name"] = name
+        return changes
+
+    def _clean(self, value: Any) -> Any:
+        return self._scrubber.redact(value, self._secrets)
+
+    def _clean_named(self, name: str, value: Any) -> Any:
+        holder = {name: value}
+        cleaned = self._clean(holder)
+        if cleaned is holder:
+            return value
+        return cleaned.get(name, MASK) if isinstance(cleaned, dict) else FAILED
+
+    def _message(self) -> dict[str, Any]:
+        record = self._record
+        message, args = record.msg, record.args
+        changes: dict[str, Any] = {}
+        if (clean_message := self._clean(message)) is not message:
+            changes["msg"] = message = clean_message
+        if isinstance(args, tuple):
+            cleaned: Any = tuple(self._clean(arg) for arg in args)
+            if any(new is not old for new, old in zip(cleaned, args, strict=True)):
+                changes["args"] = args = cleaned
+        elif args and (cleaned := self._clean(args)) is not args:
+            changes["args"] = args = cleaned
+        return changes | self._rest(message, args)
+
+    def _rest(self, message: Any, args: Any) -> dict[str, Any]:
+        """Mask what only message and arguments together make a token: ``"Bearer %s"``."""
+        if not args or not isinstance(message, str):
+            return {}
+        try:
+            text = message % args
+        except Exception:  # noqa: BLE001  # logging will say so itself
+            return {}
+        if self._clean(text) is text:
+            return {}
+        if not isinstance(args, tuple):
+            return {"args": {key: _masked(arg) for key, arg in args.items()}}
+        for at in range(len(args)):
+            masked = (*args[:at], _masked(args[at]), *args[at + 1 :])
+            if self._is_clean(message, masked):
+                return {"args": masked}
+        masked = tuple(_masked(arg) for arg in args)
+        return {"args": masked} if self._is_clean(message, masked) else {"args": masked, "msg": self._clean(message)}
+
+    def _is_clean(self, message: str, args: Any) -> bool:
+        try:
+            text = message % args
+        except Exception:  # noqa: BLE001
+            return False
+        return self._clean(text) is text
+
+    def _traceback(self) -> dict[str, Any]:
+        record = self._record
+        text = record.exc_text
+        if not text and record.exc_info and record.exc_info[0] is not None:
+            text = _exceptions.formatException(record.exc_info)
+        if not text or (new := self._clean(text)) is text:
+            return {}
+        # Formatters print exc_text where it is set; the exception itself would print the token.
+        return {"exc_text": new, "exc_info": None}
+
+
+def _masked(arg: Any) -> Any:
+    return arg if arg is None or isinstance(arg, (int, float)) else MASK

@@ -1,0 +1,194 @@
+"""Redaction as it stands in this process: hooked as soon as the application imports the SDK.
+
+The SDK is never imported from here. Each signal is hooked at its own place, is tried out once
+with a canary, and where the SDK has no such place, or the canary comes through, falls back to the
+public methods by which processors and exporters are registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Final
+
+import wrapt
+
+from otel_token_relay.patching import Patches
+from otel_token_relay.redaction import canary, fallback, logs, metrics, spans
+from otel_token_relay.redaction.memory import listen, stop_listening
+from otel_token_relay.redaction.records import scrubber_for
+from otel_token_relay.redaction.scrubber import Scrubber
+from otel_token_relay.settings import Settings
+
+_logger = logging.getLogger("otel_token_relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One kind of telemetry.
+
+    Attributes:
+        name: As in ``otel-token-relay check``.
+        module: The module of the SDK that holds the conversion point.
+        public_module: The module to fall back to.
+        patch: Hook the conversion point.
+        fall_back: Hook the public methods instead.
+        try_out: Send a canary through and say whether it was caught.
+    """
+
+    name: str
+    module: str
+    public_module: str
+    patch: Callable[[ModuleType, Scrubber, Patches], None]
+    fall_back: Callable[[ModuleType, Scrubber, Patches], None]
+    try_out: Callable[[], bool]
+
+
+SIGNALS: Final = (
+    Signal(
+        "spans",
+        "opentelemetry.sdk.trace",
+        "opentelemetry.sdk.trace",
+        spans.patch,
+        fallback.patch_spans,
+        canary.is_caught_in_spans,
+    ),
+    Signal(
+        "logs",
+        "opentelemetry.sdk._logs._internal",
+        "opentelemetry.sdk._logs._internal",
+        logs.patch,
+        fallback.patch_logs,
+        canary.is_caught_in_logs,
+    ),
+    Signal(
+        "metrics",
+        "opentelemetry.sdk.metrics._internal.metric_reader_storage",
+        "opentelemetry.sdk.metrics._internal.export",
+        metrics.patch,
+        fallback.patch_metrics,
+        canary.is_caught_in_metrics,
+    ),
+)
+
+HOOKED: Final = "redacted at the conversion point"
+FALLEN_BACK: Final = "redacted by wrapped processors and exporters"
+
+
+@dataclass(slots=True)
+class _Redaction:
+    settings: Settings
+    scrubber: Scrubber
+    hooked: dict[str, Patches] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+
+
+_lock = threading.RLock()
+_active: _Redaction | None = None
+_awaited: set[str] = set()
+
+
+def start(settings: Settings) -> None:
+    """Redact from now on, under these settings, in every SDK that is or will be imported. Idempotent."""
+    global _active
+    with _lock:
+        if _active is not None and _active.settings == settings:
+            return
+        stop()
+        if not settings.redaction:
+            return
+        _active = _Redaction(settings, scrubber_for(settings))
+        listen()
+        half_imported = [signal for signal in SIGNALS if not _hook_or_await(signal)]
+    for signal in half_imported:
+        # Another thread is at it. Waiting for it under our lock could wait for ever, since its
+        # import may run our hooks.
+        module = importlib.import_module(signal.module)
+        with _lock:
+            _apply(signal, module)
+
+
+def _hook_or_await(signal: Signal) -> bool:
+    """Hook the module or wait for it; say whether one of both was possible."""
+    module = sys.modules.get(signal.module)
+    if module is None:
+        if signal.name not in _awaited:
+            _awaited.add(signal.name)
+            _await(signal)
+        return True
+    if _is_half_imported(module):
+        return False
+    _apply(signal, module)
+    return True
+
+
+def stop() -> None:
+    """Undo `start`."""
+    global _active
+    with _lock:
+        if _active is None:
+            return
+        stopped, _active = _active, None
+        for patches in stopped.hooked.values():
+            patches.undo()
+        stop_listening()
+
+
+def states() -> dict[str, str]:
+    """Give for each signal how it is redacted, or why not."""
+    with _lock:
+        if _active is None:
+            return {signal.name: "not redacted" for signal in SIGNALS}
+        return {signal.name: _active.states.get(signal.name, "SDK not imported") for signal in SIGNALS}
+
+
+def _is_half_imported(module: ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def _await(signal: Signal) -> None:
+    def run(module: ModuleType) -> None:
+        with _lock:
+            _awaited.discard(signal.name)
+            _apply(signal, module)
+
+    wrapt.register_post_import_hook(run, signal.module)
+
+
+def _apply(signal: Signal, module: ModuleType) -> None:
+    if _active is None or signal.name in _active.hooked:
+        return
+    patches = Patches()
+    try:
+        signal.patch(module, _active.scrubber, patches)
+        problem = None if signal.try_out() else "the canary came through"
+    except Exception as error:  # noqa: BLE001  # the application's import goes on
+        problem = f"{type(error).__name__}: {error}"
+    state = HOOKED
+    if problem is not None:
+        patches.undo()
+        state = _fall_back(signal, patches, problem)
+    _active.hooked[signal.name] = patches
+    _active.states[signal.name] = state
+
+
+def _fall_back(signal: Signal, patches: Patches, problem: str) -> str:
+    """Hook the public methods. What was registered before that stays as it is, so say so."""
+    assert _active is not None  # noqa: S101  # the caller has looked
+    try:
+        signal.fall_back(sys.modules[signal.public_module], _active.scrubber, patches)
+    except Exception as error:  # noqa: BLE001  # the application goes on
+        _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)
+        return f"NOT redacted ({problem})"
+    _logger.warning(
+        "token relay: this SDK does not have the place where %s are redacted (%s). Processors and exporters that are"
+        " registered from now on are wrapped instead.",
+        signal.name,
+        problem,
+    )
+    return f"{FALLEN_BACK} ({problem})"

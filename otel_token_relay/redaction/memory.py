@@ -1,0 +1,205 @@
+"""Which tokens belong to which trace: remembered from the moment they are bound, and not for ever.
+
+A span may end when its request's context is long gone, and a log record may come from a thread
+that never had it. What they have is the trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from typing import Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from otel_token_relay.context import TOKEN_KEY, token_watchers
+from otel_token_relay.redaction.fragments import NOTHING, Secrets, secrets_of
+from otel_token_relay.token import BearerToken
+
+_TRACES: Final = 2048
+_TOKENS_OF_A_TRACE: Final = 8
+_LOOSE_TOKENS: Final = 64
+_TOKENS_OF_A_THREAD: Final = 8
+
+# Where OpenTelemetry keeps the current span; asking for it by function costs as much as the rest.
+_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+
+_HELD: Final = "_token_relay_secrets"
+
+
+class TokenMemory:
+    """The tokens of the traces used last, bounded. Safe to share between threads.
+
+    Args:
+        traces: At least as many are remembered, and at most twice as many: they are kept in two
+            generations, and the older one goes when the younger one is full.
+    """
+
+    def __init__(self, traces: int = _TRACES) -> None:
+        self._traces = traces
+        self.young: dict[int, Secrets] = {}
+        self._old: dict[int, Secrets] = {}
+        self._loose: deque[str] = deque(maxlen=_LOOSE_TOKENS)
+        self._threads = threading.local()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"TokenMemory({len(self.young) + len(self._old)} traces)"
+
+    def remember(self, trace_id: int, value: str) -> Secrets:
+        """Add a token to a trace and give all of the trace's."""
+        known = self.young.get(trace_id)
+        if known is not None and value in known.values:
+            return known
+        with self._lock:
+            known = self.young.get(trace_id) or self._old.get(trace_id, NOTHING)
+            if value not in known.values:
+                known = secrets_of(*known.values[1 - _TOKENS_OF_A_TRACE :], value)
+            self._keep(trace_id, known)
+        return known
+
+    def remember_loose(self, value: str) -> None:
+        """Add a token that was bound where there is no trace yet."""
+        if value not in self._loose:
+            self._loose.append(value)
+
+    def remember_here(self, value: str) -> None:
+        """Add a token to those of this thread, for what it says when the request is over."""
+        try:
+            here = self._threads.values
+        except AttributeError:
+            here = self._threads.values = deque(maxlen=_TOKENS_OF_A_THREAD)
+        if value not in here:
+            here.append(value)
+
+    def here(self) -> Secrets:
+        """Give the tokens that this thread had last: a server logs a request after it, without its trace."""
+        values = getattr(self._threads, "values", None)
+        return secrets_of(*values) if values else NOTHING
+
+    def loose(self) -> Secrets:
+        """Give the tokens that were bound last where there was no trace."""
+        return secrets_of(*self._loose) if self._loose else NOTHING
+
+    def find(self, trace_id: int) -> Secrets:
+        """Give the tokens of a trace, and remember it longer."""
+        known = self.young.get(trace_id)
+        if known is not None:
+            return known
+        known = self._old.get(trace_id)
+        if known is None:
+            return NOTHING
+        with self._lock:
+            self._keep(trace_id, known)
+        return known
+
+    def everything(self) -> Secrets:
+        """Give every token that is remembered, for what belongs to no trace. Not cheap."""
+        with self._lock:
+            known = [*self._old.values(), *self.young.values()]
+            loose = [*self._loose]
+        return Secrets(dict.fromkeys([*loose, *(value for secrets in known for value in secrets.values)]))
+
+    def forget(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self.young, self._old = {}, {}
+            self._loose.clear()
+            self._threads = threading.local()
+
+    def _keep(self, trace_id: int, secrets: Secrets) -> None:
+        self.young[trace_id] = secrets
+        if len(self.young) > self._traces:
+            self._old, self.young = self.young, {}
+
+
+MEMORY: Final = TokenMemory()
+_listeners = 0
+_lock = threading.Lock()
+
+
+def listen() -> None:
+    """Take note of every token that is bound from now on."""
+    global _listeners
+    with _lock:
+        _listeners += 1
+        if _watch not in token_watchers:
+            token_watchers.append(_watch)
+
+
+def stop_listening() -> None:
+    """Undo one `listen`; after the last one, forget."""
+    global _listeners
+    with _lock:
+        _listeners = max(0, _listeners - 1)
+        if _listeners == 0 and _watch in token_watchers:
+            token_watchers.remove(_watch)
+            MEMORY.forget()
+            secrets_of.cache_clear()
+
+
+def _watch(token: BearerToken, context: Context) -> None:
+    MEMORY.remember_here(token.reveal())
+    span = trace.get_current_span(context)
+    trace_id = span.get_span_context().trace_id
+    if trace_id:
+        hold(span, MEMORY.remember(trace_id, token.reveal()))
+    else:
+        MEMORY.remember_loose(token.reveal())
+
+
+def hold(span: Any, secrets: Secrets) -> None:
+    """Let a recording span hold its tokens itself: it may outlive thousands of traces."""
+    if span.is_recording():
+        with contextlib.suppress(AttributeError):  # a span of another make; the trace still knows
+            setattr(span, _HELD, secrets)
+
+
+def note_start(span: Any, context: Context | None) -> None:
+    """Remember the token under which a span starts."""
+    token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
+    if token is not None:
+        value = token.reveal()
+        trace_id = span.get_span_context().trace_id
+        known = MEMORY.young.get(trace_id)
+        if known is None or value not in known.values:
+            known = MEMORY.remember(trace_id, value)
+        hold(span, known)
+
+
+def secrets_of_span(span: Any, trace_id: int) -> Secrets:
+    """Give the tokens of a span: its trace's, and its own."""
+    known = MEMORY.young.get(trace_id) or MEMORY.find(trace_id)
+    held: Secrets | None = getattr(span, _HELD, None)
+    if held is not None:
+        if held is known or set(held.values) <= set(known.values):
+            return known
+        return secrets_of(*dict.fromkeys(held.values + known.values))
+    return known if known is not NOTHING else secrets_in(otel_context.get_current(), 0)
+
+
+def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
+    """Give the tokens of a context: the one that is bound there and those of the trace.
+
+    Args:
+        context: Where to look for the token and the span.
+        trace_id: Where it is known; ``None`` for that of the span in the context.
+    """
+    token: Any = context.get(TOKEN_KEY)
+    span: Any = context.get(_SPAN_KEY)
+    if token is None:
+        if trace_id is None:
+            trace_id = 0 if span is None else span.get_span_context().trace_id
+        return MEMORY.find(trace_id) if trace_id else MEMORY.here()
+    value = token.reveal()
+    known = getattr(span, _HELD, None)
+    if known is None or (trace_id and span.get_span_context().trace_id != trace_id):
+        if trace_id is None and span is not None:
+            trace_id = span.get_span_context().trace_id
+        known = MEMORY.find(trace_id) if trace_id else NOTHING
+    if value in known.values:
+        return known
+    return secrets_of(*known.values, value)

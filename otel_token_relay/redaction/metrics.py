@@ -1,0 +1,118 @@
+"""Metrics: measurements are cleaned before they are aggregated, the rest when it is collected.
+
+Aggregating first would keep one series for each token, and cleaning those would give several
+series of the same name. ``MetricReaderStorage.consume_measurement`` sees each measurement, also
+those of callbacks, before its attributes choose a series and before an exemplar is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any, Final
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.redaction.fragments import Secrets
+from otel_token_relay.redaction.memory import MEMORY, secrets_in
+from otel_token_relay.redaction.records import clean_resource, clean_scope, gather_resource, gather_scope
+from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+
+# Attributes and their values; what is more is no series that comes again.
+_MAX_ROW: Final = 41
+_MAX_ROWS: Final = 64
+
+
+def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Hook ``opentelemetry.sdk.metrics._internal.metric_reader_storage``.
+
+    Raises:
+        AttributeError: This SDK has no such place.
+    """
+
+    def build_consume(original: Function) -> Function:
+        def consume_measurement(self: Any, measurement: Any, *args: Any, **kwargs: Any) -> None:
+            if measurement.attributes:
+                try:
+                    measurement = redacted(measurement, scrubber)
+                except Exception:  # noqa: BLE001  # nothing leaves as it was; the number counts
+                    measurement = dataclasses.replace(measurement, attributes={"redaction": FAILED})
+            original(self, measurement, *args, **kwargs)
+
+        return consume_measurement
+
+    def build_collect(original: Function) -> Function:
+        def collect(self: Any) -> Any:
+            data = original(self)
+            try:
+                return data if data is None else clean_collected(data, scrubber)
+            except Exception:  # noqa: BLE001  # nothing leaves as it was
+                return None
+
+        return collect
+
+    storage = module.MetricReaderStorage
+    patches.wrap(storage, "consume_measurement", build_consume)
+    patches.wrap(storage, "collect", build_collect)
+
+
+def redacted(measurement: Any, scrubber: Scrubber) -> Any:
+    """Give the measurement with clean attributes; itself if it is clean."""
+    attributes = measurement.attributes
+    secrets = secrets_in(measurement.context)
+    row: tuple[Any, ...] | None = None
+    try:
+        # Series are few and come again and again.
+        row = (scrubber, *attributes, *attributes.values())
+        if row in secrets.clean_rows:
+            return measurement
+    except TypeError:
+        row = None
+    strings: list[str] = []
+    if scrubber.gather(attributes, strings, secrets) or scrubber.is_suspect("\0".join(strings), secrets):
+        return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), secrets))
+    if row is not None and len(row) <= _MAX_ROW:
+        if len(secrets.clean_rows) >= _MAX_ROWS:
+            secrets.clean_rows.clear()
+        secrets.clean_rows.add(row)
+    return measurement
+
+
+def clean_collected(data: Any, scrubber: Scrubber) -> Any:
+    """Clean what is said once for many measurements: resource, scopes, names, descriptions."""
+    secrets = MEMORY.everything()
+    strings: list[str] = []
+    suspect = False
+    for part in data.resource_metrics:
+        suspect = gather_resource(part.resource, scrubber, strings, secrets) or suspect
+        for scoped in part.scope_metrics:
+            suspect = gather_scope(scoped.scope, scrubber, strings, secrets) or suspect
+            for metric in scoped.metrics:
+                strings += (metric.name, metric.description or "", metric.unit or "")
+    if not suspect and not scrubber.is_suspect("\0".join(strings), secrets):
+        return data
+    return dataclasses.replace(
+        data, resource_metrics=[_clean_resource_metrics(part, scrubber, secrets) for part in data.resource_metrics]
+    )
+
+
+def _clean_resource_metrics(part: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+    return dataclasses.replace(
+        part,
+        resource=clean_resource(part.resource, scrubber, secrets),
+        schema_url=scrubber.redact(part.schema_url, secrets),
+        scope_metrics=[
+            dataclasses.replace(
+                scoped,
+                scope=clean_scope(scoped.scope, scrubber, secrets),
+                schema_url=scrubber.redact(scoped.schema_url, secrets),
+                metrics=[_clean_metric(metric, scrubber, secrets) for metric in scoped.metrics],
+            )
+            for scoped in part.scope_metrics
+        ],
+    )
+
+
+def _clean_metric(metric: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+    texts = {name: getattr(metric, name) for name in ("name", "description", "unit")}
+    cleaned = {name: scrubber.redact(text, secrets) for name, text in texts.items()}
+    return metric if cleaned == texts else dataclasses.replace(metric, **cleaned)

@@ -1,0 +1,219 @@
+"""Tokens that nobody told us about, by their looks: JWT, ``Bearer …``, the parameters of OAuth.
+
+Pure. Everything here runs in time linear in the text: no nested repetition that can match the
+same characters in two ways, and no pattern that a user supplies.
+
+A rule that is too eager is a rule that gets switched off, so each one asks for more than a word:
+``bearer of news``, ``status_code=404``, ``token_type=Bearer`` and ``WHERE access_token = $1`` stay.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final
+
+# RFC 6749; RFC 7009; RFC 7521; RFC 7636; RFC 8628; RFC 8693; OpenID Connect Core and Logout.
+PARAMETER_NAMES: Final = frozenset(
+    {
+        "accesstoken",
+        "refreshtoken",
+        "idtoken",
+        "idtokenhint",
+        "subjecttoken",
+        "actortoken",
+        "authtoken",
+        "oauthtoken",
+        "bearertoken",
+        "logouttoken",
+        "registrationaccesstoken",
+        "clientsecret",
+        "clientassertion",
+        "codeverifier",
+        "devicecode",
+        "authorizationcode",
+    }
+)
+
+# Plain words: their value has to look like a credential, too.
+_STRONG: Final = (
+    r"(?:access|refresh|id|subject|actor|auth|oauth|bearer|logout)[_-]?token(?:[_-]?hint)?"
+    r"|client[_-]?(?:secret|assertion)|code[_-]?verifier|(?:device|authorization)[_-]?code"
+)
+_WEAK: Final = r"code|token|assertion"
+
+# What may stand around a name or a value: quotes as JSON, repr, HTML and URLs write them.
+_QUOTE: Final = r"(?:\\{0,3}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27)"
+
+# A name does not begin in the middle of a word, but may follow an escape that ends in a letter.
+_BEFORE_NAME: Final = r"(?:(?<![A-Za-z0-9])|(?<=%3[Ff])|(?<=%26)|(?<=%22)|(?<=%20)|(?<=\\n)|(?<=\\t))"
+
+_PARAMETER: Final = re.compile(
+    rf"""{_BEFORE_NAME}(?:(?P<strong>{_STRONG})|(?<![_.\-])(?P<weak>{_WEAK}))
+    (?:
+        # "name": "value", 'name', b'value', 'name': ['value']
+        (?P<named>{_QUOTE})\s{{0,8}}(?::|=>|=|,|%3[Aa])\s{{0,8}}(?:\[\s{{0,8}})?b?(?P<quote>{_QUOTE})
+      | # name="value"
+        \s{{0,8}}[=:]\s{{0,8}}b?(?P<quote2>{_QUOTE})
+      | # name=value, name%3Dvalue
+        (?:=|%3[Dd]|%253[Dd])
+      | # name: value, name = value
+        (?P<loose>\s{{0,8}}[:=]\s{{1,8}})
+    )
+    (?P<value>(?:%(?!22|26|27|2[36]|25(?:22|26|27))[0-9A-Fa-f]{{2}}|\\[/u]|[^\s"'\\&<>{{}}\[\](),;%\#\0|])++)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# What is in quotes ends with the quote, not with a character that no token has.
+_QUOTED: Final = {
+    '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
+    "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
+}
+
+_JWT: Final = re.compile(r"eyJ[A-Za-z0-9_-]{5,}+(?:\.[A-Za-z0-9_-]*+)*+")
+_SEPARATOR: Final = r"(?:[\s+:=]|%20|%3[Aa]|%253[Aa]|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
+_BEARER: Final = re.compile(
+    rf"(?<![A-Za-z])bearer{_SEPARATOR}(?P<value>(?:[A-Za-z0-9\-._~+/]|%2[BbFf]|%3[Dd](?![A-Za-z0-9]))++=*+)",
+    re.IGNORECASE,
+)
+
+_is_nothing = re.compile(
+    r"(?:none|null|nil|undefined|true|false|str|string|text|bytes|int|optional|required|missing|invalid|expired|empty"
+    r"|unknown|absent|redacted|x+|\.+|-+|\*+|:\w+)\.?",
+    re.IGNORECASE,
+).fullmatch
+_is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
+_is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
+_is_words = re.compile(r"[a-z]+(?:[ _.\-][a-z]+)*", re.IGNORECASE).fullmatch
+_AUTH_PARAMETERS: Final = frozenset(
+    {"realm", "scope", "error", "error_description", "error_uri", "resource_metadata", "charset", "algs", "title"}
+)
+
+# What stands next to a code that makes it OAuth's.
+_COMPANY: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
+
+# The first name in a JOSE header (RFC 7515, RFC 7516) or in a set of claims (RFC 7519, RFC 9068).
+_first_name = re.compile(
+    rb'\{"(?:alg|typ|kid|enc|cty|jku|jwk|x5t|x5c|x5u|x5t#S256|crit|zip|apu|apv|epk|b64|p2s|p2c'
+    rb'|iss|sub|aud|exp|nbf|iat|jti|azp|scope|scp|client_id|cnf|acr|amr|sid|auth_time|roles|realm_access|preferred_username)"'
+).match
+
+# How the names end, with or without a space, and all that can follow them.
+_ENDINGS: Final = frozenset(
+    (name + space)[-4:] for name in ("token", "hint", "code", "secret", "assertion", "verifier") for space in ("", " ")
+)
+_has_mark = re.compile(
+    r"(?:token|hint|code|secret|assertion|verifier)(?:\s{0,8}[=:]|\\{0,3}[\"']|\\u0022|&quot;|&#|%22|%27|%3d|%253d)"
+).search
+
+
+def has_parameter_mark(lowered: str) -> bool:
+    """Say whether the name of a token-bearing parameter may stand in a lowered text, before its value."""
+    if (
+        '"' in lowered
+        or "'" in lowered
+        or "%" in lowered
+        or (("&" in lowered and "&#" in lowered) or "&quot" in lowered)
+    ):
+        return ("token" in lowered or "code" in lowered or "secret" in lowered or "assertion" in lowered) and _has_mark(
+            lowered
+        ) is not None
+    # The usual case, a URL or a statement: what stands before the few signs there are is quicker
+    # to look at than the whole text is to search.
+    return ("=" in lowered and _ends_name(lowered, "=")) or (": " in lowered and _ends_name(lowered, ": "))
+
+
+def _ends_name(lowered: str, sign: str) -> bool:
+    return not _ENDINGS.isdisjoint([part[-4:] for part in lowered.split(sign)]) and _has_mark(lowered) is not None
+
+
+def redact_by_rule(text: str, mask: str) -> str:
+    """Give *text* without what looks like a credential; the same object if there is none."""
+    if "eyJ" in text:
+        text = _sub(_JWT, lambda match: mask if _is_jwt(match[0]) else match[0], text)
+    lowered = text.lower()
+    if _has_mark(lowered) is not None:
+        text = _redact_parameters(text, mask)
+    if "bearer" in lowered:
+        whole = text
+        text = _sub(_BEARER, lambda match: _redact_bearer(match, whole, mask), text)
+    return text
+
+
+def _sub(pattern: re.Pattern[str], replace: object, text: str) -> str:
+    new = pattern.sub(replace, text)  # type: ignore[call-overload]
+    return text if new == text else new
+
+
+def _is_jwt(text: str) -> bool:
+    """Tell a JWT, or the beginning of one, from JSON in base64 that means something else."""
+    segments = [segment for segment in text.split(".") if segment]
+    if len(segments) > 1 and len(segments[1]) >= 10:
+        return True
+    head = segments[0][:24]
+    try:
+        decoded = base64.urlsafe_b64decode(head[: len(head) // 4 * 4])
+    except binascii.Error:
+        return False
+    return _first_name(decoded) is not None
+
+
+def _redact_parameters(text: str, mask: str) -> str:
+    in_company: bool | None = None
+    parts: list[str] = []
+    done = at = 0
+    while match := _PARAMETER.search(text, at):
+        start, end = match.span("value")
+        at = end
+        quote = match["quote"] or match["quote2"]
+        if quote in _QUOTED and (quoted := _QUOTED[quote].match(text, start)) is not None:
+            end = max(end, quoted.end())
+        value = text[start:end]
+        if match["strong"]:
+            is_secret = not _is_nothing(value) and (not match["loose"] or _looks_secret(value))
+        elif _looks_secret(value):
+            is_secret = not match["loose"]
+        else:
+            if in_company is None:
+                in_company = any(word in text for word in _COMPANY)
+            is_secret = in_company and not match["loose"] and not _is_nothing(value) and match["weak"] != "token"
+        if is_secret:
+            parts += (text[done:start], mask)
+            done = at = end
+    return "".join([*parts, text[done:]]) if parts else text
+
+
+def _looks_secret(value: str) -> bool:
+    """Tell a credential from a number, a word, a constant or several of them."""
+    if len(value) < 10 or value.isdecimal():
+        return False
+    if _is_words(value):
+        return len(value) >= 24 and _is_words(value[:24]) is not None and value.isalnum()
+    if _is_constant(value) and len(value) < 24:
+        return False
+    return any(c.isdigit() for c in value) or len(value) >= 24
+
+
+def _redact_bearer(match: re.Match[str], text: str, mask: str) -> str:
+    value = match["value"]
+    after = text[match.end() : match.end() + 2]
+    name = value.rstrip("=.,")
+    if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, match, text):
+        return match[0]
+    if value.endswith("=") and after[:1] in ('"', "'"):
+        return match[0]  # another auth-param
+    if after in ('":', "':") and _is_words(name):
+        return match[0]  # the next name of an object
+    return match[0][: match.start("value") - match.start()] + mask
+
+
+def _is_bearer_value(value: str, match: re.Match[str], text: str) -> bool:
+    before = text[max(0, match.start() - 28) : match.start()]
+    is_quoted = before[-1:] in ("'", '"') and text[match.end() : match.end() + 1] in ("'", '"', "\\")
+    if match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower():
+        # Nothing else is in there, so only a word by itself is let through ("Bearer token").
+        return not (value.isalpha() and len(value) <= 15) and not _is_nothing(value) and bool(value)
+    if len(value) >= 20:
+        return True
+    return len(value) >= 8 and any(c.isdigit() for c in value) and not _is_specification(value)

@@ -1,0 +1,317 @@
+"""Take tokens out of values: text, bytes, sequences, mappings in, the same without tokens out.
+
+Pure: knows no OpenTelemetry, no clock and no settings.
+
+Two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` looks at all texts of a
+record at once, with a handful of substring tests and no regular expression. Only where it says
+yes does the thorough stage run, and then over the whole record. What that stage guarantees:
+
+* No run of `LONGEST_SURVIVOR` + 1 characters of a known token is left, however the text around
+  it is quoted: runs of unreserved characters look the same in URLs, JSON, HTML and ``repr``, and
+  the other encodings of a token are searched for like the token itself.
+* The mask is constant. It says neither what it replaced nor how long that was.
+* A clean value comes back as the same object, and cleaning twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from otel_token_relay.redaction.fragments import Secrets, ascii_lower
+from otel_token_relay.redaction.rules import PARAMETER_NAMES, has_parameter_mark, redact_by_rule
+
+MASK: Final = "[REDACTED]"
+FAILED: Final = "[REDACTION FAILED]"
+
+LONGEST_SURVIVOR: Final = 16
+"""Characters of a known token that may be left standing in a row."""
+
+# Searching for every fragment of a token costs about 0.1 ms in each 64 KiB, the rules as much
+# in each 8 KiB. What is longer and suspect is masked as a whole.
+_MAX_SEARCHED: Final = 65_536
+_MAX_READ_BY_RULE: Final = 1_048_576
+
+# Deeper or wider than any telemetry that means something; what lies beyond is masked.
+_MAX_DEPTH: Final = 48
+_MAX_NODES: Final = 50_000
+
+_MAX_KNOWN: Final = 4096
+# Words with at most three digits after each: what the names of attributes are made of, and what no
+# token is. Such a key is looked at once, for all tokens to come.
+_is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
+_MAX_ORDINARY: Final = 160
+
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
+
+
+class Scrubber:
+    """The rules under one configuration. Safe to share between threads.
+
+    Args:
+        keys: Keys whose value is always masked, in any case, ``-`` and ``_`` alike. They stand
+            for themselves and for the end of a longer key: ``x-api-key`` also is
+            ``http.request.header.x_api_key``.
+        headers: Names of headers that hold tokens. The same, but numbers under them stay.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
+        self._keys = frozenset(map(_normalize_key, keys))
+        self._headers = frozenset(map(_normalize_key, headers))
+        # Ordinary keys that are not sensitive.
+        self.known_keys: set[str] = set()
+
+    def is_suspect(self, joined: str, secrets: Secrets) -> bool:
+        """Say whether a token may stand in there. Cheap, and errs on the side of yes.
+
+        Args:
+            joined: Every text of a record, with ``NUL`` between them.
+            secrets: The tokens known to belong to the record.
+        """
+        if "J" in joined and "eyJ" in joined:
+            return True
+        lowered = joined.lower()
+        # One call instead of a loop: a loop costs more than what it does.
+        return any(map(lowered.__contains__, secrets.anchors)) or (
+            ("=" in lowered or '"' in lowered or "'" in lowered or "%" in lowered or ": " in lowered)
+            and has_parameter_mark(lowered)
+        )
+
+    def gather(self, values: Mapping[str, Any], strings: list[str], secrets: Secrets) -> bool:
+        """Append every text of a mapping to *strings*; say whether it is suspect by itself."""
+        suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, secrets)
+        for value in values.values():
+            kind = value.__class__
+            if kind is str:
+                strings.append(value)
+            elif kind is not int and kind not in _NUMBERS and _gather(value, strings, self, secrets, _Budget()):
+                suspect = True
+        return suspect
+
+    def gather_value(self, value: object, strings: list[str], secrets: Secrets) -> bool:
+        """Do the same for any value."""
+        return _gather(value, strings, self, secrets, _Budget())
+
+    def _gather_keys(self, values: Mapping[Any, Any], strings: list[str], secrets: Secrets) -> bool:
+        suspect = False
+        for key in values:
+            if key in self.known_keys:
+                continue
+            if not isinstance(key, str):
+                suspect = _gather(key, strings, self, secrets, _Budget()) or suspect
+            elif self.is_sensitive(key):
+                suspect = True
+            else:
+                strings.append(key)
+                # Exactly str: a subclass could compare as it likes.
+                if (
+                    type(key) is str
+                    and len(key) <= _MAX_ORDINARY
+                    and _is_ordinary(key)
+                    and not secrets.stand_in(key)
+                    and len(self.known_keys) < _MAX_KNOWN
+                ):
+                    self.known_keys.add(key)
+        return suspect
+
+    def is_sensitive(self, key: str) -> bool:
+        """Whether text under *key* is masked whatever it is."""
+        normal = _normalize_key(key)
+        return (
+            normal.endswith("authorization")
+            or _is_named(normal, self._headers)
+            or _is_named(normal, self._keys)
+            or normal.rpartition(".")[2].replace("_", "") in PARAMETER_NAMES
+        )
+
+    def redact(self, value: Any, secrets: Secrets) -> Any:
+        """Give *value* without tokens, the same object if there are none. Never raises `Exception`."""
+        try:
+            strings: list[str] = []
+            if not _gather(value, strings, self, secrets, _Budget()) and not self.is_suspect(
+                "\0".join(strings), secrets
+            ):
+                return value
+            return self.clean(value, secrets)
+        except Exception:  # noqa: BLE001  # whatever the value does when it is looked at
+            return FAILED
+
+    def clean(self, value: Any, secrets: Secrets) -> Any:
+        """Do the thorough stage on a value of a record that is suspect."""
+        return _Cleaning(self, secrets).value(value, 0)
+
+    def clean_text(self, text: str, secrets: Secrets) -> str:
+        """Do the thorough stage on one text."""
+        if text.isascii() and text.isdecimal():
+            return text if len(text) < 8 else self._clean_long(text, secrets)
+        return self._clean_long(text, secrets)
+
+    def _clean_long(self, text: str, secrets: Secrets) -> str:
+        if len(text) > _MAX_SEARCHED and (len(text) > _MAX_READ_BY_RULE or secrets.stand_in(text)):
+            return MASK if self.is_suspect(text, secrets) else text
+        if len(text) <= _MAX_SEARCHED:
+            text = secrets.mask_in(text, MASK)
+        return redact_by_rule(text, MASK)
+
+    def clean_mapping(self, values: Mapping[str, Any], secrets: Secrets) -> dict[str, Any] | None:
+        """Give a clean copy of attributes, ``None`` if they are clean as they are."""
+        cleaned = self.clean(dict(values), secrets)
+        return None if all(cleaned.get(key, cleaned) is value for key, value in values.items()) else cleaned
+
+
+class _Budget:
+    """How many values one gathering or cleaning may still look at."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = _MAX_NODES
+
+
+def _gather(
+    value: object, strings: list[str], scrubber: Scrubber, secrets: Secrets, budget: _Budget, depth: int = 0
+) -> bool:
+    if isinstance(value, str):
+        strings.append(str.__str__(value))
+        return False
+    if value is None or isinstance(value, (int, float)):
+        return False
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        strings.append(bytes(value).decode("latin-1"))
+        return False
+    if isinstance(value, Mapping):
+        children: Iterable[object] = value.values()
+        suspect = scrubber._gather_keys(value, strings, secrets)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        children = value
+        suspect = False
+        if len(value) > 1:
+            # A token may be cut into the elements, at no place that would be left to see.
+            strings.append("".join([item for item in value if isinstance(item, str)]))
+    else:
+        # Whoever exports it will want it as text.
+        strings.append(str(value))
+        return False
+    if depth >= _MAX_DEPTH:
+        return True
+    for child in children:
+        kind = child.__class__
+        if kind is str:
+            strings.append(child)  # type: ignore[arg-type]
+        elif kind not in _NUMBERS:
+            budget.left -= 1
+            if budget.left < 0:
+                return True
+            suspect = _gather(child, strings, scrubber, secrets, budget, depth + 1) or suspect
+    return suspect
+
+
+class _Cleaning:
+    """One run of the thorough stage."""
+
+    def __init__(self, scrubber: Scrubber, secrets: Secrets) -> None:
+        self._scrubber = scrubber
+        self._secrets = secrets
+        self._budget = _Budget()
+
+    def value(self, value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            plain = str.__str__(value)
+            cleaned = self._scrubber.clean_text(plain, self._secrets)
+            return value if cleaned is plain or cleaned == plain else cleaned
+        if value is None or isinstance(value, (int, float)):
+            return value
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return self._bytes(value)
+        self._budget.left -= 1
+        if self._budget.left < 0 or depth > _MAX_DEPTH:
+            return MASK
+        if isinstance(value, Mapping):
+            return self._mapping(value, depth)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return self._sequence(value, depth)
+        return self._object(value)
+
+    def _bytes(self, value: bytes | bytearray | memoryview) -> object:
+        text = bytes(value).decode("latin-1")
+        cleaned = self._scrubber.clean_text(text, self._secrets)
+        return value if cleaned == text else cleaned.encode("latin-1")
+
+    def _object(self, value: object) -> object:
+        try:
+            text = str(value)
+            cleaned = self._scrubber.clean_text(text, self._secrets)
+        except Exception:  # noqa: BLE001  # its own code, of which nothing is known
+            return FAILED
+        return value if cleaned == text else cleaned
+
+    def _mapping(self, values: Mapping[Any, Any], depth: int) -> Any:
+        changed = False
+        cleaned = {}
+        for key, value in values.items():
+            new_key = self.value(key, depth + 1) if not _is_plain_number(key) else key
+            if isinstance(key, str) and self._scrubber.is_sensitive(key):
+                is_ours = _is_named(_normalize_key(key), self._scrubber._keys)
+                new = _mask_all(value, numbers_too=is_ours, depth=depth)
+            else:
+                new = self.value(value, depth + 1)
+            changed = changed or new is not value or new_key is not key
+            cleaned[new_key] = new
+        return cleaned if changed else values
+
+    def _sequence(self, values: Any, depth: int) -> Any:
+        before = list(values)
+        split = self._split_over(before)
+        cleaned = [MASK if at in split else self.value(item, depth + 1) for at, item in enumerate(before)]
+        if all(new is old for new, old in zip(cleaned, before, strict=True)):
+            return values
+        if isinstance(values, list):
+            return cleaned
+        return tuple(cleaned) if isinstance(values, tuple) else type(values)(cleaned)
+
+    def _split_over(self, items: list[Any]) -> set[int]:
+        """Give the elements over which a token is cut up."""
+        texts = [(at, item) for at, item in enumerate(items) if isinstance(item, str)]
+        if len(texts) < 2:
+            return set()
+        joined = "".join([text for _, text in texts])
+        if len(joined) > _MAX_SEARCHED:
+            return {at for at, _ in texts} if self._secrets.stand_in(joined) else set()
+        split: set[int] = set()
+        for begin, stop in self._secrets.intervals_in(joined):
+            touched = set()
+            start = 0
+            for at, text in texts:
+                if start < stop and begin < start + len(text):
+                    touched.add(at)
+                start += len(text)
+            if len(touched) > 1:
+                split |= touched
+        return split
+
+
+def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
+    """Mask a value of a sensitive key, keeping the shape of a sequence."""
+    if value is None or (isinstance(value, (int, float)) and not numbers_too):
+        return value
+    if isinstance(value, (list, tuple)) and depth < _MAX_DEPTH and len(value) <= 1000:
+        cleaned = [_mask_all(item, numbers_too=numbers_too, depth=depth + 1) for item in value]
+        if all(new is old for new, old in zip(cleaned, value, strict=True)):
+            return value
+        return cleaned if isinstance(value, list) else tuple(cleaned)
+    return value if isinstance(value, str) and value == MASK else MASK
+
+
+def _is_plain_number(key: object) -> bool:
+    return key is None or isinstance(key, (int, float))
+
+
+def _normalize_key(key: str) -> str:
+    return ascii_lower(key.strip()).replace("-", "_")
+
+
+def _is_named(normal: str, names: frozenset[str]) -> bool:
+    if not names:
+        return False
+    return normal in names or any(normal.endswith("." + name) for name in names)

@@ -1,0 +1,203 @@
+"""Spans: cleaned where the SDK turns a live span into the record that processors and exporters get.
+
+``Span._readable_span`` runs once for each span, in the thread that ends it, before any processor
+is told. What it gives is a new object, so the live span, the caller's events and links and the
+trace state that goes out on the wire stay as they are: what is dirty is replaced, never changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.redaction.fragments import NOTHING, Secrets
+from otel_token_relay.redaction.memory import note_start, secrets_of_span
+from otel_token_relay.redaction.records import (
+    are_clean,
+    clean_attributes,
+    clean_resource,
+    clean_scope,
+    plain,
+    twin,
+)
+from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+
+_logger = logging.getLogger("otel_token_relay")
+
+
+def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Hook ``opentelemetry.sdk.trace``.
+
+    Raises:
+        AttributeError: This SDK has no such place.
+    """
+
+    def build_readable_span(original: Function) -> Function:
+        def _readable_span(self: Any) -> Any:
+            readable = original(self)
+            try:
+                redact(readable, scrubber, secrets_of_span(self, readable._context.trace_id))
+            except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+                wipe(readable)
+            return readable
+
+        return _readable_span
+
+    def build_start(original: Function) -> Function:
+        def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
+            try:
+                note_start(self, parent_context)
+            except Exception:  # the span starts all the same
+                _logger.debug("the token of a span cannot be read", exc_info=True)
+            original(self, start_time, parent_context)
+
+        return start
+
+    patches.wrap(module.Span, "_readable_span", build_readable_span)
+    patches.wrap(module.Span, "start", build_start)
+
+
+def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
+    """Clean a record that nobody else holds yet, in place."""
+    if is_suspect(span, scrubber, secrets):
+        _clean(span, scrubber, secrets)
+    resource, scope = span._resource, span._instrumentation_scope
+    if not are_clean(resource, scope, scrubber, secrets):
+        span._resource = clean_resource(resource, scrubber, secrets)
+        if (cleaned := clean_scope(scope, scrubber, secrets)) is not scope:
+            span._instrumentation_scope = cleaned
+            span._instrumentation_info = None
+
+
+def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any:
+    """Give a clean copy of a record that others hold, too.
+
+    Args:
+        span: A finished span, or a live one.
+        scrubber: The rules.
+        otherwise: What to look for where neither the span nor its trace has a token.
+    """
+    try:
+        copy = span._readable_span() if hasattr(span, "_readable_span") else twin(span)
+        secrets = secrets_of_span(span, span.get_span_context().trace_id)
+        redact(copy, scrubber, otherwise if secrets is NOTHING else secrets)
+    except Exception:  # noqa: BLE001  # nothing leaves as it was
+        copy = twin(span)
+        wipe(copy)
+    return copy
+
+
+def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
+    """Say whether the span's own data has to be looked at closely."""
+    strings = [span._name]
+    suspect = False
+    if attributes := span._attributes:
+        suspect = scrubber.gather(plain(attributes), strings, secrets)
+    if description := span._status.description:
+        strings.append(description)
+    if events := span._events:
+        for event in getattr(events, "_dq", events):
+            strings.append(event._name)
+            if attributes := event._attributes:
+                suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
+    if links := span._links:
+        for link in getattr(links, "_dq", links):
+            if attributes := link.attributes:
+                suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
+            suspect = _gather_state(link.context, scrubber, strings, secrets) or suspect
+    if (context := span._context).trace_state:
+        suspect = _gather_state(context, scrubber, strings, secrets) or suspect
+    if (parent := span._parent) is not None and parent.trace_state:
+        suspect = _gather_state(parent, scrubber, strings, secrets) or suspect
+    return suspect or scrubber.is_suspect("\0".join(strings), secrets)
+
+
+def _gather_state(context: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
+    state = context.trace_state
+    return bool(state) and scrubber.gather(dict(state.items()), strings, secrets)
+
+
+def _clean(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
+    span._name = scrubber.clean(span._name, secrets)
+    span._attributes = clean_attributes(span._attributes, scrubber, secrets)
+    span._events = _clean_items(span._events, lambda event: _clean_event(event, scrubber, secrets))
+    span._links = _clean_items(span._links, lambda link: _clean_link(link, scrubber, secrets))
+    span._context = _clean_context(span._context, scrubber, secrets)
+    span._parent = _clean_context(span._parent, scrubber, secrets)
+    status = span._status
+    if status.description:
+        description = scrubber.clean(status.description, secrets)
+        if description is not status.description:
+            span._status = type(status)(status.status_code, description)
+
+
+def _clean_items(items: Any, clean: Any) -> Any:
+    if not items:
+        return items
+    before = list(items)
+    cleaned = [clean(item) for item in before]
+    if all(new is old for new, old in zip(cleaned, before, strict=True)):
+        return items
+    if not hasattr(items, "_dq"):
+        return tuple(cleaned)
+    new_items = twin(items)
+    new_items._dq = type(items._dq)(cleaned, items._dq.maxlen)
+    return new_items
+
+
+def _clean_event(event: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+    name = scrubber.clean(event._name, secrets)
+    attributes = clean_attributes(event._attributes, scrubber, secrets)
+    if name is event._name and attributes is event._attributes:
+        return event
+    new = twin(event)
+    new._name, new._attributes = name, attributes
+    return new
+
+
+def _clean_link(link: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+    context = _clean_context(link.context, scrubber, secrets)
+    attributes = clean_attributes(link.attributes, scrubber, secrets)
+    if context is link.context and attributes is link.attributes:
+        return link
+    new = twin(link)
+    new._context, new._attributes = context, attributes
+    return new
+
+
+def _clean_context(context: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+    """Give a span context with a clean trace state; the propagated one is not touched."""
+    if context is None or not context.trace_state:
+        return context
+    before = dict(context.trace_state.items())
+    cleaned: Mapping[str, str] = scrubber.clean(before, secrets)
+    if cleaned is before:
+        return context
+    # A masked key would not be a key of the format (W3C Trace Context, section 3.3.1.3.1).
+    entries = [(key, value) for key, value in cleaned.items() if key in before]
+    state = type(context.trace_state)(entries)
+    return type(context)(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
+
+
+def wipe(span: Any) -> None:
+    """Leave nothing of what the application said: for a record that cannot be cleaned."""
+    span._name = FAILED
+    span._attributes = {}
+    span._events = ()
+    span._links = ()
+    span._instrumentation_scope = None
+    span._instrumentation_info = None
+    span._resource = type(span._resource)({}) if span._resource is not None else None
+    status = span._status
+    if status is not None:
+        span._status = type(status)(status.status_code)
+    span._context, span._parent = _without_state(span._context), _without_state(span._parent)
+
+
+def _without_state(context: Any) -> Any:
+    if context is None:
+        return None
+    return type(context)(context.trace_id, context.span_id, context.is_remote, context.trace_flags)

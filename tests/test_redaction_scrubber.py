@@ -1,0 +1,347 @@
+"""The pure part of redaction: values in, values without tokens out."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import time
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.redaction.fragments import NOTHING, Secrets, secrets_of
+from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from tests.redaction_corpus import (
+    BENIGN,
+    FOREIGN_FORMS,
+    FOREIGN_JWT,
+    MARKS,
+    OWN,
+    OWN_FORMS,
+    SECRETS_OF_MARKS,
+    fragments,
+)
+
+SCRUBBER = Scrubber()
+B64TOKEN = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/", min_size=17, max_size=120)
+
+
+def flatten(value: Any) -> str:
+    """Give everything readable in a value, the elements of sequences also put together."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, dict):
+        return " ".join(f"{flatten(k)} {flatten(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return "".join(map(flatten, value)) + " " + " ".join(map(flatten, value))
+    return str(value)
+
+
+def decoded(text: str) -> str:
+    """Give a text and what it says once every encoding is taken off."""
+    seen = [text, text.replace("\n", "").replace(" ", ""), unquote(unquote(text)), html.unescape(text)]
+    plain = text.replace("\\\\", "\\").replace("\\/", "/")
+    seen.append(re.sub(r"\\u00([0-9a-fA-F]{2})", lambda m: chr(int(m[1], 16)), plain))
+    for run in re.findall(r"[A-Za-z0-9+/_-]{16,}", text):
+        for start in range(4):
+            piece = run[start:].replace("-", "+").replace("_", "/")
+            raw = base64.b64decode(piece[: len(piece) // 4 * 4])
+            seen.append(raw.decode("latin-1"))
+    return "\n".join(seen).lower()
+
+
+def surviving(token: str, value: Any) -> int:
+    """Count the runs of 17 characters of a token that can still be read."""
+    text = decoded(flatten(value))
+    return sum(run.lower() in text for run in fragments(token))
+
+
+@pytest.mark.parametrize("token", OWN.values(), ids=OWN)
+@pytest.mark.parametrize("form", OWN_FORMS.values(), ids=OWN_FORMS)
+def test_a_known_token_is_taken_out_of_every_form(form, token):
+    """No 17 characters of the caller's own token are left, whatever the text around them did to it."""
+    value = form(token)
+
+    cleaned = SCRUBBER.redact(value, secrets_of(token))
+
+    assert surviving(token, value)
+    assert not surviving(token, cleaned)
+    assert SCRUBBER.redact(cleaned, secrets_of(token)) is cleaned
+
+
+@pytest.mark.parametrize("form", FOREIGN_FORMS.values(), ids=FOREIGN_FORMS)
+def test_a_jwt_that_nobody_knows_is_taken_out(form):
+    """A JWT of another user is found by its looks, payload and signature alike."""
+    value = form(FOREIGN_JWT)
+
+    cleaned = SCRUBBER.redact(value, NOTHING)
+
+    payload_and_signature = FOREIGN_JWT[FOREIGN_JWT.index(".") + 1 :]
+    assert surviving(FOREIGN_JWT, value)
+    assert not surviving(payload_and_signature, cleaned)
+    assert SCRUBBER.redact(cleaned, NOTHING) is cleaned
+
+
+@pytest.mark.parametrize("text", MARKS.values(), ids=MARKS)
+def test_a_marked_token_that_nobody_knows_is_taken_out(text):
+    """Bearer and the parameters of OAuth give away what no one told us about."""
+    cleaned = SCRUBBER.redact(text, NOTHING)
+
+    assert any(secret in text for secret in SECRETS_OF_MARKS)
+    assert not any(secret in cleaned for secret in SECRETS_OF_MARKS)
+    assert MASK in cleaned
+    assert SCRUBBER.redact(cleaned, NOTHING) is cleaned
+
+
+@pytest.mark.parametrize("text", BENIGN, ids=[f"{n}-{t[:24]}" for n, t in enumerate(BENIGN)])
+@pytest.mark.parametrize("secrets", [NOTHING, secrets_of(*OWN.values())], ids=["no-token", "five-tokens"])
+def test_benign_text_comes_back_as_the_same_object(secrets, text):
+    """What is no token stays, alone and next to a token that is taken out of the same record."""
+    if text in OWN.values():
+        return
+
+    assert SCRUBBER.redact(text, secrets) is text
+    assert SCRUBBER.clean(text, secrets) is text
+
+
+def test_there_are_at_least_eighty_benign_texts():
+    """The list above is long enough to mean something."""
+    assert len(set(BENIGN)) >= 80
+
+
+@pytest.mark.parametrize(
+    "value",
+    [7, 2.5, True, None, [1, 2, 3], ("a", "b"), {"k": [1, {"n": None}]}, b"\x00\xff", 10**40, float("nan")],
+    ids=repr,
+)
+def test_other_clean_values_come_back_as_the_same_object(value):
+    """Numbers, sequences, maps and bytes without a token are not copied."""
+    assert SCRUBBER.redact(value, secrets_of(*OWN.values())) is value
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "authorization",
+        "Authorization",
+        "http.request.header.authorization",
+        "HTTP_PROXY_AUTHORIZATION",
+        "http.request.header.proxy_authorization",
+        "access_token",
+        "oauth.refresh_token",
+        "clientSecret",
+        "id-token",
+    ],
+)
+def test_a_value_under_a_telling_key_is_masked(key):
+    """Some keys say by their name that text under them is a credential; numbers stay numbers."""
+    cleaned = SCRUBBER.redact({key: ("opaque", "x y"), "n": 1}, NOTHING)
+
+    assert cleaned == {key: (MASK, MASK), "n": 1}
+    assert SCRUBBER.redact(cleaned, NOTHING) == cleaned
+    unchanged = {key: True}
+    assert SCRUBBER.redact(unchanged, NOTHING) is unchanged
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "author",
+        "authority",
+        "session.id",
+        "token_id",
+        "gen_ai.usage.input_tokens",
+        "http.response.status_code",
+        "code",
+        "http.request.header.content_type",
+    ],
+)
+def test_a_value_under_another_key_stays(key):
+    """No key is masked for having a word in it."""
+    value = {key: "opaque-value"}
+
+    assert SCRUBBER.redact(value, NOTHING) is value
+
+
+def test_configured_keys_are_masked_whatever_stands_there():
+    """A key of the user's stands for itself and for the end of a longer one, in any spelling."""
+    scrubber = Scrubber(["X-Api-Key", "tenant.id"], ["x-forwarded-access-token"])
+
+    cleaned = scrubber.redact(
+        {
+            "http.request.header.x_api_key": ["a", "b"],
+            "tenant.id": 42,
+            "my.tenant.id": None,
+            "x-api-keys": "stays",
+            "http.request.header.x-forwarded-access-token": "plain",
+        },
+        NOTHING,
+    )
+
+    assert cleaned == {
+        "http.request.header.x_api_key": [MASK, MASK],
+        "tenant.id": MASK,
+        "my.tenant.id": None,
+        "x-api-keys": "stays",
+        "http.request.header.x-forwarded-access-token": MASK,
+    }
+
+
+def test_the_mask_says_nothing():
+    """Two tokens of different length leave the same text."""
+    masked = {SCRUBBER.redact(f"a {token} b", secrets_of(token)) for token in OWN.values()}
+
+    assert masked == {f"a {MASK} b"}
+
+
+def test_the_user_objects_are_not_changed():
+    """What is dirty is replaced; the original keeps what it had."""
+    token = OWN["opaque"]
+    value = {"a": [token, {"b": token}], "c": 1}
+    before = json.dumps(value)
+
+    cleaned = SCRUBBER.redact(value, secrets_of(token))
+
+    assert json.dumps(value) == before
+    assert cleaned == {"a": [MASK, {"b": MASK}], "c": 1}
+
+
+def test_secrets_do_not_print_themselves():
+    """Neither repr nor str shows a token."""
+    for shown in (repr(secrets_of(OWN["opaque"])), str(Secrets([OWN["opaque"]])), repr(Secrets([OWN["jwt"]])._secrets)):
+        assert not surviving(OWN["opaque"], shown)
+        assert not surviving(OWN["jwt"], shown)
+
+
+class Hostile:
+    """Raises whenever it is looked at."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+def deep(levels: int, leaf: object) -> object:
+    value = leaf
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def loop() -> list[object]:
+    value: list[object] = ["x"]
+    value += [value, value]
+    return value
+
+
+HOSTILE = {
+    "str-raises": Hostile(),
+    "str-raises-inside": {"a": [Hostile()]},
+    "ten-thousand-deep": deep(10_000, OWN["opaque"]),
+    "contains-itself": loop(),
+    "five-megabytes": "x" * 5_000_000,
+    "five-megabytes-of-almost": "eyJ" * 1_700_000,
+    "five-megabytes-of-bearer": "bearer " * 700_000,
+    "five-megabytes-of-names": "access_token=" * 400_000,
+    "many-quotes": '"access_token": "' + '\\"' * 2_000_000,
+    "many-spaces": "access_token" + " " * 3_000_000 + "=x",
+    "half-a-megabyte-of-names": "code=" * 100_000,
+    "sixty-kilobytes-of-head": OWN["opaque"][:16] * 4000,
+    "many-small": [OWN["opaque"][:5]] * 150_000,
+    "lone-surrogates": "\ud800" + OWN["opaque"] + "\udfff",
+}
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_values_are_cleaned_in_bounded_time(value):
+    """Nothing raises, and nothing takes more than a few seconds on a slow machine."""
+    begun = time.process_time()
+
+    cleaned = SCRUBBER.redact(value, secrets_of(OWN["opaque"]))
+
+    assert time.process_time() - begun < 10
+    if isinstance(cleaned, (str, bytes)):
+        assert not surviving(OWN["opaque"], cleaned[:200_000])
+
+
+def test_what_cannot_be_read_is_not_passed_on():
+    """An object whose text cannot be had is replaced."""
+    assert SCRUBBER.redact(Hostile(), NOTHING) == FAILED
+
+
+def test_an_object_whose_text_holds_a_token_becomes_that_text_masked():
+    """Exporters want text, so text is what is checked."""
+    cleaned = SCRUBBER.redact([ValueError(f"bad {OWN['opaque']}")], secrets_of(OWN["opaque"]))
+
+    assert cleaned == [f"bad {MASK}"]
+
+
+ENCODINGS = {
+    name: OWN_FORMS[name]
+    for name in OWN_FORMS
+    if name not in {"head-and-tail", "wrapped-20", "split-5", "characters", "halves"}
+}
+
+
+@given(token=B64TOKEN, name=st.sampled_from(sorted(ENCODINGS)), before=st.text(max_size=20), after=st.text(max_size=20))
+def test_no_fragment_of_any_known_token_survives_any_encoding(token, name, before, after):
+    """Whatever the token is made of and whatever stands around it, no 17 characters are left."""
+    value = ENCODINGS[name](token)
+    value = f"{before}{value}{after}" if isinstance(value, str) else value
+
+    cleaned = SCRUBBER.redact(value, Secrets([token]))
+
+    assert not surviving(token, cleaned)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.sampled_from([*MARKS.values(), *BENIGN, FOREIGN_JWT, *OWN.values()]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4) | st.tuples(inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+def test_cleaning_never_raises_and_twice_is_once(value):
+    """The second time there is nothing left to do, so the same object comes back."""
+    secrets = secrets_of(*OWN.values())
+
+    once = SCRUBBER.redact(value, secrets)
+
+    assert SCRUBBER.redact(once, secrets) is once
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="=:\"'%&"), max_size=200))
+def test_text_without_a_mark_is_the_same_object(text):
+    """Nothing is masked that has no mark of a token."""
+    if "eyJ" in text or "bearer" in text.lower():
+        return
+
+    assert SCRUBBER.redact(text, secrets_of(OWN["opaque"])) is text
+
+
+@given(st.text("ABab01-._~+/%=&?\"':{} \\u0eyJ", max_size=80), st.text("beartokncsid_=:\"' ", max_size=40))
+def test_rules_are_idempotent_on_their_own_alphabet(left, right):
+    """Text made of nothing but the rules' own characters settles after one pass."""
+    text = f"{left}{right}{left}"
+
+    once = SCRUBBER.redact(text, NOTHING)
+
+    assert SCRUBBER.redact(once, NOTHING) is once
+    assert quote(once) is not None
