@@ -74,7 +74,7 @@ def test_check_shows_every_setting_and_every_hook() -> None:
         shown = (
             "https://profile-service  (set)"
             if variable.name == DESTINATIONS
-            else f"{variable.default or '(empty)'}  (default)"
+            else f"{variable.default.replace(',', ', ') or '(empty)'}  (default)"
         )
         assert f"  {variable.name} = {shown}\n" in output
     for hook in HOOKS:
