@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,16 @@ from opentelemetry import propagate
 from opentelemetry.instrumentation.botocore.extensions._messaging import inject_propagation_context
 from opentelemetry.instrumentation.botocore.extensions.lmbd import _OpInvoke
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
-from opentelemetry.instrumentation.kafka.utils import _kafka_setter
 from opentelemetry.propagators.textmap import default_setter
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_token_relay import Settings, current_token, install, to_destination, uninstall, use_token
 from otel_token_relay.testing import assert_never_leaked
+
+with warnings.catch_warnings():
+    # kafka-python reads its schemas in a way that Python 3.12 calls deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from opentelemetry.instrumentation.kafka.utils import _kafka_setter
 
 ALICE = "alice-token-0001"
 EVERYWHERE = Settings(destinations=["http://*:*", "https://*:*"])
