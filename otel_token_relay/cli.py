@@ -111,7 +111,7 @@ def _risks(settings: Settings) -> list[str]:
         warnings.append(_HOW_TO_SWITCH_ON)
     if not settings.destinations:
         warnings.append("no destination is listed: no token is relayed")
-    if settings.require_verified:
+    if settings.require_verified and settings.verify == "off":
         warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
     warnings += [
         f"the destination {entry} asks for an exchanged token and no token endpoint is configured: it gets nothing"

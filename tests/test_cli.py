@@ -115,7 +115,9 @@ def test_check_names_what_it_cannot_read(
         pytest.param({DESTINATIONS: "https://*"}, "https://* sends every caller's token to any host", id="any host"),
         pytest.param({DESTINATIONS: "a;audience=a"}, "asks for an exchanged token", id="exchange"),
         pytest.param(
-            {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"}, "no token is relayed: This version", id="verified"
+            {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"},
+            "no token is relayed: Have this service verify",
+            id="verified",
         ),
     ],
 )

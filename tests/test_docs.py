@@ -168,8 +168,9 @@ def test_shell_commands_are_known(block: Block) -> None:
         elif words[0] == "export":
             assert all(re.fullmatch(r"OTEL_\w+=\S+", word) for word in words[1:])
         else:
+            # Run in the five minutes; the page on verification starts the example that tests run.
             assert words[0] == "opentelemetry-instrument"
-            assert block == services_block()
+            assert block == services_block() or block.page.name == "verification.md"
 
 
 # The five minutes
