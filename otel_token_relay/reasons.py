@@ -90,7 +90,8 @@ class Reason(Enum):
     NOT_VERIFIED = (
         "not_verified",
         "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED is set, and this service has not verified the token.",
-        "Have this service verify its tokens, by `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset the variable.",
+        "Have this service verify its tokens, by `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset"
+        " the variable.",
     )
     EXCHANGE_FAILED = (
         "exchange_failed",
