@@ -39,6 +39,10 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "expect",
         "cookie",
         "content-type",
+        # For the next proxy, which is not the destination: urllib writes the first into a CONNECT.
+        "proxy-authorization",
+        "proxy-connection",
+        "keep-alive",
     }
 )
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
@@ -181,6 +185,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _set(self, "destinations", _read_destinations(self.destinations, _raise))
+        if isinstance(self.source_headers, str):
+            raise ConfigurationError("source_headers", "this must be a sequence of names, not one text")
         _set(self, "source_headers", tuple(_read_header("source_headers", h).lower() for h in self.source_headers))
         _read_header("header", self.header)
         if self.on_conflict not in ("keep", "replace"):
