@@ -14,6 +14,8 @@ from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
 
 _TEXT_PARAMETERS = ("audience", "scope", "resource")
 _REMEMBERED_ORIGINS = 4096
+# The longest host has 253 characters and a dot (RFC 1035, section 2.3.4), the longest scheme is https.
+_MAX_REMEMBERED_LENGTH = 260
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +92,26 @@ class RelayPolicy:
     longest wildcard before ``*``, and a named port before any port.
     """
 
-    def __init__(self, destinations: Iterable[Destination]) -> None:
-        self._by_pattern: Mapping[OriginPattern, Destination] = {d.pattern: d for d in destinations}
-        self._has_wildcards = any(d.pattern.host.startswith("*") for d in self._by_pattern.values())
-        self.has_required = any(d.required for d in self._by_pattern.values())
+    def __init__(self, destinations: Iterable[Destination], refused: Iterable[OriginPattern] = ()) -> None:
+        """Build the lookup.
+
+        Args:
+            destinations: The entries.
+            refused: What gets nothing, though a wider entry may name it.
+        """
+        entries = {d.pattern: d for d in destinations}
+        self._by_pattern: Mapping[OriginPattern, Destination | None] = {**entries, **dict.fromkeys(refused)}
+        self._has_wildcards = any(pattern.host.startswith("*") for pattern in self._by_pattern)
+        self.has_required = any(d.required for d in entries.values())
         # A client gives the same three parts at every hop. What it gives comes from outside
-        # (redirects), so what is remembered is bounded.
-        self.find = lru_cache(maxsize=_REMEMBERED_ORIGINS)(self._find)
+        # (redirects), so what is remembered is bounded, in number and in length.
+        self._remembered = lru_cache(maxsize=_REMEMBERED_ORIGINS)(self._find)
+
+    def find(self, scheme: str, host: str, port: int | None) -> Destination | None:
+        """Give the entry for what a client will connect to; see `Origin.of`."""
+        return None if len(scheme) + len(host) > _MAX_REMEMBERED_LENGTH else self._remembered(scheme, host, port)
 
     def _find(self, scheme: str, host: str, port: int | None) -> Destination | None:
-        """Give the entry for what a client will connect to; see `Origin.of`."""
         origin = Origin.of(scheme, host, port)
         return None if origin is None else self.match(origin)
 
@@ -107,9 +119,9 @@ class RelayPolicy:
         """Give the entry that names *origin*, or ``None``."""
         for host in self._host_patterns(origin.host):
             for port in (origin.port, ANY_PORT):
-                found = self._by_pattern.get(OriginPattern(origin.scheme, host, port))
-                if found is not None:
-                    return found
+                pattern = OriginPattern(origin.scheme, host, port)
+                if pattern in self._by_pattern:
+                    return self._by_pattern[pattern]
         return None
 
     def _host_patterns(self, host: str) -> Iterable[str]:

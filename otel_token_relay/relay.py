@@ -49,7 +49,7 @@ class Relay:
     def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
         self.settings = settings
         self.gate: Gate | None = None
-        self.policy = RelayPolicy(settings.entries)
+        self.policy = RelayPolicy(settings.entries, settings.refused)
         self.header = settings.header.lower()
         self._prefix = "Bearer " if settings.header_is_authorization else ""
         self._keeps_explicit = settings.on_conflict == "keep"

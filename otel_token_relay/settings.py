@@ -47,6 +47,10 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "expect",
         "cookie",
         "content-type",
+        # For the next proxy, which is not the destination: urllib writes the first into a CONNECT.
+        "proxy-authorization",
+        "proxy-connection",
+        "keep-alive",
     }
 )
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
@@ -250,9 +254,13 @@ class Settings:
         read=_split,
     )
     problems: tuple[str, ...] = ()
+    refused: tuple[OriginPattern, ...] = ()
+    """Origins whose entries were skipped and may have been stricter: a wider entry does not reach them."""
 
     def __post_init__(self) -> None:
         _set(self, "destinations", _read_destinations(self.destinations, _raise))
+        if isinstance(self.source_headers, str):
+            raise ConfigurationError("source_headers", "this must be a sequence of names, not one text")
         _set(self, "source_headers", tuple(_read_header("source_headers", h).lower() for h in self.source_headers))
         _read_header("header", self.header)
         if self.on_conflict not in ("keep", "replace"):
@@ -277,6 +285,7 @@ class Settings:
         destination at all, since the token must not go out under a name nobody chose.
         """
         problems: list[str] = []
+        refused: set[OriginPattern] = set()
         values: dict[str, Any] = {}
 
         def skip(setting: str, problem: str) -> None:
@@ -290,7 +299,7 @@ class Settings:
                 value = variable.read(text)
                 if name == "destinations":
                     value = _read_destinations(
-                        value, lambda _, problem: skip(env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS, problem)
+                        value, lambda _, problem: skip(env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS, problem), refused
                     )
                 # The whole check of one field, by the same rules as in code.
                 values[name] = getattr(cls(**cast("dict[str, Any]", {name: value})), name)
@@ -303,7 +312,7 @@ class Settings:
         settings = cls(**values)
         if settings.verify != "off" and not (settings.issuers and settings.audience and settings.algorithms):
             skip(env.OTEL_PYTHON_TOKEN_RELAY_VERIFY, "nothing can be verified without issuers, audience and algorithms")
-        return replace(settings, problems=tuple(problems))
+        return replace(settings, problems=tuple(problems), refused=tuple(sorted(refused, key=str)))
 
     @property
     def entries(self) -> tuple[Destination, ...]:
@@ -378,29 +387,48 @@ def _is_pair(text: str) -> bool:
 
 
 def _read_destinations(
-    entries: Iterable[str | Destination], report: Callable[[str, str], None]
+    entries: Iterable[str | Destination], report: Callable[[str, str], None], refused: set[OriginPattern] | None = None
 ) -> tuple[Destination, ...]:
     """Parse what is text, and report what is wrong. Entries that contradict each other all go.
 
     Which of two contradicting entries is meant cannot be known, and one of them may be the
-    stricter; so that origin gets nothing.
+    stricter, as may one whose parameters cannot be read; so that origin gets nothing, not by a
+    wider entry either, and is put into *refused*.
     """
     if isinstance(entries, str):
         report("destinations", "this must be a sequence of entries, not one text")
         return ()
     found: dict[object, Destination] = {}
     contradicted = set()
+    refused = set() if refused is None else refused
     for entry in entries:
         try:
             destination = Destination.parse(entry) if isinstance(entry, str) else entry
         except ValueError as error:
             report("destinations", f"the entry {_show(entry)} is skipped: {error}")
+            if (pattern := _origin_of_unreadable(str(entry))) is not None:
+                refused.add(pattern)
             continue
         if found.setdefault(destination.pattern, destination) != destination:
             contradicted.add(destination.pattern)
     for pattern in sorted(contradicted, key=str):
         report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
-    return tuple(d for d in found.values() if d.pattern not in contradicted)
+    refused |= contradicted
+    return tuple(d for d in found.values() if d.pattern not in refused)
+
+
+def _origin_of_unreadable(entry: str) -> OriginPattern | None:
+    """Give the origin of an entry with parameters that cannot be used, as far as it can be told.
+
+    One without parameters asked for nothing stricter than what a wider entry gives.
+    """
+    origin, semicolon, _ = entry.partition(";")
+    scheme, rest = _split_scheme(origin.strip()).groups()  # type: ignore[union-attr]  # it matches any text
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    try:
+        return OriginPattern.parse(scheme + authority) if semicolon else None
+    except ValueError:
+        return None
 
 
 def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:

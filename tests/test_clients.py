@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import aiohttp
@@ -385,3 +389,47 @@ def test_a_wrapper_that_is_covered_by_a_plain_one_goes_quiet(one: Party, monkeyp
 
     assert vars(owner)[name] is theirs
     assert one.lines() == [LINE, [], LINE, []]
+
+
+@contextmanager
+def hanging_up() -> Iterator[str]:
+    """Give the URL of a server that closes every connection as soon as it has read something."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(1)
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def _frames(error: BaseException | None, seen: set[int]) -> Iterator[FrameType]:
+    """Give the frames of an exception, of its causes and of its contexts."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield from (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    yield from _frames(error.__cause__, seen)
+    yield from _frames(error.__context__, seen)
+
+
+@every_client
+def test_no_local_variable_of_ours_shows_the_token_when_a_request_fails(client: Client) -> None:
+    """Error trackers send the variables of every frame, and mask what stands under the name of a credential."""
+    with hanging_up() as url:
+        install(Settings(destinations=[url]))
+        with use_token(TOKEN), pytest.raises(Exception) as failure:  # noqa: PT011  # whatever the client raises
+            client.call(url)
+
+    ours = [f for f in _frames(failure.value, set()) if f.f_globals.get("__name__", "").startswith("otel_token_relay")]
+    assert ours or client.name == "aiohttp"  # which has sent by then
+    for frame in ours:
+        shown = {name: value for name, value in frame.f_locals.items() if not isinstance(value, dict)}
+        assert_never_leaked(TOKEN, repr(shown))

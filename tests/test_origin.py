@@ -289,4 +289,13 @@ def test_what_is_remembered_of_origins_is_bounded():
     for number in range(6000):
         assert policy.find("https", f"h{number}", None) is None
 
-    assert policy.find.cache_info().currsize <= 4096
+    assert policy._remembered.cache_info().currsize <= 4096
+
+
+@pytest.mark.parametrize(("scheme", "host"), [("https", "a" * 300), ("x" * 300, "a")], ids=["host", "scheme"])
+def test_what_is_too_long_for_an_origin_is_not_remembered(scheme, host):
+    """A redirect can hold some ten thousand characters, and there is room for thousands of them."""
+    policy = RelayPolicy([Destination.parse("https://*")])
+
+    assert policy.find(scheme, host, None) is None
+    assert policy._remembered.cache_info().currsize == 0

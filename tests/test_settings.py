@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from otel_token_relay import environment_variables
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.policy import Destination
+from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
@@ -45,7 +46,9 @@ def test_settings_do_not_change():
         ("destinations", ("https://a", "https://a;required")),
         ("source_headers", ("bad header",)),
         ("source_headers", ("cookie",)),
+        ("source_headers", "authorization"),
         ("header", "Host"),
+        ("header", "Proxy-Authorization"),
         ("header", "a\r\nb"),
         ("header", ""),
         ("on_conflict", "error"),
@@ -83,6 +86,26 @@ def test_entries_that_contradict_each_other_are_both_skipped():
 
     assert [str(d) for d in settings.destinations] == ["https://c"]
     assert len(settings.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        pytest.param("https://a.x;audience=one,https://a.x;audience=two", id="contradicting entries"),
+        pytest.param("https://a.x;audiance=one", id="misspelt parameter"),
+        pytest.param("https://a.x;audience=", id="parameter without its value"),
+        pytest.param("https://a.x/;audience=one", id="path before the parameter"),
+        pytest.param("https://me@a.x;audience=one", id="userinfo before the parameter"),
+        pytest.param("https://a.x,https://a.x;audiance=one", id="beside a plain entry"),
+    ],
+)
+@pytest.mark.parametrize("wider", ["https://*.x", "https://*", "https://a.x:*"])
+def test_a_wider_entry_does_not_reach_an_origin_whose_own_entry_was_skipped(entries, wider):
+    """The skipped one may have been the stricter, and the token itself must not go there."""
+    relay = Relay(from_env(DESTINATIONS=f"{wider},{entries}"))
+
+    assert relay.explain("https://a.x/")[0].outcome == "withheld"
+    assert relay.explain("https://a.x:8443/" if wider == "https://a.x:*" else "https://b.x/")[0].outcome == "relayed"
 
 
 def test_a_password_in_an_entry_is_not_shown():

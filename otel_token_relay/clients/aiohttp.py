@@ -26,6 +26,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             headers, name = self.headers, relay.settings.header
             self._token_relay_covers = covered = headers.getall(name, [])
             headers[name] = value
+            del value  # error trackers send the local variables of every frame that an exception passes
             try:
                 return await original(self, conn)
             finally:

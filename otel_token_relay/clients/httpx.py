@@ -22,7 +22,11 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     headers_class = module.Headers
     hooked: dict[Function, Function] = {}
 
-    def with_header(request: Any, value: str) -> Any:
+    def decided(request: Any) -> Any:
+        # No frame that an exception passes may hold the value: error trackers send local variables.
+        value = relay.hop(request, _parts_of, _carries)
+        if value is None:
+            return request
         # The library's own way to copy a request drops its stream. Everything but the headers
         # is shared, so that a body is still read from where it lies.
         headers = headers_class(request.headers)
@@ -34,16 +38,14 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
     def build_sync(original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
-            value = relay.hop(request, _parts_of, _carries)
-            return original(self, request if value is None else with_header(request, value))
+            return original(self, decided(request))
 
         hooked[original] = handle_request
         return handle_request
 
     def build_async(original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
-            value = relay.hop(request, _parts_of, _carries)
-            return await original(self, request if value is None else with_header(request, value))
+            return await original(self, decided(request))
 
         hooked[original] = handle_async_request
         return handle_async_request

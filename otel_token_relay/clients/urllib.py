@@ -17,7 +17,11 @@ from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the handlers of *module*, which is ``urllib.request``."""
 
-    def with_header(request: Any, value: str) -> Any:
+    def decided(request: Any) -> Any:
+        # No frame that an exception passes may hold the value: error trackers send local variables.
+        value = relay.hop(request, _parts_of, _carries)
+        if value is None:
+            return request
         twin = object.__new__(type(request))
         twin.__dict__ = request.__dict__.copy()
         own = dict(request.unredirected_hdrs)
@@ -30,8 +34,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
     def build(original: Function) -> Function:
         def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
-            value = relay.hop(req, _parts_of, _carries)
-            return original(self, http_class, req if value is None else with_header(req, value), **http_conn_args)
+            return original(self, http_class, decided(req), **http_conn_args)
 
         return do_open
 

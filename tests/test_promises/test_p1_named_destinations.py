@@ -27,7 +27,7 @@ from otel_token_relay.clients import urllib3 as urllib3_hook
 from otel_token_relay.origin import Origin
 from otel_token_relay.relay import Parts
 from tests.support.clients import Client, every_client, every_following_client
-from tests.support.loopback import Party, Status, party, proxy
+from tests.support.loopback import Party, Status, party, proxy, trust
 
 TOKEN = "p1-canary-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -209,6 +209,17 @@ def test_a_pool_without_a_proxy_is_not_fooled_by_an_absolute_url() -> None:
             pool.urlopen("GET", f"{one.url}/")
 
     assert one.lines() == [[], LINE]
+
+
+def test_a_tunnel_is_judged_by_where_it_ends() -> None:
+    """Whatever URL is sent through it, a redirect's for example, arrives at the other end."""
+    with party(tls=True) as one, party(tls=True) as other, proxy() as between:
+        allow(one.url)
+        with use_token(TOKEN), urllib3.ProxyManager(between.url, ssl_context=trust()) as manager:
+            pool = manager.connection_from_url(other.url)
+            pool.urlopen("GET", f"{one.url}/", assert_same_host=False)
+
+    assert other.lines() == [[]]
 
 
 def _httpx_parts(url: str) -> Parts:
