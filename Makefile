@@ -40,9 +40,13 @@ docs: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.redaction
+	$(BIN)/python -m benchmarks.carry
+	$(BIN)/python -m benchmarks.verification
 
 soak: $(VENV)/.ready
 	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.soak_threads
 
 matrix: $(VENV)/.ready
 	$(BIN)/python tests/matrix.py
