@@ -375,8 +375,10 @@ def test_application_called_in_process_has_the_caller_of_that_call(outer):
     assert seen == [B, NONE, A]
 
 
-def test_access_log_of_uvicorn_still_works(caplog):
+def test_access_log_of_uvicorn_still_works(caplog, monkeypatch):
     """One line for each request, and no token in it."""
+    # A server without an access log, of another test in this process, switches this off for good.
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
     install(Settings())
     caplog.set_level(logging.INFO, "uvicorn.access")
     with serve_asgi(apps.starlette(), access_log=True) as port:
