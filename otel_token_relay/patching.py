@@ -11,6 +11,7 @@ Ours are plain functions, not wrapt proxies: a proxy costs many times as much pe
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
@@ -29,11 +30,24 @@ class Patches:
     def __init__(self) -> None:
         self._done: list[tuple[type | ModuleType, str, Function, Function]] = []
 
-    def wrap(self, owner: type | ModuleType, name: str, build: Callable[[Function], Function]) -> None:
+    def wrap(
+        self,
+        owner: type | ModuleType,
+        name: str,
+        build: Callable[[Function], Function],
+        parameters: tuple[str, ...] | None = None,
+    ) -> None:
         """Replace a method by what *build* makes of the innermost function behind it.
 
+        Args:
+            owner: The class or the module.
+            name: The method.
+            build: Makes the wrapper of the original.
+            parameters: What the original must take, for a wrapper that names them: packing what
+                one does not know costs more than most wrappers do.
+
         Raises:
-            AttributeError: *owner* itself does not define *name*.
+            AttributeError: *owner* itself does not define *name*, or it takes something else.
         """
         if name not in vars(owner):
             raise AttributeError(f"{getattr(owner, '__qualname__', owner.__name__)} has no {name}")
@@ -41,6 +55,8 @@ class Patches:
         proxy = None
         while isinstance(original, Proxy):
             proxy, original = original, original.__wrapped__
+        if parameters is not None and tuple(inspect.signature(original).parameters) != parameters:
+            raise AttributeError(f"{getattr(owner, '__qualname__', owner.__name__)}.{name} takes other arguments")
         replacement = functools.update_wrapper(build(original), original)
         if proxy is None:
             setattr(owner, name, replacement)

@@ -9,7 +9,7 @@ import base64
 import html
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -50,59 +50,53 @@ class _Form(NamedTuple):
         return cls(text, tuple(grams.items()))
 
 
-class Secret:
-    """One known token. Does not print itself."""
-
-    __slots__ = ("_forms", "_value", "anchors")
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-        self._forms: tuple[_Form, ...] | None = None
-        self.anchors = (*_anchors(ascii_lower(value)), *_coded_anchors(value[:18]))
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    @property
-    def forms(self) -> tuple[_Form, ...]:
-        """Every spelling. Made on first use: most tokens are never found anywhere."""
-        if self._forms is None:
-            spelled = [(text, _STRIDE) for text in _spellings(self._value)]
-            spelled += [(text, _CODED_STRIDE) for text in _base64_spellings(self._value)]
-            lowered = {ascii_lower(text): stride for text, stride in spelled if len(text) >= _SHORTEST_TOKEN}
-            self._forms = tuple(_Form.of(text, stride) for text, stride in lowered.items())
-        return self._forms
-
-
 class Secrets:
     """The tokens that a record is compared with.
 
     Attributes:
-        values: The tokens, for nobody but the registry.
+        values: The tokens, for nobody but the memory.
         anchors: Texts in lower case; without one of them in a lowered text, no known token is in
             it, and no ``Bearer …``.
         clean_rows: Attributes that were found clean and will be met again, keys and then values.
-        statics: What a user of this class has cleaned with these tokens and will meet again:
-            by the object's id. It is kept here since it goes
-            when the tokens go.
+        clean_origins: The pairs of scope and resource that were found clean, by the scope's id.
+        cleaned: What was made of the others, by the id of the original.
+
+    The last three are what the users of this class have found out with these tokens. It is kept
+    here since it goes when the tokens go.
     """
 
-    __slots__ = ("_secrets", "anchors", "clean_rows", "statics", "values")
+    __slots__ = ("anchors", "clean_origins", "clean_rows", "cleaned", "values")
 
-    def __init__(self, values: Iterable[str] = ()) -> None:
-        self.values = tuple(values)
-        self._secrets = tuple(secret_of(value) for value in self.values if len(value) >= _SHORTEST_TOKEN)
-        self.anchors = (ANY_BEARER, *dict.fromkeys(anchor for secret in self._secrets for anchor in secret.anchors))
-        self.clean_rows: set[tuple[Any, ...]] = set()
-        self.statics: dict[int, tuple[Any, Any, Any, Any]] = {}
+    anchors: tuple[str, ...]
+    clean_rows: set[tuple[Any, ...]]
+    clean_origins: dict[int, tuple[Any, Any, Any]]
+    cleaned: dict[int, tuple[Any, Any, Any]]
+
+    def __init__(self, values: tuple[str, ...] = ()) -> None:
+        self.values = values
+
+    def __getattr__(self, name: str) -> Any:
+        # Comes here once for each of them: many requests have no telemetry that anybody reads.
+        if name == "anchors":
+            found = [anchor for value in self.values for anchor in _anchors(value)]
+            made: Any = tuple(dict.fromkeys([ANY_BEARER, *found]))
+        elif name in Secrets.__slots__:
+            made = set() if name == "clean_rows" else {}
+        else:
+            raise AttributeError(name)
+        setattr(self, name, made)
+        return made
 
     def __repr__(self) -> str:
         return f"Secrets({len(self.values)} known)"
 
     def stand_in(self, text: str) -> bool:
         """Say whether a part of a token may stand in a text."""
-        lowered = ascii_lower(text)
-        return any(anchor in lowered for anchor in self.anchors if anchor is not ANY_BEARER)
+        return self.may_stand_in(ascii_lower(text))
+
+    def may_stand_in(self, lowered: str) -> bool:
+        """Say the same of a text in lower case."""
+        return bool([anchor for anchor in self.anchors if anchor in lowered and anchor is not ANY_BEARER])
 
     def mask_in(self, text: str, mask: str) -> str:
         """Replace every part of a token, whatever its spelling."""
@@ -119,11 +113,11 @@ class Secrets:
     def intervals_in(self, text: str) -> list[Interval]:
         """Give where the parts of tokens are, in order and apart from each other."""
         found: list[Interval] = []
-        if len(text) < _SHORTEST_TOKEN or not self._secrets:
+        if len(text) < _SHORTEST_TOKEN or not self.values:
             return found
         lowered = ascii_lower(text)
-        for secret in self._secrets:
-            for form in secret.forms:
+        for value in self.values:
+            for form in _forms(value):
                 found += _find(lowered, form)
         return _merge(found)
 
@@ -132,41 +126,51 @@ NOTHING: Final = Secrets()
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def secret_of(value: str) -> Secret:
-    """Give the token's spellings, made once."""
-    return Secret(value)
+def secrets_of_one(value: str) -> Secrets:
+    """Give what a record with this token is compared with, made once."""
+    return Secrets((value,))
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def secrets_of(*values: str) -> Secrets:
-    """Give what a record with these tokens is compared with, made once."""
-    return Secrets(values)
+    """Give what a record with all of these tokens is compared with, made once."""
+    return secrets_of_one(*values) if len(values) == 1 else Secrets(values)
 
 
-def _anchors(lowered: str) -> Iterator[str]:
-    """Give pieces of which any spelling of the token, and any cut that leaves 17 characters, has one.
+@lru_cache(maxsize=_REMEMBERED)
+def _forms(value: str) -> tuple[_Form, ...]:
+    """Give every spelling of a token. Most tokens are never found anywhere, and need none."""
+    if len(value) < _SHORTEST_TOKEN:
+        return ()
+    spelled = [(text, _STRIDE) for text in _spellings(value)]
+    spelled += [(text, _CODED_STRIDE) for text in _base64_spellings(value)]
+    lowered = {ascii_lower(text): stride for text, stride in spelled if len(text) >= _SHORTEST_TOKEN}
+    return tuple(_Form.of(text, stride) for text, stride in lowered.items())
 
-    Only of characters that no encoding changes.
+
+def _anchors(value: str) -> tuple[str, ...]:
+    """Give pieces in lower case of which any spelling of the token, and any cut that leaves 17 characters, has one.
+
+    Only of characters that no encoding changes. This runs for every token that comes in, so
+    hardly anything here looks at the whole of it.
     """
-    if len(lowered) < _GRAM + 4:
+    if len(value) < _SHORTEST_TOKEN:
+        return ()
+    coded = _coded_anchors(value[:18])
+    if len(value) < _GRAM + 4:
         # Too short for parts.
-        yield max(_UNRESERVED.findall(lowered), key=len, default=lowered)
-        return
-    if not _has_reserved(lowered):
-        yield lowered[:_GRAM]
-        yield lowered[-_GRAM:]
-        if len(lowered) >= 48:
-            middle = len(lowered) // 2
-            yield lowered[middle : middle + _GRAM]
-        return
-    yield _unreserved(lowered[:17], first=True)
-    yield _unreserved(lowered[-17:], first=False)
-    if len(lowered) >= 48:
-        middle = len(lowered) // 2
-        yield _unreserved(lowered[middle - 8 : middle + 9], first=True)
+        lowered = ascii_lower(value)
+        return (max(_UNRESERVED.findall(lowered), key=len, default=lowered), *coded)
+    middle = len(value) // 2
+    if not _has_reserved(value):
+        ends = (value[:_GRAM].lower(), value[-_GRAM:].lower(), *coded)
+        return ends if len(value) < 48 else (value[middle : middle + _GRAM].lower(), *ends)
+    ends = (_unreserved(value[:17], first=True), _unreserved(value[-17:], first=False), *coded)
+    return ends if len(value) < 48 else (_unreserved(value[middle - 8 : middle + 9], first=True), *ends)
 
 
 def _unreserved(window: str, *, first: bool) -> str:
+    window = ascii_lower(window)
     runs = _UNRESERVED.findall(window)
     longest = max(runs, key=len, default="")
     if len(longest) < 4:

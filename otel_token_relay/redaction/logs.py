@@ -1,7 +1,8 @@
 """Log records: cleaned where a processor turns one into the record that its exporter gets.
 
-``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. The record
-that the application holds is not changed.
+``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. There the
+record is told what to look for; it is made and cleaned when somebody first looks at it, with what
+other processors have added until then. The record that the application holds is not changed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from opentelemetry import context as otel_context
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.fragments import Secrets
-from otel_token_relay.redaction.memory import secrets_in
-from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, plain, twin
+from otel_token_relay.redaction.memory import secrets_in, with_trace
+from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, twin
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+from otel_token_relay.redaction.unread import PENDING, unread_class
+
+# It is a frozen dataclass.
+_set = object.__setattr__
 
 
 def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
@@ -24,18 +29,43 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     Raises:
         AttributeError: This SDK has no such place.
     """
+    record_class = module.ReadableLogRecord
+    unread = unread_class(record_class)
+
+    def clean(readable: Any, secrets: Secrets) -> Any:
+        try:
+            redact(readable, scrubber, with_trace(secrets, readable.log_record.trace_id))
+        except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+            wipe(readable)
+        return readable
 
     def build_init(original: Function) -> Function:
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            original(self, *args, **kwargs)
+        def __init__(
+            self: Any, log_record: Any, resource: Any, instrumentation_scope: Any = None, limits: Any = None
+        ) -> None:
             try:
-                redact(self, scrubber, secrets_of_record(self.log_record))
-            except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+                secrets = secrets_of_record(log_record)
+            except Exception:  # noqa: BLE001  # the same
+                original(self, log_record, resource, instrumentation_scope, limits)
                 wipe(self)
+                return
+            if type(self) is not record_class:  # somebody's own kind stays what it is
+                original(self, log_record, resource, instrumentation_scope, limits)
+                clean(self, secrets)
+                return
+
+            def make() -> Any:
+                readable = object.__new__(record_class)
+                original(readable, log_record, resource, instrumentation_scope, limits)
+                return clean(readable, secrets)
+
+            _set(self, PENDING, make)
+            _set(self, "__class__", unread)
 
         return __init__
 
-    patches.wrap(module.ReadableLogRecord, "__init__", build_init)
+    parameters = ("self", "log_record", "resource", "instrumentation_scope", "limits")
+    patches.wrap(record_class, "__init__", build_init, parameters)
 
 
 def secrets_of_record(record: Any) -> Secrets:
@@ -56,19 +86,16 @@ def redact(readable: Any, scrubber: Scrubber, secrets: Secrets) -> None:
 
 def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
     """Say whether a log record has to be looked at closely."""
-    strings: list[str] = []
+    strings = [record.event_name or "", record.severity_text or ""]
     suspect = False
     body = record.body
-    if body.__class__ is str:
+    if type(body) is str:
         strings.append(body)
     elif body is not None:
         suspect = scrubber.gather_value(body, strings, secrets)
-    if record.event_name:
-        strings.append(record.event_name)
-    if record.severity_text:
-        strings.append(record.severity_text)
-    if attributes := record.attributes:
-        suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
+    attributes = record.attributes
+    if values := getattr(attributes, "_dict", attributes):
+        suspect = scrubber.gather(values, strings, secrets) or suspect
     if getattr(record, "exception", None) is not None:
         strings.append(str(record.exception))
     return suspect or scrubber.is_suspect("\0".join(strings), secrets)
@@ -98,8 +125,3 @@ def wipe(readable: Any) -> None:
     _set(readable, "instrumentation_scope", None)
     if readable.resource is not None:
         _set(readable, "resource", type(readable.resource)({}))
-
-
-def _set(readable: Any, name: str, value: object) -> None:
-    # It is a frozen dataclass, and its constructor is still running.
-    object.__setattr__(readable, name, value)

@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, token_watchers
-from otel_token_relay.redaction.fragments import NOTHING, Secrets, secrets_of
+from otel_token_relay.redaction.fragments import NOTHING, Secrets, secrets_of, secrets_of_one
 from otel_token_relay.token import BearerToken
 
 _TRACES: Final = 2048
@@ -57,32 +57,29 @@ class TokenMemory:
         with self._lock:
             known = self.young.get(trace_id) or self._old.get(trace_id, NOTHING)
             if value not in known.values:
-                known = secrets_of(*known.values[1 - _TOKENS_OF_A_TRACE :], value)
+                known = _joined(known, value)
             self._keep(trace_id, known)
         return known
 
     def remember_loose(self, value: str) -> None:
         """Add a token that was bound where there is no trace yet."""
-        if value not in self._loose:
-            self._loose.append(value)
+        self._loose.append(value)
 
     def remember_here(self, value: str) -> None:
         """Add a token to those of this thread, for what it says when the request is over."""
         try:
-            here = self._threads.values
+            self._threads.values.append(value)
         except AttributeError:
-            here = self._threads.values = deque(maxlen=_TOKENS_OF_A_THREAD)
-        if value not in here:
-            here.append(value)
+            self._threads.values = deque([value], _TOKENS_OF_A_THREAD)
 
     def here(self) -> Secrets:
         """Give the tokens that this thread had last: a server logs a request after it, without its trace."""
         values = getattr(self._threads, "values", None)
-        return secrets_of(*values) if values else NOTHING
+        return secrets_of(*dict.fromkeys(values)) if values else NOTHING
 
     def loose(self) -> Secrets:
         """Give the tokens that were bound last where there was no trace."""
-        return secrets_of(*self._loose) if self._loose else NOTHING
+        return secrets_of(*dict.fromkeys(self._loose.copy())) if self._loose else NOTHING
 
     def find(self, trace_id: int) -> Secrets:
         """Give the tokens of a trace, and remember it longer."""
@@ -100,8 +97,8 @@ class TokenMemory:
         """Give every token that is remembered, for what belongs to no trace. Not cheap."""
         with self._lock:
             known = [*self._old.values(), *self.young.values()]
-            loose = [*self._loose]
-        return Secrets(dict.fromkeys([*loose, *(value for secrets in known for value in secrets.values)]))
+        values = [value for secrets in known for value in secrets.values]
+        return Secrets(tuple(dict.fromkeys([*self._loose.copy(), *values])))
 
     def forget(self) -> None:
         """Forget everything."""
@@ -138,17 +135,19 @@ def stop_listening() -> None:
         if _listeners == 0 and _watch in token_watchers:
             token_watchers.remove(_watch)
             MEMORY.forget()
+            secrets_of_one.cache_clear()
             secrets_of.cache_clear()
 
 
 def _watch(token: BearerToken, context: Context) -> None:
-    MEMORY.remember_here(token.reveal())
-    span = trace.get_current_span(context)
-    trace_id = span.get_span_context().trace_id
+    value = token.reveal()
+    MEMORY.remember_here(value)
+    span: Any = context.get(_SPAN_KEY)
+    trace_id = 0 if span is None else span.get_span_context().trace_id
     if trace_id:
-        hold(span, MEMORY.remember(trace_id, token.reveal()))
+        hold(span, MEMORY.remember(trace_id, value))
     else:
-        MEMORY.remember_loose(token.reveal())
+        MEMORY.remember_loose(value)
 
 
 def hold(span: Any, secrets: Secrets) -> None:
@@ -159,7 +158,7 @@ def hold(span: Any, secrets: Secrets) -> None:
 
 
 def note_start(span: Any, context: Context | None) -> None:
-    """Remember the token under which a span starts."""
+    """Remember the token under which a span of the SDK starts. Runs for every span there is."""
     token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
     if token is not None:
         value = token.reveal()
@@ -167,18 +166,29 @@ def note_start(span: Any, context: Context | None) -> None:
         known = MEMORY.young.get(trace_id)
         if known is None or value not in known.values:
             known = MEMORY.remember(trace_id, value)
-        hold(span, known)
+        span._token_relay_secrets = known
 
 
 def secrets_of_span(span: Any, trace_id: int) -> Secrets:
     """Give the tokens of a span: its trace's, and its own."""
-    known = MEMORY.young.get(trace_id) or MEMORY.find(trace_id)
+    known = MEMORY.young.get(trace_id)
     held: Secrets | None = getattr(span, _HELD, None)
+    if known is not None and held is known:
+        return known
+    known = known or MEMORY.find(trace_id)
     if held is not None:
-        if held is known or set(held.values) <= set(known.values):
+        if set(held.values) <= set(known.values):
             return known
         return secrets_of(*dict.fromkeys(held.values + known.values))
     return known if known is not NOTHING else secrets_in(otel_context.get_current(), 0)
+
+
+def with_trace(secrets: Secrets, trace_id: int | None) -> Secrets:
+    """Add the tokens that the trace has got since."""
+    known = MEMORY.young.get(trace_id) if trace_id else None
+    if known is None or known is secrets or set(known.values) <= set(secrets.values):
+        return secrets
+    return secrets_of(*dict.fromkeys(secrets.values + known.values))
 
 
 def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
@@ -190,16 +200,18 @@ def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
     """
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(_SPAN_KEY)
-    if token is None:
-        if trace_id is None:
-            trace_id = 0 if span is None else span.get_span_context().trace_id
-        return MEMORY.find(trace_id) if trace_id else MEMORY.here()
-    value = token.reveal()
-    known = getattr(span, _HELD, None)
-    if known is None or (trace_id and span.get_span_context().trace_id != trace_id):
-        if trace_id is None and span is not None:
-            trace_id = span.get_span_context().trace_id
-        known = MEMORY.find(trace_id) if trace_id else NOTHING
-    if value in known.values:
+    if trace_id is None:
+        trace_id = 0 if span is None else span.get_span_context().trace_id
+    if not trace_id:
+        return MEMORY.here() if token is None else secrets_of_one(token.reveal())
+    known = MEMORY.find(trace_id)
+    if known is NOTHING:
+        known = getattr(span, _HELD, NOTHING)
+    if token is None or (value := token.reveal()) in known.values:
         return known
-    return secrets_of(*known.values, value)
+    return _joined(known, value)
+
+
+def _joined(known: Secrets, value: str) -> Secrets:
+    others = known.values[1 - _TOKENS_OF_A_TRACE :]
+    return secrets_of(*others, value) if others else secrets_of_one(value)

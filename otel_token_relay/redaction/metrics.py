@@ -7,6 +7,7 @@ those of callbacks, before its attributes choose a series and before an exemplar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from types import ModuleType
 from typing import Any, Final
@@ -17,8 +18,8 @@ from otel_token_relay.redaction.memory import MEMORY, secrets_in
 from otel_token_relay.redaction.records import clean_resource, clean_scope, gather_resource, gather_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 
-# Attributes and their values; what is more is no series that comes again.
-_MAX_ROW: Final = 41
+# More attributes are no series that comes again.
+_MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
 
@@ -30,13 +31,16 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """
 
     def build_consume(original: Function) -> Function:
-        def consume_measurement(self: Any, measurement: Any, *args: Any, **kwargs: Any) -> None:
-            if measurement.attributes:
+        def consume_measurement(self: Any, measurement: Any, should_sample_exemplar: bool = True) -> None:
+            if attributes := measurement.attributes:
                 try:
-                    measurement = redacted(measurement, scrubber)
+                    secrets = secrets_in(measurement.context)
+                    # Series are few and come again and again.
+                    if not is_known(attributes, scrubber, secrets):
+                        measurement = redacted(measurement, scrubber, secrets)
                 except Exception:  # noqa: BLE001  # nothing leaves as it was; the number counts
                     measurement = dataclasses.replace(measurement, attributes={"redaction": FAILED})
-            original(self, measurement, *args, **kwargs)
+            original(self, measurement, should_sample_exemplar)
 
         return consume_measurement
 
@@ -51,29 +55,29 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         return collect
 
     storage = module.MetricReaderStorage
-    patches.wrap(storage, "consume_measurement", build_consume)
+    patches.wrap(storage, "consume_measurement", build_consume, ("self", "measurement", "should_sample_exemplar"))
     patches.wrap(storage, "collect", build_collect)
 
 
-def redacted(measurement: Any, scrubber: Scrubber) -> Any:
+def is_known(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
+    """Say whether attributes like these were found clean before."""
+    try:
+        return (scrubber, *attributes, *attributes.values()) in secrets.clean_rows
+    except TypeError:  # a list among them
+        return False
+
+
+def redacted(measurement: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     """Give the measurement with clean attributes; itself if it is clean."""
     attributes = measurement.attributes
-    secrets = secrets_in(measurement.context)
-    row: tuple[Any, ...] | None = None
-    try:
-        # Series are few and come again and again.
-        row = (scrubber, *attributes, *attributes.values())
-        if row in secrets.clean_rows:
-            return measurement
-    except TypeError:
-        row = None
     strings: list[str] = []
     if scrubber.gather(attributes, strings, secrets) or scrubber.is_suspect("\0".join(strings), secrets):
         return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), secrets))
-    if row is not None and len(row) <= _MAX_ROW:
+    if len(attributes) <= _MAX_ROW:
         if len(secrets.clean_rows) >= _MAX_ROWS:
             secrets.clean_rows.clear()
-        secrets.clean_rows.add(row)
+        with contextlib.suppress(TypeError):
+            secrets.clean_rows.add((scrubber, *attributes, *attributes.values()))
     return measurement
 
 

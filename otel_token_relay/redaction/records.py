@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from otel_token_relay.redaction.fragments import Secrets
+from otel_token_relay.redaction.fragments import NOTHING, Secrets
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.settings import Settings
+
+Gather = Callable[[Any, Scrubber, list[str], Secrets], bool]
 
 _MAX_STATICS: Final = 128
 
@@ -45,15 +47,18 @@ def clean_attributes(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> A
 
 
 def are_clean(resource: Any, scope: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
-    """Say whether resource and scope can stay. They are looked at once for each token."""
-    entry = secrets.statics.get(id(scope))
-    if entry is not None and entry[0] is scope and entry[1] is scrubber and entry[3] is resource:
+    """Say whether resource and scope can stay. The answer is kept with the tokens."""
+    found = secrets.clean_origins.get(id(scope))
+    if found is not None and found[0] is scope and found[1] is resource and found[2] is scrubber:
         return True
     if clean_resource(resource, scrubber, secrets) is not resource:
         return False
     if clean_scope(scope, scrubber, secrets) is not scope:
         return False
-    secrets.statics[id(scope)] = (scope, scrubber, scope, resource)
+    if len(secrets.clean_origins) >= _MAX_STATICS:
+        secrets.clean_origins.clear()
+    # All three are kept with it, so that their ids are not given to other objects.
+    secrets.clean_origins[id(scope)] = (scope, resource, scrubber)
     return True
 
 
@@ -67,25 +72,49 @@ def clean_scope(scope: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     return _clean_static(scope, scrubber, secrets, gather_scope, _rebuild_scope)
 
 
+class _Static(NamedTuple):
+    """The text of a resource or a scope, which come with every record and with every new token."""
+
+    original: Any
+    scrubber: Scrubber
+    lowered: str
+    is_suspect: bool
+
+
+_statics: dict[int, _Static] = {}
+
+
+def _static(original: Any, scrubber: Scrubber, gather: Gather) -> _Static:
+    static = _statics.get(id(original))
+    if static is not None and static.original is original and static.scrubber is scrubber:
+        return static
+    strings: list[str] = []
+    is_suspect = original is not None and gather(original, scrubber, strings, NOTHING)
+    joined = "\0".join(strings)
+    static = _Static(original, scrubber, joined.lower(), is_suspect or scrubber.is_suspect(joined, NOTHING))
+    if len(_statics) >= _MAX_STATICS:
+        _statics.clear()
+    _statics[id(original)] = static
+    return static
+
+
 def _clean_static(
     original: Any,
     scrubber: Scrubber,
     secrets: Secrets,
-    gather: Callable[[Any, Scrubber, list[str], Secrets], bool],
+    gather: Gather,
     rebuild: Callable[[Any, Scrubber, Secrets], Any],
 ) -> Any:
-    entry = secrets.statics.get(id(original))
-    if entry is not None and entry[0] is original and entry[1] is scrubber:
-        return entry[2]
-    strings: list[str] = []
-    suspect = original is not None and gather(original, scrubber, strings, secrets)
-    cleaned = original
-    if suspect or scrubber.is_suspect("\0".join(strings), secrets):
-        cleaned = rebuild(original, scrubber, secrets)
-    if len(secrets.statics) >= _MAX_STATICS:
-        secrets.statics.clear()
-    # The original is kept with it, so that its id is not given to another object.
-    secrets.statics[id(original)] = (original, scrubber, cleaned, None)
+    static = _static(original, scrubber, gather)
+    if not static.is_suspect and not secrets.may_stand_in(static.lowered):
+        return original
+    found = secrets.cleaned.get(id(original))
+    if found is not None and found[0] is original and found[1] is scrubber:
+        return found[2]
+    cleaned = rebuild(original, scrubber, secrets)
+    if len(secrets.cleaned) >= _MAX_STATICS:
+        secrets.cleaned.clear()
+    secrets.cleaned[id(original)] = (original, scrubber, cleaned)
     return cleaned
 
 

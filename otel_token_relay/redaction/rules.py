@@ -99,33 +99,30 @@ _first_name = re.compile(
     rb'|iss|sub|aud|exp|nbf|iat|jti|azp|scope|scp|client_id|cnf|acr|amr|sid|auth_time|roles|realm_access|preferred_username)"'
 ).match
 
-# How the names end, with or without a space, and all that can follow them.
-_ENDINGS: Final = frozenset(
-    (name + space)[-4:] for name in ("token", "hint", "code", "secret", "assertion", "verifier") for space in ("", " ")
-)
 _has_mark = re.compile(
     r"(?:token|hint|code|secret|assertion|verifier)(?:\s{0,8}[=:]|\\{0,3}[\"']|\\u0022|&quot;|&#|%22|%27|%3d|%253d)"
 ).search
 
 
 def has_parameter_mark(lowered: str) -> bool:
-    """Say whether the name of a token-bearing parameter may stand in a lowered text, before its value."""
-    if (
-        '"' in lowered
-        or "'" in lowered
-        or "%" in lowered
-        or (("&" in lowered and "&#" in lowered) or "&quot" in lowered)
-    ):
-        return ("token" in lowered or "code" in lowered or "secret" in lowered or "assertion" in lowered) and _has_mark(
-            lowered
-        ) is not None
-    # The usual case, a URL or a statement: what stands before the few signs there are is quicker
-    # to look at than the whole text is to search.
-    return ("=" in lowered and _ends_name(lowered, "=")) or (": " in lowered and _ends_name(lowered, ": "))
+    """Say whether the name of a token-bearing parameter may stand in a lowered text, before its value.
 
-
-def _ends_name(lowered: str, sign: str) -> bool:
-    return not _ENDINGS.isdisjoint([part[-4:] for part in lowered.split(sign)]) and _has_mark(lowered) is not None
+    The signs first: looking for one character costs a fifth of looking for a word.
+    """
+    return (
+        (
+            "=" in lowered
+            or ":" in lowered
+            or '"' in lowered
+            or "'" in lowered
+            or "%" in lowered
+            or "&" in lowered
+            or "\\" in lowered
+        )
+        # One of these is in every name there is.
+        and ("token" in lowered or "code" in lowered or "secret" in lowered or "assertion" in lowered)
+        and _has_mark(lowered) is not None
+    )
 
 
 def redact_by_rule(text: str, mask: str) -> str:

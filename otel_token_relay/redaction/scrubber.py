@@ -72,17 +72,14 @@ class Scrubber:
         if "J" in joined and "eyJ" in joined:
             return True
         lowered = joined.lower()
-        # One call instead of a loop: a loop costs more than what it does.
-        return any(map(lowered.__contains__, secrets.anchors)) or (
-            ("=" in lowered or '"' in lowered or "'" in lowered or "%" in lowered or ": " in lowered)
-            and has_parameter_mark(lowered)
-        )
+        # No loop is quicker than a comprehension, though this one does not stop at the first.
+        return bool([anchor for anchor in secrets.anchors if anchor in lowered]) or has_parameter_mark(lowered)
 
     def gather(self, values: Mapping[str, Any], strings: list[str], secrets: Secrets) -> bool:
         """Append every text of a mapping to *strings*; say whether it is suspect by itself."""
         suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, secrets)
         for value in values.values():
-            kind = value.__class__
+            kind = type(value)
             if kind is str:
                 strings.append(value)
             elif kind is not int and kind not in _NUMBERS and _gather(value, strings, self, secrets, _Budget()):
@@ -196,7 +193,7 @@ def _gather(
     if depth >= _MAX_DEPTH:
         return True
     for child in children:
-        kind = child.__class__
+        kind = type(child)
         if kind is str:
             strings.append(child)  # type: ignore[arg-type]
         elif kind not in _NUMBERS:

@@ -1,8 +1,10 @@
 """Spans: cleaned where the SDK turns a live span into the record that processors and exporters get.
 
 ``Span._readable_span`` runs once for each span, in the thread that ends it, before any processor
-is told. What it gives is a new object, so the live span, the caller's events and links and the
-trace state that goes out on the wire stay as they are: what is dirty is replaced, never changed.
+is told. There the record is told what to look for; it is cleaned when somebody first looks at it,
+which with a batch processor is the exporter's thread. The record is a new object, so the live
+span, the caller's events and links and the trace state that goes out on the wire stay as they
+are: what is dirty is replaced, never changed.
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ from typing import Any
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.fragments import NOTHING, Secrets
-from otel_token_relay.redaction.memory import note_start, secrets_of_span
+from otel_token_relay.redaction.memory import note_start, secrets_of_span, with_trace
 from otel_token_relay.redaction.records import (
     are_clean,
     clean_attributes,
     clean_resource,
     clean_scope,
-    plain,
     twin,
 )
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+from otel_token_relay.redaction.unread import unread_class
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -35,14 +37,35 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         AttributeError: This SDK has no such place.
     """
 
+    def clean(readable: Any, secrets: Secrets) -> Any:
+        try:
+            redact(readable, scrubber, with_trace(secrets, readable._context.trace_id))
+        except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+            wipe(readable)
+        return readable
+
+    unread = unread_class(module.ReadableSpan)
+
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
             readable = original(self)
             try:
-                redact(readable, scrubber, secrets_of_span(self, readable._context.trace_id))
-            except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+                context = readable._context
+                secrets = secrets_of_span(self, context.trace_id)
+                end_time = readable._end_time
+                if end_time is None or context.trace_state:
+                    return clean(readable, secrets)  # still written to, or its context holds text
+                # What processors ask every span for, and holds no text.
+                later: Any = object.__new__(unread)
+                later._context = context
+                later._kind = readable._kind
+                later._start_time = readable._start_time
+                later._end_time = end_time
+                later._token_relay_pending = lambda: clean(readable, secrets)
+                return later
+            except Exception:  # noqa: BLE001  # the same
                 wipe(readable)
-            return readable
+                return readable
 
         return _readable_span
 
@@ -91,33 +114,39 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any
 
 
 def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
-    """Say whether the span's own data has to be looked at closely."""
+    """Say whether the span's own data has to be looked at closely.
+
+    Every span passes here in its request's own thread. The SDK's containers are looked into
+    directly, since their methods are Python's and some of them take a lock.
+    """
     strings = [span._name]
     suspect = False
-    if attributes := span._attributes:
-        suspect = scrubber.gather(plain(attributes), strings, secrets)
+    attributes = span._attributes
+    if values := getattr(attributes, "_dict", attributes):
+        suspect = scrubber.gather(values, strings, secrets)
+    events = span._events
+    for event in getattr(events, "_dq", events) or ():
+        strings.append(event._name)
+        attributes = event._attributes
+        if values := getattr(attributes, "_dict", attributes):
+            suspect = scrubber.gather(values, strings, secrets) or suspect
+    links = span._links
+    for link in getattr(links, "_dq", links) or ():
+        attributes = link.attributes
+        if values := getattr(attributes, "_dict", attributes):
+            suspect = scrubber.gather(values, strings, secrets) or suspect
+        state = link.context.trace_state
+        if entries := getattr(state, "_dict", state):
+            suspect = scrubber.gather(entries, strings, secrets) or suspect
     if description := span._status.description:
         strings.append(description)
-    if events := span._events:
-        for event in getattr(events, "_dq", events):
-            strings.append(event._name)
-            if attributes := event._attributes:
-                suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
-    if links := span._links:
-        for link in getattr(links, "_dq", links):
-            if attributes := link.attributes:
-                suspect = scrubber.gather(plain(attributes), strings, secrets) or suspect
-            suspect = _gather_state(link.context, scrubber, strings, secrets) or suspect
-    if (context := span._context).trace_state:
-        suspect = _gather_state(context, scrubber, strings, secrets) or suspect
-    if (parent := span._parent) is not None and parent.trace_state:
-        suspect = _gather_state(parent, scrubber, strings, secrets) or suspect
+    state = span._context.trace_state
+    if entries := getattr(state, "_dict", state):
+        suspect = scrubber.gather(entries, strings, secrets) or suspect
+    parent = span._parent
+    if parent is not None and (inherited := parent.trace_state) is not state and inherited:
+        suspect = scrubber.gather(getattr(inherited, "_dict", inherited), strings, secrets) or suspect
     return suspect or scrubber.is_suspect("\0".join(strings), secrets)
-
-
-def _gather_state(context: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
-    state = context.trace_state
-    return bool(state) and scrubber.gather(dict(state.items()), strings, secrets)
 
 
 def _clean(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:

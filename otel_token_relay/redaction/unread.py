@@ -1,0 +1,76 @@
+"""Records that are cleaned when somebody first looks at them.
+
+Cleaning a span takes longer than all else that redaction does, and the thread that ends it is the
+one that answers a user. A batch processor puts the record into a queue and reads nothing of it, so
+there it is cleaned by the exporter's thread; what reads the record at once has it cleaned at once.
+
+Invariants:
+
+* What has not been cleaned is no attribute of the record. Whatever attribute is asked for, private
+  or not, by whomever, all of them are cleaned first, and the record is then what it would have
+  been: an object of the SDK's own class.
+* What it is compared with was taken in the thread that made the record, while its context was there.
+* There is no lock, since a fork in the middle would leave it locked: two threads that look at the
+  same moment both clean, and come to the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+PENDING: Final = "_token_relay_pending"
+"""The attribute of a record that nobody has looked at: a function that gives the clean one.
+
+A function, since it shows nothing of what it holds to whoever prints the record's attributes.
+"""
+
+
+class _OnFirstLook:
+    """Stands in the way of a class attribute, which would be taken for the record's own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, record: Any, owner: type | None = None) -> Any:
+        return self if record is None else record.__getattr__(self._name)
+
+
+def unread_class(base: type) -> type:
+    """Give the class that a record has until somebody looks at it. Whoever makes one sets `PENDING`.
+
+    Args:
+        base: The SDK's class; afterwards the record is of this one.
+    """
+
+    def look(record: Any) -> None:
+        fields = record.__dict__
+        pending = fields.get(PENDING)
+        if pending is None:  # another thread was quicker
+            return
+        for name, value in pending().__dict__.items():
+            fields.setdefault(name, value)  # what was set meanwhile stays
+        fields.pop(PENDING, None)
+        object.__setattr__(record, "__class__", base)  # past whatever it does against being changed
+
+    def __getattr__(record: Any, name: str) -> Any:
+        look(record)
+        try:
+            return record.__dict__[name]
+        except KeyError:
+            raise AttributeError(f"{base.__name__!r} object has no attribute {name!r}") from None
+
+    def __reduce_ex__(record: Any, protocol: Any) -> Any:
+        look(record)
+        return record.__reduce_ex__(protocol)
+
+    # The default of a field is an attribute of the class.
+    names = [field.name for field in dataclasses.fields(base)] if dataclasses.is_dataclass(base) else []
+    namespace = {
+        "__doc__": f"A {base.__name__} that nobody has looked at yet.",
+        "__module__": base.__module__,
+        "__getattr__": __getattr__,
+        "__reduce_ex__": __reduce_ex__,
+        **{name: _OnFirstLook(name) for name in names},
+    }
+    return type(f"Unread{base.__name__}", (base,), namespace)

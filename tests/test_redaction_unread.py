@@ -1,0 +1,269 @@
+"""Records are cleaned when somebody first looks at them, and never shown before that."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from opentelemetry._logs import LogRecord
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs._internal import ReadableLogRecord
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, InMemoryLogRecordExporter
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import get_current_span
+
+from otel_token_relay import Settings, use_token
+from otel_token_relay.redaction import installation, spans
+from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from tests.redaction_corpus import OWN_OPAQUE
+
+
+@pytest.fixture(autouse=True)
+def redaction() -> Iterator[None]:
+    installation.start(Settings())
+    yield
+    installation.stop()
+
+
+class _Keeping(SpanProcessor):
+    """Takes the spans and asks them nothing."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+def _dirty_span(**attributes: Any) -> ReadableSpan:
+    """Give a span that holds the caller's token, as the processors get it."""
+    keeping = _Keeping()
+    provider = TracerProvider()
+    provider.add_span_processor(keeping)
+    with use_token(OWN_OPAQUE), provider.get_tracer("t").start_as_current_span(f"GET /{OWN_OPAQUE}") as span:
+        span.set_attributes({"text": f"a {OWN_OPAQUE}", **attributes})
+        span.add_event(OWN_OPAQUE, {"text": OWN_OPAQUE})
+    return keeping.spans[0]
+
+
+@contextmanager
+def _scanning_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
+    threads: set[int] = set()
+    is_suspect = Scrubber.is_suspect
+
+    def watch(self: Scrubber, *args: Any) -> bool:
+        threads.add(threading.get_ident())
+        return is_suspect(self, *args)
+
+    monkeypatch.setattr(Scrubber, "is_suspect", watch)
+    yield threads
+
+
+def test_the_exporters_thread_cleans_what_a_batch_processor_took(monkeypatch):
+    """The thread that ends a span or writes a log record, which answers a user, does not search it."""
+    span_exporter, log_exporter = InMemorySpanExporter(), InMemoryLogRecordExporter()
+    tracers, loggers = TracerProvider(), LoggerProvider()
+    tracers.add_span_processor(BatchSpanProcessor(span_exporter))
+    loggers.add_log_record_processor(BatchLogRecordProcessor(log_exporter))
+
+    with _scanning_threads(monkeypatch) as threads:
+        with use_token(OWN_OPAQUE), tracers.get_tracer("t").start_as_current_span(f"/{OWN_OPAQUE}"):
+            loggers.get_logger("t").emit(LogRecord(body=f"read {OWN_OPAQUE}"))
+        searched_here = threading.get_ident() in threads
+        tracers.force_flush()
+        loggers.force_flush()
+
+    assert not searched_here
+    assert span_exporter.get_finished_spans()[0].name == f"/{MASK}"
+    assert log_exporter.get_finished_logs()[0].log_record.body == f"read {MASK}"
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "_name", "attributes", "_attributes", "events", "_events", "status", "resource", "to_json"]
+)
+def test_whatever_is_looked_at_first_is_clean(name):
+    """There is no attribute, private ones included, by which the token can be read."""
+    span = _dirty_span()
+    assert OWN_OPAQUE not in repr(vars(span))
+
+    looked_at = getattr(span, name)
+
+    assert OWN_OPAQUE not in repr(looked_at() if callable(looked_at) else [looked_at])
+    assert OWN_OPAQUE not in span.to_json()
+    assert OWN_OPAQUE not in repr(vars(span))
+
+
+def test_a_record_is_of_the_sdks_class_when_it_has_been_looked_at():
+    """Exporters that ask for the class get the one that they know, and isinstance always does."""
+    span = _dirty_span()
+    assert isinstance(span, ReadableSpan)
+
+    assert span.name == f"GET /{MASK}"
+
+    assert type(span) is ReadableSpan
+    assert not [name for name in vars(span) if "token_relay" in name]
+
+
+def test_an_attribute_that_there_is_not_is_not_there():
+    """Asking for what no span has is an AttributeError, before and after the first look."""
+    span = _dirty_span()
+
+    for _ in range(2):
+        with pytest.raises(AttributeError, match="no_such"):
+            span.no_such  # noqa: B018
+
+
+def test_what_a_processor_sets_is_not_undone():
+    """A processor that replaces a field before anybody has looked keeps its own."""
+    span = _dirty_span()
+    span._name = "mine"
+
+    assert span.attributes["text"] == f"a {MASK}"
+    assert span.name == "mine"
+
+
+def test_copies_are_clean():
+    """A copy that is made before anybody has looked is a clean one."""
+    assert copy.copy(_dirty_span()).name == f"GET /{MASK}"
+    assert OWN_OPAQUE not in repr(vars(copy.copy(_dirty_span())))
+    with pytest.raises(TypeError):  # the SDK's records hold locks
+        pickle.dumps(_dirty_span())
+
+
+def test_threads_that_look_at_the_same_moment_all_see_it_clean():
+    """There is no lock, and nobody gets anything but the clean record."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            span = _dirty_span()
+            barrier = threading.Barrier(8)
+
+            def look(span: ReadableSpan = span, barrier: threading.Barrier = barrier) -> str:
+                barrier.wait()
+                return span.to_json()
+
+            shown = {future.result() for future in [pool.submit(look) for _ in range(8)]}
+
+            assert len(shown) == 1
+            assert OWN_OPAQUE not in shown.pop()
+
+
+def test_a_record_that_cannot_be_cleaned_is_wiped_when_it_is_looked_at(monkeypatch):
+    """What fails in the exporter's thread fails closed there, too."""
+    span = _dirty_span()
+
+    def fail(*args: Any) -> bool:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(spans, "is_suspect", fail)
+
+    assert span.name == FAILED
+    assert not span.attributes
+    assert not span.events
+
+
+def test_a_token_that_the_trace_gets_before_the_export_is_known():
+    """A span that ends before its trace's token is bound is clean if it is exported after."""
+    keeping = _Keeping()
+    provider = TracerProvider()
+    provider.add_span_processor(keeping)
+    tracer = provider.get_tracer("t")
+    with tracer.start_as_current_span("outer"):
+        with tracer.start_as_current_span(f"log in as {OWN_OPAQUE}"):
+            pass
+        with use_token(OWN_OPAQUE):
+            pass
+
+    assert keeping.spans[0].name == f"log in as {MASK}"
+
+
+def test_a_snapshot_of_a_span_that_goes_on_is_cleaned_at_once(monkeypatch):
+    """A span that is exported while it is open is written to by others, so its copy does not wait."""
+    taken = []
+
+    class Snapshots(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            taken.append(span._readable_span())
+
+    provider = TracerProvider()
+    provider.add_span_processor(Snapshots())
+    with use_token(OWN_OPAQUE), provider.get_tracer("t").start_as_current_span(f"GET /{OWN_OPAQUE}"):
+        assert type(taken[0]) is ReadableSpan
+        assert taken[0].name == f"GET /{MASK}"
+        assert get_current_span().name == f"GET /{OWN_OPAQUE}"  # the live one is the application's
+
+
+def test_what_another_processor_adds_to_a_log_record_is_cleaned():
+    """A processor behind the batch processor shares its attributes with it, and may write a token there."""
+    exporter = InMemoryLogRecordExporter()
+
+    class Enriching:
+        def on_emit(self, log_record: Any) -> None:
+            log_record.log_record.attributes["added"] = f"by {OWN_OPAQUE}"
+
+        def shutdown(self) -> None: ...
+
+        def force_flush(self, timeout_millis: int = 30000) -> bool:
+            return True
+
+    provider = LoggerProvider()
+    provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
+    provider.add_log_record_processor(Enriching())
+    with use_token(OWN_OPAQUE):
+        provider.get_logger("t").emit(LogRecord(body="read", attributes={"of": "me"}))
+    provider.force_flush()
+
+    assert OWN_OPAQUE not in exporter.get_finished_logs()[0].to_json()
+
+
+def test_a_log_record_that_nobody_has_looked_at_shows_nothing():
+    """Neither its fields nor those with a default of the class, nor its repr."""
+    provider = LoggerProvider()
+    taken: list[Any] = []
+
+    class Making:
+        def on_emit(self, log_record: Any) -> None:
+            taken.extend(
+                ReadableLogRecord(
+                    log_record=log_record.log_record,
+                    resource=log_record.resource,
+                    instrumentation_scope=log_record.instrumentation_scope,
+                )
+                for _ in range(4)
+            )
+
+        def shutdown(self) -> None: ...
+
+        def force_flush(self, timeout_millis: int = 30000) -> bool:
+            return True
+
+    provider.add_log_record_processor(Making())
+    with use_token(OWN_OPAQUE):
+        provider.get_logger(f"logger-{OWN_OPAQUE}", "1").emit(LogRecord(body=f"read {OWN_OPAQUE}"))
+
+    assert OWN_OPAQUE not in repr([vars(one) for one in taken])
+    assert taken[0].instrumentation_scope.name == f"logger-{MASK}"
+    assert taken[1].log_record.body == f"read {MASK}"
+    assert OWN_OPAQUE not in repr(taken[2])
+    assert OWN_OPAQUE not in repr(copy.copy(taken[3]))
+    assert {type(one) for one in taken} == {ReadableLogRecord}
+
+
+def test_somebodys_own_kind_of_log_record_stays_what_it_is():
+    """A subclass is cleaned at once and keeps its class."""
+
+    class Own(ReadableLogRecord):
+        pass
+
+    with use_token(OWN_OPAQUE):
+        record = Own(LogRecord(body=f"read {OWN_OPAQUE}"), TracerProvider().resource)
+
+    assert type(record) is Own
+    assert record.log_record.body == f"read {MASK}"
