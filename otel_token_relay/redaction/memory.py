@@ -55,8 +55,10 @@ class TokenMemory:
         if known is not None and value in known.values:
             return known
         with self._lock:
-            known = self.young.get(trace_id) or self._old.get(trace_id, NOTHING)
-            if value not in known.values:
+            known = self.young.get(trace_id) or self._old.get(trace_id)
+            if known is None:
+                known = secrets_of_one(value)
+            elif value not in known.values:
                 known = _joined(known, value)
             self._keep(trace_id, known)
         return known
@@ -158,15 +160,20 @@ def hold(span: Any, secrets: Secrets) -> None:
 
 
 def note_start(span: Any, context: Context | None) -> None:
-    """Remember the token under which a span of the SDK starts. Runs for every span there is."""
+    """Remember the token under which a span of the SDK starts."""
     token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
     if token is not None:
-        value = token.reveal()
-        trace_id = span.get_span_context().trace_id
-        known = MEMORY.young.get(trace_id)
-        if known is None or value not in known.values:
-            known = MEMORY.remember(trace_id, value)
-        span._token_relay_secrets = known
+        hold_token(span, token)
+
+
+def hold_token(span: Any, token: BearerToken) -> None:
+    """Let a span of the SDK that starts hold a token, and its trace."""
+    value = token.reveal()
+    trace_id = span._context.trace_id
+    known = MEMORY.young.get(trace_id)
+    if known is None or value not in known.values:
+        known = MEMORY.remember(trace_id, value)
+    span._token_relay_secrets = known
 
 
 def secrets_of_span(span: Any, trace_id: int) -> Secrets:
@@ -180,7 +187,10 @@ def secrets_of_span(span: Any, trace_id: int) -> Secrets:
         if set(held.values) <= set(known.values):
             return known
         return secrets_of(*dict.fromkeys(held.values + known.values))
-    return known if known is not NOTHING else secrets_in(otel_context.get_current(), 0)
+    if known is not NOTHING:
+        return known
+    token: Any = otel_context.get_current().get(TOKEN_KEY)
+    return NOTHING if token is None else secrets_of_one(token.reveal())
 
 
 def with_trace(secrets: Secrets, trace_id: int | None) -> Secrets:
