@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,6 +16,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from otel_token_relay import Settings, install, uninstall
+from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from tests.support.authorization_server import AUDIENCE, INTROSPECTS, AuthorizationServer, authorizing
@@ -90,6 +95,38 @@ def test_rotation(server: AuthorizationServer) -> None:
     assert client.get("/", headers=bearer(before)).status_code == 401
 
 
+def test_rotation_that_keeps_the_old_key(server: AuthorizationServer) -> None:
+    """While both are published, both verify, and noticing the new one has cost one fetch."""
+    client = client_of(verifier_of(server))
+    before = server.log_in("alice")
+    assert client.get("/", headers=bearer(before)).status_code == 200
+    server.rotate(keep=True)
+    fetches = server.count("/jwks")
+
+    for _ in range(3):
+        assert client.get("/", headers=bearer(server.log_in("bob"))).json()["sub"] == "bob"
+        assert client.get("/", headers=bearer(before)).json()["sub"] == "alice"
+
+    assert server.count("/jwks") == fetches + 1
+
+
+def test_forged_keys_cost_the_server_one_fetch(server: AuthorizationServer) -> None:
+    """However many tokens name keys that do not exist, the server is asked once, and others get in meanwhile."""
+    client = client_of(verifier_of(server))
+    token = server.log_in("alice")
+    assert client.get("/", headers=bearer(token)).status_code == 200
+    fetches = server.count("/jwks")
+    _, rest = token.split(".", 1)
+
+    for number in range(20):
+        head = json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": f"forged-{number}"}).encode()
+        forged = f"{base64.urlsafe_b64encode(head).rstrip(b'=').decode()}.{rest}"
+        assert client.get("/", headers=bearer(forged)).status_code == 401
+        assert client.get("/", headers=bearer(token)).status_code == 200
+
+    assert server.count("/jwks") == fetches + 1
+
+
 def test_outage(server: AuthorizationServer) -> None:
     """Who has keys goes on through an outage; who has none answers 503, not 401."""
     warm, cold = client_of(verifier_of(server)), client_of(verifier_of(server))
@@ -102,6 +139,20 @@ def test_outage(server: AuthorizationServer) -> None:
         assert int(refused.headers["retry-after"]) >= 1
         with pytest.raises(KeysUnavailable):
             verifier_of(server, introspects=True).verify("opaque")
+
+
+def test_introspection_outage(server: AuthorizationServer) -> None:
+    """Nobody is let in or called invalid while it cannot be known whether the token stands; then it goes on."""
+    ahead = 0.0
+    client = client_of(verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead))
+    token = server.log_in("alice")
+    with server.failing("/introspect", status=500):
+        refused = client.get("/", headers=bearer(token))
+        assert refused.status_code == 503
+        assert "www-authenticate" not in refused.headers
+
+    ahead = 2.0  # past the pause after a failure
+    assert client.get("/", headers=bearer(token)).json()["sub"] == "alice"
 
 
 def test_opaque_token_is_introspected(server: AuthorizationServer) -> None:
@@ -128,3 +179,30 @@ def test_revoked_token_is_refused(server: AuthorizationServer, opaque: bool) -> 
     ahead = 61.0
     with pytest.raises(TokenRejected, match="inactive"):
         verifier.verify(token)
+
+
+@pytest.mark.parametrize("opaque", [False, True], ids=["JWT", "opaque"])
+def test_token_is_relayed_for_as_long_as_it_stands(server: AuthorizationServer, opaque: bool) -> None:
+    """The service behind gets it, until the server has revoked it; then neither service lets it on."""
+    ahead = 0.0
+    verifier = verifier_of(server, introspects=True, monotonic=lambda: time.monotonic() + ahead)
+    token = server.log_in("alice", opaque=opaque)
+
+    def call(request: Request) -> JSONResponse:
+        httpx.get(behind.url)
+        return JSONResponse({})
+
+    app = Starlette(routes=[Route("/", call)])
+    app.add_middleware(BearerAuthMiddleware, verifier=verifier)
+    client = TestClient(app)
+    with third_party() as behind:
+        install(Settings(destinations=[behind.url], require_verified=True))
+        try:
+            assert client.get("/", headers=bearer(token)).status_code == 200
+            server.revoke(token)
+            ahead = 61.0
+            assert client.get("/", headers=bearer(token)).status_code == 401
+        finally:
+            uninstall()
+
+        assert [request.authorization for request in behind.requests] == [f"Bearer {token}"]

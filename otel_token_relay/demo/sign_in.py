@@ -76,11 +76,6 @@ def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
         raise RuntimeError(f"the authorization server does not revoke: status {response.status_code}")
 
 
-def rotate_keys(issuer: str) -> None:
-    """Have new tokens signed by a new key. The old one stays published."""
-    httpx.post(f"{issuer}/keys/rotate", trust_env=False, timeout=10).raise_for_status()
-
-
 def code_challenge(verifier: str) -> str:
     """Hash a verifier as ``S256`` does (RFC 7636, section 4.2)."""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
