@@ -434,16 +434,17 @@ class _QuietHandler(WSGIRequestHandler):
         """Keep quiet: the request line of a redirect holds a code."""
 
 
-def serve(build: Callable[[str], WSGIApplication], *, port: int = 0) -> None:
+def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:
     """Serve on loopback until the process ends, after one line ``ready URL``.
 
     Args:
         build: Gives the application for that URL.
         port: 0 for any free one.
+        fd: A socket that listens already, in place of the port.
     """
-    server = make_server("127.0.0.1", port, Flask(""), threaded=True, request_handler=_QuietHandler)
+    server = make_server("127.0.0.1", port, Flask(""), threaded=True, request_handler=_QuietHandler, fd=fd)
     # The issuer has the port in it, which is known only now.
-    issuer = f"http://127.0.0.1:{server.server_port}"
+    issuer = f"http://127.0.0.1:{server.port}"
     server.app = build(issuer)
     print(f"ready {issuer}", flush=True)  # noqa: T201
     server.serve_forever()
@@ -453,9 +454,10 @@ def main() -> None:
     """Serve what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m otel_token_relay.demo.authorization_server")
     parser.add_argument("--port", type=int, default=0, help="0, the default, for any free one")
+    parser.add_argument("--fd", type=int, help="of a socket that listens already, in place of a port")
     parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="of an access token")
     options = parser.parse_args()
-    serve(lambda issuer: create_app(Server(issuer, lifetime=options.lifetime)), port=options.port)
+    serve(lambda issuer: create_app(Server(issuer, lifetime=options.lifetime)), port=options.port, fd=options.fd)
 
 
 if __name__ == "__main__":

@@ -101,34 +101,33 @@ class Stage:
         """
         with ExitStack() as ours:
             listeners = {}
-            for name in (USER_SERVICE, PROFILE_SERVICE, THIRD_PARTY):
+            for name in (AUTHORIZATION_SERVER, USER_SERVICE, PROFILE_SERVICE, THIRD_PARTY):
                 listeners[name], self._urls[name] = listen()
                 ours.enter_context(listeners[name])
             settings = {
                 "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
                 env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS: self._urls[PROFILE_SERVICE],
             }
-            command = [sys.executable, "-m", "otel_token_relay.demo.authorization_server"]
-            self._processes.start(AUTHORIZATION_SERVER, command, _environment())
+            self._start_authorization_server(listeners[AUTHORIZATION_SERVER])
             self._start_application(THIRD_PARTY, listeners[THIRD_PARTY])
             self._start_application(USER_SERVICE, listeners[USER_SERVICE], settings)
-            output = self._processes.output(AUTHORIZATION_SERVER)
-            self._processes.wait_until(AUTHORIZATION_SERVER, lambda: output.read_text().endswith("\n"))
-            self._urls[AUTHORIZATION_SERVER] = output.read_text().removeprefix("ready ").strip()
-            # It has to know whom to trust.
             self._start_application(PROFILE_SERVICE, listeners[PROFILE_SERVICE], settings)
-        for user in ("alice", "bob"):
-            self._tokens[user] = self._sign_in(user)
         for name in listeners:
             self._processes.wait_until(name, lambda url=self._urls[name]: _answers(url))  # type: ignore[misc]
+        for user in ("alice", "bob"):
+            self._tokens[user] = self._sign_in(user)
         return settings
+
+    def _start_authorization_server(self, listener: socket.socket) -> None:
+        command = [sys.executable, "-m", "otel_token_relay.demo.authorization_server", "--fd", str(listener.fileno())]
+        self._processes.start(AUTHORIZATION_SERVER, command, _environment(), listener)
 
     def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
         """Start one of our applications, under OpenTelemetry if it is given settings for the relay."""
         command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
         command += ["--factory", "otel_token_relay.demo.witness:build"]
         environment = _environment() | {
-            "ISSUER": self._urls.get(AUTHORIZATION_SERVER, ""),
+            "ISSUER": self._urls[AUTHORIZATION_SERVER],
             "PROFILE_SERVICE": self._urls[PROFILE_SERVICE],
             "THIRD_PARTY": self._urls[THIRD_PARTY],
             witness.APP_VARIABLE: f"otel_token_relay.demo.{name.replace('-', '_')}:app",
