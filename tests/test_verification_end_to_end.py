@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from tests.support.authorization_server import AUDIENCE, INTROSPECTS, AuthorizationServer, authorizing
+from tests.support.issuers import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,12 @@ def client_of(verifier: TokenVerifier | AsyncTokenVerifier) -> TestClient:
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+def with_kid(token: str, kid: str) -> str:
+    """Say that another key has signed it."""
+    head = json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": kid}).encode()
+    return f"{base64.urlsafe_b64encode(head).rstrip(b'=').decode()}.{token.split('.', 1)[1]}"
 
 
 @pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
@@ -116,11 +124,9 @@ def test_forged_keys_cost_the_server_one_fetch(server: AuthorizationServer) -> N
     token = server.log_in("alice")
     assert client.get("/", headers=bearer(token)).status_code == 200
     fetches = server.count("/jwks")
-    _, rest = token.split(".", 1)
 
     for number in range(20):
-        head = json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": f"forged-{number}"}).encode()
-        forged = f"{base64.urlsafe_b64encode(head).rstrip(b'=').decode()}.{rest}"
+        forged = with_kid(token, f"forged-{number}")
         assert client.get("/", headers=bearer(forged)).status_code == 401
         assert client.get("/", headers=bearer(token)).status_code == 200
 
@@ -139,6 +145,25 @@ def test_outage(server: AuthorizationServer) -> None:
         assert int(refused.headers["retry-after"]) >= 1
         with pytest.raises(KeysUnavailable):
             verifier_of(server, introspects=True).verify("opaque")
+
+
+def test_slow_server_delays_nobody_whose_key_is_known(server: AuthorizationServer) -> None:
+    """While a new key is waited for, tokens of the keys at hand are let in; in the end the new key is, too."""
+    verifier = verifier_of(server, timeout=60)
+    verifier.verify(server.log_in("alice"))
+    other = server.log_in("bob")
+    server.rotate(keep=True)
+    new = server.log_in("alice")
+    fetches = server.count("/jwks")
+
+    with ThreadPoolExecutor() as pool:
+        with server.failing("/jwks", status=None, delay=60):
+            waiting = pool.submit(verifier.verify, new)
+            wait_until(lambda: server.count("/jwks") == fetches + 1)
+            assert verifier.verify(other).subject == "bob"
+            assert not waiting.done()
+
+        assert waiting.result(60).subject == "alice"
 
 
 def test_introspection_outage(server: AuthorizationServer) -> None:
