@@ -123,14 +123,14 @@ def faults_of(output):
 
 
 @pytest.fixture
-def break_verifier(tmp_path):
-    """Make the demo's programs run a copy of the package, in which lines of the verification are others."""
+def change(tmp_path):
+    """Make the demo's programs run a copy of the package, in which some lines are others."""
     folder = tmp_path / "broken"
     shutil.copytree(Path(otel_token_relay.__file__).parent, folder / "otel_token_relay")
 
-    def break_verifier(**lines):
+    def change(**lines):
         for name, changes in lines.items():
-            module = folder / "otel_token_relay" / "verification" / f"{name}.py"
+            (module,) = (folder / "otel_token_relay").glob(f"*/{name}.py")
             text = module.read_text("utf-8")
             for line, other in changes.items():
                 assert text.count(line) == 1
@@ -138,12 +138,12 @@ def break_verifier(tmp_path):
             module.write_text(text, "utf-8")
         return {"cwd": folder, "PYTHONPATH": str(folder), "COLUMNS": "200"}
 
-    return break_verifier
+    return change
 
 
-def test_verifier_that_lets_in_too_much_is_seen(start, break_verifier):
+def test_verifier_that_lets_in_too_much_is_seen(start, change):
     """The demo exits 1, and says of each bad token that was let in that it should not have been."""
-    broken = break_verifier(
+    broken = change(
         claims={'raise TokenRejected("expired")': "pass", 'raise TokenRejected("wrong_audience")': "pass"},
         verifier={'raise TokenRejected("bad_signature")': "pass", 'raise TokenRejected("inactive")': "return {}"},
     )
@@ -162,9 +162,9 @@ def test_verifier_that_lets_in_too_much_is_seen(start, break_verifier):
     assert survivors() == []
 
 
-def test_verifier_that_misses_a_rotation_is_seen(start, break_verifier):
+def test_verifier_that_misses_a_rotation_is_seen(start, change):
     """The demo exits 1 where a token of the new key is not let in at once."""
-    broken = break_verifier(verifier={"wait = source.wait_for_unknown()": "wait = None"})
+    broken = change(verifier={"wait = source.wait_for_unknown()": "wait = None"})
 
     process, _ = start(**broken)
     output, _ = process.communicate(timeout=120)
@@ -173,6 +173,19 @@ def test_verifier_that_misses_a_rotation_is_seen(start, break_verifier):
     assert faults_of(output) == [
         'profile-service, token "bob\'s, signed with the new key": 401 invalid_token unknown_key instead of 200 bob'
     ]
+
+
+def test_token_that_a_service_writes_is_seen(start, change):
+    """The demo exits 1 where a token stands in what a service has printed, and says where and whose it is."""
+    shows = 'print(__import__("otel_token_relay").current_token().reveal(), flush=True)'
+    broken = change(profile_service={"await asyncio.sleep(0.05)": shows})
+
+    process, _ = start(**broken)
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 1, output
+    assert faults_of(output) == [f"a token of {user} stands in profile-service.out" for user in ("alice", "bob")]
+    assert "eyJ" not in output
 
 
 @pytest.mark.parametrize(

@@ -237,12 +237,13 @@ class Stage:
 
     def _find_leaks(self) -> list[str]:
         """Look for a token in everything that was written: spans, logs and notes."""
-        return [
+        found = (
             f"a token of {user} stands in {path.name}"
             for path in sorted(self._folder.iterdir())
             for user, token in self._known
             if token in path.read_text(errors="replace")
-        ]
+        )
+        return list(dict.fromkeys(found))
 
 
 def _environment() -> dict[str, str]:
