@@ -9,7 +9,7 @@ import httpx
 import jwt
 import pytest
 
-from otel_token_relay.demo.sign_in import CLIENT_ID, REDIRECT_URI, code_challenge, sign_in
+from otel_token_relay.demo.sign_in import CLIENT_ID, REDIRECT_URI, code_challenge, sign_in, sign_out
 
 SERVICE = ("profile-service", "profile-service-secret")
 VERIFIER = secrets.token_urlsafe(48)
@@ -111,11 +111,17 @@ def test_token_of_a_user_verifies(client, issuer, user):
     assert claims["exp"] - claims["iat"] == 120
 
 
-def test_resource_names_the_audience(client):
-    """The parameter of RFC 8707 decides for whom the token is."""
-    code = authorize(client)["code"]
+def test_token_from_a_kiosk_lives_for_a_second(client, issuer):
+    """A client may have a lifetime of its own for its tokens."""
+    token = sign_in(issuer, "alice", client_id="kiosk")
 
-    token = redeem(client, code, resource="https://other-service").json()["access_token"]
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == 1
+
+
+def test_resource_names_the_audience(client, issuer):
+    """The parameter of RFC 8707 decides for whom the token is."""
+    token = sign_in(issuer, "alice", resource="https://other-service")
 
     assert verify(client, token, audience="https://other-service")["sub"] == "alice"
     with pytest.raises(jwt.InvalidAudienceError):
@@ -235,15 +241,18 @@ def test_revoked_token_is_inactive(client, issuer):
     """After revocation introspection says inactive; another user's token is untouched."""
     token, other = sign_in(issuer, "alice"), sign_in(issuer, "bob")
 
-    assert client.post("/revoke", data={"token": token, "client_id": CLIENT_ID}).status_code == 200
+    sign_out(issuer, token)
 
     assert not is_active(client, token)
     assert is_active(client, other)
 
 
 def test_revocation_is_for_the_client_that_was_issued_the_token(client, issuer):
-    """Another client cannot revoke it."""
+    """Another client cannot revoke it, and who tries is told."""
     token = sign_in(issuer, "alice")
+
+    with pytest.raises(RuntimeError, match="does not revoke"):
+        sign_out(issuer, token, client_id="kiosk")
 
     assert client.post("/revoke", data={"token": token}, auth=SERVICE).status_code == 400
 

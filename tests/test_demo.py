@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+import otel_token_relay
+from otel_token_relay import BearerToken
 from otel_token_relay.demo.evidence import Call, Hop, find_faults, join_hops, read_spans
 from otel_token_relay.demo.processes import Signals
+from otel_token_relay.demo.trials import Outcome, Trial, find_fault, tamper
 from otel_token_relay.demo.witness import Note, digest, take_note
 
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
@@ -48,9 +52,9 @@ def start(tmp_path):
     }
     started = []
 
-    def start(**changes):
+    def start(cwd=None, **changes):
         process = subprocess.Popen(
-            COMMAND, env=environment | changes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            COMMAND, env=environment | changes, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         started.append(process)
         return process, lambda: find_processes(mark)
@@ -93,6 +97,18 @@ def test_demo_shows_every_hop_and_ends_well(start, tmp_path):
         ("anon", *seen_by, *nobody),
         ("anon", "user-service", "↪", "third-party", "httpx", *nobody),
     ]
+    trials = output[output.index("profile-service verifies:") : output.index("✓")]
+    assert re.findall(r"^(alice's|bob's|none)(.*?) +(\d{3}.*?) *$", trials, re.MULTILINE) == [
+        ("alice's", "", "200 alice"),
+        ("alice's", " from a kiosk, where it lived for 1 s", "401 invalid_token expired"),
+        ("alice's", ", made for billing-service", "401 invalid_token wrong_audience"),
+        ("alice's", ", a letter of its signature changed", "401 invalid_token bad_signature"),
+        ("alice's", ", revoked when she signed out", "401 invalid_token inactive"),
+        ("none", "", "401               absent"),
+        ("bob's", ", signed with the new key", "200 bob"),
+        ("alice's", ", signed with the old key", "200 alice"),
+    ]
+    assert "✓ profile-service let in every valid token, and refused every other." in output
     assert "✓ Nobody saw a token that was not theirs." in output
     assert "16 hops. 6 brought a token" in output
     assert "eyJ" not in output
@@ -100,6 +116,76 @@ def test_demo_shows_every_hop_and_ends_well(start, tmp_path):
     assert max(map(len, output.splitlines())) <= 80
     assert survivors() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def faults_of(output):
+    return [line.strip() for line in re.findall(r"✗ (.*)", output)]
+
+
+@pytest.fixture
+def change(tmp_path):
+    """Make the demo's programs run a copy of the package, in which some lines are others."""
+    folder = tmp_path / "broken"
+    shutil.copytree(Path(otel_token_relay.__file__).parent, folder / "otel_token_relay")
+
+    def change(**lines):
+        for name, changes in lines.items():
+            (module,) = (folder / "otel_token_relay").glob(f"*/{name}.py")
+            text = module.read_text("utf-8")
+            for line, other in changes.items():
+                assert text.count(line) == 1
+                text = text.replace(line, other)
+            module.write_text(text, "utf-8")
+        return {"cwd": folder, "PYTHONPATH": str(folder), "COLUMNS": "200"}
+
+    return change
+
+
+def test_verifier_that_lets_in_too_much_is_seen(start, change):
+    """The demo exits 1, and says of each bad token that was let in that it should not have been."""
+    broken = change(
+        claims={'raise TokenRejected("expired")': "pass", 'raise TokenRejected("wrong_audience")': "pass"},
+        verifier={'raise TokenRejected("bad_signature")': "pass", 'raise TokenRejected("inactive")': "return {}"},
+    )
+
+    process, survivors = start(**broken)
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 1, output
+    faults = [line.split('": ') for line in faults_of(output)]
+    assert [end for _, end in faults] == [
+        f"200 alice instead of 401 invalid_token {reason}"
+        for reason in ("expired", "wrong_audience", "bad_signature", "inactive")
+    ]
+    assert "eyJ" not in output
+    assert "✓" not in output
+    assert survivors() == []
+
+
+def test_verifier_that_misses_a_rotation_is_seen(start, change):
+    """The demo exits 1 where a token of the new key is not let in at once."""
+    broken = change(verifier={"wait = source.wait_for_unknown()": "wait = None"})
+
+    process, _ = start(**broken)
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 1, output
+    assert faults_of(output) == [
+        'profile-service, token "bob\'s, signed with the new key": 401 invalid_token unknown_key instead of 200 bob'
+    ]
+
+
+def test_token_that_a_service_writes_is_seen(start, change):
+    """The demo exits 1 where a token stands in what a service has printed, and says where and whose it is."""
+    shows = 'print(__import__("otel_token_relay").current_token().reveal(), flush=True)'
+    broken = change(profile_service={"await asyncio.sleep(0.05)": shows})
+
+    process, _ = start(**broken)
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 1, output
+    assert faults_of(output) == [f"a token of {user} stands in profile-service.out" for user in ("alice", "bob")]
+    assert "eyJ" not in output
 
 
 @pytest.mark.parametrize(
@@ -318,3 +404,54 @@ def test_spans_are_read_while_they_are_written():
     text = 'a line of a log\n{\n "n": 1\n}\n{"n": {"m": 2}}\n{"n":'
 
     assert [json.dumps(span) for span in read_spans(text)] == ['{"n": 1}', '{"n": {"m": 2}}']
+
+
+GOOD = Trial(what="alice's", call=ALICE, token=BearerToken("eyJ.e30.c2ln"))
+BAD = replace(GOOD, reason="expired")
+NONE = Trial(what="none", call=NOBODY, token=None, reason="absent")
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(trial=GOOD, status=200, name="alice"),
+        Outcome(trial=BAD, status=401, error="invalid_token", reason="expired"),
+        Outcome(trial=NONE, status=401, reason="absent"),
+    ],
+    ids=["let in", "refused", "no token"],
+)
+def test_right_verdict_on_a_token_is_no_fault(outcome):
+    """The caller let in under the right name, or refused for the right reason, is as it should be."""
+    assert find_fault(outcome) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (Outcome(trial=GOOD, status=401, error="invalid_token", reason="unknown_key"), "instead of 200 alice"),
+        (Outcome(trial=GOOD, status=503, reason="unavailable"), "503 unavailable instead of 200 alice"),
+        (Outcome(trial=GOOD, status=200, name="bob"), "200 bob instead of 200 alice"),
+        (Outcome(trial=BAD, status=200, name="alice"), "200 alice instead of 401 invalid_token expired"),
+        (Outcome(trial=BAD, status=401, error="invalid_token", reason="bad_signature"), "bad_signature instead of"),
+        (Outcome(trial=BAD, status=401, reason="expired"), "401 expired instead of 401 invalid_token expired"),
+        (Outcome(trial=NONE, status=401, error="invalid_token", reason="absent"), "instead of 401 absent"),
+    ],
+    ids=["refused", "outage", "another user", "let in", "another reason", "no error code", "error code for nothing"],
+)
+def test_wrong_verdict_on_a_token_is_a_fault(outcome, words):
+    """Whatever else profile-service makes of a token is said, and the token is not."""
+    fault = find_fault(outcome)
+
+    assert fault is not None
+    assert words in fault
+    assert "eyJ" not in fault + repr(outcome)
+
+
+@pytest.mark.parametrize("signature", ["Abc", "Bbc", "-bc"])
+def test_tampered_token_differs_by_one_letter_of_its_signature(signature):
+    """What was signed stays, and so does the length."""
+    head, _, changed = tamper(f"eyJ.e30.{signature}").rpartition(".")
+
+    assert head == "eyJ.e30"
+    assert changed != signature
+    assert changed[1:] == signature[1:]

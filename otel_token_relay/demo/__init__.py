@@ -12,10 +12,12 @@ from typing import Final
 # One module for each package of the extra, so that what is missing is said before anything starts.
 _NEEDED: Final = (
     "authlib",
+    "cryptography",
     "fastapi",
     "flask",
     "httpx",
     "joserfc",
+    "jwt",
     "opentelemetry.distro",
     "opentelemetry.instrumentation.fastapi",
     "opentelemetry.instrumentation.httpx",
@@ -29,8 +31,8 @@ def run() -> int:
     """Run the demo and give its exit status.
 
     Returns:
-        0 where every token was seen by nobody but those it was meant for, 1 where not or where
-        something did not start, 130 after Ctrl-C.
+        0 where every token was seen by nobody but those it was meant for and every bad one was
+        refused, 1 where not or where something did not start, 130 after Ctrl-C.
 
     Raises:
         ModuleNotFoundError: A package of the extra ``demo`` is missing.

@@ -19,8 +19,9 @@ import argparse
 import secrets
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from authlib.integrations.flask_oauth2 import AuthorizationServer
 from authlib.oauth2 import OAuth2Error
@@ -34,6 +35,9 @@ from flask import Flask, Response, jsonify, request
 from joserfc.jwk import KeySet, RSAKey
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
 USERS: Final = ("alice", "bob")
 SCOPES: Final = ("profile", "email")
 DEFAULT_AUDIENCE: Final = "profile-service"
@@ -43,11 +47,16 @@ REDIRECT_URI: Final = "http://127.0.0.1/signed-in"
 
 @dataclass(frozen=True, slots=True)
 class Client(ClientMixin):
-    """A registered client. Without a secret it is public, and must use PKCE."""
+    """A registered client. Without a secret it is public, and must use PKCE.
+
+    Attributes:
+        lifetime: Seconds that its access tokens live; ``None`` for as long as the server says.
+    """
 
     client_id: str
     grant_types: tuple[str, ...]
     secret: str | None = None
+    lifetime: int | None = None
 
     def get_client_id(self) -> str:
         return self.client_id
@@ -75,10 +84,12 @@ class Client(ClientMixin):
 
 
 WEB: Final = Client("web", ("authorization_code", "refresh_token"))
+KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
+"""A terminal in a public place: whoever comes next must not find a token that still works."""
 SERVICES: Final = tuple(
     Client(name, ("client_credentials",), f"{name}-secret") for name in ("user-service", "profile-service")
 )
-CLIENTS: Final = {client.client_id: client for client in (WEB, *SERVICES)}
+CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +213,18 @@ class Store:
             return next((g for g in self._grants if token in (g.access_token, g.refresh_token)), None)
 
 
-class _Tokens(JWTBearerTokenGenerator):
+class Tokens(JWTBearerTokenGenerator):
+    """Make the tokens.
+
+    Args:
+        lifetime: Seconds that an access token lives, if its client has no other.
+    """
+
     def __init__(self, issuer: str, keys: Keys, lifetime: int) -> None:
         super().__init__(
             issuer,
             refresh_token_generator=lambda **_: secrets.token_urlsafe(32),
-            expires_generator=lambda client, grant_type: lifetime,
+            expires_generator=lambda client, grant_type: lifetime if client.lifetime is None else client.lifetime,
         )
         self._keys = keys
 
@@ -317,12 +334,21 @@ def _store(part: Any) -> Store:
     return store
 
 
-class _Server(AuthorizationServer):
-    def __init__(self, app: Flask, issuer: str, keys: Keys, lifetime: int) -> None:
+class Server(AuthorizationServer):
+    """What the authorization server knows and may do; `create_app` gives it its URLs.
+
+    Args:
+        issuer: Its own URL as clients reach it, without a slash at the end.
+        clients: By their ``client_id``.
+        lifetime: Seconds that an access token lives, if its client has no other.
+    """
+
+    def __init__(self, issuer: str, *, clients: Mapping[str, Client] = CLIENTS, lifetime: int = 300) -> None:
+        super().__init__(query_client=clients.get, save_token=self._save)
         self.issuer = issuer
+        self.keys = Keys()
         self.store = Store()
-        super().__init__(app, query_client=CLIENTS.get, save_token=self._save)
-        self.register_token_generator("default", _Tokens(issuer, keys, lifetime))
+        self.register_token_generator("default", Tokens(issuer, self.keys, lifetime))
         self.register_grant(_AuthorizationCode, [_Pkce(required=True)])
         self.register_grant(_RefreshToken)
         self.register_grant(_ClientCredentials)
@@ -344,25 +370,18 @@ class _Server(AuthorizationServer):
         )
 
 
-def create_app(issuer: str, *, lifetime: int = 300) -> Flask:
-    """Build the application.
-
-    Args:
-        issuer: Its own URL as clients reach it, without a slash at the end.
-        lifetime: Seconds that an access token lives.
-    """
+def create_app(server: Server) -> Flask:
+    """Build the application."""
     app = Flask("authorization_server")
-    keys = Keys()
-    server = _Server(app, issuer, keys, lifetime)
 
     @app.get("/.well-known/openid-configuration")
     @app.get("/.well-known/oauth-authorization-server")
     def metadata() -> Response:
-        return jsonify(_metadata(issuer))
+        return jsonify(_metadata(server.issuer))
 
     @app.get("/jwks")
     def jwks() -> Response:
-        return jsonify(keys.public)
+        return jsonify(server.keys.public)
 
     @app.get("/authorize")
     def authorize() -> Any:
@@ -388,7 +407,7 @@ def create_app(issuer: str, *, lifetime: int = 300) -> Flask:
 
     @app.post("/keys/rotate")
     def rotate() -> Response:
-        return jsonify(kid=keys.rotate(keep=request.form.get("keep", "true") == "true"))
+        return jsonify(kid=server.keys.rotate(keep=request.form.get("keep", "true") == "true"))
 
     return app
 
@@ -415,18 +434,30 @@ class _QuietHandler(WSGIRequestHandler):
         """Keep quiet: the request line of a redirect holds a code."""
 
 
-def main() -> None:
-    """Serve on loopback until the process ends, after one line ``ready URL``."""
-    parser = argparse.ArgumentParser(prog="python -m otel_token_relay.demo.authorization_server")
-    parser.add_argument("--port", type=int, default=0, help="0, the default, for any free one")
-    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="of an access token")
-    options = parser.parse_args()
-    server = make_server("127.0.0.1", options.port, Flask(""), threaded=True, request_handler=_QuietHandler)
+def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:
+    """Serve on loopback until the process ends, after one line ``ready URL``.
+
+    Args:
+        build: Gives the application for that URL.
+        port: 0 for any free one.
+        fd: A socket that listens already, in place of the port.
+    """
+    server = make_server("127.0.0.1", port, Flask(""), threaded=True, request_handler=_QuietHandler, fd=fd)
     # The issuer has the port in it, which is known only now.
-    issuer = f"http://127.0.0.1:{server.server_port}"
-    server.app = create_app(issuer, lifetime=options.lifetime)
+    issuer = f"http://127.0.0.1:{server.port}"
+    server.app = build(issuer)
     print(f"ready {issuer}", flush=True)  # noqa: T201
     server.serve_forever()
+
+
+def main() -> None:
+    """Serve what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m otel_token_relay.demo.authorization_server")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, for any free one")
+    parser.add_argument("--fd", type=int, help="of a socket that listens already, in place of a port")
+    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="of an access token")
+    options = parser.parse_args()
+    serve(lambda issuer: create_app(Server(issuer, lifetime=options.lifetime)), port=options.port, fd=options.fd)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ request, joins the two. Pure: texts in, values out.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,10 @@ class Call:
     trace_id: str
     user: str | None
     token: str | None
+
+    def traceparent(self) -> str:
+        """Build the header that begins the trace."""
+        return f"00-{self.trace_id}-{secrets.token_hex(8)}-01"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ class Processes:
         Args:
             listener: A socket that it inherits, under the same number.
         """
-        with self.output(name).open("wb") as out, self._log(name).open("wb") as err, self._signals.held():
+        with self.output(name).open("wb") as out, self.log(name).open("wb") as err, self._signals.held():
             self._running[name] = subprocess.Popen(  # noqa: S603  # our own programs
                 command,
                 env=environment,
@@ -136,11 +136,12 @@ class Processes:
         """Where a program's standard output goes."""
         return self._folder / f"{name}.out"
 
-    def _log(self, name: str) -> Path:
+    def log(self, name: str) -> Path:
+        """Where a program's standard error goes."""
         return self._folder / f"{name}.err"
 
     def _end_of_log(self, name: str) -> str:
-        return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-15:])
+        return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
 
 
 def listen() -> tuple[socket.socket, str]:

@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from otel_token_relay.demo.evidence import MISSING, Hop
+from otel_token_relay.demo.trials import Outcome, find_fault
 
 COLUMNS: Final = ("user", "from", "to", "via", "decision", "reason", "saw")
+TRIAL_COLUMNS: Final = ("token", "answer", "reason in its log")
 NOBODY: Final = "anon"
 
 _STYLES: Final = {"relayed": "green", "withheld": "yellow", "nothing": "dim", MISSING: "bold red"}
@@ -31,12 +33,14 @@ class Report:
 
     Attributes:
         hops: Those that were printed so far.
+        outcomes: The same, of trials.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._is_roomy = console.width >= _ROOMY
         self.hops: list[Hop] = []
+        self.outcomes: list[Outcome] = []
 
     def print_opening(self, settings: Mapping[str, str], names: Mapping[str, str]) -> None:
         """Say what runs here.
@@ -59,20 +63,39 @@ class Report:
             Text("run under opentelemetry-instrument; all they know of the relay is its settings:"),
             Text(),
             *(self._variable(name, value, names.get(value)) for name, value in settings.items()),
+            Text(),
+            Text("profile-service also verifies every token, with this package and PyJWT."),
         )
         self._print(*lines)
 
     def print_part(self, title: str, hops: Sequence[Hop], *, has_header: bool) -> None:
         """Print one line for each hop, under a title."""
         self.hops += hops
+        rows = [tuple(self._style(cell) for cell in hop_cells(hop)) for hop in hops]
+        widths = (5, 12, 15, 5, 8, 22, 7)
+        self._print_table(title, dict(zip(COLUMNS, widths, strict=True)), rows, has_header=has_header)
+
+    def print_trials(self, title: str, outcomes: Sequence[Outcome], *, has_header: bool) -> None:
+        """Print one line for each trial of profile-service, under a title."""
+        self.outcomes += outcomes
+        rows = []
+        for outcome in outcomes:
+            style = "bold red" if find_fault(outcome) else "yellow" if outcome.trial.reason else "green"
+            what, answer, reason = trial_cells(outcome)
+            rows.append((Text(what), Text(answer, style), Text(reason, style)))
+        widths = (44, 17, 17)
+        self._print_table(title, dict(zip(TRIAL_COLUMNS, widths, strict=True)), rows, has_header=has_header)
+
+    def _print_table(
+        self, title: str, widths: Mapping[str, int], rows: Sequence[Sequence[Text]], *, has_header: bool
+    ) -> None:
         gap = 2 if self._is_roomy else 1
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=has_header, header_style="dim")
-        widths = (5, 12, 15, 5, 8, 22, 7)
-        for name, width in zip(COLUMNS, widths, strict=True):
+        for name, width in widths.items():
             # The same in every part, so that the parts read as one table.
             table.add_column(name, min_width=width if self._console.width >= 80 else None, overflow="fold")
-        for hop in hops:
-            table.add_row(*(self._fit(self._style(cell)) for cell in hop_cells(hop)))
+        for row in rows:
+            table.add_row(*map(self._fit, row))
         self._print(Text(), Text(title, "bold"), table)
 
     def print_verdict(self, faults: Sequence[str], *, outsider: str) -> None:
@@ -89,6 +112,7 @@ class Report:
                 ),
                 Text(f"  {outsider} was called {len(outside)} times and saw none."),
                 Text("  None stands in the spans and logs that the services wrote."),
+                Text("✓ profile-service let in every valid token, and refused every other.", "bold green"),
             ]
         self._print(Text(), *lines)
 
@@ -134,3 +158,8 @@ def hop_cells(hop: Hop) -> tuple[str, ...]:
         hop.reason,
         ", ".join(hop.seen) or "nothing",
     )
+
+
+def trial_cells(outcome: Outcome) -> tuple[str, str, str]:
+    """Give one line: the token in words, what the caller was answered, why."""
+    return outcome.trial.what, f"{outcome.status} {outcome.error or outcome.name}".rstrip(), outcome.reason

@@ -1,6 +1,6 @@
-"""How a user of the demo gets a token: authorization code with PKCE, the browser's part scripted.
+"""How a user of the demo gets a token and gives it back; the browser's part is scripted.
 
-Source: RFC 6749, section 4.1; RFC 7636, section 4.
+Source: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ CLIENT_ID = "web"
 REDIRECT_URI = "http://127.0.0.1/signed-in"
 
 
-def sign_in(issuer: str, user: str) -> str:
-    """Give a fresh access token of *user*.
+def sign_in(
+    issuer: str, user: str, *, client_id: str = CLIENT_ID, scope: str = "profile", resource: str | None = None
+) -> str:
+    """Give a fresh access token of *user*, by authorization code with PKCE.
+
+    Args:
+        client_id: A public client.
+        resource: Whom the token is for (RFC 8707); ``None`` for profile-service.
 
     Raises:
         RuntimeError: The authorization server refused; the answer is not shown.
@@ -30,9 +36,9 @@ def sign_in(issuer: str, user: str) -> str:
             "/authorize",
             params={
                 "response_type": "code",
-                "client_id": CLIENT_ID,
+                "client_id": client_id,
                 "redirect_uri": REDIRECT_URI,
-                "scope": "profile",
+                "scope": scope,
                 "state": state,
                 "login_hint": user,
                 "code_challenge": code_challenge(verifier),
@@ -46,15 +52,28 @@ def sign_in(issuer: str, user: str) -> str:
             "/token",
             data={
                 "grant_type": "authorization_code",
-                "client_id": CLIENT_ID,
+                "client_id": client_id,
                 "redirect_uri": REDIRECT_URI,
                 "code": answer["code"][0],
                 "code_verifier": verifier,
+                **({} if resource is None else {"resource": resource}),
             },
         )
     if response.status_code != 200:
         raise RuntimeError(f"the authorization server gives no token: status {response.status_code}")
     return str(response.json()["access_token"])
+
+
+def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
+    """Have an access token revoked by the client that got it.
+
+    Raises:
+        RuntimeError: The authorization server refused; the answer is not shown.
+    """
+    form = {"token": token, "token_type_hint": "access_token", "client_id": client_id}
+    response = httpx.post(f"{issuer}/revoke", data=form, trust_env=False, timeout=10)
+    if response.status_code != 200:
+        raise RuntimeError(f"the authorization server does not revoke: status {response.status_code}")
 
 
 def code_challenge(verifier: str) -> str:

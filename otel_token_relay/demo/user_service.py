@@ -17,4 +17,4 @@ async def me() -> dict[str, str | None]:
     profile = await client.get(f"{PROFILE_SERVICE}/profile")
     await client.get(f"{THIRD_PARTY}/weather")
     await client.get(f"{PROFILE_SERVICE}/picture")
-    return {"name": profile.json()["name"]}
+    return {"name": profile.json()["name"] if profile.is_success else None}
