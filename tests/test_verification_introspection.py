@@ -142,18 +142,204 @@ def test_answer_that_says_nothing_is_an_outage(issuer: Issuer, answer: Any) -> N
         opaque_verifier(issuer).verify(OPAQUE)
 
 
-@pytest.mark.parametrize("fault", ["fail", "hang"])
-def test_outage_fails_closed_and_is_not_asked_again_at_once(issuer: Issuer, fault: str) -> None:
-    """One request waits for the timeout; those right after it do not."""
-    issuer.behave = getattr(issuer, fault)
+def hang_up(handler: Any, path: str) -> bool:
+    """A behaviour: close the connection without an answer."""
+    return True
+
+
+def answering(status: int) -> Any:
+    def behave(handler: Any, path: str) -> bool:
+        handler.send_response(status)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return True
+
+    return behave
+
+
+def failing_on(issuer: Issuer, behave: Any, word: str = "attack") -> Any:
+    """Behave so for tokens with *word* in them, and as usual for all others."""
+
+    def choose(handler: Any, path: str) -> bool:
+        return bool(word in issuer.seen[-1] and behave(handler, path))
+
+    return choose
+
+
+def settle(verifier: TokenVerifier) -> None:
+    """Wait until no question and no probe is under way."""
+    introspection = verifier._introspection
+    assert introspection is not None
+    wait_until(lambda: not introspection._under_way and not introspection._outages._is_probing)
+
+
+def outcome_of(verifier: TokenVerifier, token: str) -> str | None:
+    try:
+        return verifier.verify(token).subject
+    except (KeysUnavailable, TokenRejected) as error:
+        return type(error).__name__
+
+
+def bring_down(verifier: TokenVerifier) -> None:
+    """Ask until the verifier knows that the endpoint is out."""
+    for number in range(3):
+        assert outcome_of(verifier, f"down{number}") == "KeysUnavailable"
+        settle(verifier)
+
+
+@pytest.mark.parametrize("fault", ["fail", "hang", "hang up", 401, 403, 404, 429, 500, 302])
+def test_outage_fails_closed_and_is_not_asked_again_at_once(issuer: Issuer, fault: Any) -> None:
+    """A few questions and one of our own find it out; those right after them are not asked."""
+    issuer.behave = {"hang up": hang_up, "fail": issuer.fail, "hang": issuer.hang}.get(fault) or answering(fault)
     verifier = opaque_verifier(issuer, timeout=0.3)
 
     for number in range(20):
-        with pytest.raises(KeysUnavailable):
-            verifier.verify(f"{OPAQUE}{number}")
-        assert verifier._introspection is not None
-        wait_until(lambda: not verifier._introspection._under_way)  # type: ignore[union-attr]
+        assert outcome_of(verifier, f"{OPAQUE}{number}") == "KeysUnavailable"
+        settle(verifier)
+
+    assert asked(issuer) == 4
+
+
+def test_outage_lets_one_question_through_at_a_time_and_nobody_else_waits(issuer: Issuer) -> None:
+    """While the endpoint hangs, one thread tries it again and the others are answered at once."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, timeout=2.0, monotonic=clock)
+    issuer.behave = issuer.fail
+    bring_down(verifier)
+    issuer.behave = issuer.hang
+    clock.ahead = 1.1
+    before = asked(issuer)
+    trial = threading.Thread(target=outcome_of, args=(verifier, OPAQUE))
+    trial.start()
+    wait_until(lambda: asked(issuer) == before + 1)
+
+    started = time.monotonic()
+    for number in range(20):
+        assert outcome_of(verifier, f"{OPAQUE}{number}") == "KeysUnavailable"
+    assert time.monotonic() - started < 1.0
+    assert trial.is_alive()
+    trial.join(10)
+    settle(verifier)
+    assert asked(issuer) == before + 2  # the trial, and the question of our own about it
+
+
+def test_outage_answers_those_who_stand_in_line_for_it(issuer: Issuer) -> None:
+    """What was to be asked when the endpoint went out is not asked any more."""
+    verifier = opaque_verifier(issuer, timeout=1.0)
+    issuer.behave = issuer.hang
+    threads = [threading.Thread(target=outcome_of, args=(verifier, f"{OPAQUE}{n}")) for n in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    settle(verifier)
+
+    # Eight at a time, and one of our own.
+    assert asked(issuer) <= 17
+
+
+def test_outage_is_over_with_the_first_answer(issuer: Issuer) -> None:
+    """The request that tries again is served itself, and those after it are."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    issuer.behave = issuer.fail
+    bring_down(verifier)
+    issuer.behave = None
+    assert outcome_of(verifier, OPAQUE) == "KeysUnavailable"
+
+    clock.ahead = 1.1
+    assert [outcome_of(verifier, f"{OPAQUE}{number}") for number in range(3)] == ["alice"] * 3
+
+
+def test_outage_is_over_although_the_trial_is_a_token_that_fails(issuer: Issuer) -> None:
+    """Whoever brings tokens that fail cannot make an outage last."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    issuer.behave = issuer.fail
+    bring_down(verifier)
+    issuer.behave = failing_on(issuer, hang_up)
+
+    clock.ahead = 1.1
+    assert outcome_of(verifier, "attack") == "KeysUnavailable"
+    settle(verifier)
+    assert outcome_of(verifier, OPAQUE) == "alice"
+
+
+@pytest.mark.parametrize("fault", [400, 422, 500, "hang up", "garbage"])
+def test_token_that_the_endpoint_fails_on_shuts_out_nobody_else(issuer: Issuer, fault: Any) -> None:
+    """However many such tokens an attacker brings in a row, everybody else is served."""
+    clock = Clock()
+    answer = {"hang up": hang_up, "garbage": answering(204)}.get(fault) or answering(fault)
+    issuer.behave = failing_on(issuer, answer)
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    assert outcome_of(verifier, "known") == "alice"
+
+    for number in range(12):
+        assert outcome_of(verifier, f"attack{number}") == "KeysUnavailable"
+        if number % 4 == 3:
+            settle(verifier)
+            assert outcome_of(verifier, f"user{number}") == "alice"
+    clock.ahead = 200.0
+    assert outcome_of(verifier, "known") == "alice"
+
+
+def test_failure_is_remembered_for_its_own_token_and_for_a_moment(issuer: Issuer) -> None:
+    """The same token does not ask again and again, and gets another chance."""
+    clock = Clock()
+    issuer.behave = failing_on(issuer, answering(400))
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    for _ in range(10):
+        with pytest.raises(KeysUnavailable) as outage:
+            verifier.verify("attack")
     assert asked(issuer) == 1
+    assert 0 < outage.value.retry_after <= 5.0
+
+    issuer.behave = None
+    clock.ahead = 5.1
+    assert outcome_of(verifier, "attack") == "alice"
+
+
+def test_failures_that_are_remembered_are_bounded(issuer: Issuer) -> None:
+    """An attacker's tokens do not fill the memory."""
+    issuer.behave = answering(400)
+    verifier = opaque_verifier(issuer)
+    assert verifier._introspection is not None
+    verifier._introspection._failed = Cache(4)
+    for number in range(20):
+        outcome_of(verifier, f"attack{number}")
+
+    assert len(verifier._introspection._failed) == 4
+
+
+def test_failures_do_not_fill_the_log(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody can bring tokens that fail: one warning in a while says so, without any of them."""
+    issuer.behave = failing_on(issuer, answering(400))
+    verifier = opaque_verifier(issuer)
+    for number in range(20):
+        outcome_of(verifier, f"attack{number}")
+
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["introspection failed: the introspection endpoint answered with 400"]
+
+
+def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Issuer) -> None:
+    """A verdict that runs out is asked for again apart from tokens that nobody has ever called active."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
+    assert outcome_of(verifier, "known") == "alice"
+    issuer.behave = failing_on(issuer, issuer.hang)
+    introspection = verifier._introspection
+    assert introspection is not None
+    try:
+        for number in range(256):
+            introspection.ask(str(number).encode(), f"attack{number}")
+
+        clock.ahead = 61.0
+        assert outcome_of(verifier, "known") == "alice"
+    finally:
+        issuer.released.set()
+        clock.ahead = 100.0
+        wait_until(lambda: not introspection._under_way, 30.0)
 
 
 def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:

@@ -2,6 +2,8 @@
 
 For opaque tokens it is the verification; for JWTs, where it is asked for, the check on
 revocation. It fails closed: without an answer nobody is let in, and nobody is called invalid.
+A failure counts for the token that was asked about. For all of them it counts only where the
+endpoint does not answer our own question either: see `outages`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import secrets
 import threading
 import time
 import weakref
@@ -23,16 +26,29 @@ from otel_token_relay.verification.cache import Cache
 from otel_token_relay.verification.claims import parse_object
 from otel_token_relay.verification.fetch import FetchFailed, check_url, fetch
 from otel_token_relay.verification.flights import Wait
+from otel_token_relay.verification.outages import PAUSE_SECONDS, OutageWatch
 
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_REUSE_SECONDS: Final = 60.0
 # A token that was just made may be unknown to one node of the server for a moment.
 NEGATIVE_REUSE_SECONDS: Final = 5.0
-# After a failure nobody asks for so long: each attempt holds a thread until it times out.
-FAILURE_PAUSE_SECONDS: Final = 1.0
+# For how long the same token is not asked about again, where the server refuses to judge it.
+REFUSED_REUSE_SECONDS: Final = 5.0
+WARNING_SECONDS: Final = 10.0
 MAX_UNDER_WAY: Final = 256
 _WORKERS: Final = 8
+# Apart, so that tokens which anybody can invent do not hold up those that were good a moment ago.
+_RENEWERS: Final = 4
+_PROBE_SECONDS: Final = 1.0
+
+# What among the 4xx is about us, our URL or our pace, and not about the token: RFC 7662,
+# section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
+_ABOUT_US: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
+
+
+class _TokenRefused(FetchFailed):
+    """The server answers, but will not judge this token."""
 
 
 class Verdict(NamedTuple):
@@ -80,14 +96,18 @@ class Introspection:
         self._active: Cache[Verdict] = Cache(size)
         # Apart, so that tokens which anybody can invent do not push out the good ones.
         self._inactive: Cache[Verdict] = Cache(size)
-        self._pause_until = float("-inf")
+        # Until when a token is not asked about again: also apart, and of the same bound.
+        self._failed: Cache[float] = Cache(size)
+        self._outages = OutageWatch(monotonic)
+        self._warn_at = float("-inf")
         self._start_over()
         _introspections.add(self)
 
     def _start_over(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[bytes, Future[Verdict | None]] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._outages.start_over()
 
     def __repr__(self) -> str:
         return f"Introspection({self._endpoint!r})"
@@ -118,43 +138,83 @@ class Introspection:
             What to wait for; its result is the verdict, or ``None`` after a failure.
 
         Raises:
-            KeysUnavailable: The last attempt has just failed, or too many are under way.
+            KeysUnavailable: The endpoint is out, it has just failed on this very token, or too many
+                questions are under way.
         """
-        if self._monotonic() < self._pause_until:
-            raise KeysUnavailable(FAILURE_PAUSE_SECONDS)
+        now = self._monotonic()
+        if (remaining := (self._failed.get(key) or now) - now) > 0:
+            raise KeysUnavailable(remaining)
+        is_renewal = self._active.get(key) is not None
         with self._lock:
             future = self._under_way.get(key)
             if future is None:
-                if len(self._under_way) >= MAX_UNDER_WAY:
-                    raise KeysUnavailable(FAILURE_PAUSE_SECONDS)
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(_WORKERS, "token-relay-introspection")
+                if len(self._under_way) >= MAX_UNDER_WAY * (2 if is_renewal else 1):
+                    raise KeysUnavailable
+                if not self._outages.admits(key):
+                    raise KeysUnavailable(PAUSE_SECONDS)
                 self._under_way[key] = future = Future()
                 try:
-                    self._pool.submit(self._run, key, token, future)
+                    self._pool(is_renewal).submit(self._run, key, token, future, now + self._timeout)
                 except RuntimeError:  # the interpreter is shutting down
                     del self._under_way[key]
                     raise KeysUnavailable from None
         return Wait(future, self._timeout)
 
-    def _run(self, key: bytes, token: str, future: Future[Verdict | None]) -> None:
-        verdict = None
+    def _pool(self, is_renewal: bool) -> ThreadPoolExecutor:
+        name, workers = ("renewal", _RENEWERS) if is_renewal else ("introspection", _WORKERS)
+        if name not in self._pools:
+            self._pools[name] = ThreadPoolExecutor(workers, f"token-relay-{name}")
+        return self._pools[name]
+
+    def _run(self, key: bytes, token: str, future: Future[Verdict | None], deadline: float) -> None:
+        verdict, probe_is_due = None, False
         try:
-            verdict = self._remember(key, self._introspect(token))
-        except Exception as error:  # noqa: BLE001  # whoever waits finds no verdict, and that is the outage it is
-            self._pause_until = self._monotonic() + FAILURE_PAUSE_SECONDS
-            text = str(error) if isinstance(error, FetchFailed) else type(error).__name__
-            _logger.warning("introspection failed: %s", text)
+            if self._monotonic() < deadline and self._outages.still_admits(key):
+                verdict = self._remember(key, self._introspect(token))
+                self._outages.answer()
+            else:  # it stood in line until nobody waits for it any more, or until the endpoint was out
+                probe_is_due = self._outages.fail(key)
+        except _TokenRefused as error:
+            self._fail(key, REFUSED_REUSE_SECONDS, error)
+            self._outages.answer()
+        except Exception as error:  # noqa: BLE001  # whoever waits finds no verdict
+            self._fail(key, PAUSE_SECONDS, error)
+            probe_is_due = self._outages.fail(key)
         finally:
             with self._lock:
                 self._under_way.pop(key, None)
             future.set_result(verdict)
+        if probe_is_due:
+            self._outages.conclude(is_out=not self._answers())
 
-    def _introspect(self, token: str) -> Mapping[str, Any] | None:
+    def _fail(self, key: bytes, seconds: float, error: Exception) -> None:
+        now = self._monotonic()
+        self._failed.put(key, now + seconds)
+        # Anybody can bring tokens that fail, and so fill the log.
+        level = logging.WARNING if now >= self._warn_at else logging.DEBUG
+        if level == logging.WARNING:
+            self._warn_at = now + WARNING_SECONDS
+        _logger.log(level, "introspection failed: %s", _describe(error))
+
+    def _answers(self) -> bool:
+        """Ask about a token that nobody has, which the server must be able to say no to (RFC 7662, section 2.2)."""
+        try:
+            self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
+        except _TokenRefused:
+            return True
+        except Exception as error:  # noqa: BLE001  # that is the outage
+            _logger.warning("the introspection endpoint is out: %s", _describe(error))
+            return False
+        return True
+
+    def _introspect(self, token: str, timeout: float | None = None) -> Mapping[str, Any] | None:
         form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
-        answer = fetch(self._endpoint, timeout=self._timeout, form=form, authorization=self._authorization)
+        seconds = self._timeout if timeout is None else timeout
+        answer = fetch(self._endpoint, timeout=seconds, form=form, authorization=self._authorization)
         if answer.status != 200:
-            raise FetchFailed(f"the introspection endpoint answered with {answer.status}")
+            about_token = 400 <= answer.status < 500 and answer.status not in _ABOUT_US
+            failure = _TokenRefused if about_token else FetchFailed
+            raise failure(f"the introspection endpoint answered with {answer.status}")
         claims = parse_object(answer.body)
         active = claims.get("active")
         if not isinstance(active, bool):
@@ -174,6 +234,11 @@ class Introspection:
             self._active.put(key, verdict)
             self._inactive.drop(key)
         return verdict
+
+
+def _describe(error: Exception) -> str:
+    # Of an error that is not our own, only the type: its text may quote the answer.
+    return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
 def basic_credentials(client_id: str, client_secret: str) -> str:
