@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -25,7 +26,8 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from otel_token_relay.verification.fetch import FetchFailed, fetch
-from otel_token_relay.verification.keys import fresh_seconds, metadata_urls, read_metadata
+from otel_token_relay.verification.keys import KeySource, fresh_seconds, metadata_urls, read_metadata
+from otel_token_relay.verification.verifier import VerifierCore
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
@@ -56,12 +58,16 @@ def token_of(issuer: Issuer, kid: str = "k1", name: str = "first", **changes: An
     return make_token(claims(issuer.url, **changes), kid=kid, name=name)
 
 
+def source_of(verifier: VerifierCore) -> KeySource:
+    return next(iter(verifier._sources.values()))
+
+
 def flood(verifier: TokenVerifier, issuer: Issuer, count: int = 50) -> None:
     """Bring tokens with kids that do not exist, from several threads at once."""
 
     def attack(number: int) -> None:
         for i in range(count // 5):
-            with pytest.raises(TokenRejected):
+            with pytest.raises((TokenRejected, KeysUnavailable)):
                 verifier.verify(token_of(issuer, kid=f"forged-{number}-{i}"))
 
     threads = [threading.Thread(target=attack, args=(number,)) for number in range(5)]
@@ -214,6 +220,114 @@ def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_ke
 
     assert answered_during >= (20 if fault == "hang" else 0)
     assert issuer.fetches == 2
+
+
+def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(issuer: Issuer) -> None:
+    """A server with two threads still serves whose key is known: the forged ones do not hold them."""
+    verifier = verifier_of(issuer, cache_size=0)
+    known = token_of(issuer)
+    verifier.verify(known)
+    issuer.behave = issuer.hang
+    forged = [token_of(issuer, kid=f"forged-{number}") for number in range(40)]
+
+    def request(token: str) -> str | None:
+        try:
+            return verifier.verify(token).subject
+        except (TokenRejected, KeysUnavailable) as error:
+            return type(error).__name__
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as server:
+        attack = [server.submit(request, token) for token in forged]
+        assert server.submit(request, known).result(10) == "alice"
+        waited = time.monotonic() - started
+
+    # Nobody knows whether the key will be there, so nobody is told that the token is invalid.
+    assert {future.result() for future in attack} == {"KeysUnavailable"}
+    assert waited < 2.0  # and the fetch goes on for four
+    assert issuer.fetches == 2
+
+
+def test_rotation_serves_all_who_come_while_the_new_keys_are_fetched(issuer: Issuer) -> None:
+    """Several honest requests under the new key share the one fetch that brings it."""
+    verifier = verifier_of(issuer, cache_size=0)
+    verifier.verify(token_of(issuer))
+    issuer.keys = [public_jwk("RS256", "k2", name="second")]
+    issuer.behave = lambda handler, path: bool(time.sleep(0.1))
+    token = token_of(issuer, "k2", "second")
+
+    with ThreadPoolExecutor(20) as server:
+        found = list(server.map(lambda _: verifier.verify(token).subject, range(20)))
+
+    assert found == ["alice"] * 20
+    assert issuer.fetches == 2
+
+
+def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Issuer) -> None:
+    """Who brings the new key first is told to come again, and finds it then; nobody holds a thread meanwhile."""
+    release = threading.Event()
+    verifier = verifier_of(issuer)
+    verifier.verify(token_of(issuer))
+    issuer.keys = [public_jwk("RS256", "k2", name="second")]
+    issuer.behave = lambda handler, path: not release.wait(10)
+    token = token_of(issuer, "k2", "second")
+    with pytest.raises(KeysUnavailable) as outage:
+        verifier.verify(token)
+    assert outage.value.retry_after == 1.0
+
+    started = time.monotonic()
+    with pytest.raises(KeysUnavailable):
+        verifier.verify(token)
+    assert time.monotonic() - started < 0.3
+
+    release.set()
+    wait_until(lambda: source_of(verifier)._flight is None)
+    assert verifier.verify(token).subject == "alice"
+    assert issuer.fetches == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tasks_that_wait_for_an_unknown_key_are_bounded(
+    issuer: Issuer, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold no threads, but memory: beyond so many, the next one is told to come again at once."""
+    monkeypatch.setattr("otel_token_relay.verification.keys.MAX_WAITING", 3)
+    verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
+    waited: list[bool] = []
+
+    async def request(number: int) -> None:
+        started = time.monotonic()
+        with pytest.raises(KeysUnavailable):
+            await verifier.verify(token_of(issuer, kid=f"forged-{number}"))
+        waited.append(time.monotonic() - started > 0.25)
+
+    async def main() -> None:
+        await verifier.verify(token_of(issuer))
+        issuer.behave = issuer.hang
+        async with anyio.create_task_group() as group:
+            for number in range(10):
+                group.start_soon(request, number)
+
+    anyio.run(main, backend=backend)
+
+    assert sorted(waited) == [False] * 7 + [True] * 3
+
+
+def test_issuer_that_stays_out_holds_nobody_for_long(issuer: Issuer) -> None:
+    """Its tokens wait for the whole timeout once; after that, the threads are for those of other issuers."""
+    clock = Clock()
+    issuer.behave = issuer.hang
+    verifier = verifier_of(issuer, timeout=2.0, monotonic=clock)
+    with pytest.raises(KeysUnavailable):
+        verifier.verify(token_of(issuer))
+    wait_until(lambda: source_of(verifier)._flight is None)
+
+    clock.ahead = 20.0
+    started = time.monotonic()
+    for _ in range(10):
+        with pytest.raises(KeysUnavailable):
+            verifier.verify(token_of(issuer))
+    assert time.monotonic() - started < 1.5
 
 
 def test_stale_keys_serve_through_an_outage_and_not_for_ever(issuer: Issuer) -> None:
@@ -375,6 +489,9 @@ def test_bad_answer_is_an_outage_and_leaves_the_keys_as_they_were(issuer: Issuer
 
     with pytest.raises(KeysUnavailable):
         verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks", timeout=1.0).verify(token_of(issuer))
+    with pytest.raises((TokenRejected, KeysUnavailable)):
+        warm.verify(token_of(issuer, "forged"))
+    wait_until(lambda: source_of(warm)._flight is None)
     with pytest.raises(TokenRejected, match="unknown_key"):
         warm.verify(token_of(issuer, "forged"))
     assert warm.verify(token_of(issuer, sub="bob")).subject == "bob"

@@ -4,11 +4,14 @@ Invariants:
 
 * A request whose key is known never waits. The lock is held for assignments only, never over a
   fetch, and a fetch runs in a thread of its own that every waiting caller shares.
+* Nor does it wait for a thread: whoever brings an unknown ``kid`` waits for a fetch only while that
+  is young, and only so many do. Else a few forged tokens would hold all the threads of a server.
 * However many tokens name an unknown ``kid``, and however the endpoint fails, there is at most
   one fetch for each cooldown. Forging a ``kid`` costs nothing, so it must not cost the issuer.
 * An outage of the issuer changes nothing for as long as *max_stale*: stale keys are better than
   no service, and a limit is better than keys for ever.
-* A source that has no keys at all says so within *timeout*, by `KeysUnavailable`.
+* A source that has no keys at all says so within *timeout*, by `KeysUnavailable`, and much sooner
+  where the last fetch has failed: another issuer's tokens may be waiting for the threads.
 """
 
 from __future__ import annotations
@@ -42,6 +45,12 @@ DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
 
+# How long a request waits for keys that are not known to be there, counted from the start of the
+# fetch: longer than a fetch takes, and short enough for a server with a few threads.
+PATIENCE_SECONDS: Final = 0.5
+# At once; the waiting requests of an event loop hold no threads, but memory.
+MAX_WAITING: Final = 1024
+
 _max_age = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,10})", re.IGNORECASE).search
 _forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGNORECASE).search
 
@@ -52,7 +61,8 @@ class KeyTimes:
 
     Attributes:
         cooldown: Between two fetches for an unknown ``kid``, and after a fetch that failed.
-        timeout: For one refresh, discovery included; nobody waits longer.
+        timeout: For one refresh, discovery included; nobody waits longer, and only where there are
+            no keys at all does anybody wait as long.
         max_stale: How long keys are still used after they stopped being fresh, if they cannot
             be refreshed.
     """
@@ -68,6 +78,23 @@ class KeyTimes:
                 raise ConfigurationError(name, "this must be a number of seconds, 0 or more")
         if self.timeout == 0:
             raise ConfigurationError("timeout", "this must be more than 0")
+
+
+class _Flight:
+    """A fetch that is under way.
+
+    Attributes:
+        end: Done when it has come to its end, whatever came of it.
+        started: Seconds of the real clock.
+        waiting: How many have joined it.
+    """
+
+    __slots__ = ("end", "started", "waiting")
+
+    def __init__(self) -> None:
+        self.end: Future[None] = Future()
+        self.started = time.monotonic()
+        self.waiting = 0
 
 
 class KeySource:
@@ -96,6 +123,7 @@ class KeySource:
         self._keys: KeySet | None = None
         self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
         self._next_after_failure = self._next_for_unknown = float("-inf")
+        self._has_failed = False
         self._discovered: tuple[str, float] | None = None
         self._start_over()
         _sources.add(self)
@@ -104,7 +132,7 @@ class KeySource:
         # Also in a forked child: there the thread of a fetch does not go on, and the lock may
         # have been held by one that is not there any more.
         self._lock = threading.Lock()
-        self._flight: Future[None] | None = None
+        self._flight: _Flight | None = None
 
     def current(self) -> KeySet | None:
         """Give the keys at hand and never wait; ``None`` where there are none, or too old ones.
@@ -123,38 +151,52 @@ class KeySource:
         """Give what to wait for where `current` has nothing.
 
         Raises:
-            KeysUnavailable: The last fetch has just failed.
+            KeysUnavailable: The last fetch has just failed, or this one takes too long.
         """
         remaining = self._next_after_failure - self._monotonic()
         if remaining > 0:
             raise KeysUnavailable(remaining)
-        return Wait(self._launch(), self._times.timeout)
+        return self._join(self._launch(), PATIENCE_SECONDS if self._has_failed else self._times.timeout)
 
     def wait_for_unknown(self) -> Wait | None:
         """Give what to wait for where a token names a key that is not at hand.
 
         Returns:
             ``None`` within the cooldown: then the key is taken as not existing.
+
+        Raises:
+            KeysUnavailable: A fetch is under way, and takes too long to wait for: that it will
+                not bring the key, nobody knows.
         """
         now = self._monotonic()
         with self._lock:
-            if self._flight is not None:
-                return Wait(self._flight, self._times.timeout)
-            if now < self._next_for_unknown or now < self._next_after_failure:
-                return None
-            self._next_for_unknown = now + self._times.cooldown
-        return Wait(self._launch(), self._times.timeout)
+            flight = self._flight
+            if flight is None:
+                if now < self._next_for_unknown or now < self._next_after_failure:
+                    return None
+                self._next_for_unknown = now + self._times.cooldown
+        return self._join(flight or self._launch(), PATIENCE_SECONDS)
+
+    def _join(self, flight: _Flight, patience: float) -> Wait:
+        remaining = min(patience, self._times.timeout) - (time.monotonic() - flight.started)
+        with self._lock:
+            # All of them leave with the patience, so nobody has to be counted out.
+            flight.waiting += 1
+            is_full = flight.waiting > MAX_WAITING
+        if not flight.end.done() and (is_full or remaining <= 0):
+            raise KeysUnavailable
+        return Wait(flight.end, max(remaining, 0.0))
 
     def unavailable(self) -> KeysUnavailable:
         """Build the error for a caller that has waited in vain."""
         return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
 
-    def _launch(self) -> Future[None]:
+    def _launch(self) -> _Flight:
         """Start a fetch, or join the one that is under way."""
         with self._lock:
             if self._flight is not None:
                 return self._flight
-            flight: Future[None] = Future()
+            flight = _Flight()
             self._flight = flight
         try:
             threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
@@ -162,7 +204,7 @@ class KeySource:
             self._end(flight, failed=True)
         return flight
 
-    def _run(self, flight: Future[None]) -> None:
+    def _run(self, flight: _Flight) -> None:
         failed = True
         try:
             self._refresh()
@@ -172,14 +214,15 @@ class KeySource:
         finally:
             self._end(flight, failed=failed)
 
-    def _end(self, flight: Future[None], *, failed: bool) -> None:
+    def _end(self, flight: _Flight, *, failed: bool) -> None:
         with self._lock:
+            self._has_failed = failed
             if failed:
                 self._next_after_failure = self._monotonic() + self._times.cooldown
                 self._discovered = None
             if self._flight is flight:
                 self._flight = None
-        flight.set_result(None)
+        flight.end.set_result(None)
 
     def _refresh(self) -> None:
         deadline = time.monotonic() + self._times.timeout

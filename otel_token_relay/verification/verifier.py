@@ -261,6 +261,8 @@ class VerifierCore:
             wait = source.wait_for_unknown()
             if wait is not None:
                 yield wait
+                if not wait.future.done():
+                    raise source.unavailable()
                 keys = source.current() or keys
         candidates = keys.find(kid, jws.header["alg"])
         if not candidates:
