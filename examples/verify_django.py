@@ -9,15 +9,20 @@ import os
 import django
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddleware, Principal
+from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddleware, Principal, refuse_without
 
+OPTIONS = {"ROOT_URLCONF": __name__, "ALLOWED_HOSTS": ["*"], "SECRET_KEY": os.environ.get("SECRET_KEY", "unused")}
 if not settings.configured:
-    settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY=os.environ.get("SECRET_KEY", "unused"))
-    django.setup()
+    settings.configure()
+# One by one: under opentelemetry-instrument, without DJANGO_SETTINGS_MODULE, Django is configured
+# already, with its defaults and the middleware of the instrumentation, which is to stay.
+for name, value in OPTIONS.items():
+    setattr(settings, name, value)
+django.setup()
 
 
 def current_principal(request: HttpRequest) -> Principal:
@@ -32,12 +37,11 @@ def me(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"sub": caller.subject, "client": caller.client_id, "scopes": sorted(caller.scopes)})
 
 
-def profile(request: HttpRequest, user: str) -> JsonResponse:
+def profile(request: HttpRequest, user: str) -> HttpResponse:
     """Show a profile to whoever may read profiles."""
-    caller = current_principal(request)
-    if "profiles:read" not in caller.scopes:
-        return JsonResponse({"error": "insufficient_scope"}, status=403)
-    return JsonResponse({"profile": user, "seen_by": caller.subject})
+    if refusal := refuse_without(request.META, "profiles:read"):
+        return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
+    return JsonResponse({"profile": user, "seen_by": current_principal(request).subject})
 
 
 def healthz(request: HttpRequest) -> JsonResponse:

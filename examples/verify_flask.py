@@ -5,10 +5,11 @@ ISSUER and AUDIENCE say whose tokens count and what this service is called.
 
 import os
 
-from flask import Flask, abort, request
+from flask import Flask, request
+from flask.typing import ResponseReturnValue
 
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddleware, Principal
+from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddleware, Principal, refuse_without
 
 verifier = TokenVerifier(
     issuers=[os.environ.get("ISSUER", "https://idp.example")],
@@ -32,12 +33,11 @@ def me() -> dict[str, object]:
 
 
 @app.get("/profiles/<user>")
-def profile(user: str) -> dict[str, object]:
+def profile(user: str) -> ResponseReturnValue:
     """Show a profile to whoever may read profiles."""
-    caller = current_principal()
-    if "profiles:read" not in caller.scopes:
-        abort(403)
-    return {"profile": user, "seen_by": caller.subject}
+    if refusal := refuse_without(request.environ, "profiles:read"):
+        return refusal
+    return {"profile": user, "seen_by": current_principal().subject}
 
 
 @app.get("/healthz")

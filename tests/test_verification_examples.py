@@ -20,6 +20,15 @@ EXAMPLES = {
     "django": ("gunicorn", "examples.verify_django:app"),
 }
 
+MISSING_SCOPE = 'Bearer realm="profiles", error="insufficient_scope", scope="profiles:read"'
+QUIET = {
+    "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
+    "OTEL_TRACES_EXPORTER": "none",
+    "OTEL_METRICS_EXPORTER": "none",
+    "OTEL_LOGS_EXPORTER": "none",
+}
+LAUNCHER = f"{Path(sys.executable).with_name('opentelemetry-instrument')} {sys.executable} -m"
+
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
@@ -39,22 +48,33 @@ def test_example_lets_in_whom_it_should(issuer: Issuer, name: str) -> None:
         me = server.send(bearer(issuer), target="/me")
         assert json.loads(me.body) == {"sub": "alice", "client": "web", "scopes": ["profiles:read", "profiles:write"]}
         assert json.loads(server.send(bearer(issuer), target="/profiles/bob").body)["seen_by"] == "alice"
-        assert server.send(bearer(issuer, scope="other"), target="/profiles/bob").status == 403
+        refused = server.send(bearer(issuer, scope="other"), target="/profiles/bob")
+        assert (refused.status, refused.headers["www-authenticate"]) == (403, MISSING_SCOPE)
+        assert refused.headers["cache-control"] == "no-store"
         assert server.send(bearer(issuer, exp=1), target="/me").status == 401
         assert server.send(target="/me").headers["www-authenticate"] == 'Bearer realm="profiles"'
         assert server.send(target="/healthz").status == 200
 
 
+@pytest.mark.parametrize("name", ["flask", "django"])
+def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """``opentelemetry-instrument`` configures Django first, and the example is served all the same."""
+    command = f"{LAUNCHER} gunicorn {{app}} --bind fd://{{fd}} --log-level warning"
+    monkeypatch.setitem(servers.COMMANDS, "instrumented", ("wsgi", command))
+    environ = QUIET | {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}
+    with serving("instrumented", {"wsgi": EXAMPLES[name][1]}, environ) as server:
+        assert json.loads(server.send(bearer(issuer), target="/me").body)["sub"] == "alice"
+        refused = server.send(bearer(issuer, scope="other"), target="/profiles/bob")
+        assert (refused.status, refused.headers["www-authenticate"]) == (403, MISSING_SCOPE)
+        assert server.send(target="/me").status == 401
+        assert server.send(target="/healthz").status == 200
+
+
 def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under ``opentelemetry-instrument`` the variables alone protect an application that knows nothing of it."""
-    launcher = Path(sys.executable).with_name("opentelemetry-instrument")
-    command = f"{launcher} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
+    command = f"{LAUNCHER} uvicorn {{app}} --fd {{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
-    environ = {
-        "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
-        "OTEL_TRACES_EXPORTER": "none",
-        "OTEL_METRICS_EXPORTER": "none",
-        "OTEL_LOGS_EXPORTER": "none",
+    environ = QUIET | {
         "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
         "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": issuer.url,
         "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": AUDIENCE,

@@ -112,7 +112,8 @@ def _enter(
     phrase = HTTPStatus(refusal.status).phrase
     start_response(f"{refusal.status} {phrase}", list(refusal.headers))
     # RFC 9110, section 9.3.2: the headers of GET, and no body.
-    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [refusal.body]
+    # Not even a HEAD without any piece: Hypercorn starts a response with its first one, or never.
+    return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else refusal.body]
 
 
 def _path(environ: Environ) -> str:

@@ -31,6 +31,11 @@ def _refuse(status: int, error: str, *headers: tuple[str, str]) -> Refusal:
     return Refusal(status, (*fixed, *headers), body)
 
 
+def _check_words(setting: str, words: Sequence[str]) -> None:
+    if isinstance(words, str) or not all(isinstance(word, str) and _is_scope(word) for word in words):
+        raise ConfigurationError(setting, "this must be a sequence of words without spaces, quotes and backslashes")
+
+
 class Challenges:
     """The answers of one protected resource.
 
@@ -57,11 +62,8 @@ class Challenges:
         for name, text in (("realm", realm), ("resource_metadata", resource_metadata)):
             if text is not None and not (isinstance(text, str) and _is_quotable(text)):
                 raise ConfigurationError(name, "this must be plain ASCII without quotes and backslashes, and not empty")
-        for name, words in (("required_scopes", required_scopes), ("acr_values", acr_values)):
-            if isinstance(words, str) or not all(isinstance(word, str) and _is_scope(word) for word in words):
-                raise ConfigurationError(
-                    name, "this must be a sequence of words without spaces, quotes and backslashes"
-                )
+        _check_words("required_scopes", required_scopes)
+        _check_words("acr_values", acr_values)
         self._start = [("realm", realm)]
         self._end = [] if resource_metadata is None else [("resource_metadata", resource_metadata)]
         scope = [("scope", " ".join(required_scopes))] if required_scopes else []
@@ -76,7 +78,12 @@ class Challenges:
         self.insufficient_scope = self.build_insufficient_scope(required_scopes)
 
     def build_insufficient_scope(self, scopes: Sequence[str]) -> Refusal:
-        """Build the answer to a valid token that does not allow this."""
+        """Build the answer to a valid token that does not allow this.
+
+        Raises:
+            ConfigurationError: A scope cannot stand in a challenge.
+        """
+        _check_words("scopes", scopes)
         error = "insufficient_scope"
         return self._challenge(403, error, error, *([("scope", " ".join(scopes))] if scopes else []))
 

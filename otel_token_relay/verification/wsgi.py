@@ -1,16 +1,17 @@
-"""`BearerAuthMiddleware` for WSGI applications: Flask, Django, Falcon, plain ones."""
+"""`BearerAuthMiddleware` for WSGI applications: Flask, Django, Falcon, plain ones; scopes for single views."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
+from otel_token_relay.door import Refusal
 from otel_token_relay.servers.wsgi import App, Environ, StartResponse, serve
 from otel_token_relay.settings import Settings
-from otel_token_relay.verification.gate import BearerGate, Principal, Verifier, principal_of
+from otel_token_relay.verification.gate import BearerGate, Principal, Verifier, challenges_of, principal_of
 from otel_token_relay.verification.spans import SpanClaims
 
-__all__ = ["PRINCIPAL_KEY", "BearerAuthMiddleware", "Principal", "principal_of"]
+__all__ = ["PRINCIPAL_KEY", "Answer", "BearerAuthMiddleware", "Principal", "principal_of", "refuse_without"]
 
 PRINCIPAL_KEY: Final = "otel_token_relay.principal"
 
@@ -66,3 +67,41 @@ class BearerAuthMiddleware:
     def _enter(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         environ[PRINCIPAL_KEY] = principal_of(environ)
         return self.app(environ, start_response)
+
+
+class Answer(NamedTuple):
+    """A whole response, in the order in which Flask takes one from a view.
+
+    Attributes:
+        body: The same for every request.
+        status: 401 or 403.
+        headers: The challenge among them.
+    """
+
+    body: bytes
+    status: int
+    headers: dict[str, str]
+
+
+def refuse_without(environ: Environ, *scopes: str) -> Answer | None:
+    """Give the answer to a caller whose token does not allow all of *scopes*; ``None`` for one who may go on::
+
+        if refusal := refuse_without(request.environ, "profiles:read"):
+            return refusal
+
+    Args:
+        environ: Flask's ``request.environ``, Django's ``request.META``.
+        scopes: Named in the challenge (RFC 6750, section 3.1). Without any, a valid token will do.
+
+    Raises:
+        ConfigurationError: No gate has checked this request, or a scope cannot stand in a challenge.
+    """
+    principal, challenges = principal_of(environ), challenges_of(environ)
+    needed = challenges.build_insufficient_scope(scopes)
+    if not principal.is_authenticated:
+        return _answer(challenges.unauthenticated)
+    return None if principal.scopes.issuperset(scopes) else _answer(needed)
+
+
+def _answer(refusal: Refusal) -> Answer:
+    return Answer(refusal.body, refusal.status, dict(refusal.headers))
