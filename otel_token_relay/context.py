@@ -9,7 +9,7 @@ import functools
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncContextDecorator, ContextDecorator, asynccontextmanager, contextmanager
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, TypeVar, cast
 
@@ -132,14 +132,17 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
             a generator. It keeps its kind. What a function returns is carried as well if it is a
             coroutine or a generator, for a lambda or a ``functools.partial``.
         seconds: How long the token serves from now on. ``None``: as a token without a lease,
-            ``…_MAX_AGE`` seconds.
+            ``…_MAX_AGE`` seconds. Work that is carried already keeps what it has.
 
     Returns:
         The same kind of work. Without a token that still serves, it runs with none.
 
     Raises:
-        TypeError: *work* is none of these. A task runs in its own context already.
+        TypeError: *work* is none of these. A task runs in its own context already. The body of a
+            ``with`` is not the context manager's: carry the function that the block stands in.
     """
+    if isinstance(work, _MANAGERS) or getattr(work, "__code__", None) in _MANAGER_CODES:
+        raise TypeError("carry takes no context manager: carry the function that the with block stands in")
     token = current_token()
     if token is not None:
         if seconds is not None:
@@ -257,6 +260,13 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
 
     return bound
 
+
+# What `contextmanager` makes of a function gives its manager, and only the caller runs the block:
+# carried, it would bind the token for no longer than the manager takes to make.
+_MANAGER_CODES: Final = frozenset(
+    decorate(cast("Any", None)).__code__ for decorate in (contextmanager, asynccontextmanager)
+)
+_MANAGERS: Final = (ContextDecorator, AsyncContextDecorator)
 
 _RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 

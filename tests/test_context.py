@@ -1,6 +1,7 @@
 """The token in the context: read, bound by hand, carried on."""
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import pickle
@@ -228,6 +229,62 @@ def test_only_work_is_carried():
     """A value is no work."""
     with pytest.raises(TypeError, match="carry takes"):
         carry(5)
+
+
+@contextlib.contextmanager
+def manager():
+    yield shown()
+
+
+@contextlib.asynccontextmanager
+async def async_manager():
+    yield shown()
+
+
+class Managed:
+    @contextlib.contextmanager
+    def method(self):
+        yield
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(manager, id="function"),
+        pytest.param(async_manager, id="async function"),
+        pytest.param(Managed().method, id="method"),
+        pytest.param(manager(), id="manager"),
+        pytest.param(async_manager(), id="async manager"),
+    ],
+)
+def test_context_manager_is_not_carried(work):
+    """The body of its block is the caller's and would go without the token: that is said, and not found out later."""
+    with pytest.raises(TypeError, match="with block"):
+        carry(work)
+
+
+def test_what_uses_a_context_manager_is_carried():
+    """The function that the block stands in takes the token along, into the block too."""
+
+    def work():
+        with manager() as inside:
+            return inside, shown()
+
+    with use_token("a"):
+        carried = carry(work)
+
+    assert carried() == ("a", "a")
+
+
+def test_work_that_is_carried_twice_keeps_the_token_and_the_time_of_the_first():
+    """The inner one binds last, so a carry around it, as by an executor that carries all, changes nothing."""
+    with use_token("a"):
+        brief = carry(carry(shown, seconds=0), seconds=60)
+        long = carry(carry(shown, seconds=60), seconds=0)
+    with use_token("b"):
+        other = carry(long)
+
+    assert (brief(), long(), other()) == (None, "a", "a")
 
 
 def test_a_token_is_at_home_in_its_process_only(monkeypatch):

@@ -354,10 +354,31 @@ def api_sections() -> dict[str, list[str]]:
     return {module: re.findall(r"^\| `(\w+)", rows, re.MULTILINE) for module, rows in sections}
 
 
-@pytest.mark.parametrize("module", ["otel_token_relay", "otel_token_relay.testing", "otel_token_relay.exchange"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "otel_token_relay",
+        "otel_token_relay.exchange",
+        "otel_token_relay.redaction",
+        "otel_token_relay.testing",
+        "otel_token_relay.verification",
+        "otel_token_relay.verification.asgi",
+        "otel_token_relay.verification.fastapi",
+        "otel_token_relay.verification.wsgi",
+    ],
+)
 def test_every_public_name_is_in_the_api(module: str) -> None:
     """The page has each name of ``__all__``, and no other."""
     assert sorted(api_sections()[module]) == sorted(importlib.import_module(module).__all__)
+
+
+def test_every_boundary_is_in_the_api() -> None:
+    """The page has what each module of servers/ offers to be put around an application by hand."""
+    for name in ("asgi", "wsgi", "aiohttp", "grpc"):
+        module = importlib.import_module(f"otel_token_relay.servers.{name}")
+        offered = [n for n in vars(module) if n == "TokenRelayMiddleware" or n.endswith("server_interceptor")]
+
+        assert api_sections()[module.__name__] == offered
 
 
 @pytest.mark.parametrize("module", sorted(api_sections()))

@@ -224,7 +224,7 @@ def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_ke
 
 def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(issuer: Issuer) -> None:
     """A server with two threads still serves whose key is known: the forged ones do not hold them."""
-    verifier = verifier_of(issuer, cache_size=0)
+    verifier = verifier_of(issuer, cache_size=0, timeout=10.0)
     known = token_of(issuer)
     verifier.verify(known)
     issuer.behave = issuer.hang
@@ -239,12 +239,12 @@ def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(
     started = time.monotonic()
     with ThreadPoolExecutor(2) as server:
         attack = [server.submit(request, token) for token in forged]
-        assert server.submit(request, known).result(10) == "alice"
+        assert server.submit(request, known).result(20) == "alice"
         waited = time.monotonic() - started
 
     # Nobody knows whether the key will be there, so nobody is told that the token is invalid.
     assert {future.result() for future in attack} == {"KeysUnavailable"}
-    assert waited < 2.0  # and the fetch goes on for four
+    assert waited < 5.0  # and the fetch goes on for ten
     assert issuer.fetches == 2
 
 
@@ -278,7 +278,7 @@ def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Iss
     started = time.monotonic()
     with pytest.raises(KeysUnavailable):
         verifier.verify(token)
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 0.5
 
     release.set()
     wait_until(lambda: source_of(verifier)._flight is None)
@@ -299,7 +299,7 @@ def test_tasks_that_wait_for_an_unknown_key_are_bounded(
         started = time.monotonic()
         with pytest.raises(KeysUnavailable):
             await verifier.verify(token_of(issuer, kid=f"forged-{number}"))
-        waited.append(time.monotonic() - started > 0.25)
+        waited.append(time.monotonic() - started > 0.5)
 
     async def main() -> None:
         await verifier.verify(token_of(issuer))
@@ -317,7 +317,7 @@ def test_issuer_that_stays_out_holds_nobody_for_long(issuer: Issuer) -> None:
     """Its tokens wait for the whole timeout once; after that, the threads are for those of other issuers."""
     clock = Clock()
     issuer.behave = issuer.hang
-    verifier = verifier_of(issuer, timeout=2.0, monotonic=clock)
+    verifier = verifier_of(issuer, timeout=4.0, monotonic=clock)
     with pytest.raises(KeysUnavailable):
         verifier.verify(token_of(issuer))
     wait_until(lambda: source_of(verifier)._flight is None)
@@ -327,7 +327,7 @@ def test_issuer_that_stays_out_holds_nobody_for_long(issuer: Issuer) -> None:
     for _ in range(10):
         with pytest.raises(KeysUnavailable):
             verifier.verify(token_of(issuer))
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3.0
 
 
 def test_stale_keys_serve_through_an_outage_and_not_for_ever(issuer: Issuer) -> None:

@@ -47,7 +47,7 @@ MAX_FRESH_SECONDS: Final = 24 * 3600.0
 
 # How long a request waits for keys that are not known to be there, counted from the start of the
 # fetch: longer than a fetch takes, and short enough for a server with a few threads.
-PATIENCE_SECONDS: Final = 0.5
+PATIENCE_SECONDS: Final = 1.0
 # At once; the waiting requests of an event loop hold no threads, but memory.
 MAX_WAITING: Final = 1024
 
