@@ -283,6 +283,23 @@ def test_token_that_the_endpoint_fails_on_shuts_out_nobody_else(issuer: Issuer, 
     assert outcome_of(verifier, "known") == "alice"
 
 
+def test_endpoint_that_refuses_unknown_tokens_is_not_out(issuer: Issuer) -> None:
+    """Some servers answer 400 to what they do not know, our own question included: they are there."""
+
+    def behave(handler: Any, path: str) -> bool:
+        if "user" in issuer.seen[-1]:
+            return False
+        return bool((hang_up if "attack" in issuer.seen[-1] else answering(400))(handler, path))
+
+    issuer.behave = behave
+    verifier = opaque_verifier(issuer)
+    for number in range(6):
+        assert outcome_of(verifier, f"attack{number}") == "KeysUnavailable"
+    settle(verifier)
+
+    assert outcome_of(verifier, "user") == "alice"
+
+
 def test_failure_is_remembered_for_its_own_token_and_for_a_moment(issuer: Issuer) -> None:
     """The same token does not ask again and again, and gets another chance."""
     clock = Clock()
