@@ -147,6 +147,11 @@ class Secrets:
         """Say the same of a text in lower case."""
         return any(anchor is not ANY_BEARER for anchor in self.anchors_in(lowered))
 
+    def those_in(self, text: str) -> Secrets:
+        """Give those of the tokens of which a part may stand in a text."""
+        lowered = ascii_lower(text)
+        return Secrets(tuple([value for value in self.values if Secrets((value,)).may_stand_in(lowered)]))
+
     def anchors_in(self, lowered: str) -> list[str]:
         """Give the anchors that stand in a text in lower case, also over the ends of its lines."""
         # No loop is quicker than a comprehension, though this one does not stop at the first.

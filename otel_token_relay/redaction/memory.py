@@ -74,15 +74,22 @@ class TokenMemory:
 
     def remember_here(self, value: str) -> None:
         """Add a token to those of this thread, for what it says when the request is over."""
+        here = self._threads.__dict__
         try:
-            self._threads.values.append(value)
-        except AttributeError:
-            self._threads.values = deque([value], _TOKENS_OF_A_THREAD)
+            here["values"].append(value)
+        except KeyError:
+            here["values"] = deque([value], _TOKENS_OF_A_THREAD)
+        here["secrets"] = None
 
     def here(self) -> Secrets:
         """Give the tokens that this thread had last: a server logs a request after it, without its trace."""
-        values = getattr(self._threads, "values", None)
-        return secrets_of(*dict.fromkeys(values)) if values else NOTHING
+        here = self._threads.__dict__
+        if not here:
+            return NOTHING
+        if here["secrets"] is None:
+            here["secrets"] = secrets_of(*dict.fromkeys(here["values"]))
+        known: Secrets = here["secrets"]
+        return known
 
     def loose(self) -> Secrets:
         """Give the tokens that were bound last where there was no trace."""
@@ -184,7 +191,11 @@ def hold_token(span: Any, token: BearerToken) -> None:
 
 
 def secrets_of_span(span: Any, trace_id: int) -> Secrets:
-    """Give the tokens of a span: its trace's, its own, and that of the context in which it ends."""
+    """Give the tokens of a span: its trace's, its own, and that of the context in which it ends.
+
+    For one that has none of these, they are those that the thread had last: a span that is nobody's
+    may have been given its attributes while a token was bound.
+    """
     known = MEMORY.young.get(trace_id)
     held: Secrets | None = getattr(span, _HELD, None)
     if known is None or held is not known:
@@ -192,9 +203,10 @@ def secrets_of_span(span: Any, trace_id: int) -> Secrets:
         if held is not None and not set(held.values) <= set(known.values):
             known = secrets_of(*dict.fromkeys(held.values + known.values))
     token: Any = otel_context.get_current().get(TOKEN_KEY)
-    if token is None or (value := token.reveal()) in known.values:
-        return known
-    return _joined(known, value)
+    if token is None:
+        return MEMORY.here() if known is NOTHING else known
+    value: str = token.reveal()
+    return known if value in known.values else _joined(known, value)
 
 
 def with_trace(secrets: Secrets, trace_id: int | None) -> Secrets:

@@ -95,8 +95,10 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
             suspect = gather_scope(scoped.scope, scrubber, strings, secrets) or suspect
             for metric in scoped.metrics:
                 strings += (metric.name, metric.description or "", metric.unit or "")
-    if not suspect and not scrubber.is_suspect("\0".join(strings), secrets):
+    joined = "\0".join(strings)
+    if not suspect and not scrubber.is_suspect(joined, secrets):
         return data
+    secrets = secrets.those_in(joined)  # thousands are remembered, and each one is searched for by itself
     return dataclasses.replace(
         data, resource_metrics=[_clean_resource_metrics(part, scrubber, secrets) for part in data.resource_metrics]
     )

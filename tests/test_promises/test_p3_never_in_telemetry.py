@@ -47,6 +47,7 @@ from otel_token_relay.redaction import (
     memory,
     spans,
 )
+from otel_token_relay.redaction.fragments import _index_of
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.unread import PENDING
 from tests.otlp_receiver import otlp_receiver
@@ -523,6 +524,41 @@ def test_a_span_that_ends_under_another_token_shows_neither():
         pipeline.close()
 
     assert not any(leaks(token, text) for token in (OWN_OPAQUE, other) for text in exported)
+
+
+def test_a_span_of_nobody_knows_the_tokens_that_its_thread_had_last():
+    """A span that belongs to no request may be told of one, and end when the token is gone."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        span = pipeline.tracer.start_span("x", context=Context())
+        with use_token(OWN_OPAQUE):
+            span.set_attribute("a", f"of {OWN_OPAQUE}")
+        span.end()
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+def test_a_suspect_word_in_a_description_is_not_compared_with_every_token_of_the_process():
+    """What is said of a metric is collected again and again, and thousands of tokens are remembered."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        for number in range(3000):
+            memory.MEMORY.remember(number + 1, f"another-token-{number:06}")
+        pipeline.meter.create_counter("c", description=f"tells the bearer of {OWN_OPAQUE}").add(1)
+        _index_of.cache_clear()
+        with use_token(OWN_OPAQUE):
+            data = pipeline.reader.get_metrics_data()
+        searched = _index_of.cache_info().misses
+    finally:
+        pipeline.close()
+
+    assert not leaks(OWN_OPAQUE, data.to_json().encode())
+    assert searched < 10
 
 
 def test_a_callback_of_a_metric_reader_knows_the_tokens_bound_last():
