@@ -12,7 +12,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 from otel_token_relay import Settings, install, uninstall
 from tests.support.carrying import PATIENCE, echo_server, send
-from tests.support.more_servers import _serve_asgi
+from tests.support.servers import serve_asgi
 
 ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
@@ -83,10 +83,8 @@ def service(request, echo):
     app = build(echo, background)
     if request.param == "instrumented":
         FastAPIInstrumentor.instrument_app(app)
-    with _serve_asgi(lambda: app)() as call:
-        # Only its address is wanted: every user has a connection of their own here.
-        connection = call.args[0]
-        yield f"http://{connection.host}:{connection.port}", background
+    with serve_asgi(app) as port:
+        yield f"http://127.0.0.1:{port}", background
     if request.param == "instrumented":
         FastAPIInstrumentor.uninstrument_app(app)
     uninstall()

@@ -15,10 +15,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.util.http import ExcludeList
 
 from otel_token_relay import Settings, install, use_token
+from tests.support.apps import NONE
 from tests.support.clients import CLIENTS, Client, Protocol, each_party, every_client
 from tests.support.loopback import Party
+from tests.support.servers import SERVERS, Server, served
 
 TOKEN = "p5-canary-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -66,6 +69,31 @@ def test_a_knob_of_telemetry_does_not_change_what_is_relayed(
     assert len(exporter.get_finished_spans()) == (2 if knob == "sampled" else 0)
 
 
+@pytest.mark.parametrize("knob", KNOBS)
+@pytest.mark.parametrize(
+    "server", [server for server in SERVERS if server.instrumentor is not None], ids=lambda server: server.name
+)
+def test_a_knob_of_telemetry_does_not_change_what_a_request_brings(
+    server: Server, knob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without spans, the handler sees the caller's token and nobody else's."""
+    if knob == "OTEL_SDK_DISABLED":
+        monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    if knob == "excluded":
+        monkeypatch.setenv("OTEL_PYTHON_EXCLUDED_URLS", ".*")
+        monkeypatch.setenv("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Server")
+        # It has read the variable when it was imported.
+        monkeypatch.setattr("opentelemetry.instrumentation.tornado._excluded_urls", ExcludeList([".*"]))
+    provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with served(server, instrumentation={"tracer_provider": provider}) as one:
+        assert [one.get("/token", token).text for token in (TOKEN, None)] == [TOKEN, NONE]
+        provider.shutdown()
+
+    assert bool(exporter.get_finished_spans()) == (knob == "sampled")
+
+
 @every_client
 def test_suppression_of_http_spans_is_not_ours(client: Client) -> None:
     """Instrumentation sets `suppress_http_instrumentation` around the application's own call: it changes nothing."""
@@ -93,6 +121,7 @@ import json, sys
 if "no-sdk" in sys.argv:
     sys.modules["opentelemetry.sdk"] = None
 from otel_token_relay import use_token
+from tests.support.apps import NONE
 from tests.support.clients import CLIENTS
 import opentelemetry.propagate
 
