@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import urllib.request
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import Any
 
 import celery
 import httpx
@@ -18,6 +20,8 @@ from opentelemetry import propagate
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
+from tornado.netutil import Resolver
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients import aiohttp as aiohttp_hook
@@ -25,8 +29,8 @@ from otel_token_relay.clients import httpx as httpx_hook
 from otel_token_relay.clients import urllib as urllib_hook
 from otel_token_relay.clients import urllib3 as urllib3_hook
 from otel_token_relay.origin import Origin
-from otel_token_relay.relay import Parts
-from tests.support.clients import Client, every_client, every_following_client, every_proxied_client
+from otel_token_relay.relay import Parts, Relay
+from tests.support.clients import Client, every_client, every_following_client, every_proxied_client, in_loop
 from tests.support.loopback import Party, Status, party, proxy, trust
 
 TOKEN = "p1-canary-token"
@@ -240,26 +244,62 @@ def _aiohttp_parts(url: str) -> Parts:
     return aiohttp_hook._parts_of(SimpleNamespace(url=yarl.URL(url)))
 
 
-PARTS_OF = {"httpx": _httpx_parts, "urllib3": _urllib3_parts, "urllib": _urllib_parts, "aiohttp": _aiohttp_parts}
+def _tornado_parts(url: str) -> Parts:
+    looked_up: list[str] = []
+    parts: list[Parts] = []
+
+    class Loopback(Resolver):
+        def initialize(self) -> None: ...
+
+        async def resolve(self, host: str, port: int, family: int = 0) -> Any:
+            looked_up.append(host.encode("idna").decode())
+            return [(socket.AF_INET, ("127.0.0.1", one.port))]
+
+    def hop(relay: Relay, request: Any, parts_of: Any, *_: Any) -> None:
+        parts.append(parts_of(request))
+
+    async def fetch() -> None:
+        client = SimpleAsyncHTTPClient(force_instance=True, resolver=Loopback())
+        try:
+            await client.fetch(url)
+        finally:
+            client.close()
+
+    with party() as one, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Relay, "hop", hop)
+        allow()
+        in_loop(fetch())
+    if [host for _, host, _ in parts] != looked_up:
+        pytest.fail("what is compared is not what is looked up")
+    return parts[0]
+
+
+PARTS_OF = {
+    "httpx": _httpx_parts,
+    "urllib3": _urllib3_parts,
+    "urllib": _urllib_parts,
+    "aiohttp": _aiohttp_parts,
+    "tornado": _tornado_parts,
+}
 NOWHERE = None
 
 # What each client connects to for a URL that is meant to be misread, in the order of PARTS_OF.
 HOSTILE = [
-    ("http://A\\@B/", ["b", "a", NOWHERE, NOWHERE]),
-    ("http://good@evil/", ["evil", "evil", NOWHERE, "evil"]),
-    ("http://good:80@evil/", ["evil", "evil", NOWHERE, "evil"]),
-    ("http://good;@evil/", ["evil", "evil", NOWHERE, "evil"]),
-    ("http://good#@evil/", ["good", "good", "good", "good"]),
-    ("http://good?@evil/", ["good", "good", "good", "good"]),
-    ("http://GOOD.:80/", ["good", "good", "good", "good"]),
-    ("http://[::1]/", ["::1", "::1", "::1", "::1"]),
-    ("http://[::1%25lo]/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
-    ("http://127.1/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
-    ("http://0x7f000001/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
-    ("http://good%2eevil/", [NOWHERE, "good.evil", "good.evil", NOWHERE]),
-    ("http://fa\u00df.de/", ["xn--fa-hia.de", "xn--fa-hia.de", "fass.de", "xn--fa-hia.de"]),
-    ("http://good\u3002evil/", ["good.evil", NOWHERE, "good.evil", "good.evil"]),
-    ("http://\uff47\uff4f\uff4f\uff44/", [NOWHERE, NOWHERE, "good", "good"]),
+    ("http://A\\@B/", ["b", "a", NOWHERE, NOWHERE, NOWHERE]),
+    ("http://good@evil/", ["evil", "evil", NOWHERE, "evil", NOWHERE]),
+    ("http://good:80@evil/", ["evil", "evil", NOWHERE, "evil", "evil"]),
+    ("http://good;@evil/", ["evil", "evil", NOWHERE, "evil", NOWHERE]),
+    ("http://good#@evil/", ["good", "good", "good", "good", "good"]),
+    ("http://good?@evil/", ["good", "good", "good", "good", "good"]),
+    ("http://GOOD.:80/", ["good", "good", "good", "good", "good"]),
+    ("http://[::1]/", ["::1", "::1", "::1", "::1", "::1"]),
+    ("http://[::1%25lo]/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
+    ("http://127.1/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
+    ("http://0x7f000001/", [NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE]),
+    ("http://good%2eevil/", [NOWHERE, "good.evil", "good.evil", NOWHERE, NOWHERE]),
+    ("http://fa\u00df.de/", ["xn--fa-hia.de", "xn--fa-hia.de", "fass.de", "xn--fa-hia.de", "fass.de"]),
+    ("http://good\u3002evil/", ["good.evil", NOWHERE, "good.evil", "good.evil", NOWHERE]),
+    ("http://\uff47\uff4f\uff4f\uff44/", [NOWHERE, NOWHERE, "good", "good", NOWHERE]),
 ]
 
 
