@@ -163,7 +163,7 @@ def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | Non
         try:
             yield one
         finally:
-            server.stop(None).wait()
+            server.stop(1).wait()
 
 
 @functools.cache
