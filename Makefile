@@ -10,7 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 UV = $(BIN)/uv
-PYTEST_ARGS ?= -n auto --dist worksteal
+# Twice as many workers as cores: most tests wait for servers of their own.
+PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())') --dist worksteal
 
 .PHONY: demo test check bench soak matrix docs clean
 

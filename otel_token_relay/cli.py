@@ -21,8 +21,23 @@ from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
 
-# Installed often, sending by themselves, and not hooked: `to_destination` is the way there.
-UNCOVERED_CLIENTS = ("pycurl", "httplib2", "niquests")
+# Sending by themselves, and not hooked: `to_destination` is the way there. What builds on a client
+# that is hooked is not here. `docs/servers-and-clients.md` names the same.
+UNCOVERED_CLIENTS = (
+    "curl_cffi",
+    "geventhttpclient",
+    "grpclib",
+    "httplib2",
+    "niquests",
+    "primp",
+    "pycurl",
+    "pyreqwest",
+    "Twisted",
+    "websocket-client",
+    "websockets",
+)
+
+_NOT_COVERED = "not covered, name the destination by hand (to_destination)"
 
 _HOW_TO_SWITCH_ON = (
     "OTEL_PROPAGATORS does not name token_relay: unless the application calls install(), no token is relayed"
@@ -85,7 +100,8 @@ def check() -> int:
     problems += _check_hooks("Clients", CLIENT_HOOKS)
     for name in UNCOVERED_CLIENTS:
         if (version := _version(name)) is not None:
-            print(f"  {name} {version}: not covered, name the destination by hand (to_destination)")
+            print(f"  {name} {version}: {_NOT_COVERED}")
+    print(f"  http.client (standard library) on its own: {_NOT_COVERED}")
     problems += _check_hooks("Servers", SERVER_HOOKS)
     problems += _check_redaction(settings)
     for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):

@@ -142,6 +142,7 @@ def install(settings: Settings | None = None) -> None:
         _join_global_textmap(installation)
         _describe_spans(installation)
     _watch_imports()
+    _prepare_threads()
 
 
 def uninstall() -> None:
@@ -218,6 +219,15 @@ def pre_instrument() -> None:
         )
     if _installed is not None:
         _describe_spans(_installed)
+        _prepare_threads()
+
+
+def _prepare_threads() -> None:
+    """Import what the first token will need, while there are few threads."""
+    try:  # a child that is forked in the middle of an import waits for it for ever
+        load_instrumentor()
+    except Exception:
+        _logger.debug("the instrumentation of threads cannot be imported yet", exc_info=True)
 
 
 def _start_redaction() -> None:

@@ -73,6 +73,8 @@ class Relay:
         parts_of: Callable[[Request], Parts],
         carries: Callable[[Request, str], bool],
         context: Context | None = None,
+        *,
+        is_fixed: bool = False,
     ) -> str | None:
         """Decide one hop and record the decision.
 
@@ -82,6 +84,8 @@ class Relay:
             carries: Whether the request already has a header of that name (lower case), in any
                 spelling.
             context: Where the token is; ``None`` for the current context.
+            is_fixed: Whether the request gets a credential that cannot be taken away, so that
+                ours would stand beside it, also where ours is to replace others.
 
         Returns:
             The value of the header to write, or ``None`` to leave the request as it is.
@@ -99,7 +103,7 @@ class Relay:
             return None
         try:
             destination = self.policy.find(*parts_of(request))
-            reason = self._reason(token, destination, request, carries, context)
+            reason = self._reason(token, destination, request, carries, context, is_fixed)
         except Exception as error:  # noqa: BLE001  # the application's request goes on, without the token
             # The message may quote the URL, and so a password in it.
             _logger.debug("a request cannot be read: %s", type(error).__name__)
@@ -120,13 +124,14 @@ class Relay:
         request: Request,
         carries: Callable[[Request, str], bool],
         context: Context,
+        is_fixed: bool,
     ) -> Reason:
         """Give the first rule that withholds, or ``RELAYED``."""
         if context.get(_SUPPRESS_KEYS[0]) or context.get(_SUPPRESS_KEYS[1]):
             return Reason.SUPPRESSED
         if destination is None:
             return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
-        if self._keeps_explicit and carries(request, self.header):
+        if is_fixed or (self._keeps_explicit and carries(request, self.header)):
             return Reason.EXPLICIT_CREDENTIAL
         if token is None:
             return Reason.NO_TOKEN

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,17 @@ def test_check_shows_every_setting_and_every_hook() -> None:
         assert re.search(rf"^  {re.escape(hook.module)}( \(.*\): hooked|: not i.*)$", output, re.MULTILINE)
     assert re.search(r"^  httpx \(httpx [0-9.]+\): hooked$", output, re.MULTILINE)
     assert "  urllib.request (standard library): hooked\n" in output
+    by_hand = "not covered, name the destination by hand (to_destination)"
+    assert f"  websockets {version('websockets')}: {by_hand}\n" in output
+    assert f"  http.client (standard library) on its own: {by_hand}\n" in output
+
+
+def test_the_page_names_the_same_clients_as_check() -> None:
+    """Whoever reads that a client is not covered finds it there, with the way by hand."""
+    page = (Path(__file__).parents[1] / "docs" / "servers-and-clients.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| ") and line.endswith("| `to_destination` |")]
+
+    assert [name for name in (*cli.UNCOVERED_CLIENTS, "http.client") if name not in row] == []
 
 
 @pytest.mark.parametrize(

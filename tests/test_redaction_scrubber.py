@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.redaction.fragments import NOTHING, Secrets, secrets_of
+from otel_token_relay.redaction.fragments import NOTHING, Secrets, _Index, secrets_of
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from tests.redaction_corpus import (
     BENIGN,
@@ -98,6 +98,137 @@ def test_a_marked_token_that_nobody_knows_is_taken_out(text):
     assert not any(secret in cleaned for secret in SECRETS_OF_MARKS)
     assert MASK in cleaned
     assert SCRUBBER.redact(cleaned, NOTHING) is cleaned
+
+
+def of_one_issuer(user: str) -> str:
+    """Give a JWT whose header and first claims are those of every other one of its issuer."""
+    segments = (
+        {"alg": "RS256", "kid": "2026-11", "typ": "at+jwt"},
+        {"iss": "https://idp.example", "aud": "profile-service", "sub": user, "exp": 4870000000},
+    )
+    coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in segments]
+    signature = base64.urlsafe_b64encode(user.encode() * 8).decode().rstrip("=")
+    return ".".join([*coded, signature])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Bearer {}",
+        "https://x/?access_token={}",
+        "Authorization: Bearer {} and more",
+        '{{"id_token": "{}"}}',
+        "{}",
+        "from {} to",
+    ],
+)
+def test_a_token_that_begins_like_the_callers_is_taken_out_whole(text):
+    """Two tokens of one issuer share their beginning, and taking that out must not hide the rest."""
+    own, other = of_one_issuer("alice"), of_one_issuer("bob")
+    assert own[:60] == other[:60]
+
+    cleaned = SCRUBBER.redact(text.format(other), secrets_of(own))
+
+    assert not surviving(other[60:], cleaned)
+    assert SCRUBBER.redact(cleaned, secrets_of(own)) is cleaned
+
+
+@pytest.mark.parametrize("columns", [8, 12, 60, 64, 76])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n    ", "\\n"], ids=repr)
+@pytest.mark.parametrize("token", [OWN["opaque"], OWN["jwt"]], ids=["opaque", "jwt"])
+def test_a_token_is_found_over_the_ends_of_lines(token, end, columns):
+    """Plain or in base64, wrapped at any column, beginning at any place of its line."""
+    for before in range(0, columns, 3):
+        for text in ("x" * before + token, base64.b64encode(b"x" * before + token.encode()).decode()):
+            wrapped = end.join(text[at : at + columns] for at in range(0, len(text), columns))
+
+            cleaned = SCRUBBER.redact(wrapped, secrets_of(token))
+
+            assert not surviving(token, cleaned.replace(end, "")), (before, columns)
+
+
+def test_a_token_that_is_split_over_bytes_is_found():
+    """A list of bytes is put together like one of text."""
+    token = OWN["opaque"]
+    value = [token[at : at + 5].encode() for at in range(0, len(token), 5)]
+
+    assert SCRUBBER.redact(value, secrets_of(token)) == [MASK] * len(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "cleaned"),
+    [
+        (
+            {"grant_type": "authorization_code", "code": "x1-y2", "redirect_uri": "https://a"},
+            {"grant_type": "authorization_code", "code": MASK, "redirect_uri": "https://a"},
+        ),
+        ({"code": ["SplxlOBeZQQYbYS6WxSbIA"], "n": 1}, {"code": [MASK], "n": 1}),
+        ({"url.query.code": "SplxlOBeZQQYbYS6WxSbIA"}, {"url.query.code": MASK}),
+        ({"assertion": "PHNhbWxwOl9nOFpqdGVzdA"}, {"assertion": MASK}),
+        ({"token": "7Fjfp0ZBr1KtDRbnfVdmIw"}, {"token": MASK}),
+        ({"code": 404, "state": "x"}, {"code": 404, "state": "x"}),
+        ({"code": "NOT_FOUND", "message": "no such user"}, {"code": "NOT_FOUND", "message": "no such user"}),
+    ],
+)
+def test_a_form_in_a_mapping_is_read_like_one_in_text(value, cleaned):
+    """A code, a token or an assertion is masked for its looks or for what stands next to it."""
+    assert SCRUBBER.redact({"form": value}, NOTHING) == {"form": cleaned}
+
+
+class Posing:
+    """Says that it is text, as the proxies of frameworks do."""
+
+    __class__ = str  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return "clean"
+
+
+def test_an_object_that_poses_as_text_is_looked_at_as_what_it_is():
+    """The type counts, not what the object says of it."""
+    value = {"user": Posing()}
+
+    assert SCRUBBER.redact(value, secrets_of(OWN["opaque"])) is value
+
+
+ODD = {
+    "nothing but reserved characters": "+/" * 8192,
+    "letters and reserved characters in turn": "a+b/" * 4096,
+    "long": ("Qk7dW3xPz0sVbN5mL2rTyU8iOpA4" * 600)[:16384],
+    "one letter": "a" * 16384,
+}
+
+
+@pytest.mark.parametrize("token", ODD.values(), ids=ODD)
+def test_a_token_of_any_make_is_searched_for_in_bounded_time(token):
+    """Whoever sends a token chooses it; what it stands in is masked, and no record takes a second."""
+    record = {f"k{at}": f"GET /{at}?x={token[:400]}" for at in range(16)} | {"whole": token, "long": "word " * 12_000}
+    secrets = Secrets((token,))
+
+    begun = time.process_time()
+    cleaned = SCRUBBER.redact(record, secrets)
+
+    assert time.process_time() - begun < 10
+    assert len(_Index.of(token).grams) < 10_000
+    assert cleaned["whole"] == MASK
+    assert not any(token[:40] in text for text in cleaned.values())
+
+
+def test_where_an_odd_token_may_stand_in_another_spelling_nothing_is_left():
+    """Its spellings are too many to search for, so the text goes as a whole."""
+    token = "Qk7dW3xPz0+sVbN5mL2rT/" * 100
+    record = {"a": f"see {quote(token, safe='')} there", "b": "see nothing here"}
+
+    assert SCRUBBER.redact(record, secrets_of(token)) == {"a": MASK, "b": "see nothing here"}
+
+
+def test_what_is_beyond_all_measure_is_masked():
+    """Of a record in which there is a token, only so much text is looked at closely."""
+    token = OWN["opaque"]
+
+    cleaned = SCRUBBER.redact({"a": token} | dict.fromkeys(range(5000), "word " * 100), secrets_of(token))
+
+    assert (cleaned["a"], cleaned[0], cleaned[4999]) == (MASK, "word " * 100, MASK)
 
 
 @pytest.mark.parametrize("text", BENIGN, ids=[f"{n}-{t[:24]}" for n, t in enumerate(BENIGN)])
@@ -256,6 +387,7 @@ HOSTILE = {
     "half-a-megabyte-of-names": "code=" * 100_000,
     "sixty-kilobytes-of-head": OWN["opaque"][:16] * 4000,
     "many-small": [OWN["opaque"][:5]] * 150_000,
+    "twenty-thousand-texts": ["bearer of news"] * 20_000,
     "lone-surrogates": "\ud800" + OWN["opaque"] + "\udfff",
 }
 

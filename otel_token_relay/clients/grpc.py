@@ -90,17 +90,14 @@ def _parts_of(call: tuple[_Channel, Any]) -> Parts:
 
 
 def _carries(call: tuple[_Channel, Any], name: str) -> bool:
-    channel, details = call
-    return (
-        channel.has_credentials
-        or getattr(details, "credentials", None) is not None
-        or any(key.lower() == name for key, _ in details.metadata or ())
-    )
+    return any(key.lower() == name for key, _ in call[1].metadata or ())
 
 
 def _with_token(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
     """Give the metadata to send instead, or ``None`` to leave the call as it is."""
-    value = relay.hop((channel, details), _parts_of, _carries)
+    # What credentials write is added below every interceptor, where it can be neither seen nor replaced.
+    is_fixed = channel.has_credentials or getattr(details, "credentials", None) is not None
+    value = relay.hop((channel, details), _parts_of, _carries, is_fixed=is_fixed)
     if value is None:
         return None
     # Keys are lower case on the wire, and gRPC refuses others.

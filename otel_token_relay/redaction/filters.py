@@ -14,7 +14,8 @@ from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.settings import Settings
 
-# What every record has; the rest was put there by the application (``extra=``).
+# What every record has; the rest was put there by the application (``extra=``), and so are the names.
+_NAMES: Final = frozenset({"funcName", "name", "processName", "taskName", "threadName"})
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 # Before 3.12 a filter could not hand on another record.
@@ -85,9 +86,10 @@ class _Masking:
         stack = self._record.stack_info
         if stack and (new := self._clean(stack)) is not stack:
             changes["stack_info"] = new
-        name = self._clean(self._record.name)
-        if name is not self._record.name:
-            changes["name"] = name
+        for name in _NAMES:
+            value = getattr(self._record, name, None)
+            if value is not None and (new := self._clean(value)) is not value:
+                changes[name] = new
         return changes
 
     def _clean(self, value: Any) -> Any:

@@ -22,10 +22,21 @@ _STRIDE: Final = 6
 # 17 characters are at least 21 whole ones of base64.
 _CODED_STRIDE: Final = 9
 _REMEMBERED: Final = 512
+# Whoever sends a token chooses what it is made of, and each reserved character multiplies its
+# spellings. Of what is longer or odder than these only the plain spelling is searched for in
+# pieces, and a text in which anything else of it may stand is masked as a whole.
+_MAX_SPELLED: Final = 4096
+_MAX_RESERVED: Final = 128
+_INDEXED: Final = 32
 
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _UNRESERVED: Final = re.compile(r"[a-z0-9_.~\-]+")
 ANY_BEARER: Final = "bearer"
+
+# An end of a line in a text, or in the text of a text, and the indentation of the next one.
+_LINE_END: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
+# What an escape puts between two parts of a token.
+_LONGEST_GAP: Final = 4
 
 Interval = tuple[int, int]
 
@@ -35,19 +46,57 @@ def ascii_lower(text: str) -> str:
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
-class _Form(NamedTuple):
-    """One spelling of a token, in lower case, and the grams that give it away."""
+class _Index(NamedTuple):
+    """How to find the pieces of one token in a text in lower case, whatever their spelling.
 
-    text: str
-    grams: tuple[tuple[str, int], ...]
+    Attributes:
+        grams: Pieces of `_GRAM` characters, and where in which spelling each of them stands. Every
+            run of 17 characters of the token has one, so looking up each place of a text finds all.
+        short: Spellings that are no longer than a piece.
+        is_whole: Whether all spellings are in there.
+    """
+
+    grams: dict[str, tuple[str, int]]
+    short: tuple[str, ...]
+    is_whole: bool
 
     @classmethod
-    def of(cls, text: str, stride: int) -> _Form:
-        last = len(text) - _GRAM
-        starts = sorted({*range(0, last + 1, stride), last}) if last > 0 else [0]
-        # The same gram twice would search the text twice.
-        grams = {text[at : at + _GRAM]: at for at in reversed(starts)}
-        return cls(text, tuple(grams.items()))
+    def of(cls, value: str) -> _Index:
+        is_whole = len(value) <= _MAX_SPELLED and sum(map(value.count, "+/=")) <= _MAX_RESERVED
+        spelled = [(value, _STRIDE)]
+        if is_whole:
+            spelled += [(text, _STRIDE) for text in _spellings(value)]
+            spelled += [(text, _CODED_STRIDE) for text in _base64_spellings(value)]
+        grams: dict[str, tuple[str, int]] = {}
+        short: dict[str, None] = {}
+        for text, stride in dict.fromkeys((ascii_lower(text), stride) for text, stride in spelled):
+            last = len(text) - _GRAM
+            if last <= 0:
+                if len(text) >= _SHORTEST_TOKEN:
+                    short[text] = None
+                continue
+            for at in (*range(0, last, stride), last):
+                grams.setdefault(text[at : at + _GRAM], (text, at))
+        return cls(grams, tuple(short), is_whole)
+
+    def find(self, lowered: str) -> Iterator[Interval]:
+        """Give where the pieces are. They may overlap."""
+        for text in self.short:
+            at = lowered.find(text)
+            while at >= 0:
+                yield at, at + len(text)
+                at = lowered.find(text, at + 1)
+        if not self.grams:
+            return
+        at, last, find = 0, len(lowered) - _GRAM, self.grams.get
+        while at <= last:
+            hit = find(lowered[at : at + _GRAM])
+            if hit is None:
+                at += 1
+                continue
+            start, end = _extend(lowered, at, *hit)
+            yield start, end
+            at = max(at + 1, end - _GRAM + 1)
 
 
 class Secrets:
@@ -96,30 +145,42 @@ class Secrets:
 
     def may_stand_in(self, lowered: str) -> bool:
         """Say the same of a text in lower case."""
-        return bool([anchor for anchor in self.anchors if anchor in lowered and anchor is not ANY_BEARER])
+        return any(anchor is not ANY_BEARER for anchor in self.anchors_in(lowered))
 
-    def mask_in(self, text: str, mask: str) -> str:
-        """Replace every part of a token, whatever its spelling."""
-        hits = self.intervals_in(text)
-        if not hits:
-            return text
-        parts: list[str] = []
-        done = 0
-        for start, end in hits:
-            parts += (text[done:start], mask)
-            done = end
-        return "".join([*parts, text[done:]])
+    def those_in(self, text: str) -> Secrets:
+        """Give those of the tokens of which a part may stand in a text."""
+        lowered = ascii_lower(text)
+        return Secrets(tuple([value for value in self.values if Secrets((value,)).may_stand_in(lowered)]))
+
+    def anchors_in(self, lowered: str) -> list[str]:
+        """Give the anchors that stand in a text in lower case, also over the ends of its lines."""
+        # No loop is quicker than a comprehension, though this one does not stop at the first.
+        found = [anchor for anchor in self.anchors if anchor in lowered]
+        if not found and ("\n" in lowered or "\\n" in lowered):
+            flat = _LINE_END.sub("", lowered)
+            found = [anchor for anchor in self.anchors if anchor in flat]
+        return found
 
     def intervals_in(self, text: str) -> list[Interval]:
         """Give where the parts of tokens are, in order and apart from each other."""
-        found: list[Interval] = []
         if len(text) < _SHORTEST_TOKEN or not self.values:
-            return found
+            return []
         lowered = ascii_lower(text)
+        found = self._find(lowered)
+        if "\n" in lowered or "\\n" in lowered:
+            # What is wrapped is found where it is not, and taken out with the ends of lines in it.
+            flat, places = _unwrap(lowered)
+            found += [(places[start], places[end - 1] + 1) for start, end in self._find(flat)]
+        return merge(found, gap=_LONGEST_GAP)
+
+    def _find(self, lowered: str) -> list[Interval]:
+        found: list[Interval] = []
         for value in self.values:
-            for form in _forms(value):
-                found += _find(lowered, form)
-        return _merge(found)
+            index = _index_of(value)
+            if not index.is_whole and any(anchor in lowered for anchor in _anchors(value)):
+                return [(0, len(lowered))]
+            found += index.find(lowered)
+        return found
 
 
 NOTHING: Final = Secrets()
@@ -137,15 +198,10 @@ def secrets_of(*values: str) -> Secrets:
     return secrets_of_one(*values) if len(values) == 1 else Secrets(values)
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def _forms(value: str) -> tuple[_Form, ...]:
-    """Give every spelling of a token. Most tokens are never found anywhere, and need none."""
-    if len(value) < _SHORTEST_TOKEN:
-        return ()
-    spelled = [(text, _STRIDE) for text in _spellings(value)]
-    spelled += [(text, _CODED_STRIDE) for text in _base64_spellings(value)]
-    lowered = {ascii_lower(text): stride for text, stride in spelled if len(text) >= _SHORTEST_TOKEN}
-    return tuple(_Form.of(text, stride) for text, stride in lowered.items())
+@lru_cache(maxsize=_INDEXED)
+def _index_of(value: str) -> _Index:
+    """Make a token's index on first use: most tokens are never found anywhere, and need none."""
+    return _Index.of(value) if len(value) >= _SHORTEST_TOKEN else _Index({}, (), True)
 
 
 def _anchors(value: str) -> tuple[str, ...]:
@@ -233,26 +289,9 @@ def _base64_spellings(value: str) -> Iterator[str]:
             yield quote(coded, safe="")
 
 
-def _find(lowered: str, form: _Form) -> Iterator[Interval]:
-    length = len(form.text)
-    at = lowered.find(form.text)
-    if at >= 0:
-        blank = "\0" * length
-        while at >= 0:
-            yield at, at + length
-            at = lowered.find(form.text, at + length)
-        lowered = lowered.replace(form.text, blank)
-    for gram, offset in form.grams:
-        at = lowered.find(gram)
-        while at >= 0:
-            start, end = _extend(lowered, at, form.text, offset, len(gram))
-            yield start, end
-            at = lowered.find(gram, max(end - len(gram) + 1, at + 1))
-
-
-def _extend(text: str, at: int, form: str, offset: int, length: int) -> Interval:
+def _extend(text: str, at: int, form: str, offset: int) -> Interval:
     """Widen a hit as far as the text and the form agree."""
-    start, end, left, right = at, at + length, offset, offset + length
+    start, end, left, right = at, at + _GRAM, offset, offset + _GRAM
     while start and left and text[start - 1] == form[left - 1]:
         start, left = start - 1, left - 1
     while end < len(text) and right < len(form) and text[end] == form[right]:
@@ -260,11 +299,25 @@ def _extend(text: str, at: int, form: str, offset: int, length: int) -> Interval
     return start, end
 
 
-def _merge(found: list[Interval]) -> list[Interval]:
-    """Put together what overlaps, and what only an escape or a line break keeps apart."""
+def _unwrap(text: str) -> tuple[str, list[int]]:
+    """Take out the ends of lines; give what is left and where each character of it stood."""
+    pieces: list[str] = []
+    places: list[int] = []
+    done = 0
+    for end in _LINE_END.finditer(text):
+        pieces.append(text[done : end.start()])
+        places += range(done, end.start())
+        done = end.end()
+    pieces.append(text[done:])
+    places += range(done, len(text))
+    return "".join(pieces), places
+
+
+def merge(found: list[Interval], *, gap: int = 0) -> list[Interval]:
+    """Put in order, and together what overlaps or has no more than *gap* characters between."""
     merged: list[Interval] = []
     for start, end in sorted(found):
-        if merged and start - merged[-1][1] <= 4:
+        if merged and start - merged[-1][1] <= gap:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
             merged.append((start, end))

@@ -7,6 +7,7 @@ that never had it. What they have is the trace.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
 from typing import Any, Final
@@ -44,6 +45,10 @@ class TokenMemory:
         self._old: dict[int, Secrets] = {}
         self._loose: deque[str] = deque(maxlen=_LOOSE_TOKENS)
         self._threads = threading.local()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Take a new lock: in a forked child, whoever held the old one is not there to release it."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -69,15 +74,22 @@ class TokenMemory:
 
     def remember_here(self, value: str) -> None:
         """Add a token to those of this thread, for what it says when the request is over."""
+        here = self._threads.__dict__
         try:
-            self._threads.values.append(value)
-        except AttributeError:
-            self._threads.values = deque([value], _TOKENS_OF_A_THREAD)
+            here["values"].append(value)
+        except KeyError:
+            here["values"] = deque([value], _TOKENS_OF_A_THREAD)
+        here["secrets"] = None
 
     def here(self) -> Secrets:
         """Give the tokens that this thread had last: a server logs a request after it, without its trace."""
-        values = getattr(self._threads, "values", None)
-        return secrets_of(*dict.fromkeys(values)) if values else NOTHING
+        here = self._threads.__dict__
+        if not here:
+            return NOTHING
+        if here["secrets"] is None:
+            here["secrets"] = secrets_of(*dict.fromkeys(here["values"]))
+        known: Secrets = here["secrets"]
+        return known
 
     def loose(self) -> Secrets:
         """Give the tokens that were bound last where there was no trace."""
@@ -116,6 +128,8 @@ class TokenMemory:
 
 
 MEMORY: Final = TokenMemory()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=MEMORY.renew_lock)
 _listeners = 0
 _lock = threading.Lock()
 
@@ -177,20 +191,22 @@ def hold_token(span: Any, token: BearerToken) -> None:
 
 
 def secrets_of_span(span: Any, trace_id: int) -> Secrets:
-    """Give the tokens of a span: its trace's, and its own."""
+    """Give the tokens of a span: its trace's, its own, and that of the context in which it ends.
+
+    For one that has none of these, they are those that the thread had last: a span that is nobody's
+    may have been given its attributes while a token was bound.
+    """
     known = MEMORY.young.get(trace_id)
     held: Secrets | None = getattr(span, _HELD, None)
-    if known is not None and held is known:
-        return known
-    known = known or MEMORY.find(trace_id)
-    if held is not None:
-        if set(held.values) <= set(known.values):
-            return known
-        return secrets_of(*dict.fromkeys(held.values + known.values))
-    if known is not NOTHING:
-        return known
+    if known is None or held is not known:
+        known = known or MEMORY.find(trace_id)
+        if held is not None and not set(held.values) <= set(known.values):
+            known = secrets_of(*dict.fromkeys(held.values + known.values))
     token: Any = otel_context.get_current().get(TOKEN_KEY)
-    return NOTHING if token is None else secrets_of_one(token.reveal())
+    if token is None:
+        return MEMORY.here() if known is NOTHING else known
+    value: str = token.reveal()
+    return known if value in known.values else _joined(known, value)
 
 
 def with_trace(secrets: Secrets, trace_id: int | None) -> Secrets:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.fragments import Secrets
+from otel_token_relay.redaction.fragments import NOTHING, Secrets
 from otel_token_relay.redaction.memory import MEMORY, secrets_in
 from otel_token_relay.redaction.records import clean_resource, clean_scope, gather_resource, gather_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
@@ -35,6 +35,9 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             if attributes := measurement.attributes:
                 try:
                     secrets = secrets_in(measurement.context)
+                    if secrets is NOTHING and hasattr(measurement.instrument, "callback"):
+                        # Made in the reader's thread, which has no request and no token of its own.
+                        secrets = MEMORY.loose()
                     # Series are few and come again and again.
                     if not is_known(attributes, scrubber, secrets):
                         measurement = redacted(measurement, scrubber, secrets)
@@ -49,8 +52,8 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             data = original(self)
             try:
                 return data if data is None else clean_collected(data, scrubber)
-            except Exception:  # noqa: BLE001  # nothing leaves as it was
-                return None
+            except Exception:  # noqa: BLE001  # nothing leaves as it was; the numbers count
+                return wiped(data)
 
         return collect
 
@@ -92,10 +95,39 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
             suspect = gather_scope(scoped.scope, scrubber, strings, secrets) or suspect
             for metric in scoped.metrics:
                 strings += (metric.name, metric.description or "", metric.unit or "")
-    if not suspect and not scrubber.is_suspect("\0".join(strings), secrets):
+    joined = "\0".join(strings)
+    if not suspect and not scrubber.is_suspect(joined, secrets):
         return data
+    secrets = secrets.those_in(joined)  # thousands are remembered, and each one is searched for by itself
     return dataclasses.replace(
         data, resource_metrics=[_clean_resource_metrics(part, scrubber, secrets) for part in data.resource_metrics]
+    )
+
+
+def wiped(data: Any) -> Any:
+    """Leave the numbers and their attributes, which are clean, and nothing that was said of them."""
+    return dataclasses.replace(
+        data,
+        resource_metrics=[
+            dataclasses.replace(
+                part,
+                resource=type(part.resource)({}),
+                schema_url="",
+                scope_metrics=[
+                    dataclasses.replace(
+                        scoped,
+                        scope=type(scoped.scope)(FAILED),
+                        schema_url="",
+                        metrics=[
+                            dataclasses.replace(metric, name=FAILED, description="", unit="")
+                            for metric in scoped.metrics
+                        ],
+                    )
+                    for scoped in part.scope_metrics
+                ],
+            )
+            for part in data.resource_metrics
+        ],
     )
 
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Iterator
 from typing import Final
+
+Interval = tuple[int, int]
 
 # RFC 6749; RFC 7009; RFC 7521; RFC 7636; RFC 8628; RFC 8693; OpenID Connect Core and Logout.
 PARAMETER_NAMES: Final = frozenset(
@@ -53,7 +56,7 @@ _PARAMETER: Final = re.compile(
     rf"""{_BEFORE_NAME}(?:(?P<strong>{_STRONG})|(?<![_.\-])(?P<weak>{_WEAK}))
     (?:
         # "name": "value", 'name', b'value', 'name': ['value']
-        (?P<named>{_QUOTE})\s{{0,8}}(?::|=>|=|,|%3[Aa])\s{{0,8}}(?:\[\s{{0,8}})?b?(?P<quote>{_QUOTE})
+        {_QUOTE}\s{{0,8}}(?::|=>|=|(?P<comma>,)|%3[Aa])\s{{0,8}}(?:\[\s{{0,8}})?b?(?P<quote>{_QUOTE})
       | # name="value"
         \s{{0,8}}[=:]\s{{0,8}}b?(?P<quote2>{_QUOTE})
       | # name=value, name%3Dvalue
@@ -83,15 +86,25 @@ _is_nothing = re.compile(
     r"|unknown|absent|redacted|x+|\.+|-+|\*+|:\w+)\.?",
     re.IGNORECASE,
 ).fullmatch
+# What SQL, templates and shells write where a value is to come.
+_is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
+# A name of a program: no digits, or it could be anything.
+_is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
-_is_words = re.compile(r"[a-z]+(?:[ _.\-][a-z]+)*", re.IGNORECASE).fullmatch
+# Words, in the usual ways of writing several as one, and short numbers between them.
+_WORD: Final = (
+    r"(?:[a-z]{1,22}+|[A-Z][a-z]{0,21}+(?![a-z])|[A-Z]{2,22}+(?![a-z])|[A-Z]?[a-z]{2,15}+(?:[A-Z][a-z]{2,15}+)++)"
+)
+_is_words = re.compile(rf"(?:{_WORD}\d?|\d{{1,4}}+)(?:[ _.\-/:]+(?:{_WORD}\d?|\d{{1,4}}+))*").fullmatch
 _AUTH_PARAMETERS: Final = frozenset(
     {"realm", "scope", "error", "error_description", "error_uri", "resource_metadata", "charset", "algs", "title"}
 )
 
-# What stands next to a code that makes it OAuth's.
+# What stands next to a code that makes it OAuth's, in a text and as the other keys of a mapping.
 _COMPANY: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
+COMPANY_KEYS: Final = frozenset(name.rstrip("=") for name in _COMPANY)
+WEAK_NAMES: Final = frozenset(_WEAK.split("|"))
 
 # The first name in a JOSE header (RFC 7515, RFC 7516) or in a set of claims (RFC 7519, RFC 9068).
 _first_name = re.compile(
@@ -125,22 +138,17 @@ def has_parameter_mark(lowered: str) -> bool:
     )
 
 
-def redact_by_rule(text: str, mask: str) -> str:
-    """Give *text* without what looks like a credential; the same object if there is none."""
+def intervals_by_rule(text: str) -> list[Interval]:
+    """Give where something looks like a credential, in no order, and perhaps one within another."""
+    found: list[Interval] = []
     if "eyJ" in text:
-        text = _sub(_JWT, lambda match: mask if _is_jwt(match[0]) else match[0], text)
+        found += [match.span() for match in _JWT.finditer(text) if _is_jwt(match[0])]
     lowered = text.lower()
     if _has_mark(lowered) is not None:
-        text = _redact_parameters(text, mask)
+        found += _parameters_in(text)
     if "bearer" in lowered:
-        whole = text
-        text = _sub(_BEARER, lambda match: _redact_bearer(match, whole, mask), text)
-    return text
-
-
-def _sub(pattern: re.Pattern[str], replace: object, text: str) -> str:
-    new = pattern.sub(replace, text)  # type: ignore[call-overload]
-    return text if new == text else new
+        found += [match.span("value") for match in _BEARER.finditer(text) if _is_bearer(match, text)]
+    return found
 
 
 def _is_jwt(text: str) -> bool:
@@ -156,10 +164,9 @@ def _is_jwt(text: str) -> bool:
     return _first_name(decoded) is not None
 
 
-def _redact_parameters(text: str, mask: str) -> str:
+def _parameters_in(text: str) -> Iterator[Interval]:
     in_company: bool | None = None
-    parts: list[str] = []
-    done = at = 0
+    at = 0
     while match := _PARAMETER.search(text, at):
         start, end = match.span("value")
         at = end
@@ -167,42 +174,58 @@ def _redact_parameters(text: str, mask: str) -> str:
         if quote in _QUOTED and (quoted := _QUOTED[quote].match(text, start)) is not None:
             end = max(end, quoted.end())
         value = text[start:end]
-        if match["strong"]:
-            is_secret = not _is_nothing(value) and (not match["loose"] or _looks_secret(value))
-        elif _looks_secret(value):
+        if match["comma"]:
+            # A pair, or two names in a list.
+            is_secret = looks_secret(value) or (
+                text[match.start() - 2 : match.start() - 1] == "(" and not _is_words(value)
+            )
+        elif match["strong"]:
+            is_secret = not is_nothing(value) and not (match["loose"] and not looks_secret(value))
+            is_secret = is_secret and not _is_code(match, end, text)
+        elif looks_secret(value):
             is_secret = not match["loose"]
         else:
             if in_company is None:
                 in_company = any(word in text for word in _COMPANY)
-            is_secret = in_company and not match["loose"] and not _is_nothing(value) and match["weak"] != "token"
+            is_secret = in_company and not match["loose"] and not is_nothing(value) and match["weak"] != "token"
         if is_secret:
-            parts += (text[done:start], mask)
-            done = at = end
-    return "".join([*parts, text[done:]]) if parts else text
+            yield start, end
+            at = end
 
 
-def _looks_secret(value: str) -> bool:
+def _is_code(match: re.Match[str], end: int, text: str) -> bool:
+    """Tell ``refresh(access_token=self._token, …)`` from a value: a name is handed on to a name."""
+    value = match["value"]
+    return (
+        _is_name(value) is not None
+        and text[match.start() - 1 : match.start()] in ("(", " ")
+        and (text[end : end + 1] in (")", ",", "(") or value.startswith("self."))
+    )
+
+
+def looks_secret(value: str) -> bool:
     """Tell a credential from a number, a word, a constant or several of them."""
-    if len(value) < 10 or value.isdecimal():
+    if len(value) < 10 or value.isdecimal() or _is_words(value):
         return False
-    if _is_words(value):
-        return len(value) >= 24 and _is_words(value[:24]) is not None and value.isalnum()
     if _is_constant(value) and len(value) < 24:
         return False
     return any(c.isdigit() for c in value) or len(value) >= 24
 
 
-def _redact_bearer(match: re.Match[str], text: str, mask: str) -> str:
+def is_nothing(value: str) -> bool:
+    """Whether a value says that there is none, or that one is to come."""
+    return not value or _is_nothing(value) is not None or _is_placeholder(value) is not None
+
+
+def _is_bearer(match: re.Match[str], text: str) -> bool:
     value = match["value"]
     after = text[match.end() : match.end() + 2]
     name = value.rstrip("=.,")
     if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, match, text):
-        return match[0]
+        return False
     if value.endswith("=") and after[:1] in ('"', "'"):
-        return match[0]  # another auth-param
-    if after in ('":', "':") and _is_words(name):
-        return match[0]  # the next name of an object
-    return match[0][: match.start("value") - match.start()] + mask
+        return False  # another auth-param
+    return not (after in ('":', "':") and _is_words(name))  # the next name of an object
 
 
 def _is_bearer_value(value: str, match: re.Match[str], text: str) -> bool:
@@ -210,7 +233,7 @@ def _is_bearer_value(value: str, match: re.Match[str], text: str) -> bool:
     is_quoted = before[-1:] in ("'", '"') and text[match.end() : match.end() + 1] in ("'", '"', "\\")
     if match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower():
         # Nothing else is in there, so only a word by itself is let through ("Bearer token").
-        return not (value.isalpha() and len(value) <= 15) and not _is_nothing(value) and bool(value)
+        return not (value.isalpha() and _is_words(value)) and not is_nothing(value) and bool(value)
     if len(value) >= 20:
-        return True
+        return not _is_words(value)
     return len(value) >= 8 and any(c.isdigit() for c in value) and not _is_specification(value)

@@ -19,8 +19,16 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from otel_token_relay.redaction.fragments import Secrets, ascii_lower
-from otel_token_relay.redaction.rules import PARAMETER_NAMES, has_parameter_mark, redact_by_rule
+from otel_token_relay.redaction.fragments import Secrets, ascii_lower, merge
+from otel_token_relay.redaction.rules import (
+    COMPANY_KEYS,
+    PARAMETER_NAMES,
+    WEAK_NAMES,
+    has_parameter_mark,
+    intervals_by_rule,
+    is_nothing,
+    looks_secret,
+)
 
 MASK: Final = "[REDACTED]"
 FAILED: Final = "[REDACTION FAILED]"
@@ -37,6 +45,14 @@ _MAX_READ_BY_RULE: Final = 1_048_576
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
+# What one value of a suspect record may have of text that is looked at closely, and what a text
+# counts in characters besides its own.
+_MAX_CHARACTERS: Final = 1_048_576
+_TEXT_OVERHEAD: Final = 256
+
+# The shortest credential there is: ``Bearer x``. What is shorter holds none.
+_SHORTEST: Final = 8
+
 _MAX_KNOWN: Final = 4096
 # Words with at most three digits after each: what the names of attributes are made of, and what no
 # token is. Such a key is looked at once, for all tokens to come.
@@ -44,6 +60,9 @@ _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._
 _MAX_ORDINARY: Final = 160
 
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
+_BYTES: Final = (bytes, bytearray, memoryview)
+_TEXTS: Final = (str, *_BYTES)
+_SEQUENCES: Final = (list, tuple, set, frozenset)
 
 
 class Scrubber:
@@ -72,8 +91,7 @@ class Scrubber:
         if "J" in joined and "eyJ" in joined:
             return True
         lowered = joined.lower()
-        # No loop is quicker than a comprehension, though this one does not stop at the first.
-        return bool([anchor for anchor in secrets.anchors if anchor in lowered]) or has_parameter_mark(lowered)
+        return bool(secrets.anchors_in(lowered)) or has_parameter_mark(lowered)
 
     def gather(self, values: Mapping[str, Any], strings: list[str], secrets: Secrets) -> bool:
         """Append every text of a mapping to *strings*; say whether it is suspect by itself."""
@@ -95,9 +113,9 @@ class Scrubber:
         for key in values:
             if key in self.known_keys:
                 continue
-            if not isinstance(key, str):
+            if not issubclass(type(key), str):
                 suspect = _gather(key, strings, self, secrets, _Budget()) or suspect
-            elif self.is_sensitive(key):
+            elif self.is_sensitive(key) or _is_weak(key):
                 suspect = True
             else:
                 strings.append(key)
@@ -140,21 +158,29 @@ class Scrubber:
 
     def clean_text(self, text: str, secrets: Secrets) -> str:
         """Do the thorough stage on one text."""
-        if text.isascii() and text.isdecimal():
-            return text if len(text) < 8 else self._clean_long(text, secrets)
-        return self._clean_long(text, secrets)
-
-    def _clean_long(self, text: str, secrets: Secrets) -> str:
+        if len(text) < _SHORTEST or (len(text) < 24 and text.isdecimal() and not secrets.stand_in(text)):
+            return text
         if len(text) > _MAX_SEARCHED and (len(text) > _MAX_READ_BY_RULE or secrets.stand_in(text)):
             return MASK if self.is_suspect(text, secrets) else text
+        found = intervals_by_rule(text)
         if len(text) <= _MAX_SEARCHED:
-            text = secrets.mask_in(text, MASK)
-        return redact_by_rule(text, MASK)
+            # Both look at the text as it was: what one of them took out would hide the rest from the other.
+            found += secrets.intervals_in(text)
+        return _masked(text, merge(found)) if found else text
 
     def clean_mapping(self, values: Mapping[str, Any], secrets: Secrets) -> dict[str, Any] | None:
         """Give a clean copy of attributes, ``None`` if they are clean as they are."""
         cleaned = self.clean(dict(values), secrets)
         return None if all(cleaned.get(key, cleaned) is value for key, value in values.items()) else cleaned
+
+
+def _masked(text: str, intervals: list[tuple[int, int]]) -> str:
+    parts: list[str] = []
+    done = 0
+    for start, end in intervals:
+        parts += (text[done:start], MASK)
+        done = end
+    return "".join([*parts, text[done:]])
 
 
 class _Budget:
@@ -169,23 +195,25 @@ class _Budget:
 def _gather(
     value: object, strings: list[str], scrubber: Scrubber, secrets: Secrets, budget: _Budget, depth: int = 0
 ) -> bool:
-    if isinstance(value, str):
+    # By the type itself: what an object says of its class (a proxy's is another's) is no help here.
+    kind = type(value)
+    if issubclass(kind, str):
         strings.append(str.__str__(value))
         return False
-    if value is None or isinstance(value, (int, float)):
+    if value is None or issubclass(kind, (int, float)):
         return False
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        strings.append(bytes(value).decode("latin-1"))
+    if issubclass(kind, _BYTES):
+        strings.append(_text_of(value))
         return False
-    if isinstance(value, Mapping):
-        children: Iterable[object] = value.values()
-        suspect = scrubber._gather_keys(value, strings, secrets)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        children = value
+    if issubclass(kind, Mapping):
+        children: Iterable[object] = value.values()  # type: ignore[attr-defined]
+        suspect = scrubber._gather_keys(value, strings, secrets)  # type: ignore[arg-type]
+    elif issubclass(kind, _SEQUENCES):
+        children = value  # type: ignore[assignment]
         suspect = False
-        if len(value) > 1:
+        if len(value) > 1:  # type: ignore[arg-type]
             # A token may be cut into the elements, at no place that would be left to see.
-            strings.append("".join([item for item in value if isinstance(item, str)]))
+            strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
     else:
         # Whoever exports it will want it as text.
         strings.append(str(value))
@@ -211,34 +239,38 @@ class _Cleaning:
         self._scrubber = scrubber
         self._secrets = secrets
         self._budget = _Budget()
+        self._characters = _MAX_CHARACTERS
 
     def value(self, value: Any, depth: int) -> Any:
-        if isinstance(value, str):
+        kind = type(value)
+        if issubclass(kind, str):
             plain = str.__str__(value)
-            cleaned = self._scrubber.clean_text(plain, self._secrets)
+            cleaned = self._text(plain)
             return value if cleaned is plain or cleaned == plain else cleaned
-        if value is None or isinstance(value, (int, float)):
+        if value is None or issubclass(kind, (int, float)):
             return value
-        if isinstance(value, (bytes, bytearray, memoryview)):
-            return self._bytes(value)
+        if issubclass(kind, _BYTES):
+            text = _text_of(value)
+            cleaned = self._text(text)
+            return value if cleaned == text else cleaned.encode("latin-1")
         self._budget.left -= 1
         if self._budget.left < 0 or depth > _MAX_DEPTH:
             return MASK
-        if isinstance(value, Mapping):
+        if issubclass(kind, Mapping):
             return self._mapping(value, depth)
-        if isinstance(value, (list, tuple, set, frozenset)):
+        if issubclass(kind, _SEQUENCES):
             return self._sequence(value, depth)
         return self._object(value)
 
-    def _bytes(self, value: bytes | bytearray | memoryview) -> object:
-        text = bytes(value).decode("latin-1")
-        cleaned = self._scrubber.clean_text(text, self._secrets)
-        return value if cleaned == text else cleaned.encode("latin-1")
+    def _text(self, text: str) -> str:
+        # What is beyond all measure is masked: looking at it would cost seconds.
+        self._characters -= len(text) + _TEXT_OVERHEAD
+        return self._scrubber.clean_text(text, self._secrets) if self._characters >= 0 else MASK
 
     def _object(self, value: object) -> object:
         try:
             text = str(value)
-            cleaned = self._scrubber.clean_text(text, self._secrets)
+            cleaned = self._text(text)
         except Exception:  # noqa: BLE001  # its own code, of which nothing is known
             return FAILED
         return value if cleaned == text else cleaned
@@ -248,9 +280,11 @@ class _Cleaning:
         cleaned = {}
         for key, value in values.items():
             new_key = self.value(key, depth + 1) if not _is_plain_number(key) else key
-            if isinstance(key, str) and self._scrubber.is_sensitive(key):
+            if issubclass(type(key), str) and self._scrubber.is_sensitive(key):
                 is_ours = _is_named(_normalize_key(key), self._scrubber._keys)
                 new = _mask_all(value, numbers_too=is_ours, depth=depth)
+            elif issubclass(type(key), str) and _is_weak(key) and _is_credential(key, value, values):
+                new = _mask_all(value, numbers_too=False, depth=depth)
             else:
                 new = self.value(value, depth + 1)
             changed = changed or new is not value or new_key is not key
@@ -263,13 +297,13 @@ class _Cleaning:
         cleaned = [MASK if at in split else self.value(item, depth + 1) for at, item in enumerate(before)]
         if all(new is old for new, old in zip(cleaned, before, strict=True)):
             return values
-        if isinstance(values, list):
+        if issubclass(type(values), list):
             return cleaned
-        return tuple(cleaned) if isinstance(values, tuple) else type(values)(cleaned)
+        return tuple(cleaned) if issubclass(type(values), tuple) else type(values)(cleaned)
 
     def _split_over(self, items: list[Any]) -> set[int]:
         """Give the elements over which a token is cut up."""
-        texts = [(at, item) for at, item in enumerate(items) if isinstance(item, str)]
+        texts = [(at, _text_of(item)) for at, item in enumerate(items) if issubclass(type(item), _TEXTS)]
         if len(texts) < 2:
             return set()
         joined = "".join([text for _, text in texts])
@@ -290,18 +324,37 @@ class _Cleaning:
 
 def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
     """Mask a value of a sensitive key, keeping the shape of a sequence."""
-    if value is None or (isinstance(value, (int, float)) and not numbers_too):
+    kind = type(value)
+    if value is None or (issubclass(kind, (int, float)) and not numbers_too):
         return value
-    if isinstance(value, (list, tuple)) and depth < _MAX_DEPTH and len(value) <= 1000:
+    if issubclass(kind, (list, tuple)) and depth < _MAX_DEPTH and len(value) <= 1000:
         cleaned = [_mask_all(item, numbers_too=numbers_too, depth=depth + 1) for item in value]
         if all(new is old for new, old in zip(cleaned, value, strict=True)):
             return value
-        return cleaned if isinstance(value, list) else tuple(cleaned)
-    return value if isinstance(value, str) and value == MASK else MASK
+        return cleaned if issubclass(kind, list) else tuple(cleaned)
+    return value if kind is str and value == MASK else MASK
+
+
+def _is_weak(key: str) -> bool:
+    return ascii_lower(key).rpartition(".")[2] in WEAK_NAMES
+
+
+def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
+    """Tell a code of OAuth, under a key that often holds something else, by its looks or its neighbours."""
+    texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
+    if any(looks_secret(text) for text in texts):
+        return True
+    is_token = ascii_lower(key).endswith("token")
+    in_company = not COMPANY_KEYS.isdisjoint(name for name in values if type(name) is str)
+    return in_company and not is_token and not all(is_nothing(text) for text in texts)
+
+
+def _text_of(value: Any) -> str:
+    return str.__str__(value) if issubclass(type(value), str) else bytes(value).decode("latin-1")
 
 
 def _is_plain_number(key: object) -> bool:
-    return key is None or isinstance(key, (int, float))
+    return key is None or issubclass(type(key), (int, float))
 
 
 def _normalize_key(key: str) -> str:

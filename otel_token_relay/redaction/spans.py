@@ -75,7 +75,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
             try:  # as note_start does, without one more call for every span there is
-                token = (get_current() if parent_context is None else parent_context).get(TOKEN_KEY)
+                token: Any = (get_current() if parent_context is None else parent_context).get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token)
             except Exception:  # the span starts all the same

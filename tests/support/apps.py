@@ -7,6 +7,7 @@
     /boom    like /keep, and fails
     /kept    what those contexts see by now and why they relay nothing; they are forgotten
     /peek    the same, and they are not
+    /socket  (where there are WebSockets) like /keep, and then like /token for each message
     /later   (Starlette, FastAPI) background work that notes what it sees when it is released
 
 A framework is imported only by the function that builds its application.
@@ -15,6 +16,7 @@ A framework is imported only by the function that builds its application.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import sys
@@ -241,6 +243,9 @@ def falcon_asgi() -> Any:
         async def on_websocket(self, request: Any, websocket: Any) -> None:
             await websocket.accept()
             await websocket.send_text(keep())
+            with contextlib.suppress(falcon.WebSocketDisconnected):
+                while await websocket.receive_text():
+                    await websocket.send_text(seen())
 
     app = falcon.asgi.App()
     app.add_error_handler(Boom, _let_out_async)
@@ -298,6 +303,59 @@ def django_asgi() -> Any:
     from django.core.handlers.asgi import ASGIHandler
 
     return ASGIHandler()
+
+
+def quart() -> Any:
+    import quart
+
+    app = quart.Quart(__name__)
+
+    @app.get("/<name>")
+    async def answer(name: str) -> Any:
+        if name == "boom":
+            fail()
+        if name in ("stream", "slow"):
+            return quart.Response(async_pieces() if name == "stream" else async_slow_pieces())
+        return ANSWERS[name]()
+
+    @app.websocket("/socket")
+    async def socket() -> None:
+        await quart.websocket.send(keep())
+        while await quart.websocket.receive():
+            await quart.websocket.send(seen())
+
+    @app.errorhandler(Boom)
+    async def failed(_: Exception) -> Any:
+        return "", 500
+
+    return app
+
+
+def litestar() -> Any:
+    import litestar
+    from litestar.response import Stream
+
+    def route(name: str) -> Any:
+        async def answer() -> Any:
+            if name == "boom":
+                fail()
+            if name in ("stream", "slow"):
+                return Stream(async_pieces() if name == "stream" else async_slow_pieces())
+            return ANSWERS[name]()
+
+        answer.__annotations__ = {"return": Any}
+        return litestar.get(f"/{name}", media_type="text/plain", name=name)(answer)
+
+    async def socket(socket: Any) -> None:
+        await socket.accept()
+        await socket.send_text(keep())
+        with contextlib.suppress(litestar.exceptions.WebSocketDisconnect):
+            while await socket.receive_text():
+                await socket.send_text(seen())
+
+    socket.__annotations__ = {"socket": litestar.WebSocket, "return": None}
+    routes = [route(name) for name in (*ANSWERS, "boom", "stream", "slow")]
+    return litestar.Litestar([*routes, litestar.websocket("/socket")(socket)], logging_config=None, openapi_config=None)
 
 
 # WSGI
@@ -430,11 +488,147 @@ def _set_up_django() -> None:
     django.setup()
 
 
+# Servers with a protocol of their own
+
+
+def aiohttp_web(*middlewares: Any) -> Any:
+    # By attribute: instrumentation puts a class of its own there.
+    from aiohttp import web
+
+    app = web.Application(middlewares=[*middlewares])
+    app.router.add_get("/{name}", aiohttp_handler(_write_by_itself))
+    return app
+
+
+def aiohttp_handler(stream: Callable[[Any, AsyncIterator[bytes]], Any]) -> Any:
+    from aiohttp import web
+
+    async def answer(request: Any) -> Any:
+        name = request.path[1:]
+        if name == "boom":
+            fail()
+        if name in ("stream", "slow"):
+            return await stream(request, async_pieces() if name == "stream" else async_slow_pieces())
+        if name == "socket":
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            await socket.send_str(keep())
+            async for _ in socket:
+                await socket.send_str(seen())
+            return socket
+        return web.Response(text=ANSWERS.get(name, keep)(), status=200 if name in ANSWERS else 404)
+
+    return answer
+
+
+async def _write_by_itself(request: Any, pieces: AsyncIterator[bytes]) -> Any:
+    from aiohttp import web
+
+    response = web.StreamResponse()
+    await response.prepare(request)
+    async for piece in pieces:
+        await response.write(piece)
+    return response
+
+
+async def write_afterwards(_: Any, pieces: AsyncIterator[bytes]) -> Any:
+    """Give the body to aiohttp, which makes it when the handler has returned."""
+    from aiohttp import web
+
+    return web.Response(body=pieces)
+
+
+def tornado() -> Any:
+    import tornado.web
+    import tornado.websocket
+
+    class Handler(tornado.web.RequestHandler):
+        async def get(self, name: str) -> None:
+            if name == "boom":
+                fail()
+            if name in ("stream", "slow"):
+                async for piece in async_pieces() if name == "stream" else async_slow_pieces():
+                    self.write(piece)
+                    await self.flush()
+            else:
+                self.set_status(200 if name in ANSWERS else 404)
+                self.write(ANSWERS.get(name, keep)())
+
+        head = get
+
+        def log_exception(self, *_: Any) -> None:
+            """Keep quiet about /boom, and about who has gone away."""
+
+    class Socket(tornado.websocket.WebSocketHandler):
+        async def open(self) -> None:
+            await self.write_message(keep())
+
+        async def on_message(self, message: Any) -> None:
+            await self.write_message(seen())
+
+    return tornado.web.Application([("/socket", Socket), ("/(.*)", Handler)], log_function=lambda _: None)
+
+
+def grpc_handlers() -> Any:
+    """The same as methods of a gRPC service. It also answers /upload, request by request."""
+    import grpc
+
+    def method(name: str) -> Callable[[bytes, Any], bytes]:
+        return lambda request, context: _answer_or_fail(name).encode()
+
+    def stream(pieces: Callable[[], Iterator[bytes]]) -> Any:
+        def answer(request: bytes, context: Any) -> Iterator[bytes]:
+            yield from pieces()
+
+        return grpc.unary_stream_rpc_method_handler(answer)
+
+    def upload(requests: Iterator[bytes], context: Any) -> bytes:
+        return " ".join(seen() for _ in requests).encode()
+
+    handlers = {name: grpc.unary_unary_rpc_method_handler(method(name)) for name in (*ANSWERS, "boom")}
+    handlers |= {"stream": stream(pieces), "slow": stream(slow_pieces)}
+    handlers["upload"] = grpc.stream_unary_rpc_method_handler(upload)
+    return grpc.method_handlers_generic_handler("tests.Server", handlers)
+
+
+def grpc_aio_handlers() -> Any:
+    import grpc
+
+    def method(name: str) -> Any:
+        async def answer(request: bytes, context: Any) -> bytes:
+            return _answer_or_fail(name).encode()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    def stream(pieces: Callable[[], AsyncIterator[bytes]]) -> Any:
+        async def answer(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            async for piece in pieces():
+                yield piece
+
+        return grpc.unary_stream_rpc_method_handler(answer)
+
+    async def upload(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        return " ".join([seen() async for _ in requests]).encode()
+
+    handlers = {name: method(name) for name in (*ANSWERS, "boom")}
+    handlers |= {"stream": stream(async_pieces), "slow": stream(async_slow_pieces)}
+    handlers["upload"] = grpc.stream_unary_rpc_method_handler(upload)
+    return grpc.method_handlers_generic_handler("tests.Server", handlers)
+
+
+def _answer_or_fail(name: str) -> str:
+    if name == "boom":
+        fail()
+    return ANSWERS[name]()
+
+
 ASGI_APPS: dict[str, Callable[[], Any]] = {
     "fastapi": fastapi,
     "starlette": starlette,
     "django": django_asgi,
     "falcon": falcon_asgi,
+    "quart": quart,
+    "litestar": litestar,
     "plain-middleware": middleware_asgi,
     "plain-contrib": contrib_asgi,
 }

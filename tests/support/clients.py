@@ -1,4 +1,7 @@
-"""The one table of HTTP clients: each row sends a request the way that its users do."""
+"""The one table of clients: each row sends a request the way that its users do.
+
+What a client cannot do stands on its row, and tests of that leave it out by one of the lists below.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,39 @@ import asyncio
 import contextvars
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
+import grpc
+import grpc.aio
 import httpx
 import httpx2
 import pytest
 import requests
 import urllib3
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcInstrumentorClient
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.instrumentation.tornado import TornadoInstrumentor
 from opentelemetry.instrumentation.urllib import URLLibInstrumentor
 from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+from tornado.httpclient import HTTPRequest
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from tests.support.loopback import certificate, trust
+from tests.support.loopback import Party, certificate, grpc_party, party, trust
 
 Headers = Mapping[str, str]
 Body = Sequence[bytes]
@@ -46,6 +63,10 @@ class Answer:
 
 
 Send = Callable[[], bytes]
+AsyncSend = Callable[[], Awaitable[bytes]]
+
+Protocol = Literal["http", "grpc"]
+PARTIES: dict[Protocol, Callable[..., AbstractContextManager[Party]]] = {"http": party, "grpc": grpc_party}
 
 
 @dataclass(frozen=True)
@@ -54,20 +75,73 @@ class Client:
 
     Attributes:
         call: ``call(url, method=, headers=, body=, proxy=)`` sends with a session of its own and
-            follows redirects.
+            follows redirects. A gRPC call has metadata for headers and no method.
         reusing: ``with reusing(url) as send`` gives a function that sends one and the same request
             object again and again, and gives the answer's body.
         instrumentor: Contrib's, for this library.
-        spans_each_hop: Whether contrib makes a span for each redirect.
-        follows: Whether it follows a redirect to another origin.
+        opening: The same as ``reusing`` inside of a running loop, for an asynchronous client.
+        protocol: What its server must speak.
+        redirects: How far it follows one.
+        repeats_posts: Whether it sends a POST again after a redirect with 307 or 308.
+        proxies: Whether it has any: by ``GET`` for http and ``CONNECT`` for https, or always by
+            ``CONNECT``.
+        exclusion: The variable by which its instrumentation leaves calls out, and a value that
+            leaves out all of these; ``None`` if it cannot.
+        uninstruments_alone: Whether `uninstrument` leaves alone what came after `instrument`.
+        hooks_sessions: Whether the hook is part of a session, and not of what sends: then
+            `install` counts for sessions that are opened after it.
+        sees_failures: Whether what a request fails with comes out through the hop.
     """
 
     name: str
     call: Callable[..., Answer]
     reusing: Callable[[str], AbstractContextManager[Send]]
     instrumentor: Callable[[], Any]
-    is_async: bool = False
-    follows: bool = True
+    opening: Callable[[str], AbstractAsyncContextManager[AsyncSend]] | None = None
+    protocol: Protocol = "http"
+    redirects: Literal["anywhere", "own origin", "none"] = "anywhere"
+    repeats_posts: bool = True
+    proxies: Literal["usual", "tunnels", "none"] = "usual"
+    exclusion: tuple[str, str] | None = ("OTEL_PYTHON_EXCLUDED_URLS", ".*")
+    uninstruments_alone: bool = True
+    hooks_sessions: bool = False
+    sees_failures: bool = True
+
+    @property
+    def party(self) -> Callable[..., AbstractContextManager[Party]]:
+        """A server that it can talk to."""
+        return PARTIES[self.protocol]
+
+
+@contextmanager
+def each_party() -> Iterator[dict[Protocol, Party]]:
+    """Run one server for each protocol, for what sends with every client."""
+    with ExitStack() as stack:
+        yield {protocol: stack.enter_context(run()) for protocol, run in PARTIES.items()}
+
+
+def asynchronous(
+    name: str,
+    call: Callable[..., Answer],
+    opening: Callable[[str], AbstractAsyncContextManager[AsyncSend]],
+    instrumentor: Callable[[], Any],
+    **capabilities: Any,
+) -> Client:
+    """Give the row of an asynchronous client."""
+
+    @contextmanager
+    def reusing(url: str) -> Iterator[Send]:
+        with asyncio.Runner() as runner:
+            session = opening(url)
+            send = runner.run(session.__aenter__())
+
+            async def once() -> bytes:
+                return await send()
+
+            yield lambda: runner.run(once(), context=contextvars.copy_context())
+            runner.run(session.__aexit__(None, None, None))
+
+    return Client(name, call, reusing, instrumentor, opening, **capabilities)
 
 
 def in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -130,21 +204,19 @@ def _httpx_reusing(module: ModuleType) -> Callable[[str], AbstractContextManager
     return reusing
 
 
-def _httpx_async_reusing(module: ModuleType) -> Callable[[str], AbstractContextManager[Send]]:
-    @contextmanager
-    def reusing(url: str) -> Iterator[Send]:
-        client = module.AsyncClient(trust_env=False, verify=trust())
-        request = module.Request("GET", url)
+def _httpx_opening(module: ModuleType) -> Callable[[str], AbstractAsyncContextManager[AsyncSend]]:
+    @asynccontextmanager
+    async def opening(url: str) -> AsyncIterator[AsyncSend]:
+        async with module.AsyncClient(trust_env=False, verify=trust()) as client:
+            request = module.Request("GET", url)
 
-        async def send() -> bytes:
-            content: bytes = (await client.send(request)).content
-            return content
+            async def send() -> bytes:
+                content: bytes = (await client.send(request)).content
+                return content
 
-        with asyncio.Runner() as runner:
-            yield lambda: runner.run(send(), context=contextvars.copy_context())
-            runner.run(client.aclose())
+            yield send
 
-    return reusing
+    return opening
 
 
 def _requests_call(
@@ -258,44 +330,179 @@ def _aiohttp_call(
     return in_loop(run())
 
 
-@contextmanager
-def _aiohttp_reusing(url: str) -> Iterator[Send]:
-    with asyncio.Runner() as runner:
-
-        async def open_session() -> aiohttp.ClientSession:
-            return aiohttp.ClientSession(headers={"x-shared": "yes"})
-
-        session = runner.run(open_session())
+@asynccontextmanager
+async def _aiohttp_opening(url: str) -> AsyncIterator[AsyncSend]:
+    async with aiohttp.ClientSession(headers={"x-shared": "yes"}) as session:
 
         async def send() -> bytes:
             async with session.get(url) as response:
                 return await response.read()
 
-        yield lambda: runner.run(send(), context=contextvars.copy_context())
-        runner.run(session.close())
+        yield send
+
+
+def _tornado_call(url: str, method: str = "GET", headers: Headers | None = None, body: Body | None = None) -> Answer:
+    async def produce(write: Callable[[bytes], Awaitable[None]]) -> None:
+        for chunk in body or ():
+            await write(chunk)
+
+    async def run() -> Answer:
+        options: dict[str, Any] = {"body_producer": produce} if body else {"body": b"" if method == "POST" else None}
+        request = HTTPRequest(url, method=method, headers=dict(headers or {}), ca_certs=certificate(), **options)
+        client = SimpleAsyncHTTPClient(force_instance=True)
+        try:
+            response = await client.fetch(request, raise_error=False)
+            if response.code == 599:  # there is no answer
+                response.rethrow()
+            return Answer(response.code, response.body, [*request.headers.items(), *response.request.headers.items()])
+        finally:
+            client.close()
+
+    return in_loop(run())
+
+
+@asynccontextmanager
+async def _tornado_opening(url: str) -> AsyncIterator[AsyncSend]:
+    client = SimpleAsyncHTTPClient(force_instance=True)
+    request = HTTPRequest(url)
+
+    async def send() -> bytes:
+        return (await client.fetch(request)).body
+
+    yield send
+    client.close()
+
+
+class _GrpcInstrumentor(GrpcInstrumentorClient):  # type: ignore[misc]  # it has no types
+    """Contrib's, which looks for its tracer provider among the arguments of each channel."""
+
+    def _instrument(self, **kwargs: Any) -> None:
+        self._provider = kwargs.get("tracer_provider")
+        super()._instrument(**kwargs)
+
+    def wrapper_fn(self, original: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        channel = original(*args, **kwargs)
+        return super().wrapper_fn(lambda **_: channel, instance, (), {"tracer_provider": self._provider})
+
+
+def _grpc_channel(module: ModuleType, parts: SplitResult, proxy: str | None = None) -> Any:
+    options = [("grpc.http_proxy", proxy)] if proxy else [("grpc.enable_http_proxy", 0)]
+    if parts.scheme == "https":
+        credentials = grpc.ssl_channel_credentials(Path(certificate()).read_bytes())
+        return module.secure_channel(parts.netloc, credentials, options=options)
+    return module.insecure_channel(parts.netloc, options=options)
+
+
+def _grpc_call(
+    url: str,
+    method: str = "GET",
+    headers: Headers | None = None,
+    body: Body | None = None,
+    proxy: str | None = None,
+) -> Answer:
+    parts = urlsplit(url)
+    metadata = [(name.lower(), value) for name, value in (headers or {}).items()]
+    with _grpc_channel(grpc, parts, proxy) as channel:
+        send = channel.stream_unary if body else channel.unary_unary
+        answer = send(parts.path or "/tests.Party/call")(iter(body) if body else b"", metadata=metadata, timeout=10)
+        return Answer(200, answer, metadata)
+
+
+@contextmanager
+def _grpc_reusing(url: str) -> Iterator[Send]:
+    with _grpc_channel(grpc, urlsplit(url)) as channel:
+        send = channel.unary_unary("/tests.Party/call")
+        yield lambda: send(b"", metadata=(("x-shared", "yes"),), timeout=10)
+
+
+def _grpc_aio_call(
+    url: str,
+    method: str = "GET",
+    headers: Headers | None = None,
+    body: Body | None = None,
+    proxy: str | None = None,
+) -> Answer:
+    async def run() -> Answer:
+        parts = urlsplit(url)
+        metadata = [(name.lower(), value) for name, value in (headers or {}).items()]
+        async with _grpc_channel(grpc.aio, parts, proxy) as channel:
+            send = channel.stream_unary if body else channel.unary_unary
+            request = _drip(body) if body else b""
+            answer = await send(parts.path or "/tests.Party/call")(request, metadata=metadata, timeout=10)
+            return Answer(200, answer, metadata)
+
+    return in_loop(run())
+
+
+@asynccontextmanager
+async def _grpc_aio_opening(url: str) -> AsyncIterator[AsyncSend]:
+    async with _grpc_channel(grpc.aio, urlsplit(url)) as channel:
+        method = channel.unary_unary("/tests.Party/call")
+
+        async def send() -> bytes:
+            answer: bytes = await method(b"", metadata=(("x-shared", "yes"),), timeout=10)
+            return answer
+
+        yield send
 
 
 CLIENTS = [
     Client("httpx", _httpx_call(httpx), _httpx_reusing(httpx), HTTPXClientInstrumentor),
-    Client(
-        "httpx-async", _httpx_async_call(httpx), _httpx_async_reusing(httpx), HTTPXClientInstrumentor, is_async=True
-    ),
+    asynchronous("httpx-async", _httpx_async_call(httpx), _httpx_opening(httpx), HTTPXClientInstrumentor),
     Client("httpx2", _httpx_call(httpx2), _httpx_reusing(httpx2), HTTPX2ClientInstrumentor),
-    Client(
-        "httpx2-async",
-        _httpx_async_call(httpx2),
-        _httpx_async_reusing(httpx2),
-        HTTPX2ClientInstrumentor,
-        is_async=True,
-    ),
+    asynchronous("httpx2-async", _httpx_async_call(httpx2), _httpx_opening(httpx2), HTTPX2ClientInstrumentor),
     Client("requests", _requests_call, _requests_reusing, RequestsInstrumentor),
     Client("urllib3", _urllib3_call, _urllib3_reusing, URLLib3Instrumentor),
-    Client("urllib3-pool", _pool_call, _pool_reusing, URLLib3Instrumentor, follows=False),
-    Client("urllib", _urllib_call, _urllib_reusing, URLLibInstrumentor),
-    Client("aiohttp", _aiohttp_call, _aiohttp_reusing, AioHttpClientInstrumentor, is_async=True),
+    # The pool of one origin, which has no proxy of its own.
+    Client("urllib3-pool", _pool_call, _pool_reusing, URLLib3Instrumentor, redirects="own origin", proxies="none"),
+    Client("urllib", _urllib_call, _urllib_reusing, URLLibInstrumentor, repeats_posts=False),
+    asynchronous("aiohttp", _aiohttp_call, _aiohttp_opening, AioHttpClientInstrumentor, sees_failures=False),
+    asynchronous(
+        "tornado",
+        _tornado_call,
+        _tornado_opening,
+        TornadoInstrumentor,
+        proxies="none",
+        exclusion=None,
+        sees_failures=False,
+    ),
+    Client(
+        "grpc",
+        _grpc_call,
+        _grpc_reusing,
+        _GrpcInstrumentor,
+        protocol="grpc",
+        redirects="none",
+        proxies="tunnels",
+        exclusion=("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Party"),
+        hooks_sessions=True,
+        sees_failures=False,
+    ),
+    asynchronous(
+        "grpc-aio",
+        _grpc_aio_call,
+        _grpc_aio_opening,
+        GrpcAioInstrumentorClient,
+        protocol="grpc",
+        redirects="none",
+        proxies="tunnels",
+        exclusion=("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Party"),
+        # It puts back the functions that it found, whatever has become of them.
+        uninstruments_alone=False,
+        hooks_sessions=True,
+        sees_failures=False,
+    ),
 ]
 
-FOLLOWING = [client for client in CLIENTS if client.follows]
 
-every_client = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
-every_following_client = pytest.mark.parametrize("client", FOLLOWING, ids=lambda client: client.name)
+def rows(clients: Sequence[Client]) -> pytest.MarkDecorator:
+    """Run a test for each of these clients."""
+    return pytest.mark.parametrize("client", clients, ids=lambda client: client.name)
+
+
+every_client = rows(CLIENTS)
+every_redirected_client = rows([client for client in CLIENTS if client.redirects != "none"])
+every_following_client = rows([client for client in CLIENTS if client.redirects == "anywhere"])
+every_proxied_client = rows([client for client in CLIENTS if client.proxies != "none"])
+every_sync_client = rows([client for client in CLIENTS if client.opening is None])
+every_async_client = rows([client for client in CLIENTS if client.opening is not None])

@@ -1,8 +1,9 @@
-"""Real servers on loopback: one that notes what it is sent, also over TLS, and a proxy."""
+"""Real servers on loopback: those that note what they are sent, also over TLS, and a proxy."""
 
 from __future__ import annotations
 
 import atexit
+import contextvars
 import datetime
 import functools
 import ipaddress
@@ -14,13 +15,16 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -118,6 +122,48 @@ def party(*, host: str = "127.0.0.1", tls: bool = False) -> Iterator[Party]:
     handler.party = one = Party(f"{'https' if tls else 'http'}://{shown}:{server.server_address[1]}")  # type: ignore[attr-defined]
     with _running(server):
         yield one
+
+
+class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Take every call, of whatever name: note it, and answer as `party` does."""
+
+    def __init__(self, party: Party) -> None:
+        self._party = party
+
+    def service(self, details: Any) -> Any:
+        def answer(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            seen = SeenRequest("POST", details.method, list(context.invocation_metadata()), b"".join(requests))
+            self._party.requests.append(seen)
+            yield "\n".join(seen.header_lines("authorization")).encode()
+
+        # On the wire the four kinds of call are one.
+        return grpc.stream_stream_rpc_method_handler(answer)
+
+
+@contextmanager
+def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | None = None) -> Iterator[Party]:
+    """Run a gRPC server on a free port for the block; the paths of its URLs are the names of its methods.
+
+    It also listens on *address*, if there is one.
+    """
+    shown = f"[{host}]" if ":" in host else host
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        if tls:
+            pair = Path(certificate()).read_bytes()
+            port = server.add_secure_port(f"{shown}:0", grpc.ssl_server_credentials([(pair, pair)]))
+        else:
+            port = server.add_insecure_port(f"{shown}:0")
+        if address is not None:
+            server.add_insecure_port(address)
+        one = Party(f"{'https' if tls else 'http'}://{shown}:{port}")
+        server.add_generic_rpc_handlers([_GrpcHandlers(one)])
+        # Not in the context of whoever runs the test.
+        contextvars.Context().run(server.start)
+        try:
+            yield one
+        finally:
+            server.stop(1).wait()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Real servers on loopback, in threads of this process and in processes of their own.
+"""Real servers on loopback, in threads of this process and in processes of their own; and their one table.
 
 Every listening socket is bound here, to a free port, and listens before its server runs, so that
 nobody waits for a server: the first connection does.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import http.client
 import io
 import os
@@ -15,13 +16,18 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from otel_token_relay import Settings, install, uninstall
+from tests.support import apps
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 90
@@ -246,3 +252,328 @@ def gunicorn_command(app: str, worker: str, *, threads: int = 4) -> list[str]:
 def uvicorn_command(app: str, *options: str) -> list[str]:
     """Give the command that serves ``module:app``."""
     return [script("uvicorn"), "--fd", "{fd}", "--log-level", "critical", "--lifespan", "off", *options, app]
+
+
+# The table: every application on every server that it runs on.
+
+
+class Served:
+    """A server that runs, and how to call it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    @contextmanager
+    def connection(self) -> Iterator[Any]:
+        """Give something with a method ``call``, like `Client`, that keeps its connection."""
+        client = Client(self.port)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def get(self, path: str, token: str | None = None, **options: Any) -> Answer:
+        """Send one request over a connection of its own."""
+        with self.connection() as connection:
+            answer: Answer = connection.call(path, token, **options)
+            return answer
+
+    def abandon(self, path: str, token: str) -> str:
+        """Go away as soon as the answer shows the token, and give what has come."""
+        received = b""
+        with raw_connection(self.port) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+            while token.encode() not in received and (piece := connection.recv(65536)):
+                received += piece
+        return received.decode("latin-1")
+
+
+_GRPC_STREAMS = ("/stream", "/slow")
+# What gRPC says of metadata that it does not let through.
+_GRPC_STATUSES = {"RESOURCE_EXHAUSTED": 431, "INTERNAL": 400}
+
+
+class _GrpcConnection:
+    """A channel, as a connection that takes metadata for headers."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def start(self, path: str, token: str | None, headers: Sequence[tuple[str, str]]) -> Any:
+        metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+        metadata += [(name.lower(), value) for name, value in headers]
+        method, options = f"/tests.Server{path}", {"metadata": metadata, "timeout": TIMEOUT_SECONDS}
+        if path in _GRPC_STREAMS:
+            return self._channel.unary_stream(method)(b"", **options)
+        if path == "/upload":
+            return self._channel.stream_unary(method)(iter([b""] * 3), **options)
+        return self._channel.unary_unary(method)(b"", **options)
+
+    def call(self, path: str, token: str | None = None, *, headers: Sequence[tuple[str, str]] = ()) -> Answer:
+        import grpc
+
+        try:
+            answer = self.start(path, token, headers)
+            text = b"".join(answer) if path in _GRPC_STREAMS else answer
+            return Answer(200, text.decode(), http.client.HTTPMessage())
+        except ValueError:  # metadata that gRPC does not send
+            return Answer(400, "", http.client.HTTPMessage())
+        except grpc.RpcError as error:
+            return Answer(_GRPC_STATUSES.get(error.code().name, 500), "", http.client.HTTPMessage())
+
+
+class GrpcServed(Served):
+    """The same for a gRPC server."""
+
+    @contextmanager
+    def connection(self) -> Iterator[_GrpcConnection]:
+        import grpc
+
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            yield _GrpcConnection(channel)
+
+    def abandon(self, path: str, token: str) -> str:
+        received = ""
+        with self.connection() as connection:
+            answer = connection.start(path, token, ())
+            while token not in received:
+                received += next(answer).decode()
+            answer.cancel()
+        return received
+
+
+@dataclass(frozen=True)
+class Server:
+    """An application on a server.
+
+    Attributes:
+        serve: ``with serve(settings, variables) as port`` runs it; *variables* are for a process of
+            its own.
+        reach: How to call it: over HTTP, or by gRPC.
+        needs_install: Whether its boundary is a hook's, and not our middleware's.
+        instrumentor: Contrib's, to be switched on around it.
+        is_here: Whether it runs in this process.
+        has_sockets: Whether it answers WebSockets.
+        can_be_abandoned: Whether it lets go of a stream whose client has gone away.
+    """
+
+    name: str
+    serve: Callable[[Settings, Mapping[str, str]], AbstractContextManager[int]]
+    reach: Callable[[int], Served] = Served
+    needs_install: bool = True
+    instrumentor: Callable[[], Any] | None = None
+    is_here: bool = True
+    has_sockets: bool = False
+    can_be_abandoned: bool = True
+
+
+@contextmanager
+def served(
+    server: Server, settings: Settings | None = None, instrumentation: Mapping[str, Any] | None = None, **variables: str
+) -> Iterator[Served]:
+    """Serve, with everything installed that the row says."""
+    settings = settings or Settings()
+    if server.needs_install and server.is_here:
+        install(settings)
+    instrumentor = server.instrumentor() if server.instrumentor else None
+    if instrumentor is not None:
+        with warnings.catch_warnings():
+            # aiohttp's, for instrumentation that derives from its Application.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            instrumentor.instrument(**(instrumentation or {}))
+    try:
+        with server.serve(settings, variables) as port:
+            yield server.reach(port)
+    finally:
+        if instrumentor is not None:
+            instrumentor.uninstrument()
+        uninstall()
+
+
+def _asgi_row(name: str, kind: str) -> Server:
+    def serve(settings: Settings, variables: Mapping[str, str]) -> AbstractContextManager[int]:
+        return serve_asgi(apps.ASGI_APPS[name](), kind)
+
+    # Channels, which Django's WebSockets need, is an application of its own.
+    by_hand = name == "plain-middleware"
+    return Server(f"{name}-on-{kind}", serve, needs_install=not by_hand, has_sockets=name != "django")
+
+
+def _wsgi_row(name: str, kind: str) -> Server:
+    @contextmanager
+    def serve(settings: Settings, variables: Mapping[str, str]) -> Iterator[int]:
+        if kind == "wsgiref":
+            with serve_wsgi(apps.WSGI_APPS[name](), threads=True) as port:
+                yield port
+        else:
+            app = f"tests.support.apps:installed_wsgi('{name}')"
+            with process(gunicorn_command(app, kind.removeprefix("gunicorn-")), **variables) as (port, _):
+                yield port
+
+    by_hand = name == "plain-middleware"
+    return Server(f"{name}-on-{kind}", serve, needs_install=not by_hand, is_here=kind == "wsgiref")
+
+
+@contextmanager
+def _loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread, outside of the test's context."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    contextvars.Context().run(thread.start)
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(TIMEOUT_SECONDS)
+        loop.close()
+
+
+@contextmanager
+def _started(start: Callable[[socket.socket], Awaitable[Callable[[], Awaitable[Any]]]]) -> Iterator[int]:
+    """Run what *start* starts on a socket, until what it gives is called."""
+    with _loop() as loop, listening_socket() as listener:
+        listener.setblocking(False)
+        stop = asyncio.run_coroutine_threadsafe(start(listener), loop).result(TIMEOUT_SECONDS)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            asyncio.run_coroutine_threadsafe(stop(), loop).result(TIMEOUT_SECONDS)
+
+
+def _serve_aiohttp(settings: Settings, *, by_hand: bool = False, app: bool = True) -> AbstractContextManager[int]:
+    from aiohttp import web
+
+    from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
+
+    async def start(listener: socket.socket) -> Callable[[], Awaitable[Any]]:
+        runner: Any
+        if app:
+            middlewares = [TokenRelayMiddleware(settings)] if by_hand else []
+            runner = web.AppRunner(apps.aiohttp_web(*middlewares), access_log=None, shutdown_timeout=1)
+        else:
+            runner = web.ServerRunner(web.Server(apps.aiohttp_handler(apps.write_afterwards)), shutdown_timeout=1)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        return runner.cleanup  # type: ignore[no-any-return]
+
+    return _started(start)
+
+
+def _serve_tornado() -> AbstractContextManager[int]:
+    from tornado.httpserver import HTTPServer
+
+    async def start(listener: socket.socket) -> Callable[[], Awaitable[Any]]:
+        server = HTTPServer(apps.tornado())
+        server.add_sockets([listener])
+
+        async def stop() -> None:
+            server.stop()
+            await server.close_all_connections()
+
+        return stop
+
+    return _started(start)
+
+
+@contextmanager
+def _serve_grpc(settings: Settings, *, by_hand: bool = False) -> Iterator[int]:
+    import grpc
+
+    from otel_token_relay.servers.grpc import server_interceptor
+
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, interceptors=[server_interceptor(settings)] if by_hand else [])
+        server.add_generic_rpc_handlers([apps.grpc_handlers()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        contextvars.Context().run(server.start)
+        try:
+            yield port
+        finally:
+            server.stop(1).wait()
+
+
+@contextmanager
+def _serve_grpc_aio(settings: Settings, *, by_hand: bool = False, threads: bool = False) -> Iterator[int]:
+    import grpc.aio
+
+    from otel_token_relay.servers.grpc import aio_server_interceptor
+
+    async def start() -> tuple[Any, int]:
+        interceptors = [aio_server_interceptor(settings)] if by_hand else []
+        server = grpc.aio.server(interceptors=interceptors, migration_thread_pool=pool)
+        server.add_generic_rpc_handlers([apps.grpc_handlers() if threads else apps.grpc_aio_handlers()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    with ThreadPoolExecutor(4) as pool, _loop() as loop:
+        server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(TIMEOUT_SECONDS)
+        try:
+            yield port
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(1), loop).result(TIMEOUT_SECONDS)
+
+
+def _aiohttp_instrumentor() -> Any:
+    from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
+
+    return AioHttpServerInstrumentor()
+
+
+def _tornado_instrumentor() -> Any:
+    from opentelemetry.instrumentation.tornado import TornadoInstrumentor
+
+    return TornadoInstrumentor()
+
+
+def _grpc_instrumentor() -> Any:
+    from opentelemetry.instrumentation.grpc import GrpcInstrumentorServer
+
+    return GrpcInstrumentorServer()
+
+
+def _grpc_aio_instrumentor() -> Any:
+    from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorServer
+
+    return GrpcAioInstrumentorServer()
+
+
+def _own_rows(
+    name: str, serve: Callable[..., AbstractContextManager[int]], instrumentor: Callable[[], Any], **others: Any
+) -> list[Server]:
+    """Give the rows of a server with a protocol of its own: plain and instrumented, hooked and by hand."""
+    return [
+        Server(
+            f"{name}{', by hand' * by_hand}{', instrumented' * instrumented}",
+            lambda settings, _, by_hand=by_hand: serve(settings, by_hand=by_hand),  # type: ignore[misc]
+            needs_install=not by_hand,
+            instrumentor=instrumentor if instrumented else None,
+            **others,
+        )
+        for by_hand in (False, True)
+        for instrumented in (False, True)
+    ]
+
+
+SERVERS = [
+    *[_asgi_row(name, kind) for kind in ASGI_SERVERS for name in apps.ASGI_APPS],
+    *[_wsgi_row(name, kind) for kind in WSGI_SERVERS for name in apps.WSGI_APPS],
+    *_own_rows("aiohttp.web", _serve_aiohttp, _aiohttp_instrumentor, has_sockets=True),
+    Server("aiohttp.web Server", lambda settings, _: _serve_aiohttp(settings, app=False), has_sockets=True),
+    Server("tornado", lambda *_: _serve_tornado(), has_sockets=True),
+    Server("tornado, instrumented", lambda *_: _serve_tornado(), instrumentor=_tornado_instrumentor, has_sockets=True),
+    *_own_rows("grpc", _serve_grpc, _grpc_instrumentor, reach=GrpcServed),
+    *_own_rows("grpc-aio", _serve_grpc_aio, _grpc_aio_instrumentor, reach=GrpcServed),
+    Server(
+        "grpc-aio, in threads",
+        lambda settings, _: _serve_grpc_aio(settings, threads=True),
+        reach=GrpcServed,
+        # The thread of a synchronous method waits for ever to send on, whoever is around it.
+        can_be_abandoned=False,
+    ),
+]
+
+# One application for each server, where servers are what matters.
+ONE_FOR_EACH_SERVER = [
+    server for server in SERVERS if "-on-" not in server.name or server.name.startswith(("starlette-on-", "flask-on-"))
+]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
+import time
 from collections import defaultdict
 
 import httpx
@@ -10,9 +12,9 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
-from otel_token_relay import Settings, install, uninstall
-from tests.support.carrying import PATIENCE, echo_server, send
-from tests.support.more_servers import _serve_asgi
+from otel_token_relay import Settings, current_token, install, uninstall
+from tests.support.carrying import PATIENCE, Work, echo_server, send
+from tests.support.servers import serve_asgi
 
 ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
@@ -27,10 +29,11 @@ def echo():
 
 
 class Background:
-    """What background work has sent, for each user."""
+    """What background work has sent, for each user, and what has been left behind."""
 
     def __init__(self):
         self.seen = defaultdict(list)
+        self.left = []
         self.done = threading.Semaphore(0)
 
     def note(self, user, seen):
@@ -68,10 +71,20 @@ def build(echo, background):
     async def async_later(user, tasks):
         return later(user, tasks)
 
+    def leave():
+        background.left.append((Work(echo), contextvars.copy_context()))
+        threading.Thread(target=background.left[-1][0], daemon=True).start()
+
+    def leave_later(tasks):
+        tasks.add_task(leave)
+
+    leave_later.__annotations__ = {"tasks": BackgroundTasks}
     later.__annotations__ = async_later.__annotations__ = {"user": str, "tasks": BackgroundTasks}
     app.get("/endpoint")(endpoint)
     app.get("/later")(later)
     app.get("/async-later")(async_later)
+    app.get("/leave")(leave)
+    app.get("/leave-later")(leave_later)
     return app
 
 
@@ -83,10 +96,8 @@ def service(request, echo):
     app = build(echo, background)
     if request.param == "instrumented":
         FastAPIInstrumentor.instrument_app(app)
-    with _serve_asgi(lambda: app)() as call:
-        # Only its address is wanted: every user has a connection of their own here.
-        connection = call.args[0]
-        yield f"http://{connection.host}:{connection.port}", background
+    with serve_asgi(app) as port:
+        yield f"http://127.0.0.1:{port}", background
     if request.param == "instrumented":
         FastAPIInstrumentor.uninstrument_app(app)
     uninstall()
@@ -131,3 +142,35 @@ def test_background_tasks_send_their_callers_token(service, path):
     background.wait(len(USERS) * 10)
 
     assert background.seen == {user: [token or NOTHING] * 10 for user, token in USERS.items()}
+
+
+def leave_behind(service, path):
+    """Have alice's request leave a thread behind, and give its work, and its context."""
+    url, background = service
+    httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {ALICE}"}, timeout=PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while not background.left and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return background.left[0]
+
+
+@pytest.mark.parametrize("path", ["/leave", "/leave-later"])
+def test_what_they_leave_behind_sends_nothing(service, path):
+    """The lease ends when the application has returned."""
+    work, context = leave_behind(service, path)
+    deadline = time.monotonic() + PATIENCE
+    while context.run(current_token) is not None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    work.gate.set()
+
+    assert work.outcome() == NOTHING
+
+
+@pytest.mark.parametrize("path", ["/leave", "/leave-later"])
+def test_it_is_the_lease_that_stops_it(service, path, monkeypatch):
+    """With leases that never end, the same thread would send the token."""
+    monkeypatch.setattr("otel_token_relay.token.Lease.is_open", True)
+    work, _ = leave_behind(service, path)
+    work.gate.set()
+
+    assert work.outcome() == ALICE

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import subprocess
 import sys
 import threading
-from typing import Any
-
-import aiohttp
-import httpx
-import httpx2
-import pytest
+from contextlib import ExitStack
 
 from otel_token_relay import Settings, carry, install, use_token
-from tests.support.clients import CLIENTS, Client, every_client, in_loop
-from tests.support.loopback import party, trust
+from tests.support.clients import (
+    CLIENTS,
+    Client,
+    each_party,
+    every_async_client,
+    every_client,
+    every_sync_client,
+    in_loop,
+)
 
 FIRST, SECOND = "p2-canary-token-1", "p2-canary-token-2"
 
@@ -24,24 +27,27 @@ FIRST, SECOND = "p2-canary-token-1", "p2-canary-token-2"
 @every_client
 def test_a_request_used_again_carries_who_sends_it_now(client: Client) -> None:
     """One request object for user 1, user 2, nobody and user 1 again: each time the sender's token or none."""
-    with party() as one, client.reusing(one.url) as send:
+    with client.party() as one:
         install(Settings(destinations=[one.url]))
-        for user in (FIRST, SECOND, None, FIRST):
-            with use_token(user):
-                send()
+        # Whoever opens the session does not matter.
+        with use_token(SECOND), client.reusing(one.url) as send:
+            for user in (FIRST, SECOND, None, FIRST):
+                with use_token(user):
+                    send()
 
     assert one.lines() == [[f"Bearer {FIRST}"], [f"Bearer {SECOND}"], [], [f"Bearer {FIRST}"]]
 
 
-@pytest.mark.parametrize("client", [c for c in CLIENTS if not c.is_async], ids=lambda c: c.name)
+@every_sync_client
 def test_a_request_shared_by_threads_is_each_ones_own(client: Client) -> None:
     """Three threads, one of nobody, send one request object at the same time; nobody gets another's token."""
     users = [FIRST, SECOND, None]
     seen: dict[str | None, set[bytes]] = {user: set() for user in users}
     gate = threading.Barrier(len(users))
 
-    with party() as one, client.reusing(one.url) as send:
+    with client.party() as one, ExitStack() as stack:
         install(Settings(destinations=[one.url]))
+        send = stack.enter_context(client.reusing(one.url))
 
         def work(user: str | None) -> None:
             with use_token(user):
@@ -57,48 +63,23 @@ def test_a_request_shared_by_threads_is_each_ones_own(client: Client) -> None:
     assert seen == {FIRST: {f"Bearer {FIRST}".encode()}, SECOND: {f"Bearer {SECOND}".encode()}, None: {b""}}
 
 
-async def _aiohttp_sends(url: str) -> Any:
-    session = aiohttp.ClientSession()
-
-    async def send() -> bytes:
-        async with session.get(url) as response:
-            return await response.read()
-
-    return send, session.close
-
-
-def _httpx_sends(module: Any) -> Any:
-    async def build(url: str) -> Any:
-        client, request = module.AsyncClient(trust_env=False, verify=trust()), module.Request("GET", url)
-
-        async def send() -> Any:
-            return (await client.send(request)).content
-
-        return send, client.aclose
-
-    return build
-
-
-@pytest.mark.parametrize(
-    "build",
-    [_aiohttp_sends, _httpx_sends(httpx), _httpx_sends(httpx2)],
-    ids=["aiohttp session", "httpx request", "httpx2 request"],
-)
-def test_a_session_shared_by_tasks_is_each_ones_own(build: Any) -> None:
+@every_async_client
+def test_a_session_shared_by_tasks_is_each_ones_own(client: Client) -> None:
     """Tasks of two users and of nobody share a session; each response answers its own task's token."""
+    assert client.opening is not None
+    opening = client.opening
 
     async def run(url: str) -> None:
-        send, close = await build(url)
+        async with opening(url) as send:
 
-        async def work(user: str | None) -> None:
-            with use_token(user):
-                for _ in range(10):
-                    assert await send() == (f"Bearer {user}".encode() if user else b"")
+            async def work(user: str | None) -> None:
+                with use_token(user):
+                    for _ in range(10):
+                        assert await send() == (f"Bearer {user}".encode() if user else b"")
 
-        await asyncio.gather(*[work(user) for user in (FIRST, SECOND, None, FIRST)])
-        await close()
+            await asyncio.gather(*[work(user) for user in (FIRST, SECOND, None, FIRST)])
 
-    with party() as one:
+    with client.party() as one:
         install(Settings(destinations=[one.url]))
         in_loop(run(one.url))
 
@@ -108,7 +89,7 @@ def test_a_session_shared_by_tasks_is_each_ones_own(build: Any) -> None:
 @every_client
 def test_a_context_kept_after_the_lease_relays_nothing(client: Client) -> None:
     """Work that still holds the context when the request has ended sends without the token."""
-    with party() as one:
+    with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(FIRST):
             kept = contextvars.copy_context()
@@ -120,7 +101,7 @@ def test_a_context_kept_after_the_lease_relays_nothing(client: Client) -> None:
 @every_client
 def test_carried_work_relays_after_the_lease(client: Client) -> None:
     """What was carried on purpose still holds the token."""
-    with party() as one:
+    with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(FIRST):
             work = carry(lambda: client.call(one.url))
@@ -130,21 +111,21 @@ def test_carried_work_relays_after_the_lease(client: Client) -> None:
 
 
 FORK = """
-import logging, os, sys
+import json, logging, os, sys
 from otel_token_relay import Settings, install, use_token
 from tests.support.clients import CLIENTS
 
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 logging.getLogger("otel_token_relay").addHandler(logging.StreamHandler(sys.stdout))
-url = sys.argv[1]
-install(Settings(destinations=[url]))
+urls = json.loads(sys.argv[1])
+install(Settings(destinations=urls.values()))
 with use_token(sys.argv[2]):
     pid = os.fork()
     who = "parent" if pid else "child"
     if pid:
         os.waitpid(pid, 0)
     for client in CLIENTS:
-        assert client.call(f"{url}/{who}/{client.name}").status == 200
+        assert client.call(f"{urls[client.protocol]}/{who}/{client.name}").status == 200
     sys.stdout.flush()
     if not pid:
         os._exit(0)
@@ -153,13 +134,14 @@ with use_token(sys.argv[2]):
 
 def test_a_forked_child_relays_nothing() -> None:
     """A child that inherits the context by fork has no token to relay, with any client; its parent has."""
-    with party() as one:
+    with each_party() as parties:
+        urls = json.dumps({protocol: one.url for protocol, one in parties.items()})
         ran = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", FORK, one.url, FIRST], capture_output=True, text=True, timeout=180
+            [sys.executable, "-W", "ignore", "-c", FORK, urls, FIRST], capture_output=True, text=True, timeout=180
         )
 
     assert ran.returncode == 0, ran.stderr
-    assert {r.target: r.authorization for r in one.requests} == {
+    assert {r.target: r.authorization for one in parties.values() for r in one.requests} == {
         f"/{who}/{client.name}": f"Bearer {FIRST}" if who == "parent" else None
         for client in CLIENTS
         for who in ("parent", "child")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -23,7 +24,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
 from opentelemetry.sdk._logs.export import (
     BatchLogRecordProcessor,
     InMemoryLogRecordExporter,
@@ -32,7 +33,7 @@ from opentelemetry.sdk._logs.export import (
 from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
@@ -46,7 +47,9 @@ from otel_token_relay.redaction import (
     memory,
     spans,
 )
+from otel_token_relay.redaction.fragments import _index_of
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from otel_token_relay.redaction.unread import PENDING
 from tests.otlp_receiver import otlp_receiver
 from tests.redaction_corpus import BENIGN, FOREIGN_FORMS, FOREIGN_JWT, OWN_FORMS, OWN_JWT, OWN_OPAQUE, Dress, fragments
 
@@ -139,6 +142,10 @@ def shown(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple, set)):
         # Put together, too, since a token may be cut into the elements.
         return [shown(item, depth + 1) for item in value], "".join(i for i in value if isinstance(i, str))
+    if isinstance(value, (ReadableSpan, ReadableLogRecord)):
+        # As an exporter does: before somebody looks, there is nothing in there.
+        assert value.resource is not None
+        assert PENDING not in vars(value)
     if isinstance(value, type) or callable(value):
         return None
     if isinstance(value, BaseException):
@@ -499,6 +506,143 @@ def test_a_span_that_ends_after_the_request_is_clean():
         pipeline.close()
 
     assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+def test_a_span_that_ends_under_another_token_shows_neither():
+    """A span that is started for one user and ended in the context of another one knows both."""
+    pipeline = Pipeline()
+    other = "kZ8fWq2Lr0TnVb5YxHj3MdPs7c"
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            span = pipeline.tracer.start_span("x")
+        span.set_attributes({"a": f"of {OWN_OPAQUE}", "b": f"of {other}"})
+        with use_token(other):
+            span.end()
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(token, text) for token in (OWN_OPAQUE, other) for text in exported)
+
+
+def test_a_span_of_nobody_knows_the_tokens_that_its_thread_had_last():
+    """A span that belongs to no request may be told of one, and end when the token is gone."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        span = pipeline.tracer.start_span("x", context=Context())
+        with use_token(OWN_OPAQUE):
+            span.set_attribute("a", f"of {OWN_OPAQUE}")
+        span.end()
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+def test_a_suspect_word_in_a_description_is_not_compared_with_every_token_of_the_process():
+    """What is said of a metric is collected again and again, and thousands of tokens are remembered."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        for number in range(3000):
+            memory.MEMORY.remember(number + 1, f"another-token-{number:06}")
+        pipeline.meter.create_counter("c", description=f"tells the bearer of {OWN_OPAQUE}").add(1)
+        _index_of.cache_clear()
+        with use_token(OWN_OPAQUE):
+            data = pipeline.reader.get_metrics_data()
+        searched = _index_of.cache_info().misses
+    finally:
+        pipeline.close()
+
+    assert not leaks(OWN_OPAQUE, data.to_json().encode())
+    assert searched < 10
+
+
+def test_a_callback_of_a_metric_reader_knows_the_tokens_bound_last():
+    """An observable instrument is asked in the reader's thread, which has no request."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            pass
+        pipeline.meter.create_observable_gauge("g", [lambda _: [Observation(1, {"a": f"of {OWN_OPAQUE}"})]])
+        with ThreadPoolExecutor(1) as pool:
+            data = pool.submit(pipeline.reader.get_metrics_data).result()
+    finally:
+        pipeline.close()
+
+    assert not leaks(OWN_OPAQUE, data.to_json().encode())
+    assert MASK in data.to_json()
+
+
+def test_if_a_collection_cannot_be_cleaned_its_numbers_stay(monkeypatch):
+    """What was said of the numbers is wiped; they, and their attributes, which are clean, are not."""
+    pipeline = Pipeline(Resource({"service.name": OWN_OPAQUE}))
+    install(Settings())
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no")
+
+    try:
+        pipeline.meter.create_counter(f"n-{OWN_OPAQUE[:8]}", description=OWN_OPAQUE).add(3, {"a": "b"})
+        monkeypatch.setattr("otel_token_relay.redaction.metrics.clean_collected", fail)
+        data = pipeline.reader.get_metrics_data()
+    finally:
+        pipeline.close()
+
+    assert not leaks(OWN_OPAQUE, data.to_json().encode())
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    assert metric.name == FAILED
+    assert [(point.value, point.attributes) for point in metric.data.data_points] == [(3, {"a": "b"})]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_that_is_forked_while_tokens_are_bound_goes_on():
+    """No lock of ours is left taken in the child by a thread that is not there."""
+    program = FORKING.format(token=OWN_OPAQUE)
+
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+
+    assert out.stdout.split() == ["0"] * 30, out.stderr
+
+
+FORKING = """
+import os, signal, sys, threading
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from otel_token_relay import install, use_token
+
+install()
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+busy = TracerProvider().get_tracer("t")
+stop = threading.Event()
+
+def churn(worker):
+    number = 0
+    while not stop.is_set():
+        number += 1
+        with use_token(f"churn-{{worker}}-{{number}}"), busy.start_as_current_span("c"):
+            pass
+
+threads = [threading.Thread(target=churn, args=(worker,)) for worker in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(30):
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        with use_token("{token}"), provider.get_tracer("f").start_as_current_span("s") as span:
+            span.set_attribute("a", "{token}")
+        os._exit(exporter.get_finished_spans()[0].attributes["a"] != "[REDACTED]")
+    print(os.waitpid(child, 0)[1])
+stop.set()
+"""
 
 
 def test_a_span_that_outlives_thousands_of_traces_is_clean():
@@ -891,6 +1035,17 @@ def test_the_filter_masks_tracebacks_and_extras(lines):
     assert "Traceback" in handler.lines[0]
     assert not leaks(OWN_OPAQUE, repr(record.__dict__).encode())
     assert record.n == 3
+
+
+@pytest.mark.parametrize("name", ["threadName", "taskName", "processName", "funcName", "name"])
+def test_the_filter_masks_names(name):
+    """A thread, a task or a logger may be named after what it works for."""
+    record = logging.makeLogRecord({"msg": "x", name: f"for {OWN_OPAQUE}"})
+
+    with use_token(OWN_OPAQUE):
+        masked = RedactingFilter(Settings()).filter(record)
+
+    assert getattr(record if masked is True else masked, name) == f"for {MASK}"
 
 
 def test_the_filter_leaves_a_clean_record_alone(lines):

@@ -7,38 +7,75 @@ import base64
 import copy
 import os
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
+import grpc.aio
 import httpx
 import httpx2
 import pytest
 import requests
 import requests.auth
 import urllib3
+from tornado.httpclient import HTTPRequest
+from tornado.httputil import HTTPHeaders
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from otel_token_relay import Settings, install, use_token
-from tests.support.clients import Client, every_client, in_loop
-from tests.support.loopback import Party, Status, party, trust
+from otel_token_relay.clients.grpc import _replace
+from tests.support.clients import CLIENTS, PARTIES, Client, Protocol, every_client, in_loop, rows
+from tests.support.loopback import Party, Status, trust
 
 TOKEN = "p4-canary-token"
 OWN = "Basic " + base64.b64encode(b"u:p").decode()
 SPELLINGS = ("Authorization", "aUTHORIZATION")
 
-Form = Callable[[str], Any]
-FORMS: list[Any] = []
+Send = Callable[[str], Any]
 
 
-def form(name: str, *, challenged: bool = False) -> Callable[[Form], Form]:
-    """Add a way to give a credential; *challenged* ones only send it after a 401."""
+@dataclass(frozen=True)
+class Form:
+    """A way to give a credential.
 
-    def add(send: Form) -> Form:
-        FORMS.append(pytest.param(send, challenged, id=name))
+    Attributes:
+        send: Sends one request to a URL with the credential `OWN`.
+        is_challenged: Whether it is sent only after a 401.
+        is_hidden: Whether it is written where nobody else can see it or take it away.
+    """
+
+    name: str
+    send: Send
+    protocol: Protocol = "http"
+    is_challenged: bool = False
+    is_hidden: bool = False
+
+    @property
+    def party(self) -> Callable[..., AbstractContextManager[Party]]:
+        """A server that it can talk to."""
+        return PARTIES[self.protocol]
+
+
+FORMS: list[Form] = []
+
+
+def form(name: str, **others: Any) -> Callable[[Send], Send]:
+    """Add a way to give a credential."""
+
+    def add(send: Send) -> Send:
+        FORMS.append(Form(name, send, **others))
         return send
 
     return add
+
+
+def each(forms: Sequence[Form]) -> pytest.MarkDecorator:
+    """Run a test for each of these."""
+    return pytest.mark.parametrize("form", forms, ids=lambda form: form.name)
 
 
 def with_userinfo(url: str) -> str:
@@ -179,7 +216,7 @@ form("urllib opener.addheaders")(
 form("urllib prior auth")(
     lambda url: _urllib_get(url, _password(url, urllib.request.HTTPPasswordMgrWithPriorAuth(), is_authenticated=True))
 )
-form("urllib basic challenge", challenged=True)(
+form("urllib basic challenge", is_challenged=True)(
     lambda url: _urllib_get(url, _password(url, urllib.request.HTTPPasswordMgrWithDefaultRealm()))
 )
 
@@ -209,11 +246,73 @@ if hasattr(aiohttp, "ClientHandlerType"):  # aiohttp 3.12
     form("aiohttp middleware")(lambda url: _aiohttp_get(url, make={"middlewares": (_own_middleware,)}))
 
 
-@pytest.fixture
-def one() -> Iterator[Party]:
-    """A server."""
-    with party() as server:
-        yield server
+def _tornado_get(url: str, *, make: dict[str, Any] | None = None, **options: Any) -> None:
+    async def run() -> None:
+        client = SimpleAsyncHTTPClient(force_instance=True, defaults=make)
+        await client.fetch(HTTPRequest(url, **options))
+        client.close()
+
+    in_loop(run())
+
+
+for _spelling in SPELLINGS:
+    form(f"tornado header {_spelling}")(lambda url, s=_spelling: _tornado_get(url, headers={s: OWN}))  # type: ignore[misc]
+form("tornado HTTPHeaders")(lambda url: _tornado_get(url, headers=HTTPHeaders({"AUTHORIZATION": OWN})))
+form("tornado auth=")(lambda url: _tornado_get(url, auth_username="u", auth_password="p"))
+form("tornado client defaults")(lambda url: _tornado_get(url, make={"auth_username": "u", "auth_password": "p"}))
+form("tornado userinfo")(lambda url: _tornado_get(with_userinfo(url)))
+
+
+class _WritesOwn(grpc.AuthMetadataPlugin):  # type: ignore[misc]  # grpc has no types
+    def __call__(self, context: Any, callback: Any) -> None:
+        callback((("authorization", OWN),), None)
+
+
+class _AddsMetadata(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc has no types
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(_replace(details, [("authorization", OWN)]), request)
+
+
+class _AddsMetadataAio(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc has no types
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        details.metadata.add("authorization", OWN)
+        return await continuation(details, request)
+
+
+def _grpc_get(url: str, *, channel: Any = None, interceptors: Sequence[Any] = (), **options: Any) -> None:
+    target = url.removeprefix("http://")
+    with grpc.secure_channel(target, channel) if channel else grpc.insecure_channel(target) as opened:
+        intercepted = grpc.intercept_channel(opened, *interceptors)
+        intercepted.unary_unary("/tests.Party/call")(b"", timeout=10, **options)
+
+
+def _grpc_aio_get(url: str, *, channel: Any = None, interceptors: Sequence[Any] = (), **options: Any) -> None:
+    target = url.removeprefix("http://")
+
+    async def run() -> None:
+        async with (
+            grpc.aio.secure_channel(target, channel, interceptors=interceptors)
+            if channel
+            else grpc.aio.insecure_channel(target, interceptors=interceptors)
+        ) as opened:
+            await opened.unary_unary("/tests.Party/call")(b"", timeout=10, **options)
+
+    in_loop(run())
+
+
+def _add_grpc_forms(label: str, get: Callable[..., None], interceptor: Any) -> None:
+    local, own = grpc.local_channel_credentials(), grpc.metadata_call_credentials(_WritesOwn())
+    composite = grpc.composite_channel_credentials(local, own)
+    form(f"{label} metadata", protocol="grpc")(lambda url: get(url, metadata=[("authorization", OWN)]))
+    form(f"{label} interceptor", protocol="grpc")(lambda url: get(url, interceptors=[interceptor]))
+    form(f"{label} channel credentials", protocol="grpc", is_hidden=True)(lambda url: get(url, channel=composite))
+    form(f"{label} call credentials", protocol="grpc", is_hidden=True)(
+        lambda url: get(url, channel=local, credentials=own)
+    )
+
+
+_add_grpc_forms("grpc", _grpc_get, _AddsMetadata())
+_add_grpc_forms("grpc-aio", _grpc_aio_get, _AddsMetadataAio())
 
 
 @pytest.fixture
@@ -229,44 +328,58 @@ def netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 every_form = pytest.mark.filterwarnings("ignore:(BasicAuth|The 'auth' parameter) is deprecated")
 
 
+def both_schemes(url: str) -> list[str]:
+    """List the server, also as a gRPC channel with unknown credentials takes it: they may be TLS."""
+    return [url, url.replace("http:", "https:")]
+
+
 CHALLENGE = Status(401, (("WWW-Authenticate", 'Basic realm="r"'),))
 
 
 @every_form
 @pytest.mark.usefixtures("netrc")
-@pytest.mark.parametrize(("send", "challenged"), FORMS)
-def test_an_explicit_credential_wins(send: Form, challenged: bool, one: Party) -> None:
+@each(FORMS)
+def test_an_explicit_credential_wins(form: Form, one: Party) -> None:
     """The application's own credential goes out, alone, and the token does not."""
-    install(Settings(destinations=[one.url]))
-    if challenged:
+    install(Settings(destinations=both_schemes(one.url)))
+    if form.is_challenged:
         one.answers.append(CHALLENGE)
     with use_token(TOKEN):
-        send(one.url)
+        form.send(one.url)
 
     assert one.lines()[-1] == [OWN]
     # The first try of a challenge carries no credential yet, as the application gave none.
-    assert one.lines()[:-1] == ([[f"Bearer {TOKEN}"]] if challenged else [])
+    assert one.lines()[:-1] == ([[f"Bearer {TOKEN}"]] if form.is_challenged else [])
 
 
 @every_form
 @pytest.mark.usefixtures("netrc")
-@pytest.mark.parametrize(("send", "challenged"), [row for row in FORMS if not row.values[1]])
-def test_replace_sends_the_token_alone(send: Form, challenged: bool, one: Party) -> None:
-    """With ON_CONFLICT=replace the token is the one line, and without a token the application's own is."""
-    install(Settings(destinations=[one.url], on_conflict="replace"))
+@each([form for form in FORMS if not form.is_challenged])
+def test_replace_sends_the_token_alone(form: Form, one: Party) -> None:
+    """With ON_CONFLICT=replace the token is the one line, and without a token the application's own is.
+
+    So it is with the token, too, where that cannot be taken away: never both.
+    """
+    install(Settings(destinations=both_schemes(one.url), on_conflict="replace"))
     with use_token(TOKEN):
-        send(one.url)
-    send(one.url)
+        form.send(one.url)
+    form.send(one.url)
 
-    assert one.lines() == [[f"Bearer {TOKEN}"], [OWN]]
+    assert one.lines() == [[OWN] if form.is_hidden else [f"Bearer {TOKEN}"], [OWN]]
 
 
-@pytest.mark.parametrize(("send", "challenged"), [FORMS[0], FORMS[-1]])
-def test_replace_leaves_other_destinations_their_credential(send: Form, challenged: bool, one: Party) -> None:
+@each(
+    [
+        form
+        for form in FORMS
+        if form.name in ("httpx auth=", "aiohttp session headers", "tornado auth=", "grpc metadata")
+    ]
+)
+def test_replace_leaves_other_destinations_their_credential(form: Form, one: Party) -> None:
     """Where the token does not go, replacing takes nothing away."""
     install(Settings(destinations=["http://elsewhere.example"], on_conflict="replace"))
     with use_token(TOKEN):
-        send(one.url)
+        form.send(one.url)
 
     assert one.lines() == [[OWN]]
 
@@ -278,7 +391,7 @@ def _digest_aiohttp(url: str) -> None:
     _aiohttp_get(url, make={"middlewares": (aiohttp.DigestAuthMiddleware("u", "p"),)})
 
 
-DIGESTS: dict[str, Form] = {
+DIGESTS: dict[str, Send] = {
     "httpx": lambda url: httpx.get(url, auth=httpx.DigestAuth("u", "p"), trust_env=False, verify=trust()),
     "httpx2": lambda url: httpx2.get(url, auth=httpx2.DigestAuth("u", "p"), trust_env=False, verify=trust()),
     "requests": lambda url: requests.get(url, auth=requests.auth.HTTPDigestAuth("u", "p"), timeout=10),
@@ -292,7 +405,7 @@ if hasattr(aiohttp, "DigestAuthMiddleware"):  # aiohttp 3.12
 
 
 @pytest.mark.parametrize("send", DIGESTS.values(), ids=DIGESTS)
-def test_a_digest_answers_its_challenge(send: Form, one: Party) -> None:
+def test_a_digest_answers_its_challenge(send: Send, one: Party) -> None:
     """The answer to a Digest challenge is not replaced by the token; no request has two lines."""
     install(Settings(destinations=[one.url]))
     one.answers.append(DIGEST)
@@ -381,6 +494,26 @@ def _aiohttp_objects(url: str) -> tuple[list[Any], Callable[[], object]]:
     return [headers, shared], lambda: _aiohttp_get(url, make={"headers": shared}, headers=headers)
 
 
+def _tornado_objects(url: str) -> tuple[list[Any], Callable[[], object]]:
+    request = HTTPRequest(url, method="POST", headers={"x-own": "1"}, body=b"body")
+
+    async def run() -> None:
+        client = SimpleAsyncHTTPClient(force_instance=True)
+        response = await client.fetch(request)
+        client.close()
+        assert "authorization" not in response.request.headers
+
+    return [request.headers], lambda: in_loop(run())
+
+
+def _grpc_objects(get: Callable[..., None]) -> Callable[[str], tuple[list[Any], Callable[[], object]]]:
+    def build(url: str) -> tuple[list[Any], Callable[[], object]]:
+        metadata = [("x-own", "1")]
+        return [metadata], lambda: get(url, metadata=metadata)
+
+    return build
+
+
 OBJECTS = {
     "httpx": _httpx_objects(httpx),
     "httpx2": _httpx_objects(httpx2),
@@ -388,15 +521,18 @@ OBJECTS = {
     "urllib": _urllib_objects,
     "urllib3": _urllib3_objects,
     "aiohttp": _aiohttp_objects,
+    "tornado": _tornado_objects,
+    "grpc": _grpc_objects(_grpc_get),
+    "grpc-aio": _grpc_objects(_grpc_aio_get),
 }
 
 
-@pytest.mark.parametrize("build", OBJECTS.values(), ids=OBJECTS)
+@rows([client for client in CLIENTS if client.name in OBJECTS])
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
-def test_what_the_caller_holds_is_unchanged(build: Any, on_conflict: Any, one: Party) -> None:
+def test_what_the_caller_holds_is_unchanged(client: Client, on_conflict: Any, one: Party) -> None:
     """The caller's request, session and headers are after the call as they were before it."""
     install(Settings(destinations=[one.url], on_conflict=on_conflict))
-    held, send = build(one.url)
+    held, send = OBJECTS[client.name](one.url)
     before = copy.deepcopy([dict(headers) for headers in held])
     with use_token(TOKEN):
         send()
@@ -462,7 +598,7 @@ def _form() -> aiohttp.FormData:
 
 
 FILES = {"file": ("f.bin", b"content" * 500)}
-MULTIPARTS: dict[str, Form] = {
+MULTIPARTS: dict[str, Send] = {
     "httpx": lambda url: httpx.post(url, files=FILES, trust_env=False, verify=trust()),
     "httpx2": lambda url: httpx2.post(url, files=FILES, trust_env=False, verify=trust()),
     "requests": lambda url: requests.post(url, files=FILES, timeout=10),
@@ -480,7 +616,7 @@ def _aiohttp_post(url: str) -> None:
 
 
 @pytest.mark.parametrize("send", MULTIPARTS.values(), ids=MULTIPARTS)
-def test_a_multipart_body_arrives_whole(send: Form, one: Party) -> None:
+def test_a_multipart_body_arrives_whole(send: Send, one: Party) -> None:
     """An uploaded file arrives as it was sent, with the token beside it."""
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN):

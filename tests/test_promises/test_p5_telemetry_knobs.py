@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,30 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.util.http import ExcludeList
 
 from otel_token_relay import Settings, install, use_token
-from tests.support.clients import CLIENTS, Client, every_client
-from tests.support.loopback import party
+from tests.support.apps import NONE
+from tests.support.clients import CLIENTS, Client, Protocol, each_party, every_client
+from tests.support.loopback import Party
+from tests.support.servers import SERVERS, Server, served
 
 TOKEN = "p5-canary-token"
 LINE = [f"Bearer {TOKEN}"]
 
 
-@every_client
-@pytest.mark.parametrize("knob", ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded URLs"])
+KNOBS = ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded"]
+
+
+@pytest.mark.parametrize(
+    ("client", "knob"),
+    [
+        pytest.param(client, knob, id=f"{client.name}-{knob}")
+        for client in CLIENTS
+        for knob in KNOBS
+        if client.exclusion is not None or knob != "excluded"
+    ],
+)
 def test_a_knob_of_telemetry_does_not_change_what_is_relayed(
     client: Client, knob: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -31,16 +46,16 @@ def test_a_knob_of_telemetry_does_not_change_what_is_relayed(
     if knob == "OTEL_SDK_DISABLED":
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     options = {}
-    if knob == "excluded URLs":
-        monkeypatch.setenv("OTEL_PYTHON_EXCLUDED_URLS", ".*")  # httpx and aiohttp read it now, the others at import
-        options["excluded_urls"] = ".*"
+    if knob == "excluded" and client.exclusion is not None:
+        monkeypatch.setenv(*client.exclusion)
+        options["excluded_urls"] = ".*"  # some have read the variable when they were imported
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentor = client.instrumentor()
     instrumentor.instrument(tracer_provider=provider, **options)
     try:
-        with party() as listed, party() as outsider:
+        with client.party() as listed, client.party() as outsider:
             install(Settings(destinations=[listed.url]))
             with use_token(TOKEN):
                 client.call(listed.url)
@@ -54,10 +69,35 @@ def test_a_knob_of_telemetry_does_not_change_what_is_relayed(
     assert len(exporter.get_finished_spans()) == (2 if knob == "sampled" else 0)
 
 
+@pytest.mark.parametrize("knob", KNOBS)
+@pytest.mark.parametrize(
+    "server", [server for server in SERVERS if server.instrumentor is not None], ids=lambda server: server.name
+)
+def test_a_knob_of_telemetry_does_not_change_what_a_request_brings(
+    server: Server, knob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without spans, the handler sees the caller's token and nobody else's."""
+    if knob == "OTEL_SDK_DISABLED":
+        monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    if knob == "excluded":
+        monkeypatch.setenv("OTEL_PYTHON_EXCLUDED_URLS", ".*")
+        monkeypatch.setenv("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Server")
+        # It has read the variable when it was imported.
+        monkeypatch.setattr("opentelemetry.instrumentation.tornado._excluded_urls", ExcludeList([".*"]))
+    provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with served(server, instrumentation={"tracer_provider": provider}) as one:
+        assert [one.get("/token", token).text for token in (TOKEN, None)] == [TOKEN, NONE]
+        provider.shutdown()
+
+    assert bool(exporter.get_finished_spans()) == (knob == "sampled")
+
+
 @every_client
 def test_suppression_of_http_spans_is_not_ours(client: Client) -> None:
     """Instrumentation sets `suppress_http_instrumentation` around the application's own call: it changes nothing."""
-    with party() as one:
+    with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_http_instrumentation():
             client.call(one.url)
@@ -68,7 +108,7 @@ def test_suppression_of_http_spans_is_not_ours(client: Client) -> None:
 @every_client
 def test_suppressed_telemetry_sends_no_token(client: Client) -> None:
     """`suppress_instrumentation`, which exporters set around their own calls, keeps the token in."""
-    with party() as one:
+    with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_instrumentation():
             client.call(one.url)
@@ -77,10 +117,11 @@ def test_suppressed_telemetry_sends_no_token(client: Client) -> None:
 
 
 PROGRAM = """
-import sys
+import json, sys
 if "no-sdk" in sys.argv:
     sys.modules["opentelemetry.sdk"] = None
 from otel_token_relay import use_token
+from tests.support.apps import NONE
 from tests.support.clients import CLIENTS
 import opentelemetry.propagate
 
@@ -90,9 +131,14 @@ if "no-sdk" in sys.argv:
             client.instrumentor().instrument()
 with use_token(sys.argv[1]):
     for client in CLIENTS:
-        assert client.call(f"{sys.argv[2]}/{client.name}").status == 200
-        assert client.call(f"{sys.argv[3]}/{client.name}").status == 200
+        for urls in map(json.loads, sys.argv[2:4]):
+            assert client.call(f"{urls[client.protocol]}/tests.Party/{client.name}").status == 200
 """
+
+
+def _urls(parties: Mapping[Protocol, Party]) -> str:
+    return json.dumps({protocol: one.url for protocol, one in parties.items()})
+
 
 LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "python"]
 
@@ -106,13 +152,13 @@ LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "py
 )
 def test_a_process_configured_by_the_environment_relays(command: list[str], knob: dict[str, str]) -> None:
     """Variables alone switch the relay on, with every client, whatever there is of an SDK."""
-    with party() as listed, party() as outsider:
+    with each_party() as listed, each_party() as outsider:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(Path(__file__).parents[2]),
             "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
-            "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": listed.url,
+            "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": ",".join(one.url for one in listed.values()),
             "OTEL_TRACES_EXPORTER": "none",
             "OTEL_METRICS_EXPORTER": "none",
             "OTEL_LOGS_EXPORTER": "none",
@@ -123,7 +169,7 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], knob
         }
         marker = [] if knob else ["no-sdk"]
         ran = subprocess.run(
-            [*command, "-c", PROGRAM, TOKEN, listed.url, outsider.url, *marker],
+            [*command, "-c", PROGRAM, TOKEN, *map(_urls, (listed, outsider)), *marker],
             capture_output=True,
             text=True,
             timeout=180,
@@ -131,9 +177,11 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], knob
         )
 
     assert ran.returncode == 0, ran.stderr.replace(TOKEN, "…")
-    assert [(r.target, r.authorization) for r in listed.requests] == [
-        (f"/{client.name}", f"Bearer {TOKEN}") for client in CLIENTS
-    ]
-    assert outsider.lines() == [[]] * len(CLIENTS)
+    for protocol, one in listed.items():
+        clients = [client for client in CLIENTS if client.protocol == protocol]
+        assert [(r.target, r.authorization) for r in one.requests] == [
+            (f"/tests.Party/{client.name}", f"Bearer {TOKEN}") for client in clients
+        ]
+        assert outsider[protocol].lines() == [[]] * len(clients)
     assert TOKEN not in ran.stdout + ran.stderr
     assert ran.stdout.count("SpanKind.CLIENT") >= (2 * len(CLIENTS) if "OTEL_TRACES_EXPORTER" in knob else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,17 +19,10 @@ from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.install import hook_states, propagator_from_env
 from otel_token_relay.reasons import Reason
 from tests.support.clients import Client, every_client
-from tests.support.loopback import Party, party
+from tests.support.loopback import Party
 
 TOKEN = "p6-canary-token"
 LINE = [f"Bearer {TOKEN}"]
-
-
-@pytest.fixture
-def one() -> Iterator[Party]:
-    """A server."""
-    with party() as server:
-        yield server
 
 
 @pytest.fixture

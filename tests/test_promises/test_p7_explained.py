@@ -93,7 +93,7 @@ def instrumented(client: Client, telemetry: Telemetry) -> Iterator[None]:
 @every_client
 def test_each_client_explains_its_hops(client: Client, telemetry: Telemetry) -> None:
     """The CLIENT span, the counter and the log say relayed for the listed origin and why not for the other."""
-    with party() as listed, party() as outsider, instrumented(client, telemetry):
+    with client.party() as listed, client.party() as outsider, instrumented(client, telemetry):
         install(Settings(destinations=[listed.url]))
         with use_token(TOKEN):
             client.call(listed.url)
