@@ -193,7 +193,7 @@ class _Budget:
 
 
 def _gather(
-    value: object, strings: list[str], scrubber: Scrubber, secrets: Secrets, budget: _Budget, depth: int = 0
+    value: Any, strings: list[str], scrubber: Scrubber, secrets: Secrets, budget: _Budget, depth: int = 0
 ) -> bool:
     # By the type itself: what an object says of its class (a proxy's is another's) is no help here.
     kind = type(value)
@@ -206,12 +206,12 @@ def _gather(
         strings.append(_text_of(value))
         return False
     if issubclass(kind, Mapping):
-        children: Iterable[object] = value.values()  # type: ignore[attr-defined]
-        suspect = scrubber._gather_keys(value, strings, secrets)  # type: ignore[arg-type]
+        children: Iterable[object] = value.values()
+        suspect = scrubber._gather_keys(value, strings, secrets)
     elif issubclass(kind, _SEQUENCES):
-        children = value  # type: ignore[assignment]
+        children = value
         suspect = False
-        if len(value) > 1:  # type: ignore[arg-type]
+        if len(value) > 1:
             # A token may be cut into the elements, at no place that would be left to see.
             strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
     else:
