@@ -30,7 +30,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         AttributeError: This SDK has no such place.
     """
     record_class = module.ReadableLogRecord
-    unread = unread_class(record_class)
+    unread = unread_class(record_class, lambda make: make())
 
     def clean(readable: Any, secrets: Secrets) -> Any:
         try:
@@ -54,7 +54,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 clean(self, secrets)
                 return
 
-            def make() -> Any:
+            def make() -> Any:  # a function, which shows nothing of what it holds
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
                 return clean(readable, secrets)

@@ -17,12 +17,13 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Final
 
 PENDING: Final = "_token_relay_pending"
-"""The attribute of a record that nobody has looked at: a function that gives the clean one.
+"""The attribute of a record that nobody has looked at: what it will be made of.
 
-A function, since it shows nothing of what it holds to whoever prints the record's attributes.
+It must not show what it holds to whoever prints the record's attributes.
 """
 
 
@@ -36,11 +37,13 @@ class _OnFirstLook:
         return self if record is None else record.__getattr__(self._name)
 
 
-def unread_class(base: type) -> type:
+def unread_class(base: type, finish: Callable[[Any], Any]) -> type:
     """Give the class that a record has until somebody looks at it. Whoever makes one sets `PENDING`.
 
     Args:
         base: The SDK's class; afterwards the record is of this one.
+        finish: Makes a clean record of *base* out of what `PENDING` holds. It must not raise, and
+            may be called twice.
     """
 
     def look(record: Any) -> None:
@@ -48,7 +51,7 @@ def unread_class(base: type) -> type:
         pending = fields.get(PENDING)
         if pending is None:  # another thread was quicker
             return
-        for name, value in pending().__dict__.items():
+        for name, value in finish(pending).__dict__.items():
             fields.setdefault(name, value)  # what was set meanwhile stays
         fields.pop(PENDING, None)
         object.__setattr__(record, "__class__", base)  # past whatever it does against being changed
