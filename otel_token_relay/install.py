@@ -101,9 +101,6 @@ SERVER_HOOKS = (
     ),
 )
 
-# Their boundaries bind the token, and do not answer in the application's place: `…_VERIFY` ends there.
-UNVERIFIED_MODULES = frozenset({"aiohttp.web_protocol", "tornado.web", "grpc"})
-
 HOOKS = tuple(dict.fromkeys(CLIENT_HOOKS + SERVER_HOOKS))
 
 
@@ -287,8 +284,6 @@ def _apply(hook: Hook, module: ModuleType) -> None:
     else:
         _installed.failed.pop(hook.module, None)
         _installed.hooked[hook.module] = patches
-        if hook.module in UNVERIFIED_MODULES and _installed.relay.gate is not None:
-            _logger.warning("token relay: requests to servers of %s are not verified; do it in code", hook.module)
 
 
 def _announce(settings: Settings) -> None:
