@@ -115,7 +115,7 @@ def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> An
     outgoing = "stream" if handler.response_streaming else "unary"
     behavior = getattr(handler, f"{incoming}_{outgoing}")
     return getattr(module, f"{incoming}_{outgoing}_rpc_method_handler")(
-        _bind(behavior, lambda: _Call(module, details, terms)),
+        _bind(behavior, handler.response_streaming, lambda: _Call(module, details, terms)),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
@@ -129,7 +129,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str]
     return values_of
 
 
-def _bind(behavior: Function, start: Callable[[], _Call]) -> Function:
+def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
     """Put the boundary around a servicer's method, which stays of its kind: aio asks what it is."""
     if inspect.isasyncgenfunction(behavior):
 
@@ -171,19 +171,18 @@ def _bind(behavior: Function, start: Callable[[], _Call]) -> Function:
         try:
             call.check(context)
             with call.step():
-                response = behavior(request, context)
-        except BaseException:
+                return behavior(request, context)
+        finally:
             call.close()
-            raise
-        if isinstance(response, Iterator):
-            # Nobody closes the responses of a call that was cancelled.
-            if context.add_callback(call.close) is False:  # over already; that of aio gives None
-                call.close()
-            return _Responses(response, call)
-        call.close()
-        return response
 
-    return answer_in_thread
+    def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
+        call = start()
+        # Nobody closes the responses of a call that was cancelled.
+        if context.add_callback(call.close) is False:  # over already; that of aio gives None
+            call.close()
+        return _Responses(lambda: behavior(request, context), context, call)
+
+    return stream_in_thread if is_stream else answer_in_thread
 
 
 class _Call:
@@ -229,17 +228,27 @@ def _trailing_metadata(refusal: Refusal) -> tuple[tuple[str, str], ...]:
 
 
 class _Responses:
-    """The responses of a synchronous method, each made in the context of its call."""
+    """The responses of a synchronous method, each made in the context of its call.
 
-    def __init__(self, responses: Iterator[Any], call: _Call) -> None:
-        self._responses = responses
+    The method is not called before the first response is asked for. That happens in a thread, which
+    may wait; aio calls the method itself on its event loop, where the check would wait for ever.
+    """
+
+    def __init__(self, begin: Callable[[], Iterator[Any]], context: Any, call: _Call) -> None:
+        self._begin = begin
+        self._context = context
         self._call = call
+        self._responses: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         try:
+            if self._responses is None:
+                self._call.check(self._context)
+                with self._call.step():
+                    self._responses = self._begin()
             with self._call.step():
                 return next(self._responses)
         except BaseException:

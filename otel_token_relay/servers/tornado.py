@@ -45,9 +45,8 @@ async def _check(boundary: Boundary, relay: Relay, handler: Any) -> Refusal | No
     try:
         return await boundary.check_async(relay.gate, handler.request.path)
     except BaseException:
-        # Nobody has let this request in, so its body must not get to `data_received` either.
-        handler.request.connection.stream.close()
-        _take_body(handler)
+        # Nobody has let this request in. Without an answer its body would get to `data_received`.
+        _answer(handler, Refusal.build(503, "temporarily_unavailable"))
         raise
 
 
@@ -64,13 +63,9 @@ def _answer(handler: Any, refusal: Refusal) -> None:
     connection.write_headers(start_line, headers, body)
     connection.finish()
     handler._finished = True
-    _take_body(handler)
-    handler.set_status(refusal.status)
-    handler._log()
-
-
-def _take_body(handler: Any) -> None:
-    """Have the connection go on to a body that is streamed; once the answer is written it only skips it."""
     prepared = handler._prepared_future
     if prepared is not None and not prepared.done():
+        # Of a handler that takes the body in a stream: it is skipped now that the answer is written.
         prepared.set_result(None)
+    handler.set_status(refusal.status)
+    handler._log()
