@@ -31,8 +31,14 @@ MAX_REUSE_SECONDS: Final = 60.0
 NEGATIVE_REUSE_SECONDS: Final = 5.0
 # After a failure nobody asks for so long: each attempt holds a thread until it times out.
 FAILURE_PAUSE_SECONDS: Final = 1.0
+# What is said of one token, which anybody can have made up: others are asked for all the same.
+_OFFENCE_STATUSES: Final = frozenset({400, 413, 422})
 MAX_UNDER_WAY: Final = 256
 _WORKERS: Final = 8
+
+
+class _Offence(FetchFailed):
+    """The server does not take this token for a question; it is not out of order itself."""
 
 
 class Verdict(NamedTuple):
@@ -142,7 +148,8 @@ class Introspection:
         try:
             verdict = self._remember(key, self._introspect(token))
         except Exception as error:  # noqa: BLE001  # whoever waits finds no verdict, and that is the outage it is
-            self._pause_until = self._monotonic() + FAILURE_PAUSE_SECONDS
+            if not isinstance(error, _Offence):
+                self._pause_until = self._monotonic() + FAILURE_PAUSE_SECONDS
             text = str(error) if isinstance(error, FetchFailed) else type(error).__name__
             _logger.warning("introspection failed: %s", text)
         finally:
@@ -154,7 +161,8 @@ class Introspection:
         form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
         answer = fetch(self._endpoint, timeout=self._timeout, form=form, authorization=self._authorization)
         if answer.status != 200:
-            raise FetchFailed(f"the introspection endpoint answered with {answer.status}")
+            kind = _Offence if answer.status in _OFFENCE_STATUSES else FetchFailed
+            raise kind(f"the introspection endpoint answered with {answer.status}")
         claims = parse_object(answer.body)
         active = claims.get("active")
         if not isinstance(active, bool):
