@@ -281,6 +281,8 @@ def _apply(hook: Hook, module: ModuleType) -> None:
         patches.undo()
         _installed.failed[hook.module] = f"{type(error).__name__}: {error}"
         _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
+        if hook in SERVER_HOOKS and _installed.relay.gate is not None:
+            _logger.error("token relay: requests to servers of %s are NOT verified", hook.module)
     else:
         _installed.failed.pop(hook.module, None)
         _installed.hooked[hook.module] = patches

@@ -20,6 +20,10 @@ from opentelemetry.instrumentation.tornado import TornadoInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
 
 from otel_token_relay import Settings
 from otel_token_relay.testing import assert_never_leaked, third_party
@@ -27,7 +31,17 @@ from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.gate import BearerGate
 from otel_token_relay.zero_code import build_gate
 from tests.support.issuers import Issuer, issuing, wait_until
-from tests.support.protected_servers import BY_HAND, HOOKED, KINDS, ROWS, GrpcServer, downstream, reached
+from tests.support.protected_servers import (
+    BY_HAND,
+    HOOKED,
+    KINDS,
+    ROWS,
+    GrpcServer,
+    downstream,
+    installed,
+    reached,
+    serve_aiohttp,
+)
 from tests.support.served import Reply, parse_reply
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
@@ -334,6 +348,36 @@ def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) 
         assert server.send(target="/a%2fb").status == 401
 
 
+def test_mounted_application_is_judged_by_the_whole_path(issuer: Issuer) -> None:
+    """What is excluded by the name of its mount is open; what is called like an excluded path there is not."""
+    inner = Starlette(routes=[Route("/{name:path}", lambda request: PlainTextResponse("inner"))])
+    with installed(settings_for(issuer, verify_exclude=("/healthz", "/api/open"))):
+        client = TestClient(Starlette(routes=[Mount("/api", inner), Mount("/healthz", inner)]))
+
+        assert client.get("/api/open").status_code == 200
+        assert client.get("/api/healthz").status_code == 401
+        assert client.get("/healthz/api/open").status_code == 401
+        below = TestClient(Starlette(routes=[Mount("/", inner)]), root_path="/healthz")
+        assert below.get("/").status_code == 401
+        assert below.get("/secret").status_code == 401
+
+
+def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It serves as it always did, so whoever asked for enforcement must hear of it."""
+    monkeypatch.setattr("tornado.web.RequestHandler", object)
+    with installed(settings_for(issuer)):
+        pass
+    assert "requests to servers of tornado.web are NOT verified" in caplog.text
+
+    caplog.clear()
+    with installed(Settings()):
+        pass
+    assert "cannot hook tornado.web" in caplog.text
+    assert "verified" not in caplog.text
+
+
 def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer) -> None:
     """Tornado routes by the path as it was sent, so that is what is compared."""
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
@@ -353,7 +397,6 @@ def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) ->
 def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """aiohttp's middleware joins the boundary outside of it."""
     from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
-    from tests.support.protected_servers import installed, serve_aiohttp
 
     settings = settings_for(issuer)
     gate = build_gate(settings)
@@ -369,6 +412,18 @@ def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeyp
         assert server.send(bearer(issuer)).status == 200
 
     assert checked == ["/"]
+
+
+def test_gate_of_ones_own_is_asked_within_the_hooked_boundary(issuer: Issuer) -> None:
+    """An outer boundary without a gate, or with a laxer one, has not done its work."""
+    from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
+
+    gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
+    for settings in (Settings(), settings_for(issuer)):
+        with installed(settings), serve_aiohttp(TokenRelayMiddleware(Settings(), gate)) as server:
+            assert server.send().status == 401
+            assert server.send(bearer(issuer)).status == 403
+            assert server.send(bearer(issuer, scope="admin")).status == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/prepared"])

@@ -87,7 +87,9 @@ def _guard(handler: Handler, boundary: Boundary, gate: Gate | None) -> Handler:
 
     async def guarded(request: Any) -> Any:
         # The path that aiohttp routes by: in `path` an encoded slash would look like a plain one.
-        refusal = await boundary.check_async(gate, request.rel_url.path_safe)
+        # Older ones route by the path as it was sent, and their URLs have no other to offer.
+        url = request.rel_url
+        refusal = await boundary.check_async(gate, getattr(url, "path_safe", url.raw_path))
         if refusal is None:
             return await handler(request)
         from aiohttp import web
