@@ -290,7 +290,8 @@ def serve_grpc_aio(*interceptors: Any, is_aio: bool = True) -> Iterator[GrpcServ
         await server.start()
         return server, port
 
-    with ThreadPoolExecutor(2) as pool, looping() as loop:
+    # The threads end first: gRPC has them put what a method yields into a queue of the loop.
+    with looping() as loop, ThreadPoolExecutor(2) as pool:
         server, port = asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
         try:
             yield GrpcServer(port)
