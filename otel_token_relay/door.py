@@ -23,11 +23,30 @@ Reading = BearerToken | Reason
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A whole answer to a request that does not get to the application."""
+    """A whole answer to a request that does not get to the application.
+
+    Attributes:
+        status: Of HTTP; gRPC has codes of its own that say the same.
+        error: What is wrong, in one word of a closed set.
+        headers: All of them, for an answer over HTTP.
+        body: The same error as JSON.
+    """
 
     status: int
+    error: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+    @classmethod
+    def build(cls, status: int, error: str, *headers: tuple[str, str]) -> Refusal:
+        """Build an answer that nobody may keep (RFC 9111, section 5.2.2.5)."""
+        body = f'{{"error":"{error}"}}'.encode("ascii")
+        fixed = (
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+        )
+        return cls(status, error, (*fixed, *headers), body)
 
 
 class Gate(Protocol):

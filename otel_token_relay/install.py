@@ -101,9 +101,6 @@ SERVER_HOOKS = (
     ),
 )
 
-# Their boundaries bind the token, and do not answer in the application's place: `…_VERIFY` ends there.
-UNVERIFIED_MODULES = frozenset({"aiohttp.web_protocol", "tornado.web", "grpc"})
-
 HOOKS = tuple(dict.fromkeys(CLIENT_HOOKS + SERVER_HOOKS))
 
 
@@ -294,11 +291,11 @@ def _apply(hook: Hook, module: ModuleType) -> None:
         patches.undo()
         _installed.failed[hook.module] = f"{type(error).__name__}: {error}"
         _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
+        if hook in SERVER_HOOKS and _installed.relay.gate is not None:
+            _logger.error("token relay: requests to servers of %s are NOT verified", hook.module)
     else:
         _installed.failed.pop(hook.module, None)
         _installed.hooked[hook.module] = patches
-        if hook.module in UNVERIFIED_MODULES and _installed.relay.gate is not None:
-            _logger.warning("token relay: requests to servers of %s are not verified; do it in code", hook.module)
 
 
 def _announce(settings: Settings) -> None:

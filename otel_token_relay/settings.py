@@ -204,8 +204,9 @@ class Settings:
     )
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
-        "Verify the token of each request at the boundary: `enforce` answers 400, 401 or 503 to what is not valid,"
-        " `report` only counts and logs it. Needs `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        "Verify the token of each request at the boundary: `enforce` answers 400, 401 or 503 to what is not valid"
+        " (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`), `report` only counts and logs it. Needs `…_ISSUERS`,"
+        " `…_AUDIENCE` and the extra `verify`.",
         default="off",
         shown="off",
         strict="enforce",
@@ -240,7 +241,8 @@ class Settings:
     )
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
-        "Comma-separated paths that need no token, compared exactly.",
+        "Comma-separated paths that need no token, compared exactly; for gRPC full method names, such as"
+        " `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
         read=_split,

@@ -40,14 +40,7 @@ class ClosedGate:
 
     def __init__(self, settings: Settings) -> None:
         self._exclude = frozenset(settings.verify_exclude)
-        body = b'{"error":"temporarily_unavailable"}'
-        headers = (
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            ("Retry-After", "60"),
-        )
-        self._refusal = Refusal(503, headers, body)
+        self._refusal = Refusal.build(503, "temporarily_unavailable", ("Retry-After", "60"))
 
     def check(self, reading: Reading, path: str) -> Refusal | None:
         """Give the one answer there is."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from tests.support import served as servers
 from tests.support.issuers import Issuer, issuing
+from tests.support.protected_servers import GrpcServer
 from tests.support.served import serving
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
@@ -27,7 +30,7 @@ QUIET = {
     "OTEL_METRICS_EXPORTER": "none",
     "OTEL_LOGS_EXPORTER": "none",
 }
-LAUNCHER = f"{Path(sys.executable).with_name('opentelemetry-instrument')} {sys.executable} -m"
+LAUNCHER = Path(sys.executable).with_name("opentelemetry-instrument")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_example_lets_in_whom_it_should(issuer: Issuer, name: str) -> None:
 @pytest.mark.parametrize("name", ["flask", "django"])
 def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """``opentelemetry-instrument`` configures Django first, and the example is served all the same."""
-    command = f"{LAUNCHER} gunicorn {{app}} --bind fd://{{fd}} --log-level warning"
+    command = f"{LAUNCHER} {sys.executable} -m gunicorn {{app}} --bind fd://{{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("wsgi", command))
     environ = QUIET | {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}
     with serving("instrumented", {"wsgi": EXAMPLES[name][1]}, environ) as server:
@@ -70,18 +73,48 @@ def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.Mo
         assert server.send(target="/healthz").status == 200
 
 
-def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under ``opentelemetry-instrument`` the variables alone protect an application that knows nothing of it."""
-    command = f"{LAUNCHER} uvicorn {{app}} --fd {{fd}} --log-level warning"
-    monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
-    environ = QUIET | {
+def zero_code(issuer: Issuer) -> dict[str, str]:
+    return QUIET | {
         "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
         "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": issuer.url,
         "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": AUDIENCE,
-        "OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE": "/healthz",
+        "OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE": "/healthz,/p.S/healthz",
     }
-    with serving("instrumented", {"asgi": "examples.verify_zero_code:app"}, environ) as server:
+
+
+def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under ``opentelemetry-instrument`` the variables alone protect an application that knows nothing of it."""
+    command = f"{LAUNCHER} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
+    monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
+    with serving("instrumented", {"asgi": "examples.verify_zero_code:app"}, zero_code(issuer)) as server:
         assert server.send(target="/me").headers["www-authenticate"] == 'Bearer realm="api"'
         assert json.loads(server.send(bearer(issuer), target="/me").body) == {"sub": "alice"}
         assert server.send(bearer(issuer, aud="elsewhere"), target="/me").status == 401
         assert server.send(target="/healthz").status == 200
+
+
+def test_zero_code_reaches_servers_with_an_interface_of_their_own(issuer: Issuer) -> None:
+    """aiohttp.web, Tornado and gRPC too, with all of their instrumentation around them."""
+    program = subprocess.Popen(
+        [LAUNCHER, sys.executable, "-m", "tests.support.unaware_servers"],
+        env={**os.environ, **zero_code(issuer)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert program.stdout is not None
+        ports = json.loads(program.stdout.readline())
+        for name, port in ports.items():
+            is_grpc = name == "gRPC"
+            server = GrpcServer(port) if is_grpc else servers.Server(name, port)
+            me, healthz = ("/p.S/me", "/p.S/healthz") if is_grpc else ("/me", "/healthz")
+
+            assert server.send(target=me).headers["www-authenticate"] == 'Bearer realm="api"'
+            assert server.send(bearer(issuer, exp=1), target=me).status == 401
+            assert server.send(bearer(issuer), target=me).body == b"hello"
+            assert server.send(target=healthz).body == b"hello"
+        assert set(ports) == {"aiohttp.web", "Tornado", "gRPC"}
+    finally:
+        program.kill()
+        program.communicate(timeout=10)

@@ -359,6 +359,25 @@ def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Iss
         wait_until(lambda: not introspection._under_way, 30.0)
 
 
+def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer: Issuer) -> None:
+    """Some servers answer 400 to a JWT or to nonsense; one such request a second once stopped them all."""
+
+    def take_offence(handler: Any, path: str) -> bool:
+        if b"offensive" not in issuer.seen[-1].encode():
+            return False
+        handler.send_response(400)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return True
+
+    issuer.behave = take_offence
+    verifier = opaque_verifier(issuer)
+    for _ in range(3):
+        with pytest.raises(KeysUnavailable):
+            verifier.verify("offensive")
+        assert verifier.verify(f"{OPAQUE}-{asked(issuer)}").subject == "alice"
+
+
 def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
     """After that the server is asked, whatever the token's own lifetime is."""
     clock = Clock()

@@ -7,16 +7,21 @@ written, and also holds for ``web.Server`` without an application.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay.door import Gate
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
+from otel_token_relay.zero_code import build_gate
+
+Handler = Callable[[Any], Awaitable[Any]]
 
 
 class TokenRelayMiddleware:
@@ -27,44 +32,71 @@ class TokenRelayMiddleware:
 
     Args:
         settings: ``None`` for `Settings.from_env()`.
+        gate: What verifies each request, such as a `BearerGate`; ``None`` for what the settings ask for.
     """
 
     # aiohttp's mark of a middleware that takes request and handler.
     __middleware_version__: Final = 1
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, gate: Gate | None = None) -> None:
         self._settings = Settings.from_env() if settings is None else settings
+        self._gate = build_gate(self._settings) if gate is None else gate
 
-    async def __call__(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def __call__(self, request: Any, handler: Handler) -> Any:
         outer: Boundary | None = vars(request).get(BOUNDARY_KEY)
         if outer is not None and outer.covers(_values_of(request)):
-            return await handler(request)
-        return await _serve(request, self._settings, handler, request)
+            return await _guard(handler, outer, self._gate)(request)
+        with _binding(request, self._settings) as boundary:
+            return await _guard(handler, boundary, self._gate)(request)
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``aiohttp.web_protocol``."""
 
     def build(original: Function) -> Function:
-        async def _handle_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        async def _handle_request(
+            self: Any, request: Any, start_time: Any, handler: Handler, *args: Any, **kwargs: Any
+        ) -> Any:
             if relay.is_closed:
-                return await original(self, request, *args, **kwargs)
-            return await _serve(request, relay.settings, original, self, request, *args, **kwargs)
+                return await original(self, request, start_time, handler, *args, **kwargs)
+            with _binding(request, relay.settings) as boundary:
+                # What could not be parsed is answered 400 by the server, and nobody's code runs.
+                if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
+                    handler = _guard(handler, boundary, relay.gate)
+                return await original(self, request, start_time, handler, *args, **kwargs)
 
         return _handle_request
 
     patches.wrap(module.RequestHandler, "_handle_request", build)
 
 
-async def _serve(request: Any, settings: Settings, call: Function, /, *args: Any, **kwargs: Any) -> Any:
+@contextmanager
+def _binding(request: Any, settings: Settings) -> Iterator[Boundary]:
     # Not as an item: those are the application's, and aiohttp warns of keys that are text.
     vars(request)[BOUNDARY_KEY] = boundary = Boundary(_values_of(request), settings)
     attached = otel_context.attach(boundary.context())
     try:
-        return await call(*args, **kwargs)
+        yield boundary
     finally:
         boundary.close()
         otel_context.detach(attached)
+
+
+def _guard(handler: Handler, boundary: Boundary, gate: Gate | None) -> Handler:
+    """Give the handler behind *gate*: a request that is refused, a WebSocket's too, does not get to it."""
+
+    async def guarded(request: Any) -> Any:
+        # The path that aiohttp routes by: in `path` an encoded slash would look like a plain one.
+        # Older ones route by the path as it was sent, and their URLs have no other to offer.
+        url = request.rel_url
+        refusal = await boundary.check_async(gate, getattr(url, "path_safe", url.raw_path))
+        if refusal is None:
+            return await handler(request)
+        from aiohttp import web
+
+        return web.Response(status=refusal.status, headers=dict(refusal.headers), body=refusal.body)
+
+    return handler if gate is None else guarded
 
 
 def _values_of(request: Any) -> Callable[[str], list[str]]:

@@ -106,9 +106,7 @@ async def serve(
 
 
 async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate | None) -> None:
-    refusal = None
-    if gate is not None and boundary.must_pass(gate):
-        refusal = await gate.check_async(boundary.reading, scope.get("path", ""))
+    refusal = await boundary.check_async(gate, scope.get("path", ""))
     if refusal is None:
         await app(scope, receive, send)
     elif scope["type"] == "http":

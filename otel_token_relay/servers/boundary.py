@@ -9,7 +9,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
-from otel_token_relay.door import Gate, Reading, read
+from otel_token_relay.door import Gate, Reading, Refusal, read
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
@@ -54,9 +54,21 @@ class Boundary:
             _logger.debug("no token taken from the request: %s", self.reading)
         self.gates = ()
 
-    def must_pass(self, gate: Gate | None) -> bool:
-        """Whether *gate* has yet to check this request; the next time, it has."""
-        if gate is None or any(passed is gate for passed in self.gates):
+    def check(self, gate: Gate | None, path: str) -> Refusal | None:
+        """Have *gate* check this request, once; ``None`` lets it in.
+
+        Args:
+            gate: ``None`` where nothing is checked.
+            path: As the server routes it, whole, or the full name of a gRPC method.
+        """
+        return gate.check(self.reading, path) if gate is not None and self._must_pass(gate) else None
+
+    async def check_async(self, gate: Gate | None, path: str) -> Refusal | None:
+        """The same as `check`, awaited."""
+        return await gate.check_async(self.reading, path) if gate is not None and self._must_pass(gate) else None
+
+    def _must_pass(self, gate: Gate) -> bool:
+        if any(passed is gate for passed in self.gates):
             return False
         self.gates = (*self.gates, gate)
         return True

@@ -11,47 +11,67 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay.door import Gate, Refusal
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import Boundary
 from otel_token_relay.settings import Settings
+from otel_token_relay.zero_code import build_gate
 
-Settle = Callable[[], Settings | None]
+
+class Terms(NamedTuple):
+    """What a call is under: the settings, and what verifies it, if anything does."""
+
+    settings: Settings
+    gate: Gate | None
+
+
+Settle = Callable[[], Terms | None]
 
 # Of both `grpc.server` and `grpc.aio.server`.
 _INTERCEPTORS_POSITION = 2
 
+# A header that breaks the grammar is 400 over HTTP; for gRPC it is as good as none.
+_CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
+_TRAILING: Final = ("www-authenticate", "retry-after")
 
-def server_interceptor(settings: Settings | None = None) -> Any:
+
+def server_interceptor(settings: Settings | None = None, gate: Gate | None = None) -> Any:
     """Give an interceptor for `grpc.server`, where nothing is installed. Put it first.
 
     Args:
         settings: ``None`` for `Settings.from_env()`.
+        gate: What verifies each call, such as a `BearerGate`; ``None`` for what the settings ask for.
     """
     import grpc
 
-    chosen = Settings.from_env() if settings is None else settings
-    return _build_interceptor(grpc, lambda: chosen)
+    terms = _terms(settings, gate)
+    return _build_interceptor(grpc, lambda: terms)
 
 
-def aio_server_interceptor(settings: Settings | None = None) -> Any:
+def aio_server_interceptor(settings: Settings | None = None, gate: Gate | None = None) -> Any:
     """Give an interceptor for `grpc.aio.server`; see `server_interceptor`."""
     import grpc.aio
 
+    terms = _terms(settings, gate)
+    return _build_aio_interceptor(grpc, lambda: terms)
+
+
+def _terms(settings: Settings | None, gate: Gate | None) -> Terms:
     chosen = Settings.from_env() if settings is None else settings
-    return _build_aio_interceptor(grpc, lambda: chosen)
+    return Terms(chosen, build_gate(chosen) if gate is None else gate)
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the function ``server`` of *module*, which is ``grpc`` or ``grpc.aio``."""
     is_aio = module.__name__ == "grpc.aio"
 
-    def settle() -> Settings | None:
-        return None if relay.is_closed else relay.settings
+    def settle() -> Terms | None:
+        return None if relay.is_closed else Terms(relay.settings, relay.gate)
 
     def build(original: Function) -> Function:
         def server(*args: Any, **kwargs: Any) -> Any:
@@ -74,7 +94,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 def _build_interceptor(module: Any, settle: Settle) -> Any:
     class TokenRelayInterceptor(module.ServerInterceptor):  # type: ignore[misc]  # the module is an argument
         def intercept_service(self, continuation: Function, details: Any) -> Any:
-            return _enclose(module, continuation(details), details.invocation_metadata, settle())
+            return _enclose(module, continuation(details), details, settle())
 
     return TokenRelayInterceptor()
 
@@ -82,20 +102,20 @@ def _build_interceptor(module: Any, settle: Settle) -> Any:
 def _build_aio_interceptor(module: Any, settle: Settle) -> Any:
     class TokenRelayInterceptor(module.aio.ServerInterceptor):  # type: ignore[misc]  # the module is an argument
         async def intercept_service(self, continuation: Function, details: Any) -> Any:
-            return _enclose(module, await continuation(details), details.invocation_metadata, settle())
+            return _enclose(module, await continuation(details), details, settle())
 
     return TokenRelayInterceptor()
 
 
-def _enclose(module: Any, handler: Any, metadata: Sequence[tuple[str, Any]] | None, settings: Settings | None) -> Any:
+def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> Any:
     """Give the handler of one call with the boundary around what it calls."""
-    if handler is None or settings is None:
+    if handler is None or terms is None:
         return handler
     incoming = "stream" if handler.request_streaming else "unary"
     outgoing = "stream" if handler.response_streaming else "unary"
     behavior = getattr(handler, f"{incoming}_{outgoing}")
     return getattr(module, f"{incoming}_{outgoing}_rpc_method_handler")(
-        _bind(behavior, _values_in(metadata or ()), settings),
+        _bind(behavior, handler.response_streaming, lambda: _Call(module, details, terms)),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
@@ -109,32 +129,36 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str]
     return values_of
 
 
-def _bind(behavior: Function, values_of: Callable[[str], list[str]], settings: Settings) -> Function:
+def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
     """Put the boundary around a servicer's method, which stays of its kind: aio asks what it is."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            call = _Call(values_of, settings)
-            responses = behavior(request, context)
+            call = start()
             try:
-                while True:
+                await call.check_async(context)
+                responses = behavior(request, context)
+                try:
+                    while True:
+                        with call.step():
+                            try:
+                                response = await anext(responses)
+                            except StopAsyncIteration:
+                                return
+                        yield response
+                finally:
                     with call.step():
-                        try:
-                            response = await anext(responses)
-                        except StopAsyncIteration:
-                            return
-                    yield response
+                        await responses.aclose()
             finally:
-                with call.step():
-                    await responses.aclose()
                 call.close()
 
         return stream
     if inspect.iscoroutinefunction(behavior):
 
         async def answer(request: Any, context: Any) -> Any:
-            call = _Call(values_of, settings)
+            call = start()
             try:
+                await call.check_async(context)
                 with call.step():
                     return await behavior(request, context)
             finally:
@@ -143,31 +167,51 @@ def _bind(behavior: Function, values_of: Callable[[str], list[str]], settings: S
         return answer
 
     def answer_in_thread(request: Any, context: Any) -> Any:
-        call = _Call(values_of, settings)
+        call = start()
         try:
+            call.check(context)
             with call.step():
-                response = behavior(request, context)
-        except BaseException:
+                return behavior(request, context)
+        finally:
             call.close()
-            raise
-        if isinstance(response, Iterator):
-            # Nobody closes the responses of a call that was cancelled.
-            if context.add_callback(call.close) is False:  # over already; that of aio gives None
-                call.close()
-            return _Responses(response, call)
-        call.close()
-        return response
 
-    return answer_in_thread
+    def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
+        call = start()
+        # Nobody closes the responses of a call that was cancelled.
+        if context.add_callback(call.close) is False:  # over already; that of aio gives None
+            call.close()
+        return _Responses(lambda: behavior(request, context), context, call)
+
+    return stream_in_thread if is_stream else answer_in_thread
 
 
 class _Call:
     """One call, whose context is kept from step to step: instrumentation attaches its span in the first."""
 
-    def __init__(self, values_of: Callable[[str], list[str]], settings: Settings) -> None:
-        self._boundary = Boundary(values_of, settings)
+    def __init__(self, module: Any, details: Any, terms: Terms) -> None:
+        self._codes = module.StatusCode
+        self._method: str = details.method
+        self._gate = terms.gate
+        self._boundary = Boundary(_values_in(details.invocation_metadata or ()), terms.settings)
         self._context = self._boundary.context()
         self.close = self._boundary.close
+
+    def check(self, context: Any) -> None:
+        """Abort the call, which raises, unless it is let in."""
+        refusal = self._boundary.check(self._gate, self._method)
+        if refusal is not None:
+            context.set_trailing_metadata(_trailing_metadata(refusal))
+            context.abort(self._code(refusal), refusal.error)
+
+    async def check_async(self, context: Any) -> None:
+        """The same as `check`, awaited."""
+        refusal = await self._boundary.check_async(self._gate, self._method)
+        if refusal is not None:
+            context.set_trailing_metadata(_trailing_metadata(refusal))
+            await context.abort(self._code(refusal), refusal.error)
+
+    def _code(self, refusal: Refusal) -> Any:
+        return getattr(self._codes, _CODES[refusal.status])
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -179,18 +223,32 @@ class _Call:
             otel_context.detach(attached)
 
 
-class _Responses:
-    """The responses of a synchronous method, each made in the context of its call."""
+def _trailing_metadata(refusal: Refusal) -> tuple[tuple[str, str], ...]:
+    return tuple((name.lower(), value) for name, value in refusal.headers if name.lower() in _TRAILING)
 
-    def __init__(self, responses: Iterator[Any], call: _Call) -> None:
-        self._responses = responses
+
+class _Responses:
+    """The responses of a synchronous method, each made in the context of its call.
+
+    The method is not called before the first response is asked for. That happens in a thread, which
+    may wait; aio calls the method itself on its event loop, where the check would wait for ever.
+    """
+
+    def __init__(self, begin: Callable[[], Iterator[Any]], context: Any, call: _Call) -> None:
+        self._begin = begin
+        self._context = context
         self._call = call
+        self._responses: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         try:
+            if self._responses is None:
+                self._call.check(self._context)
+                with self._call.step():
+                    self._responses = self._begin()
             with self._call.step():
                 return next(self._responses)
         except BaseException:

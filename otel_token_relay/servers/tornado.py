@@ -6,11 +6,14 @@ included, and runs in a task of its own.
 
 from __future__ import annotations
 
+import time
+from http import HTTPStatus
 from types import ModuleType
 from typing import Any
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay.door import Refusal
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import Boundary
@@ -26,7 +29,9 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             boundary = Boundary(self.request.headers.get_list, relay.settings)
             attached = otel_context.attach(boundary.context())
             try:
-                return await original(self, *args, **kwargs)
+                # By the path as it was sent, since Tornado routes by that one.
+                refusal = await _check(boundary, relay, self)
+                return await original(self, *args, **kwargs) if refusal is None else _answer(self, refusal)
             finally:
                 boundary.close()
                 otel_context.detach(attached)
@@ -34,3 +39,33 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         return _execute
 
     patches.wrap(module.RequestHandler, "_execute", build)
+
+
+async def _check(boundary: Boundary, relay: Relay, handler: Any) -> Refusal | None:
+    try:
+        return await boundary.check_async(relay.gate, handler.request.path)
+    except BaseException:
+        # Nobody has let this request in. Without an answer its body would get to `data_received`.
+        _answer(handler, Refusal.build(503, "temporarily_unavailable"))
+        raise
+
+
+def _answer(handler: Any, refusal: Refusal) -> None:
+    """Write the whole answer past the handler, whose own code (`on_finish`, `write_error`) has not begun."""
+    from tornado import httputil
+
+    headers = httputil.HTTPHeaders({"Date": httputil.format_timestamp(time.time())} | dict(refusal.headers))
+    start_line = httputil.ResponseStartLine("", refusal.status, HTTPStatus(refusal.status).phrase)
+    # RFC 9110, section 9.3.2: the headers of GET, and no body.
+    body = b"" if handler.request.method == "HEAD" else refusal.body
+    connection = handler.request.connection
+    connection.set_close_callback(None)
+    connection.write_headers(start_line, headers, body)
+    connection.finish()
+    handler._finished = True
+    prepared = handler._prepared_future
+    if prepared is not None and not prepared.done():
+        # Of a handler that takes the body in a stream: it is skipped now that the answer is written.
+        prepared.set_result(None)
+    handler.set_status(refusal.status)
+    handler._log()

@@ -104,9 +104,7 @@ def serve(
 def _enter(
     app: App, environ: Environ, start_response: StartResponse, boundary: Boundary, gate: Gate | None
 ) -> Iterable[bytes]:
-    refusal = None
-    if gate is not None and boundary.must_pass(gate):
-        refusal = gate.check(boundary.reading, _path(environ))
+    refusal = boundary.check(gate, _path(environ))
     if refusal is None:
         return app(environ, start_response)
     phrase = HTTPStatus(refusal.status).phrase

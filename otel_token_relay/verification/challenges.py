@@ -21,16 +21,6 @@ _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 _is_scope = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
 
-def _refuse(status: int, error: str, *headers: tuple[str, str]) -> Refusal:
-    body = f'{{"error":"{error}"}}'.encode("ascii")
-    fixed = (
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))),
-        ("Cache-Control", "no-store"),
-    )
-    return Refusal(status, (*fixed, *headers), body)
-
-
 def _check_words(setting: str, words: Sequence[str]) -> None:
     if isinstance(words, str) or not all(isinstance(word, str) and _is_scope(word) for word in words):
         raise ConfigurationError(setting, "this must be a sequence of words without spaces, quotes and backslashes")
@@ -96,9 +86,9 @@ class Challenges:
     def unavailable(self, retry_after: float) -> Refusal:
         """Build the answer for an outage of ours (RFC 9110, section 10.2.3)."""
         seconds = min(max(1, math.ceil(retry_after)), 3600) if math.isfinite(retry_after) else 3600
-        return _refuse(503, "temporarily_unavailable", ("Retry-After", str(seconds)))
+        return Refusal.build(503, "temporarily_unavailable", ("Retry-After", str(seconds)))
 
     def _challenge(self, status: int, error: str | None, body: str, *attributes: tuple[str, str]) -> Refusal:
         named = [] if error is None else [("error", error)]
         text = ", ".join(f'{name}="{value}"' for name, value in (*self._start, *named, *attributes, *self._end))
-        return _refuse(status, body, ("WWW-Authenticate", f"Bearer {text}"))
+        return Refusal.build(status, body, ("WWW-Authenticate", f"Bearer {text}"))

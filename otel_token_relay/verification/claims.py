@@ -31,8 +31,8 @@ MAX_NUMERIC_DATE: Final = 2**40
 # RFC 7515, section 7.1: three base64url parts with dots between them. Section 2: no padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
-# C0, DEL and C1: such a name would forge lines in a log or break a header.
-_has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
+# C0, DEL, C1 and the two line breaks of Unicode: such a name would forge lines in a log or break a header.
+_has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 # RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types
 # are compared without regard to case, and "application/" may be left out.
@@ -121,7 +121,9 @@ _decode = json.JSONDecoder(
     parse_float=_read_float,
 ).decode
 
-_strings = re.compile(r'"(?:[^"\\]|\\.)*"')
+# The closing quote is optional, so that this never fails and goes back: else a string that is not
+# closed, full of escaped quotes, would be read anew from each of them, for most of a second.
+_strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
 def _depth(text: str) -> int:

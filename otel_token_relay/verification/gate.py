@@ -1,6 +1,6 @@
 """The gate behind the door: verify the token of each request, and answer in the application's place.
 
-One gate serves ASGI and WSGI, a middleware in code and the zero-code boundary alike. It takes what
+One gate serves every kind of server, a middleware in code and the zero-code boundary alike. It takes what
 the boundary has read of the header and reads nothing itself.
 """
 
@@ -56,7 +56,7 @@ class BearerGate:
         realm: Sent with each challenge; ``None`` for ``api``.
         required_scopes: The token must allow all of them.
         exclude: Paths that need no token, exactly as they are: ``/healthz`` is neither
-            ``/healthz/`` nor ``/healthz/deep``.
+            ``/healthz/`` nor ``/healthz/deep``. For gRPC full method names, ``/package.Service/Method``.
         resource_metadata: The URL of this resource's metadata (RFC 9728).
         acr_values: The token's ``acr`` must be one of these (RFC 9470).
         max_age: Seconds since the token's ``auth_time``, at most (RFC 9470).

@@ -1,0 +1,534 @@
+"""Verification at the boundary, without a line of code in the application: one table of servers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+import websockets.sync.client
+from opentelemetry import trace
+from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
+from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorServer, GrpcInstrumentorServer
+from opentelemetry.instrumentation.tornado import TornadoInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from otel_token_relay import Settings
+from otel_token_relay.testing import assert_never_leaked, third_party
+from otel_token_relay.verification import TokenVerifier
+from otel_token_relay.verification.gate import BearerGate
+from otel_token_relay.zero_code import build_gate
+from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.protected_servers import (
+    BY_HAND,
+    HOOKED,
+    KINDS,
+    ROWS,
+    GrpcServer,
+    downstream,
+    installed,
+    reached,
+    serve_aiohttp,
+)
+from tests.support.served import Reply, parse_reply
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
+
+every_server = pytest.mark.parametrize("row", ROWS)
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Gates are shared by equal settings, also between tests."""
+    build_gate.cache_clear()
+    reached.clear()
+    yield
+    build_gate.cache_clear()
+
+
+def settings_for(issuer: Issuer, mode: Any = "enforce", **options: Any) -> Settings:
+    options = {"verify_exclude": ("/healthz",)} | options
+    return Settings(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,), **options)
+
+
+def bearer(issuer: Issuer, **changes: Any) -> bytes:
+    return f" Bearer {make_token(claims(issuer.url, **changes))}".encode()
+
+
+def application_reached() -> list[str]:
+    """What ran of the application. Its access log may run: it is told of refused requests like of any other."""
+    return [name for name in reached if not name.startswith("log ")]
+
+
+@every_server
+def test_boundary_lets_in_only_what_is_valid(issuer: Issuer, row: str) -> None:
+    """With VERIFY=enforce the application does not see what is not valid, and sees whose the valid token is."""
+    with ROWS[row](settings_for(issuer), None) as server:
+        malformed = 401 if isinstance(server, GrpcServer) else 400
+        for lines, status, challenge in (
+            ([], 401, 'Bearer realm="api"'),
+            ([b" Basic YWxpY2U6c2VjcmV0"], 401, 'Bearer realm="api"'),
+            ([b" Bearer a b"], malformed, 'Bearer realm="api", error="invalid_request"'),
+            ([bearer(issuer), bearer(issuer)], malformed, 'Bearer realm="api", error="invalid_request"'),
+            ([b" Bearer opaque"], 401, 'Bearer realm="api", error="invalid_token"'),
+            ([bearer(issuer, exp=1)], 401, 'Bearer realm="api", error="invalid_token"'),
+            ([bearer(issuer, aud="billing-service")], 401, 'Bearer realm="api", error="invalid_token"'),
+        ):
+            refused = server.send(*lines)
+            assert (refused.status, refused.headers["www-authenticate"]) == (status, challenge)
+            if not isinstance(server, GrpcServer):
+                assert refused.headers["cache-control"] == "no-store"
+                assert json.loads(refused.body)["error"]
+        assert application_reached() == []
+
+        assert json.loads(server.send(bearer(issuer)).body) == {"user": "alice", "claims": "alice"}
+        assert json.loads(server.send(target="/healthz").body) == {"user": "", "claims": None}
+        assert json.loads(server.send(b" Bearer opaque", target="/healthz").body) == {"user": "", "claims": None}
+
+
+@every_server
+def test_report_lets_everybody_in_and_says_so(issuer: Issuer, row: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It counts and logs what would be refused, not each time, and marks only what is valid."""
+    valid, expired = bearer(issuer), bearer(issuer, exp=1)
+    with (
+        caplog.at_level(logging.WARNING, logger="otel_token_relay"),
+        ROWS[row](settings_for(issuer, "report"), None) as server,
+    ):
+        for _ in range(3):
+            assert json.loads(server.send(expired).body) == {"user": "", "claims": None}
+        assert json.loads(server.send().body) == {"user": "", "claims": None}
+        assert json.loads(server.send(valid).body) == {"user": "alice", "claims": "alice"}
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len([text for text in said if "expired" in text]) == 1
+    assert len([text for text in said if "absent" in text]) == 1
+    for token in (valid, expired):
+        assert_never_leaked(token.decode().removeprefix(" Bearer "), caplog.text)
+
+
+@every_server
+def test_nothing_is_checked_unless_asked_for(issuer: Issuer, row: str) -> None:
+    """Issuers and an audience alone change nothing."""
+    with ROWS[row](settings_for(issuer, "off"), None) as server:
+        for lines in ([], [bearer(issuer, exp=1)], [bearer(issuer)]):
+            assert json.loads(server.send(*lines).body) == {"user": "", "claims": None}
+
+
+@every_server
+@pytest.mark.parametrize("mode", ["enforce", "enfroce"])
+def test_enforcement_that_cannot_start_lets_nobody_in(
+    issuer: Issuer, row: str, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service that was told to verify must not serve without; it starts all the same, and says why."""
+    settings = Settings.from_env({PREFIX + "VERIFY": mode, PREFIX + "VERIFY_EXCLUDE": "/healthz"})
+    with ROWS[row](settings, None) as server:
+        for lines in ([], [bearer(issuer)]):
+            refused = server.send(*lines)
+            assert (refused.status, refused.headers["retry-after"]) == (503, "60")
+            assert "www-authenticate" not in refused.headers
+        assert application_reached() == []
+        assert server.send(target="/healthz").status == 200
+
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        pytest.param({}, id="no issuer, no audience"),
+        pytest.param({"ISSUERS": "https://idp.example"}, id="no audience"),
+        pytest.param({"AUDIENCE": AUDIENCE}, id="no issuer"),
+        pytest.param({"ISSUERS": "http://idp.example", "AUDIENCE": AUDIENCE}, id="issuer over plain http"),
+        pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "HS256"}, id="symmetric"),
+        pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "RS256,x"}, id="unknown"),
+    ],
+)
+def test_settings_that_cannot_verify_build_a_closed_gate(environ: dict[str, str]) -> None:
+    """Each way of not saying enough, as a problem that is said and as a gate that is shut."""
+    variables = {PREFIX + name: value for name, value in (environ | {"VERIFY": "enforce"}).items()}
+    settings = Settings.from_env(variables)
+    gate = build_gate(settings)
+
+    assert any("nothing can be verified" in problem for problem in settings.problems)
+    assert gate is not None
+    refusal = gate.check(None, "/")  # type: ignore[arg-type]  # it does not look at what was read
+    assert refusal is not None
+    assert refusal.status == 503
+
+
+@every_server
+def test_outage_of_the_issuer_is_unavailable(row: str) -> None:
+    """Without keys nobody is called invalid, and nobody is let in."""
+    with issuing() as issuer, ROWS[row](settings_for(issuer), None) as server:
+        issuer.behave = issuer.fail
+        refused = server.send(bearer(issuer))
+
+        assert refused.status == 503
+        assert 1 <= int(refused.headers["retry-after"]) <= 10
+        assert application_reached() == []
+        assert server.send(target="/healthz").status == 200
+
+
+@every_server
+def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
+    """A gate that was built in code asks for scopes; gRPC calls that PERMISSION_DENIED."""
+    gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
+    with ROWS[row](Settings(), gate) as server:
+        refused = server.send(bearer(issuer))
+
+        assert refused.status == 403
+        assert refused.headers["www-authenticate"] == 'Bearer realm="api", error="insufficient_scope", scope="admin"'
+        assert application_reached() == []
+        assert server.send(bearer(issuer, scope="admin")).status == 200
+
+
+class BrokenGate:
+    """A gate with a fault of its own."""
+
+    def check(self, reading: Any, path: str) -> Any:
+        raise RuntimeError("this gate is broken")
+
+    async def check_async(self, reading: Any, path: str) -> Any:
+        raise RuntimeError("this gate is broken")
+
+
+@every_server
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_broken_gate_lets_nobody_in(issuer: Issuer, row: str) -> None:
+    """Whatever goes wrong in the check, the application is not reached."""
+    with ROWS[row](Settings(), BrokenGate()) as server:
+        assert server.send(bearer(issuer)).status >= 500
+
+    assert application_reached() == []
+
+
+@every_server
+def test_each_caller_is_seen_as_themselves(issuer: Issuer, row: str) -> None:
+    """Many users at once, some of them not valid: everybody gets their own answer."""
+    names = [f"user-{number}" for number in range(24)]
+    with ROWS[row](settings_for(issuer), None) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        sent = [
+            (name, bearer(issuer, sub=name, **({"exp": 1} if index % 3 == 0 else {})))
+            for index, name in enumerate(names)
+        ]
+        replies = list(pool.map(lambda one: server.send(one[1]), sent))
+
+    for index, (name, reply) in enumerate(zip(names, replies, strict=True)):
+        if index % 3 == 0:
+            assert reply.status == 401
+        else:
+            assert json.loads(reply.body) == {"user": name, "claims": name}
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in HOOKED if row not in ("Flask", "gRPC", "gRPC aio, synchronous methods")]
+)
+def test_waiting_for_keys_does_not_stall_the_loop(row: str) -> None:
+    """While the first request waits for an issuer that hangs, others are answered."""
+    with issuing() as issuer, HOOKED[row](settings_for(issuer), None) as server:
+        issuer.behave = issuer.hang
+        replies: list[Reply] = []
+        waiting = threading.Thread(target=lambda: replies.append(server.send(bearer(issuer))))
+        waiting.start()
+        wait_until(lambda: bool(issuer.hits))
+
+        assert server.send(target="/healthz").status == 200
+        assert server.send().status == 401
+        assert replies == []
+
+        issuer.released.set()
+        waiting.join(20)
+        assert replies[0].status == 503
+
+
+@pytest.mark.parametrize("row", HOOKED)
+def test_only_what_the_boundary_has_verified_is_relayed(issuer: Issuer, row: str) -> None:
+    """With REQUIRE_VERIFIED the verdict of the boundary counts, also where it only reports."""
+    with third_party() as receiver:
+        downstream[:] = [receiver.url]
+        options: dict[str, Any] = {"destinations": (f"{receiver.url};required",), "require_verified": True}
+        with HOOKED[row](settings_for(issuer, **options), None) as server:
+            assert json.loads(server.send(bearer(issuer), target="/relay").body) == {"sent": True}
+        with HOOKED[row](settings_for(issuer, "report", **options), None) as server:
+            assert json.loads(server.send(bearer(issuer), target="/relay").body) == {"sent": True}
+            assert json.loads(server.send(bearer(issuer, exp=1), target="/relay").body)["withheld"] != "relayed"
+            withheld = server.send(bearer(issuer, aud="x"), target="/relay").body
+            assert json.loads(withheld) == {"withheld": "not_verified"}
+        with HOOKED[row](settings_for(issuer, verify_exclude=("/relay",), **options), None) as server:
+            assert json.loads(server.send(bearer(issuer), target="/relay").body) == {"withheld": "not_verified"}
+        assert len(receiver.requests) == 2
+
+
+INSTRUMENTORS: dict[str, Any] = {
+    "aiohttp.web": AioHttpServerInstrumentor,
+    "Tornado": TornadoInstrumentor,
+    "gRPC": GrpcInstrumentorServer,
+    "gRPC aio": GrpcAioInstrumentorServer,
+}
+
+
+@contextmanager
+def instrumented(row: str, provider: TracerProvider) -> Iterator[None]:
+    instrumentor = INSTRUMENTORS[row]()
+    instrumentor.instrument(tracer_provider=provider)
+    try:
+        yield
+    finally:
+        instrumentor.uninstrument()
+
+
+@pytest.mark.filterwarnings("ignore:Inheritance class _InstrumentedApplication")  # of instrumentation
+@pytest.mark.parametrize("row", INSTRUMENTORS)
+def test_chosen_claims_are_written_onto_the_server_span(
+    issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the boundary has verified is written, before the span starts or within it; nothing by default."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
+    for chosen in (("sub:enduser.id",), ()):
+        exporter.clear()
+        with instrumented(row, provider), HOOKED[row](settings_for(issuer, span_claims=chosen), None) as server:
+            # Instrumentation of gRPC takes a name that has no method for an error.
+            target = "/tests.Profiles/Me"
+            assert server.send(bearer(issuer), target=target).status == 200
+            assert server.send(bearer(issuer, exp=1, sub="mallory"), target=target).status == 401
+            wait_until(lambda: bool(exporter.get_finished_spans()))
+
+        spans = [span for span in exporter.get_finished_spans() if span.kind is trace.SpanKind.SERVER]
+        found = [(span.attributes or {}).get("enduser.id") for span in spans]
+        # Instrumentation of gRPC stands outside of the boundary, and has a span for what is refused too.
+        assert [value for value in found if value is not None] == (["alice"] if chosen else [])
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("row", ["Starlette", "aiohttp.web", "aiohttp.web by hand", "Tornado"])
+def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, row: str) -> None:
+    """The handshake is answered with the challenge; with a valid token the application takes over."""
+    with ROWS[row](settings_for(issuer), None) as server:
+        url = f"ws://127.0.0.1:{server.port}/ws"
+        for headers in ({}, {"Authorization": bearer(issuer, exp=1).decode().strip()}):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                websockets.sync.client.connect(url, additional_headers=headers)
+            assert refused.value.response.status_code == 401
+            assert refused.value.response.headers["WWW-Authenticate"].startswith('Bearer realm="api"')
+            assert refused.value.response.headers["Cache-Control"] == "no-store"
+        assert application_reached() == []
+
+        valid = {"Authorization": bearer(issuer).decode().strip()}
+        with websockets.sync.client.connect(url, additional_headers=valid) as connection:
+            assert json.loads(connection.recv()) == {"user": "alice", "claims": "alice"}
+
+
+@pytest.mark.parametrize("row", ["aiohttp.web", "aiohttp.web by hand"])
+def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) -> None:
+    """aiohttp routes ``/a%2Fb`` as one segment, so what serves it is not what is excluded as ``/a/b``."""
+    with ROWS[row](settings_for(issuer, verify_exclude=("/a/b",)), None) as server:
+        assert server.send(target="/a/b").status == 200
+        assert server.send(target="/a%2Fb").status == 401
+        assert server.send(target="/a%2fb").status == 401
+
+
+def test_mounted_application_is_judged_by_the_whole_path(issuer: Issuer) -> None:
+    """What is excluded by the name of its mount is open; what is called like an excluded path there is not."""
+    inner = Starlette(routes=[Route("/{name:path}", lambda request: PlainTextResponse("inner"))])
+    with installed(settings_for(issuer, verify_exclude=("/healthz", "/api/open"))):
+        client = TestClient(Starlette(routes=[Mount("/api", inner), Mount("/healthz", inner)]))
+
+        assert client.get("/api/open").status_code == 200
+        assert client.get("/api/healthz").status_code == 401
+        assert client.get("/healthz/api/open").status_code == 401
+        below = TestClient(Starlette(routes=[Mount("/", inner)]), root_path="/healthz")
+        assert below.get("/").status_code == 401
+        assert below.get("/secret").status_code == 401
+
+
+def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It serves as it always did, so whoever asked for enforcement must hear of it."""
+    monkeypatch.setattr("tornado.web.RequestHandler", object)
+    with installed(settings_for(issuer)):
+        pass
+    assert "requests to servers of tornado.web are NOT verified" in caplog.text
+
+    caplog.clear()
+    with installed(Settings()):
+        pass
+    assert "cannot hook tornado.web" in caplog.text
+    assert "verified" not in caplog.text
+
+
+def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer) -> None:
+    """Tornado routes by the path as it was sent, so that is what is compared."""
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        assert server.send(target="/health%7A").status == 401
+
+
+def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) -> None:
+    """aiohttp answers it 400 itself; a challenge would tell the client the wrong thing."""
+    with HOOKED["aiohttp.web"](settings_for(issuer), None) as server:
+        reply = server.send_raw(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nbroken\r\n\r\n")
+
+    assert reply.status == 400
+    assert "www-authenticate" not in reply.headers
+    assert application_reached() == []
+
+
+def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp's middleware joins the boundary outside of it."""
+    from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
+
+    settings = settings_for(issuer)
+    gate = build_gate(settings)
+    checked: list[str] = []
+    check_async = gate.check_async  # type: ignore[union-attr]
+
+    async def count(reading: Any, path: str) -> Any:
+        checked.append(path)
+        return await check_async(reading, path)
+
+    monkeypatch.setattr(gate, "check_async", count)
+    with installed(settings), serve_aiohttp(TokenRelayMiddleware(settings)) as server:
+        assert server.send(bearer(issuer)).status == 200
+
+    assert checked == ["/"]
+
+
+def test_gate_of_ones_own_is_asked_within_the_hooked_boundary(issuer: Issuer) -> None:
+    """An outer boundary without a gate, or with a laxer one, has not done its work."""
+    from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
+
+    gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
+    for settings in (Settings(), settings_for(issuer)):
+        with installed(settings), serve_aiohttp(TokenRelayMiddleware(Settings(), gate)) as server:
+            assert server.send().status == 401
+            assert server.send(bearer(issuer)).status == 403
+            assert server.send(bearer(issuer, scope="admin")).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/prepared"])
+def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str) -> None:
+    """Neither prepare nor on_finish; the access log tells of it, and the connection serves the next request."""
+    body = b"x" * 100_000
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        refused = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
+        accepted = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization:" + bearer(issuer) + b"\r\n\r\n"
+        reply = server.send_raw(refused + body + accepted)
+        wait_until(lambda: "on_finish" in reached)
+
+    assert reply.status == 401
+    length = int(reply.headers["content-length"])
+    assert json.loads(reply.body[:length]) == {"error": "unauthenticated"}
+    assert parse_reply(reply.body[length:]).status == 200
+    assert sorted(reached) == sorted(["log 401", "/", "log 200", "on_finish"])
+
+
+def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
+    """A handler that takes its body in a stream is answered for at once, and gets none of it."""
+    request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n"
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        assert server.send_raw(request + b"\r\n").status == 401
+        assert server.send_raw(request + b"\r\nhello").status == 401
+        assert application_reached() == []
+        assert server.send_raw(request + b"Authorization:" + bearer(issuer) + b"\r\n\r\nhello").status == 200
+        assert "data_received" in reached
+
+
+def test_tornado_streams_no_body_past_a_broken_gate() -> None:
+    """The handler's ``data_received`` would take what nobody has let in."""
+    request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
+    with HOOKED["Tornado"](Settings(), BrokenGate()) as server:
+        assert server.send_raw(request).status == 503
+
+    assert application_reached() == []
+
+
+GRPC_ROWS = [row for row in ROWS if row.startswith("gRPC")]
+HEALTH = "/grpc.health.v1.Health/Check"
+
+
+def call(channel: grpc.Channel, method: str, kind: str, token: bytes | None) -> Any:
+    requests: Any = iter([b"", b""]) if kind.startswith("stream") else b""
+    metadata = [] if token is None else [("authorization", token.decode().strip())]
+    answered = getattr(channel, kind)(method)(requests, metadata=metadata, timeout=20)
+    return answered if isinstance(answered, bytes) else b"".join(answered)
+
+
+@pytest.mark.parametrize("row", GRPC_ROWS)
+def test_grpc_refuses_all_four_kinds_of_method(issuer: Issuer, row: str) -> None:
+    """UNAUTHENTICATED with a fixed text and the challenge, before the method or its stream runs."""
+    with ROWS[row](settings_for(issuer), None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        for kind in KINDS:
+            method = f"/tests.Profiles/{kind}"
+            for token, details, challenge in (
+                (None, "unauthenticated", 'Bearer realm="api"'),
+                (bearer(issuer, exp=1), "invalid_token", 'Bearer realm="api", error="invalid_token"'),
+            ):
+                with pytest.raises(grpc.RpcError) as refused:
+                    call(channel, method, kind, token)
+                assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+                assert refused.value.details() == details
+                assert dict(refused.value.trailing_metadata()) == {"www-authenticate": challenge}
+            assert reached == []
+            assert b'"claims": "alice"' in call(channel, method, kind, bearer(issuer))
+            reached.clear()
+
+
+@pytest.mark.parametrize("row", GRPC_ROWS)
+def test_grpc_method_is_excluded_by_its_full_name(issuer: Issuer, row: str) -> None:
+    """The health check of an orchestrator brings no token; its neighbour in the same service needs one."""
+    settings = settings_for(issuer, verify_exclude=(HEALTH,))
+    with ROWS[row](settings, None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert b'"claims": null' in call(channel, HEALTH, "unary_unary", None)
+        for method in ("/grpc.health.v1.Health/Watch", HEALTH + "/", HEALTH.lower(), "/" + HEALTH):
+            with pytest.raises(grpc.RpcError) as refused:
+                call(channel, method, "unary_unary", None)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("row", GRPC_ROWS)
+def test_grpc_stream_that_never_sends_is_refused_at_once(issuer: Issuer, row: str) -> None:
+    """The check waits for no message."""
+    silence = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        silence.wait(20)
+        yield from ()
+
+    with ROWS[row](settings_for(issuer), None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            list(channel.stream_stream("/tests.Profiles/stream_stream")(requests(), timeout=20))
+        silence.set()
+
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("row", BY_HAND)
+def test_boundary_in_code_follows_the_environment(issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put there by hand without settings enforces what the variables say."""
+    monkeypatch.setenv(PREFIX + "VERIFY", "enforce")
+    monkeypatch.setenv(PREFIX + "ISSUERS", issuer.url)
+    monkeypatch.setenv(PREFIX + "AUDIENCE", AUDIENCE)
+    with BY_HAND[row](None, None) as server:  # type: ignore[arg-type]  # as whoever leaves the settings out
+        assert server.send().status == 401
+        assert server.send(bearer(issuer)).status == 200
