@@ -61,33 +61,51 @@ class Gate(Protocol):
         ...
 
 
-def read(values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None) -> Reading:
-    """Read the first source header that is present.
+# A header's name and its field lines, as they came in.
+Source = tuple[str, Sequence[str]]
+
+
+def find(values_of: Callable[[str], Sequence[str]], settings: Settings) -> Source | None:
+    """Find the first source header that is present.
+
+    One that is present and bad hides the ones after it: falling back would let whoever spoils the
+    first header choose the second.
 
     Args:
         values_of: Gives every field line of the header of that name (lower case).
-        settings: Which headers to look at, and how long a token may be.
+        settings: Which headers to look at.
+    """
+    for name in settings.source_headers:
+        values = values_of(name)
+        if values:
+            return name, values
+    return None
+
+
+def read(source: Source | None, settings: Settings, *, lease: Lease | None = None) -> Reading:
+    """Read what `find` has found.
+
+    Args:
+        source: ``None`` where no header is present.
+        settings: How long a token may be.
         lease: The request's lease; ``None`` where nobody knows when the request ends.
 
     Returns:
         A reason where the request brings no token or brings it in a way that could be read in
-        two ways. A header that is present and bad hides the ones after it: falling back would
-        let whoever spoils the first header choose the second.
+        two ways.
     """
-    for name in settings.source_headers:
-        values = values_of(name)
-        if not values:
-            continue
-        found = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
-        return BearerToken.of_credentials(found, lease=lease) if isinstance(found, str) else found
-    return Reason.ABSENT
+    if source is None:
+        return Reason.ABSENT
+    name, values = source
+    found = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
+    return BearerToken.of_credentials(found, lease=lease) if isinstance(found, str) else found
 
 
 def admit(
     values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None
 ) -> BearerToken | None:
     """Take the token, where it is enough to know that there is none; see `read`."""
-    reading = read(values_of, settings, lease=lease)
+    reading = read(find(values_of, settings), settings, lease=lease)
     if isinstance(reading, BearerToken):
         return reading
     if reading is not Reason.ABSENT:

@@ -11,7 +11,7 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
-from otel_token_relay import Settings, install, uninstall, use_token
+from otel_token_relay import Settings, door, install, uninstall, use_token
 from otel_token_relay.servers.asgi import TokenRelayMiddleware
 from tests.support import apps
 from tests.support.apps import NONE
@@ -406,3 +406,18 @@ def test_uninstalled_application_is_as_it_was():
     assert vars(Starlette)["__call__"] is original
     with serve_asgi(apps.starlette()) as port:
         assert get(port, "/token", A).text == NONE
+
+
+def test_a_boundary_further_in_does_not_read_the_same_header_again(monkeypatch):
+    """What the outer one has read is what all of them go by, as long as the header is the same text."""
+    parsed = []
+    parse = door.parse_credentials
+    monkeypatch.setattr(door, "parse_credentials", lambda *args, **rest: parsed.append(1) or parse(*args, **rest))
+    eye = Eye()
+    app = TokenRelayMiddleware(TokenRelayMiddleware(eye, Settings()), Settings())
+
+    asyncio.run(app(request(A), receive, send))
+    asyncio.run(app(request(B), receive, send))
+
+    assert eye.saw == [A, B]
+    assert len(parsed) == 2

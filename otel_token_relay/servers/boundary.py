@@ -9,7 +9,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
-from otel_token_relay.door import Gate, Reading, Refusal, read
+from otel_token_relay.door import Gate, Reading, Refusal, Source, find, read
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
@@ -38,7 +38,7 @@ class Boundary:
         gates: What has checked this request so far, whatever it came to.
     """
 
-    __slots__ = ("_is_answering", "_lease", "_settings", "gates", "reading", "token")
+    __slots__ = ("_is_answering", "_lease", "_settings", "_source", "gates", "reading", "token")
 
     reading: Reading
     token: BearerToken | None
@@ -48,7 +48,7 @@ class Boundary:
         self._lease = _RequestLease()
         self._settings = settings
         self._is_answering = True
-        self.reading = self._read(values_of)
+        self._source, self.reading = self._read(values_of)
         self.token = self.reading if isinstance(self.reading, BearerToken) else None
         if self._is_refused:
             _logger.debug("no token taken from the request: %s", self.reading)
@@ -102,16 +102,22 @@ class Boundary:
         bound = bound_token(context)
         if bound is not None and bound.lease is not self._lease and isinstance(bound.lease, _RequestLease):
             return False
-        return self._read(values_of) == self.reading
+        try:
+            source = find(values_of, self._settings)
+        except Exception:  # noqa: BLE001  # as below
+            return self.reading is Reason.MALFORMED
+        # The same text is the same token, which need not be read again.
+        return source == self._source or read(source, self._settings) == self.reading
 
     def close(self) -> None:
         """End the lease: the response is complete, or will never be."""
         self._is_answering = False
         self._lease.end(linger=self._settings.linger)
 
-    def _read(self, values_of: ValuesOf) -> Reading:
+    def _read(self, values_of: ValuesOf) -> tuple[Source | None, Reading]:
         try:
-            return read(values_of, self._settings, lease=self._lease)
+            source = find(values_of, self._settings)
+            return source, read(source, self._settings, lease=self._lease)
         except Exception:  # headers that no server should hand over; the request goes on without
             _logger.debug("the headers of a request cannot be read", exc_info=True)
-            return Reason.MALFORMED
+            return None, Reason.MALFORMED

@@ -61,6 +61,10 @@ def aio_server_interceptor(settings: Settings | None = None, gate: Gate | None =
     return _build_aio_interceptor(grpc, lambda: terms)
 
 
+# The name that the boundaries of the other servers have.
+TokenRelayMiddleware: Final = server_interceptor
+
+
 def _terms(settings: Settings | None, gate: Gate | None) -> Terms:
     chosen = Settings.from_env() if settings is None else settings
     return Terms(chosen, build_gate(chosen) if gate is None else gate)

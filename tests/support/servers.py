@@ -479,10 +479,10 @@ def _serve_tornado() -> AbstractContextManager[int]:
 def _serve_grpc(settings: Settings, *, by_hand: bool = False) -> Iterator[int]:
     import grpc
 
-    from otel_token_relay.servers.grpc import server_interceptor
+    from otel_token_relay.servers.grpc import TokenRelayMiddleware
 
     with ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool, interceptors=[server_interceptor(settings)] if by_hand else [])
+        server = grpc.server(pool, interceptors=[TokenRelayMiddleware(settings)] if by_hand else [])
         server.add_generic_rpc_handlers([apps.grpc_handlers()])
         port = server.add_insecure_port("127.0.0.1:0")
         contextvars.Context().run(server.start)
