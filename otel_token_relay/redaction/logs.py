@@ -7,6 +7,7 @@ other processors have added until then. The record that the application holds is
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +31,8 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         AttributeError: This SDK has no such place.
     """
     record_class = module.ReadableLogRecord
-    unread = unread_class(record_class, lambda make: make())
+    fields = [field.name for field in dataclasses.fields(record_class)]
+    unread = unread_class(record_class, fields, lambda make: make())
 
     def clean(readable: Any, secrets: Secrets) -> Any:
         try:

@@ -47,7 +47,8 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             wipe(readable)
         return readable
 
-    unread = unread_class(module.ReadableSpan, lambda pending: clean(*pending))
+    fields = vars(module.ReadableSpan("", resource=module.Resource({})))
+    unread = unread_class(module.ReadableSpan, fields, lambda pending: clean(*pending))
 
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
@@ -56,7 +57,8 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 context = readable._context
                 secrets = secrets_of_span(self, context.trace_id)
                 end_time = readable._end_time
-                if end_time is None or context.trace_state:
+                state = context.trace_state
+                if end_time is None or getattr(state, "_dict", state):
                     return clean(readable, secrets)  # still written to, or its context holds text
                 # What processors ask every span for, and holds no text.
                 later: Any = object.__new__(unread)
