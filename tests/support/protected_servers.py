@@ -11,7 +11,6 @@ import contextvars
 import importlib
 import json
 import socket
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -39,7 +38,7 @@ from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
 from tests.support.served import Reply, Server
-from tests.support.servers import serve_asgi, serve_wsgi
+from tests.support.servers import looping, serve_asgi, serve_wsgi
 
 reached: list[str] = []
 """The paths and hooks of the application that a request has got to."""
@@ -73,20 +72,6 @@ def installed(settings: Settings, gate: Gate | None = None) -> Iterator[None]:
         yield
     finally:
         uninstall()
-
-
-@contextmanager
-def looping() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread, outside of the test's context."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    contextvars.Context().run(thread.start)
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
-        loop.close()
 
 
 @contextmanager

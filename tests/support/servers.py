@@ -415,7 +415,7 @@ def _wsgi_row(name: str, kind: str) -> Server:
 
 
 @contextmanager
-def _loop() -> Iterator[asyncio.AbstractEventLoop]:
+def looping() -> Iterator[asyncio.AbstractEventLoop]:
     """Run an event loop in a thread, outside of the test's context."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -431,7 +431,7 @@ def _loop() -> Iterator[asyncio.AbstractEventLoop]:
 @contextmanager
 def _started(start: Callable[[socket.socket], Awaitable[Callable[[], Awaitable[Any]]]]) -> Iterator[int]:
     """Run what *start* starts on a socket, until what it gives is called."""
-    with _loop() as loop, listening_socket() as listener:
+    with looping() as loop, listening_socket() as listener:
         listener.setblocking(False)
         stop = asyncio.run_coroutine_threadsafe(start(listener), loop).result(TIMEOUT_SECONDS)
         try:
@@ -506,7 +506,7 @@ def _serve_grpc_aio(settings: Settings, *, by_hand: bool = False, threads: bool 
         await server.start()
         return server, port
 
-    with ThreadPoolExecutor(4) as pool, _loop() as loop:
+    with ThreadPoolExecutor(4) as pool, looping() as loop:
         server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(TIMEOUT_SECONDS)
         try:
             yield port
