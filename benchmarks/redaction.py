@@ -290,7 +290,7 @@ def _scope(number: int) -> dict[str, Any]:
 
 def figures(quick: bool = False) -> list[Figure]:
     """Give name, ratio reached and ratio aimed at, if one is, for each figure."""
-    rounds = 60 if quick else 200
+    rounds = 2 if quick else 200
     return [
         ("a clean span", span_ratio(rounds, 300), 0.15),
         ("a log record", log_ratio(rounds, 300), 0.15),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,16 @@ def test_a_request_over_loopback_is_measured_with_real_servers(tmp_path: Path) -
 
     assert "over loopback" in done.stdout
     assert_figures(json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")), 2)
+
+
+@pytest.mark.parametrize(("name", "count"), [("redaction", 6), ("carry", 4), ("verification", 8)])
+def test_the_other_programs_run_and_give_a_figure_a_line(name: str, count: int) -> None:
+    """What is measured apart runs in its tiny mode, too, and nothing goes wrong in its threads."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=QUICK_SECONDS, check=True)
+
+    assert len(re.findall(r"[+-]?\d+\.\d+%?", re.sub(r"target\D*[\d.]+", "", done.stdout))) == count
+    assert "Traceback" not in done.stderr
 
 
 def test_what_is_timed_is_a_hop_that_relays_and_one_that_does_not() -> None:
