@@ -193,7 +193,7 @@ class _Call:
     """One call, whose context is kept from step to step: instrumentation attaches its span in the first."""
 
     def __init__(self, module: Any, details: Any, terms: Terms) -> None:
-        self._codes = module.StatusCode
+        self._module = module
         self._method: str = details.method
         self._gate = terms.gate
         self._boundary = Boundary(_values_in(details.invocation_metadata or ()), terms.settings)
@@ -206,6 +206,9 @@ class _Call:
         if refusal is not None:
             context.set_trailing_metadata(_trailing_metadata(refusal))
             context.abort(self._code(refusal), refusal.error)
+            # With older releases of grpcio, what aio gives to synchronous methods does not raise:
+            # the caller has got the answer, and the method would run all the same.
+            raise self._module.aio.AbortError(refusal.error)
 
     async def check_async(self, context: Any) -> None:
         """The same as `check`, awaited."""
@@ -215,7 +218,7 @@ class _Call:
             await context.abort(self._code(refusal), refusal.error)
 
     def _code(self, refusal: Refusal) -> Any:
-        return getattr(self._codes, _CODES[refusal.status])
+        return getattr(self._module.StatusCode, _CODES[refusal.status])
 
     @contextmanager
     def step(self) -> Iterator[None]:
