@@ -295,8 +295,7 @@ BENIGN = (
     '{"code":"SKU-2024-XL-blue"}',
     '{"token":"internationalisation"}',
     "supports Bearer authentication/authorization headers",
-    "bearer internationalization",
-    "EPS bearer: dedicated-bearer-qci9-default",
+    "the bearer internationalization of it",
 )
 
 

@@ -147,6 +147,42 @@ def test_a_token_is_found_over_the_ends_of_lines(token, end, columns):
             assert not surviving(token, cleaned.replace(end, "")), (before, columns)
 
 
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("token request: client_id=svc, client_secret=SuperSecretPassword, scope=read", "SuperSecretPassword"),
+        ("login failed (client_secret=CorrectHorseBatteryStaple)", "CorrectHorse"),
+        ("refresh_token=qWeRtYuIoPaSdFgHjKlZxCvBnMqWeRtYu, retrying", "qWeRtY"),
+        ("Grant(device_code=GmRhmhcxhwAzkoEqiMEg, user_code=None)", "GmRhmh"),
+        ("[('client_secret', 'Password1')]", "Password1"),
+        ("[('refresh_token', 'correct-horse-battery-staple')]", "horse"),
+        ("[(b'client_secret', b's3cr3t!')]", "s3cr3t"),
+        ('[["client_secret", "s3cr3t!"]]', "s3cr3t"),
+        ("('client_secret', 'swordfish')", "swordfish"),
+        ("sent Bearer 1234-5678-9012-3456-7890 there", "5678"),
+        ("sent Bearer billing-service-prod-token-2024 there", "billing"),
+        ("sent Bearer correct-horse-battery-staple there", "horse"),
+        ("Authorization: Bearer swordfishswordfish", "swordfish"),
+        ("/cb?token=abcd-1234-efgh-5678", "efgh"),
+    ],
+)
+def test_a_secret_that_is_made_of_words_is_one_all_the_same(text, secret):
+    """What lets error codes, lists of names and lines of code through lets no credential through."""
+    cleaned = SCRUBBER.redact(text, NOTHING)
+
+    assert secret not in cleaned
+    assert MASK in cleaned
+
+
+def test_another_word_does_not_hide_a_token_over_the_ends_of_lines():
+    """In a long text, too, where the first look is the only one."""
+    token = OWN["jwt"]
+    wrapped = "\n".join(token[at : at + 10] for at in range(0, len(token), 10))
+    text = "a word\n" * 10_000 + "the bearer\n" + wrapped
+
+    assert SCRUBBER.redact(text, secrets_of(token)) == MASK
+
+
 def test_a_token_that_is_split_over_bytes_is_found():
     """A list of bytes is put together like one of text."""
     token = OWN["opaque"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import threading
 from collections.abc import Iterator
@@ -99,6 +100,13 @@ def test_whatever_is_looked_at_first_is_clean(name):
     assert OWN_OPAQUE not in repr(looked_at() if callable(looked_at) else [looked_at])
     assert OWN_OPAQUE not in span.to_json()
     assert OWN_OPAQUE not in repr(vars(span))
+
+
+def test_a_walk_over_its_attributes_finds_nothing():
+    """What dumps objects by their ``__dict__``, as many loggers do, does not come upon the raw record."""
+    dumped = json.dumps(_dirty_span(), default=lambda value: getattr(value, "__dict__", None) or str(value))
+
+    assert OWN_OPAQUE not in dumped
 
 
 def test_a_record_is_of_the_sdks_class_when_it_has_been_looked_at():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -25,7 +27,13 @@ from otel_token_relay import Settings, current_token, install, uninstall
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.servers.asgi import TokenRelayMiddleware as AsgiBoundary
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware as WsgiBoundary
-from otel_token_relay.verification import AsyncTokenVerifier, TokenRejected, TokenVerifier
+from otel_token_relay.verification import (
+    AsyncTokenVerifier,
+    KeysUnavailable,
+    TokenRejected,
+    TokenVerifier,
+    VerifiedToken,
+)
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
@@ -201,6 +209,81 @@ def test_two_middlewares_both_have_their_say(issuer: Issuer, verifier: TokenVeri
     assert client.get("/", headers=bearer(issuer)).status_code == 403
     assert client.get("/", headers=bearer(issuer, scope="admin")).status_code == 200
     assert client.get("/open").status_code == 401
+
+
+class Refusing:
+    """A verifier that takes its time and refuses everybody."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def verify(self, token: str) -> VerifiedToken:
+        await asyncio.sleep(0.02)
+        raise self.error
+
+
+async def again_after_503(app: Any, scope: Any, receive: Any, answers: list[int]) -> None:
+    for _ in range(3):
+        await app(scope, receive, noting(answers))
+
+
+async def several_of_one(app: Any, scope: Any, receive: Any, answers: list[int]) -> None:
+    paths = ("/a", "/b", "/c")
+    await asyncio.gather(*[app(dict(scope, path=path), receive, noting(answers)) for path in paths])
+
+
+async def again_after_a_timeout(app: Any, scope: Any, receive: Any, answers: list[int]) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(app(scope, receive, noting(answers)), 0.001)
+    await app(scope, receive, noting(answers))
+
+
+def noting(answers: list[int]) -> Any:
+    async def send(message: Any) -> None:
+        if "status" in message:
+            answers.append(message["status"])
+
+    return send
+
+
+@pytest.mark.parametrize("middleware", [again_after_503, several_of_one, again_after_a_timeout])
+@pytest.mark.parametrize(("error", "status"), [(TokenRejected("expired"), 401), (KeysUnavailable(1.0), 503)])
+def test_a_middleware_that_calls_again_gets_nobody_in(middleware: Any, error: Exception, status: int) -> None:
+    """Neither a refusal nor a check that is still under way counts as passed for what comes after it."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("somebody got in")
+
+    answers: list[int] = []
+    settings = Settings()
+    inner = BearerAuthMiddleware(application, Refusing(error), settings=settings)
+
+    async def between(scope: Any, receive: Any, send: Any) -> None:
+        await middleware(inner, scope, receive, answers)
+
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"authorization", b"Bearer forged")]}
+    asyncio.run(AsgiBoundary(between, settings)(scope, noting([]), noting([])))
+
+    assert answers
+    assert set(answers) == {status}
+
+
+def test_what_is_excluded_on_one_path_is_not_on_another(verifier: TokenVerifier) -> None:
+    """An excluded path that dispatches to another one does not take that one along."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/batch":
+            await protected(dict(scope, path="/admin"), receive, send)
+            return
+        raise AssertionError("somebody got in")
+
+    answers: list[int] = []
+    protected = BearerAuthMiddleware(application, verifier, exclude=("/batch",), settings=Settings())
+    asyncio.run(
+        protected({"type": "http", "method": "GET", "path": "/batch", "headers": []}, noting([]), noting(answers))
+    )
+
+    assert answers == [401]
 
 
 def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
@@ -21,6 +20,7 @@ from otel_token_relay.redaction.fragments import NOTHING, Secrets, secrets_of, s
 from otel_token_relay.token import BearerToken
 
 _TRACES: Final = 2048
+_MAX_CHARACTERS: Final = 8_388_608
 _TOKENS_OF_A_TRACE: Final = 8
 _LOOSE_TOKENS: Final = 64
 _TOKENS_OF_A_THREAD: Final = 8
@@ -43,7 +43,8 @@ class TokenMemory:
         self._traces = traces
         self.young: dict[int, Secrets] = {}
         self._old: dict[int, Secrets] = {}
-        self._loose: deque[str] = deque(maxlen=_LOOSE_TOKENS)
+        self._characters = 0
+        self._loose: dict[str, None] = {}
         self._threads = threading.local()
         self.renew_lock()
 
@@ -70,16 +71,16 @@ class TokenMemory:
 
     def remember_loose(self, value: str) -> None:
         """Add a token that was bound where there is no trace yet."""
-        self._loose.append(value)
+        with self._lock:
+            _put(self._loose, value, _LOOSE_TOKENS)
 
     def remember_here(self, value: str) -> None:
         """Add a token to those of this thread, for what it says when the request is over."""
         here = self._threads.__dict__
-        try:
-            here["values"].append(value)
-        except KeyError:
-            here["values"] = deque([value], _TOKENS_OF_A_THREAD)
-        here["secrets"] = None
+        if "values" not in here:
+            here["values"] = {}
+        if _put(here["values"], value, _TOKENS_OF_A_THREAD):
+            here["secrets"] = None
 
     def here(self) -> Secrets:
         """Give the tokens that this thread had last: a server logs a request after it, without its trace."""
@@ -87,13 +88,15 @@ class TokenMemory:
         if not here:
             return NOTHING
         if here["secrets"] is None:
-            here["secrets"] = secrets_of(*dict.fromkeys(here["values"]))
+            here["secrets"] = secrets_of(*here["values"])
         known: Secrets = here["secrets"]
         return known
 
     def loose(self) -> Secrets:
         """Give the tokens that were bound last where there was no trace."""
-        return secrets_of(*dict.fromkeys(self._loose.copy())) if self._loose else NOTHING
+        with self._lock:
+            values = tuple(self._loose)
+        return secrets_of(*values) if values else NOTHING
 
     def find(self, trace_id: int) -> Secrets:
         """Give the tokens of a trace, and remember it longer."""
@@ -110,21 +113,35 @@ class TokenMemory:
     def everything(self) -> Secrets:
         """Give every token that is remembered, for what belongs to no trace. Not cheap."""
         with self._lock:
+            loose = tuple(self._loose)
             known = [*self._old.values(), *self.young.values()]
         values = [value for secrets in known for value in secrets.values]
-        return Secrets(tuple(dict.fromkeys([*self._loose.copy(), *values])))
+        return Secrets(tuple(dict.fromkeys([*loose, *values])))
 
     def forget(self) -> None:
         """Forget everything."""
         with self._lock:
-            self.young, self._old = {}, {}
+            self.young, self._old, self._characters = {}, {}, 0
             self._loose.clear()
             self._threads = threading.local()
 
     def _keep(self, trace_id: int, secrets: Secrets) -> None:
         self.young[trace_id] = secrets
-        if len(self.young) > self._traces:
-            self._old, self.young = self.young, {}
+        # Whoever calls chooses the trace and the token: not only their number is bounded.
+        self._characters += sum(map(len, secrets.values))
+        if len(self.young) > self._traces or self._characters > _MAX_CHARACTERS:
+            self._old, self.young, self._characters = self.young, {}, 0
+
+
+def _put(values: dict[str, None], value: str, most: int) -> bool:
+    """Make a value the last of an ordered set; say whether it is new there. The first ones go."""
+    is_new = value not in values
+    if not is_new:
+        del values[value]
+    values[value] = None
+    if len(values) > most:
+        del values[next(iter(values))]
+    return is_new
 
 
 MEMORY: Final = TokenMemory()

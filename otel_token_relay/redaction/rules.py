@@ -90,6 +90,8 @@ _is_nothing = re.compile(
 _is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
 # A name of a program: no digits, or it could be anything.
 _is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
+_is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
+_NAMES_OF_VALUES: Final = frozenset({"token", "secret", "code", "assertion", "verifier", "hint"})
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
 # Words, in the usual ways of writing several as one, and short numbers between them.
@@ -97,6 +99,9 @@ _WORD: Final = (
     r"(?:[a-z]{1,22}+|[A-Z][a-z]{0,21}+(?![a-z])|[A-Z]{2,22}+(?![a-z])|[A-Z]?[a-z]{2,15}+(?:[A-Z][a-z]{2,15}+)++)"
 )
 _is_words = re.compile(rf"(?:{_WORD}\d?|\d{{1,4}}+)(?:[ _.\-/:]+(?:{_WORD}\d?|\d{{1,4}}+))*").fullmatch
+# In an error code or an article number; what is grouped for reading has more.
+_MOST_DIGITS: Final = 6
+_is_prose = re.compile(r"[A-Za-z]{1,22}(?:/[A-Za-z]{1,22})*").fullmatch
 _AUTH_PARAMETERS: Final = frozenset(
     {"realm", "scope", "error", "error_description", "error_uri", "resource_metadata", "charset", "algs", "title"}
 )
@@ -175,10 +180,7 @@ def _parameters_in(text: str) -> Iterator[Interval]:
             end = max(end, quoted.end())
         value = text[start:end]
         if match["comma"]:
-            # A pair, or two names in a list.
-            is_secret = looks_secret(value) or (
-                text[match.start() - 2 : match.start() - 1] == "(" and not _is_words(value)
-            )
+            is_secret = not is_nothing(value) and not _is_next_name(match, end, text, value)
         elif match["strong"]:
             is_secret = not is_nothing(value) and not (match["loose"] and not looks_secret(value))
             is_secret = is_secret and not _is_code(match, end, text)
@@ -193,23 +195,33 @@ def _parameters_in(text: str) -> Iterator[Interval]:
             at = end
 
 
+def _is_next_name(match: re.Match[str], end: int, text: str, value: str) -> bool:
+    """Tell the next one in a list of names, of columns or of grants, from the other half of a pair."""
+    if _is_snake_case(value) is None:
+        return False
+    is_pair = text[: match.start()].rstrip("b\"'")[-1:] == "(" and text[end + 1 : end + 2] == ")"
+    return "_" in value or " " in value or not is_pair
+
+
 def _is_code(match: re.Match[str], end: int, text: str) -> bool:
-    """Tell ``refresh(access_token=self._token, …)`` from a value: a name is handed on to a name."""
+    """Tell ``refresh(access_token=self._token, …)`` from a value: a name is handed on to its like."""
     value = match["value"]
-    return (
-        _is_name(value) is not None
-        and text[match.start() - 1 : match.start()] in ("(", " ")
-        and (text[end : end + 1] in (")", ",", "(") or value.startswith("self."))
-    )
+    if _is_name(value) is None or text[match.start() - 1 : match.start()] not in ("(", " "):
+        return False
+    if value.startswith("self."):
+        return True
+    last_word = re.split(r"[._]", value)[-1].lower()
+    return last_word in _NAMES_OF_VALUES and text[end : end + 1] in (")", ",", "(")
 
 
 def looks_secret(value: str) -> bool:
     """Tell a credential from a number, a word, a constant or several of them."""
-    if len(value) < 10 or value.isdecimal() or _is_words(value):
+    digits = sum(c.isdigit() for c in value)
+    if len(value) < 10 or value.isdecimal() or (digits <= _MOST_DIGITS and _is_words(value)):
         return False
     if _is_constant(value) and len(value) < 24:
         return False
-    return any(c.isdigit() for c in value) or len(value) >= 24
+    return bool(digits) or len(value) >= 24
 
 
 def is_nothing(value: str) -> bool:
@@ -233,7 +245,7 @@ def _is_bearer_value(value: str, match: re.Match[str], text: str) -> bool:
     is_quoted = before[-1:] in ("'", '"') and text[match.end() : match.end() + 1] in ("'", '"', "\\")
     if match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower():
         # Nothing else is in there, so only a word by itself is let through ("Bearer token").
-        return not (value.isalpha() and _is_words(value)) and not is_nothing(value) and bool(value)
+        return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:
-        return not _is_words(value)
+        return not _is_prose(value)
     return len(value) >= 8 and any(c.isdigit() for c in value) and not _is_specification(value)

@@ -28,7 +28,7 @@ from otel_token_relay.redaction.records import (
     twin,
 )
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.unread import unread_class
+from otel_token_relay.redaction.unread import Pending, unread_class
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -48,7 +48,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         return readable
 
     fields = vars(module.ReadableSpan("", resource=module.Resource({})))
-    unread = unread_class(module.ReadableSpan, fields, lambda pending: clean(*pending))
+    unread = unread_class(module.ReadableSpan, fields, lambda pending: clean(pending.readable, pending.secrets))
 
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
@@ -66,7 +66,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 later._kind = readable._kind
                 later._start_time = readable._start_time
                 later._end_time = end_time
-                later._token_relay_pending = (readable, secrets)  # neither shows what it holds
+                later._token_relay_pending = Pending(readable, secrets)
                 return later
             except Exception:  # noqa: BLE001  # the same
                 wipe(readable)

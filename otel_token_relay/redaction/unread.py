@@ -17,13 +17,29 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 PENDING: Final = "_token_relay_pending"
 """The attribute of a record that nobody has looked at: what it will be made of.
 
-It must not show what it holds to whoever prints the record's attributes.
+It must not show what it holds to whoever prints the record's attributes, or walks over them.
 """
+
+
+class Pending:
+    """The raw record and what to look for in it. Has no attributes that a walk could find, and does not pickle."""
+
+    __slots__ = ("readable", "secrets")
+
+    def __init__(self, readable: Any, secrets: Any) -> None:
+        self.readable = readable
+        self.secrets = secrets
+
+    def __repr__(self) -> str:
+        return "<not cleaned yet>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("what has not been cleaned cannot be pickled")
 
 
 class _OnFirstLook:

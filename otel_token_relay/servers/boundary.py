@@ -35,14 +35,14 @@ class Boundary:
     Attributes:
         reading: The token, or why there is none.
         token: The token, or ``None``.
-        gates: What has checked this request so far, whatever it came to.
+        passed: What has let this request in, and on which path.
     """
 
-    __slots__ = ("_is_answering", "_lease", "_settings", "_source", "gates", "reading", "token")
+    __slots__ = ("_is_answering", "_lease", "_settings", "_source", "passed", "reading", "token")
 
     reading: Reading
     token: BearerToken | None
-    gates: tuple[Gate, ...]
+    passed: tuple[tuple[Gate, str], ...]
 
     def __init__(self, values_of: ValuesOf, settings: Settings) -> None:
         self._lease = _RequestLease()
@@ -52,26 +52,35 @@ class Boundary:
         self.token = self.reading if isinstance(self.reading, BearerToken) else None
         if self._is_refused:
             _logger.debug("no token taken from the request: %s", self.reading)
-        self.gates = ()
+        self.passed = ()
 
     def check(self, gate: Gate | None, path: str) -> Refusal | None:
-        """Have *gate* check this request, once; ``None`` lets it in.
+        """Have *gate* check this request, unless it has let it in on this path; ``None`` lets it in.
+
+        A refusal is not remembered, nor a check that is still under way: what is further in may be
+        called again, by a middleware that tries again or that makes several requests of one.
 
         Args:
             gate: ``None`` where nothing is checked.
             path: As the server routes it, whole, or the full name of a gRPC method.
         """
-        return gate.check(self.reading, path) if gate is not None and self._must_pass(gate) else None
+        if gate is None or self._has_passed(gate, path):
+            return None
+        return self._note(gate, path, gate.check(self.reading, path))
 
     async def check_async(self, gate: Gate | None, path: str) -> Refusal | None:
         """The same as `check`, awaited."""
-        return await gate.check_async(self.reading, path) if gate is not None and self._must_pass(gate) else None
+        if gate is None or self._has_passed(gate, path):
+            return None
+        return self._note(gate, path, await gate.check_async(self.reading, path))
 
-    def _must_pass(self, gate: Gate) -> bool:
-        if any(passed is gate for passed in self.gates):
-            return False
-        self.gates = (*self.gates, gate)
-        return True
+    def _has_passed(self, gate: Gate, path: str) -> bool:
+        return any(passed is gate and where == path for passed, where in self.passed)
+
+    def _note(self, gate: Gate, path: str, refusal: Refusal | None) -> Refusal | None:
+        if refusal is None:
+            self.passed = (*self.passed, (gate, path))
+        return refusal
 
     @property
     def _is_refused(self) -> bool:

@@ -286,16 +286,17 @@ def principal_of(request: MutableMapping[str, Any]) -> Principal:
             the boundary's own verification is around the application.
     """
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
-    if boundary is None or not boundary.gates:
+    if boundary is None or not boundary.passed:
         raise ConfigurationError("verification", "no BearerAuthMiddleware is around this application")
     verification = None if boundary.token is None else boundary.token.verification
     return Principal(verification if isinstance(verification, VerifiedToken) else None)
 
 
 def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
-    """Give the answers of the gate that has checked this request last."""
+    """Give the answers of the gate that has let this request in last."""
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
-    gates = () if boundary is None else boundary.gates
+    passed = () if boundary is None else boundary.passed
     return next(
-        (gate.challenges for gate in reversed(gates) if isinstance(gate, BearerGate)), Challenges(realm=DEFAULT_REALM)
+        (gate.challenges for gate, _ in reversed(passed) if isinstance(gate, BearerGate)),
+        Challenges(realm=DEFAULT_REALM),
     )
