@@ -156,6 +156,8 @@ class _Body:
     def __del__(self) -> None:
         # A server that forgets to close still lets go of the iterable. A generator ends by that,
         # and what instrumentation detaches in there would put our context onto the thread.
+        if otel_context is None:  # the interpreter is going, and our module has gone already
+            return
         self._boundary.close()
         attached = otel_context.attach(self._context)
         try:
