@@ -25,7 +25,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from otel_token_relay.context import DESTINATION_KEY, bound_token, is_refused, with_token
+from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, is_refused, with_token
 from otel_token_relay.door import admit
 from otel_token_relay.origin import Origin
 from otel_token_relay.relay import Parts, Relay
@@ -80,7 +80,8 @@ class TokenRelayPropagator(TextMapPropagator):
             if is_refused(current):
                 token = None
             elif bound is not None and bound.lease is not None and bound.serves_here and bound == token:
-                token = bound
+                # The boundary has told of it; that this is its trace shows where the span starts.
+                return otel_context.set_value(TOKEN_KEY, bound, Context() if context is None else context)
         return with_token(token, Context() if context is None else context)
 
     def inject(

@@ -87,7 +87,8 @@ async def serve(
 
     def values_of(name: str) -> list[str]:
         wanted = name.encode("latin-1")
-        return [value.decode("latin-1") for key, value in headers if key.lower() == wanted]
+        size = len(wanted)
+        return [value.decode("latin-1") for key, value in headers if len(key) == size and key.lower() == wanted]
 
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
     if outer is not None and outer.covers(values_of):
