@@ -6,6 +6,7 @@ Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -54,10 +55,8 @@ def patch(owner: type, relay: Relay, patches: Patches) -> None:
                 await original(self, scope, receive, send)
                 return
 
-            async def app(scope: Scope, receive: Receive, send: Send) -> None:
-                await original(self, scope, receive, send)
-
-            await serve(app, scope, receive, send, relay.settings, relay.gate)
+            # Not a coroutine of our own around it: there are several of these in each request.
+            await serve(partial(original, self), scope, receive, send, relay.settings, relay.gate)
 
         return __call__
 
@@ -92,7 +91,7 @@ async def serve(
 
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
     if outer is not None and outer.covers(values_of):
-        await _enter(app, scope, receive, send, outer, gate)
+        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, outer, gate))
         return
 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
@@ -100,13 +99,13 @@ async def serve(
     try:
         if boundary.token is not None:
             receive, send = _without_token(receive), _without_token(send)
-        await _enter(app, scope, receive, send, boundary, gate)
+        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, boundary, gate))
     finally:
         boundary.close()
         otel_context.detach(attached)
 
 
-async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate | None) -> None:
+async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate) -> None:
     refusal = await boundary.check_async(gate, scope.get("path", ""))
     if refusal is None:
         await app(scope, receive, send)
