@@ -619,3 +619,88 @@ def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
     finally:
         release.set()
         wait_until(lambda: not introspection._under_way, 30.0)
+
+
+def remember(verifier: TokenVerifier, tokens: list[str]) -> None:
+    """Have the server call all *tokens* active."""
+    for token in tokens:
+        assert outcome_of(verifier, token) == "alice"
+
+
+def asked_about(issuer: Issuer, word: str) -> int:
+    return sum(f"token={word}" in seen for seen in issuer.seen)
+
+
+@pytest.fixture
+def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
+    """More verdicts than may be renewed at a time are due, and the endpoint takes its time over all of them."""
+
+    def slowly(handler: Any, path: str) -> bool:
+        issuer.released.wait(20)
+        return False
+
+    clock = Clock()
+    verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
+    remember(verifier, ["returning"])
+    clock.ahead = 35.0
+    users = [f"user{number}" for number in range(300)]
+    remember(verifier, users)
+    clock.ahead = 66.0  # those of the users are renewed, and that of the one who was away has run out
+    issuer.behave = failing_on(issuer, slowly, "token=user")
+    remember(verifier, users)
+    yield verifier, clock
+    issuer.released.set()
+    settle(verifier)
+
+
+def test_renewals_that_stall_refuse_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """However many verdicts are due, the workers for tokens that nobody knows yet are not theirs."""
+    verifier, _ = stalled
+
+    assert outcome_of(verifier, "newcomer") == "alice"
+
+
+def test_renewals_that_stall_do_not_hold_up_who_comes_back(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """A token whose verdict has run out is waited for, so it takes a worker that is idle, wherever there is one."""
+    verifier, _ = stalled
+
+    assert outcome_of(verifier, "returning") == "alice"
+
+
+def test_renewals_in_line_are_few(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """So that whoever has to wait behind them is served in time."""
+    verifier, _ = stalled
+
+    assert verifier._introspection is not None
+    assert len(verifier._introspection._under_way) == 32
+
+
+def test_renewal_that_found_no_room_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+    """It does not stand at the door with each request, and it gets another chance while its verdict counts."""
+    verifier, clock = stalled
+    issuer.released.set()
+    settle(verifier)
+    before = asked_about(issuer, "user299&")
+    remember(verifier, ["user299"])
+    settle(verifier)
+    assert asked_about(issuer, "user299&") == before
+
+    clock.ahead += 1.1
+    remember(verifier, ["user299"])
+    wait_until(lambda: asked_about(issuer, "user299&") == before + 1)
+
+
+def test_renewal_that_stood_in_line_too_long_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+    """A slow endpoint is not asked about the same tokens again with each request; their verdicts still count."""
+    verifier, clock = stalled
+    clock.ahead += 9.0
+    issuer.released.set()
+    settle(verifier)
+    before = asked_about(issuer, "user31&")
+    remember(verifier, ["user31"])
+    settle(verifier)
+    assert asked_about(issuer, "user31&") == before
+
+    clock.ahead += 1.1
+    remember(verifier, ["user31"])
+    wait_until(lambda: asked_about(issuer, "user31&") == before + 1)
