@@ -6,6 +6,7 @@ import base64
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -704,3 +705,78 @@ def test_renewal_that_stood_in_line_too_long_is_put_off(issuer: Issuer, stalled:
     clock.ahead += 1.1
     remember(verifier, ["user31"])
     wait_until(lambda: asked_about(issuer, "user31&") == before + 1)
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Let no worker be started, as in a process that is at its limit of threads."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("token-relay"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+def test_thread_that_cannot_be_started_in_an_outage_does_not_make_it_last(issuer: Issuer) -> None:
+    """The question that was to try the endpoint again makes room for another one."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    assert verifier._introspection is not None
+    verifier._introspection._outages.conclude(is_out=True)
+    clock.ahead = 1.1
+    with no_more_threads():
+        assert outcome_of(verifier, OPAQUE) == "KeysUnavailable"
+
+    assert outcome_of(verifier, "another") == "alice"
+
+
+def test_threads_that_cannot_be_started_are_no_outage_of_the_endpoint(issuer: Issuer) -> None:
+    """However often that happens, it says nothing about the endpoint, which nobody has asked."""
+    verifier = opaque_verifier(issuer)
+    with no_more_threads():
+        for number in range(300):
+            assert outcome_of(verifier, f"early{number}") == "KeysUnavailable"
+
+    assert outcome_of(verifier, OPAQUE) == "alice"
+
+
+def test_question_that_found_no_thread_is_not_asked_later(issuer: Issuer) -> None:
+    """Nobody waits for it any more, and its token is not kept in a line."""
+    verifier = opaque_verifier(issuer)
+    with no_more_threads():
+        for number in range(5):
+            assert outcome_of(verifier, f"early{number}") == "KeysUnavailable"
+
+    assert outcome_of(verifier, OPAQUE) == "alice"
+    settle(verifier)
+    assert asked(issuer) == 1
+
+
+def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: Issuer) -> None:
+    """They come upon it in their line, do not ask it, and the count is right."""
+    release = threading.Event()
+
+    def slowly(handler: Any, path: str) -> bool:
+        release.wait(10)
+        return False
+
+    issuer.behave = slowly
+    verifier = opaque_verifier(issuer, timeout=8.0)
+    introspection = verifier._introspection
+    assert introspection is not None
+    wait = introspection.ask(b"first", "first")
+    wait_until(lambda: asked(issuer) == 1)
+    with no_more_threads():
+        assert outcome_of(verifier, "early") == "KeysUnavailable"
+    release.set()
+
+    assert wait.future.result(10) is not None
+    assert outcome_of(verifier, OPAQUE) == "alice"
+    settle(verifier)
+    assert asked(issuer) == 2
+    assert introspection._questions.load == 0

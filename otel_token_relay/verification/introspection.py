@@ -72,17 +72,21 @@ class Verdict(NamedTuple):
 class _Line:
     """Some workers, and how many questions are with them or wait for them. Its owner's lock guards it."""
 
-    __slots__ = ("executor", "load", "workers")
+    __slots__ = ("_name", "_workers", "executor", "load")
 
     def __init__(self, name: str, workers: int) -> None:
-        self.executor = ThreadPoolExecutor(workers, f"token-relay-{name}")  # it starts threads as it needs them
-        self.workers = workers
+        self._name, self._workers = name, workers
         self.load = 0
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Take other workers; they are started when they are needed."""
+        self.executor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
 
     @property
     def is_busy(self) -> bool:
         """Whether one more question has to wait for a worker."""
-        return self.load >= self.workers
+        return self.load >= self._workers
 
 
 class Introspection:
@@ -191,11 +195,20 @@ class Introspection:
         line.load += 1
         try:
             line.executor.submit(self._run, line, key, token, future, deadline)
-        except RuntimeError:  # the interpreter is shutting down
-            del self._under_way[key]
-            line.load -= 1
-            raise KeysUnavailable from None
+        except RuntimeError:  # no thread can be had: the process is at its limit, or at its end
+            # The executor may have it in its line all the same, and come to it when there is a thread.
+            if future.cancel():
+                self._take_back(line, key)
+                raise KeysUnavailable from None
         return future
+
+    def _take_back(self, line: _Line, key: bytes) -> None:
+        del self._under_way[key]
+        line.load -= 1
+        self._outages.withdraw(key)
+        if not line.load:
+            # Nobody may ever clear that line, and tokens would pile up in it.
+            line.start_over()
 
     def _line(self, key: bytes, is_renewal: bool) -> _Line:
         if is_renewal:
@@ -215,6 +228,8 @@ class Introspection:
             self._active.put(key, verdict._replace(soon=self._monotonic() + RENEWAL_PAUSE_SECONDS))
 
     def _run(self, line: _Line, key: bytes, token: str, future: Future[Verdict | None], deadline: float) -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # it was taken back
         verdict, probe_is_due = None, False
         try:
             if self._monotonic() < deadline and self._outages.still_admits(key):
