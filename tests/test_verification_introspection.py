@@ -780,3 +780,63 @@ def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: I
     settle(verifier)
     assert asked(issuer) == 2
     assert introspection._questions.load == 0
+
+
+@pytest.mark.parametrize("cache_seconds", [60.0, 10_000.0], ids=["remembered for a minute", "remembered for hours"])
+def test_answer_that_was_renewed_takes_the_place_of_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
+    """A scope that was taken away is gone with the next answer, not when the remembered verdict runs out."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=cache_seconds)
+    issuer.introspect = lambda token: active(scope="profiles:read admin")
+    assert "admin" in verifier.verify(OPAQUE).scopes
+    issuer.introspect = lambda token: active(scope="profiles:read")
+
+    clock.ahead = 31.0
+    verifier.verify(OPAQUE)
+    wait_until(lambda: asked(issuer) == 2)
+    settle(verifier)
+    assert verifier.verify(OPAQUE).scopes == {"profiles:read"}
+    assert asked(issuer) == 2
+
+
+@pytest.mark.parametrize(
+    ("is_jwt", "changes"),
+    [
+        pytest.param(False, {"aud": "billing-service"}, id="opaque, for somebody else"),
+        pytest.param(False, {"exp": 1}, id="opaque, expired"),
+        pytest.param(False, {"token_type": "DPoP"}, id="opaque, DPoP"),
+        pytest.param(True, {"exp": 1}, id="JWT, expired"),
+        pytest.param(True, {"token_type": "DPoP"}, id="JWT, DPoP"),
+    ],
+)
+def test_answer_that_was_renewed_is_held_against_the_rules(
+    issuer: Issuer, is_jwt: bool, changes: dict[str, Any]
+) -> None:
+    """That the server still calls the token active does not save one that would not be accepted now."""
+    clock = Clock()
+    verifier = both_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    token = make_token(claims(issuer.url)) if is_jwt else OPAQUE
+    verifier.verify(token)
+    issuer.introspect = lambda token: active(**changes)
+
+    clock.ahead = 31.0
+    verifier.verify(token)
+    wait_until(lambda: asked(issuer) == 2)
+    settle(verifier)
+    with pytest.raises(TokenRejected):
+        verifier.verify(token)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "outcome"), [(59.0, "alice"), (60.0, "KeysUnavailable"), (61.0, "KeysUnavailable")]
+)
+def test_answer_that_cannot_be_renewed_is_used_for_a_minute(issuer: Issuer, seconds: float, outcome: str) -> None:
+    """Also where verified tokens are to be remembered for longer: nobody gets in by an older one."""
+    now = 1000.0
+    verifier = opaque_verifier(issuer, monotonic=lambda: now, cache_seconds=10_000.0)
+    verifier.verify(OPAQUE)
+    issuer.behave = issuer.fail
+
+    now += seconds
+    assert outcome_of(verifier, OPAQUE) == outcome
+    settle(verifier)
