@@ -6,6 +6,7 @@ import base64
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -619,3 +620,223 @@ def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
     finally:
         release.set()
         wait_until(lambda: not introspection._under_way, 30.0)
+
+
+def remember(verifier: TokenVerifier, tokens: list[str]) -> None:
+    """Have the server call all *tokens* active."""
+    for token in tokens:
+        assert outcome_of(verifier, token) == "alice"
+
+
+def asked_about(issuer: Issuer, word: str) -> int:
+    return sum(f"token={word}" in seen for seen in issuer.seen)
+
+
+@pytest.fixture
+def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
+    """More verdicts than may be renewed at a time are due, and the endpoint takes its time over all of them."""
+
+    def slowly(handler: Any, path: str) -> bool:
+        issuer.released.wait(20)
+        return False
+
+    clock = Clock()
+    verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
+    remember(verifier, ["returning"])
+    clock.ahead = 35.0
+    users = [f"user{number}" for number in range(300)]
+    remember(verifier, users)
+    clock.ahead = 66.0  # those of the users are renewed, and that of the one who was away has run out
+    issuer.behave = failing_on(issuer, slowly, "token=user")
+    remember(verifier, users)
+    yield verifier, clock
+    issuer.released.set()
+    settle(verifier)
+
+
+def test_renewals_that_stall_refuse_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """However many verdicts are due, the workers for tokens that nobody knows yet are not theirs."""
+    verifier, _ = stalled
+
+    assert outcome_of(verifier, "newcomer") == "alice"
+
+
+def test_renewals_that_stall_do_not_hold_up_who_comes_back(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """A token whose verdict has run out is waited for, so it takes a worker that is idle, wherever there is one."""
+    verifier, _ = stalled
+
+    assert outcome_of(verifier, "returning") == "alice"
+
+
+def test_renewals_in_line_are_few(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """So that whoever has to wait behind them is served in time."""
+    verifier, _ = stalled
+
+    assert verifier._introspection is not None
+    assert len(verifier._introspection._under_way) == 32
+
+
+def test_renewal_that_found_no_room_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+    """It does not stand at the door with each request, and it gets another chance while its verdict counts."""
+    verifier, clock = stalled
+    issuer.released.set()
+    settle(verifier)
+    before = asked_about(issuer, "user299&")
+    remember(verifier, ["user299"])
+    settle(verifier)
+    assert asked_about(issuer, "user299&") == before
+
+    clock.ahead += 1.1
+    remember(verifier, ["user299"])
+    wait_until(lambda: asked_about(issuer, "user299&") == before + 1)
+
+
+def test_renewal_that_stood_in_line_too_long_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+    """A slow endpoint is not asked about the same tokens again with each request; their verdicts still count."""
+    verifier, clock = stalled
+    clock.ahead += 9.0
+    issuer.released.set()
+    settle(verifier)
+    before = asked_about(issuer, "user31&")
+    remember(verifier, ["user31"])
+    settle(verifier)
+    assert asked_about(issuer, "user31&") == before
+
+    clock.ahead += 1.1
+    remember(verifier, ["user31"])
+    wait_until(lambda: asked_about(issuer, "user31&") == before + 1)
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Let no worker be started, as in a process that is at its limit of threads."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("token-relay"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+def test_thread_that_cannot_be_started_in_an_outage_does_not_make_it_last(issuer: Issuer) -> None:
+    """The question that was to try the endpoint again makes room for another one."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    assert verifier._introspection is not None
+    verifier._introspection._outages.conclude(is_out=True)
+    clock.ahead = 1.1
+    with no_more_threads():
+        assert outcome_of(verifier, OPAQUE) == "KeysUnavailable"
+
+    assert outcome_of(verifier, "another") == "alice"
+
+
+def test_threads_that_cannot_be_started_are_no_outage_of_the_endpoint(issuer: Issuer) -> None:
+    """However often that happens, it says nothing about the endpoint, which nobody has asked."""
+    verifier = opaque_verifier(issuer)
+    with no_more_threads():
+        for number in range(300):
+            assert outcome_of(verifier, f"early{number}") == "KeysUnavailable"
+
+    assert outcome_of(verifier, OPAQUE) == "alice"
+
+
+def test_question_that_found_no_thread_is_not_asked_later(issuer: Issuer) -> None:
+    """Nobody waits for it any more, and its token is not kept in a line."""
+    verifier = opaque_verifier(issuer)
+    with no_more_threads():
+        for number in range(5):
+            assert outcome_of(verifier, f"early{number}") == "KeysUnavailable"
+
+    assert outcome_of(verifier, OPAQUE) == "alice"
+    settle(verifier)
+    assert asked(issuer) == 1
+
+
+def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: Issuer) -> None:
+    """They come upon it in their line, do not ask it, and the count is right."""
+    release = threading.Event()
+
+    def slowly(handler: Any, path: str) -> bool:
+        release.wait(10)
+        return False
+
+    issuer.behave = slowly
+    verifier = opaque_verifier(issuer, timeout=8.0)
+    introspection = verifier._introspection
+    assert introspection is not None
+    wait = introspection.ask(b"first", "first")
+    wait_until(lambda: asked(issuer) == 1)
+    with no_more_threads():
+        assert outcome_of(verifier, "early") == "KeysUnavailable"
+    release.set()
+
+    assert wait.future.result(10) is not None
+    assert outcome_of(verifier, OPAQUE) == "alice"
+    settle(verifier)
+    assert asked(issuer) == 2
+    assert introspection._questions.load == 0
+
+
+@pytest.mark.parametrize("cache_seconds", [60.0, 10_000.0], ids=["remembered for a minute", "remembered for hours"])
+def test_answer_that_was_renewed_takes_the_place_of_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
+    """A scope that was taken away is gone with the next answer, not when the remembered verdict runs out."""
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=cache_seconds)
+    issuer.introspect = lambda token: active(scope="profiles:read admin")
+    assert "admin" in verifier.verify(OPAQUE).scopes
+    issuer.introspect = lambda token: active(scope="profiles:read")
+
+    clock.ahead = 31.0
+    verifier.verify(OPAQUE)
+    wait_until(lambda: asked(issuer) == 2)
+    settle(verifier)
+    assert verifier.verify(OPAQUE).scopes == {"profiles:read"}
+    assert asked(issuer) == 2
+
+
+@pytest.mark.parametrize(
+    ("is_jwt", "changes"),
+    [
+        pytest.param(False, {"aud": "billing-service"}, id="opaque, for somebody else"),
+        pytest.param(False, {"exp": 1}, id="opaque, expired"),
+        pytest.param(False, {"token_type": "DPoP"}, id="opaque, DPoP"),
+        pytest.param(True, {"exp": 1}, id="JWT, expired"),
+        pytest.param(True, {"token_type": "DPoP"}, id="JWT, DPoP"),
+    ],
+)
+def test_answer_that_was_renewed_is_held_against_the_rules(
+    issuer: Issuer, is_jwt: bool, changes: dict[str, Any]
+) -> None:
+    """That the server still calls the token active does not save one that would not be accepted now."""
+    clock = Clock()
+    verifier = both_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
+    token = make_token(claims(issuer.url)) if is_jwt else OPAQUE
+    verifier.verify(token)
+    issuer.introspect = lambda token: active(**changes)
+
+    clock.ahead = 31.0
+    verifier.verify(token)
+    wait_until(lambda: asked(issuer) == 2)
+    settle(verifier)
+    with pytest.raises(TokenRejected):
+        verifier.verify(token)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "outcome"), [(59.0, "alice"), (60.0, "KeysUnavailable"), (61.0, "KeysUnavailable")]
+)
+def test_answer_that_cannot_be_renewed_is_used_for_a_minute(issuer: Issuer, seconds: float, outcome: str) -> None:
+    """Also where verified tokens are to be remembered for longer: nobody gets in by an older one."""
+    now = 1000.0
+    verifier = opaque_verifier(issuer, monotonic=lambda: now, cache_seconds=10_000.0)
+    verifier.verify(OPAQUE)
+    issuer.behave = issuer.fail
+
+    now += seconds
+    assert outcome_of(verifier, OPAQUE) == outcome
+    settle(verifier)

@@ -36,9 +36,13 @@ NEGATIVE_REUSE_SECONDS: Final = 5.0
 # For how long the same token is not asked about again, where the server refuses to judge it.
 REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
+# In each line.
 MAX_UNDER_WAY: Final = 256
+# Of those that nobody waits for: few, so that whoever has to wait behind them is served in time.
+MAX_RENEWALS: Final = 32
+# For how long a renewal that was dropped is not tried again: not at each request.
+RENEWAL_PAUSE_SECONDS: Final = 1.0
 _WORKERS: Final = 8
-# Apart, so that tokens which anybody can invent do not hold up those that were good a moment ago.
 _RENEWERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
@@ -63,6 +67,26 @@ class Verdict(NamedTuple):
     claims: Mapping[str, Any] | None
     until: float
     soon: float
+
+
+class _Line:
+    """Some workers, and how many questions are with them or wait for them. Its owner's lock guards it."""
+
+    __slots__ = ("_name", "_workers", "executor", "load")
+
+    def __init__(self, name: str, workers: int) -> None:
+        self._name, self._workers = name, workers
+        self.load = 0
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Take other workers; they are started when they are needed."""
+        self.executor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether one more question has to wait for a worker."""
+        return self.load >= self._workers
 
 
 class Introspection:
@@ -106,7 +130,10 @@ class Introspection:
     def _start_over(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[bytes, Future[Verdict | None]] = {}
-        self._pools: dict[str, ThreadPoolExecutor] = {}
+        # Apart, so that tokens which anybody can invent do not hold up those that were good a moment
+        # ago, and renewals, which can wait, do not hold up those that nobody knows yet.
+        self._questions = _Line("introspection", _WORKERS)
+        self._renewals = _Line("renewal", _RENEWERS)
         self._outages.start_over()
 
     def __repr__(self) -> str:
@@ -121,13 +148,15 @@ class Introspection:
         """
         verdict = self._active.get(key) or self._inactive.get(key)
         now = self._monotonic()
-        if token is not None and verdict is not None and verdict.claims is not None and now >= verdict.soon:
+        if verdict is None or now >= verdict.until:
+            return None
+        if token is not None and verdict.claims is not None and now >= verdict.soon:
             self._renew(key, token)
-        return verdict if verdict is not None and now < verdict.until else None
+        return verdict
 
     def _renew(self, key: bytes, token: str) -> None:
         try:
-            self.ask(key, token)
+            self._ask(key, token, is_renewal=True)
         except KeysUnavailable:
             _logger.debug("a verdict that soon ends could not be asked for again")
 
@@ -141,38 +170,73 @@ class Introspection:
             KeysUnavailable: The endpoint is out, it has just failed on this very token, or too many
                 questions are under way.
         """
+        return Wait(self._ask(key, token, is_renewal=False), self._timeout)
+
+    def _ask(self, key: bytes, token: str, *, is_renewal: bool) -> Future[Verdict | None]:
         now = self._monotonic()
         if (remaining := (self._failed.get(key) or now) - now) > 0:
             raise KeysUnavailable(remaining)
-        is_renewal = self._active.get(key) is not None
         with self._lock:
             future = self._under_way.get(key)
             if future is None:
-                if len(self._under_way) >= MAX_UNDER_WAY * (2 if is_renewal else 1):
-                    raise KeysUnavailable
-                if not self._outages.admits(key):
-                    raise KeysUnavailable(PAUSE_SECONDS)
-                self._under_way[key] = future = Future()
-                try:
-                    self._pool(is_renewal).submit(self._run, key, token, future, now + self._timeout)
-                except RuntimeError:  # the interpreter is shutting down
-                    del self._under_way[key]
-                    raise KeysUnavailable from None
-        return Wait(future, self._timeout)
+                future = self._start(key, token, now + self._timeout, is_renewal)
+        return future
 
-    def _pool(self, is_renewal: bool) -> ThreadPoolExecutor:
-        name, workers = ("renewal", _RENEWERS) if is_renewal else ("introspection", _WORKERS)
-        if name not in self._pools:
-            self._pools[name] = ThreadPoolExecutor(workers, f"token-relay-{name}")
-        return self._pools[name]
+    def _start(self, key: bytes, token: str, deadline: float, is_renewal: bool) -> Future[Verdict | None]:
+        line = self._line(key, is_renewal)
+        if line.load >= (MAX_RENEWALS if is_renewal else MAX_UNDER_WAY):
+            if is_renewal:
+                self._put_off(key)
+            raise KeysUnavailable
+        if not self._outages.admits(key):
+            raise KeysUnavailable(PAUSE_SECONDS)
+        future: Future[Verdict | None] = Future()
+        self._under_way[key] = future
+        line.load += 1
+        try:
+            line.executor.submit(self._run, line, key, token, future, deadline)
+        except RuntimeError:  # no thread can be had: the process is at its limit, or at its end
+            # The executor may have it in its line all the same, and come to it when there is a thread.
+            if future.cancel():
+                self._take_back(line, key)
+                raise KeysUnavailable from None
+        return future
 
-    def _run(self, key: bytes, token: str, future: Future[Verdict | None], deadline: float) -> None:
+    def _take_back(self, line: _Line, key: bytes) -> None:
+        del self._under_way[key]
+        line.load -= 1
+        self._outages.withdraw(key)
+        if not line.load:
+            # Nobody may ever clear that line, and tokens would pile up in it.
+            line.start_over()
+
+    def _line(self, key: bytes, is_renewal: bool) -> _Line:
+        if is_renewal:
+            return self._renewals
+        if self._active.get(key) is None:
+            return self._questions
+        # It was good a moment ago, and now somebody waits for it: not behind renewals where others are idle.
+        return self._questions if self._renewals.is_busy and not self._questions.is_busy else self._renewals
+
+    def _put_off(self, key: bytes) -> None:
+        """Let a renewal that was dropped rest for a while.
+
+        Only for whoever may ask about *key* just now: a newer verdict could be overwritten otherwise.
+        """
+        verdict = self._active.get(key)
+        if verdict is not None:
+            self._active.put(key, verdict._replace(soon=self._monotonic() + RENEWAL_PAUSE_SECONDS))
+
+    def _run(self, line: _Line, key: bytes, token: str, future: Future[Verdict | None], deadline: float) -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # it was taken back
         verdict, probe_is_due = None, False
         try:
             if self._monotonic() < deadline and self._outages.still_admits(key):
                 verdict = self._remember(key, self._introspect(token))
                 self._outages.answer()
             else:  # it stood in line until nobody waits for it any more, or until the endpoint was out
+                self._put_off(key)
                 probe_is_due = self._outages.fail(key)
         except _TokenRefused as error:
             self._fail(key, REFUSED_REUSE_SECONDS, error)
@@ -183,6 +247,7 @@ class Introspection:
         finally:
             with self._lock:
                 self._under_way.pop(key, None)
+                line.load -= 1
             future.set_result(verdict)
         if probe_is_due:
             self._outages.conclude(is_out=not self._answers())

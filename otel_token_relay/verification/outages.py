@@ -36,7 +36,11 @@ class OutageWatch:
         self._is_probing = False
 
     def admits(self, key: bytes) -> bool:
-        """Whether a question may be asked. In an outage, one at a time is the trial: it has to `answer` or `fail`."""
+        """Whether a question may be asked.
+
+        In an outage, one at a time is the trial: it has to `answer`, to `fail`, or to be taken back
+        by `withdraw`. Until then no other one is admitted.
+        """
         with self._lock:
             if not self._is_out:
                 return True
@@ -49,6 +53,12 @@ class OutageWatch:
         """Whether a question that was admitted is still worth asking, after it stood in line."""
         with self._lock:
             return not self._is_out or key == self._trial
+
+    def withdraw(self, key: bytes) -> None:
+        """Take back a question that was admitted and then not asked: that says nothing about the endpoint."""
+        with self._lock:
+            if key == self._trial:
+                self._trial = None
 
     def answer(self) -> None:
         """Note an answer, whatever it says: the endpoint is not out."""

@@ -34,7 +34,11 @@ _BEARER_TYPES: Final = frozenset({"bearer", "access_token"})
 
 
 class _Accepted(NamedTuple):
-    """What a verification found, shared by all requests with that token."""
+    """What a verification found, shared by all requests with that token.
+
+    Attributes:
+        answer: What introspection said, which this was made of; ``None`` where it was not asked.
+    """
 
     claims: Claims
     scopes: frozenset[str]
@@ -42,6 +46,7 @@ class _Accepted(NamedTuple):
     keys: KeySet | None
     issuer: str | None
     until: float
+    answer: Mapping[str, Any] | None = None
 
 
 class VerifiedToken:
@@ -112,7 +117,8 @@ class VerifierCore:
         scope_claims: Where scopes stand; the first that is there counts, a dot leads into an object.
         max_length: Characters.
         cache_size: Verified tokens that are remembered by their hash; 0 for none.
-        cache_seconds: For how long, and never past ``exp`` or a change of keys.
+        cache_seconds: For how long, and never past ``exp``, a change of keys or the answer of
+            introspection.
         cooldown: Seconds between fetches of keys that nobody planned.
         timeout: Seconds that a request waits at most, where there are no keys at all.
         max_stale: Seconds that keys are used past their time while the issuer is out.
@@ -197,7 +203,9 @@ class VerifierCore:
                 return None
         if self._introspection is not None:
             verdict = self._introspection.known(key, token)
-            if verdict is None or verdict.claims is None:
+            # One answer is not used for longer because another one came after it. That other one may
+            # say less: it is held against the rules as the first one was, and nobody has to wait for that.
+            if verdict is None or verdict.claims is None or verdict.claims is not accepted.answer:
                 return None
         if accepted.expires_at is not None and self._now() >= accepted.expires_at + self._rules.leeway:
             return None
@@ -223,6 +231,7 @@ class VerifierCore:
             if self._introspection is not None:
                 answer = yield from self._introspect(key, token)
                 self._check_answer(answer, audience=())
+                accepted = accepted._replace(answer=answer)
         else:
             answer = yield from self._introspect(key, token)
             accepted = self._check_answer(answer, audience=self._rules.audience)
@@ -305,7 +314,8 @@ class VerifierCore:
         claims = {name: value for name, value in claims.items() if value is not None}
         scopes = rules_of.check_values(claims, rules, now=self._now())
         expires_at = float(claims["exp"]) if "exp" in claims else None
-        return _Accepted(claims, scopes, expires_at, None, issuer, self._monotonic() + self._cache_seconds)
+        until = self._monotonic() + self._cache_seconds
+        return _Accepted(claims, scopes, expires_at, None, issuer, until, answer)
 
     def _release(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
         """Give a request its own view, unless the hook says that the token is revoked."""
