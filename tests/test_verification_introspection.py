@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -840,3 +841,30 @@ def test_answer_that_cannot_be_renewed_is_used_for_a_minute(issuer: Issuer, seco
     now += seconds
     assert outcome_of(verifier, OPAQUE) == outcome
     settle(verifier)
+
+
+def test_logging_that_raises_ends_no_question(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter of the application's that raises on our failures neither stops the workers nor the trial."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise RuntimeError("a broken filter")
+
+    logger = logging.getLogger("otel_token_relay")
+    monkeypatch.setattr(logger, "filters", [refuse])
+    clock = Clock()
+    verifier = opaque_verifier(issuer, monotonic=clock)
+    issuer.behave = issuer.fail
+    for number in range(6):
+        with pytest.raises(KeysUnavailable):
+            verifier.verify(f"{OPAQUE}-{number}")
+        clock.ahead += 2
+    issuer.behave = None
+
+    def is_let_in() -> bool:
+        clock.ahead += 2
+        try:
+            return verifier.verify(f"{OPAQUE}-well").subject == "alice"
+        except KeysUnavailable:  # the probe is under way
+            return False
+
+    wait_until(is_let_in)

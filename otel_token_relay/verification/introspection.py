@@ -9,6 +9,7 @@ endpoint does not answer our own question either: see `outages`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import os
 import secrets
@@ -259,7 +260,7 @@ class Introspection:
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
             self._warn_at = now + WARNING_SECONDS
-        _logger.log(level, "introspection failed: %s", _describe(error))
+        _log(level, "introspection failed: %s", error)
 
     def _answers(self) -> bool:
         """Ask about a token that nobody has, which the server must be able to say no to (RFC 7662, section 2.2)."""
@@ -268,7 +269,7 @@ class Introspection:
         except _TokenRefused:
             return True
         except Exception as error:  # noqa: BLE001  # that is the outage
-            _logger.warning("the introspection endpoint is out: %s", _describe(error))
+            _log(logging.WARNING, "the introspection endpoint is out: %s", error)
             return False
         return True
 
@@ -301,9 +302,11 @@ class Introspection:
         return verdict
 
 
-def _describe(error: Exception) -> str:
+def _log(level: int, text: str, error: Exception) -> None:
     # Of an error that is not our own, only the type: its text may quote the answer.
-    return str(error) if isinstance(error, FetchFailed) else type(error).__name__
+    described = str(error) if isinstance(error, FetchFailed) else type(error).__name__
+    with contextlib.suppress(Exception):  # a filter of the application's may raise, and the worker goes on
+        _logger.log(level, text, described)
 
 
 def basic_credentials(client_id: str, client_secret: str) -> str:
