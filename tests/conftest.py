@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from opentelemetry.propagate import get_global_textmap, set_global_textmap
 
@@ -12,6 +13,10 @@ from otel_token_relay.install import hook_states, uninstall
 
 if TYPE_CHECKING:
     from tests.support.loopback import Party
+
+# Machines are busy, and no test is about time.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
