@@ -123,8 +123,8 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any
 def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
     """Say whether the span's own data has to be looked at closely.
 
-    Every span passes here in its request's own thread. The SDK's containers are looked into
-    directly, since their methods are Python's and some of them take a lock.
+    Every span that somebody looks at passes here. The SDK's containers are looked into directly,
+    since their methods are Python's and some of them take a lock.
     """
     strings = [span._name]
     suspect = False
