@@ -6,9 +6,10 @@ Behind the door there may be a gate, which verifies the token and answers in the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import unquote
 
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
@@ -49,14 +50,60 @@ class Refusal:
         return cls(status, error, (*fixed, *headers), body)
 
 
+class RequestPath:
+    """The path of one request, as seen at one boundary.
+
+    Args:
+        routed: What the application behind this boundary routes by, without the mount point; ``None`` if
+            applications would not agree on it.
+        whole: The path with its mount point. A boundary further in that sees the same one serves a part of
+            the application that the outer boundary serves.
+        header_values: Returns the value of every header line.
+    """
+
+    __slots__ = ("_header_values", "routed", "whole")
+
+    def __init__(
+        self, routed: str | None, whole: str, header_values: Callable[[], Iterable[str]] | None = None
+    ) -> None:
+        self.routed = routed
+        self.whole = whole
+        self._header_values = header_values
+
+    def is_one_of(self, excluded: Container[str]) -> bool:
+        """Return whether the path is excluded and the caller cannot have moved it there."""
+        return self.routed in excluded and not self.is_mount_chosen
+
+    @property
+    def is_mount_chosen(self) -> bool:
+        """Whether the caller may have chosen the mount point.
+
+        Servers and middleware take it from headers (``Daphne-Root-Path``, ``SCRIPT_NAME``,
+        ``X-Forwarded-Prefix``, ``X-Script-Name``), also further in than this boundary. So a header that
+        names the beginning of the path could move any path of the application under an excluded one.
+        """
+        if self.routed is None:
+            return True
+        mount = self.whole.removesuffix(self.routed).strip("/")
+        if self._header_values is None or not (mount or self.whole.count("/") > 1):
+            return False
+        for value in self._header_values():
+            for part in value.split(","):
+                for text in (part, unquote(part)):
+                    name = text.strip(" \t/")
+                    if name and (name == mount or self.whole.startswith(f"/{name}/")):
+                        return True
+        return False
+
+
 class Gate(Protocol):
     """Check what the door has read, once for each request. It must not raise."""
 
-    def check(self, reading: Reading, path: str) -> Refusal | None:
+    def check(self, reading: Reading, path: RequestPath) -> Refusal | None:
         """Give ``None`` to let the request in; an accepted token is marked as verified then."""
         ...
 
-    async def check_async(self, reading: Reading, path: str) -> Refusal | None:
+    async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
         """The same, awaited."""
         ...
 

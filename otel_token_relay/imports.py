@@ -18,7 +18,7 @@ import wrapt
 Callback = Callable[[ModuleType], None]
 
 _logger = logging.getLogger("otel_token_relay")
-_waiting: dict[str, tuple[ModuleType, Callback]] = {}
+_waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
 
 
 def when_imported(name: str, callback: Callback) -> None:
@@ -58,7 +58,7 @@ class _TellingSpec(ModuleSpec):
 
 
 def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
-    _waiting[name] = module, callback
+    _waiting.setdefault(name, (module, []))[1].append(callback)
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _TellingSpec
@@ -68,10 +68,9 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
 
 
 def _end_wait(name: str) -> None:
-    module, callback = _waiting.pop(name, (None, None))
-    if module is None or callback is None:
-        return
-    if sys.modules.get(name) is module:
-        callback(module)
-    else:  # the import failed, and may be tried again
-        when_imported(name, callback)
+    module, callbacks = _waiting.pop(name, (None, []))
+    for callback in callbacks:
+        if module is not None and sys.modules.get(name) is module:
+            callback(module)
+        else:  # the import failed, and may be tried again
+            when_imported(name, callback)

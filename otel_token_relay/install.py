@@ -1,5 +1,9 @@
 """Start and stop: the table of hooks, and the one piece of process-wide state, what is installed.
 
+There are two switches. The relay is on if ``OTEL_PROPAGATORS`` names it or `install` is called.
+Verification is on if ``…_VERIFY`` says so, whatever the settings of OpenTelemetry say: then the hooks
+of the servers are in place without the relay.
+
 The hooks are lazy: a library is patched when the application imports it, and never imported
 from here. A hook that fails leaves its library as it was, says so in one error, and the rest goes
 on; the import that ran it succeeds.
@@ -18,7 +22,7 @@ from types import ModuleType
 
 from opentelemetry.propagators.textmap import TextMapPropagator
 
-from otel_token_relay import context
+from otel_token_relay import context, in_force
 from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
 from otel_token_relay.imports import is_half_imported, when_imported
 from otel_token_relay.patching import Patches
@@ -29,7 +33,7 @@ from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
-from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.settings import RELAY_VARIABLES, Settings
 from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 from otel_token_relay.verification.spans import SpanClaims
 from otel_token_relay.zero_code import build_gate
@@ -54,14 +58,6 @@ class Hook:
     distribution: str | None
 
 
-def _patch_grpc(module: ModuleType, relay: Relay, patches: Patches) -> None:
-    grpc.patch(module, relay, patches)
-    grpc_server.patch(module, relay, patches)
-
-
-# Clients and servers are functions of the same two modules, and a module has one hook.
-GRPC_HOOKS = (Hook("grpc", _patch_grpc, "grpcio"), Hook("grpc.aio", _patch_grpc, "grpcio"))
-
 CLIENT_HOOKS = (
     Hook("httpx", httpx.patch, "httpx"),
     Hook("httpx2", httpx.patch, "httpx2"),
@@ -69,7 +65,8 @@ CLIENT_HOOKS = (
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
     Hook("tornado.simple_httpclient", tornado.patch, "tornado"),
-    *GRPC_HOOKS,
+    Hook("grpc", grpc.patch, "grpcio"),
+    Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
 SERVER_HOOKS = (
@@ -77,7 +74,7 @@ SERVER_HOOKS = (
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
-    Hook("falcon.asgi.app", asgi.patcher("App"), "falcon"),
+    Hook("falcon.asgi.app", asgi.patcher("App", asgi.whole_path), "falcon"),
     Hook("falcon.app", wsgi.patcher("App"), "falcon"),
     Hook("django.core.handlers.asgi", asgi.patcher("ASGIHandler"), "django"),
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
@@ -87,7 +84,8 @@ SERVER_HOOKS = (
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
     Hook("aiohttp.web_protocol", aiohttp_server.patch, "aiohttp"),
     Hook("tornado.web", tornado_server.patch, "tornado"),
-    *GRPC_HOOKS,
+    Hook("grpc", grpc_server.patch, "grpcio"),
+    Hook("grpc.aio", grpc_server.patch, "grpcio"),
     # Applications of any other framework, where instrumentation's own middleware is around them.
     Hook(
         "opentelemetry.instrumentation.asgi",
@@ -101,7 +99,7 @@ SERVER_HOOKS = (
     ),
 )
 
-HOOKS = tuple(dict.fromkeys(CLIENT_HOOKS + SERVER_HOOKS))
+HOOKS = CLIENT_HOOKS + SERVER_HOOKS
 
 
 @dataclass(slots=True)
@@ -109,17 +107,18 @@ class _Installation:
     """What stands now, and what `uninstall` has to take back."""
 
     relay: Relay
+    hooks: tuple[Hook, ...]
     threads: ThreadCarriage = field(default_factory=ThreadCarriage)
     span_claims: SpanClaims | None = None
-    hooked: dict[str, Patches] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    hooked: dict[Hook, Patches] = field(default_factory=dict)
+    failed: dict[Hook, str] = field(default_factory=dict)
     previous_textmap: TextMapPropagator | None = None
     own_textmap: TextMapPropagator | None = None
 
 
 _lock = threading.RLock()
 _installed: _Installation | None = None
-_watched: set[str] = set()
+_watched: set[Hook] = set()
 
 
 def install(settings: Settings | None = None) -> None:
@@ -135,7 +134,7 @@ def install(settings: Settings | None = None) -> None:
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
-        installation = _install_hooks(settings)
+        installation = _install_hooks(settings, HOOKS)
         _join_global_textmap(installation)
         _describe_spans(installation)
     _watch_imports()
@@ -150,6 +149,7 @@ def uninstall() -> None:
         if _installed is None:
             return
         installation, _installed = _installed, None
+        in_force.installed_relay = None
         TokenRelayPropagator.clients_are_hooked = False
         installation.relay.close()
         context.before_first_token = None
@@ -166,26 +166,31 @@ def hook_states() -> dict[str, str]:
     with _lock:
         if _installed is None:
             return {}
-        return {
-            hook.module: "hooked"
-            if hook.module in _installed.hooked
-            else _installed.failed.get(hook.module, "not imported")
-            for hook in HOOKS
-        }
+        states = {hook.module: "hooked" for hook in _installed.hooks if hook in _installed.hooked}
+        # A module may have two hooks, and one that failed is what matters.
+        for hook in _installed.hooks:
+            if hook not in _installed.hooked:
+                states[hook.module] = _installed.failed.get(hook, "not imported")
+        return states
 
 
-def propagator_from_env() -> TokenRelayPropagator:
+def propagator_from_env(**options: object) -> TokenRelayPropagator:
     """The entry point ``opentelemetry_propagator: token_relay``.
 
     Runs while ``opentelemetry.propagate`` is being imported, and must not raise: an exception
     here would keep the application from starting.
+
+    Args:
+        options: What OpenTelemetry's configuration file has under ``token_relay:``. Settings are not read
+            from there yet; each is reported as a problem.
     """
     try:
         if _is_launcher():
             # The launcher, before it has read its own flags; the application is the next process.
             return TokenRelayPropagator(Settings())
         with _lock:
-            relay = _install_hooks(None).relay
+            base = Settings.from_env() if _installed is None else _installed.relay.settings
+            relay = _install_hooks(base.with_unread(options) if options else None, HOOKS).relay
         _watch_imports()
         return TokenRelayPropagator(relay=relay)
     except Exception:
@@ -199,24 +204,49 @@ def _is_launcher() -> bool:
 
 
 def pre_instrument() -> None:
-    """The entry point ``opentelemetry_pre_instrument``: redact, and say so if the relay is set up and not on.
+    """The entry point ``opentelemetry_pre_instrument``: redact, and verify if the settings say so.
 
-    Must not raise: an exception here would stop instrumentation.
+    Warns if the relay is set up and not on. Must not raise: an exception here would stop instrumentation.
     """
     try:
         _start_redaction()
     except Exception:
         _logger.exception("token relay could not start redaction")
-    configured = [name for name in VARIABLES.values() if os.environ.get(name.name)]
-    if configured and _installed is None:
-        _logger.warning(
-            "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay: no token is relayed."
-            " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay.",
-            configured[0].name,
-        )
+    try:
+        _start_verification()
+    except Exception:
+        _logger.exception("token relay could not start verification: requests are NOT verified")
+    if not _relays():
+        configured = next((name for name in RELAY_VARIABLES if os.environ.get(name)), None)
+        if configured is not None:
+            _logger.warning(
+                "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay: no token is relayed."
+                " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay.",
+                configured,
+            )
     if _installed is not None:
         _describe_spans(_installed)
+    if _relays():
         _prepare_threads()
+
+
+def _relays() -> bool:
+    return _installed is not None and _installed.hooks is HOOKS
+
+
+def _start_verification() -> None:
+    """Put the boundary in place if requests are to be verified and the relay has not done so."""
+    # It loads what OTEL_PROPAGATORS names, and so installs the relay if that is among it.
+    import opentelemetry.propagate  # noqa: F401
+
+    with _lock:
+        if _installed is not None:
+            return
+        settings = Settings.from_env()
+        if settings.verify == "off":
+            return
+        _install_hooks(settings, SERVER_HOOKS)
+    _watch_imports()
 
 
 def _prepare_threads() -> None:
@@ -234,21 +264,32 @@ def _start_redaction() -> None:
     redaction.start(settings)
 
 
-def _install_hooks(settings: Settings | None) -> _Installation:
+def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Installation:
+    """Install *hooks* under *settings*; ``None`` for those that are installed, else from the environment.
+
+    Args:
+        settings: Others than those that are installed take over.
+        hooks: `HOOKS`, or `SERVER_HOOKS` to verify and not to relay. An installation keeps what it has.
+    """
     global _installed
-    if _installed is not None and settings in (None, _installed.relay.settings):
-        return _installed
-    if _installed is not None:
+    if _installed is not None and settings not in (None, _installed.relay.settings):
+        hooks = HOOKS if _relays() else hooks
         uninstall()
-    if settings is None:
-        settings = Settings.from_env()
-    _announce(settings)
-    _installed = installation = _Installation(Relay(settings), span_claims=SpanClaims.of(settings))
-    installation.relay.gate = build_gate(settings)
-    redaction.start(settings)
-    TokenRelayPropagator.clients_are_hooked = True
-    context.before_first_token = _carry_into_threads
-    for hook in HOOKS:
+    if _installed is None:
+        settings = Settings.from_env() if settings is None else settings
+        _announce(settings)
+        _installed = _Installation(Relay(settings), hooks, span_claims=SpanClaims.of(settings))
+        _installed.relay.gate = build_gate(settings)
+        in_force.installed_relay = _installed.relay
+        redaction.start(settings)
+    elif hooks is not HOOKS:
+        return _installed
+    installation = _installed
+    installation.hooks = hooks
+    if hooks is HOOKS:
+        TokenRelayPropagator.clients_are_hooked = True
+        context.before_first_token = _carry_into_threads
+    for hook in hooks:
         module = sys.modules.get(hook.module)
         if module is not None and not is_half_imported(module):
             _apply(hook, module)
@@ -258,8 +299,8 @@ def _install_hooks(settings: Settings | None) -> _Installation:
 def _watch_imports() -> None:
     """Have every hook called when its module is imported. Never under our lock; see `when_imported`."""
     for hook in HOOKS:
-        if hook.module not in _watched:
-            _watched.add(hook.module)
+        if hook not in _watched:
+            _watched.add(hook)
             when_imported(hook.module, partial(_on_import, hook))
 
 
@@ -282,20 +323,20 @@ def _on_import(hook: Hook, module: ModuleType) -> None:
 
 
 def _apply(hook: Hook, module: ModuleType) -> None:
-    if _installed is None or hook.module in _installed.hooked:
+    if _installed is None or hook in _installed.hooked or hook not in _installed.hooks:
         return
     patches = Patches()
     try:
         hook.patch(module, _installed.relay, patches)
     except Exception as error:  # noqa: BLE001  # the application's import goes on
         patches.undo()
-        _installed.failed[hook.module] = f"{type(error).__name__}: {error}"
+        _installed.failed[hook] = f"{type(error).__name__}: {error}"
         _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
         if hook in SERVER_HOOKS and _installed.relay.gate is not None:
             _logger.error("token relay: requests to servers of %s are NOT verified", hook.module)
     else:
-        _installed.failed.pop(hook.module, None)
-        _installed.hooked[hook.module] = patches
+        _installed.failed.pop(hook, None)
+        _installed.hooked[hook] = patches
 
 
 def _announce(settings: Settings) -> None:

@@ -25,6 +25,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
+from otel_token_relay import in_force
 from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, is_refused, with_token
 from otel_token_relay.door import admit
 from otel_token_relay.origin import Origin
@@ -38,16 +39,25 @@ class TokenRelayPropagator(TextMapPropagator):
     """Carry the caller's bearer token in the OpenTelemetry Context.
 
     Args:
-        settings: ``None`` for `Settings.from_env()`.
-        relay: What decides; ``None`` for one of its own.
+        settings: ``None`` for the installed settings, else those of the environment.
+        relay: What decides; ``None`` for the installed relay, else one under *settings*.
     """
 
     clients_are_hooked: ClassVar[bool] = False
     """Whether `otel_token_relay.install` has run, so that hops are decided without ``inject``."""
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
-        self.relay = relay or Relay(Settings.from_env() if settings is None else settings)
+        self._relay = Relay(settings) if relay is None and settings is not None else relay
+        self._relay_of_environment: Relay | None = None
         self._has_warned = False
+
+    @property
+    def relay(self) -> Relay:
+        """What decides for this propagator now."""
+        relay = self._relay or in_force.installed_relay or self._relay_of_environment
+        if relay is None:
+            self._relay_of_environment = relay = Relay(Settings.from_env())
+        return relay
 
     @property
     def fields(self) -> set[str]:

@@ -316,6 +316,24 @@ class Settings:
             skip(env.OTEL_PYTHON_TOKEN_RELAY_VERIFY, "nothing can be verified without issuers, audience and algorithms")
         return replace(settings, problems=tuple(problems), refused=tuple(sorted(refused, key=str)))
 
+    def with_unread(self, keys: Mapping[str, object]) -> Settings:
+        """Return these settings with a problem for each key of OpenTelemetry's configuration file.
+
+        Settings are not read from that file yet. So that no service is open which its operator has told
+        to verify, ``verify`` and ``require_verified`` take their strict value unless they are off there.
+        """
+        problems = [
+            f"configuration file: token_relay: {ascii(key)[1:-1][:60]} is not read from there;"
+            " set the environment variable"
+            for key in keys
+        ]
+        strict = {
+            name: VARIABLES[name].strict
+            for name in ("verify", "require_verified")
+            if str(keys.get(name) or "off").strip().lower() not in _FALSE
+        }
+        return replace(self, **strict, problems=(*self.problems, *problems))
+
     @property
     def entries(self) -> tuple[Destination, ...]:
         """The destinations, parsed."""
@@ -342,6 +360,13 @@ class Settings:
 VARIABLES: Final[Mapping[str, Variable]] = {
     f.name: cast("Variable", f.metadata["variable"]) for f in fields(Settings) if "variable" in f.metadata
 }
+
+
+RELAY_VARIABLES: Final = tuple(
+    VARIABLES[name].name
+    for name in ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
+)
+"""The variables that matter only if the relay is on."""
 
 
 def _set(settings: Settings, name: str, value: object) -> None:

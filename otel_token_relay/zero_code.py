@@ -11,7 +11,7 @@ import importlib
 import logging
 from functools import lru_cache
 
-from otel_token_relay.door import Gate, Reading, Refusal
+from otel_token_relay.door import Gate, Reading, Refusal, RequestPath
 from otel_token_relay.errors import RelayError
 from otel_token_relay.settings import Settings
 
@@ -42,10 +42,10 @@ class ClosedGate:
         self._exclude = frozenset(settings.verify_exclude)
         self._refusal = Refusal.build(503, "temporarily_unavailable", ("Retry-After", "60"))
 
-    def check(self, reading: Reading, path: str) -> Refusal | None:
+    def check(self, reading: Reading, path: RequestPath) -> Refusal | None:
         """Give the one answer there is."""
-        return None if path in self._exclude else self._refusal
+        return None if path.is_one_of(self._exclude) else self._refusal
 
-    async def check_async(self, reading: Reading, path: str) -> Refusal | None:
+    async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
         """The same as `check`."""
         return self.check(reading, path)

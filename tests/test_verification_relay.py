@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from otel_token_relay import BearerToken, Settings, carry, current_token, install, uninstall, use_token
+from otel_token_relay.door import RequestPath
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import ThirdParty, third_party
 from otel_token_relay.verification import TokenVerifier
@@ -256,7 +257,7 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(gate_module.metrics, "get_meter", provider.get_meter)
     gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE))
     for token in (make_token(claims(issuer.url)), make_token(claims(issuer.url, exp=1)), "opaque"):
-        gate.check(BearerToken(token), "/")
+        gate.check(BearerToken(token), RequestPath("/", "/"))
 
     data = reader.get_metrics_data()
     assert data is not None

@@ -26,6 +26,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from otel_token_relay import Settings
+from otel_token_relay.door import RequestPath
 from otel_token_relay.testing import assert_never_leaked, third_party
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.gate import BearerGate
@@ -170,7 +171,7 @@ def test_settings_that_cannot_verify_build_a_closed_gate(environ: dict[str, str]
 
     assert any("nothing can be verified" in problem for problem in settings.problems)
     assert gate is not None
-    refusal = gate.check(None, "/")  # type: ignore[arg-type]  # it does not look at what was read
+    refusal = gate.check(None, RequestPath("/", "/"))  # type: ignore[arg-type]  # it does not look at what was read
     assert refusal is not None
     assert refusal.status == 503
 
@@ -204,10 +205,10 @@ def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
 class BrokenGate:
     """A gate with a fault of its own."""
 
-    def check(self, reading: Any, path: str) -> Any:
+    def check(self, reading: Any, path: Any) -> Any:
         raise RuntimeError("this gate is broken")
 
-    async def check_async(self, reading: Any, path: str) -> Any:
+    async def check_async(self, reading: Any, path: Any) -> Any:
         raise RuntimeError("this gate is broken")
 
 
@@ -403,8 +404,8 @@ def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeyp
     checked: list[str] = []
     check_async = gate.check_async  # type: ignore[union-attr]
 
-    async def count(reading: Any, path: str) -> Any:
-        checked.append(path)
+    async def count(reading: Any, path: RequestPath) -> Any:
+        checked.append(path.routed)
         return await check_async(reading, path)
 
     monkeypatch.setattr(gate, "check_async", count)

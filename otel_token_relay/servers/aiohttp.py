@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.door import Gate
+from otel_token_relay.door import Gate, RequestPath
+from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
-from otel_token_relay.zero_code import build_gate
 
 Handler = Callable[[Any], Awaitable[Any]]
 
@@ -31,7 +31,7 @@ class TokenRelayMiddleware:
     ends when the handler returns. A boundary further out, if there is one, is joined.
 
     Args:
-        settings: ``None`` for `Settings.from_env()`.
+        settings: ``None`` for the installed settings, else those of the environment.
         gate: What verifies each request, such as a `BearerGate`; ``None`` for what the settings ask for.
     """
 
@@ -39,15 +39,15 @@ class TokenRelayMiddleware:
     __middleware_version__: Final = 1
 
     def __init__(self, settings: Settings | None = None, gate: Gate | None = None) -> None:
-        self._settings = Settings.from_env() if settings is None else settings
-        self._gate = build_gate(self._settings) if gate is None else gate
+        self._terms = TermsInForce(settings, gate)
 
     async def __call__(self, request: Any, handler: Handler) -> Any:
+        settings, gate = self._terms()
         outer: Boundary | None = vars(request).get(BOUNDARY_KEY)
         if outer is not None and outer.covers(_values_of(request)):
-            return await _guard(handler, outer, self._gate)(request)
-        with _binding(request, self._settings) as boundary:
-            return await _guard(handler, boundary, self._gate)(request)
+            return await _guard(handler, outer, gate)(request)
+        with _binding(request, settings) as boundary:
+            return await _guard(handler, boundary, gate)(request)
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
@@ -89,7 +89,8 @@ def _guard(handler: Handler, boundary: Boundary, gate: Gate | None) -> Handler:
         # The path that aiohttp routes by: in `path` an encoded slash would look like a plain one.
         # Older ones route by the path as it was sent, and their URLs have no other to offer.
         url = request.rel_url
-        refusal = await boundary.check_async(gate, getattr(url, "path_safe", url.raw_path))
+        path = getattr(url, "path_safe", url.raw_path)
+        refusal = await boundary.check_async(gate, RequestPath(path, path))
         if refusal is None:
             return await handler(request)
         from aiohttp import web

@@ -5,7 +5,7 @@ Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -13,18 +13,19 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.context import with_token
-from otel_token_relay.door import Gate, Refusal
+from otel_token_relay.door import Gate, Refusal, RequestPath
+from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
-from otel_token_relay.zero_code import build_gate
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Route = Callable[[Scope], str | None]
 
 
 class TokenRelayMiddleware:
@@ -34,19 +35,41 @@ class TokenRelayMiddleware:
 
     Args:
         app: The ASGI 3 application.
-        settings: ``None`` for `Settings.from_env()`.
+        settings: ``None`` for the installed settings, else those of the environment.
     """
 
     def __init__(self, app: App, settings: Settings | None = None) -> None:
         self.app = app
-        self._settings = Settings.from_env() if settings is None else settings
-        self._gate = build_gate(self._settings)
+        self._terms = TermsInForce(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve(self.app, scope, receive, send, self._settings, self._gate)
+        settings, gate = self._terms()
+        await serve(self.app, scope, receive, send, settings, gate)
 
 
-def patch(owner: type, relay: Relay, patches: Patches) -> None:
+def path_without_mount(scope: Scope) -> str | None:
+    """Return the path without ``root_path``, which applications route by.
+
+    Returns:
+        ``None`` if they would read the two differently: some remove the mount point as whole segments,
+        some as a mere prefix, some wherever it occurs in the path.
+    """
+    path: str = scope.get("path", "")
+    mount: str = scope.get("root_path") or ""
+    name = mount.strip("/")
+    if not name or name not in path:
+        return path
+    is_segment = mount == f"/{name}" and (path == mount or path.startswith(f"{mount}/"))
+    return path[len(mount) :] if is_segment else None
+
+
+def whole_path(scope: Scope) -> str:
+    """Return the path that an application routes by which does not know mount points."""
+    path: str = scope.get("path", "")
+    return path
+
+
+def patch(owner: type, relay: Relay, patches: Patches, route: Route = path_without_mount) -> None:
     """Put the boundary around ``owner.__call__``, which takes scope, receive and send."""
 
     def build(original: Function) -> Function:
@@ -56,27 +79,42 @@ def patch(owner: type, relay: Relay, patches: Patches) -> None:
                 return
 
             # Not a coroutine of our own around it: there are several of these in each request.
-            await serve(partial(original, self), scope, receive, send, relay.settings, relay.gate)
+            await serve(partial(original, self), scope, receive, send, relay.settings, relay.gate, route)
 
         return __call__
 
     patches.wrap(owner, "__call__", build)
 
 
-def patcher(class_name: str) -> Callable[[ModuleType, Relay, Patches], None]:
-    """Give the hook that patches the class of that name in a module."""
+def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Relay, Patches], None]:
+    """Return the hook that patches the class of that name in a module.
+
+    Args:
+        class_name: The class of the applications.
+        route: What its applications route by.
+    """
 
     def patch_class(module: ModuleType, relay: Relay, patches: Patches) -> None:
-        patch(getattr(module, class_name), relay, patches)
+        patch(getattr(module, class_name), relay, patches, route)
 
     return patch_class
 
 
 async def serve(
-    app: App, scope: Scope, receive: Receive, send: Send, settings: Settings, gate: Gate | None = None
+    app: App,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    settings: Settings,
+    gate: Gate | None = None,
+    route: Route = path_without_mount,
 ) -> None:
-    """Run *app* with this request's token, or none, bound until it returns, if *gate* lets it in."""
-    if scope["type"] not in ("http", "websocket"):
+    """Run *app* with this request's token, or none, bound until it returns, if *gate* lets it in.
+
+    Every scope but that of the application's own life is a request, also one of a type that only this
+    server and this application know.
+    """
+    if scope["type"] == "lifespan":
         await app(scope, receive, send)
         return
     headers = scope.get("headers") or ()
@@ -91,7 +129,7 @@ async def serve(
 
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
     if outer is not None and outer.covers(values_of):
-        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, outer, gate))
+        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, outer, gate, route))
         return
 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
@@ -99,20 +137,22 @@ async def serve(
     try:
         if boundary.token is not None:
             receive, send = _without_token(receive), _without_token(send)
-        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, boundary, gate))
+        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, boundary, gate, route))
     finally:
         boundary.close()
         otel_context.detach(attached)
 
 
-async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate) -> None:
-    refusal = await boundary.check_async(gate, scope.get("path", ""))
+async def _enter(
+    app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate, route: Route
+) -> None:
+    refusal = await boundary.check_async(gate, _path(scope, route))
     if refusal is None:
         await app(scope, receive, send)
     elif scope["type"] == "http":
         # RFC 9110, section 9.3.2: the headers of GET, and no body.
         await _respond("http", send, refusal, b"" if scope.get("method") == "HEAD" else refusal.body)
-    else:
+    elif scope["type"] == "websocket":
         # A handshake is answered like any other request where the server can do that; else it
         # is closed before it is accepted, which the server turns into 403.
         await receive()
@@ -120,6 +160,20 @@ async def _enter(app: App, scope: Scope, receive: Receive, send: Send, boundary:
             await _respond("websocket.http", send, refusal, refusal.body)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
+    else:
+        # There is no response in a protocol that is not known here. The specification has an application
+        # reject a scope by raising.
+        raise RuntimeError(f"the application was not called for this scope: {refusal.error}")
+
+
+def _path(scope: Scope, route: Route) -> RequestPath:
+    # Exclusions are paths of HTTP, and of nothing else that may be called a path.
+    routed = route(scope) if scope["type"] in ("http", "websocket") else None
+    return RequestPath(routed, scope.get("path", ""), partial(_header_values, scope))
+
+
+def _header_values(scope: Scope) -> Iterator[str]:
+    return (value.decode("latin-1") for _, value in scope.get("headers") or ())
 
 
 async def _respond(kind: str, send: Send, refusal: Refusal, body: bytes) -> None:

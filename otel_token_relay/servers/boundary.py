@@ -9,7 +9,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
-from otel_token_relay.door import Gate, Reading, Refusal, Source, find, read
+from otel_token_relay.door import Gate, Reading, Refusal, RequestPath, Source, find, read
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
@@ -35,7 +35,7 @@ class Boundary:
     Attributes:
         reading: The token, or why there is none.
         token: The token, or ``None``.
-        passed: What has let this request in, and on which path.
+        passed: What has let this request in, and on which whole path.
     """
 
     __slots__ = ("_is_answering", "_lease", "_settings", "_source", "passed", "reading", "token")
@@ -54,7 +54,7 @@ class Boundary:
             _logger.debug("no token taken from the request: %s", self.reading)
         self.passed = ()
 
-    def check(self, gate: Gate | None, path: str) -> Refusal | None:
+    def check(self, gate: Gate | None, path: RequestPath) -> Refusal | None:
         """Have *gate* check this request, unless it has let it in on this path; ``None`` lets it in.
 
         A refusal is not remembered, nor a check that is still under way: what is further in may be
@@ -62,25 +62,33 @@ class Boundary:
 
         Args:
             gate: ``None`` where nothing is checked.
-            path: As the server routes it, whole, or the full name of a gRPC method.
+            path: The path at this boundary. For gRPC the full name of the method.
         """
         if gate is None or self._has_passed(gate, path):
             return None
         return self._note(gate, path, gate.check(self.reading, path))
 
-    async def check_async(self, gate: Gate | None, path: str) -> Refusal | None:
+    async def check_async(self, gate: Gate | None, path: RequestPath) -> Refusal | None:
         """The same as `check`, awaited."""
         if gate is None or self._has_passed(gate, path):
             return None
         return self._note(gate, path, await gate.check_async(self.reading, path))
 
-    def _has_passed(self, gate: Gate, path: str) -> bool:
-        return any(passed is gate and where == path for passed, where in self.passed)
+    def _has_passed(self, gate: Gate, path: RequestPath) -> bool:
+        # An exclusion that let the request in further out does not hold below a mount point that the caller chose.
+        return any(passed is gate and where == path.whole for passed, where in self.passed) and (
+            self._is_verified or not path.is_mount_chosen
+        )
 
-    def _note(self, gate: Gate, path: str, refusal: Refusal | None) -> Refusal | None:
+    def _note(self, gate: Gate, path: RequestPath, refusal: Refusal | None) -> Refusal | None:
         if refusal is None:
-            self.passed = (*self.passed, (gate, path))
+            self.passed = (*self.passed, (gate, path.whole))
         return refusal
+
+    @property
+    def _is_verified(self) -> bool:
+        """Whether a verifier has accepted the token of this request."""
+        return self.token is not None and self.token.verification is not None
 
     @property
     def _is_refused(self) -> bool:

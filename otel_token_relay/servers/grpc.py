@@ -11,24 +11,16 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.door import Gate, Refusal
+from otel_token_relay.door import Gate, Refusal, RequestPath
+from otel_token_relay.in_force import Terms, TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import Boundary
 from otel_token_relay.settings import Settings
-from otel_token_relay.zero_code import build_gate
-
-
-class Terms(NamedTuple):
-    """What a call is under: the settings, and what verifies it, if anything does."""
-
-    settings: Settings
-    gate: Gate | None
-
 
 Settle = Callable[[], Terms | None]
 
@@ -44,30 +36,23 @@ def server_interceptor(settings: Settings | None = None, gate: Gate | None = Non
     """Give an interceptor for `grpc.server`, where nothing is installed. Put it first.
 
     Args:
-        settings: ``None`` for `Settings.from_env()`.
+        settings: ``None`` for the installed settings, else those of the environment.
         gate: What verifies each call, such as a `BearerGate`; ``None`` for what the settings ask for.
     """
     import grpc
 
-    terms = _terms(settings, gate)
-    return _build_interceptor(grpc, lambda: terms)
+    return _build_interceptor(grpc, TermsInForce(settings, gate))
 
 
 def aio_server_interceptor(settings: Settings | None = None, gate: Gate | None = None) -> Any:
     """Give an interceptor for `grpc.aio.server`; see `server_interceptor`."""
     import grpc.aio
 
-    terms = _terms(settings, gate)
-    return _build_aio_interceptor(grpc, lambda: terms)
+    return _build_aio_interceptor(grpc, TermsInForce(settings, gate))
 
 
 # The name that the boundaries of the other servers have.
 TokenRelayMiddleware: Final = server_interceptor
-
-
-def _terms(settings: Settings | None, gate: Gate | None) -> Terms:
-    chosen = Settings.from_env() if settings is None else settings
-    return Terms(chosen, build_gate(chosen) if gate is None else gate)
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
@@ -194,7 +179,7 @@ class _Call:
 
     def __init__(self, module: Any, details: Any, terms: Terms) -> None:
         self._module = module
-        self._method: str = details.method
+        self._path = RequestPath(details.method, details.method)
         self._gate = terms.gate
         self._boundary = Boundary(_values_in(details.invocation_metadata or ()), terms.settings)
         self._context = self._boundary.context()
@@ -202,7 +187,7 @@ class _Call:
 
     def check(self, context: Any) -> None:
         """Abort the call, which raises, unless it is let in."""
-        refusal = self._boundary.check(self._gate, self._method)
+        refusal = self._boundary.check(self._gate, self._path)
         if refusal is not None:
             context.set_trailing_metadata(_trailing_metadata(refusal))
             context.abort(self._code(refusal), refusal.error)
@@ -212,7 +197,7 @@ class _Call:
 
     async def check_async(self, context: Any) -> None:
         """The same as `check`, awaited."""
-        refusal = await self._boundary.check_async(self._gate, self._method)
+        refusal = await self._boundary.check_async(self._gate, self._path)
         if refusal is not None:
             context.set_trailing_metadata(_trailing_metadata(refusal))
             await context.abort(self._code(refusal), refusal.error)

@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.door import Refusal
+from otel_token_relay.door import Refusal, RequestPath
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import Boundary
@@ -42,8 +42,9 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
 
 async def _check(boundary: Boundary, relay: Relay, handler: Any) -> Refusal | None:
+    path = handler.request.path
     try:
-        return await boundary.check_async(relay.gate, handler.request.path)
+        return await boundary.check_async(relay.gate, RequestPath(path, path))
     except BaseException:
         # Nobody has let this request in. Without an answer its body would get to `data_received`.
         _answer(handler, Refusal.build(503, "temporarily_unavailable"))

@@ -6,6 +6,7 @@ Source: PEP 3333.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import partial
 from http import HTTPStatus
 from types import ModuleType
 from typing import Any, cast
@@ -13,12 +14,12 @@ from typing import Any, cast
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from otel_token_relay.door import Gate
+from otel_token_relay.door import Gate, RequestPath
+from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
-from otel_token_relay.zero_code import build_gate
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -32,16 +33,15 @@ class TokenRelayMiddleware:
 
     Args:
         app: The WSGI application.
-        settings: ``None`` for `Settings.from_env()`.
+        settings: ``None`` for the installed settings, else those of the environment.
     """
 
     def __init__(self, app: App, settings: Settings | None = None) -> None:
         self.app = app
-        self._settings = Settings.from_env() if settings is None else settings
-        self._gate = build_gate(self._settings)
+        self._terms = TermsInForce(settings)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        return serve(self.app, environ, start_response, self._settings, self._gate)
+        return serve(self.app, environ, start_response, *self._terms())
 
 
 def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -> None:
@@ -104,7 +104,7 @@ def serve(
 def _enter(
     app: App, environ: Environ, start_response: StartResponse, boundary: Boundary, gate: Gate | None
 ) -> Iterable[bytes]:
-    refusal = boundary.check(gate, _path(environ))
+    refusal = None if gate is None else boundary.check(gate, _path(environ))
     if refusal is None:
         return app(environ, start_response)
     phrase = HTTPStatus(refusal.status).phrase
@@ -114,10 +114,20 @@ def _enter(
     return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else refusal.body]
 
 
-def _path(environ: Environ) -> str:
-    """Give the whole path as text; PEP 3333 hands over its bytes as Latin-1."""
-    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+def _path(environ: Environ) -> RequestPath:
+    """Return the path as text. WSGI passes its bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
+    path: str = environ.get("PATH_INFO", "")
+    whole = _as_text(environ.get("SCRIPT_NAME", "") + path)
+    # Django and Werkzeug route an empty path as that of the root.
+    return RequestPath(_as_text(path) or "/", whole, partial(_header_values, environ))
+
+
+def _as_text(path: str) -> str:
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _header_values(environ: Environ) -> Iterator[str]:
+    return (value for name, value in environ.items() if name.startswith("HTTP_") and isinstance(value, str))
 
 
 class _Body:

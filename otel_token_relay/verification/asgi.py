@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.asgi import App, Receive, Scope, Send, serve
 from otel_token_relay.settings import Settings
 from otel_token_relay.verification.gate import BearerGate, Credentials, Principal, Verifier, principal_of
-from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.spans import SpanClaimsInForce
 
 __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 
@@ -24,12 +25,13 @@ class BearerAuthMiddleware:
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither stalls the event loop here.
         realm: Sent with each challenge; ``None`` for ``api``.
         required_scopes: The token must allow all of them.
-        exclude: Paths that need no token, compared exactly.
+        exclude: Paths that need no token, compared exactly with the path that the application routes by,
+            without the mount point (``root_path``).
         resource_metadata: The URL of this resource's metadata (RFC 9728).
         acr_values: The token's ``acr`` must be one of these (RFC 9470).
         max_age: Seconds since the token's ``auth_time``, at most (RFC 9470).
         settings: Which headers hold the token, where no boundary has read them already; ``None``
-            for `Settings.from_env()`.
+            for the installed settings, else those of the environment.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class BearerAuthMiddleware:
         settings: Settings | None = None,
     ) -> None:
         self.app = app
-        self._settings = Settings.from_env() if settings is None else settings
+        self._settings = SettingsInForce(settings)
         self._gate = BearerGate(
             verifier,
             realm=realm,
@@ -55,14 +57,14 @@ class BearerAuthMiddleware:
             resource_metadata=resource_metadata,
             acr_values=acr_values,
             max_age=max_age,
-            span_claims=SpanClaims.of(self._settings),
+            span_claims=SpanClaimsInForce(self._settings),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            await serve(self._enter, scope, receive, send, self._settings, self._gate)
-        else:
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+        else:
+            await serve(self._enter, scope, receive, send, self._settings(), self._gate)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)

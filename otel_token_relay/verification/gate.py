@@ -9,20 +9,21 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, Literal, Protocol, cast
 
 from opentelemetry import metrics
 
-from otel_token_relay.door import Reading, Refusal
+from otel_token_relay.door import Reading, Refusal, RequestPath
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
+from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.reasons import Reason
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.flights import drive, drive_async
-from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.spans import SpanClaims, SpanClaimsInForce
 from otel_token_relay.verification.verifier import TokenVerifier, VerifiedToken, VerifierCore
 
 _logger = logging.getLogger("otel_token_relay")
@@ -61,7 +62,7 @@ class BearerGate:
         acr_values: The token's ``acr`` must be one of these (RFC 9470).
         max_age: Seconds since the token's ``auth_time``, at most (RFC 9470).
         mode: ``report`` lets everybody in, and only counts and logs.
-        span_claims: Which claims become attributes of the SERVER span.
+        span_claims: Returns which claims become attributes of the SERVER span.
         now: Seconds since the epoch.
     """
 
@@ -76,7 +77,7 @@ class BearerGate:
         acr_values: Sequence[str] = (),
         max_age: float | None = None,
         mode: Mode = "enforce",
-        span_claims: SpanClaims | None = None,
+        span_claims: Callable[[], SpanClaims | None] | None = None,
         now: Clock = time.time,
     ) -> None:
         if isinstance(exclude, str) or not all(isinstance(path, str) and path.startswith("/") for path in exclude):
@@ -98,9 +99,9 @@ class BearerGate:
         self._now = now
         self._recorder = _Recorder(mode)
 
-    def check(self, reading: Reading, path: str) -> Refusal | None:
+    def check(self, reading: Reading, path: RequestPath) -> Refusal | None:
         """Give the answer to a request that is not let in; see `otel_token_relay.door.Gate`."""
-        if path in self._exclude:
+        if path.is_one_of(self._exclude):
             return None
         if isinstance(reading, Reason):
             return self._refuse(self.challenges.at_the_door(reading), reading.value)
@@ -113,9 +114,9 @@ class BearerGate:
         except Exception as error:  # noqa: BLE001  # whatever a verifier raises, nobody gets in by it
             return self._refuse_on(error)
 
-    async def check_async(self, reading: Reading, path: str) -> Refusal | None:
+    async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
         """The same as `check`, awaited."""
-        if path in self._exclude:
+        if path.is_one_of(self._exclude):
             return None
         if isinstance(reading, Reason):
             return self._refuse(self.challenges.at_the_door(reading), reading.value)
@@ -135,8 +136,8 @@ class BearerGate:
         if not self._is_fresh_enough(verified.claims if self._acr_values or self._max_age is not None else {}):
             return self._refuse(self.challenges.insufficient_authentication, "insufficient_user_authentication")
         token.mark_verified(verified)
-        if self._span_claims is not None:
-            self._span_claims.describe_current(verified)
+        if self._span_claims is not None and (claims := self._span_claims()) is not None:
+            claims.describe_current(verified)
         self._recorder.record("accepted", None)
         return None
 
@@ -175,7 +176,7 @@ def gate_from(settings: Settings) -> BearerGate:
         verifier,
         exclude=settings.verify_exclude,
         mode="report" if settings.verify == "report" else "enforce",
-        span_claims=SpanClaims.of(settings),
+        span_claims=SpanClaimsInForce(SettingsInForce(settings)),
     )
 
 

@@ -15,12 +15,34 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from otel_token_relay.context import current_token
+from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Span, SpanProcessor
 
     from otel_token_relay.token import Verification
+
+
+class SpanClaimsInForce:
+    """The chosen claims under settings that may be installed later.
+
+    Args:
+        settings: Returns the settings that apply now.
+    """
+
+    def __init__(self, settings: SettingsInForce) -> None:
+        self._settings = settings
+        self._known: tuple[Settings | None, SpanClaims | None] = None, None
+
+    def __call__(self) -> SpanClaims | None:
+        """Return the chosen claims; ``None`` if there are none."""
+        settings = self._settings()
+        known, claims = self._known
+        if settings is not known:
+            claims = SpanClaims.of(settings)
+            self._known = settings, claims
+        return claims
 
 
 class SpanClaims:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from otel_token_relay.door import Refusal
+from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.wsgi import App, Environ, StartResponse, serve
 from otel_token_relay.settings import Settings
 from otel_token_relay.verification.gate import BearerGate, Principal, Verifier, challenges_of, principal_of
-from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.spans import SpanClaimsInForce
 
 __all__ = ["PRINCIPAL_KEY", "Answer", "BearerAuthMiddleware", "Principal", "principal_of", "refuse_without"]
 
@@ -27,12 +28,13 @@ class BearerAuthMiddleware:
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
         realm: Sent with each challenge; ``None`` for ``api``.
         required_scopes: The token must allow all of them.
-        exclude: Paths that need no token, compared exactly, with what the application is mounted on.
+        exclude: Paths that need no token, compared exactly with the path that the application routes by,
+            without the mount point (``SCRIPT_NAME``).
         resource_metadata: The URL of this resource's metadata (RFC 9728).
         acr_values: The token's ``acr`` must be one of these (RFC 9470).
         max_age: Seconds since the token's ``auth_time``, at most (RFC 9470).
         settings: Which headers hold the token, where no boundary has read them already; ``None``
-            for `Settings.from_env()`.
+            for the installed settings, else those of the environment.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class BearerAuthMiddleware:
         settings: Settings | None = None,
     ) -> None:
         self.app = app
-        self._settings = Settings.from_env() if settings is None else settings
+        self._settings = SettingsInForce(settings)
         self._gate = BearerGate(
             verifier,
             realm=realm,
@@ -58,11 +60,11 @@ class BearerAuthMiddleware:
             resource_metadata=resource_metadata,
             acr_values=acr_values,
             max_age=max_age,
-            span_claims=SpanClaims.of(self._settings),
+            span_claims=SpanClaimsInForce(self._settings),
         )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        return serve(self._enter, environ, start_response, self._settings, self._gate)
+        return serve(self._enter, environ, start_response, self._settings(), self._gate)
 
     def _enter(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         environ[PRINCIPAL_KEY] = principal_of(environ)
