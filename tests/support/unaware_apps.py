@@ -1,0 +1,23 @@
+"""Two applications that know nothing of verification, for servers with several kinds of processes."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from flask import Flask
+
+asgi_app = FastAPI(openapi_url=None)
+
+
+@asgi_app.get("/me")
+async def me() -> dict[str, str]:
+    """Answer everyone who gets here."""
+    return {"served": "yes"}
+
+
+app = wsgi_app = Flask(__name__)
+
+
+@wsgi_app.get("/me")
+def me_too() -> dict[str, str]:
+    """Answer everyone who gets here."""
+    return {"served": "yes"}
