@@ -33,6 +33,8 @@ before_first_token: Callable[[], None] | None = None
 # Told of each token as it is bound, and into which context, so that redaction knows it from then
 # on. They are not asked anything; whatever they raise is theirs.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
+# Told of each token of the current context that a verifier has accepted since it was bound.
+verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
@@ -57,6 +59,15 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
             watch(token, otel_context.get_current() if context is None else context)
         except Exception:  # the request goes on
             _logger.debug("a token could not be announced", exc_info=True)
+
+
+def announce_verified(token: BearerToken) -> None:
+    """Tell redaction that a token that it was told of has been verified since."""
+    for watch in verification_watchers:
+        try:
+            watch(token)
+        except Exception:  # the request goes on
+            _logger.debug("a verified token could not be announced", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:

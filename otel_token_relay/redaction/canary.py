@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Final
 
+from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
+from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.redaction.memory import MEMORY
+from otel_token_relay.token import BearerToken
 
 _JWT: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.Y2FuYXJ5"
 
@@ -85,8 +91,60 @@ def is_caught_in_metrics() -> bool:
     return len(caught) == 1 and _is_clean(token, repr(caught[0].attributes))
 
 
+def is_caught_in_resources() -> bool:
+    """Whether a resource is clean that is made while the token is bound."""
+    from opentelemetry.sdk.resources import Resource
+
+    with _bound() as token:
+        resource = Resource({"canary": token}, token)
+    return _is_clean(token, resource.to_json())
+
+
+def is_caught_in_scopes() -> bool:
+    """Whether the scope of an instrumentation is clean that is made while the token is bound."""
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+    with _bound() as token:
+        scope = InstrumentationScope(token, token, token, {"canary": token})
+    return _is_clean(token, scope.to_json())
+
+
+def is_caught_in_tracers() -> bool:
+    """Whether a tracer is clean that is made while the token is bound, with the old kind of scope that it holds."""
+    from opentelemetry.metrics import NoOpMeterProvider
+    from opentelemetry.sdk.trace import Tracer
+
+    with _bound() as token:
+        info: Any = SimpleNamespace(name=token, version=token, schema_url=token)
+        nothing: Any = None  # no span is started
+        tracer = Tracer(nothing, nothing, nothing, nothing, info, nothing, nothing, meter_provider=NoOpMeterProvider())
+    return _is_clean(token, repr(tracer.instrumentation_info))
+
+
+def is_caught_in_instruments() -> bool:
+    """Whether instruments are clean that are made while the token is bound."""
+    from opentelemetry.sdk.metrics._internal import instrument
+
+    sdk: Any = instrument
+    with _bound() as token:
+        # Without a scope and a consumer: nothing is measured.
+        made = sdk._Counter(token, None, None, "", token), sdk._ObservableCounter(token, None, None, (), "", token)
+    return _is_clean(token, repr([(each.name, each.description) for each in made]))
+
+
+@contextmanager
+def _bound() -> Iterator[str]:
+    """Bind a made-up token, without a word to the memory."""
+    token = f"canary-{secrets.token_hex(24)}"
+    attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))
+    try:
+        yield token
+    finally:
+        otel_context.detach(attached)
+
+
 def _release() -> tuple[str, SpanContext]:
-    token = f"canary-{secrets.token_urlsafe(24)}"
+    token = f"canary-{secrets.token_hex(24)}"
     context = SpanContext(secrets.randbits(127) + 1, secrets.randbits(63) + 1, False, TraceFlags(1))
     MEMORY.remember(context.trace_id, token)
     return token, context

@@ -1,6 +1,12 @@
 """Known tokens, and how to find any part of them in any dress.
 
-Pure. `Secrets` is what one record is compared with: the tokens that its trace has seen.
+Pure. `Secrets` is what one record is compared with: the tokens of its own request, and those that are
+remembered from elsewhere.
+
+A caller chooses the token, so a caller chooses what is searched for. Of the tokens of a record's own request
+every part is found, also where it is a word. Of a remembered token only what no other request says by
+chance is found: all of it, or a part that is random itself (`is_random`). A token made of a random
+beginning and the name of a service therefore does not mask that name in the telemetry of other requests.
 """
 
 from __future__ import annotations
@@ -13,6 +19,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
+
+from otel_token_relay.redaction.rules import Interval, is_random, looks_like_credential
 
 # Shorter ones are found as a whole or not at all: parts of them are words.
 _SHORTEST_TOKEN: Final = 8
@@ -38,7 +46,8 @@ _LINE_END: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
 # What an escape puts between two parts of a token.
 _LONGEST_GAP: Final = 4
 
-Interval = tuple[int, int]
+LONGEST_SURVIVOR: Final = 16
+"""Characters of a known token that may be left standing in a row."""
 
 
 def ascii_lower(text: str) -> str:
@@ -79,12 +88,12 @@ class _Index(NamedTuple):
                 grams.setdefault(text[at : at + _GRAM], (text, at))
         return cls(grams, tuple(short), is_whole)
 
-    def find(self, lowered: str) -> Iterator[Interval]:
-        """Give where the pieces are. They may overlap."""
+    def find(self, lowered: str) -> Iterator[tuple[Interval, bool]]:
+        """Give where the pieces are, and whether each is the whole of a spelling. They may overlap."""
         for text in self.short:
             at = lowered.find(text)
             while at >= 0:
-                yield at, at + len(text)
+                yield (at, at + len(text)), True
                 at = lowered.find(text, at + 1)
         if not self.grams:
             return
@@ -95,7 +104,7 @@ class _Index(NamedTuple):
                 at += 1
                 continue
             start, end = _extend(lowered, at, *hit)
-            yield start, end
+            yield (start, end), end - start == len(hit[0])
             at = max(at + 1, end - _GRAM + 1)
 
 
@@ -103,54 +112,52 @@ class Secrets:
     """The tokens that a record is compared with.
 
     Attributes:
-        values: The tokens, for nobody but the memory.
+        values: The tokens of the record's own request, for nobody but the memory.
+        remembered: The other tokens.
         anchors: Texts in lower case; without one of them in a lowered text, no known token is in
             it, and no ``Bearer …``.
-        clean_rows: Attributes that were found clean and will be met again, keys and then values.
-        clean_origins: The pairs of scope and resource that were found clean, by the scope's id.
-        cleaned: What was made of the others, by the id of the original.
-
-    The last three are what the users of this class have found out with these tokens. It is kept
-    here since it goes when the tokens go.
+        clean_rows: Attributes that were found clean and will be met again, keys and then values. It is
+            kept here since it goes when the tokens go.
     """
 
-    __slots__ = ("anchors", "clean_origins", "clean_rows", "cleaned", "values")
+    __slots__ = ("anchors", "clean_rows", "remembered", "values")
 
     anchors: tuple[str, ...]
     clean_rows: set[tuple[Any, ...]]
-    clean_origins: dict[int, tuple[Any, Any, Any]]
-    cleaned: dict[int, tuple[Any, Any, Any]]
 
-    def __init__(self, values: tuple[str, ...] = ()) -> None:
+    def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
         self.values = values
+        self.remembered = remembered
 
     def __getattr__(self, name: str) -> Any:
         # Comes here once for each of them: many requests have no telemetry that anybody reads.
+        made: Any
         if name == "anchors":
-            found = [anchor for value in self.values for anchor in _anchors(value)]
-            made: Any = tuple(dict.fromkeys([ANY_BEARER, *found]))
-        elif name in Secrets.__slots__:
-            made = set() if name == "clean_rows" else {}
+            found = [anchor for value in (*self.values, *self.remembered) for anchor in _anchors(value)]
+            made = tuple(dict.fromkeys([ANY_BEARER, *found]))
+        elif name == "clean_rows":
+            made = set()
         else:
             raise AttributeError(name)
         setattr(self, name, made)
         return made
 
     def __repr__(self) -> str:
-        return f"Secrets({len(self.values)} known)"
+        return f"Secrets({len(self.values)} known, {len(self.remembered)} remembered)"
 
     def stand_in(self, text: str) -> bool:
-        """Say whether a part of a token may stand in a text."""
-        return self.may_stand_in(ascii_lower(text))
+        """Return whether a part of a token may be in a text. Errs on the side of yes."""
+        return any(anchor is not ANY_BEARER for anchor in self.anchors_in(ascii_lower(text)))
 
-    def may_stand_in(self, lowered: str) -> bool:
-        """Say the same of a text in lower case."""
-        return any(anchor is not ANY_BEARER for anchor in self.anchors_in(lowered))
+    def stand_in_long(self, text: str) -> bool:
+        """Return the same for a text that is too long to be searched for parts.
 
-    def those_in(self, text: str) -> Secrets:
-        """Give those of the tokens of which a part may stand in a text."""
+        Of remembered tokens only the whole counts: it is masked as a whole, so a word must not be enough.
+        """
+        if not self.remembered:
+            return self.stand_in(text)
         lowered = ascii_lower(text)
-        return Secrets(tuple([value for value in self.values if Secrets((value,)).may_stand_in(lowered)]))
+        return secrets_of(*self.values).stand_in(text) or any(ascii_lower(it) in lowered for it in self.remembered)
 
     def anchors_in(self, lowered: str) -> list[str]:
         """Give the anchors that stand in a text in lower case, also over the ends of its lines."""
@@ -163,24 +170,41 @@ class Secrets:
 
     def intervals_in(self, text: str) -> list[Interval]:
         """Give where the parts of tokens are, in order and apart from each other."""
-        if len(text) < _SHORTEST_TOKEN or not self.values:
+        if len(text) < _SHORTEST_TOKEN or not (self.values or self.remembered):
             return []
         lowered = ascii_lower(text)
-        found = self._find(lowered)
+        found = self._find(text, lowered)
         if "\n" in lowered or "\\n" in lowered:
             # What is wrapped is found where it is not, and taken out with the ends of lines in it.
             flat, places = _unwrap(lowered)
-            found += [(places[start], places[end - 1] + 1) for start, end in self._find(flat)]
+            in_flat = self._find("".join([text[at] for at in places]), flat)
+            found += [(places[start], places[end - 1] + 1) for start, end in in_flat]
         return merge(found, gap=_LONGEST_GAP)
 
-    def _find(self, lowered: str) -> list[Interval]:
+    def _find(self, text: str, lowered: str) -> list[Interval]:
         found: list[Interval] = []
         for value in self.values:
             index = _index_of(value)
             if not index.is_whole and any(anchor in lowered for anchor in _anchors(value)):
-                return [(0, len(lowered))]
-            found += index.find(lowered)
+                return [(0, len(text))]
+            found += [interval for interval, _ in index.find(lowered)]
+        for value in self.remembered:
+            index = _index_of(value)
+            unlikely = _unlikely_by_chance(list(index.find(lowered)), text)
+            if unlikely and not index.is_whole:
+                return [(0, len(text))]
+            found += unlikely
         return found
+
+
+def _unlikely_by_chance(pieces: list[tuple[Interval, bool]], text: str) -> list[Interval]:
+    """Give what no other request says by chance: a whole token, or a random part of one.
+
+    Judged as it is in the text: the token may spell a word so that it looks random.
+    """
+    parts = merge([interval for interval, is_whole in pieces if not is_whole], gap=_LONGEST_GAP)
+    random = [(start, end) for start, end in parts if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
+    return [interval for interval, is_whole in pieces if is_whole] + random
 
 
 NOTHING: Final = Secrets()
@@ -196,6 +220,20 @@ def secrets_of_one(value: str) -> Secrets:
 def secrets_of(*values: str) -> Secrets:
     """Give what a record with all of these tokens is compared with, made once."""
     return secrets_of_one(*values) if len(values) == 1 else Secrets(values)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def secrets_with(values: tuple[str, ...], remembered: tuple[str, ...]) -> Secrets:
+    """Give what a record with these tokens of its own request, and these other ones, is compared with, made once."""
+    if remembered:
+        return Secrets(values, remembered)
+    return secrets_of(*values) if values else NOTHING
+
+
+def forget_secrets() -> None:
+    """Drop every token that is kept here."""
+    for function in (secrets_of_one, secrets_of, secrets_with, _index_of, _coded_anchors, looks_like_credential):
+        function.cache_clear()
 
 
 @lru_cache(maxsize=_INDEXED)

@@ -2,7 +2,8 @@
 
 The SDK is never imported from here. Each signal is hooked at its own place, is tried out once
 with a canary, and where the SDK has no such place, or the canary comes through, falls back to the
-public methods by which processors and exporters are registered.
+public methods by which processors and exporters are registered. What the signals have in common,
+resources, scopes and instruments, is hooked where it is made, and has nothing to fall back to.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 import wrapt
 
 from otel_token_relay.patching import Patches
-from otel_token_relay.redaction import canary, fallback, logs, metrics, spans
+from otel_token_relay.redaction import canary, fallback, logs, metrics, spans, statics
 from otel_token_relay.redaction.memory import listen, stop_listening
 from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import Scrubber
@@ -28,52 +29,64 @@ from otel_token_relay.settings import Settings
 _logger = logging.getLogger("otel_token_relay")
 
 
+Patch = Callable[[ModuleType, Scrubber, Patches], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One kind of telemetry.
+    """One kind of telemetry, or a part that several kinds share.
 
     Attributes:
         name: As in ``otel-token-relay check``.
         module: The module of the SDK that holds the conversion point.
-        public_module: The module to fall back to.
         patch: Hook the conversion point.
-        fall_back: Hook the public methods instead.
         try_out: Send a canary through and say whether it was caught.
+        public_module: The module to fall back to.
+        fall_back: Hook the public methods instead; ``None`` where there are none.
     """
 
     name: str
     module: str
-    public_module: str
-    patch: Callable[[ModuleType, Scrubber, Patches], None]
-    fall_back: Callable[[ModuleType, Scrubber, Patches], None]
+    patch: Patch
     try_out: Callable[[], bool]
+    public_module: str = ""
+    fall_back: Patch | None = None
 
+
+_METRICS: Final = "opentelemetry.sdk.metrics._internal"
 
 SIGNALS: Final = (
     Signal(
         "spans",
         "opentelemetry.sdk.trace",
-        "opentelemetry.sdk.trace",
         spans.patch,
-        fallback.patch_spans,
         canary.is_caught_in_spans,
+        "opentelemetry.sdk.trace",
+        fallback.patch_spans,
     ),
     Signal(
         "logs",
         "opentelemetry.sdk._logs._internal",
-        "opentelemetry.sdk._logs._internal",
         logs.patch,
-        fallback.patch_logs,
         canary.is_caught_in_logs,
+        "opentelemetry.sdk._logs._internal",
+        fallback.patch_logs,
     ),
     Signal(
         "metrics",
-        "opentelemetry.sdk.metrics._internal.metric_reader_storage",
-        "opentelemetry.sdk.metrics._internal.export",
+        f"{_METRICS}.metric_reader_storage",
         metrics.patch,
-        fallback.patch_metrics,
         canary.is_caught_in_metrics,
+        f"{_METRICS}.export",
+        fallback.patch_metrics,
     ),
+)
+
+STATICS: Final = (
+    Signal("resources", "opentelemetry.sdk.resources", statics.patch_resources, canary.is_caught_in_resources),
+    Signal("scopes", "opentelemetry.sdk.util.instrumentation", statics.patch_scopes, canary.is_caught_in_scopes),
+    Signal("tracers", "opentelemetry.sdk.trace", statics.patch_tracers, canary.is_caught_in_tracers),
+    Signal("instruments", f"{_METRICS}.instrument", statics.patch_instruments, canary.is_caught_in_instruments),
 )
 
 HOOKED: Final = "redacted at the conversion point"
@@ -104,7 +117,7 @@ def start(settings: Settings) -> None:
             return
         _active = _Redaction(settings, scrubber_for(settings))
         listen()
-        half_imported = [signal for signal in SIGNALS if not _hook_or_await(signal)]
+        half_imported = [signal for signal in (*STATICS, *SIGNALS) if not _hook_or_await(signal)]
     for signal in half_imported:
         # Another thread is at it. Waiting for it under our lock could wait for ever, since its
         # import may run our hooks.
@@ -140,11 +153,13 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Give for each signal how it is redacted, or why not."""
+    """Return for each signal how it is redacted, or why not; of what they share, only what is not hooked."""
     with _lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}
-        return {signal.name: _active.states.get(signal.name, "SDK not imported") for signal in SIGNALS}
+        found = {signal.name: _active.states.get(signal.name, "SDK not imported") for signal in SIGNALS}
+        shared = {part.name: _active.states.get(part.name, HOOKED) for part in STATICS}
+        return found | {name: state for name, state in shared.items() if state != HOOKED}
 
 
 def _is_half_imported(module: ModuleType) -> bool:
@@ -181,6 +196,8 @@ def _fall_back(signal: Signal, patches: Patches, problem: str) -> str:
     """Hook the public methods. What was registered before that stays as it is, so say so."""
     assert _active is not None  # noqa: S101  # the caller has looked
     try:
+        if signal.fall_back is None:
+            raise LookupError("there is no other place")
         signal.fall_back(sys.modules[signal.public_module], _active.scrubber, patches)
     except Exception as error:  # noqa: BLE001  # the application goes on
         _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)

@@ -81,9 +81,9 @@ def redact(readable: Any, scrubber: Scrubber, secrets: Secrets) -> None:
     if is_suspect(record, scrubber, secrets):
         _set(readable, "log_record", _cleaned(record, scrubber, secrets))
     resource, scope = readable.resource, readable.instrumentation_scope
-    if not are_clean(resource, scope, scrubber, secrets):
-        _set(readable, "resource", clean_resource(resource, scrubber, secrets))
-        _set(readable, "instrumentation_scope", clean_scope(scope, scrubber, secrets))
+    if not are_clean(resource, scope, scrubber):
+        _set(readable, "resource", clean_resource(resource, scrubber))
+        _set(readable, "instrumentation_scope", clean_scope(scope, scrubber))
 
 
 def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:

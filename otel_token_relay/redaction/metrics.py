@@ -85,22 +85,19 @@ def redacted(measurement: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
 
 
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
-    """Clean what is said once for many measurements: resource, scopes, names, descriptions."""
-    secrets = MEMORY.everything()
+    """Clean what is said once for many measurements, by rules alone: see `statics`."""
     strings: list[str] = []
     suspect = False
     for part in data.resource_metrics:
-        suspect = gather_resource(part.resource, scrubber, strings, secrets) or suspect
+        suspect = gather_resource(part.resource, scrubber, strings, NOTHING) or suspect
         for scoped in part.scope_metrics:
-            suspect = gather_scope(scoped.scope, scrubber, strings, secrets) or suspect
+            suspect = gather_scope(scoped.scope, scrubber, strings, NOTHING) or suspect
             for metric in scoped.metrics:
                 strings += (metric.name, metric.description or "", metric.unit or "")
-    joined = "\0".join(strings)
-    if not suspect and not scrubber.is_suspect(joined, secrets):
+    if not suspect and not scrubber.is_suspect("\0".join(strings), NOTHING):
         return data
-    secrets = secrets.those_in(joined)  # thousands are remembered, and each one is searched for by itself
     return dataclasses.replace(
-        data, resource_metrics=[_clean_resource_metrics(part, scrubber, secrets) for part in data.resource_metrics]
+        data, resource_metrics=[_clean_resource_metrics(part, scrubber) for part in data.resource_metrics]
     )
 
 
@@ -131,24 +128,24 @@ def wiped(data: Any) -> Any:
     )
 
 
-def _clean_resource_metrics(part: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+def _clean_resource_metrics(part: Any, scrubber: Scrubber) -> Any:
     return dataclasses.replace(
         part,
-        resource=clean_resource(part.resource, scrubber, secrets),
-        schema_url=scrubber.redact(part.schema_url, secrets),
+        resource=clean_resource(part.resource, scrubber),
+        schema_url=scrubber.redact(part.schema_url, NOTHING),
         scope_metrics=[
             dataclasses.replace(
                 scoped,
-                scope=clean_scope(scoped.scope, scrubber, secrets),
-                schema_url=scrubber.redact(scoped.schema_url, secrets),
-                metrics=[_clean_metric(metric, scrubber, secrets) for metric in scoped.metrics],
+                scope=clean_scope(scoped.scope, scrubber),
+                schema_url=scrubber.redact(scoped.schema_url, NOTHING),
+                metrics=[_clean_metric(metric, scrubber) for metric in scoped.metrics],
             )
             for scoped in part.scope_metrics
         ],
     )
 
 
-def _clean_metric(metric: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+def _clean_metric(metric: Any, scrubber: Scrubber) -> Any:
     texts = {name: getattr(metric, name) for name in ("name", "description", "unit")}
-    cleaned = {name: scrubber.redact(text, secrets) for name, text in texts.items()}
+    cleaned = {name: scrubber.redact(text, NOTHING) for name, text in texts.items()}
     return metric if cleaned == texts else dataclasses.replace(metric, **cleaned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -46,75 +47,58 @@ def clean_attributes(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> A
     return new
 
 
-def are_clean(resource: Any, scope: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
-    """Say whether resource and scope can stay. The answer is kept with the tokens."""
-    found = secrets.clean_origins.get(id(scope))
+def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
+    """Return whether resource and scope can stay. The answer is kept."""
+    found = _clean_pairs.get(id(scope))
     if found is not None and found[0] is scope and found[1] is resource and found[2] is scrubber:
         return True
-    if clean_resource(resource, scrubber, secrets) is not resource:
+    if clean_resource(resource, scrubber) is not resource or clean_scope(scope, scrubber) is not scope:
         return False
-    if clean_scope(scope, scrubber, secrets) is not scope:
-        return False
-    if len(secrets.clean_origins) >= _MAX_STATICS:
-        secrets.clean_origins.clear()
+    if len(_clean_pairs) >= _MAX_STATICS:
+        _clean_pairs.clear()
     # All three are kept with it, so that their ids are not given to other objects.
-    secrets.clean_origins[id(scope)] = (scope, resource, scrubber)
+    _clean_pairs[id(scope)] = (scope, resource, scrubber)
     return True
 
 
-def clean_resource(resource: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    """Give a clean resource; the same one if it is clean. It is looked at once for each token."""
-    return _clean_static(resource, scrubber, secrets, gather_resource, _rebuild_resource)
+def clean_resource(resource: Any, scrubber: Scrubber) -> Any:
+    """Return a clean resource; the same one if it is clean. It is looked at once."""
+    return _clean_static(resource, scrubber, gather_resource, ("_schema_url",))
 
 
-def clean_scope(scope: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    """Give a clean instrumentation scope; the same one if it is clean."""
-    return _clean_static(scope, scrubber, secrets, gather_scope, _rebuild_scope)
+def clean_scope(scope: Any, scrubber: Scrubber) -> Any:
+    """Return a clean instrumentation scope; the same one if it is clean."""
+    return _clean_static(scope, scrubber, gather_scope, ("_name", "_version", "_schema_url"))
 
 
 class _Static(NamedTuple):
-    """The text of a resource or a scope, which come with every record and with every new token."""
+    """What was made of a resource or a scope, which come with every record."""
 
     original: Any
     scrubber: Scrubber
-    lowered: str
-    is_suspect: bool
+    cleaned: Any
 
 
 _statics: dict[int, _Static] = {}
+_clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
-def _static(original: Any, scrubber: Scrubber, gather: Gather) -> _Static:
+def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
+    """Clean by rules alone. With the caller's token they are compared when they are made: see `statics`."""
     static = _statics.get(id(original))
     if static is not None and static.original is original and static.scrubber is scrubber:
-        return static
+        return static.cleaned
     strings: list[str] = []
     is_suspect = original is not None and gather(original, scrubber, strings, NOTHING)
-    joined = "\0".join(strings)
-    static = _Static(original, scrubber, joined.lower(), is_suspect or scrubber.is_suspect(joined, NOTHING))
+    cleaned = original
+    if is_suspect or scrubber.is_suspect("\0".join(strings), NOTHING):
+        cleaned = copy.copy(original)  # without the constructor, which compares with the tokens of this context
+        cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
+        for name in texts:
+            setattr(cleaned, name, scrubber.clean(getattr(original, name), NOTHING))
     if len(_statics) >= _MAX_STATICS:
         _statics.clear()
-    _statics[id(original)] = static
-    return static
-
-
-def _clean_static(
-    original: Any,
-    scrubber: Scrubber,
-    secrets: Secrets,
-    gather: Gather,
-    rebuild: Callable[[Any, Scrubber, Secrets], Any],
-) -> Any:
-    static = _static(original, scrubber, gather)
-    if not static.is_suspect and not secrets.may_stand_in(static.lowered):
-        return original
-    found = secrets.cleaned.get(id(original))
-    if found is not None and found[0] is original and found[1] is scrubber:
-        return found[2]
-    cleaned = rebuild(original, scrubber, secrets)
-    if len(secrets.cleaned) >= _MAX_STATICS:
-        secrets.cleaned.clear()
-    secrets.cleaned[id(original)] = (original, scrubber, cleaned)
+    _statics[id(original)] = _Static(original, scrubber, cleaned)
     return cleaned
 
 
@@ -124,20 +108,7 @@ def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], secre
     return scrubber.gather(plain(resource.attributes), strings, secrets)
 
 
-def _rebuild_resource(resource: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    attributes = scrubber.clean(dict(resource.attributes), secrets)
-    return type(resource)(attributes, scrubber.clean(resource.schema_url, secrets))
-
-
 def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
     """Append every text of an instrumentation scope; say whether it is suspect by itself."""
     strings += (str(scope.name), str(scope.version or ""), str(scope.schema_url or ""))
     return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, secrets)
-
-
-def _rebuild_scope(scope: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    def clean(value: Any) -> Any:
-        return scrubber.clean(value, secrets)
-
-    attributes = clean(dict(scope.attributes)) if scope.attributes else scope.attributes
-    return type(scope)(clean(scope.name), clean(scope.version), clean(scope.schema_url), attributes)

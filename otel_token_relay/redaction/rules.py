@@ -13,6 +13,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 Interval = tuple[int, int]
@@ -222,6 +223,80 @@ def looks_secret(value: str) -> bool:
     if _is_constant(value) and len(value) < 24:
         return False
     return bool(digits) or len(value) >= 24
+
+
+# Shorter tokens are too easily the same as something that operators need to read.
+_SHORTEST_CREDENTIAL: Final = 20
+# So many characters that no reader could make sense of are in every credential.
+_LEAST_RANDOM: Final = 12
+_REMEMBERED: Final = 512
+
+_ATOM: Final = re.compile(r"[A-Za-z0-9]+")
+_RUN: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+# With a vowel and never five consonants in a row.
+_is_word = re.compile(r"(?=[^aeiouyAEIOUY]*[aeiouyAEIOUY])(?!.*[^aeiouyAEIOUY]{5})[A-Za-z]{3,}").fullmatch
+# Trace ids, UUIDs, object ids, digests that were cut. A longer one is a token as some frameworks make them.
+_is_short_hex = re.compile(r"[0-9a-f]{1,39}|[0-9A-F]{1,39}").fullmatch
+_is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
+# The random ends of the names of pods, instances and stacks have at most so many characters.
+_LONGEST_SUFFIX: Final = 13
+_LONGEST_NAME: Final = 64
+# A caller chooses how long the token is, and this runs for each one.
+_MOST_JUDGED: Final = 512
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def looks_like_credential(token: str) -> bool:
+    """Return whether a token is so random that no telemetry of other requests contains it by chance.
+
+    Strict, because callers choose what they send: names, paths, hosts, versions, dates, addresses, UUIDs and
+    trace ids are not credentials, nor is any combination of them.
+    """
+    if len(token) < _SHORTEST_CREDENTIAL:
+        return False
+    if token.startswith("eyJ"):
+        # The header of a JWT is public, so the rest decides (RFC 7515, section 3.1).
+        header, _, rest = token.partition(".")
+        token = rest or header
+    return is_random(token)
+
+
+def is_random(text: str) -> bool:
+    """Return whether a text is more than words, numbers and the usual identifiers."""
+    count = 0
+    for match in _ATOM.finditer(text, 0, _MOST_JUDGED):
+        if not _is_readable(match[0]):
+            count += len(match[0])
+            if count >= _LEAST_RANDOM:
+                return True
+    return False
+
+
+def _is_readable(atom: str) -> bool:
+    """Return whether a run of letters and digits is a number, an identifier or words.
+
+    The thresholds are measured: `tests/test_redaction_rules.py` states how many random tokens pass for words.
+    """
+    size = len(atom)
+    if atom.isdecimal() or _is_short_hex(atom):
+        return True
+    if size > _LONGEST_NAME:
+        return False
+    has_one_case = atom.islower() or atom.isupper()
+    if has_one_case and (size <= _LONGEST_SUFFIX or _is_ulid(atom)):
+        return True
+    runs = _RUN.findall(atom)
+    words = [run for run in runs if not run.isdecimal()]
+    in_words = sum(map(len, words))
+    if has_one_case:
+        # 20261126T083000Z, AKIAIOSFODNN7EXAMPLE
+        return len(runs) <= 4 and 5 * _count_unpronounceable(words) <= size
+    # CamelCase has 3.5 letters or more in each word.
+    return 2 * in_words >= 7 * len(words) and 10 * _count_unpronounceable(words) <= 3 * in_words
+
+
+def _count_unpronounceable(words: list[str]) -> int:
+    return sum(len(word) for word in words if _is_word(word) is None)
 
 
 def is_nothing(value: str) -> bool:

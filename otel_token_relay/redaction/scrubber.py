@@ -6,9 +6,10 @@ Two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` looks at 
 record at once, with a handful of substring tests and no regular expression. Only where it says
 yes does the thorough stage run, and then over the whole record. What that stage guarantees:
 
-* No run of `LONGEST_SURVIVOR` + 1 characters of a known token is left, however the text around
-  it is quoted: runs of unreserved characters look the same in URLs, JSON, HTML and ``repr``, and
-  the other encodings of a token are searched for like the token itself.
+* No run of 17 characters (`fragments.LONGEST_SURVIVOR` + 1) of a token of the record's own request is
+  left, however the text around it is quoted: runs of unreserved characters look the same in URLs, JSON,
+  HTML and ``repr``, and the other encodings of a token are searched for like the token itself.
+* Of a token that is remembered from elsewhere the same is left of all that is random, and no word is masked.
 * The mask is constant. It says neither what it replaced nor how long that was.
 * A clean value comes back as the same object, and cleaning twice changes nothing.
 """
@@ -19,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from otel_token_relay.redaction.fragments import Secrets, ascii_lower, merge
+from otel_token_relay.redaction.fragments import NOTHING, Secrets, ascii_lower, merge
 from otel_token_relay.redaction.rules import (
     COMPANY_KEYS,
     PARAMETER_NAMES,
@@ -32,9 +33,6 @@ from otel_token_relay.redaction.rules import (
 
 MASK: Final = "[REDACTED]"
 FAILED: Final = "[REDACTION FAILED]"
-
-LONGEST_SURVIVOR: Final = 16
-"""Characters of a known token that may be left standing in a row."""
 
 # Looking for the pieces of one token, or for what looks like one, costs some 10 ms in each
 # 64 KiB. What is longer and suspect is masked as a whole.
@@ -160,8 +158,10 @@ class Scrubber:
         """Do the thorough stage on one text."""
         if len(text) < _SHORTEST or (len(text) < 24 and text.isdecimal() and not secrets.stand_in(text)):
             return text
-        if len(text) > _MAX_SEARCHED and (len(text) > _MAX_READ_BY_RULE or secrets.stand_in(text)):
-            return MASK if self.is_suspect(text, secrets) else text
+        if len(text) > _MAX_SEARCHED and secrets.stand_in_long(text):
+            return MASK
+        if len(text) > _MAX_READ_BY_RULE:
+            return MASK if self.is_suspect(text, NOTHING) else text
         found = intervals_by_rule(text)
         if len(text) <= _MAX_SEARCHED:
             # Both look at the text as it was: what one of them took out would hide the rest from the other.
@@ -279,7 +279,9 @@ class _Cleaning:
         changed = False
         cleaned = {}
         for key, value in values.items():
-            new_key = self.value(key, depth + 1) if not _is_plain_number(key) else key
+            # A name that was there before the token is no part of it.
+            is_name = _is_plain_number(key) or key in self._scrubber.known_keys
+            new_key = key if is_name else self.value(key, depth + 1)
             if issubclass(type(key), str) and self._scrubber.is_sensitive(key):
                 is_ours = _is_named(_normalize_key(key), self._scrubber._keys)
                 new = _mask_all(value, numbers_too=is_ours, depth=depth)
@@ -308,7 +310,7 @@ class _Cleaning:
             return set()
         joined = "".join([text for _, text in texts])
         if len(joined) > _MAX_SEARCHED:
-            return {at for at, _ in texts} if self._secrets.stand_in(joined) else set()
+            return {at for at, _ in texts} if self._secrets.stand_in_long(joined) else set()
         split: set[int] = set()
         for begin, stop in self._secrets.intervals_in(joined):
             touched = set()

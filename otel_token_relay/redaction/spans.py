@@ -95,9 +95,9 @@ def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
     if is_suspect(span, scrubber, secrets):
         _clean(span, scrubber, secrets)
     resource, scope = span._resource, span._instrumentation_scope
-    if not are_clean(resource, scope, scrubber, secrets):
-        span._resource = clean_resource(resource, scrubber, secrets)
-        if (cleaned := clean_scope(scope, scrubber, secrets)) is not scope:
+    if not are_clean(resource, scope, scrubber):
+        span._resource = clean_resource(resource, scrubber)
+        if (cleaned := clean_scope(scope, scrubber)) is not scope:
             span._instrumentation_scope = cleaned
             span._instrumentation_info = None
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Protocol, cast
 
 from opentelemetry import metrics
 
+from otel_token_relay.context import announce_verified
 from otel_token_relay.door import Reading, Refusal, RequestPath
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.in_force import SettingsInForce
@@ -136,6 +137,7 @@ class BearerGate:
         if not self._is_fresh_enough(verified.claims if self._acr_values or self._max_age is not None else {}):
             return self._refuse(self.challenges.insufficient_authentication, "insufficient_user_authentication")
         token.mark_verified(verified)
+        announce_verified(token)
         if self._span_claims is not None and (claims := self._span_claims()) is not None:
             claims.describe_current(verified)
         self._recorder.record("accepted", None)

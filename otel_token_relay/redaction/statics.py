@@ -1,0 +1,100 @@
+"""Resources, scopes and instruments: what is made once and then exported with the records of all requests.
+
+A request can make one with its token in the name, so they are compared with the caller's token, but only once:
+when they are made, with the lasting tokens of the context that makes them. The object then has the masked text
+for ever. Nothing that was there before is ever compared with a token, and nothing is compared at export, so
+a caller cannot mask the name of a service, a scope or a metric. Rules that know no token (JWTs, ``Bearer …``,
+telling keys) apply to the exported copy, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.redaction.fragments import NOTHING
+from otel_token_relay.redaction.memory import lasting_secrets
+from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+
+
+def patch_resources(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Hook ``opentelemetry.sdk.resources``."""
+
+    def build(original: Function) -> Function:
+        def __init__(self: Any, attributes: Any, schema_url: Any = None) -> None:
+            attributes, schema_url = _clean((attributes, schema_url), scrubber)
+            original(self, attributes, schema_url)
+
+        return __init__
+
+    patches.wrap(module.Resource, "__init__", build, ("self", "attributes", "schema_url"))
+
+
+def patch_scopes(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Hook ``opentelemetry.sdk.util.instrumentation``."""
+
+    def build(original: Function) -> Function:
+        def __init__(self: Any, name: Any, version: Any = None, schema_url: Any = None, attributes: Any = None) -> None:
+            original(self, *_clean((name, version, schema_url, attributes), scrubber))
+
+        return __init__
+
+    parameters = ("self", "name", "version", "schema_url", "attributes")
+    patches.wrap(module.InstrumentationScope, "__init__", build, parameters)
+
+
+def patch_tracers(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Hook ``opentelemetry.sdk.trace``, where each tracer holds the name of its scope a second time."""
+
+    def build(original: Function) -> Function:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            info = self.instrumentation_info
+            if info is not None:
+                texts = (info.name, info.version, info.schema_url)
+                if _clean(texts, scrubber) != texts:
+                    self.instrumentation_info = None
+
+        return __init__
+
+    patches.wrap(module.Tracer, "__init__", build)
+
+
+def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
+    """Hook ``opentelemetry.sdk.metrics._internal.instrument``."""
+
+    def build(original: Function) -> Function:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            # Afterwards: the mask is no name that the SDK would accept.
+            before = (self.name, self.unit, self.description)
+            self.name, self.unit, self.description = _clean(before, scrubber)
+
+        return __init__
+
+    patches.wrap(module._Synchronous, "__init__", build)
+    patches.wrap(module._Asynchronous, "__init__", build)
+
+
+def _clean(values: tuple[Any, ...], scrubber: Scrubber) -> tuple[Any, ...]:
+    try:
+        secrets = lasting_secrets()
+        if secrets is NOTHING:
+            return values
+        strings: list[str] = []
+        for value in values:
+            scrubber.gather_value(value, strings, secrets)
+        if not secrets.stand_in("\0".join(strings)):
+            return values
+    except Exception:  # noqa: BLE001  # what a text does when it is looked at; nothing is kept as it was
+        return tuple([_failed(value) for value in values])
+    cleaned = [scrubber.redact(value, secrets) for value in values]
+    return tuple([_failed(old) if new == FAILED else new for new, old in zip(cleaned, values, strict=True)])
+
+
+def _failed(value: Any) -> Any:
+    if value is None:
+        return None
+    return {} if isinstance(value, Mapping) else FAILED
