@@ -60,6 +60,10 @@ class Gate(Protocol):
         """The same, awaited."""
         ...
 
+    def prepare(self) -> None:
+        """Do, outside of every request and lock, what the first check would do otherwise; see `Relay.prepare`."""
+        ...
+
 
 # A header's name and its field lines, as they came in.
 Source = tuple[str, Sequence[str]]

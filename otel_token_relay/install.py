@@ -140,6 +140,7 @@ def install(settings: Settings | None = None) -> None:
         _describe_spans(installation)
     _watch_imports()
     _prepare_threads()
+    installation.relay.prepare()
 
 
 def uninstall() -> None:
@@ -217,6 +218,7 @@ def pre_instrument() -> None:
     if _installed is not None:
         _describe_spans(_installed)
         _prepare_threads()
+        _installed.relay.prepare()
 
 
 def _prepare_threads() -> None:

@@ -101,7 +101,8 @@ class Reason(Enum):
     )
     SUPPRESSED = (
         "suppressed",
-        "Instrumentation is suppressed around this call, as exporters do around theirs.",
+        "Instrumentation is suppressed around this call, as exporters do around theirs. Such a call gets no token and"
+        " is not recorded.",
         "Nothing.",
     )
     # At the door: the incoming request gave no token.
