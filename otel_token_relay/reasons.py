@@ -123,7 +123,8 @@ class Reason(Enum):
     )
     TOO_LONG = (
         "too_long",
-        "The token has more characters than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH.",
+        "The token has more characters than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH, or the whole header line, whatever it"
+        " contains, has more than seven beyond that.",
         "Raise the limit if the token is genuine; every proxy on the way has a limit of its own.",
     )
 
