@@ -71,10 +71,11 @@ Each decision has one reason of a closed set, and the strings are stable.
 - On the CLIENT span of the call, if it records: `token_relay.decision` and `token_relay.reason`.
 - In the counter `token_relay.decisions`, with the same two attributes, and with `server.address` where the destination is listed.
   A wildcard entry counts under its own text, such as `*.svc.cluster.local`.
-- In the debug log of `otel_token_relay`.
+- In the debug log of `otel_token_relay`, with the destination: the host of its entry, `not listed`, or `unknown` if the URL cannot be read.
 - For a URL that is yet to be called: `otel-token-relay explain URL`.
 
 None of them holds the token.
+A hop without a token is looked up only if one of them would show it.
 
 ## At a hop
 
@@ -82,7 +83,8 @@ None of them holds the token.
 |---|---|---|---|
 {hop}
 
-Where several hold for a request that has a token, the first one counts in this order: `suppressed`, `destination_not_listed`, `explicit_credential`, what is wrong with the token, what the destination asks for.
+If several hold, the first one counts, in this order: `destination_unknown` or `destination_not_listed`, `explicit_credential`, what is wrong with the token, what the destination asks for.
+Without a token, the reason is `explicit_credential` if the destination is listed and the request has a credential of its own, and `no_token` otherwise.
 
 ## At the door
 

@@ -107,12 +107,16 @@ class Gate(Protocol):
         """The same, awaited."""
         ...
 
+    def prepare(self) -> None:
+        """Do, outside of every request and lock, what the first check would do otherwise; see `Relay.prepare`."""
+        ...
+
 
 # A header's name and its field lines, as they came in.
-Source = tuple[str, Sequence[str]]
+Source = tuple[str, Sequence[str | bytes]]
 
 
-def find(values_of: Callable[[str], Sequence[str]], settings: Settings) -> Source | None:
+def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> Source | None:
     """Find the first source header that is present.
 
     One that is present and bad hides the ones after it: falling back would let whoever spoils the
@@ -149,7 +153,7 @@ def read(source: Source | None, settings: Settings, *, lease: Lease | None = Non
 
 
 def admit(
-    values_of: Callable[[str], Sequence[str]], settings: Settings, *, lease: Lease | None = None
+    values_of: Callable[[str], Sequence[str | bytes]], settings: Settings, *, lease: Lease | None = None
 ) -> BearerToken | None:
     """Take the token, where it is enough to know that there is none; see `read`."""
     reading = read(find(values_of, settings), settings, lease=lease)

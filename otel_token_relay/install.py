@@ -139,6 +139,7 @@ def install(settings: Settings | None = None) -> None:
         _describe_spans(installation)
     _watch_imports()
     _prepare_threads()
+    installation.relay.prepare()
 
 
 def uninstall() -> None:
@@ -226,8 +227,9 @@ def pre_instrument() -> None:
             )
     if _installed is not None:
         _describe_spans(_installed)
-    if _relays():
-        _prepare_threads()
+        if _relays():
+            _prepare_threads()
+            _installed.relay.prepare()
 
 
 def _relays() -> bool:

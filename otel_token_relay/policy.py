@@ -102,6 +102,7 @@ class RelayPolicy:
         entries = {d.pattern: d for d in destinations}
         self._by_pattern: Mapping[OriginPattern, Destination | None] = {**entries, **dict.fromkeys(refused)}
         self._has_wildcards = any(pattern.host.startswith("*") for pattern in self._by_pattern)
+        self.is_empty = not entries
         self.has_required = any(d.required for d in entries.values())
         # A client gives the same three parts at every hop. What it gives comes from outside
         # (redirects), so what is remembered is bounded, in number and in length.

@@ -134,7 +134,8 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
-            if isinstance(key, str) and key.lower() == name:
+            # A caller chooses the keys: a long one is not worth a copy in lower case.
+            if isinstance(key, str) and len(key) == len(name) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
     return getter.get(carrier, name) or getter.get(carrier, name.title()) or ()

@@ -101,7 +101,8 @@ class Reason(Enum):
     )
     SUPPRESSED = (
         "suppressed",
-        "Instrumentation is suppressed around this call, as exporters do around theirs.",
+        "Instrumentation is suppressed around this call, as exporters do around theirs. Such a call gets no token and"
+        " is not recorded.",
         "Nothing.",
     )
     # At the door: the incoming request gave no token.
@@ -122,7 +123,8 @@ class Reason(Enum):
     )
     TOO_LONG = (
         "too_long",
-        "The token has more characters than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH.",
+        "The token has more characters than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH, or the whole header line, whatever it"
+        " contains, has more than seven beyond that.",
         "Raise the limit if the token is genuine; every proxy on the way has a limit of its own.",
     )
 

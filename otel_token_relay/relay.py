@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.decisions import DecisionRecorder
+from otel_token_relay.decisions import OLD_SUPPRESS_KEY, SUPPRESS_KEY, DecisionRecorder, is_suppressed
 from otel_token_relay.door import Gate
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.origin import Origin
@@ -28,13 +28,6 @@ _logger = logging.getLogger("otel_token_relay")
 
 Request = TypeVar("Request")
 Parts = tuple[str, str, int | None]
-
-# What exporters and other telemetry code set around their own calls. The one for HTTP alone is
-# not here: requests, urllib and urllib3 instrumentation sets it around the application's own call.
-_SUPPRESS_KEYS: Final = (otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")
-
-# These say that the call is not ours to authenticate, so `;required` does not stop it.
-_NOT_OURS: Final = frozenset({Reason.EXPLICIT_CREDENTIAL, Reason.SUPPRESSED})
 
 
 class Relay:
@@ -55,8 +48,20 @@ class Relay:
         self._keeps_explicit = settings.on_conflict == "keep"
         self._now = now
         self._monotonic = monotonic
-        self._record = DecisionRecorder().record
+        self._recorder = DecisionRecorder()
+        self._record = self._recorder.record
+        self._is_watched = self._recorder.is_watched
         self._closed = False
+
+    def prepare(self) -> None:
+        """Create the counters. Call it outside of every lock, once OpenTelemetry can be asked for a meter.
+
+        Otherwise the first hop of the process creates them, and it may be a request that the meter
+        provider itself is waiting for.
+        """
+        self._recorder.prepare()
+        if self.gate is not None:
+            self.gate.prepare()
 
     def close(self) -> None:
         """Relay nothing from now on: for a wrapper that can no longer be taken out."""
@@ -95,25 +100,34 @@ class Relay:
         """
         if self._closed:
             return None
+        current = otel_context.get_current()
+        # Before anything else; see `is_suppressed`, which is written out here since this runs at every hop.
+        if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
+            return None
         if context is None:
-            context = otel_context.get_current()
+            context = current
+        elif is_suppressed(context):
+            return None
         token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
         if token is None and not self.policy.has_required:
-            self._record(Reason.NO_TOKEN, context)
-            return None
+            if not self._is_watched(context):
+                return None
+            if self.policy.is_empty:
+                self._record(Reason.NO_TOKEN, context)
+                return None
         try:
             destination = self.policy.find(*parts_of(request))
-            reason = self._reason(token, destination, request, carries, context, is_fixed)
+            reason = self._reason(token, destination, request, carries, is_fixed)
         except Exception as error:  # noqa: BLE001  # the application's request goes on, without the token
             # The message may quote the URL, and so a password in it.
             _logger.debug("a request cannot be read: %s", type(error).__name__)
-            self._record(Reason.DESTINATION_UNKNOWN, context)
+            self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
-        address = None if destination is None else destination.address
-        self._record(reason, context, address)
+        self._record(reason, context, None if destination is None else destination.address)
         if reason is Reason.RELAYED and token is not None:
             return self._prefix + token.reveal()
-        if destination is not None and destination.required and reason not in _NOT_OURS:
+        # A call with a credential of its own is authenticated, so `;required` does not stop it.
+        if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
 
@@ -123,15 +137,17 @@ class Relay:
         destination: Destination | None,
         request: Request,
         carries: Callable[[Request, str], bool],
-        context: Context,
         is_fixed: bool,
     ) -> Reason:
-        """Give the first rule that withholds, or ``RELAYED``."""
-        if context.get(_SUPPRESS_KEYS[0]) or context.get(_SUPPRESS_KEYS[1]):
-            return Reason.SUPPRESSED
+        """Return the first rule that withholds, or ``RELAYED``."""
         if destination is None:
             return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
-        if is_fixed or (self._keeps_explicit and carries(request, self.header)):
+        try:
+            is_explicit = is_fixed or (self._keeps_explicit and carries(request, self.header))
+        except Exception as error:  # noqa: BLE001  # headers that cannot be read may hold a credential
+            _logger.debug("the headers of a request cannot be read: %s", type(error).__name__)
+            is_explicit = True
+        if is_explicit:
             return Reason.EXPLICIT_CREDENTIAL
         if token is None:
             return Reason.NO_TOKEN

@@ -174,7 +174,8 @@ class Settings:
     )
     max_length: int = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH,
-        "Characters of a token. A longer one is refused at the door, never cut.",
+        "Characters of a token. A longer one is refused at the door, never cut. A header line that is more than seven"
+        " characters longer is refused unread.",
         default=DEFAULT_MAX_LENGTH,
         shown="16384",
         read=_read_count,

@@ -29,6 +29,8 @@ from otel_token_relay.reasons import Reason
 Clock = Callable[[], float]
 
 DEFAULT_MAX_LENGTH: Final = 16384
+# What a header line may have beside its token: the scheme and one blank, seven characters.
+_SCHEME_LENGTH: Final = len("Bearer ")
 
 # RFC 6750, section 2.1:   b64token    = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="
 #                          credentials = "Bearer" 1*SP b64token
@@ -55,25 +57,32 @@ def _is_b64token(text: str) -> bool:
 
 
 def parse_credentials(
-    values: Sequence[str], *, max_length: int = DEFAULT_MAX_LENGTH, bare: bool = False
+    values: Sequence[str | bytes], *, max_length: int = DEFAULT_MAX_LENGTH, bare: bool = False
 ) -> str | Reason:
     """Read the bearer token out of the values of one header.
 
+    Nothing reads a line of more than *max_length* and seven characters: a server may have no limit of its own.
+
     Args:
-        values: Every field line of the header, not folded; WSGI servers fold them with commas.
+        values: Every field line of the header, as text or as it came in, not folded; WSGI servers
+            fold them with commas.
         max_length: Characters. A longer token is refused, never cut.
         bare: Also take the token alone, without the scheme (``x-forwarded-access-token``).
 
     Returns:
         The token as text, or the reason why there is none: ``ABSENT`` (no such header, or
-        another scheme), ``AMBIGUOUS`` (two field lines or a comma), ``MALFORMED``, ``TOO_LONG``.
+        another scheme), ``AMBIGUOUS`` (two field lines or a comma), ``MALFORMED``, ``TOO_LONG`` (the
+        token or the whole line, whatever it contains).
 
     Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5 and 11.
     """
-    if not values:
-        return Reason.ABSENT
-    value = values[0].strip(" \t")
-    if len(values) > 1 or ("," in value and not _is_one_with_parameters(value)):
+    if len(values) != 1:
+        return Reason.AMBIGUOUS if values else Reason.ABSENT
+    line = values[0]
+    if len(line) > max_length + _SCHEME_LENGTH:
+        return Reason.TOO_LONG
+    value = (line if isinstance(line, str) else line.decode("latin-1")).strip(" \t")
+    if "," in value and not _is_one_with_parameters(value):
         return Reason.AMBIGUOUS
     scheme, _, token = value.partition(" ")
     if scheme.lower() == "bearer":

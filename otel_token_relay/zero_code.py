@@ -49,3 +49,6 @@ class ClosedGate:
     async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
         """The same as `check`."""
         return self.check(reading, path)
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""

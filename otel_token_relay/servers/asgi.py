@@ -5,10 +5,11 @@ Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from functools import partial
+from operator import is_
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
@@ -26,6 +27,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
+
+# A server may have no limit of its own. So many lines are compared by boundaries further in, not read again.
+_MANY_LINES: Final = 64
 
 
 class TokenRelayMiddleware:
@@ -118,21 +122,33 @@ async def serve(
         await app(scope, receive, send)
         return
     headers = scope.get("headers") or ()
-    if not isinstance(headers, (list, tuple)):
+    if type(headers) is not list and not isinstance(headers, (list, tuple)):
         # An iterable by the specification: what is read here must still be there for the application.
         scope["headers"] = headers = list(headers)
 
-    def values_of(name: str) -> list[str]:
+    def values_of(name: str) -> list[bytes]:
+        nonlocal headers
         wanted = name.encode("latin-1")
         size = len(wanted)
-        return [value.decode("latin-1") for key, value in headers if len(key) == size and key.lower() == wanted]
+        while True:
+            try:
+                # By index, which reads nothing of a pair that can be read only once. The values stay as
+                # they are, however long: `parse_credentials` decides before it decodes one.
+                return [pair[1] for pair in headers if len(pair[0]) == size and pair[0].lower() == wanted]
+            except TypeError:
+                kept = [_keep(pair) for pair in headers]
+                if all(map(is_, kept, headers)):
+                    raise
+                scope["headers"] = headers = kept
 
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
-    if outer is not None and outer.covers(values_of):
+    if outer is not None and outer.covers(values_of, headers):
         await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, outer, gate, route))
         return
 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
+    if len(headers) > _MANY_LINES and set(map(type, headers)) == {tuple}:
+        boundary.lines = headers[:]
     attached = otel_context.attach(boundary.context())
     try:
         if boundary.token is not None:
@@ -141,6 +157,11 @@ async def serve(
     finally:
         boundary.close()
         otel_context.detach(attached)
+
+
+def _keep(pair: Any) -> Any:
+    """Return a pair that can be read again and again: by the specification, it is any iterable."""
+    return pair if isinstance(pair, (tuple, list)) or not isinstance(pair, Iterable) else tuple(pair)
 
 
 async def _enter(

@@ -16,7 +16,7 @@ from otel_token_relay.token import BearerToken, Lease
 
 _logger = logging.getLogger(__name__)
 
-ValuesOf = Callable[[str], Sequence[str]]
+ValuesOf = Callable[[str], Sequence[str | bytes]]
 
 # Where a request (an ASGI scope, a WSGI environ) keeps its boundary, so that the boundaries of
 # nested applications, instrumentation and middleware are one.
@@ -36,20 +36,35 @@ class Boundary:
         reading: The token, or why there is none.
         token: The token, or ``None``.
         passed: What has let this request in, and on which whole path.
+        lines: The header lines that the token was read from, none of which can change in its place;
+            ``None`` if reading them again costs no more than comparing them.
     """
 
-    __slots__ = ("_is_answering", "_lease", "_settings", "_source", "passed", "reading", "token")
+    __slots__ = (
+        "_is_answering",
+        "_is_refused",
+        "_lease",
+        "_settings",
+        "_source",
+        "lines",
+        "passed",
+        "reading",
+        "token",
+    )
 
     reading: Reading
     token: BearerToken | None
     passed: tuple[tuple[Gate, str], ...]
+    lines: Sequence[object] | None
 
     def __init__(self, values_of: ValuesOf, settings: Settings) -> None:
         self._lease = _RequestLease()
         self._settings = settings
         self._is_answering = True
+        self.lines = None
         self._source, self.reading = self._read(values_of)
         self.token = self.reading if isinstance(self.reading, BearerToken) else None
+        self._is_refused = self.token is None and self.reading is not Reason.ABSENT
         if self._is_refused:
             _logger.debug("no token taken from the request: %s", self.reading)
         self.passed = ()
@@ -90,10 +105,6 @@ class Boundary:
         """Whether a verifier has accepted the token of this request."""
         return self.token is not None and self.token.verification is not None
 
-    @property
-    def _is_refused(self) -> bool:
-        return self.token is None and self.reading is not Reason.ABSENT
-
     def context(self) -> Context:
         """Give the current context with the request's token, or with none.
 
@@ -105,13 +116,17 @@ class Boundary:
             context = otel_context.set_value(REFUSED_KEY, self._lease if self._is_refused else None, context)
         return context
 
-    def covers(self, values_of: ValuesOf) -> bool:
+    def covers(self, values_of: ValuesOf, lines: Sequence[object] | None = None) -> bool:
         """Whether an application further in may go on under this boundary.
 
         It may not once the response is complete, where a middleware has exchanged or taken out
         the credentials in between, and in a context that is not this request's: that of a
         worker task which another request has started, or one that was built from nothing. What
         was bound by hand in between (`use_token`) is meant, and stays.
+
+        Args:
+            values_of: See `otel_token_relay.door.find`.
+            lines: The request's header lines by now, as in the attribute.
         """
         context = otel_context.get_current()
         if not self._is_answering or TOKEN_KEY not in context:
@@ -119,6 +134,8 @@ class Boundary:
         bound = bound_token(context)
         if bound is not None and bound.lease is not self._lease and isinstance(bound.lease, _RequestLease):
             return False
+        if self.lines is not None and self.lines == lines:
+            return True
         try:
             source = find(values_of, self._settings)
         except Exception:  # noqa: BLE001  # as below

@@ -110,12 +110,8 @@ def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> An
     )
 
 
-def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str]]:
-    def values_of(name: str) -> list[str]:
-        found = (value for key, value in metadata if key.lower() == name)
-        return [value.decode("latin-1") if isinstance(value, bytes) else value for value in found]
-
-    return values_of
+def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str | bytes]]:
+    return lambda name: [value for key, value in metadata if key.lower() == name]
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:

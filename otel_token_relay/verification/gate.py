@@ -12,9 +12,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, Literal, Protocol, cast
 
+from opentelemetry import context as otel_context
 from opentelemetry import metrics
 
 from otel_token_relay.context import announce_verified
+from otel_token_relay.decisions import is_suppressed
 from otel_token_relay.door import Reading, Refusal, RequestPath
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.in_force import SettingsInForce
@@ -131,6 +133,10 @@ class BearerGate:
         except Exception as error:  # noqa: BLE001
             return self._refuse_on(error)
 
+    def prepare(self) -> None:
+        """Create the counter; see `otel_token_relay.door.Gate`."""
+        self._recorder.prepare()
+
     def _judge(self, token: BearerToken, verified: VerifiedToken) -> Refusal | None:
         if not self._required_scopes <= verified.scopes:
             return self._refuse(self.challenges.insufficient_scope, "insufficient_scope")
@@ -190,12 +196,20 @@ class _Recorder:
         self._counter: metrics.Counter | None = None
         self._seen: dict[str, tuple[float, int]] = {}
 
+    def prepare(self) -> None:
+        """Create the counter now, so that no request has to. Never raises."""
+        try:
+            self._counter = self._counter or self._create_counter()
+        except Exception:  # noqa: BLE001  # the meter is not ours
+            _logger.debug("the counter of verifications cannot be created yet")
+
     def record(self, outcome: Outcome, reason: str | None) -> None:
         try:
-            counter = self._counter or self._create_counter()
-            attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
-            counter.add(1, attributes)
-        except Exception:  # noqa: BLE001  # somebody's meter; the verdict stands
+            if not is_suppressed(otel_context.get_current()):
+                counter = self._counter or self._create_counter()
+                attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
+                counter.add(1, attributes)
+        except Exception:  # noqa: BLE001  # the meter is not ours; the outcome does not depend on it
             _logger.debug("a verification could not be counted")
         if reason is None:
             return

@@ -151,7 +151,6 @@ class Case:
     parameters: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     listed: bool = True
-    suppressed: bool = False
     detail: str = ""
 
 
@@ -174,7 +173,6 @@ CASES = [
     Case(reason=Reason.SENDER_CONSTRAINED, token=lambda: BearerToken(jwt(cnf={"jkt": "x"}))),
     Case(reason=Reason.NOT_VERIFIED, settings={"require_verified": True}),
     Case(reason=Reason.EXCHANGE_FAILED, parameters=";audience=other"),
-    Case(reason=Reason.SUPPRESSED, suppressed=True),
 ]
 
 
@@ -188,8 +186,6 @@ def test_each_reason_is_said(case: Case, client: Client, telemetry: Telemetry) -
         install(Settings(destinations=[url + case.parameters], **case.settings))
         if token is not None:
             stack.enter_context(bound(token))
-        if case.suppressed:
-            stack.enter_context(suppress_instrumentation())
         client.call(one.url, headers=case.headers)
 
     is_relayed = case.reason is Reason.RELAYED
@@ -197,15 +193,15 @@ def test_each_reason_is_said(case: Case, client: Client, telemetry: Telemetry) -
     said = {"token_relay.decision": outcome, "token_relay.reason": case.reason.value}
     value = TOKEN if token is None else token.reveal()
     assert one.requests[0].holds(value) is is_relayed
-    assert telemetry.explained() == ([] if case.suppressed else [said])
+    assert telemetry.explained() == [said]
     assert telemetry.decisions() == [(1, said | ({"server.address": "127.0.0.1"} if case.listed else {}))]
     assert f"{outcome}: {case.reason}" in telemetry.log.text
     telemetry.check_it_never_holds(value)
 
 
 def test_every_reason_of_a_hop_is_reached() -> None:
-    """The table above leaves out only what another test reaches, what an exchange gives and what the door says."""
-    elsewhere = {"destination_unknown", "exchanged", "absent", "malformed", "ambiguous", "too_long"}
+    """The table above leaves out only what another test reaches, what is not recorded, and what a request brings."""
+    elsewhere = {"destination_unknown", "exchanged", "suppressed", "absent", "malformed", "ambiguous", "too_long"}
 
     assert {str(case.reason) for case in CASES} | elsewhere == {str(reason) for reason in Reason}
 
@@ -220,6 +216,19 @@ def test_an_unreadable_destination_is_said(telemetry: Telemetry) -> None:
     said = {"token_relay.decision": "withheld", "token_relay.reason": "destination_unknown"}
     assert one.lines() == [[]]
     assert telemetry.decisions() == [(1, said)]
+
+
+@pytest.mark.parametrize("client", [CLIENTS[0], CLIENTS[4]], ids=lambda client: client.name)
+def test_suppressed_calls_are_not_recorded(client: Client, telemetry: Telemetry) -> None:
+    """A call of telemetry itself is on no span and in neither counter nor log."""
+    with party() as one, instrumented(client, telemetry):
+        install(Settings(destinations=[one.url]))
+        with use_token(TOKEN), suppress_instrumentation():
+            client.call(one.url)
+
+    assert one.lines() == [[]]
+    assert telemetry.explained() == telemetry.decisions() == []
+    assert "withheld" not in telemetry.log.text
 
 
 def test_hosts_from_outside_make_no_series(telemetry: Telemetry) -> None:

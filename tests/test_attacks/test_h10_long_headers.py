@@ -1,0 +1,296 @@
+"""h10: nothing reads a header line that is longer than a token may be, and no boundary reads all lines again.
+
+Work is counted, by text that notes every method that is called on it. Times are not looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.instrumentation.asgi import asgi_getter
+from opentelemetry.propagators.textmap import default_getter
+
+from otel_token_relay import Settings, current_token, install
+from otel_token_relay.context import current_token as token_in
+from otel_token_relay.door import Refusal
+from otel_token_relay.propagator import TokenRelayPropagator
+from otel_token_relay.reasons import Reason
+from otel_token_relay.servers import asgi, wsgi
+from otel_token_relay.servers.boundary import Boundary
+from otel_token_relay.token import parse_credentials
+from tests.support import apps
+from tests.support.servers import get, serve_asgi
+
+MAX = 100
+ROOM = len("Bearer ")
+SETTINGS = Settings(max_length=MAX)
+TOKEN = "h10-callers-token"
+
+calls: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    calls.clear()
+
+
+def _noting(kind: type) -> Any:
+    """Build a text type that notes every method called on it, except for its length and what Python needs."""
+    silent = {"__len__", "__new__", "__init__", "__class__", "__getattribute__", "__init_subclass__", "__del__"}
+
+    def noting(name: str) -> Callable[..., Any]:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return getattr(kind, name)(self, *args, **kwargs)
+
+        return method
+
+    names = [name for name in dir(kind) if callable(getattr(kind, name)) and name not in silent]
+    return type(f"Noting{kind.__name__}", (kind,), {name: noting(name) for name in names})
+
+
+NotingStr = _noting(str)
+NotingBytes = _noting(bytes)
+
+LONG = {
+    "bearer": "Bearer " + "a" * 1000,
+    "parameters": "Digest " + ", ".join(['a="b"'] * 1000),
+    "open quote": 'Digest a="' + '\\"' * 1000,
+    "another scheme": "Negotiate " + "a" * 1000,
+    "blanks in front": " " * 1000 + "Bearer abc",
+    "blanks in the middle": "Bearer" + " " * 1000 + "abc",
+    "blanks at the end": "Bearer abc" + " \t" * 1000,
+    "commas": "," * 1000,
+    "padding": "Bearer a" + "=" * 1000,
+    "no scheme": "a" * 1000,
+    "one character too many": "Bearer " + "a" * (MAX + 1),
+    "not Latin": "Bearer " + "\xff" * 1000,
+}
+every_long_line = pytest.mark.parametrize("line", LONG.values(), ids=LONG)
+
+
+@every_long_line
+@pytest.mark.parametrize("bare", [False, True], ids=["authorization", "another header"])
+@pytest.mark.parametrize("kind", [NotingStr, NotingBytes], ids=["text", "bytes"])
+def test_h10_a_long_line_is_refused_unread(line: str, bare: bool, kind: Any) -> None:
+    """Whatever it contains."""
+    value = kind(line) if kind is NotingStr else kind(line.encode("latin-1"))
+    calls.clear()
+
+    assert parse_credentials([value], max_length=MAX, bare=bare) is Reason.TOO_LONG
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Bearer " + "a" * MAX, "a" * MAX),
+        ("Bearer   " + "a" * (MAX - 2), "a" * (MAX - 2)),
+        ("Bearer " + "a" * (MAX + 1), Reason.TOO_LONG),
+        ("Bearer  " + "a" * MAX, Reason.TOO_LONG),
+        ("Basic " + "a" * (MAX + 1), Reason.ABSENT),
+        ("Basic " + "a" * (MAX + 2), Reason.TOO_LONG),
+        ("," * (MAX + ROOM), Reason.AMBIGUOUS),
+        ("," * (MAX + ROOM + 1), Reason.TOO_LONG),
+    ],
+)
+def test_h10_the_border_is_the_token_with_its_scheme(line: str, expected: object) -> None:
+    """Seven characters more than the token, for `Bearer` and one blank."""
+    assert parse_credentials([line], max_length=MAX) == expected
+    assert parse_credentials([line.encode()], max_length=MAX) == expected
+
+
+def test_h10_a_bare_token_has_the_same_limit_as_one_with_its_scheme() -> None:
+    """The room for the scheme is not for the token."""
+    assert parse_credentials(["a" * MAX], max_length=MAX, bare=True) == "a" * MAX
+    assert parse_credentials(["a" * (MAX + 1)], max_length=MAX, bare=True) is Reason.TOO_LONG
+
+
+class Gate:
+    """Note what it is asked about, and let it in."""
+
+    def __init__(self) -> None:
+        self.readings: list[object] = []
+
+    def check(self, reading: object, path: str) -> Refusal | None:
+        self.readings.append(reading)
+        return None
+
+    async def check_async(self, reading: object, path: str) -> Refusal | None:
+        return self.check(reading, path)
+
+    def prepare(self) -> None: ...
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def through_asgi(headers: list[Any], boundaries: int = 4) -> list[object]:
+    """Serve a request through several boundaries with a gate, and return what the gate was given."""
+    gate = Gate()
+    app: Any = _nothing
+    for _ in range(boundaries):
+
+        def app(scope: Any, receive: Any, send: Any, inner: Any = app) -> Any:
+            return asgi.serve(inner, scope, receive, send, SETTINGS, gate)  # type: ignore[arg-type]
+
+    asyncio.run(app({"type": "http", "path": "/", "headers": headers}, None, None))
+    return gate.readings
+
+
+@every_long_line
+def test_h10_asgi_boundaries_do_not_read_it(line: str) -> None:
+    """Neither the first nor one further in decodes, compares or copies the value."""
+    value = NotingBytes(line.encode("latin-1"))
+    calls.clear()
+
+    assert through_asgi([(b"authorization", value)]) == [Reason.TOO_LONG]
+    assert calls == []
+
+
+@every_long_line
+def test_h10_wsgi_boundaries_do_not_read_it(line: str) -> None:
+    """Nor do those of WSGI."""
+    gate = Gate()
+    value = NotingStr(line)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        return []
+
+    for _ in range(4):
+
+        def app(environ: Any, start_response: Any, inner: Any = app) -> Any:
+            return wsgi.serve(inner, environ, start_response, SETTINGS, gate)  # type: ignore[arg-type]
+
+    calls.clear()
+    app({"HTTP_AUTHORIZATION": value}, None)
+
+    assert gate.readings == [Reason.TOO_LONG]
+    assert calls == []
+
+
+@every_long_line
+@pytest.mark.parametrize("kind", [NotingStr, NotingBytes], ids=["text", "bytes"])
+def test_h10_any_other_boundary_does_not_read_it(line: str, kind: Any) -> None:
+    """What aiohttp, Tornado and gRPC hand over is refused, and compared for an application further in, unread."""
+    value = kind(line) if kind is NotingStr else kind(line.encode("latin-1"))
+    calls.clear()
+    boundary = Boundary(lambda name: [value], SETTINGS)
+    attached = otel_context.attach(boundary.context())
+    try:
+        is_covered = boundary.covers(lambda name: [value])
+    finally:
+        otel_context.detach(attached)
+
+    assert boundary.reading is Reason.TOO_LONG
+    assert is_covered
+    assert calls == []
+
+
+@every_long_line
+def test_h10_extract_does_not_read_it(line: str) -> None:
+    """A propagator without a boundary refuses it as well."""
+    propagator = TokenRelayPropagator(SETTINGS)
+    value = NotingStr(line)
+    calls.clear()
+
+    context = propagator.extract({"Authorization": value}, getter=default_getter)
+
+    assert token_in(context) is None
+    assert calls == []
+
+
+def test_h10_extract_does_not_read_long_names() -> None:
+    """The caller chooses the names of headers too."""
+    names = [NotingStr("x" * 1000), NotingStr("authorization" * 100)]
+    carrier = dict.fromkeys(names, "1")
+    calls.clear()
+
+    assert token_in(TokenRelayPropagator(SETTINGS).extract(carrier)) is None
+    assert {"lower", "casefold", "title"}.isdisjoint(calls)
+
+
+def test_h10_a_long_line_behind_a_getter_of_instrumentation_is_refused() -> None:
+    """The ASGI getter decodes what it finds; from there on it is not read."""
+    carrier = {"headers": [(b"authorization", LONG["parameters"].encode())]}
+
+    assert token_in(TokenRelayPropagator(SETTINGS).extract(carrier, getter=asgi_getter)) is None
+
+
+class Name(bytes):
+    """A header name that counts how often a scan looks at it."""
+
+    looks = 0
+
+    def __len__(self) -> int:
+        type(self).looks += 1
+        return super().__len__()
+
+
+@pytest.mark.parametrize("boundaries", [1, 2, 5])
+@pytest.mark.parametrize("size", [65, 1000])
+def test_h10_many_lines_are_scanned_once(size: int, boundaries: int) -> None:
+    """However many boundaries are nested."""
+    lines = [(Name(b"x-%d" % number), b"") for number in range(size)]
+    lines[size // 2] = (b"authorization", f"Bearer {TOKEN}".encode())  # type: ignore[assignment]
+    Name.looks = 0
+
+    readings = through_asgi(lines, boundaries)
+
+    assert [str(reading)[:11] for reading in readings] == ["BearerToken"]
+    assert Name.looks == size - 1
+
+
+def test_h10_many_lines_of_credentials_are_ambiguous_unread() -> None:
+    """Their number alone decides."""
+    value = NotingBytes(b"Bearer abc")
+    calls.clear()
+
+    assert through_asgi([(b"authorization", value)] * 1000) == [Reason.AMBIGUOUS]
+    assert calls == []
+
+
+@pytest.mark.parametrize("size", [2, 200])
+@pytest.mark.parametrize(
+    ("change", "pair"),
+    [("another list", tuple), ("in place", tuple), ("another list", list), ("in place", list), ("in the pair", list)],
+)
+def test_h10_exchanged_credentials_are_seen_among_few_lines_and_many(size: int, change: str, pair: Any) -> None:
+    """Comparing instead of reading again misses no change that a middleware makes."""
+    seen: list[str | None] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        token = current_token()
+        seen.append(token and token.reveal())
+
+    async def exchange(scope: Any, receive: Any, send: Any) -> None:
+        headers = scope["headers"]
+        new = pair((b"authorization", b"Bearer another"))
+        if change == "another list":
+            scope = {**scope, "headers": [new, *headers[1:]]}
+        elif change == "in place":
+            headers[0] = new
+        else:
+            headers[0][1] = b"Bearer another"
+        await asgi.serve(application, scope, receive, send, SETTINGS)
+
+    lines = [pair((b"x-%d" % number, b"")) for number in range(size)]
+    lines[0] = pair((b"authorization", f"Bearer {TOKEN}".encode()))
+    asyncio.run(asgi.serve(exchange, {"type": "http", "headers": lines}, None, None, SETTINGS))  # type: ignore[arg-type]
+
+    assert seen == ["another"]
+
+
+def test_h10_a_server_without_a_limit_of_its_own() -> None:
+    """uvicorn with httptools takes a line of a megabyte; the application is served, without a token."""
+    line = "Digest " + ", ".join(['a="b"'] * 150_000)
+    install(Settings())
+    with serve_asgi(apps.starlette(), "uvicorn-httptools-asyncio") as port:
+        refused = get(port, "/token", headers=[("Authorization", line)]).text
+        served = get(port, "/token", TOKEN).text
+
+    assert (refused, served) == (apps.NONE, TOKEN)

@@ -1,0 +1,233 @@
+"""r38: the debug line and the counter name the destination as it is, whether or not there is a token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import urllib3
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+
+from otel_token_relay import BearerToken, Settings, install
+from otel_token_relay.context import with_token
+from otel_token_relay.relay import Relay
+from tests.support.clients import Client, every_client
+from tests.support.loopback import party
+
+LISTED = ("https", "profile-service", None)
+TOKEN = "r38-callers-token"
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs, from debug up."""
+    caplog.set_level(logging.DEBUG, "otel_token_relay")
+    return caplog
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
+    """A meter provider in the place of the global one, which can be set once only."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", provider)
+    yield reader
+    provider.shutdown()
+
+
+def counted(reader: InMemoryMetricReader) -> list[dict[str, Any]]:
+    """Return the attributes of each of the counter's series."""
+    data = reader.get_metrics_data()
+    return [
+        dict(point.attributes or {})  # type: ignore[union-attr]
+        for resource in (data.resource_metrics if data else ())
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in metric.data.data_points
+    ]
+
+
+def lines(log: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in log.messages if ", destination " in message]
+
+
+@dataclass
+class Request:
+    """A request of no client, which counts how often it is read."""
+
+    parts: Any = LISTED
+    headers: Any = ()
+    reads: int = 0
+
+
+def parts_of(request: Request) -> Any:
+    request.reads += 1
+    if request.parts is None:
+        raise ValueError("no two parsers agree")
+    return request.parts
+
+
+def carries(request: Request, name: str) -> bool:
+    if request.headers is None:
+        raise ValueError("unreadable")
+    return name in request.headers
+
+
+def hop(relay: Relay, request: Request, token: str | None = None, context: Context | None = None) -> str | None:
+    bound = None if token is None else BearerToken(token)
+    return relay.hop(request, parts_of, carries, with_token(bound, context or Context()))
+
+
+@every_client
+def test_r38_an_anonymous_hop_to_a_listed_destination(
+    client: Client, log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
+) -> None:
+    """Line and counter name the destination, for every client."""
+    with client.party() as listed:
+        install(Settings(destinations=[listed.url]))
+        client.call(listed.url)
+
+    assert lines(log) == ["withheld: no_token, destination 127.0.0.1"]
+    assert [attributes["server.address"] for attributes in counted(meter)] == ["127.0.0.1"]
+
+
+@every_client
+def test_r38_an_anonymous_hop_to_another_destination(
+    client: Client, log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
+) -> None:
+    """Only what is not listed is called so, and its host adds no value to the counter."""
+    with client.party() as listed, client.party() as other:
+        install(Settings(destinations=[listed.url]))
+        client.call(other.url)
+
+    assert lines(log) == ["withheld: no_token, destination not listed"]
+    assert ["server.address" in attributes for attributes in counted(meter)] == [False]
+
+
+@pytest.mark.parametrize(("token", "reason"), [(None, "no_token"), (TOKEN, "destination_unknown")])
+def test_r38_a_url_that_cannot_be_read(token: str | None, reason: str, log: pytest.LogCaptureFixture) -> None:
+    """It is not called `not listed`: that would send the reader to the list."""
+    with party() as one, party() as other:
+        install(Settings(destinations=[one.url, other.url]))
+        with urllib3.connectionpool.connection_from_url(one.url) as pool:
+            pool.urlopen("GET", f"{other.url}/", assert_same_host=False)
+    relay = Relay(Settings(destinations=[one.url]))
+    hop(relay, Request(None), token)
+
+    assert lines(log) == ["withheld: no_token, destination unknown", f"withheld: {reason}, destination unknown"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        ("https://profile-service", "profile-service"),
+        ("https://*", "*"),
+        ("https://profile-service:*", "profile-service"),
+        ("https://profile-service;audience=profiles", "profile-service"),
+        ("http://profile-service", "not listed"),
+        ("https://*.profile-service", "not listed"),
+    ],
+)
+@pytest.mark.parametrize("token", [None, TOKEN], ids=["anonymous", "with a token"])
+def test_r38_the_line_names_the_entry(entry: str, shown: str, token: str | None, log: pytest.LogCaptureFixture) -> None:
+    """With a token and without, the same destination is shown."""
+    hop(Relay(Settings(destinations=[entry])), Request(), token)
+
+    assert len(lines(log)) == 1
+    assert lines(log)[0].endswith(f", destination {shown}")
+
+
+@pytest.mark.parametrize("headers", [None, ("authorization",)], ids=["unreadable", "with a credential"])
+@pytest.mark.parametrize("token", [None, TOKEN], ids=["anonymous", "with a token"])
+def test_r38_headers_that_cannot_be_read_may_hold_a_credential(
+    headers: Any, token: str | None, log: pytest.LogCaptureFixture
+) -> None:
+    """Then the URL is not what is unknown."""
+    assert hop(Relay(Settings(destinations=["https://profile-service"])), Request(headers=headers), token) is None
+    assert lines(log) == ["withheld: explicit_credential, destination profile-service"]
+
+
+REQUESTS = {
+    "listed": lambda: Request(),
+    "listed, with a credential": lambda: Request(headers=("authorization",)),
+    "listed, with unreadable headers": lambda: Request(headers=None),
+    "not listed": lambda: Request(("https", "elsewhere", None)),
+    "not listed, with a credential": lambda: Request(("https", "elsewhere", None), ("authorization",)),
+    "no origin": lambda: Request(("", "", 0)),
+    "unreadable": lambda: Request(None),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.parametrize("token", [None, TOKEN], ids=["anonymous", "with a token"])
+def test_r38_a_required_entry_changes_the_reason_of_no_other_hop(
+    request_: Callable[[], Request], token: str | None, log: pytest.LogCaptureFixture
+) -> None:
+    """`;required` concerns its own destination only."""
+    for entries in (["https://profile-service"], ["https://profile-service", "https://billing;required"]):
+        hop(Relay(Settings(destinations=entries)), request_(), token)
+
+    plain, beside_required = lines(log)
+    assert plain == beside_required
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_r38_span_counter_and_log_name_one_reason(
+    request_: Callable[[], Request], log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
+) -> None:
+    """The reason does not depend on which of the three there are."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    reasons = []
+    for level in (logging.INFO, logging.DEBUG):
+        log.set_level(level, "otel_token_relay")
+        span = tracer.start_span("call", kind=trace.SpanKind.CLIENT)
+        relay = Relay(Settings(destinations=["https://profile-service"]))
+        hop(relay, request_(), context=trace.set_span_in_context(span, Context()))
+        reasons.append(span.attributes["token_relay.reason"])  # type: ignore[attr-defined]
+
+    assert len(set(reasons)) == 1
+    assert [attributes["token_relay.reason"] for attributes in counted(meter)] == reasons[:1]
+    assert lines(log)[0].startswith(f"withheld: {reasons[0]},")
+
+
+def test_r38_nothing_is_looked_up_if_nothing_is_listed(log: pytest.LogCaptureFixture) -> None:
+    """Every destination is then not listed, and the request is not read."""
+    request = Request()
+    hop(Relay(Settings()), request)
+
+    assert request.reads == 0
+    assert lines(log) == ["withheld: no_token, destination not listed"]
+
+
+def test_r38_nothing_is_looked_up_if_nothing_shows_it() -> None:
+    """Without a CLIENT span, an SDK for metrics and debug logging, an anonymous hop costs no look-up."""
+    request = Request()
+    hop(Relay(Settings(destinations=["https://profile-service"])), request)
+
+    assert request.reads == 0
+
+
+def test_r38_what_shows_a_decision_may_come_later(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """A counter that was created before the SDK counts as soon as there is one."""
+    from opentelemetry.metrics._internal import _ProxyMeterProvider
+
+    log.set_level(logging.INFO, "otel_token_relay")
+    proxy, reader = _ProxyMeterProvider(), InMemoryMetricReader()
+    monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", proxy)
+    relay = Relay(Settings(destinations=["https://profile-service"]))
+    hop(relay, Request())
+    provider = MeterProvider([reader])
+    proxy.on_set_meter_provider(provider)
+    hop(relay, Request())
+
+    assert [attributes["server.address"] for attributes in counted(reader)] == ["profile-service"]
+    provider.shutdown()
