@@ -34,7 +34,14 @@ from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.settings import RELAY_VARIABLES, Settings
-from otel_token_relay.threads import ThreadCarriage, load_instrumentor
+from otel_token_relay.threads import (
+    SHARED_WORKERS,
+    ThreadCarriage,
+    load_instrumentor,
+    patch_joblib,
+    patch_pools,
+    patch_shared_workers,
+)
 from otel_token_relay.verification.spans import SpanClaims
 from otel_token_relay.zero_code import build_gate
 
@@ -99,7 +106,14 @@ SERVER_HOOKS = (
     ),
 )
 
-HOOKS = CLIENT_HOOKS + SERVER_HOOKS
+CARRIER_HOOKS = (
+    Hook("multiprocessing.pool", patch_pools, None),
+    Hook("multiprocess.pool", patch_pools, "multiprocess"),
+    Hook("joblib.parallel", patch_joblib, "joblib"),
+    *(Hook(module, patch_shared_workers, package) for module, (package, _) in SHARED_WORKERS.items()),
+)
+
+HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS
 
 
 @dataclass(slots=True)

@@ -1,21 +1,54 @@
-"""Threads: OpenTelemetry's own threading instrumentation, switched on where the user has not.
+"""Threads: how the token gets into them, and which of them belong to no request.
 
-It takes the context into ``Thread``, ``Timer`` and ``ThreadPoolExecutor``. Authentication must not
-hang on whether somebody wanted that for traces, so the relay sees to it, at the last moment:
-before the first token is bound. By then the application has switched on what it wants itself,
-and nothing is imported while OpenTelemetry is importing us.
+Two rules hold for every pool and worker thread:
+
+* A task runs in the context of the request that submitted it.
+* A thread that works for all requests holds no token, no matter which request happened to start it.
+
+OpenTelemetry's own threading instrumentation takes the context into ``Thread``, ``Timer`` and
+``ThreadPoolExecutor``. Authentication must not depend on whether an operator wanted that for traces,
+so the relay switches it on, at the last moment: before the first token is bound. By then the
+application has switched on what it wants itself, and nothing is imported while OpenTelemetry is
+importing us. With the instrumentation, a thread holds the context of the code that started it; the
+hooks here take the token out where such a thread outlives the request.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import thread as futures_thread
 from threading import Timer
-from typing import Any
+from types import ModuleType
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 
-from otel_token_relay.context import with_token
+from otel_token_relay.context import TOKEN_KEY, with_token
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Relay
+
+_STANDARD_LIBRARY: Final = None
+
+SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
+    "asyncio.base_events": (_STANDARD_LIBRARY, ("Server._start_serving",)),
+    # Instrumentation does not reach a `run` of its own, but Python 3.14 can let every thread inherit a context.
+    "concurrent.futures.process": (_STANDARD_LIBRARY, ("_ExecutorManagerThread.run",)),
+    "logging.handlers": (_STANDARD_LIBRARY, ("QueueListener.start",)),
+    "multiprocessing.managers": (_STANDARD_LIBRARY, ("Server.serve_forever",)),
+    # The thread pickles what the application puts into the queue, and so runs the application's code.
+    "multiprocessing.queues": (_STANDARD_LIBRARY, ("Queue._start_thread",)),
+    "socketserver": (_STANDARD_LIBRARY, ("BaseServer.serve_forever", "BaseServer.handle_request")),
+    "apscheduler.schedulers.base": ("apscheduler", ("BaseScheduler._process_jobs",)),
+    # One thread of a channel runs the done-callbacks of all calls, others those of `Channel.subscribe`.
+    "grpc._channel": ("grpcio", ("_run_channel_spin_thread", "_poll_connectivity", "_deliver")),
+    "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
+    "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
+}
+"""What starts a thread that works for all requests, or is the work of one: by module, with its package on PyPI.
+
+A server belongs here as well: its clients are not the request in which it was started.
+"""
 
 
 def load_instrumentor() -> Any:
@@ -37,7 +70,10 @@ class ThreadCarriage:
         self._timer_has_own_start = False
 
     def switch_on(self, instrumentor: Any) -> None:
-        """Instrument threads, unless they are, and keep the token out of executors' own threads."""
+        """Instrument threads, unless they are, and keep the token out of executors' own threads.
+
+        An executor's thread runs its initializer and the callbacks of all users' futures.
+        """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
             instrumentor.instrument(skip_dep_check=True)
@@ -56,16 +92,99 @@ class ThreadCarriage:
             del Timer.start
 
 
-def _without_token(original: Function) -> Function:
-    def _worker(*args: Any) -> Any:
-        """Run an executor's thread, which would keep the context of whoever made the pool grow.
+def patch_shared_workers(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    """Keep the token out of the threads of *module* that `SHARED_WORKERS` names."""
+    _, names = SHARED_WORKERS[module.__name__]
+    for name in names:
+        class_name, _, function_name = name.rpartition(".")
+        patches.wrap(getattr(module, class_name) if class_name else module, function_name, _without_token)
 
-        Its initializer and the callbacks of other users' futures run in that; work brings its own.
-        """
-        attached = otel_context.attach(with_token(None))
+
+def patch_pools(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    """Have the tasks of a ``ThreadPool`` carry their submitter's token, and its own threads none.
+
+    *module* is ``multiprocessing.pool``, or a copy of it. Every method that submits tasks ends in
+    one of the four that are wrapped here. The tasks of a pool of processes are pickled, and stay
+    as they are.
+    """
+
+    def carrying_function(original: Function) -> Function:
+        def submit(self: Any, func: Function, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(self, module.ThreadPool):
+                func = _in_this_context(func)
+            return original(self, func, *args, **kwargs)
+
+        return submit
+
+    def carrying_mapper(original: Function) -> Function:
+        def submit(self: Any, func: Function, iterable: Any, mapper: Function, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(self, module.ThreadPool):
+                mapper = _in_this_context(mapper)  # which is called once for each chunk, and not for each item
+            return original(self, func, iterable, mapper, *args, **kwargs)
+
+        return submit
+
+    # The three threads that manage a pool start its workers, also later on, run callbacks, and read iterables.
+    patches.wrap(module.Pool, "__init__", _without_token)
+    for name in ("apply_async", "imap", "imap_unordered"):
+        patches.wrap(module.Pool, name, carrying_function)
+    patches.wrap(module.Pool, "_map_async", carrying_mapper)
+
+
+def patch_joblib(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    """Have joblib submit all tasks of a call in the context of that call.
+
+    *module* is ``joblib.parallel``. It submits most tasks in the callback of an earlier one, and
+    that callback runs in a thread of the pool.
+    """
+
+    def remembering(original: Function) -> Function:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            self._token_relay_context = otel_context.get_current()
+
+        return __init__
+
+    def resuming(original: Function) -> Function:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            context: Context = getattr(self, "_token_relay_context", None) or otel_context.get_current()
+            attached = otel_context.attach(context)
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                otel_context.detach(attached)
+
+        return __call__
+
+    patches.wrap(module.BatchCompletionCallBack, "__init__", remembering)
+    patches.wrap(module.BatchCompletionCallBack, "__call__", resuming)
+
+
+def _in_this_context(function: Function) -> Function:
+    """Return *function* bound to the current context, if that is a request's, with a token or without one."""
+    context = otel_context.get_current()
+    if TOKEN_KEY not in context:
+        return function
+
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        attached = otel_context.attach(context)
         try:
-            return original(*args)
+            return function(*args, **kwargs)
         finally:
             otel_context.detach(attached)
 
-    return _worker
+    return bound
+
+
+def _without_token(original: Function) -> Function:
+    def without_token(*args: Any, **kwargs: Any) -> Any:
+        """Run what works for all requests, or start it, without the token of the request that happens to do so."""
+        if TOKEN_KEY not in otel_context.get_current():
+            return original(*args, **kwargs)
+        attached = otel_context.attach(with_token(None))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            otel_context.detach(attached)
+
+    return without_token

@@ -6,7 +6,7 @@ Invariants, which the rest of the package builds on:
   nor hold white space. It does not print, pickle or compare in variable time.
 * A token that came with a request carries that request's `Lease`. When the lease has ended,
   every holder of the token has nothing, however it got hold of it.
-* A token belongs to the process that received it. A forked child has nothing.
+* A token belongs to the process that received it. A forked child has nothing, whatever its process id is.
 """
 
 from __future__ import annotations
@@ -44,6 +44,19 @@ _PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
 _is_one_with_parameters = re.compile(
     rf"(?!(?ai:bearer) ){_TOKEN} +{_PARAMETER}(?:[ \t]*,[ \t]*{_PARAMETER})*"
 ).fullmatch
+
+# Raised in every forked child. The process id alone does not tell processes apart: in a PID namespace
+# of its own a child can have its parent's, and the system uses ids again.
+_generation = 0
+
+
+def _enter_child() -> None:
+    global _generation
+    _generation += 1
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_enter_child)
 
 # Fingerprints are for telling two tokens apart in one process's logs. A plain hash would let
 # whoever reads the log test a token that they hold, so the key is random and never leaves.
@@ -159,7 +172,7 @@ class BearerToken:
         ValueError: *value* is no b64token. The message does not show it.
     """
 
-    __slots__ = ("__weakref__", "_peeked", "_value", "_verification", "lease", "pid", "received_at")
+    __slots__ = ("__weakref__", "_generation", "_peeked", "_value", "_verification", "lease", "pid", "received_at")
 
     lease: Final[Lease | None]
     pid: Final[int]
@@ -173,6 +186,7 @@ class BearerToken:
         self._value = value
         self.lease = lease
         self.pid = os.getpid()
+        self._generation = _generation
         self.received_at = time.monotonic() if received_at is None else received_at
         self._peeked: tuple[float | None, bool] | None = None
         self._verification: Verification | None = None
@@ -199,12 +213,17 @@ class BearerToken:
     @property
     def serves_here(self) -> bool:
         """Whether it is at home, and its lease, if it has one, is open."""
-        return self.pid == os.getpid() and (self.lease is None or self.lease.is_open)
+        return (
+            self._generation == _generation and self.pid == os.getpid() and (self.lease is None or self.lease.is_open)
+        )
 
     @property
     def is_at_home(self) -> bool:
-        """Whether this is the process that received it, and not a fork of it."""
-        return self.pid == os.getpid()
+        """Whether this is the process that received it, and not a fork of it.
+
+        The process id is compared as well, for a fork by code that does not run Python's hooks.
+        """
+        return self._generation == _generation and self.pid == os.getpid()
 
     @property
     def claims(self) -> Mapping[str, object] | None:
@@ -232,6 +251,7 @@ class BearerToken:
         token._value = parsed
         token.lease = lease  # type: ignore[misc]  # Final, and this is a constructor
         token.pid = os.getpid()  # type: ignore[misc]
+        token._generation = _generation
         token.received_at = time.monotonic()  # type: ignore[misc]
         token._peeked = None
         token._verification = None
@@ -243,6 +263,7 @@ class BearerToken:
         twin._value = self._value
         twin.lease = lease  # type: ignore[misc]  # Final, and this is the twin's constructor
         twin.pid = os.getpid()  # type: ignore[misc]
+        twin._generation = _generation
         twin.received_at = time.monotonic() if received_at is None else received_at  # type: ignore[misc]
         twin._peeked = self._peeked
         twin._verification = self._verification

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from opentelemetry import propagate
 
 from otel_token_relay import cli, uninstall
-from otel_token_relay.install import HOOKS, Hook
+from otel_token_relay.install import CLIENT_HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.settings import VARIABLES, Settings
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
@@ -78,7 +78,7 @@ def test_check_shows_every_setting_and_every_hook() -> None:
             else f"{variable.default.replace(',', ', ') or '(empty)'}  (default)"
         )
         assert f"  {variable.name} = {shown}\n" in output
-    for hook in HOOKS:
+    for hook in CLIENT_HOOKS + SERVER_HOOKS:
         assert re.search(rf"^  {re.escape(hook.module)}( \(.*\): hooked|: not i.*)$", output, re.MULTILINE)
     assert re.search(r"^  httpx \(httpx [0-9.]+\): hooked$", output, re.MULTILINE)
     assert "  urllib.request (standard library): hooked\n" in output

@@ -125,6 +125,7 @@ class KeySource:
         self._next_after_failure = self._next_for_unknown = float("-inf")
         self._has_failed = False
         self._discovered: tuple[str, float] | None = None
+        self._flight: _Flight | None = None
         self._start_over()
         _sources.add(self)
 
@@ -132,7 +133,10 @@ class KeySource:
         # Also in a forked child: there the thread of a fetch does not go on, and the lock may
         # have been held by one that is not there any more.
         self._lock = threading.Lock()
-        self._flight: _Flight | None = None
+        if self._flight is not None:
+            # The cooldown may be that of this fetch, which never brings the key.
+            self._next_for_unknown = float("-inf")
+            self._flight = None
 
     def current(self) -> KeySet | None:
         """Give the keys at hand and never wait; ``None`` where there are none, or too old ones.

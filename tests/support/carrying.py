@@ -125,6 +125,36 @@ class Request:
         assert not self._thread.is_alive()
 
 
+def served(token: str | None, settings: Settings, body: Callable[[], Any]) -> Any:
+    """Run *body* in a request of its own, and return its result once the response is there."""
+    with being_served(token, settings, body) as result:
+        return result
+
+
+@contextmanager
+def being_served(token: str | None, settings: Settings, body: Callable[[], Any]) -> Iterator[Any]:
+    """Run *body* in a request of its own, which goes on until the block ends; yield its result."""
+    outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    end = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.put((body(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+        end.wait(PATIENCE)
+
+    request = Request(token, settings, run)
+    try:
+        result, error = outcome.get(timeout=PATIENCE)
+        if error is not None:
+            raise error
+        yield result
+    finally:
+        end.set()
+        request.wait_for_response()
+
+
 async def serve(token: str | None, settings: Settings, body: Callable[[], Awaitable[object]]) -> None:
     """One request to an ASGI application."""
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]

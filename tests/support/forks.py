@@ -1,24 +1,37 @@
 """A program without threads, which forks in the middle of alice's request.
 
-    python forks.py WAY URL [unguarded]
+    python forks.py WAY[,WAY…] URL [unguarded] [same_pid]
 
-Prints what the listed server saw from the child. Forking with threads about is deprecated, and
-the test process has some.
+Prints for each way, in one line, what the listed server saw from the child. Forking with threads
+about is deprecated, and the test process has some.
+
+With ``same_pid`` every process has the process id of the first one, as in PID namespaces or after
+the system has used an id again.
 """
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import multiprocessing
 import os
 import sys
+import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import urllib3
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
 
-from otel_token_relay import BearerToken, Settings, install
+from otel_token_relay import BearerToken, Settings, carry, install, use_token
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware
 
 ALICE = "alice-token-0001"
+BOB = "bob-token-0000001"
+
+NOT_PERMITTED = 77
+"""The exit status if this machine does not let the program make a PID namespace."""
 
 
 def send(url: str) -> str:
@@ -26,16 +39,65 @@ def send(url: str) -> str:
         return manager.request("GET", url).data.decode()
 
 
-def fork(url: str) -> str:
+def serve(token: str, url: str, work: Callable[[str], str]) -> str:
+    """Serve one request with the boundary, and return what its work returned."""
+    seen: list[str] = []
+
+    def app(environ, start_response):
+        seen.append(work(url))
+        return []
+
+    TokenRelayMiddleware(app, Settings(destinations=(url,)))({"HTTP_AUTHORIZATION": f"Bearer {token}"}, None)
+    return seen[0]
+
+
+def in_child(work: Callable[[str], str], url: str) -> str:
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writable, send(url).encode())
-        os._exit(0)
+        try:
+            os.write(writable, work(url).encode())
+        finally:
+            os._exit(0)
     os.close(writable)
     os.waitpid(child, 0)
     with os.fdopen(readable) as answer:
         return answer.read()
+
+
+def in_thread(work: Callable[[str], str], url: str) -> str:
+    seen: list[str] = []
+    thread = threading.Thread(target=lambda: seen.append(work(url)))
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+def fork(url: str) -> str:
+    return in_child(send, url)
+
+
+def double_fork(url: str) -> str:
+    """The way of a daemon."""
+    return in_child(fork, url)
+
+
+def fork_from_thread(url: str) -> str:
+    return in_thread(fork, url)
+
+
+def thread_of_child(url: str) -> str:
+    return in_child(functools.partial(in_thread, send), url)
+
+
+def carried(url: str) -> str:
+    """Work that the parent has carried, and the child runs."""
+    return in_child(carry(send, seconds=60), url)
+
+
+def kept_context(url: str) -> str:
+    context = contextvars.copy_context()
+    return in_child(lambda url: context.run(send, url), url)
 
 
 def process(url: str) -> str:
@@ -52,22 +114,74 @@ def process_pool(url: str) -> str:
         return pool.submit(send, url).result()
 
 
+def pool(url: str) -> str:
+    """Every method that submits to a pool of processes; prints each outcome once."""
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        seen = [
+            workers.apply(send, (url,)),
+            workers.apply_async(send, (url,)).get(),
+            *workers.map(send, [url, url]),
+            *workers.starmap(send, [(url,), (url,)], 2),
+            *workers.imap(send, [url]),
+            *workers.imap_unordered(send, [url, url], 2),
+        ]
+    return ",".join(dict.fromkeys(seen))
+
+
+def new_namespace(url: str) -> str:
+    """The child is the first process of a PID namespace, as its parent is of another one."""
+    unshare()
+    assert os.getpid() == 1
+    return in_child(lambda url: send(url) if os.getpid() == 1 else "another process id", url)
+
+
+def unshare() -> None:
+    try:
+        os.unshare(os.CLONE_NEWPID | (0 if os.geteuid() == 0 else os.CLONE_NEWUSER))
+    except (AttributeError, OSError) as error:  # Python 3.11, another system, or not permitted
+        sys.stderr.write(f"{type(error).__name__}: {error}")
+        os._exit(NOT_PERMITTED)
+
+
+def requests_of_child(url: str) -> str:
+    """The child serves bob, and a job of its own; then its own child has nothing again."""
+
+    def job(url: str) -> str:
+        with use_token(BOB):
+            return send(url)
+
+    def consume(url: str) -> str:
+        """The very token that alice's request has brought comes once more, by a message."""
+        attached = otel_context.attach(propagate.extract({"authorization": f"Bearer {ALICE}"}))
+        try:
+            return send(url)
+        finally:
+            otel_context.detach(attached)
+
+    def work(url: str) -> str:
+        return ",".join((send(url), serve(BOB, url, send), job(url), consume(url), serve(BOB, url, fork), send(url)))
+
+    return in_child(work, url)
+
+
 def here(url: str) -> str:
     return send(url)
 
 
-def main(way: str, url: str, unguarded: bool) -> None:
-    settings = Settings(destinations=(url,))
-    install(settings)
-    if unguarded:
-        BearerToken.is_at_home = True
-
-    def app(environ, start_response):
-        sys.stdout.write(globals()[way](url))
-        return []
-
-    TokenRelayMiddleware(app, settings)({"HTTP_AUTHORIZATION": f"Bearer {ALICE}"}, None)
+def main(ways: list[str], url: str, options: list[str]) -> None:
+    if "same_pid" in options:
+        pid = os.getpid()
+        os.getpid = lambda: pid
+    if "new_namespace" in ways:
+        unshare()
+        if child := os.fork():
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    install(Settings(destinations=(url,)))
+    if "unguarded" in options:
+        BearerToken.is_at_home = BearerToken.serves_here = True
+    for way in ways:
+        print(serve(ALICE, url, globals()[way]), flush=True)  # noqa: T201  # the test reads this
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], "unguarded" in sys.argv)
+    main(sys.argv[1].split(","), sys.argv[2], sys.argv[3:])

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import BaseScheduler
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
@@ -128,14 +129,20 @@ def done_callback(echo, settings):
 
 
 def scheduled_job(echo, settings):
-    """Alice's request starts the scheduler, bob's adds a job."""
+    """Alice's request starts the scheduler and is not over when bob's adds a job."""
     scheduler = BackgroundScheduler(timezone="UTC")
     job = Work(echo)
     job.gate.set()
-    try:
-        request(ALICE, settings, scheduler.start)
+    seen = []
+
+    def alice():
+        scheduler.start()
         request(BOB, settings, lambda: scheduler.add_job(job))
-        return job.outcome()
+        seen.append(job.outcome())
+
+    try:
+        request(ALICE, settings, alice)
+        return seen[0]
     finally:
         scheduler.shutdown()
 
@@ -231,12 +238,17 @@ def with_plain_workers(monkeypatch):
     monkeypatch.setattr(futures_thread, "_worker", getattr(futures_thread._worker, "__wrapped__", None))
 
 
+def with_plain_scheduler(monkeypatch):
+    process_jobs = BaseScheduler._process_jobs
+    monkeypatch.setattr(BaseScheduler, "_process_jobs", getattr(process_jobs, "__wrapped__", process_jobs))
+
+
 CASES = {
     "lazily started worker thread": Case(worker_thread, without_lease),
     "lazily started asyncio consumer": Case(asyncio_consumer, without_lease),
     "executor initializer": Case(initializer, with_plain_workers),
     "done-callback of another user's future": Case(done_callback, with_plain_workers),
-    "scheduled job": Case(scheduled_job, without_lease),
+    "scheduled job": Case(scheduled_job, with_plain_scheduler),
     "task left behind": Case(task_left_behind, without_lease),
     "thread of a request that was aborted": Case(stream_abandoned, without_lease),
     "next request of the connection": Case(next_request_of_the_connection, without_lease),
