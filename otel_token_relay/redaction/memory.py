@@ -18,6 +18,7 @@ the SDK. Writing takes one that the same thread may take again: a finalizer that
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections import deque
@@ -51,6 +52,8 @@ _VERIFIED_TOKENS: Final = 512
 _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 
 _HELD: Final = "_token_relay_secrets"
+
+_NEVER: Final = math.inf
 
 
 class TokenMemory:
@@ -174,13 +177,13 @@ class TokenMemory:
 def _put(values: dict[str, None], value: str, most: int) -> bool:
     """Make a value the last of an ordered set; return whether it is new there. The first ones go."""
     is_new = value not in values
-    values.pop(value, None)
+    if not is_new:
+        values.pop(value, None)
     values[value] = None
-    try:
-        while len(values) > most:
+    if len(values) > most:
+        # A finalizer may bind a token of its own in between, and then one too few is forgotten.
+        with contextlib.suppress(RuntimeError):
             values.pop(next(iter(values)), None)
-    except (RuntimeError, StopIteration):
-        pass  # a finalizer ran in between and bound a token itself; the next call removes what is too much
     return is_new
 
 
@@ -217,7 +220,7 @@ def _watch(token: BearerToken, context: Context) -> None:
     value = token.reveal()
     span: Any = context.get(_SPAN_KEY)
     trace_id = 0 if span is None else span.get_span_context().trace_id
-    if MEMORY.is_lasting(token):
+    if looks_like_credential(value) or MEMORY.is_lasting(token):
         MEMORY.remember_here(value)
         if trace_id:
             MEMORY.remember(trace_id, value)
@@ -238,24 +241,13 @@ def _hold(span: Any, value: str) -> None:
     """Let a recording span hold a token itself: it may outlive thousands of traces."""
     if not span.is_recording():
         return
-    held = _held(span)
-    if value not in held.values:
+    held = getattr(span, _HELD, None)
+    if not isinstance(held, Secrets):
+        held = secrets_of_one(value)
+    elif value not in held.values:
         held = secrets_of(*held.values[1 - _TOKENS_OF_A_SPAN :], value)
     with contextlib.suppress(AttributeError):  # a span of another make; the trace may still know
         setattr(span, _HELD, held)
-
-
-def _held(span: Any) -> Secrets:
-    held = getattr(span, _HELD, None)
-    return held if isinstance(held, Secrets) else NOTHING
-
-
-def _is_own(token: BearerToken) -> bool:
-    """Return whether a context that holds this token still belongs to the request that brought it.
-
-    What a request has started, such as the thread of a pool, keeps the request's context for ever.
-    """
-    return token.lease is None or token.lease.is_open
 
 
 def note_start(span: Any, context: Context | None) -> None:
@@ -270,11 +262,11 @@ def hold_token(span: Any, token: BearerToken) -> None:
     value = token.reveal()
     trace_id = span._context.trace_id
     known = MEMORY.young.get(trace_id)
-    if (known is None or value not in known.values) and MEMORY.is_lasting(token):
-        known = MEMORY.remember(trace_id, value)
+    if known is None or value not in known.values:
+        known = MEMORY.remember(trace_id, value) if MEMORY.is_lasting(token) else secrets_of_one(value)
     if _is_own(token):
         # Nearly always the trace has this one token, and then it is the same object.
-        span._token_relay_secrets = known if known is not None and known.values == (value,) else secrets_of_one(value)
+        span._token_relay_secrets = known if len(known.values) == 1 else secrets_of_one(value)
 
 
 def secrets_of_span(span: Any, trace_id: int) -> Secrets:
@@ -287,7 +279,7 @@ def secrets_of_span(span: Any, trace_id: int) -> Secrets:
     held: Secrets | None = getattr(span, _HELD, None)
     token: Any = otel_context.get_current().get(TOKEN_KEY)
     if held is not None and held is known and (token is None or token.reveal() in held.values):
-        return held
+        return held  # nearly always
     found = _secrets(held or NOTHING, token, known or MEMORY.find(trace_id))
     return MEMORY.here() if found is NOTHING else found
 
@@ -313,12 +305,15 @@ def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
     if trace_id is None:
         trace_id = 0 if span is None else span.get_span_context().trace_id
     if not trace_id:
-        found = _secrets(NOTHING, token, NOTHING)
+        found = NOTHING if token is None else _secrets(NOTHING, token, NOTHING)
         return MEMORY.here() if found is NOTHING else found
-    known = MEMORY.find(trace_id)
-    if known is NOTHING and span is not None and (held := _held(span)) is not NOTHING:
-        # The span has outlived the memory of its trace. A word that it holds is for the span alone.
-        known = secrets_of(*filter(looks_like_credential, held.values))
+    known = MEMORY.young.get(trace_id) or MEMORY.find(trace_id)
+    if known is NOTHING:
+        if isinstance(held := getattr(span, _HELD, None), Secrets):
+            # The span has outlived the memory of its trace. A word that it holds is for the span alone.
+            known = secrets_of(*filter(looks_like_credential, held.values))
+        elif token is None:
+            return NOTHING
     return _secrets(NOTHING, token, known)
 
 
@@ -339,9 +334,21 @@ def _secrets(held: Secrets, token: BearerToken | None, trace: Secrets) -> Secret
     own, remembered = held.values, trace.values
     if token is not None and (value := token.reveal()) not in own:
         if _is_own(token):
-            if remembered == (value,) and not own:
+            if not own and len(remembered) == 1 and value in remembered:
                 return trace  # nearly always
             own = (*own, value)
         elif value not in remembered and MEMORY.is_lasting(token):
             remembered = (*remembered, value)
+    if not remembered:
+        return secrets_of(*own) if own else NOTHING
     return secrets_with(own, tuple([value for value in remembered if value not in own]))
+
+
+def _is_own(token: BearerToken) -> bool:
+    """Return whether a context that holds this token still belongs to the request that brought it.
+
+    What a request has started, such as the thread of a pool, keeps the request's context for ever.
+    """
+    lease = token.lease
+    # The first of these saves a call: a lease is simply open until it has ended.
+    return lease is None or lease._deadline == _NEVER or lease.is_open

@@ -245,22 +245,21 @@ _LONGEST_NAME: Final = 64
 _MOST_JUDGED: Final = 512
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def looks_like_credential(token: str) -> bool:
     """Return whether a token is so random that no telemetry of other requests contains it by chance.
 
     Strict, because callers choose what they send: names, paths, hosts, versions, dates, addresses, UUIDs and
     trace ids are not credentials, nor is any combination of them.
     """
-    if len(token) < _SHORTEST_CREDENTIAL:
-        return False
-    if token.startswith("eyJ"):
-        # The header of a JWT is public, so the rest decides (RFC 7515, section 3.1).
-        header, _, rest = token.partition(".")
-        token = rest or header
-    return is_random(token)
+    # The header of a JWT is public, so the rest decides (RFC 7515, section 3.1).
+    start = token.find(".") + 1 if token[:3] == "eyJ" else 0
+    head = token[start : start + _LONGEST_NAME + 1]
+    if len(head) > _LONGEST_NAME and head.isalnum() and not head.isdecimal():
+        return True  # as `is_random` would find; nearly every JWT
+    return len(token) >= _SHORTEST_CREDENTIAL and is_random(token[start:])
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def is_random(text: str) -> bool:
     """Return whether a text is more than words, numbers and the usual identifiers."""
     count = 0
