@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, cast
 
 from otel_token_relay import environment_variables as env
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
-from otel_token_relay.policy import Destination
+from otel_token_relay.policy import Destination, split_entries
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
 OnConflict = Literal["keep", "replace"]
@@ -123,10 +124,11 @@ class Settings:
 
     destinations: Sequence[Destination | str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS,
-        "Where the token may go: comma-separated entries `ORIGIN[;param[=value]]…`. Empty: nothing is relayed.",
+        "Where the token may go: comma-separated entries `ORIGIN[;param[=value]]…`, values percent-encoded. Empty:"
+        " nothing is relayed.",
         default=(),
         shown="",
-        read=_split,
+        read=split_entries,
     )
     source_headers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
@@ -434,8 +436,7 @@ def _read_destinations(
             destination = Destination.parse(entry) if isinstance(entry, str) else entry
         except ValueError as error:
             report("destinations", f"the entry {_show(entry)} is skipped: {error}")
-            if (pattern := _origin_of_unreadable(str(entry))) is not None:
-                refused.add(pattern)
+            refused.update(_origins_of_unreadable(str(entry)))
             continue
         if found.setdefault(destination.pattern, destination) != destination:
             contradicted.add(destination.pattern)
@@ -445,18 +446,19 @@ def _read_destinations(
     return tuple(d for d in found.values() if d.pattern not in refused)
 
 
-def _origin_of_unreadable(entry: str) -> OriginPattern | None:
-    """Give the origin of an entry with parameters that cannot be used, as far as it can be told.
+def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
+    """Yield what an entry that cannot be used is for, as far as it can be told, if it has parameters.
 
-    One without parameters asked for nothing stricter than what a wider entry gives.
+    One without parameters asked for nothing stricter than what a wider entry gives. Several items
+    may be left in one entry; see `split_entries`.
     """
-    origin, semicolon, _ = entry.partition(";")
-    scheme, rest = _split_scheme(origin.strip()).groups()  # type: ignore[union-attr]  # it matches any text
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-    try:
-        return OriginPattern.parse(scheme + authority) if semicolon else None
-    except ValueError:
-        return None
+    for item in entry.split(","):
+        origin, semicolon, _ = item.partition(";")
+        scheme, rest = _split_scheme(origin.strip()).groups()  # type: ignore[union-attr]  # it matches any text
+        authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+        if semicolon:
+            with suppress(ValueError):
+                yield OriginPattern.parse(scheme + authority)
 
 
 def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:
@@ -478,7 +480,8 @@ def _show(entry: object) -> str:
     """Quote an entry for a message, without what may be a password in it."""
     scheme, rest = _split_scheme(str(entry)).groups()  # type: ignore[union-attr]  # it matches any text
     _, at, host = rest.rpartition("@")
-    text = scheme + (f"***@{host}" if at else _hide_half_userinfo(r"\1***", rest))
+    items = (_hide_half_userinfo(r"\1***", item) for item in rest.split(","))
+    text = scheme + (f"***@{host}" if at else ",".join(items))
     return ascii(text if len(text) <= 200 else text[:200] + "...")
 
 
