@@ -10,7 +10,7 @@ from opentelemetry import context as otel_context
 
 from otel_token_relay.redaction.fragments import Secrets
 from otel_token_relay.redaction.memory import listen, secrets_in
-from otel_token_relay.redaction.records import scrubber_for
+from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.settings import Settings
 
@@ -35,19 +35,20 @@ class RedactingFilter(logging.Filter):
     handlers after this one get it masked, too.
 
     Args:
-        settings: ``None`` for `Settings.from_env()`. Here ``redaction`` is not asked.
+        settings: ``None`` for the installed settings, else those of the environment. Here ``redaction`` is
+            not asked.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__()
-        self._scrubber = scrubber_for(Settings.from_env() if settings is None else settings)
+        self._find_scrubber = ScrubberInForce(settings)
         listen()
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
         """Let every record pass, masked where necessary."""
         try:
             secrets = secrets_in(otel_context.get_current())
-            changes = _Masking(record, self._scrubber, secrets).changes()
+            changes = _Masking(record, self._find_scrubber(), secrets).changes()
         except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
             changes = _wiped(record)
         if not changes:

@@ -6,7 +6,7 @@ does not want the SDK patched, and for spans that reach an exporter by a way of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from opentelemetry.context import Context
@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_token_relay.redaction.memory import MEMORY, listen, note_start
-from otel_token_relay.redaction.records import scrubber_for
+from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.spans import redacted
 from otel_token_relay.settings import Settings
@@ -28,14 +28,15 @@ class RedactingSpanProcessor(SpanProcessor):
 
     Args:
         processor: Where the spans go: a ``BatchSpanProcessor``, for example.
-        settings: ``None`` for `Settings.from_env()`. Here ``redaction`` is not asked.
+        settings: ``None`` for the installed settings, else those of the environment. Here ``redaction`` is
+            not asked.
     """
 
     def __init__(
         self, processor: SpanProcessor, settings: Settings | None = None, *, scrubber: Scrubber | None = None
     ) -> None:
         self._processor = processor
-        self._scrubber = scrubber or scrubber_for(Settings.from_env() if settings is None else settings)
+        self._scrubber: Callable[[], Scrubber] = ScrubberInForce(settings) if scrubber is None else lambda: scrubber
         listen()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -50,7 +51,7 @@ class RedactingSpanProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Pass a clean span on."""
-        self._processor.on_end(redacted(span, self._scrubber))
+        self._processor.on_end(redacted(span, self._scrubber()))
 
     def shutdown(self) -> None:
         """Shut the processor down."""
@@ -71,17 +72,19 @@ class RedactingSpanExporter(SpanExporter):
 
     Args:
         exporter: What sends them.
-        settings: ``None`` for `Settings.from_env()`. Here ``redaction`` is not asked.
+        settings: ``None`` for the installed settings, else those of the environment. Here ``redaction`` is
+            not asked.
     """
 
     def __init__(self, exporter: SpanExporter, settings: Settings | None = None) -> None:
         self._exporter = exporter
-        self._scrubber = scrubber_for(Settings.from_env() if settings is None else settings)
+        self._scrubber = ScrubberInForce(settings)
         listen()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export clean spans."""
-        return self._exporter.export([redacted(span, self._scrubber, MEMORY.loose()) for span in spans])
+        scrubber = self._scrubber()
+        return self._exporter.export([redacted(span, scrubber, MEMORY.loose()) for span in spans])
 
     def shutdown(self) -> None:
         """Shut the exporter down."""

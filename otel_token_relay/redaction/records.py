@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.redaction.fragments import NOTHING, Secrets
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.settings import Settings
@@ -18,6 +19,25 @@ _MAX_STATICS: Final = 128
 def scrubber_for(settings: Settings) -> Scrubber:
     """Give the rules under these settings."""
     return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
+
+
+class ScrubberInForce:
+    """The rules under settings that may be installed later. Safe to share between threads.
+
+    Args:
+        settings: ``None`` for the installed settings, else those of the environment.
+    """
+
+    def __init__(self, settings: Settings | None) -> None:
+        self._settings = SettingsInForce(settings)
+        self._known: tuple[Settings, Scrubber] | None = None
+
+    def __call__(self) -> Scrubber:
+        """Return the rules that apply now."""
+        settings, known = self._settings(), self._known
+        if known is None or known[0] is not settings:
+            self._known = known = settings, scrubber_for(settings)
+        return known[1]
 
 
 def plain(attributes: Any) -> Mapping[str, Any]:

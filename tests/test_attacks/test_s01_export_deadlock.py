@@ -213,13 +213,14 @@ def test_s01_a_verification_during_a_flush_finds_its_counter_ready() -> None:
     """A request that is served while the provider is locked is verified and counted."""
     words = run(
         """
+from otel_token_relay.door import RequestPath
 from otel_token_relay.reasons import Reason
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
 install(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
 gate = sys.modules["otel_token_relay.install"]._installed.relay.gate
 with provider.guard:
-    refusal = gate.check(Reason.ABSENT, "/")
+    refusal = gate.check(Reason.ABSENT, RequestPath("/", "/"))
 print(refusal.status, counted(memory, "token_relay.verifications"))
 """
     )
@@ -232,13 +233,14 @@ def test_s01_a_suppressed_verification_is_decided_and_not_counted() -> None:
     words = run(
         """
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from otel_token_relay.door import RequestPath
 from otel_token_relay.reasons import Reason
 from otel_token_relay.verification.gate import gate_from
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
 gate = gate_from(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
 with suppress_instrumentation(), provider.guard:
-    refusal = gate.check(Reason.ABSENT, "/")
+    refusal = gate.check(Reason.ABSENT, RequestPath("/", "/"))
 print(refusal.status, counted(memory, "token_relay.verifications"))
 """
     )
