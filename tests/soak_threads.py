@@ -3,7 +3,8 @@
     python -m tests.soak_threads [REQUESTS] [USERS]
 
 Three real processes without a line about tokens, one user in ten anonymous, with random delays,
-clients that go away, time limits, retries, worker threads and work that outlives its request.
+clients that go away, time limits, retries, worker threads and work that outlives its request. Some of
+the threads belong to pools that one user's request makes and other users' requests share.
 
 ``wrong`` counts calls with another user's token, anywhere; ``missing`` counts answered requests in
 which some call had none; ``after_lease`` counts calls with a token from work whose request was over.
@@ -25,7 +26,7 @@ import aiohttp
 from tests.support.processes import BIN, INSTRUMENT, RELAY, Service, service, uvicorn
 from tests.support.soak import ANONYMOUS, token_of
 
-WAYS = ("await", "gather", "to_thread", "executor", "retry", "timeout", "later", "sync")
+WAYS = ("await", "gather", "to_thread", "executor", "pool", "retry", "timeout", "later", "sync")
 CONCURRENCY = 32
 ABORTED_SHARE = 0.05
 ANONYMOUS_SHARE = 0.1

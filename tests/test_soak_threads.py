@@ -6,7 +6,7 @@ from tests import soak_threads
 
 
 def test_no_wrong_and_no_missing_token_through_three_services():
-    """Threads, tasks, retries, time limits, aborts and anonymous callers mixed."""
+    """Threads, pools that users share, tasks, retries, time limits, aborts and anonymous callers mixed."""
     counts, _ = soak_threads.run(requests=400, users=50)
 
     assert counts["answered"] + counts["aborted"] == 400

@@ -5,7 +5,12 @@ The query names the user and the way; no service looks at the token to find out.
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from typing import Any
 
 ANONYMOUS = "0"
 
@@ -33,3 +38,59 @@ class Tally:
             self.counts["wrong"] += token is not None and token != token_of(user)
             self.counts["after_lease"] += late and token is not None
         return token == token_of(user)
+
+
+SUBMIT: tuple[Callable[[ThreadPool, Callable[..., bool], tuple[Any, ...]], list[bool]], ...] = (
+    lambda pool, call, args: [pool.apply(call, args)],
+    lambda pool, call, args: [pool.apply_async(call, args).get(60)],
+    lambda pool, call, args: pool.map(lambda args: call(*args), [args, args]),
+    lambda pool, call, args: pool.map_async(lambda args: call(*args), [args, args], 2).get(60),
+    lambda pool, call, args: pool.starmap(call, [args, args], 1),
+    lambda pool, call, args: pool.starmap_async(call, [args, args]).get(60),
+    lambda pool, call, args: list(pool.imap(lambda args: call(*args), [args, args])),
+    lambda pool, call, args: list(pool.imap(lambda args: call(*args), [args, args], 2)),
+    lambda pool, call, args: list(pool.imap_unordered(lambda args: call(*args), [args, args])),
+    lambda pool, call, args: list(pool.imap_unordered(lambda args: call(*args), [args, args], 2)),
+)
+"""Every method of a pool that submits tasks."""
+
+
+class LazyPool:
+    """A pool of threads, made during the request that needs it first and shared with the requests after it.
+
+    After *uses* requests the next one makes another, so that there is often one that is in use
+    while the request that made it is still being served.
+    """
+
+    def __init__(self, threads: int = 4, uses: int = 25) -> None:
+        self._threads, self._uses = threads, uses
+        self._lock = threading.Lock()
+        self._pool: ThreadPool | None = None
+        self._left = 0
+        self._users: dict[ThreadPool, int] = {}
+        self._ways = itertools.cycle(SUBMIT)
+
+    def run(self, call: Callable[..., bool], *args: Any) -> bool:
+        """Have the pool call *call*, by each of its methods in turn, and return whether all results are true."""
+        with self._taken() as pool:
+            with self._lock:
+                submit = next(self._ways)
+            return all(submit(pool, call, args))
+
+    @contextmanager
+    def _taken(self) -> Iterator[ThreadPool]:
+        with self._lock:
+            if self._pool is None or not self._left:
+                self._pool, self._left = ThreadPool(self._threads), self._uses
+                self._users[self._pool] = 0
+            pool = self._pool
+            self._left -= 1
+            self._users[pool] += 1
+        try:
+            yield pool
+        finally:
+            with self._lock:
+                self._users[pool] -= 1
+                if not self._users[pool] and pool is not self._pool:
+                    del self._users[pool]
+                    pool.close()

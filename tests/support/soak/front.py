@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import httpx
 from fastapi import BackgroundTasks, FastAPI, Request
 
-from tests.support.soak import Tally
+from tests.support.soak import LazyPool, Tally
 
 MIDDLE = os.environ["MIDDLE_URL"]
 MAX_DELAY = 0.004
@@ -21,6 +21,7 @@ LEFT_BEHIND_DELAY = 0.05
 
 tally = Tally()
 pool = ThreadPoolExecutor(8)
+lazy_pool = LazyPool()
 left_behind: set[asyncio.Task[None]] = set()
 
 
@@ -61,6 +62,8 @@ async def front(request: Request, user: str, way: str) -> bool:
         found = [await asyncio.to_thread(ask_by_urllib, _url(user, way="requests"))]
     elif way == "executor":
         found = [await asyncio.wrap_future(pool.submit(ask_by_urllib, _url(user, way="executor")))]
+    elif way == "pool":
+        found = [await asyncio.to_thread(lazy_pool.run, ask_by_urllib, _url(user, way="pool"))]
     elif way == "retry":
         found = [False]
         for attempt in range(3):
@@ -72,7 +75,7 @@ async def front(request: Request, user: str, way: str) -> bool:
         # A breaker's: the thread goes on, and its second call comes after the response.
         found = [await _with_time_limit(user), await ask(client, _url(user, way="requests"))]
     else:
-        task = asyncio.create_task(_later(client, _url(user, way="requests", late=1)))
+        task = asyncio.create_task(_later(client, _url(user, way=random.choice(("requests", "pool")), late=1)))
         left_behind.add(task)
         task.add_done_callback(left_behind.discard)
         found = [True]

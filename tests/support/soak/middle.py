@@ -12,7 +12,7 @@ import requests
 import urllib3
 from flask import Flask, Response, jsonify, request
 
-from tests.support.soak import Tally
+from tests.support.soak import LazyPool, Tally
 
 BACK = os.environ["BACK_URL"]
 MAX_DELAY = 0.004
@@ -21,6 +21,7 @@ SLOW_SECONDS = 0.03
 app = Flask(__name__)
 tally = Tally()
 pool = ThreadPoolExecutor(8)
+lazy_pool = LazyPool()
 session = requests.Session()
 session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=64))
 manager = urllib3.PoolManager(maxsize=64)
@@ -52,6 +53,8 @@ def middle() -> Response | tuple[str, int]:
         is_right &= found == [True]
     elif way == "executor":
         is_right &= all(pool.map(lambda call: call(user, late), (ask, ask_by_urllib3)))
+    elif way == "pool":
+        is_right &= lazy_pool.run(ask, user, late)
     else:
         is_right &= ask(user, late)
     return Response("right" if is_right else "not right")
