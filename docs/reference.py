@@ -43,6 +43,11 @@ The value itself then takes the strict side, which never relays more than was as
 |---|---|
 {strict}
 
+A misspelled name is one as well.
+If `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` is not set, and a variable is whose name differs from it by at most two characters, or by case, the strict side applies.
+A value of `off`, `false`, `no` or `0`, and a blank one, does not count.
+For example, `…_VERIFIY=report` applies `enforce`, until the name is corrected or the variable itself is set.
+
 ## In code
 
 ```python
