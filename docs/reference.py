@@ -43,6 +43,10 @@ The value itself then takes the strict side, which never relays more than was as
 |---|---|
 {strict}
 
+`OTEL_PYTHON_TOKEN_RELAY_VERIFY` and `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` also take the strict side if their name is misspelled.
+That is so if the variable is not set, but one is whose name differs by at most two characters, or by case, and whose value is not blank, `off`, `false`, `no` or `0`.
+For example, `…_VERIFIY=report` applies `enforce`, until the name is corrected or the variable itself is set.
+
 ## In code
 
 ```python

@@ -54,7 +54,8 @@ class DecisionRecorder:
     def prepare(self) -> None:
         """Create the counter now, so that no hop has to. Never raises; without an SDK, the API replaces it later."""
         try:
-            self._counter = self._counter or self._create_counter()
+            if self._counter is None and not is_suppressed(otel_context.get_current()):
+                self._create_counter()
         except Exception:
             _logger.debug("the counter of decisions cannot be created yet", exc_info=True)
 
@@ -63,7 +64,8 @@ class DecisionRecorder:
         try:
             counter = self._counter or self._create_counter()
             # The API's own counter passes measurements on to the SDK's, once there is one.
-            if getattr(counter, "_real_instrument", counter) is not None and type(counter) is not metrics.NoOpCounter:
+            real = getattr(counter, "_real_instrument", counter)
+            if real is not None and type(real) is not metrics.NoOpCounter:
                 return True
             span: Any = context.get(_SPAN_KEY)
             if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:

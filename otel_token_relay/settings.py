@@ -20,6 +20,7 @@ from otel_token_relay import environment_variables as env
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.policy import Destination, split_entries
+from otel_token_relay.spelling import resembles
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
 OnConflict = Literal["keep", "replace"]
@@ -287,7 +288,8 @@ class Settings:
 
         Never raises. A destination that cannot be read is skipped and the others count. Another
         variable that cannot be read takes the strict side; a bad ``…_HEADER`` leaves no
-        destination at all, since the token must not go out under a name nobody chose.
+        destination at all, since the token must not go out under a name nobody chose. So does
+        ``…_VERIFY`` or ``…_REQUIRE_VERIFIED`` if it is not set and a variable of a similar name is.
         """
         problems: list[str] = []
         refused: set[OriginPattern] = set()
@@ -314,6 +316,9 @@ class Settings:
                 values[name] = variable.strict
                 if name == "header":
                     values["destinations"] = ()
+        for name, problem in _misspelled(environ):
+            values[name] = VARIABLES[name].strict
+            skip(VARIABLES[name].name, problem)
         settings = cls(**values)
         if settings.verify != "off" and not (settings.issuers and settings.audience and settings.algorithms):
             skip(env.OTEL_PYTHON_TOKEN_RELAY_VERIFY, "nothing can be verified without issuers, audience and algorithms")
@@ -370,6 +375,27 @@ RELAY_VARIABLES: Final = tuple(
     for name in ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
 )
 """The variables that matter only if the relay is on."""
+
+# Ignoring a misspelled one of these would admit or relay more than was asked for, without a word.
+_GUARDED: Final = ("verify", "require_verified")
+_NAMES: Final = frozenset(variable.name for variable in VARIABLES.values())
+
+
+def _misspelled(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each guarded field that is not set while a variable of a similar name is, and the problem."""
+    missing = {VARIABLES[name].name: name for name in _GUARDED if not environ.get(VARIABLES[name].name, "").strip()}
+    for found in environ:
+        for meant, name in missing.items():
+            if found in _NAMES or not resembles(found, meant):
+                continue
+            text = environ.get(found, "").strip().lower()
+            if text and text not in _FALSE:
+                strict = str(VARIABLES[name].strict).lower()
+                yield (
+                    name,
+                    f"not set, but {ascii(found)[1:-1]} is; correct that name, or set this variable. Until then,"
+                    f" {strict} applies",
+                )
 
 
 def _set(settings: Settings, name: str, value: object) -> None:

@@ -199,16 +199,16 @@ class _Recorder:
     def prepare(self) -> None:
         """Create the counter now, so that no request has to. Never raises."""
         try:
-            self._counter = self._counter or self._create_counter()
+            if self._counter is None:
+                self._create_counter()
         except Exception:  # noqa: BLE001  # the meter is not ours
             _logger.debug("the counter of verifications cannot be created yet")
 
     def record(self, outcome: Outcome, reason: str | None) -> None:
         try:
-            if not is_suppressed(otel_context.get_current()):
-                counter = self._counter or self._create_counter()
-                attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
-                counter.add(1, attributes)
+            counter = self._counter or self._create_counter()
+            attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
+            counter.add(1, attributes)
         except Exception:  # noqa: BLE001  # the meter is not ours; the outcome does not depend on it
             _logger.debug("a verification could not be counted")
         if reason is None:
@@ -219,6 +219,8 @@ class _Recorder:
             _logger.debug("request not let in: %s", reason)
 
     def _create_counter(self) -> metrics.Counter:
+        if is_suppressed(otel_context.get_current()):
+            return metrics.NoOpCounter(COUNTER_NAME)  # not now: the meter provider may be waiting for this request
         self._counter = metrics.get_meter("otel_token_relay").create_counter(
             COUNTER_NAME, unit="{request}", description="Requests by what came of verifying their token."
         )

@@ -1,0 +1,185 @@
+"""h15: a misspelled name of a variable that protects is an error, and the strict value applies."""
+
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay import Settings, install, use_token
+from otel_token_relay.settings import VARIABLES
+from otel_token_relay.spelling import resembles
+from tests.support import apps
+from tests.support.loopback import party
+from tests.support.servers import get, serve_asgi
+from tests.test_cli import run
+
+PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
+VERIFY, REQUIRE = PREFIX + "VERIFY", PREFIX + "REQUIRE_VERIFIED"
+ISSUER = {PREFIX + "ISSUERS": "https://issuer.example", PREFIX + "AUDIENCE": "orders"}
+TOKEN = "h15-callers-token"
+
+MISSPELLED = [
+    pytest.param(VERIFY, PREFIX + "VERIFIY", id="a letter too many"),
+    pytest.param(VERIFY, PREFIX + "VERFY", id="a letter missing"),
+    pytest.param(VERIFY, PREFIX + "VERIVY", id="a wrong letter"),
+    pytest.param(VERIFY, PREFIX + "VERFIY", id="two letters swapped"),
+    pytest.param(VERIFY, PREFIX + "VERIF", id="cut"),
+    pytest.param(VERIFY, PREFIX + "VERIFYER", id="two letters too many"),
+    pytest.param(VERIFY, PREFIX + "_VERIFY", id="an underscore too many"),
+    pytest.param(VERIFY, "OTEL_PYTHON_TOKENRELAY_VERIFY", id="an underscore missing"),
+    pytest.param(VERIFY, "OTEL_PYHTON_TOKEN_RELAY_VERIFY", id="in the prefix"),
+    pytest.param(VERIFY, "OTEL-PYTHON-TOKEN_RELAY_VERIFY", id="hyphens"),
+    pytest.param(VERIFY, VERIFY.lower(), id="in lower case"),
+    pytest.param(VERIFY, "otel_python_token_relay_verifiy", id="a letter too many, in lower case"),
+    pytest.param(VERIFY, VERIFY + " ", id="a blank at the end"),
+    pytest.param(REQUIRE, PREFIX + "REQUIRE_VERIFED", id="required: a letter missing"),
+    pytest.param(REQUIRE, PREFIX + "REQUIRES_VERIFIED", id="required: a letter too many"),
+    pytest.param(REQUIRE, PREFIX + "REQUIRED_VERIFIED", id="required: another ending"),
+    pytest.param(REQUIRE, PREFIX + "REQIURE_VERIFIED", id="required: two letters swapped"),
+    pytest.param(REQUIRE, PREFIX + "REQUIREVERIFIED", id="required: an underscore missing"),
+    pytest.param(REQUIRE, "OTEL_PYTHON_TOKEN_RELEY_REQUIRE_VERIFIED", id="required: in the prefix"),
+]
+
+
+def field(variable: str, settings: Settings) -> object:
+    return settings.verify if variable == VERIFY else settings.require_verified
+
+
+STRICT = {VERIFY: "enforce", REQUIRE: True}
+
+
+@pytest.mark.parametrize("value", ["enforce", "true", "report", "1", "whatever", "s3cret"])
+@pytest.mark.parametrize(("meant", "name"), MISSPELLED)
+def test_h15_the_strict_value_applies(meant: str, name: str, value: str) -> None:
+    """Whatever the value is; the problem names both variables and not the value."""
+    settings = Settings.from_env({name: value, **ISSUER})
+
+    assert field(meant, settings) == STRICT[meant]
+    assert len(settings.problems) == 1
+    assert settings.problems[0].startswith(f"{meant}: ")
+    assert name in settings.problems[0]
+    assert "s3cret" not in settings.problems[0]
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", " off ", "false", "False", "0", "no", "No", "", "   ", "\t"])
+@pytest.mark.parametrize(("meant", "name"), MISSPELLED)
+def test_h15_a_value_that_switches_off_changes_nothing(meant: str, name: str, value: str) -> None:
+    """The default is off already."""
+    settings = Settings.from_env({name: value})
+
+    assert settings == Settings()
+
+
+@pytest.mark.parametrize("value", ["off", "report", "enforce"])
+@pytest.mark.parametrize("name", [PREFIX + "VERIFIY", VERIFY.lower()])
+def test_h15_the_right_name_wins(name: str, value: str) -> None:
+    """What is set under it is what the operator sees working."""
+    settings = Settings.from_env({name: "enforce", VERIFY: value, **ISSUER})
+
+    assert settings.verify == value
+    assert settings.problems == ()
+
+
+def test_h15_a_blank_right_name_is_not_set() -> None:
+    """An empty variable counts as none, as everywhere."""
+    assert Settings.from_env({VERIFY: " ", PREFIX + "VERIFIY": "report", **ISSUER}).verify == "enforce"
+
+
+def test_h15_both_may_be_misspelled_and_one_may_be_twice() -> None:
+    """Each name is one problem."""
+    names = [PREFIX + "VERIFIY", PREFIX + "VERFY", PREFIX + "REQUIRE_VERIFED"]
+    settings = Settings.from_env({**dict.fromkeys(names, "true"), **ISSUER})
+
+    assert (settings.verify, settings.require_verified) == ("enforce", True)
+    assert [name for problem, name in zip(settings.problems, names, strict=True) if name in problem] == names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(variable.name for variable in VARIABLES.values() if variable.name not in (VERIFY, REQUIRE)),
+        "VERIFY",
+        "OTEL_PYTHON_TOKEN_RELAY",
+        "OTEL_PYTHON_TOKEN_RELAY_VERBOSITY",
+        "OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS",
+        "MY_OTEL_PYTHON_TOKEN_RELAY_VERIFY",
+        "OTEL_PYTHON_TRACER_PROVIDER",
+        "PATH",
+        "",
+    ],
+)
+def test_h15_no_other_name_resembles_them(name: str) -> None:
+    """Every variable that exists keeps its meaning."""
+    settings = Settings.from_env({name: "1"})
+
+    assert (settings.verify, settings.require_verified) == ("off", False)
+    assert not any(problem.startswith((f"{VERIFY}:", f"{REQUIRE}:")) for problem in settings.problems)
+
+
+def distance(left: str, right: str) -> int:
+    """Levenshtein's distance, by its definition."""
+    if not left or not right:
+        return len(left) + len(right)
+    if left[0] == right[0]:
+        return distance(left[1:], right[1:])
+    return 1 + min(distance(left[1:], right), distance(left, right[1:]), distance(left[1:], right[1:]))
+
+
+@given(st.text("AB_", max_size=7), st.text("AB_", max_size=7))
+def test_h15_two_edits_are_a_misspelling_and_three_are_not(left: str, right: str) -> None:
+    """The comparison is the definition's, in either direction and any case."""
+    assert resembles(left, right) == resembles(right, left.lower()) == (distance(left, right) <= 2)
+
+
+@given(st.dictionaries(st.text() | st.sampled_from([VERIFY, REQUIRE]).map(lambda name: name[:-1]), st.text()))
+def test_h15_any_environment_is_read(environ: dict[str, str]) -> None:
+    """Reading never raises, whatever the names are."""
+    Settings.from_env(environ)
+
+
+@pytest.mark.parametrize("value", ["enforce", "report"])
+def test_h15_a_misspelled_verify_lets_no_request_in(
+    value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The application is not served unverified, and the log has the error."""
+    monkeypatch.setenv(PREFIX + "VERIFIY", value)
+    with caplog.at_level(logging.ERROR, "otel_token_relay"):
+        install()
+    with serve_asgi(apps.starlette()) as port:
+        status = get(port, "/token", TOKEN).status
+
+    assert status == 503
+    assert [message for message in caplog.messages if PREFIX + "VERIFIY" in message]
+
+
+def test_h15_a_misspelled_require_verified_relays_nothing_unverified(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The token stays, and the log has the error."""
+    monkeypatch.setenv(PREFIX + "REQIURE_VERIFIED", "true")
+    with party() as one:
+        monkeypatch.setenv(PREFIX + "DESTINATIONS", one.url)
+        install()
+        with use_token(TOKEN):
+            httpx.get(one.url, trust_env=False)
+
+    assert one.lines() == [[]]
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert PREFIX + "REQIURE_VERIFIED" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(PREFIX + "VERIFIY", f"{VERIFY} = enforce"), (PREFIX + "REQUIRE_VERIFED", f"{REQUIRE} = true")]
+)
+def test_h15_check_exits_with_1(name: str, shown: str) -> None:
+    """It shows the value that applies as one that was not written so, and the problem."""
+    status, output = run("check", **{name: "true", "OTEL_PROPAGATORS": "tracecontext,token_relay", **ISSUER})
+
+    assert status == 1
+    assert f"{shown}  (not as written, see Problems)" in output
+    assert name in output
