@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from otel_token_relay.redaction.rules import Interval, is_random
+from otel_token_relay.redaction.rules import Interval, is_random, looks_like_credential
 
 # Shorter ones are found as a whole or not at all: parts of them are words.
 _SHORTEST_TOKEN: Final = 8
@@ -232,7 +232,7 @@ def secrets_with(values: tuple[str, ...], remembered: tuple[str, ...]) -> Secret
 
 def forget_secrets() -> None:
     """Drop every token that is kept here."""
-    for function in (secrets_of_one, secrets_of, secrets_with, _index_of, _coded_anchors, is_random):
+    for function in (secrets_of_one, secrets_of, secrets_with, _index_of, _coded_anchors, looks_like_credential):
         function.cache_clear()
 
 

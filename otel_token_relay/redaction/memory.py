@@ -304,6 +304,10 @@ def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
     span: Any = context.get(_SPAN_KEY)
     if trace_id is None:
         trace_id = 0 if span is None else span.get_span_context().trace_id
+    if token is not None and _is_own(token):
+        own = secrets_of_one(token.reveal())
+        if not trace_id or MEMORY.young.get(trace_id) is own:
+            return own  # nearly always
     if not trace_id:
         found = NOTHING if token is None else _secrets(NOTHING, token, NOTHING)
         return MEMORY.here() if found is NOTHING else found
@@ -334,8 +338,6 @@ def _secrets(held: Secrets, token: BearerToken | None, trace: Secrets) -> Secret
     own, remembered = held.values, trace.values
     if token is not None and (value := token.reveal()) not in own:
         if _is_own(token):
-            if not own and len(remembered) == 1 and value in remembered:
-                return trace  # nearly always
             own = (*own, value)
         elif value not in remembered and MEMORY.is_lasting(token):
             remembered = (*remembered, value)

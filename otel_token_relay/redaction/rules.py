@@ -245,6 +245,7 @@ _LONGEST_NAME: Final = 64
 _MOST_JUDGED: Final = 512
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def looks_like_credential(token: str) -> bool:
     """Return whether a token is so random that no telemetry of other requests contains it by chance.
 
@@ -259,7 +260,6 @@ def looks_like_credential(token: str) -> bool:
     return len(token) >= _SHORTEST_CREDENTIAL and is_random(token[start:])
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def is_random(text: str) -> bool:
     """Return whether a text is more than words, numbers and the usual identifiers."""
     count = 0
