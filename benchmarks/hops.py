@@ -8,6 +8,9 @@ taken off. The yardstick is OpenTelemetry writing two entries of baggage into ``
 from __future__ import annotations
 
 import asyncio
+import http.client
+import socket
+import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,9 +19,12 @@ from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
+import aiohttp
+import httpcore
 import httpx
 import httpx2
 import requests
+import urllib3.connectionpool
 import yarl
 from aiohttp import ClientRequest
 from multidict import CIMultiDict
@@ -28,6 +34,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from urllib3.connection import HTTPSConnection
 
 from benchmarks.figures import Figure, figure
 from benchmarks.measure import Effort, Round, Timing, awaited, side_by_side, statement, with_each
@@ -78,6 +85,9 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
     """Time one hop of httpx or httpx2: each request is new, with the copy of the headers that instrumentation makes."""
 
     class Transport:
+        def __init__(self) -> None:
+            self._pool = httpcore.ConnectionPool()
+
         def handle_request(self, request: Any) -> None: ...
 
         async def handle_async_request(self, request: Any) -> None: ...
@@ -99,11 +109,12 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
 
 
 def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timing:
-    """Time one attempt of a urllib3 pool, called as ``urlopen`` calls it."""
+    """Time one attempt of a urllib3 pool, called as ``urlopen`` calls it, on a connection that is open."""
+
+    connection: Any = HTTPSConnection("profile-service", 8443)
+    connection.sock = SimpleNamespace(proto=socket.IPPROTO_TCP)
 
     class HTTPConnectionPool:
-        scheme, host, port, proxy = "https", "profile-service", 8443, None
-
         def _make_request(
             self,
             conn: Any,
@@ -121,30 +132,34 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
         ) -> None: ...
 
     if relay is not None:
-        urllib3_client.patch(
-            cast("ModuleType", SimpleNamespace(HTTPConnectionPool=HTTPConnectionPool)), relay, Patches()
-        )
+        module = SimpleNamespace(**vars(urllib3.connectionpool))
+        module.HTTPConnectionPool = HTTPConnectionPool
+        urllib3_client.patch(cast("ModuleType", module), relay, Patches())
     code = (
-        "pool._make_request(None, 'GET', '/users/42/profile?fields=name', timeout=None, body=None, headers=headers,"
-        " chunked=False, retries=None, response_conn=None, preload_content=True, decode_content=True, **response_kw)"
+        "pool._make_request(connection, 'GET', '/users/42/profile?fields=name', timeout=None, body=None,"
+        " headers=headers, chunked=False, retries=None, response_conn=None, preload_content=True,"
+        " decode_content=True, **response_kw)"
     )
-    return statement(code, {"pool": HTTPConnectionPool(), "headers": headers, "response_kw": {}}, context)
+    names = {"pool": HTTPConnectionPool(), "connection": connection, "headers": headers, "response_kw": {}}
+    return statement(code, names, context)
 
 
 def urllib_timing(relay: Relay | None, context: Context) -> Timing:
     """Time one hop of urllib.request."""
 
     class AbstractHTTPHandler:
-        def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> None: ...
+        def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> None:
+            http_class(req.host, timeout=req.timeout, **http_conn_args)
 
     if relay is not None:
-        module = cast("ModuleType", SimpleNamespace(AbstractHTTPHandler=AbstractHTTPHandler))
+        module = cast("ModuleType", SimpleNamespace(AbstractHTTPHandler=AbstractHTTPHandler, http=http))
         urllib_client.patch(module, relay, Patches())
     headers = {name: value for name, value in OUTGOING.items() if name != "Host"}
     pattern = urllib.request.Request(URL, headers=headers)
     pattern.add_unredirected_header("Host", "profile-service:8443")
-    handler = AbstractHTTPHandler()
-    return with_each(partial(_twin, pattern), lambda request: handler.do_open(None, request, context=None), context)
+    pattern.timeout = 10
+    send = partial(AbstractHTTPHandler().do_open, http.client.HTTPSConnection, context=ssl.create_default_context())
+    return with_each(partial(_twin, pattern), send, context)
 
 
 def _twin(request: Any) -> Any:
@@ -165,9 +180,12 @@ def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context
         async def _on_headers_request_sent(self, method: str, url: Any, headers: Any) -> None: ...
 
     if relay is not None:
-        aiohttp_client.patch(cast("ModuleType", SimpleNamespace(ClientRequest=Request)), relay, Patches())
+        aiohttp_client.patch(
+            cast("ModuleType", SimpleNamespace(ClientRequest=Request, hdrs=aiohttp.hdrs)), relay, Patches()
+        )
     request = Request("GET", yarl.URL(URL), headers=CIMultiDict(OUTGOING), loop=runner.get_loop())
-    return awaited(runner, request.send, None, context=context)
+    transport = asyncio.Transport({"peername": ("127.0.0.1", 8443)})
+    return awaited(runner, request.send, SimpleNamespace(transport=transport), context=context)
 
 
 def clients(runner: asyncio.Runner) -> Iterator[Client]:

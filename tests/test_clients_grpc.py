@@ -136,7 +136,7 @@ def test_what_kind_of_channel_it_is(credentials, scheme, has_credentials):
         made = credentials(grpc.access_token_call_credentials("own"))
     else:
         made = credentials()
-    channel = _read_credentials("a:1", made)
+    channel = _read_credentials("a:1", made, ())
 
     assert (channel.scheme, channel.has_credentials) == (scheme, has_credentials)
 

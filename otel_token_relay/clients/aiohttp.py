@@ -10,28 +10,35 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Parts, Relay
+from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the requests of *module*, which is ``aiohttp.client_reqrep``."""
+    # aiohttp's own kind of name, which is put into lower case once.
+    name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
+    replaces = relay.settings.on_conflict == "replace"
 
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
             # CONNECT goes to the proxy in clear text.
-            value = None if self.method == "CONNECT" else relay.hop(self, _parts_of, _carries)
+            value = None if self.method == "CONNECT" else relay.hop((self, conn), _parts_of, _carries)
             if value is None:
                 return await original(self, conn)
-            headers, name = self.headers, relay.settings.header
-            self._token_relay_covers = covered = headers.getall(name, [])
+            headers = self.headers
+            self._token_relay_covers = covered = headers.getall(name, []) if replaces else []
             headers[name] = value
             del value  # error trackers send the local variables of every frame that an exception passes
             try:
                 return await original(self, conn)
             finally:
                 del self._token_relay_covers
-                _restore(headers, name, covered)
+                if covered:
+                    _restore(headers, name, covered)
+                else:
+                    headers.popall(name, None)
 
         return send
 
@@ -41,7 +48,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             covered = getattr(self, "_token_relay_covers", None)
             if covered is not None:
                 headers = headers.copy()
-                _restore(headers, relay.settings.header, covered)
+                _restore(headers, name, covered)
             return original(self, method, url, headers)
 
         return _on_headers_request_sent
@@ -56,10 +63,20 @@ def _restore(headers: Any, name: str, values: list[str]) -> None:
         headers.add(name, value)
 
 
-def _parts_of(request: Any) -> Parts:
+def _parts_of(call: tuple[Any, Any]) -> Parts:
+    request, connection = call
+    # A connector may have connected to a Unix socket or a pipe, whatever the URL is.
+    if not is_ip_peer(connection.transport.get_extra_info("peername")):
+        raise ValueError("this connection is no TCP connection")
     url = request.url
+    if request.proxy and not request.is_ssl():
+        return origin_of_proxied(str(url))
+    if not url.raw_path_qs.startswith("/"):
+        raise ValueError("the target of this request is no path")
+    if request.server_hostname:
+        check_tls_name(request.server_hostname, url.raw_host)
     return url.scheme, url.raw_host, url.port
 
 
-def _carries(request: Any, name: str) -> bool:
-    return name in request.headers
+def _carries(call: tuple[Any, Any], name: str) -> bool:
+    return name in call[0].headers

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections import namedtuple
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from otel_token_relay.clients.connections import check_tls_name
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Parts, Relay
 
@@ -37,6 +38,9 @@ _SCHEMES = frozenset(
 _TLS = frozenset({"SSLChannelCredentials"})
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
+# The options by which TLS is given another name than the target's.
+_TLS_NAMES = frozenset({"grpc.ssl_target_name_override", "grpc.default_authority"})
+
 
 class _Channel(NamedTuple):
     """Where a channel goes, and whether it adds credentials that nobody sees."""
@@ -46,22 +50,24 @@ class _Channel(NamedTuple):
     has_credentials: bool
     # insecure_channel(target, options, compression, interceptors) of aio; secure_channel has credentials too.
     interceptors_position: int
+    tls_names: tuple[Any, ...] = ()
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the functions that make a channel in *module*, which is ``grpc`` or ``grpc.aio``."""
-    join = _join_aio if module.__name__ == "grpc.aio" else _join
+    join = _joiner_aio(module, relay) if module.__name__ == "grpc.aio" else _joiner(module, relay)
 
     def build_insecure(original: Function) -> Function:
         def insecure_channel(target: str, *args: Any, **kwargs: Any) -> Any:
-            return join(module, relay, _Channel("http", target, False, 3), original, (target, *args), kwargs)
+            return join(_Channel("http", target, False, 3), original, (target, *args), kwargs)
 
         return insecure_channel
 
     def build_secure(original: Function) -> Function:
-        def secure_channel(target: str, credentials: Any, *args: Any, **kwargs: Any) -> Any:
-            channel = _read_credentials(target, credentials)
-            return join(module, relay, channel, original, (target, credentials, *args), kwargs)
+        def secure_channel(target: str, credentials: Any, options: Any = None, *args: Any, **kwargs: Any) -> Any:
+            options = () if options is None else tuple(options)
+            channel = _read_credentials(target, credentials, options)
+            return join(channel, original, (target, credentials, options, *args), kwargs)
 
         return secure_channel
 
@@ -69,14 +75,13 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     patches.wrap(module, "secure_channel", build_secure)
 
 
-def _read_credentials(target: str, credentials: Any) -> _Channel:
+def _read_credentials(target: str, credentials: Any, options: tuple[Any, ...]) -> _Channel:
     kind = type(getattr(credentials, "_credentials", None)).__name__
-    if kind in _TLS:
-        return _Channel("https", target, False, 4)
     if kind in _PLAIN:
         return _Channel("http", target, False, 4)
+    names = tuple(option[1] for option in options if option[0] in _TLS_NAMES)
     # Composite ones write an authorization of their own, below every interceptor.
-    return _Channel("https", target, True, 4)
+    return _Channel("https", target, kind not in _TLS, 4, names)
 
 
 def _parts_of(call: tuple[_Channel, Any]) -> Parts:
@@ -86,7 +91,11 @@ def _parts_of(call: tuple[_Channel, Any]) -> Parts:
         found = _read_address(target)
     if found is None:
         raise ValueError("this target does not name one host")
-    return scheme, found["host"].strip("[]"), int(found["port"] or DEFAULT_PORT)
+    host = found["host"].strip("[]")
+    for name in call[0].tls_names:
+        named = _read_target(name)
+        check_tls_name(named and named["host"].strip("[]"), host)
+    return scheme, host, int(found["port"] or DEFAULT_PORT)
 
 
 def _carries(call: tuple[_Channel, Any], name: str) -> bool:
@@ -113,19 +122,28 @@ def _replace(details: Any, metadata: Iterable[tuple[str, Any]]) -> _Details:
     return _Details(**{**values, "metadata": metadata})
 
 
-def _join(module: Any, relay: Relay, channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
+# Adds the interceptor to a channel: given where it goes, and the function that makes it with its arguments.
+Join = Callable[[_Channel, Function, Any, Any], Any]
+
+
+def _joiner(module: Any, relay: Relay) -> Join:
     def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
-        metadata = _with_token(relay, channel, details)
+        metadata = _with_token(relay, self.channel, details)
         return continuation(details if metadata is None else _replace(details, metadata), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
-    ours = type("TokenRelayInterceptor", bases, {f"intercept_{kind}": intercept for kind in _KINDS})
-    return module.intercept_channel(original(*args, **kwargs), ours())
+    # Made once: a class leads to itself, so that one for each channel would be left to the garbage collector.
+    interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
+
+    def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
+        return module.intercept_channel(original(*args, **kwargs), interceptor(channel))
+
+    return join
 
 
-def _join_aio(module: Any, relay: Relay, channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
+def _joiner_aio(module: Any, relay: Relay) -> Join:
     async def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
-        metadata = _with_token(relay, channel, details)
+        metadata = _with_token(relay, self.channel, details)
         if metadata is not None:
             values = (details.method, details.timeout, module.Metadata(*metadata), details.credentials)
             details = module.ClientCallDetails(*values, details.wait_for_ready)
@@ -133,13 +151,25 @@ def _join_aio(module: Any, relay: Relay, channel: _Channel, original: Function, 
 
     # A channel sorts its interceptors by class and takes each for one kind of call.
     bases = {kind: getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS}
-    ours = [type("TokenRelayInterceptor", (base,), {f"intercept_{kind}": intercept})() for kind, base in bases.items()]
-    position = channel.interceptors_position
-    if len(args) > position:
-        args = (*args[:position], [*(args[position] or ()), *ours], *args[position + 1 :])
-    else:
-        kwargs["interceptors"] = [*(kwargs.get("interceptors") or ()), *ours]
-    return original(*args, **kwargs)
+    interceptors = [_interceptor_class((base,), {f"intercept_{kind}": intercept}) for kind, base in bases.items()]
+
+    def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
+        ours = [interceptor(channel) for interceptor in interceptors]
+        position = channel.interceptors_position
+        if len(args) > position:
+            args = (*args[:position], [*(args[position] or ()), *ours], *args[position + 1 :])
+        else:
+            kwargs["interceptors"] = [*(kwargs.get("interceptors") or ()), *ours]
+        return original(*args, **kwargs)
+
+    return join
+
+
+def _interceptor_class(bases: tuple[type, ...], methods: dict[str, Function]) -> Any:
+    def __init__(self: Any, channel: _Channel) -> None:
+        self.channel = channel
+
+    return type("TokenRelayInterceptor", bases, {"__init__": __init__, **methods})
 
 
 def _camel(kind: str) -> str:

@@ -6,46 +6,68 @@ request that goes out. The caller's request is not touched: the transport gets a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MethodType, ModuleType
-from typing import Any
+from typing import Any, Final
 
+from otel_token_relay.clients.connections import check_tls_name
+from otel_token_relay.origin import Origin
 from otel_token_relay.patching import Function, Patches, Proxy
 from otel_token_relay.relay import Parts, Relay
 
 SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
 ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
 
+PartsOf = Callable[[tuple[Any, Any]], Parts]
+
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the transports of *module*, which is httpx or httpx2."""
-    headers_class = module.Headers
+    headers_class, header = module.Headers, relay.settings.header
+    wanted, length = relay.header.encode("ascii"), len(relay.header)
     hooked: dict[Function, Function] = {}
 
-    def decided(request: Any) -> Any:
-        # No frame that an exception passes may hold the value: error trackers send local variables.
-        value = relay.hop(request, _parts_of, _carries)
-        if value is None:
-            return request
+    def carries(call: tuple[Any, Any], _: str) -> bool:
+        # `in` finds out the encoding first, by decoding every header: instrumentation hands on a fresh copy each time.
+        return wanted in [key.lower() for key, _ in call[1].headers.raw if len(key) == length]
+
+    def with_header(request: Any, value: str) -> Any:
         # The library's own way to copy a request drops its stream. Everything but the headers
         # is shared, so that a body is still read from where it lies.
         headers = headers_class(request.headers)
-        headers[relay.settings.header] = value
+        headers[header] = value
+        try:
+            if (encoding := request.headers._encoding) is not None:  # not copied; ours is ASCII, whatever it is
+                headers.encoding = encoding
+        except AttributeError:
+            pass
         twin = object.__new__(type(request))
         twin.__dict__ = fields = request.__dict__.copy()
         fields["headers"] = headers
         return twin
 
-    def build_sync(original: Function) -> Function:
+    # Error trackers send the local variables of every frame that an exception passes, so the value is
+    # gone from ours before the request is sent.
+    def build_sync(parts_of: PartsOf, original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
-            return original(self, decided(request))
+            value = relay.hop((self, request), parts_of, carries)
+            if value is not None:
+                request = with_header(request, value)
+                del value
+            return original(self, request)
 
         hooked[original] = handle_request
         return handle_request
 
-    def build_async(original: Function) -> Function:
+    def build_async(parts_of: PartsOf, original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
-            return await original(self, decided(request))
+            value = relay.hop((self, request), parts_of, carries)
+            if value is not None:
+                request = with_header(request, value)
+                del value
+            return await original(self, request)
 
         hooked[original] = handle_async_request
         return handle_async_request
@@ -63,9 +85,11 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         return build
 
     for name in SYNC_TRANSPORTS:
-        patches.wrap(getattr(module, name), "handle_request", build_sync)
+        parts_of = _parts_of_pooled if name == "HTTPTransport" else _parts_of
+        patches.wrap(getattr(module, name), "handle_request", partial(build_sync, parts_of))
     for name in ASYNC_TRANSPORTS:
-        patches.wrap(getattr(module, name), "handle_async_request", build_async)
+        parts_of = _parts_of_pooled if name == "AsyncHTTPTransport" else _parts_of
+        patches.wrap(getattr(module, name), "handle_async_request", partial(build_async, parts_of))
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
         if "_transport_for_url" in vars(client):  # private: without it those transports get nothing
             patches.wrap(client, "_transport_for_url", router(method))
@@ -94,13 +118,57 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
             return
 
 
-def _parts_of(request: Any) -> Parts:
-    url = request.url
+# Bytes of a path and query (RFC 9112, section 3.2.1). Two slashes at the start could be read as an authority.
+_is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
+# httpcore's own, which connect to the host that they are given.
+_backends: Final[set[type]] = set()
+
+
+def _parts_of_pooled(call: tuple[Any, Any]) -> Parts:
+    pool = call[0]._pool
+    try:
+        if pool._uds is not None:
+            raise ValueError("this transport connects to a Unix socket")
+        if type(pool._network_backend) not in _backends:
+            _learn(type(pool._network_backend))
+    except AttributeError:
+        if _is_httpcores(type(pool)):
+            raise
+        # A pool of the application's own is like a transport of its own.
+    return _parts_of(call)
+
+
+def _parts_of(call: tuple[Any, Any]) -> Parts:
+    request = call[1]
+    url, extensions = request.url, request.extensions
     # raw_host is what goes to the resolver: already IDNA 2008, whatever the URL looked like.
-    return url.scheme, url.raw_host.decode("ascii"), url.port
+    parts = url.scheme, url.raw_host.decode("ascii"), url.port
+    if "target" in extensions:
+        _check_target(extensions["target"], request, parts)
+    if "sni_hostname" in extensions:
+        check_tls_name(extensions["sni_hostname"] or parts[1], parts[1])
+    return parts
 
 
-def _carries(request: Any, name: str) -> bool:
-    # `in` finds out the encoding first, by decoding every header: instrumentation hands on a fresh copy each time.
-    wanted = name.encode("ascii")
-    return wanted in [key.lower() for key, _ in request.headers.raw if len(key) == len(wanted)]
+def _learn(backend: type) -> None:
+    """Take up a backend that httpcore brings, so that no class of an application is kept alive here."""
+    if not _is_httpcores(backend):
+        raise ValueError("this transport is connected by other code than httpcore's")
+    _backends.add(backend)
+
+
+def _is_httpcores(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("httpcore", "httpcore2")
+
+
+def _check_target(target: Any, request: Any, parts: Parts) -> None:
+    """Check what is sent in place of the URL's path: a forward proxy takes the destination from it.
+
+    Raises:
+        ValueError: It names a destination itself, or leaves that to a ``Host`` which is not the URL's.
+    """
+    if not isinstance(target, bytes) or (target != b"*" and not _is_path(target)):
+        raise ValueError("the target of this request is no path")
+    hosts = [value for key, value in request.headers.raw if key.lower() == b"host"]
+    if [Origin.parse(f"{parts[0]}://{host.decode('ascii')}") for host in hosts] != [Origin.of(*parts)]:
+        raise ValueError("the Host header is not the host of the URL")

@@ -1,7 +1,7 @@
 """Tornado's AsyncHTTPClient, in its standard implementation, which needs no library.
 
-Every hop is a connection of its own, and its headers are written once, so ours is added to a copy
-there: a header of the request itself would go along with a redirect.
+Every hop is a connection of its own, and its headers are written once. Ours is added there: a header of
+the request itself would go along with a redirect.
 
 The client starts waiting requests from whichever request is done first, in that one's context. So
 the context is taken in ``fetch`` and put back in ``run``.
@@ -9,11 +9,13 @@ the context is taken in ``fetch`` and put back in ``run``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay.clients.connections import is_tcp
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Parts, Relay
 
@@ -22,6 +24,26 @@ _CONTEXT_NAME = "_token_relay_context"
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``tornado.simple_httpclient``."""
+
+    class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
+        """The headers of a request, and ours after them for the one who writes all of them.
+
+        Not a copy: Tornado's own validates what a request without a token may send, and what Tornado sets
+        while it writes belongs to the request. So the two have one state.
+        """
+
+        __slots__ = ("_headers", "_ours")
+
+        def __init__(self, headers: Any, name: str, value: str) -> None:
+            self.__dict__ = headers.__dict__  # type: ignore[misc]
+            self._headers = headers
+            self._ours = name, value
+
+        def get_all(self) -> Iterator[tuple[str, str]]:
+            for name, value in self._headers.get_all():
+                if name.lower() != relay.header:  # one that is to be replaced
+                    yield name, value
+            yield self._ours
 
     def build_fetch(original: Function) -> Function:
         def fetch_impl(self: Any, request: Any, callback: Any) -> Any:
@@ -50,10 +72,12 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             write_headers = connection.write_headers
 
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
+                # The wrapper holds the connection: staying on it would keep both until a garbage collection.
+                connection.__dict__.pop("write_headers", None)
                 value = relay.hop((self, headers), _parts_of, _carries)
                 if value is not None:
-                    headers = headers.copy()
-                    headers[relay.settings.header] = value
+                    headers = WithToken(headers, relay.settings.header, value)
+                    del value  # error trackers send the local variables of every frame that an exception passes
                 return write_headers(start_line, headers, *args, **kwargs)
 
             connection.write_headers = write_with_token
@@ -63,6 +87,8 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
     def _parts_of(call: tuple[Any, Any]) -> Parts:
         hop = call[0]
+        if not is_tcp(hop.stream.socket):  # a resolver may name a Unix socket
+            raise ValueError("this connection is no TCP connection")
         _, port = module.httputil.split_host_and_port(hop.parsed.netloc.rpartition("@")[2])
         # As the resolver will encode it, which is IDNA 2003.
         return hop.parsed.scheme, hop.parsed_hostname.encode("idna").decode("ascii"), port

@@ -2,61 +2,132 @@
 
 ``do_open`` runs once for each request that goes out, redirects included. A ``Request`` may be
 used again, by another thread at the same moment even, so ours is put on a copy.
+
+Its connection decides where the request goes. One of a class that is not http.client's is made for the
+decision, and the request then uses it.
 """
 
 from __future__ import annotations
 
+import socket
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.clients.connections import function_of, is_tcp
 from otel_token_relay.clients.names import lower
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
+# The request, and what makes its connection.
+Call = tuple[Any, Function]
+
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the handlers of *module*, which is ``urllib.request``."""
+    destinations = Destinations(module)
+    own_classes, parts_of = destinations.classes, destinations.parts_of
+    header = relay.settings.header
+    replaces = relay.settings.on_conflict == "replace"
 
-    def decided(request: Any) -> Any:
-        # No frame that an exception passes may hold the value: error trackers send local variables.
-        value = relay.hop(request, _parts_of, _carries)
-        if value is None:
-            return request
+    def with_header(request: Any, value: str) -> Any:
         twin = object.__new__(type(request))
         twin.__dict__ = request.__dict__.copy()
         own = dict(request.unredirected_hdrs)
-        if relay.settings.on_conflict == "replace":
+        if replaces:
             own = {key: v for key, v in own.items() if lower(key) != relay.header}
             twin.headers = {key: v for key, v in request.headers.items() if lower(key) != relay.header}
-        own[relay.settings.header] = value
+        own[header] = value
         twin.unredirected_hdrs = own
         return twin
 
     def build(original: Function) -> Function:
         def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
-            return original(self, http_class, decided(req), **http_conn_args)
+            if http_class not in own_classes:
+                http_class = _once(http_class, req, http_conn_args)
+            value = relay.hop((req, http_class), parts_of, _carries)
+            if value is not None:
+                req = with_header(req, value)
+                # Error trackers send the local variables of every frame that an exception passes.
+                del value
+            return original(self, http_class, req, **http_conn_args)
 
         return do_open
 
     patches.wrap(module.AbstractHTTPHandler, "do_open", build)
 
 
-def _parts_of(request: Any) -> Parts:
-    if request._tunnel_host:
-        # Not always TLS: a request that is given another URL keeps its tunnel.
-        authority = request._tunnel_host
-    elif request.has_proxy():
-        return origin_of_proxied(request.full_url)
-    else:
-        authority = request.host
-    # http.client splits the port off what it is given, and sockets encode a name by IDNA 2003.
+def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:
+    """Return what makes one connection, for the decision, and gives it to the request afterwards."""
+    made: list[Any] = []
+
+    def connection(*_: Any, **__: Any) -> Any:
+        if not made:
+            made.append(http_class(request.host, timeout=request.timeout, **arguments))
+        return made[0]
+
+    return connection
+
+
+class Destinations:
+    """Read where a connection of http.client goes, which its own code must open.
+
+    Attributes:
+        classes: Those of http.client, of which nothing but their ``connect`` needs a look.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        client = module.http.client
+        self.classes = frozenset({client.HTTPConnection, client.HTTPSConnection})
+        self._scheme_of_connect = {
+            function_of(client.HTTPConnection, "connect"): "http",
+            function_of(client.HTTPSConnection, "connect"): "https",
+        }
+
+    def parts_of(self, call: Call) -> Parts:
+        """Return the destination of one request.
+
+        Raises:
+            ValueError: There is none, or more than one.
+            KeyError: The connection is opened by other code.
+        """
+        request, http_class = call
+        connect = getattr(http_class, "connect", None)
+        if connect is not None:
+            scheme = self._scheme_of_connect[connect]
+            host, port = _split(request.host)
+        else:
+            connection = http_class()
+            scheme = self._scheme_of_connect[connection.connect.__func__]
+            if connection._create_connection is not socket.create_connection:
+                raise ValueError("this connection is opened by a function of its own")
+            if connection.sock is not None and not is_tcp(connection.sock):
+                raise ValueError("this connection is no TCP connection")
+            host, port = connection.host, connection.port
+        target = request.selector
+        if request._tunnel_host:
+            # Not always TLS: a request that is given another URL keeps its tunnel.
+            host, port = _split(request._tunnel_host)
+        elif request.has_proxy():
+            if len(request.get_method().split()) != 1:
+                raise ValueError("the method of this request has a target of its own")
+            return origin_of_proxied(target)
+        if target and not target.startswith("/"):
+            raise ValueError("the target of this request is no path")
+        # Sockets encode a name by IDNA 2003.
+        if not host.isascii():
+            host = host.encode("idna").decode("ascii")
+        return scheme, host, port
+
+
+def _split(authority: str) -> tuple[str, int | None]:
+    """Split off the port as http.client does."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""
-    if not host.isascii():
-        host = host.encode("idna").decode("ascii")
-    return request.type, host, int(port) if port else None
+    return host, int(port) if port else None
 
 
-def _carries(request: Any, name: str) -> bool:
-    return name in [lower(key) for headers in (request.headers, request.unredirected_hdrs) for key in headers]
+def _carries(call: Call, name: str) -> bool:
+    request, length = call[0], len(name)
+    keys = [*request.headers, *request.unredirected_hdrs]
+    return name in [lower(key) for key in keys if len(key) == length]

@@ -3,13 +3,17 @@
 ``_make_request`` runs once for each attempt that goes out, after retries and redirects were
 decided, and its headers are the pool's own argument. ``urlopen`` calls itself for a retry and
 would take our header of the first attempt for the caller's.
+
+The connection decides, not the pool: a pool for a Unix socket has a host, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.clients.connections import TCP, check_tls_name, function_of, is_tcp
 from otel_token_relay.clients.names import lower
 from otel_token_relay.origin import Origin
 from otel_token_relay.patching import Function, Patches
@@ -18,15 +22,29 @@ from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
+    parts_of = destinations(module)
+    multiple = module.HTTPHeaderDict
+    header = relay.settings.header
+    replaces = relay.settings.on_conflict == "replace"
+
+    def with_header(headers: Any, value: str) -> Any:
+        if headers is None:
+            return {header: value}
+        copy = headers.copy() if type(headers) is dict else _copy(headers, multiple)
+        if replaces:
+            for key in [key for key in copy if lower(key) == relay.header]:
+                del copy[key]
+        copy[header] = value
+        return copy
 
     def build(original: Function) -> Function:
         # The arguments are handed on as they came: naming them makes the call twice as dear.
         def _make_request(*args: Any, **kwargs: Any) -> Any:
             if len(args) == 4:  # self, conn, method, url: how every release calls it
                 headers = kwargs.get("headers")
-                value = relay.hop((args[0], args[3], headers), _parts_of, _carries)
+                value = relay.hop((args, headers), parts_of, _carries)
                 if value is not None:
-                    kwargs["headers"] = _with_header(headers, relay, value)
+                    kwargs["headers"] = with_header(headers, value)
                     # Error trackers send the local variables of every frame that an exception passes,
                     # and find a token under the name of its header only.
                     del value
@@ -37,34 +55,104 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     patches.wrap(module.HTTPConnectionPool, "_make_request", build)
 
 
-def _parts_of(call: tuple[Any, str, Any]) -> Parts:
-    pool, url, _ = call
-    own = pool.scheme, pool.host, pool.port
+def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
+    """Return what reads where a connection goes, which urllib3's own code opens by TCP or through a SOCKS proxy."""
+    # Functions of urllib3 only, so that nothing of an application is kept alive here.
+    scheme_of_connect = {
+        function_of(module.HTTPConnection, "connect"): "http",
+        function_of(module.HTTPSConnection, "connect"): "https",
+    }
+    opens_socket = {function_of(module.HTTPConnection, "_new_conn")}
+
+    def learn(kind: Any) -> str:
+        """Take up what the parts of urllib3 have that are imported later: SOCKS, HTTP/2."""
+        connect, new_conn = (function_of(_owner(kind, name), name) for name in ("connect", "_new_conn"))
+        for function in (connect, new_conn):
+            if not function.__globals__["__name__"].startswith("urllib3."):
+                raise ValueError("this connection is not opened by urllib3")
+        opens_socket.add(new_conn)
+        scheme = "https" if issubclass(_owner(kind, "connect"), module.HTTPSConnection) else "http"
+        scheme_of_connect[connect] = scheme
+        return scheme
+
+    def parts_of(call: tuple[Any, Any]) -> Parts:
+        """Return the destination of one call of ``_make_request``, given its positional arguments and its headers.
+
+        Raises:
+            ValueError: There is none, or more than one.
+            AttributeError: The connection is not one of urllib3's.
+        """
+        _, connection, _, url = call[0]
+        kind = type(connection)
+        try:
+            scheme = scheme_of_connect[kind.connect]
+        except KeyError:
+            scheme = learn(kind)
+        if kind._new_conn not in opens_socket:
+            learn(kind)
+        attributes = connection.__dict__
+        if "connect" in attributes or "_new_conn" in attributes:
+            raise ValueError("this connection is opened by a function of its own")
+        opened = connection.sock
+        try:
+            # What `is_tcp` begins with; the call would cost as much again.
+            must_ask = opened is not None and opened.proto != TCP
+        except AttributeError:
+            must_ask = True
+        if must_ask and not is_tcp(opened):
+            raise ValueError("this connection is no TCP connection")
+        tunnel = connection._tunnel_host
+        own: Parts
+        if tunnel is None:
+            own = scheme, connection._dns_host, connection.port
+        else:
+            own = scheme, tunnel, connection._tunnel_port
+        if scheme == "https" and connection.server_hostname is not None:
+            check_tls_name(connection.server_hostname, own[1])
+        if connection.proxy is None and url.startswith("/"):
+            return own
+        return _told(own, connection, url)
+
+    return parts_of
+
+
+def _told(own: Parts, connection: Any, url: str) -> Parts:
+    """Return the destination of a request that a proxy is told, or that a tunnel leads to."""
+    proxy = connection.proxy
     if url.startswith("/"):
+        if connection._tunnel_host is None:
+            raise ValueError("a forward proxy is not told the destination")
         return own
-    # A forward proxy is told the destination by the URL; a tunnel's pool names it.
     destination = origin_of_proxied(url)
-    proxy = pool.proxy
     is_proxys = proxy is not None and Origin.of(*own) == Origin.of(proxy.scheme, proxy.host, proxy.port)
     if not is_proxys and destination != Origin.of(*own):
         raise ValueError("the connection and the URL name two destinations")
     return destination
 
 
-def _carries(call: tuple[Any, str, Any], name: str) -> bool:
-    return name in [lower(key) for key in call[2] or () if len(key) == len(name)]
+def _owner(kind: type, name: str) -> type:
+    return next(owner for owner in kind.__mro__ if name in vars(owner))
 
 
-def _with_header(headers: Any, relay: Relay, value: str) -> Any:
-    name = relay.settings.header
-    if headers is None:
-        return {name: value}
-    if hasattr(headers, "lower_items"):  # requests': no name repeats, and its own copy takes twice as long
-        copy = {key: headers[key] for key in headers}
-    else:
-        copy = headers.copy() if hasattr(headers, "copy") else dict(headers.items())
-    if relay.settings.on_conflict == "replace":
-        for key in [key for key in copy if lower(key) == relay.header]:
-            del copy[key]
-    copy[name] = value
-    return copy
+def _carries(call: tuple[Any, Any], name: str) -> bool:
+    keys, length = call[1], len(name)
+    if type(keys) is not dict:
+        keys = keys._store if _is_requests(keys) else keys or ()
+    return name in [lower(key) for key in keys if len(key) == length]
+
+
+def _copy(headers: Any, multiple: Function) -> Any:
+    """Return the headers in something that can be changed; *multiple* is for names that repeat."""
+    if _is_requests(headers):
+        return dict(headers._store.values())
+    if hasattr(headers, "copy") and hasattr(headers, "__setitem__"):
+        return headers.copy()
+    return multiple(headers.items())
+
+
+def _is_requests(headers: Any) -> bool:
+    """Return whether ``_store`` has the names in lower case, each with the name as written and its value.
+
+    All other ways to read these headers take many times as long.
+    """
+    return type(headers).__module__ == "requests.structures"

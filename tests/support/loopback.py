@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer, ThreadingTCPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import grpc
 from cryptography import x509
@@ -115,13 +116,35 @@ def party(*, host: str = "127.0.0.1", tls: bool = False) -> Iterator[Party]:
     handler = type("_BoundHandler", (_PartyHandler,), {})
     server = (_Server6 if ":" in host else _Server)((host, 0), handler)
     if tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate())
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = _serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     shown = f"[{host}]" if ":" in host else host
     handler.party = one = Party(f"{'https' if tls else 'http'}://{shown}:{server.server_address[1]}")  # type: ignore[attr-defined]
     with _running(server):
         yield one
+
+
+class _UnixServer(_Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # HTTPServer's looks up the name of a host
+        self.server_name, self.server_port = "localhost", 0
+
+
+@contextmanager
+def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
+    """Run a server on a Unix socket for the block. Yields it, whose URL has ``localhost``, and the socket's path."""
+    handler = type("_BoundHandler", (_PartyHandler,), {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "socket"))
+        server = _UnixServer(path, handler)  # type: ignore[arg-type]
+        if tls:
+            server.socket = _serving_context().wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        handler.party = one = Party(f"{'https' if tls else 'http'}://localhost")  # type: ignore[attr-defined]
+        with _running(server):
+            yield one, path
 
 
 class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
@@ -194,14 +217,34 @@ def certificate() -> str:
     return str(path)
 
 
+def _serving_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate())
+    return context
+
+
 @functools.cache
 def trust() -> ssl.SSLContext:
     """Give a client's TLS context that trusts `certificate` and nothing else."""
     return ssl.create_default_context(cafile=certificate())
 
 
+def _join(one: socket.socket, other: socket.socket) -> None:
+    """Pass on what either sends, until one of them closes."""
+    ends = {one: other, other: one}
+    while ready := select.select(list(ends), [], [], 5)[0]:
+        for end in ready:
+            data = end.recv(65536)
+            if not data:
+                return
+            ends[end].sendall(data)
+
+
 class Proxy:
-    """A forward proxy, also for CONNECT, that notes what it is sent itself."""
+    """A forward proxy, also for CONNECT, that notes what it is sent itself.
+
+    It forwards to the authority in the target, also to one without a scheme, and else by the ``Host`` header.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -219,20 +262,17 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             self.wfile.flush()
-            ends = {self.connection: upstream, upstream: self.connection}
-            while ready := select.select(list(ends), [], [], 5)[0]:
-                for end in ready:
-                    data = end.recv(65536)
-                    if not data:
-                        self.close_connection = True
-                        return
-                    ends[end].sendall(data)
+            _join(self.connection, upstream)
+            self.close_connection = True
 
     def do_GET(self) -> None:
-        self.proxy.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
-        parts = urlsplit(self.path)
-        upstream = HTTPConnection(parts.hostname or "", parts.port, timeout=5)
-        upstream.putrequest("GET", parts.path or "/", skip_host=True, skip_accept_encoding=True)
+        # `path` has one slash at its start, however many were sent.
+        target = self.requestline.split()[1]
+        self.proxy.requests.append(SeenRequest(self.command, target, self.headers.items(), b""))
+        parts = urlsplit(target if target.startswith("/") or "://" in target else f"//{target}")
+        upstream = HTTPConnection(parts.netloc or self.headers["Host"], timeout=5)
+        path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        upstream.putrequest("GET", path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             upstream.putheader(name, value)
         upstream.endheaders()
@@ -256,3 +296,35 @@ def proxy() -> Iterator[Proxy]:
     handler.proxy = one = Proxy(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
     with _running(server):
         yield one
+
+
+class _SocksHandler(StreamRequestHandler):
+    """SOCKS5 without authentication (RFC 1928)."""
+
+    def handle(self) -> None:
+        self.rfile.read(self.rfile.read(2)[1])
+        self.wfile.write(b"\x05\x00")
+        kind = self.rfile.read(4)[3]
+        address = self.rfile.read(4 if kind == 1 else self.rfile.read(1)[0])
+        host = socket.inet_ntoa(address) if kind == 1 else address.decode("ascii")
+        port = int.from_bytes(self.rfile.read(2), "big")
+        with socket.create_connection((host, port), timeout=5) as upstream:
+            self.wfile.write(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+            _join(self.connection, upstream)
+
+
+class _SocksServer(ThreadingTCPServer):
+    daemon_threads = True
+
+
+@contextmanager
+def socks_proxy() -> Iterator[str]:
+    """Run a SOCKS proxy for the block. Yields its URL."""
+    with _SocksServer(("127.0.0.1", 0), _SocksHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield f"socks5://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import logging
 import socket
@@ -15,6 +16,7 @@ import httpx
 import pytest
 import requests
 import urllib3
+import urllib3.connectionpool
 import yarl
 from opentelemetry import propagate
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
@@ -228,20 +230,28 @@ def test_a_tunnel_is_judged_by_where_it_ends() -> None:
 
 
 def _httpx_parts(url: str) -> Parts:
-    return httpx_hook._parts_of(httpx.Request("GET", url))
+    return httpx_hook._parts_of((None, httpx.Request("GET", url)))
 
 
 def _urllib3_parts(url: str) -> Parts:
     with urllib3.PoolManager() as manager:
-        return urllib3_hook._parts_of((manager.connection_from_url(url), "/", None))
+        pool = manager.connection_from_url(url)
+        return urllib3_hook.destinations(urllib3.connectionpool)(((pool, pool._new_conn(), "GET", "/"), None))
 
 
 def _urllib_parts(url: str) -> Parts:
-    return urllib_hook._parts_of(urllib.request.Request(url))
+    return _parts_of_urllib_request(urllib.request.Request(url))
+
+
+def _parts_of_urllib_request(request: urllib.request.Request) -> Parts:
+    http_class = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[request.type]
+    return urllib_hook.Destinations(urllib.request).parts_of((request, http_class))
 
 
 def _aiohttp_parts(url: str) -> Parts:
-    return aiohttp_hook._parts_of(SimpleNamespace(url=yarl.URL(url)))
+    request = SimpleNamespace(url=yarl.URL(url), proxy=None, server_hostname=None)
+    transport = asyncio.Transport({"peername": ("127.0.0.1", 80)})
+    return aiohttp_hook._parts_of((request, SimpleNamespace(transport=transport)))
 
 
 def _tornado_parts(url: str) -> Parts:
@@ -319,11 +329,11 @@ def test_a_stale_tunnel_is_not_taken_for_tls() -> None:
     """urllib keeps the tunnel of a request that is given an http URL afterwards; what goes in then is plain."""
     request = urllib.request.Request("https://127.0.0.1/")
     request.set_proxy("127.0.0.1:9", "http")
-    tunnelled = urllib_hook._parts_of(request)
+    tunnelled = _parts_of_urllib_request(request)
     request.full_url = "http://127.0.0.1/"
 
     assert tunnelled == ("https", "127.0.0.1", None)
-    assert urllib_hook._parts_of(request) == ("http", "127.0.0.1", None)
+    assert _parts_of_urllib_request(request) == ("http", "127.0.0.1", None)
 
 
 def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

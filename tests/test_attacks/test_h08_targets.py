@@ -1,0 +1,371 @@
+"""h08: what else than the URL a client is given to say where a request goes."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import grpc
+import grpc.aio
+import httpx
+import httpx2
+import pytest
+import requests
+import urllib3
+import yarl
+
+from otel_token_relay import Settings, install, use_token
+from tests.support.clients import in_loop
+from tests.support.loopback import Party, Proxy, certificate, grpc_party, party, proxy, trust
+
+TOKEN = "h08-canary-token-0001"
+LINE = [f"Bearer {TOKEN}"]
+
+# Sends GET through a client of httpx or httpx2, and returns the status.
+Send = Callable[..., int]
+
+
+def _send(module: ModuleType, url: str, *, via: str | None, **options: Any) -> int:
+    with module.Client(proxy=via, trust_env=False, verify=trust()) as client:
+        status: int = client.get(url, **options).status_code
+        return status
+
+
+def _send_async(module: ModuleType, url: str, *, via: str | None, **options: Any) -> int:
+    async def run() -> int:
+        async with module.AsyncClient(proxy=via, trust_env=False, verify=trust()) as client:
+            status: int = (await client.get(url, **options)).status_code
+            return status
+
+    return in_loop(run())
+
+
+every_httpx = pytest.mark.parametrize(
+    ("send", "module"),
+    [(_send, httpx), (_send_async, httpx), (_send, httpx2), (_send_async, httpx2)],
+    ids=["httpx", "httpx-async", "httpx2", "httpx2-async"],
+)
+
+
+@pytest.fixture
+def listed() -> Iterator[Party]:
+    """A server that is on the list."""
+    with party() as one:
+        install(Settings(destinations=[one.url]))
+        yield one
+
+
+@pytest.fixture
+def evil() -> Iterator[Party]:
+    """A server that is not on the list."""
+    with party() as one:
+        yield one
+
+
+@pytest.fixture
+def between() -> Iterator[Proxy]:
+    """A forward proxy."""
+    with proxy() as one:
+        yield one
+
+
+# The target for the URL of a server that is not on the list, and whether it leads the proxy there. With httpx2
+# a target that begins with a slash does not: it becomes a part of the URL that the proxy gets.
+TARGETS = {
+    "absolute": (lambda url: f"{url}/x".encode(), True),
+    "absolute, scheme in capitals": (lambda url: f"{url}/x".replace("http", "HTTP").encode(), True),
+    "absolute, as text": (lambda url: f"{url}/x", True),
+    "two slashes": (lambda url: f"//{urlsplit(url).netloc}/x".encode(), True),
+    "authority": (lambda url: urlsplit(url).netloc.encode(), True),
+    "user and authority": (lambda url: f"/@{urlsplit(url).netloc}/x"[1:].encode(), False),
+    "slash and backslash": (lambda url: f"/\\{urlsplit(url).netloc}/x".encode(), False),
+    "bytes that can be changed": (lambda url: bytearray(f"{url}/x".encode()), False),
+    "query alone": (lambda url: b"?x", False),
+    "empty": (lambda url: b"", False),
+    "none": (lambda url: None, False),
+}
+
+
+@every_httpx
+@pytest.mark.parametrize("kind", TARGETS)
+def test_h08_a_target_that_is_no_path_names_no_destination(
+    send: Send, module: ModuleType, kind: str, listed: Party, evil: Party, between: Proxy
+) -> None:
+    """Through a forward proxy the target decides, so a target that is not a path gets no token wherever it leads."""
+    make, leads_there = TARGETS[kind]
+    leads_there = leads_there and (module is httpx or kind != "two slashes")
+    # Not every one can be sent.
+    errors = () if leads_there else (module.HTTPError, TypeError, AttributeError)
+    with use_token(TOKEN), suppress(*errors):
+        assert send(module, listed.url, via=between.url, extensions={"target": make(evil.url)}) == 200
+
+    assert not any(request.holds(TOKEN) for request in between.requests)
+    evil.assert_saw_no(TOKEN)
+    listed.assert_saw_no(TOKEN)
+    assert len(evil.requests) == leads_there
+
+
+@every_httpx
+@pytest.mark.parametrize("target", [b"http://evil.example/x", b"//evil.example/x", b"evil.example:80"])
+def test_h08_the_same_holds_without_a_proxy(send: Send, module: ModuleType, target: bytes, listed: Party) -> None:
+    """A listed server may itself be a proxy, so that a target with an authority gets no token there either."""
+    with use_token(TOKEN):
+        send(module, listed.url, via=None, extensions={"target": target})
+
+    assert listed.lines() == [[]]
+
+
+@every_httpx
+@pytest.mark.parametrize(
+    ("through_proxy", "target"),
+    [
+        *[(proxied, target) for proxied in (True, False) for target in (b"/", b"/a/b%20c?d=//e&f=http://g/", b"/a//b")],
+        (False, b"*"),
+    ],
+)
+def test_h08_a_path_as_the_target_is_relayed(
+    send: Send, module: ModuleType, through_proxy: bool, target: bytes, listed: Party, between: Proxy
+) -> None:
+    """A gateway that hands on the raw path, and OPTIONS with an asterisk, go where the URL says."""
+    with use_token(TOKEN):
+        assert (
+            send(module, listed.url, via=between.url if through_proxy else None, extensions={"target": target}) == 200
+        )
+
+    assert [(seen.target.encode(), seen.authorization) for seen in listed.requests] == [(target, *LINE)]
+
+
+HOSTS = {
+    "another host": lambda netloc: [("host", netloc)],
+    "in capitals": lambda netloc: [("HOST", netloc)],
+    "another name of the same host": lambda netloc: [("Host", f"localhost:{netloc.rpartition(':')[2]}")],
+    "two of them": lambda netloc: [("Host", netloc), ("Host", netloc)],
+    "with a user": lambda netloc: [("Host", f"user@{netloc}")],
+}
+
+
+@every_httpx
+@pytest.mark.parametrize("kind", HOSTS)
+def test_h08_a_path_and_another_host_name_no_destination(
+    send: Send, module: ModuleType, kind: str, listed: Party, evil: Party, between: Proxy
+) -> None:
+    """A proxy that is sent a path alone goes by the Host header, so that has to be the host of the URL."""
+    headers = HOSTS[kind](urlsplit(evil.url).netloc)
+    with use_token(TOKEN), suppress(*([module.HTTPError] if kind in ("two of them", "with a user") else [])):
+        send(module, listed.url, via=between.url, extensions={"target": b"/x"}, headers=headers)
+
+    assert not any(request.holds(TOKEN) for request in between.requests)
+    evil.assert_saw_no(TOKEN)
+    listed.assert_saw_no(TOKEN)
+    if module is httpx:
+        assert len(evil.requests) == (kind not in ("two of them", "with a user"))
+
+
+@every_httpx
+def test_h08_a_path_and_the_host_of_the_url_are_relayed(
+    send: Send, module: ModuleType, listed: Party, between: Proxy
+) -> None:
+    """The same host in another spelling is no other destination."""
+    url = f"http://localhost:{listed.port}"
+    install(Settings(destinations=[url]))
+    headers = {"HOST": f"LocalHost:{listed.port}"}
+    with use_token(TOKEN):
+        send(module, url, via=between.url, extensions={"target": b"/x"}, headers=headers)
+
+    assert listed.lines() == [LINE]
+
+
+class _ElsewhereAdapter(requests.adapters.HTTPAdapter):
+    """Puts another URL onto the request line than the one that it connects for."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        super().__init__()
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        return self.url
+
+
+def _session(url: str, via: str | None) -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False
+    session.mount("http://", _ElsewhereAdapter(url))
+    if via is not None:
+        session.proxies = {"http": via}
+    return session
+
+
+@pytest.mark.parametrize("through_proxy", [True, False], ids=["proxied", "direct"])
+def test_h08_an_adapter_with_a_request_url_of_its_own_is_judged_by_that(
+    through_proxy: bool, listed: Party, evil: Party, between: Proxy
+) -> None:
+    """requests lets an adapter choose the request line."""
+    with use_token(TOKEN), _session(f"{evil.url}/x", between.url if through_proxy else None) as session:
+        session.get(listed.url)
+
+    assert not any(request.holds(TOKEN) for request in between.requests)
+    assert (len(evil.requests), len(listed.requests)) == ((1, 0) if through_proxy else (0, 1))
+    evil.assert_saw_no(TOKEN)
+    listed.assert_saw_no(TOKEN)
+
+
+@pytest.mark.parametrize("target", ["/x", "//{netloc}/x", "{url}/x"])
+def test_h08_urllib3_sends_a_path_to_a_forward_proxy_without_the_token(
+    target: str, evil: Party, between: Proxy
+) -> None:
+    """A listed proxy that is told no host by the request line goes by the Host header, and that may name any."""
+    install(Settings(destinations=[between.url]))
+    netloc = urlsplit(evil.url).netloc
+    with use_token(TOKEN), urllib3.ProxyManager(between.url) as manager:
+        pool = manager.connection_from_host("127.0.0.1", evil.port, "http")
+        url = target.format(netloc=netloc, url=evil.url)
+        pool.urlopen("GET", url, headers={"Host": netloc}, assert_same_host=False)
+
+    assert len(evil.requests) == 1
+    evil.assert_saw_no(TOKEN)
+
+
+def _proxied_request(listed: Party, between: Proxy, **options: Any) -> urllib.request.Request:
+    request = urllib.request.Request(f"{listed.url}/x", **options)
+    request.set_proxy(urlsplit(between.url).netloc, "http")
+    return request
+
+
+def _open(request: urllib.request.Request) -> None:
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
+
+
+def test_h08_a_selector_of_urllib_that_is_not_the_urls_names_no_destination(
+    listed: Party, evil: Party, between: Proxy
+) -> None:
+    """urllib sends the selector, which an application may have set to anything."""
+    install(Settings(destinations=[listed.url, between.url]))
+    with use_token(TOKEN):
+        proxied = _proxied_request(listed, between)
+        proxied.selector = f"{evil.url}/x"
+        _open(proxied)
+        direct = urllib.request.Request(f"{listed.url}/x")
+        direct.selector = f"{evil.url}/x"
+        _open(direct)
+        _open(_proxied_request(listed, between))
+
+    assert evil.lines() == [[]]
+    assert listed.lines() == [[], LINE]
+
+
+def test_h08_a_method_of_urllib_with_a_target_in_it_names_no_destination(
+    listed: Party, evil: Party, between: Proxy
+) -> None:
+    """http.client lets spaces through, so that the method can bring a target that stands before the URL's."""
+    # The proxy refuses such a line.
+    with use_token(TOKEN), suppress(urllib.error.HTTPError, http.client.HTTPException):
+        _open(_proxied_request(listed, between, method=f"GET {evil.url}/x"))
+
+    assert not any(request.holds(TOKEN) for request in between.requests)
+    evil.assert_saw_no(TOKEN)
+
+
+@pytest.mark.parametrize("through_proxy", [True, False], ids=["proxied", "direct"])
+@pytest.mark.parametrize("path", ["http://evil.example/x", "@evil.example/x"])
+def test_h08_a_url_of_aiohttp_that_was_put_together_unchecked(
+    path: str, through_proxy: bool, listed: Party, between: Proxy
+) -> None:
+    """yarl takes parts that are said to be encoded as they are: a path may look like a URL on the request line."""
+    url = yarl.URL.build(scheme="http", host="127.0.0.1", port=listed.port, path=path, encoded=True)
+
+    async def run() -> None:
+        via = between.url if through_proxy else None
+        async with aiohttp.ClientSession() as session, session.get(url, proxy=via):
+            pass
+
+    with use_token(TOKEN):
+        in_loop(run())
+
+    # The text of the whole URL, which the proxy gets, has the slash that the request line lacks.
+    assert listed.lines() == [LINE if through_proxy else []]
+
+
+def _tls_httpx(url: str, name: str) -> None:
+    with httpx.Client(verify=trust(), trust_env=False) as client:
+        client.get(url, extensions={"sni_hostname": name})
+
+
+def _tls_httpx2(url: str, name: str) -> None:
+    with httpx2.Client(verify=trust(), trust_env=False) as client:
+        client.get(url, extensions={"sni_hostname": name})
+
+
+def _tls_httpx_async(url: str, name: str) -> None:
+    async def run() -> None:
+        async with httpx.AsyncClient(verify=trust(), trust_env=False) as client:
+            await client.get(url, extensions={"sni_hostname": name})
+
+    in_loop(run())
+
+
+def _tls_urllib3(url: str, name: str) -> None:
+    with urllib3.PoolManager(ssl_context=trust(), server_hostname=name) as manager:
+        manager.request("GET", url)
+
+
+def _tls_aiohttp(url: str, name: str) -> None:
+    async def run() -> None:
+        connector = aiohttp.TCPConnector(ssl=trust())
+        async with aiohttp.ClientSession(connector=connector) as session, session.get(url, server_hostname=name):
+            pass
+
+    in_loop(run())
+
+
+def _tls_grpc(url: str, name: str) -> None:
+    credentials = grpc.ssl_channel_credentials(Path(certificate()).read_bytes())
+    options = [("grpc.ssl_target_name_override", name)]
+    with grpc.secure_channel(urlsplit(url).netloc, credentials, options=options) as channel:
+        channel.unary_unary("/tests.Party/call")(b"", timeout=10)
+
+
+def _tls_grpc_authority(url: str, name: str) -> None:
+    async def run() -> None:
+        with open(certificate(), "rb") as file:
+            credentials = grpc.ssl_channel_credentials(file.read())
+        # Read once: the option must still be there for gRPC.
+        options = iter([("grpc.default_authority", f"{name}:{urlsplit(url).port}")])
+        async with grpc.aio.secure_channel(urlsplit(url).netloc, credentials, options) as channel:
+            await channel.unary_unary("/tests.Party/call")(b"", timeout=10)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("send", "run"),
+    [
+        pytest.param(_tls_httpx, party, id="httpx"),
+        pytest.param(_tls_httpx_async, party, id="httpx-async"),
+        pytest.param(_tls_httpx2, party, id="httpx2"),
+        pytest.param(_tls_urllib3, party, id="urllib3"),
+        pytest.param(_tls_aiohttp, party, id="aiohttp"),
+        pytest.param(_tls_grpc, grpc_party, id="grpc"),
+        pytest.param(_tls_grpc_authority, grpc_party, id="grpc-aio"),
+    ],
+)
+def test_h08_another_name_for_tls_names_no_destination(send: Callable[[str, str], None], run: Any) -> None:
+    """The server proves the name that TLS asks for, and a proxy routes by it: it has to be the host of the URL."""
+    with ExitStack() as stack:
+        one = stack.enter_context(run(tls=True))
+        by_name = f"https://localhost:{one.port}"
+        install(Settings(destinations=[one.url, by_name]))
+        with use_token(TOKEN):
+            send(one.url, "localhost")
+            send(by_name, "127.0.0.1")
+            send(by_name, "LocalHost")
+
+    assert one.lines() == [[], [], LINE]

@@ -1,0 +1,438 @@
+"""s03, s04: a request is sent or refused as without the token, and leaves as little behind."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import socket
+import types
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+import urllib3
+from tornado.httpclient import HTTPRequest
+from tornado.httputil import HTTPHeaders
+from tornado.netutil import Resolver
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from tornado.websocket import websocket_connect
+
+from otel_token_relay import Settings, install, uninstall, use_token
+from tests.support.clients import Client, every_client
+from tests.support.loopback import Party, Status, party, proxy, trust
+
+TOKEN = "s03-canary-token-0001"
+LINE = f"Authorization: Bearer {TOKEN}".encode()
+
+# What came out: what the server was sent, line by line, and the exception.
+Outcome = tuple[list[bytes], str]
+
+
+class Recorder:
+    """A server that keeps what it is sent as it came, and answers every request with nothing."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.heads: list[bytes] = []
+        self.answers = [b""]
+
+    async def __aenter__(self) -> Recorder:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+            extra = self.answers.pop(0) if self.answers else b""
+            status = b"307 Away" if extra else b"200 OK"
+            writer.write(b"HTTP/1.1 " + status + b"\r\n" + extra + b"Content-Length: 0\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+
+def outcome(
+    build: Callable[[str], HTTPRequest], *, token: str | None, redirects: bool = False, **settings: Any
+) -> tuple[Outcome, list[tuple[str, str]]]:
+    """Send one request with Tornado, and return what came out, and the headers of the request afterwards."""
+
+    async def run() -> tuple[Outcome, list[tuple[str, str]]]:
+        async with Recorder() as server:
+            url = f"http://127.0.0.1:{server.port}"
+            uninstall()
+            if token is not None:
+                install(Settings(destinations=[url], **settings))
+            if redirects:
+                server.answers[0] = f"Location: {url}/last\r\n".encode()
+            client = SimpleAsyncHTTPClient(force_instance=True)
+            request, error = build(url), ""
+            try:
+                with use_token(token):
+                    await client.fetch(request)
+            except Exception as raised:
+                error = f"{type(raised).__name__}: {raised}"
+            finally:
+                client.close()
+            lines = [line for head in server.heads for line in head.split(b"\r\n") if not line.startswith(b"Host:")]
+            return (lines, error), list(request.headers.get_all())
+
+    return asyncio.run(run())
+
+
+def _get(headers: Any) -> Callable[[str], HTTPRequest]:
+    return lambda url: HTTPRequest(url, headers=headers)
+
+
+def _repeated() -> HTTPHeaders:
+    headers = HTTPHeaders()
+    headers.add("X-Many", "a")
+    headers.add("X-Many", "b")
+    headers["X-Odd"] = " c"
+    return headers
+
+
+ODD = {
+    "leading space": {"X-User": " Zofie"},
+    "trailing space": {"X-User": "Zofie "},
+    "tab": {"X-User": "\tZofie"},
+    "control character": {"X-User": "a\x01b"},
+    "NUL": {"X-User": "a\x00b"},
+    "delete": {"X-User": "a\x7fb"},
+    "empty": {"X-User": ""},
+    "Latin-1": {"X-User": "Zo\xeb"},
+    "bytes": {"X-User": b"Zofie "},
+    "name with a space": {"X User": "Zofie"},
+    "name with a colon": {"X:User": "Zofie"},
+    "name that is empty": {"": "Zofie"},
+    "CR LF": {"X-User": "a\r\nX-Other: b"},
+    "LF": {"X-User": "a\nb"},
+    "CR": {"X-User": "a\rb"},
+    "not Latin-1": {"X-User": "Zofi\u0119"},
+    "not Latin-1 name": {"X-Us\u0119r": "Zofie"},
+    "a number": {"X-User": 7},
+    "repeated": _repeated(),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("redirects", [False, True], ids=["direct", "redirected"])
+def test_s03_tornado_sends_or_refuses_what_it_would_without_the_token(kind: str, redirects: bool) -> None:
+    """The same lines in the same order and the token's after them, or the same exception with the same message."""
+    without, _ = outcome(_get(ODD[kind]), token=None, redirects=redirects)
+    (lines, error), _ = outcome(_get(ODD[kind]), token=TOKEN, redirects=redirects)
+
+    assert ([line for line in lines if line != LINE], error) == without
+    assert lines.count(LINE) == sum(line.startswith(b"GET") for line in lines)
+
+
+def _post(url: str) -> HTTPRequest:
+    async def produce(write: Callable[[bytes], Awaitable[None]]) -> None:
+        await write(b"chunk")
+
+    return HTTPRequest(url, method="POST", body_producer=produce, headers={"X-User": "Zofie "})
+
+
+@pytest.mark.parametrize(
+    "build",
+    [_post, lambda url: HTTPRequest(url, method="POST", body=b"body"), _get({"X-User": "Zofie "})],
+    ids=["chunks", "body", "no body"],
+)
+@pytest.mark.parametrize("redirects", [False, True], ids=["direct", "redirected"])
+def test_s03_what_tornado_writes_into_the_headers_of_a_request_stays_there(
+    build: Callable[[str], HTTPRequest], redirects: bool
+) -> None:
+    """Tornado completes the headers while it sends them, and the application finds what it would find without us."""
+    (_, error), without = outcome(build, token=None, redirects=redirects)
+    (lines, same_error), shown = outcome(build, token=TOKEN, redirects=redirects)
+
+    def portless(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [(name, value) for name, value in headers if name != "Host"]
+
+    assert LINE in lines
+    assert portless(shown) == portless(without)
+    assert same_error == error
+
+
+def test_s03_a_header_that_is_replaced_stays_on_the_request() -> None:
+    """With ON_CONFLICT=replace the wire has one line, ours, and the request has its own as before."""
+    headers = HTTPHeaders({"X-User": "Zofie "})
+    headers.add("authorization", "Bearer own-1")
+    headers.add("authorization", "Bearer own-2")
+    (lines, error), shown = outcome(_get(headers), token=TOKEN, on_conflict="replace")
+
+    assert error == ""
+    assert [line for line in lines if line.lower().startswith(b"authorization")] == [LINE]
+    assert b"X-User: Zofie " in lines
+    assert [value for name, value in shown if name == "Authorization"] == ["Bearer own-1", "Bearer own-2"]
+
+
+def test_s03_the_header_of_ours_is_nowhere_but_in_what_is_written() -> None:
+    """Who looks into the headers that are being written finds the request's own."""
+    seen: list[Any] = []
+
+    class Looks(HTTPHeaders):
+        def get_all(self) -> Any:
+            seen.append((dict(self), len(self), "Authorization" in self, self.get("Authorization"), str(self.items())))
+            return super().get_all()
+
+    from tornado import simple_httpclient
+
+    with pytest.MonkeyPatch.context() as patched:
+        original = simple_httpclient.HTTP1Connection.write_headers
+
+        def write_headers(self: Any, start_line: Any, headers: Any, *args: Any) -> Any:
+            seen.append((dict(headers), list(headers), "Authorization" in headers, repr(headers), vars(headers)))
+            assert isinstance(headers, HTTPHeaders)
+            return original(self, start_line, headers, *args)
+
+        patched.setattr(simple_httpclient.HTTP1Connection, "write_headers", write_headers)
+        (lines, _), _ = outcome(_get({"X-User": "Zofie "}), token=TOKEN)
+
+    assert LINE in lines
+    assert len(seen) == 1
+    assert TOKEN not in str(seen)
+
+
+def _urllib3_tunnelled(headers: Any) -> list[list[str]]:
+    with party(tls=True) as one, proxy() as between, use_token(TOKEN):
+        install(Settings(destinations=[one.url]))
+        with urllib3.ProxyManager(between.url, ssl_context=trust()) as manager:
+            manager.connection_from_url(one.url).urlopen("GET", "/", headers=headers)
+        return [*one.lines("x-many"), *one.lines()]
+
+
+class _Frozen(dict[str, str]):
+    """Headers that cannot be changed, and whose copy cannot either."""
+
+    def copy(self) -> _Frozen:
+        return self
+
+    def __setitem__(self, name: str, value: str) -> None:
+        raise TypeError("frozen")
+
+
+class _ReadOnly:
+    """The least that urllib3 asks of headers that go through a tunnel."""
+
+    def __init__(self, *pairs: tuple[str, str]) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._pairs)
+
+    def items(self) -> Any:
+        return self._pairs
+
+
+@pytest.mark.parametrize(
+    ("headers", "values"),
+    [
+        pytest.param(_ReadOnly(("X-Many", "a"), ("X-Many", "b")), ["a", "b"], id="repeated"),
+        pytest.param(_Frozen({"X-Many": "a"}), ["a"], id="frozen"),
+        pytest.param(types.MappingProxyType({"X-Many": "a"}), ["a"], id="proxy"),
+        pytest.param(urllib3.HTTPHeaderDict([("X-Many", "a"), ("x-many", "b")]), ["a", "b"], id="HTTPHeaderDict"),
+    ],
+)
+def test_s03_urllib3_loses_no_header_and_refuses_none_for_the_token(headers: Any, values: list[str]) -> None:
+    """A repeated name stays repeated, and headers that cannot be changed are sent as well."""
+    assert _urllib3_tunnelled(headers) == [values, [LINE.decode().partition(": ")[2]]]
+
+
+def test_s03_httpx_keeps_the_encoding_of_the_headers() -> None:
+    """What a transport reads from the headers is what it would read without the token."""
+    seen: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["x-user"])
+        return httpx.Response(200)
+
+    with httpx.Client(transport=httpx.MockTransport(handle)) as client:
+        for token in (None, TOKEN):
+            install(Settings(destinations=["http://listed"]))
+            request = httpx.Request("GET", "http://listed/", headers=[(b"X-User", "Zofi\u00eb".encode())])
+            request.headers.encoding = "iso-8859-1"
+            with use_token(token):
+                client.send(request)
+
+    assert seen == ["Zofi\u00c3\u00ab"] * 2
+
+
+class _NeverAnswers(Resolver):
+    def initialize(self) -> None: ...
+
+    async def resolve(self, host: str, port: int, family: int = 0) -> Any:
+        await asyncio.sleep(30)
+
+
+@contextmanager
+def _silent_port() -> Iterator[int]:
+    """A port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def _closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+async def _fetch(url: str, resolver: Resolver | None = None, **options: Any) -> None:
+    client = SimpleAsyncHTTPClient(force_instance=True, resolver=resolver)
+    try:
+        await client.fetch(url, **options)
+    except Exception:  # what it is makes no difference here
+        pass
+    finally:
+        client.close()
+
+
+async def _websocket(url: str) -> None:
+    with suppress(Exception):  # the server speaks HTTP only
+        await websocket_connect(url.replace("http", "ws"))
+
+
+async def _concurrently(one: Party) -> None:
+    await asyncio.gather(*(_fetch(one.url) for _ in range(5)))
+
+
+async def _post_chunks(one: Party) -> None:
+    async def produce(write: Callable[[bytes], Awaitable[None]]) -> None:
+        await write(b"chunk")
+
+    await _fetch(one.url, method="POST", body_producer=produce)
+
+
+async def _after_an_error(one: Party) -> None:
+    one.answers.append(Status(500))
+    await _fetch(one.url)
+
+
+async def _timed_out(one: Party) -> None:
+    with _silent_port() as port:
+        await _fetch(f"http://127.0.0.1:{port}", request_timeout=0.05)
+
+
+SCENARIOS: dict[str, Callable[[Party], Awaitable[None]]] = {
+    "answered": lambda one: _fetch(one.url),
+    "five at once": _concurrently,
+    "redirected": lambda one: _fetch(one.redirecting_to(one.redirecting_to(f"{one.url}/last"))),
+    "redirected away": lambda one: _fetch(one.redirecting_to(f"http://localhost:{one.port}/last")),
+    "error of the server": _after_an_error,
+    "posted": _post_chunks,
+    "refused": lambda one: _fetch(f"http://127.0.0.1:{_closed_port()}"),
+    "timed out": _timed_out,
+    "never connected": lambda one: _fetch(one.url, resolver=_NeverAnswers(), connect_timeout=0.05),
+    "header that cannot be sent": lambda one: _fetch(one.url, headers={"X": "a\r\nb"}),
+    "method that is not known": lambda one: _fetch(one.url, method="BREW"),
+    "unlisted": lambda one: _fetch(f"http://localhost:{one.port}"),
+    "WebSocket": lambda one: _websocket(one.url),
+}
+
+
+def _collected(run: Callable[[], Awaitable[None]]) -> list[Any]:
+    """Return what only the garbage collector frees after *run*."""
+
+    async def settle() -> None:
+        await run()
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+
+    async def watched() -> list[Any]:
+        await settle()  # the first time leaves caches
+        with _saving() as found:
+            await settle()
+        return found
+
+    return asyncio.run(watched())
+
+
+@contextmanager
+def _saving() -> Iterator[list[Any]]:
+    """Yield a list that has, after the block, what only the garbage collector would have freed."""
+    found: list[Any] = []
+    gc.collect()
+    gc.disable()
+    try:
+        yield found
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        found += gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def _types(found: list[Any]) -> Counter[str]:
+    return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in found)
+
+
+@pytest.mark.parametrize("user", [TOKEN, None], ids=["token", "no token"])
+@pytest.mark.parametrize("required", ["", ";required"], ids=["", "required"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_s04_a_request_of_tornado_leaves_nothing_to_the_garbage_collector(
+    scenario: str, required: str, user: str | None, one: Party
+) -> None:
+    """Whatever becomes of it, no more objects are left in cycles than without the package."""
+
+    async def run() -> None:
+        with use_token(user):
+            await SCENARIOS[scenario](one)
+
+    without = _types(_collected(run))
+    install(Settings(destinations=[f"{one.url}{required}", f"http://127.0.0.1:*{required}"]))
+    found = _collected(run)
+
+    assert _types(found) - without == Counter()
+    assert not [left for left in found if _is_ours(left)]
+
+
+def _is_ours(found: Any) -> bool:
+    """Return whether this is a function or a class of the package."""
+    return isinstance(found, type | types.FunctionType) and str(found.__module__).startswith("otel_token_relay")
+
+
+@every_client
+@pytest.mark.parametrize("user", [TOKEN, None], ids=["token", "no token"])
+def test_s04_no_client_leaves_a_class_or_function_of_ours(client: Client, user: str | None, one: Party) -> None:
+    """What a session leaves behind is its own: no class or function of the package is part of a cycle."""
+    install(Settings(destinations=[one.url]))
+    with use_token(user):
+        client.call(one.url)
+        with _saving() as found:
+            client.call(one.url)
+
+    assert not [left for left in found if _is_ours(left)]
+
+
+def test_s04_the_wrapper_is_gone_once_the_headers_are_written(one: Party) -> None:
+    """What is put onto a connection is taken off by the one call that it is for."""
+    from tornado import simple_httpclient
+
+    connections: list[Any] = []
+    install(Settings(destinations=[one.url]))
+    with pytest.MonkeyPatch.context() as patched:
+        original = vars(simple_httpclient._HTTPConnection)["_create_connection"]
+
+        @functools.wraps(original)
+        def _create_connection(self: Any, stream: Any) -> Any:
+            connections.append(original(self, stream))
+            assert "write_headers" in vars(connections[-1])
+            return connections[-1]
+
+        patched.setattr(simple_httpclient._HTTPConnection, "_create_connection", _create_connection)
+        with use_token(TOKEN):
+            asyncio.run(_fetch(one.url))
+
+    assert one.lines() == [[LINE.decode().partition(": ")[2]]]
+    assert "write_headers" not in vars(connections[0])
