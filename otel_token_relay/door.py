@@ -70,7 +70,7 @@ class RequestPath:
         self.whole = whole
         self._header_values = header_values
 
-    def is_one_of(self, excluded: Container[str]) -> bool:
+    def is_one_of(self, excluded: Container[object]) -> bool:
         """Return whether the path is excluded and the caller cannot have moved it there."""
         return self.routed in excluded and not self.is_mount_chosen
 

@@ -8,7 +8,7 @@ still to be opened, the code that opens it must be the library's own.
 from __future__ import annotations
 
 import socket
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from otel_token_relay.origin import normalize_host
 from otel_token_relay.patching import Function, Proxy
@@ -42,10 +42,10 @@ def is_ip_peer(peername: Any) -> bool:
 
 def function_of(owner: type, name: str) -> Function:
     """Return the function of a method, without the proxies of instrumentation around it."""
-    function: Function = vars(owner)[name]
+    function: Any = vars(owner)[name]
     while isinstance(function, Proxy):
         function = function.__wrapped__
-    return function
+    return cast("Function", function)
 
 
 def check_tls_name(name: Any, host: str) -> None:

@@ -111,7 +111,7 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
     strings: list[str] = []
     is_suspect = original is not None and gather(original, scrubber, strings, NOTHING)
     cleaned = original
-    if is_suspect or scrubber.is_suspect("\0".join(strings), NOTHING):
+    if original is not None and (is_suspect or scrubber.is_suspect("\0".join(strings), NOTHING)):
         cleaned = copy.copy(original)  # without the constructor, which compares with the tokens of this context
         cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
         for name in texts:
