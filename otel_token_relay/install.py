@@ -35,7 +35,7 @@ from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.settings import RELAY_VARIABLES, Settings
 from otel_token_relay.threads import ThreadCarriage, load_instrumentor
-from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.span_claims import SpanClaims
 from otel_token_relay.zero_code import build_gate
 
 _logger = logging.getLogger("otel_token_relay")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.gate import BearerGate
+from otel_token_relay.verification.authenticator import BearerGate
 from tests.support.issuers import Issuer, issuing
 from tests.support.protected_apps import OPTIONS
 from tests.support.protected_servers import OWN_INTERFACE, GrpcServer, Protected, serving_behind

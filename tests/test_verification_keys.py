@@ -25,8 +25,9 @@ from otel_token_relay import Settings, current_token, install, uninstall, use_to
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
-from otel_token_relay.verification.fetch import FetchFailed, fetch
-from otel_token_relay.verification.keys import KeySource, fresh_seconds, metadata_urls, read_metadata
+from otel_token_relay.verification.http_client import FetchFailed, fetch
+from otel_token_relay.verification.jwks_client import KeySource
+from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, read_metadata
 from otel_token_relay.verification.verifier import VerifierCore
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
@@ -291,7 +292,7 @@ def test_tasks_that_wait_for_an_unknown_key_are_bounded(
     issuer: Issuer, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They hold no threads, but memory: beyond so many, the next one is told to come again at once."""
-    monkeypatch.setattr("otel_token_relay.verification.keys.MAX_WAITING", 3)
+    monkeypatch.setattr("otel_token_relay.verification.jwks_client.MAX_WAITING", 3)
     verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
     waited: list[bool] = []
 

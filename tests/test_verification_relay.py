@@ -28,10 +28,10 @@ from otel_token_relay.door import RequestPath
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import ThirdParty, third_party
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification import gate as gate_module
+from otel_token_relay.verification import authenticator as gate_module
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from otel_token_relay.verification.gate import BearerGate
-from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.authenticator import BearerGate
+from otel_token_relay.verification.span_claims import SpanClaims
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 

@@ -29,7 +29,7 @@ from otel_token_relay import Settings
 from otel_token_relay.door import RequestPath
 from otel_token_relay.testing import assert_never_leaked, third_party
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.gate import BearerGate
+from otel_token_relay.verification.authenticator import BearerGate
 from otel_token_relay.zero_code import build_gate
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.protected_servers import (

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.asgi import App, Receive, Scope, Send, serve
 from otel_token_relay.settings import Settings
-from otel_token_relay.verification.gate import BearerGate, Credentials, Principal, Verifier, principal_of
-from otel_token_relay.verification.spans import SpanClaimsInForce
+from otel_token_relay.verification.authenticator import BearerGate, Verifier
+from otel_token_relay.verification.principal import Credentials, Principal, principal_of
+from otel_token_relay.verification.span_claims import SpanClaimsInForce
 
 __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 

@@ -23,7 +23,7 @@ except ImportError as error:
     ) from error
 
 from otel_token_relay.door import Refusal
-from otel_token_relay.verification.gate import Principal, challenges_of, principal_of
+from otel_token_relay.verification.principal import Principal, challenges_of, principal_of
 
 __all__ = ["Principal", "current_principal", "require_scopes"]
 

@@ -24,10 +24,10 @@ from urllib.parse import quote, urlencode
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.cache import Cache
-from otel_token_relay.verification.claims import parse_object
-from otel_token_relay.verification.fetch import FetchFailed, check_url, fetch
-from otel_token_relay.verification.flights import Wait
-from otel_token_relay.verification.outages import PAUSE_SECONDS, OutageWatch
+from otel_token_relay.verification.circuit_breaker import PAUSE_SECONDS, OutageWatch
+from otel_token_relay.verification.drivers import Wait
+from otel_token_relay.verification.http_client import FetchFailed, check_url, fetch
+from otel_token_relay.verification.jws import parse_object
 
 _logger = logging.getLogger("otel_token_relay")
 

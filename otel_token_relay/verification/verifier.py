@@ -17,12 +17,14 @@ from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRe
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock
 from otel_token_relay.verification import claims as rules_of
 from otel_token_relay.verification.cache import Cache, digest
-from otel_token_relay.verification.claims import Claims, Jws, Profile, Rules
-from otel_token_relay.verification.fetch import check_url
-from otel_token_relay.verification.flights import Wait, drive, drive_async
+from otel_token_relay.verification.claims import Profile, Rules
+from otel_token_relay.verification.drivers import Wait, drive, drive_async
+from otel_token_relay.verification.http_client import check_url
 from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, Key, KeySet, check_algorithms
-from otel_token_relay.verification.keys import KeySource, KeyTimes, check_issuer
+from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
+from otel_token_relay.verification.jws import Claims, Jws
+from otel_token_relay.verification.metadata import check_issuer
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
 

@@ -9,8 +9,9 @@ from otel_token_relay.door import Refusal
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.wsgi import App, Environ, StartResponse, serve
 from otel_token_relay.settings import Settings
-from otel_token_relay.verification.gate import BearerGate, Principal, Verifier, challenges_of, principal_of
-from otel_token_relay.verification.spans import SpanClaimsInForce
+from otel_token_relay.verification.authenticator import BearerGate, Verifier
+from otel_token_relay.verification.principal import Principal, challenges_of, principal_of
+from otel_token_relay.verification.span_claims import SpanClaimsInForce
 
 __all__ = ["PRINCIPAL_KEY", "Answer", "BearerAuthMiddleware", "Principal", "principal_of", "refuse_without"]
 

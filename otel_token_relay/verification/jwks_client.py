@@ -19,40 +19,30 @@ from __future__ import annotations
 import logging
 import os
 import random
-import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Final
 
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable
-from otel_token_relay.origin import Origin
-from otel_token_relay.settings import is_issuer
 from otel_token_relay.token import Clock
-from otel_token_relay.verification.claims import parse_object
-from otel_token_relay.verification.fetch import Answer, FetchFailed, fetch, is_trustworthy
-from otel_token_relay.verification.flights import Wait
+from otel_token_relay.verification.drivers import Wait
+from otel_token_relay.verification.http_client import Answer, FetchFailed, fetch
 from otel_token_relay.verification.jwk import KeySet
+from otel_token_relay.verification.jws import parse_object
+from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, read_metadata
 
 _logger = logging.getLogger("otel_token_relay")
 
-# How long keys count as fresh where the answer does not say, and the bounds for what it says.
-DEFAULT_FRESH_SECONDS: Final = 300.0
-MIN_FRESH_SECONDS: Final = 30.0
-MAX_FRESH_SECONDS: Final = 24 * 3600.0
 
 # How long a request waits for keys that are not known to be there, counted from the start of the
 # fetch: longer than a fetch takes, and short enough for a server with a few threads.
 PATIENCE_SECONDS: Final = 1.0
 # At once; the waiting requests of an event loop hold no threads, but memory.
 MAX_WAITING: Final = 1024
-
-_max_age = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,10})", re.IGNORECASE).search
-_forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGNORECASE).search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,56 +258,6 @@ class KeySource:
                 self._discovered = jwks_uri, self._monotonic() + 3600.0
                 return jwks_uri
         raise FetchFailed("no metadata of the issuer names where its keys are")
-
-
-def check_issuer(issuer: object) -> str:
-    """Give *issuer* if its metadata can be asked for.
-
-    Raises:
-        ConfigurationError: It is no https URL, or has a query or a fragment.
-    """
-    if not isinstance(issuer, str) or not is_issuer(issuer):
-        raise ConfigurationError("issuers", "an issuer is an https URL without a query, or an http one on loopback")
-    return issuer
-
-
-def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Give where the metadata may be: OpenID appends to the path, RFC 8414 puts itself before it."""
-    parts = urlsplit(issuer)
-    path = parts.path.rstrip("/")
-    base = f"{parts.scheme}://{parts.netloc}"
-    return (
-        f"{base}{path}/.well-known/openid-configuration",
-        f"{base}/.well-known/oauth-authorization-server{path}",
-    )
-
-
-def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
-    """Give the ``jwks_uri`` of a document, or ``None`` if it is not to be believed.
-
-    RFC 8414, section 3.3: the issuer in it must be identical to ours, or whoever can answer for
-    another path of that host could have its keys trusted as ours.
-    """
-    jwks_uri = document.get("jwks_uri")
-    if document.get("issuer") != issuer or not isinstance(jwks_uri, str) or not is_trustworthy(jwks_uri):
-        return None
-    ours, theirs = Origin.parse(issuer), Origin.parse(jwks_uri)
-    if ours is None or theirs is None or (ours.scheme == "https" and theirs.scheme != "https"):
-        return None
-    return jwks_uri
-
-
-def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """Give how long an answer counts as fresh, within our bounds (RFC 9111, sections 4.2 and 5.2.2)."""
-    control = headers.get("cache-control", "")
-    if _forbids_reuse(control):
-        return MIN_FRESH_SECONDS
-    match = _max_age(control)
-    if match is None:
-        return DEFAULT_FRESH_SECONDS
-    age = headers.get("age", "0")
-    fresh = float(match[1]) - (float(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0.0)
-    return min(max(fresh, MIN_FRESH_SECONDS), MAX_FRESH_SECONDS)
 
 
 def _describe(error: Exception) -> str:

@@ -1,0 +1,188 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import math
+import re
+from typing import Any, Final, NamedTuple, NoReturn
+
+from otel_token_relay.errors import TokenRejected
+
+Claims = dict[str, Any]
+
+
+MAX_DEPTH: Final = 32
+
+
+MAX_INTEGER_DIGITS: Final = 20
+
+
+# RFC 7515, section 7.1: three base64url parts with dots between them. Section 2: no padding.
+_segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
+
+
+# C0, DEL, C1 and the two line breaks of Unicode: such a name would forge lines in a log or break a header.
+_has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
+
+
+class Jws(NamedTuple):
+    """A compact JWS, read and not verified."""
+
+    header: Claims
+    claims: Claims
+    signing_input: bytes
+    signature: bytes
+
+
+def _reject_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def _read_integer(text: str) -> int:
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise ValueError("an integer of so many digits costs more than it is worth")
+    return int(text)
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number beyond the range of a double")
+    return value
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> Claims:
+    members = dict(pairs)
+    # RFC 7515, section 4 and RFC 7519, section 4: names are unique, or the reader rejects.
+    if len(members) != len(pairs):
+        raise ValueError("two members of one name")
+    return members
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_read_object,
+    parse_constant=_reject_constant,
+    parse_int=_read_integer,
+    parse_float=_read_float,
+).decode
+
+
+# The closing quote is optional, so that this never fails and goes back: else a string that is not
+# closed, full of escaped quotes, would be read anew from each of them, for most of a second.
+_strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in _strings.sub("", text):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def parse_object(data: bytes) -> Claims:
+    """Read a JSON object strictly: UTF-8, unique names, finite numbers, bounded depth.
+
+    Raises:
+        ValueError: It is something else. The message does not quote it.
+    """
+    try:
+        text = data.decode("utf-8")
+        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        value = _decode(text)
+        if "\\u" in text:
+            # A lone surrogate is no character: whoever writes it out later would fail on it.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        raise ValueError("this is no strict JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError("this is no JSON object")
+    return value
+
+
+def _decode_segment(segment: str) -> bytes:
+    missing = -len(segment) % 4
+    if missing == 3:
+        raise ValueError("no base64url text has this length")
+    data = binascii.a2b_base64(segment.translate(_TO_BASE64) + "=" * missing)
+    # The unused bits of the last character must be zero, or one token has several spellings.
+    if missing and binascii.b2a_base64(data[-(3 - missing) :], newline=False).rstrip(b"=") != segment[
+        -(4 - missing) :
+    ].translate(_TO_BASE64).encode("ascii"):
+        raise ValueError("the unused bits are set")
+    return data
+
+
+_TO_BASE64: Final = str.maketrans("-_", "+/")
+
+
+def parse_jws(token: str, *, max_length: int) -> Jws:
+    """Read a compact JWS whose payload is a set of claims.
+
+    Args:
+        token: As it came in.
+        max_length: Characters; a longer one costs one comparison.
+
+    Raises:
+        TokenRejected: ``too_long``, ``malformed``, ``algorithm_not_allowed`` (no usable name).
+
+    Source: RFC 7515, sections 4, 5.2 and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
+    """
+    if not isinstance(token, str):
+        raise TokenRejected("malformed")
+    if len(token) > max_length:
+        raise TokenRejected("too_long")
+    match = _segments(token)
+    if match is None:
+        raise TokenRejected("malformed")
+    header_segment, payload_segment, signature_segment = match.groups()
+    try:
+        header = parse_object(_decode_segment(header_segment))
+        claims = parse_object(_decode_segment(payload_segment))
+        signature = _decode_segment(signature_segment)
+    except ValueError:
+        raise TokenRejected("malformed") from None
+    _check_header(header)
+    return Jws(header, claims, token[: match.end(2)].encode("ascii"), signature)
+
+
+def _check_header(header: Claims) -> None:
+    """Check what holds for every profile. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never looked at."""
+    if not isinstance(header.get("alg"), str):
+        raise TokenRejected("algorithm_not_allowed")
+    # RFC 7515, section 4.1.11: what is critical must be understood, and no extension is. An
+    # empty or superfluous list is not allowed either. RFC 7797: "b64" needs "crit".
+    if "crit" in header or "b64" in header:
+        raise TokenRejected("malformed")
+    kid = header.get("kid", "-")
+    if not isinstance(kid, str) or not kid or _has_control_character(kid):
+        raise TokenRejected("malformed")
+    typ = header.get("typ", "JWT")
+    if not isinstance(typ, str):
+        raise TokenRejected("malformed")
+
+
+def looks_like_jws(token: str) -> bool:
+    """Whether the text is three parts of which the first is a JSON object with an ``alg``."""
+    match = _segments(token)
+    if match is None:
+        return False
+    try:
+        return "alg" in parse_object(_decode_segment(match[1]))
+    except ValueError:
+        return False
+
+
+def copy_json(value: Any) -> Any:
+    """Copy what JSON can hold, so that nobody can change what somebody else was given."""
+    if isinstance(value, dict):
+        return {name: copy_json(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [copy_json(member) for member in value]
+    return value
