@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from otel_token_relay.errors import ConfigurationError, TokenRejected
-from otel_token_relay.verification.jws import Claims, _has_control_character
+from otel_token_relay.verification.jws import Claims, has_control_character
 
 Profile = Literal["rfc9068", "generic"]
 
 # RFC 7519, section 2: a NumericDate counts seconds since 1970. This one is in the year 36812.
 MAX_NUMERIC_DATE: Final = 2**40
-
 
 # RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types
 # are compared without regard to case, and "application/" may be left out.
@@ -127,7 +126,7 @@ def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 def check_name(value: object) -> None:
     """Check a claim that ends up in logs, span attributes and database keys."""
-    if not isinstance(value, str) or not value or _has_control_character(value):
+    if not isinstance(value, str) or not value or has_control_character(value):
         raise TokenRejected("invalid_claim")
 
 
@@ -168,7 +167,7 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
         if not found:
             continue
         words = value.split(" ") if isinstance(value, str) else value
-        if not isinstance(words, list) or not all(isinstance(w, str) and not _has_control_character(w) for w in words):
+        if not isinstance(words, list) or not all(isinstance(w, str) and not has_control_character(w) for w in words):
             raise TokenRejected("invalid_claim")
         return frozenset(word for word in words if word)
     return frozenset()

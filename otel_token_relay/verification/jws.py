@@ -1,4 +1,9 @@
-"""TODO."""
+"""Read a compact JWS and the JSON in it, strictly. Pure: no clock, no keys, no I/O.
+
+A verifier that reads JSON more loosely than a later reader of the same token is a hole: duplicate member
+names, a number written as a string, UTF-16. So everything is read strictly before any rule is applied, and
+size and depth are limited before any work is done.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +17,14 @@ from otel_token_relay.errors import TokenRejected
 
 Claims = dict[str, Any]
 
-
 MAX_DEPTH: Final = 32
-
-
 MAX_INTEGER_DIGITS: Final = 20
-
 
 # RFC 7515, section 7.1: three base64url parts with dots between them. Section 2: no padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
-
 # C0, DEL, C1 and the two line breaks of Unicode: such a name would forge lines in a log or break a header.
-_has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
+has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
 class Jws(NamedTuple):
@@ -161,7 +161,7 @@ def _check_header(header: Claims) -> None:
     if "crit" in header or "b64" in header:
         raise TokenRejected("malformed")
     kid = header.get("kid", "-")
-    if not isinstance(kid, str) or not kid or _has_control_character(kid):
+    if not isinstance(kid, str) or not kid or has_control_character(kid):
         raise TokenRejected("malformed")
     typ = header.get("typ", "JWT")
     if not isinstance(typ, str):

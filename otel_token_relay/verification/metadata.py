@@ -1,4 +1,7 @@
-"""TODO."""
+"""Issuer metadata: where it is, what in it can be trusted, and how long a response stays fresh. No I/O.
+
+Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, section 3.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,10 @@ from otel_token_relay.verification.http_client import is_trustworthy
 
 # How long keys count as fresh where the answer does not say, and the bounds for what it says.
 DEFAULT_FRESH_SECONDS: Final = 300.0
-
-
 MIN_FRESH_SECONDS: Final = 30.0
-
-
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
 
-
 _max_age = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,10})", re.IGNORECASE).search
-
-
 _forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGNORECASE).search
 
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The identity that a verified request speaks for, as applications read it."""
 
 from __future__ import annotations
 

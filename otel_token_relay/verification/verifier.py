@@ -15,15 +15,14 @@ from typing import Any, Final, NamedTuple
 
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock
-from otel_token_relay.verification import claims as rules_of
 from otel_token_relay.verification.cache import Cache, digest
-from otel_token_relay.verification.claims import Profile, Rules
+from otel_token_relay.verification.claims import Profile, Rules, check_claims, check_type, check_values
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.http_client import check_url
 from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, Key, KeySet, check_algorithms
 from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
-from otel_token_relay.verification.jws import Claims, Jws
+from otel_token_relay.verification.jws import Claims, Jws, copy_json, looks_like_jws, parse_jws
 from otel_token_relay.verification.metadata import check_issuer
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
@@ -74,7 +73,7 @@ class VerifiedToken:
     def claims(self) -> Mapping[str, Any]:
         """All claims, read-only. Each request has its own copy, so that none can spoil another's."""
         if self._claims is None:
-            self._claims = MappingProxyType(rules_of.copy_json(self._shared))
+            self._claims = MappingProxyType(copy_json(self._shared))
         return self._claims
 
     @property
@@ -227,7 +226,7 @@ class VerifierCore:
         if _is_b64token(token) is None:
             raise TokenRejected("malformed")
         key = digest(token)
-        is_jwt = bool(self._sources) and (self._introspection is None or rules_of.looks_like_jws(token))
+        is_jwt = bool(self._sources) and (self._introspection is None or looks_like_jws(token))
         if is_jwt:
             accepted = yield from self._verify_jwt(token)
             if self._introspection is not None:
@@ -242,7 +241,7 @@ class VerifierCore:
         return verified
 
     def _verify_jwt(self, token: str) -> Generator[Wait, None, _Accepted]:
-        jws = rules_of.parse_jws(token, max_length=self._max_length)
+        jws = parse_jws(token, max_length=self._max_length)
         if jws.header["alg"] not in self._algorithms:
             raise TokenRejected("algorithm_not_allowed")
         # The issuer is not verified yet; it only picks among those that we trust.
@@ -253,9 +252,9 @@ class VerifierCore:
         if source is None:
             raise TokenRejected("unknown_issuer" if isinstance(issuer, str) else "invalid_claim")
         keys = yield from self._check_signature(jws, source)
-        rules_of.check_type(jws.header, jws.claims, self._rules.profile)
+        check_type(jws.header, jws.claims, self._rules.profile)
         now = self._now()
-        scopes = rules_of.check_claims(jws.claims, self._rules, now=now)
+        scopes = check_claims(jws.claims, self._rules, now=now)
         until = self._monotonic() + self._cache_seconds
         return _Accepted(jws.claims, scopes, float(jws.claims["exp"]), keys, issuer, until)
 
@@ -314,7 +313,7 @@ class VerifierCore:
         )
         # Servers send null for what they do not know.
         claims = {name: value for name, value in claims.items() if value is not None}
-        scopes = rules_of.check_values(claims, rules, now=self._now())
+        scopes = check_values(claims, rules, now=self._now())
         expires_at = float(claims["exp"]) if "exp" in claims else None
         until = self._monotonic() + self._cache_seconds
         return _Accepted(claims, scopes, expires_at, None, issuer, until, answer)
