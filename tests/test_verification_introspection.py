@@ -172,7 +172,7 @@ def settle(verifier: TokenVerifier) -> None:
     """Wait until no question and no probe is under way."""
     introspection = verifier._introspection
     assert introspection is not None
-    wait_until(lambda: not introspection._under_way and not introspection._outages._is_probing)
+    wait_until(lambda: not introspection._pending and not introspection._breaker._is_probing)
 
 
 def outcome_of(verifier: TokenVerifier, token: str) -> str | None:
@@ -358,7 +358,7 @@ def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Iss
     finally:
         issuer.released.set()
         clock.ahead = 100.0
-        wait_until(lambda: not introspection._under_way, 30.0)
+        wait_until(lambda: not introspection._pending, 30.0)
 
 
 def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer: Issuer) -> None:
@@ -595,7 +595,7 @@ def test_verdict_that_turns_in_the_background_counts_at_once(issuer: Issuer) -> 
 
     clock.ahead = 31.0
     verifier.verify(OPAQUE)
-    wait_until(lambda: asked(issuer) == 2 and not verifier._introspection._under_way)  # type: ignore[union-attr]
+    wait_until(lambda: asked(issuer) == 2 and not verifier._introspection._pending)  # type: ignore[union-attr]
 
     with pytest.raises(TokenRejected, match="inactive"):
         verifier.verify(OPAQUE)
@@ -620,7 +620,7 @@ def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
             introspection.ask(b"one more", OPAQUE)
     finally:
         release.set()
-        wait_until(lambda: not introspection._under_way, 30.0)
+        wait_until(lambda: not introspection._pending, 30.0)
 
 
 def remember(verifier: TokenVerifier, tokens: list[str]) -> None:
@@ -674,7 +674,7 @@ def test_renewals_in_line_are_few(stalled: tuple[TokenVerifier, Clock]) -> None:
     verifier, _ = stalled
 
     assert verifier._introspection is not None
-    assert len(verifier._introspection._under_way) == 32
+    assert len(verifier._introspection._pending) == 32
 
 
 def test_renewal_that_found_no_room_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
@@ -728,7 +728,7 @@ def test_thread_that_cannot_be_started_in_an_outage_does_not_make_it_last(issuer
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
     assert verifier._introspection is not None
-    verifier._introspection._outages.conclude(is_out=True)
+    verifier._introspection._breaker.end_probe(succeeded=False)
     clock.ahead = 1.1
     with no_more_threads():
         assert outcome_of(verifier, OPAQUE) == "KeysUnavailable"
@@ -780,7 +780,7 @@ def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: I
     assert outcome_of(verifier, OPAQUE) == "alice"
     settle(verifier)
     assert asked(issuer) == 2
-    assert introspection._questions.load == 0
+    assert introspection._lookups.load == 0
 
 
 @pytest.mark.parametrize("cache_seconds", [60.0, 10_000.0], ids=["remembered for a minute", "remembered for hours"])

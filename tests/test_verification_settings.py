@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
-from otel_token_relay.settings import ALGORITHMS, Settings
-from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, check_algorithms
+from otel_token_relay.settings import Settings
+from otel_token_relay.verification.jwk import check_algorithms
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 COMPLETE = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "profile-service"}

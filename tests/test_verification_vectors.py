@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from otel_token_relay.algorithms import DEFAULT_ALGORITHMS
 from otel_token_relay.errors import TokenRejected
 from otel_token_relay.reasons import Reason
 from otel_token_relay.token import parse_credentials
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, KeySet, check_algorithms
+from otel_token_relay.verification.jwk import KeySet, check_algorithms
 from otel_token_relay.verification.jws import looks_like_jws, parse_jws, parse_object
 from otel_token_relay.verification.metadata import fresh_seconds, read_metadata
 from tests.support.issuers import Issuer, issuing

@@ -1,9 +1,13 @@
-"""Tell an outage of an endpoint from tokens that it fails on. Pure, but for the clock it is given.
+"""A circuit breaker that distinguishes a failing endpoint from tokens that the endpoint fails on. Pure.
 
-Anybody can bring tokens, and may know some that the endpoint answers with an error or by hanging
-up. If that counted as an outage, whoever sends them would shut everybody else out. So failures
-only raise a doubt: after several in a row the endpoint is asked about a token that we have made up
-ourselves, and its answer to that decides.
+Callers can send any token, and an attacker may know tokens for which the endpoint returns an error or
+closes the connection. If each such failure opened the circuit, the attacker could lock out all other
+callers. So failures alone never open it: after several in a row the owner probes the endpoint with a
+random token, and the result of the probe decides.
+
+* Closed: every call is allowed.
+* Open: no call is allowed for `OPEN_SECONDS`.
+* Half-open: one call at a time is allowed, until a call or a probe succeeds.
 """
 
 from __future__ import annotations
@@ -13,81 +17,85 @@ from typing import Final
 
 from otel_token_relay.token import Clock
 
-# So many failures without a single answer in between raise the doubt.
-DOUBT_AFTER: Final = 3
-# In an outage nobody asks for so long, and then one at a time.
-PAUSE_SECONDS: Final = 1.0
+# The number of failures in a row after which the endpoint is probed.
+FAILURES_BEFORE_PROBE: Final = 3
+OPEN_SECONDS: Final = 1.0
 
 
-class OutageWatch:
-    """Who may ask an endpoint, and whether it is out. Safe to share between threads."""
+class CircuitBreaker:
+    """Decide which calls an endpoint receives. Safe to share between threads.
+
+    Args:
+        monotonic: Seconds on a clock that never goes back.
+    """
 
     def __init__(self, monotonic: Clock) -> None:
         self._monotonic = monotonic
         self._failures = 0
-        self._is_out = False
-        self._resume_at = float("-inf")
+        self._is_open = False
+        self._half_open_at = float("-inf")
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget what was under way: in a forked child it is not there any more."""
+        """Forget the calls that were running: in a forked child their threads do not exist."""
         self._lock = threading.Lock()
-        self._trial: bytes | None = None
+        self._half_open_call: bytes | None = None
         self._is_probing = False
 
-    def admits(self, key: bytes) -> bool:
-        """Whether a question may be asked.
+    def allows(self, key: bytes) -> bool:
+        """Return whether a call may start.
 
-        In an outage, one at a time is the trial: it has to `answer`, to `fail`, or to be taken back
-        by `withdraw`. Until then no other one is admitted.
+        In the half-open state the call must end in `record_success`, `record_failure` or `cancel`.
+        No other call is allowed before that.
         """
         with self._lock:
-            if not self._is_out:
+            if not self._is_open:
                 return True
-            if self._trial is not None or self._is_probing or self._monotonic() < self._resume_at:
+            if self._half_open_call is not None or self._is_probing or self._monotonic() < self._half_open_at:
                 return False
-            self._trial = key
+            self._half_open_call = key
             return True
 
-    def still_admits(self, key: bytes) -> bool:
-        """Whether a question that was admitted is still worth asking, after it stood in line."""
+    def still_allows(self, key: bytes) -> bool:
+        """Return whether an allowed call should still be made after it has waited for a worker."""
         with self._lock:
-            return not self._is_out or key == self._trial
+            return not self._is_open or key == self._half_open_call
 
-    def withdraw(self, key: bytes) -> None:
-        """Take back a question that was admitted and then not asked: that says nothing about the endpoint."""
+    def cancel(self, key: bytes) -> None:
+        """Record that an allowed call was not made, which says nothing about the endpoint."""
         with self._lock:
-            if key == self._trial:
-                self._trial = None
+            if key == self._half_open_call:
+                self._half_open_call = None
 
-    def answer(self) -> None:
-        """Note an answer, whatever it says: the endpoint is not out."""
+    def record_success(self) -> None:
+        """Close the circuit after any response, whatever it says about the token."""
         with self._lock:
             self._failures = 0
-            self._is_out = False
-            self._trial = None
+            self._is_open = False
+            self._half_open_call = None
 
-    def fail(self, key: bytes) -> bool:
-        """Note a failure that may be one of the endpoint.
+    def record_failure(self, key: bytes) -> bool:
+        """Record a failure that may be caused by the endpoint or by the token.
 
         Returns:
-            Whether the caller has to probe it now, and then to call `conclude`.
+            Whether the caller must probe the endpoint now and then call `end_probe`.
         """
         with self._lock:
             self._failures += 1
-            was_trial = key == self._trial
-            if was_trial:
-                self._trial = None
-            if self._is_probing or not (was_trial if self._is_out else self._failures >= DOUBT_AFTER):
+            was_half_open_call = key == self._half_open_call
+            if was_half_open_call:
+                self._half_open_call = None
+            needs_probe = was_half_open_call if self._is_open else self._failures >= FAILURES_BEFORE_PROBE
+            if self._is_probing or not needs_probe:
                 return False
             self._is_probing = True
             return True
 
-    def conclude(self, is_out: bool) -> None:
-        """Take in what the probe has found."""
+    def end_probe(self, *, succeeded: bool) -> None:
+        """Close the circuit if the probe succeeded; open it otherwise."""
         with self._lock:
             self._is_probing = False
             self._failures = 0
-            self._is_out = is_out
-            if is_out:
-                self._resume_at = self._monotonic() + PAUSE_SECONDS
+            self._is_open = not succeeded
+            if not succeeded:
+                self._half_open_at = self._monotonic() + OPEN_SECONDS

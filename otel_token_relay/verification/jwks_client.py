@@ -1,60 +1,58 @@
-"""Where keys come from: one source for each issuer, which fetches outside the request path.
+"""Fetch the keys of each issuer, outside the request path.
 
 Invariants:
 
-* A request whose key is known never waits. The lock is held for assignments only, never over a
-  fetch, and a fetch runs in a thread of its own that every waiting caller shares.
-* Nor does it wait for a thread: whoever brings an unknown ``kid`` waits for a fetch only while that
-  is young, and only so many do. Else a few forged tokens would hold all the threads of a server.
-* However many tokens name an unknown ``kid``, and however the endpoint fails, there is at most
+* A request whose key is known never waits. The lock is held for assignments only, never during a
+  fetch, and a fetch runs in a background thread that all waiting callers share.
+* Forged tokens cannot occupy all threads of a server: a request with an unknown ``kid`` waits only for a
+  fetch that started a moment ago, and the number of waiting requests is limited.
+* However many tokens contain an unknown ``kid``, and however the endpoint fails, there is at most
   one fetch for each cooldown. Forging a ``kid`` costs nothing, so it must not cost the issuer.
-* An outage of the issuer changes nothing for as long as *max_stale*: stale keys are better than
-  no service, and a limit is better than keys for ever.
-* A source that has no keys at all says so within *timeout*, by `KeysUnavailable`, and much sooner
-  where the last fetch has failed: another issuer's tokens may be waiting for the threads.
+* If the issuer is down, its keys are used for another *max_stale* seconds: stale keys are better than
+  no service, but they must not be used without limit.
+* A source without any keys raises `KeysUnavailable` within *timeout*, and much sooner if the last
+  fetch failed: requests with tokens of other issuers may be waiting for the threads.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
+from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable
+from otel_token_relay.forks import call_in_child
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.drivers import Wait
-from otel_token_relay.verification.http_client import Answer, FetchFailed, fetch
+from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
 from otel_token_relay.verification.jwk import KeySet
 from otel_token_relay.verification.jws import parse_object
 from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, read_metadata
 
 _logger = logging.getLogger("otel_token_relay")
 
-
-# How long a request waits for keys that are not known to be there, counted from the start of the
-# fetch: longer than a fetch takes, and short enough for a server with a few threads.
+# How long a request waits for keys that may not exist, counted from the start of the fetch: longer
+# than a fetch takes, and short enough for a server with a few threads.
 PATIENCE_SECONDS: Final = 1.0
-# At once; the waiting requests of an event loop hold no threads, but memory.
+# Requests that may wait at the same time: on an event loop they occupy memory, not threads.
 MAX_WAITING: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTimes:
-    """How a source behaves in time; all in seconds.
+    """The time limits of a key source, in seconds.
 
     Attributes:
-        cooldown: Between two fetches for an unknown ``kid``, and after a fetch that failed.
-        timeout: For one refresh, discovery included; nobody waits longer, and only where there are
-            no keys at all does anybody wait as long.
-        max_stale: How long keys are still used after they stopped being fresh, if they cannot
-            be refreshed.
+        cooldown: Between two fetches for an unknown ``kid``, and after a failed fetch.
+        timeout: For one refresh, including discovery. No request waits longer, and only a request
+            without any keys waits as long.
+        max_stale: How long keys are used after they stopped being fresh, if they cannot be refreshed.
     """
 
     cooldown: float = 10.0
@@ -63,20 +61,18 @@ class KeyTimes:
 
     def __post_init__(self) -> None:
         for name in ("cooldown", "timeout", "max_stale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
-                raise ConfigurationError(name, "this must be a number of seconds, 0 or more")
+            check_seconds(name, getattr(self, name))
         if self.timeout == 0:
-            raise ConfigurationError("timeout", "this must be more than 0")
+            raise ConfigurationError("timeout", "expected more than 0 seconds")
 
 
 class _Flight:
-    """A fetch that is under way.
+    """A running fetch (single flight), shared by all callers that wait for it.
 
     Attributes:
-        end: Done when it has come to its end, whatever came of it.
-        started: Seconds of the real clock.
-        waiting: How many have joined it.
+        end: Done when the fetch has ended, successful or not.
+        started: Seconds on the real clock, which tests do not replace.
+        waiting: How many callers have joined.
     """
 
     __slots__ = ("end", "started", "waiting")
@@ -91,9 +87,9 @@ class KeySource:
     """The keys of one issuer. Safe to share between threads, tasks and event loops; survives a fork.
 
     Args:
-        issuer: As it stands in ``iss``, exactly.
-        algorithms: What `KeySet.parse` may use.
-        jwks_uri: Where the keys are; ``None`` to ask the issuer's metadata.
+        issuer: Exactly as in ``iss``.
+        algorithms: The algorithms that `KeySet.parse` may use.
+        jwks_uri: The URL of the key set; ``None`` to read it from the issuer's metadata.
     """
 
     def __init__(
@@ -116,18 +112,18 @@ class KeySource:
         self._has_failed = False
         self._discovered: tuple[str, float] | None = None
         self._start_over()
-        _sources.add(self)
+        call_in_child(self, KeySource._start_over)
 
     def _start_over(self) -> None:
-        # Also in a forked child: there the thread of a fetch does not go on, and the lock may
-        # have been held by one that is not there any more.
+        # Also in a forked child: the thread of a fetch does not exist there, and the lock may be held
+        # by a thread that does not exist either.
         self._lock = threading.Lock()
         self._flight: _Flight | None = None
 
     def current(self) -> KeySet | None:
-        """Give the keys at hand and never wait; ``None`` where there are none, or too old ones.
+        """Return the present keys without waiting; ``None`` if there are none or they are too old.
 
-        Starts a refresh in the background where it is time for one.
+        Starts a refresh in the background if one is due.
         """
         now = self._monotonic()
         if now >= self._refresh_at:
@@ -138,10 +134,10 @@ class KeySource:
         return self._keys
 
     def wait_for_any(self) -> Wait:
-        """Give what to wait for where `current` has nothing.
+        """Return the fetch to wait for if `current` returns no keys.
 
         Raises:
-            KeysUnavailable: The last fetch has just failed, or this one takes too long.
+            KeysUnavailable: The last fetch failed a moment ago, or the running one takes too long.
         """
         remaining = self._next_after_failure - self._monotonic()
         if remaining > 0:
@@ -149,14 +145,13 @@ class KeySource:
         return self._join(self._launch(), PATIENCE_SECONDS if self._has_failed else self._times.timeout)
 
     def wait_for_unknown(self) -> Wait | None:
-        """Give what to wait for where a token names a key that is not at hand.
+        """Return the fetch to wait for if a token contains an unknown ``kid``.
 
         Returns:
-            ``None`` within the cooldown: then the key is taken as not existing.
+            ``None`` within the cooldown: the key is then treated as nonexistent.
 
         Raises:
-            KeysUnavailable: A fetch is under way, and takes too long to wait for: that it will
-                not bring the key, nobody knows.
+            KeysUnavailable: A fetch that may return the key is running, but takes too long to wait for.
         """
         now = self._monotonic()
         with self._lock:
@@ -170,7 +165,7 @@ class KeySource:
     def _join(self, flight: _Flight, patience: float) -> Wait:
         remaining = min(patience, self._times.timeout) - (time.monotonic() - flight.started)
         with self._lock:
-            # All of them leave with the patience, so nobody has to be counted out.
+            # Callers stop waiting at the same time at the latest, so the number is never decreased.
             flight.waiting += 1
             is_full = flight.waiting > MAX_WAITING
         if not flight.end.done() and (is_full or remaining <= 0):
@@ -178,11 +173,11 @@ class KeySource:
         return Wait(flight.end, max(remaining, 0.0))
 
     def unavailable(self) -> KeysUnavailable:
-        """Build the error for a caller that has waited in vain."""
+        """Build the error for a caller that has waited without success."""
         return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
 
     def _launch(self) -> _Flight:
-        """Start a fetch, or join the one that is under way."""
+        """Start a fetch, or return the running one."""
         with self._lock:
             if self._flight is not None:
                 return self._flight
@@ -190,7 +185,7 @@ class KeySource:
             self._flight = flight
         try:
             threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
-        except RuntimeError:  # no thread can be had: the process is at its limit, or at its end
+        except RuntimeError:  # no thread can be started: the process is at its limit, or is ending
             self._end(flight, failed=True)
         return flight
 
@@ -199,8 +194,8 @@ class KeySource:
         try:
             self._refresh()
             failed = False
-        except Exception as error:  # noqa: BLE001  # the requests go on with the keys they have
-            _logger.warning("the keys of an issuer could not be refreshed: %s", _describe(error))
+        except Exception as error:  # noqa: BLE001  # requests continue with the present keys
+            _logger.warning("the keys of an issuer could not be refreshed: %s", FetchFailed.describe(error))
         finally:
             self._end(flight, failed=failed)
 
@@ -217,61 +212,44 @@ class KeySource:
     def _refresh(self) -> None:
         deadline = time.monotonic() + self._times.timeout
 
-        def ask(url: str) -> Answer:
+        def fetch_in_time(url: str) -> Response:
             return fetch(url, timeout=deadline - time.monotonic())
 
-        answer = ask(self._jwks_uri or self._discover(ask))
-        if answer.status != 200:
-            raise FetchFailed(f"the key set was answered with {answer.status}")
-        document = parse_object(answer.body)
+        response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
+        if response.status != 200:
+            raise FetchFailed(f"the key set URL responded with status {response.status}")
+        document = parse_object(response.body)
         if not document.get("keys"):
-            # An issuer without any key has made a mistake; ours were good until now.
+            # An empty key set is a mistake of the issuer; the present keys were valid until now.
             raise FetchFailed("the key set is empty")
-        self._accept(KeySet.parse(document, self._algorithms), fresh_seconds(answer.headers))
+        self._accept(KeySet.parse(document, self._algorithms), fresh_seconds(response.headers))
 
     def _accept(self, keys: KeySet, fresh: float) -> None:
         now = self._monotonic()
         if self._keys is None or self._keys.contents != keys.contents:
-            # Whoever remembers a verdict with the old object sees that it is another one.
+            # Cached verifications refer to the old object and end when it is replaced.
             self._keys = keys
-        # Not all instances of a service at the same moment, and well before the end.
+        # Well before the keys expire, and not at the same moment in all instances of a service.
         self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret
         self._unusable_at = now + fresh + self._times.max_stale
         self._next_after_failure = float("-inf")
 
-    def _discover(self, ask: Callable[[str], Answer]) -> str:
-        """Give the ``jwks_uri`` of the issuer's metadata, remembered for an hour.
+    def _discover(self, fetch_in_time: Callable[[str], Response]) -> str:
+        """Return the ``jwks_uri`` of the issuer's metadata, cached for an hour.
 
         Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, sections 3 and 3.3.
         """
         if self._discovered is not None and self._monotonic() < self._discovered[1]:
             return self._discovered[0]
         for url in metadata_urls(self.issuer):
-            answer = ask(url)
-            if answer.status != 200:
+            response = fetch_in_time(url)
+            if response.status != 200:
                 continue
             try:
-                jwks_uri = read_metadata(parse_object(answer.body), self.issuer)
+                jwks_uri = read_metadata(parse_object(response.body), self.issuer)
             except ValueError:
-                continue  # a web application that answers every path with its start page
+                continue  # a web application that serves its start page at every path
             if jwks_uri is not None:
                 self._discovered = jwks_uri, self._monotonic() + 3600.0
                 return jwks_uri
-        raise FetchFailed("no metadata of the issuer names where its keys are")
-
-
-def _describe(error: Exception) -> str:
-    # Of an error that is not our own, only the type: its text may quote the answer.
-    return str(error) if isinstance(error, FetchFailed) else type(error).__name__
-
-
-_sources: weakref.WeakSet[KeySource] = weakref.WeakSet()
-
-
-def _start_over_in_child() -> None:
-    for source in list(_sources):
-        source._start_over()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over_in_child)
+        raise FetchFailed("no usable jwks_uri in the metadata of the issuer")

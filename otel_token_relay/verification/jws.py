@@ -20,15 +20,15 @@ Claims = dict[str, Any]
 MAX_DEPTH: Final = 32
 MAX_INTEGER_DIGITS: Final = 20
 
-# RFC 7515, section 7.1: three base64url parts with dots between them. Section 2: no padding.
+# RFC 7515, section 7.1: three base64url parts separated by dots. Section 2: no padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
-# C0, DEL, C1 and the two line breaks of Unicode: such a name would forge lines in a log or break a header.
+# C0, DEL, C1 and the two Unicode line breaks: such a name could forge log lines or break a header.
 has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
 class Jws(NamedTuple):
-    """A compact JWS, read and not verified."""
+    """A parsed compact JWS. It has not been verified."""
 
     header: Claims
     claims: Claims
@@ -37,27 +37,27 @@ class Jws(NamedTuple):
 
 
 def _reject_constant(_: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
+    raise ValueError("NaN and Infinity are not valid JSON")
 
 
 def _read_integer(text: str) -> int:
     if len(text) > MAX_INTEGER_DIGITS:
-        raise ValueError("an integer of so many digits costs more than it is worth")
+        raise ValueError(f"an integer must not have more than {MAX_INTEGER_DIGITS} digits")
     return int(text)
 
 
 def _read_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError("a number beyond the range of a double")
+        raise ValueError("a number must not exceed the range of a double")
     return value
 
 
 def _read_object(pairs: list[tuple[str, Any]]) -> Claims:
     members = dict(pairs)
-    # RFC 7515, section 4 and RFC 7519, section 4: names are unique, or the reader rejects.
+    # RFC 7515, section 4, and RFC 7519, section 4: reject duplicate names.
     if len(members) != len(pairs):
-        raise ValueError("two members of one name")
+        raise ValueError("duplicate member name")
     return members
 
 
@@ -69,8 +69,8 @@ _decode = json.JSONDecoder(
 ).decode
 
 
-# The closing quote is optional, so that this never fails and goes back: else a string that is not
-# closed, full of escaped quotes, would be read anew from each of them, for most of a second.
+# The closing quote is optional so that the pattern never backtracks. Otherwise an unclosed string full
+# of escaped quotes would be read again from each quote, which takes most of a second.
 _strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
@@ -89,33 +89,33 @@ def parse_object(data: bytes) -> Claims:
     """Read a JSON object strictly: UTF-8, unique names, finite numbers, bounded depth.
 
     Raises:
-        ValueError: It is something else. The message does not quote it.
+        ValueError: The data is not such an object. The message does not quote it.
     """
     try:
         text = data.decode("utf-8")
         if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-            raise ValueError("nested too deeply")
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         value = _decode(text)
         if "\\u" in text:
-            # A lone surrogate is no character: whoever writes it out later would fail on it.
+            # A lone surrogate cannot be encoded: code that writes the claims out later would fail.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
-        raise ValueError("this is no strict JSON") from None
+        raise ValueError("invalid JSON") from None
     if not isinstance(value, dict):
-        raise ValueError("this is no JSON object")
+        raise ValueError("expected a JSON object")
     return value
 
 
 def _decode_segment(segment: str) -> bytes:
     missing = -len(segment) % 4
     if missing == 3:
-        raise ValueError("no base64url text has this length")
+        raise ValueError("invalid base64url length")
     data = binascii.a2b_base64(segment.translate(_TO_BASE64) + "=" * missing)
-    # The unused bits of the last character must be zero, or one token has several spellings.
+    # The unused bits of the last character must be zero, or one token would have several spellings.
     if missing and binascii.b2a_base64(data[-(3 - missing) :], newline=False).rstrip(b"=") != segment[
         -(4 - missing) :
     ].translate(_TO_BASE64).encode("ascii"):
-        raise ValueError("the unused bits are set")
+        raise ValueError("unused bits of base64url are set")
     return data
 
 
@@ -123,14 +123,14 @@ _TO_BASE64: Final = str.maketrans("-_", "+/")
 
 
 def parse_jws(token: str, *, max_length: int) -> Jws:
-    """Read a compact JWS whose payload is a set of claims.
+    """Parse a compact JWS whose payload is a set of claims.
 
     Args:
-        token: As it came in.
-        max_length: Characters; a longer one costs one comparison.
+        token: As received.
+        max_length: Characters. A longer token costs one comparison.
 
     Raises:
-        TokenRejected: ``too_long``, ``malformed``, ``algorithm_not_allowed`` (no usable name).
+        TokenRejected: ``too_long``, ``malformed``, or ``algorithm_not_allowed`` if ``alg`` is not text.
 
     Source: RFC 7515, sections 4, 5.2 and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
     """
@@ -153,11 +153,11 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
 
 
 def _check_header(header: Claims) -> None:
-    """Check what holds for every profile. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never looked at."""
+    """Check the rules that apply to every profile. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never read."""
     if not isinstance(header.get("alg"), str):
         raise TokenRejected("algorithm_not_allowed")
-    # RFC 7515, section 4.1.11: what is critical must be understood, and no extension is. An
-    # empty or superfluous list is not allowed either. RFC 7797: "b64" needs "crit".
+    # RFC 7515, section 4.1.11: critical extensions must be understood, and none is supported. An
+    # empty or superfluous list is not allowed either. RFC 7797: "b64" requires "crit".
     if "crit" in header or "b64" in header:
         raise TokenRejected("malformed")
     kid = header.get("kid", "-")
@@ -169,7 +169,7 @@ def _check_header(header: Claims) -> None:
 
 
 def looks_like_jws(token: str) -> bool:
-    """Whether the text is three parts of which the first is a JSON object with an ``alg``."""
+    """Return whether *token* has three parts and the first is a JSON object with an ``alg``."""
     match = _segments(token)
     if match is None:
         return False
@@ -180,7 +180,7 @@ def looks_like_jws(token: str) -> bool:
 
 
 def copy_json(value: Any) -> Any:
-    """Copy what JSON can hold, so that nobody can change what somebody else was given."""
+    """Return a deep copy of a JSON value, so that one request cannot change the claims of another."""
     if isinstance(value, dict):
         return {name: copy_json(member) for name, member in value.items()}
     if isinstance(value, list):

@@ -15,7 +15,7 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.settings import is_issuer
 from otel_token_relay.verification.http_client import is_trustworthy
 
-# How long keys count as fresh where the answer does not say, and the bounds for what it says.
+# How long keys are fresh if the response does not specify it, and the bounds for what it specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -25,18 +25,18 @@ _forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGN
 
 
 def check_issuer(issuer: object) -> str:
-    """Give *issuer* if its metadata can be asked for.
+    """Return *issuer* if its metadata can be fetched.
 
     Raises:
-        ConfigurationError: It is no https URL, or has a query or a fragment.
+        ConfigurationError: The issuer is not an https URL, or has a query or a fragment.
     """
     if not isinstance(issuer, str) or not is_issuer(issuer):
-        raise ConfigurationError("issuers", "an issuer is an https URL without a query, or an http one on loopback")
+        raise ConfigurationError("issuers", "expected an https URL without a query, or an http URL on loopback")
     return issuer
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Give where the metadata may be: OpenID appends to the path, RFC 8414 puts itself before it."""
+    """Return the possible metadata URLs: OpenID appends to the path, RFC 8414 inserts before it."""
     parts = urlsplit(issuer)
     path = parts.path.rstrip("/")
     base = f"{parts.scheme}://{parts.netloc}"
@@ -47,22 +47,22 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
 
 
 def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
-    """Give the ``jwks_uri`` of a document, or ``None`` if it is not to be believed.
+    """Return the ``jwks_uri`` of a document, or ``None`` if the document cannot be trusted.
 
-    RFC 8414, section 3.3: the issuer in it must be identical to ours, or whoever can answer for
-    another path of that host could have its keys trusted as ours.
+    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise an
+    attacker who controls another path of that host could have their keys trusted.
     """
     jwks_uri = document.get("jwks_uri")
     if document.get("issuer") != issuer or not isinstance(jwks_uri, str) or not is_trustworthy(jwks_uri):
         return None
-    ours, theirs = Origin.parse(issuer), Origin.parse(jwks_uri)
-    if ours is None or theirs is None or (ours.scheme == "https" and theirs.scheme != "https"):
+    own, named = Origin.parse(issuer), Origin.parse(jwks_uri)
+    if own is None or named is None or (own.scheme == "https" and named.scheme != "https"):
         return None
     return jwks_uri
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """Give how long an answer counts as fresh, within our bounds (RFC 9111, sections 4.2 and 5.2.2)."""
+    """Return for how many seconds a response is fresh, within bounds (RFC 9111, sections 4.2 and 5.2.2)."""
     control = headers.get("cache-control", "")
     if _forbids_reuse(control):
         return MIN_FRESH_SECONDS

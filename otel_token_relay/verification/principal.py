@@ -13,10 +13,10 @@ from otel_token_relay.verification.verifier import VerifiedToken
 
 
 class Principal:
-    """Who a request speaks for, in the shape that Starlette and its kin expect of a user.
+    """The identity of a request, in the form that Starlette and similar frameworks expect of a user.
 
     Attributes:
-        token: What was verified; ``None`` on a path that needs no token.
+        token: The verified token; ``None`` on a path that needs no token.
     """
 
     __slots__ = ("token",)
@@ -26,7 +26,7 @@ class Principal:
 
     @property
     def is_authenticated(self) -> bool:
-        """Whether a valid token was brought."""
+        """Whether the request contained a valid token."""
         return self.token is not None
 
     @property
@@ -36,12 +36,12 @@ class Principal:
 
     @property
     def client_id(self) -> str | None:
-        """The client that acts."""
+        """The client that the token was issued to."""
         return None if self.token is None else self.token.client_id
 
     @property
     def scopes(self) -> frozenset[str]:
-        """What the token allows."""
+        """The scopes of the token; empty without a token."""
         return frozenset() if self.token is None else self.token.scopes
 
     @property
@@ -51,20 +51,20 @@ class Principal:
 
     @property
     def display_name(self) -> str:
-        """The subject, or nothing."""
+        """The subject, or the empty string."""
         return self.subject or ""
 
     @property
     def identity(self) -> str:
-        """The subject, or nothing."""
+        """The subject, or the empty string."""
         return self.subject or ""
 
     def __repr__(self) -> str:
         return f"Principal({self.token!r})"
 
 
-class Credentials:
-    """What a request may do, in the shape that Starlette's ``requires`` expects."""
+class AuthCredentials:
+    """The scopes of a request, in the form that Starlette's ``requires`` expects."""
 
     __slots__ = ("scopes",)
 
@@ -73,21 +73,21 @@ class Credentials:
 
 
 def principal_of(request: MutableMapping[str, Any]) -> Principal:
-    """Give who an ASGI scope or a WSGI environ speaks for.
+    """Return the principal of an ASGI scope or a WSGI environ.
 
     Raises:
-        ConfigurationError: No gate has checked this request: neither a `BearerAuthMiddleware` nor
-            the boundary's own verification is around the application.
+        ConfigurationError: No authenticator has checked this request: neither a `BearerAuthMiddleware`
+            nor the server boundary verifies tokens for this application.
     """
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
     if boundary is None or not boundary.passed:
-        raise ConfigurationError("verification", "no BearerAuthMiddleware is around this application")
+        raise ConfigurationError("verification", "request not verified; add BearerAuthMiddleware to the application")
     verification = None if boundary.token is None else boundary.token.verification
     return Principal(verification if isinstance(verification, VerifiedToken) else None)
 
 
 def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
-    """Give the answers of the gate that has let this request in last."""
+    """Return the error responses of the authenticator that accepted this request last."""
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
     passed = () if boundary is None else boundary.passed
     return next(
