@@ -123,9 +123,10 @@ class BearerGate:
         try:
             verifier, token = self._verifier, reading.reveal()
             if isinstance(verifier, VerifierCore):
-                verified = verifier.remembered(token)
-                return self._check_verified(reading, drive(verifier.steps(token)) if verified is None else verified)
-            return self._check_verified(reading, cast("VerifiedToken", verifier.verify(token)))
+                verified = verifier.remembered(token) or drive(verifier.steps(token))
+            else:
+                verified = cast("VerifiedToken", verifier.verify(token))
+            return self._check_verified(reading, verified)
         except Exception as error:  # noqa: BLE001  # no error of a verifier may let a request pass
             return self._reject_after(error)
 
