@@ -220,7 +220,7 @@ def test_only_the_exact_path_is_excluded(server: Protected, target: str) -> None
     assert server.send(target=target).status in (400, 401)
 
 
-def test_outage_of_the_issuer_is_unavailable(issuer: Issuer) -> None:
+def test_issuer_that_is_down_is_unavailable(issuer: Issuer) -> None:
     """Row 17: without keys the token is not reported as invalid; the client is asked to retry."""
     issuer.behave = issuer.fail
     try:

@@ -110,7 +110,7 @@ def test_answer_is_held_against_the_rules(issuer: Issuer, answer: Any, reason: s
         pytest.param(active(aud=["billing-service", AUDIENCE]), id="several audiences"),
     ],
 )
-def test_what_servers_leave_out_is_no_fault(issuer: Issuer, answer: Any) -> None:
+def test_missing_optional_members_are_accepted(issuer: Issuer, answer: Any) -> None:
     """RFC 7662, section 2.2: all members but ``active`` are optional."""
     issuer.introspect = lambda token: answer
 
@@ -136,7 +136,7 @@ def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
         pytest.param(b'{"active": false, "active": true}', id="said twice"),
     ],
 )
-def test_answer_that_says_nothing_is_an_outage(issuer: Issuer, answer: Any) -> None:
+def test_unusable_response_is_unavailable(issuer: Issuer, answer: Any) -> None:
     """The token is neither accepted nor reported as invalid."""
     issuer.introspect = lambda token: answer
 
@@ -190,7 +190,7 @@ def bring_down(verifier: TokenVerifier) -> None:
 
 
 @pytest.mark.parametrize("fault", ["fail", "hang", "hang up", 401, 403, 404, 429, 500, 302])
-def test_outage_fails_closed_and_is_not_asked_again_at_once(issuer: Issuer, fault: Any) -> None:
+def test_endpoint_that_is_down_fails_closed_and_gets_no_more_requests(issuer: Issuer, fault: Any) -> None:
     """A few lookups and one probe open the circuit; the next tokens are not looked up."""
     issuer.behave = {"hang up": hang_up, "fail": issuer.fail, "hang": issuer.hang}.get(fault) or answering(fault)
     verifier = opaque_verifier(issuer, timeout=0.3)
@@ -202,7 +202,7 @@ def test_outage_fails_closed_and_is_not_asked_again_at_once(issuer: Issuer, faul
     assert asked(issuer) == 4
 
 
-def test_outage_lets_one_question_through_at_a_time_and_nobody_else_waits(issuer: Issuer) -> None:
+def test_half_open_circuit_allows_one_call_and_no_other_request_waits(issuer: Issuer) -> None:
     """While the endpoint hangs, one thread tries it again and the others get an error at once."""
     clock = Clock()
     verifier = opaque_verifier(issuer, timeout=2.0, monotonic=clock)
@@ -225,7 +225,7 @@ def test_outage_lets_one_question_through_at_a_time_and_nobody_else_waits(issuer
     assert asked(issuer) == before + 2  # the half-open call, and the probe after it
 
 
-def test_outage_answers_those_who_stand_in_line_for_it(issuer: Issuer) -> None:
+def test_open_circuit_ends_queued_lookups(issuer: Issuer) -> None:
     """Lookups that wait for a worker when the circuit opens are not made."""
     verifier = opaque_verifier(issuer, timeout=1.0)
     issuer.behave = issuer.hang
@@ -240,7 +240,7 @@ def test_outage_answers_those_who_stand_in_line_for_it(issuer: Issuer) -> None:
     assert asked(issuer) <= 17
 
 
-def test_outage_is_over_with_the_first_answer(issuer: Issuer) -> None:
+def test_first_response_closes_the_circuit(issuer: Issuer) -> None:
     """The half-open request succeeds, and so do those after it."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
@@ -253,7 +253,7 @@ def test_outage_is_over_with_the_first_answer(issuer: Issuer) -> None:
     assert [outcome_of(verifier, f"{OPAQUE}{number}") for number in range(3)] == ["alice"] * 3
 
 
-def test_outage_is_over_although_the_trial_is_a_token_that_fails(issuer: Issuer) -> None:
+def test_circuit_closes_although_the_half_open_call_fails(issuer: Issuer) -> None:
     """An attacker whose tokens fail cannot keep the circuit open."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
@@ -268,7 +268,7 @@ def test_outage_is_over_although_the_trial_is_a_token_that_fails(issuer: Issuer)
 
 
 @pytest.mark.parametrize("fault", [400, 422, 500, "hang up", "garbage"])
-def test_token_that_the_endpoint_fails_on_shuts_out_nobody_else(issuer: Issuer, fault: Any) -> None:
+def test_token_that_the_endpoint_fails_on_locks_out_no_other_caller(issuer: Issuer, fault: Any) -> None:
     """However many such tokens an attacker sends in a row, all other callers are served."""
     clock = Clock()
     answer = {"hang up": hang_up, "garbage": answering(204)}.get(fault) or answering(fault)
@@ -338,7 +338,7 @@ def test_failures_do_not_fill_the_log(issuer: Issuer, caplog: pytest.LogCaptureF
         outcome_of(verifier, f"attack{number}")
 
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["introspection failed: the introspection endpoint answered with 400"]
+    assert warnings == ["introspection failed: the introspection endpoint responded with status 400"]
 
 
 def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Issuer) -> None:
@@ -351,7 +351,7 @@ def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Iss
     assert introspection is not None
     try:
         for number in range(256):
-            introspection.ask(str(number).encode(), f"attack{number}")
+            introspection.look_up(str(number).encode(), f"attack{number}")
 
         clock.ahead = 61.0
         assert outcome_of(verifier, "known") == "alice"
@@ -409,7 +409,7 @@ def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
     assert verifier.verify(OPAQUE).subject == "alice"
 
 
-def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
+def test_invented_tokens_do_not_evict_active_ones(issuer: Issuer) -> None:
     """Inactive results are cached separately."""
     issuer.introspect = lambda token: active() if token == OPAQUE else {"active": False}
     verifier = opaque_verifier(issuer)
@@ -426,7 +426,7 @@ def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
     assert asked(issuer) == before
 
 
-def test_introspection_works_without_a_memory_for_tokens(issuer: Issuer) -> None:
+def test_introspection_works_without_a_cache_of_verifications(issuer: Issuer) -> None:
     """``cache_size=0`` applies to verifications only; the server's response is still reused."""
     verified = opaque_verifier(issuer, cache_size=0).verify(OPAQUE)
 
@@ -450,7 +450,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "asyncio", "trio"], ids=["threads", "asyncio", "trio"])
-def test_many_requests_with_one_token_ask_once(issuer: Issuer, backend: str | None) -> None:
+def test_many_requests_with_one_token_share_one_lookup(issuer: Issuer, backend: str | None) -> None:
     """Single flight, in threads and in tasks."""
     release = threading.Event()
 
@@ -530,7 +530,7 @@ def test_what_is_no_token_is_not_sent_to_the_server(issuer: Issuer, token: str) 
     assert asked(issuer) == 0
 
 
-def test_revocation_hook_is_asked_at_each_use(issuer: Issuer) -> None:
+def test_revocation_hook_is_called_at_each_use(issuer: Issuer) -> None:
     """The hook also runs for cached tokens, and does not run if another rule fails first."""
     denied: set[object] = set()
     seen: list[object] = []
@@ -554,7 +554,7 @@ def test_revocation_hook_is_asked_at_each_use(issuer: Issuer) -> None:
     assert len(seen) == 4
 
 
-def test_failing_revocation_hook_lets_nobody_in(issuer: Issuer) -> None:
+def test_failing_revocation_hook_accepts_no_token(issuer: Issuer) -> None:
     """A failing hook is a server error, and the response does not show what the hook raised."""
 
     def is_revoked(found: Any) -> bool:
@@ -565,7 +565,7 @@ def test_failing_revocation_hook_lets_nobody_in(issuer: Issuer) -> None:
     assert outage.value.__cause__ is None
 
 
-def test_verdict_that_runs_out_is_renewed_in_the_background(issuer: Issuer) -> None:
+def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer) -> None:
     """A hop never waits: a result past half of its lifetime is refreshed, and after its lifetime nothing is relayed."""
     clock = Clock()
     verified = opaque_verifier(issuer, monotonic=clock).verify(OPAQUE)
@@ -586,7 +586,7 @@ def test_verdict_that_runs_out_is_renewed_in_the_background(issuer: Issuer) -> N
     wait_until(lambda: not verified.still_holds())
 
 
-def test_verdict_that_turns_in_the_background_counts_at_once(issuer: Issuer) -> None:
+def test_refreshed_result_counts_at_once(issuer: Issuer) -> None:
     """A cached token is rejected as soon as a refreshed result says so, not a minute later."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
@@ -615,9 +615,9 @@ def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
     assert introspection is not None
     try:
         for number in range(256):
-            introspection.ask(str(number).encode(), f"invented{number}")
+            introspection.look_up(str(number).encode(), f"invented{number}")
         with pytest.raises(KeysUnavailable):
-            introspection.ask(b"one more", OPAQUE)
+            introspection.look_up(b"one more", OPAQUE)
     finally:
         release.set()
         wait_until(lambda: not introspection._pending, 30.0)
@@ -655,21 +655,21 @@ def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
     settle(verifier)
 
 
-def test_renewals_that_stall_refuse_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_stalled_refreshes_reject_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
     """However many results are due, refreshes do not use the workers for unknown tokens."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "newcomer") == "alice"
 
 
-def test_renewals_that_stall_do_not_hold_up_who_comes_back(stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_stalled_refreshes_do_not_delay_a_returning_user(stalled: tuple[TokenVerifier, Clock]) -> None:
     """A caller waits for an expired result, so its lookup uses any idle worker."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "returning") == "alice"
 
 
-def test_renewals_in_line_are_few(stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, Clock]) -> None:
     """The limit lets a lookup behind them be served in time."""
     verifier, _ = stalled
 
@@ -677,7 +677,7 @@ def test_renewals_in_line_are_few(stalled: tuple[TokenVerifier, Clock]) -> None:
     assert len(verifier._introspection._pending) == 32
 
 
-def test_renewal_that_found_no_room_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
     """A dropped refresh is not tried with each request, and is tried again while the result is valid."""
     verifier, clock = stalled
     issuer.released.set()
@@ -692,7 +692,7 @@ def test_renewal_that_found_no_room_is_put_off(issuer: Issuer, stalled: tuple[To
     wait_until(lambda: asked_about(issuer, "user299&") == before + 1)
 
 
-def test_renewal_that_stood_in_line_too_long_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+def test_refresh_that_was_queued_too_long_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
     """A slow endpoint does not get the same lookups with each request; the results remain valid."""
     verifier, clock = stalled
     clock.ahead += 9.0
@@ -723,7 +723,7 @@ def no_more_threads() -> Iterator[None]:
         yield
 
 
-def test_thread_that_cannot_be_started_in_an_outage_does_not_make_it_last(issuer: Issuer) -> None:
+def test_half_open_call_without_a_thread_lets_another_one_follow(issuer: Issuer) -> None:
     """If the half-open call cannot start, another call may take its place."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
@@ -736,7 +736,7 @@ def test_thread_that_cannot_be_started_in_an_outage_does_not_make_it_last(issuer
     assert outcome_of(verifier, "another") == "alice"
 
 
-def test_threads_that_cannot_be_started_are_no_outage_of_the_endpoint(issuer: Issuer) -> None:
+def test_threads_that_cannot_be_started_do_not_open_the_circuit(issuer: Issuer) -> None:
     """However often this happens, it says nothing about the endpoint, which got no request."""
     verifier = opaque_verifier(issuer)
     with no_more_threads():
@@ -746,7 +746,7 @@ def test_threads_that_cannot_be_started_are_no_outage_of_the_endpoint(issuer: Is
     assert outcome_of(verifier, OPAQUE) == "alice"
 
 
-def test_question_that_found_no_thread_is_not_asked_later(issuer: Issuer) -> None:
+def test_lookup_without_a_thread_is_not_made_later(issuer: Issuer) -> None:
     """No caller waits for it any more, and its token is not kept in the queue."""
     verifier = opaque_verifier(issuer)
     with no_more_threads():
@@ -758,7 +758,7 @@ def test_question_that_found_no_thread_is_not_asked_later(issuer: Issuer) -> Non
     assert asked(issuer) == 1
 
 
-def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: Issuer) -> None:
+def test_workers_skip_a_canceled_lookup(issuer: Issuer) -> None:
     """The workers skip canceled calls in their queue, and the load is correct."""
     release = threading.Event()
 
@@ -770,7 +770,7 @@ def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: I
     verifier = opaque_verifier(issuer, timeout=8.0)
     introspection = verifier._introspection
     assert introspection is not None
-    wait = introspection.ask(b"first", "first")
+    wait = introspection.look_up(b"first", "first")
     wait_until(lambda: asked(issuer) == 1)
     with no_more_threads():
         assert outcome_of(verifier, "early") == "KeysUnavailable"
@@ -784,7 +784,7 @@ def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: I
 
 
 @pytest.mark.parametrize("cache_seconds", [60.0, 10_000.0], ids=["remembered for a minute", "remembered for hours"])
-def test_answer_that_was_renewed_takes_the_place_of_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
+def test_refreshed_response_replaces_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
     """A scope that was withdrawn is gone with the next response, not when the cached verification expires."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=cache_seconds)
@@ -810,9 +810,7 @@ def test_answer_that_was_renewed_takes_the_place_of_the_old_one(issuer: Issuer, 
         pytest.param(True, {"token_type": "DPoP"}, id="JWT, DPoP"),
     ],
 )
-def test_answer_that_was_renewed_is_held_against_the_rules(
-    issuer: Issuer, is_jwt: bool, changes: dict[str, Any]
-) -> None:
+def test_refreshed_response_is_checked_against_the_rules(issuer: Issuer, is_jwt: bool, changes: dict[str, Any]) -> None:
     """A token that is still active is rejected if it would not be accepted now."""
     clock = Clock()
     verifier = both_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
@@ -831,7 +829,7 @@ def test_answer_that_was_renewed_is_held_against_the_rules(
 @pytest.mark.parametrize(
     ("seconds", "outcome"), [(59.0, "alice"), (60.0, "KeysUnavailable"), (61.0, "KeysUnavailable")]
 )
-def test_answer_that_cannot_be_renewed_is_used_for_a_minute(issuer: Issuer, seconds: float, outcome: str) -> None:
+def test_response_that_cannot_be_refreshed_is_used_for_a_minute(issuer: Issuer, seconds: float, outcome: str) -> None:
     """Also if verified tokens are cached for longer: an older result accepts no token."""
     now = 1000.0
     verifier = opaque_verifier(issuer, monotonic=lambda: now, cache_seconds=10_000.0)
@@ -843,7 +841,7 @@ def test_answer_that_cannot_be_renewed_is_used_for_a_minute(issuer: Issuer, seco
     settle(verifier)
 
 
-def test_logging_that_raises_ends_no_question(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging_that_raises_does_not_stop_lookups(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A logging filter of the application that raises stops neither the workers nor the probe."""
 
     def refuse(record: logging.LogRecord) -> bool:

@@ -145,7 +145,7 @@ def test_metadata_of_another_issuer_is_not_believed(issuer: Issuer) -> None:
         pytest.param("http://127.0.0.1:1", "http://idp.example/jwks", False, id="loopback points outside"),
     ],
 )
-def test_metadata_is_believed_only_where_nobody_on_the_way_can_change_keys(
+def test_metadata_is_trusted_only_if_its_keys_cannot_be_changed_in_transit(
     issuer_url: str, jwks_uri: object, believed: bool
 ) -> None:
     """https, or http on loopback for an issuer on loopback."""
@@ -154,7 +154,7 @@ def test_metadata_is_believed_only_where_nobody_on_the_way_can_change_keys(
     assert found == (jwks_uri if believed else None)
 
 
-def test_metadata_of_an_issuer_with_a_path_is_asked_for_in_both_ways() -> None:
+def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
     """OpenID appends to the path, RFC 8414, section 3.1, inserts before it."""
     assert metadata_urls("https://idp.example/realms/a/") == (
         "https://idp.example/realms/a/.well-known/openid-configuration",
@@ -249,7 +249,7 @@ def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(
     assert issuer.fetches == 2
 
 
-def test_rotation_serves_all_who_come_while_the_new_keys_are_fetched(issuer: Issuer) -> None:
+def test_rotation_serves_all_requests_while_the_new_keys_are_fetched(issuer: Issuer) -> None:
     """Several valid requests with the new key share the one fetch that returns it."""
     verifier = verifier_of(issuer, cache_size=0)
     verifier.verify(token_of(issuer))
@@ -288,7 +288,7 @@ def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Iss
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_tasks_that_wait_for_an_unknown_key_are_bounded(
+def test_tasks_that_wait_for_an_unknown_key_are_limited(
     issuer: Issuer, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiting tasks occupy memory: beyond the limit, the next request is asked to retry at once."""
@@ -314,7 +314,7 @@ def test_tasks_that_wait_for_an_unknown_key_are_bounded(
     assert sorted(waited) == [False] * 7 + [True] * 3
 
 
-def test_issuer_that_stays_out_holds_nobody_for_long(issuer: Issuer) -> None:
+def test_issuer_that_stays_down_blocks_no_request_for_long(issuer: Issuer) -> None:
     """Tokens of that issuer wait for the whole timeout once; then the threads are free for other issuers."""
     clock = Clock()
     issuer.behave = issuer.hang
@@ -331,7 +331,7 @@ def test_issuer_that_stays_out_holds_nobody_for_long(issuer: Issuer) -> None:
     assert time.monotonic() - started < 3.0
 
 
-def test_stale_keys_serve_through_an_outage_and_not_for_ever(issuer: Issuer) -> None:
+def test_stale_keys_are_used_while_the_issuer_is_down_but_not_forever(issuer: Issuer) -> None:
     """If the issuer is down, expired keys are used for *max_stale* and no longer."""
     clock = Clock()
     issuer.headers["Cache-Control"] = "max-age=60"
@@ -351,7 +351,7 @@ def test_stale_keys_serve_through_an_outage_and_not_for_ever(issuer: Issuer) -> 
     assert verifier.verify(token_of(issuer)).subject == "alice"
 
 
-def test_remembered_verdict_ends_with_the_keys(issuer: Issuer) -> None:
+def test_cached_verification_ends_with_the_keys(issuer: Issuer) -> None:
     """A cached verification does not outlive keys that are too old."""
     clock = Clock()
     verifier = verifier_of(issuer, monotonic=clock, max_stale=0.0, cache_seconds=1e6)
@@ -403,7 +403,7 @@ def test_cache_control_is_followed_within_bounds(headers: dict[str, str], second
     assert fresh_seconds(headers) == seconds
 
 
-def test_no_keys_at_all_is_said_in_time_and_not_asked_again_at_once(issuer: Issuer) -> None:
+def test_missing_keys_fail_in_time_and_are_not_fetched_again_at_once(issuer: Issuer) -> None:
     """If the issuer hangs, the first request waits for the timeout, the next ones do not."""
     issuer.behave = issuer.hang
     verifier = verifier_of(issuer, timeout=0.3)
@@ -482,7 +482,7 @@ GOOD_SET = json.dumps({"keys": [public_jwk("RS256", "k1")]}).encode()
         pytest.param(answering(200, GOOD_SET, Content_Encoding="gzip"), id="encoded"),
     ],
 )
-def test_bad_answer_is_an_outage_and_leaves_the_keys_as_they_were(issuer: Issuer, behave: Any) -> None:
+def test_bad_response_is_a_failure_and_keeps_the_present_keys(issuer: Issuer, behave: Any) -> None:
     """A verifier without keys still has none; a verifier with keys keeps them."""
     warm = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks", timeout=1.0)
     warm.verify(token_of(issuer))
@@ -520,7 +520,7 @@ def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
             verifier.verify(token_of(issuer, name=name))
 
 
-def test_one_key_that_stands_there_twice_verifies(issuer: Issuer) -> None:
+def test_duplicate_key_verifies(issuer: Issuer) -> None:
     """The same key for two algorithms is not ambiguous."""
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", alg="PS256"), public_jwk("RS256", "k1")]
     verifier = verifier_of(issuer)
@@ -609,7 +609,7 @@ def test_cancelled_request_leaves_the_fetch_to_the_others(issuer: Issuer, backen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_async_verifier_says_an_outage_in_time(issuer: Issuer, backend: str) -> None:
+def test_async_verifier_fails_in_time(issuer: Issuer, backend: str) -> None:
     """A hanging issuer raises the same exception as in threads."""
     issuer.behave = issuer.hang
 
@@ -683,7 +683,7 @@ def fork() -> int:
         return os.fork()
 
 
-def test_our_own_requests_carry_nobodys_token(issuer: Issuer) -> None:
+def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
     """Even if the issuer is a destination, all hooks are installed and threads inherit the context."""
     instrumentors = [ThreadingInstrumentor(), URLLibInstrumentor()]
     for instrumentor in instrumentors:

@@ -107,7 +107,7 @@ def test_boundary_lets_in_only_what_is_valid(issuer: Issuer, row: str) -> None:
 
 
 @every_server
-def test_report_lets_everybody_in_and_says_so(issuer: Issuer, row: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_report_accepts_every_request_and_logs(issuer: Issuer, row: str, caplog: pytest.LogCaptureFixture) -> None:
     """Report mode counts, logs each reason once, and marks only valid tokens as verified."""
     valid, expired = bearer(issuer), bearer(issuer, exp=1)
     with (
@@ -136,7 +136,7 @@ def test_nothing_is_checked_unless_asked_for(issuer: Issuer, row: str) -> None:
 
 @every_server
 @pytest.mark.parametrize("mode", ["enforce", "enfroce"])
-def test_enforcement_that_cannot_start_lets_nobody_in(
+def test_enforcement_that_cannot_start_accepts_no_request(
     issuer: Issuer, row: str, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A service with VERIFY=enforce that cannot verify serves nothing; it starts all the same, and logs the reason."""
@@ -163,7 +163,7 @@ def test_enforcement_that_cannot_start_lets_nobody_in(
         pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "RS256,x"}, id="unknown"),
     ],
 )
-def test_settings_that_cannot_verify_build_a_closed_gate(environ: dict[str, str]) -> None:
+def test_settings_that_cannot_verify_deny_every_request(environ: dict[str, str]) -> None:
     """Each kind of insufficient settings is a problem, and every request is rejected."""
     variables = {PREFIX + name: value for name, value in (environ | {"VERIFY": "enforce"}).items()}
     settings = Settings.from_env(variables)
@@ -177,7 +177,7 @@ def test_settings_that_cannot_verify_build_a_closed_gate(environ: dict[str, str]
 
 
 @every_server
-def test_outage_of_the_issuer_is_unavailable(row: str) -> None:
+def test_issuer_that_is_down_is_unavailable(row: str) -> None:
     """Without keys no token is accepted, and none is reported as invalid."""
     with issuing() as issuer, ROWS[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.fail
@@ -214,7 +214,7 @@ class BrokenGate:
 
 @every_server
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_broken_gate_lets_nobody_in(issuer: Issuer, row: str) -> None:
+def test_authenticator_with_a_bug_accepts_no_request(issuer: Issuer, row: str) -> None:
     """Whatever fails in the check, the request does not reach the application."""
     with ROWS[row](Settings(), BrokenGate()) as server:
         assert server.send(bearer(issuer)).status >= 500
@@ -349,7 +349,7 @@ def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) 
         assert server.send(target="/a%2fb").status == 401
 
 
-def test_mounted_application_is_judged_by_the_whole_path(issuer: Issuer) -> None:
+def test_mounted_application_is_excluded_by_the_whole_path(issuer: Issuer) -> None:
     """A path excluded with its mount point is open; a path of that name inside the mount is not."""
     inner = Starlette(routes=[Route("/{name:path}", lambda request: PlainTextResponse("inner"))])
     with installed(settings_for(issuer, verify_exclude=("/healthz", "/api/open"))):
@@ -415,7 +415,7 @@ def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeyp
     assert checked == ["/"]
 
 
-def test_gate_of_ones_own_is_asked_within_the_hooked_boundary(issuer: Issuer) -> None:
+def test_inner_authenticator_runs_within_the_hooked_boundary(issuer: Issuer) -> None:
     """An outer boundary with a laxer authenticator, or without any, does not replace the inner check."""
     from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
 
@@ -455,7 +455,7 @@ def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
         assert "data_received" in reached
 
 
-def test_tornado_streams_no_body_past_a_broken_gate() -> None:
+def test_tornado_streams_no_body_past_an_authenticator_with_a_bug() -> None:
     """The handler's ``data_received`` would receive the body of a rejected request."""
     request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
     with HOOKED["Tornado"](Settings(), BrokenGate()) as server:
