@@ -35,6 +35,7 @@ from otel_token_relay.verification import (
     VerifiedToken,
 )
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
+from otel_token_relay.verification.authenticator import BearerGate
 from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
 from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
@@ -369,6 +370,57 @@ def test_option_that_would_break_the_challenge_is_refused(
     """The error is raised at construction, not with the first request."""
     with pytest.raises(ConfigurationError):
         kind(None, verifier, **options)
+
+
+@pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
+def test_misspelled_option_is_an_error(verifier: TokenVerifier, kind: Any) -> None:
+    """An option that would be ignored silently could open the application."""
+    with pytest.raises(TypeError, match="required_scope"):
+        kind(None, verifier, required_scope=("admin",))
+
+
+@pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
+@pytest.mark.parametrize(
+    ("with_verifier", "with_authenticator", "options"),
+    [
+        pytest.param(False, False, {}, id="neither"),
+        pytest.param(True, True, {}, id="both"),
+        pytest.param(False, True, {"required_scopes": ("admin",)}, id="authenticator and options"),
+    ],
+)
+def test_middleware_takes_either_a_verifier_or_an_authenticator(
+    verifier: TokenVerifier, kind: Any, with_verifier: bool, with_authenticator: bool, options: dict[str, Any]
+) -> None:
+    """Ambiguous arguments are an error at construction."""
+    authenticator = BearerGate(verifier) if with_authenticator else None
+    with pytest.raises(ConfigurationError):
+        kind(None, verifier if with_verifier else None, authenticator=authenticator, **options)
+
+
+def test_middleware_uses_the_given_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """The scopes and the realm are those of the authenticator, for ASGI and WSGI."""
+    authenticator = BearerGate(verifier, realm="shared", required_scopes=("admin",))
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        await JSONResponse("reached")(scope, receive, send)
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"reached"]
+
+    for client in (
+        TestClient(BearerAuthMiddleware(asgi, authenticator=authenticator)),
+        httpx.Client(
+            transport=httpx.WSGITransport(WsgiAuth(wsgi, authenticator=authenticator)), base_url="http://service"
+        ),
+    ):
+        challenge = client.get("/").headers["www-authenticate"]
+        rejected = client.get("/", headers=bearer(issuer))
+        accepted = client.get("/", headers=bearer(issuer, scope="admin"))
+
+        assert challenge == 'Bearer realm="shared", scope="admin"'
+        assert rejected.status_code == 403
+        assert "reached" in accepted.text
 
 
 class Websockets:
