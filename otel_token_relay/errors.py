@@ -3,11 +3,11 @@
     RelayError
     ├── ConfigurationError   a setting cannot be used (also a ValueError)
     ├── TokenUnavailable     a destination requires a token and there is none to relay
-    ├── TokenRejected        a token that came in does not pass verification
-    └── KeysUnavailable      it cannot be verified now: the issuer does not answer
+    ├── TokenRejected        an incoming token does not pass verification
+    └── KeysUnavailable      a token cannot be verified now: the issuer does not respond
 
 Callers branch on the type and on the typed attributes, never on the text.
-No message holds a token, a header value or a secret.
+No message contains a token, a header value or a secret.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Literal
 from otel_token_relay.reasons import Reason
 
 RejectReason = Literal[
-    "malformed",  # no compact JWS, no strict JSON, a member that must not be there
+    "malformed",  # not a compact JWS, not strict JSON, or a forbidden member
     "too_long",
-    "algorithm_not_allowed",  # not on the list, or not what the key is for
-    "wrong_type",  # not an access token: `typ`, or the marks of an ID or refresh token
+    "algorithm_not_allowed",  # not in the configured list, or not the algorithm of the key
+    "wrong_type",  # not an access token, by `typ` or by claims of an ID or refresh token
     "unknown_issuer",
     "unknown_key",
     "bad_signature",
     "missing_claim",
-    "invalid_claim",  # of the wrong shape
+    "invalid_claim",  # a claim has the wrong type or form
     "wrong_audience",
     "expired",
     "not_yet_valid",
-    "sender_constrained",  # bound to a key by `cnf`: nobody here can prove to hold it
-    "inactive",  # the authorization server says so (RFC 7662)
+    "sender_constrained",  # bound to a key by `cnf`; proof of possession is not supported
+    "inactive",  # reported by the authorization server (RFC 7662)
     "revoked",
 ]
 
 
 class RelayError(Exception):
-    """The root of the tree; catching it catches everything that this package raises on purpose."""
+    """The root of the tree: catch it to catch every error that this package raises on purpose."""
 
 
 class ConfigurationError(RelayError, ValueError):
@@ -44,7 +44,7 @@ class ConfigurationError(RelayError, ValueError):
 
     Attributes:
         setting: The name of the setting, as a `Settings` field or as an environment variable.
-        problem: What is wrong with it, in words, without the value of a secret.
+        problem: What is wrong with the setting, without the value of a secret.
     """
 
     def __init__(self, setting: str, problem: str) -> None:
@@ -59,11 +59,11 @@ class ConfigurationError(RelayError, ValueError):
 class TokenUnavailable(RelayError):
     """Raise from the outgoing call when its destination is `;required` and no token can be relayed.
 
-    No byte of the request has left the process then.
+    No byte of the request has been sent.
 
     Attributes:
         reason: Why there is no usable token.
-        destination: The destination's entry as it was configured.
+        destination: The destination entry, as configured.
     """
 
     def __init__(self, reason: Reason, destination: str) -> None:
@@ -76,10 +76,10 @@ class TokenUnavailable(RelayError):
 
 
 class TokenRejected(RelayError):
-    """Raise when a token that came in does not pass verification. It does not say which token.
+    """Raise when an incoming token does not pass verification. The error does not contain the token.
 
     Attributes:
-        reason: One of the closed set `RejectReason`.
+        reason: A member of the closed set `RejectReason`.
     """
 
     def __init__(self, reason: RejectReason) -> None:
@@ -91,12 +91,12 @@ class TokenRejected(RelayError):
 
 
 class KeysUnavailable(RelayError):
-    """Raise when a token can be neither accepted nor rejected, since the issuer cannot be asked.
+    """Raise when a token can be neither accepted nor rejected because the issuer does not respond.
 
-    This is an outage of ours and not the caller's mistake: 503, not 401.
+    The failure is on the server side, not a mistake of the caller: respond with 503, not with 401.
 
     Attributes:
-        retry_after: Seconds after which asking again makes sense.
+        retry_after: Seconds after which a retry makes sense.
     """
 
     def __init__(self, retry_after: float = 1.0) -> None:
@@ -104,4 +104,4 @@ class KeysUnavailable(RelayError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return "the keys or the verdict of the issuer are not available"
+        return "signing keys or introspection result unavailable"

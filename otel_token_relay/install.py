@@ -42,7 +42,7 @@ from otel_token_relay.threads import (
     patch_pools,
     patch_shared_workers,
 )
-from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.span_claims import SpanClaims
 from otel_token_relay.zero_code import build_gate
 
 _logger = logging.getLogger("otel_token_relay")

@@ -123,6 +123,16 @@ class Origin(NamedTuple):
         port = int(authority["port"]) if authority["port"] else None
         return None if host is None else cls.of(scheme, host, port)
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this is the same machine (RFC 6761, section 6.3)."""
+        return OriginPattern(*self).is_loopback
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether an attacker on the network can neither read nor change the traffic: https, or loopback."""
+        return self.scheme == "https" or self.is_loopback
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         default = self.port == DEFAULT_PORTS.get(self.scheme)

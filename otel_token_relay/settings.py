@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, cast
 
 from otel_token_relay import environment_variables as env
+from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, PROFILES, Profile
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.policy import Destination, split_entries
@@ -25,13 +26,6 @@ from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
 OnConflict = Literal["keep", "replace"]
 Verify = Literal["off", "report", "enforce"]
-Profile = Literal["rfc9068", "generic"]
-
-# What the optional verifier can check, by its RFC 7518 name; it has no symmetric ones.
-ALGORITHMS: Final = (
-    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    *("ES256", "ES384", "ES512", "ES256K", "EdDSA", "Ed25519"),
-)
 
 # RFC 9110, section 5.1: a field name is a token.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
@@ -232,7 +226,7 @@ class Settings:
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
         "Comma-separated signature algorithms that are accepted; asymmetric ones only.",
-        default=("RS256", "PS256", "ES256", "EdDSA"),
+        default=DEFAULT_ALGORITHMS,
         shown="RS256,PS256,ES256,EdDSA",
         read=_split,
         strict=(),
@@ -407,7 +401,7 @@ def _raise(setting: str, problem: str) -> None:
 
 
 def _check_verification(settings: Settings) -> None:
-    for name, choices in (("verify", ("off", "report", "enforce")), ("profile", ("rfc9068", "generic"))):
+    for name, choices in (("verify", ("off", "report", "enforce")), ("profile", PROFILES)):
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"this must be one of {', '.join(choices)}")
     for name, rule, is_good in (
@@ -430,7 +424,7 @@ def is_issuer(url: str) -> bool:
     origin = Origin.parse(url)
     if origin is None or not url.isascii() or "?" in url or "#" in url:
         return False
-    return origin.scheme == "https" or OriginPattern(*origin).is_loopback
+    return origin.is_secure
 
 
 def _is_path(text: str) -> bool:

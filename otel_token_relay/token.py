@@ -63,7 +63,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 
-def _is_b64token(text: str) -> bool:
+def is_b64token(text: str) -> bool:
+    """Return whether *text* has the form of a bearer token (RFC 6750, section 2.1)."""
     # Every request's token passes here, some thousand characters long: a regular expression takes twice as long.
     body = text.rstrip("=")
     return body.isascii() and body.encode("ascii").translate(_B64TOKEN_TABLE).isalpha()
@@ -104,7 +105,7 @@ def parse_credentials(
         token = value
     else:
         return Reason.ABSENT
-    if not _is_b64token(token):
+    if not is_b64token(token):
         return Reason.MALFORMED
     return token if len(token) <= max_length else Reason.TOO_LONG
 
@@ -179,7 +180,7 @@ class BearerToken:
     received_at: Final[float]
 
     def __init__(self, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> None:
-        if not isinstance(value, str) or not _is_b64token(value):
+        if not isinstance(value, str) or not is_b64token(value):
             raise ValueError(
                 "not a bearer token (RFC 6750, section 2.1): only letters, digits, -._~+/ and a final = may stand there"
             )

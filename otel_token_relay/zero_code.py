@@ -28,7 +28,7 @@ def build_gate(settings: Settings) -> Gate | None:
         return None
     try:
         # By name: it is an extra, it stands above this module, and PyJWT takes 60 ms to import.
-        gate: Gate = importlib.import_module("otel_token_relay.verification.gate").gate_from(settings)
+        gate: Gate = importlib.import_module("otel_token_relay.verification.authenticator").gate_from(settings)
         return gate
     except (RelayError, ImportError) as error:
         _logger.error("token relay: verification cannot start: %s", error)

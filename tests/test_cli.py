@@ -366,8 +366,8 @@ def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.delitem(sys.modules, "otel_token_relay.demo.report", raising=False)
-    monkeypatch.delitem(sys.modules, "otel_token_relay.demo.stage", raising=False)
+    monkeypatch.delitem(sys.modules, "otel_token_relay.demo.console", raising=False)
+    monkeypatch.delitem(sys.modules, "otel_token_relay.demo.runner", raising=False)
 
     assert cli.main(["demo"]) == 2
     assert "pip install 'otel-token-relay[demo]'" in capsys.readouterr().err

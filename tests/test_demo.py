@@ -15,10 +15,10 @@ import pytest
 
 import otel_token_relay
 from otel_token_relay import BearerToken
-from otel_token_relay.demo.evidence import Call, Hop, find_faults, join_hops, read_spans
+from otel_token_relay.demo.hops import Call, Hop, find_faults, join_hops, read_spans
 from otel_token_relay.demo.processes import Signals
-from otel_token_relay.demo.trials import Outcome, Trial, find_fault, tamper
-from otel_token_relay.demo.witness import Note, digest, take_note
+from otel_token_relay.demo.recorder import Note, digest, take_note
+from otel_token_relay.demo.token_checks import Outcome, Trial, find_fault, tamper
 
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
 LISTED = frozenset({"profile-service"})

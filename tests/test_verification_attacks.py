@@ -52,19 +52,19 @@ class World:
         return make_token(self.claims(), alg, **members)
 
     def saying(self, **changes: Any) -> str:
-        """A well-signed token with other claims; ``...`` takes one out."""
+        """Return a correctly signed token with changed claims; ``...`` removes a claim."""
         return make_token(self.claims(**changes))
 
     def raw(self, payload: str | bytes) -> str:
-        """A well-signed token with such a payload."""
+        """Return a correctly signed token with this payload."""
         return make_token(payload)
 
     def with_member(self, text: str) -> str:
-        """A well-signed token whose payload has *text* at its end, as it is."""
+        """Return a correctly signed token whose payload ends with *text*, verbatim."""
         return make_token(json.dumps(self.claims())[:-1] + f", {text}}}")
 
     def instead(self, name: str, text: str) -> str:
-        """A well-signed token in which the value of one claim is spelled *text*."""
+        """Return a correctly signed token in which the value of one claim is spelled *text*."""
         return make_token(json.dumps(self.claims(**{name: ...}))[:-1] + f', "{name}": {text}}}')
 
 
@@ -115,7 +115,7 @@ def cut(world: World, *, segment: int, by: int) -> str:
 
 
 def flip(world: World, *, segment: int) -> str:
-    """Change one character in the middle of a segment, so that it stays base64url."""
+    """Change one character in the middle of a segment, so that it remains base64url."""
     parts = world.token().split(".")
     middle = len(parts[segment]) // 2
     other = "A" if parts[segment][middle] != "A" else "B"
@@ -141,7 +141,7 @@ def confused(alg: str, secret: Callable[[World], bytes], **members: Any) -> Case
 
 
 def set_unused_bits(token: str, segment: int) -> str:
-    """Spell the same bytes in another way: the unused bits of the last character are one."""
+    """Spell the same bytes in another way, by setting the unused bits of the last character."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     parts = token.split(".")
     assert len(parts[segment]) % 4, "this segment has no unused bits"
@@ -439,7 +439,7 @@ SPELLINGS: dict[str, Case] = {
 
 
 def _unused_bits_resigned(world: World) -> str:
-    """The signature covers the odd spelling, so only the reader can refuse it."""
+    """The signature covers the odd spelling, so only the parser can reject it."""
     payload = json.dumps(world.claims())
     payload += " " * (1 + (-len(payload)) % 3)
     token = set_unused_bits(f"{b64(GOOD_HEADER)}.{b64(payload)}.x", 1)
@@ -466,7 +466,7 @@ TIMES: dict[str, Case] = {
     "exp a date": lambda w: w.instead("exp", '"2099-01-01T00:00:00Z"'),
 }
 
-# As JSON writes them: what a terminal, a log viewer or `str.splitlines` breaks a line at.
+# The line breaks of terminals, log viewers and `str.splitlines`, as JSON escapes.
 _LINE_BREAKERS = ("\\u0000", "\\n", "\\u0085", "\\u2028", "\\u2029")
 
 SHAPES: dict[str, Case] = {
@@ -580,13 +580,13 @@ def _of_length(world: World, length: int) -> str:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    """There are at least 120 cases, and none stands for another of the same name."""
+    """There are at least 120 cases, all with different names."""
     assert len(REFUSED) + len(ACCEPTED) >= 120
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 def test_attack_is_refused(world: World, case: Case) -> None:
-    """The token is rejected, by that one exception."""
+    """The token is rejected with `TokenRejected`."""
     token = case(world)
 
     with pytest.raises(TokenRejected) as refused:
@@ -596,7 +596,7 @@ def test_attack_is_refused(world: World, case: Case) -> None:
 
 @pytest.mark.parametrize("case", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_token_is_accepted(world: World, case: Case) -> None:
-    """What is valid stays valid, on the first look and on the second, which is remembered."""
+    """A valid token is accepted twice: by verification and from the cache."""
     token = case(world)
 
     assert world.rfc9068.verify(token).issuer == world.issuer.url
@@ -638,27 +638,27 @@ GENERIC_ACCEPTED: dict[str, Case] = {
 
 @pytest.mark.parametrize("case", GENERIC_REFUSED.values(), ids=GENERIC_REFUSED)
 def test_generic_profile_refuses_other_kinds_of_tokens(world: World, case: Case) -> None:
-    """Not asking for at+jwt does not mean to take an ID token or a refresh token."""
+    """The profile that accepts types other than at+jwt still rejects ID tokens and refresh tokens."""
     with pytest.raises(TokenRejected):
         world.generic.verify(case(world))
 
 
 @pytest.mark.parametrize("case", GENERIC_ACCEPTED.values(), ids=GENERIC_ACCEPTED)
 def test_generic_profile_accepts_what_common_issuers_send(world: World, case: Case) -> None:
-    """Access tokens of issuers that do not follow RFC 9068 are valid where asked for."""
+    """Access tokens of issuers that do not follow RFC 9068 are valid under the generic profile."""
     assert world.generic.verify(case(world)).subject == "alice"
 
 
 @pytest.mark.parametrize("value", [None, 1, b"bytes", ["list"], bytearray(b"x")], ids=repr)
 def test_what_is_no_text_is_refused(world: World, value: object) -> None:
-    """A caller's mistake ends in the same exception."""
+    """An argument of the wrong type raises the same exception."""
     with pytest.raises(TokenRejected, match="malformed"):
         world.rfc9068.verify(value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("alg", ["RS384", "RS512", "ES384", "ES512", "ES256K"])
 def test_algorithm_off_the_default_list_is_refused(world: World, alg: str) -> None:
-    """The default admits four algorithms, whatever the key set offers."""
+    """Four algorithms are accepted by default, whatever the key set contains."""
     kid = {"ES384": "e3", "ES512": "e5", "ES256K": "ek"}.get(alg, "k1")
 
     with pytest.raises(TokenRejected, match="algorithm_not_allowed"):
@@ -688,7 +688,7 @@ def test_flood_of_attacks_does_not_reach_the_issuer(world: World) -> None:
     ],
 )
 def test_work_grows_no_faster_than_a_hostile_token(world: World, build: Callable[[int], str]) -> None:
-    """Anybody can send it, unsigned; the longest once took 0.8 s, on the event loop."""
+    """Anyone can send this token unsigned; the longest once took 0.8 s on the event loop."""
     header = b64({"alg": "RS256", "typ": "at+jwt", "kid": "k1"})
 
     def work(size: int) -> float:

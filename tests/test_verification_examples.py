@@ -1,4 +1,4 @@
-"""The programs under examples/, as processes of their own, as their first lines say to run them."""
+"""The programs under examples/, each in a process and started as its first lines describe."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bearer(issuer: Issuer, **changes: object) -> bytes:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_lets_in_whom_it_should(issuer: Issuer, name: str) -> None:
-    """Who calls is seen, a scope is required, and the excluded path is open."""
+    """The caller is identified, a scope is required, and the excluded path is open."""
     command, app = EXAMPLES[name]
     with serving(command, {"asgi": app, "wsgi": app}, {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}) as server:
         me = server.send(bearer(issuer), target="/me")
@@ -61,7 +61,7 @@ def test_example_lets_in_whom_it_should(issuer: Issuer, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["flask", "django"])
 def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """``opentelemetry-instrument`` configures Django first, and the example is served all the same."""
+    """``opentelemetry-instrument`` configures Django first, and the example works all the same."""
     command = f"{LAUNCHER} {sys.executable} -m gunicorn {{app}} --bind fd://{{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("wsgi", command))
     environ = QUIET | {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}
@@ -83,7 +83,7 @@ def zero_code(issuer: Issuer) -> dict[str, str]:
 
 
 def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under ``opentelemetry-instrument`` the variables alone protect an application that knows nothing of it."""
+    """Under ``opentelemetry-instrument`` the variables alone protect an unchanged application."""
     command = f"{LAUNCHER} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
     with serving("instrumented", {"asgi": "examples.verify_zero_code:app"}, zero_code(issuer)) as server:

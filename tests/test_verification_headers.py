@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.gate import BearerGate
+from otel_token_relay.verification.authenticator import BearerGate
 from tests.support.issuers import Issuer, issuing
 from tests.support.protected_apps import OPTIONS
 from tests.support.protected_servers import OWN_INTERFACE, GrpcServer, Protected, serving_behind
@@ -23,11 +23,11 @@ INVALID_REQUEST = f'Bearer realm="profiles", error="invalid_request", {METADATA}
 INVALID_TOKEN = f'Bearer realm="profiles", error="invalid_token", scope="profiles:read", {METADATA}'
 INSUFFICIENT_SCOPE = f'Bearer realm="profiles", error="insufficient_scope", scope="profiles:read", {METADATA}'
 
-# The middlewares, behind servers in processes of their own, and the boundaries of servers that bring
-# their own interface.
+# The middlewares, behind servers in separate processes, and the boundaries of servers with an
+# interface of their own.
 HTTP_SERVERS = (*COMMANDS, "aiohttp.web", "Tornado")
 
-# What stands after the colon, line by line, with @ for a valid token; the status; the challenge.
+# The header values, with @ for a valid token; the status; the challenge.
 ACCEPTED = {
     "Bearer T": [b" Bearer @"],
     "bearer T": [b" bearer @"],
@@ -120,7 +120,7 @@ def expect(server: Protected, lines: list[bytes], status: int, challenge: str) -
 
 @pytest.mark.parametrize("lines", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_header_gets_in(server: Protected, token: bytes, lines: list[bytes]) -> None:
-    """Rows 2, 3 and 5: case and white space as the grammar allows, and the application sees who it is."""
+    """Rows 2, 3 and 5: case and white space as the grammar allows, and the application knows the caller."""
     reply = server.send(*fill(lines, token))
 
     assert reply.status == 200
@@ -129,18 +129,18 @@ def test_valid_header_gets_in(server: Protected, token: bytes, lines: list[bytes
 
 @pytest.mark.parametrize("lines", BARE_CHALLENGE.values(), ids=BARE_CHALLENGE)
 def test_no_bearer_token_is_challenged_without_an_error(server: Protected, token: bytes, lines: list[bytes]) -> None:
-    """Rows 1, 4 and 7: nobody has tried to bring a bearer token, so there is no error code."""
+    """Rows 1, 4 and 7: the request contains no bearer token, so the challenge has no error code."""
     expect(server, fill(lines, token), 401, BARE)
 
 
 @pytest.mark.parametrize("lines", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_header_is_a_bad_request(server: Protected, token: bytes, lines: list[bytes]) -> None:
-    """Rows 6, 8 and 9: an attempt that breaks the grammar, or that could be read in two ways."""
+    """Rows 6, 8 and 9: a header that violates the grammar or is ambiguous."""
     expect(server, fill(lines, token), 400, INVALID_REQUEST)
 
 
 def test_invalid_token_is_unauthorized(server: Protected, issuer: Issuer, token: bytes) -> None:
-    """Rows 10, 11 and 16: the grammar holds and the token does not."""
+    """Rows 10, 11 and 16: a well-formed header with an invalid token."""
     for bad in (
         b"not-a-jwt",
         token[:-4] + b"AAAA",
@@ -154,14 +154,14 @@ def test_invalid_token_is_unauthorized(server: Protected, issuer: Issuer, token:
 
 
 def test_token_that_is_too_long_does_not_get_in(server: Protected, token: bytes) -> None:
-    """Row 12: refused by us, or before that by a server with limits of its own."""
+    """Row 12: rejected by the boundary, or before it by a server with its own limits."""
     reply = server.send(b" Bearer " + token + b"A" * 20_000)
 
     assert (reply.status, reply.headers.get("www-authenticate")) in [(401, INVALID_TOKEN), (400, None), (431, None)]
 
 
 def test_missing_scope_is_forbidden(server: Protected, issuer: Issuer) -> None:
-    """Row 13: a valid token that does not allow this."""
+    """Row 13: a valid token without the required scope."""
     for scope in ("profiles:write", "", "profiles", "profiles:reading"):
         token = make_token(claims(issuer.url, scope=scope)).encode()
         expect(server, [b" Bearer " + token], 403, INSUFFICIENT_SCOPE)
@@ -179,7 +179,7 @@ def test_refused_head_request_has_no_body(server: Server) -> None:
 
 @over_http
 def test_refused_request_leaves_the_connection_usable(server: Server, token: bytes) -> None:
-    """A body that nobody read does not turn into the next request."""
+    """An unread body is not parsed as the next request."""
     refused = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789"
     good = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer " + token + b"\r\n\r\n"
     reply = server.send_raw(refused + good)
@@ -191,7 +191,7 @@ def test_refused_request_leaves_the_connection_usable(server: Server, token: byt
 
 @over_http
 def test_token_in_the_query_does_not_count(server: Server, token: bytes) -> None:
-    """Rows 14 and 15: RFC 9700, section 4.3.2, forbids it, so only the header decides."""
+    """Rows 14 and 15: RFC 9700, section 4.3.2, forbids these places, so only the header counts."""
     target = f"/?access_token={token.decode()}"
 
     assert server.send(target=target).status == 401
@@ -213,15 +213,15 @@ def test_token_in_the_query_does_not_count(server: Server, token: bytes) -> None
     ],
 )
 def test_only_the_exact_path_is_excluded(server: Protected, target: str) -> None:
-    """A path that some router may take for the excluded one is not excluded."""
+    """A path that some router may treat as the excluded one is not excluded."""
     assert server.send(target="/healthz").status == 200
     if not isinstance(server, GrpcServer):  # its methods have no query
         assert server.send(target="/healthz?x=1").status == 200
     assert server.send(target=target).status in (400, 401)
 
 
-def test_outage_of_the_issuer_is_unavailable(issuer: Issuer) -> None:
-    """Row 17: without keys nobody is called invalid; ask again later."""
+def test_issuer_that_is_down_is_unavailable(issuer: Issuer) -> None:
+    """Row 17: without keys the token is not reported as invalid; the client is asked to retry."""
     issuer.behave = issuer.fail
     try:
         for name in ("uvicorn-h11", "gunicorn"):

@@ -38,7 +38,7 @@ def issuer() -> Iterator[Issuer]:
 
 
 def active(**changes: Any) -> dict[str, Any]:
-    """An answer of the server; a change to ``...`` takes a member out."""
+    """Return an active response of the server; a change to ``...`` removes a member."""
     found = {"active": True, "sub": "alice", "aud": AUDIENCE, "scope": "profiles:read", "client_id": "web"}
     found |= {"exp": int(time.time()) + 600, "token_type": "Bearer"} | changes
     return {name: value for name, value in found.items() if value is not ...}
@@ -58,7 +58,7 @@ def asked(issuer: Issuer) -> int:
 
 
 def test_opaque_token_is_introspected(issuer: Issuer) -> None:
-    """The server's answer is what is known of the token; we say who we are, form-urlencoded."""
+    """The claims come from the response; the verifier sends its credentials form-urlencoded."""
     with use_token("the-callers-own-token"):
         verified = opaque_verifier(issuer).verify(OPAQUE)
 
@@ -90,7 +90,7 @@ def test_opaque_token_is_introspected(issuer: Issuer) -> None:
     ],
 )
 def test_answer_is_held_against_the_rules(issuer: Issuer, answer: Any, reason: str) -> None:
-    """That the server calls a token active does not make it one for us."""
+    """A token that the server reports as active must still satisfy the rules of this service."""
     issuer.introspect = lambda token: answer
 
     with pytest.raises(TokenRejected) as refused:
@@ -110,15 +110,15 @@ def test_answer_is_held_against_the_rules(issuer: Issuer, answer: Any, reason: s
         pytest.param(active(aud=["billing-service", AUDIENCE]), id="several audiences"),
     ],
 )
-def test_what_servers_leave_out_is_no_fault(issuer: Issuer, answer: Any) -> None:
-    """RFC 7662, section 2.2: all but ``active`` is optional."""
+def test_missing_optional_members_are_accepted(issuer: Issuer, answer: Any) -> None:
+    """RFC 7662, section 2.2: all members but ``active`` are optional."""
     issuer.introspect = lambda token: answer
 
     assert opaque_verifier(issuer).verify(OPAQUE).still_holds()
 
 
 def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
-    """Without a name of ours, the server decides who may introspect what."""
+    """Without an audience the server decides which service may introspect which token."""
     issuer.introspect = lambda token: active(aud=...)
 
     assert opaque_verifier(issuer, audience=None).verify(OPAQUE).subject == "alice"
@@ -136,8 +136,8 @@ def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
         pytest.param(b'{"active": false, "active": true}', id="said twice"),
     ],
 )
-def test_answer_that_says_nothing_is_an_outage(issuer: Issuer, answer: Any) -> None:
-    """Nobody gets in by it, and nobody is called invalid."""
+def test_unusable_response_is_unavailable(issuer: Issuer, answer: Any) -> None:
+    """The token is neither accepted nor reported as invalid."""
     issuer.introspect = lambda token: answer
 
     with pytest.raises(KeysUnavailable):
@@ -145,7 +145,7 @@ def test_answer_that_says_nothing_is_an_outage(issuer: Issuer, answer: Any) -> N
 
 
 def hang_up(handler: Any, path: str) -> bool:
-    """A behaviour: close the connection without an answer."""
+    """A behavior: close the connection without a response."""
     return True
 
 
@@ -160,7 +160,7 @@ def answering(status: int) -> Any:
 
 
 def failing_on(issuer: Issuer, behave: Any, word: str = "attack") -> Any:
-    """Behave so for tokens with *word* in them, and as usual for all others."""
+    """Behave like this for tokens that contain *word*, and as usual for all others."""
 
     def choose(handler: Any, path: str) -> bool:
         return bool(word in issuer.seen[-1] and behave(handler, path))
@@ -169,10 +169,10 @@ def failing_on(issuer: Issuer, behave: Any, word: str = "attack") -> Any:
 
 
 def settle(verifier: TokenVerifier) -> None:
-    """Wait until no question and no probe is under way."""
+    """Wait until no lookup and no probe is running."""
     introspection = verifier._introspection
     assert introspection is not None
-    wait_until(lambda: not introspection._under_way and not introspection._outages._is_probing)
+    wait_until(lambda: not introspection._pending and not introspection._breaker._is_probing)
 
 
 def outcome_of(verifier: TokenVerifier, token: str) -> str | None:
@@ -183,15 +183,15 @@ def outcome_of(verifier: TokenVerifier, token: str) -> str | None:
 
 
 def bring_down(verifier: TokenVerifier) -> None:
-    """Ask until the verifier knows that the endpoint is out."""
+    """Look tokens up until the verifier knows that the endpoint is down."""
     for number in range(3):
         assert outcome_of(verifier, f"down{number}") == "KeysUnavailable"
         settle(verifier)
 
 
 @pytest.mark.parametrize("fault", ["fail", "hang", "hang up", 401, 403, 404, 429, 500, 302])
-def test_outage_fails_closed_and_is_not_asked_again_at_once(issuer: Issuer, fault: Any) -> None:
-    """A few questions and one of our own find it out; those right after them are not asked."""
+def test_endpoint_that_is_down_fails_closed_and_gets_no_more_requests(issuer: Issuer, fault: Any) -> None:
+    """A few lookups and one probe open the circuit; the next tokens are not looked up."""
     issuer.behave = {"hang up": hang_up, "fail": issuer.fail, "hang": issuer.hang}.get(fault) or answering(fault)
     verifier = opaque_verifier(issuer, timeout=0.3)
 
@@ -202,8 +202,8 @@ def test_outage_fails_closed_and_is_not_asked_again_at_once(issuer: Issuer, faul
     assert asked(issuer) == 4
 
 
-def test_outage_lets_one_question_through_at_a_time_and_nobody_else_waits(issuer: Issuer) -> None:
-    """While the endpoint hangs, one thread tries it again and the others are answered at once."""
+def test_half_open_circuit_allows_one_call_and_no_other_request_waits(issuer: Issuer) -> None:
+    """While the endpoint hangs, one thread tries it again and the others get an error at once."""
     clock = Clock()
     verifier = opaque_verifier(issuer, timeout=2.0, monotonic=clock)
     issuer.behave = issuer.fail
@@ -222,11 +222,11 @@ def test_outage_lets_one_question_through_at_a_time_and_nobody_else_waits(issuer
     assert trial.is_alive()
     trial.join(10)
     settle(verifier)
-    assert asked(issuer) == before + 2  # the trial, and the question of our own about it
+    assert asked(issuer) == before + 2  # the half-open call, and the probe after it
 
 
-def test_outage_answers_those_who_stand_in_line_for_it(issuer: Issuer) -> None:
-    """What was to be asked when the endpoint went out is not asked any more."""
+def test_open_circuit_ends_queued_lookups(issuer: Issuer) -> None:
+    """Lookups that wait for a worker when the circuit opens are not made."""
     verifier = opaque_verifier(issuer, timeout=1.0)
     issuer.behave = issuer.hang
     threads = [threading.Thread(target=outcome_of, args=(verifier, f"{OPAQUE}{n}")) for n in range(60)]
@@ -236,12 +236,12 @@ def test_outage_answers_those_who_stand_in_line_for_it(issuer: Issuer) -> None:
         thread.join(10)
     settle(verifier)
 
-    # Eight at a time, and one of our own.
+    # Eight at a time, and one probe.
     assert asked(issuer) <= 17
 
 
-def test_outage_is_over_with_the_first_answer(issuer: Issuer) -> None:
-    """The request that tries again is served itself, and those after it are."""
+def test_first_response_closes_the_circuit(issuer: Issuer) -> None:
+    """The half-open request succeeds, and so do those after it."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
     issuer.behave = issuer.fail
@@ -253,8 +253,8 @@ def test_outage_is_over_with_the_first_answer(issuer: Issuer) -> None:
     assert [outcome_of(verifier, f"{OPAQUE}{number}") for number in range(3)] == ["alice"] * 3
 
 
-def test_outage_is_over_although_the_trial_is_a_token_that_fails(issuer: Issuer) -> None:
-    """Whoever brings tokens that fail cannot make an outage last."""
+def test_circuit_closes_although_the_half_open_call_fails(issuer: Issuer) -> None:
+    """An attacker whose tokens fail cannot keep the circuit open."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
     issuer.behave = issuer.fail
@@ -268,8 +268,8 @@ def test_outage_is_over_although_the_trial_is_a_token_that_fails(issuer: Issuer)
 
 
 @pytest.mark.parametrize("fault", [400, 422, 500, "hang up", "garbage"])
-def test_token_that_the_endpoint_fails_on_shuts_out_nobody_else(issuer: Issuer, fault: Any) -> None:
-    """However many such tokens an attacker brings in a row, everybody else is served."""
+def test_token_that_the_endpoint_fails_on_locks_out_no_other_caller(issuer: Issuer, fault: Any) -> None:
+    """However many such tokens an attacker sends in a row, all other callers are served."""
     clock = Clock()
     answer = {"hang up": hang_up, "garbage": answering(204)}.get(fault) or answering(fault)
     issuer.behave = failing_on(issuer, answer)
@@ -286,7 +286,7 @@ def test_token_that_the_endpoint_fails_on_shuts_out_nobody_else(issuer: Issuer, 
 
 
 def test_endpoint_that_refuses_unknown_tokens_is_not_out(issuer: Issuer) -> None:
-    """Some servers answer 400 to what they do not know, our own question included: they are there."""
+    """Some servers respond with 400 to unknown tokens, also to the probe: they are not down."""
 
     def behave(handler: Any, path: str) -> bool:
         if "user" in issuer.seen[-1]:
@@ -303,7 +303,7 @@ def test_endpoint_that_refuses_unknown_tokens_is_not_out(issuer: Issuer) -> None
 
 
 def test_failure_is_remembered_for_its_own_token_and_for_a_moment(issuer: Issuer) -> None:
-    """The same token does not ask again and again, and gets another chance."""
+    """The same token is not looked up again at once, and is looked up again later."""
     clock = Clock()
     issuer.behave = failing_on(issuer, answering(400))
     verifier = opaque_verifier(issuer, monotonic=clock)
@@ -319,7 +319,7 @@ def test_failure_is_remembered_for_its_own_token_and_for_a_moment(issuer: Issuer
 
 
 def test_failures_that_are_remembered_are_bounded(issuer: Issuer) -> None:
-    """An attacker's tokens do not fill the memory."""
+    """Tokens of an attacker do not fill the memory."""
     issuer.behave = answering(400)
     verifier = opaque_verifier(issuer)
     assert verifier._introspection is not None
@@ -331,18 +331,18 @@ def test_failures_that_are_remembered_are_bounded(issuer: Issuer) -> None:
 
 
 def test_failures_do_not_fill_the_log(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """Anybody can bring tokens that fail: one warning in a while says so, without any of them."""
+    """Anyone can send tokens that fail: there is one warning in ten seconds, without the token."""
     issuer.behave = failing_on(issuer, answering(400))
     verifier = opaque_verifier(issuer)
     for number in range(20):
         outcome_of(verifier, f"attack{number}")
 
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["introspection failed: the introspection endpoint answered with 400"]
+    assert warnings == ["introspection failed: the introspection endpoint responded with status 400"]
 
 
 def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Issuer) -> None:
-    """A verdict that runs out is asked for again apart from tokens that nobody has ever called active."""
+    """An expired result is refreshed in another pool than tokens that have never been active."""
     clock = Clock()
     verifier = opaque_verifier(issuer, timeout=8.0, monotonic=clock)
     assert outcome_of(verifier, "known") == "alice"
@@ -351,18 +351,18 @@ def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Iss
     assert introspection is not None
     try:
         for number in range(256):
-            introspection.ask(str(number).encode(), f"attack{number}")
+            introspection.look_up(str(number).encode(), f"attack{number}")
 
         clock.ahead = 61.0
         assert outcome_of(verifier, "known") == "alice"
     finally:
         issuer.released.set()
         clock.ahead = 100.0
-        wait_until(lambda: not introspection._under_way, 30.0)
+        wait_until(lambda: not introspection._pending, 30.0)
 
 
 def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer: Issuer) -> None:
-    """Some servers answer 400 to a JWT or to nonsense; one such request a second once stopped them all."""
+    """Some servers respond with 400 to a JWT or to nonsense; one such request a second once blocked all others."""
 
     def take_offence(handler: Any, path: str) -> bool:
         if b"offensive" not in issuer.seen[-1].encode():
@@ -381,7 +381,7 @@ def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer:
 
 
 def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
-    """After that the server is asked, whatever the token's own lifetime is."""
+    """After a minute the server is asked again, whatever the lifetime of the token is."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     for _ in range(10):
@@ -395,7 +395,7 @@ def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
 
 
 def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
-    """A token that one node of the server does not know yet is soon asked for again."""
+    """A token that one node of the server does not know yet is soon looked up again."""
     clock = Clock()
     issuer.introspect = lambda token: {"active": False}
     verifier = opaque_verifier(issuer, monotonic=clock)
@@ -409,8 +409,8 @@ def test_no_is_remembered_for_a_moment_only(issuer: Issuer) -> None:
     assert verifier.verify(OPAQUE).subject == "alice"
 
 
-def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
-    """Answers that say no are remembered apart."""
+def test_invented_tokens_do_not_evict_active_ones(issuer: Issuer) -> None:
+    """Inactive results are cached separately."""
     issuer.introspect = lambda token: active() if token == OPAQUE else {"active": False}
     verifier = opaque_verifier(issuer)
     assert verifier._introspection is not None
@@ -426,8 +426,8 @@ def test_invented_tokens_do_not_push_out_good_ones(issuer: Issuer) -> None:
     assert asked(issuer) == before
 
 
-def test_introspection_works_without_a_memory_for_tokens(issuer: Issuer) -> None:
-    """``cache_size=0`` is about verdicts of ours; the server's answer is still used again."""
+def test_introspection_works_without_a_cache_of_verifications(issuer: Issuer) -> None:
+    """``cache_size=0`` applies to verifications only; the server's response is still reused."""
     verified = opaque_verifier(issuer, cache_size=0).verify(OPAQUE)
 
     assert verified.still_holds()
@@ -435,7 +435,7 @@ def test_introspection_works_without_a_memory_for_tokens(issuer: Issuer) -> None
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """The least recently used entry goes first, and none is kept where none should be."""
+    """The least recently used entry is evicted first, and a cache of size 0 stores nothing."""
     cache: Cache[int] = Cache(3)
     for number in range(3):
         cache.put(bytes([number]), number)
@@ -450,7 +450,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "asyncio", "trio"], ids=["threads", "asyncio", "trio"])
-def test_many_requests_with_one_token_ask_once(issuer: Issuer, backend: str | None) -> None:
+def test_many_requests_with_one_token_share_one_lookup(issuer: Issuer, backend: str | None) -> None:
     """Single flight, in threads and in tasks."""
     release = threading.Event()
 
@@ -493,7 +493,7 @@ def test_many_requests_with_one_token_ask_once(issuer: Issuer, backend: str | No
 
 
 def test_jwt_is_verified_and_introspected(issuer: Issuer) -> None:
-    """A good signature does not save a revoked token, and the server's word does not save a bad signature."""
+    """A valid signature does not save a revoked token, and an active response does not save a bad signature."""
     verifier = both_verifier(issuer)
     token = make_token(claims(issuer.url))
     assert verifier.verify(token).claims["jti"] == "j-1"
@@ -509,7 +509,7 @@ def test_jwt_is_verified_and_introspected(issuer: Issuer) -> None:
 
 
 def test_answer_of_another_issuer_is_refused(issuer: Issuer) -> None:
-    """Where issuers are named, an answer about somebody else's token does not count."""
+    """If issuers are configured, the response about a token of another issuer is rejected."""
     issuer.introspect = lambda token: active(iss="https://elsewhere.example")
 
     with pytest.raises(TokenRejected, match="unknown_issuer"):
@@ -517,21 +517,21 @@ def test_answer_of_another_issuer_is_refused(issuer: Issuer) -> None:
 
 
 def test_without_introspection_an_opaque_token_is_malformed(issuer: Issuer) -> None:
-    """There is nobody who could know it."""
+    """No server could know the token."""
     with pytest.raises(TokenRejected, match="malformed"):
         TokenVerifier([issuer.url], AUDIENCE).verify(OPAQUE)
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a,b", "é", "a\n", "\ud800", "x" * 20_000], ids=ascii)
 def test_what_is_no_token_is_not_sent_to_the_server(issuer: Issuer, token: str) -> None:
-    """Only a b64token of a reasonable length is worth a question."""
+    """Only a b64token of a permitted length is looked up."""
     with pytest.raises(TokenRejected):
         opaque_verifier(issuer).verify(token)
     assert asked(issuer) == 0
 
 
-def test_revocation_hook_is_asked_at_each_use(issuer: Issuer) -> None:
-    """Also where the verdict is remembered; and not at all where another rule fails first."""
+def test_revocation_hook_is_called_at_each_use(issuer: Issuer) -> None:
+    """The hook also runs for cached tokens, and does not run if another rule fails first."""
     denied: set[object] = set()
     seen: list[object] = []
 
@@ -554,8 +554,8 @@ def test_revocation_hook_is_asked_at_each_use(issuer: Issuer) -> None:
     assert len(seen) == 4
 
 
-def test_failing_revocation_hook_lets_nobody_in(issuer: Issuer) -> None:
-    """It is an outage of ours, and it does not show what the hook raised."""
+def test_failing_revocation_hook_accepts_no_token(issuer: Issuer) -> None:
+    """A failing hook is a server error, and the response does not show what the hook raised."""
 
     def is_revoked(found: Any) -> bool:
         raise RuntimeError(found["sub"])
@@ -565,8 +565,8 @@ def test_failing_revocation_hook_lets_nobody_in(issuer: Issuer) -> None:
     assert outage.value.__cause__ is None
 
 
-def test_verdict_that_runs_out_is_renewed_in_the_background(issuer: Issuer) -> None:
-    """At a hop nobody waits: past half its time the verdict is asked for anew, past all of it nothing goes."""
+def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer) -> None:
+    """A hop never waits: a result past half of its lifetime is refreshed, and after its lifetime nothing is relayed."""
     clock = Clock()
     verified = opaque_verifier(issuer, monotonic=clock).verify(OPAQUE)
     assert verified.still_holds()
@@ -586,8 +586,8 @@ def test_verdict_that_runs_out_is_renewed_in_the_background(issuer: Issuer) -> N
     wait_until(lambda: not verified.still_holds())
 
 
-def test_verdict_that_turns_in_the_background_counts_at_once(issuer: Issuer) -> None:
-    """A remembered token is refused as soon as a renewed answer says so, not a minute later."""
+def test_refreshed_result_counts_at_once(issuer: Issuer) -> None:
+    """A cached token is rejected as soon as a refreshed result says so, not a minute later."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     verifier.verify(OPAQUE)
@@ -595,14 +595,14 @@ def test_verdict_that_turns_in_the_background_counts_at_once(issuer: Issuer) -> 
 
     clock.ahead = 31.0
     verifier.verify(OPAQUE)
-    wait_until(lambda: asked(issuer) == 2 and not verifier._introspection._under_way)  # type: ignore[union-attr]
+    wait_until(lambda: asked(issuer) == 2 and not verifier._introspection._pending)  # type: ignore[union-attr]
 
     with pytest.raises(TokenRejected, match="inactive"):
         verifier.verify(OPAQUE)
 
 
 def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
-    """Beyond so many questions under way, the next caller is told to come again."""
+    """Beyond the maximum number of pending lookups, the next caller is asked to retry."""
     release = threading.Event()
 
     def slowly(handler: Any, path: str) -> bool:
@@ -615,16 +615,16 @@ def test_flood_of_invented_tokens_is_bounded(issuer: Issuer) -> None:
     assert introspection is not None
     try:
         for number in range(256):
-            introspection.ask(str(number).encode(), f"invented{number}")
+            introspection.look_up(str(number).encode(), f"invented{number}")
         with pytest.raises(KeysUnavailable):
-            introspection.ask(b"one more", OPAQUE)
+            introspection.look_up(b"one more", OPAQUE)
     finally:
         release.set()
-        wait_until(lambda: not introspection._under_way, 30.0)
+        wait_until(lambda: not introspection._pending, 30.0)
 
 
 def remember(verifier: TokenVerifier, tokens: list[str]) -> None:
-    """Have the server call all *tokens* active."""
+    """Make the server report all *tokens* as active."""
     for token in tokens:
         assert outcome_of(verifier, token) == "alice"
 
@@ -635,7 +635,7 @@ def asked_about(issuer: Issuer, word: str) -> int:
 
 @pytest.fixture
 def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
-    """More verdicts than may be renewed at a time are due, and the endpoint takes its time over all of them."""
+    """More results are due for a refresh than allowed at a time, and the endpoint is slow for all of them."""
 
     def slowly(handler: Any, path: str) -> bool:
         issuer.released.wait(20)
@@ -647,7 +647,7 @@ def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
     clock.ahead = 35.0
     users = [f"user{number}" for number in range(300)]
     remember(verifier, users)
-    clock.ahead = 66.0  # those of the users are renewed, and that of the one who was away has run out
+    clock.ahead = 66.0  # the results of the users are refreshed, that of the returning one has expired
     issuer.behave = failing_on(issuer, slowly, "token=user")
     remember(verifier, users)
     yield verifier, clock
@@ -655,30 +655,30 @@ def stalled(issuer: Issuer) -> Iterator[tuple[TokenVerifier, Clock]]:
     settle(verifier)
 
 
-def test_renewals_that_stall_refuse_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
-    """However many verdicts are due, the workers for tokens that nobody knows yet are not theirs."""
+def test_stalled_refreshes_reject_no_new_user(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """However many results are due, refreshes do not use the workers for unknown tokens."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "newcomer") == "alice"
 
 
-def test_renewals_that_stall_do_not_hold_up_who_comes_back(stalled: tuple[TokenVerifier, Clock]) -> None:
-    """A token whose verdict has run out is waited for, so it takes a worker that is idle, wherever there is one."""
+def test_stalled_refreshes_do_not_delay_a_returning_user(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """A caller waits for an expired result, so its lookup uses any idle worker."""
     verifier, _ = stalled
 
     assert outcome_of(verifier, "returning") == "alice"
 
 
-def test_renewals_in_line_are_few(stalled: tuple[TokenVerifier, Clock]) -> None:
-    """So that whoever has to wait behind them is served in time."""
+def test_pending_refreshes_are_limited(stalled: tuple[TokenVerifier, Clock]) -> None:
+    """The limit lets a lookup behind them be served in time."""
     verifier, _ = stalled
 
     assert verifier._introspection is not None
-    assert len(verifier._introspection._under_way) == 32
+    assert len(verifier._introspection._pending) == 32
 
 
-def test_renewal_that_found_no_room_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
-    """It does not stand at the door with each request, and it gets another chance while its verdict counts."""
+def test_refresh_beyond_the_limit_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+    """A dropped refresh is not tried with each request, and is tried again while the result is valid."""
     verifier, clock = stalled
     issuer.released.set()
     settle(verifier)
@@ -692,8 +692,8 @@ def test_renewal_that_found_no_room_is_put_off(issuer: Issuer, stalled: tuple[To
     wait_until(lambda: asked_about(issuer, "user299&") == before + 1)
 
 
-def test_renewal_that_stood_in_line_too_long_is_put_off(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
-    """A slow endpoint is not asked about the same tokens again with each request; their verdicts still count."""
+def test_refresh_that_was_queued_too_long_is_postponed(issuer: Issuer, stalled: tuple[TokenVerifier, Clock]) -> None:
+    """A slow endpoint does not get the same lookups with each request; the results remain valid."""
     verifier, clock = stalled
     clock.ahead += 9.0
     issuer.released.set()
@@ -710,7 +710,7 @@ def test_renewal_that_stood_in_line_too_long_is_put_off(issuer: Issuer, stalled:
 
 @contextmanager
 def no_more_threads() -> Iterator[None]:
-    """Let no worker be started, as in a process that is at its limit of threads."""
+    """Let no worker be started, as in a process at its thread limit."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -723,12 +723,12 @@ def no_more_threads() -> Iterator[None]:
         yield
 
 
-def test_thread_that_cannot_be_started_in_an_outage_does_not_make_it_last(issuer: Issuer) -> None:
-    """The question that was to try the endpoint again makes room for another one."""
+def test_half_open_call_without_a_thread_lets_another_one_follow(issuer: Issuer) -> None:
+    """If the half-open call cannot start, another call may take its place."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock)
     assert verifier._introspection is not None
-    verifier._introspection._outages.conclude(is_out=True)
+    verifier._introspection._breaker.end_probe(succeeded=False)
     clock.ahead = 1.1
     with no_more_threads():
         assert outcome_of(verifier, OPAQUE) == "KeysUnavailable"
@@ -736,8 +736,8 @@ def test_thread_that_cannot_be_started_in_an_outage_does_not_make_it_last(issuer
     assert outcome_of(verifier, "another") == "alice"
 
 
-def test_threads_that_cannot_be_started_are_no_outage_of_the_endpoint(issuer: Issuer) -> None:
-    """However often that happens, it says nothing about the endpoint, which nobody has asked."""
+def test_threads_that_cannot_be_started_do_not_open_the_circuit(issuer: Issuer) -> None:
+    """However often this happens, it says nothing about the endpoint, which got no request."""
     verifier = opaque_verifier(issuer)
     with no_more_threads():
         for number in range(300):
@@ -746,8 +746,8 @@ def test_threads_that_cannot_be_started_are_no_outage_of_the_endpoint(issuer: Is
     assert outcome_of(verifier, OPAQUE) == "alice"
 
 
-def test_question_that_found_no_thread_is_not_asked_later(issuer: Issuer) -> None:
-    """Nobody waits for it any more, and its token is not kept in a line."""
+def test_lookup_without_a_thread_is_not_made_later(issuer: Issuer) -> None:
+    """No caller waits for it any more, and its token is not kept in the queue."""
     verifier = opaque_verifier(issuer)
     with no_more_threads():
         for number in range(5):
@@ -758,8 +758,8 @@ def test_question_that_found_no_thread_is_not_asked_later(issuer: Issuer) -> Non
     assert asked(issuer) == 1
 
 
-def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: Issuer) -> None:
-    """They come upon it in their line, do not ask it, and the count is right."""
+def test_workers_skip_a_canceled_lookup(issuer: Issuer) -> None:
+    """The workers skip canceled calls in their queue, and the load is correct."""
     release = threading.Event()
 
     def slowly(handler: Any, path: str) -> bool:
@@ -770,7 +770,7 @@ def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: I
     verifier = opaque_verifier(issuer, timeout=8.0)
     introspection = verifier._introspection
     assert introspection is not None
-    wait = introspection.ask(b"first", "first")
+    wait = introspection.look_up(b"first", "first")
     wait_until(lambda: asked(issuer) == 1)
     with no_more_threads():
         assert outcome_of(verifier, "early") == "KeysUnavailable"
@@ -780,12 +780,12 @@ def test_question_that_found_no_thread_is_passed_over_by_those_at_work(issuer: I
     assert outcome_of(verifier, OPAQUE) == "alice"
     settle(verifier)
     assert asked(issuer) == 2
-    assert introspection._questions.load == 0
+    assert introspection._lookups.load == 0
 
 
 @pytest.mark.parametrize("cache_seconds", [60.0, 10_000.0], ids=["remembered for a minute", "remembered for hours"])
-def test_answer_that_was_renewed_takes_the_place_of_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
-    """A scope that was taken away is gone with the next answer, not when the remembered verdict runs out."""
+def test_refreshed_response_replaces_the_old_one(issuer: Issuer, cache_seconds: float) -> None:
+    """A scope that was withdrawn is gone with the next response, not when the cached verification expires."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=cache_seconds)
     issuer.introspect = lambda token: active(scope="profiles:read admin")
@@ -810,10 +810,8 @@ def test_answer_that_was_renewed_takes_the_place_of_the_old_one(issuer: Issuer, 
         pytest.param(True, {"token_type": "DPoP"}, id="JWT, DPoP"),
     ],
 )
-def test_answer_that_was_renewed_is_held_against_the_rules(
-    issuer: Issuer, is_jwt: bool, changes: dict[str, Any]
-) -> None:
-    """That the server still calls the token active does not save one that would not be accepted now."""
+def test_refreshed_response_is_checked_against_the_rules(issuer: Issuer, is_jwt: bool, changes: dict[str, Any]) -> None:
+    """A token that is still active is rejected if it would not be accepted now."""
     clock = Clock()
     verifier = both_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     token = make_token(claims(issuer.url)) if is_jwt else OPAQUE
@@ -831,8 +829,8 @@ def test_answer_that_was_renewed_is_held_against_the_rules(
 @pytest.mark.parametrize(
     ("seconds", "outcome"), [(59.0, "alice"), (60.0, "KeysUnavailable"), (61.0, "KeysUnavailable")]
 )
-def test_answer_that_cannot_be_renewed_is_used_for_a_minute(issuer: Issuer, seconds: float, outcome: str) -> None:
-    """Also where verified tokens are to be remembered for longer: nobody gets in by an older one."""
+def test_response_that_cannot_be_refreshed_is_used_for_a_minute(issuer: Issuer, seconds: float, outcome: str) -> None:
+    """Also if verified tokens are cached for longer: an older result accepts no token."""
     now = 1000.0
     verifier = opaque_verifier(issuer, monotonic=lambda: now, cache_seconds=10_000.0)
     verifier.verify(OPAQUE)
@@ -843,8 +841,8 @@ def test_answer_that_cannot_be_renewed_is_used_for_a_minute(issuer: Issuer, seco
     settle(verifier)
 
 
-def test_logging_that_raises_ends_no_question(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A filter of the application's that raises on our failures neither stops the workers nor the trial."""
+def test_logging_that_raises_does_not_stop_lookups(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logging filter of the application that raises stops neither the workers nor the probe."""
 
     def refuse(record: logging.LogRecord) -> bool:
         raise RuntimeError("a broken filter")
@@ -853,7 +851,7 @@ def test_logging_that_raises_ends_no_question(issuer: Issuer, monkeypatch: pytes
     verifier = opaque_verifier(issuer, monotonic=clock)
     issuer.behave = issuer.fail
     for number in range(12):
-        if number == 6:  # in the outage
+        if number == 6:  # while the circuit is open
             monkeypatch.setattr(logging.getLogger("otel_token_relay"), "filters", [refuse])
         with pytest.raises(KeysUnavailable):
             verifier.verify(f"{OPAQUE}-{number}")
@@ -865,7 +863,7 @@ def test_logging_that_raises_ends_no_question(issuer: Issuer, monkeypatch: pytes
         clock.ahead += 2
         try:
             return verifier.verify(f"{OPAQUE}-well").subject == "alice"
-        except KeysUnavailable:  # the probe is under way
+        except KeysUnavailable:  # the probe is running
             return False
 
     wait_until(is_let_in)

@@ -1,4 +1,4 @@
-"""Where keys come from: discovery, rotation, and what happens when the issuer misbehaves."""
+"""Key sets: discovery, rotation, and issuers that misbehave."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from otel_token_relay import Settings, current_token, install, uninstall, use_to
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
-from otel_token_relay.verification.fetch import FetchFailed, fetch
-from otel_token_relay.verification.keys import KeySource, fresh_seconds, metadata_urls, read_metadata
+from otel_token_relay.verification.http_client import FetchFailed, fetch
+from otel_token_relay.verification.jwks_client import KeySource
+from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, read_metadata
 from otel_token_relay.verification.verifier import VerifierCore
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
@@ -63,7 +64,7 @@ def source_of(verifier: VerifierCore) -> KeySource:
 
 
 def flood(verifier: TokenVerifier, issuer: Issuer, count: int = 50) -> None:
-    """Bring tokens with kids that do not exist, from several threads at once."""
+    """Send tokens with unknown kids, from several threads at once."""
 
     def attack(number: int) -> None:
         for i in range(count // 5):
@@ -78,7 +79,7 @@ def flood(verifier: TokenVerifier, issuer: Issuer, count: int = 50) -> None:
 
 
 def test_keys_are_found_by_openid_discovery_and_fetched_once(issuer: Issuer) -> None:
-    """The metadata names the key set; many requests share one fetch of each."""
+    """The metadata contains the URL of the key set; many requests share one fetch of each."""
     verifier = verifier_of(issuer, cache_size=0)
     results: list[str | None] = []
 
@@ -103,7 +104,7 @@ def test_keys_are_found_by_rfc8414_where_openid_does_not_answer(issuer: Issuer) 
 
 
 def test_start_page_in_place_of_metadata_is_passed_over(issuer: Issuer) -> None:
-    """A web application beside the issuer answers unknown paths with 200 and HTML."""
+    """A web application beside the issuer responds to unknown paths with 200 and HTML."""
     issuer.metadata_path = "/.well-known/oauth-authorization-server"
     page = answering(200, b"<!doctype html>")
     issuer.behave = lambda handler, path: path.endswith("openid-configuration") and page(handler, path)
@@ -112,7 +113,7 @@ def test_start_page_in_place_of_metadata_is_passed_over(issuer: Issuer) -> None:
 
 
 def test_jwks_uri_is_taken_where_it_is_given(issuer: Issuer) -> None:
-    """Then nobody asks for metadata."""
+    """With a *jwks_uri* the metadata is not fetched."""
     verifier = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks")
 
     verifier.verify(token_of(issuer))
@@ -121,7 +122,7 @@ def test_jwks_uri_is_taken_where_it_is_given(issuer: Issuer) -> None:
 
 
 def test_metadata_of_another_issuer_is_not_believed(issuer: Issuer) -> None:
-    """RFC 8414, section 3.3: the issuer in the document must be ours."""
+    """RFC 8414, section 3.3: the issuer in the document must be the configured one."""
     issuer.metadata["issuer"] = "https://evil.example"
 
     with pytest.raises(KeysUnavailable):
@@ -144,17 +145,17 @@ def test_metadata_of_another_issuer_is_not_believed(issuer: Issuer) -> None:
         pytest.param("http://127.0.0.1:1", "http://idp.example/jwks", False, id="loopback points outside"),
     ],
 )
-def test_metadata_is_believed_only_where_nobody_on_the_way_can_change_keys(
+def test_metadata_is_trusted_only_if_its_keys_cannot_be_changed_in_transit(
     issuer_url: str, jwks_uri: object, believed: bool
 ) -> None:
-    """https, or http on loopback for an issuer that is there itself."""
+    """https, or http on loopback for an issuer on loopback."""
     found = read_metadata({"issuer": issuer_url, "jwks_uri": jwks_uri}, issuer_url)
 
     assert found == (jwks_uri if believed else None)
 
 
-def test_metadata_of_an_issuer_with_a_path_is_asked_for_in_both_ways() -> None:
-    """OpenID appends, RFC 8414, section 3.1, inserts."""
+def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
+    """OpenID appends to the path, RFC 8414, section 3.1, inserts before it."""
     assert metadata_urls("https://idp.example/realms/a/") == (
         "https://idp.example/realms/a/.well-known/openid-configuration",
         "https://idp.example/.well-known/oauth-authorization-server/realms/a",
@@ -162,7 +163,7 @@ def test_metadata_of_an_issuer_with_a_path_is_asked_for_in_both_ways() -> None:
 
 
 def test_rotation_is_noticed_by_the_first_token_under_the_new_key(issuer: Issuer) -> None:
-    """An unknown kid fetches at once, and what the old key signed falls with it."""
+    """An unknown kid is fetched at once, and tokens of the withdrawn key are rejected."""
     verifier = verifier_of(issuer)
     old = token_of(issuer)
     verifier.verify(old)
@@ -175,7 +176,7 @@ def test_rotation_is_noticed_by_the_first_token_under_the_new_key(issuer: Issuer
 
 
 def test_same_keys_after_a_refresh_keep_what_is_remembered(issuer: Issuer) -> None:
-    """Only other keys make a verdict void."""
+    """Only changed keys invalidate cached verifications."""
     verifier = verifier_of(issuer)
     verifier.verify(token_of(issuer))
     source = next(iter(verifier._sources.values()))
@@ -202,7 +203,7 @@ def test_flood_of_unknown_kids_costs_one_fetch_for_each_cooldown(issuer: Issuer)
 
 @pytest.mark.parametrize("fault", ["fail", "hang"])
 def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_key(issuer: Issuer, fault: str) -> None:
-    """Whose key is at hand is answered while the fetch is still under way."""
+    """Requests whose key is known are served while the fetch is running."""
     verifier = verifier_of(issuer, cache_size=0, timeout=1.0)
     known = token_of(issuer)
     verifier.verify(known)
@@ -223,7 +224,7 @@ def test_flood_against_a_failing_endpoint_costs_one_fetch_and_delays_no_known_ke
 
 
 def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(issuer: Issuer) -> None:
-    """A server with two threads still serves whose key is known: the forged ones do not hold them."""
+    """A server with two threads serves requests whose key is known: forged tokens do not occupy the threads."""
     verifier = verifier_of(issuer, cache_size=0, timeout=10.0)
     known = token_of(issuer)
     verifier.verify(known)
@@ -242,14 +243,14 @@ def test_forged_kids_against_a_hanging_endpoint_leave_the_threads_to_known_keys(
         assert server.submit(request, known).result(20) == "alice"
         waited = time.monotonic() - started
 
-    # Nobody knows whether the key will be there, so nobody is told that the token is invalid.
+    # The fetch may return the key, so the token is not reported as invalid.
     assert {future.result() for future in attack} == {"KeysUnavailable"}
-    assert waited < 5.0  # and the fetch goes on for ten
+    assert waited < 5.0  # the fetch takes ten
     assert issuer.fetches == 2
 
 
-def test_rotation_serves_all_who_come_while_the_new_keys_are_fetched(issuer: Issuer) -> None:
-    """Several honest requests under the new key share the one fetch that brings it."""
+def test_rotation_serves_all_requests_while_the_new_keys_are_fetched(issuer: Issuer) -> None:
+    """Several valid requests with the new key share the one fetch that returns it."""
     verifier = verifier_of(issuer, cache_size=0)
     verifier.verify(token_of(issuer))
     issuer.keys = [public_jwk("RS256", "k2", name="second")]
@@ -264,7 +265,7 @@ def test_rotation_serves_all_who_come_while_the_new_keys_are_fetched(issuer: Iss
 
 
 def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Issuer) -> None:
-    """Who brings the new key first is told to come again, and finds it then; nobody holds a thread meanwhile."""
+    """The first caller with the new key is asked to retry and then accepted; meanwhile no thread is occupied."""
     release = threading.Event()
     verifier = verifier_of(issuer)
     verifier.verify(token_of(issuer))
@@ -287,11 +288,11 @@ def test_rotation_at_a_slow_endpoint_is_served_at_the_second_attempt(issuer: Iss
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_tasks_that_wait_for_an_unknown_key_are_bounded(
+def test_tasks_that_wait_for_an_unknown_key_are_limited(
     issuer: Issuer, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hold no threads, but memory: beyond so many, the next one is told to come again at once."""
-    monkeypatch.setattr("otel_token_relay.verification.keys.MAX_WAITING", 3)
+    """Waiting tasks occupy memory: beyond the limit, the next request is asked to retry at once."""
+    monkeypatch.setattr("otel_token_relay.verification.jwks_client.MAX_WAITING", 3)
     verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
     waited: list[bool] = []
 
@@ -313,8 +314,8 @@ def test_tasks_that_wait_for_an_unknown_key_are_bounded(
     assert sorted(waited) == [False] * 7 + [True] * 3
 
 
-def test_issuer_that_stays_out_holds_nobody_for_long(issuer: Issuer) -> None:
-    """Its tokens wait for the whole timeout once; after that, the threads are for those of other issuers."""
+def test_issuer_that_stays_down_blocks_no_request_for_long(issuer: Issuer) -> None:
+    """Tokens of that issuer wait for the whole timeout once; then the threads are free for other issuers."""
     clock = Clock()
     issuer.behave = issuer.hang
     verifier = verifier_of(issuer, timeout=4.0, monotonic=clock)
@@ -330,8 +331,8 @@ def test_issuer_that_stays_out_holds_nobody_for_long(issuer: Issuer) -> None:
     assert time.monotonic() - started < 3.0
 
 
-def test_stale_keys_serve_through_an_outage_and_not_for_ever(issuer: Issuer) -> None:
-    """Past their time and with the issuer out, keys are good for *max_stale* and no longer."""
+def test_stale_keys_are_used_while_the_issuer_is_down_but_not_forever(issuer: Issuer) -> None:
+    """If the issuer is down, expired keys are used for *max_stale* and no longer."""
     clock = Clock()
     issuer.headers["Cache-Control"] = "max-age=60"
     verifier = verifier_of(issuer, monotonic=clock, max_stale=600.0, cooldown=1.0)
@@ -350,8 +351,8 @@ def test_stale_keys_serve_through_an_outage_and_not_for_ever(issuer: Issuer) -> 
     assert verifier.verify(token_of(issuer)).subject == "alice"
 
 
-def test_remembered_verdict_ends_with_the_keys(issuer: Issuer) -> None:
-    """A remembered token is no way around keys that are too old."""
+def test_cached_verification_ends_with_the_keys(issuer: Issuer) -> None:
+    """A cached verification does not outlive keys that are too old."""
     clock = Clock()
     verifier = verifier_of(issuer, monotonic=clock, max_stale=0.0, cache_seconds=1e6)
     token = token_of(issuer, exp=int(time.time()) + 10**6)
@@ -364,7 +365,7 @@ def test_remembered_verdict_ends_with_the_keys(issuer: Issuer) -> None:
 
 
 def test_keys_are_refreshed_ahead_in_the_background(issuer: Issuer) -> None:
-    """Shortly before they end, the request that notices goes on with the keys at hand."""
+    """Shortly before the keys expire, a request starts the refresh and continues with the present keys."""
     clock = Clock()
     issuer.headers["Cache-Control"] = "public, max-age=100"
     verifier = verifier_of(issuer, monotonic=clock, cache_size=0)
@@ -398,12 +399,12 @@ def test_keys_are_refreshed_ahead_in_the_background(issuer: Issuer) -> None:
     ],
 )
 def test_cache_control_is_followed_within_bounds(headers: dict[str, str], seconds: float) -> None:
-    """An issuer can neither have us hammer it nor keep its keys for a week."""
+    """An issuer can neither make the verifier fetch all the time nor keep its keys for a week."""
     assert fresh_seconds(headers) == seconds
 
 
-def test_no_keys_at_all_is_said_in_time_and_not_asked_again_at_once(issuer: Issuer) -> None:
-    """With a hanging issuer the first request waits for the timeout, the next ones do not."""
+def test_missing_keys_fail_in_time_and_are_not_fetched_again_at_once(issuer: Issuer) -> None:
+    """If the issuer hangs, the first request waits for the timeout, the next ones do not."""
     issuer.behave = issuer.hang
     verifier = verifier_of(issuer, timeout=0.3)
 
@@ -418,7 +419,7 @@ def test_no_keys_at_all_is_said_in_time_and_not_asked_again_at_once(issuer: Issu
 def endless(handler: BaseHTTPRequestHandler, path: str) -> bool:
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(800):  # 50 MB, if anybody should read it
+    for _ in range(800):  # 50 MB, if it were read to the end
         handler.wfile.write(b" " * 65536)
     return True
 
@@ -438,7 +439,7 @@ def large(handler: BaseHTTPRequestHandler, path: str) -> bool:
 
 
 def dripping(handler: BaseHTTPRequestHandler, path: str) -> bool:
-    """Within every single timeout of a socket, and without end."""
+    """Each byte arrives within the timeout of the socket, and the response never ends."""
     for _ in range(200):
         handler.wfile.write(b"H")
         time.sleep(0.05)
@@ -481,8 +482,8 @@ GOOD_SET = json.dumps({"keys": [public_jwk("RS256", "k1")]}).encode()
         pytest.param(answering(200, GOOD_SET, Content_Encoding="gzip"), id="encoded"),
     ],
 )
-def test_bad_answer_is_an_outage_and_leaves_the_keys_as_they_were(issuer: Issuer, behave: Any) -> None:
-    """Who has no keys has none then; who has some keeps them."""
+def test_bad_response_is_a_failure_and_keeps_the_present_keys(issuer: Issuer, behave: Any) -> None:
+    """A verifier without keys still has none; a verifier with keys keeps them."""
     warm = verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks", timeout=1.0)
     warm.verify(token_of(issuer))
     issuer.behave = behave
@@ -499,7 +500,7 @@ def test_bad_answer_is_an_outage_and_leaves_the_keys_as_they_were(issuer: Issuer
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(issuer: Issuer, status: int) -> None:
-    """Where keys come from is decided by us, not by whoever answers."""
+    """The location of the keys is configured, not chosen by the server that responds."""
     with third_party() as outsider:
         issuer.behave = answering(status, b"", Location=f"{outsider.url}/jwks")
 
@@ -510,7 +511,7 @@ def test_redirects_are_not_followed(issuer: Issuer, status: int) -> None:
 
 
 def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
-    """Which of the two is meant cannot be known."""
+    """The token would be ambiguous."""
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second")]
     verifier = verifier_of(issuer)
 
@@ -519,8 +520,8 @@ def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
             verifier.verify(token_of(issuer, name=name))
 
 
-def test_one_key_that_stands_there_twice_verifies(issuer: Issuer) -> None:
-    """The same key for two algorithms is no ambiguity."""
+def test_duplicate_key_verifies(issuer: Issuer) -> None:
+    """The same key for two algorithms is not ambiguous."""
     issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", alg="PS256"), public_jwk("RS256", "k1")]
     verifier = verifier_of(issuer)
 
@@ -529,7 +530,7 @@ def test_one_key_that_stands_there_twice_verifies(issuer: Issuer) -> None:
 
 
 def test_keys_without_kid_and_alg_are_tried(issuer: Issuer) -> None:
-    """An issuer with one nameless key, or with two of them, still works, also after a rotation."""
+    """An issuer with one or two keys without a kid works, also after a rotation."""
     issuer.keys = [public_jwk("RS256", alg=None), public_jwk("RS256", name="second", alg=None)]
     verifier = verifier_of(issuer)
 
@@ -542,7 +543,7 @@ def test_keys_without_kid_and_alg_are_tried(issuer: Issuer) -> None:
 
 
 def test_keys_of_one_issuer_do_not_verify_tokens_of_another(issuer: Issuer) -> None:
-    """The iss selects the keys: a trusted issuer cannot speak for the other one."""
+    """The iss selects the keys: one trusted issuer cannot sign for another."""
     with issuing(public_jwk("RS256", "k1", name="second")) as other:
         verifier = TokenVerifier([issuer.url, other.url], AUDIENCE)
         assert verifier.verify(token_of(issuer)).issuer == issuer.url
@@ -554,7 +555,7 @@ def test_keys_of_one_issuer_do_not_verify_tokens_of_another(issuer: Issuer) -> N
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_async_verifier_shares_one_fetch_and_leaves_the_loop_alone(issuer: Issuer, backend: str) -> None:
-    """While the issuer takes its time, other tasks run; ten waiting requests cost one fetch."""
+    """While the issuer is slow, other tasks run; ten waiting requests cost one fetch."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -586,7 +587,7 @@ def test_async_verifier_shares_one_fetch_and_leaves_the_loop_alone(issuer: Issue
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cancelled_request_leaves_the_fetch_to_the_others(issuer: Issuer, backend: str) -> None:
-    """The one who started it may go away."""
+    """The request that started the fetch may be canceled."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -608,8 +609,8 @@ def test_cancelled_request_leaves_the_fetch_to_the_others(issuer: Issuer, backen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_async_verifier_says_an_outage_in_time(issuer: Issuer, backend: str) -> None:
-    """A hanging issuer ends in the same exception as in threads."""
+def test_async_verifier_fails_in_time(issuer: Issuer, backend: str) -> None:
+    """A hanging issuer raises the same exception as in threads."""
     issuer.behave = issuer.hang
 
     async def main() -> None:
@@ -621,7 +622,7 @@ def test_async_verifier_says_an_outage_in_time(issuer: Issuer, backend: str) -> 
 
 
 def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-    """A loop that ends before the answer comes takes nobody along."""
+    """A loop that ends before the response arrives does not disturb the other callers."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -646,7 +647,7 @@ def test_event_loop_that_has_gone_does_not_disturb_the_fetch(issuer: Issuer, cap
 
 
 def test_forked_child_fetches_for_itself(issuer: Issuer) -> None:
-    """A fetch of the parent that was under way does not keep the child waiting for ever."""
+    """A fetch that was running in the parent does not block the child."""
     release = threading.Event()
 
     def slowly(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -678,12 +679,12 @@ def fork() -> int:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: that is the case here
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is what this tests
         return os.fork()
 
 
-def test_our_own_requests_carry_nobodys_token(issuer: Issuer) -> None:
-    """Not even where the issuer itself is a destination, every hook is in and threads inherit the context."""
+def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
+    """Even if the issuer is a destination, all hooks are installed and threads inherit the context."""
     instrumentors = [ThreadingInstrumentor(), URLLibInstrumentor()]
     for instrumentor in instrumentors:
         instrumentor.instrument()
@@ -708,7 +709,7 @@ def test_our_own_requests_carry_nobodys_token(issuer: Issuer) -> None:
 def test_our_own_requests_run_in_an_empty_context_and_suppressed(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever hooks the layer below us finds no token there, and is told to stay out."""
+    """A hook below our client finds no token, and suppressed instrumentation."""
     seen: list[object] = []
     original = http.client.HTTPConnection.request
 
@@ -725,7 +726,7 @@ def test_our_own_requests_run_in_an_empty_context_and_suppressed(
 
 
 def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
-    """The timeout is for everything together, and not for each byte."""
+    """The timeout applies to the whole exchange, not to each byte."""
     outlived = threading.Event()
 
     def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
@@ -775,7 +776,7 @@ def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
 )
 @pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
 def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any], setting: str) -> None:
-    """A verifier that cannot be trusted is never built."""
+    """An insecure verifier cannot be built."""
     with pytest.raises(ConfigurationError) as refused:
         kind(**({"issuers": ["https://idp.example"], "audience": AUDIENCE} | options))
 
@@ -783,7 +784,7 @@ def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any],
 
 
 def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is on loopback is asked directly, whatever proxy is set."""
+    """A server on loopback is reached directly, whatever proxy is set."""
     with third_party() as proxy, issuing() as issuer:
         monkeypatch.setenv("http_proxy", proxy.url)
 
@@ -792,7 +793,7 @@ def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: 
 
 
 def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy is asked for a tunnel, with its own credential, and sees no path."""
+    """The proxy gets a CONNECT request with its own credential, and sees no path."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         seen: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""What gets past the middleware: Starlette, FastAPI, websockets, nested boundaries, and who is seen inside."""
+"""Applications behind the middleware: Starlette, FastAPI, WebSockets, nested boundaries, and the caller they see."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from otel_token_relay.verification import (
     VerifiedToken,
 )
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
+from otel_token_relay.verification.authenticator import BearerGate
 from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
 from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
@@ -111,7 +112,7 @@ def make_fastapi(verifier: TokenVerifier | None) -> fastapi.FastAPI:
 
 
 def test_fastapi_dependency_gives_the_principal(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The dependency gives what the middleware has verified."""
+    """The dependency returns the principal that the middleware has verified."""
     client = TestClient(make_fastapi(verifier))
 
     assert client.get("/me", headers=bearer(issuer)).json() == {
@@ -124,7 +125,7 @@ def test_fastapi_dependency_gives_the_principal(issuer: Issuer, verifier: TokenV
 
 @pytest.mark.parametrize(("path", "scope"), [("/admin", "profiles:read admin"), ("/security", "admin")])
 def test_fastapi_scopes_are_required(issuer: Issuer, verifier: TokenVerifier, path: str, scope: str) -> None:
-    """A missing scope is 403 with the scopes that are needed, and with all of them one gets in."""
+    """A missing scope is 403 with the required scopes; a token with all of them is accepted."""
     client = TestClient(make_fastapi(verifier))
 
     refused = client.get(path, headers=bearer(issuer))
@@ -135,7 +136,7 @@ def test_fastapi_scopes_are_required(issuer: Issuer, verifier: TokenVerifier, pa
 
 
 def test_fastapi_dependency_on_an_excluded_path_still_asks(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Excluded from the middleware means not verified, so nobody is there."""
+    """A path that is excluded from the middleware is not verified, so it has no principal."""
     client = TestClient(make_fastapi(verifier))
 
     refused = client.get("/excluded", headers=bearer(issuer))
@@ -144,13 +145,13 @@ def test_fastapi_dependency_on_an_excluded_path_still_asks(issuer: Issuer, verif
 
 
 def test_fastapi_dependency_without_a_middleware_is_an_error_of_the_server(issuer: Issuer) -> None:
-    """Nobody gets in because somebody forgot the middleware."""
+    """A missing middleware is an error, never access."""
     with pytest.raises(ConfigurationError):
         TestClient(make_fastapi(None)).get("/me", headers=bearer(issuer))
 
 
 def test_fastapi_shows_scheme_and_scopes_in_openapi(verifier: TokenVerifier) -> None:
-    """Whoever reads the API description knows what to bring."""
+    """The API description tells clients to send a bearer token."""
     description = TestClient(make_fastapi(verifier)).get("/openapi.json").json()
 
     assert description["components"]["securitySchemes"] == {
@@ -162,7 +163,7 @@ def test_fastapi_shows_scheme_and_scopes_in_openapi(verifier: TokenVerifier) -> 
 
 
 def test_header_is_read_once(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The middleware takes what the boundary has read, with the boundary's settings."""
+    """The middleware uses the credentials that the boundary has read, with the boundary's settings."""
 
     async def show(request: Request) -> JSONResponse:
         token = current_token()
@@ -196,7 +197,7 @@ def test_wsgi_boundary_around_the_middleware_is_joined(issuer: Issuer, verifier:
 
 
 def test_two_middlewares_both_have_their_say(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """An inner one with a scope of its own is not passed because an outer one was."""
+    """An inner middleware with its own scope runs even if the request has passed an outer one."""
 
     async def show(request: Request) -> JSONResponse:
         return JSONResponse({})
@@ -212,7 +213,7 @@ def test_two_middlewares_both_have_their_say(issuer: Issuer, verifier: TokenVeri
 
 
 class Refusing:
-    """A verifier that takes its time and refuses everybody."""
+    """A slow verifier that rejects every token."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -249,7 +250,7 @@ def noting(answers: list[int]) -> Any:
 @pytest.mark.parametrize("middleware", [again_after_503, several_of_one, again_after_a_timeout])
 @pytest.mark.parametrize(("error", "status"), [(TokenRejected("expired"), 401), (KeysUnavailable(1.0), 503)])
 def test_a_middleware_that_calls_again_gets_nobody_in(middleware: Any, error: Exception, status: int) -> None:
-    """Neither a refusal nor a check that is still under way counts as passed for what comes after it."""
+    """Neither a rejection nor a pending check counts as passed for later calls."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("somebody got in")
@@ -269,7 +270,7 @@ def test_a_middleware_that_calls_again_gets_nobody_in(middleware: Any, error: Ex
 
 
 def test_what_is_excluded_on_one_path_is_not_on_another(verifier: TokenVerifier) -> None:
-    """An excluded path that dispatches to another one does not take that one along."""
+    """An excluded path that dispatches to another path does not open that one."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/batch":
@@ -287,7 +288,7 @@ def test_what_is_excluded_on_one_path_is_not_on_another(verifier: TokenVerifier)
 
 
 def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:
-    """Anything with a verify method may judge, awaited or not; what it raises lets nobody in."""
+    """Any object with a verify method works, awaited or not; no error of it accepts a request."""
     own = TokenVerifier([issuer.url], AUDIENCE)
 
     class Foreign:
@@ -366,13 +367,64 @@ def test_step_up_is_asked_for(issuer: Issuer, verifier: TokenVerifier, claimed: 
 def test_option_that_would_break_the_challenge_is_refused(
     verifier: TokenVerifier, kind: Any, options: dict[str, Any]
 ) -> None:
-    """At construction, not with the first request."""
+    """The error is raised at construction, not with the first request."""
     with pytest.raises(ConfigurationError):
         kind(None, verifier, **options)
 
 
+@pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
+def test_misspelled_option_is_an_error(verifier: TokenVerifier, kind: Any) -> None:
+    """An option that would be ignored silently could open the application."""
+    with pytest.raises(TypeError, match="required_scope"):
+        kind(None, verifier, required_scope=("admin",))
+
+
+@pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
+@pytest.mark.parametrize(
+    ("with_verifier", "with_authenticator", "options"),
+    [
+        pytest.param(False, False, {}, id="neither"),
+        pytest.param(True, True, {}, id="both"),
+        pytest.param(False, True, {"required_scopes": ("admin",)}, id="authenticator and options"),
+    ],
+)
+def test_middleware_takes_either_a_verifier_or_an_authenticator(
+    verifier: TokenVerifier, kind: Any, with_verifier: bool, with_authenticator: bool, options: dict[str, Any]
+) -> None:
+    """Ambiguous arguments are an error at construction."""
+    authenticator = BearerGate(verifier) if with_authenticator else None
+    with pytest.raises(ConfigurationError):
+        kind(None, verifier if with_verifier else None, authenticator=authenticator, **options)
+
+
+def test_middleware_uses_the_given_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """The scopes and the realm are those of the authenticator, for ASGI and WSGI."""
+    authenticator = BearerGate(verifier, realm="shared", required_scopes=("admin",))
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        await JSONResponse("reached")(scope, receive, send)
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"reached"]
+
+    for client in (
+        TestClient(BearerAuthMiddleware(asgi, authenticator=authenticator)),
+        httpx.Client(
+            transport=httpx.WSGITransport(WsgiAuth(wsgi, authenticator=authenticator)), base_url="http://service"
+        ),
+    ):
+        challenge = client.get("/").headers["www-authenticate"]
+        rejected = client.get("/", headers=bearer(issuer))
+        accepted = client.get("/", headers=bearer(issuer, scope="admin"))
+
+        assert challenge == 'Bearer realm="shared", scope="admin"'
+        assert rejected.status_code == 403
+        assert "reached" in accepted.text
+
+
 class Websockets:
-    """A server with a websocket that says who is there."""
+    """Build an application with a WebSocket that sends the caller."""
 
     def __init__(self, verifier: TokenVerifier, implementation: str) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -400,7 +452,7 @@ class Websockets:
 
 
 def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The handshake is answered with the challenge; with a valid token the application takes over."""
+    """The handshake is rejected with the challenge; with a valid token the application takes over."""
     newest = "websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets"
     with Websockets(verifier, newest) as url:
         with websockets.sync.client.connect(url, additional_headers=bearer(issuer)) as connection:
@@ -413,7 +465,7 @@ def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, verifier: To
 
 
 def test_websocket_is_closed_where_the_server_cannot_answer(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Without the extension for a response, the close before the accept is what there is."""
+    """Without the extension for a response, the WebSocket is closed before it is accepted."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -434,7 +486,7 @@ def test_websocket_is_closed_where_the_server_cannot_answer(issuer: Issuer, veri
 
 
 def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
-    """The verdict is shared, what is handed out is not: nobody can spoil it for the next one."""
+    """The verification is shared, the claims are copies: one request cannot change those of the next."""
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     token = make_token(claims(issuer.url, roles=["reader"]))
 
@@ -447,7 +499,7 @@ def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
 
 
 def test_verified_token_does_not_print_its_claims(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Neither it nor the principal shows who it is or what they sent."""
+    """Neither the verified token nor the principal shows the caller or the token."""
     token = make_token(claims(issuer.url, sub="alice-the-secret"))
     verified = verifier.verify(token)
 
@@ -457,7 +509,7 @@ def test_verified_token_does_not_print_its_claims(issuer: Issuer, verifier: Toke
 
 
 def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> None:
-    """The error, its cause and its arguments name the rule only."""
+    """The error, its cause and its arguments contain the name of the rule only."""
     token = make_token(claims(issuer.url, aud="elsewhere"))
     with pytest.raises(TokenRejected) as refused:
         verifier.verify(token)
@@ -467,7 +519,7 @@ def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> No
 
 
 def test_installed_boundary_and_middleware_are_one(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """With the hooks installed, the token that is relayed is the one that was verified."""
+    """With the hooks installed, the relayed token is the verified one."""
     install(Settings())
     try:
         app = make_fastapi(verifier)

@@ -1,4 +1,4 @@
-"""Verification tied to the relay: only verified, living, unrevoked tokens go on, and without a line of code."""
+"""Verification and the relay: only verified, unexpired, unrevoked tokens are relayed, without a line of code."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from otel_token_relay.door import RequestPath
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import ThirdParty, third_party
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification import gate as gate_module
+from otel_token_relay.verification import authenticator as gate_module
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from otel_token_relay.verification.gate import BearerGate
-from otel_token_relay.verification.spans import SpanClaims
+from otel_token_relay.verification.authenticator import BearerGate
+from otel_token_relay.verification.span_claims import SpanClaims
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
@@ -62,7 +62,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def relaying_app(downstream: ThirdParty, before: Callable[[], None] = lambda: None) -> Starlette:
-    """A service that calls another one for each request; what the call got stands in the answer."""
+    """Build a service that calls another one for each request and responds with the result of the call."""
 
     def call(request: Request) -> JSONResponse:
         before()
@@ -76,7 +76,7 @@ def relaying_app(downstream: ThirdParty, before: Callable[[], None] = lambda: No
 
 
 def test_only_a_verified_token_is_relayed(issuer: Issuer, downstream: ThirdParty) -> None:
-    """With REQUIRE_VERIFIED a token that no verifier has looked at stays here."""
+    """With REQUIRE_VERIFIED an unverified token is not relayed."""
     token = make_token(claims(issuer.url))
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     with installed(f"{downstream.url};required", require_verified=True):
@@ -92,7 +92,7 @@ def test_only_a_verified_token_is_relayed(issuer: Issuer, downstream: ThirdParty
 
 
 def test_verdict_of_one_request_does_not_serve_the_next(issuer: Issuer, downstream: ThirdParty) -> None:
-    """The same token in a request that nobody verifies is unverified again."""
+    """The same token is unverified again in a request that is not verified."""
     token = make_token(claims(issuer.url))
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     with installed(f"{downstream.url};required", require_verified=True):
@@ -105,7 +105,7 @@ def test_verdict_of_one_request_does_not_serve_the_next(issuer: Issuer, downstre
 
 
 def test_revocation_counts_at_each_hop(issuer: Issuer, downstream: ThirdParty) -> None:
-    """A token that is revoked while its request runs goes nowhere from then on."""
+    """A token that is revoked while its request runs is not relayed from then on."""
     denied: set[object] = set()
     verifier = TokenVerifier([issuer.url], AUDIENCE, is_revoked=lambda found: found["jti"] in denied)
     with installed(f"{downstream.url};required"):
@@ -119,7 +119,7 @@ def test_revocation_counts_at_each_hop(issuer: Issuer, downstream: ThirdParty) -
 
 
 def test_failing_revocation_hook_withholds_at_the_hop(issuer: Issuer, downstream: ThirdParty) -> None:
-    """When in doubt, the token stays, and the application's call goes on."""
+    """If the state of the token is unknown, it is not relayed, and the application's call continues."""
     broken = False
 
     def is_revoked(found: Any) -> bool:
@@ -140,7 +140,7 @@ def test_failing_revocation_hook_withholds_at_the_hop(issuer: Issuer, downstream
 
 
 def test_introspection_verdict_counts_at_each_hop(issuer: Issuer, downstream: ThirdParty) -> None:
-    """Once the server calls an opaque token inactive, no hop of a running request relays it."""
+    """Once the server reports an opaque token as inactive, no hop of a running request relays it."""
     state = {"active": True}
     issuer.introspect = lambda token: state | {"sub": "alice", "aud": AUDIENCE}
     ahead = 0.0
@@ -180,7 +180,7 @@ def test_introspection_verdict_counts_at_each_hop(issuer: Issuer, downstream: Th
 def test_lifetime_of_an_opaque_token_counts_at_the_hop(
     issuer: Issuer, downstream: ThirdParty, lifetime: int, min_ttl: float, expected: object
 ) -> None:
-    """The verified exp counts, also where the token itself does not show one."""
+    """The verified exp counts, also if the token itself contains none."""
     issuer.introspect = lambda token: {
         "active": True,
         "sub": "alice",
@@ -196,7 +196,7 @@ def test_lifetime_of_an_opaque_token_counts_at_the_hop(
 
 
 def test_claims_are_reachable_and_carried_on(issuer: Issuer) -> None:
-    """``current_token().claims`` holds what was verified, also in work that is carried on."""
+    """``current_token().claims`` contains the verified claims, also in carried work."""
     verifier = TokenVerifier([issuer.url], AUDIENCE)
     carried: list[Any] = []
 
@@ -220,7 +220,7 @@ def test_claims_are_reachable_and_carried_on(issuer: Issuer) -> None:
 
 
 def test_unverified_token_has_no_claims() -> None:
-    """What a JWT says of itself is not taken for verified."""
+    """Claims of an unverified JWT are not treated as verified."""
     token = BearerToken(make_token({"sub": "mallory"}, kid=None))
 
     assert token.claims is None
@@ -240,7 +240,7 @@ def hello_app() -> Starlette:
 
 
 def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer) -> None:
-    """An outer boundary without a gate has not checked anything."""
+    """An outer boundary without an authenticator has not checked the request."""
     from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
     with zero_code(issuer):
@@ -272,7 +272,7 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_extra_that_is_missing_lets_nobody_in() -> None:
-    """Without PyJWT the error names the extra, and nobody is served; without VERIFY nobody misses it."""
+    """Without PyJWT the error names the extra and no request is served; without VERIFY it is not needed."""
     program = """
 import logging, sys
 logging.basicConfig(stream=sys.stdout)
@@ -294,7 +294,7 @@ for verify in ("off", "report", "enforce"):
 
 
 def test_nothing_of_pyjwt_is_imported_unless_used() -> None:
-    """Who only relays does not pay for it."""
+    """Services that only relay do not load the verifier."""
     program = """
 import sys, otel_token_relay, otel_token_relay.verification
 otel_token_relay.install(otel_token_relay.Settings(span_claims=("sub:enduser.id",)))
@@ -325,7 +325,7 @@ def server_span(exporter: InMemorySpanExporter) -> dict[str, Any]:
 def test_chosen_claims_are_written_by_a_middleware_within_the_span(
     issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter]
 ) -> None:
-    """The SERVER span is there already when the token is verified."""
+    """The SERVER span exists when the token is verified."""
     provider, exporter = spans
     app = BearerAuthMiddleware(
         hello_app(),
@@ -345,7 +345,7 @@ def test_chosen_claims_are_written_by_a_middleware_within_the_span(
 def test_chosen_claims_are_written_by_the_boundary_before_the_span(
     issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Zero-code: the token is verified first, the SERVER span starts within."""
+    """At the boundary the token is verified first, and the SERVER span starts later."""
     provider, exporter = spans
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
     with zero_code(issuer, span_claims=("sub:enduser.id",)):
@@ -364,7 +364,7 @@ def test_chosen_claims_are_written_by_the_boundary_before_the_span(
 
 
 def test_no_claim_is_written_by_default(issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter]) -> None:
-    """Claims are personal data; somebody has to ask for them."""
+    """Claims are personal data; they are written only if configured."""
     provider, exporter = spans
     app = BearerAuthMiddleware(hello_app(), TokenVerifier([issuer.url], AUDIENCE), settings=Settings())
     TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(make_token(claims(issuer.url))))

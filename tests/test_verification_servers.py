@@ -1,4 +1,4 @@
-"""Verification at the boundary, without a line of code in the application: one table of servers."""
+"""Verification at the server boundary, without a line of code in the application: one table of servers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from otel_token_relay import Settings
 from otel_token_relay.door import RequestPath
 from otel_token_relay.testing import assert_never_leaked, third_party
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.gate import BearerGate
+from otel_token_relay.verification.authenticator import BearerGate
 from otel_token_relay.zero_code import build_gate
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.protected_servers import (
@@ -59,7 +59,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Gates are shared by equal settings, also between tests."""
+    """Authenticators are shared by equal settings, also between tests."""
     build_gate.cache_clear()
     reached.clear()
     yield
@@ -76,13 +76,13 @@ def bearer(issuer: Issuer, **changes: Any) -> bytes:
 
 
 def application_reached() -> list[str]:
-    """What ran of the application. Its access log may run: it is told of refused requests like of any other."""
+    """Return the parts of the application that ran. Its access log may run for rejected requests as well."""
     return [name for name in reached if not name.startswith("log ")]
 
 
 @every_server
 def test_boundary_lets_in_only_what_is_valid(issuer: Issuer, row: str) -> None:
-    """With VERIFY=enforce the application does not see what is not valid, and sees whose the valid token is."""
+    """With VERIFY=enforce the application receives only requests with a valid token, and knows the caller."""
     with ROWS[row](settings_for(issuer), None) as server:
         malformed = 401 if isinstance(server, GrpcServer) else 400
         for lines, status, challenge in (
@@ -107,8 +107,8 @@ def test_boundary_lets_in_only_what_is_valid(issuer: Issuer, row: str) -> None:
 
 
 @every_server
-def test_report_lets_everybody_in_and_says_so(issuer: Issuer, row: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It counts and logs what would be refused, not each time, and marks only what is valid."""
+def test_report_accepts_every_request_and_logs(issuer: Issuer, row: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Report mode counts, logs each reason once, and marks only valid tokens as verified."""
     valid, expired = bearer(issuer), bearer(issuer, exp=1)
     with (
         caplog.at_level(logging.WARNING, logger="otel_token_relay"),
@@ -136,10 +136,10 @@ def test_nothing_is_checked_unless_asked_for(issuer: Issuer, row: str) -> None:
 
 @every_server
 @pytest.mark.parametrize("mode", ["enforce", "enfroce"])
-def test_enforcement_that_cannot_start_lets_nobody_in(
+def test_enforcement_that_cannot_start_accepts_no_request(
     issuer: Issuer, row: str, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A service that was told to verify must not serve without; it starts all the same, and says why."""
+    """A service with VERIFY=enforce that cannot verify serves nothing; it starts all the same, and logs the reason."""
     settings = Settings.from_env({PREFIX + "VERIFY": mode, PREFIX + "VERIFY_EXCLUDE": "/healthz"})
     with ROWS[row](settings, None) as server:
         for lines in ([], [bearer(issuer)]):
@@ -163,22 +163,22 @@ def test_enforcement_that_cannot_start_lets_nobody_in(
         pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "RS256,x"}, id="unknown"),
     ],
 )
-def test_settings_that_cannot_verify_build_a_closed_gate(environ: dict[str, str]) -> None:
-    """Each way of not saying enough, as a problem that is said and as a gate that is shut."""
+def test_settings_that_cannot_verify_deny_every_request(environ: dict[str, str]) -> None:
+    """Each kind of insufficient settings is a problem, and every request is rejected."""
     variables = {PREFIX + name: value for name, value in (environ | {"VERIFY": "enforce"}).items()}
     settings = Settings.from_env(variables)
     gate = build_gate(settings)
 
     assert any("nothing can be verified" in problem for problem in settings.problems)
     assert gate is not None
-    refusal = gate.check(None, RequestPath("/", "/"))  # type: ignore[arg-type]  # it does not look at what was read
+    refusal = gate.check(None, RequestPath("/", "/"))  # type: ignore[arg-type]  # it ignores the credentials
     assert refusal is not None
     assert refusal.status == 503
 
 
 @every_server
-def test_outage_of_the_issuer_is_unavailable(row: str) -> None:
-    """Without keys nobody is called invalid, and nobody is let in."""
+def test_issuer_that_is_down_is_unavailable(row: str) -> None:
+    """Without keys no token is accepted, and none is reported as invalid."""
     with issuing() as issuer, ROWS[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.fail
         refused = server.send(bearer(issuer))
@@ -191,7 +191,7 @@ def test_outage_of_the_issuer_is_unavailable(row: str) -> None:
 
 @every_server
 def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
-    """A gate that was built in code asks for scopes; gRPC calls that PERMISSION_DENIED."""
+    """An authenticator built in code can require scopes; for gRPC a missing one is PERMISSION_DENIED."""
     gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
     with ROWS[row](Settings(), gate) as server:
         refused = server.send(bearer(issuer))
@@ -203,7 +203,7 @@ def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
 
 
 class BrokenGate:
-    """A gate with a fault of its own."""
+    """An authenticator with a bug."""
 
     def check(self, reading: Any, path: Any) -> Any:
         raise RuntimeError("this gate is broken")
@@ -214,8 +214,8 @@ class BrokenGate:
 
 @every_server
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_broken_gate_lets_nobody_in(issuer: Issuer, row: str) -> None:
-    """Whatever goes wrong in the check, the application is not reached."""
+def test_authenticator_with_a_bug_accepts_no_request(issuer: Issuer, row: str) -> None:
+    """Whatever fails in the check, the request does not reach the application."""
     with ROWS[row](Settings(), BrokenGate()) as server:
         assert server.send(bearer(issuer)).status >= 500
 
@@ -224,7 +224,7 @@ def test_broken_gate_lets_nobody_in(issuer: Issuer, row: str) -> None:
 
 @every_server
 def test_each_caller_is_seen_as_themselves(issuer: Issuer, row: str) -> None:
-    """Many users at once, some of them not valid: everybody gets their own answer."""
+    """With many users at once, some with invalid tokens, each gets the right response."""
     names = [f"user-{number}" for number in range(24)]
     with ROWS[row](settings_for(issuer), None) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
         sent = [
@@ -244,7 +244,7 @@ def test_each_caller_is_seen_as_themselves(issuer: Issuer, row: str) -> None:
     "row", [row for row in HOOKED if row not in ("Flask", "gRPC", "gRPC aio, synchronous methods")]
 )
 def test_waiting_for_keys_does_not_stall_the_loop(row: str) -> None:
-    """While the first request waits for an issuer that hangs, others are answered."""
+    """While the first request waits for an issuer that hangs, others are served."""
     with issuing() as issuer, HOOKED[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.hang
         replies: list[Reply] = []
@@ -263,7 +263,7 @@ def test_waiting_for_keys_does_not_stall_the_loop(row: str) -> None:
 
 @pytest.mark.parametrize("row", HOOKED)
 def test_only_what_the_boundary_has_verified_is_relayed(issuer: Issuer, row: str) -> None:
-    """With REQUIRE_VERIFIED the verdict of the boundary counts, also where it only reports."""
+    """With REQUIRE_VERIFIED the verification at the boundary counts, also in report mode."""
     with third_party() as receiver:
         downstream[:] = [receiver.url]
         options: dict[str, Any] = {"destinations": (f"{receiver.url};required",), "require_verified": True}
@@ -302,14 +302,14 @@ def instrumented(row: str, provider: TracerProvider) -> Iterator[None]:
 def test_chosen_claims_are_written_onto_the_server_span(
     issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the boundary has verified is written, before the span starts or within it; nothing by default."""
+    """Verified claims are written, before the span starts or within it; nothing is written by default."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
     for chosen in (("sub:enduser.id",), ()):
         exporter.clear()
         with instrumented(row, provider), HOOKED[row](settings_for(issuer, span_claims=chosen), None) as server:
-            # Instrumentation of gRPC takes a name that has no method for an error.
+            # Instrumentation of gRPC treats a name without a method as an error.
             target = "/tests.Profiles/Me"
             assert server.send(bearer(issuer), target=target).status == 200
             assert server.send(bearer(issuer, exp=1, sub="mallory"), target=target).status == 401
@@ -317,14 +317,14 @@ def test_chosen_claims_are_written_onto_the_server_span(
 
         spans = [span for span in exporter.get_finished_spans() if span.kind is trace.SpanKind.SERVER]
         found = [(span.attributes or {}).get("enduser.id") for span in spans]
-        # Instrumentation of gRPC stands outside of the boundary, and has a span for what is refused too.
+        # Instrumentation of gRPC is outside the boundary, and has a span for rejected requests too.
         assert [value for value in found if value is not None] == (["alice"] if chosen else [])
     provider.shutdown()
 
 
 @pytest.mark.parametrize("row", ["Starlette", "aiohttp.web", "aiohttp.web by hand", "Tornado"])
 def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, row: str) -> None:
-    """The handshake is answered with the challenge; with a valid token the application takes over."""
+    """The handshake is rejected with the challenge; with a valid token the application takes over."""
     with ROWS[row](settings_for(issuer), None) as server:
         url = f"ws://127.0.0.1:{server.port}/ws"
         for headers in ({}, {"Authorization": bearer(issuer, exp=1).decode().strip()}):
@@ -342,15 +342,15 @@ def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, row: str) ->
 
 @pytest.mark.parametrize("row", ["aiohttp.web", "aiohttp.web by hand"])
 def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) -> None:
-    """aiohttp routes ``/a%2Fb`` as one segment, so what serves it is not what is excluded as ``/a/b``."""
+    """aiohttp routes ``/a%2Fb`` as one segment, so it is not the excluded ``/a/b``."""
     with ROWS[row](settings_for(issuer, verify_exclude=("/a/b",)), None) as server:
         assert server.send(target="/a/b").status == 200
         assert server.send(target="/a%2Fb").status == 401
         assert server.send(target="/a%2fb").status == 401
 
 
-def test_mounted_application_is_judged_by_the_whole_path(issuer: Issuer) -> None:
-    """What is excluded by the name of its mount is open; what is called like an excluded path there is not."""
+def test_mounted_application_is_excluded_by_the_whole_path(issuer: Issuer) -> None:
+    """A path excluded with its mount point is open; a path of that name inside the mount is not."""
     inner = Starlette(routes=[Route("/{name:path}", lambda request: PlainTextResponse("inner"))])
     with installed(settings_for(issuer, verify_exclude=("/healthz", "/api/open"))):
         client = TestClient(Starlette(routes=[Mount("/api", inner), Mount("/healthz", inner)]))
@@ -366,7 +366,7 @@ def test_mounted_application_is_judged_by_the_whole_path(issuer: Issuer) -> None
 def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It serves as it always did, so whoever asked for enforcement must hear of it."""
+    """The server works as before, so operators who configured enforcement must be told."""
     monkeypatch.setattr("tornado.web.RequestHandler", object)
     with installed(settings_for(issuer)):
         pass
@@ -380,13 +380,13 @@ def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
 
 
 def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer) -> None:
-    """Tornado routes by the path as it was sent, so that is what is compared."""
+    """Tornado routes by the path as sent, so exclusions are compared with that path."""
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         assert server.send(target="/health%7A").status == 401
 
 
 def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) -> None:
-    """aiohttp answers it 400 itself; a challenge would tell the client the wrong thing."""
+    """aiohttp responds with 400 itself; a challenge would mislead the client."""
     with HOOKED["aiohttp.web"](settings_for(issuer), None) as server:
         reply = server.send_raw(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nbroken\r\n\r\n")
 
@@ -396,7 +396,7 @@ def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) ->
 
 
 def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiohttp's middleware joins the boundary outside of it."""
+    """The aiohttp middleware joins the boundary around it."""
     from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
 
     settings = settings_for(issuer)
@@ -415,8 +415,8 @@ def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeyp
     assert checked == ["/"]
 
 
-def test_gate_of_ones_own_is_asked_within_the_hooked_boundary(issuer: Issuer) -> None:
-    """An outer boundary without a gate, or with a laxer one, has not done its work."""
+def test_inner_authenticator_runs_within_the_hooked_boundary(issuer: Issuer) -> None:
+    """An outer boundary with a laxer authenticator, or without any, does not replace the inner check."""
     from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
 
     gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
@@ -429,7 +429,7 @@ def test_gate_of_ones_own_is_asked_within_the_hooked_boundary(issuer: Issuer) ->
 
 @pytest.mark.parametrize("path", ["/", "/prepared"])
 def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str) -> None:
-    """Neither prepare nor on_finish; the access log tells of it, and the connection serves the next request."""
+    """Neither prepare nor on_finish runs; the request is logged, and the connection serves the next one."""
     body = b"x" * 100_000
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         refused = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
@@ -445,7 +445,7 @@ def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str) ->
 
 
 def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
-    """A handler that takes its body in a stream is answered for at once, and gets none of it."""
+    """A handler that streams its body receives none of it; the response is sent at once."""
     request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n"
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
         assert server.send_raw(request + b"\r\n").status == 401
@@ -455,8 +455,8 @@ def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
         assert "data_received" in reached
 
 
-def test_tornado_streams_no_body_past_a_broken_gate() -> None:
-    """The handler's ``data_received`` would take what nobody has let in."""
+def test_tornado_streams_no_body_past_an_authenticator_with_a_bug() -> None:
+    """The handler's ``data_received`` would receive the body of a rejected request."""
     request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
     with HOOKED["Tornado"](Settings(), BrokenGate()) as server:
         assert server.send_raw(request).status == 503
@@ -497,7 +497,7 @@ def test_grpc_refuses_all_four_kinds_of_method(issuer: Issuer, row: str) -> None
 
 @pytest.mark.parametrize("row", GRPC_ROWS)
 def test_grpc_method_is_excluded_by_its_full_name(issuer: Issuer, row: str) -> None:
-    """The health check of an orchestrator brings no token; its neighbour in the same service needs one."""
+    """Health checks have no token; another method of the same service needs one."""
     settings = settings_for(issuer, verify_exclude=(HEALTH,))
     with ROWS[row](settings, None) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         assert b'"claims": null' in call(channel, HEALTH, "unary_unary", None)
@@ -509,7 +509,7 @@ def test_grpc_method_is_excluded_by_its_full_name(issuer: Issuer, row: str) -> N
 
 @pytest.mark.parametrize("row", GRPC_ROWS)
 def test_grpc_stream_that_never_sends_is_refused_at_once(issuer: Issuer, row: str) -> None:
-    """The check waits for no message."""
+    """The check does not wait for a message."""
     silence = threading.Event()
 
     def requests() -> Iterator[bytes]:
@@ -526,10 +526,10 @@ def test_grpc_stream_that_never_sends_is_refused_at_once(issuer: Issuer, row: st
 
 @pytest.mark.parametrize("row", BY_HAND)
 def test_boundary_in_code_follows_the_environment(issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is put there by hand without settings enforces what the variables say."""
+    """A boundary added in code without settings enforces the variables."""
     monkeypatch.setenv(PREFIX + "VERIFY", "enforce")
     monkeypatch.setenv(PREFIX + "ISSUERS", issuer.url)
     monkeypatch.setenv(PREFIX + "AUDIENCE", AUDIENCE)
-    with BY_HAND[row](None, None) as server:  # type: ignore[arg-type]  # as whoever leaves the settings out
+    with BY_HAND[row](None, None) as server:  # type: ignore[arg-type]  # as in code that omits the settings
         assert server.send().status == 401
         assert server.send(bearer(issuer)).status == 200

@@ -1,4 +1,4 @@
-"""The variables of verification: what they mean, and the strict side where they cannot be read."""
+"""The variables of verification: their meaning, and the strict values when they cannot be read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
-from otel_token_relay.settings import ALGORITHMS, Settings
-from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, check_algorithms
+from otel_token_relay.settings import Settings
+from otel_token_relay.verification.jwk import check_algorithms
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 COMPLETE = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "profile-service"}
@@ -24,14 +25,14 @@ def from_env(**variables: str) -> Settings:
 
 
 def test_nothing_is_verified_by_default() -> None:
-    """Without a variable, and with issuers alone, everything is as it was."""
+    """Without a variable, and with issuers alone, nothing changes."""
     assert from_env().verify == "off"
     assert from_env(ISSUERS="https://idp.example", AUDIENCE="a").verify == "off"
     assert from_env().problems == ()
 
 
 def test_variables_are_read() -> None:
-    """Each one, with white space around its entries."""
+    """Each variable, with white space around its entries."""
     settings = from_env(
         **COMPLETE | {"ISSUERS": "https://idp.example , https://b.example/realms/x"},
         ALGORITHMS="ES256, EdDSA",
@@ -64,7 +65,7 @@ def test_variables_are_read() -> None:
     ],
 )
 def test_unreadable_variable_takes_the_strict_side(variable: str, text: str, field: str, strict: object) -> None:
-    """A mistake never opens anything, and is said."""
+    """A mistake never accepts more, and is reported."""
     settings = from_env(**COMPLETE | {variable: text})
 
     assert getattr(settings, field) == strict
@@ -91,14 +92,14 @@ def test_one_audience_may_be_a_text() -> None:
     ],
 )
 def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:
-    """In code the mistake is seen at once."""
+    """In code a mistake raises at once."""
     with pytest.raises(ConfigurationError) as refused:
         Settings(**{name: value})
     assert refused.value.setting == name
 
 
 def test_settings_and_verifier_know_the_same_algorithms() -> None:
-    """The settings do not import PyJWT, so they keep a list of their own."""
+    """Settings and verifier share one list, which needs no PyJWT."""
     assert check_algorithms(ALGORITHMS) == set(ALGORITHMS)
     assert Settings().algorithms == DEFAULT_ALGORITHMS
     with pytest.raises(ConfigurationError):
@@ -109,14 +110,14 @@ def test_settings_and_verifier_know_the_same_algorithms() -> None:
     ("verify", "reason"), [("off", Reason.NOT_VERIFIED), ("report", Reason.RELAYED), ("enforce", Reason.RELAYED)]
 )
 def test_explain_knows_whether_anything_verifies(verify: Any, reason: Reason) -> None:
-    """REQUIRE_VERIFIED alone relays nothing; with the boundary verifying it does."""
+    """REQUIRE_VERIFIED alone relays nothing; together with verification at the boundary it relays."""
     settings = Settings(destinations=("https://a.example",), require_verified=True, verify=verify)
 
     assert Relay(settings).explain("https://a.example/x")[0].reason is reason
 
 
 def test_check_names_what_is_wrong() -> None:
-    """``otel-token-relay check`` exits 1 where nothing can be verified."""
+    """``otel-token-relay check`` exits with 1 if tokens cannot be verified."""
     environ = {**os.environ, PREFIX + "VERIFY": "enforce", PREFIX + "AUDIENCE": "a"}
     program = "import sys; sys.modules['jwt'] = None; from otel_token_relay.cli import main; sys.exit(main(['check']))"
     ran = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""The examples of the RFCs, and fuzzing: whatever comes in, one exception goes out or none."""
+"""The examples of the RFCs, and fuzzing: any input raises `TokenRejected` or nothing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from otel_token_relay.algorithms import DEFAULT_ALGORITHMS
 from otel_token_relay.errors import TokenRejected
 from otel_token_relay.reasons import Reason
 from otel_token_relay.token import parse_credentials
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.claims import looks_like_jws, parse_jws, parse_object
-from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, KeySet, check_algorithms
-from otel_token_relay.verification.keys import fresh_seconds, read_metadata
+from otel_token_relay.verification.jwk import KeySet, check_algorithms
+from otel_token_relay.verification.jws import looks_like_jws, parse_jws, parse_object
+from otel_token_relay.verification.metadata import fresh_seconds, read_metadata
 from tests.support.issuers import Issuer, issuing
 from tests.support.tokens import AUDIENCE, b64, claims, make_token, public_jwk, sign_raw
 
@@ -35,7 +36,7 @@ def decode(segment: str) -> bytes:
 
 @pytest.mark.parametrize("vector", ASYMMETRIC, ids=lambda vector: vector["name"])
 def test_signature_of_the_rfc_verifies_under_its_key_and_no_other(vector: Any) -> None:
-    """A key that was read from a key set agrees with the RFC, down to the bit."""
+    """A key from a key set agrees with the RFC, down to the bit."""
     signing_input, _, signature = vector["jws"].rpartition(".")
     (key,) = KeySet.parse({"keys": [vector["jwk"]]}, ALL).find(None, vector["alg"])
 
@@ -48,13 +49,13 @@ def test_signature_of_the_rfc_verifies_under_its_key_and_no_other(vector: Any) -
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_example_of_the_rfc_is_no_access_token(vector: Any) -> None:
-    """None of the examples passes a verifier, the unsecured and the symmetric one least of all."""
+    """No verifier accepts any of the examples, least of all the unsecured and the symmetric one."""
     with issuing(vector["jwk"]) as issuer, pytest.raises(TokenRejected):
         TokenVerifier([issuer.url], AUDIENCE).verify(vector["jws"])
 
 
 def test_symmetric_key_of_a_key_set_is_not_used() -> None:
-    """A key set with a secret in it gives no key that could verify anything."""
+    """A key set with a secret contains no key that could verify a token."""
     vector = VECTORS[0]
 
     assert len(KeySet.parse({"keys": [vector["jwk"], vector["jwk"] | {"alg": "RS256"}]}, ALL)) == 0
@@ -87,7 +88,7 @@ json_values = st.recursive(
 @FUZZ
 @given(text=st.text() | st.from_regex(r"[A-Za-z0-9_-]*(\.[A-Za-z0-9_-]*){0,4}", fullmatch=True))
 def test_any_text_is_refused(verifier: TokenVerifier, text: str) -> None:
-    """No text but a token gets in, and none raises anything else."""
+    """Only tokens are accepted, and no text raises another error."""
     with pytest.raises(TokenRejected):
         verifier.verify(text)
 
@@ -103,7 +104,7 @@ def test_any_segments_are_refused(verifier: TokenVerifier, header: bytes, payloa
 @FUZZ
 @given(data=st.data())
 def test_no_change_of_a_token_survives(issuer: Issuer, verifier: TokenVerifier, data: st.DataObject) -> None:
-    """Whatever character is replaced, put in or taken out, it is another token, and a bad one."""
+    """A token with a replaced, inserted or removed character is another token, and invalid."""
     token = valid(issuer)
     at = data.draw(st.integers(0, len(token) - 1))
     new = data.draw(st.text(max_size=3))
@@ -125,7 +126,7 @@ def test_no_change_of_a_token_survives(issuer: Issuer, verifier: TokenVerifier, 
 def test_any_value_of_a_signed_claim_is_judged(
     issuer: Issuer, verifier: TokenVerifier, name: str, value: object
 ) -> None:
-    """The issuer itself may send nonsense: it is accepted or refused, never an error."""
+    """The issuer itself may send nonsense: it is accepted or rejected, never an error."""
     token = make_token(claims(issuer.url, **{name: value}), "ES256", kid="e1")
 
     try:
@@ -141,7 +142,7 @@ def test_any_value_of_a_signed_claim_is_judged(
 @FUZZ
 @given(header=st.dictionaries(st.sampled_from(["alg", "typ", "kid", "crit", "b64", "jwk", "x"]), json_values))
 def test_any_signed_header_is_judged(issuer: Issuer, verifier: TokenVerifier, header: dict[str, Any]) -> None:
-    """A header of any shape, with a signature that fits."""
+    """A header of any form, with a valid signature."""
     token = sign_raw(b64(header), b64(claims(issuer.url)), "ES256")
 
     with pytest.raises(TokenRejected):
@@ -160,7 +161,7 @@ def test_any_signed_header_is_judged(issuer: Issuer, verifier: TokenVerifier, he
     )
 )
 def test_any_key_set_is_read_or_refused(keys: object) -> None:
-    """An issuer may publish nonsense: it gives no key and no other exception."""
+    """An issuer may publish nonsense: it contains no key and raises no other exception."""
     try:
         found = KeySet.parse({"keys": keys}, ALL)
     except ValueError:
@@ -172,7 +173,7 @@ def test_any_key_set_is_read_or_refused(keys: object) -> None:
 @FUZZ
 @given(document=st.dictionaries(st.sampled_from(["issuer", "jwks_uri"]), json_values), control=st.text())
 def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control: str) -> None:
-    """Metadata and headers of any shape."""
+    """Metadata and headers of any form."""
     assert read_metadata(document, "https://idp.example") is None
     assert 30.0 <= fresh_seconds({"cache-control": control, "age": control}) <= 86400.0
 
@@ -180,7 +181,7 @@ def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control:
 @FUZZ
 @given(data=st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_strict_json_never_says_other_than_json(data: bytes) -> None:
-    """What the strict reader accepts, the common one reads in the same way."""
+    """Whatever the strict parser accepts, the standard parser reads in the same way."""
     try:
         value = parse_object(data)
     except ValueError:
@@ -191,7 +192,7 @@ def test_strict_json_never_says_other_than_json(data: bytes) -> None:
 @FUZZ
 @given(text=st.text())
 def test_reading_a_token_agrees_with_itself(text: str) -> None:
-    """What can be read as a JWS looks like one."""
+    """Whatever can be parsed as a JWS looks like one."""
     try:
         parse_jws(text, max_length=16384)
     except TokenRejected:
@@ -202,7 +203,7 @@ def test_reading_a_token_agrees_with_itself(text: str) -> None:
 @FUZZ
 @given(values=st.lists(st.text() | st.from_regex(r"(?i:bearer) +[a-z.=, ]*", fullmatch=True), max_size=2))
 def test_any_header_is_read_or_given_a_reason(values: list[str]) -> None:
-    """The door gives a b64token out of one unambiguous line, or says why not."""
+    """Parsing returns a b64token from one unambiguous line, or the reason why there is none."""
     found = parse_credentials(values)
 
     if isinstance(found, Reason):

@@ -1,4 +1,4 @@
-"""What is particular to WSGI: a refused HEAD on Hypercorn, and scopes for single views."""
+"""What is particular to WSGI: a rejected HEAD request on Hypercorn, and scopes for single views."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 def client(issuer: Issuer) -> Iterator[httpx.Client]:
-    """A plain WSGI application that asks for two scopes."""
+    """A plain WSGI application that requires two scopes."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         if refusal := refuse_without(environ, "profiles:read", "admin"):
@@ -48,7 +48,7 @@ def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
 
 
 def test_refused_head_is_answered_by_hypercorn_too(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It starts a response with the first piece of the body, so there has to be one, if an empty one."""
+    """It starts a response with the first piece of the body, so there must be one, even if empty."""
     command = "{python} -m hypercorn wsgi:{app} --bind fd://{fd} --log-level warning"
     monkeypatch.setitem(served.COMMANDS, "hypercorn-wsgi", ("wsgi", command))
     app = {"wsgi": "tests.support.protected_apps:wsgi_app"}
@@ -60,7 +60,7 @@ def test_refused_head_is_answered_by_hypercorn_too(issuer: Issuer, monkeypatch: 
 
 
 def test_view_lets_in_who_has_all_scopes(issuer: Issuer, client: httpx.Client) -> None:
-    """More than what is asked for does no harm."""
+    """More scopes than required do no harm."""
     reply = client.get("/", headers=bearer(issuer, scope="admin other profiles:read"))
 
     assert (reply.status_code, reply.text) == (200, "alice")
@@ -68,7 +68,7 @@ def test_view_lets_in_who_has_all_scopes(issuer: Issuer, client: httpx.Client) -
 
 @pytest.mark.parametrize("scope", ["profiles:read", "admin", "", "profiles:read admins"])
 def test_view_refuses_a_missing_scope_with_the_challenge(issuer: Issuer, client: httpx.Client, scope: str) -> None:
-    """RFC 6750, section 3.1: it names what is needed, within the challenge of the middleware."""
+    """RFC 6750, section 3.1: the required scopes are named in the middleware's challenge."""
     reply = client.get("/", headers=bearer(issuer, scope=scope))
 
     assert reply.status_code == 403
@@ -81,7 +81,7 @@ def test_view_refuses_a_missing_scope_with_the_challenge(issuer: Issuer, client:
 
 
 def test_view_on_an_excluded_path_still_asks_for_a_token(issuer: Issuer, client: httpx.Client) -> None:
-    """Excluded means not verified, so nobody is there, whatever they bring."""
+    """An excluded path is not verified, so there is no principal, whatever token is sent."""
     reply = client.get("/open", headers=bearer(issuer, scope="admin profiles:read"))
 
     assert reply.status_code == 401
@@ -89,14 +89,14 @@ def test_view_on_an_excluded_path_still_asks_for_a_token(issuer: Issuer, client:
 
 
 def test_view_without_a_middleware_is_an_error_of_the_server() -> None:
-    """Nobody gets in because somebody forgot the middleware."""
+    """A missing middleware is an error, never access."""
     with pytest.raises(ConfigurationError):
         refuse_without({}, "profiles:read")
 
 
 @pytest.mark.parametrize("scope", ["a b", 'a"b', "", "a\r\nX: y"], ids=ascii)
 def test_view_with_a_scope_that_would_break_the_challenge_is_an_error(issuer: Issuer, scope: str) -> None:
-    """Also for a token that nothing is missing from: the mistake is seen in the first test."""
+    """Also for a token with all scopes: the mistake is visible in the first test."""
     seen: list[Exception] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -115,7 +115,7 @@ def test_view_with_a_scope_that_would_break_the_challenge_is_an_error(issuer: Is
 
 
 def test_refusal_is_a_response_of_flask(issuer: Issuer) -> None:
-    """A view returns it as it is."""
+    """A view returns the response unchanged."""
     app = flask.Flask(__name__)
 
     @app.get("/")

@@ -41,6 +41,6 @@ def run() -> int:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    from otel_token_relay.demo.stage import play
+    from otel_token_relay.demo.runner import play
 
     return play()

@@ -1,6 +1,6 @@
-"""The receiving side: verify every token that comes in. Needs the extra ``verify``.
+"""Verify incoming tokens. Requires the extra ``verify``.
 
-PyJWT is imported with the first of the verifiers that somebody asks for, not before.
+PyJWT is imported when a verifier is first accessed, not before.
 """
 
 from __future__ import annotations

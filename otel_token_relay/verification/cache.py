@@ -1,4 +1,4 @@
-"""A bounded memory of verdicts, keyed by a hash, so that no token is kept."""
+"""A bounded cache of verification results, keyed by a hash so that no token is kept."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _Entry = TypeVar("_Entry")
 
 
 def digest(token: str) -> bytes:
-    """Give what stands for *token*; two tokens never share one."""
+    """Return the cache key of *token*, its SHA-256."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 class Cache(Generic[_Entry]):
-    """Least recently used goes first. Safe to share between threads without a lock of its own.
+    """A least-recently-used cache. Safe to share between threads without a lock.
 
-    Every step is one operation of the dictionary; what can happen between two steps is that an
-    entry is gone, and a lost entry costs one more verification.
+    Every step is one dictionary operation. Between two steps another thread may remove the entry,
+    and a lost entry costs one more verification.
     """
 
     __slots__ = ("_entries", "_size")
@@ -29,7 +29,7 @@ class Cache(Generic[_Entry]):
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
     def get(self, key: bytes) -> _Entry | None:
-        """Give the entry and count it as used."""
+        """Return the entry and mark it as used."""
         entry = self._entries.get(key)
         if entry is not None:
             with contextlib.suppress(KeyError):
@@ -37,7 +37,7 @@ class Cache(Generic[_Entry]):
         return entry
 
     def put(self, key: bytes, entry: _Entry) -> None:
-        """Keep an entry, and forget the oldest ones beyond the bound."""
+        """Store an entry and evict the oldest entries beyond the limit."""
         if self._size < 1:
             return
         self._entries[key] = entry
@@ -46,7 +46,7 @@ class Cache(Generic[_Entry]):
                 self._entries.popitem(last=False)
 
     def drop(self, key: bytes) -> None:
-        """Forget an entry, if it is there."""
+        """Remove an entry if present."""
         self._entries.pop(key, None)
 
     def __len__(self) -> int:

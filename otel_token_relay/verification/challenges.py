@@ -1,6 +1,6 @@
-"""The answers to requests that are not let in, fixed at start-up. Pure.
+"""The error responses to rejected requests, built at start-up. Pure.
 
-Nothing of the request is ever in them: not the token, not a claim, not the path.
+They never contain any part of the request: no token, no claim, no path.
 
 Source: RFC 6750, section 3; RFC 9728, section 5.1; RFC 9470, section 3; RFC 9110, section 15.5.2.
 """
@@ -15,29 +15,29 @@ from otel_token_relay.door import Refusal
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 
-# RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E, so no quote and no backslash; a scope has
-# no space either (RFC 6749, section 3.3).
+# RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E, so no quote and no backslash; a scope
+# must not contain a space either (RFC 6749, section 3.3).
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 _is_scope = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
 
 def _check_words(setting: str, words: Sequence[str]) -> None:
     if isinstance(words, str) or not all(isinstance(word, str) and _is_scope(word) for word in words):
-        raise ConfigurationError(setting, "this must be a sequence of words without spaces, quotes and backslashes")
+        raise ConfigurationError(setting, "expected a sequence of words without spaces, quotes or backslashes")
 
 
 class Challenges:
-    """The answers of one protected resource.
+    """The error responses of one protected resource.
 
     Args:
-        realm: Always sent: ``Bearer`` alone is no challenge (RFC 6750, section 3).
-        required_scopes: Named in the challenge, so that a client knows what to ask for.
-        resource_metadata: The URL of this resource's metadata (RFC 9728); ``None`` to leave it out.
-        acr_values: How a user must have been authenticated (RFC 9470).
-        max_age: Seconds since then, at most.
+        realm: Always sent, since ``Bearer`` alone is not a challenge (RFC 6750, section 3).
+        required_scopes: Sent in the challenge, so that a client knows which scopes to request.
+        resource_metadata: The URL of this resource's metadata (RFC 9728); ``None`` to omit it.
+        acr_values: The accepted authentication contexts (RFC 9470).
+        max_age: The maximum number of seconds since the user authenticated (RFC 9470).
 
     Raises:
-        ConfigurationError: A value cannot stand in a challenge.
+        ConfigurationError: A value contains characters that a challenge cannot contain.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Challenges:
     ) -> None:
         for name, text in (("realm", realm), ("resource_metadata", resource_metadata)):
             if text is not None and not (isinstance(text, str) and _is_quotable(text)):
-                raise ConfigurationError(name, "this must be plain ASCII without quotes and backslashes, and not empty")
+                raise ConfigurationError(name, "expected non-empty ASCII text without quotes or backslashes")
         _check_words("required_scopes", required_scopes)
         _check_words("acr_values", acr_values)
         self._start = [("realm", realm)]
         self._end = [] if resource_metadata is None else [("resource_metadata", resource_metadata)]
         scope = [("scope", " ".join(required_scopes))] if required_scopes else []
-        # RFC 6750, section 3.1: no error code where no token was brought.
+        # RFC 6750, section 3.1: no error code if the request contains no token.
         self.unauthenticated = self._challenge(401, None, "unauthenticated", *scope)
         self.invalid_request = self._challenge(400, "invalid_request", "invalid_request")
         self.invalid_token = self._challenge(401, "invalid_token", "invalid_token", *scope)
@@ -68,23 +68,23 @@ class Challenges:
         self.insufficient_scope = self.build_insufficient_scope(required_scopes)
 
     def build_insufficient_scope(self, scopes: Sequence[str]) -> Refusal:
-        """Build the answer to a valid token that does not allow this.
+        """Build the error response to a valid token that lacks a scope.
 
         Raises:
-            ConfigurationError: A scope cannot stand in a challenge.
+            ConfigurationError: A scope contains characters that a challenge cannot contain.
         """
         _check_words("scopes", scopes)
         error = "insufficient_scope"
         return self._challenge(403, error, error, *([("scope", " ".join(scopes))] if scopes else []))
 
-    def at_the_door(self, reason: Reason) -> Refusal:
-        """Give the answer to a request whose header gives no token."""
+    def without_token(self, reason: Reason) -> Refusal:
+        """Return the error response to a request from whose headers no token could be read."""
         if reason is Reason.ABSENT:
             return self.unauthenticated
         return self.invalid_token if reason is Reason.TOO_LONG else self.invalid_request
 
     def unavailable(self, retry_after: float) -> Refusal:
-        """Build the answer for an outage of ours (RFC 9110, section 10.2.3)."""
+        """Build the error response for an unavailable issuer (RFC 9110, section 10.2.3)."""
         seconds = min(max(1, math.ceil(retry_after)), 3600) if math.isfinite(retry_after) else 3600
         return Refusal.build(503, "temporarily_unavailable", ("Retry-After", str(seconds)))
 

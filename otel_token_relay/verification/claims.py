@@ -1,41 +1,25 @@
-"""The rules for an access token's text, header and claims. Pure: no clock, no keys, no I/O.
+"""The rules for the header and claims of an access token. Pure: no clock, no keys, no I/O.
 
-A verifier that reads JSON more loosely than whoever checks the token after it is a hole: two
-members of one name, a number that is a string, UTF-16. So the reading here is strict before any
-rule is looked at, and caps on size and depth come before any work.
-
-Order: `parse_jws` (text to header and payload), then the caller checks the signature, then
-`check_claims`. Nothing of the payload but ``iss`` may be used before that.
+Order: `jws.parse_jws` parses the token, the caller checks the signature, then `check_type` and
+`check_claims` run. Before that, only ``iss`` may be used, to select the keys.
 """
 
 from __future__ import annotations
 
-import binascii
-import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, NoReturn
+from typing import Final
 
+from otel_token_relay.algorithms import PROFILES, Profile
+from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError, TokenRejected
+from otel_token_relay.verification.jws import Claims, has_control_character
 
-Claims = dict[str, Any]
-Profile = Literal["rfc9068", "generic"]
-
-MAX_DEPTH: Final = 32
-MAX_INTEGER_DIGITS: Final = 20
 # RFC 7519, section 2: a NumericDate counts seconds since 1970. This one is in the year 36812.
 MAX_NUMERIC_DATE: Final = 2**40
 
-# RFC 7515, section 7.1: three base64url parts with dots between them. Section 2: no padding.
-_segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
-
-# C0, DEL, C1 and the two line breaks of Unicode: such a name would forge lines in a log or break a header.
-_has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
-
 # RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types
-# are compared without regard to case, and "application/" may be left out.
+# are case-insensitive, and "application/" may be omitted.
 _ACCESS_TOKEN_TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
 _GENERIC_TYPES: Final = _ACCESS_TOKEN_TYPES | {"jwt", "application/jwt"}
 
@@ -43,9 +27,9 @@ _GENERIC_TYPES: Final = _ACCESS_TOKEN_TYPES | {"jwt", "application/jwt"}
 _REQUIRED_RFC9068: Final = ("iss", "exp", "aud", "sub", "client_id", "iat", "jti")
 _REQUIRED_GENERIC: Final = ("iss", "exp", "aud", "sub")
 
-# OpenID Connect Core, sections 2 and 3.3.2.11: only an ID token has these.
+# OpenID Connect Core, sections 2 and 3.3.2.11: only ID tokens have these claims.
 _ID_TOKEN_CLAIMS: Final = ("nonce", "at_hash", "c_hash")
-# Keycloak tells its tokens apart by a claim: ID, Refresh, Offline, Logout, DPoP and more.
+# Keycloak puts the kind of a token into a claim: ID, Refresh, Offline, Logout, DPoP and more.
 _ACCESS_TOKEN_TYP_CLAIMS: Final = frozenset({"bearer", "jwt", "at+jwt"})
 
 _NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
@@ -53,15 +37,15 @@ _NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a token's claims are held against.
+    """The rules that the claims of a token must satisfy.
 
     Attributes:
-        audience: The token must be meant for one of these; empty where nobody has to be named,
-            which only introspection allows.
-        profile: ``rfc9068`` for access tokens by that RFC; ``generic`` for issuers that send
-            ``typ: JWT``, or no type, and leave out ``jti``, ``client_id`` or ``iat``.
+        audience: ``aud`` must contain one of these; empty to skip the check, which only
+            introspection allows.
+        profile: ``rfc9068`` for access tokens that follow that RFC; ``generic`` for issuers that send
+            ``typ: JWT``, or no type, and omit ``jti``, ``client_id`` or ``iat``.
         leeway: Seconds that the clocks of issuer and service may differ.
-        scope_claims: Where scopes stand; the first one that is present counts. A dot leads
+        scope_claims: The claims that contain scopes; the first one present counts. A dot leads
             into an object: ``realm_access.roles``.
     """
 
@@ -71,168 +55,16 @@ class Rules:
     scope_claims: tuple[str, ...] = ("scope", "scp")
 
     def __post_init__(self) -> None:
-        if self.profile not in ("rfc9068", "generic"):
-            raise ConfigurationError("profile", "this must be rfc9068 or generic")
-        if isinstance(self.leeway, bool) or not isinstance(self.leeway, (int, float)) or not 0 <= self.leeway < 1e9:
-            raise ConfigurationError("leeway", "this must be a number of seconds, 0 or more")
-        for name in ("audience", "scope_claims"):
-            if not all(isinstance(text, str) and text for text in getattr(self, name)):
-                raise ConfigurationError(name, "this must be a text or several, none of them empty")
-
-
-class Jws(NamedTuple):
-    """A compact JWS, read and not verified."""
-
-    header: Claims
-    claims: Claims
-    signing_input: bytes
-    signature: bytes
-
-
-def _reject_constant(_: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
-
-
-def _read_integer(text: str) -> int:
-    if len(text) > MAX_INTEGER_DIGITS:
-        raise ValueError("an integer of so many digits costs more than it is worth")
-    return int(text)
-
-
-def _read_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number beyond the range of a double")
-    return value
-
-
-def _read_object(pairs: list[tuple[str, Any]]) -> Claims:
-    members = dict(pairs)
-    # RFC 7515, section 4 and RFC 7519, section 4: names are unique, or the reader rejects.
-    if len(members) != len(pairs):
-        raise ValueError("two members of one name")
-    return members
-
-
-_decode = json.JSONDecoder(
-    object_pairs_hook=_read_object,
-    parse_constant=_reject_constant,
-    parse_int=_read_integer,
-    parse_float=_read_float,
-).decode
-
-# The closing quote is optional, so that this never fails and goes back: else a string that is not
-# closed, full of escaped quotes, would be read anew from each of them, for most of a second.
-_strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for character in _strings.sub("", text):
-        if character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
-    return deepest
-
-
-def parse_object(data: bytes) -> Claims:
-    """Read a JSON object strictly: UTF-8, unique names, finite numbers, bounded depth.
-
-    Raises:
-        ValueError: It is something else. The message does not quote it.
-    """
-    try:
-        text = data.decode("utf-8")
-        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-            raise ValueError("nested too deeply")
-        value = _decode(text)
-        if "\\u" in text:
-            # A lone surrogate is no character: whoever writes it out later would fail on it.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError):
-        raise ValueError("this is no strict JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError("this is no JSON object")
-    return value
-
-
-def _decode_segment(segment: str) -> bytes:
-    missing = -len(segment) % 4
-    if missing == 3:
-        raise ValueError("no base64url text has this length")
-    data = binascii.a2b_base64(segment.translate(_TO_BASE64) + "=" * missing)
-    # The unused bits of the last character must be zero, or one token has several spellings.
-    if missing and binascii.b2a_base64(data[-(3 - missing) :], newline=False).rstrip(b"=") != segment[
-        -(4 - missing) :
-    ].translate(_TO_BASE64).encode("ascii"):
-        raise ValueError("the unused bits are set")
-    return data
-
-
-_TO_BASE64: Final = str.maketrans("-_", "+/")
-
-
-def parse_jws(token: str, *, max_length: int) -> Jws:
-    """Read a compact JWS whose payload is a set of claims.
-
-    Args:
-        token: As it came in.
-        max_length: Characters; a longer one costs one comparison.
-
-    Raises:
-        TokenRejected: ``too_long``, ``malformed``, ``algorithm_not_allowed`` (no usable name).
-
-    Source: RFC 7515, sections 4, 5.2 and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
-    """
-    if not isinstance(token, str):
-        raise TokenRejected("malformed")
-    if len(token) > max_length:
-        raise TokenRejected("too_long")
-    match = _segments(token)
-    if match is None:
-        raise TokenRejected("malformed")
-    header_segment, payload_segment, signature_segment = match.groups()
-    try:
-        header = parse_object(_decode_segment(header_segment))
-        claims = parse_object(_decode_segment(payload_segment))
-        signature = _decode_segment(signature_segment)
-    except ValueError:
-        raise TokenRejected("malformed") from None
-    _check_header(header)
-    return Jws(header, claims, token[: match.end(2)].encode("ascii"), signature)
-
-
-def _check_header(header: Claims) -> None:
-    """Check what holds for every profile. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never looked at."""
-    if not isinstance(header.get("alg"), str):
-        raise TokenRejected("algorithm_not_allowed")
-    # RFC 7515, section 4.1.11: what is critical must be understood, and no extension is. An
-    # empty or superfluous list is not allowed either. RFC 7797: "b64" needs "crit".
-    if "crit" in header or "b64" in header:
-        raise TokenRejected("malformed")
-    kid = header.get("kid", "-")
-    if not isinstance(kid, str) or not kid or _has_control_character(kid):
-        raise TokenRejected("malformed")
-    typ = header.get("typ", "JWT")
-    if not isinstance(typ, str):
-        raise TokenRejected("malformed")
-
-
-def looks_like_jws(token: str) -> bool:
-    """Whether the text is three parts of which the first is a JSON object with an ``alg``."""
-    match = _segments(token)
-    if match is None:
-        return False
-    try:
-        return "alg" in parse_object(_decode_segment(match[1]))
-    except ValueError:
-        return False
+        if self.profile not in PROFILES:
+            raise ConfigurationError("profile", f"expected {' or '.join(PROFILES)}")
+        check_seconds("leeway", self.leeway)
+        for setting in ("audience", "scope_claims"):
+            if not all(isinstance(name, str) and name for name in getattr(self, setting)):
+                raise ConfigurationError(setting, "expected one or more names, none of them empty")
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Refuse what is signed by the same keys and is no access token.
+    """Reject tokens that are signed by the same keys but are not access tokens.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """
@@ -252,7 +84,7 @@ def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
 
 
 def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Hold the claims of a token whose signature and issuer are verified against the rules.
+    """Check the claims of a token whose signature and issuer have been verified.
 
     Args:
         now: Seconds since the epoch.
@@ -261,7 +93,7 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
         The scopes.
 
     Raises:
-        TokenRejected: On the first rule that fails.
+        TokenRejected: The first rule that fails.
 
     Source: RFC 7519, section 4.1; RFC 9068, sections 2.2 and 4.
     """
@@ -273,7 +105,7 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Hold the claims that are there against the rules; which of them must be there is not asked."""
+    """Check the claims that are present. Missing claims are accepted, except ``aud`` if an audience is required."""
     for name in _NAMES:
         if name in claims:
             check_name(claims[name])
@@ -288,22 +120,22 @@ def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_name(value: object) -> None:
-    """Check a claim that ends up in logs, span attributes and database keys."""
-    if not isinstance(value, str) or not value or _has_control_character(value):
+    """Check a claim that applications use in logs, span attributes and database keys."""
+    if not isinstance(value, str) or not value or has_control_character(value):
         raise TokenRejected("invalid_claim")
 
 
 def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> None:
-    """Check ``exp``, ``nbf`` and ``iat``, as far as they are there."""
+    """Check ``exp``, ``nbf`` and ``iat`` if present."""
     dates = {}
     for name in ("exp", "nbf", "iat"):
         if name in claims:
             value = claims[name]
-            # type(), since bool is an int; a text that looks like a number is no NumericDate.
+            # type(), because bool is a subclass of int. A numeric string is not a NumericDate.
             if type(value) not in (int, float) or not 0 <= value < MAX_NUMERIC_DATE:  # type: ignore[operator]
                 raise TokenRejected("invalid_claim")
             dates[name] = value
-    # RFC 7519, section 4.1.4: "on or after which" it must not be accepted.
+    # RFC 7519, section 4.1.4: the token must not be accepted on or after ``exp``.
     if "exp" in dates and now >= dates["exp"] + leeway:  # type: ignore[operator]
         raise TokenRejected("expired")
     for name in ("nbf", "iat"):
@@ -312,7 +144,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
 
 
 def check_audience(value: object, accepted: Sequence[str]) -> None:
-    """Check that the token is meant for one of *accepted*; every entry must be a text."""
+    """Check that ``aud`` contains one of *accepted*; every entry must be a string."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise TokenRejected("missing_claim" if value is None else "invalid_claim")
@@ -321,16 +153,16 @@ def check_audience(value: object, accepted: Sequence[str]) -> None:
 
 
 def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset[str]:
-    """Read the scopes from the first of the named claims that is there.
+    """Return the scopes from the first of the named claims that is present.
 
-    Source: RFC 8693, section 4.2 (a text with spaces); many issuers send a list.
+    Source: RFC 8693, section 4.2 (space-separated text); many issuers send a list.
     """
     for name in names:
         found, value = _look_up(claims, name)
         if not found:
             continue
         words = value.split(" ") if isinstance(value, str) else value
-        if not isinstance(words, list) or not all(isinstance(w, str) and not _has_control_character(w) for w in words):
+        if not isinstance(words, list) or not all(isinstance(w, str) and not has_control_character(w) for w in words):
             raise TokenRejected("invalid_claim")
         return frozenset(word for word in words if word)
     return frozenset()
@@ -345,12 +177,3 @@ def _look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
             return False, None
         value = value[part]
     return True, value
-
-
-def copy_json(value: Any) -> Any:
-    """Copy what JSON can hold, so that nobody can change what somebody else was given."""
-    if isinstance(value, dict):
-        return {name: copy_json(member) for name, member in value.items()}
-    if isinstance(value, list):
-        return [copy_json(member) for member in value]
-    return value

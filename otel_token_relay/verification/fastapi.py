@@ -1,12 +1,12 @@
-"""FastAPI dependencies on a `BearerAuthMiddleware`, or on the boundary's own verification::
+"""FastAPI dependencies that require a `BearerAuthMiddleware`, or verification at the server boundary::
 
     app.add_middleware(BearerAuthMiddleware, verifier=verifier)
 
     @app.get("/profiles/{user}")
     def show(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]): ...
 
-They read what was verified and verify nothing themselves. Without a middleware around the
-application they fail with an error of the server, never by letting somebody in.
+They read the result of the verification and verify nothing themselves. If no middleware verifies the
+request, they fail with a server error and never accept it.
 """
 
 from collections.abc import Callable, Coroutine
@@ -19,26 +19,26 @@ try:
     from starlette.requests import HTTPConnection
 except ImportError as error:
     raise ImportError(
-        "these dependencies need FastAPI: pip install 'otel-token-relay[verify]' fastapi", name=error.name
+        "these dependencies require FastAPI: pip install 'otel-token-relay[verify]' fastapi", name=error.name
     ) from error
 
 from otel_token_relay.door import Refusal
-from otel_token_relay.verification.gate import Principal, challenges_of, principal_of
+from otel_token_relay.verification.principal import Principal, challenges_of, principal_of
 
 __all__ = ["Principal", "current_principal", "require_scopes"]
 
 
 class _BearerScheme(OAuth2):
-    """Stand in OpenAPI as the HTTP scheme Bearer, and give the principal of the request.
+    """Appear in OpenAPI as the HTTP scheme Bearer, and return the principal of the request.
 
-    It is an OAuth2 scheme for FastAPI, since older versions write down no scopes for other ones.
+    For FastAPI it is an OAuth2 scheme, since older versions document no scopes for other schemes.
     """
 
     def __init__(self) -> None:
         self.model = HTTPBearerModel(bearerFormat="JWT")
         self.scheme_name = "BearerAuth"
 
-    def __call__(  # type: ignore[override]  # FastAPI takes what a dependency gives
+    def __call__(  # type: ignore[override]  # FastAPI accepts any return type of a dependency
         self,
         request: HTTPConnection,
     ) -> Principal:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,11 +56,11 @@ async def current_principal(
     scopes: SecurityScopes,
     principal: Principal = Security(_SCHEME),  # noqa: B008  # how FastAPI declares a dependency
 ) -> Principal:
-    """Give who the request speaks for: ``Depends(current_principal)``.
+    """Return the principal of the request: ``Depends(current_principal)``.
 
     Raises:
-        HTTPException: 401 without a valid token; 403 where scopes named by
-            ``Security(current_principal, scopes=[...])`` are missing.
+        HTTPException: 401 without a valid token; 403 if a scope that is required by
+            ``Security(current_principal, scopes=[...])`` is missing.
     """
     if not principal.scopes.issuperset(scopes.scopes):
         raise _error(challenges_of(request.scope).build_insufficient_scope(scopes.scopes))
@@ -68,7 +68,7 @@ async def current_principal(
 
 
 def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]]:
-    """Build a dependency that gives the principal if the token allows all of *scopes*."""
+    """Build a dependency that returns the principal if the token contains all of *scopes*."""
 
     async def principal_with_scopes(
         principal: Principal = Security(current_principal, scopes=scopes),  # noqa: B008

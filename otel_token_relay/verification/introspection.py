@@ -1,9 +1,9 @@
 """Ask the authorization server whether a token is active: RFC 7662.
 
-For opaque tokens it is the verification; for JWTs, where it is asked for, the check on
-revocation. It fails closed: without an answer nobody is let in, and nobody is called invalid.
-A failure counts for the token that was asked about. For all of them it counts only where the
-endpoint does not answer our own question either: see `outages`.
+Introspection verifies opaque tokens and, if configured, checks JWTs for revocation. It fails closed: if the
+server does not respond, the request fails with 503; the token is not reported as invalid. A failure counts
+for the token that was looked up. It counts for all tokens only if the endpoint fails on a random token too:
+see `circuit_breaker`.
 """
 
 from __future__ import annotations
@@ -11,67 +11,66 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-import os
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable
+from otel_token_relay.forks import call_in_child
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.cache import Cache
-from otel_token_relay.verification.claims import parse_object
-from otel_token_relay.verification.fetch import FetchFailed, check_url, fetch
-from otel_token_relay.verification.flights import Wait
-from otel_token_relay.verification.outages import PAUSE_SECONDS, OutageWatch
+from otel_token_relay.verification.circuit_breaker import OPEN_SECONDS, CircuitBreaker
+from otel_token_relay.verification.drivers import Wait
+from otel_token_relay.verification.http_client import FetchFailed, check_url, fetch
+from otel_token_relay.verification.jws import parse_object
 
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_REUSE_SECONDS: Final = 60.0
-# A token that was just made may be unknown to one node of the server for a moment.
+# A token that has just been issued may be unknown to one node of the server for a moment.
 NEGATIVE_REUSE_SECONDS: Final = 5.0
-# For how long the same token is not asked about again, where the server refuses to judge it.
+# How long a token is not looked up again after the server has refused to introspect it.
 REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
-# In each line.
-MAX_UNDER_WAY: Final = 256
-# Of those that nobody waits for: few, so that whoever has to wait behind them is served in time.
-MAX_RENEWALS: Final = 32
-# For how long a renewal that was dropped is not tried again: not at each request.
-RENEWAL_PAUSE_SECONDS: Final = 1.0
-_WORKERS: Final = 8
-_RENEWERS: Final = 4
+# In each worker pool.
+MAX_PENDING: Final = 256
+# Refreshes have no waiting caller. They are few, so that a lookup behind them is served in time.
+MAX_REFRESHES: Final = 32
+# How long a dropped refresh is not tried again, so that not every request tries.
+REFRESH_PAUSE_SECONDS: Final = 1.0
+_LOOKUP_WORKERS: Final = 8
+_REFRESH_WORKERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
-# What among the 4xx is about us, our URL or our pace, and not about the token: RFC 7662,
-# section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
-_ABOUT_US: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
+# The 4xx responses that indicate a problem with our credentials, URL or request rate, not with the
+# token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
+_NOT_ABOUT_TOKEN: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
 
 
 class _TokenRefused(FetchFailed):
-    """The server answers, but will not judge this token."""
+    """Raise when the server responds but refuses to introspect this token."""
 
 
-class Verdict(NamedTuple):
-    """What the server said.
+class IntrospectionResult(NamedTuple):
+    """The response of the server about one token.
 
     Attributes:
-        claims: The members of an ``active`` answer; ``None`` for one that is not.
-        until: Seconds of the monotonic clock; then it has to be asked again.
-        soon: From here on a new answer is fetched in the background.
+        claims: The members of an ``active`` response; ``None`` if the token is not active.
+        until: Seconds on the monotonic clock, after which the result is not used.
+        refresh_at: The time from which the result is refreshed in the background.
     """
 
     claims: Mapping[str, Any] | None
     until: float
-    soon: float
+    refresh_at: float
 
 
-class _Line:
-    """Some workers, and how many questions are with them or wait for them. Its owner's lock guards it."""
+class _WorkerPool:
+    """Some workers and the number of calls that run or wait. The lock of the owner guards it."""
 
     __slots__ = ("_name", "_workers", "executor", "load")
 
@@ -81,12 +80,12 @@ class _Line:
         self.start_over()
 
     def start_over(self) -> None:
-        """Take other workers; they are started when they are needed."""
+        """Use new workers, which start when they are needed."""
         self.executor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
 
     @property
     def is_busy(self) -> bool:
-        """Whether one more question has to wait for a worker."""
+        """Whether another call would have to wait for a worker."""
         return self.load >= self._workers
 
 
@@ -95,9 +94,10 @@ class Introspection:
 
     Args:
         endpoint: An https URL, or http on loopback.
-        client_id: Who we are there, with *client_secret*; both or none.
-        timeout: Seconds for one answer.
-        size: How many answers are remembered, and as many that said no.
+        client_id: The name of this service at the endpoint; required with *client_secret*, and only then.
+        client_secret: The secret of this service at the endpoint.
+        timeout: Seconds for one response.
+        size: How many active results are cached, and as many inactive ones.
     """
 
     def __init__(
@@ -111,218 +111,208 @@ class Introspection:
         monotonic: Clock = time.monotonic,
     ) -> None:
         if (client_id is None) != (client_secret is None):
-            raise ConfigurationError("client_secret", "client_id and client_secret go together")
+            raise ConfigurationError("client_secret", "expected both client_id and client_secret, or neither")
         self._endpoint = check_url("introspection_endpoint", endpoint)
         self._authorization = None
         if client_id is not None and client_secret is not None:
             self._authorization = basic_credentials(client_id, client_secret)
         self._timeout = timeout
         self._monotonic = monotonic
-        self._active: Cache[Verdict] = Cache(size)
-        # Apart, so that tokens which anybody can invent do not push out the good ones.
-        self._inactive: Cache[Verdict] = Cache(size)
-        # Until when a token is not asked about again: also apart, and of the same bound.
+        self._active: Cache[IntrospectionResult] = Cache(size)
+        # Separate, so that invented tokens do not evict active ones.
+        self._inactive: Cache[IntrospectionResult] = Cache(size)
+        # The time until which a token is not looked up again: separate and limited for the same reason.
         self._failed: Cache[float] = Cache(size)
-        self._outages = OutageWatch(monotonic)
+        self._breaker = CircuitBreaker(monotonic)
         self._warn_at = float("-inf")
         self._start_over()
-        _introspections.add(self)
+        call_in_child(self, Introspection._start_over)
 
     def _start_over(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: dict[bytes, Future[Verdict | None]] = {}
-        # Apart, so that tokens which anybody can invent do not hold up those that were good a moment
-        # ago, and renewals, which can wait, do not hold up those that nobody knows yet.
-        self._questions = _Line("introspection", _WORKERS)
-        self._renewals = _Line("renewal", _RENEWERS)
-        self._outages.start_over()
+        self._pending: dict[bytes, Future[IntrospectionResult | None]] = {}
+        # Separate pools, so that invented tokens do not delay tokens that were active a moment ago, and
+        # refreshes, which can wait, do not delay the first lookup of a token.
+        self._lookups = _WorkerPool("introspection", _LOOKUP_WORKERS)
+        self._refreshes = _WorkerPool("refresh", _REFRESH_WORKERS)
+        self._breaker.start_over()
 
     def __repr__(self) -> str:
         return f"Introspection({self._endpoint!r})"
 
-    def known(self, key: bytes, token: str | None = None) -> Verdict | None:
-        """Give the verdict on a token if there is one that still counts. Never waits.
+    def cached(self, key: bytes, token: str | None = None) -> IntrospectionResult | None:
+        """Return the cached result if it is still valid. Never waits.
 
         Args:
-            key: Its digest.
-            token: Given, an answer that soon ends is fetched again in the background.
+            key: The digest of the token.
+            token: If given, a result that expires soon is refreshed in the background.
         """
-        verdict = self._active.get(key) or self._inactive.get(key)
+        result = self._active.get(key) or self._inactive.get(key)
         now = self._monotonic()
-        if verdict is None or now >= verdict.until:
+        if result is None or now >= result.until:
             return None
-        if token is not None and verdict.claims is not None and now >= verdict.soon:
-            self._renew(key, token)
-        return verdict
+        if token is not None and result.claims is not None and now >= result.refresh_at:
+            self._refresh(key, token)
+        return result
 
-    def _renew(self, key: bytes, token: str) -> None:
+    def _refresh(self, key: bytes, token: str) -> None:
         try:
-            self._ask(key, token, is_renewal=True)
+            self._submit(key, token, is_refresh=True)
         except KeysUnavailable:
-            _logger.debug("a verdict that soon ends could not be asked for again")
+            _logger.debug("an introspection result that expires soon could not be refreshed")
 
-    def ask(self, key: bytes, token: str) -> Wait:
-        """Start to ask, or join whoever is asking for the same token.
+    def look_up(self, key: bytes, token: str) -> Wait:
+        """Start a lookup, or join the pending lookup of the same token.
 
         Returns:
-            What to wait for; its result is the verdict, or ``None`` after a failure.
+            The future to wait for. Its result is ``None`` after a failure.
 
         Raises:
-            KeysUnavailable: The endpoint is out, it has just failed on this very token, or too many
-                questions are under way.
+            KeysUnavailable: The endpoint is down, the last lookup of this token failed a moment ago, or
+                too many lookups are pending.
         """
-        return Wait(self._ask(key, token, is_renewal=False), self._timeout)
+        return Wait(self._submit(key, token, is_refresh=False), self._timeout)
 
-    def _ask(self, key: bytes, token: str, *, is_renewal: bool) -> Future[Verdict | None]:
+    def _submit(self, key: bytes, token: str, *, is_refresh: bool) -> Future[IntrospectionResult | None]:
         now = self._monotonic()
         if (remaining := (self._failed.get(key) or now) - now) > 0:
             raise KeysUnavailable(remaining)
         with self._lock:
-            future = self._under_way.get(key)
+            future = self._pending.get(key)
             if future is None:
-                future = self._start(key, token, now + self._timeout, is_renewal)
+                future = self._start(key, token, now + self._timeout, is_refresh)
         return future
 
-    def _start(self, key: bytes, token: str, deadline: float, is_renewal: bool) -> Future[Verdict | None]:
-        line = self._line(key, is_renewal)
-        if line.load >= (MAX_RENEWALS if is_renewal else MAX_UNDER_WAY):
-            if is_renewal:
-                self._put_off(key)
+    def _start(self, key: bytes, token: str, deadline: float, is_refresh: bool) -> Future[IntrospectionResult | None]:
+        pool = self._pool(key, is_refresh)
+        if pool.load >= (MAX_REFRESHES if is_refresh else MAX_PENDING):
+            if is_refresh:
+                self._postpone_refresh(key)
             raise KeysUnavailable
-        if not self._outages.admits(key):
-            raise KeysUnavailable(PAUSE_SECONDS)
-        future: Future[Verdict | None] = Future()
-        self._under_way[key] = future
-        line.load += 1
+        if not self._breaker.allows(key):
+            raise KeysUnavailable(OPEN_SECONDS)
+        future: Future[IntrospectionResult | None] = Future()
+        self._pending[key] = future
+        pool.load += 1
         try:
-            line.executor.submit(self._run, line, key, token, future, deadline)
-        except RuntimeError:  # no thread can be had: the process is at its limit, or at its end
-            # The executor may have it in its line all the same, and come to it when there is a thread.
+            pool.executor.submit(self._run, pool, key, token, future, deadline)
+        except RuntimeError:  # no thread can be started: the process is at its limit, or is ending
+            # The executor may have queued the call all the same and run it once it has a thread.
             if future.cancel():
-                self._take_back(line, key)
+                self._cancel(pool, key)
                 raise KeysUnavailable from None
         return future
 
-    def _take_back(self, line: _Line, key: bytes) -> None:
-        del self._under_way[key]
-        line.load -= 1
-        self._outages.withdraw(key)
-        if not line.load:
-            # Nobody may ever clear that line, and tokens would pile up in it.
-            line.start_over()
+    def _cancel(self, pool: _WorkerPool, key: bytes) -> None:
+        del self._pending[key]
+        pool.load -= 1
+        self._breaker.cancel(key)
+        if not pool.load:
+            # The queue of the executor may never be emptied, and tokens would accumulate in it.
+            pool.start_over()
 
-    def _line(self, key: bytes, is_renewal: bool) -> _Line:
-        if is_renewal:
-            return self._renewals
+    def _pool(self, key: bytes, is_refresh: bool) -> _WorkerPool:
+        if is_refresh:
+            return self._refreshes
         if self._active.get(key) is None:
-            return self._questions
-        # It was good a moment ago, and now somebody waits for it: not behind renewals where others are idle.
-        return self._questions if self._renewals.is_busy and not self._questions.is_busy else self._renewals
+            return self._lookups
+        # The token was active a moment ago and a caller waits for it: do not queue it behind refreshes if
+        # a lookup worker is idle.
+        return self._lookups if self._refreshes.is_busy and not self._lookups.is_busy else self._refreshes
 
-    def _put_off(self, key: bytes) -> None:
-        """Let a renewal that was dropped rest for a while.
+    def _postpone_refresh(self, key: bytes) -> None:
+        """Pause refreshes of *key* after one was dropped.
 
-        Only for whoever may ask about *key* just now: a newer verdict could be overwritten otherwise.
+        Only the caller that may look up *key* at this moment calls this: otherwise a newer result could
+        be overwritten.
         """
-        verdict = self._active.get(key)
-        if verdict is not None:
-            self._active.put(key, verdict._replace(soon=self._monotonic() + RENEWAL_PAUSE_SECONDS))
+        result = self._active.get(key)
+        if result is not None:
+            self._active.put(key, result._replace(refresh_at=self._monotonic() + REFRESH_PAUSE_SECONDS))
 
-    def _run(self, line: _Line, key: bytes, token: str, future: Future[Verdict | None], deadline: float) -> None:
+    def _run(
+        self, pool: _WorkerPool, key: bytes, token: str, future: Future[IntrospectionResult | None], deadline: float
+    ) -> None:
         if not future.set_running_or_notify_cancel():
-            return  # it was taken back
-        verdict, probe_is_due = None, False
+            return
+        result, probe_is_due = None, False
         try:
-            if self._monotonic() < deadline and self._outages.still_admits(key):
-                verdict = self._remember(key, self._introspect(token))
-                self._outages.answer()
-            else:  # it stood in line until nobody waits for it any more, or until the endpoint was out
-                self._put_off(key)
-                probe_is_due = self._outages.fail(key)
+            if self._monotonic() < deadline and self._breaker.still_allows(key):
+                result = self._store(key, self._introspect(token))
+                self._breaker.record_success()
+            else:  # it was queued until all callers had given up, or until the circuit opened
+                self._postpone_refresh(key)
+                probe_is_due = self._breaker.record_failure(key)
         except _TokenRefused as error:
-            self._fail(key, REFUSED_REUSE_SECONDS, error)
-            self._outages.answer()
-        except Exception as error:  # noqa: BLE001  # whoever waits finds no verdict
-            self._fail(key, PAUSE_SECONDS, error)
-            probe_is_due = self._outages.fail(key)
+            self._record_failure(key, REFUSED_REUSE_SECONDS, error)
+            self._breaker.record_success()
+        except Exception as error:  # noqa: BLE001  # the waiting callers find no result
+            self._record_failure(key, OPEN_SECONDS, error)
+            probe_is_due = self._breaker.record_failure(key)
         finally:
             with self._lock:
-                self._under_way.pop(key, None)
-                line.load -= 1
-            future.set_result(verdict)
+                self._pending.pop(key, None)
+                pool.load -= 1
+            future.set_result(result)
         if probe_is_due:
-            self._outages.conclude(is_out=not self._answers())
+            self._breaker.end_probe(succeeded=self._probe())
 
-    def _fail(self, key: bytes, seconds: float, error: Exception) -> None:
+    def _record_failure(self, key: bytes, seconds: float, error: Exception) -> None:
         now = self._monotonic()
         self._failed.put(key, now + seconds)
-        # Anybody can bring tokens that fail, and so fill the log.
+        # Callers can send tokens that fail, and could fill the log.
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
             self._warn_at = now + WARNING_SECONDS
         _log(level, "introspection failed: %s", error)
 
-    def _answers(self) -> bool:
-        """Ask about a token that nobody has, which the server must be able to say no to (RFC 7662, section 2.2)."""
+    def _probe(self) -> bool:
+        """Look up a random token, which the server must report as not active (RFC 7662, section 2.2)."""
         try:
             self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except _TokenRefused:
             return True
-        except Exception as error:  # noqa: BLE001  # that is the outage
-            _log(logging.WARNING, "the introspection endpoint is out: %s", error)
+        except Exception as error:  # noqa: BLE001  # the endpoint is down
+            _log(logging.WARNING, "the introspection endpoint is down: %s", error)
             return False
         return True
 
     def _introspect(self, token: str, timeout: float | None = None) -> Mapping[str, Any] | None:
         form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
         seconds = self._timeout if timeout is None else timeout
-        answer = fetch(self._endpoint, timeout=seconds, form=form, authorization=self._authorization)
-        if answer.status != 200:
-            about_token = 400 <= answer.status < 500 and answer.status not in _ABOUT_US
-            failure = _TokenRefused if about_token else FetchFailed
-            raise failure(f"the introspection endpoint answered with {answer.status}")
-        claims = parse_object(answer.body)
+        response = fetch(self._endpoint, timeout=seconds, form=form, authorization=self._authorization)
+        if response.status != 200:
+            is_about_token = 400 <= response.status < 500 and response.status not in _NOT_ABOUT_TOKEN
+            failure = _TokenRefused if is_about_token else FetchFailed
+            raise failure(f"the introspection endpoint responded with status {response.status}")
+        claims = parse_object(response.body)
         active = claims.get("active")
         if not isinstance(active, bool):
-            raise FetchFailed("the introspection endpoint does not say whether the token is active")
+            raise FetchFailed("the introspection response has no boolean member 'active'")
         return claims if active else None
 
-    def _remember(self, key: bytes, claims: Mapping[str, Any] | None) -> Verdict:
+    def _store(self, key: bytes, claims: Mapping[str, Any] | None) -> IntrospectionResult:
         now = self._monotonic()
         if claims is None:
-            # First the new verdict, then the old one away: in between, the old one still counts.
+            # Store the new result before removing the old one, so that there is always one.
             until = now + NEGATIVE_REUSE_SECONDS
-            verdict = Verdict(None, until, until)
-            self._inactive.put(key, verdict)
+            result = IntrospectionResult(None, until, until)
+            self._inactive.put(key, result)
             self._active.drop(key)
         else:
-            verdict = Verdict(claims, now + MAX_REUSE_SECONDS, now + MAX_REUSE_SECONDS / 2)
-            self._active.put(key, verdict)
+            result = IntrospectionResult(claims, now + MAX_REUSE_SECONDS, now + MAX_REUSE_SECONDS / 2)
+            self._active.put(key, result)
             self._inactive.drop(key)
-        return verdict
+        return result
 
 
 def _log(level: int, text: str, error: Exception) -> None:
-    # Of an error that is not our own, only the type: its text may quote the answer.
-    described = str(error) if isinstance(error, FetchFailed) else type(error).__name__
-    with contextlib.suppress(Exception):  # a filter of the application's may raise, and the worker goes on
-        _logger.log(level, text, described)
+    with contextlib.suppress(Exception):  # a logging filter of the application may raise; the worker goes on
+        _logger.log(level, text, FetchFailed.describe(error))
 
 
 def basic_credentials(client_id: str, client_secret: str) -> str:
-    """Build the client's own Authorization header (RFC 6749, section 2.3.1: form-urlencoded parts)."""
-    # A space as %20: form decoders read that too, and servers that only undo percents read it as well.
+    """Build the ``Authorization`` header of the client (RFC 6749, section 2.3.1: form-urlencoded parts)."""
+    # A space is written as %20, which form decoders accept as well as servers that decode percents only.
     pair = f"{quote(client_id, safe='')}:{quote(client_secret, safe='')}"
     return "Basic " + base64.b64encode(pair.encode("ascii")).decode("ascii")
-
-
-_introspections: weakref.WeakSet[Introspection] = weakref.WeakSet()
-
-
-def _start_over_in_child() -> None:
-    for introspection in list(_introspections):
-        introspection._start_over()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over_in_child)

@@ -1,7 +1,7 @@
-"""Keys as they are published, bound to what they may verify. No I/O.
+"""Published keys, each bound to the algorithms that it may verify. No I/O.
 
-A key verifies only what it is for: one issuer, one ``kid``, one algorithm of its own type and
-curve. Which algorithm that is says the key and our list, never the token.
+A key is used for one issuer, one ``kid`` and one algorithm of its type and curve. The algorithm is
+determined by the key and the configured list, never by the token.
 """
 
 from __future__ import annotations
@@ -13,73 +13,60 @@ from typing import Any, Final, NamedTuple
 
 try:
     from jwt.algorithms import Algorithm, get_default_algorithms
-except ImportError as error:  # pragma: no cover - seen by a test in an interpreter without it
+except ImportError as error:  # pragma: no cover - tested in an interpreter without PyJWT
     raise ImportError(
-        "verification needs PyJWT with cryptography: pip install 'otel-token-relay[verify]'", name=error.name
+        "verification requires PyJWT with cryptography: pip install 'otel-token-relay[verify]'", name=error.name
     ) from error
 
+from otel_token_relay.algorithms import KEY_TYPES
 from otel_token_relay.errors import ConfigurationError
 
 _logger = logging.getLogger(__name__)
 
-# RFC 7518, section 3.1; RFC 8037, section 3.1; RFC 8812, section 3.2; RFC 9864, section 2.2.
-# Algorithm -> the (kty, crv) of the keys that go with it.
-_KEYS_OF: Final[Mapping[str, frozenset[tuple[str, str | None]]]] = {
-    **{name: frozenset({("RSA", None)}) for name in ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")},
-    "ES256": frozenset({("EC", "P-256")}),
-    "ES384": frozenset({("EC", "P-384")}),
-    "ES512": frozenset({("EC", "P-521")}),
-    "ES256K": frozenset({("EC", "secp256k1")}),
-    "EdDSA": frozenset({("OKP", "Ed25519"), ("OKP", "Ed448")}),
-    "Ed25519": frozenset({("OKP", "Ed25519")}),
-}
-
-DEFAULT_ALGORITHMS: Final = ("RS256", "PS256", "ES256", "EdDSA")
-
-# RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are left out on
-# purpose: a key set that publishes one is leaking, and PyJWT would build a private key of it.
+# RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are omitted on purpose:
+# a key set that publishes them leaks its keys, and PyJWT would build a private key from them.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
 
-# Names of texts in a key that Python's decoder would read loosely: white space, junk.
+# Python's decoder would also accept white space and other characters.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
 
-# The largest RSA modulus that is worth the time, in characters of base64url: 8192 bits.
+# The largest RSA modulus that is accepted, 8192 bits, in base64url characters: larger ones take too long.
 _MAX_MODULUS_LENGTH: Final = 1366
 
 
 def check_algorithms(names: Sequence[str]) -> frozenset[str]:
-    """Give the header values that the list admits.
+    """Return the ``alg`` header values that the list allows.
 
     Raises:
-        ConfigurationError: The list is empty or names what is symmetric or unknown.
+        ConfigurationError: The list is empty, or contains a symmetric or unknown algorithm.
     """
     if isinstance(names, str) or not names:
-        raise ConfigurationError("algorithms", "this must be a list of names such as RS256")
+        raise ConfigurationError("algorithms", "expected a list of names such as RS256")
     for name in names:
-        if name not in _KEYS_OF:
-            # A symmetric one among them would make every public key a secret that all know.
-            raise ConfigurationError("algorithms", f"only these can be verified: {', '.join(_KEYS_OF)}")
-    admitted = frozenset(names)
-    # RFC 9864, section 4.1: Ed25519 is the new name of what EdDSA means on that curve.
-    return admitted | {"Ed25519"} if "EdDSA" in admitted else admitted
+        if name not in KEY_TYPES:
+            # With a symmetric algorithm, every public key would be a secret known to all.
+            raise ConfigurationError("algorithms", f"unsupported algorithm; expected one of {', '.join(KEY_TYPES)}")
+    allowed = frozenset(names)
+    # RFC 9864, section 4.1: Ed25519 is the new name of EdDSA on that curve.
+    return allowed | {"Ed25519"} if "EdDSA" in allowed else allowed
 
 
 class Key(NamedTuple):
-    """A public key and the algorithm that it verifies, as PyJWT implements it."""
+    """A public key and the PyJWT implementation of the algorithm that it verifies."""
 
     algorithm: Algorithm
     material: Any
 
     def verifies(self, signing_input: bytes, signature: bytes) -> bool:
-        """Whether the signature is by the holder of this key."""
+        """Return whether the signature was made with this key."""
         try:
             return self.algorithm.verify(signing_input, self.material, signature)
-        except Exception:  # noqa: BLE001  # whatever a broken signature provokes in cryptography
+        except Exception:  # noqa: BLE001  # cryptography raises various errors for broken signatures
             return False
 
 
 class KeySet:
-    """The usable keys of one issuer. Immutable; a set with other keys is another object."""
+    """The usable keys of one issuer. Immutable: changed keys are another object."""
 
     __slots__ = ("_by_use", "_kids", "contents")
 
@@ -90,20 +77,19 @@ class KeySet:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], algorithms: frozenset[str]) -> KeySet:
-        """Read a JWK set and leave out what cannot or must not verify a signature of ours.
+        """Parse a JWK set and skip keys that cannot or must not verify a token.
 
-        Left out are keys for encryption, keys for which no algorithm is on the list, short or
-        broken keys, and all keys of a ``kid`` that two different keys share: which of the two is
-        meant cannot be known.
+        Skipped are keys for encryption, keys without a configured algorithm, short or broken keys,
+        and all keys that share a ``kid`` with a different key, since the token would be ambiguous.
 
         Raises:
-            ValueError: This is no JWK set.
+            ValueError: The document is not a JWK set.
 
         Source: RFC 7517, sections 4 and 5.
         """
         members = document.get("keys")
         if not isinstance(members, list):
-            raise ValueError("this is no JWK set")
+            raise ValueError("expected a JWK set")
         usable = [member for member in members if isinstance(member, dict) and _is_for_signatures(member)]
         by_kid: dict[str, set[object]] = {}
         for jwk in usable:
@@ -111,7 +97,7 @@ class KeySet:
                 by_kid.setdefault(jwk["kid"], set()).add(_identity(jwk))
         ambiguous = {kid for kid, identities in by_kid.items() if len(identities) > 1}
         if ambiguous:
-            _logger.warning("%d kid(s) of a key set name several keys; none of these is used", len(ambiguous))
+            _logger.warning("skipped all keys of %d kid(s) that a key set uses for several keys", len(ambiguous))
         by_use: dict[tuple[str | None, str], tuple[Key, ...]] = {}
         contents = set()
         for jwk in usable:
@@ -126,11 +112,11 @@ class KeySet:
         return cls(by_use, frozenset(contents))
 
     def find(self, kid: str | None, algorithm: str) -> tuple[Key, ...]:
-        """Give the keys for a token's header; several only where keys carry no ``kid``."""
+        """Return the keys for a token header; several only if the keys have no ``kid``."""
         return self._by_use.get((kid, algorithm), ())
 
     def knows(self, kid: str | None) -> bool:
-        """Whether there is a key of that name, whatever it is for."""
+        """Return whether there is a key with that ``kid``, for any algorithm."""
         return kid in self._kids
 
     def __len__(self) -> int:
@@ -150,14 +136,14 @@ def _is_for_signatures(jwk: Mapping[str, Any]) -> bool:
 
 
 def _identity(jwk: Mapping[str, Any]) -> object:
-    """Give what makes a key this key (RFC 7638, section 3.2)."""
+    """Return the members that identify a key (RFC 7638, section 3.2)."""
     return tuple(str(jwk.get(name)) for name in _PUBLIC_MEMBERS[jwk["kty"]])
 
 
 def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
-    """Give what a key may verify: its ``alg``, or all that its type and curve allow."""
+    """Return the algorithms of a key: its ``alg``, or all that its type and curve allow."""
     kind = (jwk["kty"], None if jwk["kty"] == "RSA" else jwk.get("crv"))
-    fitting = frozenset(name for name, kinds in _KEYS_OF.items() if kind in kinds)
+    fitting = frozenset(name for name, kinds in KEY_TYPES.items() if kind in kinds)
     if "alg" not in jwk:
         return fitting
     same = {"EdDSA", "Ed25519"} if jwk["alg"] in ("EdDSA", "Ed25519") else {jwk["alg"]}
@@ -166,16 +152,18 @@ def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
 
 def _build(jwk: Mapping[str, Any], name: str) -> Key | None:
     public = {member: jwk.get(member) for member in _PUBLIC_MEMBERS[jwk["kty"]]}
-    texts = [public[member] for member in ("n", "e", "x", "y") if member in public]
-    if not all(isinstance(text, str) and len(text) <= _MAX_MODULUS_LENGTH and _is_base64url(text) for text in texts):
+    values = [public[member] for member in ("n", "e", "x", "y") if member in public]
+    if not all(
+        isinstance(value, str) and len(value) <= _MAX_MODULUS_LENGTH and _is_base64url(value) for value in values
+    ):
         return None
-    # PyJWT does not know the name Ed25519; the algorithm is the one that it calls EdDSA.
+    # PyJWT does not know the name Ed25519, only EdDSA.
     algorithm = get_default_algorithms()["EdDSA" if name == "Ed25519" else name]
     try:
         material = algorithm.from_jwk(public)
         if algorithm.check_key_length(material) is not None:
             return None
-    except Exception:  # noqa: BLE001  # a key that cannot be used is left out, whatever is wrong with it
-        _logger.debug("a key of a key set cannot be used")
+    except Exception:  # noqa: BLE001  # a key with any error is skipped
+        _logger.debug("skipped an unusable key of a key set")
         return None
     return Key(algorithm, material)

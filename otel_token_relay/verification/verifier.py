@@ -1,43 +1,45 @@
-"""Verify access tokens: who signed them, for whom, for how long, and whether they still stand.
+"""Verify access tokens: issuer, signature, audience, lifetime and revocation.
 
-The way of a token: caps and strict reading (`claims`), the issuer by its exact name, that
-issuer's keys (`keys`), the signature, the claims, introspection where asked for, the revocation
-hook. `TokenVerifier` and `AsyncTokenVerifier` differ in how they wait, and in nothing else.
+The steps: size limits and strict parsing (`jws`), the issuer by its exact name, the keys of that issuer
+(`jwks_client`), the signature, the claims (`claims`), introspection if configured, the revocation hook.
+`TokenVerifier` and `AsyncTokenVerifier` differ only in how they wait.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from otel_token_relay.algorithms import DEFAULT_ALGORITHMS, Profile
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
-from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock
-from otel_token_relay.verification import claims as rules_of
+from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock, is_b64token
 from otel_token_relay.verification.cache import Cache, digest
-from otel_token_relay.verification.claims import Claims, Jws, Profile, Rules
-from otel_token_relay.verification.fetch import check_url
-from otel_token_relay.verification.flights import Wait, drive, drive_async
+from otel_token_relay.verification.claims import Rules, check_claims, check_type, check_values
+from otel_token_relay.verification.drivers import Wait, drive, drive_async
+from otel_token_relay.verification.http_client import check_url
 from otel_token_relay.verification.introspection import Introspection
-from otel_token_relay.verification.jwk import DEFAULT_ALGORITHMS, Key, KeySet, check_algorithms
-from otel_token_relay.verification.keys import KeySource, KeyTimes, check_issuer
+from otel_token_relay.verification.jwk import Key, KeySet, check_algorithms
+from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
+from otel_token_relay.verification.jws import Claims, Jws, copy_json, looks_like_jws, parse_jws
+from otel_token_relay.verification.metadata import check_issuer
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
 
-_is_b64token = re.compile(r"[A-Za-z0-9\-._~+/]+=*", re.ASCII).fullmatch
-
 # RFC 7662, section 2.2: token_type as in RFC 6749, section 5.1. Servers that introspect refresh
-# tokens say so here, and one of those must not pass for an access token.
+# tokens report it here, and a refresh token must not be accepted as an access token.
 _BEARER_TYPES: Final = frozenset({"bearer", "access_token"})
 
 
 class _Accepted(NamedTuple):
-    """What a verification found, shared by all requests with that token.
+    """The result of a verification, shared by all requests with that token.
 
     Attributes:
-        answer: What introspection said, which this was made of; ``None`` where it was not asked.
+        keys: The keys that were used; ``None`` without a signature check.
+        until: Seconds on the monotonic clock, after which the result is not used.
+        introspected: The introspection response that was checked; ``None`` without introspection.
     """
 
     claims: Claims
@@ -46,50 +48,50 @@ class _Accepted(NamedTuple):
     keys: KeySet | None
     issuer: str | None
     until: float
-    answer: Mapping[str, Any] | None = None
+    introspected: Mapping[str, Any] | None = None
 
 
 class VerifiedToken:
-    """An access token that was verified, as one request sees it. It does not show the token.
+    """A verified access token, as one request sees it. It does not contain the token itself.
 
     Attributes:
-        scopes: What it allows (RFC 6749, section 3.3).
-        expires_at: Seconds since the epoch; ``None`` where only introspection knows it.
-        issuer: Who issued it; ``None`` where introspection did not say.
+        scopes: The scopes of the token (RFC 6749, section 3.3).
+        expires_at: Seconds since the epoch; ``None`` if an introspected token has no ``exp``.
+        issuer: The ``iss``; ``None`` if an introspected token has none.
     """
 
-    __slots__ = ("_claims", "_holds", "_shared", "expires_at", "issuer", "scopes")
+    __slots__ = ("_claims", "_is_valid", "_shared", "expires_at", "issuer", "scopes")
 
-    def __init__(self, accepted: _Accepted, holds: Callable[[], bool]) -> None:
+    def __init__(self, accepted: _Accepted, is_valid: Callable[[], bool]) -> None:
         self._shared = accepted.claims
         self._claims: Mapping[str, Any] | None = None
-        self._holds = holds
+        self._is_valid = is_valid
         self.scopes = accepted.scopes
         self.expires_at = accepted.expires_at
         self.issuer = accepted.issuer
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """All claims, read-only. Each request has its own copy, so that none can spoil another's."""
+        """All claims, read-only. Each request has its own copy and cannot change the claims of another."""
         if self._claims is None:
-            self._claims = MappingProxyType(rules_of.copy_json(self._shared))
+            self._claims = MappingProxyType(copy_json(self._shared))
         return self._claims
 
     @property
     def subject(self) -> str | None:
-        """The ``sub``: whom the token speaks for."""
+        """The ``sub`` claim: the user or service that the token represents."""
         return self._shared.get("sub")
 
     @property
     def client_id(self) -> str | None:
-        """The client that the token was issued to, by whichever of the usual names."""
+        """The client that the token was issued to: ``client_id``, ``azp``, ``cid`` or ``appid``."""
         return next((self._shared[n] for n in ("client_id", "azp", "cid", "appid") if n in self._shared), None)
 
     def still_holds(self) -> bool:
-        """Whether nobody has revoked it meanwhile. Never waits; when in doubt, it does not hold."""
+        """Return whether the token has not been revoked. Never waits; returns false if this is unknown."""
         try:
-            return self._holds()
-        except Exception:  # noqa: BLE001  # a revocation hook that fails vouches for nothing
+            return self._is_valid()
+        except Exception:  # noqa: BLE001  # if the revocation hook fails, the state of the token is unknown
             return False
 
     def __repr__(self) -> str:
@@ -97,36 +99,37 @@ class VerifiedToken:
 
 
 class VerifierCore:
-    """The rules, sources and memory that the verifiers for threads and for tasks share.
+    """The rules, key sources and cache that both verifiers share.
 
     Args:
-        issuers: Who is trusted, exactly as in ``iss``; https, or http on loopback. Each one's keys
-            verify its own tokens only.
-        audience: What this service is called in ``aud``; one name or several.
-        algorithms: Asymmetric ones only (RFC 8725, section 3.1).
+        issuers: The trusted issuers, exactly as in ``iss``; https, or http on loopback. The keys of an
+            issuer verify only its own tokens.
+        audience: The name of this service in ``aud``; one name or several.
+        algorithms: The accepted signature algorithms, asymmetric ones only (RFC 8725, section 3.1).
         profile: ``rfc9068``, or ``generic`` for issuers that do not send ``typ: at+jwt``.
         leeway: Seconds that clocks may differ.
-        jwks_uri: Where the keys of the one issuer are; ``None`` to ask its metadata.
-        introspection_endpoint: Ask the server about every token (RFC 7662). Without *issuers*
-            that is the verification; with them, JWTs are verified as well. An answer is used
-            again for at most 60 seconds.
-        client_id: Who this service is to the introspection endpoint.
-        client_secret: The same.
-        is_revoked: Called with the verified claims, at each use of a token and at each hop it is
-            relayed on. It must be quick and is called on event loops too: look into memory.
-        scope_claims: Where scopes stand; the first that is there counts, a dot leads into an object.
-        max_length: Characters.
-        cache_size: Verified tokens that are remembered by their hash; 0 for none.
-        cache_seconds: For how long, and never past ``exp``, a change of keys or the answer of
-            introspection.
-        cooldown: Seconds between fetches of keys that nobody planned.
-        timeout: Seconds that a request waits at most, where there are no keys at all.
-        max_stale: Seconds that keys are used past their time while the issuer is out.
+        jwks_uri: The URL of the key set, with one issuer only; ``None`` to read it from the metadata.
+        introspection_endpoint: Look up every token there (RFC 7662). Without *issuers* this is the
+            whole verification; with issuers, JWTs are verified as well. A response is reused for at
+            most 60 seconds.
+        client_id: The name of this service at the introspection endpoint.
+        client_secret: The secret of this service at the introspection endpoint.
+        is_revoked: Called with the verified claims, at each use of a token and at each hop that
+            relays it. It is also called on event loops: it must return at once and do no I/O.
+        scope_claims: The claims that contain scopes; the first one present counts. A dot leads into
+            an object.
+        max_length: Characters; longer tokens are rejected.
+        cache_size: The number of verified tokens that are cached, by their hash; 0 for none.
+        cache_seconds: How long they are cached: never past ``exp``, a change of keys, or the reuse of
+            an introspection response.
+        cooldown: Seconds between two fetches for an unknown key, and after a failed fetch.
+        timeout: The maximum number of seconds that a request waits if there are no keys.
+        max_stale: Seconds that keys are used after they expired, while the issuer is down.
         now: Seconds since the epoch.
-        monotonic: Seconds that never go back.
+        monotonic: Seconds on a clock that never goes back.
 
     Raises:
-        ConfigurationError: Names the setting.
+        ConfigurationError: A setting cannot be used; the error names it.
     """
 
     def __init__(
@@ -152,10 +155,10 @@ class VerifierCore:
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        names = (issuers,) if isinstance(issuers, str) else tuple(issuers)
+        names = _as_tuple(issuers)
         self._algorithms = check_algorithms(algorithms)
         self._rules = Rules(
-            audience=_texts(audience), profile=profile, leeway=leeway, scope_claims=_texts(scope_claims)
+            audience=_as_tuple(audience), profile=profile, leeway=leeway, scope_claims=_as_tuple(scope_claims)
         )
         times = KeyTimes(cooldown=cooldown, timeout=timeout, max_stale=max_stale)
         _check_sources(names, self._rules, jwks_uri, introspection_endpoint)
@@ -172,7 +175,7 @@ class VerifierCore:
                 client_id=client_id,
                 client_secret=client_secret,
                 timeout=timeout,
-                # Each hop asks for the verdict again, so some memory is needed in any case.
+                # Each hop looks the result up again, so some cache is needed in any case.
                 size=max(cache_size, 1024),
                 monotonic=monotonic,
             )
@@ -184,10 +187,10 @@ class VerifierCore:
         self._monotonic = monotonic
 
     def remembered(self, token: str) -> VerifiedToken | None:
-        """Give the verdict on a token that was verified a moment ago, if everything still stands.
+        """Return the cached verification of *token* if nothing has changed since; ``None`` to verify again.
 
         Raises:
-            TokenRejected: It has been revoked since.
+            TokenRejected: The token has been revoked.
             KeysUnavailable: The revocation hook failed.
         """
         if not isinstance(token, str) or len(token) > self._max_length:
@@ -197,53 +200,52 @@ class VerifierCore:
         if accepted is None or self._monotonic() >= accepted.until:
             return None
         if accepted.keys is not None:
-            # Keys that were taken back, or that are too old to believe, take their tokens along.
+            # When keys are withdrawn or too old, the tokens that they verified must be verified again.
             source = self._sources.get(accepted.issuer or "")
             if source is None or source.current() is not accepted.keys:
                 return None
         if self._introspection is not None:
-            verdict = self._introspection.known(key, token)
-            # One answer is not used for longer because another one came after it. That other one may
-            # say less: it is held against the rules as the first one was, and nobody has to wait for that.
-            if verdict is None or verdict.claims is None or verdict.claims is not accepted.answer:
+            result = self._introspection.cached(key, token)
+            # A newer response may grant less: it is checked like the first one, which needs no waiting.
+            if result is None or result.claims is None or result.claims is not accepted.introspected:
                 return None
         if accepted.expires_at is not None and self._now() >= accepted.expires_at + self._rules.leeway:
             return None
-        return self._release(accepted, key, token)
+        return self._check_revocation(accepted, key, token)
 
     def steps(self, token: str) -> Generator[Wait, None, VerifiedToken]:
         """Verify a token, as a core for `drive` and `drive_async`.
 
         Raises:
-            TokenRejected: With the first rule that fails.
-            KeysUnavailable: The issuer cannot be asked.
+            TokenRejected: The first rule that fails.
+            KeysUnavailable: The issuer does not respond.
         """
         if not isinstance(token, str):
             raise TokenRejected("malformed")
         if len(token) > self._max_length:
             raise TokenRejected("too_long")
-        if _is_b64token(token) is None:
+        if not is_b64token(token):
             raise TokenRejected("malformed")
         key = digest(token)
-        is_jwt = bool(self._sources) and (self._introspection is None or rules_of.looks_like_jws(token))
+        is_jwt = bool(self._sources) and (self._introspection is None or looks_like_jws(token))
         if is_jwt:
             accepted = yield from self._verify_jwt(token)
             if self._introspection is not None:
-                answer = yield from self._introspect(key, token)
-                self._check_answer(answer, audience=())
-                accepted = accepted._replace(answer=answer)
+                introspected = yield from self._introspect(key, token)
+                self._check_introspected(introspected, audience=())
+                accepted = accepted._replace(introspected=introspected)
         else:
-            answer = yield from self._introspect(key, token)
-            accepted = self._check_answer(answer, audience=self._rules.audience)
-        verified = self._release(accepted, key, token)
+            introspected = yield from self._introspect(key, token)
+            accepted = self._check_introspected(introspected, audience=self._rules.audience)
+        verified = self._check_revocation(accepted, key, token)
         self._cache.put(key, accepted)
         return verified
 
     def _verify_jwt(self, token: str) -> Generator[Wait, None, _Accepted]:
-        jws = rules_of.parse_jws(token, max_length=self._max_length)
+        jws = parse_jws(token, max_length=self._max_length)
         if jws.header["alg"] not in self._algorithms:
             raise TokenRejected("algorithm_not_allowed")
-        # The issuer is not verified yet; it only picks among those that we trust.
+        # The issuer is not verified yet; it only selects one of the trusted issuers.
         issuer = jws.claims.get("iss")
         if "iss" not in jws.claims:
             raise TokenRejected("missing_claim")
@@ -251,9 +253,8 @@ class VerifierCore:
         if source is None:
             raise TokenRejected("unknown_issuer" if isinstance(issuer, str) else "invalid_claim")
         keys = yield from self._check_signature(jws, source)
-        rules_of.check_type(jws.header, jws.claims, self._rules.profile)
-        now = self._now()
-        scopes = rules_of.check_claims(jws.claims, self._rules, now=now)
+        check_type(jws.header, jws.claims, self._rules.profile)
+        scopes = check_claims(jws.claims, self._rules, now=self._now())
         until = self._monotonic() + self._cache_seconds
         return _Accepted(jws.claims, scopes, float(jws.claims["exp"]), keys, issuer, until)
 
@@ -266,7 +267,7 @@ class VerifierCore:
                 raise source.unavailable()
         kid = jws.header.get("kid")
         if not keys.knows(kid) or (kid is None and not _verifies(jws, keys.find(kid, jws.header["alg"]))):
-            # The issuer may have new keys. A forged kid, of course, is unknown for ever.
+            # The issuer may have new keys. A forged kid remains unknown.
             wait = source.wait_for_unknown()
             if wait is not None:
                 yield wait
@@ -284,66 +285,61 @@ class VerifierCore:
         introspection = self._introspection
         if introspection is None:
             raise TokenRejected("malformed")
-        verdict = introspection.known(key)
-        if verdict is None:
-            wait = introspection.ask(key, token)
+        result = introspection.cached(key)
+        if result is None:
+            wait = introspection.look_up(key, token)
             yield wait
-            verdict = wait.future.result() if wait.future.done() else None
-        if verdict is None:
+            result = wait.future.result() if wait.future.done() else None
+        if result is None:
             raise KeysUnavailable
-        if verdict.claims is None:
+        if result.claims is None:
             raise TokenRejected("inactive")
-        return verdict.claims
+        return result.claims
 
-    def _check_answer(self, answer: Mapping[str, Any], *, audience: tuple[str, ...]) -> _Accepted:
-        """Hold an ``active`` answer against the rules, as far as its members are there."""
-        claims = dict(answer)
+    def _check_introspected(self, introspected: Mapping[str, Any], *, audience: tuple[str, ...]) -> _Accepted:
+        """Check the members that are present in an ``active`` response against the rules."""
+        claims = dict(introspected)
         kind = claims.get("token_type", "Bearer")
         if not isinstance(kind, str) or kind.lower() not in _BEARER_TYPES:
             raise TokenRejected("wrong_type")
         issuer = claims.get("iss")
         if issuer is not None and (not isinstance(issuer, str) or (self._sources and issuer not in self._sources)):
             raise TokenRejected("unknown_issuer")
-        rules = Rules(
-            audience=audience,
-            profile=self._rules.profile,
-            leeway=self._rules.leeway,
-            scope_claims=self._rules.scope_claims,
-        )
-        # Servers send null for what they do not know.
+        rules = replace(self._rules, audience=audience)
+        # Servers send null for unknown members.
         claims = {name: value for name, value in claims.items() if value is not None}
-        scopes = rules_of.check_values(claims, rules, now=self._now())
+        scopes = check_values(claims, rules, now=self._now())
         expires_at = float(claims["exp"]) if "exp" in claims else None
         until = self._monotonic() + self._cache_seconds
-        return _Accepted(claims, scopes, expires_at, None, issuer, until, answer)
+        return _Accepted(claims, scopes, expires_at, None, issuer, until, introspected)
 
-    def _release(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
-        """Give a request its own view, unless the hook says that the token is revoked."""
+    def _check_revocation(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
+        """Return the request's own view of the token, unless the hook reports that it is revoked."""
         is_revoked, introspection = self._is_revoked, self._introspection
         if is_revoked is not None:
             try:
                 revoked = is_revoked(MappingProxyType(accepted.claims))
-            except Exception:  # noqa: BLE001  # not the caller's mistake, and nobody knows the verdict
+            except Exception:  # noqa: BLE001  # not a mistake of the caller: the state of the token is unknown
                 raise KeysUnavailable from None
             if revoked:
                 raise TokenRejected("revoked")
         if is_revoked is None and introspection is None:
-            return VerifiedToken(accepted, _holds)
+            return VerifiedToken(accepted, _always)
 
-        def holds() -> bool:
+        def is_valid() -> bool:
             if introspection is not None:
-                verdict = introspection.known(key, token)
-                if verdict is None:
-                    introspection.ask(key, token)  # for the next hop; this one is not waited for
+                result = introspection.cached(key, token)
+                if result is None:
+                    introspection.look_up(key, token)  # for the next hop; this hop does not wait
                     return False
-                if verdict.claims is None:
+                if result.claims is None:
                     return False
             return is_revoked is None or not is_revoked(MappingProxyType(accepted.claims))
 
-        return VerifiedToken(accepted, holds)
+        return VerifiedToken(accepted, is_valid)
 
 
-def _holds() -> bool:
+def _always() -> bool:
     return True
 
 
@@ -351,45 +347,45 @@ def _verifies(jws: Jws, candidates: Sequence[Key]) -> bool:
     return any(key.verifies(jws.signing_input, jws.signature) for key in candidates)
 
 
-def _texts(value: str | Sequence[str] | None) -> tuple[str, ...]:
+def _as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
 def _check_sources(issuers: tuple[str, ...], rules: Rules, jwks_uri: str | None, endpoint: str | None) -> None:
     if not issuers and endpoint is None:
-        raise ConfigurationError("issuers", "at least one trusted issuer, or an introspection endpoint, is needed")
+        raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if issuers and not rules.audience:
-        # RFC 9068, section 4: without it, a token for any other service would do here.
-        raise ConfigurationError("audience", "the name of this service, as it stands in aud, is needed")
+        # RFC 9068, section 4: without it, tokens for any other service would be accepted.
+        raise ConfigurationError("audience", "expected the name of this service, as in aud")
     if jwks_uri is not None:
         check_url("jwks_uri", jwks_uri)
         if len(issuers) != 1:
-            raise ConfigurationError("jwks_uri", "one jwks_uri goes with exactly one issuer")
+            raise ConfigurationError("jwks_uri", "jwks_uri requires exactly one issuer")
 
 
 class TokenVerifier(VerifierCore):
-    """Verify access tokens, in threads. One object serves the whole process; share it."""
+    """Verify access tokens, in threads. Create one verifier for the process and share it."""
 
     def verify(self, token: str) -> VerifiedToken:
-        """Give what *token*, without ``Bearer``, says, if every rule holds.
+        """Return the verified *token*, which is given without ``Bearer``.
 
         Raises:
-            TokenRejected: The first rule that does not.
-            KeysUnavailable: It cannot be known now; ask again later.
+            TokenRejected: The first rule that fails.
+            KeysUnavailable: The token cannot be verified now; try again later.
         """
         verified = self.remembered(token)
         return drive(self.steps(token)) if verified is None else verified
 
 
 class AsyncTokenVerifier(VerifierCore):
-    """Verify access tokens, in tasks on asyncio or trio. It never stalls the event loop."""
+    """Verify access tokens, in tasks on asyncio or trio. It never blocks the event loop."""
 
     async def verify(self, token: str) -> VerifiedToken:
-        """Give what *token*, without ``Bearer``, says, if every rule holds.
+        """Return the verified *token*, which is given without ``Bearer``.
 
         Raises:
-            TokenRejected: The first rule that does not.
-            KeysUnavailable: It cannot be known now; ask again later.
+            TokenRejected: The first rule that fails.
+            KeysUnavailable: The token cannot be verified now; try again later.
         """
         verified = self.remembered(token)
         return await drive_async(self.steps(token)) if verified is None else verified

@@ -1,4 +1,4 @@
-"""The demo's authorization server with faults on demand, as a process of its own, and how tests speak to it."""
+"""The demo's authorization server with faults on demand, in a process, and a client for it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ INTROSPECTS = ("profile-service", "s3cret & more: 100%")
 
 
 class AuthorizationServer:
-    """How tests speak to it."""
+    """The client that tests use."""
 
     def __init__(self, issuer: str) -> None:
         self.issuer = issuer
         self._http = httpx.Client(base_url=issuer, trust_env=False)
 
     def log_in(self, user: str, scope: str = "profile", *, opaque: bool = False, audience: str | None = None) -> str:
-        """The user flow: authorization code with PKCE; gives the access token."""
+        """Run the user flow, authorization code with PKCE, and return the access token."""
         client_id = "opaque" if opaque else "web"
         return sign_in(self.issuer, user, client_id=client_id, scope=scope, resource=audience)
 
@@ -37,12 +37,12 @@ class AuthorizationServer:
         sign_out(self.issuer, token, client_id="web" if "." in token else "opaque")
 
     def rotate(self, *, keep: bool) -> None:
-        """Sign with a new key, and publish the old one along with it or not."""
+        """Sign with a new key, and keep the old one published or not."""
         self._http.post("/keys/rotate", data={"keep": "true" if keep else "false"}).raise_for_status()
 
     @contextmanager
     def failing(self, path: str = "", *, status: int | None = 503, delay: float = 0) -> Iterator[None]:
-        """Answer requests for *path*, or all of them, after *delay* seconds; *status* ``None`` is the true answer."""
+        """Respond to requests for *path*, or to all, after *delay* seconds; *status* ``None`` is the real response."""
         self._http.post("/fault", json={"path": path, "status": status, "delay": delay}).raise_for_status()
         try:
             yield
@@ -50,7 +50,7 @@ class AuthorizationServer:
             self._http.delete("/fault").raise_for_status()
 
     def count(self, path: str) -> int:
-        """Give how often *path* was asked for so far."""
+        """Return how often *path* has been requested."""
         hits: list[str] = self._http.get("/hits").json()
         return hits.count(path)
 
@@ -79,7 +79,7 @@ def authorizing() -> Iterator[AuthorizationServer]:
 
 
 class Faults:
-    """A WSGI application in front of the server: it counts, and now and then answers in its place."""
+    """A WSGI application in front of the server that counts requests and sometimes responds in its place."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -112,7 +112,7 @@ class Faults:
 
 
 def build(issuer: str) -> Faults:
-    """Build the demo's server with two clients more, behind its faults."""
+    """Build the demo's server with two more clients, behind its faults."""
     from otel_token_relay.demo.authorization_server import CLIENTS, Client, Server, Tokens, create_app
 
     class WithOpaque(Tokens):

@@ -1,4 +1,4 @@
-"""A real HTTP server that plays an issuer: metadata, keys and introspection, with faults on demand."""
+"""A real HTTP server that acts as an issuer: metadata, keys and introspection, with faults on demand."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Issuer:
 
     @property
     def fetches(self) -> int:
-        """How often the key set was asked for."""
+        """How often the key set was requested."""
         return self.hits.count("/jwks")
 
     def hang(self, handler: BaseHTTPRequestHandler, path: str) -> bool:
-        """A behaviour: say nothing until the test ends."""
+        """A behavior: do not respond until the test ends."""
         self.released.wait(20)
         return True
 
     def fail(self, handler: BaseHTTPRequestHandler, path: str) -> bool:
-        """A behaviour: 503."""
+        """A behavior: 503."""
         handler.send_response(503)
         handler.send_header("Content-Length", "0")
         handler.end_headers()

@@ -1,4 +1,4 @@
-"""Protected applications for servers of their own; ``ISSUER`` says whose tokens count."""
+"""Protected applications for separate server processes; ``ISSUER`` names the trusted issuer."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ from tests.support.served import Reply, Server
 from tests.support.servers import looping, serve_asgi, serve_wsgi
 
 reached: list[str] = []
-"""The paths and hooks of the application that a request has got to."""
+"""The paths and hooks of the application that a request has reached."""
 
 downstream: list[str] = []
-"""Where ``/relay`` goes to."""
+"""The destination of ``/relay``."""
 
 
 def answer(path: str) -> str:
-    """Say who is there; ``/relay`` says whether the token went on."""
+    """Return the caller; ``/relay`` returns whether the token was relayed."""
     reached.append(path)
     if path == "/relay":
         try:
@@ -63,7 +63,7 @@ def answer(path: str) -> str:
 
 @contextmanager
 def installed(settings: Settings, gate: Gate | None = None) -> Iterator[None]:
-    """Install, with a gate that the settings cannot describe where one is given."""
+    """Install, with an authenticator that settings cannot describe if one is given."""
     install(settings)
     if gate is not None:
         # The package's attribute of that name is the function.
@@ -170,7 +170,7 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class GrpcServer:
-    """A gRPC server, as it is spoken to over the wire."""
+    """A gRPC server, as seen over the wire."""
 
     name = "grpc"
 
@@ -216,7 +216,7 @@ class GrpcServer:
 
 
 class _Methods(grpc.GenericRpcHandler):
-    """Every method there is; the last part of its name says of which kind."""
+    """All methods; the last part of the name is the kind."""
 
     def __init__(self, is_aio: bool) -> None:
         self._is_aio = is_aio
@@ -370,7 +370,7 @@ OWN_INTERFACE = tuple(_PATCHES)
 
 @contextmanager
 def serving_behind(gate: Gate, name: str) -> Iterator[Any]:
-    """Run one of `OWN_INTERFACE` with nothing but its own hook, which may stay from test to test."""
+    """Run one of `OWN_INTERFACE` with only its own hook, which may remain between tests."""
     patch, module, serve = _PATCHES[name]
     relay, patches = Relay(Settings()), Patches()
     relay.gate = gate

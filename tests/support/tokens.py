@@ -15,7 +15,7 @@ AUDIENCE = "profile-service"
 
 
 def b64(data: bytes | str | dict[str, Any]) -> str:
-    """base64url without padding; a dict goes through JSON."""
+    """Encode as base64url without padding; a dict is encoded as JSON first."""
     if isinstance(data, dict):
         data = json.dumps(data)
     if isinstance(data, str):
@@ -25,7 +25,7 @@ def b64(data: bytes | str | dict[str, Any]) -> str:
 
 @cache
 def private_key(alg: str, name: str = "first") -> Any:
-    """One key for each algorithm and name, made once."""
+    """Return the key of that algorithm and name, which is created once."""
     curves = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1, "ES512": ec.SECP521R1, "ES256K": ec.SECP256K1}
     if alg in curves:
         return ec.generate_private_key(curves[alg]())
@@ -38,14 +38,14 @@ def private_key(alg: str, name: str = "first") -> Any:
 
 @cache
 def rsa_key(bits: int, name: str = "first") -> rsa.RSAPrivateKey:
-    """An RSA key; making one takes a while, so all RSA algorithms share it."""
+    """Return an RSA key. Creating one is slow, so all RSA algorithms share it."""
     return rsa.generate_private_key(65537, bits)
 
 
 def public_jwk(
     alg: str, kid: str | None = None, /, *, name: str = "first", key: Any = None, **members: Any
 ) -> dict[str, Any]:
-    """The public JWK of such a key, with ``use`` and ``alg`` unless told otherwise (``alg=None``)."""
+    """Return the public JWK of that key, with ``use`` and ``alg`` unless changed (``alg=None``)."""
     key = key or private_key(alg, name)
     implementation = get_default_algorithms()["EdDSA" if alg in ("Ed25519", "Ed448") else alg]
     jwk = {"use": "sig", "alg": alg, **implementation.to_jwk(key.public_key(), as_dict=True)}
@@ -56,7 +56,7 @@ def public_jwk(
 
 
 def claims(issuer: str, **changes: Any) -> dict[str, Any]:
-    """Claims by RFC 9068; a change to ``...`` takes the claim out."""
+    """Return claims by RFC 9068; a change to ``...`` removes the claim."""
     now = int(time.time())
     found = {
         "iss": issuer,
@@ -89,7 +89,7 @@ def make_token(
     kid: str | None = "k1",
     **members: Any,
 ) -> str:
-    """Sign claims; *members* change the header, ``...`` takes one out, *header* replaces it."""
+    """Sign claims; *members* change the header, ``...`` removes a member, *header* replaces it."""
     if header is None:
         header = {"alg": alg, "typ": "at+jwt", "kid": kid if kid is not None else ...} | members
         header = {member: value for member, value in header.items() if value is not ...}
@@ -97,12 +97,12 @@ def make_token(
 
 
 def unsigned(header: dict[str, Any], payload: dict[str, Any], signature: str = "") -> str:
-    """A token whose third segment is what it is told to be."""
+    """Return a token with the given third segment."""
     return f"{b64(header)}.{b64(payload)}.{signature}"
 
 
 def hmac_token(header: dict[str, Any], payload: dict[str, Any], secret: bytes) -> str:
-    """A token with an HMAC under any secret, also one that PyJWT refuses to sign with."""
+    """Return a token with an HMAC under any secret, also one that PyJWT refuses to sign with."""
     import hashlib
     import hmac
 

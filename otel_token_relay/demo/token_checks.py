@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 
 from otel_token_relay import BearerToken
-from otel_token_relay.demo.evidence import Call
+from otel_token_relay.demo.hops import Call
 
 _find_error = re.compile(r'error="(\w+)"').search
-_find_reasons = re.compile(r"request not let in: (\w+)").findall
+_find_reasons = re.compile(r"request rejected: (\w+)").findall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from otel_token_relay.demo.evidence import MISSING, Hop
-from otel_token_relay.demo.trials import Outcome, find_fault
+from otel_token_relay.demo.hops import MISSING, Hop
+from otel_token_relay.demo.token_checks import Outcome, find_fault
 
 COLUMNS: Final = ("user", "from", "to", "via", "decision", "reason", "saw")
 TRIAL_COLUMNS: Final = ("token", "answer", "reason in its log")

@@ -1,8 +1,8 @@
-"""Verified claims as attributes of the SERVER span: only those that were chosen, only once verified.
+"""Write the chosen claims of verified tokens to the SERVER span.
 
-A middleware in the application runs within the SERVER span, the boundary runs before there is
-one. So a claim is written where the token is verified, if the span is there, and where the span
-starts, if the token was verified before.
+A middleware in the application runs within the SERVER span; the server boundary runs before the span
+starts. So claims are written when the token is verified, if the span exists, and otherwise when the
+span starts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SpanClaimsInForce:
-    """The chosen claims under settings that may be installed later.
+    """The chosen claims, under settings that may be installed later.
 
     Args:
         settings: Returns the settings that apply now.
@@ -36,7 +36,7 @@ class SpanClaimsInForce:
         self._known: tuple[Settings | None, SpanClaims | None] = None, None
 
     def __call__(self) -> SpanClaims | None:
-        """Return the chosen claims; ``None`` if there are none."""
+        """Return the chosen claims; ``None`` if no claim is chosen."""
         settings = self._settings()
         known, claims = self._known
         if settings is not known:
@@ -46,10 +46,10 @@ class SpanClaimsInForce:
 
 
 class SpanClaims:
-    """Which claims go onto the span, and under what name.
+    """The claims that are written to the span, and their attribute names.
 
     Args:
-        pairs: ``claim:attribute`` each, such as ``sub:enduser.id``.
+        pairs: Each is ``claim:attribute``, such as ``sub:enduser.id``.
     """
 
     def __init__(self, pairs: Sequence[str]) -> None:
@@ -59,11 +59,11 @@ class SpanClaims:
 
     @classmethod
     def of(cls, settings: Settings) -> SpanClaims | None:
-        """Build it from the settings; ``None`` where no claim is chosen."""
+        """Build it from the settings; ``None`` if no claim is chosen."""
         return cls(settings.span_claims) if settings.span_claims else None
 
     def describe(self, verification: Verification, span: trace.Span) -> None:
-        """Write the chosen claims onto *span*; those that are no attribute value are left out."""
+        """Write the chosen claims to *span*, except those whose value cannot be an attribute value."""
         claims: Mapping[str, Any] = verification.claims
         for claim, attribute in self._names.items():
             value = claims.get(claim)
@@ -73,13 +73,13 @@ class SpanClaims:
                 span.set_attribute(attribute, value)
 
     def describe_current(self, verification: Verification) -> None:
-        """Write onto the current span, if it is the SERVER span."""
+        """Write the claims to the current span if it is the SERVER span."""
         span = trace.get_current_span()
         if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.SERVER:
             self.describe(verification, span)
 
     def attach(self) -> None:
-        """Write onto the spans of the tracer provider as it is now, if it is one of the SDK."""
+        """Write to the spans of the current tracer provider if it is one of the SDK."""
         provider = trace.get_tracer_provider()
         add = getattr(provider, "add_span_processor", None)
         if add is not None and provider is not self._attached_to:
@@ -87,8 +87,8 @@ class SpanClaims:
             add(self.processor())
 
     def processor(self) -> SpanProcessor:
-        """Build what writes claims onto SERVER spans as they start."""
-        # Only who has the SDK has spans to write on.
+        """Build the span processor that writes claims to SERVER spans when they start."""
+        # Not at the top: the SDK may not be installed.
         from opentelemetry.sdk.trace import SpanProcessor
 
         chosen = self

@@ -1,7 +1,7 @@
-"""One call for many callers: start it once, wait for it from threads and from event loops.
+"""Run one generator core from threads and from event loops.
 
-A core that may have to wait is written once, as a generator that yields what it waits for;
-`drive` runs it for a thread, `drive_async` for a task on asyncio or trio.
+Code that may have to wait is written once, as a generator that yields each `Wait`. `drive` runs the
+generator in a thread, `drive_async` in a task on asyncio or trio.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _Result = TypeVar("_Result")
 
 
 class Wait(NamedTuple):
-    """What a core waits for, and for how many seconds at most."""
+    """A future that a core waits for, and the maximum number of seconds."""
 
     future: Future[Any]
     seconds: float
 
 
 def drive(core: Generator[Wait, None, _Result]) -> _Result:
-    """Run *core* in this thread, which sleeps while it waits."""
+    """Run *core* in this thread, which blocks while *core* waits."""
     try:
         while True:
             wait = next(core)
@@ -35,7 +35,7 @@ def drive(core: Generator[Wait, None, _Result]) -> _Result:
 
 
 async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
-    """Run *core* in this task. A task that is cancelled leaves the call to the others."""
+    """Run *core* in this task. If the task is cancelled, the call continues for the other waiting callers."""
     try:
         while True:
             wait = next(core)
@@ -58,7 +58,7 @@ async def _wait_asyncio(wait: Wait) -> None:
     done = asyncio.Event()
 
     def wake(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
             loop.call_soon_threadsafe(done.set)
 
     wait.future.add_done_callback(wake)
@@ -67,7 +67,7 @@ async def _wait_asyncio(wait: Wait) -> None:
 
 
 async def _wait_trio(wait: Wait) -> None:
-    import trio  # it is running, so it is here
+    import trio  # already imported, since its loop is running
 
     token = trio.lowlevel.current_trio_token()
     done = trio.Event()

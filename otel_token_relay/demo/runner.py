@@ -21,12 +21,12 @@ from rich.console import Console
 
 from otel_token_relay import BearerToken
 from otel_token_relay import environment_variables as env
-from otel_token_relay.demo import witness
-from otel_token_relay.demo.evidence import Call, Hop, find_faults, join_hops, read_spans
+from otel_token_relay.demo import recorder as witness
+from otel_token_relay.demo.console import Report
+from otel_token_relay.demo.hops import Call, Hop, find_faults, join_hops, read_spans
 from otel_token_relay.demo.processes import Processes, Signals, StartFailed, listen
-from otel_token_relay.demo.report import Report
 from otel_token_relay.demo.sign_in import sign_in, sign_out
-from otel_token_relay.demo.trials import Trial, find_fault, perform, tamper
+from otel_token_relay.demo.token_checks import Trial, find_fault, perform, tamper
 
 AUTHORIZATION_SERVER: Final = "authorization-server"
 USER_SERVICE: Final = "user-service"
@@ -125,7 +125,7 @@ class Stage:
     def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
         """Start one of our applications, under OpenTelemetry if it is given settings for the relay."""
         command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
-        command += ["--factory", "otel_token_relay.demo.witness:build"]
+        command += ["--factory", "otel_token_relay.demo.recorder:build"]
         environment = _environment() | {
             "ISSUER": self._urls[AUTHORIZATION_SERVER],
             "PROFILE_SERVICE": self._urls[PROFILE_SERVICE],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otel_token_relay.decisions import DECISION_ATTRIBUTE, REASON_ATTRIBUTE
-from otel_token_relay.demo.witness import Note
+from otel_token_relay.demo.recorder import Note
 
 MISSING = "?"
 """Stands where a span says nothing of a decision: the relay was not there."""

@@ -1,8 +1,8 @@
-"""Our own HTTP calls: to discovery documents, key sets and introspection endpoints.
+"""The HTTP client for issuer metadata, key sets and introspection endpoints.
 
-They carry nobody's token and follow nobody's lead: an empty context, instrumentation suppressed,
-no redirects, https except on loopback, caps on time and size. They go over ``http.client``, below
-everything that instrumentation and this package itself hook.
+Requests run in an empty context, so that they carry no caller's token, and with instrumentation
+suppressed. Redirects are not followed, https is required except on loopback, time and size are
+limited. The client uses ``http.client``, below everything that instrumentation and this package hook.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ from typing import Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import Origin, OriginPattern
+from otel_token_relay.origin import Origin
 
 MAX_BODY_BYTES: Final = 512 * 1024
 
 
 class FetchFailed(Exception):
-    """The other side did not give a usable answer in time. The message quotes nothing of it."""
+    """Raise when no usable response arrived in time. The message does not quote the response."""
+
+    @staticmethod
+    def describe(error: Exception) -> str:
+        """Return text for a log: only the type of an error of another class, which may quote the response."""
+        return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
-class Answer(NamedTuple):
-    """A whole response."""
+class Response(NamedTuple):
+    """A complete response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,54 +44,48 @@ class Answer(NamedTuple):
 
 
 def check_url(setting: str, url: object) -> str:
-    """Give *url* if we would ask it for keys.
+    """Return *url* if it is secure enough to fetch keys from.
 
     Raises:
-        ConfigurationError: It is no https URL and not on loopback, or two parsers could read it
+        ConfigurationError: The URL is neither https nor on loopback, or two parsers could read it
             differently.
     """
     if not isinstance(url, str) or not is_trustworthy(url):
-        raise ConfigurationError(setting, "this must be an https URL, or an http URL on loopback")
+        raise ConfigurationError(setting, "expected an https URL, or an http URL on loopback")
     return url
 
 
 def is_trustworthy(url: str) -> bool:
-    """Whether nobody on the way can change what such a URL answers."""
+    """Return whether an attacker on the network cannot change the response of *url*."""
     origin = Origin.parse(url)
-    return (
-        origin is not None and url.isascii() and "#" not in url and (origin.scheme == "https" or _is_loopback(origin))
-    )
-
-
-def _is_loopback(origin: Origin) -> bool:
-    return OriginPattern(*origin).is_loopback
+    return origin is not None and origin.is_secure and url.isascii() and "#" not in url
 
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    # Reading the certificate store takes some 20 ms, so once. SSL_CERT_FILE is honoured.
+    # Reading the certificate store takes about 20 ms. SSL_CERT_FILE is honored.
     return ssl.create_default_context()
 
 
-def fetch(url: str, *, timeout: float, form: bytes | None = None, authorization: str | None = None) -> Answer:
-    """Send one request and read the whole answer. Blocks: call it from a thread of our own.
+def fetch(url: str, *, timeout: float, form: bytes | None = None, authorization: str | None = None) -> Response:
+    """Send one request and return the complete response. Blocks: call it from a background thread.
 
     Args:
-        url: One that `is_trustworthy`.
-        timeout: Seconds for everything together.
-        form: Sent by POST as ``application/x-www-form-urlencoded``; ``None`` for GET.
-        authorization: Our own credential, if the other side asks for one.
+        url: A URL for which `is_trustworthy` returns true.
+        timeout: Seconds for the whole exchange.
+        form: The body, sent by POST as ``application/x-www-form-urlencoded``; ``None`` for GET.
+        authorization: The credential of this service, if the endpoint requires one.
 
     Raises:
-        FetchFailed: Whatever went wrong, redirects among it.
+        FetchFailed: Connecting, sending or reading failed, or the response exceeds a limit.
     """
-    # A fresh context, not a copy: whatever wraps threads or pools may have copied a caller's
-    # context into this one, with the caller's token in it.
+    # An empty context, not a copy: instrumentation of threads and pools may have copied a caller's
+    # context, including the token, into this thread.
     return contextvars.Context().run(_fetch, url, timeout, form, authorization)
 
 
-def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | None) -> Answer:
-    # Not at the top: it imports opentelemetry.propagate, which may be importing us.
+def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | None) -> Response:
+    # Not at the top: it imports opentelemetry.propagate, which may be importing this package.
     from opentelemetry.instrumentation.utils import suppress_instrumentation
 
     deadline = time.monotonic() + timeout
@@ -97,7 +96,7 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
         headers["Authorization"] = authorization
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    connection, target = _connection(parts, target, timeout, headers)
+    connection, target = _build_connection(parts, target, timeout)
     with suppress_instrumentation(), contextlib.closing(connection):
         try:
             connection.connect()
@@ -108,22 +107,20 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
             raise FetchFailed(type(error).__name__) from None
 
 
-def _connection(
-    parts: SplitResult, target: str, timeout: float, headers: dict[str, str]
-) -> tuple[http.client.HTTPConnection, str]:
-    """Make the connection, by way of the proxy of the environment if one applies."""
-    # Importing this costs 10 ms, and most services that relay verify nothing.
+def _build_connection(parts: SplitResult, target: str, timeout: float) -> tuple[http.client.HTTPConnection, str]:
+    """Return the connection and the request target, through the environment's proxy if one applies."""
+    # Importing this takes 10 ms, and most services that relay tokens verify none.
     from urllib.request import getproxies, proxy_bypass
 
     host, port = parts.hostname or "", parts.port
     secure = parts.scheme == "https"
     origin = Origin.parse(parts.geturl())
     proxy = getproxies().get(parts.scheme)
-    if not proxy or origin is None or _is_loopback(origin) or proxy_bypass(host):
+    if not proxy or origin is None or origin.is_loopback or proxy_bypass(host):
         if secure:
             return http.client.HTTPSConnection(host, port, timeout=timeout, context=_tls()), target
         return http.client.HTTPConnection(host, port, timeout=timeout), target
-    # Only https gets here, since http is for loopback.
+    # Only https reaches this point, since http is limited to loopback.
     via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     tunnel = http.client.HTTPSConnection(via.hostname or "", via.port or 3128, timeout=timeout, context=_tls())
     credentials = {}
@@ -136,7 +133,7 @@ def _connection(
 
 @contextlib.contextmanager
 def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Iterator[None]:
-    """Cut the connection at the deadline: a socket's timeout begins anew with each byte that drips in."""
+    """Shut the connection down at the deadline: the timeout of a socket starts again with each byte received."""
     sock = connection.sock
 
     def cut() -> None:
@@ -152,16 +149,16 @@ def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Iterator
         timer.cancel()
 
 
-def _read(response: http.client.HTTPResponse, deadline: float) -> Answer:
+def _read(response: http.client.HTTPResponse, deadline: float) -> Response:
     length = response.headers.get("Content-Length", "0")
     if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
-        raise FetchFailed("the answer is too large")
+        raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # Nobody asked for it, and a compressed answer may be of any size.
-        raise FetchFailed("the answer is encoded")
+        # The request did not accept an encoding, and a compressed response may expand to any size.
+        raise FetchFailed("unexpected Content-Encoding in the response")
     body = response.read(MAX_BODY_BYTES + 1)
     if len(body) > MAX_BODY_BYTES:
-        raise FetchFailed("the answer is too large")
+        raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if time.monotonic() >= deadline:
-        raise FetchFailed("the answer took too long")
-    return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, body)
+        raise FetchFailed("the response took too long")
+    return Response(response.status, {name.lower(): value for name, value in response.headers.items()}, body)

@@ -1,0 +1,274 @@
+"""The authenticator: verifies the token of each request and builds the error response if it is not accepted.
+
+The same authenticator works for every kind of server, in a middleware and at the server boundary. It takes
+the credentials that the boundary has read and reads no header itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Literal, Protocol, TypedDict, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics
+
+from otel_token_relay.context import announce_verified
+from otel_token_relay.decisions import is_suppressed
+from otel_token_relay.door import Gate, Reading, Refusal, RequestPath
+from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
+from otel_token_relay.in_force import SettingsInForce
+from otel_token_relay.reasons import Reason
+from otel_token_relay.settings import Settings
+from otel_token_relay.token import BearerToken, Clock
+from otel_token_relay.verification.challenges import Challenges
+from otel_token_relay.verification.drivers import drive, drive_async
+from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
+from otel_token_relay.verification.verifier import TokenVerifier, VerifiedToken, VerifierCore
+
+_logger = logging.getLogger("otel_token_relay")
+
+DEFAULT_REALM: Final = "api"
+
+COUNTER_NAME: Final = "token_relay.verifications"
+OUTCOME_ATTRIBUTE: Final = "token_relay.verification"
+REASON_ATTRIBUTE: Final = "token_relay.reason"
+
+# In `report` mode, the minimum number of seconds between two warnings with the same reason.
+REPORT_SECONDS: Final = 60.0
+
+Mode = Literal["report", "enforce"]
+Outcome = Literal["accepted", "refused", "unavailable"]
+
+
+class Verifier(Protocol):
+    """Verify one token: one of our verifiers, or any object with such a method, also an asynchronous one."""
+
+    def verify(self, token: str) -> VerifiedToken | Awaitable[VerifiedToken]:
+        """Return the verified token, or raise `TokenRejected` or `KeysUnavailable`."""
+        ...
+
+
+class AuthenticatorOptions(TypedDict, total=False):
+    """The options that `BearerAuthMiddleware` passes to `BearerGate`, which documents and checks them."""
+
+    realm: str | None
+    required_scopes: Sequence[str]
+    exclude: Sequence[str]
+    resource_metadata: str | None
+    acr_values: Sequence[str]
+    max_age: float | None
+
+
+class BearerGate:
+    """Accept requests with a valid token that has the required scopes.
+
+    Args:
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; both work with every kind of server, and
+            neither blocks an event loop.
+        realm: Sent with each challenge; ``None`` for ``api``.
+        required_scopes: The token must contain all of them.
+        exclude: Paths that need no token, compared exactly with the path that the application routes by,
+            without the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
+            ``/healthz/`` nor ``/healthz/deep``. For gRPC full method names, ``/package.Service/Method``.
+        resource_metadata: The URL of this resource's metadata (RFC 9728).
+        acr_values: The token's ``acr`` must be one of these (RFC 9470).
+        max_age: The maximum number of seconds since the token's ``auth_time`` (RFC 9470).
+        mode: ``report`` accepts every request, and only counts and logs.
+        span_claims: Returns the claims that become attributes of the SERVER span.
+        now: Seconds since the epoch.
+
+    Raises:
+        ConfigurationError: An option cannot be used; the error names it.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        *,
+        realm: str | None = None,
+        required_scopes: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        resource_metadata: str | None = None,
+        acr_values: Sequence[str] = (),
+        max_age: float | None = None,
+        mode: Mode = "enforce",
+        span_claims: Callable[[], SpanClaims | None] | None = None,
+        now: Clock = time.time,
+    ) -> None:
+        if isinstance(exclude, str) or not all(isinstance(path, str) and path.startswith("/") for path in exclude):
+            raise ConfigurationError("exclude", "expected a sequence of paths that start with /")
+        self.challenges = Challenges(
+            realm=DEFAULT_REALM if realm is None else realm,
+            required_scopes=required_scopes,
+            resource_metadata=resource_metadata,
+            acr_values=acr_values,
+            max_age=max_age,
+        )
+        self._verifier = verifier
+        self._required_scopes = frozenset(required_scopes)
+        self._exclude = frozenset(exclude)
+        self._acr_values = frozenset(acr_values)
+        self._max_age = max_age
+        self._mode = mode
+        self._span_claims = span_claims
+        self._now = now
+        self._recorder = _Recorder(mode)
+
+    def check(self, reading: Reading, path: RequestPath) -> Refusal | None:
+        """Return the error response to a request that is not accepted; see `Gate`."""
+        if path.is_one_of(self._exclude):
+            return None
+        if isinstance(reading, Reason):
+            return self._reject(self.challenges.without_token(reading), reading.value)
+        try:
+            verifier, token = self._verifier, reading.reveal()
+            if isinstance(verifier, VerifierCore):
+                verified = verifier.remembered(token) or drive(verifier.steps(token))
+            else:
+                verified = cast("VerifiedToken", verifier.verify(token))
+            return self._check_verified(reading, verified)
+        except Exception as error:  # noqa: BLE001  # no error of a verifier may let a request pass
+            return self._reject_after(error)
+
+    async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
+        """Do the same as `check`, without blocking the event loop."""
+        if path.is_one_of(self._exclude):
+            return None
+        if isinstance(reading, Reason):
+            return self._reject(self.challenges.without_token(reading), reading.value)
+        try:
+            verifier, token = self._verifier, reading.reveal()
+            if isinstance(verifier, VerifierCore):
+                verified = verifier.remembered(token)
+                return self._check_verified(
+                    reading, await drive_async(verifier.steps(token)) if verified is None else verified
+                )
+            found = verifier.verify(token)
+            return self._check_verified(reading, await found if inspect.isawaitable(found) else found)
+        except Exception as error:  # noqa: BLE001
+            return self._reject_after(error)
+
+    def prepare(self) -> None:
+        """Create the counter; see `otel_token_relay.door.Gate`."""
+        self._recorder.prepare()
+
+    def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> Refusal | None:
+        if not self._required_scopes <= verified.scopes:
+            return self._reject(self.challenges.insufficient_scope, "insufficient_scope")
+        if not self._is_fresh_enough(verified.claims if self._acr_values or self._max_age is not None else {}):
+            return self._reject(self.challenges.insufficient_authentication, "insufficient_user_authentication")
+        token.mark_verified(verified)
+        announce_verified(token)
+        if self._span_claims is not None and (claims := self._span_claims()) is not None:
+            claims.describe_current(verified)
+        self._recorder.record("accepted", None)
+        return None
+
+    def _is_fresh_enough(self, claims: Mapping[str, Any]) -> bool:
+        if self._acr_values and claims.get("acr") not in self._acr_values:
+            return False
+        if self._max_age is None:
+            return True
+        authenticated_at = claims.get("auth_time")
+        return type(authenticated_at) in (int, float) and self._now() - authenticated_at <= self._max_age  # type: ignore[operator]
+
+    def _reject_after(self, error: Exception) -> Refusal | None:
+        if isinstance(error, TokenRejected):
+            return self._reject(self.challenges.invalid_token, error.reason)
+        if not isinstance(error, KeysUnavailable):
+            # Log the type only: the message of an error of another class may quote the token.
+            _logger.error("a verifier raised %s", type(error).__name__)
+        retry_after = error.retry_after if isinstance(error, KeysUnavailable) else 1.0
+        return self._reject(self.challenges.unavailable(retry_after), "unavailable", "unavailable")
+
+    def _reject(self, refusal: Refusal, reason: str, outcome: Outcome = "refused") -> Refusal | None:
+        self._recorder.record(outcome, reason)
+        return refusal if self._mode == "enforce" else None
+
+
+def gate_from(settings: Settings) -> BearerGate:
+    """Build the authenticator of the server boundary, for services without a middleware in their code.
+
+    Raises:
+        ConfigurationError: The settings are not sufficient to verify tokens.
+    """
+    verifier = TokenVerifier(
+        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
+    )
+    return BearerGate(
+        verifier,
+        exclude=settings.verify_exclude,
+        mode="report" if settings.verify == "report" else "enforce",
+        span_claims=SpanClaimsInForce(SettingsInForce(settings)),
+    )
+
+
+def choose_authenticator(
+    verifier: Verifier | None, authenticator: Gate | None, settings: SettingsInForce, options: AuthenticatorOptions
+) -> Gate:
+    """Return *authenticator*, or build one from *verifier* and *options*.
+
+    Raises:
+        ConfigurationError: Neither is given, or *authenticator* together with *verifier* or *options*.
+    """
+    if authenticator is not None:
+        if verifier is not None or options:
+            raise ConfigurationError("authenticator", "expected neither a verifier nor options beside it")
+        return authenticator
+    if verifier is None:
+        raise ConfigurationError("verifier", "expected a verifier or an authenticator")
+    return BearerGate(verifier, span_claims=SpanClaimsInForce(settings), **options)
+
+
+class _Recorder:
+    """Count every verification, and log rejected requests; as warnings in `report` mode."""
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+        self._counter: metrics.Counter | None = None
+        self._warned: dict[str, tuple[float, int]] = {}
+
+    def prepare(self) -> None:
+        """Create the counter now, so that no request has to. Never raises."""
+        try:
+            if self._counter is None:
+                self._create_counter()
+        except Exception:  # noqa: BLE001  # the meter is not ours
+            _logger.debug("the counter of verifications cannot be created yet")
+
+    def record(self, outcome: Outcome, reason: str | None) -> None:
+        try:
+            counter = self._counter or self._create_counter()
+            attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
+            counter.add(1, attributes)
+        except Exception:  # noqa: BLE001  # an error of the application's meter does not change the result
+            _logger.debug("a verification could not be counted")
+        if reason is None:
+            return
+        if self._mode == "report":
+            self._report(reason)
+        elif _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug("request rejected: %s", reason)
+
+    def _create_counter(self) -> metrics.Counter:
+        if is_suppressed(otel_context.get_current()):
+            return metrics.NoOpCounter(COUNTER_NAME)  # not now: the meter provider may be waiting for this request
+        self._counter = metrics.get_meter("otel_token_relay").create_counter(
+            COUNTER_NAME, unit="{request}", description="Requests by the result of verifying their token."
+        )
+        return self._counter
+
+    def _report(self, reason: str) -> None:
+        # The reasons are a closed set, so this dictionary stays small.
+        now = time.monotonic()
+        last, count = self._warned.get(reason, (float("-inf"), 0))
+        if now - last < REPORT_SECONDS:
+            self._warned[reason] = last, count + 1
+            return
+        self._warned[reason] = now, 0
+        _logger.warning(
+            "report mode: request would have been rejected (%s); %d more since the last warning", reason, count
+        )

@@ -1,0 +1,259 @@
+"""Fetch the keys of each issuer, outside the request path.
+
+Invariants:
+
+* A request whose key is known never waits. The lock is held for assignments only, never during a
+  fetch, and a fetch runs in a background thread that all waiting callers share.
+* Forged tokens cannot occupy all threads of a server: a request with an unknown ``kid`` waits only for a
+  fetch that started a moment ago, and the number of waiting requests is limited.
+* However many tokens contain an unknown ``kid``, and however the endpoint fails, there is at most
+  one fetch for each cooldown. Forging a ``kid`` costs nothing, so it must not cost the issuer.
+* If the issuer is down, its keys are used for another *max_stale* seconds: stale keys are better than
+  no service, but they must not be used without limit.
+* A source without any keys raises `KeysUnavailable` within *timeout*, and much sooner if the last
+  fetch failed: requests with tokens of other issuers may be waiting for the threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from otel_token_relay.durations import check_seconds
+from otel_token_relay.errors import ConfigurationError, KeysUnavailable
+from otel_token_relay.forks import call_in_child
+from otel_token_relay.token import Clock
+from otel_token_relay.verification.drivers import Wait
+from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
+from otel_token_relay.verification.jwk import KeySet
+from otel_token_relay.verification.jws import parse_object
+from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, read_metadata
+
+_logger = logging.getLogger("otel_token_relay")
+
+# How long a request waits for keys that may not exist, counted from the start of the fetch: longer
+# than a fetch takes, and short enough for a server with a few threads.
+PATIENCE_SECONDS: Final = 1.0
+# Requests that may wait at the same time: on an event loop they occupy memory, not threads.
+MAX_WAITING: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTimes:
+    """The time limits of a key source, in seconds.
+
+    Attributes:
+        cooldown: Between two fetches for an unknown ``kid``, and after a failed fetch.
+        timeout: For one refresh, including discovery. No request waits longer, and only a request
+            without any keys waits as long.
+        max_stale: How long keys are used after they stopped being fresh, if they cannot be refreshed.
+    """
+
+    cooldown: float = 10.0
+    timeout: float = 4.0
+    max_stale: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("cooldown", "timeout", "max_stale"):
+            check_seconds(name, getattr(self, name))
+        if self.timeout == 0:
+            raise ConfigurationError("timeout", "expected more than 0 seconds")
+
+
+class _Flight:
+    """A running fetch (single flight), shared by all callers that wait for it.
+
+    Attributes:
+        end: Done when the fetch has ended, successful or not.
+        started: Seconds on the real clock, which tests do not replace.
+        waiting: How many callers have joined.
+    """
+
+    __slots__ = ("end", "started", "waiting")
+
+    def __init__(self) -> None:
+        self.end: Future[None] = Future()
+        self.started = time.monotonic()
+        self.waiting = 0
+
+
+class KeySource:
+    """The keys of one issuer. Safe to share between threads, tasks and event loops; survives a fork.
+
+    Args:
+        issuer: Exactly as in ``iss``.
+        algorithms: The algorithms that `KeySet.parse` may use.
+        jwks_uri: The URL of the key set; ``None`` to read it from the issuer's metadata.
+    """
+
+    def __init__(
+        self,
+        issuer: str,
+        algorithms: frozenset[str],
+        *,
+        jwks_uri: str | None = None,
+        times: KeyTimes | None = None,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        self.issuer = issuer
+        self._algorithms = algorithms
+        self._jwks_uri = jwks_uri
+        self._times = times or KeyTimes()
+        self._monotonic = monotonic
+        self._keys: KeySet | None = None
+        self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
+        self._next_after_failure = self._next_for_unknown = float("-inf")
+        self._has_failed = False
+        self._discovered: tuple[str, float] | None = None
+        self._flight: _Flight | None = None
+        self._start_over()
+        call_in_child(self, KeySource._start_over)
+
+    def _start_over(self) -> None:
+        # Also in a forked child: the thread of a fetch does not exist there, and the lock may be held
+        # by a thread that does not exist either.
+        self._lock = threading.Lock()
+        if self._flight is not None:
+            # The cooldown may be that of this fetch, which never brings the key.
+            self._next_for_unknown = float("-inf")
+            self._flight = None
+
+    def current(self) -> KeySet | None:
+        """Return the present keys without waiting; ``None`` if there are none or they are too old.
+
+        Starts a refresh in the background if one is due.
+        """
+        now = self._monotonic()
+        if now >= self._refresh_at:
+            if now >= self._unusable_at:
+                return None
+            if now >= self._next_after_failure:
+                self._launch()
+        return self._keys
+
+    def wait_for_any(self) -> Wait:
+        """Return the fetch to wait for if `current` returns no keys.
+
+        Raises:
+            KeysUnavailable: The last fetch failed a moment ago, or the running one takes too long.
+        """
+        remaining = self._next_after_failure - self._monotonic()
+        if remaining > 0:
+            raise KeysUnavailable(remaining)
+        return self._join(self._launch(), PATIENCE_SECONDS if self._has_failed else self._times.timeout)
+
+    def wait_for_unknown(self) -> Wait | None:
+        """Return the fetch to wait for if a token contains an unknown ``kid``.
+
+        Returns:
+            ``None`` within the cooldown: the key is then treated as nonexistent.
+
+        Raises:
+            KeysUnavailable: A fetch that may return the key is running, but takes too long to wait for.
+        """
+        now = self._monotonic()
+        with self._lock:
+            flight = self._flight
+            if flight is None:
+                if now < self._next_for_unknown or now < self._next_after_failure:
+                    return None
+                self._next_for_unknown = now + self._times.cooldown
+        return self._join(flight or self._launch(), PATIENCE_SECONDS)
+
+    def _join(self, flight: _Flight, patience: float) -> Wait:
+        remaining = min(patience, self._times.timeout) - (time.monotonic() - flight.started)
+        with self._lock:
+            # Callers stop waiting at the same time at the latest, so the number is never decreased.
+            flight.waiting += 1
+            is_full = flight.waiting > MAX_WAITING
+        if not flight.end.done() and (is_full or remaining <= 0):
+            raise KeysUnavailable
+        return Wait(flight.end, max(remaining, 0.0))
+
+    def unavailable(self) -> KeysUnavailable:
+        """Build the error for a caller that has waited without success."""
+        return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
+
+    def _launch(self) -> _Flight:
+        """Start a fetch, or return the running one."""
+        with self._lock:
+            if self._flight is not None:
+                return self._flight
+            flight = _Flight()
+            self._flight = flight
+        try:
+            threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
+        except RuntimeError:  # no thread can be started: the process is at its limit, or is ending
+            self._end(flight, failed=True)
+        return flight
+
+    def _run(self, flight: _Flight) -> None:
+        failed = True
+        try:
+            self._refresh()
+            failed = False
+        except Exception as error:  # noqa: BLE001  # requests continue with the present keys
+            _logger.warning("the keys of an issuer could not be refreshed: %s", FetchFailed.describe(error))
+        finally:
+            self._end(flight, failed=failed)
+
+    def _end(self, flight: _Flight, *, failed: bool) -> None:
+        with self._lock:
+            self._has_failed = failed
+            if failed:
+                self._next_after_failure = self._monotonic() + self._times.cooldown
+                self._discovered = None
+            if self._flight is flight:
+                self._flight = None
+        flight.end.set_result(None)
+
+    def _refresh(self) -> None:
+        deadline = time.monotonic() + self._times.timeout
+
+        def fetch_in_time(url: str) -> Response:
+            return fetch(url, timeout=deadline - time.monotonic())
+
+        response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
+        if response.status != 200:
+            raise FetchFailed(f"the key set URL responded with status {response.status}")
+        document = parse_object(response.body)
+        if not document.get("keys"):
+            # An empty key set is a mistake of the issuer; the present keys were valid until now.
+            raise FetchFailed("the key set is empty")
+        self._accept(KeySet.parse(document, self._algorithms), fresh_seconds(response.headers))
+
+    def _accept(self, keys: KeySet, fresh: float) -> None:
+        now = self._monotonic()
+        if self._keys is None or self._keys.contents != keys.contents:
+            # Cached verifications refer to the old object and end when it is replaced.
+            self._keys = keys
+        # Well before the keys expire, and not at the same moment in all instances of a service.
+        self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret
+        self._unusable_at = now + fresh + self._times.max_stale
+        self._next_after_failure = float("-inf")
+
+    def _discover(self, fetch_in_time: Callable[[str], Response]) -> str:
+        """Return the ``jwks_uri`` of the issuer's metadata, cached for an hour.
+
+        Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, sections 3 and 3.3.
+        """
+        if self._discovered is not None and self._monotonic() < self._discovered[1]:
+            return self._discovered[0]
+        for url in metadata_urls(self.issuer):
+            response = fetch_in_time(url)
+            if response.status != 200:
+                continue
+            try:
+                jwks_uri = read_metadata(parse_object(response.body), self.issuer)
+            except ValueError:
+                continue  # a web application that serves its start page at every path
+            if jwks_uri is not None:
+                self._discovered = jwks_uri, self._monotonic() + 3600.0
+                return jwks_uri
+        raise FetchFailed("no usable jwks_uri in the metadata of the issuer")

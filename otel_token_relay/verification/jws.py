@@ -1,0 +1,188 @@
+"""Read a compact JWS and the JSON in it, strictly. Pure: no clock, no keys, no I/O.
+
+A verifier that reads JSON more loosely than a later reader of the same token is a hole: duplicate member
+names, a number written as a string, UTF-16. So everything is read strictly before any rule is applied, and
+size and depth are limited before any work is done.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import math
+import re
+from typing import Any, Final, NamedTuple, NoReturn
+
+from otel_token_relay.errors import TokenRejected
+
+Claims = dict[str, Any]
+
+MAX_DEPTH: Final = 32
+MAX_INTEGER_DIGITS: Final = 20
+
+# RFC 7515, section 7.1: three base64url parts separated by dots. Section 2: no padding.
+_segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
+
+# C0, DEL, C1 and the two Unicode line breaks: such a name could forge log lines or break a header.
+has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
+
+
+class Jws(NamedTuple):
+    """A parsed compact JWS. It has not been verified."""
+
+    header: Claims
+    claims: Claims
+    signing_input: bytes
+    signature: bytes
+
+
+def _reject_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not valid JSON")
+
+
+def _read_integer(text: str) -> int:
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise ValueError(f"an integer must not have more than {MAX_INTEGER_DIGITS} digits")
+    return int(text)
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number must not exceed the range of a double")
+    return value
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> Claims:
+    members = dict(pairs)
+    # RFC 7515, section 4, and RFC 7519, section 4: reject duplicate names.
+    if len(members) != len(pairs):
+        raise ValueError("duplicate member name")
+    return members
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_read_object,
+    parse_constant=_reject_constant,
+    parse_int=_read_integer,
+    parse_float=_read_float,
+).decode
+
+
+# The closing quote is optional so that the pattern never backtracks. Otherwise an unclosed string full
+# of escaped quotes would be read again from each quote, which takes most of a second.
+_strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in _strings.sub("", text):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def parse_object(data: bytes) -> Claims:
+    """Read a JSON object strictly: UTF-8, unique names, finite numbers, bounded depth.
+
+    Raises:
+        ValueError: The data is not such an object. The message does not quote it.
+    """
+    try:
+        text = data.decode("utf-8")
+        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+        value = _decode(text)
+        if "\\u" in text:
+            # A lone surrogate cannot be encoded: code that writes the claims out later would fail.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        raise ValueError("invalid JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    return value
+
+
+def _decode_segment(segment: str) -> bytes:
+    missing = -len(segment) % 4
+    if missing == 3:
+        raise ValueError("invalid base64url length")
+    data = binascii.a2b_base64(segment.translate(_TO_BASE64) + "=" * missing)
+    # The unused bits of the last character must be zero, or one token would have several spellings.
+    if missing and binascii.b2a_base64(data[-(3 - missing) :], newline=False).rstrip(b"=") != segment[
+        -(4 - missing) :
+    ].translate(_TO_BASE64).encode("ascii"):
+        raise ValueError("unused bits of base64url are set")
+    return data
+
+
+_TO_BASE64: Final = str.maketrans("-_", "+/")
+
+
+def parse_jws(token: str, *, max_length: int) -> Jws:
+    """Parse a compact JWS whose payload is a set of claims.
+
+    Args:
+        token: As received.
+        max_length: Characters. A longer token costs one comparison.
+
+    Raises:
+        TokenRejected: ``too_long``, ``malformed``, or ``algorithm_not_allowed`` if ``alg`` is not text.
+
+    Source: RFC 7515, sections 4, 5.2 and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
+    """
+    if not isinstance(token, str):
+        raise TokenRejected("malformed")
+    if len(token) > max_length:
+        raise TokenRejected("too_long")
+    match = _segments(token)
+    if match is None:
+        raise TokenRejected("malformed")
+    header_segment, payload_segment, signature_segment = match.groups()
+    try:
+        header = parse_object(_decode_segment(header_segment))
+        claims = parse_object(_decode_segment(payload_segment))
+        signature = _decode_segment(signature_segment)
+    except ValueError:
+        raise TokenRejected("malformed") from None
+    _check_header(header)
+    return Jws(header, claims, token[: match.end(2)].encode("ascii"), signature)
+
+
+def _check_header(header: Claims) -> None:
+    """Check the rules that apply to every profile. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never read."""
+    if not isinstance(header.get("alg"), str):
+        raise TokenRejected("algorithm_not_allowed")
+    # RFC 7515, section 4.1.11: critical extensions must be understood, and none is supported. An
+    # empty or superfluous list is not allowed either. RFC 7797: "b64" requires "crit".
+    if "crit" in header or "b64" in header:
+        raise TokenRejected("malformed")
+    kid = header.get("kid", "-")
+    if not isinstance(kid, str) or not kid or has_control_character(kid):
+        raise TokenRejected("malformed")
+    typ = header.get("typ", "JWT")
+    if not isinstance(typ, str):
+        raise TokenRejected("malformed")
+
+
+def looks_like_jws(token: str) -> bool:
+    """Return whether *token* has three parts and the first is a JSON object with an ``alg``."""
+    match = _segments(token)
+    if match is None:
+        return False
+    try:
+        return "alg" in parse_object(_decode_segment(match[1]))
+    except ValueError:
+        return False
+
+
+def copy_json(value: Any) -> Any:
+    """Return a deep copy of a JSON value, so that one request cannot change the claims of another."""
+    if isinstance(value, dict):
+        return {name: copy_json(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [copy_json(member) for member in value]
+    return value

@@ -1,0 +1,74 @@
+"""Issuer metadata: where it is, what in it can be trusted, and how long a response stays fresh. No I/O.
+
+Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, section 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.origin import Origin
+from otel_token_relay.settings import is_issuer
+from otel_token_relay.verification.http_client import is_trustworthy
+
+# How long keys are fresh if the response does not specify it, and the bounds for what it specifies.
+DEFAULT_FRESH_SECONDS: Final = 300.0
+MIN_FRESH_SECONDS: Final = 30.0
+MAX_FRESH_SECONDS: Final = 24 * 3600.0
+
+_max_age = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,10})", re.IGNORECASE).search
+_forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGNORECASE).search
+
+
+def check_issuer(issuer: object) -> str:
+    """Return *issuer* if its metadata can be fetched.
+
+    Raises:
+        ConfigurationError: The issuer is not an https URL, or has a query or a fragment.
+    """
+    if not isinstance(issuer, str) or not is_issuer(issuer):
+        raise ConfigurationError("issuers", "expected an https URL without a query, or an http URL on loopback")
+    return issuer
+
+
+def metadata_urls(issuer: str) -> tuple[str, str]:
+    """Return the possible metadata URLs: OpenID appends to the path, RFC 8414 inserts before it."""
+    parts = urlsplit(issuer)
+    path = parts.path.rstrip("/")
+    base = f"{parts.scheme}://{parts.netloc}"
+    return (
+        f"{base}{path}/.well-known/openid-configuration",
+        f"{base}/.well-known/oauth-authorization-server{path}",
+    )
+
+
+def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
+    """Return the ``jwks_uri`` of a document, or ``None`` if the document cannot be trusted.
+
+    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise an
+    attacker who controls another path of that host could have their keys trusted.
+    """
+    jwks_uri = document.get("jwks_uri")
+    if document.get("issuer") != issuer or not isinstance(jwks_uri, str) or not is_trustworthy(jwks_uri):
+        return None
+    own, named = Origin.parse(issuer), Origin.parse(jwks_uri)
+    if own is None or named is None or (own.scheme == "https" and named.scheme != "https"):
+        return None
+    return jwks_uri
+
+
+def fresh_seconds(headers: Mapping[str, str]) -> float:
+    """Return for how many seconds a response is fresh, within bounds (RFC 9111, sections 4.2 and 5.2.2)."""
+    control = headers.get("cache-control", "")
+    if _forbids_reuse(control):
+        return MIN_FRESH_SECONDS
+    match = _max_age(control)
+    if match is None:
+        return DEFAULT_FRESH_SECONDS
+    age = headers.get("age", "0")
+    fresh = float(match[1]) - (float(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0.0)
+    return min(max(fresh, MIN_FRESH_SECONDS), MAX_FRESH_SECONDS)

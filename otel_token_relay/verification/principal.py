@@ -1,0 +1,96 @@
+"""The identity that a verified request speaks for, as applications read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.verification.authenticator import DEFAULT_REALM, BearerGate
+from otel_token_relay.verification.challenges import Challenges
+from otel_token_relay.verification.verifier import VerifiedToken
+
+
+class Principal:
+    """The identity of a request, in the form that Starlette and similar frameworks expect of a user.
+
+    Attributes:
+        token: The verified token; ``None`` on a path that needs no token.
+    """
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: VerifiedToken | None) -> None:
+        self.token = token
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether the request contained a valid token."""
+        return self.token is not None
+
+    @property
+    def subject(self) -> str | None:
+        """The ``sub`` claim."""
+        return None if self.token is None else self.token.subject
+
+    @property
+    def client_id(self) -> str | None:
+        """The client that the token was issued to."""
+        return None if self.token is None else self.token.client_id
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """The scopes of the token; empty without a token."""
+        return frozenset() if self.token is None else self.token.scopes
+
+    @property
+    def claims(self) -> Mapping[str, Any]:
+        """The verified claims, read-only."""
+        return {} if self.token is None else self.token.claims
+
+    @property
+    def display_name(self) -> str:
+        """The subject, or the empty string."""
+        return self.subject or ""
+
+    @property
+    def identity(self) -> str:
+        """The subject, or the empty string."""
+        return self.subject or ""
+
+    def __repr__(self) -> str:
+        return f"Principal({self.token!r})"
+
+
+class AuthCredentials:
+    """The scopes of a request, in the form that Starlette's ``requires`` expects."""
+
+    __slots__ = ("scopes",)
+
+    def __init__(self, scopes: Sequence[str]) -> None:
+        self.scopes = list(scopes)
+
+
+def principal_of(request: MutableMapping[str, Any]) -> Principal:
+    """Return the principal of an ASGI scope or a WSGI environ.
+
+    Raises:
+        ConfigurationError: No authenticator has checked this request: neither a `BearerAuthMiddleware`
+            nor the server boundary verifies tokens for this application.
+    """
+    boundary: Boundary | None = request.get(BOUNDARY_KEY)
+    if boundary is None or not boundary.passed:
+        raise ConfigurationError("verification", "request not verified; add BearerAuthMiddleware to the application")
+    verification = None if boundary.token is None else boundary.token.verification
+    return Principal(verification if isinstance(verification, VerifiedToken) else None)
+
+
+def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
+    """Return the error responses of the authenticator that accepted this request last."""
+    boundary: Boundary | None = request.get(BOUNDARY_KEY)
+    passed = () if boundary is None else boundary.passed
+    return next(
+        (gate.challenges for gate, _ in reversed(passed) if isinstance(gate, BearerGate)),
+        Challenges(realm=DEFAULT_REALM),
+    )
