@@ -171,7 +171,8 @@ def test_demo_reports_a_missed_key_rotation(start, change):
 
     assert process.returncode == 1, output
     assert faults_of(output) == [
-        'profile-service, token "bob\'s, signed with the new key": expected 200 bob, received 401 invalid_token unknown_key'
+        'profile-service, token "bob\'s, signed with the new key": '
+        "expected 200 bob, received 401 invalid_token unknown_key"
     ]
 
 
