@@ -1,1 +1,1 @@
-"""What otel-token-relay costs, measured against OpenTelemetry alone in the same run."""
+"""Measure the cost of otel-token-relay, relative to OpenTelemetry alone in the same run."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--quick] [--json FILE]``: measure, and print a table."""
+"""``python -m benchmarks [--quick] [--json FILE]``: measure and print a table."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MEASUREMENTS: dict[str, Callable[[Effort], Iterator[Figure]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is asked for and print it. A missed target is shown, and is no failure."""
+    """Run the selected measurements and print the figures. A missed target is not a failure."""
     options = _parser().parse_args(arguments)
-    # The servers of the loopback measurement are ended on the way out.
+    # Exit normally, so that the servers of the loopback measurement are ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     effort = QUICK if options.quick else FULL
-    # With the JSON on the standard output, everything for people goes beside it.
+    # If the JSON goes to standard output, all other output goes to standard error.
     console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 140)
     figures: list[Figure] = []
     for name in options.only or MEASUREMENTS:
@@ -51,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the relay costs.")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - for the standard output")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the cost of the relay.")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON; - for standard output")
     parser.add_argument(
-        "--quick", action="store_true", help="a few calls of each: shows that it runs, measures nothing"
+        "--quick",
+        action="store_true",
+        help="only a few calls of each: tests the programs, and the figures mean nothing",
     )
-    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="one measurement; may be given again")
+    parser.add_argument(
+        "--only", action="append", choices=MEASUREMENTS, help="run only this measurement; may be repeated"
+    )
     return parser
 
 

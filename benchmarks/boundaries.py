@@ -1,4 +1,4 @@
-"""The boundary of ASGI and WSGI: what it adds to an application that does nothing."""
+"""The cost of the ASGI and WSGI boundaries around an empty application."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUP = "The boundary around an empty application"
 
 
 async def empty_asgi(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with nothing in it."""
+    """Return an empty response."""
     await receive()
     await send({"type": "http.response.start", "status": 204, "headers": []})
     await send({"type": "http.response.body", "body": b""})
@@ -35,13 +35,13 @@ async def _send(message: Any) -> None: ...
 
 
 def empty_wsgi(environ: Any, start_response: Callable[..., Any]) -> list[bytes]:
-    """Answer with nothing in it."""
+    """Return an empty response."""
     start_response("204 No Content", [])
     return [b""]
 
 
 def measure_boundaries(effort: Effort) -> Iterator[Figure]:
-    """Give what our boundary adds, divided by what contrib's middleware adds without an SDK."""
+    """Yield the cost of our boundary, divided by the cost of contrib's middleware without an SDK."""
     make = partial(
         figure,
         cost=lambda one: one["ours"] - one["bare"],

@@ -1,4 +1,4 @@
-"""What it costs to carry a token into threads, and what an open lease weighs.
+"""The cost of carrying a token into threads, and the memory of an open lease.
 
 python -m benchmarks.carry
 """
@@ -28,22 +28,22 @@ Row = tuple[str, float, float | None]
 
 
 def _submit_seconds(count: int) -> float:
-    """Time submits to a pool whose threads are busy, so that they alone are timed."""
+    """Return the seconds of submits to a pool whose threads are busy, so that only the submits are timed."""
     with ThreadPoolExecutor(2) as pool:
-        gate = threading.Event()
+        release = threading.Event()
         for _ in range(4):
-            pool.submit(gate.wait)
+            pool.submit(release.wait)
         work = int
         started = time.perf_counter()
         for _ in range(count):
             pool.submit(work)
-        taken = time.perf_counter() - started
-        gate.set()
-    return taken
+        seconds = time.perf_counter() - started
+        release.set()
+    return seconds
 
 
 def _start_seconds(count: int) -> float:
-    """Time threads that do nothing, from their start to their end."""
+    """Return the seconds of starting and joining threads that do nothing."""
     started = time.perf_counter()
     for _ in range(count):
         thread = threading.Thread(target=int)
@@ -53,7 +53,7 @@ def _start_seconds(count: int) -> float:
 
 
 def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
-    """Give ours divided by the bare instrumentation's, measured in turns; the median of the rounds."""
+    """Return our time divided by that of the bare instrumentation, as the median of alternating rounds."""
 
     def bare() -> float:
         with use_token(TOKEN):
@@ -70,7 +70,7 @@ def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
     for number in range(rounds):
         gc.collect()
         gc.disable()
-        # In turns, so that neither is always the first.
+        # Alternate the order, so that neither is always first.
         if number % 2:
             ours_seconds, bare_seconds = ours(), bare()
         else:
@@ -81,7 +81,7 @@ def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
 
 
 def _carry_ratio(count: int, rounds: int) -> float:
-    """Give a carried call of a function divided by the instrumentation's own way of wrapping one."""
+    """Return the time of a carried call, divided by that of a call wrapped as the instrumentation does."""
 
     def seconds(call: Callable[[], object]) -> float:
         started = time.perf_counter()
@@ -90,7 +90,7 @@ def _carry_ratio(count: int, rounds: int) -> float:
         return time.perf_counter() - started
 
     def work() -> None:
-        """Do nothing, as a function of Python's."""
+        """Do nothing, in a Python function."""
 
     def instrumented() -> None:
         attached = otel_context.attach(current)
@@ -109,14 +109,14 @@ def _carry_ratio(count: int, rounds: int) -> float:
 
 
 def _lease_bytes(count: int) -> float:
-    """Give what one open boundary keeps, with its token of 900 characters."""
+    """Return the memory of one open boundary with a token of 900 characters."""
     headers = [f"Bearer {number:0900d}" for number in range(count)]
     Boundary(lambda _: [headers[0]], SETTINGS)
     gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        # What each lambda keeps is the header, which the server has anyway.
+        # Each lambda keeps only the header, which the server keeps in any case.
         kept = [Boundary(lambda _, value=value: [value], SETTINGS) for value in headers]
         after, _ = tracemalloc.get_traced_memory()
         return (after - before) / len(kept)
@@ -128,10 +128,10 @@ def figures(quick: bool) -> list[Row]:
     """Measure everything.
 
     Args:
-        quick: A few calls of each: shows that it runs, measures nothing.
+        quick: Only a few calls of each: tests the program, and the figures mean nothing.
 
     Returns:
-        Name, figure and target; a target of ``None`` is for information.
+        Name, figure and target; the target is ``None`` for figures without one.
     """
     count, rounds = (20, 1) if quick else (2_000, 41)
     ThreadingInstrumentor().instrument()

@@ -1,4 +1,4 @@
-"""What the length of the list of destinations costs: nothing, for it is a dictionary."""
+"""The cost of a long list of destinations, which must be close to that of one entry."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _policy(entries: tuple[str, ...]) -> RelayPolicy:
 
 
 def _first_time(policy: RelayPolicy, hosts: list[str]) -> Any:
-    """Time a lookup that was not made before: more hosts in turn than are remembered."""
+    """Return the timing of uncached lookups: the hosts in turn, more of them than the cache holds."""
     names = {"find": policy.find, "next": partial(next, cycle(hosts))}
     return statement("find('https', next(), 8443)", names)
 
 
 def measure_destinations(effort: Effort) -> Iterator[Figure]:
-    """Give what 10,000 entries cost, divided by what one costs."""
+    """Yield the cost with 10,000 entries, divided by the cost with one."""
     context = context_of_request(token=True)
     make = partial(
         figure, cost=lambda one: one["many"], by=lambda one: one["one"], group="10,000 destinations instead of one"

@@ -1,4 +1,4 @@
-"""A figure: a ratio, what it should be, and how it is shown."""
+"""A figure: a ratio, its target and its presentation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        group: The heading that it stands under.
-        name: What is measured.
-        yardstick: What it is divided by.
-        ratio: The median over the rounds.
-        low: A quarter of the rounds gave less.
-        high: A quarter of the rounds gave more.
-        target: The most that the ratio should be; ``None`` for a figure that only informs.
-        microseconds: The same without the division, on this machine.
+        group: The heading in the table.
+        name: The measured operation.
+        yardstick: The operation whose cost is the divisor.
+        ratio: The median of the rounds.
+        low: The first quartile of the rounds.
+        high: The third quartile of the rounds.
+        target: The upper limit for the ratio; ``None`` for a figure without a target.
+        microseconds: The median cost on this machine, not divided.
     """
 
     group: str
@@ -41,7 +41,7 @@ class Figure:
 
     @property
     def is_reached(self) -> bool | None:
-        """Whether the target is reached; ``None`` without one."""
+        """Whether the target is reached; ``None`` if there is none."""
         return None if self.target is None else self.ratio <= self.target
 
 
@@ -55,7 +55,7 @@ def figure(
     yardstick: str,
     target: float | None = None,
 ) -> Figure:
-    """Make a figure of *cost* divided by *by*, round for round."""
+    """Return the figure of *cost* divided by *by* in each round."""
     ratios = [cost(one) / by(one) for one in rounds]
     low, high = quartiles(ratios)
     return Figure(
@@ -65,7 +65,7 @@ def figure(
 
 def show(figures: Sequence[Figure], console: Console) -> None:
     """Print the table."""
-    table = Table(title="What the relay costs, as ratios within one run", title_justify="left")
+    table = Table(title="Cost of the relay, as ratios within one run", title_justify="left")
     for heading, justify in (
         ("measured", "left"),
         ("divided by", "left"),
@@ -73,7 +73,7 @@ def show(figures: Sequence[Figure], console: Console) -> None:
         ("middle half", "right"),
         ("target", "right"),
         ("", "left"),
-        ("here, µs", "right"),
+        ("cost, µs", "right"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     group = None
@@ -92,14 +92,14 @@ def show(figures: Sequence[Figure], console: Console) -> None:
 
 
 def to_json(figures: Sequence[Figure]) -> str:
-    """Give the figures, and what they were measured with, as one JSON object."""
+    """Return the figures and the versions of the measured packages as one JSON object."""
     packages = ("otel-token-relay", "opentelemetry-api", "httpx", "httpx2", "urllib3", "requests", "aiohttp", "fastapi")
-    answer = {
+    report = {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "figures": [_as_dict(one) for one in figures],
     }
-    return json.dumps(answer, indent=2, allow_nan=False)
+    return json.dumps(report, indent=2, allow_nan=False)
 
 
 def _as_dict(one: Figure) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""One hop: all that our wrapper adds to the client's method, with a method that does nothing inside.
+"""The cost of one hop: the time that our wrapper adds to a client method that does nothing.
 
-The wrapper is put on by the package's own ``patch``, on classes made for the purpose; the requests
-are the libraries' real ones. What is timed is the whole call, wrapped and bare, and the bare call is
-taken off. The yardstick is OpenTelemetry writing two entries of baggage into ``httpx.Headers``.
+The package's own ``patch`` wraps classes made for this measurement; the requests are those of the
+libraries. The whole call is timed with and without the wrapper, and the difference is the cost. The
+yardstick is OpenTelemetry writing two baggage entries into ``httpx.Headers``.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ WITHOUT_TOKEN_TARGET = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client: makes the timing of one hop, bare or with our wrapper.
+    """A client whose hop is timed, bare or with our wrapper.
 
     Attributes:
-        name: As it stands in the table.
-        timing: Given the relay, or ``None`` for bare, and the current context.
+        name: The name in the table.
+        timing: Returns the timing, given the relay (``None`` for bare) and the current context.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Client:
 
 
 def relay(destinations: tuple[str, ...] = (DESTINATION,)) -> Relay:
-    """Give a relay with one listed destination."""
+    """Return a relay with these listed destinations."""
     return Relay(Settings(destinations=destinations))
 
 
 def yardstick() -> Timing:
-    """Time what everything is divided by."""
+    """Return the timing of the yardstick."""
     names = {
         "inject": W3CBaggagePropagator().inject,
         "headers": httpx.Headers(OUTGOING),
@@ -82,7 +82,10 @@ def yardstick() -> Timing:
 
 
 def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
-    """Time one hop of httpx or httpx2: each request is new, with the copy of the headers that instrumentation makes."""
+    """Return the timing of one hop of httpx or httpx2.
+
+    Each request is new and has a copy of the headers, as after instrumentation.
+    """
 
     class Transport:
         def __init__(self) -> None:
@@ -109,7 +112,7 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
 
 
 def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timing:
-    """Time one attempt of a urllib3 pool, called as ``urlopen`` calls it, on a connection that is open."""
+    """Return the timing of one attempt of a urllib3 pool, called as in ``urlopen``."""
 
     connection: Any = HTTPSConnection("profile-service", 8443)
     connection.sock = SimpleNamespace(proto=socket.IPPROTO_TCP)
@@ -145,7 +148,7 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
 
 
 def urllib_timing(relay: Relay | None, context: Context) -> Timing:
-    """Time one hop of urllib.request."""
+    """Return the timing of one hop of urllib.request."""
 
     class AbstractHTTPHandler:
         def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> None:
@@ -163,7 +166,7 @@ def urllib_timing(relay: Relay | None, context: Context) -> Timing:
 
 
 def _twin(request: Any) -> Any:
-    """Give a copy whose attributes were set one by one, as in a request that was just made."""
+    """Return a copy whose attributes are set one by one, as in a new request."""
     twin = object.__new__(type(request))
     for name, value in vars(request).items():
         setattr(twin, name, value)
@@ -171,7 +174,7 @@ def _twin(request: Any) -> Any:
 
 
 def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context) -> Timing:
-    """Time one hop of aiohttp, in one running loop."""
+    """Return the timing of one hop of aiohttp, in one running loop."""
 
     class Request(ClientRequest):
         async def send(self, conn: Any) -> Any:
@@ -189,7 +192,7 @@ def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context
 
 
 def clients(runner: asyncio.Runner) -> Iterator[Client]:
-    """Give every client that is hooked."""
+    """Yield every client that is measured."""
     as_sent = requests.Request("GET", URL, headers=OUTGOING).prepare().headers
     yield Client("httpx", partial(httpx_timing, httpx))
     yield Client("httpx2", partial(httpx_timing, httpx2))
@@ -200,7 +203,7 @@ def clients(runner: asyncio.Runner) -> Iterator[Client]:
 
 
 def measure_hops(effort: Effort) -> Iterator[Figure]:
-    """Give for each client the hop that relays, and the one that has nothing to relay."""
+    """Yield for each client the cost of a hop that relays, and of one without a token."""
     holding, empty = context_of_request(token=True), context_of_request(token=False)
     with asyncio.Runner() as runner:
         for client in clients(runner):
@@ -212,7 +215,7 @@ def measure_hops(effort: Effort) -> Iterator[Figure]:
                 "empty": client.timing(relay(), empty),
             }
             rounds = side_by_side(timings, effort)
-            make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop, what the wrapper adds")
+            make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop, added by the wrapper")
             yield make(_added("relayed", "bare"), name=f"{client.name}: token relayed", target=RELAYED_TARGET)
             yield make(
                 _added("empty", "bare, empty"), name=f"{client.name}: no token in context", target=WITHOUT_TOKEN_TARGET
@@ -220,13 +223,13 @@ def measure_hops(effort: Effort) -> Iterator[Figure]:
 
 
 def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
-    """Give the httpx hop when the SDK listens: a recording CLIENT span, a meter with a reader."""
+    """Yield the cost of an httpx hop that the SDK records, in a CLIENT span and with a meter."""
     with ExitStack() as stack:
         meters, tracers = MeterProvider([InMemoryMetricReader()]), TracerProvider()
         stack.callback(meters.shutdown)
         stack.callback(tracers.shutdown)
         counted = relay()
-        # The global provider can be set once in a process, and the other figures are without it.
+        # Not the global provider, which can be set only once and would affect the other figures.
         counted._record.__self__._counter = meters.get_meter("otel_token_relay").create_counter(COUNTER_NAME)
         span = tracers.get_tracer("benchmarks").start_span("GET", kind=trace.SpanKind.CLIENT)
         holding = context_of_request(token=True)
@@ -240,7 +243,7 @@ def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
         }
         rounds = side_by_side(timings, effort)
         span.end()
-    make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop on httpx while the SDK listens")
+    make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop on httpx, recorded by the SDK")
     yield make(_added("traced", "bare"), name="with a recording CLIENT span")
     yield make(_added("counted", "bare"), name="with a meter")
     yield make(_added("both", "bare"), name="with both")

@@ -1,8 +1,8 @@
-"""Time several things side by side, so that a busy machine slows all of them alike.
+"""Time several operations in alternating rounds, so that a busy machine affects all of them equally.
 
-Nothing here knows what is timed. A round runs each thing once, in an order that turns, for some
-milliseconds. What is compared is compared within a round, and the median of the rounds counts:
-a pause of the machine spoils one round and not the figure.
+Each round times every operation once, in a rotating order, for a fraction of a millisecond. Operations are
+compared within a round, and the result is the median of the rounds: a pause of the machine affects
+one round, but not the result.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-# Runs something that often and gives the seconds it took.
+# Runs an operation that many times and returns the seconds.
 Timing = Callable[[int], float]
-# One round: what each thing took, in seconds for one call.
+# One round: the seconds for one call of each operation.
 Round = Mapping[str, float]
 
 
@@ -32,11 +32,11 @@ class Effort:
     """How long to measure.
 
     Attributes:
-        rounds: How often each thing is timed.
-        seconds: How long the slowest timing of a round lasts, about. Less than a time slice of the
-            machine: most rounds are then not interrupted at all.
-        loops: Rounds over loopback.
-        requests: Requests to each pair of servers in one of them.
+        rounds: The number of rounds.
+        seconds: The approximate duration of the slowest timing in a round. It is shorter than a time slice
+            of the machine, so that most rounds are not interrupted.
+        loops: The number of loopback rounds.
+        requests: The number of requests to each pair of servers in a loopback round.
     """
 
     rounds: int
@@ -50,18 +50,18 @@ QUICK = Effort(rounds=3, seconds=0.00005, loops=2, requests=2)
 
 
 def statement(code: str, names: Mapping[str, Any], context: Context | None = None) -> Timing:
-    """Time a statement as `timeit` does: in a loop of its own, without a call around it.
+    """Return the timing of a statement, as `timeit` does it: in a loop, without a function call around it.
 
     Args:
-        code: What to time.
-        names: The names that stand in it.
-        context: What is OpenTelemetry's current context meanwhile.
+        code: The statement.
+        names: The names that it uses.
+        context: The current OpenTelemetry context during the timing.
     """
     return _within(timeit.Timer(code, globals=dict(names)).timeit, context)
 
 
 def with_each(build: Callable[[], Any], call: Callable[[Any], Any], context: Context | None = None) -> Timing:
-    """Time a call that gets another argument each time; they are made before the clock starts."""
+    """Return the timing of a call with a new argument each time. The arguments are built before timing starts."""
 
     def loop(count: int) -> float:
         arguments = [build() for _ in range(count)]
@@ -76,7 +76,7 @@ def with_each(build: Callable[[], Any], call: Callable[[Any], Any], context: Con
 def awaited(
     runner: asyncio.Runner, call: Callable[..., Awaitable[Any]], *arguments: Any, context: Context | None = None
 ) -> Timing:
-    """Time an awaited call within one running loop, without the start of a task for each."""
+    """Return the timing of an awaited call in one running loop, without a new task for each call."""
 
     async def loop(count: int) -> float:
         attached = otel_context.attach(Context() if context is None else context)
@@ -98,13 +98,13 @@ def _within(timing: Timing, context: Context | None) -> Timing:
 
 
 def side_by_side(timings: Mapping[str, Timing], effort: Effort) -> list[Round]:
-    """Time each thing once in each round, and give every round."""
+    """Time each operation once in each round, and return the rounds."""
     count = min(_calibrate(timing, effort.seconds) for timing in timings.values())
     names = list(timings)
     rounds = []
     gc_was_on = gc.isenabled()
     gc.collect()
-    gc.disable()  # a collection costs what the whole process holds, and hits one of the two by chance
+    gc.disable()  # its cost depends on the whole process, and it would affect one of the operations by chance
     try:
         for number in range(effort.rounds):
             turn = number % len(names)
@@ -119,17 +119,17 @@ def side_by_side(timings: Mapping[str, Timing], effort: Effort) -> list[Round]:
 
 
 def _calibrate(timing: Timing, seconds: float) -> int:
-    timing(3)  # whatever happens only once
+    timing(3)  # caches and other one-time work
     took = min(timing(8) for _ in range(5)) / 8
     return max(1, round(seconds / took))
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """Give the bounds of the middle half, for showing how steady a figure was."""
+    """Return the first and third quartile, which show how stable a figure is."""
     ordered = sorted(values)
     return ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
 
 def middle(rounds: list[Round], of: Callable[[Round], float]) -> float:
-    """Give the median over all rounds of what *of* makes of one round."""
+    """Return the median of *of* over all rounds."""
     return median(of(one) for one in rounds)

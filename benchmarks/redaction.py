@@ -1,11 +1,11 @@
-"""What redaction adds to a span, a log record, a measurement and a request, against redaction off.
+"""The cost of redaction for a span, a log record, a measurement and a request.
 
-Each figure compares two arms in one process that take turns round by round, so that whatever
-else the machine does meets both. The ratio is the median over the rounds of on / off - 1.
+Each figure alternates between redaction on and off in one process, so that the load of the machine affects
+both equally. The ratio is the median over the rounds of on / off - 1.
 
-Spans and log records are cleaned when an exporter looks at them, in its thread, so the exporters of
-the first figures, which look at nothing, show what the thread of the request pays. The last two
-figures show the whole of it: there everything is written as OTLP, which looks at everything.
+Spans and log records are redacted when an exporter reads them, in the exporter's thread. The exporters of
+the first figures read nothing, so those figures show the cost in the thread of the request. The last two
+figures show the whole cost: their exporters encode everything as OTLP.
 
     python -m benchmarks.redaction [--quick]
 """
@@ -46,7 +46,7 @@ TOKEN = (
 
 
 class _Nowhere(SpanExporter):
-    """Looks at nothing."""
+    """Reads nothing."""
 
     def export(self, spans: Any) -> SpanExportResult:
         return SpanExportResult.SUCCESS
@@ -55,7 +55,7 @@ class _Nowhere(SpanExporter):
 
 
 class _Encoding(_Nowhere):
-    """Looks at everything, as the OTLP exporter does."""
+    """Reads everything, as the OTLP exporter does."""
 
     def export(self, spans: Any) -> SpanExportResult:
         encode_spans(spans).SerializeToString()
@@ -73,7 +73,7 @@ class _EncodingLogs(_NoLogs):
 
 
 class _Switch:
-    """Redaction that can be switched in no time, with everything that it has learned kept."""
+    """Redaction that can be switched on and off immediately, without the loss of its known tokens."""
 
     def __init__(self) -> None:
         installation.start(Settings())
@@ -100,13 +100,13 @@ def _switch() -> Iterator[_Switch]:
 
 
 def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callable[[], object] = lambda: None) -> float:
-    """Give on / off - 1, the median over *rounds* in which both take turns.
+    """Return on / off - 1, as the median of *rounds* that time both.
 
     Args:
-        work: Does something so many times.
-        rounds: How often each arm is timed.
-        size: How many times in one timing.
-        settle: Ends what *work* has left to other threads; its time counts.
+        work: Performs the operation that many times.
+        rounds: The number of rounds.
+        size: The number of operations in one timing.
+        settle: Waits for the work of other threads; its time is included.
     """
     ratios = []
     with _switch() as switch:
@@ -124,7 +124,7 @@ def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callab
                         work(size)
                         settle()
                         took[on] = time.process_time_ns() - begun
-                if number >= 0:  # the first ones fill the caches
+                if number >= 0:  # the first rounds fill the caches
                     ratios.append(took[True] / took[False] - 1)
                 gc.collect()
         finally:
@@ -133,19 +133,19 @@ def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callab
 
 
 def _batching(processor: Callable[..., Any], exporter: Any) -> Any:
-    """Give a batch processor whose queue is never full: what it drops is neither cleaned nor encoded."""
+    """Return a batch processor whose queue is never full: dropped records would be neither redacted nor encoded."""
     return processor(exporter, max_queue_size=100_000, max_export_batch_size=512)
 
 
 def span_ratio(rounds: int, size: int, exporter: SpanExporter | None = None) -> float:
-    """A clean span: start, 15 attributes, an event, end, BatchSpanProcessor."""
+    """Return the ratio for a span without a token: start, 15 attributes, an event, end, BatchSpanProcessor."""
     provider = TracerProvider()
     provider.add_span_processor(_batching(BatchSpanProcessor, exporter or _Nowhere()))
     tracer = provider.get_tracer("benchmark", "1.0")
 
     def work(size: int) -> None:
         for number in range(size // 10):
-            # Traces of ten, as a request makes them.
+            # Traces of ten spans, like those of a request.
             with tracer.start_as_current_span("request"):
                 for child in range(9):
                     make_span(10 * number + child)
@@ -181,7 +181,7 @@ def span_ratio(rounds: int, size: int, exporter: SpanExporter | None = None) -> 
 
 
 def log_ratio(rounds: int, size: int, exporter: InMemoryLogRecordExporter | None = None) -> float:
-    """A clean log record with five attributes, BatchLogRecordProcessor."""
+    """Return the ratio for a log record without a token: five attributes, BatchLogRecordProcessor."""
     provider = LoggerProvider()
     provider.add_log_record_processor(_batching(BatchLogRecordProcessor, exporter or _NoLogs()))
     logger = provider.get_logger("benchmark", "1.0")
@@ -211,7 +211,7 @@ def log_ratio(rounds: int, size: int, exporter: InMemoryLogRecordExporter | None
 
 
 def metric_ratio(rounds: int, size: int) -> float:
-    """A clean measurement of a histogram with six attributes."""
+    """Return the ratio for a histogram measurement without a token, with six attributes."""
     provider = MeterProvider([InMemoryMetricReader()])
     histogram = provider.get_meter("benchmark", "1.0").create_histogram("http.server.request.duration")
     attributes = {
@@ -234,7 +234,7 @@ def metric_ratio(rounds: int, size: int) -> float:
 
 
 def request_ratio(rounds: int, size: int) -> float:
-    """A FastAPI request in process, instrumented and relayed, another token each time, 3 spans."""
+    """Return the ratio for an in-process, instrumented FastAPI request with a new token each time and 3 spans."""
     from fastapi import FastAPI
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
@@ -289,25 +289,25 @@ def _scope(number: int) -> dict[str, Any]:
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """Give name, ratio reached and ratio aimed at, if one is, for each figure."""
+    """Return the name, the ratio and the target (``None`` if there is none) of each figure."""
     rounds = 2 if quick else 200
     return [
-        ("a clean span", span_ratio(rounds, 300), 0.15),
+        ("a span", span_ratio(rounds, 300), 0.15),
         ("a log record", log_ratio(rounds, 300), 0.15),
         ("a metric measurement", metric_ratio(rounds, 1000), 0.10),
         ("an in-process FastAPI request", request_ratio(rounds, 30), 0.04),
-        ("a clean span, written as OTLP", span_ratio(rounds, 300, _Encoding()), None),
-        ("a log record, written as OTLP", log_ratio(rounds, 300, _EncodingLogs()), None),
+        ("a span, encoded as OTLP", span_ratio(rounds, 300, _Encoding()), None),
+        ("a log record, encoded as OTLP", log_ratio(rounds, 300, _EncodingLogs()), None),
     ]
 
 
 def main() -> None:
-    """Print the figures."""
+    """Measure and print the figures."""
     quick = "--quick" in sys.argv[1:]
-    print("redaction on against redaction off, median of rounds in one process")
+    print("cost of redaction, relative to redaction off; median of the rounds in one process")
     for name, ratio, target in figures(quick):
-        verdict = "" if target is None else f"   target {target:.0%}" + ("" if ratio <= target else "  (above it)")
-        print(f"  {name:32} {ratio:+7.1%}{verdict}")
+        result = "" if target is None else f"   target {target:.0%}" + ("" if ratio <= target else "  (missed)")
+        print(f"  {name:32} {ratio:+7.1%}{result}")
 
 
 if __name__ == "__main__":

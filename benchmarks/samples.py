@@ -1,4 +1,4 @@
-"""What is measured with: a token, a request that came in, the headers of one that goes out."""
+"""Sample data: a token, an incoming request, the headers of an outgoing request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from otel_token_relay.token import BearerToken, Lease
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
-# What an HTTP client sends by itself, and what instrumentation has added before our wrapper runs.
+# The headers that an HTTP client adds, and those that instrumentation has added before our wrapper runs.
 OUTGOING = {
     "Host": "profile-service:8443",
     "Accept": "*/*",
@@ -33,7 +33,7 @@ def _segment(content: bytes) -> str:
 
 
 def jwt(length: int = 900) -> str:
-    """Give text of that length with the shape of an RS256 access token that is good for an hour."""
+    """Return a text of that length in the form of an RS256 access token that expires in an hour."""
     header = _segment(json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": "2026-11"}).encode())
     signature = _segment(bytes(range(256)))
     claims: dict[str, Any] = {
@@ -51,7 +51,7 @@ def jwt(length: int = 900) -> str:
 
 
 def scope(*, authorization: str | None) -> dict[str, Any]:
-    """Give the ASGI scope of a request with seven headers, and with an Authorization as the eighth."""
+    """Return the ASGI scope of a request with seven headers, and *authorization* as an eighth."""
     headers = [
         (b"host", b"user-service.prod.svc.cluster.local"),
         (b"accept", b"application/json"),
@@ -80,7 +80,7 @@ def scope(*, authorization: str | None) -> dict[str, Any]:
 
 
 def environ(*, authorization: str | None) -> dict[str, Any]:
-    """Give the same request as a WSGI environ."""
+    """Return the same request as a WSGI environ."""
     given = scope(authorization=authorization)
     found = {
         "REQUEST_METHOD": "GET",
@@ -99,7 +99,7 @@ def environ(*, authorization: str | None) -> dict[str, Any]:
 
 
 def context_of_request(*, token: bool) -> Context:
-    """Give what is current while a request is handled: its span, which no SDK records, and its token."""
+    """Return the context of a request that is being served: its non-recording span and its token."""
     span_context = trace.SpanContext(
         trace_id=0x4BF92F3577B34DA6A3CE929D0E0E4736,
         span_id=0x00F067AA0BA902B7,
@@ -110,10 +110,10 @@ def context_of_request(*, token: bool) -> Context:
     if not token:
         return with_token(None, context)
     bearer = BearerToken(jwt(), lease=Lease())
-    _ = bearer.expires_at  # peeked once for each request that comes in, at its first hop
+    _ = bearer.expires_at  # read once for each incoming request, at its first hop
     return with_token(bearer, context)
 
 
 def context_with_baggage() -> Context:
-    """Give a context with two entries of baggage, such as services carry."""
+    """Return a context with two typical baggage entries."""
     return baggage.set_baggage("tenant", "acme", baggage.set_baggage("user.tier", "gold", Context()))

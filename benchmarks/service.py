@@ -1,7 +1,7 @@
 """One service of the loopback measurement, run under ``opentelemetry-instrument``.
 
-``python -m benchmarks.service FD [URL]``: serve on the listening socket FD; with a URL, answer each
-request with what that URL says to one of our own.
+``python -m benchmarks.service FD [URL]``: serve on the listening socket FD; with a URL, return the
+response of that URL for each request.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 
 class _Nowhere(SpanExporter):
-    """What export costs before the wire."""
+    """Discards the spans, so that only the cost before export counts."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         return SpanExportResult.SUCCESS
 
 
 def build(upstream: str | None) -> FastAPI:
-    """Give the application: it answers by itself, or asks upstream."""
+    """Return an application that responds itself, or calls *upstream*."""
     app = FastAPI()
     client = httpx.AsyncClient()
 
@@ -34,9 +34,9 @@ def build(upstream: str | None) -> FastAPI:
     async def profile() -> dict[str, str]:
         if upstream is None:
             return {"name": "Alice"}
-        answer = await client.get(upstream)
-        answer.raise_for_status()
-        return dict(answer.json())
+        response = await client.get(upstream)
+        response.raise_for_status()
+        return dict(response.json())
 
     return app
 
@@ -45,7 +45,7 @@ def main(descriptor: str, upstream: str | None = None) -> None:
     """Serve until the process is ended."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        raise SystemExit("the SDK is not on: run this under opentelemetry-instrument")
+        raise SystemExit("the SDK is not configured: run this under opentelemetry-instrument")
     provider.add_span_processor(BatchSpanProcessor(_Nowhere()))
     server = uvicorn.Server(uvicorn.Config(build(upstream), log_level="warning", access_log=False))
     server.run(sockets=[socket.socket(fileno=int(descriptor))])

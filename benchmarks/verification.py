@@ -1,7 +1,7 @@
-"""What verifying a token costs, against the recipe of PyJWT's own documentation.
+"""The cost of verifying a token, relative to the recipe in PyJWT's documentation.
 
-The recipe is ``jwt.get_unverified_header`` to find the key and ``jwt.decode`` with it; it does less
-than we do. Both run in turns in one process, and the median of the rounds counts.
+The recipe uses ``jwt.get_unverified_header`` to find the key and ``jwt.decode`` with it; it checks less
+than our verifier. Both alternate in one process, and the result is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CALLS = 20
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Measure, and give (name, ratio, target) for each figure; a ratio at or below its target is good."""
+    """Return the name, the ratio and the target of each figure; the ratio should not exceed the target."""
     rounds = 30 if quick else 200
     found: list[Figure] = []
     with issuing(*(public_jwk(alg, kid) for alg, kid in KIDS.items())) as issuer:
@@ -38,7 +38,7 @@ def figures(quick: bool) -> list[Figure]:
 
 
 def _cost(issuer: Issuer, alg: str, rounds: int) -> list[Figure]:
-    # As issuers send them: some 15 claims, names, roles and an e-mail address.
+    # Typical claims: about 15, with names, roles and an email address.
     extra = {
         "name": "Alice Example",
         "email": "alice@example.com",
@@ -53,14 +53,14 @@ def _cost(issuer: Issuer, alg: str, rounds: int) -> list[Figure]:
     token = make_token(claims(issuer.url, **extra), alg, kid=kid)
     keys = {kid: jwt.PyJWK(public_jwk(alg, kid))}
     fresh = TokenVerifier([issuer.url], AUDIENCE, cache_size=0)
-    remembering = TokenVerifier([issuer.url], AUDIENCE)
+    caching = TokenVerifier([issuer.url], AUDIENCE)
 
     def recipe() -> None:
         key = keys[jwt.get_unverified_header(token)["kid"]]
         jwt.decode(token, key, algorithms=[alg], audience=AUDIENCE, issuer=issuer.url)
 
     uncached = lambda: fresh.verify(token)  # noqa: E731
-    cached = lambda: remembering.verify(token)  # noqa: E731
+    cached = lambda: caching.verify(token)  # noqa: E731
     times = _interleave([recipe, uncached, cached], rounds)
     return [
         (f"verify, uncached, {alg}, of PyJWT's recipe", times[1] / times[0], 1.0),
@@ -69,7 +69,7 @@ def _cost(issuer: Issuer, alg: str, rounds: int) -> list[Figure]:
 
 
 def _interleave(functions: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Give the median seconds of each function, all of them measured in each round."""
+    """Return the median seconds of each function; each round measures all of them."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
@@ -88,7 +88,7 @@ def _interleave(functions: list[Callable[[], object]], rounds: int) -> list[floa
 
 
 def _under_attack(issuer: Issuer, requests: int) -> list[Figure]:
-    """Measure known keys, and the event loop, while the issuer hangs and a stranger brings unknown keys."""
+    """Measure known keys and the event loop while the issuer hangs and an attacker sends unknown keys."""
     token = make_token(claims(issuer.url), "RS256", kid="r1")
     forged = make_token(claims(issuer.url), "RS256", kid="forged", name="second")
     verifier = TokenVerifier([issuer.url], AUDIENCE, cache_size=0)
@@ -105,13 +105,13 @@ def _under_attack(issuer: Issuer, requests: int) -> list[Figure]:
     quiet = median()
     issuer.behave = issuer.hang
     before = len(issuer.hits)
-    stranger = threading.Thread(target=_expect_rejection, args=(verifier, forged))
-    stranger.start()
+    attacker = threading.Thread(target=_expect_rejection, args=(verifier, forged))
+    attacker.start()
     wait_until(lambda: len(issuer.hits) > before)
     attacked = median()
     lag = asyncio.run(_lag(issuer, forged))
     issuer.released.set()
-    stranger.join(10)
+    attacker.join(10)
     issuer.behave = None
     return [
         ("verify with a known key while the issuer hangs, of its quiet median", attacked / quiet, 2.0),
@@ -128,7 +128,7 @@ def _expect_rejection(verifier: TokenVerifier, token: str) -> None:
 
 
 async def _lag(issuer: Issuer, token: str) -> float:
-    """Give the 99th percentile of how late the loop wakes up while a request waits for keys."""
+    """Return the 99th percentile of the loop's wake-up delay while a request waits for keys."""
     verifier = AsyncTokenVerifier([issuer.url], AUDIENCE, timeout=1.0)
     request = asyncio.ensure_future(verifier.verify(token))
     late = []
@@ -141,9 +141,9 @@ async def _lag(issuer: Issuer, token: str) -> float:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Measure and print the figures."""
     for name, ratio, target in figures("--quick" in sys.argv[1:]):
-        print(f"  {name:60} {ratio:8.3f}   target {target:.3f}{'' if ratio <= target else '  (above the target)'}")
+        print(f"  {name:60} {ratio:8.3f}   target {target:.3f}{'' if ratio <= target else '  (missed)'}")
 
 
 if __name__ == "__main__":

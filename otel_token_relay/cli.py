@@ -21,8 +21,8 @@ from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
 
-# Sending by themselves, and not hooked: `to_destination` is the way there. What builds on a client
-# that is hooked is not here. `docs/servers-and-clients.md` names the same.
+# Clients that send requests themselves and are not hooked: use `to_destination` with them. Libraries that build
+# on a hooked client are not listed. `docs/servers-and-clients.md` has the same list.
 UNCOVERED_CLIENTS = (
     "curl_cffi",
     "geventhttpclient",
@@ -37,17 +37,17 @@ UNCOVERED_CLIENTS = (
     "websockets",
 )
 
-_NOT_COVERED = "not covered, name the destination by hand (to_destination)"
+_NOT_COVERED = "not covered; name the destination yourself with to_destination()"
 
 _HOW_TO_SWITCH_ON = (
-    "OTEL_PROPAGATORS does not name token_relay: unless the application calls install(), no token is relayed"
+    "OTEL_PROPAGATORS does not contain token_relay: no token is relayed, unless the application calls install()"
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit status: 0, 1 for what the command found, 2 for a wrong command."""
+    """Run the command and return its exit status: 0, 1 if the command found a problem, 2 for a usage error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What is shown is the user's own text, and the terminal may not have its letters.
+        # The output quotes the user's own text, which the encoding of the terminal may not support.
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
@@ -73,35 +73,37 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="otel-token-relay", description="Carry the caller's bearer token to the destinations you named."
+        prog="otel-token-relay", description="Relay the caller's bearer token to listed destinations."
     )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    commands.add_parser("check", help="show the settings as read and what is hooked; exit 1 on a problem")
-    explained = commands.add_parser("explain", help="say whether a URL would get the token; exit 1 if not")
+    commands.add_parser("check", help="print the settings and the hooked libraries; exit with 1 if there is a problem")
+    explained = commands.add_parser(
+        "explain", help="print whether the token would be relayed to a URL; exit with 1 if not"
+    )
     explained.add_argument("url", metavar="URL")
-    explained.add_argument("--json", action="store_true", help="one JSON object on one line")
-    commands.add_parser("demo", help="two services, a third party and an authorization server on loopback")
+    explained.add_argument("--json", action="store_true", help="print one JSON object on one line")
+    commands.add_parser("demo", help="run two services, a third party and an authorization server on loopback")
     return parser
 
 
 def check() -> int:
-    """Print what is set, what is hooked and what is risky.
+    """Print the settings, the hooked libraries, the warnings and the problems.
 
     Returns:
-        1 where a setting cannot be read or a library that is here cannot be hooked.
+        1 if a setting is invalid or an installed library cannot be hooked, otherwise 0.
     """
-    # Hooks and settings log what is printed here anyway.
+    # The hooks and settings would also log what is printed here.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     settings = Settings.from_env()
     _print_settings(settings)
     problems = [*settings.problems, *_install_hooks()]
     if settings.verify != "off" and importlib.util.find_spec("jwt") is None:
-        problems.append("requests are to be verified, and PyJWT is missing: pip install 'otel-token-relay[verify]'")
+        problems.append("requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'")
     problems += _check_hooks("Clients", CLIENT_HOOKS)
     for name in UNCOVERED_CLIENTS:
         if (version := _version(name)) is not None:
             print(f"  {name} {version}: {_NOT_COVERED}")
-    print(f"  http.client (standard library) on its own: {_NOT_COVERED}")
+    print(f"  http.client (standard library), used directly: {_NOT_COVERED}")
     problems += _check_hooks("Servers", SERVER_HOOKS)
     problems += _check_redaction(settings)
     for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):
@@ -117,7 +119,7 @@ def _print_settings(settings: Settings) -> None:
     for name, variable in VARIABLES.items():
         origin = "set" if os.environ.get(variable.name, "").strip() else "default"
         if any(problem.startswith(f"{variable.name}:") for problem in settings.problems):
-            origin = "not as written, see Problems"
+            origin = "invalid value replaced, see Problems"
         print(f"  {variable.name} = {_shown(getattr(settings, name))}  ({origin})")
 
 
@@ -130,7 +132,7 @@ def _risks(settings: Settings) -> list[str]:
     if settings.require_verified and settings.verify == "off":
         warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
     warnings += [
-        f"the destination {entry} asks for an exchanged token and no token endpoint is configured: it gets nothing"
+        f"the destination {entry} requires an exchanged token, which this version cannot obtain: it receives no token"
         for entry in settings.entries
         if entry.needs_exchange
     ]
@@ -142,16 +144,16 @@ def _is_switched_on() -> bool:
 
 
 def _install_hooks() -> list[str]:
-    """Install the hooks, which loads what OTEL_PROPAGATORS names, as an application does at its start."""
+    """Install the hooks, which loads the propagators in OTEL_PROPAGATORS as an application does when it starts."""
     try:
         install(Settings())
-    except Exception as error:  # noqa: BLE001  # any propagator that is installed may be named
-        return [f"OTEL_PROPAGATORS cannot be loaded, and the application would not start: {error}"]
+    except Exception as error:  # noqa: BLE001  # OTEL_PROPAGATORS may contain a propagator of any package
+        return [f"OTEL_PROPAGATORS cannot be loaded, so the application would not start: {error}"]
     return []
 
 
 def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
-    """Import each library that is here, so that its hook runs, and say how that went."""
+    """Import each installed library, so that its hook runs, print the result and return the problems."""
     print(title)
     problems = []
     for hook in hooks:
@@ -165,11 +167,11 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
             continue
         try:
             importlib.import_module(hook.module)
-        except Exception as error:  # noqa: BLE001  # whatever a library does when it is imported
+        except Exception as error:  # noqa: BLE001  # the import of a library may raise any exception
             print(f"  {hook.module} ({label}): cannot be imported: {type(error).__name__}")
             continue
         states = hook_states()
-        state = states.get(hook.module, "not tried")  # where the hooks could not be installed at all
+        state = states.get(hook.module, "not tried")  # if the hooks could not be installed
         print(f"  {hook.module} ({label}): {state}")
         if states and state != "hooked":
             problems.append(f"{hook.module} cannot be hooked: {state}")
@@ -177,7 +179,7 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
 
 
 def _check_redaction(settings: Settings) -> list[str]:
-    """Redact, with the SDK that is here, and say how that goes."""
+    """Install redaction into the SDK, print the result and return the problems."""
     redaction.start(settings)
     for signal in redaction.SIGNALS:
         with contextlib.suppress(ImportError):
@@ -212,17 +214,17 @@ def _shown(value: object) -> str:
 
 
 def explain(url: str, *, as_json: bool) -> int:
-    """Print the decision for a URL under the current environment, and why.
+    """Print the decision for a URL in the current environment, and its reason.
 
     Returns:
-        0 where a plain, living token would be relayed, 1 where it would be withheld.
+        0 if a valid bearer token would be relayed, 1 if it would be withheld.
     """
     settings = Settings.from_env()
     decision, destination = Relay(settings).explain(url)
     entry = None if destination is None else str(destination)
     warnings = [] if _is_switched_on() else [_HOW_TO_SWITCH_ON]
     if as_json:
-        answer = {
+        explanation = {
             "url": _without_secrets(url),
             "decision": decision.outcome,
             "reason": decision.reason.value,
@@ -230,7 +232,7 @@ def explain(url: str, *, as_json: bool) -> int:
             "problems": list(settings.problems),
             "warnings": warnings,
         }
-        print(json.dumps(answer))
+        print(json.dumps(explanation))
     else:
         _print_explanation(decision, entry)
         print(*(f"  warning: {warning}" for warning in warnings), sep="\n", end="\n" * bool(warnings))
@@ -255,7 +257,7 @@ def _plain(markdown: str) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    """Give the URL as far as it says where it goes: no userinfo, no query."""
+    """Return the URL without user info and query."""
     if Origin.parse(url) is None and "@" in url:
         url = "***@" + url.rpartition("@")[2]
     path, mark, _ = url.partition("?")
@@ -263,13 +265,14 @@ def _without_secrets(url: str) -> str:
 
 
 def demo() -> int:
-    """Run the demo, which needs the extra of that name."""
+    """Run the demo, which requires the extra `demo`."""
     from otel_token_relay.demo import run
 
     try:
         return run()
     except ModuleNotFoundError as error:
         print(
-            f"the demo needs its extra: pip install 'otel-token-relay[demo]' ({error.name} is missing)", file=sys.stderr
+            f"the demo requires the extra 'demo': pip install 'otel-token-relay[demo]' ({error.name} is missing)",
+            file=sys.stderr,
         )
         return 2

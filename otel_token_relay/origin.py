@@ -1,13 +1,13 @@
-"""Origins, and patterns of origins, compared the way that clients connect.
+"""Origins and origin patterns, compared the way clients connect.
 
-An `Origin` is a scheme, a host and a port (RFC 6454, section 4), and nothing of the path.
-A host is kept as it goes on the wire: lower case, A-labels (RFC 5890), no trailing dot,
-IP addresses in their canonical text, IPv6 without brackets.
+An `Origin` is a scheme, a host and a port (RFC 6454, section 4), without the path.
+A host is stored as it is sent: lower case, A-labels (RFC 5890), no trailing dot,
+IP addresses in their canonical form, IPv6 without brackets.
 
-Two parsers that read one URL differently are the classic hole (``http://good\\@evil/``).
-So `Origin.of` takes the parts that a client has parsed and will connect to, and only
-`Origin.parse`, for text that no client has parsed, reads a URL. It is strict: whatever
-could be read in two ways is refused.
+A classic vulnerability is two parsers that read the same URL differently (``http://good\\@evil/``).
+Therefore `Origin.of` takes the parts that the client has parsed and will connect to. Only
+`Origin.parse`, for text that no client has parsed yet, reads a URL. It is strict: it rejects
+every ambiguous URL.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ANY_PORT: None = None
 # WebSocket URLs open an HTTP connection (RFC 6455, section 3).
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
-# One label of a host name. The underscore is not a letter of RFC 952, but container
-# networks hand out such names and every client connects to them.
+# One label of a host name. RFC 952 does not allow an underscore, but container
+# networks assign such names and every client connects to them.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII).fullmatch
 
 # WHATWG URL, section 3.5: a host whose last label looks like a number is an IPv4 address or
-# an error. Clients disagree on 127.1 and 0x7f000001, so only the canonical form is a host here.
+# an error. Clients disagree on 127.1 and 0x7f000001, so only the canonical form is accepted.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII).fullmatch
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\\\s%]+)(?::(?P<port>\*|[0-9]{1,5}))?").fullmatch
@@ -36,7 +36,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL).fullmatch
 
 
 def normalize_host(host: str) -> str | None:
-    """Give the ASCII text of *host* as it is compared, or ``None`` if it is no host.
+    """Return *host* in the form that is compared, or ``None`` if it is not a valid host.
 
     Args:
         host: A name or an address in ASCII; IPv6 with or without brackets.
@@ -47,7 +47,7 @@ def normalize_host(host: str) -> str | None:
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         try:
-            # A zone (RFC 6874) names an interface of this machine: no two clients agree on it.
+            # A zone (RFC 6874) names an interface of this machine, and clients do not agree on its syntax.
             return None if "%" in bare else str(IPv6Address(bare))
         except AddressValueError:
             return None
@@ -64,10 +64,10 @@ def normalize_host(host: str) -> str | None:
 
 
 def _to_ascii(host: str) -> str | None:
-    """Give the A-label form of a host that may be written in Unicode."""
+    """Return the A-label form of a host that may contain Unicode characters."""
     if host.isascii():
         return host
-    # Costs 10 ms and 2 MB, and most deployments have no such name.
+    # Importing idna takes 10 ms and 2 MB, and most deployments have no such name.
     import idna
 
     try:
@@ -85,17 +85,17 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, scheme: str, host: str, port: int | None) -> Origin | None:
-        """Build an origin from what a client has parsed and will connect to.
+        """Return the origin of the parts that a client has parsed and will connect to.
 
         Args:
             scheme: ``http``, ``https``, ``ws`` or ``wss`` in any case.
-            host: As it goes to the resolver, in ASCII. A name in Unicode is refused:
+            host: As it is passed to the resolver, in ASCII. A Unicode name is rejected:
                 clients encode it by different rules (IDNA 2003, 2008, UTS 46), so only
-                what the client made of it can be compared.
+                the client's own result can be compared.
             port: ``None`` for the scheme's default.
 
         Returns:
-            ``None`` where the parts are no HTTP origin.
+            ``None`` if the parts are not an HTTP origin.
         """
         wire_scheme = _SCHEMES.get(scheme.lower())
         wire_host = normalize_host(host)
@@ -106,11 +106,11 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Origin | None:
-        """Read the origin of a URL that no client has parsed yet.
+        """Return the origin of a URL that no client has parsed yet.
 
         Returns:
-            ``None`` for what two parsers could read differently: userinfo, a backslash, white
-            space, control characters, a percent sign in the host, no scheme or another one.
+            ``None`` for a URL that two parsers could read differently (user info, a backslash, white
+            space, control characters, a percent sign in the host), and for a missing or other scheme.
         """
         match = _SCHEME(url)
         if match is None or any(c <= " " or c in "\\\x7f" for c in url):
@@ -140,12 +140,12 @@ class Origin(NamedTuple):
 
 
 class OriginPattern(NamedTuple):
-    """A named set of origins, never a regular expression and never a prefix.
+    """A set of origins, never a regular expression and never a prefix.
 
     Attributes:
         scheme: ``http`` or ``https``.
-        host: A host; ``*.`` and a host for one or more whole labels before it, never part
-            of a label and never the bare parent; ``*`` for any host.
+        host: A host; ``*.`` and a host, which matches one or more whole labels before it, but
+            not part of a label and not the bare parent; ``*`` for any host.
         port: ``None`` for any port.
     """
 
@@ -155,10 +155,10 @@ class OriginPattern(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> OriginPattern:
-        """Read ``https://*.svc.cluster.local:8443``; a missing scheme means ``https``.
+        """Return the pattern for ``https://*.svc.cluster.local:8443``; a missing scheme means ``https``.
 
         Raises:
-            ValueError: With one sentence that says what is wrong; it does not quote userinfo.
+            ValueError: The message is one sentence that says what is wrong, without quoting user info.
         """
         scheme, rest = "https", text
         if match := _SCHEME(text):
@@ -166,12 +166,12 @@ class OriginPattern(NamedTuple):
         if scheme not in DEFAULT_PORTS:
             raise ValueError("the scheme must be http or https")
         if "@" in rest:
-            raise ValueError("a user name or password does not belong into an origin")
+            raise ValueError("an origin must not contain a user name or password")
         if any(c in rest for c in "/?#"):
-            raise ValueError("an origin ends after the port: no path, query or fragment")
+            raise ValueError("an origin must not contain a path, query or fragment: remove everything after the port")
         authority = _AUTHORITY(rest)
         if authority is None:
-            raise ValueError("this is not scheme://host[:port]")
+            raise ValueError("expected scheme://host[:port]")
         if (port_text := authority["port"]) is None:
             port: int | None = DEFAULT_PORTS[scheme]
         elif port_text == "*":
@@ -182,12 +182,12 @@ class OriginPattern(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether this names one origin only."""
+        """Whether the pattern matches exactly one origin."""
         return self.port is not ANY_PORT and "*" not in self.host
 
     @property
     def is_loopback(self) -> bool:
-        """Whether every origin of the pattern is this machine (RFC 6761, section 6.3)."""
+        """Whether every matching origin is on this machine (RFC 6761, section 6.3)."""
         if self.host == "localhost" or self.host.endswith(".localhost"):
             return True
         try:
@@ -209,11 +209,11 @@ def _parse_host_pattern(text: str) -> str:
     wildcard = text.startswith("*.")
     name = text[2:] if wildcard else text
     if "*" in name:
-        raise ValueError("a * stands for whole labels, and only at the very start of the host: *.example.com")
+        raise ValueError("a * must be the whole host or its first label, as in *.example.com")
     ascii_name = _to_ascii(name)
     host = None if ascii_name is None else normalize_host(ascii_name)
     if host is None:
-        raise ValueError("this is not a host name or an IP address in its canonical form")
+        raise ValueError("expected a host name, or an IP address in canonical form")
     if wildcard and (":" in host or _NUMERIC_LABEL(host.rpartition(".")[2])):
-        raise ValueError("an IP address has no labels that a * could stand for")
+        raise ValueError("a * must not be combined with an IP address")
     return f"*.{host}" if wildcard else host

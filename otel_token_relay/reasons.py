@@ -1,4 +1,4 @@
-"""The closed set of reasons for a decision. The strings are stable: users alert on them."""
+"""The closed set of reasons for a decision. The strings are stable, because operators alert on them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 
 class Reason(Enum):
-    """Why a token was or was not relayed, or why none was accepted at the door.
+    """Why a token was or was not relayed, or why the incoming request has no token.
 
     Attributes:
         meaning: What happened, in one sentence.
-        advice: What to do about it, in one or two.
+        advice: What to do about it, in one or two sentences.
     """
 
     _value_: str
@@ -26,56 +26,56 @@ class Reason(Enum):
         member.advice = advice
         return member
 
-    # Something was sent.
+    # A token was sent.
     RELAYED = (
         "relayed",
         "The caller's token was sent.",
-        "Nothing. Where the destination still answers 401, it refuses this very token: compare the audience and the"
-        " issuer that it expects.",
+        "Nothing. If the destination still responds with 401, it rejected this token: compare the token's audience"
+        " and issuer with those that the destination expects.",
     )
     EXCHANGED = (
         "exchanged",
-        "A token that was made for this destination from the caller's token was sent.",
-        "Nothing. This version exchanges no token, so this does not occur yet.",
+        "A token obtained for this destination in exchange for the caller's token was sent.",
+        "Nothing. This version does not exchange tokens yet, so this reason does not occur.",
     )
-    # Nothing was sent.
+    # No token was sent.
     NO_TOKEN = (
         "no_token",
-        "The request being served brought no usable token, or the call was made outside of any request.",
+        "The request being served has no usable token, or the call was made outside of any request.",
         "Check that the caller sends `Authorization: Bearer …`, that `otel-token-relay check` shows the server as"
-        " hooked, and that work on another thread was started with the context.",
+        " hooked, and that work on other threads runs in the context of the request.",
     )
     DESTINATION_UNKNOWN = (
         "destination_unknown",
-        "Two programs could read this URL differently, or it is not http(s).",
+        "The URL is ambiguous or not http(s), so its origin is not known.",
         "Write it as scheme://host[:port]/path, without user name, backslash or white space.",
     )
     DESTINATION_NOT_LISTED = (
         "destination_not_listed",
-        "No entry of OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS names this scheme, host and port.",
-        "Add the origin if the caller's token belongs there. http and https, and every port, are different origins.",
+        "No entry of OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS matches this scheme, host and port.",
+        "Add the origin if it may receive the caller's token. A different scheme or port is a different origin.",
     )
     EXPLICIT_CREDENTIAL = (
         "explicit_credential",
-        "The request already carries a credential of its own, and that wins.",
-        "Nothing if that is meant. Otherwise look for a header, `auth=`, a session default, a netrc entry or a user"
-        " name in the URL.",
+        "The request already has a credential of its own, which takes precedence.",
+        "Nothing if this is intended. Otherwise look for a header, `auth=`, a session default, a netrc entry or a"
+        " user name in the URL.",
     )
     EXPIRED = (
         "expired",
-        "The token's `exp` has passed, or is nearer than OTEL_PYTHON_TOKEN_RELAY_MIN_TTL.",
-        "The caller has to bring a fresh token. Compare the clocks of the machines.",
+        "The token has expired, or expires in less than OTEL_PYTHON_TOKEN_RELAY_MIN_TTL seconds.",
+        "The caller must send a fresh token. If it did, compare the clocks of the machines.",
     )
     TOO_OLD = (
         "too_old",
-        "The token has no lease and came in more than OTEL_PYTHON_TOKEN_RELAY_MAX_AGE seconds ago.",
-        "Do the work sooner, or say how long the token is needed: `carry(work, seconds=…)`.",
+        "The token has no lease and was received more than OTEL_PYTHON_TOKEN_RELAY_MAX_AGE seconds ago.",
+        "Do the work sooner, or state how long the token is needed: `carry(work, seconds=…)`.",
     )
     LEASE_ENDED = (
         "lease_ended",
         "The request that brought the token has ended.",
-        "Take the token along on purpose with `carry`, or set OTEL_PYTHON_TOKEN_RELAY_LINGER. A worker that serves"
-        " many requests needs the token of each job, not of the request that started it.",
+        "Pass the token on explicitly with `carry`, or set OTEL_PYTHON_TOKEN_RELAY_LINGER. A worker that serves many"
+        " requests needs the token of each job, not of the request that started the worker.",
     )
     OTHER_PROCESS = (
         "other_process",
@@ -84,51 +84,51 @@ class Reason(Enum):
     )
     SENDER_CONSTRAINED = (
         "sender_constrained",
-        "The token is bound to the key of its sender (`cnf`: DPoP or mutual TLS), which this service does not have.",
-        "Call with a credential of your own there, or have the authorization server issue unbound tokens.",
+        "The token is bound to a key of its sender (`cnf`: DPoP or mutual TLS), which this service does not have.",
+        "Use a credential of your own for this call, or configure the authorization server to issue unbound tokens.",
     )
     NOT_VERIFIED = (
         "not_verified",
         "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED is set, and this service has not verified the token.",
-        "Have this service verify its tokens, by `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset"
-        " the variable.",
+        "Verify tokens in this service, with `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset the"
+        " variable.",
     )
     EXCHANGE_FAILED = (
         "exchange_failed",
-        "The entry asks for an exchanged token (`;audience=`, `;scope=` or `;resource=`), and there is none.",
-        "This version exchanges no token. Without these parameters the caller's own token is relayed, if that is what"
-        " the destination is meant to see.",
+        "The entry requires an exchanged token (`;audience=`, `;scope=` or `;resource=`), and none could be obtained.",
+        "This version does not exchange tokens yet. To relay the caller's own token instead, remove these parameters.",
     )
     SUPPRESSED = (
         "suppressed",
-        "Instrumentation is suppressed around this call, as exporters do around theirs. Such a call gets no token and"
-        " is not recorded.",
+        "Instrumentation is suppressed for this call, as exporters do for their own requests. Such a call gets no token"
+        " and is not recorded.",
         "Nothing.",
     )
-    # At the door: the incoming request gave no token.
+    # Incoming credentials: the request being served has no usable token.
     ABSENT = (
         "absent",
-        "The request has none of the source headers, or a scheme other than Bearer.",
+        "The request has none of the source headers, or its scheme is not Bearer.",
         "Nothing for anonymous requests. Behind mod_wsgi, set `WSGIPassAuthorization On`.",
     )
     MALFORMED = (
         "malformed",
-        "The header says Bearer, and what follows is no token (RFC 6750, section 2.1).",
-        "Look at what the caller sends: quotes, white space and line breaks have no place in a token.",
+        "The scheme is Bearer, but the value is not a valid token (RFC 6750, section 2.1).",
+        "Check what the caller sends: a token must not contain quotes, white space or line breaks.",
     )
     AMBIGUOUS = (
         "ambiguous",
-        "The header came twice, or with a comma in it.",
-        "Find the proxy that adds a second one.",
+        "The request has more than one such header line, or the value contains a comma.",
+        "Find the proxy or client that adds the second value.",
     )
     TOO_LONG = (
         "too_long",
-        "The token has more characters than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH, or the whole header line, whatever it"
-        " contains, has more than seven beyond that.",
-        "Raise the limit if the token is genuine; every proxy on the way has a limit of its own.",
+        "The token is longer than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH characters, or the header line has more than seven"
+        " characters beyond that.",
+        "Raise the limit if the token is genuine. Proxies between the services have their own limits.",
     )
 
-    # Members are single, so identity will do. Enum's own is a Python function, and every hop looks up its reason.
+    # Members are singletons, so identity is enough. Enum's own hash is a Python function, and every hop
+    # looks up its reason.
     __hash__ = object.__hash__
 
     def __str__(self) -> str:
@@ -142,11 +142,11 @@ _SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "ex
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided for one hop, and why. It never holds a token.
+    """The decision for one hop, and its reason. It never contains a token.
 
     Attributes:
         reason: One of the closed set.
-        outcome: ``relayed`` or ``exchanged`` if a token went out, ``withheld`` if none did.
+        outcome: ``relayed`` or ``exchanged`` if a token was sent, ``withheld`` if not.
     """
 
     reason: Reason

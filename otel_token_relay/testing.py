@@ -1,4 +1,4 @@
-"""For the tests of our users, and our own: a third party, and a search for what must not be there.
+"""Helpers for tests, yours and ours: a third party that records requests, and a search for leaked tokens.
 
     with third_party() as outsider:
         call_the_application_that_calls(outsider.url)
@@ -6,7 +6,7 @@
     outsider.assert_saw_no("eyJ…")
     assert_never_leaked("eyJ…", exporter.get_finished_spans(), caplog.text)
 
-The third party is a real HTTP server on loopback. No failure message shows the token.
+The third party is a real HTTP server on loopback. No failure message contains the token.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ __all__ = ["SeenRequest", "ThirdParty", "assert_never_leaked", "third_party"]
 
 
 class SeenRequest:
-    """One request as it came in over the wire.
+    """One request as it was received.
 
     Attributes:
-        method: As on the request line.
-        target: As on the request line: path and query, or ``host:port`` of a CONNECT.
+        method: As in the request line.
+        target: As in the request line: path and query, or ``host:port`` for CONNECT.
+        body: Without the framing of ``chunked``.
     """
 
     __slots__ = ("_headers", "body", "method", "target")
@@ -41,26 +42,25 @@ class SeenRequest:
         self._headers = headers
 
     def header_lines(self, name: str) -> list[str]:
-        """Give the value of every line of that header, in order; the case of the name is ignored."""
+        """Return the value of every header line with that name, in order, ignoring the case of the name."""
         return [value for key, value in self._headers if key.lower() == name.lower()]
 
     @property
     def authorization(self) -> str | None:
-        """The value of the one Authorization line; ``None`` without one.
+        """The value of the Authorization line; ``None`` if there is none.
 
         Raises:
-            AssertionError: There is more than one.
+            AssertionError: There is more than one line.
         """
-        __tracebackhide__ = True  # pytest shows the locals of the frame that fails
+        __tracebackhide__ = True  # pytest would show the local variables of this frame
         lines = self.header_lines("authorization")
         if len(lines) > 1:
-            raise AssertionError(f"{len(lines)} Authorization lines came in")
+            raise AssertionError(f"expected at most one Authorization line, received {len(lines)}")
         return lines[0] if lines else None
 
     def holds(self, token: str) -> bool:
-        """Whether the token stands anywhere in what came in."""
+        """Return whether any part of the request contains the token, plain or percent-encoded."""
         wire = [self.target, *(text for pair in self._headers for text in pair), self.body.decode("latin-1")]
-        # A query or a form holds it percent-encoded.
         return any(form in text for form in {token, quote(token, safe="")} for text in wire)
 
     def __repr__(self) -> str:
@@ -68,11 +68,11 @@ class SeenRequest:
 
 
 class ThirdParty:
-    """A server that notes what it is sent.
+    """A server that records every request.
 
     Attributes:
         url: ``http://127.0.0.1:port``.
-        requests: What came in so far, oldest first.
+        requests: The requests received so far, oldest first.
     """
 
     def __init__(self, url: str) -> None:
@@ -80,36 +80,36 @@ class ThirdParty:
         self.requests: list[SeenRequest] = []
 
     def redirecting_to(self, url: str, *, status: int = 302) -> str:
-        """Give a URL of this server that answers with a redirect to *url*."""
+        """Return a URL of this server that redirects to *url*."""
         return f"{self.url}/redirect?status={status}&to={quote(url, safe='')}"
 
     def assert_saw_no(self, token: str) -> None:
-        """Fail if any request held the token, wherever in it."""
-        __tracebackhide__ = True  # pytest shows the arguments of the frame that fails
-        held = sum(request.holds(token) for request in self.requests)
-        if held:
-            raise AssertionError(f"{held} of {len(self.requests)} requests held the token")
+        """Fail if any part of any request contained the token."""
+        __tracebackhide__ = True  # pytest would show the arguments of this frame
+        leaks = sum(request.holds(token) for request in self.requests)
+        if leaks:
+            raise AssertionError(f"{leaks} of {len(self.requests)} requests contained the token")
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     party: ThirdParty
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         body = self._read_body()
         self.party.requests.append(SeenRequest(self.command, self.path, self.headers.items(), body))
         parts = urlsplit(self.path)
         query = parse_qs(parts.query)
         redirects = parts.path == "/redirect" and "to" in query
-        answer = b"" if redirects else b"{}"
+        response = b"" if redirects else b"{}"
         self.send_response(int(query.get("status", ["302"])[0]) if redirects else 200)
         if redirects:
             self.send_header("Location", query["to"][0])
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(response)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer)
+            self.wfile.write(response)
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -122,14 +122,14 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_CONNECT(self) -> None:
-        """Note what a client would say to a proxy, and be none."""
+        """Record the request that a client sends to a proxy, and reject it: this server is not one."""
         self.party.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
         self.send_error(405)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _respond
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet: a request line may hold what is being tested for."""
+        """Log nothing: a request line may contain the token."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -137,12 +137,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet about clients that go away."""
+        """Log nothing about clients that disconnect."""
 
 
 @contextmanager
 def third_party() -> Iterator[ThirdParty]:
-    """Run a server that is on nobody's list, on a free port of loopback, for the block."""
+    """Run a server on a free loopback port for the block. Do not list it as a destination."""
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     handler.party = party = ThirdParty(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
@@ -157,24 +157,24 @@ def third_party() -> Iterator[ThirdParty]:
 
 
 def assert_never_leaked(token: str, *places: object) -> None:
-    """Fail if the token stands in any of the places.
+    """Fail if any of the places contains the token.
 
     Args:
         token: The value, without ``Bearer``.
         places: Text, bytes, mappings, iterables, exceptions with their causes, log records with
-            their arguments, spans and metrics of the SDK, anything else with a ``repr``.
+            their arguments, spans and metrics of the SDK, any other object by its ``repr``.
     """
-    __tracebackhide__ = True  # pytest shows the arguments of the frame that fails
+    __tracebackhide__ = True  # pytest would show the arguments of this frame
     for number, place in enumerate(places):
         if any(token in text for text in _texts(place, {})):
-            raise AssertionError(f"the token stands in place {number}, a {type(place).__name__}")
+            raise AssertionError(f"token found in argument {number} ({type(place).__name__})")
 
 
 def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
-    """Give every text that a place holds.
+    """Yield every text that a place contains.
 
-    *seen* keeps what contains itself from going on for ever. It holds the objects as well, so
-    that none makes room for another one of the same ``id``.
+    *seen* ends the recursion for an object that contains itself. It keeps the objects alive, so
+    that no other object gets the same ``id``.
     """
     if isinstance(place, str):
         yield place

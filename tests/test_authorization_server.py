@@ -1,4 +1,4 @@
-"""The demo's authorization server, over real HTTP, judged by PyJWT and by the standards it names."""
+"""The authorization server of the demo, over real HTTP, tested with PyJWT against its standards."""
 
 import secrets
 import subprocess
@@ -39,17 +39,17 @@ def client(issuer):
 
 
 def verify(client, token, *, audience="profile-service"):
-    """Verify as a resource server would that knows the issuer and nothing else."""
+    """Verify a token as a resource server does that knows only the issuer."""
     metadata = client.get("/.well-known/openid-configuration").json()
     keys = {key["kid"]: jwt.PyJWK(key) for key in client.get(metadata["jwks_uri"]).json()["keys"]}
     kid = jwt.get_unverified_header(token)["kid"]
     if kid not in keys:
-        raise jwt.InvalidKeyError("no such key")
+        raise jwt.InvalidKeyError("unknown key")
     return jwt.decode(token, keys[kid], algorithms=["RS256"], audience=audience, issuer=metadata["issuer"])
 
 
 def authorize(client, **changes):
-    """Ask for a code as alice, and give the parameters of the redirect."""
+    """Request a code as alice, and return the parameters of the redirect."""
     parameters = {
         "response_type": "code",
         "client_id": CLIENT_ID,
@@ -80,8 +80,8 @@ def is_active(client, token):
 
 
 @pytest.mark.parametrize("path", ["openid-configuration", "oauth-authorization-server"])
-def test_discovery_names_the_issuer_and_endpoints_that_answer(client, issuer, path):
-    """Both metadata documents name the issuer, and each endpoint in them exists."""
+def test_discovery_names_the_issuer_and_existing_endpoints(client, issuer, path):
+    """Both metadata documents contain the issuer, and each endpoint in them exists."""
     metadata = client.get(f"/.well-known/{path}").json()
 
     assert metadata["issuer"] == issuer
@@ -91,7 +91,7 @@ def test_discovery_names_the_issuer_and_endpoints_that_answer(client, issuer, pa
 
 
 def test_published_keys_are_public(client):
-    """The key set holds RSA keys for signatures, without a private part."""
+    """The key set contains RSA signature keys without private members."""
     keys = client.get("/jwks").json()["keys"]
 
     assert keys
@@ -101,7 +101,7 @@ def test_published_keys_are_public(client):
 
 @pytest.mark.parametrize("user", ["alice", "bob"])
 def test_token_of_a_user_verifies(client, issuer, user):
-    """A signed-in user gets an RFC 9068 token that PyJWT verifies with the published key."""
+    """A signed-in user receives an RFC 9068 token that PyJWT verifies with the published key."""
     token = sign_in(issuer, user)
 
     assert jwt.get_unverified_header(token)["typ"] == "at+jwt"
@@ -112,15 +112,15 @@ def test_token_of_a_user_verifies(client, issuer, user):
 
 
 def test_token_from_a_kiosk_lives_for_a_second(client, issuer):
-    """A client may have a lifetime of its own for its tokens."""
+    """A client may have its own token lifetime."""
     token = sign_in(issuer, "alice", client_id="kiosk")
 
     claims = jwt.decode(token, options={"verify_signature": False})
     assert claims["exp"] - claims["iat"] == 1
 
 
-def test_resource_names_the_audience(client, issuer):
-    """The parameter of RFC 8707 decides for whom the token is."""
+def test_resource_determines_the_audience(client, issuer):
+    """The audience of the token is the `resource` parameter (RFC 8707)."""
     token = sign_in(issuer, "alice", resource="https://other-service")
 
     assert verify(client, token, audience="https://other-service")["sub"] == "alice"
@@ -128,8 +128,8 @@ def test_resource_names_the_audience(client, issuer):
         verify(client, token)
 
 
-def test_stranger_does_not_get_in(client, issuer):
-    """Who has no account gets no code."""
+def test_unknown_user_cannot_sign_in(client, issuer):
+    """A user without an account receives no code."""
     assert authorize(client, login_hint="mallory")["error"] == "access_denied"
     with pytest.raises(RuntimeError):
         sign_in(issuer, "mallory")
@@ -141,11 +141,11 @@ def test_stranger_does_not_get_in(client, issuer):
     ids=["no challenge", "plain"],
 )
 def test_code_needs_a_hashed_challenge(client, changes):
-    """Without PKCE, or with the method that protects nothing, there is no code."""
-    answer = authorize(client, **changes)
+    """A request without PKCE, or with the method `plain`, receives no code."""
+    result = authorize(client, **changes)
 
-    assert answer["error"] == "invalid_request"
-    assert "code" not in answer
+    assert result["error"] == "invalid_request"
+    assert "code" not in result
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_code_needs_a_hashed_challenge(client, changes):
         ({"code_verifier": None}, "invalid_request"),
         ({"code": "made-up"}, "invalid_grant"),
         ({"redirect_uri": "http://127.0.0.1/elsewhere"}, "invalid_grant"),
-        ({"client_id": "nobody"}, "invalid_client"),
+        ({"client_id": "unknown"}, "invalid_client"),
     ],
     ids=["wrong verifier", "no verifier", "wrong code", "other redirect", "other client"],
 )
-def test_token_is_refused(client, changes, error):
-    """A code is of no use to who did not ask for it."""
+def test_token_request_is_rejected(client, changes, error):
+    """A code can be redeemed only by the client that requested it, with the original parameters."""
     code = authorize(client)["code"]
 
     response = redeem(client, code, **changes)
@@ -170,15 +170,15 @@ def test_token_is_refused(client, changes, error):
 
 
 def test_code_works_once(client):
-    """A code that was redeemed is gone (RFC 6749, section 4.1.2)."""
+    """A code can be redeemed only once (RFC 6749, section 4.1.2)."""
     code = authorize(client)["code"]
 
     assert redeem(client, code).status_code == 200
     assert redeem(client, code).json()["error"] == "invalid_grant"
 
 
-def test_redirect_goes_only_where_it_is_registered(client):
-    """A redirect URI of somebody else is answered with an error, not followed."""
+def test_redirect_uri_must_be_registered(client):
+    """An unregistered redirect URI leads to an error response, not to a redirect."""
     response = client.get(
         "/authorize",
         params={
@@ -196,7 +196,7 @@ def test_redirect_goes_only_where_it_is_registered(client):
 
 
 def test_refresh_token_is_rotated(client):
-    """A refresh token gives new tokens once; the second use is refused."""
+    """A refresh token can be used only once."""
     tokens = redeem(client, authorize(client)["code"]).json()
     form = {"grant_type": "refresh_token", "client_id": CLIENT_ID, "refresh_token": tokens["refresh_token"]}
 
@@ -206,8 +206,8 @@ def test_refresh_token_is_rotated(client):
     assert client.post("/token", data=form).json()["error"] == "invalid_grant"
 
 
-def test_service_gets_a_token_of_its_own(client):
-    """With client credentials the client is the subject; a wrong secret gets nothing."""
+def test_service_gets_its_own_token(client):
+    """With client credentials the client is the subject; a wrong secret is rejected."""
     form = {"grant_type": "client_credentials"}
 
     token = client.post("/token", data=form, auth=SERVICE).json()["access_token"]
@@ -216,21 +216,21 @@ def test_service_gets_a_token_of_its_own(client):
     assert client.post("/token", data=form, auth=("profile-service", "wrong")).status_code == 401
 
 
-def test_introspection_tells_services_only(client, issuer):
-    """A service learns whose token it is; nobody else learns anything, and made-up tokens are inactive."""
+def test_introspection_is_for_services_only(client, issuer):
+    """Only an authenticated service may introspect a token, and an invented token is inactive."""
     token = sign_in(issuer, "bob")
 
-    answer = client.post("/introspect", data={"token": token}, auth=SERVICE).json()
+    result = client.post("/introspect", data={"token": token}, auth=SERVICE).json()
 
-    assert answer["active"] is True
-    assert (answer["sub"], answer["iss"], answer["aud"]) == ("bob", issuer, "profile-service")
+    assert result["active"] is True
+    assert (result["sub"], result["iss"], result["aud"]) == ("bob", issuer, "profile-service")
     assert client.post("/introspect", data={"token": token}).status_code == 401
     assert client.post("/introspect", data={"token": token}, auth=("profile-service", "wrong")).status_code == 401
     assert not is_active(client, "made-up")
 
 
-def test_introspection_knows_no_refresh_token(client):
-    """A refresh token is not reported as an active access token."""
+def test_refresh_token_is_inactive(client):
+    """Introspection does not report a refresh token as an active access token."""
     tokens = redeem(client, authorize(client)["code"]).json()
 
     assert is_active(client, tokens["access_token"])
@@ -238,7 +238,7 @@ def test_introspection_knows_no_refresh_token(client):
 
 
 def test_revoked_token_is_inactive(client, issuer):
-    """After revocation introspection says inactive; another user's token is untouched."""
+    """Introspection reports a revoked token as inactive, and another user's token as active."""
     token, other = sign_in(issuer, "alice"), sign_in(issuer, "bob")
 
     sign_out(issuer, token)
@@ -248,10 +248,10 @@ def test_revoked_token_is_inactive(client, issuer):
 
 
 def test_revocation_is_for_the_client_that_was_issued_the_token(client, issuer):
-    """Another client cannot revoke it, and who tries is told."""
+    """Another client receives an error and cannot revoke the token."""
     token = sign_in(issuer, "alice")
 
-    with pytest.raises(RuntimeError, match="does not revoke"):
+    with pytest.raises(RuntimeError, match="did not revoke"):
         sign_out(issuer, token, client_id="kiosk")
 
     assert client.post("/revoke", data={"token": token}, auth=SERVICE).status_code == 400
@@ -259,8 +259,8 @@ def test_revocation_is_for_the_client_that_was_issued_the_token(client, issuer):
     assert is_active(client, token)
 
 
-def test_rotation_keeps_or_drops_the_keys_before(client, issuer):
-    """After a rotation new tokens have the new key; the old verify for as long as theirs is kept."""
+def test_rotation_keeps_or_drops_the_old_keys(client, issuer):
+    """New tokens are signed with the new key; old ones can be verified while their key is kept."""
     old = sign_in(issuer, "alice")
 
     kid = client.post("/keys/rotate").json()["kid"]

@@ -1,4 +1,4 @@
-"""The benchmarks run, and give figures. What the figures are is no matter of a test."""
+"""The benchmarks run and produce figures. No test depends on the values."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ QUICK_SECONDS = 500
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # A process of its own: what is measured must not meet what other tests have installed.
+    # A separate process, because other tests install hooks in this one.
     command = [sys.executable, "-m", "benchmarks", "--quick", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=QUICK_SECONDS, check=True)
 
 
-def assert_figures(answer: dict[str, object], count: int) -> None:
-    figures = answer["figures"]
+def assert_figures(report: dict[str, object], count: int) -> None:
+    figures = report["figures"]
     assert isinstance(figures, list)
     assert len(figures) == count
     for one in figures:
@@ -44,15 +44,15 @@ def assert_figures(answer: dict[str, object], count: int) -> None:
 @pytest.mark.parametrize(
     ("name", "count"), [("extract", 2), ("hops", 12), ("recorded", 3), ("destinations", 3), ("boundaries", 4)]
 )
-def test_every_measurement_gives_finite_figures_as_json(name: str, count: int) -> None:
-    """Each measurement runs in the tiny mode, and the standard output is its JSON and nothing else."""
-    answer = json.loads(run("--only", name, "--json", "-").stdout)
+def test_every_measurement_writes_finite_figures_as_json(name: str, count: int) -> None:
+    """Each measurement runs with --quick, and standard output contains only its JSON."""
+    report = json.loads(run("--only", name, "--json", "-").stdout)
 
-    assert_figures(answer, count)
+    assert_figures(report, count)
 
 
 def test_a_request_over_loopback_is_measured_with_real_servers(tmp_path: Path) -> None:
-    """The servers start, answer through each other and are ended; the figures go to a file, the table to the output."""
+    """The servers start, respond and are ended; the figures are written to a file, and the table to the output."""
     done = run("--only", "loopback", "--json", str(tmp_path / "figures.json"))
 
     assert "over loopback" in done.stdout
@@ -60,8 +60,8 @@ def test_a_request_over_loopback_is_measured_with_real_servers(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("name", "count"), [("redaction", 6), ("carry", 4), ("verification", 8)])
-def test_the_other_programs_run_and_give_a_figure_a_line(name: str, count: int) -> None:
-    """What is measured apart runs in its tiny mode, too, and nothing goes wrong in its threads."""
+def test_the_separate_programs_print_one_figure_per_line(name: str, count: int) -> None:
+    """Each separate program runs with --quick, without an exception in its threads."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=QUICK_SECONDS, check=True)
 
@@ -69,8 +69,8 @@ def test_the_other_programs_run_and_give_a_figure_a_line(name: str, count: int) 
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_timed_is_a_hop_that_relays_and_one_that_does_not() -> None:
-    """Every client's wrapper gives the header to the hop with a token, and nothing to the one without."""
+def test_hops_with_and_without_a_token_are_timed() -> None:
+    """The wrapper of every client adds the header to the hop with a token, and none to the hop without one."""
     given: dict[str, list[str | None]] = {}
     with asyncio.Runner() as runner:
         for client in clients(runner):
@@ -92,7 +92,7 @@ def _note(values: list[str | None], hop: Callable[..., str | None], *arguments: 
 
 
 def test_each_round_times_everything_the_same_number_of_times() -> None:
-    """A round holds every timing, and what is slow decides how often all of them run."""
+    """Each round contains every timing, and the slowest operation determines the number of calls of all."""
     calls: dict[str, list[int]] = {"fast": [], "slow": []}
 
     def counted(name: str, seconds: float) -> object:
@@ -111,7 +111,7 @@ def test_each_round_times_everything_the_same_number_of_times() -> None:
 
 
 def test_a_statement_runs_in_the_context_it_is_given() -> None:
-    """The timed code sees the given context as the current one, and the caller's is as it was."""
+    """The given context is current for the timed code, and the caller's context stays unchanged."""
     seen: list[object] = []
     given = otel_context.set_value("benchmark", 1, otel_context.Context())
     statement("seen.append(get_value('benchmark'))", {"seen": seen, "get_value": otel_context.get_value}, given)(2)
@@ -120,8 +120,8 @@ def test_a_statement_runs_in_the_context_it_is_given() -> None:
     assert otel_context.get_value("benchmark") is None
 
 
-def test_the_sample_token_is_a_living_jwt_of_900_characters() -> None:
-    """What is measured is what a service gets: a JWT with an expiry, within the eighth header."""
+def test_the_sample_token_is_a_valid_jwt_of_900_characters() -> None:
+    """The sample is like the token of a real request: a JWT with an expiry, in the eighth header."""
     token = jwt()
     expires_at, is_bound = peek(token)
 
@@ -135,12 +135,12 @@ def test_the_sample_token_is_a_living_jwt_of_900_characters() -> None:
     ("ratio", "target", "reached"),
     [
         pytest.param(0.6, 0.6, True, id="at the target"),
-        pytest.param(0.61, 0.6, False, id="above it"),
-        pytest.param(9.0, None, None, id="without one"),
+        pytest.param(0.61, 0.6, False, id="above the target"),
+        pytest.param(9.0, None, None, id="without a target"),
     ],
 )
-def test_a_figure_says_whether_its_target_is_reached(ratio: float, target: float | None, reached: bool | None) -> None:
-    """A target is the most that the ratio may be."""
+def test_a_figure_reaches_its_target_up_to_the_limit(ratio: float, target: float | None, reached: bool | None) -> None:
+    """A target is the upper limit of the ratio."""
     one = Figure("group", "name", "yardstick", ratio, ratio, ratio, target, 1.0)
 
     assert one.is_reached is reached

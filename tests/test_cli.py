@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it never prints, and how it exits."""
+"""The command line: its output, what it must never print, and its exit status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
 
 
 def run(*arguments: str, program: tuple[str, ...] = ("-m", "otel_token_relay"), **environment: str) -> tuple[int, str]:
-    """Give the exit status and both outputs of the command, as a shell would run it."""
+    """Return the exit status and the combined output of the command."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     ran = subprocess.run(
         [sys.executable, *program, *arguments],
@@ -42,7 +42,7 @@ def run(*arguments: str, program: tuple[str, ...] = ("-m", "otel_token_relay"), 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Give an environment with the relay switched on and no other variable of OpenTelemetry."""
+    """Return an environment with the relay switched on and no other OpenTelemetry variable."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OTEL_PROPAGATORS", SWITCHED_ON["OTEL_PROPAGATORS"])
@@ -51,7 +51,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Give the environment for a check in this process that looks at no library, which takes seconds."""
+    """Return the environment for a check in this process that skips the libraries, which take seconds."""
     environment.setattr(cli, "CLIENT_HOOKS", ())
     environment.setattr(cli, "SERVER_HOOKS", ())
     environment.setattr(cli, "UNCOVERED_CLIENTS", ())
@@ -65,7 +65,7 @@ def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatc
 
 
 def test_check_shows_every_setting_and_every_hook() -> None:
-    """Without a problem, check shows the defaults and each hooked module, and exits with 0."""
+    """Without a problem, check prints the defaults and each hooked module, and exits with 0."""
     status, output = run("check", **{DESTINATIONS: "https://profile-service"})
 
     assert status == 0
@@ -82,13 +82,13 @@ def test_check_shows_every_setting_and_every_hook() -> None:
         assert re.search(rf"^  {re.escape(hook.module)}( \(.*\): hooked|: not i.*)$", output, re.MULTILINE)
     assert re.search(r"^  httpx \(httpx [0-9.]+\): hooked$", output, re.MULTILINE)
     assert "  urllib.request (standard library): hooked\n" in output
-    by_hand = "not covered, name the destination by hand (to_destination)"
-    assert f"  websockets {version('websockets')}: {by_hand}\n" in output
-    assert f"  http.client (standard library) on its own: {by_hand}\n" in output
+    not_covered = "not covered; name the destination yourself with to_destination()"
+    assert f"  websockets {version('websockets')}: {not_covered}\n" in output
+    assert f"  http.client (standard library), used directly: {not_covered}\n" in output
 
 
 def test_the_page_names_the_same_clients_as_check() -> None:
-    """Whoever reads that a client is not covered finds it there, with the way by hand."""
+    """The page lists each client that check reports as not covered, with the alternative."""
     page = (Path(__file__).parents[1] / "docs" / "servers-and-clients.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| ") and line.endswith("| `to_destination` |")]
 
@@ -100,46 +100,46 @@ def test_the_page_names_the_same_clients_as_check() -> None:
     [
         pytest.param(DESTINATIONS, "https://a,https://b/path", "https://a", id="destination with a path"),
         pytest.param(DESTINATIONS, "https://a,https://b,b;required", "https://a", id="contradicting destinations"),
-        pytest.param("OTEL_PYTHON_TOKEN_RELAY_MAX_AGE", "soon", "0", id="no number"),
+        pytest.param("OTEL_PYTHON_TOKEN_RELAY_MAX_AGE", "soon", "0", id="not a number"),
         pytest.param("OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED", "maybe", "true", id="neither true nor false"),
     ],
 )
-def test_check_names_what_it_cannot_read(
+def test_check_names_invalid_settings(
     name: str, value: str, used: str, without_hooks: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A value that cannot be read is a problem, the strict value is shown, and check exits with 1."""
+    """An invalid value is a problem, the strict value is printed, and check exits with 1."""
     without_hooks.setenv(name, value)
 
     status = cli.main(["check"])
 
     output = capfd.readouterr().out
     assert status == 1
-    assert f"  {name} = {used}  (not as written, see Problems)\n" in output
+    assert f"  {name} = {used}  (invalid value replaced, see Problems)\n" in output
     assert re.search(rf"^Problems\n  {name}: .+\n1 problem found\.\n\Z", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     ("environment_variables", "warning"),
     [
-        pytest.param({"OTEL_PROPAGATORS": "tracecontext"}, "OTEL_PROPAGATORS does not name", id="not switched on"),
+        pytest.param({"OTEL_PROPAGATORS": "tracecontext"}, "OTEL_PROPAGATORS does not contain", id="not switched on"),
         pytest.param({DESTINATIONS: ""}, "no destination is listed", id="no destination"),
         pytest.param({DESTINATIONS: "http://a"}, "http://a sends tokens unencrypted", id="plain http"),
         pytest.param({DESTINATIONS: "https://*"}, "https://* sends every caller's token to any host", id="any host"),
-        pytest.param({DESTINATIONS: "a;audience=a"}, "asks for an exchanged token", id="exchange"),
+        pytest.param({DESTINATIONS: "a;audience=a"}, "requires an exchanged token", id="exchange"),
         pytest.param(
             {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"},
-            "no token is relayed: Have this service verify",
+            "no token is relayed: Verify tokens in this service",
             id="verified",
         ),
     ],
 )
-def test_check_warns_of_what_is_risky(
+def test_check_warns_of_risky_settings(
     environment_variables: dict[str, str],
     warning: str,
     without_hooks: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What is valid and probably not meant is a warning; check exits with 0 all the same."""
+    """A valid setting that is probably a mistake is a warning; check still exits with 0."""
     for name, value in ({DESTINATIONS: "https://a"} | environment_variables).items():
         without_hooks.setenv(name, value)
 
@@ -151,17 +151,17 @@ def test_check_warns_of_what_is_risky(
 
 
 def test_check_says_when_the_application_would_not_start() -> None:
-    """A propagator that is not installed keeps every instrumented application from starting; check says so."""
+    """check reports a propagator that is not installed: with it no instrumented application starts."""
     status, output = run("check", OTEL_PROPAGATORS="tracecontext,token_rely", **{DESTINATIONS: "https://a"})
 
     assert status == 1
-    assert "OTEL_PROPAGATORS cannot be loaded, and the application would not start" in output
+    assert "OTEL_PROPAGATORS cannot be loaded, so the application would not start" in output
     assert "token_rely" in output.partition("Problems")[2]
     assert "httpx (httpx" in output
 
 
-def test_check_fails_where_a_library_cannot_be_hooked() -> None:
-    """A release that lacks what we hook is a problem: its calls would silently have no token."""
+def test_check_fails_if_a_library_cannot_be_hooked() -> None:
+    """A release without the method that we hook is a problem: its requests would have no token."""
     program = "import sys, httpx, otel_token_relay.cli as cli; del httpx.HTTPTransport; sys.exit(cli.main(['check']))"
 
     status, output = run(program=("-c", program), **{DESTINATIONS: "https://a"})
@@ -171,10 +171,10 @@ def test_check_fails_where_a_library_cannot_be_hooked() -> None:
     assert re.search(r"^  httpx2 \(.*\): hooked$", output, re.MULTILINE)
 
 
-def test_check_goes_on_without_libraries(
+def test_check_continues_without_libraries(
     tmp_path: Path, without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A library that is missing, older than the hooked module or broken is named, and is no problem."""
+    """A library that is missing, older than the hooked module or broken is named, but is not a problem."""
     (tmp_path / "broken_library.py").write_text("raise RuntimeError('secret')\n")
     without_hooks.syspath_prepend(tmp_path)
     hooks = (
@@ -192,7 +192,9 @@ def test_check_goes_on_without_libraries(
     assert "  missing_library: not installed\n" in output
     assert f"  pytest.no_such_module: not in pytest {pytest.__version__}\n" in output
     assert f"  broken_library (pytest {pytest.__version__}): cannot be imported: RuntimeError\n" in output
-    assert f"  pytest {pytest.__version__}: not covered, name the destination by hand (to_destination)\n" in output
+    assert (
+        f"  pytest {pytest.__version__}: not covered; name the destination yourself with to_destination()\n" in output
+    )
     assert "secret" not in output
 
 
@@ -214,7 +216,7 @@ def test_check_goes_on_without_libraries(
         ("", 1, "withheld", "destination_unknown", None),
     ],
 )
-def test_explain_gives_the_decision(
+def test_explain_prints_the_decision(
     url: str,
     status: int,
     decision: str,
@@ -223,23 +225,27 @@ def test_explain_gives_the_decision(
     environment: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The exit status, the words and the JSON of explain agree."""
+    """The exit status, the text and the JSON of explain agree."""
     environment.setenv(DESTINATIONS, "https://profile-service,billing;audience=billing")
 
     assert cli.main(["explain", url]) == status
-    words = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert cli.main(["explain", url, "--json"]) == status
-    answer = json.loads(capsys.readouterr().out)
+    explanation = json.loads(capsys.readouterr().out)
 
-    assert words.splitlines()[0] == ("relayed" if decision == "relayed" else f"{decision}: {reason}")
-    assert set(answer) == {"url", "decision", "reason", "destination", "problems", "warnings"}
-    assert (answer["decision"], answer["reason"], answer["destination"]) == (decision, reason, destination)
-    assert (answer["problems"], answer["warnings"]) == ([], [])
-    assert (f"  entry: {destination}\n" in words) == (destination is not None)
+    assert text.splitlines()[0] == ("relayed" if decision == "relayed" else f"{decision}: {reason}")
+    assert set(explanation) == {"url", "decision", "reason", "destination", "problems", "warnings"}
+    assert (explanation["decision"], explanation["reason"], explanation["destination"]) == (
+        decision,
+        reason,
+        destination,
+    )
+    assert (explanation["problems"], explanation["warnings"]) == ([], [])
+    assert (f"  entry: {destination}\n" in text) == (destination is not None)
 
 
 def test_explain_under_require_verified(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where only verified tokens count, a listed destination gets none: this version verifies none."""
+    """If only verified tokens are relayed and verification is off, a listed destination receives none."""
     environment.setenv(DESTINATIONS, "https://profile-service")
     environment.setenv("OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED", "true")
 
@@ -247,36 +253,34 @@ def test_explain_under_require_verified(environment: pytest.MonkeyPatch, capsys:
     assert "withheld: not_verified\n" in capsys.readouterr().out
 
 
-def test_explain_tells_of_skipped_entries(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """An entry that was skipped is the likely cause, so explain names it."""
+def test_explain_names_skipped_entries(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A skipped entry is the likely cause, so explain names it."""
     environment.setenv(DESTINATIONS, "https://profile-service/")
 
     assert cli.main(["explain", "https://profile-service/"]) == 1
-    words = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert cli.main(["explain", "--json", "https://profile-service/"]) == 1
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
 
     assert problem.startswith(f"{DESTINATIONS}: the entry 'https://profile-service/' is skipped")
-    assert f"  problem: {problem}\n" in words
+    assert f"  problem: {problem}\n" in text
 
 
-def test_explain_warns_where_the_relay_is_off(
-    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A listed destination gets nothing while nobody has switched the relay on."""
+def test_explain_warns_if_the_relay_is_off(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A listed destination receives no token while the relay is off."""
     environment.setenv("OTEL_PROPAGATORS", "tracecontext")
     environment.setenv(DESTINATIONS, "https://profile-service")
 
     assert cli.main(["explain", "https://profile-service"]) == 0
-    words = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert cli.main(["explain", "--json", "https://profile-service"]) == 0
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
 
-    assert warning.startswith("OTEL_PROPAGATORS does not name token_relay")
-    assert f"  warning: {warning}\n" in words
+    assert warning.startswith("OTEL_PROPAGATORS does not contain token_relay")
+    assert f"  warning: {warning}\n" in text
 
 
-# What is never shown
+# Secrets
 
 
 @pytest.mark.parametrize("command", [["check"], ["explain", "https://a"], ["explain", "--json", "https://a"]], ids=str)
@@ -297,7 +301,7 @@ def test_explain_warns_where_the_relay_is_off(
 def test_passwords_of_entries_are_not_shown(
     command: list[str], entry: str, without_hooks: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An entry with a user name and a password is a problem that is told without them."""
+    """An entry with a user name and a password is a problem, whose message contains neither."""
     without_hooks.setenv(DESTINATIONS, entry)
 
     assert cli.main(command) == 1
@@ -307,13 +311,13 @@ def test_passwords_of_entries_are_not_shown(
     assert "s3cret" not in output
 
 
-AROUND = st.text(alphabet="a1:/@;?#[].* ", max_size=8)  # a comma ends an entry, whatever is around it
+AROUND = st.text(alphabet="a1:/@;?#[].* ", max_size=8)  # a comma ends an entry in any case
 
 
 @settings(deadline=None)
 @given(st.sampled_from(["", "http://", "https://"]), AROUND, AROUND)
 def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) -> None:
-    """Whatever else stands in the userinfo of an entry, its problem does not show it."""
+    """The message about an entry never contains a part of its user info."""
     read = Settings.from_env({DESTINATIONS: f"{scheme}user:{before}s3cret{after}@a.example"})
 
     assert read.destinations == ()
@@ -330,9 +334,9 @@ def test_no_part_of_a_password_is_shown(scheme: str, before: str, after: str) ->
         "https://a.example/?access_token=s3cret",
     ],
 )
-@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["words", "json"])
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
 def test_secrets_of_the_url_are_not_shown(url: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Explain does not repeat the userinfo or the query of the URL that it was given."""
+    """Explain prints neither the user info nor the query of its URL."""
     assert cli.main(["explain", url, *flags]) == 1
     output = "".join(capsys.readouterr())
 
@@ -344,25 +348,25 @@ def test_secrets_of_the_url_are_not_shown(url: str, flags: list[str], capsys: py
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        pytest.param([], "show the settings as read", id="no command"),
+        pytest.param([], "print the settings", id="no command"),
         pytest.param(["chek"], "chek", id="no such command"),
         pytest.param(["explain"], "URL", id="explain without a URL"),
         pytest.param(["explain", "https://a", "--yaml"], "--yaml", id="no such flag"),
     ],
 )
-def test_a_wrong_command_exits_with_2(arguments: list[str], said: str) -> None:
-    """A wrong command says how to write it, and exits with 2, apart from what a check finds."""
+def test_a_usage_error_exits_with_2(arguments: list[str], message: str) -> None:
+    """A usage error prints the usage and exits with 2, which differs from the status for a problem."""
     status, output = run(*arguments)
 
     assert status == 2
     assert output.startswith("usage: otel-token-relay")
-    assert said in output
+    assert message in output
 
 
 def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo says which extra it needs where a library of it is missing."""
+    """The demo names the extra that it requires if one of its libraries is missing."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
@@ -373,16 +377,16 @@ def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "pip install 'otel-token-relay[demo]'" in capsys.readouterr().err
 
 
-def test_the_script_is_the_module() -> None:
-    """``otel-token-relay`` and ``python -m otel_token_relay`` are one."""
+def test_the_script_and_the_module_are_the_same() -> None:
+    """``otel-token-relay`` and ``python -m otel_token_relay`` have the same result."""
     script = Path(sys.executable).parent / "otel-token-relay"
     command = ("explain", "https://a")
 
     assert run(*command, program=(str(script),)) == run(*command)
 
 
-def test_output_to_a_closed_pipe_is_no_error() -> None:
-    """``otel-token-relay check | head -1`` ends quietly."""
+def test_output_to_a_closed_pipe_is_not_an_error() -> None:
+    """``otel-token-relay check | head -1`` ends without an error message."""
     reader = f"{sys.executable} -m otel_token_relay check | head -1"
 
     ran = subprocess.run(["bash", "-c", reader], timeout=120, capture_output=True, text=True, check=True)
@@ -390,8 +394,8 @@ def test_output_to_a_closed_pipe_is_no_error() -> None:
     assert (ran.stdout, ran.stderr) == ("Settings\n", "")
 
 
-def test_output_to_a_terminal_without_the_letters() -> None:
-    """A name that the terminal cannot show is shown in escapes."""
+def test_output_to_a_terminal_with_another_encoding() -> None:
+    """Characters that the terminal does not support are escaped."""
     variables = {"OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher"}
 
     _, output = run("check", PYTHONIOENCODING="ascii", PYTHONUTF8="1", **variables)

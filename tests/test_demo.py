@@ -1,4 +1,4 @@
-"""The demo as its users run it, and its judge on evidence of what must not be."""
+"""The demo as users run it, and its detection of faults."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from otel_token_relay import BearerToken
 from otel_token_relay.demo.hops import Call, Hop, find_faults, join_hops, read_spans
 from otel_token_relay.demo.processes import Signals
 from otel_token_relay.demo.recorder import Note, digest, take_note
-from otel_token_relay.demo.token_checks import Outcome, Trial, find_fault, tamper
+from otel_token_relay.demo.token_checks import Outcome, TokenCheck, find_fault, tamper
 
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
 LISTED = frozenset({"profile-service"})
 
 
 def find_processes(mark):
-    """Give the processes that have *mark* in their environment, which children inherit."""
+    """Return the processes that have *mark* in their environment, which children inherit."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
@@ -39,7 +39,7 @@ def find_processes(mark):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the demo with settings that must not reach it, and leave nothing whatever the test does."""
+    """Return a function that starts the demo with settings that must not affect it. All processes are ended."""
     mark = f"MARK={tmp_path}".encode()
     environment = os.environ | {
         "MARK": str(tmp_path),
@@ -69,48 +69,48 @@ def start(tmp_path):
         os.kill(number, signal.SIGKILL)
 
 
-def test_demo_shows_every_hop_and_ends_well(start, tmp_path):
-    """The demo exits 0 after one line for each hop, without a token in it, and leaves nothing behind."""
+def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
+    """The demo prints one line for each hop, without a token, exits with 0 and leaves nothing behind."""
     process, survivors = start()
 
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 0, output
     lines = [tuple(line.split()) for line in output.splitlines()]
-    seen_by = "user-service", "profile-service", "httpx"
-    unlisted = "httpx", "withheld", "destination_not_listed", "nothing"
+    listed = "user-service", "profile-service", "httpx"
+    unlisted = "httpx", "withheld", "destination_not_listed", "none"
     of = {
         user: [
-            (user, *seen_by, "relayed", "relayed", user),
+            (user, *listed, "relayed", "relayed", user),
             (user, "user-service", "third-party", *unlisted),
-            (user, *seen_by, "relayed", "relayed", user),
+            (user, *listed, "relayed", "relayed", user),
             (user, "user-service", "↪", "third-party", *unlisted),
         ]
         for user in ("alice", "bob")
     }
-    nobody = "withheld", "no_token", "nothing"
+    no_token = "withheld", "no_token", "none"
     assert [line for line in lines if line[:2] == ("alice", "user-service")] == of["alice"] * 2
     assert [line for line in lines if line[:2] == ("bob", "user-service")] == of["bob"]
     assert [line for line in lines if line[:2] == ("anon", "user-service")] == [
-        ("anon", *seen_by, *nobody),
-        ("anon", "user-service", "third-party", "httpx", *nobody),
-        ("anon", *seen_by, *nobody),
-        ("anon", "user-service", "↪", "third-party", "httpx", *nobody),
+        ("anon", *listed, *no_token),
+        ("anon", "user-service", "third-party", "httpx", *no_token),
+        ("anon", *listed, *no_token),
+        ("anon", "user-service", "↪", "third-party", "httpx", *no_token),
     ]
-    trials = output[output.index("profile-service verifies:") : output.index("✓")]
-    assert re.findall(r"^(alice's|bob's|none)(.*?) +(\d{3}.*?) *$", trials, re.MULTILINE) == [
+    checks = output[output.index("profile-service verifies") : output.index("✓")]
+    assert re.findall(r"^(alice's|bob's|none)(.*?) +(\d{3}.*?) *$", checks, re.MULTILINE) == [
         ("alice's", "", "200 alice"),
-        ("alice's", " from a kiosk, where it lived for 1 s", "401 invalid_token expired"),
-        ("alice's", ", made for billing-service", "401 invalid_token wrong_audience"),
-        ("alice's", ", a letter of its signature changed", "401 invalid_token bad_signature"),
+        ("alice's", ", expired 1 s after it was issued", "401 invalid_token expired"),
+        ("alice's", ", issued for billing-service", "401 invalid_token wrong_audience"),
+        ("alice's", ", with a changed signature", "401 invalid_token bad_signature"),
         ("alice's", ", revoked when she signed out", "401 invalid_token inactive"),
         ("none", "", "401               absent"),
         ("bob's", ", signed with the new key", "200 bob"),
         ("alice's", ", signed with the old key", "200 alice"),
     ]
-    assert "✓ profile-service let in every valid token, and refused every other." in output
-    assert "✓ Nobody saw a token that was not theirs." in output
-    assert "16 hops. 6 brought a token" in output
+    assert "✓ profile-service accepted every valid token and rejected every other one." in output
+    assert "✓ No service received a token that it must not have." in output
+    assert "16 hops. 6 had a token" in output
     assert "eyJ" not in output
     assert "\x1b" not in output
     assert max(map(len, output.splitlines())) <= 80
@@ -124,7 +124,7 @@ def faults_of(output):
 
 @pytest.fixture
 def change(tmp_path):
-    """Make the demo's programs run a copy of the package, in which some lines are others."""
+    """Return a function that makes the demo run a copy of the package with some lines replaced."""
     folder = tmp_path / "broken"
     shutil.copytree(Path(otel_token_relay.__file__).parent, folder / "otel_token_relay")
 
@@ -132,17 +132,17 @@ def change(tmp_path):
         for name, changes in lines.items():
             (module,) = (folder / "otel_token_relay").glob(f"*/{name}.py")
             text = module.read_text("utf-8")
-            for line, other in changes.items():
+            for line, replacement in changes.items():
                 assert text.count(line) == 1
-                text = text.replace(line, other)
+                text = text.replace(line, replacement)
             module.write_text(text, "utf-8")
         return {"cwd": folder, "PYTHONPATH": str(folder), "COLUMNS": "200"}
 
     return change
 
 
-def test_verifier_that_lets_in_too_much_is_seen(start, change):
-    """The demo exits 1, and says of each bad token that was let in that it should not have been."""
+def test_demo_reports_accepted_invalid_tokens(start, change):
+    """The demo exits with 1 and reports each invalid token that was accepted."""
     broken = change(
         claims={'raise TokenRejected("expired")': "pass", 'raise TokenRejected("wrong_audience")': "pass"},
         verifier={'raise TokenRejected("bad_signature")': "pass", 'raise TokenRejected("inactive")': "return {}"},
@@ -154,7 +154,7 @@ def test_verifier_that_lets_in_too_much_is_seen(start, change):
     assert process.returncode == 1, output
     faults = [line.split('": ') for line in faults_of(output)]
     assert [end for _, end in faults] == [
-        f"200 alice instead of 401 invalid_token {reason}"
+        f"expected 401 invalid_token {reason}, received 200 alice"
         for reason in ("expired", "wrong_audience", "bad_signature", "inactive")
     ]
     assert "eyJ" not in output
@@ -162,8 +162,8 @@ def test_verifier_that_lets_in_too_much_is_seen(start, change):
     assert survivors() == []
 
 
-def test_verifier_that_misses_a_rotation_is_seen(start, change):
-    """The demo exits 1 where a token of the new key is not let in at once."""
+def test_demo_reports_a_missed_key_rotation(start, change):
+    """The demo exits with 1 if a token signed with the new key is not accepted immediately."""
     broken = change(verifier={"wait = source.wait_for_unknown()": "wait = None"})
 
     process, _ = start(**broken)
@@ -171,20 +171,21 @@ def test_verifier_that_misses_a_rotation_is_seen(start, change):
 
     assert process.returncode == 1, output
     assert faults_of(output) == [
-        'profile-service, token "bob\'s, signed with the new key": 401 invalid_token unknown_key instead of 200 bob'
+        'profile-service, token "bob\'s, signed with the new key": '
+        "expected 200 bob, received 401 invalid_token unknown_key"
     ]
 
 
-def test_token_that_a_service_writes_is_seen(start, change):
-    """The demo exits 1 where a token stands in what a service has printed, and says where and whose it is."""
-    shows = 'print(__import__("otel_token_relay").current_token().reveal(), flush=True)'
-    broken = change(profile_service={"await asyncio.sleep(0.05)": shows})
+def test_demo_reports_a_token_in_the_output_of_a_service(start, change):
+    """The demo exits with 1 if a service printed a token, and names the file and the user."""
+    leak = 'print(__import__("otel_token_relay").current_token().reveal(), flush=True)'
+    broken = change(profile_service={"await asyncio.sleep(0.05)": leak})
 
     process, _ = start(**broken)
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 1, output
-    assert faults_of(output) == [f"a token of {user} stands in profile-service.out" for user in ("alice", "bob")]
+    assert faults_of(output) == [f"profile-service.out contains a token of {user}" for user in ("alice", "bob")]
     assert "eyJ" not in output
 
 
@@ -192,7 +193,7 @@ def test_token_that_a_service_writes_is_seen(start, change):
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminate"]
 )
 def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
-    """When it is interrupted while its programs start, they end, and its files go."""
+    """If the demo is interrupted while its programs start, they are ended and its files are removed."""
     process, survivors = start()
     deadline = time.monotonic() + 60
     while len(survivors()) < 4:
@@ -209,8 +210,8 @@ def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_signal_waits_while_it_would_do_harm():
-    """A signal in a held block takes effect at its end, not before."""
+def test_signal_is_postponed_while_held():
+    """A signal in a held block takes effect at the end of the block, not before."""
     reached = []
 
     def start_something():
@@ -224,8 +225,8 @@ def test_signal_waits_while_it_would_do_harm():
     assert reached == ["the end of the block"]
 
 
-def test_second_signal_does_not_interrupt_the_tidying_up():
-    """Only the first signal raises, with the status that a shell gives; the handlers before come back."""
+def test_second_signal_does_not_interrupt_the_cleanup():
+    """Only the first signal raises, with the exit status of a shell; the previous handlers are restored."""
     before = signal.getsignal(signal.SIGTERM)
 
     def end_twice():
@@ -243,7 +244,7 @@ def test_second_signal_does_not_interrupt_the_tidying_up():
 
 
 def test_program_that_does_not_start_is_named(start, tmp_path):
-    """The demo exits 1, says which program ended and shows its log; the others are ended."""
+    """The demo exits with 1, names the program that ended and prints its log; the others are ended."""
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "joserfc.py").write_text("raise RuntimeError('broken on purpose')")
@@ -252,13 +253,13 @@ def test_program_that_does_not_start_is_named(start, tmp_path):
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 1
-    assert re.search(r"✗ \S+ has ended with status 1", output)
+    assert re.search(r"✗ \S+ ended with status 1", output)
     assert "broken on purpose" in output
     assert survivors() == []
 
 
 def test_missing_extra_is_named():
-    """Without a package of the extra the command says what to install, and starts nothing."""
+    """If a package of the extra is missing, the command says what to install and starts nothing."""
     code = (
         "import importlib.util as util, sys\n"
         "find = util.find_spec\n"
@@ -274,7 +275,7 @@ def test_missing_extra_is_named():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    """Neither the command line nor the package of the demo loads what only the demo needs."""
+    """Neither the command line nor the package of the demo imports libraries that only the demo needs."""
     code = (
         "import sys, otel_token_relay.cli, otel_token_relay.demo\n"
         "print({'rich', 'httpx', 'flask', 'authlib', 'fastapi', 'uvicorn'} & sys.modules.keys())"
@@ -286,7 +287,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 ALICE = Call(trace_id="a" * 32, user="alice", token="digest of alice's")
-NOBODY = Call(trace_id="b" * 32, user=None, token=None)
+ANONYMOUS = Call(trace_id="b" * 32, user=None, token=None)
 
 
 def note_of(receiver, call, *tokens, **changes):
@@ -302,17 +303,17 @@ OWN = ("digest of alice's", "alice")
 OTHER = ("digest of bob's", "bob")
 
 
-def judge(*hops):
-    return find_faults([ALICE, NOBODY], hops, [hop.note for hop in hops], listed=LISTED)
+def faults_in(*hops):
+    return find_faults([ALICE, ANONYMOUS], hops, [hop.note for hop in hops], listed=LISTED)
 
 
-def test_what_is_due_is_no_fault():
-    """The caller's token at the listed service, and nothing anywhere else, is as it should be."""
+def test_expected_hops_are_not_faults():
+    """The caller's token at the listed service and no token at the others is not a fault."""
     assert (
-        judge(
+        faults_in(
             hop_of(ALICE, note_of("profile-service", ALICE, OWN), "relayed"),
             hop_of(ALICE, note_of("third-party", ALICE)),
-            hop_of(NOBODY, note_of("profile-service", NOBODY)),
+            hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS)),
         )
         == []
     )
@@ -321,36 +322,39 @@ def test_what_is_due_is_no_fault():
 @pytest.mark.parametrize(
     ("hop", "words"),
     [
-        (hop_of(ALICE, note_of("third-party", ALICE, OWN), "relayed"), "third-party saw a token of alice"),
+        (hop_of(ALICE, note_of("third-party", ALICE, OWN), "relayed"), "third-party received a token of alice"),
         (hop_of(ALICE, note_of("profile-service", ALICE, OTHER), "relayed"), "token of bob in a request of alice"),
-        (hop_of(NOBODY, note_of("profile-service", NOBODY, OWN), "relayed"), "token of alice in a request of nobody"),
-        (hop_of(ALICE, note_of("profile-service", ALICE)), "did not arrive"),
+        (
+            hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS, OWN), "relayed"),
+            "token of alice in a request of anonymous",
+        ),
+        (hop_of(ALICE, note_of("profile-service", ALICE)), "was not received"),
         (hop_of(ALICE, note_of("profile-service", ALICE, OWN)), "the decision was withheld"),
-        (hop_of(NOBODY, note_of("profile-service", NOBODY), "relayed"), "the decision was relayed"),
+        (hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS), "relayed"), "the decision was relayed"),
         (hop_of(ALICE, note_of("profile-service", ALICE, OWN, credentials=2), "relayed"), "2 Authorization lines"),
     ],
-    ids=["outsider", "another user", "nobody", "missing", "secretly sent", "only said", "two lines"],
+    ids=["third party", "another user", "anonymous", "missing", "unreported", "only reported", "two lines"],
 )
 def test_wrong_token_is_a_fault(hop, words):
-    """Whatever a receiver should not have seen, or missed, is said."""
-    faults = judge(hop)
+    """A token that was received by mistake, or that is missing, is reported."""
+    faults = faults_in(hop)
 
     assert faults
     assert any(words in fault for fault in faults)
 
 
 def test_token_in_a_request_of_no_call_is_a_fault():
-    """A token in a request that nobody of the demo made is one too many."""
+    """A token in a request that is not one of the demo's calls is reported."""
     stray = replace(note_of("profile-service", ALICE, OWN), trace_id="")
 
     assert find_faults([ALICE], [], [stray], listed=LISTED) == [
-        "profile-service saw a token of alice in a request of nobody"
+        "profile-service received a token of alice in a request of anonymous"
     ]
 
 
 @pytest.mark.parametrize("place", ["header", "other header", "path", "query", "body"])
-def test_witness_finds_a_token_anywhere(place):
-    """A token is noted wherever it stands, by whom it names and by its digest, never by itself."""
+def test_recorder_finds_a_token_in_every_part_of_a_request(place):
+    """The note contains the subject and the digest of each token, never the token."""
     token = b"eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2ln"
     headers = {"header": [(b"authorization", b"Bearer " + token)], "other header": [(b"x-copy", b"=" + token)]}
     scope = {
@@ -376,7 +380,7 @@ def span_of(call, span_id, start, status=200, **attributes):
 
 
 def test_hops_are_joined_when_both_halves_are_there():
-    """Spans and notes meet by span id, in the order of the spans; a half that is missing is waited for."""
+    """Spans and notes are joined by span id, in the order of the spans; until both are there, there is no result."""
     first, second = "1" * 16, "2" * 16
     spans = [
         span_of(ALICE, second, "2026-01-01T00:00:01Z"),
@@ -400,46 +404,60 @@ def test_hops_are_joined_when_both_halves_are_there():
 
 
 def test_spans_are_read_while_they_are_written():
-    """Objects follow each other with anything between; the last may be cut short."""
+    """Other text between the spans is skipped, and so is an incomplete last span."""
     text = 'a line of a log\n{\n "n": 1\n}\n{"n": {"m": 2}}\n{"n":'
 
     assert [json.dumps(span) for span in read_spans(text)] == ['{"n": 1}', '{"n": {"m": 2}}']
 
 
-GOOD = Trial(what="alice's", call=ALICE, token=BearerToken("eyJ.e30.c2ln"))
-BAD = replace(GOOD, reason="expired")
-NONE = Trial(what="none", call=NOBODY, token=None, reason="absent")
+VALID = TokenCheck(what="alice's", call=ALICE, token=BearerToken("eyJ.e30.c2ln"))
+INVALID = replace(VALID, reason="expired")
+NONE = TokenCheck(what="none", call=ANONYMOUS, token=None, reason="absent")
 
 
 @pytest.mark.parametrize(
     "outcome",
     [
-        Outcome(trial=GOOD, status=200, name="alice"),
-        Outcome(trial=BAD, status=401, error="invalid_token", reason="expired"),
-        Outcome(trial=NONE, status=401, reason="absent"),
+        Outcome(check=VALID, status=200, name="alice"),
+        Outcome(check=INVALID, status=401, error="invalid_token", reason="expired"),
+        Outcome(check=NONE, status=401, reason="absent"),
     ],
-    ids=["let in", "refused", "no token"],
+    ids=["accepted", "rejected", "no token"],
 )
-def test_right_verdict_on_a_token_is_no_fault(outcome):
-    """The caller let in under the right name, or refused for the right reason, is as it should be."""
+def test_expected_outcome_is_not_a_fault(outcome):
+    """A caller who is identified correctly, or rejected for the expected reason, is not a fault."""
     assert find_fault(outcome) is None
 
 
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        (Outcome(trial=GOOD, status=401, error="invalid_token", reason="unknown_key"), "instead of 200 alice"),
-        (Outcome(trial=GOOD, status=503, reason="unavailable"), "503 unavailable instead of 200 alice"),
-        (Outcome(trial=GOOD, status=200, name="bob"), "200 bob instead of 200 alice"),
-        (Outcome(trial=BAD, status=200, name="alice"), "200 alice instead of 401 invalid_token expired"),
-        (Outcome(trial=BAD, status=401, error="invalid_token", reason="bad_signature"), "bad_signature instead of"),
-        (Outcome(trial=BAD, status=401, reason="expired"), "401 expired instead of 401 invalid_token expired"),
-        (Outcome(trial=NONE, status=401, error="invalid_token", reason="absent"), "instead of 401 absent"),
+        (Outcome(check=VALID, status=401, error="invalid_token", reason="unknown_key"), "expected 200 alice"),
+        (Outcome(check=VALID, status=503, reason="unavailable"), "expected 200 alice, received 503 unavailable"),
+        (Outcome(check=VALID, status=200, name="bob"), "expected 200 alice, received 200 bob"),
+        (Outcome(check=INVALID, status=200, name="alice"), "expected 401 invalid_token expired, received 200 alice"),
+        (
+            Outcome(check=INVALID, status=401, error="invalid_token", reason="bad_signature"),
+            "received 401 invalid_token bad_signature",
+        ),
+        (
+            Outcome(check=INVALID, status=401, reason="expired"),
+            "expected 401 invalid_token expired, received 401 expired",
+        ),
+        (Outcome(check=NONE, status=401, error="invalid_token", reason="absent"), "expected 401 absent"),
     ],
-    ids=["refused", "outage", "another user", "let in", "another reason", "no error code", "error code for nothing"],
+    ids=[
+        "rejected",
+        "unavailable",
+        "another user",
+        "accepted",
+        "another reason",
+        "no error code",
+        "error without token",
+    ],
 )
-def test_wrong_verdict_on_a_token_is_a_fault(outcome, words):
-    """Whatever else profile-service makes of a token is said, and the token is not."""
+def test_unexpected_outcome_is_a_fault(outcome, words):
+    """Any other outcome is reported, without the token."""
     fault = find_fault(outcome)
 
     assert fault is not None
@@ -448,8 +466,8 @@ def test_wrong_verdict_on_a_token_is_a_fault(outcome, words):
 
 
 @pytest.mark.parametrize("signature", ["Abc", "Bbc", "-bc"])
-def test_tampered_token_differs_by_one_letter_of_its_signature(signature):
-    """What was signed stays, and so does the length."""
+def test_tampered_token_differs_in_one_character_of_its_signature(signature):
+    """The signed part and the length stay the same."""
     head, _, changed = tamper(f"eyJ.e30.{signature}").rpartition(".")
 
     assert head == "eyJ.e30"

@@ -477,7 +477,7 @@ def test_check_notices_a_page_out_of_step(
     assert reference.main(["--check"]) == 0
     (tmp_path / "reasons.md").write_text("changed", "utf-8")
     assert reference.main(["--check"]) == 1
-    assert "reasons.md is out of step" in capsys.readouterr().err
+    assert "reasons.md is out of date" in capsys.readouterr().err
 
 
 def test_reference_refuses_what_it_does_not_know(reference: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The example of a circuit breaker, as its README runs it: three services, three processes."""
+"""The circuit breaker example, as its README runs it: three services in three processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = ROOT / "examples" / "circuit_breaker"
 
 
 class Services:
-    """The three of them."""
+    """The three running services and a client."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.profile, self.archive = (
@@ -29,14 +29,14 @@ class Services:
             "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": f"{self.profile.url},{self.archive.url}",
             "PROFILE_URL": self.profile.url,
             "ARCHIVE_URL": self.archive.url,
-            # One call has to wait for it, and no other may come near it on a busy machine.
+            # Only one call may exceed the limit, even on a busy machine.
             "TIME_LIMIT": "4",
             "RESET_TIMEOUT": "600",
         }
         self.user = stack.enter_context(
             service(*INSTRUMENT, *uvicorn("user_service:app"), cwd=EXAMPLE, environ=environ)
         )
-        # A connection for each request: none is kept, which a server might close just then.
+        # No keep-alive: a server may close an idle connection while the next request is sent.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._http = stack.enter_context(httpx.Client(timeout=60, limits=limits, verify=False))
 
@@ -49,8 +49,8 @@ class Services:
         assert response.status_code == 200, self.user.log.replace(f"{caller}-demo-token", "…")[-5000:]
         return response.json()
 
-    def let_profile(self, behaviour: str) -> None:
-        self._http.put(f"{self.profile.url}/behaviour/{behaviour}").raise_for_status()
+    def set_behavior(self, behavior: str) -> None:
+        self._http.put(f"{self.profile.url}/behavior/{behavior}").raise_for_status()
 
     def callers(self, of: str = "profile") -> list[str | None]:
         return self._http.get(f"{getattr(self, of).url}/callers").json()
@@ -58,7 +58,7 @@ class Services:
 
 @pytest.fixture(scope="module")
 def services():
-    """Started, and stopped whatever happens."""
+    """Return the running services."""
     with ExitStack() as stack:
         yield Services(stack)
 
@@ -77,29 +77,29 @@ def from_archive(caller):
     return {"source": "archive", "name": caller}
 
 
-def test_users_do_not_meet_in_the_executor(services):
-    """Many at once, on the same threads."""
+def test_users_do_not_share_tokens_in_the_executor(services):
+    """Concurrent calls on the same threads each return the caller's own profile."""
     callers = ["alice", "bob"] * 40
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(services.ask, callers))
+        profiles = list(pool.map(services.ask, callers))
 
-    assert answers == [from_profile(caller) for caller in callers]
+    assert profiles == [from_profile(caller) for caller in callers]
 
 
-def test_a_call_that_hangs_keeps_nobody_waiting(services):
-    """The breaker lets the next caller in meanwhile, and both get their own profile from it."""
+def test_a_hanging_call_does_not_block_other_callers(services):
+    """The breaker runs the next call in the meantime, and both callers get their own profile."""
     before = len(services.callers())
-    services.let_profile("hang")
+    services.set_behavior("hang")
     with ThreadPoolExecutor(2) as pool:
-        answers = pool.map(services.ask, ["alice", "bob"])
+        profiles = pool.map(services.ask, ["alice", "bob"])
         wait_until(lambda: len(services.callers()) == before + 2)
-        services.let_profile("well")
+        services.set_behavior("work")
 
-        assert list(answers) == [from_profile("alice"), from_profile("bob")]
+        assert list(profiles) == [from_profile("alice"), from_profile("bob")]
 
 
-def test_the_token_takes_every_way_through_the_breaker(services):
-    """Call, retry, fallback; an open breaker sends nothing; a call that is too late has no token."""
+def test_the_token_is_relayed_in_every_state_of_the_breaker(services):
+    """Call, retry and fallback have the token, a call after the response has none, an open breaker sends no request."""
     before = len(services.callers())
 
     def callers():
@@ -111,30 +111,30 @@ def test_the_token_takes_every_way_through_the_breaker(services):
     assert callers() == ["alice", "bob", None]
     assert services.callers("archive") == []
 
-    services.let_profile("fail")
+    services.set_behavior("fail")
     for _ in range(2):
         assert services.ask("bob") == from_archive("bob")
     assert callers()[3:] == ["bob", "bob"] * 2
     assert services.callers("archive") == ["bob", "bob"]
 
-    services.let_profile("hang")
+    services.set_behavior("hang")
     assert services.ask("alice") == from_archive("alice")
     assert callers()[7:] == ["alice"]
-    services.let_profile("fail")
-    # The thread goes on with its retry, when alice has had her response.
+    services.set_behavior("fail")
+    # The thread continues with its retry after alice has received her response.
     wait_until(lambda: len(callers()) == 9)
     assert callers()[7:] == ["alice", None]
 
-    services.let_profile("well")
+    services.set_behavior("work")
     assert services.ask("bob") == from_archive("bob"), "the breaker is open"
     assert callers()[9:] == []
 
 
 @contextmanager
 def forgetful_server():
-    """Run a server that answers the first request of each connection, and closes it on the second."""
+    """Run a server that responds to the first request of each connection, and closes it on the second."""
     body = b'{"name": "alice"}'
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    response = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
     def serve():
         while True:
@@ -142,7 +142,7 @@ def forgetful_server():
             with connection:
                 if not connection.recv(65536):
                     return
-                connection.sendall(answer)
+                connection.sendall(response)
                 connection.recv(65536)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -155,12 +155,12 @@ def forgetful_server():
             thread.join(10)
 
 
-def test_a_kept_connection_that_the_archive_closes_is_no_failure(monkeypatch):
-    """Servers close idle connections, and one of them just when the next request is on its way."""
-    with forgetful_server() as archive, socket.create_server(("127.0.0.1", 0)) as nobody:
+def test_an_idle_connection_closed_by_the_archive_is_not_a_failure(monkeypatch):
+    """The request is repeated if the server closes an idle connection while it is sent."""
+    with forgetful_server() as archive, socket.create_server(("127.0.0.1", 0)) as unused:
         monkeypatch.setenv("ARCHIVE_URL", archive)
-        monkeypatch.setenv("PROFILE_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        nobody.close()
+        monkeypatch.setenv("PROFILE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        unused.close()
         spec = importlib.util.spec_from_file_location("user_service", EXAMPLE / "user_service.py")
         user_service = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(user_service)

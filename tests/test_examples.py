@@ -1,4 +1,4 @@
-"""The examples, run with the commands that their READMEs print."""
+"""The examples, run with the commands in their READMEs."""
 
 import contextlib
 import os
@@ -15,26 +15,27 @@ from pathlib import Path
 import httpx
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "examples" / "fastapi_httpx"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FOLDER = EXAMPLES / "fastapi_httpx"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 PORTS = ("8001", "8002")
 USED = {"fastapi", "httpx", "threading"}
 
 
 def blocks(language):
-    """Give the fenced blocks of that language in the README."""
+    """Return the fenced blocks of that language in the README."""
     return [block for found, block in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL) if found == language]
 
 
 def sessions():
-    """Give each command and its output out of the README's terminals."""
+    """Return each command and its output in the console blocks of the README."""
     found = re.findall(r"^ *\$ (.+)\n((?: *[^\s$`].*\n)+)", "\n".join(blocks("console")), re.MULTILINE)
     return [(shlex.split(command), output.strip()) for command, output in found]
 
 
 @pytest.fixture(scope="module")
 def ports():
-    """Free ports in place of those in the README; they are held, and can be listened on all the same."""
+    """Return free ports to replace those in the README; they are reserved, but can still be listened on."""
     holders = [socket.socket() for _ in PORTS]
     try:
         for holder in holders:
@@ -53,19 +54,19 @@ def environment(ports):
     return clean | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PROFILE_SERVICE": f"http://127.0.0.1:{ports['8002']}",
-        # Only to start faster: this environment has many libraries that the example does not use.
+        # For a faster start: the test environment has many libraries that the example does not use.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(unused),
     }
 
 
 @pytest.fixture
 def run(ports, environment):
-    """Run a command of the README in a shell of its own, in the folder of the example."""
+    """Return a function that runs a command of the README in a shell, in the folder of the example."""
     started = []
 
-    def run(script, answers_at):
-        for port, free in ports.items():
-            script = script.replace(port, free)
+    def run(script, port):
+        for original, free in ports.items():
+            script = script.replace(original, free)
         shell = subprocess.Popen(
             ["sh", "-e", "-c", script],
             cwd=FOLDER,
@@ -76,7 +77,7 @@ def run(ports, environment):
             start_new_session=True,
         )
         started.append(shell)
-        wait_for(f"http://127.0.0.1:{ports[answers_at]}/", shell)
+        wait_for(f"http://127.0.0.1:{ports[port]}/", shell)
         return shell
 
     yield run
@@ -98,18 +99,18 @@ def wait_for(url, shell):
             time.sleep(0.05)
         else:
             return
-    raise AssertionError("no answer")
+    raise AssertionError(f"no response from {url}")
 
 
 def end(shell):
-    """Press Ctrl-C, and give what was printed; OpenTelemetry exports its last spans then."""
+    """Send Ctrl-C, which makes OpenTelemetry export its last spans, and return the output."""
     os.killpg(shell.pid, signal.SIGINT)
     output, _ = shell.communicate(timeout=60)
     return output
 
 
 def curl(command, ports):
-    """Do what the README does with curl, which is not on every machine."""
+    """Return the response to a curl command of the README; not every machine has curl."""
     headers = {}
     if command[1] == "-H":
         name, _, value = command[2].partition(": ")
@@ -118,8 +119,8 @@ def curl(command, ports):
     return response.text
 
 
-def test_readme_of_fastapi_httpx_keeps_its_word(run, ports):
-    """With the commands of the README Alice is known to profile-service and nobody is not."""
+def test_readme_of_fastapi_httpx_is_correct(run, ports):
+    """With the commands of the README, profile-service recognizes Alice and rejects an anonymous caller."""
     profile_service, user_service = blocks("sh")
     run(profile_service, "8002")
     shell = run(user_service, "8001")
@@ -129,16 +130,16 @@ def test_readme_of_fastapi_httpx_keeps_its_word(run, ports):
     printed = end(shell)
 
     assert len(calls) == 2
-    promised = re.findall(r'"token_relay\.\w+": "\w+"', "".join(blocks("json")))
-    assert len(promised) == 2
-    for line in promised:
+    documented = re.findall(r'"token_relay\.\w+": "\w+"', "".join(blocks("json")))
+    assert len(documented) == 2
+    for line in documented:
         assert line in printed
     assert '"token_relay.reason": "no_token"' in printed
     assert "token-of-alice" not in printed
 
 
-def test_without_destinations_alice_is_nobody(run, ports):
-    """What the README suggests to try: no destination, no token, and the reason it gives."""
+def test_without_destinations_alice_is_anonymous(run, ports):
+    """Without a destination no token is relayed, for the reason in the README."""
     profile_service, user_service = blocks("sh")
     lines = user_service.splitlines(keepends=True)
     without = "".join(line for line in lines if "DESTINATIONS" not in line)
@@ -147,20 +148,20 @@ def test_without_destinations_alice_is_nobody(run, ports):
     shell = run(without, "8001")
 
     (alice, _), (_, unknown) = [session for session in sessions() if session[0][0] == "curl"]
-    answer = curl(alice, ports)
+    response = curl(alice, ports)
     printed = end(shell)
 
-    assert answer == unknown
+    assert response == unknown
     assert '"token_relay.reason": "destination_not_listed"' in printed
     assert "token-of-alice" not in printed
 
 
-def test_explain_answers_as_the_readme_says(environment):
-    """The answers of ``otel-token-relay explain`` stand in the README as they are printed."""
+def test_explain_prints_what_the_readme_shows(environment):
+    """The README contains the output of ``otel-token-relay explain``."""
     exports = "".join(line for line in blocks("sh")[1].splitlines(keepends=True) if line.startswith("export"))
-    asked = [(command, output) for command, output in sessions() if command[0] == "otel-token-relay"]
+    expected = [(command, output) for command, output in sessions() if command[0] == "otel-token-relay"]
 
-    answers = [
+    outputs = [
         subprocess.run(
             ["sh", "-e", "-c", exports + shlex.join(command)],
             env=environment,
@@ -168,8 +169,19 @@ def test_explain_answers_as_the_readme_says(environment):
             text=True,
             check=False,
         ).stdout
-        for command, _ in asked
+        for command, _ in expected
     ]
 
-    assert len(asked) == 2
-    assert [answer.splitlines()[0] for answer in answers] == [output for _, output in asked]
+    assert len(expected) == 2
+    assert [output.splitlines()[0] for output in outputs] == [output for _, output in expected]
+
+
+def test_index_lists_every_example():
+    """Every example is a folder with a README, and the index links to it."""
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((\w+)/README\.md\)", index)
+
+    assert sorted(linked) == sorted(
+        path.name for path in EXAMPLES.iterdir() if path.name not in ("README.md", "__pycache__")
+    )
+    assert all((EXAMPLES / name / "README.md").is_file() for name in linked)

@@ -1,4 +1,4 @@
-"""Origins and patterns: what is equal, what is refused, and what no pattern ever matches."""
+"""Origins and patterns: which are equal, which are rejected, and what a pattern never matches."""
 
 import string
 
@@ -31,8 +31,8 @@ names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda s: 
         ("https://a_b", "https://a_b"),
     ],
 )
-def test_a_url_gives_its_origin_in_the_form_of_the_wire(url, expected):
-    """Case, default ports, a trailing dot, IDNA and IPv6 text do not matter."""
+def test_an_origin_is_normalized(url, expected):
+    """Case, default ports, a trailing dot, IDNA and the spelling of IPv6 addresses make no difference."""
     assert str(Origin.parse(url)) == expected
 
 
@@ -77,14 +77,14 @@ def test_a_url_gives_its_origin_in_the_form_of_the_wire(url, expected):
         "https://a\u3002b\u200d/",
     ],
 )
-def test_a_url_that_could_be_read_in_two_ways_names_no_origin(url):
-    """Refused, and nothing is relayed."""
+def test_an_ambiguous_url_has_no_origin(url):
+    """An ambiguous or invalid URL is rejected, so no token is relayed to it."""
     assert Origin.parse(url) is None
 
 
 @given(st.text(), st.text(), st.none() | st.integers())
 def test_parts_and_urls_never_raise(scheme, host, port):
-    """Clients hand over whatever their users type."""
+    """Clients pass any text that their users enter."""
     Origin.of(scheme, host, port)
     Origin.parse(scheme + "://" + host)
     Origin.parse("http://" + host)
@@ -92,15 +92,15 @@ def test_parts_and_urls_never_raise(scheme, host, port):
 
 
 @given(st.text())
-def test_a_pattern_is_read_or_refused_with_a_sentence(text):
-    """No other exception, and what was read reads the same again."""
-    refused = None
+def test_a_pattern_is_accepted_or_rejected_with_a_message(text):
+    """Parsing raises only ValueError, and the text of a pattern parses to the same pattern."""
+    message = None
     try:
         pattern = OriginPattern.parse(text)
     except ValueError as error:
-        refused = str(error)
+        message = str(error)
 
-    assert refused or OriginPattern.parse(str(pattern)) == pattern
+    assert message or OriginPattern.parse(str(pattern)) == pattern
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_a_pattern_is_read_or_refused_with_a_sentence(text):
         "*://a",
     ],
 )
-def test_a_pattern_that_is_no_origin_is_refused(text):
-    """A path, userinfo, or a star anywhere but before a dot at the start."""
+def test_an_invalid_pattern_is_rejected(text):
+    """A pattern must not contain a path, user info, or a star in any other position."""
     with pytest.raises(ValueError, match=r"\w{3}"):
         OriginPattern.parse(text)
 
 
 def find(entries, url):
-    """Look *url* up in a policy of *entries*."""
+    """Return the entry of *entries* that matches *url*."""
     return RelayPolicy(map(Destination.parse, entries)).match(Origin.parse(url))
 
 
@@ -183,13 +183,13 @@ def find(entries, url):
     ],
 )
 def test_a_pattern_matches_whole_labels_of_the_right_origin(entry, url, matches):
-    """Scheme, port and every label count."""
+    """Scheme, port and every label must match."""
     assert (find([entry], url) is not None) is matches
 
 
 @given(names, names, labels)
 def test_a_wildcard_matches_below_whole_labels_only(parent, below, label):
-    """One or more labels below the parent: never the parent, never a part of a label."""
+    """A wildcard matches one or more whole labels below the parent, not the parent and not a part of a label."""
     entry = f"https://*.{parent}"
 
     assert find([entry], f"https://{below}.{parent}") is not None
@@ -204,8 +204,8 @@ def test_a_wildcard_matches_below_whole_labels_only(parent, below, label):
 
 
 @given(names, names)
-def test_an_exact_entry_matches_itself_and_nothing_else(listed, other):
-    """Not as a prefix, not as a suffix."""
+def test_an_exact_entry_matches_only_itself(listed, other):
+    """An exact entry is neither a prefix nor a suffix."""
     assert find([f"https://{listed}"], f"https://{listed}") is not None
     assert (find([f"https://{listed}"], f"https://{other}") is not None) is (listed == other)
 
@@ -221,8 +221,8 @@ def test_an_exact_entry_matches_itself_and_nothing_else(listed, other):
         ("https://c:1", "https://*:1"),
     ],
 )
-def test_the_most_specific_entry_counts(url, expected):
-    """In whatever order they stand in the list."""
+def test_the_most_specific_entry_applies(url, expected):
+    """The order of the list makes no difference."""
     entries = [
         "https://*:1",
         "https://*.b:1",
@@ -248,8 +248,8 @@ def test_the_most_specific_entry_counts(url, expected):
         ("http://*", False),
     ],
 )
-def test_loopback_is_known(entry, loopback):
-    """Plain http is only harmless there."""
+def test_loopback_is_recognized(entry, loopback):
+    """Plain http is harmless on loopback only."""
     assert OriginPattern.parse(entry).is_loopback is loopback
 
 
@@ -261,7 +261,7 @@ def test_loopback_is_known(entry, loopback):
     ],
 )
 def test_parameters_are_read(entry, shown):
-    """White space around them does not matter."""
+    """White space around parameters is ignored."""
     assert str(Destination.parse(entry)) == shown
 
 
@@ -276,14 +276,14 @@ def test_parameters_are_read(entry, shown):
         "https://a;required;required",
     ],
 )
-def test_a_parameter_that_is_not_known_makes_the_entry_invalid(entry):
-    """A misspelt `required` must not become a plain relay."""
+def test_an_invalid_parameter_makes_the_entry_invalid(entry):
+    """An entry with a misspelled `required` must not become a plain entry."""
     with pytest.raises(ValueError, match="parameter"):
         Destination.parse(entry)
 
 
-def test_what_is_remembered_of_origins_is_bounded():
-    """Redirects can name any number of hosts."""
+def test_the_cache_of_origins_is_bounded():
+    """Redirects can lead to any number of hosts."""
     policy = RelayPolicy([Destination.parse("https://a")])
 
     for number in range(6000):
@@ -293,8 +293,8 @@ def test_what_is_remembered_of_origins_is_bounded():
 
 
 @pytest.mark.parametrize(("scheme", "host"), [("https", "a" * 300), ("x" * 300, "a")], ids=["host", "scheme"])
-def test_what_is_too_long_for_an_origin_is_not_remembered(scheme, host):
-    """A redirect can hold some ten thousand characters, and there is room for thousands of them."""
+def test_an_origin_that_is_too_long_is_not_cached(scheme, host):
+    """A redirect can have about ten thousand characters, and the cache has thousands of entries."""
     policy = RelayPolicy([Destination.parse("https://*")])
 
     assert policy.find(scheme, host, None) is None

@@ -1,4 +1,4 @@
-"""What our users test with: it finds what is there, and does not show it."""
+"""The test helpers for users: they find leaked tokens and never print them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlag
 from otel_token_relay import BearerToken
 from otel_token_relay.testing import SeenRequest, ThirdParty, assert_never_leaked, third_party
 
-TOKEN = "Canary-token.with/every+kind~of_sign=="
+TOKEN = "Sample-token.with/every+kind~of_sign=="
 
 
 # The third party
 
 
-def test_third_party_notes_what_comes_in() -> None:
-    """Method, target, headers and body are those of the wire, oldest request first."""
+def test_third_party_records_requests() -> None:
+    """Method, target, headers and body are recorded as they were sent, oldest request first."""
     with third_party() as outsider, httpx.Client() as client:
         client.get(f"{outsider.url}/a?b=c", headers={"Authorization": "Bearer x"})
         client.post(f"{outsider.url}/d", content=b"body")
@@ -46,15 +46,15 @@ def test_third_party_notes_what_comes_in() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_third_party_answers_every_method(method: str) -> None:
-    """Each method is answered with 200 and noted."""
+    """Each method gets a 200 response and is recorded."""
     with third_party() as outsider:
         assert httpx.request(method, outsider.url).status_code == 200
 
     assert [request.method for request in outsider.requests] == [method]
 
 
-def test_third_party_is_no_proxy() -> None:
-    """A CONNECT is noted with its headers, and refused."""
+def test_third_party_is_not_a_proxy() -> None:
+    """A CONNECT is recorded with its headers, and rejected."""
     with third_party() as outsider:
         connection = http.client.HTTPConnection(urlsplit(outsider.url).netloc, timeout=30)
         connection.request("CONNECT", "profile-service:443", headers={"Proxy-Authorization": "Basic x"})
@@ -68,18 +68,18 @@ def test_third_party_is_no_proxy() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_third_party_redirects(status: int) -> None:
-    """A redirecting URL leads to the target as it was given, with that status."""
+    """A redirecting URL redirects to the exact target, with the given status."""
     with third_party() as outsider, third_party() as target:
         url = outsider.redirecting_to(f"{target.url}/landing?a=b&c=d%20e", status=status)
-        answer = httpx.get(url)
+        response = httpx.get(url)
         httpx.get(url, follow_redirects=True)
 
-    assert answer.status_code == status
+    assert response.status_code == status
     assert [request.target for request in target.requests] == ["/landing?a=b&c=d%20e"]
 
 
 def test_third_party_serves_in_parallel() -> None:
-    """Each of many clients at the same time gets its answer."""
+    """Each of many concurrent clients gets a response."""
     with third_party() as outsider:
         threads = [
             threading.Thread(target=lambda: urllib.request.urlopen(outsider.url, timeout=30).close()) for _ in range(20)
@@ -92,8 +92,8 @@ def test_third_party_serves_in_parallel() -> None:
     assert len(outsider.requests) == 20
 
 
-def test_third_party_closes_with_its_block() -> None:
-    """After the block nothing listens on its port, also when the block fails."""
+def test_third_party_stops_at_the_end_of_its_block() -> None:
+    """After the block, even a failed one, no server listens on the port."""
     with pytest.raises(RuntimeError, match="the block"), third_party() as outsider:
         raise RuntimeError("the block")
 
@@ -102,7 +102,7 @@ def test_third_party_closes_with_its_block() -> None:
 
 
 def test_two_authorization_lines_fail() -> None:
-    """A request with two Authorization lines is never taken for one with the first of them."""
+    """For a request with two Authorization lines, neither is returned."""
     request = SeenRequest("GET", "/", [("Authorization", f"Bearer {TOKEN}"), ("authorization", "Basic x")], b"")
 
     with pytest.raises(AssertionError) as failure:
@@ -123,20 +123,20 @@ def test_two_authorization_lines_fail() -> None:
         pytest.param(SeenRequest("POST", "/", [], urlencode({"t": TOKEN}).encode()), id="form"),
     ],
 )
-def test_a_request_holds_the_token_wherever_it_stands(request_with_it: SeenRequest) -> None:
-    """The token is found in every part of a request, and the failure does not show it."""
+def test_a_token_is_found_in_every_part_of_a_request(request_with_it: SeenRequest) -> None:
+    """The token is found, and the failure message does not contain it."""
     party = ThirdParty("http://127.0.0.1:1")
     party.requests += [SeenRequest("GET", "/", [], b""), request_with_it]
 
     with pytest.raises(AssertionError) as failure:
         party.assert_saw_no(TOKEN)
 
-    assert str(failure.value) == "1 of 2 requests held the token"
+    assert str(failure.value) == "1 of 2 requests contained the token"
     assert TOKEN not in repr(party.requests)
 
 
-def test_a_third_party_that_saw_no_token() -> None:
-    """Another token, or none, does not fail."""
+def test_a_third_party_without_the_token_passes() -> None:
+    """A request with another token, or none, does not fail."""
     party = ThirdParty("http://127.0.0.1:1")
     party.requests.append(SeenRequest("GET", "/", [("Authorization", "Bearer another")], b"body"))
 
@@ -168,7 +168,7 @@ def spans_with(where: str) -> tuple[ReadableSpan, ...]:
 
 @pytest.mark.parametrize("where", ["name", "attribute", "event", "link", "status", "resource"])
 def test_a_leak_into_a_span_is_found(where: str) -> None:
-    """Whatever part of a span holds the token is looked at."""
+    """Every part of a span is searched."""
     assert_never_leaked(TOKEN, spans_with("nowhere"))
 
     with pytest.raises(AssertionError):
@@ -176,7 +176,7 @@ def test_a_leak_into_a_span_is_found(where: str) -> None:
 
 
 def test_a_leak_into_a_metric_is_found() -> None:
-    """The attributes of a data point are looked at."""
+    """The attributes of a data point are searched."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     provider.get_meter("tests").create_counter("calls").add(1, {"own": TOKEN})
@@ -197,7 +197,7 @@ def record(message: str, *arguments: object, error: BaseException | None = None)
 
 
 class Holder:
-    """Something of the application that shows itself and a text that it holds."""
+    """An application object whose attribute, but not its repr, contains the token."""
 
     def __init__(self) -> None:
         self.header = f"Bearer {TOKEN}"
@@ -228,15 +228,15 @@ class Holder:
     ],
 )
 def test_a_leak_is_found(place: object) -> None:
-    """Whatever holds the token is found, and the failure says which place it is, and not what stands there."""
+    """The token is found, and the failure message names the argument without its content."""
     with pytest.raises(AssertionError) as failure:
         assert_never_leaked(TOKEN, "a clean place", place)
 
-    assert str(failure.value) == f"the token stands in place 1, a {type(place).__name__}"
+    assert str(failure.value) == f"token found in argument 1 ({type(place).__name__})"
 
 
 def test_clean_places_pass() -> None:
-    """Nothing is found where nothing is, nor in a token that does not show itself."""
+    """Places without the token pass, and so does a `BearerToken`, which hides its value."""
     endless: list[object] = ["a"]
     endless.append({"self": endless})
 
@@ -245,24 +245,26 @@ def test_clean_places_pass() -> None:
     assert_never_leaked(TOKEN, BearerToken(TOKEN), record("token %s", BearerToken(TOKEN)))
 
 
-def test_short_lived_items_are_all_looked_at() -> None:
-    """Items that a generator makes and drops are each looked at, although they may share one place in memory."""
+def test_short_lived_items_are_all_searched() -> None:
+    """Every item of a generator is searched, although the items may reuse one memory address."""
     items = ([f"item {number}"] if number < 999 else [TOKEN] for number in range(1000))
 
     with pytest.raises(AssertionError):
         assert_never_leaked(TOKEN, items)
 
 
-@pytest.mark.parametrize("options", [["--tb=auto"], ["--tb=long", "--showlocals"]], ids=["as usual", "with locals"])
+@pytest.mark.parametrize(
+    "options", [["--tb=auto"], ["--tb=long", "--showlocals"]], ids=["default", "with local variables"]
+)
 def test_pytest_does_not_show_the_token(tmp_path: Path, options: list[str]) -> None:
-    """What pytest prints of a failing check has neither the token nor the place that holds it."""
-    settings = tmp_path / "pytest.ini"  # an empty one, and not that of whatever directory lies around it
+    """The output of pytest for a failed check contains neither the token nor the place that contains it."""
+    settings = tmp_path / "pytest.ini"  # empty, so that the settings of a parent directory do not apply
     settings.write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(
         """
 from otel_token_relay.testing import SeenRequest, ThirdParty, assert_never_leaked
 
-TOKEN = "-".join(["canary", "token"])
+TOKEN = "-".join(["sample", "token"])
 
 def test_search():
     assert_never_leaked(TOKEN, {"header": TOKEN})
@@ -287,5 +289,5 @@ def test_two_lines():
     )
 
     assert "3 failed" in ran.stdout
-    assert "the token stands in place 0, a dict" in ran.stdout
-    assert "canary-token" not in ran.stdout + ran.stderr
+    assert "token found in argument 0 (dict)" in ran.stdout
+    assert "sample-token" not in ran.stdout + ran.stderr

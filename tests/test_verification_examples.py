@@ -1,4 +1,4 @@
-"""The programs under examples/, each in a process and started as its first lines describe."""
+"""The verification examples, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.support.served import serving
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
 EXAMPLES = {
-    "fastapi": ("uvicorn-httptools", "examples.verify_fastapi:app"),
-    "flask": ("gunicorn", "examples.verify_flask:app"),
-    "django": ("gunicorn", "examples.verify_django:app"),
+    "fastapi": ("uvicorn-httptools", "examples.verify_fastapi.profile_service:app"),
+    "flask": ("gunicorn", "examples.verify_flask.profile_service:app"),
+    "django": ("gunicorn", "examples.verify_django.profile_service:app"),
 }
 
 MISSING_SCOPE = 'Bearer realm="profiles", error="insufficient_scope", scope="profiles:read"'
@@ -44,8 +44,8 @@ def bearer(issuer: Issuer, **changes: object) -> bytes:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_lets_in_whom_it_should(issuer: Issuer, name: str) -> None:
-    """The caller is identified, a scope is required, and the excluded path is open."""
+def test_example_accepts_valid_tokens_only(issuer: Issuer, name: str) -> None:
+    """The example returns the caller, requires a scope, and serves the excluded path without a token."""
     command, app = EXAMPLES[name]
     with serving(command, {"asgi": app, "wsgi": app}, {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}) as server:
         me = server.send(bearer(issuer), target="/me")
@@ -61,7 +61,7 @@ def test_example_lets_in_whom_it_should(issuer: Issuer, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["flask", "django"])
 def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """``opentelemetry-instrument`` configures Django first, and the example works all the same."""
+    """The example also works under ``opentelemetry-instrument``, which configures Django first."""
     command = f"{LAUNCHER} {sys.executable} -m gunicorn {{app}} --bind fd://{{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("wsgi", command))
     environ = QUIET | {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}
@@ -83,18 +83,20 @@ def zero_code(issuer: Issuer) -> dict[str, str]:
 
 
 def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under ``opentelemetry-instrument`` the variables alone protect an unchanged application."""
+    """Under ``opentelemetry-instrument`` the variables alone protect an application without code for it."""
     command = f"{LAUNCHER} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
-    with serving("instrumented", {"asgi": "examples.verify_zero_code:app"}, zero_code(issuer)) as server:
+    with serving(
+        "instrumented", {"asgi": "examples.verify_zero_code.profile_service:app"}, zero_code(issuer)
+    ) as server:
         assert server.send(target="/me").headers["www-authenticate"] == 'Bearer realm="api"'
         assert json.loads(server.send(bearer(issuer), target="/me").body) == {"sub": "alice"}
         assert server.send(bearer(issuer, aud="elsewhere"), target="/me").status == 401
         assert server.send(target="/healthz").status == 200
 
 
-def test_zero_code_reaches_servers_with_an_interface_of_their_own(issuer: Issuer) -> None:
-    """aiohttp.web, Tornado and gRPC too, with all of their instrumentation around them."""
+def test_zero_code_covers_servers_without_asgi_or_wsgi(issuer: Issuer) -> None:
+    """The variables also protect aiohttp.web, Tornado and gRPC, under their instrumentation."""
     program = subprocess.Popen(
         [LAUNCHER, sys.executable, "-m", "tests.support.unaware_servers"],
         env={**os.environ, **zero_code(issuer)},

@@ -1,7 +1,7 @@
-"""profile-service, and the archive too: knows a caller by the token, and misbehaves on demand.
+"""profile-service and the archive: identifies the caller by the token, and fails on demand.
 
-``PUT /behaviour/fail`` makes it answer 503, ``hang`` makes it wait for the next behaviour before
-it answers 503, ``well`` makes it work. ``GET /callers`` tells who has called, oldest first.
+After ``PUT /behavior/fail`` it responds with 503; after ``hang`` it waits for the next change of behavior
+before it responds with 503; after ``work`` it works. ``GET /callers`` returns the callers, oldest first.
 """
 
 from __future__ import annotations
@@ -10,40 +10,40 @@ import asyncio
 
 from fastapi import FastAPI, Header, HTTPException
 
-# A real service verifies the token, see otel_token_relay.verification. These are for the example.
+# For this example only. A real service verifies the token: see ../verify_fastapi.
 USERS = {f"{name}-demo-token": name for name in ("alice", "bob")}
 
 app = FastAPI(title="profile-service")
-app.state.behaviour = "well"
+app.state.behavior = "work"
 app.state.has_changed = asyncio.Event()
 app.state.callers = []
 
 
 @app.get("/profile")
 async def read_profile(authorization: str = Header(default="")) -> dict[str, str]:
-    """Give the caller's profile."""
+    """Return the caller's profile."""
     caller = USERS.get(authorization.removeprefix("Bearer "))
     app.state.callers.append(caller)
-    if app.state.behaviour == "hang":
+    if app.state.behavior == "hang":
         await app.state.has_changed.wait()
         raise HTTPException(503)
-    if app.state.behaviour == "fail":
+    if app.state.behavior == "fail":
         raise HTTPException(503)
     if caller is None:
         raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
     return {"name": caller}
 
 
-@app.put("/behaviour/{name}")
-async def change_behaviour(name: str) -> None:
-    """Behave so from now on; whoever hangs is let go."""
-    app.state.behaviour = name
+@app.put("/behavior/{name}")
+async def change_behavior(name: str) -> None:
+    """Change the behavior, and end the requests that hang."""
+    app.state.behavior = name
     app.state.has_changed.set()
     app.state.has_changed = asyncio.Event()
 
 
 @app.get("/callers")
 async def read_callers() -> list[str | None]:
-    """Tell who has called, ``None`` for a call without a token that we know."""
+    """Return the callers, with ``None`` for a call without a known token."""
     callers: list[str | None] = app.state.callers
     return callers

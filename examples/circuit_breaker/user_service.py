@@ -1,6 +1,6 @@
-"""user-service: asks profile-service through a circuit breaker, and the archive if that fails.
+"""user-service: calls profile-service through a circuit breaker, and falls back to the archive.
 
-The call runs in an executor with a time limit, and is tried twice. No line here is about tokens.
+The call runs in an executor with a time limit and is tried twice. There is no code for tokens.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ TIME_LIMIT = float(os.environ.get("TIME_LIMIT", "2"))
 RESET_TIMEOUT = float(os.environ.get("RESET_TIMEOUT", "10"))
 
 
-def is_the_callers_fault(error: BaseException) -> bool:
-    """Whether the service is in order. A caller without a token must not open the breaker for everybody."""
+def is_client_error(error: BaseException) -> bool:
+    """Return whether the service works. A caller without a token must not open the breaker for other callers."""
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
 
 
-def is_worth_a_retry(error: Exception) -> bool:
-    """Whether the next attempt may do better, as after a kept connection that was closed meanwhile."""
-    return isinstance(error, httpx.HTTPError) and not is_the_callers_fault(error)
+def is_retryable(error: Exception) -> bool:
+    """Return whether another attempt may succeed, for example after the server closed an idle connection."""
+    return isinstance(error, httpx.HTTPError) and not is_client_error(error)
 
 
 app = FastAPI(title="user-service")
-breaker = pybreaker.CircuitBreaker(fail_max=3, reset_timeout=RESET_TIMEOUT, exclude=[is_the_callers_fault])
+breaker = pybreaker.CircuitBreaker(fail_max=3, reset_timeout=RESET_TIMEOUT, exclude=[is_client_error])
 executor = ThreadPoolExecutor(16, thread_name_prefix="profile")
 client = httpx.Client(timeout=30)
 
 
-@stamina.retry(on=is_worth_a_retry, attempts=2, wait_initial=0.01, wait_max=0.01, wait_jitter=0)
+@stamina.retry(on=is_retryable, attempts=2, wait_initial=0.01, wait_max=0.01, wait_jitter=0)
 def fetch_profile(service: str) -> dict[str, Any]:
-    """Ask profile-service, in a thread of the executor, or the archive."""
+    """Return the caller's profile from profile-service or from the archive."""
     response = client.get(f"{service}/profile")
     response.raise_for_status()
     profile: dict[str, Any] = response.json()
@@ -46,28 +46,28 @@ def fetch_profile(service: str) -> dict[str, Any]:
 
 
 def fetch_profile_in_time() -> dict[str, Any]:
-    """Wait no longer than the time limit. The thread goes on: no thread can be stopped from outside."""
+    """Return the profile, or raise after the time limit. The thread continues, because it cannot be stopped."""
     return executor.submit(fetch_profile, PROFILE_URL).result(timeout=TIME_LIMIT)
 
 
-def ask_profile_or_archive() -> dict[str, Any]:
-    """Give the profile, and say who had it."""
+def fetch_profile_or_fall_back() -> dict[str, Any]:
+    """Return the profile and its source."""
     try:
-        # Not breaker.call(), which lets in one caller at a time: all would wait for the one that hangs.
+        # Not breaker.call(), which runs one call at a time: all callers would wait for one that hangs.
         with breaker.calling():
             return {"source": "profile-service", **fetch_profile_in_time()}
     except (pybreaker.CircuitBreakerError, TimeoutError, httpx.HTTPError) as error:
-        if is_the_callers_fault(error):
+        if is_client_error(error):
             raise
         return {"source": "archive", **fetch_profile(ARCHIVE_URL)}
 
 
 @app.get("/users/me")
 def read_me() -> dict[str, Any]:
-    """Give the caller's profile."""
+    """Return the caller's profile."""
     try:
-        return ask_profile_or_archive()
+        return fetch_profile_or_fall_back()
     except httpx.HTTPStatusError as error:
-        raise HTTPException(error.response.status_code if is_the_callers_fault(error) else 502) from error
+        raise HTTPException(error.response.status_code if is_client_error(error) else 502) from error
     except httpx.HTTPError as error:
         raise HTTPException(502) from error

@@ -1,11 +1,11 @@
-"""The service behind it. It wants to know whose profile it is asked for."""
+"""The service that user-service calls. It identifies the caller by the token."""
 
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-# Stands for whatever your service does to verify a token.
+# For this example only. A real service verifies the token: see ../verify_fastapi.
 SESSIONS = {"token-of-alice": "Alice", "token-of-bob": "Bob"}
 
 app = FastAPI()

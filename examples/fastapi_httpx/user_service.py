@@ -1,4 +1,4 @@
-"""The service that users call. It asks profile-service, and says nothing of the caller's token."""
+"""The service that users call. It calls profile-service, and contains no code for the caller's token."""
 
 import os
 
@@ -13,6 +13,6 @@ client = httpx.AsyncClient()
 
 @app.get("/me")
 async def me(response: Response) -> dict[str, str]:
-    answer = await client.get(f"{PROFILE_SERVICE}/profile")
-    response.status_code = answer.status_code
-    return answer.json()
+    profile = await client.get(f"{PROFILE_SERVICE}/profile")
+    response.status_code = profile.status_code
+    return profile.json()

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name
 from otel_token_relay.origin import Origin
-from otel_token_relay.patching import Function, Patches, Proxy
+from otel_token_relay.patching import Function, Patches, layers_of
 from otel_token_relay.relay import Parts, Relay
 
 SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
@@ -100,9 +100,7 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
 
     ``instrument_client`` binds the method that it finds into a proxy on the instance, for good.
     """
-    proxy, method = None, vars(transport)[name]
-    while isinstance(method, Proxy):
-        proxy, method = method, method.__wrapped__
+    *_, (proxy, method) = layers_of(vars(transport)[name])
     function = getattr(method, "__func__", None)
     if function is None or method.__self__ is not transport:
         return

@@ -1,7 +1,8 @@
-"""The main job on one machine: two services, a third party and an authorization server on loopback.
+"""A demonstration on loopback: two services, a third party and an authorization server.
 
-Everything is real but the users: processes, HTTP, OpenTelemetry, an OAuth server and its signed
-tokens. Importing this package loads none of it.
+Everything except the users is real: processes, HTTP, OpenTelemetry, an OAuth server and its signed
+tokens. The servers listen on loopback only, because the authorization server has fixed client secrets
+and no login page. Importing this package loads none of the servers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Final
 
-# One module for each package of the extra, so that what is missing is said before anything starts.
+# One module for each package of the extra, so that a missing package is reported before anything starts.
 _NEEDED: Final = (
     "authlib",
     "cryptography",
@@ -28,11 +29,11 @@ _NEEDED: Final = (
 
 
 def run() -> int:
-    """Run the demo and give its exit status.
+    """Run the demo and return its exit status.
 
     Returns:
-        0 where every token was seen by nobody but those it was meant for and every bad one was
-        refused, 1 where not or where something did not start, 130 after Ctrl-C.
+        0 if each token reached only services that may have it and every invalid token was rejected,
+        1 if not or if a process did not start, 130 after Ctrl-C.
 
     Raises:
         ModuleNotFoundError: A package of the extra ``demo`` is missing.
@@ -41,6 +42,6 @@ def run() -> int:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    from otel_token_relay.demo.runner import play
+    from otel_token_relay.demo.runner import run_demo
 
-    return play()
+    return run_demo()

@@ -1,7 +1,7 @@
-"""A real authorization server to try things on: Authlib and Flask, RS256 access tokens, all in memory.
+"""An authorization server for the demo and for tests: Authlib and Flask, RS256 access tokens, all in memory.
 
-It has two users, alice and bob, and no login page: whoever ``login_hint`` names has logged in and
-agreed. So it serves loopback and nothing else, and is gone with its process.
+It has two users, alice and bob, and no login page: the user in ``login_hint`` counts as signed in and
+having consented. Therefore it listens on loopback only, and stores nothing on disk.
 
     python -m otel_token_relay.demo.authorization_server --port 9400
 
@@ -10,7 +10,7 @@ only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` names the audience),
 (introspection), RFC 7009 (revocation), RFC 8414 (metadata).
 """
 
-# Authlib has no types; what it documents is narrower or wider than what its code lets a reader infer.
+# Authlib has no type hints, and its documented types differ from those that pyright infers.
 # pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from flask import Flask, Response, jsonify, request
 from joserfc.jwk import KeySet, RSAKey
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from otel_token_relay.demo.sign_in import CLIENT_ID, REDIRECT_URI
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 USERS: Final = ("alice", "bob")
 SCOPES: Final = ("profile", "email")
 DEFAULT_AUDIENCE: Final = "profile-service"
-REDIRECT_URI: Final = "http://127.0.0.1/signed-in"
-"""Where the code is sent. Nobody listens there: a script reads it off the redirect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client(ClientMixin):
-    """A registered client. Without a secret it is public, and must use PKCE.
+    """A registered client. Without a secret it is public and must use PKCE.
 
     Attributes:
-        lifetime: Seconds that its access tokens live; ``None`` for as long as the server says.
+        lifetime: The lifetime of its access tokens in seconds; ``None`` for the server's default.
     """
 
     client_id: str
@@ -83,9 +83,9 @@ class Client(ClientMixin):
         return grant_type in self.grant_types
 
 
-WEB: Final = Client("web", ("authorization_code", "refresh_token"))
+WEB: Final = Client(CLIENT_ID, ("authorization_code", "refresh_token"))
 KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
-"""A terminal in a public place: whoever comes next must not find a token that still works."""
+"""A public terminal, whose tokens must not be valid for the next person."""
 SERVICES: Final = tuple(
     Client(name, ("client_credentials",), f"{name}-secret") for name in ("user-service", "profile-service")
 )
@@ -94,7 +94,7 @@ CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody with an account. The name is the ``sub`` of every token."""
+    """A person with an account. The name is the ``sub`` of every token."""
 
     name: str
 
@@ -104,7 +104,7 @@ class User:
 
 @dataclass(slots=True)
 class Code(AuthorizationCodeMixin):
-    """An authorization code, good for one use within a minute."""
+    """An authorization code, valid for one use within a minute."""
 
     code: str
     client_id: str
@@ -124,7 +124,7 @@ class Code(AuthorizationCodeMixin):
 
 @dataclass(slots=True)
 class Grant(TokenMixin):
-    """An access token and perhaps a refresh token, as they were issued together."""
+    """An access token and the refresh token that was issued with it, if any."""
 
     client_id: str
     user: User | None
@@ -153,7 +153,7 @@ class Grant(TokenMixin):
 
 
 class Keys:
-    """The signing keys. One signs; those before it may still verify."""
+    """The signing keys. The newest one signs; older ones may stay in the key set."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -168,13 +168,13 @@ class Keys:
         return {"keys": [key.as_dict(private=False) for key in self._keys]}
 
     def rotate(self, *, keep: bool) -> str:
-        """Sign with a new key from now on.
+        """Create a new signing key.
 
         Args:
-            keep: Whether the keys so far stay in the key set, so that tokens out there still verify.
+            keep: Whether the existing keys stay in the key set, so that existing tokens can still be verified.
 
         Returns:
-            The new key's ``kid``.
+            The ``kid`` of the new key.
         """
         key = _new_key()
         with self._lock:
@@ -187,7 +187,7 @@ def _new_key() -> RSAKey:
 
 
 class Store:
-    """Everything that was issued. Safe to share between threads."""
+    """All issued codes and tokens. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -199,7 +199,7 @@ class Store:
             self._codes[code.code] = code
 
     def take_code(self, code: str) -> Code | None:
-        """Give the code and forget it: RFC 6749, section 4.1.2, it must not be used twice."""
+        """Return the code and remove it, because it must not be used twice (RFC 6749, section 4.1.2)."""
         with self._lock:
             found = self._codes.pop(code, None)
         return found if found is not None and time.time() < found.expires_at else None
@@ -214,10 +214,10 @@ class Store:
 
 
 class Tokens(JWTBearerTokenGenerator):
-    """Make the tokens.
+    """Creates the tokens.
 
     Args:
-        lifetime: Seconds that an access token lives, if its client has no other.
+        lifetime: The lifetime of an access token in seconds, unless its client has its own.
     """
 
     def __init__(self, issuer: str, keys: Keys, lifetime: int) -> None:
@@ -244,7 +244,7 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
 
     def save_authorization_code(self, code: str, request: Any) -> None:
         payload = request.payload
-        asked = payload.data
+        parameters = payload.data
         _store(self).add_code(
             Code(
                 code,
@@ -252,8 +252,8 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
                 request.user,
                 payload.redirect_uri,
                 request.client.get_allowed_scope(payload.scope),
-                asked.get("code_challenge", ""),
-                asked.get("code_challenge_method", ""),
+                parameters.get("code_challenge", ""),
+                parameters.get("code_challenge_method", ""),
             )
         )
 
@@ -262,7 +262,7 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
         return found if found is not None and found.client_id == client.client_id else None
 
     def delete_authorization_code(self, authorization_code: Code) -> None:
-        """It is gone since it was looked up."""
+        """Do nothing: `query_authorization_code` has removed it."""
 
     def authenticate_user(self, authorization_code: Code) -> User:
         return authorization_code.user
@@ -271,7 +271,7 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
 class _Pkce(CodeChallenge):
     def validate_code_challenge(self, grant: Any, redirect_uri: str) -> None:
         super().validate_code_challenge(grant, redirect_uri)
-        # RFC 9700, section 2.1.1: "plain" gives away the verifier to whoever reads the request.
+        # RFC 9700, section 2.1.1: "plain" reveals the verifier in the authorization request.
         if grant.request.payload.data.get("code_challenge_method") != "S256":
             raise InvalidRequestError("'code_challenge_method' must be S256")
 
@@ -298,7 +298,7 @@ class _ClientCredentials(grants.ClientCredentialsGrant):
 class _Introspection(IntrospectionEndpoint):
     def query_token(self, token_string: str, token_type_hint: str | None) -> Grant | None:
         grant = _store(self).find_grant(token_string)
-        # A resource server that asks about a refresh token must not take it for an access token.
+        # Otherwise a resource server would accept a refresh token as an access token.
         return grant if grant is not None and grant.access_token == token_string else None
 
     def check_permission(self, token: Grant, client: Client, request: Any) -> bool:
@@ -335,12 +335,12 @@ def _store(part: Any) -> Store:
 
 
 class Server(AuthorizationServer):
-    """What the authorization server knows and may do; `create_app` gives it its URLs.
+    """The authorization server without its URLs, which `create_app` adds.
 
     Args:
-        issuer: Its own URL as clients reach it, without a slash at the end.
-        clients: By their ``client_id``.
-        lifetime: Seconds that an access token lives, if its client has no other.
+        issuer: Its URL as clients use it, without a trailing slash.
+        clients: The clients by ``client_id``.
+        lifetime: The lifetime of an access token in seconds, unless its client has its own.
     """
 
     def __init__(self, issuer: str, *, clients: Mapping[str, Client] = CLIENTS, lifetime: int = 300) -> None:
@@ -371,7 +371,7 @@ class Server(AuthorizationServer):
 
 
 def create_app(server: Server) -> Flask:
-    """Build the application."""
+    """Return the Flask application."""
     app = Flask("authorization_server")
 
     @app.get("/.well-known/openid-configuration")
@@ -431,19 +431,19 @@ def _metadata(issuer: str) -> dict[str, Any]:
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Keep quiet: the request line of a redirect holds a code."""
+        """Log nothing: the request line of a redirect contains a code."""
 
 
 def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:
-    """Serve on loopback until the process ends, after one line ``ready URL``.
+    """Print one line ``ready URL`` and serve on loopback until the process ends.
 
     Args:
-        build: Gives the application for that URL.
-        port: 0 for any free one.
-        fd: A socket that listens already, in place of the port.
+        build: Returns the application for that URL.
+        port: 0 for any free port.
+        fd: A listening socket, used instead of the port.
     """
     server = make_server("127.0.0.1", port, Flask(""), threaded=True, request_handler=_QuietHandler, fd=fd)
-    # The issuer has the port in it, which is known only now.
+    # The issuer contains the port, which is not known earlier.
     issuer = f"http://127.0.0.1:{server.port}"
     server.app = build(issuer)
     print(f"ready {issuer}", flush=True)  # noqa: T201
@@ -451,11 +451,11 @@ def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | N
 
 
 def main() -> None:
-    """Serve what the command line asks for."""
+    """Run the authorization server with the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m otel_token_relay.demo.authorization_server")
-    parser.add_argument("--port", type=int, default=0, help="0, the default, for any free one")
-    parser.add_argument("--fd", type=int, help="of a socket that listens already, in place of a port")
-    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="of an access token")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, for any free port")
+    parser.add_argument("--fd", type=int, help="file descriptor of a listening socket, used instead of a port")
+    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="lifetime of an access token")
     options = parser.parse_args()
     serve(lambda issuer: create_app(Server(issuer, lifetime=options.lifetime)), port=options.port, fd=options.fd)
 

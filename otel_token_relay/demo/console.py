@@ -1,4 +1,4 @@
-"""How the demo looks: 80 columns and more, and plain text where it is piped."""
+"""The console output of the demo: 80 columns or more, and plain text if it is piped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from rich.text import Text
 from otel_token_relay.demo.hops import MISSING, Hop
 from otel_token_relay.demo.token_checks import Outcome, find_fault
 
-COLUMNS: Final = ("user", "from", "to", "via", "decision", "reason", "saw")
-TRIAL_COLUMNS: Final = ("token", "answer", "reason in its log")
-NOBODY: Final = "anon"
+COLUMNS: Final = ("user", "from", "to", "via", "decision", "reason", "token")
+CHECK_COLUMNS: Final = ("token", "response", "reason in its log")
+NO_USER: Final = "anon"
+NO_TOKEN: Final = "none"
 
-_STYLES: Final = {"relayed": "green", "withheld": "yellow", "nothing": "dim", MISSING: "bold red"}
+_STYLES: Final = {"relayed": "green", "withheld": "yellow", NO_TOKEN: "dim", MISSING: "bold red"}
 _ASCII: Final = str.maketrans(
     {"─": "-", "┬": "+", "├": "+", "└": "+", "▶": ">", "↪": ">", "✓": "OK", "✗": "NO", "…": "..."}
 )
-# Below this the lines have no margin and single gaps.
+# A narrower console has no margin, and only one space between columns.
 _ROOMY: Final = 96
 
 
@@ -29,11 +30,11 @@ class Report:
     """Print the demo, part by part.
 
     Args:
-        console: Where to. Its width, its encoding and whether it is a terminal decide the look.
+        console: Its width, its encoding and whether it is a terminal determine the layout.
 
     Attributes:
-        hops: Those that were printed so far.
-        outcomes: The same, of trials.
+        hops: The hops printed so far.
+        outcomes: The outcomes of token checks printed so far.
     """
 
     def __init__(self, console: Console) -> None:
@@ -42,25 +43,23 @@ class Report:
         self.hops: list[Hop] = []
         self.outcomes: list[Outcome] = []
 
-    def print_opening(self, settings: Mapping[str, str], names: Mapping[str, str]) -> None:
-        """Say what runs here.
+    def print_introduction(self, settings: Mapping[str, str], names: Mapping[str, str]) -> None:
+        """Describe the processes and their settings.
 
         Args:
-            settings: The environment variables that the services were given for the relay.
-            names: Who is meant by a value, where it does not say so itself.
+            settings: The environment variables that configure the relay in the services.
+            names: The service behind each URL that is the value of a variable.
         """
         lines = (
             Text("otel-token-relay demo", "bold"),
             Text(),
-            Text.assemble(
-                "caller ──▶ ", ("user-service", "cyan"), " ─┬─▶ profile-service ", ("  on the list", "green")
-            ),
-            Text.assemble(" " * 25, "├─▶ third-party", ("       not on the list", "yellow")),
-            Text.assemble(" " * 25, "└─▶ profile-service ──▶ third-party", ("   by a redirect", "yellow")),
+            Text.assemble("caller ──▶ ", ("user-service", "cyan"), " ─┬─▶ profile-service ", ("  listed", "green")),
+            Text.assemble(" " * 25, "├─▶ third-party", ("       not listed", "yellow")),
+            Text.assemble(" " * 25, "└─▶ profile-service ──▶ third-party", ("   redirect", "yellow")),
             Text(),
-            Text("Each is a process of its own on loopback. So is the authorization server, where"),
+            Text("Each is a separate process on loopback, as is the authorization server, where"),
             Text("alice and bob have signed in. The two services are plain FastAPI and httpx. They"),
-            Text("run under opentelemetry-instrument; all they know of the relay is its settings:"),
+            Text("run under opentelemetry-instrument. Only these variables configure the relay:"),
             Text(),
             *(self._variable(name, value, names.get(value)) for name, value in settings.items()),
             Text(),
@@ -69,22 +68,22 @@ class Report:
         self._print(*lines)
 
     def print_part(self, title: str, hops: Sequence[Hop], *, has_header: bool) -> None:
-        """Print one line for each hop, under a title."""
+        """Print a table with one row for each hop."""
         self.hops += hops
         rows = [tuple(self._style(cell) for cell in hop_cells(hop)) for hop in hops]
         widths = (5, 12, 15, 5, 8, 22, 7)
         self._print_table(title, dict(zip(COLUMNS, widths, strict=True)), rows, has_header=has_header)
 
-    def print_trials(self, title: str, outcomes: Sequence[Outcome], *, has_header: bool) -> None:
-        """Print one line for each trial of profile-service, under a title."""
+    def print_checks(self, title: str, outcomes: Sequence[Outcome], *, has_header: bool) -> None:
+        """Print a table with one row for each token check."""
         self.outcomes += outcomes
         rows = []
         for outcome in outcomes:
-            style = "bold red" if find_fault(outcome) else "yellow" if outcome.trial.reason else "green"
-            what, answer, reason = trial_cells(outcome)
-            rows.append((Text(what), Text(answer, style), Text(reason, style)))
+            style = "bold red" if find_fault(outcome) else "yellow" if outcome.check.reason else "green"
+            what, response, reason = check_cells(outcome)
+            rows.append((Text(what), Text(response, style), Text(reason, style)))
         widths = (44, 17, 17)
-        self._print_table(title, dict(zip(TRIAL_COLUMNS, widths, strict=True)), rows, has_header=has_header)
+        self._print_table(title, dict(zip(CHECK_COLUMNS, widths, strict=True)), rows, has_header=has_header)
 
     def _print_table(
         self, title: str, widths: Mapping[str, int], rows: Sequence[Sequence[Text]], *, has_header: bool
@@ -92,32 +91,34 @@ class Report:
         gap = 2 if self._is_roomy else 1
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=has_header, header_style="dim")
         for name, width in widths.items():
-            # The same in every part, so that the parts read as one table.
+            # The same widths in every part, so that the parts look like one table.
             table.add_column(name, min_width=width if self._console.width >= 80 else None, overflow="fold")
         for row in rows:
             table.add_row(*map(self._fit, row))
         self._print(Text(), Text(title, "bold"), table)
 
-    def print_verdict(self, faults: Sequence[str], *, outsider: str) -> None:
-        """Say whether all went as it should, and what was counted for that."""
+    def print_result(self, faults: Sequence[str], *, unlisted: str) -> None:
+        """Print the faults, or if there are none, a summary.
+
+        Args:
+            unlisted: The service that must not receive a token.
+        """
         if faults:
             lines = [Text(f"✗ {fault}", "bold red") for fault in faults]
         else:
-            outside = [hop for hop in self.hops if hop.note.receiver == outsider]
-            arrived = sum(bool(hop.seen) for hop in self.hops)
+            to_unlisted = [hop for hop in self.hops if hop.note.receiver == unlisted]
+            with_token = sum(bool(hop.seen) for hop in self.hops)
             lines = [
-                Text.assemble(("✓ Nobody saw a token that was not theirs.", "bold green")),
-                Text(
-                    f"  {len(self.hops)} hops. {arrived} brought a token, each time the one of the user who had called."
-                ),
-                Text(f"  {outsider} was called {len(outside)} times and saw none."),
-                Text("  None stands in the spans and logs that the services wrote."),
-                Text("✓ profile-service let in every valid token, and refused every other.", "bold green"),
+                Text.assemble(("✓ No service received a token that it must not have.", "bold green")),
+                Text(f"  {len(self.hops)} hops. {with_token} had a token, each time that of the user who had called."),
+                Text(f"  {unlisted} was called {len(to_unlisted)} times and received no token."),
+                Text("  The spans and logs of the services contain no token."),
+                Text("✓ profile-service accepted every valid token and rejected every other one.", "bold green"),
             ]
         self._print(Text(), *lines)
 
     def print_failure(self, message: str) -> None:
-        """Say why there is nothing to show."""
+        """Print why the demo cannot run."""
         self._print(Text(f"✗ {message}", "red"))
 
     @staticmethod
@@ -129,7 +130,7 @@ class Report:
         return Text(cell, _STYLES.get(cell, ""))
 
     def _fit(self, text: Text) -> Text:
-        """Spell out what the encoding does not have."""
+        """Replace characters that the encoding does not support."""
         if not self._console.options.ascii_only:
             return text
         fitted = text.copy()
@@ -147,19 +148,19 @@ class Report:
 
 
 def hop_cells(hop: Hop) -> tuple[str, ...]:
-    """Give one line: who called, from, to, client, decision, reason, what the receiver saw."""
+    """Return the cells of a hop: user, sender, receiver, client, decision, reason, received token."""
     receiver = hop.note.receiver
     return (
-        hop.call.user or NOBODY,
+        hop.call.user or NO_USER,
         hop.sender,
         f"↪ {receiver}" if hop.redirected else receiver,
         hop.note.client.partition("/")[0].removeprefix("python-"),
         hop.decision,
         hop.reason,
-        ", ".join(hop.seen) or "nothing",
+        ", ".join(hop.seen) or NO_TOKEN,
     )
 
 
-def trial_cells(outcome: Outcome) -> tuple[str, str, str]:
-    """Give one line: the token in words, what the caller was answered, why."""
-    return outcome.trial.what, f"{outcome.status} {outcome.error or outcome.name}".rstrip(), outcome.reason
+def check_cells(outcome: Outcome) -> tuple[str, str, str]:
+    """Return the cells of a token check: description of the token, response, reason."""
+    return outcome.check.what, f"{outcome.status} {outcome.error or outcome.name}".rstrip(), outcome.reason

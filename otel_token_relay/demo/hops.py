@@ -1,8 +1,8 @@
-"""Put together what the senders decided and what the receivers saw, and judge it.
+"""Join the senders' decisions with the requests that were received, and find faults.
 
-The senders' half is their own telemetry: CLIENT spans as OpenTelemetry's console exporter writes
-them. The receivers' half is the witness's notes. The sender's span id, which travels with each
-request, joins the two. Pure: texts in, values out.
+The decisions come from the senders' telemetry: CLIENT spans as OpenTelemetry's console exporter writes
+them. The received requests come from the recorders' notes. The sender's span id, which is part of each
+request, joins the two. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from otel_token_relay.decisions import DECISION_ATTRIBUTE, REASON_ATTRIBUTE
 from otel_token_relay.demo.recorder import Note
 
 MISSING = "?"
-"""Stands where a span says nothing of a decision: the relay was not there."""
+"""The decision and reason of a span without a decision: the relay did not run."""
+ANONYMOUS = "anonymous"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,8 @@ class Call:
     """One request from outside, which begins a trace.
 
     Attributes:
-        user: ``None`` for somebody without a token.
-        token: The digest of the user's token; see `witness.digest`.
+        user: ``None`` for an anonymous caller.
+        token: The digest of the user's token; see `recorder.digest`.
     """
 
     trace_id: str
@@ -34,7 +35,7 @@ class Call:
     token: str | None
 
     def traceparent(self) -> str:
-        """Build the header that begins the trace."""
+        """Return the header that begins the trace."""
         return f"00-{self.trace_id}-{secrets.token_hex(8)}-01"
 
 
@@ -43,9 +44,9 @@ class Hop:
     """One request from one service to the next.
 
     Attributes:
-        sender: The service whose span it is.
-        redirected: Whether the sender only followed the answer to its hop before.
-        note: What came in at the other end.
+        sender: The service that recorded the span.
+        redirected: Whether the sender followed a redirect.
+        note: The request as it was received.
     """
 
     call: Call
@@ -57,12 +58,12 @@ class Hop:
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """Whom the tokens name that came in, each once."""
+        """The subjects of the received tokens, without duplicates."""
         return tuple(dict.fromkeys(subject for _, subject in self.note.tokens))
 
 
 def read_spans(text: str) -> Iterator[dict[str, Any]]:
-    """Read what the console exporter has written; an object that is not complete yet is left out."""
+    """Yield the spans that the console exporter has written, except an incomplete last one."""
     decoder = json.JSONDecoder()
     position = text.find("{")
     while position >= 0:
@@ -75,10 +76,10 @@ def read_spans(text: str) -> Iterator[dict[str, Any]]:
 
 
 def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Iterable[Note]) -> list[Hop] | None:
-    """Give every hop of these calls in the order in which they began.
+    """Return every hop of these calls in the order in which they began.
 
     Returns:
-        ``None`` while either half of a hop is missing.
+        ``None`` while the span or the note of a hop is missing.
     """
     by_trace = {call.trace_id: call for call in calls}
     sent = {}
@@ -86,7 +87,7 @@ def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Ite
         if span["kind"] == "SpanKind.CLIENT" and _hex(span["context"]["trace_id"]) in by_trace:
             sent[_hex(span["context"]["span_id"])] = span
     received = {note.span_id: note for note in notes if note.trace_id in by_trace}
-    # The span that a call begins with is the caller's, who has no telemetry.
+    # The first request of a trace has no CLIENT span, because the caller has no telemetry.
     entries = {note.span_id for note in received.values() if note.receiver == "user-service"}
     if sent.keys() != received.keys() - entries or len(entries) != len(by_trace):
         return None
@@ -116,31 +117,31 @@ def _hex(number: str) -> str:
 def find_faults(
     calls: Sequence[Call], hops: Sequence[Hop], notes: Iterable[Note], *, listed: frozenset[str]
 ) -> list[str]:
-    """Say in words what is wrong: a token too many anywhere, or one too few.
+    """Return a description of each fault: a token that was received by mistake, or that is missing.
 
     Args:
-        notes: All of them, also those of requests that are no hop.
+        notes: All notes, including those of requests that are not hops.
         listed: The receivers that may have the caller's token.
     """
     by_trace = {call.trace_id: call for call in calls}
-    faults = [fault for note in notes for fault in _find_strangers(note, by_trace, listed)]
+    faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed)]
     for hop in hops:
-        at = f"{hop.sender} to {hop.note.receiver} for {hop.call.user or 'nobody'}"
+        at = f"{hop.sender} to {hop.note.receiver} for {hop.call.user or ANONYMOUS}"
         is_due = hop.call.token is not None and hop.note.receiver in listed
         if is_due and not hop.seen:
-            faults.append(f"{at}: the token did not arrive")
+            faults.append(f"{at}: the token was not received")
         if (hop.decision == "relayed") != bool(hop.seen):
-            faults.append(f"{at}: the decision was {hop.decision}, and {len(hop.seen)} token(s) came in")
+            faults.append(f"{at}: the decision was {hop.decision}, but {len(hop.seen)} token(s) were received")
         if hop.note.credentials > 1:
-            faults.append(f"{at}: {hop.note.credentials} Authorization lines came in")
+            faults.append(f"{at}: {hop.note.credentials} Authorization lines were received")
     return faults
 
 
-def _find_strangers(note: Note, by_trace: Mapping[str, Call], listed: frozenset[str]) -> Iterator[str]:
+def _find_misdirected(note: Note, by_trace: Mapping[str, Call], listed: frozenset[str]) -> Iterator[str]:
     call = by_trace.get(note.trace_id)
     for token, subject in note.tokens:
         if note.receiver not in listed | {"user-service"}:
-            yield f"{note.receiver} saw a token of {subject}"
+            yield f"{note.receiver} received a token of {subject}"
         elif call is None or token != call.token:
-            whose = (call.user if call else None) or "nobody"
-            yield f"{note.receiver} saw a token of {subject} in a request of {whose}"
+            caller = (call.user if call else None) or ANONYMOUS
+            yield f"{note.receiver} received a token of {subject} in a request of {caller}"

@@ -1,4 +1,4 @@
-"""Start programs, each in a process group of its own, and leave none behind."""
+"""Start programs, each in its own process group, and end all of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from types import FrameType, TracebackType
 
 
 class StartFailed(Exception):
-    """A program ended, or did not answer in time. The message quotes the end of its log."""
+    """A program ended, or was not ready in time. The message quotes the end of its log."""
 
 
 class Signals:
-    """Make the signals that end a program raise, within the block, but never where it would do harm.
+    """Raise an exception for each signal that ends a program, within the block, but not while `held`.
 
-    ``SIGINT`` raises `KeyboardInterrupt`, the others `SystemExit`. Only the first counts: a second
-    one must not interrupt the tidying up after it.
+    ``SIGINT`` raises `KeyboardInterrupt`, the others `SystemExit`. Only the first signal raises: a second
+    one must not interrupt the cleanup.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() has given
+            signal.signal(number, handler)  # type: ignore[arg-type]  # the return value of signal()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
@@ -57,7 +57,7 @@ class Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let a signal wait until the end of the block."""
+        """Postpone a signal until the end of the block."""
         before = self._received
         self._is_held = True
         try:
@@ -69,11 +69,11 @@ class Signals:
 
 
 class Processes:
-    """The programs of one run. Leaving the block kills them and whatever they have started.
+    """The programs of one run. Leaving the block kills them and every process that they have started.
 
     Args:
-        folder: Where each program's output goes: ``NAME.out`` and ``NAME.err``.
-        signals: Held while a program is started: one that has no entry yet would be left behind.
+        folder: Contains the output of each program: ``NAME.out`` and ``NAME.err``.
+        signals: Held while a program is started: otherwise a signal could come before the program is recorded.
     """
 
     def __init__(self, folder: Path, signals: Signals) -> None:
@@ -89,7 +89,7 @@ class Processes:
     ) -> None:
         with self._signals.held():
             for process in self._running.values():
-                # Killed, not asked: they hold nothing that must be saved.
+                # SIGKILL, because they have nothing to save.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
             for process in self._running.values():
@@ -101,10 +101,10 @@ class Processes:
         """Start a program.
 
         Args:
-            listener: A socket that it inherits, under the same number.
+            listener: A socket that the program inherits, with the same file descriptor.
         """
         with self.output(name).open("wb") as out, self.log(name).open("wb") as err, self._signals.held():
-            self._running[name] = subprocess.Popen(  # noqa: S603  # our own programs
+            self._running[name] = subprocess.Popen(  # noqa: S603  # the commands are fixed
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -114,30 +114,30 @@ class Processes:
                 start_new_session=True,
             )
 
-    def wait_until(self, name: str, answers: Callable[[], bool], *, seconds: float = 30) -> None:
-        """Wait for a program.
+    def wait_until(self, name: str, is_ready: Callable[[], bool], *, seconds: float = 30) -> None:
+        """Wait until a program is ready.
 
         Args:
-            answers: Asked again and again whether it is ready.
+            is_ready: Called repeatedly until it returns true.
 
         Raises:
-            StartFailed: It is not, and will not be.
+            StartFailed: The program ended, or is not ready in time.
         """
         deadline = time.monotonic() + seconds
-        while not answers():
+        while not is_ready():
             status = self._running[name].poll()
             if status is not None:
-                raise StartFailed(f"{name} has ended with status {status}.\n{self._end_of_log(name)}")
+                raise StartFailed(f"{name} ended with status {status}.\n{self._end_of_log(name)}")
             if time.monotonic() > deadline:
-                raise StartFailed(f"{name} does not answer after {seconds:.0f} s.\n{self._end_of_log(name)}")
+                raise StartFailed(f"{name} was not ready after {seconds:.0f} s.\n{self._end_of_log(name)}")
             time.sleep(0.03)
 
     def output(self, name: str) -> Path:
-        """Where a program's standard output goes."""
+        """Return the file with the standard output of a program."""
         return self._folder / f"{name}.out"
 
     def log(self, name: str) -> Path:
-        """Where a program's standard error goes."""
+        """Return the file with the standard error of a program."""
         return self._folder / f"{name}.err"
 
     def _end_of_log(self, name: str) -> str:
@@ -145,11 +145,11 @@ class Processes:
 
 
 def listen() -> tuple[socket.socket, str]:
-    """Open a free port of loopback, to be handed to a program, and give its URL.
+    """Return a socket that listens on a free loopback port, to be passed to a program, and its URL.
 
-    The port is ours from the start: nothing else can take it before the program is up.
+    The port is reserved immediately, so no other process can take it before the program is ready.
     """
     listener = socket.create_server(("127.0.0.1", 0))
-    # Connections take this over. uvicorn cannot set it on a socket that it is handed.
+    # Connections inherit this option. uvicorn cannot set it on a socket that it receives.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""The service behind it. It lets in whoever brings a valid token, and knows nothing of the relay."""
+"""The service that user-service calls. It requires a valid token; its code contains nothing about the relay."""
 
 import asyncio
 import logging
@@ -15,15 +15,15 @@ from otel_token_relay.verification.fastapi import Principal, current_principal
 ISSUER = os.environ["ISSUER"]
 THIRD_PARTY = os.environ["THIRD_PARTY"]
 
-# A refused caller is not told why. The log says it, at this level.
+# A rejected caller does not learn the reason. It is in the log, at this level.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 
 verifier = AsyncTokenVerifier(
     issuers=[ISSUER],
     audience="profile-service",
-    leeway=0,  # one machine, one clock; the default of 30 seconds is for several
-    # The server is asked about each token, too: nothing in a JWT says that it was revoked.
+    leeway=0,  # one machine has one clock; the default of 30 seconds is for several machines
+    # Each token is also introspected, because a JWT does not show that it was revoked.
     introspection_endpoint=f"{ISSUER}/introspect",
     client_id="profile-service",
     client_secret=os.environ["CLIENT_SECRET"],
@@ -35,7 +35,7 @@ app.add_middleware(BearerAuthMiddleware, verifier=verifier, realm="profiles", ex
 
 @app.get("/profile")
 async def profile(caller: Annotated[Principal, Depends(current_principal)]) -> dict[str, str | None]:
-    await asyncio.sleep(0.05)  # a look into the database
+    await asyncio.sleep(0.05)  # a database query
     return {"name": caller.subject}
 
 

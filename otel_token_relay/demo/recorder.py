@@ -1,6 +1,6 @@
-"""What each receiver was really sent, noted in front of it, so that its own code stays as it is.
+"""Record every request that a service receives, without a change to the service.
 
-A note says who a token names and which one it is (a SHA-256), never the token.
+A note contains the subject and the SHA-256 digest of each token, never the token.
 """
 
 from __future__ import annotations
@@ -10,38 +10,32 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from uvicorn.importer import import_from_string
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from otel_token_relay.servers.asgi import App, Message, Receive, Scope, Send
 
 APP_VARIABLE = "DEMO_APP"
 NAME_VARIABLE = "DEMO_RECEIVER"
 NOTES_VARIABLE = "DEMO_NOTES"
 
-# A signed JWT, wherever it stands: its header begins with {" in base64url.
+# A signed JWT. Its header begins with {" in base64url.
 _find_tokens = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
 _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}").match
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """One request as it came in.
+    """One received request.
 
     Attributes:
-        receiver: Whose note this is.
-        trace_id: 32 hexadecimal digits, empty where the request named no trace.
-        span_id: The sender's span, 16 hexadecimal digits.
+        receiver: The service that received it.
+        trace_id: 32 hexadecimal digits; empty if the request has no traceparent.
+        span_id: The sender's span, 16 hexadecimal digits; empty as above.
         client: The first word of the User-Agent, ``python-httpx/0.28.1``.
-        credentials: How many Authorization lines there were.
-        tokens: Each token found in the target, the headers or the body, and whom it names.
+        credentials: The number of Authorization lines.
+        tokens: The digest and the subject of each token found in the target, the headers or the body.
     """
 
     receiver: str
@@ -58,8 +52,8 @@ class Note:
         return cls(**values)
 
 
-class Witness:
-    """An ASGI application in front of another one, which appends a line of JSON for each request."""
+class Recorder:
+    """An ASGI middleware that appends one line of JSON to a file for each request."""
 
     def __init__(self, app: App, receiver: str, path: str) -> None:
         self._app = app
@@ -74,7 +68,7 @@ class Witness:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         note = take_note(self._receiver, scope, b"".join(message.get("body", b"") for message in messages))
-        # One short write to a file that is opened for appending: no other process comes in between.
+        # One short write in append mode, so that the lines of several processes do not mix.
         with open(self._path, "a", encoding="utf-8", buffering=1) as notes:
             notes.write(json.dumps(asdict(note)) + "\n")
 
@@ -85,7 +79,7 @@ class Witness:
 
 
 def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
-    """Look through everything that a request brought."""
+    """Return the note of a request. Every part of the request is searched for tokens."""
     headers: list[tuple[bytes, bytes]] = list(scope["headers"])
     first = {name: value.decode("latin-1") for name, value in reversed(headers)}
     trace = _read_traceparent(first.get(b"traceparent", ""))
@@ -101,12 +95,12 @@ def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
 
 
 def digest(token: bytes) -> str:
-    """Name a token without giving it away."""
+    """Return an identifier of a token that does not reveal it."""
     return hashlib.sha256(token).hexdigest()
 
 
 def _subject(token: bytes) -> str:
-    """Read whom a token names. Whether to believe it is up to the receiver."""
+    """Return the unverified subject of a token."""
     try:
         payload = token.split(b".")[1]
         return str(json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["sub"])
@@ -114,7 +108,7 @@ def _subject(token: bytes) -> str:
         return "?"
 
 
-def build() -> Witness:
-    """Put a witness in front of the application that the environment names, for ``uvicorn --factory``."""
+def build() -> Recorder:
+    """Return the application that the environment names, in a recorder, for ``uvicorn --factory``."""
     app = import_from_string(os.environ[APP_VARIABLE])
-    return Witness(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])
+    return Recorder(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])

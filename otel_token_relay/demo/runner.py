@@ -1,4 +1,4 @@
-"""The play itself: start everything, call the services as people do and as they should not, show what happened."""
+"""Run the demo: start the processes, call the services with valid, invalid and no tokens, and print the results."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from rich.console import Console
 
 from otel_token_relay import BearerToken
 from otel_token_relay import environment_variables as env
-from otel_token_relay.demo import recorder as witness
+from otel_token_relay.demo import recorder
 from otel_token_relay.demo.console import Report
-from otel_token_relay.demo.hops import Call, Hop, find_faults, join_hops, read_spans
+from otel_token_relay.demo.hops import ANONYMOUS, Call, Hop, find_faults, join_hops, read_spans
 from otel_token_relay.demo.processes import Processes, Signals, StartFailed, listen
 from otel_token_relay.demo.sign_in import sign_in, sign_out
-from otel_token_relay.demo.token_checks import Trial, find_fault, perform, tamper
+from otel_token_relay.demo.token_checks import TokenCheck, find_fault, run_check, tamper
 
 AUTHORIZATION_SERVER: Final = "authorization-server"
 USER_SERVICE: Final = "user-service"
 PROFILE_SERVICE: Final = "profile-service"
 THIRD_PARTY: Final = "third-party"
 
-# What the script of that name does, wherever pip has put it.
+# The same as the script of that name, whose location depends on the installation.
 _OPENTELEMETRY_INSTRUMENT: Final = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
 
 _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
 
-# What a visitor's own shell says of OpenTelemetry, of proxies or of uvicorn is not for the demo.
+# Variables of the user's shell that must not affect the demo.
 _FOREIGN: Final = ("OTEL_", "DEMO_", "UVICORN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
-def play() -> int:
+def run_demo() -> int:
     """Run the demo on standard output; see `otel_token_relay.demo.run`."""
     report = Report(console := Console())
     if os.name != "posix":
-        report.print_failure("the demo hands open sockets to its processes, which needs Linux or macOS")
+        report.print_failure("the demo passes open sockets to its processes, which requires Linux or macOS")
         return 1
     try:
         with (
@@ -54,7 +54,7 @@ def play() -> int:
             tempfile.TemporaryDirectory(prefix="otel-token-relay-") as name,
             Processes(folder := Path(name), signals) as processes,
         ):
-            return Stage(folder, processes, report, console).play()
+            return Runner(folder, processes, report, console).run()
     except StartFailed as failure:
         report.print_failure(str(failure))
         return 1
@@ -62,11 +62,11 @@ def play() -> int:
         return 128 + signal.SIGINT
 
 
-class Stage:
-    """The processes, the people and what they have done so far.
+class Runner:
+    """One run of the demo: its processes, users and calls.
 
     Args:
-        folder: For the outputs and the notes; it goes when the demo ends.
+        folder: For outputs and notes; removed when the demo ends.
     """
 
     def __init__(self, folder: Path, processes: Processes, report: Report, console: Console) -> None:
@@ -77,27 +77,27 @@ class Stage:
         self._console = console
         self._urls: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
-        # Every token that there was, and whose: none of them may be found where the services write.
+        # The user and value of every token. None may appear in the output of the services.
         self._known: list[tuple[str, str]] = []
         self._calls: list[Call] = []
 
-    def play(self) -> int:
-        """Show everything and give the exit status."""
+    def run(self) -> int:
+        """Run all steps and return the exit status."""
         with self._console.status("Starting four processes on loopback …"):
             settings = self._start()
-        self._report.print_opening(settings, {url: name for name, url in self._urls.items()})
-        faults = asyncio.run(self._perform())
-        faults += self._try_tokens()
+        self._report.print_introduction(settings, {url: name for name, url in self._urls.items()})
+        faults = asyncio.run(self._relay_tokens())
+        faults += self._check_tokens()
         faults += find_faults(self._calls, self._report.hops, self._read_notes(), listed=frozenset({PROFILE_SERVICE}))
         faults += self._find_leaks()
-        self._report.print_verdict(faults, outsider=THIRD_PARTY)
+        self._report.print_result(faults, unlisted=THIRD_PARTY)
         return 1 if faults else 0
 
     def _start(self) -> dict[str, str]:
-        """Start all four and sign alice and bob in.
+        """Start the four processes and sign alice and bob in.
 
         Returns:
-            The variables that are about the relay.
+            The variables that configure the relay.
         """
         with ExitStack() as ours:
             listeners = {}
@@ -113,7 +113,7 @@ class Stage:
             self._start_application(USER_SERVICE, listeners[USER_SERVICE], settings)
             self._start_application(PROFILE_SERVICE, listeners[PROFILE_SERVICE], settings)
         for name in listeners:
-            self._processes.wait_until(name, lambda url=self._urls[name]: _answers(url))  # type: ignore[misc]
+            self._processes.wait_until(name, lambda url=self._urls[name]: _is_ready(url))  # type: ignore[misc]
         for user in ("alice", "bob"):
             self._tokens[user] = self._sign_in(user)
         return settings
@@ -123,78 +123,78 @@ class Stage:
         self._processes.start(AUTHORIZATION_SERVER, command, _environment(), listener)
 
     def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
-        """Start one of our applications, under OpenTelemetry if it is given settings for the relay."""
+        """Start an application, under OpenTelemetry if it has settings for the relay."""
         command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
         command += ["--factory", "otel_token_relay.demo.recorder:build"]
         environment = _environment() | {
             "ISSUER": self._urls[AUTHORIZATION_SERVER],
             "PROFILE_SERVICE": self._urls[PROFILE_SERVICE],
             "THIRD_PARTY": self._urls[THIRD_PARTY],
-            witness.APP_VARIABLE: f"otel_token_relay.demo.{name.replace('-', '_')}:app",
-            witness.NAME_VARIABLE: name,
-            witness.NOTES_VARIABLE: str(self._notes),
+            recorder.APP_VARIABLE: f"otel_token_relay.demo.{name.replace('-', '_')}:app",
+            recorder.NAME_VARIABLE: name,
+            recorder.NOTES_VARIABLE: str(self._notes),
         }
         if settings is not None:
             command = [sys.executable, "-c", _OPENTELEMETRY_INSTRUMENT, *command]
             environment |= {"CLIENT_SECRET": f"{name}-secret", "OTEL_SERVICE_NAME": name, **_telemetry(), **settings}
         self._processes.start(name, command, environment, listener)
 
-    async def _perform(self) -> list[str]:
-        """Let the callers call, show each act, and give what was wrong."""
-        acts: tuple[tuple[str, list[str | None]], ...] = (
+    async def _relay_tokens(self) -> list[str]:
+        """Call user-service in several steps, print the hops of each, and return the faults."""
+        steps: tuple[tuple[str, list[str | None]], ...] = (
             ("alice calls with her token", ["alice"]),
-            ("somebody calls without one, over the connection that alice has just used", [None]),
+            ("an anonymous caller uses the connection that alice has just used", [None]),
             ("alice and bob call at the same time", ["alice", "bob"]),
         )
         faults: list[str] = []
         async with httpx.AsyncClient(base_url=self._urls[USER_SERVICE], trust_env=False, timeout=20) as connection:
-            for number, (title, users) in enumerate(acts):
-                act = [self._prepare(user, self._tokens.get(user or "")) for user in users]
-                answers = await asyncio.gather(*(self._call(connection, call) for call in act))
-                faults += [fault for fault in answers if fault]
-                self._report.print_part(title, await self._watch(act), has_header=number == 0)
+            for number, (title, users) in enumerate(steps):
+                calls = [self._prepare(user, self._tokens.get(user or "")) for user in users]
+                results = await asyncio.gather(*(self._call(connection, call) for call in calls))
+                faults += [fault for fault in results if fault]
+                self._report.print_part(title, await self._wait_for_hops(calls), has_header=number == 0)
         return faults
 
-    def _try_tokens(self) -> list[str]:
-        """Call profile-service directly with tokens good and bad, show each, and give what was wrong."""
+    def _check_tokens(self) -> list[str]:
+        """Call profile-service directly with valid and invalid tokens, print each outcome, and return the faults."""
         issuer = self._urls[AUTHORIZATION_SERVER]
         short_lived = self._sign_in("alice", client_id="kiosk")
         expires_at = BearerToken(short_lived).expires_at or 0
-        for_another = self._sign_in("alice", resource="billing-service")
+        for_billing = self._sign_in("alice", resource="billing-service")
         revoked = self._sign_in("alice")
         sign_out(issuer, revoked)
         alice = self._tokens["alice"]
         tampered = tamper(alice)
         self._known.append(("alice", tampered))
         time.sleep(max(0, expires_at - time.time()))
-        self._show_trials(
-            "profile-service verifies: called directly, with tokens good and bad",
-            self._prepare_trial("alice's", "alice", alice),
-            self._prepare_trial("alice's from a kiosk, where it lived for 1 s", "alice", short_lived, "expired"),
-            self._prepare_trial("alice's, made for billing-service", "alice", for_another, "wrong_audience"),
-            self._prepare_trial("alice's, a letter of its signature changed", "alice", tampered, "bad_signature"),
-            self._prepare_trial("alice's, revoked when she signed out", "alice", revoked, "inactive"),
-            self._prepare_trial("none", None, None, "absent"),
+        self._run_checks(
+            "profile-service verifies tokens: direct calls with valid and invalid ones",
+            self._prepare_check("alice's", "alice", alice),
+            self._prepare_check("alice's, expired 1 s after it was issued", "alice", short_lived, "expired"),
+            self._prepare_check("alice's, issued for billing-service", "alice", for_billing, "wrong_audience"),
+            self._prepare_check("alice's, with a changed signature", "alice", tampered, "bad_signature"),
+            self._prepare_check("alice's, revoked when she signed out", "alice", revoked, "inactive"),
+            self._prepare_check("none", None, None, "absent"),
             has_header=True,
         )
         httpx.post(f"{issuer}/keys/rotate", trust_env=False, timeout=10).raise_for_status()
         bob = self._sign_in("bob")
-        self._show_trials(
-            "the authorization server now signs with a new key, and still publishes the old",
-            self._prepare_trial("bob's, signed with the new key", "bob", bob),
-            self._prepare_trial("alice's, signed with the old key", "alice", alice),
+        self._run_checks(
+            "the authorization server signs with a new key and still publishes the old one",
+            self._prepare_check("bob's, signed with the new key", "bob", bob),
+            self._prepare_check("alice's, signed with the old key", "alice", alice),
         )
         return [fault for fault in map(find_fault, self._report.outcomes) if fault]
 
-    def _prepare_trial(self, what: str, user: str | None, token: str | None, reason: str = "") -> Trial:
+    def _prepare_check(self, what: str, user: str | None, token: str | None, reason: str = "") -> TokenCheck:
         bearer = None if token is None else BearerToken(token)
-        return Trial(what=what, call=self._prepare(user, token), token=bearer, reason=reason)
+        return TokenCheck(what=what, call=self._prepare(user, token), token=bearer, reason=reason)
 
-    def _show_trials(self, title: str, *trials: Trial, has_header: bool = False) -> None:
+    def _run_checks(self, title: str, *checks: TokenCheck, has_header: bool = False) -> None:
         log = self._processes.log(PROFILE_SERVICE)
         with httpx.Client(base_url=self._urls[PROFILE_SERVICE], trust_env=False, timeout=20) as client:
-            outcomes = [perform(trial, client, log) for trial in trials]
-        self._report.print_trials(title, outcomes, has_header=has_header)
+            outcomes = [run_check(check, client, log) for check in checks]
+        self._report.print_checks(title, outcomes, has_header=has_header)
 
     def _sign_in(self, user: str, **options: str) -> str:
         token = sign_in(self._urls[AUTHORIZATION_SERVER], user, **options)
@@ -202,43 +202,46 @@ class Stage:
         return token
 
     def _prepare(self, user: str | None, token: str | None) -> Call:
-        seen = None if token is None else witness.digest(token.encode())
+        seen = None if token is None else recorder.digest(token.encode())
         call = Call(trace_id=secrets.token_hex(16), user=user, token=seen)
         self._calls.append(call)
         return call
 
     async def _call(self, connection: httpx.AsyncClient, call: Call) -> str | None:
-        """Call as that user and give what was wrong with the answer."""
+        """Call user-service as that user and return the fault, if there is one."""
         headers = {"traceparent": call.traceparent()}
         if call.user is not None:
             headers["authorization"] = f"Bearer {self._tokens[call.user]}"
-        answer = await connection.get("/me", headers=headers)
-        if answer.status_code != 200:
-            return f"user-service answered {call.user or 'nobody'} with status {answer.status_code}"
-        name = answer.json()["name"]
-        return None if name == call.user else f"user-service took {call.user or 'nobody'} for {name or 'nobody'}"
+        response = await connection.get("/me", headers=headers)
+        caller = call.user or ANONYMOUS
+        if response.status_code != 200:
+            return f"user-service responded to {caller} with status {response.status_code}"
+        name = response.json()["name"]
+        return None if name == call.user else f"user-service identified {caller} as {name or ANONYMOUS}"
 
-    async def _watch(self, act: Sequence[Call]) -> list[Hop]:
-        """Wait until the spans have come out, and give the hops."""
+    async def _wait_for_hops(self, calls: Sequence[Call]) -> list[Hop]:
+        """Wait until the spans of the calls are exported, and return the hops."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             spans = [span for name in (USER_SERVICE, PROFILE_SERVICE) for span in read_spans(self._read_output(name))]
-            hops = join_hops(act, spans, self._read_notes())
+            hops = join_hops(calls, spans, self._read_notes())
             if hops is not None:
                 return hops
             await asyncio.sleep(0.03)
-        raise StartFailed("the services have written no spans: is another distribution of OpenTelemetry installed?")
+        raise StartFailed(
+            "the services exported no spans: check whether another OpenTelemetry distribution is installed"
+        )
 
     def _read_output(self, name: str) -> str:
         return self._processes.output(name).read_text()
 
-    def _read_notes(self) -> list[witness.Note]:
-        return [witness.Note.from_json(line) for line in self._notes.read_text().splitlines()]
+    def _read_notes(self) -> list[recorder.Note]:
+        return [recorder.Note.from_json(line) for line in self._notes.read_text().splitlines()]
 
     def _find_leaks(self) -> list[str]:
-        """Look for a token in everything that was written: spans, logs and notes."""
+        """Return a fault for each file of spans, logs or notes that contains a token."""
         found = (
-            f"a token of {user} stands in {path.name}"
+            f"{path.name} contains a token of {user}"
             for path in sorted(self._folder.iterdir())
             for user, token in self._known
             if token in path.read_text(errors="replace")
@@ -251,19 +254,19 @@ def _environment() -> dict[str, str]:
 
 
 def _telemetry() -> dict[str, str]:
-    """Give the variables that send the spans to where we can read them, and nothing anywhere else."""
+    """Return the variables that write the spans to standard output and switch the other exporters off."""
     others = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")} - _INSTRUMENTED
     return {
         "OTEL_TRACES_EXPORTER": "console",
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        # Each would import a library that the demo does not use: seconds, where many are installed.
+        # Each would import a library that the demo does not use, which takes seconds if many are installed.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
     }
 
 
-def _answers(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
         return httpx.get(url, trust_env=False, timeout=1).status_code > 0
     except httpx.TransportError:

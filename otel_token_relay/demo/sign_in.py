@@ -1,4 +1,4 @@
-"""How a user of the demo gets a token and gives it back; the browser's part is scripted.
+"""Sign a user of the demo in and out; this script takes the part of the browser.
 
 Source: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
 """
@@ -14,23 +14,24 @@ import httpx
 
 CLIENT_ID = "web"
 REDIRECT_URI = "http://127.0.0.1/signed-in"
+"""The URI that receives the code. No server listens there: the script reads the code from the redirect."""
 
 
 def sign_in(
     issuer: str, user: str, *, client_id: str = CLIENT_ID, scope: str = "profile", resource: str | None = None
 ) -> str:
-    """Give a fresh access token of *user*, by authorization code with PKCE.
+    """Return a new access token for *user*, by authorization code with PKCE.
 
     Args:
         client_id: A public client.
-        resource: Whom the token is for (RFC 8707); ``None`` for profile-service.
+        resource: The service that the token is for (RFC 8707); ``None`` for profile-service.
 
     Raises:
-        RuntimeError: The authorization server refused; the answer is not shown.
+        RuntimeError: The authorization server rejected the request. The message does not quote the response.
     """
     verifier = secrets.token_urlsafe(48)
     state = secrets.token_urlsafe(16)
-    # Proxies of the environment are not for loopback.
+    # A proxy from the environment must not be used for loopback.
     with httpx.Client(base_url=issuer, trust_env=False, timeout=10) as client:
         redirect = client.get(
             "/authorize",
@@ -45,37 +46,37 @@ def sign_in(
                 "code_challenge_method": "S256",
             },
         )
-        answer = parse_qs(urlsplit(redirect.headers.get("location", "")).query)
-        if "code" not in answer or answer.get("state") != [state]:
-            raise RuntimeError(f"the authorization server does not let {user} in")
+        result = parse_qs(urlsplit(redirect.headers.get("location", "")).query)
+        if "code" not in result or result.get("state") != [state]:
+            raise RuntimeError(f"the authorization server did not sign {user} in")
         response = client.post(
             "/token",
             data={
                 "grant_type": "authorization_code",
                 "client_id": client_id,
                 "redirect_uri": REDIRECT_URI,
-                "code": answer["code"][0],
+                "code": result["code"][0],
                 "code_verifier": verifier,
                 **({} if resource is None else {"resource": resource}),
             },
         )
     if response.status_code != 200:
-        raise RuntimeError(f"the authorization server gives no token: status {response.status_code}")
+        raise RuntimeError(f"the authorization server did not issue a token: status {response.status_code}")
     return str(response.json()["access_token"])
 
 
 def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
-    """Have an access token revoked by the client that got it.
+    """Revoke an access token as the client that it was issued to.
 
     Raises:
-        RuntimeError: The authorization server refused; the answer is not shown.
+        RuntimeError: The authorization server rejected the request. The message does not quote the response.
     """
     form = {"token": token, "token_type_hint": "access_token", "client_id": client_id}
     response = httpx.post(f"{issuer}/revoke", data=form, trust_env=False, timeout=10)
     if response.status_code != 200:
-        raise RuntimeError(f"the authorization server does not revoke: status {response.status_code}")
+        raise RuntimeError(f"the authorization server did not revoke the token: status {response.status_code}")
 
 
 def code_challenge(verifier: str) -> str:
-    """Hash a verifier as ``S256`` does (RFC 7636, section 4.2)."""
+    """Return the ``S256`` challenge of a verifier (RFC 7636, section 4.2)."""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

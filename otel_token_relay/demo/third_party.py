@@ -1,10 +1,9 @@
-"""A server of somebody else: no OpenTelemetry, on nobody's list, glad of every token it is sent."""
+"""A server outside the organization: it has no telemetry, is not a listed destination and must not receive a token."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 
-async def app(scope: dict[str, Any], receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+async def app(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"ok"})

@@ -1,4 +1,4 @@
-"""Try profile-service with tokens good and bad, and judge what it does with each."""
+"""Call profile-service with valid and invalid tokens, and compare each response with the expected one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _find_reasons = re.compile(r"request rejected: (\w+)").findall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One request to profile-service, with nobody in between.
+class TokenCheck:
+    """One request that is sent directly to profile-service.
 
     Attributes:
-        what: The token in words.
-        call: By whom it is, and by which trace it is found again.
-        token: ``None`` to bring none.
-        reason: Why it must be refused; empty where it must be let in.
+        what: A description of the token.
+        call: The user, and the trace of the request.
+        token: ``None`` for a request without one.
+        reason: The expected reason for rejection; empty if the token must be accepted.
     """
 
     what: str
@@ -34,63 +34,65 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a trial.
+    """The result of a token check.
 
     Attributes:
-        error: The code in the challenge (RFC 6750, section 3.1), empty where there is none.
-        name: Whom profile-service took the caller for, empty where it refused.
-        reason: What it has written into its log about a refusal.
+        error: The error code in the challenge (RFC 6750, section 3.1); empty if there is none.
+        name: The user that profile-service identified; empty if it rejected the request.
+        reason: The reason for the rejection in the log of profile-service.
     """
 
-    trial: Trial
+    check: TokenCheck
     status: int
     error: str = ""
     name: str = ""
     reason: str = ""
 
 
-def perform(trial: Trial, client: httpx.Client, log: Path) -> Outcome:
-    """Call profile-service.
+def run_check(check: TokenCheck, client: httpx.Client, log: Path) -> Outcome:
+    """Call profile-service and return the outcome.
 
     Args:
-        client: Its base URL is profile-service's.
-        log: Where profile-service writes its log, always before it answers.
+        client: Its base URL is that of profile-service.
+        log: The log of profile-service, which writes the reason before it responds.
     """
-    headers = {"traceparent": trial.call.traceparent()}
-    if trial.token is not None:
-        headers["authorization"] = f"Bearer {trial.token.reveal()}"
+    headers = {"traceparent": check.call.traceparent()}
+    if check.token is not None:
+        headers["authorization"] = f"Bearer {check.token.reveal()}"
     before = log.stat().st_size
-    answer = client.get("/profile", headers=headers)
+    response = client.get("/profile", headers=headers)
     with log.open("rb") as written:
         written.seek(before)
         reasons = _find_reasons(written.read().decode())
-    error = _find_error(answer.headers.get("www-authenticate", ""))
+    error = _find_error(response.headers.get("www-authenticate", ""))
     return Outcome(
-        trial=trial,
-        status=answer.status_code,
+        check=check,
+        status=response.status_code,
         error=error[1] if error else "",
-        name=(answer.json()["name"] or "") if answer.is_success else "",
+        name=(response.json()["name"] or "") if response.is_success else "",
         reason=", ".join(reasons),
     )
 
 
 def find_fault(outcome: Outcome) -> str | None:
-    """Say in words what is wrong, if anything is."""
-    trial = outcome.trial
-    got = (outcome.status, outcome.error, outcome.name, outcome.reason)
-    if not trial.reason:
-        due = (200, "", trial.call.user, "")
+    """Return a description of the difference from the expected outcome; ``None`` if there is none."""
+    check = outcome.check
+    actual = (outcome.status, outcome.error, outcome.name, outcome.reason)
+    if not check.reason:
+        expected = (200, "", check.call.user, "")
     else:
-        # RFC 6750, section 3.1: no error code for who brought no token.
-        due = (401, "invalid_token" if trial.token else "", "", trial.reason)
-    if got == due:
+        # RFC 6750, section 3.1: no error code in the response to a request without a token.
+        expected = (401, "invalid_token" if check.token else "", "", check.reason)
+    if actual == expected:
         return None
-    shown = " ".join(str(part) for part in got if part)
-    wanted = " ".join(str(part) for part in due if part)
-    return f'profile-service, token "{trial.what}": {shown} instead of {wanted}'
+    return f'profile-service, token "{check.what}": expected {_join(expected)}, received {_join(actual)}'
+
+
+def _join(parts: tuple[object, ...]) -> str:
+    return " ".join(str(part) for part in parts if part)
 
 
 def tamper(token: str) -> str:
-    """Change one letter of the signature; everything else stays as it was signed."""
+    """Return the token with the first character of its signature changed."""
     head, _, signature = token.rpartition(".")
     return f"{head}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"

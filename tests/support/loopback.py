@@ -67,7 +67,7 @@ class Party(ThirdParty):
 class _PartyHandler(_Handler):
     party: Party
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         if not self.path.startswith("/redirect") or self.party.answers:
             body = self._read_body()
             seen = SeenRequest(self.command, self.path, self.headers.items(), body)
@@ -81,9 +81,9 @@ class _PartyHandler(_Handler):
             self.end_headers()
             self.wfile.write(answer)
         else:
-            super()._answer()
+            super()._respond()
 
-    do_GET = do_POST = _answer
+    do_GET = do_POST = _respond
 
 
 class _Server(ThreadingHTTPServer):

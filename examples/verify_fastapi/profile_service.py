@@ -1,7 +1,4 @@
-"""A FastAPI service that verifies every token. Run it with ``uvicorn examples.verify_fastapi:app``.
-
-ISSUER and AUDIENCE say whose tokens count and what this service is called.
-"""
+"""A FastAPI service that verifies the token of every request."""
 
 import os
 from typing import Annotated
@@ -22,17 +19,17 @@ app.add_middleware(BearerAuthMiddleware, verifier=verifier, realm="profiles", ex
 
 @app.get("/me")
 def me(caller: Annotated[Principal, Depends(current_principal)]) -> dict[str, object]:
-    """Say who calls."""
+    """Return the caller."""
     return {"sub": caller.subject, "client": caller.client_id, "scopes": sorted(caller.scopes)}
 
 
 @app.get("/profiles/{user}")
 def profile(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]) -> dict[str, object]:
-    """Show a profile to whoever may read profiles."""
+    """Return a profile to a caller with the scope profiles:read."""
     return {"profile": user, "seen_by": caller.subject}
 
 
 @app.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Answer to the orchestrator, which has no token."""
+    """Respond to the orchestrator, which has no token."""
     return {"status": "ok"}

@@ -1,8 +1,4 @@
-"""A Django service in one file that verifies every token. Run it with ``gunicorn examples.verify_django:app``.
-
-ISSUER and AUDIENCE say whose tokens count and what this service is called. In a project of its
-own, the last lines go into ``wsgi.py``.
-"""
+"""A Django service in one file that verifies the token of every request."""
 
 import os
 
@@ -18,34 +14,34 @@ from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddlewa
 OPTIONS = {"ROOT_URLCONF": __name__, "ALLOWED_HOSTS": ["*"], "SECRET_KEY": os.environ.get("SECRET_KEY", "unused")}
 if not settings.configured:
     settings.configure()
-# One by one: under opentelemetry-instrument, without DJANGO_SETTINGS_MODULE, Django is configured
-# already, with its defaults and the middleware of the instrumentation, which is to stay.
+# Under opentelemetry-instrument without DJANGO_SETTINGS_MODULE, Django is already configured with its
+# defaults and the middleware of the instrumentation. Setting each option separately keeps that middleware.
 for name, value in OPTIONS.items():
     setattr(settings, name, value)
 django.setup()
 
 
 def current_principal(request: HttpRequest) -> Principal:
-    """Give who the request speaks for."""
+    """Return the verified caller of the request."""
     principal: Principal = request.META[PRINCIPAL_KEY]
     return principal
 
 
 def me(request: HttpRequest) -> JsonResponse:
-    """Say who calls."""
+    """Return the caller."""
     caller = current_principal(request)
     return JsonResponse({"sub": caller.subject, "client": caller.client_id, "scopes": sorted(caller.scopes)})
 
 
 def profile(request: HttpRequest, user: str) -> HttpResponse:
-    """Show a profile to whoever may read profiles."""
+    """Return a profile to a caller with the scope profiles:read."""
     if refusal := refuse_without(request.META, "profiles:read"):
         return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
     return JsonResponse({"profile": user, "seen_by": current_principal(request).subject})
 
 
 def healthz(request: HttpRequest) -> JsonResponse:
-    """Answer to the orchestrator, which has no token."""
+    """Respond to the orchestrator, which has no token."""
     return JsonResponse({"status": "ok"})
 
 

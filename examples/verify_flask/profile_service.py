@@ -1,7 +1,4 @@
-"""A Flask service that verifies every token. Run it with ``gunicorn examples.verify_flask:app``.
-
-ISSUER and AUDIENCE say whose tokens count and what this service is called.
-"""
+"""A Flask service that verifies the token of every request."""
 
 import os
 
@@ -20,21 +17,21 @@ app.wsgi_app = BearerAuthMiddleware(app.wsgi_app, verifier, realm="profiles", ex
 
 
 def current_principal() -> Principal:
-    """Give who the request speaks for."""
+    """Return the verified caller of the request."""
     principal: Principal = request.environ[PRINCIPAL_KEY]
     return principal
 
 
 @app.get("/me")
 def me() -> dict[str, object]:
-    """Say who calls."""
+    """Return the caller."""
     caller = current_principal()
     return {"sub": caller.subject, "client": caller.client_id, "scopes": sorted(caller.scopes)}
 
 
 @app.get("/profiles/<user>")
 def profile(user: str) -> ResponseReturnValue:
-    """Show a profile to whoever may read profiles."""
+    """Return a profile to a caller with the scope profiles:read."""
     if refusal := refuse_without(request.environ, "profiles:read"):
         return refusal
     return {"profile": user, "seen_by": current_principal().subject}
@@ -42,5 +39,5 @@ def profile(user: str) -> ResponseReturnValue:
 
 @app.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Answer to the orchestrator, which has no token."""
+    """Respond to the orchestrator, which has no token."""
     return {"status": "ok"}
