@@ -73,9 +73,7 @@ def lowest(session: nox.Session) -> None:
 @nox.session(python=LOWEST)
 def oldest(session: nox.Session) -> None:
     """Run what concerns OpenTelemetry on the oldest release that is supported."""
-    session.install(
-        "--compile-bytecode", "--group", "oldest", f"otel-token-relay[verify] @ {_wheel(session).as_uri()}"
-    )
+    session.install("--compile-bytecode", "--group", "oldest", f"otel-token-relay[verify] @ {_wheel(session).as_uri()}")
     _test(session, *OLDEST_TESTS)
 
 

@@ -1,12 +1,12 @@
-"""The long run through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
+"""The soak test through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
 
     python -m tests.soak_threads [REQUESTS] [USERS]
 
-Three real processes without a line about tokens, one user in ten anonymous, with random delays,
-clients that go away, time limits, retries, worker threads and work that outlives its request.
+Three real processes that contain no token code. One user in ten is anonymous. The test uses random
+delays, clients that disconnect, time limits, retries, worker threads and work that outlives its request.
 
-``wrong`` counts calls with another user's token, anywhere; ``missing`` counts answered requests in
-which some call had none; ``after_lease`` counts calls with a token from work whose request was over.
+``wrong`` counts calls with another user's token. ``missing`` counts completed requests in which a call
+had no token. ``after_lease`` counts calls with a token from work whose request had ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANONYMOUS_SHARE = 0.1
 
 
 class Soak:
-    """The three services, and what came of it.
+    """The three services and the results.
 
     Attributes:
         counts: ``answered``, ``aborted``, ``missing``, ``wrong``, ``after_lease``, ``calls``.
@@ -54,7 +54,7 @@ class Soak:
         self._random = random.Random(20261123)
 
     async def send(self, requests: int) -> None:
-        """Send so many, some at a time."""
+        """Send *requests* requests, several at a time."""
         numbers = iter(range(requests))
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as session:
 
@@ -84,7 +84,7 @@ class Soak:
             self.counts["aborted"] += 1
 
     async def settle(self) -> None:
-        """Wait for what was left behind, and add up what the services have seen."""
+        """Wait until the work that outlives its requests has ended, and add up the counts of the services."""
         while _stats(self.services["front"])["left_behind"]:
             await asyncio.sleep(0.05)
         for one in self.services.values():
@@ -92,7 +92,7 @@ class Soak:
             self.counts.update({name: stats[name] for name in ("calls", "wrong", "after_lease")})
 
     def memory(self) -> dict[str, int]:
-        """Give the resident kilobytes of each service and its children; nothing where there is no /proc."""
+        """Return the resident kilobytes of each service and its children, or 0 if there is no /proc."""
         return {name: _resident_kilobytes(one.process.pid) for name, one in self.services.items()}
 
 
@@ -125,10 +125,10 @@ async def _run(soak: Soak, requests: int, warm_up: int) -> dict[str, int]:
 
 
 def run(requests: int, users: int) -> tuple[Counter[str], dict[str, int]]:
-    """Run it.
+    """Run the soak test.
 
     Returns:
-        The counts, and by how many kilobytes each service has grown after the first tenth.
+        The counts, and the growth of each service after the first tenth of the requests, in kilobytes.
     """
     with ExitStack() as stack:
         soak = Soak(stack, users)
@@ -137,7 +137,7 @@ def run(requests: int, users: int) -> tuple[Counter[str], dict[str, int]]:
 
 
 def main(requests: int = 100_000, users: int = 1_000) -> int:
-    """Run it and print what came of it; 1 if anything was wrong."""
+    """Run the soak test and print its result. Return 1 if anything was wrong."""
     counts, growth = run(requests, users)
     print(f"{requests} requests of {users} users, {ANONYMOUS_SHARE:.0%} anonymous, through three services")
     print(f"answered = {counts['answered']}, aborted = {counts['aborted']}, calls checked = {counts['calls']}")

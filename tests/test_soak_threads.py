@@ -1,4 +1,4 @@
-"""The short form of the long run; see `tests.soak_threads`."""
+"""A short run of `tests.soak_threads`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests import soak_threads
 
 
 def test_no_wrong_and_no_missing_token_through_three_services():
-    """Threads, tasks, retries, time limits, aborts and anonymous callers mixed."""
+    """The run mixes threads, tasks, retries, time limits, aborts and anonymous callers."""
     counts, _ = soak_threads.run(requests=400, users=50)
 
     assert counts["answered"] + counts["aborted"] == 400

@@ -1,9 +1,9 @@
-"""A program without threads, which forks in the middle of alice's request.
+"""A single-threaded program that forks during alice's request.
 
     python forks.py WAY URL [unguarded]
 
-Prints what the listed server saw from the child. Forking with threads about is deprecated, and
-the test process has some.
+Prints the token that the listed server received from the child. Forking a process with several
+threads is deprecated, and the test process has several.
 """
 
 from __future__ import annotations
