@@ -61,8 +61,8 @@ def user_service() -> Any:
 
     async def me(request: Request) -> Response:
         await request.body()
-        answer = await client.get("/whoami")
-        return Response(answer.content, media_type="text/plain")
+        response = await client.get("/whoami")
+        return Response(response.content, media_type="text/plain")
 
     me.__annotations__ = {"request": Request}
     app.add_api_route("/me", me, methods=["GET", "POST"], response_model=None)
@@ -181,10 +181,10 @@ def ask(port: int, numbers: range, users: int, deadline: float, result: Result, 
             body = b"x" * LARGE_BODY_BYTES if choice.random() < LARGE_BODY_SHARE else None
             headers = {"Authorization": expected} if expected else {}
             connection.request("POST" if body else "GET", "/me", body=body, headers=headers)
-            answer = connection.getresponse()
-            found = answer.read().decode("latin-1")
+            response = connection.getresponse()
+            found = response.read().decode("latin-1")
             sent += 1
-            if answer.status != 200:
+            if response.status != 200:
                 failed += 1
             elif found != expected:
                 missing, wrong = (missing + 1, wrong) if not found else (missing, wrong + 1)

@@ -35,7 +35,7 @@ class Soak:
     """The three services and the results.
 
     Attributes:
-        counts: ``answered``, ``aborted``, ``missing``, ``wrong``, ``after_lease``, ``calls``.
+        counts: ``completed``, ``aborted``, ``missing``, ``wrong``, ``after_lease``, ``calls``.
     """
 
     def __init__(self, stack: ExitStack, users: int) -> None:
@@ -76,10 +76,10 @@ class Soak:
                 asyncio.timeout(patience),
                 session.get(self._url + path, headers=headers) as response,
             ):
-                answer = await response.text()
-                self.counts["answered"] += 1
+                text = await response.text()
+                self.counts["completed"] += 1
                 self.counts["failed"] += response.status != 200
-                self.counts["missing"] += response.status == 200 and answer != "true"
+                self.counts["missing"] += response.status == 200 and text != "true"
         except TimeoutError:
             self.counts["aborted"] += 1
 
@@ -92,7 +92,7 @@ class Soak:
             self.counts.update({name: stats[name] for name in ("calls", "wrong", "after_lease")})
 
     def memory(self) -> dict[str, int]:
-        """Return the resident kilobytes of each service and its children, or 0 if there is no /proc."""
+        """Return the resident kilobytes of each service and its children, or 0 on a platform without /proc."""
         return {name: _resident_kilobytes(one.process.pid) for name, one in self.services.items()}
 
 
@@ -140,7 +140,7 @@ def main(requests: int = 100_000, users: int = 1_000) -> int:
     """Run the soak test and print its result. Return 1 if anything was wrong."""
     counts, growth = run(requests, users)
     print(f"{requests} requests of {users} users, {ANONYMOUS_SHARE:.0%} anonymous, through three services")
-    print(f"answered = {counts['answered']}, aborted = {counts['aborted']}, calls checked = {counts['calls']}")
+    print(f"completed = {counts['completed']}, aborted = {counts['aborted']}, calls checked = {counts['calls']}")
     print(f"wrong = {counts['wrong']}, missing = {counts['missing']}, after the lease = {counts['after_lease']}")
     print("memory growth = " + ", ".join(f"{name} {kilobytes / 1024:+.1f} MiB" for name, kilobytes in growth.items()))
     return int(any(counts[name] for name in ("wrong", "missing", "after_lease", "failed")))

@@ -232,11 +232,11 @@ class _Retries(httpx.HTTPTransport):
     """A transport of the application that retries a failed request once."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = super().handle_request(request)
-        if answer.status_code == 503:
-            answer.close()
-            answer = super().handle_request(request)
-        return answer
+        response = super().handle_request(request)
+        if response.status_code == 503:
+            response.close()
+            response = super().handle_request(request)
+        return response
 
 
 class _Routes(httpx.BaseTransport):
@@ -332,7 +332,7 @@ def test_a_websocket_handshake_is_a_hop() -> None:
     """aiohttp compares a ws:// URL with the http:// entry, and only the handshake carries the token."""
     seen: list[list[str]] = []
 
-    async def answer(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
+    async def respond(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
         seen.append(request.headers.getall("authorization", []))
         socket = aiohttp.web.WebSocketResponse()
         await socket.prepare(request)
@@ -341,7 +341,7 @@ def test_a_websocket_handshake_is_a_hop() -> None:
 
     async def run() -> None:
         app = aiohttp.web.Application()
-        app.router.add_get("/", answer)
+        app.router.add_get("/", respond)
         runner = aiohttp.web.AppRunner(app)
         await runner.setup()
         site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)

@@ -35,8 +35,8 @@ def call(target, kind="unary_unary", *, open_channel=None):
     """Make one call over its own channel."""
     request = iter([b"one", b"two"]) if kind.startswith("stream") else b"one"
     with (open_channel or grpc.insecure_channel)(target) as channel:
-        answer = getattr(channel, kind)(f"/tests.Party/{kind}")(request, timeout=30)
-        return b"".join(answer) if kind.endswith("stream") else answer
+        result = getattr(channel, kind)(f"/tests.Party/{kind}")(request, timeout=30)
+        return b"".join(result) if kind.endswith("stream") else result
 
 
 def call_aio(target, kind="unary_unary", *, open_channel=None):
@@ -46,10 +46,10 @@ def call_aio(target, kind="unary_unary", *, open_channel=None):
         request = iter([b"one", b"two"]) if kind.startswith("stream") else b"one"
         async with (open_channel or grpc.aio.insecure_channel)(target) as channel:
             method = getattr(channel, kind)(f"/tests.Party/{kind}")
-            answer = method(request, timeout=30)
+            result = method(request, timeout=30)
             if kind.endswith("stream"):
-                return b"".join([response async for response in answer])
-            return await answer
+                return b"".join([response async for response in result])
+            return await result
 
     return asyncio.run(run())
 
@@ -126,7 +126,7 @@ def test_credentials_that_write_no_authorization_allow_relaying(send, party):
     [
         pytest.param(grpc.ssl_channel_credentials, "https", False, id="TLS"),
         pytest.param(grpc.local_channel_credentials, "http", False, id="local"),
-        pytest.param(grpc.compute_engine_channel_credentials, "https", True, id="of the cloud"),
+        pytest.param(grpc.compute_engine_channel_credentials, "https", True, id="cloud"),
         pytest.param(lambda _=None: object(), "https", True, id="unknown"),
     ],
 )
@@ -154,7 +154,7 @@ def test_scheme_and_credentials_of_a_channel(credentials, scheme, has_credential
         ("ipv6:[::1]:1", "::1", 1),
     ],
 )
-def test_a_target_that_names_one_host(target, host, port):
+def test_host_and_port_of_a_target(target, host, port):
     """Without a port, gRPC uses 443, with TLS and without."""
     assert _parts_of((_Channel("http", target, False, 3), None)) == ("http", host, port)
 
@@ -187,7 +187,7 @@ def test_a_target_without_exactly_one_host_is_not_a_destination(target):
         _parts_of((_Channel("http", target, False, 3), None))
 
 
-def test_interceptors_of_the_application_stay(party, send):
+def test_interceptors_of_the_application_are_kept(party, send):
     """They can be passed by keyword or by position."""
     install(Settings(destinations=[party.url]))
     if send is call:

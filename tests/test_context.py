@@ -81,7 +81,7 @@ def test_invalid_token_text_cannot_be_bound(text):
         pass
 
 
-def test_a_destination_is_named_in_a_copy_of_the_context():
+def test_to_destination_returns_a_copy_of_the_context():
     """The current context does not change."""
     with use_token(ALICE):
         context = to_destination("https://Profile-Service/me")
@@ -105,7 +105,7 @@ def in_thread(work):
     return results[0]
 
 
-def test_a_function_is_carried_past_the_request():
+def test_a_carried_function_outlives_the_request():
     """It runs in any thread with the token that was current when it was carried."""
     with use_token(ALICE):
         work = carry(shown)

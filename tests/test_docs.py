@@ -247,7 +247,7 @@ def with_ports(text: str, ports: dict[str, str]) -> str:
     return re.sub(r"\b800[01]\b", lambda match: ports[match[0]], text)
 
 
-def test_the_five_minutes_work_as_written(five_minutes: dict[str, str]) -> None:
+def test_the_five_minute_tutorial_works_as_written(five_minutes: dict[str, str]) -> None:
     """Under opentelemetry-instrument, the README's two services return the responses that it shows."""
     (block,) = [block for block in blocks_of(README) if "$ curl" in block.text]
 
@@ -415,14 +415,14 @@ def destination_cases() -> list[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize(("entry", "url", "gets"), destination_cases())
 def test_table_of_destinations_is_true(entry: str, url: str, gets: bool) -> None:
-    """For each URL of the table, the entry decides as its column says."""
+    """The entry of a row matches the URLs of its second column and not those of its third."""
     origin = Origin.parse(url)
 
     assert origin is not None
     assert (RelayPolicy([Destination.parse(entry)]).match(origin) is not None) is gets
 
 
-def test_table_of_destinations_is_read() -> None:
+def test_table_of_destinations_has_cases() -> None:
     """The table has rows of both kinds, so the test above cannot pass without cases."""
     assert {gets for *_, gets in destination_cases()} == {True, False}
     assert len(destination_cases()) > 12

@@ -26,13 +26,13 @@ TOKEN = {OWN_OPAQUE!r}
 JWT = {OWN_JWT!r}
 
 def call(port, path, token=TOKEN):
-    """Come in from outside, by a client that is not instrumented."""
+    """Send a request from outside, with a client that is not instrumented."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request("GET", path, headers={{"Authorization": "Bearer " + token, "X-Other": token}})
-    answer = connection.getresponse()
-    body = answer.read()
+    response = connection.getresponse()
+    body = response.read()
     connection.close()
-    return answer.status, body
+    return response.status, body
 
 def wsgi(app):
     from wsgiref.simple_server import make_server
@@ -57,10 +57,10 @@ app = fastapi.FastAPI()
 @app.get("/me")
 def me(access_token: str, request: fastapi.Request):
     with httpx.Client() as client:
-        answer = client.get(f"http://127.0.0.1:{port}/none?access_token={access_token}",
-                            headers={"Authorization": "Bearer " + TOKEN})
+        response = client.get(f"http://127.0.0.1:{port}/none?access_token={access_token}",
+                              headers={"Authorization": "Bearer " + TOKEN})
         try:
-            answer.raise_for_status()
+            response.raise_for_status()
         except httpx.HTTPStatusError:
             log.exception("downstream failed")
         try:
@@ -86,9 +86,9 @@ app = flask.Flask("app")
 @app.get("/me")
 def me():
     url = f"http://127.0.0.1:{port}/reset/{TOKEN}?access_token={TOKEN}"
-    answer = requests.get(url, headers={"Authorization": "Bearer " + TOKEN})
+    response = requests.get(url, headers={"Authorization": "Bearer " + TOKEN})
     try:
-        answer.raise_for_status()
+        response.raise_for_status()
     except requests.HTTPError:
         log.exception("downstream failed")
     try:

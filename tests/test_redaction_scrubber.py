@@ -211,7 +211,7 @@ def test_a_form_in_a_mapping_is_treated_like_a_form_in_text(value, cleaned):
     assert SCRUBBER.redact({"form": value}, NOTHING) == {"form": cleaned}
 
 
-class Posing:
+class PretendsToBeStr:
     """Claims to be a string, as frameworks' proxy objects do."""
 
     __class__ = str  # type: ignore[assignment]
@@ -222,14 +222,14 @@ class Posing:
 
 def test_an_object_that_claims_to_be_a_string_is_treated_by_its_type():
     """The type of an object decides, not its `__class__` attribute."""
-    value = {"user": Posing()}
+    value = {"user": PretendsToBeStr()}
 
     assert SCRUBBER.redact(value, secrets_of(OWN["opaque"])) is value
 
 
 ODD = {
-    "nothing but reserved characters": "+/" * 8192,
-    "letters and reserved characters in turn": "a+b/" * 4096,
+    "only reserved characters": "+/" * 8192,
+    "alternating letters and reserved characters": "a+b/" * 4096,
     "long": ("Qk7dW3xPz0sVbN5mL2rTyU8iOpA4" * 600)[:16384],
     "one letter": "a" * 16384,
 }

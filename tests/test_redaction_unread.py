@@ -147,7 +147,7 @@ def test_copies_are_clean():
 
 
 def test_concurrent_first_accesses_all_see_a_clean_record():
-    """There is no lock, and every thread gets the clean record."""
+    """Without a lock, every thread still gets the clean record."""
     with ThreadPoolExecutor(8) as pool:
         for _ in range(50):
             span = _dirty_span()

@@ -30,7 +30,7 @@ def _clean():
     propagate.set_global_textmap(textmap)
 
 
-class Eye:
+class Recorder:
     """An application that records the token it sees, and keeps its context."""
 
     def __init__(self):
@@ -77,21 +77,21 @@ def run(app, *scopes):
 
 def test_each_request_in_one_task_has_its_own_token():
     """No token of the previous request is left."""
-    eye = Eye()
+    recorder = Recorder()
 
-    run(middleware(eye), request(A), request(), request(B), request("x y"))
+    run(middleware(recorder), request(A), request(), request(B), request("x y"))
 
-    assert eye.saw == [A, NONE, B, NONE]
+    assert recorder.saw == [A, NONE, B, NONE]
 
 
 def test_the_context_of_a_request_relays_nothing_afterwards():
     """The lease ends when the application returns."""
-    eye = Eye()
+    recorder = Recorder()
 
-    run(middleware(eye), request(A))
+    run(middleware(recorder), request(A))
 
     assert otel_context.get_current() == Context()
-    token = otel_context.attach(eye.context)
+    token = otel_context.attach(recorder.context)
     assert apps.hop() == (None, "lease_ended")
     otel_context.detach(token)
 
@@ -111,7 +111,7 @@ def test_an_exception_is_propagated_unchanged():
     assert apps.report() == '[["none", "lease_ended"]]'
 
 
-def test_a_cancelled_request_ends_its_lease():
+def test_a_canceled_request_ends_its_lease():
     """A server that cancels the task of a request leaves no token behind."""
 
     async def app(scope, receive, send):
@@ -149,9 +149,9 @@ def test_lifespan_is_passed_through_unchanged():
 @pytest.mark.parametrize("linger", [0, 60], ids=["no-linger", "linger"])
 def test_a_reused_scope_is_a_new_request(linger):
     """A server may serve the next request with the same object, even while the previous lease lingers."""
-    eye = Eye()
+    recorder = Recorder()
     scope = request(A)
-    app = middleware(eye, linger=linger)
+    app = middleware(recorder, linger=linger)
 
     run(app, scope)
     scope["headers"] = bearer(B)
@@ -161,46 +161,46 @@ def test_a_reused_scope_is_a_new_request(linger):
     scope["headers"] = []
     run(app, scope)
 
-    assert eye.saw == [A, B, B, NONE]
+    assert recorder.saw == [A, B, B, NONE]
 
 
 def test_nested_boundaries_act_as_one():
     """The lease ends with the outermost boundary. Code between the boundaries still has the token."""
-    eye = Eye()
+    recorder = Recorder()
 
     async def between(scope, receive, send):
-        await middleware(eye)(scope, receive, send)
-        eye.saw.append(apps.seen())
-        token = otel_context.attach(eye.context)
-        eye.saw.append(apps.seen())
+        await middleware(recorder)(scope, receive, send)
+        recorder.saw.append(apps.seen())
+        token = otel_context.attach(recorder.context)
+        recorder.saw.append(apps.seen())
         otel_context.detach(token)
 
     run(middleware(between), request(A))
 
-    assert eye.saw == [A, A, A]
+    assert recorder.saw == [A, A, A]
 
 
-@pytest.mark.parametrize("inner", [None, B], ids=["taken-out", "exchanged"])
+@pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
 @pytest.mark.parametrize("copied", [True, False], ids=["copied-scope", "same-scope"])
 def test_credentials_that_a_middleware_changes_are_used(inner, copied):
     """A gateway may remove or exchange the header, or send a sub-request."""
-    eye = Eye()
+    recorder = Recorder()
 
     async def gateway(scope, receive, send):
         inward = dict(scope) if copied else scope
         inward["headers"] = bearer(inner)
-        await middleware(eye)(inward, receive, send)
-        eye.saw.append(apps.seen())
+        await middleware(recorder)(inward, receive, send)
+        recorder.saw.append(apps.seen())
 
     run(middleware(gateway), request(A))
 
-    assert eye.saw == [inner or NONE, A]
+    assert recorder.saw == [inner or NONE, A]
 
 
 def test_a_worker_that_another_request_has_started_serves_each_request_with_its_own_token():
     """There is a queue between middleware and application. The worker has the first request's context."""
-    eye = Eye()
-    inner = middleware(eye)
+    recorder = Recorder()
+    inner = middleware(recorder)
 
     async def serve():
         queue = asyncio.Queue()
@@ -227,7 +227,7 @@ def test_a_worker_that_another_request_has_started_serves_each_request_with_its_
             await released.wait()
 
         first = asyncio.ensure_future(middleware(slow)(request(A), receive, send))
-        while not eye.saw:
+        while not recorder.saw:
             await asyncio.sleep(0)
         await middleware(enqueue)(request(B), receive, send)
         await middleware(enqueue)(request(), receive, send)
@@ -237,37 +237,37 @@ def test_a_worker_that_another_request_has_started_serves_each_request_with_its_
 
     asyncio.run(serve())
 
-    assert eye.saw == [A, B, NONE]
+    assert recorder.saw == [A, B, NONE]
 
 
 @pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
 def test_a_token_bound_explicitly_in_between_is_used(bound):
     """`use_token` around the inner application takes precedence."""
-    eye = Eye()
+    recorder = Recorder()
 
     async def between(scope, receive, send):
         with use_token(bound):
-            await middleware(eye)(scope, receive, send)
+            await middleware(recorder)(scope, receive, send)
 
     run(middleware(between), request(A))
 
-    assert eye.saw == [bound or NONE]
+    assert recorder.saw == [bound or NONE]
 
 
 def test_an_empty_context_is_bound_again():
     """Instrumentation without our propagator drops the bound token, and the next boundary binds it again."""
-    eye = Eye()
+    recorder = Recorder()
 
     async def forgetful(scope, receive, send):
         token = otel_context.attach(Context())
         try:
-            await middleware(eye)(scope, receive, send)
+            await middleware(recorder)(scope, receive, send)
         finally:
             otel_context.detach(token)
 
     run(middleware(forgetful), request(A))
 
-    assert eye.saw == [A]
+    assert recorder.saw == [A]
 
 
 def test_server_code_runs_without_the_token():
@@ -306,11 +306,11 @@ def test_headers_that_can_be_read_only_once_are_kept_for_the_application():
 @pytest.mark.parametrize("headers", [[("authorization", f"Bearer {A}")], [(b"authorization", None)], [(None, None)]])
 def test_invalid_headers_from_a_server_bind_no_token(headers):
     """The request is served."""
-    eye = Eye()
+    recorder = Recorder()
 
-    run(middleware(eye), request(headers=headers))
+    run(middleware(recorder), request(headers=headers))
 
-    assert eye.saw == [NONE]
+    assert recorder.saw == [NONE]
 
 
 @pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
@@ -327,9 +327,9 @@ def test_opentelemetry_middleware_works_in_any_position(framework, place):
     app = middleware(app) if place in ("outside", "both") else app
 
     with serve_asgi(app) as port:
-        answers = [get(port, "/keep", token).text for token in (A, None, B)]
+        responses = [get(port, "/keep", token).text for token in (A, None, B)]
 
-    assert answers == [A, NONE, B]
+    assert responses == [A, NONE, B]
     assert apps.report_when_over() == '[["none", "lease_ended"], ["none", "no_token"], ["none", "lease_ended"]]'
 
 
@@ -413,11 +413,11 @@ def test_an_inner_boundary_does_not_parse_the_same_header_again(monkeypatch):
     parsed = []
     parse = door.parse_credentials
     monkeypatch.setattr(door, "parse_credentials", lambda *args, **rest: parsed.append(1) or parse(*args, **rest))
-    eye = Eye()
-    app = TokenRelayMiddleware(TokenRelayMiddleware(eye, Settings()), Settings())
+    recorder = Recorder()
+    app = TokenRelayMiddleware(TokenRelayMiddleware(recorder, Settings()), Settings())
 
     asyncio.run(app(request(A), receive, send))
     asyncio.run(app(request(B), receive, send))
 
-    assert eye.saw == [A, B]
+    assert recorder.saw == [A, B]
     assert len(parsed) == 2

@@ -209,9 +209,9 @@ def test_wsgiref_computes_the_content_length(body):
         return body()
 
     with serve_wsgi(middleware(app)) as port:
-        answer = get(port, "/", A)
+        response = get(port, "/", A)
 
-    assert (answer.text, answer.headers["Content-Length"]) == (A, str(len(A)))
+    assert (response.text, response.headers["Content-Length"]) == (A, str(len(A)))
 
 
 def test_a_stream_has_no_length():
@@ -250,7 +250,7 @@ def test_a_reused_environ_is_a_new_request(linger):
     assert saw == [A, B, B, NONE]
 
 
-@pytest.mark.parametrize("inner", [None, B], ids=["taken-out", "exchanged"])
+@pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
 def test_credentials_that_a_middleware_changes_are_used(inner):
     """A gateway may remove or exchange the header, or send a sub-request."""
 
@@ -275,17 +275,17 @@ def test_a_thread_with_another_requests_context_serves_each_request_with_its_own
             otel_context.detach(token)
 
     contexts = []
-    answers = []
+    responses = []
 
     def app_of_a(environment, start_response):
         contexts.append(otel_context.get_current())
-        thread = threading.Thread(target=lambda: answers.append(read(middleware(app_of_b), environ(B))))
+        thread = threading.Thread(target=lambda: responses.append(read(middleware(app_of_b), environ(B))))
         thread.start()
         thread.join()
         return [apps.seen().encode()]
 
     assert read(middleware(app_of_a), environ(A)) == A
-    assert answers == [B]
+    assert responses == [B]
 
 
 @pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
@@ -313,10 +313,10 @@ def test_opentelemetry_middleware_works_in_any_position(framework, place):
     app = middleware(app) if place in ("outside", "both") else app
 
     with serve_wsgi(app) as port:
-        answers = [get(port, "/keep", token).text for token in (A, None, B)]
+        responses = [get(port, "/keep", token).text for token in (A, None, B)]
         streams = [set(get(port, "/stream", token).text.split()) for token in (A, None, B)]
 
-    assert answers == [A, NONE, B]
+    assert responses == [A, NONE, B]
     assert streams == [{A}, {NONE}, {B}]
     assert apps.report_when_over() == '[["none", "lease_ended"], ["none", "no_token"], ["none", "lease_ended"]]'
 

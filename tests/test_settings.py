@@ -92,7 +92,7 @@ def test_contradicting_entries_are_all_skipped():
     "entries",
     [
         pytest.param("https://a.x;audience=one,https://a.x;audience=two", id="contradicting entries"),
-        pytest.param("https://a.x;audiance=one", id="misspelt parameter"),
+        pytest.param("https://a.x;audiance=one", id="misspelled parameter"),
         pytest.param("https://a.x;audience=", id="parameter without its value"),
         pytest.param("https://a.x/;audience=one", id="path before the parameter"),
         pytest.param("https://me@a.x;audience=one", id="userinfo before the parameter"),

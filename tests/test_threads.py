@@ -77,7 +77,7 @@ EXPECTED = "['first', 'first', 'second', 'second'] 1"
         pytest.param(["opentelemetry-instrument"], INSTALL, PROPAGATOR, id="opentelemetry-instrument and install"),
         pytest.param([], INSTRUMENT + INSTALL, {}, id="by the user, before install"),
         pytest.param([], INSTALL + INSTRUMENT, {}, id="by the user, after install"),
-        pytest.param([], INSTRUMENT, PROPAGATOR, id="by the user, whose import brings us in"),
+        pytest.param([], INSTRUMENT, PROPAGATOR, id="by the user, whose import loads the package"),
         pytest.param([], "import concurrent.futures.thread, threading\n" + INSTALL, {}, id="threads imported first"),
     ],
 )
@@ -174,7 +174,7 @@ def test_instrumentation_that_the_user_switches_off_stays_off():
     assert not ThreadingInstrumentor().is_instrumented_by_opentelemetry
 
 
-def test_it_is_on_again_after_another_install():
+def test_threads_are_instrumented_again_after_another_install():
     """Other settings can take over the installation."""
     for settings in (LISTED, Settings(destinations=("https://b",))):
         install(settings)

@@ -127,7 +127,7 @@ def starlette() -> Any:
     from starlette.responses import PlainTextResponse, StreamingResponse
     from starlette.routing import Mount, Route, WebSocketRoute
 
-    async def answer(request: Any) -> Any:
+    async def respond(request: Any) -> Any:
         await request.body()
         return PlainTextResponse(ANSWERS[request.url.path.rpartition("/")[2]]())
 
@@ -156,10 +156,10 @@ def starlette() -> Any:
         async for _ in websocket.iter_text():
             await websocket.send_text(seen())
 
-    routes = [Route(f"/{name}", answer, methods=["GET", "POST"]) for name in ANSWERS]
+    routes = [Route(f"/{name}", respond, methods=["GET", "POST"]) for name in ANSWERS]
     routes += [Route("/boom", boom), Route("/stream", stream), Route("/thread-stream", thread_stream)]
     routes += [Route("/slow", slow), Route("/later", later), WebSocketRoute("/socket", socket)]
-    inner = Starlette(routes=[Route(f"/{name}", answer) for name in ANSWERS])
+    inner = Starlette(routes=[Route(f"/{name}", respond) for name in ANSWERS])
     return Starlette(routes=[*routes, Mount("/mounted", inner)])
 
 
@@ -174,11 +174,11 @@ def fastapi() -> Any:
         return app
 
     def endpoint(function: Callable[[], str]) -> Any:
-        async def answer() -> PlainTextResponse:
+        async def respond() -> PlainTextResponse:
             return PlainTextResponse(function())
 
-        answer.__annotations__.clear()
-        return answer
+        respond.__annotations__.clear()
+        return respond
 
     app = fresh()
 
@@ -314,7 +314,7 @@ def quart() -> Any:
     app = quart.Quart(__name__)
 
     @app.get("/<name>")
-    async def answer(name: str) -> Any:
+    async def respond(name: str) -> Any:
         if name == "boom":
             fail()
         if name in ("stream", "slow"):
@@ -339,15 +339,15 @@ def litestar() -> Any:
     from litestar.response import Stream
 
     def route(name: str) -> Any:
-        async def answer() -> Any:
+        async def respond() -> Any:
             if name == "boom":
                 fail()
             if name in ("stream", "slow"):
                 return Stream(async_pieces() if name == "stream" else async_slow_pieces())
             return ANSWERS[name]()
 
-        answer.__annotations__ = {"return": Any}
-        return litestar.get(f"/{name}", media_type="text/plain", name=name)(answer)
+        respond.__annotations__ = {"return": Any}
+        return litestar.get(f"/{name}", media_type="text/plain", name=name)(respond)
 
     async def socket(socket: Any) -> None:
         await socket.accept()
@@ -456,7 +456,7 @@ def _set_up_django() -> None:
     def is_asgi(request: Any) -> bool:
         return hasattr(request, "scope")
 
-    def answer(function: Callable[[], str]) -> Any:
+    def respond(function: Callable[[], str]) -> Any:
         return lambda _: HttpResponse(function(), content_type="text/plain")
 
     async def async_token(_: Any) -> Any:
@@ -472,7 +472,7 @@ def _set_up_django() -> None:
         fail()
 
     urls = types.ModuleType("tests_django_urls")
-    routes = [path(name, answer(function)) for name, function in ANSWERS.items()]
+    routes = [path(name, respond(function)) for name, function in ANSWERS.items()]
     urls.urlpatterns = [  # type: ignore[attr-defined]
         *routes,
         path("async-token", async_token),
@@ -506,7 +506,7 @@ def aiohttp_web(*middlewares: Any) -> Any:
 def aiohttp_handler(stream: Callable[[Any, AsyncIterator[bytes]], Any]) -> Any:
     from aiohttp import web
 
-    async def answer(request: Any) -> Any:
+    async def respond(request: Any) -> Any:
         name = request.path[1:]
         if name == "boom":
             fail()
@@ -521,7 +521,7 @@ def aiohttp_handler(stream: Callable[[Any, AsyncIterator[bytes]], Any]) -> Any:
             return socket
         return web.Response(text=ANSWERS.get(name, keep)(), status=200 if name in ANSWERS else 404)
 
-    return answer
+    return respond
 
 
 async def _write_by_itself(request: Any, pieces: AsyncIterator[bytes]) -> Any:
@@ -577,13 +577,13 @@ def grpc_handlers() -> Any:
     import grpc
 
     def method(name: str) -> Callable[[bytes, Any], bytes]:
-        return lambda request, context: _answer_or_fail(name).encode()
+        return lambda request, context: _respond_or_fail(name).encode()
 
     def stream(pieces: Callable[[], Iterator[bytes]]) -> Any:
-        def answer(request: bytes, context: Any) -> Iterator[bytes]:
+        def respond(request: bytes, context: Any) -> Iterator[bytes]:
             yield from pieces()
 
-        return grpc.unary_stream_rpc_method_handler(answer)
+        return grpc.unary_stream_rpc_method_handler(respond)
 
     def upload(requests: Iterator[bytes], context: Any) -> bytes:
         return " ".join(seen() for _ in requests).encode()
@@ -598,17 +598,17 @@ def grpc_aio_handlers() -> Any:
     import grpc
 
     def method(name: str) -> Any:
-        async def answer(request: bytes, context: Any) -> bytes:
-            return _answer_or_fail(name).encode()
+        async def respond(request: bytes, context: Any) -> bytes:
+            return _respond_or_fail(name).encode()
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return grpc.unary_unary_rpc_method_handler(respond)
 
     def stream(pieces: Callable[[], AsyncIterator[bytes]]) -> Any:
-        async def answer(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        async def respond(request: bytes, context: Any) -> AsyncIterator[bytes]:
             async for piece in pieces():
                 yield piece
 
-        return grpc.unary_stream_rpc_method_handler(answer)
+        return grpc.unary_stream_rpc_method_handler(respond)
 
     async def upload(requests: AsyncIterator[bytes], context: Any) -> bytes:
         return " ".join([seen() async for _ in requests]).encode()
@@ -619,7 +619,7 @@ def grpc_aio_handlers() -> Any:
     return grpc.method_handlers_generic_handler("tests.Server", handlers)
 
 
-def _answer_or_fail(name: str) -> str:
+def _respond_or_fail(name: str) -> str:
     if name == "boom":
         fail()
     return ANSWERS[name]()

@@ -240,7 +240,7 @@ SYNC_WAYS = (
     Way("Thread with its own run, carried", lambda work, take: OwnRun(take(work)).start(), is_carried=True),
     Way("sched, carried", _scheduler, is_carried=True),
     Way("gevent, carried", _greenlet, is_carried=True),
-    Way("executor made by hand, carried", lambda work, take: _hand_made().put(take(work)), is_carried=True),
+    Way("custom executor, carried", lambda work, take: _hand_made().put(take(work)), is_carried=True),
     Way(
         "generator function, carried",
         lambda work, take: _hand_made().put(functools.partial(list, take(_generator)(work))),

@@ -404,8 +404,8 @@ def _grpc_call(
     metadata = [(name.lower(), value) for name, value in (headers or {}).items()]
     with _grpc_channel(grpc, parts, proxy) as channel:
         send = channel.stream_unary if body else channel.unary_unary
-        answer = send(parts.path or "/tests.Party/call")(iter(body) if body else b"", metadata=metadata, timeout=10)
-        return Answer(200, answer, metadata)
+        response = send(parts.path or "/tests.Party/call")(iter(body) if body else b"", metadata=metadata, timeout=10)
+        return Answer(200, response, metadata)
 
 
 @contextmanager
@@ -428,8 +428,8 @@ def _grpc_aio_call(
         async with _grpc_channel(grpc.aio, parts, proxy) as channel:
             send = channel.stream_unary if body else channel.unary_unary
             request = _drip(body) if body else b""
-            answer = await send(parts.path or "/tests.Party/call")(request, metadata=metadata, timeout=10)
-            return Answer(200, answer, metadata)
+            response = await send(parts.path or "/tests.Party/call")(request, metadata=metadata, timeout=10)
+            return Answer(200, response, metadata)
 
     return in_loop(run())
 
@@ -440,8 +440,8 @@ async def _grpc_aio_opening(url: str) -> AsyncIterator[AsyncSend]:
         method = channel.unary_unary("/tests.Party/call")
 
         async def send() -> bytes:
-            answer: bytes = await method(b"", metadata=(("x-shared", "yes"),), timeout=10)
-            return answer
+            response: bytes = await method(b"", metadata=(("x-shared", "yes"),), timeout=10)
+            return response
 
         yield send
 

@@ -1,4 +1,4 @@
-"""A single-threaded program that forks during alice's request.
+"""A single-threaded program that forks during Alice's request.
 
     python forks.py WAY URL [unguarded]
 
@@ -34,17 +34,17 @@ def fork(url: str) -> str:
         os._exit(0)
     os.close(writable)
     os.waitpid(child, 0)
-    with os.fdopen(readable) as answer:
-        return answer.read()
+    with os.fdopen(readable) as output:
+        return output.read()
 
 
 def process(url: str) -> str:
     context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    child = context.Process(target=lambda: answers.put(send(url)))
+    results = context.SimpleQueue()
+    child = context.Process(target=lambda: results.put(send(url)))
     child.start()
     child.join()
-    return answers.get()
+    return results.get()
 
 
 def process_pool(url: str) -> str:

@@ -72,13 +72,13 @@ class _PartyHandler(_Handler):
             seen = SeenRequest(self.command, self.path, self.headers.items(), body)
             self.party.requests.append(seen)
             status = self.party.answers.popleft() if self.party.answers else Status(200)
-            answer = "\n".join(seen.header_lines("authorization")).encode()
+            echo = "\n".join(seen.header_lines("authorization")).encode()
             self.send_response(status.code)
             for name, value in status.headers:
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(echo)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(echo)
         else:
             super()._answer()
 
@@ -131,13 +131,13 @@ class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has n
         self._party = party
 
     def service(self, details: Any) -> Any:
-        def answer(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        def respond(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
             seen = SeenRequest("POST", details.method, list(context.invocation_metadata()), b"".join(requests))
             self._party.requests.append(seen)
             yield "\n".join(seen.header_lines("authorization")).encode()
 
         # On the wire, the four kinds of calls look the same.
-        return grpc.stream_stream_rpc_method_handler(answer)
+        return grpc.stream_stream_rpc_method_handler(respond)
 
 
 @contextmanager
@@ -236,9 +236,9 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         for name, value in self.headers.items():
             upstream.putheader(name, value)
         upstream.endheaders()
-        answer = upstream.getresponse()
-        body = answer.read()
-        self.send_response(answer.status)
+        response = upstream.getresponse()
+        body = response.read()
+        self.send_response(response.status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

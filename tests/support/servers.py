@@ -275,8 +275,8 @@ class Served:
     def get(self, path: str, token: str | None = None, **options: Any) -> Answer:
         """Send one request over its own connection."""
         with self.connection() as connection:
-            answer: Answer = connection.call(path, token, **options)
-            return answer
+            response: Answer = connection.call(path, token, **options)
+            return response
 
     def abandon(self, path: str, token: str) -> str:
         """Disconnect as soon as the response contains the token. Return what was received."""
@@ -313,8 +313,8 @@ class _GrpcConnection:
         import grpc
 
         try:
-            answer = self.start(path, token, headers)
-            text = b"".join(answer) if path in _GRPC_STREAMS else answer
+            response = self.start(path, token, headers)
+            text = b"".join(response) if path in _GRPC_STREAMS else response
             return Answer(200, text.decode(), http.client.HTTPMessage())
         except ValueError:  # gRPC does not send such metadata
             return Answer(400, "", http.client.HTTPMessage())
@@ -335,10 +335,10 @@ class GrpcServed(Served):
     def abandon(self, path: str, token: str) -> str:
         received = ""
         with self.connection() as connection:
-            answer = connection.start(path, token, ())
+            response = connection.start(path, token, ())
             while token not in received:
-                received += next(answer).decode()
-            answer.cancel()
+                received += next(response).decode()
+            response.cancel()
         return received
 
 

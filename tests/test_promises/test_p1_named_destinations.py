@@ -48,11 +48,11 @@ def test_a_listed_destination_gets_the_token_in_one_line(client: Client, tls: bo
     with client.party(tls=tls) as one:
         allow(one.url)
         with use_token(TOKEN):
-            answer = client.call(one.url)
+            response = client.call(one.url)
 
-    assert answer.status == 200
+    assert response.status == 200
     assert one.lines() == [LINE]
-    assert not answer.shows("authorization")
+    assert not response.shows("authorization")
 
 
 @every_client
@@ -130,10 +130,10 @@ def test_each_hop_of_a_redirect_is_decided_separately(client: Client, chain: str
             url = parties[name].redirecting_to(url)
 
         with use_token(TOKEN):
-            answer = client.call(url)
+            response = client.call(url)
 
-    assert answer.status == 200
-    assert not answer.shows("authorization")
+    assert response.status == 200
+    assert not response.shows("authorization")
     for name, one in parties.items():
         assert one.lines() == [LINE if name in "ABC" else []] * chain.split().count(name), name
 
@@ -159,12 +159,12 @@ def test_a_custom_header_is_not_sent_after_a_redirect(client: Client) -> None:
     with party() as listed, party() as outsider:
         allow(listed.url, header="Txn-Token")
         with use_token(TOKEN):
-            answer = client.call(listed.redirecting_to(listed.redirecting_to(outsider.url)))
+            response = client.call(listed.redirecting_to(listed.redirecting_to(outsider.url)))
 
     assert listed.lines("txn-token") == [[TOKEN], [TOKEN]]
     assert listed.lines() == [[], []]
     outsider.assert_saw_no(TOKEN)
-    assert not answer.shows("txn-token")
+    assert not response.shows("txn-token")
 
 
 @every_proxied_client
@@ -176,9 +176,9 @@ def test_a_proxy_is_not_the_destination(client: Client, tls: bool, listed: str) 
     with client.party(tls=tls) as one, proxy() as between:
         allow(one.url if listed == "destination" else between.url)
         with use_token(TOKEN):
-            answer = client.call(one.url, proxy=between.url)
+            response = client.call(one.url, proxy=between.url)
 
-    assert answer.status == 200
+    assert response.status == 200
     assert one.lines() == [LINE if listed == "destination" else []]
     assert [request.method for request in between.requests] == ["CONNECT" if tunnels else "GET"]
     if tunnels or listed == "proxy":
@@ -199,9 +199,9 @@ def test_a_retry_is_decided_separately() -> None:
                 if len(one.requests) == 2:
                     lease.end()
 
-        answer = manager.request("GET", one.url, retries=EndsTheLease(total=3, status_forcelist=[503]))
+        response = manager.request("GET", one.url, retries=EndsTheLease(total=3, status_forcelist=[503]))
 
-    assert answer.status == 200
+    assert response.status == 200
     assert one.lines() == [LINE, LINE, []]
 
 
@@ -319,10 +319,10 @@ def test_a_stale_tunnel_does_not_count_as_tls() -> None:
     """urllib keeps the tunnel of a request when its URL is changed to http. Such a request is sent unencrypted."""
     request = urllib.request.Request("https://127.0.0.1/")
     request.set_proxy("127.0.0.1:9", "http")
-    tunnelled = urllib_hook._parts_of(request)
+    tunneled = urllib_hook._parts_of(request)
     request.full_url = "http://127.0.0.1/"
 
-    assert tunnelled == ("https", "127.0.0.1", None)
+    assert tunneled == ("https", "127.0.0.1", None)
     assert urllib_hook._parts_of(request) == ("http", "127.0.0.1", None)
 
 

@@ -108,29 +108,29 @@ USERS = {"alice": ALICE, "bob": BOB, "anonymous": None}
 
 def ask_all(url, path):
     """Send several concurrent requests of all users, and return all responses."""
-    answers = defaultdict(list)
+    responses = defaultdict(list)
 
     def ask(user, token):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         with httpx.Client(timeout=PATIENCE) as client:
             for _ in range(5):
-                answers[user].append(client.get(f"{url}{path}", params={"user": user}, headers=headers).json())
+                responses[user].append(client.get(f"{url}{path}", params={"user": user}, headers=headers).json())
 
     threads = [threading.Thread(target=ask, args=item) for item in USERS.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    return answers
+    return responses
 
 
 def test_a_synchronous_endpoint_sends_its_callers_token(service):
     """So does a synchronous dependency. The framework runs each in a worker thread."""
     url, _ = service
 
-    answers = ask_all(url, "/endpoint")
+    responses = ask_all(url, "/endpoint")
 
-    assert answers == {user: [[token or NOTHING] * 2] * 5 for user, token in USERS.items()}
+    assert responses == {user: [[token or NOTHING] * 2] * 5 for user, token in USERS.items()}
 
 
 @pytest.mark.parametrize("path", ["/later", "/async-later"])
@@ -145,7 +145,7 @@ def test_background_tasks_send_their_callers_token(service, path):
 
 
 def leave_behind(service, path):
-    """Send alice's request, which starts a thread that outlives it. Return the thread's work and its context."""
+    """Send Alice's request, which starts a thread that outlives it. Return the thread's work and its context."""
     url, background = service
     httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {ALICE}"}, timeout=PATIENCE)
     deadline = time.monotonic() + PATIENCE

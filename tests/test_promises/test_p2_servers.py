@@ -96,10 +96,10 @@ def test_anything_but_one_bearer_token_binds_no_token(server):
     with served(server) as one:
         for case, headers in BAD_HEADERS.items():
             assert one.get("/token", C).text == C, case
-            answer = one.get("/token", headers=headers)
+            response = one.get("/token", headers=headers)
 
             # A server may reject the request before the application sees it, and gRPC may not send it.
-            assert answer.text == NONE or answer.status in (400, 431), case
+            assert response.text == NONE or response.status in (400, 431), case
         assert one.get("/token", headers=[("AUTHORIZATION", f"bearer   {A} ")]).text == A
 
 
@@ -259,12 +259,12 @@ def test_without_the_boundary_the_next_request_gets_the_previous_token(server, s
     sightings = []
     app = watched(apps.contrib_asgi(), sightings)
     with serve_asgi(sized(app), server) as port:
-        answers = [answer.strip() for answer in send(port)]
+        responses = [response.strip() for response in send(port)]
 
-    assert answers[:2] == [A, A]
+    assert responses[:2] == [A, A]
     assert sightings[1] == A
     if send is pipelined:
-        assert answers[2] == A, "C sends its own token, but is served with A's token"
+        assert responses[2] == A, "C sends its own token, but is served with A's token"
 
 
 @pytest.mark.parametrize(("server", "send"), WAYS)
@@ -276,10 +276,10 @@ def test_with_the_boundary_each_request_has_its_own_token(server, send, name):
     sightings = []
     app = watched(apps.ASGI_APPS[name](), sightings)
     with serve_asgi(sized(app), server) as port:
-        answers = [answer.strip() for answer in send(port)]
+        responses = [response.strip() for response in send(port)]
 
-    assert answers == [A, NONE, C][: len(answers)]
-    assert sightings == [NONE] * len(answers)
+    assert responses == [A, NONE, C][: len(responses)]
+    assert sightings == [NONE] * len(responses)
 
 
 @pytest.mark.parametrize("server", UVICORNS)
@@ -298,13 +298,13 @@ def test_the_token_of_background_work_does_not_leak_into_the_next_request(server
         connection.makefile("rb") as stream,
     ):
         connection.sendall(requests.encode())
-        answers = [read_answer(stream) for _ in range(2)]
+        responses = [read_answer(stream) for _ in range(2)]
         running = list(apps.noted)
         deadline = time.monotonic() + 20
         while not apps.noted and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    assert answers == [A, NONE]
+    assert responses == [A, NONE]
     assert sightings == [NONE, NONE]
     assert running == [], "the background work ended before the second request"
     assert apps.noted == [A]

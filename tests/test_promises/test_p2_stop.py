@@ -57,7 +57,7 @@ def request(token, settings, body):
 
 
 def worker_thread(echo, settings):
-    """Alice's request starts the worker, and bob's request gives it a job."""
+    """Alice's request starts the worker, and Bob's request gives it a job."""
     jobs = queue.Queue()
 
     def work():
@@ -76,7 +76,7 @@ def worker_thread(echo, settings):
 
 
 def asyncio_consumer(echo, settings):
-    """Alice's request starts the consumer task in an event loop, and bob's request gives it a job."""
+    """Alice's request starts the consumer task in an event loop, and Bob's request gives it a job."""
 
     async def main():
         jobs = asyncio.Queue()
@@ -109,7 +109,7 @@ def initializer(echo, settings):
 
 
 def done_callback(echo, settings):
-    """Bob's job runs on the worker that alice's request started. Alice's request has not ended."""
+    """Bob's job runs on the worker that Alice's request started. Alice's request has not ended."""
     seen = []
 
     def bob(pool):
@@ -128,7 +128,7 @@ def done_callback(echo, settings):
 
 
 def scheduled_job(echo, settings):
-    """Alice's request starts the scheduler, and bob's request adds a job."""
+    """Alice's request starts the scheduler, and Bob's request adds a job."""
     scheduler = BackgroundScheduler(timezone="UTC")
     job = Work(echo)
     job.gate.set()
@@ -197,7 +197,7 @@ def next_request_of_the_connection(echo, settings):
 
 
 def forked(way):
-    """Return a case that forks during alice's request."""
+    """Return a case that forks during Alice's request."""
 
     def run(echo, settings, *unguarded):
         command = [sys.executable, forks.__file__, way, echo, *unguarded]
@@ -256,7 +256,7 @@ def test_no_other_users_token_is_sent(case, echo, settings):
 
 @every_case
 def test_one_rule_prevents_it(case, echo, settings, monkeypatch):
-    """Without the rule, alice's token would be sent."""
+    """Without the rule, Alice's token would be sent."""
     request(BOB, settings, lambda: None)
     case.unguarded(monkeypatch)
 
@@ -304,7 +304,7 @@ def test_no_token_after_its_expiry(echo, settings):
     assert seen[1] == NOTHING
 
 
-@pytest.mark.parametrize(("max_age", "expected"), [(0.02, NOTHING), (PATIENCE, ALICE)], ids=["past it", "within it"])
+@pytest.mark.parametrize(("max_age", "expected"), [(0.02, NOTHING), (PATIENCE, ALICE)], ids=["too old", "young enough"])
 def test_no_token_beyond_the_maximum_age(echo, max_age, expected):
     """Without a boundary, the maximum age limits the token's use."""
     install(Settings(destinations=(echo,), max_age=max_age))

@@ -766,7 +766,7 @@ def test_if_cleaning_fails_the_record_is_wiped(monkeypatch):
     assert [log.log_record.body for log in logged] == [FAILED]
 
 
-class Unspeakable:
+class Unprintable:
     def __str__(self) -> str:
         raise RuntimeError(OWN_OPAQUE)
 
@@ -778,7 +778,7 @@ def test_a_log_body_that_cannot_be_read_is_replaced():
     pipeline = Pipeline()
     install(Settings())
     try:
-        pipeline.logger.emit(LogRecord(timestamp=1, body=Unspeakable()))  # type: ignore[arg-type]
+        pipeline.logger.emit(LogRecord(timestamp=1, body=Unprintable()))  # type: ignore[arg-type]
         bodies = [log.log_record.body for log in pipeline.logs[0].get_finished_logs()]
     finally:
         pipeline.close()

@@ -231,8 +231,8 @@ def _aiohttp_get(url: str, *, make: dict[str, Any] | None = None, **options: Any
 
 async def _own_middleware(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
     request.headers["authorization"] = OWN
-    answer: aiohttp.ClientResponse = await handler(request)
-    return answer
+    response: aiohttp.ClientResponse = await handler(request)
+    return response
 
 
 for _spelling in SPELLINGS:

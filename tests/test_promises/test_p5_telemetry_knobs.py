@@ -27,30 +27,30 @@ TOKEN = "p5-sample-token"
 LINE = [f"Bearer {TOKEN}"]
 
 
-KNOBS = ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded"]
+TELEMETRY_SETTINGS = ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded"]
 
 
 @pytest.mark.parametrize(
-    ("client", "knob"),
+    ("client", "setting"),
     [
-        pytest.param(client, knob, id=f"{client.name}-{knob}")
+        pytest.param(client, setting, id=f"{client.name}-{setting}")
         for client in CLIENTS
-        for knob in KNOBS
-        if client.exclusion is not None or knob != "excluded"
+        for setting in TELEMETRY_SETTINGS
+        if client.exclusion is not None or setting != "excluded"
     ],
 )
 def test_a_telemetry_setting_does_not_change_what_is_relayed(
-    client: Client, knob: str, monkeypatch: pytest.MonkeyPatch
+    client: Client, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without spans, hops to a listed and to an unlisted origin are decided in the same way."""
-    if knob == "OTEL_SDK_DISABLED":
+    if setting == "OTEL_SDK_DISABLED":
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     options = {}
-    if knob == "excluded" and client.exclusion is not None:
+    if setting == "excluded" and client.exclusion is not None:
         monkeypatch.setenv(*client.exclusion)
         options["excluded_urls"] = ".*"  # some instrumentations read the variable when they are imported
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
+    provider = TracerProvider(sampler=ALWAYS_OFF) if setting == "always_off" else TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentor = client.instrumentor()
     instrumentor.instrument(tracer_provider=provider, **options)
@@ -66,32 +66,32 @@ def test_a_telemetry_setting_does_not_change_what_is_relayed(
 
     assert listed.lines() == [LINE]
     assert outsider.lines() == [[]]
-    assert len(exporter.get_finished_spans()) == (2 if knob == "sampled" else 0)
+    assert len(exporter.get_finished_spans()) == (2 if setting == "sampled" else 0)
 
 
-@pytest.mark.parametrize("knob", KNOBS)
+@pytest.mark.parametrize("setting", TELEMETRY_SETTINGS)
 @pytest.mark.parametrize(
     "server", [server for server in SERVERS if server.instrumentor is not None], ids=lambda server: server.name
 )
 def test_a_telemetry_setting_does_not_change_the_token_of_a_request(
-    server: Server, knob: str, monkeypatch: pytest.MonkeyPatch
+    server: Server, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without spans, the handler sees its own caller's token and no other."""
-    if knob == "OTEL_SDK_DISABLED":
+    if setting == "OTEL_SDK_DISABLED":
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    if knob == "excluded":
+    if setting == "excluded":
         monkeypatch.setenv("OTEL_PYTHON_EXCLUDED_URLS", ".*")
         monkeypatch.setenv("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Server")
         # Tornado's instrumentation reads the variable when it is imported.
         monkeypatch.setattr("opentelemetry.instrumentation.tornado._excluded_urls", ExcludeList([".*"]))
-    provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
+    provider = TracerProvider(sampler=ALWAYS_OFF) if setting == "always_off" else TracerProvider()
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with served(server, instrumentation={"tracer_provider": provider}) as one:
         assert [one.get("/token", token).text for token in (TOKEN, None)] == [TOKEN, NONE]
         provider.shutdown()
 
-    assert bool(exporter.get_finished_spans()) == (knob == "sampled")
+    assert bool(exporter.get_finished_spans()) == (setting == "sampled")
 
 
 @every_client
@@ -144,13 +144,13 @@ LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "py
 
 
 @pytest.mark.parametrize(
-    ("command", "knob"),
+    ("command", "setting"),
     [
         pytest.param([sys.executable], {}, id="no SDK"),
         pytest.param(LAUNCHER, {"OTEL_TRACES_EXPORTER": "console"}, id="launcher, headers captured"),
     ],
 )
-def test_a_process_configured_by_the_environment_relays(command: list[str], knob: dict[str, str]) -> None:
+def test_a_process_configured_by_the_environment_relays(command: list[str], setting: dict[str, str]) -> None:
     """The variables alone switch the relay on for every client, with or without an SDK."""
     with each_party() as listed, each_party() as outsider:
         environment = {
@@ -165,9 +165,9 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], knob
             "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST": ".*",
             # Other tests cover the instrumentation of servers, which starts slowly.
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,celery,django,falcon,fastapi,flask,starlette,wsgi",
-            **knob,
+            **setting,
         }
-        marker = [] if knob else ["no-sdk"]
+        marker = [] if setting else ["no-sdk"]
         ran = subprocess.run(
             [*command, "-c", PROGRAM, TOKEN, *map(_urls, (listed, outsider)), *marker],
             capture_output=True,
@@ -184,4 +184,4 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], knob
         ]
         assert outsider[protocol].lines() == [[]] * len(clients)
     assert TOKEN not in ran.stdout + ran.stderr
-    assert ran.stdout.count("SpanKind.CLIENT") >= (2 * len(CLIENTS) if "OTEL_TRACES_EXPORTER" in knob else 0)
+    assert ran.stdout.count("SpanKind.CLIENT") >= (2 * len(CLIENTS) if "OTEL_TRACES_EXPORTER" in setting else 0)

@@ -157,7 +157,7 @@ class Case:
 
 CASES = [
     Case(reason=Reason.RELAYED),
-    Case(reason=Reason.RELAYED, token=lambda: BearerToken(jwt(exp=time.time() + 60)), detail=", a living JWT"),
+    Case(reason=Reason.RELAYED, token=lambda: BearerToken(jwt(exp=time.time() + 60)), detail=", a valid JWT"),
     Case(reason=Reason.NO_TOKEN, token=lambda: None, listed=False),
     Case(reason=Reason.DESTINATION_NOT_LISTED, listed=False),
     Case(reason=Reason.EXPLICIT_CREDENTIAL, headers={"authorization": "Basic own"}),
@@ -166,7 +166,7 @@ CASES = [
         reason=Reason.EXPIRED,
         token=lambda: BearerToken(jwt(exp=time.time() + 60)),
         settings={"min_ttl": 120},
-        detail=", too short to live",
+        detail=", below min_ttl",
     ),
     Case(reason=Reason.TOO_OLD, token=old_token, settings={"max_age": 5}),
     Case(reason=Reason.LEASE_ENDED, token=ended_token),
