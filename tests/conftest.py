@@ -1,4 +1,4 @@
-"""What every test starts from and leaves behind: nothing installed, and the propagator it found."""
+"""The state before and after each test: nothing is installed, and the global propagator is unchanged."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from otel_token_relay.install import hook_states, uninstall
 if TYPE_CHECKING:
     from tests.support.loopback import Party
 
-# Machines are busy, and no test is about time.
+# Test machines can be slow, and no test measures time.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
 def clean_process():
-    """Start with nothing installed, and leave it so."""
-    assert hook_states() == {}, "the test before left an installation"
+    """Check that nothing is installed before the test, and uninstall everything after it."""
+    assert hook_states() == {}, "the previous test did not uninstall"
     textmap = get_global_textmap()
     yield
     uninstall()
@@ -31,7 +31,7 @@ def clean_process():
 
 @pytest.fixture
 def one(request: pytest.FixtureRequest) -> Iterator[Party]:
-    """One server, which speaks what the row of the test's table sends."""
+    """One server that speaks the protocol of the test's client."""
     from tests.support.loopback import party
 
     row = next((request.getfixturevalue(name) for name in ("client", "form") if name in request.fixturenames), None)

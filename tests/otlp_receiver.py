@@ -1,4 +1,4 @@
-"""A real OTLP/HTTP receiver on loopback that keeps every byte it is sent."""
+"""A real OTLP/HTTP receiver on loopback that keeps every byte it receives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Receiver:
-    """What came in.
+    """The requests that the receiver has received.
 
     Attributes:
         url: The base endpoint, for ``OTEL_EXPORTER_OTLP_ENDPOINT``.
@@ -23,13 +23,13 @@ class Receiver:
         self.bodies: list[tuple[str, bytes]] = []
 
     def bytes_for(self, signal: str = "") -> bytes:
-        """Give everything received for ``traces``, ``logs`` or ``metrics``; all of it without one."""
+        """Return all bytes received for *signal* (``traces``, ``logs`` or ``metrics``), or for all signals."""
         return b"\0".join(body for path, body in list(self.bodies) if path.endswith(signal))
 
 
 @contextmanager
 def otlp_receiver() -> Iterator[Receiver]:
-    """Run a receiver on a free port for the block."""
+    """Run a receiver on a free port until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -45,7 +45,7 @@ def otlp_receiver() -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Keep quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

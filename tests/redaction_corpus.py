@@ -1,4 +1,4 @@
-"""Tokens, the dresses they come in, and text that is none: shared by the tests of redaction."""
+"""Tokens, their encoded forms, and text without tokens, for the redaction tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OWN_JWT = (
     "uQ3vT8xZ1kLmN0pRsW7yB2dFgH5jKlM9nPqR4sTvWxYzA6bCdEfGhIjKlMnOpQrStUvWxYz0123456789ab"
 )
 OWN_OPAQUE = "tGzv3JOkF0XG5Qx2TlKWIA.k9_Zr-71bLxYqHs4"
-# Every character that some encoder writes differently.
+# Contains every character that one of the encoders below writes differently.
 OWN_BASE64 = "q8/Zk+3vN1x+Lm0/pRt5Wy7+Bc2/Df9Gh4Jk6Ms8Qa=="
 OWN_UUID = "c8a1f7d2-6b3e-4f95-b0d4-72e9a65c1f83"
 OWN_HEX = "5c2d9e41f07ab386d19c4e75a2b860f3d7419ce05b8a62f1"
@@ -26,7 +26,7 @@ FOREIGN_JWT = (
 )
 OWN = {"jwt": OWN_JWT, "opaque": OWN_OPAQUE, "base64": OWN_BASE64, "uuid": OWN_UUID, "hex": OWN_HEX}
 
-# What an encoding does to any text that holds the token.
+# Embeds a token in text or in another value, in one encoding.
 Dress = Callable[[str], object]
 
 
@@ -74,7 +74,7 @@ OWN_FORMS: dict[str, Dress] = {
     "nested-key": lambda t: {"a": {t: 1}},
 }
 
-# The value is not known: what gives it away stands around it or in it.
+# These tokens are unknown to the scrubber: it must recognize them by their form or by the text around them.
 FOREIGN_FORMS: dict[str, Dress] = {
     name: OWN_FORMS[name]
     for name in (
@@ -103,7 +103,7 @@ FOREIGN_FORMS: dict[str, Dress] = {
     "payload-alone": lambda t: t.split(".")[1],
 }
 
-# A foreign opaque token, by its mark.
+# An unknown opaque token: the scrubber must recognize it by its label.
 MARKED = "2YotnFZFEjr1zCsicMWpAA"
 MARKS = {
     "bearer": f"Bearer {MARKED}",
@@ -263,7 +263,7 @@ BENIGN = (
     "client_secret_basic",
     "token_endpoint_auth_method=client_secret_post",
     "verifier=none",
-    # Names of parameters where no value follows: documents, SQL, code.
+    # Parameter names without a value: documents, SQL, code.
     '{"grant_types_supported":["authorization_code","refresh_token","client_credentials"]}',
     '{"response_types_supported":["code","token","id_token","code id_token"]}',
     '{"required":["access_token","token_type"]}',
@@ -281,7 +281,7 @@ BENIGN = (
     "    return f(access_token=token)",
     '    resp = post(data={"access_token": access_token})',
     "def f(access_token: str, id_token: str | None = None):",
-    # Codes that are no credentials.
+    # Codes that are not credentials.
     '{"Error":{"Code":"ProvisionedThroughputExceededException","Message":"slow down"}}',
     "{'Error': {'Code': 'InvalidParameterCombination', 'Message': 'x'}}",
     '{"code":"auth/requires-recent-login"}',
@@ -300,5 +300,5 @@ BENIGN = (
 
 
 def fragments(token: str, length: int = 17) -> list[str]:
-    """Give every run of so many characters."""
+    """Return every run of *length* characters of *token*."""
     return [token[at : at + length] for at in range(len(token) - length + 1)]

@@ -1,8 +1,8 @@
-"""Many users, two hops of real processes, and not one wrong token: ``python -m tests.soak``.
+"""Many users, two hops between real processes, and no wrong token: ``python -m tests.soak``.
 
-user-service relays to profile-service, which answers with the Authorization line that came in.
-user-service runs once as FastAPI on uvicorn with httpx, once as Flask under threads of gunicorn
-with requests. Every answer is compared with the user that asked; some requests bring no token.
+user-service relays to profile-service, which responds with the Authorization line that it received.
+user-service runs once as FastAPI on uvicorn with httpx, and once as Flask on threaded gunicorn with
+requests. Every response is compared with the user that sent the request. Some requests carry no token.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ ANONYMOUS_SHARE = 0.2
 LARGE_BODY_SHARE = 0.1
 LARGE_BODY_BYTES = 100_000
 WARM_UP_SHARE = 0.25
-# Pools, caches and the allocator settle in the warm-up; what grows with each request shows after.
+# Pools, caches and the allocator settle during the warm-up. Growth per request shows after it.
 MEMORY_GROWTH_LIMIT = 0.05
 CALL_TIMEOUT_SECONDS = 60.0
 
 
-# What runs in the services. None of them imports anything of ours.
+# These run in the services. None of them imports our package.
 
 
 def profile_service() -> Any:
-    """Answer with every Authorization line of the request, one a line."""
+    """Respond with every Authorization line of the request, one per line."""
     from fastapi import FastAPI, Request, Response
 
     app = FastAPI()
@@ -50,7 +50,7 @@ def profile_service() -> Any:
 
 
 def user_service() -> Any:
-    """Ask profile-service with one httpx client that all requests share."""
+    """Call profile-service with one httpx client that all requests share."""
     import os
 
     import httpx
@@ -61,8 +61,8 @@ def user_service() -> Any:
 
     async def me(request: Request) -> Response:
         await request.body()
-        answer = await client.get("/whoami")
-        return Response(answer.content, media_type="text/plain")
+        response = await client.get("/whoami")
+        return Response(response.content, media_type="text/plain")
 
     me.__annotations__ = {"request": Request}
     app.add_api_route("/me", me, methods=["GET", "POST"], response_model=None)
@@ -70,7 +70,7 @@ def user_service() -> Any:
 
 
 def threaded_user_service() -> Any:
-    """Ask profile-service with requests, one session for each thread."""
+    """Call profile-service with requests, with one session for each thread."""
     import os
 
     import requests
@@ -101,7 +101,7 @@ VARIANTS: dict[str, Callable[[int], list[str]]] = {
 
 @dataclass
 class Result:
-    """What one run has found."""
+    """The result of one run."""
 
     variant: str
     requests: int = 0
@@ -117,7 +117,7 @@ class Result:
 
     @property
     def memory_growth(self) -> float:
-        """The largest share by which a service grew after the warm-up."""
+        """The largest relative growth of a service's memory after the warm-up."""
         return max((after - before) / before for before, after in self.memory.values())
 
     def __str__(self) -> str:
@@ -133,7 +133,7 @@ class Result:
 
 @contextmanager
 def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[int, dict[str, int]]]:
-    """Run both services; give user-service's port and the process ids by name."""
+    """Run both services. Yield user-service's port and the process IDs by name."""
     with ExitStack() as stack:
         profile_port, profile_process = stack.enter_context(
             process(
@@ -154,7 +154,7 @@ def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[
 
 
 def resident_bytes(pid: int) -> int:
-    """Give the resident memory of a process and its children; 0 where the system does not say."""
+    """Return the resident memory of a process and its children, or 0 if the system does not report it."""
     pids = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         pids += [int(child) for child in task.read_text().split()]
@@ -167,8 +167,8 @@ def resident_bytes(pid: int) -> int:
 
 
 def ask(port: int, numbers: range, users: int, deadline: float, result: Result, lock: threading.Lock) -> None:
-    """Send requests over one connection that is kept alive, each of another user."""
-    choice = random.Random(numbers.start)  # reproducible, and no secret
+    """Send requests over one keep-alive connection, each with the token of a random user."""
+    choice = random.Random(numbers.start)  # reproducible, and not a secret
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_SECONDS)
     sent = wrong = missing = failed = 0
     try:
@@ -177,14 +177,14 @@ def ask(port: int, numbers: range, users: int, deadline: float, result: Result, 
                 break
             user = None if choice.random() < ANONYMOUS_SHARE else choice.randrange(users)
             expected = "" if user is None else f"Bearer token-of-user-{user}"
-            # A large body is what makes an event loop keep a request's context for the connection.
+            # A large body makes an event loop keep a request's context for the connection.
             body = b"x" * LARGE_BODY_BYTES if choice.random() < LARGE_BODY_SHARE else None
             headers = {"Authorization": expected} if expected else {}
             connection.request("POST" if body else "GET", "/me", body=body, headers=headers)
-            answer = connection.getresponse()
-            found = answer.read().decode("latin-1")
+            response = connection.getresponse()
+            found = response.read().decode("latin-1")
             sent += 1
-            if answer.status != 200:
+            if response.status != 200:
                 failed += 1
             elif found != expected:
                 missing, wrong = (missing + 1, wrong) if not found else (missing, wrong + 1)
@@ -204,11 +204,11 @@ def soak(
 
     Args:
         variant: One of `VARIANTS`.
-        requests: How many to send at most, the warm-up among them.
-        users: How many different tokens.
-        connections: How many clients at the same time, each on one connection.
-        seconds: Send no request after so many.
-        propagators: Those of user-service.
+        requests: The maximum number of requests, including the warm-up.
+        users: The number of different tokens.
+        connections: The number of concurrent clients, each with one connection.
+        seconds: Send no more requests after this time.
+        propagators: The propagators of user-service.
     """
     result, lock = Result(variant), threading.Lock()
     warm_up = int(requests * WARM_UP_SHARE)
@@ -234,12 +234,12 @@ def soak(
 
 
 def main() -> int:
-    """Run the whole soak and say what it found; 1 if a token was wrong or missing, or memory grew."""
+    """Run the soak test and print its result. Return 1 if a token was wrong or missing, or memory grew."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=20_000, help="for both variants together")
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=900.0, help="at most, for each variant")
+    parser.add_argument("--seconds", type=float, default=900.0, help="time limit for each variant")
     options = parser.parse_args()
     is_good = True
     for variant in VARIANTS:

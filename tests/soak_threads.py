@@ -1,4 +1,4 @@
-"""The long run through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
+"""The soak test through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
 
     python -m tests.soak_threads [REQUESTS] [USERS]
 
@@ -6,8 +6,8 @@ Three real processes without a line about tokens, one user in ten anonymous, wit
 clients that go away, time limits, retries, worker threads and work that outlives its request. Some of
 the threads belong to pools that one user's request makes and other users' requests share.
 
-``wrong`` counts calls with another user's token, anywhere; ``missing`` counts answered requests in
-which some call had none; ``after_lease`` counts calls with a token from work whose request was over.
+``wrong`` counts calls with another user's token. ``missing`` counts completed requests in which a call
+had no token. ``after_lease`` counts calls with a token from work whose request had ended.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ ANONYMOUS_SHARE = 0.1
 
 
 class Soak:
-    """The three services, and what came of it.
+    """The three services and the results.
 
     Attributes:
-        counts: ``answered``, ``aborted``, ``missing``, ``wrong``, ``after_lease``, ``calls``.
+        counts: ``completed``, ``aborted``, ``missing``, ``wrong``, ``after_lease``, ``calls``.
     """
 
     def __init__(self, stack: ExitStack, users: int) -> None:
@@ -55,7 +55,7 @@ class Soak:
         self._random = random.Random(20261123)
 
     async def send(self, requests: int) -> None:
-        """Send so many, some at a time."""
+        """Send *requests* requests, several at a time."""
         numbers = iter(range(requests))
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as session:
 
@@ -77,15 +77,15 @@ class Soak:
                 asyncio.timeout(patience),
                 session.get(self._url + path, headers=headers) as response,
             ):
-                answer = await response.text()
-                self.counts["answered"] += 1
+                text = await response.text()
+                self.counts["completed"] += 1
                 self.counts["failed"] += response.status != 200
-                self.counts["missing"] += response.status == 200 and answer != "true"
+                self.counts["missing"] += response.status == 200 and text != "true"
         except TimeoutError:
             self.counts["aborted"] += 1
 
     async def settle(self) -> None:
-        """Wait for what was left behind, and add up what the services have seen."""
+        """Wait until the work that outlives its requests has ended, and add up the counts of the services."""
         while _stats(self.services["front"])["left_behind"]:
             await asyncio.sleep(0.05)
         for one in self.services.values():
@@ -93,7 +93,7 @@ class Soak:
             self.counts.update({name: stats[name] for name in ("calls", "wrong", "after_lease")})
 
     def memory(self) -> dict[str, int]:
-        """Give the resident kilobytes of each service and its children; nothing where there is no /proc."""
+        """Return the resident kilobytes of each service and its children, or 0 on a platform without /proc."""
         return {name: _resident_kilobytes(one.process.pid) for name, one in self.services.items()}
 
 
@@ -126,10 +126,10 @@ async def _run(soak: Soak, requests: int, warm_up: int) -> dict[str, int]:
 
 
 def run(requests: int, users: int) -> tuple[Counter[str], dict[str, int]]:
-    """Run it.
+    """Run the soak test.
 
     Returns:
-        The counts, and by how many kilobytes each service has grown after the first tenth.
+        The counts, and the growth of each service after the first tenth of the requests, in kilobytes.
     """
     with ExitStack() as stack:
         soak = Soak(stack, users)
@@ -138,10 +138,10 @@ def run(requests: int, users: int) -> tuple[Counter[str], dict[str, int]]:
 
 
 def main(requests: int = 100_000, users: int = 1_000) -> int:
-    """Run it and print what came of it; 1 if anything was wrong."""
+    """Run the soak test and print its result. Return 1 if anything was wrong."""
     counts, growth = run(requests, users)
     print(f"{requests} requests of {users} users, {ANONYMOUS_SHARE:.0%} anonymous, through three services")
-    print(f"answered = {counts['answered']}, aborted = {counts['aborted']}, calls checked = {counts['calls']}")
+    print(f"completed = {counts['completed']}, aborted = {counts['aborted']}, calls checked = {counts['calls']}")
     print(f"wrong = {counts['wrong']}, missing = {counts['missing']}, after the lease = {counts['after_lease']}")
     print("memory growth = " + ", ".join(f"{name} {kilobytes / 1024:+.1f} MiB" for name, kilobytes in growth.items()))
     return int(any(counts[name] for name in ("wrong", "missing", "after_lease", "failed")))

@@ -1,4 +1,4 @@
-"""The hooks of the HTTP clients: innermost in every order of start-up, undone, and unseen by telemetry."""
+"""The hooks of the HTTP clients: innermost in every start-up order, reversible, and invisible to telemetry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from otel_token_relay.testing import assert_never_leaked
 from tests.support.clients import CLIENTS, Client, every_client, every_redirected_client, in_loop
 from tests.support.loopback import Party, Status, party, trust
 
-TOKEN = "clients-canary-token"
+TOKEN = "clients-sample-token"
 LINE = [f"Bearer {TOKEN}"]
 
 
@@ -46,7 +46,7 @@ def telemetry(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TracerProvider,
 
 @contextmanager
 def taking_turns(client: Client, provider: TracerProvider, url: str) -> Iterator[Callable[[str], None]]:
-    """Give what runs one step of a start-up order, and undo all of them at the end."""
+    """Yield a function that runs one step of a start-up order. Undo all steps at the end."""
     instrumentor = client.instrumentor()
     steps: dict[str, Callable[[], object]] = {
         "install": lambda: install(Settings(destinations=[url])),
@@ -81,10 +81,10 @@ ORDERS = [
         if client.uninstruments_alone or "instrument install uninstrument" not in order
     ],
 )
-def test_ours_is_innermost_in_every_order(
+def test_our_wrapper_is_innermost_in_every_order(
     client: Client, order: str, one: Party, telemetry: tuple[TracerProvider, InMemorySpanExporter]
 ) -> None:
-    """Whoever comes first: relayed exactly while installed, and no span ever holds the token."""
+    """In every order, the token is relayed exactly while installed, and no span ever contains it."""
     provider, exporter = telemetry
     with taking_turns(client, provider, one.url) as step:
         installed = instrumented = False
@@ -104,10 +104,10 @@ def test_ours_is_innermost_in_every_order(
 
 
 @every_redirected_client
-def test_no_hop_of_a_redirect_shows_the_token_to_a_span(
+def test_no_span_of_a_redirect_contains_the_token(
     client: Client, one: Party, telemetry: tuple[TracerProvider, InMemorySpanExporter]
 ) -> None:
-    """The second hop is instrumented with the headers of the first; ours is not among them."""
+    """The second hop is instrumented with the headers of the first one, which do not include our token."""
     provider, exporter = telemetry
     with taking_turns(client, provider, one.url) as step:
         step("instrument")
@@ -144,7 +144,7 @@ METHODS = [
 
 
 def test_uninstall_restores_the_methods() -> None:
-    """After install and uninstall, twice, each class has the very function that it had."""
+    """After install and uninstall, run twice, each class has its original function."""
     before = [vars(owner)[name] for owner, name in METHODS]
     for _ in range(2):
         install(Settings(destinations=["http://127.0.0.1"]))
@@ -190,7 +190,7 @@ def test_an_instrumented_httpx_client_relays_in_every_order(
     one: Party,
     telemetry: tuple[TracerProvider, InMemorySpanExporter],
 ) -> None:
-    """`instrument_client` wraps the one instance; ours is found beneath it, whichever came first."""
+    """`instrument_client` wraps a single instance. Our hook works beneath it in every order."""
     provider, exporter = telemetry
     options: dict[str, Any] = {"trust_env": False, "verify": trust()}
     if mounted:
@@ -229,18 +229,18 @@ def test_an_instrumented_httpx_client_relays_in_every_order(
 
 
 class _Retries(httpx.HTTPTransport):
-    """A transport of an application's own, that sends what fails once more."""
+    """A transport of the application that retries a failed request once."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = super().handle_request(request)
-        if answer.status_code == 503:
-            answer.close()
-            answer = super().handle_request(request)
-        return answer
+        response = super().handle_request(request)
+        if response.status_code == 503:
+            response.close()
+            response = super().handle_request(request)
+        return response
 
 
 class _Routes(httpx.BaseTransport):
-    """A transport of an application's own, that sends to a host of its choice."""
+    """A transport of the application that chooses the host to send to."""
 
     def __init__(self, url: str) -> None:
         self.inner, self.url = httpx.HTTPTransport(verify=trust()), httpx.URL(url)
@@ -253,8 +253,8 @@ class _Routes(httpx.BaseTransport):
         self.inner.close()
 
 
-def test_a_subclassed_transport_is_decided_at_each_try(one: Party) -> None:
-    """A retry inside a transport is a hop like any other."""
+def test_each_retry_of_a_subclassed_transport_is_decided(one: Party) -> None:
+    """A retry inside a transport is a hop."""
     one.answers.append(Status(503))
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN), httpx.Client(transport=_Retries(verify=trust())) as client:
@@ -263,8 +263,8 @@ def test_a_subclassed_transport_is_decided_at_each_try(one: Party) -> None:
     assert one.lines() == [LINE, LINE]
 
 
-def test_a_routing_transport_is_judged_by_where_it_sends(one: Party) -> None:
-    """The URL that the sending transport gets counts, not the one that the application called."""
+def test_a_routing_transport_is_decided_by_the_url_it_sends_to(one: Party) -> None:
+    """The URL that the sending transport receives decides, not the URL that the application called."""
     with party() as other, httpx.Client(transport=_Routes(other.url)) as client:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN):
@@ -309,8 +309,8 @@ def _wsgi(module: Any, seen: list[str | None]) -> Any:
     [(_mock, False), (_mock, True), (_asgi, True), (_wsgi, False)],
     ids=["mock", "async mock", "asgi", "wsgi"],
 )
-def test_a_transport_without_a_wire_is_decided_too(module: Any, build: Any, is_async: bool) -> None:
-    """Transports for tests and for applications in the same process get the token for listed origins only."""
+def test_a_transport_without_a_connection_is_decided(module: Any, build: Any, is_async: bool) -> None:
+    """Transports for tests and for in-process applications receive the token for listed origins only."""
     seen: list[str | None] = []
     transport = build(module, seen)
     client = (module.AsyncClient if is_async else module.Client)(transport=transport)
@@ -329,10 +329,10 @@ def test_a_transport_without_a_wire_is_decided_too(module: Any, build: Any, is_a
 
 
 def test_a_websocket_handshake_is_a_hop() -> None:
-    """aiohttp's WebSocket of a ws:// URL is compared with the http:// entry, and the token is on its handshake only."""
+    """aiohttp compares a ws:// URL with the http:// entry, and only the handshake carries the token."""
     seen: list[list[str]] = []
 
-    async def answer(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
+    async def respond(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
         seen.append(request.headers.getall("authorization", []))
         socket = aiohttp.web.WebSocketResponse()
         await socket.prepare(request)
@@ -341,7 +341,7 @@ def test_a_websocket_handshake_is_a_hop() -> None:
 
     async def run() -> None:
         app = aiohttp.web.Application()
-        app.router.add_get("/", answer)
+        app.router.add_get("/", respond)
         runner = aiohttp.web.AppRunner(app)
         await runner.setup()
         site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
@@ -361,10 +361,10 @@ def test_a_websocket_handshake_is_a_hop() -> None:
 
 
 @every_client
-def test_other_settings_take_over(client: Client, one: Party) -> None:
-    """A second install with other settings counts at once, also for sessions that are open.
+def test_new_settings_take_effect(client: Client, one: Party) -> None:
+    """A second install with other settings takes effect at once, including for open sessions.
 
-    Where the hook is part of the session, an open one relays nothing more.
+    If the hook is part of the session, an open session relays nothing more.
     """
     install(Settings(destinations=[one.url]))
     with client.reusing(one.url) as send, use_token(TOKEN):
@@ -381,8 +381,8 @@ def test_other_settings_take_over(client: Client, one: Party) -> None:
 
 
 @every_client
-def test_a_session_from_before_the_installation_relays(client: Client, one: Party) -> None:
-    """Unless the hook would be part of it: then it goes on as it is."""
+def test_a_session_opened_before_the_installation_relays(client: Client, one: Party) -> None:
+    """If the hook is part of the session, the open session relays nothing."""
     with client.reusing(one.url) as send:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN):
@@ -391,10 +391,10 @@ def test_a_session_from_before_the_installation_relays(client: Client, one: Part
     assert one.lines() == [[] if client.hooks_sessions else LINE]
 
 
-def test_a_wrapper_that_is_covered_by_a_plain_one_goes_quiet(one: Party, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another library's wrapper holds on to ours, it stays in the chain after uninstall and does nothing."""
+def test_a_wrapper_inside_a_plain_wrapper_becomes_inert(one: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another library's plain wrapper calls ours, ours stays in place after uninstall and does nothing."""
     owner, name = urllib3.HTTPConnectionPool, "_make_request"
-    monkeypatch.setattr(owner, name, vars(owner)[name])  # put back at the end
+    monkeypatch.setattr(owner, name, vars(owner)[name])  # restored at the end of the test
     install(Settings(destinations=[one.url]))
     ours = vars(owner)[name]
 
@@ -414,7 +414,7 @@ def test_a_wrapper_that_is_covered_by_a_plain_one_goes_quiet(one: Party, monkeyp
 
 @contextmanager
 def hanging_up() -> Iterator[str]:
-    """Give the URL of a server that closes every connection as soon as it has read something."""
+    """Yield the URL of a server that closes every connection after the first byte."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
@@ -432,7 +432,7 @@ def hanging_up() -> Iterator[str]:
 
 
 def _frames(error: BaseException | None, seen: set[int]) -> Iterator[FrameType]:
-    """Give the frames of an exception, of its causes and of its contexts."""
+    """Yield the frames of an exception, of its causes and of its contexts."""
     if error is None or id(error) in seen:
         return
     seen.add(id(error))
@@ -442,11 +442,11 @@ def _frames(error: BaseException | None, seen: set[int]) -> Iterator[FrameType]:
 
 
 @every_client
-def test_no_local_variable_of_ours_shows_the_token_when_a_request_fails(client: Client) -> None:
-    """Error trackers send the variables of every frame, and mask what stands under the name of a credential."""
+def test_no_local_variable_of_ours_contains_the_token_when_a_request_fails(client: Client) -> None:
+    """Error trackers send the variables of every frame, and mask only those with the name of a credential."""
     with hanging_up() as url:
         install(Settings(destinations=[url]))
-        with use_token(TOKEN), pytest.raises(Exception) as failure:  # noqa: PT011  # whatever the client raises
+        with use_token(TOKEN), pytest.raises(Exception) as failure:  # noqa: PT011  # each client raises its own type
             client.call(url)
 
     ours = [f for f in _frames(failure.value, set()) if f.f_globals.get("__name__", "").startswith("otel_token_relay")]

@@ -1,4 +1,4 @@
-"""gRPC channels: what other clients do not have. The rest is in their table."""
+"""gRPC channels: behavior that other clients do not have. `test_clients.py` covers the rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 @pytest.fixture
 def party():
-    """A server, on a free port and on a socket of the file system."""
+    """A server on a free port and on a Unix socket."""
     with tempfile.TemporaryDirectory() as directory:
         socket = f"unix:{directory}/grpc"
         with grpc_party(address=socket) as party:
@@ -32,37 +32,37 @@ def party():
 
 
 def call(target, kind="unary_unary", *, open_channel=None):
-    """Make one call over a channel of its own."""
+    """Make one call over its own channel."""
     request = iter([b"one", b"two"]) if kind.startswith("stream") else b"one"
     with (open_channel or grpc.insecure_channel)(target) as channel:
-        answer = getattr(channel, kind)(f"/tests.Party/{kind}")(request, timeout=30)
-        return b"".join(answer) if kind.endswith("stream") else answer
+        result = getattr(channel, kind)(f"/tests.Party/{kind}")(request, timeout=30)
+        return b"".join(result) if kind.endswith("stream") else result
 
 
 def call_aio(target, kind="unary_unary", *, open_channel=None):
-    """The same with grpc.aio."""
+    """Make one call over its own channel with grpc.aio."""
 
     async def run():
         request = iter([b"one", b"two"]) if kind.startswith("stream") else b"one"
         async with (open_channel or grpc.aio.insecure_channel)(target) as channel:
             method = getattr(channel, kind)(f"/tests.Party/{kind}")
-            answer = method(request, timeout=30)
+            result = method(request, timeout=30)
             if kind.endswith("stream"):
-                return b"".join([response async for response in answer])
-            return await answer
+                return b"".join([response async for response in result])
+            return await result
 
     return asyncio.run(run())
 
 
 @pytest.fixture(params=[call, call_aio], ids=["sync", "aio"])
 def send(request):
-    """Both libraries in one."""
+    """The function that sends with grpc or with grpc.aio."""
     return request.param
 
 
 @pytest.fixture(params=["plain", "instrumented first", "instrumented later"])
 def relay(request, party):
-    """The relay is on for the server, and instrumentation is on or off."""
+    """Switch the relay on for the server, with and without instrumentation."""
     instrumentors = GrpcInstrumentorClient(), GrpcAioInstrumentorClient()
     if request.param == "instrumented first":
         for instrumentor in instrumentors:
@@ -79,7 +79,7 @@ def relay(request, party):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_call_carries_its_callers_token(relay, send, party, kind):
-    """Or none, where there is none."""
+    """A call without a token carries none."""
     for user in (ALICE, BOB, None, ALICE):
         with use_token(user):
             send(party.target, kind)
@@ -88,7 +88,7 @@ def test_every_kind_of_call_carries_its_callers_token(relay, send, party, kind):
 
 
 def test_every_form_of_a_call_carries_its_callers_token(relay, party):
-    """With its outcome now, later, or with the details of the call."""
+    """The caller receives the result directly, as a future, or together with the call object."""
     with grpc.insecure_channel(party.target) as channel:
         method = channel.unary_unary("/tests.Party/unary_unary")
         for user in (ALICE, None):
@@ -100,8 +100,8 @@ def test_every_form_of_a_call_carries_its_callers_token(relay, party):
     assert party.lines() == [[f"Bearer {ALICE}"]] * 3 + [[]] * 3
 
 
-def test_nothing_goes_to_a_target_that_is_no_host_or_several(send, party):
-    """Whatever is listed."""
+def test_no_token_is_sent_to_a_target_without_exactly_one_host(send, party):
+    """Even if every host is listed."""
     install(Settings(destinations=["http://*:*", "https://*:*"]))
     with use_token(ALICE):
         send(party.socket)
@@ -111,8 +111,8 @@ def test_nothing_goes_to_a_target_that_is_no_host_or_several(send, party):
     assert party.lines() == [[], [], [f"Bearer {ALICE}"]]
 
 
-def test_credentials_that_write_no_authorization_leave_room_for_ours(send, party):
-    """Those of a channel that say only how to connect."""
+def test_credentials_that_write_no_authorization_allow_relaying(send, party):
+    """Such channel credentials only define how to connect."""
     install(Settings(destinations=[party.url]))
     module = grpc if send is call else grpc.aio
     with use_token(ALICE):
@@ -126,12 +126,12 @@ def test_credentials_that_write_no_authorization_leave_room_for_ours(send, party
     [
         pytest.param(grpc.ssl_channel_credentials, "https", False, id="TLS"),
         pytest.param(grpc.local_channel_credentials, "http", False, id="local"),
-        pytest.param(grpc.compute_engine_channel_credentials, "https", True, id="of the cloud"),
+        pytest.param(grpc.compute_engine_channel_credentials, "https", True, id="cloud"),
         pytest.param(lambda _=None: object(), "https", True, id="unknown"),
     ],
 )
-def test_what_kind_of_channel_it_is(credentials, scheme, has_credentials):
-    """Only what is known to be plain TLS or none may carry ours."""
+def test_scheme_and_credentials_of_a_channel(credentials, scheme, has_credentials):
+    """Only channels that are known to use plain TLS or no TLS may carry the token."""
     if credentials is grpc.compute_engine_channel_credentials:
         made = credentials(grpc.access_token_call_credentials("own"))
     else:
@@ -154,8 +154,8 @@ def test_what_kind_of_channel_it_is(credentials, scheme, has_credentials):
         ("ipv6:[::1]:1", "::1", 1),
     ],
 )
-def test_a_target_that_names_one_host(target, host, port):
-    """Without a port gRPC takes 443, with TLS and without."""
+def test_host_and_port_of_a_target(target, host, port):
+    """Without a port, gRPC uses 443, with TLS and without."""
     assert _parts_of((_Channel("http", target, False, 3), None)) == ("http", host, port)
 
 
@@ -181,14 +181,14 @@ def test_a_target_that_names_one_host(target, host, port):
         "",
     ],
 )
-def test_a_target_that_names_no_host_or_several(target):
-    """It is no destination, whatever is listed."""
+def test_a_target_without_exactly_one_host_is_not_a_destination(target):
+    """It is not a destination, regardless of the list."""
     with pytest.raises(ValueError, match="one host"):
         _parts_of((_Channel("http", target, False, 3), None))
 
 
-def test_interceptors_of_the_application_stay(party, send):
-    """Given by name or by position."""
+def test_interceptors_of_the_application_are_kept(party, send):
+    """They can be passed by keyword or by position."""
     install(Settings(destinations=[party.url]))
     if send is call:
         calls = []

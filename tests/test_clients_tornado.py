@@ -1,4 +1,4 @@
-"""Tornado's client: what other clients do not have. The rest is in their table."""
+"""Tornado's client: behavior that other clients do not have. `test_clients.py` covers the rest."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BOB = "bob-token-0000001"
 
 @pytest.fixture
 def listed():
-    """A server that is on the list."""
+    """A listed server."""
     with third_party() as party:
         yield party
 
 
 @pytest.fixture(params=["plain", "instrumented first", "instrumented later"])
 def relay(request, listed):
-    """The relay is on for the listed server, and instrumentation is on or off."""
+    """Switch the relay on for the listed server, with and without instrumentation."""
     instrumentor = TornadoInstrumentor()
     if request.param == "instrumented first":
         instrumentor.instrument()
@@ -36,8 +36,8 @@ def relay(request, listed):
         instrumentor.uninstrument()
 
 
-def test_a_request_that_has_waited_goes_out_with_its_own_token(relay, listed):
-    """The client starts it from whichever request is done, in that one's context."""
+def test_a_queued_request_carries_its_own_token(relay, listed):
+    """Tornado starts a queued request in the context of the request that finished before it."""
 
     async def run():
         client = SimpleAsyncHTTPClient(force_instance=True, max_clients=1)
@@ -57,8 +57,8 @@ def test_a_request_that_has_waited_goes_out_with_its_own_token(relay, listed):
         assert request.authorization == (None if user == "None" else f"Bearer {user}")
 
 
-def test_a_redirect_of_a_request_that_has_waited_carries_its_own_token(relay, listed):
-    """The second hop starts a fetch of its own."""
+def test_a_redirect_of_a_queued_request_carries_its_own_token(relay, listed):
+    """The second hop starts another fetch."""
 
     async def run():
         client = SimpleAsyncHTTPClient(force_instance=True, max_clients=1)
@@ -79,8 +79,8 @@ def test_a_redirect_of_a_request_that_has_waited_carries_its_own_token(relay, li
         assert request.authorization == (None if user == "None" else f"Bearer {user}")
 
 
-def test_a_request_that_has_waited_past_the_lease_carries_nothing(relay, listed):
-    """Its request is over by then."""
+def test_a_queued_request_carries_no_token_after_its_lease_has_ended(relay, listed):
+    """The block of `use_token` has ended before the client sends."""
 
     async def run():
         client = SimpleAsyncHTTPClient(force_instance=True)

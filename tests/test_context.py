@@ -1,4 +1,4 @@
-"""The token in the context: read, bound by hand, carried on."""
+"""The token in the context: reading it, binding it explicitly, carrying it."""
 
 import asyncio
 import contextlib
@@ -21,19 +21,19 @@ BOB = "bob-token-0000001"
 
 
 def shown():
-    """Give the value of the current token."""
+    """Return the value of the current token."""
     token = current_token()
     return token and token.reveal()
 
 
-def test_there_is_no_token_at_first():
-    """Nor in an empty context."""
+def test_there_is_no_token_by_default():
+    """An empty context contains no token either."""
     assert current_token() is None
     assert current_token(Context()) is None
 
 
-def test_a_bound_token_is_current_for_the_block_and_never_after():
-    """Whoever keeps the context or the token has nothing when the block has ended."""
+def test_a_bound_token_is_current_only_inside_the_block():
+    """Code that keeps the context or the token cannot use it after the block has ended."""
     with use_token(ALICE) as token:
         kept = otel_context.get_current()
         assert shown() == ALICE
@@ -45,7 +45,7 @@ def test_a_bound_token_is_current_for_the_block_and_never_after():
 
 
 def test_blocks_nest():
-    """The inner one counts, and None hides what was there."""
+    """The innermost block applies, and None hides the outer token."""
     with use_token(ALICE):
         with use_token(BOB):
             assert shown() == BOB
@@ -55,8 +55,8 @@ def test_blocks_nest():
         assert shown() == ALICE
 
 
-def test_a_token_whose_request_has_ended_can_be_bound_on_purpose():
-    """The block is a lease of its own."""
+def test_a_token_whose_request_has_ended_can_be_bound_explicitly():
+    """The block starts a new lease."""
     with use_token(ALICE) as token:
         pass
 
@@ -66,7 +66,7 @@ def test_a_token_whose_request_has_ended_can_be_bound_on_purpose():
 
 
 def test_a_failing_block_ends_its_lease():
-    """The exception passes."""
+    """The exception is not suppressed."""
     with pytest.raises(ZeroDivisionError), use_token(ALICE) as token:
         raise ZeroDivisionError
 
@@ -75,13 +75,13 @@ def test_a_failing_block_ends_its_lease():
 
 
 @pytest.mark.parametrize("text", ["Bearer abc", "", "a b"])
-def test_text_that_is_no_token_cannot_be_bound(text):
-    """The message does not show it."""
+def test_invalid_token_text_cannot_be_bound(text):
+    """The message does not contain it."""
     with pytest.raises(ValueError, match="RFC 6750"), use_token(text):
         pass
 
 
-def test_a_destination_is_named_in_a_copy_of_the_context():
+def test_to_destination_returns_a_copy_of_the_context():
     """The current context does not change."""
     with use_token(ALICE):
         context = to_destination("https://Profile-Service/me")
@@ -91,13 +91,13 @@ def test_a_destination_is_named_in_a_copy_of_the_context():
         assert DESTINATION_KEY not in otel_context.get_current()
 
 
-def test_a_url_that_cannot_be_read_names_no_destination():
-    """The key is there, so that the decision says why."""
+def test_an_unreadable_url_names_no_destination():
+    """The key is set to None, so that the decision can state the reason."""
     assert to_destination("http://a\\@b/", Context()) == {DESTINATION_KEY: None}
 
 
 def in_thread(work):
-    """Run *work* in a thread that inherits nothing, and give its result."""
+    """Run *work* in a thread that inherits no context, and return its result."""
     results = []
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
@@ -105,8 +105,8 @@ def in_thread(work):
     return results[0]
 
 
-def test_a_function_is_carried_past_the_request():
-    """With the token of the moment it was carried, in whatever thread it runs."""
+def test_a_carried_function_outlives_the_request():
+    """It runs in any thread with the token that was current when it was carried."""
     with use_token(ALICE):
         work = carry(shown)
 
@@ -118,8 +118,8 @@ def test_a_function_is_carried_past_the_request():
     assert work.__name__ == "shown"
 
 
-def test_arguments_and_exceptions_pass():
-    """Carrying changes the token and nothing else."""
+def test_arguments_and_exceptions_are_passed_through():
+    """`carry` changes only the token."""
     with use_token(ALICE):
         work = carry(int)
 
@@ -130,7 +130,7 @@ def test_arguments_and_exceptions_pass():
 
 
 def test_coroutines_are_carried():
-    """A coroutine function and a coroutine, and the task's own context stays."""
+    """A coroutine function and a coroutine can be carried. The context of the task is not changed."""
 
     async def work(value):
         await asyncio.sleep(0)
@@ -145,7 +145,7 @@ def test_coroutines_are_carried():
 
 
 def test_an_asynchronous_generator_is_carried_step_by_step():
-    """What runs between its steps is the consumer's, with the consumer's token."""
+    """Between its steps, the consumer runs with its own token."""
     closed = []
 
     async def work():
@@ -176,7 +176,7 @@ def test_an_asynchronous_generator_is_carried_step_by_step():
 
 
 def test_an_asynchronous_generator_ends():
-    """After its last value."""
+    """The carried generator ends after its last value."""
 
     async def work():
         yield 1
@@ -190,8 +190,8 @@ def test_an_asynchronous_generator_ends():
     assert asyncio.run(main()) == [1, 2]
 
 
-def test_nothing_is_carried_from_a_request_that_has_ended():
-    """A worker that was left behind cannot bring its token back to life."""
+def test_no_token_is_carried_from_a_request_that_has_ended():
+    """A worker that outlives the request cannot make its token usable again."""
     with use_token(ALICE):
         kept = otel_context.get_current()
 
@@ -204,8 +204,8 @@ def test_nothing_is_carried_from_a_request_that_has_ended():
         assert work() is None
 
 
-def test_a_carried_token_serves_for_so_many_seconds():
-    """Counted from the moment it was carried."""
+def test_a_carried_token_is_usable_for_the_given_seconds():
+    """The time starts when the work is carried."""
     with use_token(ALICE):
         brief, long = carry(shown, seconds=0), carry(shown, seconds=60)
 
@@ -213,8 +213,8 @@ def test_a_carried_token_serves_for_so_many_seconds():
     assert long() == ALICE
 
 
-def test_carrying_on_does_not_make_a_token_younger():
-    """A token without a lease keeps its age through any number of hands."""
+def test_carrying_does_not_reset_the_age_of_a_token():
+    """A token without a lease keeps its age, regardless of how often it is carried."""
     token = BearerToken(ALICE, received_at=5.0)
     attached = otel_context.attach(with_token(token))
     try:
@@ -225,8 +225,8 @@ def test_carrying_on_does_not_make_a_token_younger():
     assert work() == 5.0
 
 
-def test_only_work_is_carried():
-    """A value is no work."""
+def test_a_value_cannot_be_carried():
+    """`carry` takes only functions, coroutines and generators."""
     with pytest.raises(TypeError, match="carry takes"):
         carry(5)
 
@@ -257,14 +257,14 @@ class Managed:
         pytest.param(async_manager(), id="async manager"),
     ],
 )
-def test_context_manager_is_not_carried(work):
-    """The body of its block is the caller's and would go without the token: that is said, and not found out later."""
+def test_a_context_manager_cannot_be_carried(work):
+    """The body of its block would run without the token, so `carry` raises an error at once."""
     with pytest.raises(TypeError, match="with block"):
         carry(work)
 
 
-def test_what_uses_a_context_manager_is_carried():
-    """The function that the block stands in takes the token along, into the block too."""
+def test_a_function_that_uses_a_context_manager_is_carried():
+    """The function has the token, and so does the block inside it."""
 
     def work():
         with manager() as inside:
@@ -276,8 +276,8 @@ def test_what_uses_a_context_manager_is_carried():
     assert carried() == ("a", "a")
 
 
-def test_work_that_is_carried_twice_keeps_the_token_and_the_time_of_the_first():
-    """The inner one binds last, so a carry around it, as by an executor that carries all, changes nothing."""
+def test_work_that_is_carried_twice_keeps_the_first_token_and_time():
+    """The inner carry binds last, so an outer one, such as that of an executor, changes nothing."""
     with use_token("a"):
         brief = carry(carry(shown, seconds=0), seconds=60)
         long = carry(carry(shown, seconds=60), seconds=0)
@@ -287,8 +287,8 @@ def test_work_that_is_carried_twice_keeps_the_token_and_the_time_of_the_first():
     assert (brief(), long(), other()) == (None, "a", "a")
 
 
-def test_a_token_is_at_home_in_its_process_only(monkeypatch):
-    """A fork has another process id."""
+def test_a_token_is_usable_only_in_its_own_process(monkeypatch):
+    """A forked child has another process ID."""
     token = BearerToken(ALICE, lease=Lease())
 
     monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
@@ -299,7 +299,7 @@ def test_a_token_is_at_home_in_its_process_only(monkeypatch):
 
 
 def test_a_generator_is_carried_step_by_step():
-    """What runs between its steps is the consumer's, with the consumer's token."""
+    """Between its steps, the consumer runs with its own token."""
     closed = []
 
     def work():
@@ -330,8 +330,8 @@ def test_a_generator_is_carried_step_by_step():
 
 
 @pytest.mark.parametrize("kind", ["lambda", "partial", "callable object"])
-def test_what_a_function_gives_is_carried_too(kind):
-    """A coroutine begins to run only when it is awaited."""
+def test_the_coroutine_that_a_function_returns_is_carried(kind):
+    """A coroutine starts only when it is awaited."""
 
     class Callable:
         async def __call__(self):
@@ -351,8 +351,8 @@ def test_what_a_function_gives_is_carried_too(kind):
     assert asyncio.run(main()) == (ALICE, None)
 
 
-def test_functions_keep_their_kind():
-    """Frameworks ask before they call."""
+def test_carried_functions_keep_their_kind():
+    """Frameworks inspect a function before they call it."""
 
     def generator():
         yield
@@ -370,7 +370,7 @@ def test_functions_keep_their_kind():
 
 
 def test_carried_work_cannot_be_sent_to_another_process():
-    """A token that is pickled would outlive its lease."""
+    """A pickled token would outlive its lease."""
     with use_token(ALICE):
         work = carry(shown)
 

@@ -1,4 +1,4 @@
-"""What README and the pages say is run, looked up or compared: no block and no name goes unread."""
+"""The README and the pages: every block runs, and every name is looked up or compared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 READER = Sybil(parsers=[PythonCodeBlockParser()])
-SECONDS_TO_START = 180  # a limit, and no measure: two instrumented processes on a busy machine
+SECONDS_TO_START = 180  # a time limit, not a measurement: two instrumented processes on a slow machine
 
 
 class Block(NamedTuple):
@@ -73,7 +73,7 @@ def code_spans(cell: str) -> list[str]:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """Take back what a page installs, also when it fails half-way."""
+    """Undo what a page installs, even if the page fails."""
     uninstall()
     textmap = propagate.get_global_textmap()
     yield
@@ -85,14 +85,14 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=name_of)
-def test_every_block_is_of_a_kind_that_is_tested(block: Block) -> None:
-    """A fenced block is Python, a console session or shell commands; all three are tested below."""
+def test_every_block_is_of_a_tested_kind(block: Block) -> None:
+    """A fenced block is Python, a console session or shell commands. The tests below run all three."""
     assert block.language in {"python", "console", "sh"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_fence_escapes(page: Path) -> None:
-    """Each fence belongs to a block that was found, and no comment tells the reader to skip one."""
+def test_every_fence_is_found(page: Path) -> None:
+    """Each fence belongs to a block that was found, and no comment makes the parser skip a block."""
     text = page.read_text("utf-8")
 
     assert len(re.findall(r"^\s*(```|~~~)", text, re.MULTILINE)) == 2 * len(blocks_of(page))
@@ -112,26 +112,26 @@ def test_python_blocks_run(page: Path) -> None:
 
 
 def plain_environment() -> dict[str, str]:
-    """What a shell on this machine has, with the commands of this environment and no OpenTelemetry."""
+    """Return the environment of a plain shell, with this environment's commands and no OpenTelemetry settings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     return environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def sessions_of(block: Block) -> list[tuple[str, str]]:
-    """Give each command of a console block with the output that is shown for it."""
+    """Return each command of a console block with the output that the page shows for it."""
     parts = re.split(r"^\$ (.*)\n", block.text, flags=re.MULTILINE)
-    assert parts[0] == "", "a console block starts with a command"
+    assert parts[0] == "", "a console block must start with a command"
     return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def assert_shows(command: str, shown: str, got: str) -> None:
     same = doctest.OutputChecker().check_output(shown, got, doctest.ELLIPSIS)
-    assert same, f"$ {command}\n{got}\ninstead of\n{shown}"
+    assert same, f"$ {command}\n{got}\nexpected\n{shown}"
 
 
 @pytest.mark.parametrize("block", [block for block in CONSOLE if "$ curl" not in block.text], ids=name_of)
-def test_console_shows_what_the_commands_print(block: Block, tmp_path: Path) -> None:
-    """Each command prints what stands below it; ``...`` stands for lines that differ from machine to machine."""
+def test_console_blocks_show_the_output_of_their_commands(block: Block, tmp_path: Path) -> None:
+    """Each command prints the text below it. ``...`` replaces lines that differ between machines."""
     sessions = sessions_of(block)
     mark = "--- end of the command ---"
     script = "".join(f"{command}\nstatus=$?; echo '{mark}'; (exit $status)\n" for command, _ in sessions)
@@ -154,8 +154,8 @@ def test_console_shows_what_the_commands_print(block: Block, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "sh"], ids=name_of)
-def test_shell_commands_are_known(block: Block) -> None:
-    """Each shell command installs what exists, exports, or is one of those that the five minutes run."""
+def test_shell_commands_are_tested(block: Block) -> None:
+    """Each shell command installs an existing package, exports variables, or runs in another test."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     for line in block.text.splitlines():
@@ -168,12 +168,12 @@ def test_shell_commands_are_known(block: Block) -> None:
         elif words[0] == "export":
             assert all(re.fullmatch(r"OTEL_\w+=\S+", word) for word in words[1:])
         else:
-            # Run in the five minutes; the page on verification starts the example that tests run.
+            # The five-minute test runs the README's; tests run the example that the verification page starts.
             assert words[0] == "opentelemetry-instrument"
             assert block == services_block() or block.page.name == "verification.md"
 
 
-# The five minutes
+# The five-minute tutorial
 
 
 def services_block() -> Block:
@@ -200,7 +200,7 @@ def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path)
 
 
 def curl(command: str) -> str:
-    """Do what a curl command line says, so that the tests do not need curl."""
+    """Execute a curl command line, so that the tests do not need curl."""
     program, *words = shlex.split(command)
     assert program == "curl"
     url = words.pop()
@@ -218,7 +218,7 @@ def curl(command: str) -> str:
 
 @pytest.fixture
 def five_minutes(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Start the services of the README as it says, on free ports; give the ports that stand for its own."""
+    """Start the README's services on free ports. Yield the ports that replace the README's ports."""
     ports = {"8000": str(free_port()), "8001": str(free_port())}
     sources = re.findall(r"`(\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert [name for name, _ in sources] == ["profile_service.py", "user_service.py"]
@@ -247,8 +247,8 @@ def with_ports(text: str, ports: dict[str, str]) -> str:
     return re.sub(r"\b800[01]\b", lambda match: ports[match[0]], text)
 
 
-def test_the_five_minutes_work_as_written(five_minutes: dict[str, str]) -> None:
-    """The two services of the README answer what it shows, under opentelemetry-instrument."""
+def test_the_five_minute_tutorial_works_as_written(five_minutes: dict[str, str]) -> None:
+    """Under opentelemetry-instrument, the README's two services return the responses that it shows."""
     (block,) = [block for block in blocks_of(README) if "$ curl" in block.text]
 
     for command, shown in sessions_of(block):
@@ -256,7 +256,7 @@ def test_the_five_minutes_work_as_written(five_minutes: dict[str, str]) -> None:
 
 
 def test_settings_are_flags_of_opentelemetry_instrument(tmp_path: Path) -> None:
-    """The flag that the configuration page names sets its variable."""
+    """The flag that the configuration page mentions sets its variable."""
     page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     (flag,) = re.findall(r"`(--\w+_destinations)`", page)
     command = [sys.executable, "-c", "from otel_token_relay import Settings; print(*Settings.from_env().destinations)"]
@@ -289,7 +289,7 @@ def is_known_variable(name: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_variables_exist(page: Path) -> None:
-    """Each variable that a page names is read by this package or by OpenTelemetry."""
+    """Each variable that a page mentions is read by this package or by OpenTelemetry."""
     ours = {variable.name for variable in VARIABLES.values()}
     named = set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", page.read_text("utf-8")))
 
@@ -297,15 +297,15 @@ def test_variables_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
-    """Each link within the project names a file that is there."""
+def test_links_have_targets(page: Path) -> None:
+    """Each link within the project points to an existing file."""
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
 
     assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
 
 
 def test_every_page_is_in_the_index() -> None:
-    """No page of docs/ is without a link from the first one."""
+    """The index links to every page in docs/."""
     linked = re.findall(r"\]\((\w[^)#/]*\.md)\)", (ROOT / "docs" / "index.md").read_text("utf-8"))
 
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} == set(linked)
@@ -313,7 +313,7 @@ def test_every_page_is_in_the_index() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_make_targets_exist(page: Path) -> None:
-    """Each target of make that a page names stands in the Makefile."""
+    """The Makefile contains each make target that a page mentions."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = {word for command in re.findall(r"`make ([^`]+)`", page.read_text("utf-8")) for word in command.split()}
 
@@ -321,7 +321,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 def test_every_extra_is_in_the_readme() -> None:
-    """The README says what each extra is for, and names none that there is not."""
+    """The README describes each extra, and mentions only extras that exist."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = set(tomllib.load(file)["project"]["optional-dependencies"])
     section = README.read_text("utf-8").partition("| extra |")[2].partition("\n\n")[0]
@@ -331,7 +331,7 @@ def test_every_extra_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize("reason", Reason, ids=str)
 def test_every_reason_is_explained(reason: Reason) -> None:
-    """Each reason has a meaning and an advice, both sentences, and both stand on its page."""
+    """Each reason has a meaning and an advice, both complete sentences, and its page contains both."""
     page = (ROOT / "docs" / "reasons.md").read_text("utf-8")
 
     assert reason.meaning.endswith(".")
@@ -340,7 +340,7 @@ def test_every_reason_is_explained(reason: Reason) -> None:
 
 
 def test_reasons_of_the_readme_exist() -> None:
-    """The short table of the README names reasons of the closed set."""
+    """The README's short table contains only reasons of the closed set."""
     section = README.read_text("utf-8").partition("| reason |")[2].partition("\n\n")[0]
     named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
 
@@ -368,12 +368,12 @@ def api_sections() -> dict[str, list[str]]:
     ],
 )
 def test_every_public_name_is_in_the_api(module: str) -> None:
-    """The page has each name of ``__all__``, and no other."""
+    """The page contains each name of ``__all__``, and no other name."""
     assert sorted(api_sections()[module]) == sorted(importlib.import_module(module).__all__)
 
 
 def test_every_boundary_is_in_the_api() -> None:
-    """The page has what each module of servers/ offers to be put around an application by hand."""
+    """The page contains everything in servers/ that users can wrap around an application."""
     for name in ("asgi", "wsgi", "aiohttp", "grpc"):
         module = importlib.import_module(f"otel_token_relay.servers.{name}")
         offered = [n for n in vars(module) if n == "TokenRelayMiddleware" or n.endswith("server_interceptor")]
@@ -383,12 +383,12 @@ def test_every_boundary_is_in_the_api() -> None:
 
 @pytest.mark.parametrize("module", sorted(api_sections()))
 def test_names_of_the_api_exist(module: str) -> None:
-    """Each name can be imported from the module whose section it stands in."""
+    """Each name can be imported from the module of its section."""
     assert [name for name in api_sections()[module] if not hasattr(importlib.import_module(module), name)] == []
 
 
 def test_every_error_is_documented() -> None:
-    """Each class of the tree stands on its page, with its attributes."""
+    """The page of errors contains each error class, with its attributes."""
     classes = {name: c for name, c in vars(errors).items() if isinstance(c, type) and issubclass(c, errors.RelayError)}
     rows = table_rows((ROOT / "docs" / "errors.md").read_text("utf-8"), 3)
     attributes = {code_spans(row[0])[0]: code_spans(row[2]) for row in rows}
@@ -415,21 +415,21 @@ def destination_cases() -> list[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize(("entry", "url", "gets"), destination_cases())
 def test_table_of_destinations_is_true(entry: str, url: str, gets: bool) -> None:
-    """Each URL of the table gets the token from its entry, or does not, as the column says."""
+    """The entry of a row matches the URLs of its second column and not those of its third."""
     origin = Origin.parse(url)
 
     assert origin is not None
     assert (RelayPolicy([Destination.parse(entry)]).match(origin) is not None) is gets
 
 
-def test_table_of_destinations_is_read() -> None:
-    """The table has rows of both kinds: the test above does not pass for want of cases."""
+def test_table_of_destinations_has_cases() -> None:
+    """The table has rows of both kinds, so the test above cannot pass without cases."""
     assert {gets for *_, gets in destination_cases()} == {True, False}
     assert len(destination_cases()) > 12
 
 
 def test_destinations_of_the_readme_parse() -> None:
-    """Each entry of the short table is valid."""
+    """Each entry of the README's short table is valid."""
     section = README.read_text("utf-8").partition("| entry |")[2].partition("\n\n")[0]
     entries = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
@@ -442,7 +442,7 @@ def test_destinations_of_the_readme_parse() -> None:
 
 @pytest.fixture
 def reference() -> ModuleType:
-    """Give docs/reference.py, which is no part of a package."""
+    """Return docs/reference.py, which is not part of a package."""
     spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     assert spec is not None
     assert spec.loader is not None
@@ -451,13 +451,13 @@ def reference() -> ModuleType:
     return module
 
 
-def test_generated_pages_are_in_step(reference: ModuleType) -> None:
-    """The pages on disk are what the definitions make of them: run ``make docs`` if this fails."""
+def test_generated_pages_are_up_to_date(reference: ModuleType) -> None:
+    """The pages on disk match the definitions. Run ``make docs`` if this test fails."""
     assert [page.name for page in reference.find_stale(reference.build_pages())] == []
 
 
 def test_every_variable_is_in_the_reference(reference: ModuleType) -> None:
-    """The configuration page has the name, the default and the meaning of each variable."""
+    """The configuration page contains the name, the default and the meaning of each variable."""
     page = reference.build_pages()[ROOT / "docs" / "configuration.md"]
 
     for variable in VARIABLES.values():
@@ -465,10 +465,10 @@ def test_every_variable_is_in_the_reference(reference: ModuleType) -> None:
         assert row == (f" `{variable.default}`" if variable.default else " ", variable.meaning)
 
 
-def test_check_notices_a_page_out_of_step(
+def test_check_reports_an_outdated_page(
     reference: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``--check`` writes nothing and exits with 1 for a page that is missing or changed."""
+    """``--check`` writes nothing, and exits with 1 if a page is missing or has changed."""
     monkeypatch.setattr(reference, "DOCS", tmp_path)
 
     assert reference.main(["--check"]) == 1
@@ -480,7 +480,7 @@ def test_check_notices_a_page_out_of_step(
     assert "reasons.md is out of date" in capsys.readouterr().err
 
 
-def test_reference_refuses_what_it_does_not_know(reference: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """A mistyped flag writes nothing: exit status 2."""
+def test_reference_rejects_unknown_flags(reference: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a mistyped flag, the script writes nothing and exits with 2."""
     assert reference.main(["--chek"]) == 2
     assert "--check" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Hooks: lazy, innermost, idempotent, undone; and one that fails leaves its library alone."""
+"""Hooks are lazy, innermost, idempotent and reversible. A hook that fails leaves its library unchanged."""
 
 import importlib.util
 import logging
@@ -30,7 +30,7 @@ def _clean():
 
 
 def run(program, **environ):
-    """Run a program in a fresh interpreter and give what it prints."""
+    """Run a program in a new interpreter and return its output."""
     environ = {**os.environ, **environ}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -45,25 +45,25 @@ class Target:
 
 
 def add(mark):
-    """Give a builder of wrappers that add *mark*."""
+    """Return a function that wraps a method and adds *mark* to its result."""
     return lambda original: lambda self, value: [*original(self, value), mark]
 
 
 def proxy(mark):
-    """Wrap as instrumentation does."""
+    """Wrap the method as instrumentation does."""
     wrapt.wrap_function_wrapper(Target, "method", lambda wrapped, _, args, kwargs: [*wrapped(*args, **kwargs), mark])
 
 
 @pytest.fixture
 def target():
-    """The class as it was, before and after."""
+    """The class with its original method, which is restored after the test."""
     original = Target.__dict__["method"]
     yield Target()
     Target.method = original
 
 
-def test_ours_is_innermost_in_every_order(target):
-    """Instrumentation sees the request without the token, before us and after us."""
+def test_our_wrapper_is_innermost_in_every_order(target):
+    """Instrumentation sees the request without the token, whether it wraps before or after us."""
     patches = Patches()
 
     proxy("earlier")
@@ -76,8 +76,8 @@ def test_ours_is_innermost_in_every_order(target):
     assert target.method(1) == [1, "earlier", "outer", "later"]
 
 
-def test_what_instrumentation_takes_off_is_its_own(target):
-    """`unwrap` takes the outermost proxy, and ours is none."""
+def test_instrumentation_removes_only_its_own_wrapper(target):
+    """`unwrap` removes the outermost proxy, and our wrapper is not a proxy."""
     from opentelemetry.instrumentation.utils import unwrap
 
     patches = Patches()
@@ -92,8 +92,8 @@ def test_what_instrumentation_takes_off_is_its_own(target):
     assert target.method(1) == [1]
 
 
-def test_a_wrapper_that_is_covered_by_a_plain_function_stays(target):
-    """There is no way to take it out, so it must be inert (the relay is closed)."""
+def test_a_wrapper_inside_a_plain_function_stays(target):
+    """It cannot be removed, so it must do nothing (the relay is closed)."""
     patches = Patches()
     patches.wrap(Target, "method", add("ours"))
     ours = Target.__dict__["method"]
@@ -104,14 +104,14 @@ def test_a_wrapper_that_is_covered_by_a_plain_function_stays(target):
     assert target.method(1) == [1, "ours", "plain"]
 
 
-def test_a_method_that_is_not_there_is_refused():
-    """An inherited one would be patched for every other class too."""
+def test_a_missing_method_cannot_be_patched():
+    """An inherited method would be patched for every other subclass too."""
     with pytest.raises(AttributeError, match="Child has no method"):
         Patches().wrap(type("Child", (Target,), {}), "method", add("ours"))
 
 
-def test_install_and_uninstall_put_back_what_they_found():
-    """Methods and the global propagator."""
+def test_uninstall_restores_the_previous_state():
+    """It restores the methods and the global propagator."""
     method, textmap = httpx.HTTPTransport.handle_request, propagate.get_global_textmap()
 
     install(LISTED)
@@ -125,7 +125,7 @@ def test_install_and_uninstall_put_back_what_they_found():
 
 
 def test_install_is_idempotent():
-    """Twice is once."""
+    """A second call changes nothing."""
     install(LISTED)
     method, textmap = httpx.HTTPTransport.handle_request, propagate.get_global_textmap()
 
@@ -136,8 +136,8 @@ def test_install_is_idempotent():
     assert propagate.get_global_textmap() is textmap
 
 
-def test_new_settings_take_over():
-    """One wrapper, one propagator."""
+def test_new_settings_take_effect():
+    """There is still one wrapper and one propagator."""
     original = httpx.HTTPTransport.handle_request
     install(LISTED)
     install(Settings(destinations=("https://b",)))
@@ -147,8 +147,8 @@ def test_new_settings_take_over():
     assert [str(d) for p in ours for d in p.relay.settings.destinations] == ["https://b"]
 
 
-def test_a_propagator_that_is_there_already_is_kept():
-    """By hand, in the application's own composite."""
+def test_an_existing_propagator_is_kept():
+    """The application has added it to its own composite."""
     own = CompositePropagator([TokenRelayPropagator(LISTED)])
     propagate.set_global_textmap(own)
 
@@ -157,8 +157,8 @@ def test_a_propagator_that_is_there_already_is_kept():
     assert propagate.get_global_textmap() is own
 
 
-def test_a_hook_that_fails_leaves_its_library_as_it_was(monkeypatch, caplog):
-    """One clear error, and the others are hooked."""
+def test_a_hook_that_fails_leaves_its_library_unchanged(monkeypatch, caplog):
+    """The log contains one clear error, and the other libraries are hooked."""
     broken = types.ModuleType("httpx_of_tomorrow")
     broken.Headers = httpx.Headers
     broken.HTTPTransport = type("HTTPTransport", (), {"handle_request": lambda self, request: "sent"})
@@ -176,7 +176,7 @@ def test_a_hook_that_fails_leaves_its_library_as_it_was(monkeypatch, caplog):
 
 
 def test_libraries_are_hooked_when_the_application_imports_them():
-    """And never imported by us."""
+    """The package itself never imports them."""
     out, _ = run(
         "import sys, otel_token_relay as r; r.install()\n"
         "from otel_token_relay.install import hook_states\n"
@@ -193,7 +193,7 @@ def test_libraries_are_hooked_when_the_application_imports_them():
     assert "'starlette.applications'" in second
 
 
-# Starlette and FastAPI import OpenTelemetry by themselves in their newer releases only.
+# Only newer releases of Starlette and FastAPI import OpenTelemetry.
 SELF_IMPORTING = [
     name
     for name in (
@@ -207,8 +207,8 @@ SELF_IMPORTING = [
 
 
 @pytest.mark.parametrize("first_import", SELF_IMPORTING)
-def test_a_module_whose_own_import_brings_us_in_is_hooked(first_import):
-    """It is half imported when OpenTelemetry loads the propagator."""
+def test_a_module_that_imports_the_package_is_hooked(first_import):
+    """The module is only partly imported when OpenTelemetry loads the propagator."""
     out, err = run(
         f"import {first_import}\nimport opentelemetry.propagate, colorsys\n"
         "from otel_token_relay.install import hook_states\n"
@@ -222,8 +222,8 @@ def test_a_module_whose_own_import_brings_us_in_is_hooked(first_import):
     assert err == ""
 
 
-def test_the_factory_never_raises(monkeypatch, caplog):
-    """An exception there would keep the application from starting."""
+def test_the_entry_point_never_raises(monkeypatch, caplog):
+    """An exception would keep the application from starting."""
     monkeypatch.setattr(Settings, "from_env", classmethod(lambda cls: 1 / 0))
 
     propagator = module.propagator_from_env()
@@ -233,7 +233,7 @@ def test_the_factory_never_raises(monkeypatch, caplog):
 
 
 def test_unreadable_settings_are_reported_once_and_the_application_starts():
-    """Each problem is one error in the log, under `opentelemetry-instrument` too."""
+    """Each problem is one error in the log, including under `opentelemetry-instrument`."""
     launcher = os.path.join(os.path.dirname(sys.executable), "opentelemetry-instrument")
     environ = {
         **os.environ,
@@ -252,8 +252,8 @@ def test_unreadable_settings_are_reported_once_and_the_application_starts():
     assert "hunter2" not in done.stderr
 
 
-def test_settings_without_the_propagator_are_warned_about(monkeypatch, caplog):
-    """The most common mistake, said where the application starts."""
+def test_settings_without_the_propagator_cause_a_warning(monkeypatch, caplog):
+    """This is the most common mistake. The warning appears when the application starts."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", "https://a")
 
     module.pre_instrument()

@@ -1,7 +1,7 @@
 """The leaks of docs/leaks.md, each reproduced with real servers, clients and instrumentation.
 
-Every program runs under ``opentelemetry-instrument`` with header capture ``.*`` and sends to a
-real OTLP/HTTP receiver. With redaction nothing of the token comes in; without, it does.
+Every program runs under ``opentelemetry-instrument`` with header capture ``.*`` and exports to a
+real OTLP/HTTP receiver. The receiver gets no part of the token with redaction, and gets it without.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TOKEN = {OWN_OPAQUE!r}
 JWT = {OWN_JWT!r}
 
 def call(port, path, token=TOKEN):
-    """Come in from outside, by a client that is not instrumented."""
+    """Send a request from outside, with a client that is not instrumented."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request("GET", path, headers={{"Authorization": "Bearer " + token, "X-Other": token}})
-    answer = connection.getresponse()
-    body = answer.read()
+    response = connection.getresponse()
+    body = response.read()
     connection.close()
-    return answer.status, body
+    return response.status, body
 
 def wsgi(app):
     from wsgiref.simple_server import make_server
@@ -57,10 +57,10 @@ app = fastapi.FastAPI()
 @app.get("/me")
 def me(access_token: str, request: fastapi.Request):
     with httpx.Client() as client:
-        answer = client.get(f"http://127.0.0.1:{port}/none?access_token={access_token}",
-                            headers={"Authorization": "Bearer " + TOKEN})
+        response = client.get(f"http://127.0.0.1:{port}/none?access_token={access_token}",
+                              headers={"Authorization": "Bearer " + TOKEN})
         try:
-            answer.raise_for_status()
+            response.raise_for_status()
         except httpx.HTTPStatusError:
             log.exception("downstream failed")
         try:
@@ -86,9 +86,9 @@ app = flask.Flask("app")
 @app.get("/me")
 def me():
     url = f"http://127.0.0.1:{port}/reset/{TOKEN}?access_token={TOKEN}"
-    answer = requests.get(url, headers={"Authorization": "Bearer " + TOKEN})
+    response = requests.get(url, headers={"Authorization": "Bearer " + TOKEN})
     try:
-        answer.raise_for_status()
+        response.raise_for_status()
     except requests.HTTPError:
         log.exception("downstream failed")
     try:
@@ -171,7 +171,7 @@ with use_token(TOKEN), trace.get_tracer("app").start_as_current_span("work"):
 """,
 }
 
-# Settings and URLs of the Django program, which its instrumentation reads before the program runs.
+# Settings and URLs of the Django program. Its instrumentation reads them before the program runs.
 DJANGO_SITE = """
 import logging
 from django.http import HttpResponse
@@ -233,8 +233,8 @@ def runs_in(data: bytes) -> int:
 
 @pytest.mark.parametrize("redaction", [True, False], ids=["on", "off"])
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_what_the_receiver_gets_holds_no_token(program, redaction, tmp_path):
-    """Traces, logs and metrics of a real program; the received bytes are searched for 17 characters in a row."""
+def test_the_receiver_gets_no_token(program, redaction, tmp_path):
+    """Real programs export traces, logs and metrics. No 17 consecutive characters of a token are in the bytes."""
     data, requests = run(program, tmp_path, redaction=redaction)
 
     assert requests >= 1

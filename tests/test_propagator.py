@@ -1,4 +1,4 @@
-"""The propagator: what extract binds, and where inject writes nothing."""
+"""The propagator: what `extract` binds, and when `inject` writes nothing."""
 
 import logging
 
@@ -19,7 +19,7 @@ AUTHORIZATION = {"authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def propagator():
-    """One that may relay to https://a."""
+    """A propagator that may relay to https://a."""
     return TokenRelayPropagator(Settings(destinations=("https://a",)))
 
 
@@ -47,7 +47,7 @@ def test_extract_takes_the_token_in_any_spelling(propagator, key):
     ],
 )
 def test_extract_always_writes_its_key(propagator, carrier):
-    """A stale token does not survive, whatever the carrier holds."""
+    """No stale token remains, regardless of the carrier's content."""
     with use_token(TOKEN):
         context = propagator.extract(carrier, otel_context.get_current())
 
@@ -55,28 +55,28 @@ def test_extract_always_writes_its_key(propagator, carrier):
 
 
 def test_extract_starts_from_the_root_context(propagator):
-    """As the other propagators do, so that order does not matter."""
+    """Other propagators do the same, so their order does not matter."""
     with use_token(TOKEN):
         assert [key for key, value in propagator.extract({}).items() if value is not None] == []
 
 
 def test_extract_does_not_raise(propagator, caplog):
-    """A carrier may be anything."""
+    """A carrier can be any object."""
     with caplog.at_level(logging.DEBUG):
         context = propagator.extract(object())
 
     assert bound_token(context) is None
 
 
-def test_extract_within_a_lease_stays_within_it(propagator):
-    """Instrumentation extracts again, inside our boundary: one token, one lease."""
+def test_extract_within_a_lease_returns_the_leased_token(propagator):
+    """Instrumentation extracts again inside our boundary: there is one token with one lease."""
     with use_token(TOKEN) as bound:
         assert bound_token(propagator.extract(AUTHORIZATION)) is bound
         assert bound_token(propagator.extract({"authorization": "Bearer other"})).lease is None
 
 
 def test_extract_does_not_join_a_lease_that_has_ended(propagator):
-    """The same user's next request is another request."""
+    """The same user's next request is a new request."""
     with use_token(TOKEN):
         stale = otel_context.get_current()
 
@@ -87,8 +87,8 @@ def test_extract_does_not_join_a_lease_that_has_ended(propagator):
         otel_context.detach(attached)
 
 
-def test_an_ambient_inject_writes_nothing(propagator):
-    """Brokers, functions and hooks call it, with a plain dictionary."""
+def test_inject_without_a_destination_writes_nothing(propagator):
+    """Message brokers, functions and hooks call it with a plain dictionary."""
     with use_token(TOKEN):
         for context in (None, otel_context.get_current()):
             carrier = {}
@@ -96,8 +96,8 @@ def test_an_ambient_inject_writes_nothing(propagator):
             assert carrier == {}
 
 
-def test_a_destination_in_the_current_context_does_not_count(propagator):
-    """It would make every broker a destination."""
+def test_a_destination_in_the_current_context_is_ignored(propagator):
+    """Otherwise, every broker would become a destination."""
     with use_token(TOKEN):
         attached = otel_context.attach(to_destination("https://a"))
         try:
@@ -113,8 +113,8 @@ def test_a_destination_in_the_current_context_does_not_count(propagator):
     ("url", "written"),
     [("https://a/x", {"Authorization": f"Bearer {TOKEN}"}), ("https://b/x", {}), ("https://a\\@b/", {}), ("", {})],
 )
-def test_inject_writes_for_a_destination_that_is_listed(propagator, url, written):
-    """Named by hand, for a client that is not covered."""
+def test_inject_writes_for_a_listed_destination(propagator, url, written):
+    """The application names the destination explicitly, for a client that is not covered."""
     with use_token(TOKEN):
         carrier = {}
         propagator.inject(carrier, to_destination(url))
@@ -123,8 +123,8 @@ def test_inject_writes_for_a_destination_that_is_listed(propagator, url, written
 
 
 @pytest.mark.parametrize("key", ["authorization", "AUTHORIZATION"])
-def test_inject_leaves_an_explicit_credential_alone(propagator, key):
-    """In any spelling, and there are never two."""
+def test_inject_keeps_an_explicit_credential(propagator, key):
+    """In any spelling. There are never two credentials."""
     with use_token(TOKEN):
         carrier = {key: "Basic dTpw"}
         propagator.inject(carrier, to_destination("https://a"))
@@ -132,8 +132,8 @@ def test_inject_leaves_an_explicit_credential_alone(propagator, key):
     assert carrier == {key: "Basic dTpw"}
 
 
-def test_inject_replaces_every_spelling_on_request():
-    """One line goes out."""
+def test_inject_replaces_every_spelling_if_configured():
+    """The carrier contains one line."""
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",), on_conflict="replace"))
 
     with use_token(TOKEN):
@@ -143,8 +143,8 @@ def test_inject_replaces_every_spelling_on_request():
     assert carrier == {"Authorization": f"Bearer {TOKEN}", "x": "y"}
 
 
-def test_inject_into_pairs_sees_their_names(propagator):
-    """gRPC metadata and ASGI headers are pairs, of text or bytes."""
+def test_inject_reads_the_names_of_pairs(propagator):
+    """gRPC metadata and ASGI headers are pairs of text or bytes."""
 
     class Appends:
         def set(self, carrier, key, value):
@@ -160,8 +160,8 @@ def test_inject_into_pairs_sees_their_names(propagator):
 
 
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
-def test_a_carrier_that_cannot_be_looked_into_gets_nothing(on_conflict):
-    """It may hold a credential already."""
+def test_inject_writes_nothing_into_an_unreadable_carrier(on_conflict):
+    """Such a carrier may already contain a credential."""
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",), on_conflict=on_conflict))
     written = []
 
@@ -175,8 +175,8 @@ def test_a_carrier_that_cannot_be_looked_into_gets_nothing(on_conflict):
     assert written == []
 
 
-def test_the_composite_carries_all_three():
-    """In any order."""
+def test_a_composite_propagator_extracts_all_three():
+    """The order of the propagators does not matter."""
     parts = [TraceContextTextMapPropagator(), W3CBaggagePropagator(), TokenRelayPropagator(Settings())]
     carrier = {
         **AUTHORIZATION,
@@ -190,14 +190,14 @@ def test_the_composite_carries_all_three():
         assert len(context) == 3
 
 
-def test_the_field_is_the_header_that_is_written():
-    """SNS counts them against its limit."""
+def test_the_field_is_the_name_of_the_written_header():
+    """SNS counts the fields against its limit."""
     assert TokenRelayPropagator(Settings()).fields == {"Authorization"}
     assert TokenRelayPropagator(Settings(header="Txn-Token")).fields == {"Txn-Token"}
 
 
-def test_a_propagator_without_hooks_says_so_once(propagator, caplog):
-    """The first time that it holds a token and is asked to inject without a destination."""
+def test_a_propagator_without_hooks_warns_once(propagator, caplog):
+    """It warns when it first has a token and is called without a destination."""
     propagator.inject({})
     assert caplog.records == []
 
@@ -211,8 +211,8 @@ def test_a_propagator_without_hooks_says_so_once(propagator, caplog):
     assert_never_leaked(TOKEN, caplog.text, caplog.records)
 
 
-def test_a_destination_that_comes_from_the_current_context_does_not_count():
-    """Kafka's instrumentation hands over the current context with its span in it; one named anew counts."""
+def test_a_destination_derived_from_the_current_context_is_ignored():
+    """Kafka's instrumentation passes the current context with its span. Only a newly named destination counts."""
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",)))
     derived, anew = {}, {}
     with use_token("alice-token-0001"):

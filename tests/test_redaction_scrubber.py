@@ -1,4 +1,4 @@
-"""The pure part of redaction: values in, values without tokens out."""
+"""The pure part of redaction: it takes values and returns them without tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ B64TOKEN = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 
 def flatten(value: Any) -> str:
-    """Give everything readable in a value, the elements of sequences also put together."""
+    """Return all readable text of a value, with the elements of sequences also joined."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
@@ -45,7 +45,7 @@ def flatten(value: Any) -> str:
 
 
 def decoded(text: str) -> str:
-    """Give a text and what it says once every encoding is taken off."""
+    """Return a text together with its decoded forms."""
     seen = [text, text.replace("\n", "").replace(" ", ""), unquote(unquote(text)), html.unescape(text)]
     plain = text.replace("\\\\", "\\").replace("\\/", "/")
     seen.append(re.sub(r"\\u00([0-9a-fA-F]{2})", lambda m: chr(int(m[1], 16)), plain))
@@ -58,15 +58,15 @@ def decoded(text: str) -> str:
 
 
 def surviving(token: str, value: Any) -> int:
-    """Count the runs of 17 characters of a token that can still be read."""
+    """Count the runs of 17 characters of a token that are still readable."""
     text = decoded(flatten(value))
     return sum(run.lower() in text for run in fragments(token))
 
 
 @pytest.mark.parametrize("token", OWN.values(), ids=OWN)
 @pytest.mark.parametrize("form", OWN_FORMS.values(), ids=OWN_FORMS)
-def test_a_known_token_is_taken_out_of_every_form(form, token):
-    """No 17 characters of the caller's own token are left, whatever the text around them did to it."""
+def test_a_known_token_is_masked_in_every_form(form, token):
+    """No 17 characters of the caller's own token remain, regardless of the encoding."""
     value = form(token)
 
     cleaned = SCRUBBER.redact(value, secrets_of(token))
@@ -77,8 +77,8 @@ def test_a_known_token_is_taken_out_of_every_form(form, token):
 
 
 @pytest.mark.parametrize("form", FOREIGN_FORMS.values(), ids=FOREIGN_FORMS)
-def test_a_jwt_that_nobody_knows_is_taken_out(form):
-    """A JWT of another user is found by its looks, payload and signature alike."""
+def test_an_unknown_jwt_is_masked(form):
+    """Another user's JWT is recognized by its form. Payload and signature are masked."""
     value = form(FOREIGN_JWT)
 
     cleaned = SCRUBBER.redact(value, NOTHING)
@@ -90,8 +90,8 @@ def test_a_jwt_that_nobody_knows_is_taken_out(form):
 
 
 @pytest.mark.parametrize("text", MARKS.values(), ids=MARKS)
-def test_a_marked_token_that_nobody_knows_is_taken_out(text):
-    """Bearer and the parameters of OAuth give away what no one told us about."""
+def test_a_labeled_unknown_token_is_masked(text):
+    """`Bearer` and the names of OAuth parameters identify tokens that are not known."""
     cleaned = SCRUBBER.redact(text, NOTHING)
 
     assert any(secret in text for secret in SECRETS_OF_MARKS)
@@ -101,7 +101,7 @@ def test_a_marked_token_that_nobody_knows_is_taken_out(text):
 
 
 def of_one_issuer(user: str) -> str:
-    """Give a JWT whose header and first claims are those of every other one of its issuer."""
+    """Return a JWT whose header and first claims are the same for every user of the issuer."""
     segments = (
         {"alg": "RS256", "kid": "2026-11", "typ": "at+jwt"},
         {"iss": "https://idp.example", "aud": "profile-service", "sub": user, "exp": 4870000000},
@@ -122,8 +122,8 @@ def of_one_issuer(user: str) -> str:
         "from {} to",
     ],
 )
-def test_a_token_that_begins_like_the_callers_is_taken_out_whole(text):
-    """Two tokens of one issuer share their beginning, and taking that out must not hide the rest."""
+def test_a_token_with_the_same_beginning_as_the_callers_is_masked_completely(text):
+    """Two tokens of one issuer share their beginning. Masking the beginning must not hide the rest."""
     own, other = of_one_issuer("alice"), of_one_issuer("bob")
     assert own[:60] == other[:60]
 
@@ -136,8 +136,8 @@ def test_a_token_that_begins_like_the_callers_is_taken_out_whole(text):
 @pytest.mark.parametrize("columns", [8, 12, 60, 64, 76])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n    ", "\\n"], ids=repr)
 @pytest.mark.parametrize("token", [OWN["opaque"], OWN["jwt"]], ids=["opaque", "jwt"])
-def test_a_token_is_found_over_the_ends_of_lines(token, end, columns):
-    """Plain or in base64, wrapped at any column, beginning at any place of its line."""
+def test_a_token_is_found_across_line_breaks(token, end, columns):
+    """Plain or in base64, wrapped at any column, and starting anywhere in its line."""
     for before in range(0, columns, 3):
         for text in ("x" * before + token, base64.b64encode(b"x" * before + token.encode()).decode()):
             wrapped = end.join(text[at : at + columns] for at in range(0, len(text), columns))
@@ -166,16 +166,16 @@ def test_a_token_is_found_over_the_ends_of_lines(token, end, columns):
         ("/cb?token=abcd-1234-efgh-5678", "efgh"),
     ],
 )
-def test_a_secret_that_is_made_of_words_is_one_all_the_same(text, secret):
-    """What lets error codes, lists of names and lines of code through lets no credential through."""
+def test_a_secret_that_consists_of_words_is_masked(text, secret):
+    """The exceptions for error codes, lists of names and lines of code do not apply to credentials."""
     cleaned = SCRUBBER.redact(text, NOTHING)
 
     assert secret not in cleaned
     assert MASK in cleaned
 
 
-def test_another_word_does_not_hide_a_token_over_the_ends_of_lines():
-    """In a long text, too, where the first look is the only one."""
+def test_another_word_does_not_hide_a_token_across_line_breaks():
+    """This includes a long text, in which only the first search is done."""
     token = OWN["jwt"]
     wrapped = "\n".join(token[at : at + 10] for at in range(0, len(token), 10))
     text = "a word\n" * 10_000 + "the bearer\n" + wrapped
@@ -184,7 +184,7 @@ def test_another_word_does_not_hide_a_token_over_the_ends_of_lines():
 
 
 def test_a_token_that_is_split_over_bytes_is_found():
-    """A list of bytes is put together like one of text."""
+    """A list of bytes is joined like a list of strings."""
     token = OWN["opaque"]
     value = [token[at : at + 5].encode() for at in range(0, len(token), 5)]
 
@@ -206,13 +206,13 @@ def test_a_token_that_is_split_over_bytes_is_found():
         ({"code": "NOT_FOUND", "message": "no such user"}, {"code": "NOT_FOUND", "message": "no such user"}),
     ],
 )
-def test_a_form_in_a_mapping_is_read_like_one_in_text(value, cleaned):
-    """A code, a token or an assertion is masked for its looks or for what stands next to it."""
+def test_a_form_in_a_mapping_is_treated_like_a_form_in_text(value, cleaned):
+    """A code, a token or an assertion is masked because of its form or of the neighboring keys."""
     assert SCRUBBER.redact({"form": value}, NOTHING) == {"form": cleaned}
 
 
-class Posing:
-    """Says that it is text, as the proxies of frameworks do."""
+class PretendsToBeStr:
+    """Claims to be a string, as frameworks' proxy objects do."""
 
     __class__ = str  # type: ignore[assignment]
 
@@ -220,24 +220,24 @@ class Posing:
         return "clean"
 
 
-def test_an_object_that_poses_as_text_is_looked_at_as_what_it_is():
-    """The type counts, not what the object says of it."""
-    value = {"user": Posing()}
+def test_an_object_that_claims_to_be_a_string_is_treated_by_its_type():
+    """The type of an object decides, not its `__class__` attribute."""
+    value = {"user": PretendsToBeStr()}
 
     assert SCRUBBER.redact(value, secrets_of(OWN["opaque"])) is value
 
 
 ODD = {
-    "nothing but reserved characters": "+/" * 8192,
-    "letters and reserved characters in turn": "a+b/" * 4096,
+    "only reserved characters": "+/" * 8192,
+    "alternating letters and reserved characters": "a+b/" * 4096,
     "long": ("Qk7dW3xPz0sVbN5mL2rTyU8iOpA4" * 600)[:16384],
     "one letter": "a" * 16384,
 }
 
 
 @pytest.mark.parametrize("token", ODD.values(), ids=ODD)
-def test_a_token_of_any_make_is_searched_for_in_bounded_time(token):
-    """Whoever sends a token chooses it; what it stands in is masked, and no record takes a second."""
+def test_a_token_of_any_form_is_searched_for_in_bounded_time(token):
+    """The client chooses the token. Values that contain it are masked, and no record takes a second."""
     record = {f"k{at}": f"GET /{at}?x={token[:400]}" for at in range(16)} | {"whole": token, "long": "word " * 12_000}
     secrets = Secrets((token,))
 
@@ -250,16 +250,16 @@ def test_a_token_of_any_make_is_searched_for_in_bounded_time(token):
     assert not any(token[:40] in text for text in cleaned.values())
 
 
-def test_where_an_odd_token_may_stand_in_another_spelling_nothing_is_left():
-    """Its spellings are too many to search for, so the text goes as a whole."""
+def test_text_that_may_contain_an_encoded_odd_token_is_masked_completely():
+    """Such a token has too many spellings to search for."""
     token = "Qk7dW3xPz0+sVbN5mL2rT/" * 100
     record = {"a": f"see {quote(token, safe='')} there", "b": "see nothing here"}
 
     assert SCRUBBER.redact(record, secrets_of(token)) == {"a": MASK, "b": "see nothing here"}
 
 
-def test_what_is_beyond_all_measure_is_masked():
-    """Of a record in which there is a token, only so much text is looked at closely."""
+def test_text_beyond_the_search_limit_is_masked():
+    """In a record that contains a token, only a limited amount of text is searched."""
     token = OWN["opaque"]
 
     cleaned = SCRUBBER.redact({"a": token} | dict.fromkeys(range(5000), "word " * 100), secrets_of(token))
@@ -269,8 +269,8 @@ def test_what_is_beyond_all_measure_is_masked():
 
 @pytest.mark.parametrize("text", BENIGN, ids=[f"{n}-{t[:24]}" for n, t in enumerate(BENIGN)])
 @pytest.mark.parametrize("secrets", [NOTHING, secrets_of(*OWN.values())], ids=["no-token", "five-tokens"])
-def test_benign_text_comes_back_as_the_same_object(secrets, text):
-    """What is no token stays, alone and next to a token that is taken out of the same record."""
+def test_benign_text_is_returned_as_the_same_object(secrets, text):
+    """Text without a token is not changed, with and without known tokens."""
     if text in OWN.values():
         return
 
@@ -279,7 +279,7 @@ def test_benign_text_comes_back_as_the_same_object(secrets, text):
 
 
 def test_there_are_at_least_eighty_benign_texts():
-    """The list above is long enough to mean something."""
+    """The list above must be long enough to be meaningful."""
     assert len(set(BENIGN)) >= 80
 
 
@@ -288,8 +288,8 @@ def test_there_are_at_least_eighty_benign_texts():
     [7, 2.5, True, None, [1, 2, 3], ("a", "b"), {"k": [1, {"n": None}]}, b"\x00\xff", 10**40, float("nan")],
     ids=repr,
 )
-def test_other_clean_values_come_back_as_the_same_object(value):
-    """Numbers, sequences, maps and bytes without a token are not copied."""
+def test_other_clean_values_are_returned_as_the_same_object(value):
+    """Numbers, sequences, mappings and bytes without a token are not copied."""
     assert SCRUBBER.redact(value, secrets_of(*OWN.values())) is value
 
 
@@ -307,8 +307,8 @@ def test_other_clean_values_come_back_as_the_same_object(value):
         "id-token",
     ],
 )
-def test_a_value_under_a_telling_key_is_masked(key):
-    """Some keys say by their name that text under them is a credential; numbers stay numbers."""
+def test_a_value_under_a_credential_key_is_masked(key):
+    """The names of some keys indicate a credential. Only text is masked, not numbers."""
     cleaned = SCRUBBER.redact({key: ("opaque", "x y"), "n": 1}, NOTHING)
 
     assert cleaned == {key: (MASK, MASK), "n": 1}
@@ -330,15 +330,15 @@ def test_a_value_under_a_telling_key_is_masked(key):
         "http.request.header.content_type",
     ],
 )
-def test_a_value_under_another_key_stays(key):
-    """No key is masked for having a word in it."""
+def test_a_value_under_another_key_is_not_changed(key):
+    """A key that merely contains such a word is not masked."""
     value = {key: "opaque-value"}
 
     assert SCRUBBER.redact(value, NOTHING) is value
 
 
-def test_configured_keys_are_masked_whatever_stands_there():
-    """A key of the user's stands for itself and for the end of a longer one, in any spelling."""
+def test_configured_keys_are_masked_with_any_value():
+    """A configured key matches itself and the end of a longer key, in any spelling."""
     scrubber = Scrubber(["X-Api-Key", "tenant.id"], ["x-forwarded-access-token"])
 
     cleaned = scrubber.redact(
@@ -361,15 +361,15 @@ def test_configured_keys_are_masked_whatever_stands_there():
     }
 
 
-def test_the_mask_says_nothing():
-    """Two tokens of different length leave the same text."""
+def test_the_mask_is_constant():
+    """Two tokens of different lengths leave the same text."""
     masked = {SCRUBBER.redact(f"a {token} b", secrets_of(token)) for token in OWN.values()}
 
     assert masked == {f"a {MASK} b"}
 
 
-def test_the_user_objects_are_not_changed():
-    """What is dirty is replaced; the original keeps what it had."""
+def test_the_callers_objects_are_not_modified():
+    """Masked values are in a copy. The original is unchanged."""
     token = OWN["opaque"]
     value = {"a": [token, {"b": token}], "c": 1}
     before = json.dumps(value)
@@ -380,15 +380,15 @@ def test_the_user_objects_are_not_changed():
     assert cleaned == {"a": [MASK, {"b": MASK}], "c": 1}
 
 
-def test_secrets_do_not_print_themselves():
-    """Neither repr nor str shows a token."""
+def test_known_tokens_are_not_printed():
+    """Neither `repr` nor `str` shows a token."""
     for shown in (repr(secrets_of(OWN["opaque"])), str(Secrets((OWN["opaque"],))), f"{[secrets_of(*OWN.values())]}"):
         assert not surviving(OWN["opaque"], shown)
         assert not surviving(OWN["jwt"], shown)
 
 
 class Hostile:
-    """Raises whenever it is looked at."""
+    """Raises when it is converted to text."""
 
     def __str__(self) -> str:
         raise RuntimeError("no")
@@ -430,7 +430,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_values_are_cleaned_in_bounded_time(value):
-    """Nothing raises, and nothing takes more than a few seconds on a slow machine."""
+    """No value raises an error, or takes more than a few seconds on a slow machine."""
     begun = time.process_time()
 
     cleaned = SCRUBBER.redact(value, secrets_of(OWN["opaque"]))
@@ -440,13 +440,13 @@ def test_hostile_values_are_cleaned_in_bounded_time(value):
         assert not surviving(OWN["opaque"], cleaned[:200_000])
 
 
-def test_what_cannot_be_read_is_not_passed_on():
-    """An object whose text cannot be had is replaced."""
+def test_an_unreadable_object_is_replaced():
+    """An object whose text cannot be obtained is not exported."""
     assert SCRUBBER.redact(Hostile(), NOTHING) == FAILED
 
 
-def test_an_object_whose_text_holds_a_token_becomes_that_text_masked():
-    """Exporters want text, so text is what is checked."""
+def test_an_object_whose_text_contains_a_token_becomes_its_masked_text():
+    """Exporters convert objects to text, so the text is checked."""
     cleaned = SCRUBBER.redact([ValueError(f"bad {OWN['opaque']}")], secrets_of(OWN["opaque"]))
 
     assert cleaned == [f"bad {MASK}"]
@@ -461,7 +461,7 @@ ENCODINGS = {
 
 @given(token=B64TOKEN, name=st.sampled_from(sorted(ENCODINGS)), before=st.text(max_size=20), after=st.text(max_size=20))
 def test_no_fragment_of_any_known_token_survives_any_encoding(token, name, before, after):
-    """Whatever the token is made of and whatever stands around it, no 17 characters are left."""
+    """For any token and any surrounding text, no 17 characters remain."""
     value = ENCODINGS[name](token)
     value = f"{before}{value}{after}" if isinstance(value, str) else value
 
@@ -486,8 +486,8 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_cleaning_never_raises_and_twice_is_once(value):
-    """The second time there is nothing left to do, so the same object comes back."""
+def test_redacting_never_raises_and_is_idempotent(value):
+    """The second pass has nothing to mask, so it returns the same object."""
     secrets = secrets_of(*OWN.values())
 
     once = SCRUBBER.redact(value, secrets)
@@ -496,8 +496,8 @@ def test_cleaning_never_raises_and_twice_is_once(value):
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="=:\"'%&"), max_size=200))
-def test_text_without_a_mark_is_the_same_object(text):
-    """Nothing is masked that has no mark of a token."""
+def test_text_without_a_label_is_the_same_object(text):
+    """Text that contains no sign of a token is not masked."""
     if "eyJ" in text or "bearer" in text.lower():
         return
 
@@ -506,7 +506,7 @@ def test_text_without_a_mark_is_the_same_object(text):
 
 @given(st.text("ABab01-._~+/%=&?\"':{} \\u0eyJ", max_size=80), st.text("beartokncsid_=:\"' ", max_size=40))
 def test_rules_are_idempotent_on_their_own_alphabet(left, right):
-    """Text made of nothing but the rules' own characters settles after one pass."""
+    """Text that consists only of the characters of the rules does not change after the first pass."""
     text = f"{left}{right}{left}"
 
     once = SCRUBBER.redact(text, NOTHING)

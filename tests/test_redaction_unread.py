@@ -1,4 +1,4 @@
-"""Records are cleaned when somebody first looks at them, and never shown before that."""
+"""Records are cleaned on first access, and their raw content is never shown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def redaction() -> Iterator[None]:
 
 
 class _Keeping(SpanProcessor):
-    """Takes the spans and asks them nothing."""
+    """Keeps the spans without reading them."""
 
     def __init__(self) -> None:
         self.spans: list[ReadableSpan] = []
@@ -45,7 +45,7 @@ class _Keeping(SpanProcessor):
 
 
 def _dirty_span(**attributes: Any) -> ReadableSpan:
-    """Give a span that holds the caller's token, as the processors get it."""
+    """Return a span that contains the caller's token, as processors receive it."""
     keeping = _Keeping()
     provider = TracerProvider()
     provider.add_span_processor(keeping)
@@ -68,8 +68,8 @@ def _scanning_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     yield threads
 
 
-def test_the_exporters_thread_cleans_what_a_batch_processor_took(monkeypatch):
-    """The thread that ends a span or writes a log record, which answers a user, does not search it."""
+def test_the_exporters_thread_cleans_the_records_of_a_batch_processor(monkeypatch):
+    """The thread that ends a span or writes a log record serves a request and does not search the record."""
     span_exporter, log_exporter = InMemorySpanExporter(), InMemoryLogRecordExporter()
     tracers, loggers = TracerProvider(), LoggerProvider()
     tracers.add_span_processor(BatchSpanProcessor(span_exporter))
@@ -90,8 +90,8 @@ def test_the_exporters_thread_cleans_what_a_batch_processor_took(monkeypatch):
 @pytest.mark.parametrize(
     "name", ["name", "_name", "attributes", "_attributes", "events", "_events", "status", "resource", "to_json"]
 )
-def test_whatever_is_looked_at_first_is_clean(name):
-    """There is no attribute, private ones included, by which the token can be read."""
+def test_the_attribute_that_is_read_first_is_clean(name):
+    """The token cannot be read from any attribute, including private ones."""
     span = _dirty_span()
     assert OWN_OPAQUE not in repr(vars(span))
 
@@ -102,15 +102,15 @@ def test_whatever_is_looked_at_first_is_clean(name):
     assert OWN_OPAQUE not in repr(vars(span))
 
 
-def test_a_walk_over_its_attributes_finds_nothing():
-    """What dumps objects by their ``__dict__``, as many loggers do, does not come upon the raw record."""
+def test_dumping_the_attributes_finds_no_token():
+    """Many loggers dump objects by their ``__dict__``, which does not contain the raw record."""
     dumped = json.dumps(_dirty_span(), default=lambda value: getattr(value, "__dict__", None) or str(value))
 
     assert OWN_OPAQUE not in dumped
 
 
-def test_a_record_is_of_the_sdks_class_when_it_has_been_looked_at():
-    """Exporters that ask for the class get the one that they know, and isinstance always does."""
+def test_a_record_has_the_sdks_class_after_the_first_access():
+    """Exporters that compare classes get the class that they know, and isinstance is always true."""
     span = _dirty_span()
     assert isinstance(span, ReadableSpan)
 
@@ -120,8 +120,8 @@ def test_a_record_is_of_the_sdks_class_when_it_has_been_looked_at():
     assert not [name for name in vars(span) if "token_relay" in name]
 
 
-def test_an_attribute_that_there_is_not_is_not_there():
-    """Asking for what no span has is an AttributeError, before and after the first look."""
+def test_a_missing_attribute_raises_attribute_error():
+    """It does so before and after the first access."""
     span = _dirty_span()
 
     for _ in range(2):
@@ -129,8 +129,8 @@ def test_an_attribute_that_there_is_not_is_not_there():
             span.no_such  # noqa: B018
 
 
-def test_what_a_processor_sets_is_not_undone():
-    """A processor that replaces a field before anybody has looked keeps its own."""
+def test_a_field_that_a_processor_sets_is_kept():
+    """A processor may replace a field before the first access."""
     span = _dirty_span()
     span._name = "mine"
 
@@ -139,15 +139,15 @@ def test_what_a_processor_sets_is_not_undone():
 
 
 def test_copies_are_clean():
-    """A copy that is made before anybody has looked is a clean one."""
+    """A copy that is made before the first access is clean."""
     assert copy.copy(_dirty_span()).name == f"GET /{MASK}"
     assert OWN_OPAQUE not in repr(vars(copy.copy(_dirty_span())))
-    with pytest.raises(TypeError):  # the SDK's records hold locks
+    with pytest.raises(TypeError):  # the SDK's records contain locks
         pickle.dumps(_dirty_span())
 
 
-def test_threads_that_look_at_the_same_moment_all_see_it_clean():
-    """There is no lock, and nobody gets anything but the clean record."""
+def test_concurrent_first_accesses_all_see_a_clean_record():
+    """Without a lock, every thread still gets the clean record."""
     with ThreadPoolExecutor(8) as pool:
         for _ in range(50):
             span = _dirty_span()
@@ -163,8 +163,8 @@ def test_threads_that_look_at_the_same_moment_all_see_it_clean():
             assert OWN_OPAQUE not in shown.pop()
 
 
-def test_a_record_that_cannot_be_cleaned_is_wiped_when_it_is_looked_at(monkeypatch):
-    """What fails in the exporter's thread fails closed there, too."""
+def test_a_record_that_cannot_be_cleaned_is_wiped_on_first_access(monkeypatch):
+    """A failure in the exporter's thread fails closed as well."""
     span = _dirty_span()
 
     def fail(*args: Any) -> bool:
@@ -177,8 +177,8 @@ def test_a_record_that_cannot_be_cleaned_is_wiped_when_it_is_looked_at(monkeypat
     assert not span.events
 
 
-def test_a_token_that_the_trace_gets_before_the_export_is_known():
-    """A span that ends before its trace's token is bound is clean if it is exported after."""
+def test_a_token_that_is_bound_before_the_export_is_known():
+    """A span may end before its trace's token is bound. It is masked if it is exported later."""
     keeping = _Keeping()
     provider = TracerProvider()
     provider.add_span_processor(keeping)
@@ -192,8 +192,8 @@ def test_a_token_that_the_trace_gets_before_the_export_is_known():
     assert keeping.spans[0].name == f"log in as {MASK}"
 
 
-def test_a_snapshot_of_a_span_that_goes_on_is_cleaned_at_once(monkeypatch):
-    """A span that is exported while it is open is written to by others, so its copy does not wait."""
+def test_a_snapshot_of_an_open_span_is_cleaned_at_once(monkeypatch):
+    """Other code still writes to an open span, so cleaning its snapshot is not deferred."""
     taken = []
 
     class Snapshots(SpanProcessor):
@@ -205,11 +205,11 @@ def test_a_snapshot_of_a_span_that_goes_on_is_cleaned_at_once(monkeypatch):
     with use_token(OWN_OPAQUE), provider.get_tracer("t").start_as_current_span(f"GET /{OWN_OPAQUE}"):
         assert type(taken[0]) is ReadableSpan
         assert taken[0].name == f"GET /{MASK}"
-        assert get_current_span().name == f"GET /{OWN_OPAQUE}"  # the live one is the application's
+        assert get_current_span().name == f"GET /{OWN_OPAQUE}"  # the live span belongs to the application
 
 
-def test_what_another_processor_adds_to_a_log_record_is_cleaned():
-    """A processor behind the batch processor shares its attributes with it, and may write a token there."""
+def test_what_another_processor_adds_to_a_log_record_is_masked():
+    """A processor after the batch processor shares the record's attributes, and may add a token to them."""
     exporter = InMemoryLogRecordExporter()
 
     class Enriching:
@@ -231,8 +231,8 @@ def test_what_another_processor_adds_to_a_log_record_is_cleaned():
     assert OWN_OPAQUE not in exporter.get_finished_logs()[0].to_json()
 
 
-def test_a_log_record_that_nobody_has_looked_at_shows_nothing():
-    """Neither its fields nor those with a default of the class, nor its repr."""
+def test_a_log_record_before_the_first_access_shows_no_token():
+    """Neither its fields, including those with a default on the class, nor its repr."""
     provider = LoggerProvider()
     taken: list[Any] = []
 
@@ -264,7 +264,7 @@ def test_a_log_record_that_nobody_has_looked_at_shows_nothing():
     assert {type(one) for one in taken} == {ReadableLogRecord}
 
 
-def test_somebodys_own_kind_of_log_record_stays_what_it_is():
+def test_a_subclass_of_a_log_record_keeps_its_class():
     """A subclass is cleaned at once and keeps its class."""
 
     class Own(ReadableLogRecord):

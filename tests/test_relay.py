@@ -1,4 +1,4 @@
-"""One hop, rule by rule, on a request that is nothing but its parts."""
+"""The decision about one hop, rule by rule, on a request that consists only of its parts."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ def jwt(**claims):
 
 
 class Request:
-    """A request of no client."""
+    """A request without a client."""
 
     def __init__(self, parts=LISTED, *headers):
         self.parts = parts
@@ -36,7 +36,7 @@ class Request:
 
 
 def decide(token, request=None, context=None, **settings):
-    """Give what one hop writes and its reason."""
+    """Return the header value that one hop writes, and the reason."""
     settings = {"destinations": ("https://a",)} | settings
     relay = Relay(Settings(**settings), now=lambda: NOW, monotonic=lambda: 1000.0)
     reasons = []
@@ -54,51 +54,51 @@ def decide(token, request=None, context=None, **settings):
 
 
 def test_a_listed_destination_gets_the_token():
-    """With its scheme."""
+    """The header value contains the scheme."""
     assert decide(OPAQUE) == (f"Bearer {OPAQUE}", Reason.RELAYED)
 
 
-def test_another_header_gets_the_bare_token():
-    """As for transaction tokens."""
+def test_a_custom_header_contains_only_the_token():
+    """Transaction tokens are sent this way."""
     assert decide(OPAQUE, header="Txn-Token") == (OPAQUE, Reason.RELAYED)
 
 
 @pytest.mark.parametrize(
     "parts", [("http", "a", None), ("https", "b", None), ("https", "a", 444), ("https", "a\\@b", None), ("", "", 0)]
 )
-def test_another_origin_gets_nothing(parts):
-    """Scheme, host and port count."""
+def test_another_origin_gets_no_token(parts):
+    """Scheme, host and port must match."""
     assert decide(OPAQUE, Request(parts)) == (None, Reason.DESTINATION_NOT_LISTED)
 
 
-def test_without_a_token_nothing_is_sent():
-    """And the destination does not matter."""
+def test_without_a_token_nothing_is_relayed():
+    """The destination does not matter."""
     assert decide(None) == (None, Reason.NO_TOKEN)
 
 
 def test_an_empty_list_relays_nothing():
-    """The default."""
+    """This is the default."""
     assert decide(OPAQUE, destinations=()) == (None, Reason.DESTINATION_NOT_LISTED)
 
 
 def test_an_explicit_credential_wins():
-    """Whatever it is."""
+    """Its kind does not matter."""
     assert decide(OPAQUE, Request(LISTED, "authorization")) == (None, Reason.EXPLICIT_CREDENTIAL)
 
 
 def test_an_explicit_credential_can_be_replaced():
-    """On request."""
+    """`on_conflict="replace"` does this."""
     assert decide(OPAQUE, Request(LISTED, "authorization"), on_conflict="replace")[1] is Reason.RELAYED
 
 
 def test_only_the_header_that_is_written_is_a_conflict():
-    """A transaction token goes beside the service's own credential."""
+    """A transaction token can be sent together with the service's own credential."""
     assert decide(OPAQUE, Request(LISTED, "authorization"), header="Txn-Token")[1] is Reason.RELAYED
     assert decide(OPAQUE, Request(LISTED, "txn-token"), header="Txn-Token")[1] is Reason.EXPLICIT_CREDENTIAL
 
 
-def test_a_lease_that_has_ended_gives_nothing():
-    """The request is over."""
+def test_a_token_whose_lease_has_ended_is_not_relayed():
+    """The request has ended."""
     lease = Lease()
     lease.end()
 
@@ -106,13 +106,13 @@ def test_a_lease_that_has_ended_gives_nothing():
 
 
 @pytest.mark.parametrize(("age", "reason"), [(299.9, Reason.RELAYED), (300.0, Reason.TOO_OLD), (300.1, Reason.TOO_OLD)])
-def test_a_token_without_a_lease_grows_too_old(age, reason):
-    """At the border it is."""
+def test_a_token_without_a_lease_becomes_too_old(age, reason):
+    """At exactly the maximum age, it is too old."""
     assert decide(BearerToken(OPAQUE, received_at=1000.0 - age))[1] is reason
 
 
-def test_a_leased_token_does_not_grow_too_old():
-    """It lives as long as its request streams."""
+def test_a_leased_token_does_not_become_too_old():
+    """It is usable for as long as its request streams."""
     assert decide(BearerToken(OPAQUE, lease=Lease(), received_at=0.0))[1] is Reason.RELAYED
 
 
@@ -126,24 +126,24 @@ def test_a_leased_token_does_not_grow_too_old():
         (30, 30, Reason.EXPIRED),
     ],
 )
-def test_a_jwt_must_still_have_its_time_to_live(ttl, min_ttl, reason):
-    """Both sides of the border."""
+def test_a_jwt_must_have_its_minimum_time_to_live(ttl, min_ttl, reason):
+    """At exactly the limit, it is not relayed."""
     assert decide(jwt(exp=NOW + ttl), min_ttl=min_ttl)[1] is reason
 
 
 def test_a_sender_constrained_token_is_not_relayed():
-    """It would arrive as a bearer token: a downgrade."""
+    """It would be sent as a plain bearer token, which is a downgrade."""
     assert decide(jwt(cnf={"jkt": "x"})) == (None, Reason.SENDER_CONSTRAINED)
 
 
-def test_an_unverified_token_is_withheld_where_verification_is_required():
-    """Nothing has verified this one."""
+def test_an_unverified_token_is_withheld_if_verification_is_required():
+    """This token has not been verified."""
     assert decide(OPAQUE, require_verified=True) == (None, Reason.NOT_VERIFIED)
 
 
 @pytest.mark.parametrize("parameter", ["audience", "scope", "resource"])
-def test_a_destination_that_asks_for_an_exchange_never_gets_the_token_itself(parameter):
-    """Without a token endpoint it gets nothing."""
+def test_a_destination_with_an_exchange_never_gets_the_callers_token(parameter):
+    """Without a token endpoint, it gets no token."""
     assert decide(OPAQUE, destinations=(f"https://a;{parameter}=x",)) == (None, Reason.EXCHANGE_FAILED)
 
 
@@ -155,23 +155,23 @@ def test_exporters_are_neither_served_nor_recorded(key):
     assert decide(OPAQUE, context=Context({key: True})) == (None,)
 
 
-def test_suppressed_http_instrumentation_does_not_switch_authentication():
-    """Instrumentation sets it around the application's own call."""
+def test_suppressed_http_instrumentation_does_not_affect_the_relay():
+    """Instrumentation sets it during the application's own call."""
     context = Context({otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY: True})
 
     assert decide(OPAQUE, context=context)[1] is Reason.RELAYED
 
 
-def test_a_fork_has_nothing(monkeypatch):
-    """The token belongs to the process that received it."""
+def test_a_forked_child_relays_nothing(monkeypatch):
+    """A token is usable only in the process that received it."""
     token = BearerToken(OPAQUE, lease=Lease())
     monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
 
     assert decide(token) == (None, Reason.OTHER_PROCESS)
 
 
-def test_a_closed_relay_gives_nothing():
-    """For wrappers that cannot be taken out."""
+def test_a_closed_relay_relays_nothing():
+    """This makes wrappers that cannot be removed do nothing."""
     relay = Relay(Settings(destinations=("https://a;required",)))
     relay.close()
 
@@ -185,7 +185,7 @@ class TestRequired:
 
     @pytest.mark.parametrize("token", [None, BearerToken(OPAQUE, received_at=-1e9), jwt(exp=1), jwt(cnf={})])
     def test_the_call_fails(self, token):
-        """And says why, without the token."""
+        """The error contains the reason but not the token."""
         with pytest.raises(TokenUnavailable) as failure:
             decide(token, destinations=self.REQUIRED)
 
@@ -193,30 +193,30 @@ class TestRequired:
         assert failure.value.reason.value in str(failure.value)
         assert_never_leaked(OPAQUE, str(failure.value), repr(failure.value))
 
-    def test_a_living_token_is_relayed(self):
+    def test_a_valid_token_is_relayed(self):
         """As without the parameter."""
         assert decide(OPAQUE, destinations=self.REQUIRED)[1] is Reason.RELAYED
 
-    def test_a_call_with_its_own_credential_goes_through(self):
-        """It is authenticated."""
+    def test_a_request_with_its_own_credential_is_sent(self):
+        """Such a request is authenticated."""
         for token in (None, OPAQUE):
             outcome = decide(token, Request(LISTED, "authorization"), destinations=self.REQUIRED)
             assert outcome == (None, Reason.EXPLICIT_CREDENTIAL)
 
-    def test_telemetry_goes_through(self):
-        """A collector behind a required destination still gets its spans."""
+    def test_telemetry_is_sent(self):
+        """An exporter can send its spans to a required destination."""
         context = Context({"suppress_instrumentation": True})
 
         assert decide(None, context=context, destinations=self.REQUIRED) == (None,)
 
-    def test_other_destinations_go_through(self):
-        """They are none of its business."""
+    def test_other_destinations_are_not_affected(self):
+        """Requests to them are sent without a token."""
         assert decide(None, Request(("https", "b", None)), destinations=self.REQUIRED) == (None, Reason.NO_TOKEN)
 
 
 @pytest.mark.parametrize("unreadable", ["parts", "headers"])
-def test_a_request_that_cannot_be_read_goes_on_without_the_token(unreadable, caplog):
-    """The application's call is never broken by ours."""
+def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
+    """An error in our code never breaks the application's call."""
     relay = Relay(Settings(destinations=("https://a",)))
 
     def parts_of(request):
@@ -233,7 +233,7 @@ def test_a_request_that_cannot_be_read_goes_on_without_the_token(unreadable, cap
 
 
 def test_a_span_or_meter_that_raises_does_not_change_the_decision():
-    """Somebody's exporter is not a reason for a 401."""
+    """A faulty span processor must not cause a 401 response."""
 
     class Broken(trace.NonRecordingSpan):
         def is_recording(self):
@@ -257,7 +257,7 @@ def test_a_span_or_meter_that_raises_does_not_change_the_decision():
     ],
 )
 def test_a_url_is_explained(url, reason):
-    """For a plain, living token."""
+    """The token is plain and valid."""
     relay = Relay(Settings(destinations=("https://a", "https://c;audience=c")))
 
     assert relay.explain(url)[0].reason is reason

@@ -1,4 +1,4 @@
-"""The ASGI boundary: what it binds, when it joins another, and that it changes nothing else."""
+"""The ASGI boundary: what it binds, when it joins another boundary, and that it changes nothing else."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ A, B = "token-of-a", "token-of-b"
 
 @pytest.fixture(autouse=True)
 def _clean():
-    """Start with nothing installed and nothing kept, and leave it so."""
+    """Start with nothing installed and no kept contexts, and restore this state after the test."""
     textmap = propagate.get_global_textmap()
     apps.kept.clear()
     yield
@@ -30,8 +30,8 @@ def _clean():
     propagate.set_global_textmap(textmap)
 
 
-class Eye:
-    """An application that notes what it sees, and keeps its context."""
+class Recorder:
+    """An application that records the token it sees, and keeps its context."""
 
     def __init__(self):
         self.saw = []
@@ -47,7 +47,7 @@ def bearer(token):
 
 
 def request(token=None, kind="http", **parts):
-    """Give a scope as a server builds it."""
+    """Return a scope as a server builds it."""
     address = {"server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "scheme": "http"}
     parts = {"path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "method": "GET", **parts}
     return {"type": kind, "asgi": {"version": "3.0"}, **address, "headers": bearer(token), **parts}
@@ -58,7 +58,7 @@ async def receive():
 
 
 async def send(message):
-    """Take the message."""
+    """Accept the message."""
 
 
 def middleware(app, **settings):
@@ -66,7 +66,7 @@ def middleware(app, **settings):
 
 
 def run(app, *scopes):
-    """Serve the requests one after the other in one task, as some servers do."""
+    """Serve the requests one after another in one task, as some servers do."""
 
     async def serve():
         for scope in scopes:
@@ -75,28 +75,28 @@ def run(app, *scopes):
     asyncio.run(serve())
 
 
-def test_each_request_on_one_task_has_its_own_token():
-    """What the request before brought is gone."""
-    eye = Eye()
+def test_each_request_in_one_task_has_its_own_token():
+    """No token of the previous request is left."""
+    recorder = Recorder()
 
-    run(middleware(eye), request(A), request(), request(B), request("x y"))
+    run(middleware(recorder), request(A), request(), request(B), request("x y"))
 
-    assert eye.saw == [A, NONE, B, NONE]
+    assert recorder.saw == [A, NONE, B, NONE]
 
 
-def test_context_of_a_request_gives_nothing_afterwards():
+def test_the_context_of_a_request_relays_nothing_afterwards():
     """The lease ends when the application returns."""
-    eye = Eye()
+    recorder = Recorder()
 
-    run(middleware(eye), request(A))
+    run(middleware(recorder), request(A))
 
     assert otel_context.get_current() == Context()
-    token = otel_context.attach(eye.context)
+    token = otel_context.attach(recorder.context)
     assert apps.hop() == (None, "lease_ended")
     otel_context.detach(token)
 
 
-def test_exception_comes_out_as_it_was_raised():
+def test_an_exception_is_propagated_unchanged():
     """The boundary neither wraps nor hides it, and ends the lease."""
     error = apps.Boom()
 
@@ -111,7 +111,7 @@ def test_exception_comes_out_as_it_was_raised():
     assert apps.report() == '[["none", "lease_ended"]]'
 
 
-def test_cancelled_request_ends_its_lease():
+def test_a_canceled_request_ends_its_lease():
     """A server that cancels the task of a request leaves no token behind."""
 
     async def app(scope, receive, send):
@@ -131,8 +131,8 @@ def test_cancelled_request_ends_its_lease():
     assert apps.report() == '[["none", "lease_ended"]]'
 
 
-def test_lifespan_passes_untouched():
-    """It is no request: the application gets the very same objects."""
+def test_lifespan_is_passed_through_unchanged():
+    """It is not a request, so the application receives the same objects."""
     got = []
 
     async def app(*arguments):
@@ -147,60 +147,60 @@ def test_lifespan_passes_untouched():
 
 
 @pytest.mark.parametrize("linger", [0, 60], ids=["no-linger", "linger"])
-def test_scope_that_is_used_again_is_a_new_request(linger):
-    """A server may serve the next request with the same object, also while the last lease lingers."""
-    eye = Eye()
+def test_a_reused_scope_is_a_new_request(linger):
+    """A server may serve the next request with the same object, even while the previous lease lingers."""
+    recorder = Recorder()
     scope = request(A)
-    app = middleware(eye, linger=linger)
+    app = middleware(recorder, linger=linger)
 
     run(app, scope)
     scope["headers"] = bearer(B)
     run(app, scope)
-    with use_token(None):  # as within `send`, where servers start the next request
+    with use_token(None):  # as inside `send`, in which servers start the next request
         run(app, scope)
     scope["headers"] = []
     run(app, scope)
 
-    assert eye.saw == [A, B, B, NONE]
+    assert recorder.saw == [A, B, B, NONE]
 
 
-def test_boundaries_around_each_other_are_one():
-    """The lease ends with the outermost: what runs between the two still has the token."""
-    eye = Eye()
+def test_nested_boundaries_act_as_one():
+    """The lease ends with the outermost boundary. Code between the boundaries still has the token."""
+    recorder = Recorder()
 
     async def between(scope, receive, send):
-        await middleware(eye)(scope, receive, send)
-        eye.saw.append(apps.seen())
-        token = otel_context.attach(eye.context)
-        eye.saw.append(apps.seen())
+        await middleware(recorder)(scope, receive, send)
+        recorder.saw.append(apps.seen())
+        token = otel_context.attach(recorder.context)
+        recorder.saw.append(apps.seen())
         otel_context.detach(token)
 
     run(middleware(between), request(A))
 
-    assert eye.saw == [A, A, A]
+    assert recorder.saw == [A, A, A]
 
 
-@pytest.mark.parametrize("inner", [None, B], ids=["taken-out", "exchanged"])
+@pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
 @pytest.mark.parametrize("copied", [True, False], ids=["copied-scope", "same-scope"])
-def test_credentials_that_a_middleware_changes_count(inner, copied):
-    """A gateway that strips or exchanges the header, or sends a sub-request, means it."""
-    eye = Eye()
+def test_credentials_that_a_middleware_changes_are_used(inner, copied):
+    """A gateway may remove or exchange the header, or send a sub-request."""
+    recorder = Recorder()
 
     async def gateway(scope, receive, send):
         inward = dict(scope) if copied else scope
         inward["headers"] = bearer(inner)
-        await middleware(eye)(inward, receive, send)
-        eye.saw.append(apps.seen())
+        await middleware(recorder)(inward, receive, send)
+        recorder.saw.append(apps.seen())
 
     run(middleware(gateway), request(A))
 
-    assert eye.saw == [inner or NONE, A]
+    assert recorder.saw == [inner or NONE, A]
 
 
-def test_worker_that_another_request_has_started_serves_each_its_own():
-    """A queue between middleware and application: the worker's context is that of the first request."""
-    eye = Eye()
-    inner = middleware(eye)
+def test_a_worker_that_another_request_has_started_serves_each_request_with_its_own_token():
+    """There is a queue between middleware and application. The worker has the first request's context."""
+    recorder = Recorder()
+    inner = middleware(recorder)
 
     async def serve():
         queue = asyncio.Queue()
@@ -219,7 +219,7 @@ def test_worker_that_another_request_has_started_serves_each_its_own():
             await queue.put((scope, done))
             await done
 
-        # A's request is still open, and so is its lease, while B's is served.
+        # A's request and its lease are still open while B's request is served.
         released = asyncio.Event()
 
         async def slow(scope, receive, send):
@@ -227,7 +227,7 @@ def test_worker_that_another_request_has_started_serves_each_its_own():
             await released.wait()
 
         first = asyncio.ensure_future(middleware(slow)(request(A), receive, send))
-        while not eye.saw:
+        while not recorder.saw:
             await asyncio.sleep(0)
         await middleware(enqueue)(request(B), receive, send)
         await middleware(enqueue)(request(), receive, send)
@@ -237,41 +237,41 @@ def test_worker_that_another_request_has_started_serves_each_its_own():
 
     asyncio.run(serve())
 
-    assert eye.saw == [A, B, NONE]
+    assert recorder.saw == [A, B, NONE]
 
 
 @pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
-def test_token_bound_by_hand_in_between_stays(bound):
-    """`use_token` around the inner application is meant."""
-    eye = Eye()
+def test_a_token_bound_explicitly_in_between_is_used(bound):
+    """`use_token` around the inner application takes precedence."""
+    recorder = Recorder()
 
     async def between(scope, receive, send):
         with use_token(bound):
-            await middleware(eye)(scope, receive, send)
+            await middleware(recorder)(scope, receive, send)
 
     run(middleware(between), request(A))
 
-    assert eye.saw == [bound or NONE]
+    assert recorder.saw == [bound or NONE]
 
 
-def test_context_built_from_nothing_is_bound_again():
-    """Instrumentation whose propagators are without ours drops what was bound; the next boundary binds it."""
-    eye = Eye()
+def test_an_empty_context_is_bound_again():
+    """Instrumentation without our propagator drops the bound token, and the next boundary binds it again."""
+    recorder = Recorder()
 
     async def forgetful(scope, receive, send):
         token = otel_context.attach(Context())
         try:
-            await middleware(eye)(scope, receive, send)
+            await middleware(recorder)(scope, receive, send)
         finally:
             otel_context.detach(token)
 
     run(middleware(forgetful), request(A))
 
-    assert eye.saw == [A]
+    assert recorder.saw == [A]
 
 
 def test_server_code_runs_without_the_token():
-    """What a server starts within `receive` and `send` is not the caller's."""
+    """Work that a server starts inside `receive` and `send` does not belong to the caller."""
     seen = []
 
     async def watching_receive():
@@ -291,7 +291,7 @@ def test_server_code_runs_without_the_token():
     assert seen == [NONE, NONE, A]
 
 
-def test_headers_that_can_be_read_once_are_left_for_the_application():
+def test_headers_that_can_be_read_only_once_are_kept_for_the_application():
     """The specification allows any iterable."""
     got = []
 
@@ -304,19 +304,19 @@ def test_headers_that_can_be_read_once_are_left_for_the_application():
 
 
 @pytest.mark.parametrize("headers", [[("authorization", f"Bearer {A}")], [(b"authorization", None)], [(None, None)]])
-def test_headers_that_no_server_should_hand_over_bind_nothing(headers):
-    """The request goes on."""
-    eye = Eye()
+def test_invalid_headers_from_a_server_bind_no_token(headers):
+    """The request is served."""
+    recorder = Recorder()
 
-    run(middleware(eye), request(headers=headers))
+    run(middleware(recorder), request(headers=headers))
 
-    assert eye.saw == [NONE]
+    assert recorder.saw == [NONE]
 
 
 @pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
 @pytest.mark.parametrize("framework", ["plain", "starlette", "fastapi"])
-def test_opentelemetry_middleware_may_stand_anywhere(framework, place):
-    """Around ours, within ours, or hooked: each request has its own, and its lease ends."""
+def test_opentelemetry_middleware_works_in_any_position(framework, place):
+    """Outside ours, inside ours, or hooked: each request has its own token, and its lease ends."""
     if place == "installed" or framework != "plain":
         install(Settings())
     else:
@@ -327,9 +327,9 @@ def test_opentelemetry_middleware_may_stand_anywhere(framework, place):
     app = middleware(app) if place in ("outside", "both") else app
 
     with serve_asgi(app) as port:
-        answers = [get(port, "/keep", token).text for token in (A, None, B)]
+        responses = [get(port, "/keep", token).text for token in (A, None, B)]
 
-    assert answers == [A, NONE, B]
+    assert responses == [A, NONE, B]
     assert apps.report_when_over() == '[["none", "lease_ended"], ["none", "no_token"], ["none", "lease_ended"]]'
 
 
@@ -341,24 +341,24 @@ def _propagator():
 
 @pytest.mark.parametrize("name", ["starlette", "fastapi"])
 @pytest.mark.parametrize("path", ["/token", "/mounted/token", "/thread-stream", "/stream"])
-def test_endpoint_mounted_application_and_streams_see_the_token(name, path):
-    """Handlers in tasks and threads, applications in applications, generators of both kinds."""
+def test_endpoints_mounted_applications_and_streams_see_the_token(name, path):
+    """This covers handlers in tasks and threads, mounted applications, and both kinds of generators."""
     install(Settings())
     with serve_asgi(apps.ASGI_APPS[name]()) as port:
         for token in (A, None, B):
             assert set(get(port, path, token).text.split()) == {token or NONE}
 
 
-def test_django_async_view_sees_the_token():
-    """As a plain view does."""
+def test_a_django_async_view_sees_the_token():
+    """A synchronous view does too."""
     install(Settings())
     with serve_asgi(apps.django_asgi()) as port:
         assert [get(port, "/async-token", token).text for token in (A, None)] == [A, NONE]
 
 
 @pytest.mark.parametrize("outer", ["starlette", "fastapi"])
-def test_application_called_in_process_has_the_caller_of_that_call(outer):
-    """One that is called over httpx's ASGITransport gets what that call brings, or nothing."""
+def test_an_application_called_in_process_has_the_token_of_that_call(outer):
+    """An application that is called with httpx's ASGITransport gets that request's token, or none."""
     install(Settings())
     inner = apps.ASGI_APPS[outer]()
     seen = []
@@ -375,9 +375,9 @@ def test_application_called_in_process_has_the_caller_of_that_call(outer):
     assert seen == [B, NONE, A]
 
 
-def test_access_log_of_uvicorn_still_works(caplog, monkeypatch):
-    """One line for each request, and no token in it."""
-    # A server without an access log, of another test in this process, switches this off for good.
+def test_the_access_log_of_uvicorn_works(caplog, monkeypatch):
+    """It has one line for each request, without the token."""
+    # A server without an access log in another test of this process may have switched this off.
     monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
     install(Settings())
     caplog.set_level(logging.INFO, "uvicorn.access")
@@ -386,7 +386,7 @@ def test_access_log_of_uvicorn_still_works(caplog, monkeypatch):
         get(port, "/nowhere", A)
 
     lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
-    # Each once, though a handler that another test has left may show them twice.
+    # A handler that another test has left may repeat the lines.
     assert [line.split('"')[1:] for line in dict.fromkeys(lines)] == [
         ["GET /token HTTP/1.1", " 200"],
         ["GET /nowhere HTTP/1.1", " 404"],
@@ -394,8 +394,8 @@ def test_access_log_of_uvicorn_still_works(caplog, monkeypatch):
     assert A not in caplog.text
 
 
-def test_uninstalled_application_is_as_it_was():
-    """After `uninstall` the framework binds nothing."""
+def test_an_uninstalled_application_is_restored():
+    """After `uninstall`, the framework binds no token."""
     from starlette.applications import Starlette
 
     original = vars(Starlette)["__call__"]
@@ -408,16 +408,16 @@ def test_uninstalled_application_is_as_it_was():
         assert get(port, "/token", A).text == NONE
 
 
-def test_a_boundary_further_in_does_not_read_the_same_header_again(monkeypatch):
-    """What the outer one has read is what all of them go by, as long as the header is the same text."""
+def test_an_inner_boundary_does_not_parse_the_same_header_again(monkeypatch):
+    """All boundaries use the credentials that the outer one has parsed, while the header is the same text."""
     parsed = []
     parse = door.parse_credentials
     monkeypatch.setattr(door, "parse_credentials", lambda *args, **rest: parsed.append(1) or parse(*args, **rest))
-    eye = Eye()
-    app = TokenRelayMiddleware(TokenRelayMiddleware(eye, Settings()), Settings())
+    recorder = Recorder()
+    app = TokenRelayMiddleware(TokenRelayMiddleware(recorder, Settings()), Settings())
 
     asyncio.run(app(request(A), receive, send))
     asyncio.run(app(request(B), receive, send))
 
-    assert eye.saw == [A, B]
+    assert recorder.saw == [A, B]
     assert len(parsed) == 2

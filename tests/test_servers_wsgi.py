@@ -23,17 +23,17 @@ ENDED = '[["none", "lease_ended"]]'
 
 @pytest.fixture(autouse=True)
 def _clean():
-    """Start with nothing installed and nothing kept, and leave it so."""
+    """Start with nothing installed and no kept contexts, and restore this state after the test."""
     textmap = propagate.get_global_textmap()
     apps.kept.clear()
     yield
     uninstall()
     propagate.set_global_textmap(textmap)
-    assert otel_context.get_current() == Context(), "something stayed attached to the thread"
+    assert otel_context.get_current() == Context(), "a context is still attached to the thread"
 
 
 def environ(token=None, **parts):
-    """Give an environ as a server builds it."""
+    """Return an environ as a server builds it."""
     credentials = {} if token is None else {"HTTP_AUTHORIZATION": f"Bearer {token}"}
     return {
         "REQUEST_METHOD": "GET",
@@ -50,7 +50,7 @@ def environ(token=None, **parts):
 
 
 def start_response(status, headers, exc_info=None):
-    """Take status and headers."""
+    """Accept status and headers."""
 
 
 def middleware(app, **settings):
@@ -69,7 +69,7 @@ def listing(environ, start_response):
 
 
 def read(app, environment):
-    """Serve one request as a server does, and give the body."""
+    """Serve one request as a server does, and return the body."""
     body = app(environment, start_response)
     try:
         return b"".join(body).decode()
@@ -80,14 +80,14 @@ def read(app, environment):
 
 
 def test_each_request_on_one_thread_has_its_own_token():
-    """What the request before brought is gone."""
+    """No token of the previous request is left."""
     app = middleware(listing)
 
     assert [read(app, environ(token)) for token in (A, None, B, "x y", f"{A}, Bearer {B}")] == [A, NONE, B, NONE, NONE]
 
 
 @pytest.mark.parametrize("app", [listing, streaming], ids=["list", "stream"])
-def test_context_of_a_request_gives_nothing_afterwards(app):
+def test_the_context_of_a_request_relays_nothing_afterwards(app):
     """The lease ends with the response."""
     assert set(read(middleware(app), environ(A)).split()) == {A}
 
@@ -95,8 +95,8 @@ def test_context_of_a_request_gives_nothing_afterwards(app):
 
 
 @pytest.mark.parametrize("place", ["call", "stream", "close"])
-def test_exception_comes_out_as_it_was_raised(place):
-    """Wherever it is raised; the lease ends, and nothing stays on the thread."""
+def test_an_exception_is_propagated_unchanged(place):
+    """In every place, the lease ends, and no context stays attached to the thread."""
     error = apps.Boom()
 
     class Body:
@@ -123,8 +123,8 @@ def test_exception_comes_out_as_it_was_raised(place):
     assert set(apps.report().strip("[]").split("], [")) == {'"none", "lease_ended"'}
 
 
-def test_two_streams_on_one_thread_do_not_meet():
-    """A server that takes turns with two responses steps each in its own context."""
+def test_two_streams_on_one_thread_are_separate():
+    """A server may alternate between two responses. Each step runs in its own context."""
     app = middleware(streaming)
     bodies = [app(environ(token), start_response) for token in (A, B, None)]
 
@@ -138,14 +138,14 @@ def test_two_streams_on_one_thread_do_not_meet():
 @pytest.mark.parametrize("contrib", [False, True], ids=["ours", "contrib-within"])
 @pytest.mark.parametrize("steps", [0, 1], ids=["unread", "half-read"])
 @pytest.mark.parametrize("ending", ["closed", "forgotten"])
-def test_body_that_is_not_read_to_its_end_leaves_nothing(ending, steps, contrib):
-    """Closed early, or never closed and dropped: no lease, and no context on the thread."""
+def test_a_body_that_is_not_read_completely_leaves_no_token(ending, steps, contrib):
+    """If it is closed early, or dropped without being closed, no lease and no context remain."""
     propagate.set_global_textmap(TokenRelayPropagator(Settings()))
     inner = OpenTelemetryMiddleware(streaming, tracer_provider=apps.recording_provider()) if contrib else streaming
     body = middleware(inner)(environ(A), start_response)
     for _ in range(steps):
         assert next(body).decode().strip() == A
-    # Instrumentation's middleware is a generator: unread, it has not even called the application.
+    # Instrumentation's middleware is a generator: if unread, it has not called the application.
     if ending == "closed":
         body.close()
     del body
@@ -156,8 +156,8 @@ def test_body_that_is_not_read_to_its_end_leaves_nothing(ending, steps, contrib)
     assert apps.report() in (ENDED, "[]")
 
 
-def test_close_of_the_body_still_has_the_token():
-    """Frameworks run the end of a request there."""
+def test_close_of_the_body_has_the_token():
+    """Frameworks run code there at the end of a request."""
     seen = []
 
     class Body:
@@ -174,13 +174,13 @@ def test_close_of_the_body_still_has_the_token():
 
 
 @pytest.mark.parametrize("body", [[b"x"], (b"x",), b"x"], ids=["list", "tuple", "bytes"])
-def test_body_without_code_is_handed_on_as_it_is(body):
-    """Servers know these types."""
+def test_a_body_without_code_is_passed_on_unchanged(body):
+    """Servers recognize these types."""
     assert middleware(lambda *_: body)(environ(A), start_response) is body
 
 
-def test_file_wrapper_is_handed_on_as_it_is():
-    """A server tells by the type that it may send the file itself."""
+def test_a_file_wrapper_is_passed_on_unchanged():
+    """A server recognizes by the type that it can send the file directly."""
 
     def app(environ, start_response):
         return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
@@ -191,7 +191,7 @@ def test_file_wrapper_is_handed_on_as_it_is():
 
 
 class Sequence:
-    """A body that says how many pieces it has, and is no list."""
+    """A body that has a length and is not a list."""
 
     def __len__(self):
         return 1
@@ -201,29 +201,29 @@ class Sequence:
 
 
 @pytest.mark.parametrize("body", [lambda: [apps.seen().encode()], Sequence], ids=["list", "sequence"])
-def test_wsgiref_still_reckons_the_content_length(body):
-    """As without the boundary: from a body of one piece."""
+def test_wsgiref_computes_the_content_length(body):
+    """It does so for a body of one piece, as without the boundary."""
 
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
         return body()
 
     with serve_wsgi(middleware(app)) as port:
-        answer = get(port, "/", A)
+        response = get(port, "/", A)
 
-    assert (answer.text, answer.headers["Content-Length"]) == (A, str(len(A)))
+    assert (response.text, response.headers["Content-Length"]) == (A, str(len(A)))
 
 
-def test_stream_has_no_length():
-    """What has none does not get one."""
+def test_a_stream_has_no_length():
+    """The boundary does not add one."""
     body = middleware(streaming)(environ(A), start_response)
 
     assert not hasattr(body, "__len__")
     body.close()
 
 
-def test_write_callable_still_works():
-    """The old way to send, which returns no body."""
+def test_the_write_callable_works():
+    """This is the old way to send, which returns no body."""
 
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])(apps.seen().encode())
@@ -234,8 +234,8 @@ def test_write_callable_still_works():
 
 
 @pytest.mark.parametrize("linger", [0, 60], ids=["no-linger", "linger"])
-def test_environ_that_is_used_again_is_a_new_request(linger):
-    """A server may serve the next request with the same object, also while the last lease lingers."""
+def test_a_reused_environ_is_a_new_request(linger):
+    """A server may serve the next request with the same object, even while the previous lease lingers."""
     app = middleware(listing, linger=linger)
     same = environ(A)
 
@@ -250,9 +250,9 @@ def test_environ_that_is_used_again_is_a_new_request(linger):
     assert saw == [A, B, B, NONE]
 
 
-@pytest.mark.parametrize("inner", [None, B], ids=["taken-out", "exchanged"])
-def test_credentials_that_a_middleware_changes_count(inner):
-    """A gateway that strips or exchanges the header, or sends a sub-request, means it."""
+@pytest.mark.parametrize("inner", [None, B], ids=["removed", "exchanged"])
+def test_credentials_that_a_middleware_changes_are_used(inner):
+    """A gateway may remove or exchange the header, or send a sub-request."""
 
     def gateway(environment, start_response):
         inward = {**environment, **environ(inner)}
@@ -263,8 +263,8 @@ def test_credentials_that_a_middleware_changes_count(inner):
     assert read(middleware(gateway), environ(A)).split() == [inner or NONE, A]
 
 
-def test_thread_with_the_context_of_another_request_serves_each_its_own():
-    """A worker that was started in A's context, and is handed B's request while A's is open."""
+def test_a_thread_with_another_requests_context_serves_each_request_with_its_own_token():
+    """A worker starts in A's context and serves B's request while A's is open."""
 
     def app_of_b(environment, start_response):
         stale = contexts[0]
@@ -275,22 +275,22 @@ def test_thread_with_the_context_of_another_request_serves_each_its_own():
             otel_context.detach(token)
 
     contexts = []
-    answers = []
+    responses = []
 
     def app_of_a(environment, start_response):
         contexts.append(otel_context.get_current())
-        thread = threading.Thread(target=lambda: answers.append(read(middleware(app_of_b), environ(B))))
+        thread = threading.Thread(target=lambda: responses.append(read(middleware(app_of_b), environ(B))))
         thread.start()
         thread.join()
         return [apps.seen().encode()]
 
     assert read(middleware(app_of_a), environ(A)) == A
-    assert answers == [B]
+    assert responses == [B]
 
 
 @pytest.mark.parametrize("bound", [None, B], ids=["hidden", "exchanged"])
-def test_token_bound_by_hand_in_between_stays(bound):
-    """`use_token` around the inner application is meant."""
+def test_a_token_bound_explicitly_in_between_is_used(bound):
+    """`use_token` around the inner application takes precedence."""
 
     def between(environment, start_response):
         with use_token(bound):
@@ -301,8 +301,8 @@ def test_token_bound_by_hand_in_between_stays(bound):
 
 @pytest.mark.parametrize("place", ["outside", "inside", "both", "installed"])
 @pytest.mark.parametrize("framework", ["plain-middleware", "flask", "falcon"])
-def test_opentelemetry_middleware_may_stand_anywhere(framework, place):
-    """Around ours, within ours, or hooked: each request has its own, and its lease ends."""
+def test_opentelemetry_middleware_works_in_any_position(framework, place):
+    """Outside ours, inside ours, or hooked: each request has its own token, and its lease ends."""
     if place == "installed" or framework != "plain-middleware":
         install(Settings())
     else:
@@ -313,24 +313,24 @@ def test_opentelemetry_middleware_may_stand_anywhere(framework, place):
     app = middleware(app) if place in ("outside", "both") else app
 
     with serve_wsgi(app) as port:
-        answers = [get(port, "/keep", token).text for token in (A, None, B)]
+        responses = [get(port, "/keep", token).text for token in (A, None, B)]
         streams = [set(get(port, "/stream", token).text.split()) for token in (A, None, B)]
 
-    assert answers == [A, NONE, B]
+    assert responses == [A, NONE, B]
     assert streams == [{A}, {NONE}, {B}]
     assert apps.report_when_over() == '[["none", "lease_ended"], ["none", "no_token"], ["none", "lease_ended"]]'
 
 
 def test_flask_streams_see_the_token_with_and_without_its_context():
-    """Both ways that Flask has of streaming."""
+    """Flask supports both ways of streaming."""
     install(Settings())
     with serve_wsgi(apps.flask()) as port:
         for path in ("/stream", "/stream-with-context"):
             assert set(get(port, path, A).text.split()) == {A}
 
 
-def test_flask_under_another_middleware_is_covered():
-    """The server is given the application, and a middleware is laid around ``wsgi_app``."""
+def test_flask_with_another_middleware_is_covered():
+    """The server calls the application, and a middleware wraps ``wsgi_app``."""
     install(Settings())
     app = apps.flask()
     outer = []

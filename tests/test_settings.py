@@ -1,4 +1,4 @@
-"""Settings from code raise; settings from the environment never do, and take the strict side."""
+"""Invalid settings in code raise. Invalid settings in the environment never raise, and fail closed."""
 
 import dataclasses
 
@@ -16,24 +16,24 @@ PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
 
 def from_env(**values):
-    """Read settings from variables named without their prefix."""
+    """Read settings from variables, named without their prefix."""
     return Settings.from_env({PREFIX + name: value for name, value in values.items()})
 
 
 def test_nothing_is_relayed_by_default():
-    """The empty policy."""
+    """The default policy is empty."""
     assert Settings().destinations == ()
     assert Settings.from_env({}) == Settings()
 
 
-def test_texts_are_parsed():
-    """Strings and values mean the same."""
+def test_strings_are_parsed():
+    """Strings and parsed values are equivalent."""
     assert Settings(destinations=("https://a",)).destinations == (Destination.parse("https://a"),)
     assert Settings(destinations=[Destination.parse("https://a")]) == Settings(destinations=("https://a",))
 
 
-def test_settings_do_not_change():
-    """They are shared by every thread."""
+def test_settings_are_immutable():
+    """All threads share them."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().linger = 5
 
@@ -61,8 +61,8 @@ def test_settings_do_not_change():
         ("max_length", 1.5),
     ],
 )
-def test_a_bad_value_in_code_raises_and_names_the_setting(field, value):
-    """At start-up, where somebody sees it."""
+def test_an_invalid_value_in_code_raises_and_names_the_setting(field, value):
+    """It raises when the application starts."""
     with pytest.raises(ConfigurationError) as failure:
         Settings(**{field: value})
 
@@ -70,8 +70,8 @@ def test_a_bad_value_in_code_raises_and_names_the_setting(field, value):
     assert str(failure.value).startswith(field)
 
 
-def test_a_bad_destination_is_skipped_and_the_others_count():
-    """One clear problem, and the application goes on."""
+def test_an_invalid_destination_is_skipped_and_the_valid_ones_are_kept():
+    """There is one clear problem for each, and the application starts."""
     settings = from_env(DESTINATIONS="https://a, https://b/path ,, c;requird, http://d:1")
 
     assert [str(d) for d in settings.destinations] == ["https://a", "http://d:1"]
@@ -80,7 +80,7 @@ def test_a_bad_destination_is_skipped_and_the_others_count():
     assert "b/path" in settings.problems[0]
 
 
-def test_entries_that_contradict_each_other_are_both_skipped():
+def test_contradicting_entries_are_all_skipped():
     """One of them may be the stricter one."""
     settings = from_env(DESTINATIONS="https://a,https://a;audience=b,https://c,https://c")
 
@@ -92,7 +92,7 @@ def test_entries_that_contradict_each_other_are_both_skipped():
     "entries",
     [
         pytest.param("https://a.x;audience=one,https://a.x;audience=two", id="contradicting entries"),
-        pytest.param("https://a.x;audiance=one", id="misspelt parameter"),
+        pytest.param("https://a.x;audiance=one", id="misspelled parameter"),
         pytest.param("https://a.x;audience=", id="parameter without its value"),
         pytest.param("https://a.x/;audience=one", id="path before the parameter"),
         pytest.param("https://me@a.x;audience=one", id="userinfo before the parameter"),
@@ -100,8 +100,8 @@ def test_entries_that_contradict_each_other_are_both_skipped():
     ],
 )
 @pytest.mark.parametrize("wider", ["https://*.x", "https://*", "https://a.x:*"])
-def test_a_wider_entry_does_not_reach_an_origin_whose_own_entry_was_skipped(entries, wider):
-    """The skipped one may have been the stricter, and the token itself must not go there."""
+def test_a_wider_entry_does_not_cover_the_origin_of_a_skipped_entry(entries, wider):
+    """The skipped entry may have been the stricter one, so its origin must not get the caller's token."""
     relay = Relay(from_env(DESTINATIONS=f"{wider},{entries}"))
 
     assert relay.explain("https://a.x/")[0].outcome == "withheld"
@@ -109,7 +109,7 @@ def test_a_wider_entry_does_not_reach_an_origin_whose_own_entry_was_skipped(entr
 
 
 def test_a_password_in_an_entry_is_not_shown():
-    """The problem goes to the log."""
+    """The problem is written to the log."""
     settings = from_env(DESTINATIONS="https://user:hunter2@a,user:hunter3@b,https://x@y:hunter4@c")
 
     assert settings.destinations == ()
@@ -134,8 +134,8 @@ def test_a_password_in_an_entry_is_not_shown():
         ("SOURCE_HEADERS", "authorization, host", "source_headers", ()),
     ],
 )
-def test_a_variable_that_cannot_be_read_takes_the_strict_side(name, value, field, strict):
-    """And is named in one problem; the others count."""
+def test_an_unreadable_variable_falls_back_to_the_strict_value(name, value, field, strict):
+    """It is named in one problem, and the other variables apply."""
     settings = from_env(**{name: value, "DESTINATIONS": "https://a"})
 
     assert getattr(settings, field) == strict
@@ -144,16 +144,16 @@ def test_a_variable_that_cannot_be_read_takes_the_strict_side(name, value, field
     assert settings.destinations
 
 
-def test_a_header_that_cannot_be_read_leaves_nothing_to_relay_to():
-    """The token must not go out under a name nobody chose."""
+def test_an_unreadable_header_name_leaves_no_destination():
+    """The token must not be sent in a header that the operator did not choose."""
     settings = from_env(HEADER="Txn Token", DESTINATIONS="https://a")
 
     assert settings.destinations == ()
     assert settings.problems
 
 
-def test_good_values_are_read():
-    """Every variable."""
+def test_valid_values_are_read():
+    """This covers every variable."""
     settings = from_env(
         DESTINATIONS="a",
         SOURCE_HEADERS="X-Forwarded-Access-Token, Authorization",
@@ -182,13 +182,13 @@ def test_good_values_are_read():
 
 @given(st.dictionaries(st.sampled_from([v.name for v in VARIABLES.values()]), st.text()))
 def test_from_env_never_raises(environ):
-    """An exception there would keep the application from starting."""
+    """An exception would keep the application from starting."""
     Settings.from_env(environ)
 
 
 @given(st.text())
-def test_any_list_of_destinations_is_read_or_reported(text):
-    """What was read reads the same again; nothing is dropped in silence."""
+def test_any_list_of_destinations_is_parsed_or_reported(text):
+    """Parsed entries can be parsed again, and no entry is dropped silently."""
     settings = from_env(DESTINATIONS=text)
 
     assert Settings(destinations=tuple(map(str, settings.destinations))).destinations == settings.destinations
@@ -197,7 +197,7 @@ def test_any_list_of_destinations_is_read_or_reported(text):
 
 
 def test_every_variable_is_registered_with_opentelemetry():
-    """`opentelemetry-instrument` lists what this module holds, and nothing else may start so."""
+    """`opentelemetry-instrument` lists the names in this module that start with OTEL_."""
     registered = {name: value for name, value in vars(environment_variables).items() if name.startswith("OTEL_")}
 
     assert registered == {v.name: v.name for v in VARIABLES.values()}
@@ -214,6 +214,6 @@ def test_every_variable_is_registered_with_opentelemetry():
         ("http://*.mesh", 1),
     ],
 )
-def test_risky_destinations_are_warned_about(entry, warned):
-    """They are valid: a mesh encrypts by itself."""
+def test_risky_destinations_cause_a_warning(entry, warned):
+    """They are valid: a service mesh encrypts by itself."""
     assert len(Settings(destinations=(entry,)).warnings) == warned

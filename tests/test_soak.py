@@ -1,4 +1,4 @@
-"""The soak, shortened: the same services and the same check of every answer."""
+"""The soak test, shortened: the same services and the same check of every response."""
 
 import pytest
 
@@ -9,14 +9,14 @@ SHORT = {"users": 50, "connections": 8, "seconds": 120.0}
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_hops_never_mix_up_users(variant):
-    """Each user is answered with their own token, and nobody's is lost."""
+    """Each user receives their own token, and no token is lost."""
     result = soak(variant, requests=400, **SHORT)
 
     assert (result.requests, result.wrong, result.missing, result.failed) == (400, 0, 0, 0)
 
 
-def test_soak_notices_what_is_missing():
-    """A relay that is off is counted as missing tokens, so that the soak can fail."""
+def test_soak_detects_missing_tokens():
+    """If the relay is off, the tokens are counted as missing, so the soak test can fail."""
     result = soak("async", requests=40, propagators="tracecontext,baggage", **SHORT)
 
     assert result.missing > 0

@@ -1,4 +1,4 @@
-"""Threading instrumentation is on where there is a token, once, however the application started."""
+"""Threading instrumentation is on while there is a token, applied once, however the application starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_EXPORT = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS
 INSTRUMENT = "from opentelemetry.instrumentation.threading import ThreadingInstrumentor as T; T().instrument()\n"
 INSTALL = "import otel_token_relay; otel_token_relay.install()\n"
 
-# Two requests' worth of tokens by way of `extract`, read in a thread and in an executor.
+# Extracts the tokens of two requests, and reads them in a thread and in an executor.
 PROBE = """
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -77,12 +77,12 @@ EXPECTED = "['first', 'first', 'second', 'second'] 1"
         pytest.param(["opentelemetry-instrument"], INSTALL, PROPAGATOR, id="opentelemetry-instrument and install"),
         pytest.param([], INSTRUMENT + INSTALL, {}, id="by the user, before install"),
         pytest.param([], INSTALL + INSTRUMENT, {}, id="by the user, after install"),
-        pytest.param([], INSTRUMENT, PROPAGATOR, id="by the user, whose import brings us in"),
+        pytest.param([], INSTRUMENT, PROPAGATOR, id="by the user, whose import loads the package"),
         pytest.param([], "import concurrent.futures.thread, threading\n" + INSTALL, {}, id="threads imported first"),
     ],
 )
-def test_threads_carry_in_every_start_up_order(launcher, before, environ):
-    """And are instrumented once, without a word in the log."""
+def test_threads_have_the_token_in_every_start_up_order(launcher, before, environ):
+    """Threading is instrumented once, and nothing is logged."""
     bin_dir = Path(sys.executable).parent
     done = subprocess.run(
         [*(str(bin_dir / name) for name in launcher), sys.executable, "-c", before + PROBE],
@@ -93,13 +93,13 @@ def test_threads_carry_in_every_start_up_order(launcher, before, environ):
         env={**os.environ, **NO_EXPORT, **environ},
     )
 
-    # On Python 3.12 the handler of contrib logging starts a thread at exit, which is refused there.
+    # On Python 3.12, the handler of contrib logging starts a thread at exit, which raises an error.
     assert done.stderr.partition("Exception ignored in atexit callback")[0] == ""
     assert done.stdout.strip() == EXPECTED
 
 
 def patched():
-    """Give what is patched, to be compared."""
+    """Return everything that may be patched, for comparison."""
     own = {name: vars(threading.Timer).get(name) for name in ("start", "run")}
     return own, threading.Thread.start, threading.Thread.run, ThreadPoolExecutor.submit, futures_thread._worker
 
@@ -113,7 +113,7 @@ def _clean():
 
 
 def seen_in_a_thread():
-    """Give the token that a thread finds."""
+    """Return the token that a new thread sees."""
     results = []
     thread = threading.Thread(target=lambda: results.append(current_token()))
     thread.start()
@@ -121,8 +121,8 @@ def seen_in_a_thread():
     return results[0]
 
 
-def test_nothing_is_touched_before_there_is_a_token():
-    """An application that relays nothing pays nothing."""
+def test_nothing_is_patched_before_there_is_a_token():
+    """An application that relays nothing has no overhead."""
     before = patched()
 
     install(LISTED)
@@ -131,8 +131,8 @@ def test_nothing_is_touched_before_there_is_a_token():
         assert patched() == before
 
 
-def test_uninstall_takes_back_what_was_ours():
-    """Timer included, where contrib leaves its wrapper."""
+def test_uninstall_removes_our_patches():
+    """This includes Timer, on which contrib leaves its wrapper."""
     before = patched()
     install(LISTED)
     with use_token(ALICE):
@@ -145,8 +145,8 @@ def test_uninstall_takes_back_what_was_ours():
         assert seen_in_a_thread() is None
 
 
-def test_uninstall_leaves_what_was_the_users():
-    """Who switched it on switches it off."""
+def test_uninstall_keeps_the_users_instrumentation():
+    """Instrumentation that the user has switched on stays on."""
     timer_start = vars(threading.Timer).get("start")
     ThreadingInstrumentor().instrument()
     try:
@@ -162,8 +162,8 @@ def test_uninstall_leaves_what_was_the_users():
             del threading.Timer.start
 
 
-def test_what_the_user_switched_off_meanwhile_stays_off():
-    """Twice off would take somebody else's wrapper."""
+def test_instrumentation_that_the_user_switches_off_stays_off():
+    """Switching it off twice would remove another library's wrapper."""
     install(LISTED)
     with use_token(ALICE):
         ThreadingInstrumentor().uninstrument()
@@ -174,16 +174,16 @@ def test_what_the_user_switched_off_meanwhile_stays_off():
     assert not ThreadingInstrumentor().is_instrumented_by_opentelemetry
 
 
-def test_it_is_on_again_after_another_install():
-    """Also with other settings, which take the installation over."""
+def test_threads_are_instrumented_again_after_another_install():
+    """Other settings can take over the installation."""
     for settings in (LISTED, Settings(destinations=("https://b",))):
         install(settings)
         with use_token(ALICE):
             assert seen_in_a_thread().reveal() == ALICE
 
 
-def test_the_first_tokens_may_come_at_once():
-    """Whoever is second waits for the first to have switched threads on."""
+def test_the_first_tokens_may_be_bound_concurrently():
+    """Later requests wait until the first one has instrumented threads."""
     install(LISTED)
     barrier = threading.Barrier(8)
     results = []
@@ -202,8 +202,8 @@ def test_the_first_tokens_may_come_at_once():
     assert results == [True] * 8
 
 
-def test_a_failure_is_reported_once_and_everything_else_goes_on(monkeypatch, caplog):
-    """A token in the request's own thread needs none of this."""
+def test_a_failure_is_reported_once_and_the_relay_works(monkeypatch, caplog):
+    """In the request's own thread, the token does not need the instrumentation."""
     monkeypatch.setattr(ThreadingInstrumentor, "_instrument", lambda self: 1 / 0)
     install(LISTED)
 

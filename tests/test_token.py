@@ -1,4 +1,4 @@
-"""The header grammar, the value that does not show itself, the lease and the peek."""
+"""The header grammar, the token class that does not show its value, the lease, and reading `exp` and `cnf`."""
 
 import base64
 import copy
@@ -19,7 +19,7 @@ tokens = st.builds(str.__add__, st.text(B64TOKEN, min_size=12), st.sampled_from(
 
 
 def jwt(payload: object) -> str:
-    """Build an unsigned JWT; a payload that is text goes in as it is."""
+    """Build an unsigned JWT. A payload that is text is used unchanged."""
     text = payload if isinstance(payload, str) else json.dumps(payload)
     return "eyJhbGciOiJub25lIn0." + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=") + ".sig"
 
@@ -31,7 +31,7 @@ def jwt(payload: object) -> str:
         pytest.param(["bearer abc"], "abc", id="lower-case scheme"),
         pytest.param(["BEARER abc"], "abc", id="upper-case scheme"),
         pytest.param(["Bearer    abc"], "abc", id="several spaces"),
-        pytest.param([" \tBearer abc \t"], "abc", id="white space around it"),
+        pytest.param([" \tBearer abc \t"], "abc", id="surrounding white space"),
         pytest.param(["Bearer abc=="], "abc==", id="padding"),
         pytest.param(["Bearer -._~+/"], "-._~+/", id="every special character"),
         pytest.param([], Reason.ABSENT, id="no header"),
@@ -40,11 +40,11 @@ def jwt(payload: object) -> str:
         pytest.param(["DPoP abc"], Reason.ABSENT, id="DPoP"),
         pytest.param(["abc"], Reason.ABSENT, id="no scheme"),
         pytest.param(["BearerX abc"], Reason.ABSENT, id="longer scheme"),
-        pytest.param(["Bearer\tabc"], Reason.ABSENT, id="a tab is no space"),
+        pytest.param(["Bearer\tabc"], Reason.ABSENT, id="a tab is not a space"),
         pytest.param(["Bearer"], Reason.MALFORMED, id="scheme alone"),
         pytest.param(["Bearer "], Reason.MALFORMED, id="scheme and a space"),
         pytest.param(["Bearer a b"], Reason.MALFORMED, id="two words"),
-        pytest.param(["Bearer =abc"], Reason.MALFORMED, id="padding in front"),
+        pytest.param(["Bearer =abc"], Reason.MALFORMED, id="leading padding"),
         pytest.param(["Bearer a=b"], Reason.MALFORMED, id="padding inside"),
         pytest.param(['Bearer "abc"'], Reason.MALFORMED, id="quoted"),
         pytest.param(["Bearer token=abc;x"], Reason.MALFORMED, id="parameters"),
@@ -58,8 +58,8 @@ def jwt(payload: object) -> str:
         pytest.param(["Bearer abc,"], Reason.AMBIGUOUS, id="comma"),
     ],
 )
-def test_authorization_is_read_by_the_grammar_or_refused(values, expected):
-    """What is not exactly one set of bearer credentials gives a reason and no token."""
+def test_authorization_is_parsed_by_the_grammar_or_rejected(values, expected):
+    """Anything but exactly one set of bearer credentials results in a reason instead of a token."""
     assert parse_credentials(values) == expected
 
 
@@ -74,28 +74,28 @@ def test_authorization_is_read_by_the_grammar_or_refused(values, expected):
         ("a,b", Reason.AMBIGUOUS),
     ],
 )
-def test_another_source_header_may_hold_the_token_alone(value, expected):
-    """Proxies hand the token over without its scheme, or with it."""
+def test_another_source_header_may_contain_only_the_token(value, expected):
+    """Proxies pass the token on with or without its scheme."""
     assert parse_credentials([value], bare=True) == expected
 
 
 @pytest.mark.parametrize(("length", "expected"), [(9, "a" * 9), (10, "a" * 10), (11, Reason.TOO_LONG)])
-def test_a_token_that_is_too_long_is_refused_and_never_cut(length, expected):
-    """The border is the length itself."""
+def test_a_token_that_is_too_long_is_rejected_and_never_truncated(length, expected):
+    """A token of exactly the maximum length is accepted."""
     assert parse_credentials(["Bearer " + "a" * length], max_length=10) == expected
 
 
 @given(st.lists(st.text(), max_size=3), st.booleans())
-def test_reading_a_header_never_raises(values, bare):
-    """Any text gives a b64token or a reason."""
+def test_parsing_a_header_never_raises(values, bare):
+    """Any text results in a b64token or a reason."""
     read = parse_credentials(values, bare=bare)
 
     assert isinstance(read, Reason) or BearerToken(read).reveal() == read
 
 
 @given(tokens)
-def test_a_token_never_shows_itself(value):
-    """No way of turning a token into text gives its value away."""
+def test_a_token_never_shows_its_value(value):
+    """No conversion of a token to text contains its value."""
     token = BearerToken(value)
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s %r", (token, token), None)
 
@@ -104,31 +104,31 @@ def test_a_token_never_shows_itself(value):
     assert f"{len(value)} chars" in repr(token)
 
 
-def test_a_token_has_no_dictionary_to_show():
-    """`vars` and debuggers that use it have nothing."""
+def test_a_token_has_no_dict():
+    """`vars`, and debuggers that use it, show nothing."""
     with pytest.raises(TypeError):
         vars(BearerToken("abcdefghijkl"))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_token_is_not_pickled(protocol):
-    """A queue or a disk would keep it past its lease."""
+def test_a_token_cannot_be_pickled(protocol):
+    """A queue or a disk would keep it after its lease has ended."""
     with pytest.raises(TypeError) as failure:
         pickle.dumps([BearerToken("abcdefghijkl")], protocol)
 
     assert "abcdefghijkl" not in str(failure.value)
 
 
-def test_copies_within_the_process_are_the_token_itself():
-    """A deep copy of a structure shares the token, and so its lease."""
+def test_copies_within_the_process_are_the_same_token():
+    """A deep copy of a structure shares the token, and therefore its lease."""
     token = BearerToken("abcdefghijkl", lease=Lease())
 
     assert copy.copy(token) is token
     assert copy.deepcopy({"a": [token]})["a"][0] is token
 
 
-def test_tokens_are_equal_by_value_and_to_nothing_else():
-    """Equality ignores the lease; text is no token."""
+def test_tokens_are_equal_only_to_tokens_with_the_same_value():
+    """Equality ignores the lease. A string is not equal to a token."""
     token = BearerToken("abcdefghijkl", lease=Lease())
 
     assert token == BearerToken("abcdefghijkl")
@@ -139,15 +139,15 @@ def test_tokens_are_equal_by_value_and_to_nothing_else():
 
 @pytest.mark.parametrize("value", ["", "a b", "a\r\nX: y", "Bearer abc", "ä", "a,b", None, b"abc"])
 def test_only_a_b64token_is_a_token(value):
-    """Anything else could break a header; the message does not show it."""
+    """Other values could break a header. The message does not contain the value."""
     with pytest.raises(ValueError, match="RFC 6750") as failure:
         BearerToken(value)
 
     assert not value or repr(value) not in str(failure.value)
 
 
-def test_fingerprints_tell_tokens_apart_and_do_not_name_the_hash():
-    """The key is the process's own, so a log reader cannot test a token that they hold."""
+def test_fingerprints_distinguish_tokens_and_are_keyed():
+    """The key is generated for the process, so readers of a log cannot test whether it contains a known token."""
     import hashlib
 
     token = BearerToken("abcdefghijkl")
@@ -158,7 +158,7 @@ def test_fingerprints_tell_tokens_apart_and_do_not_name_the_hash():
 
 
 def test_a_lease_is_open_until_it_is_ended():
-    """Ending it closes it at once."""
+    """Ending a lease closes it at once."""
     lease = Lease(clock=lambda: 100.0)
 
     assert lease.is_open
@@ -166,8 +166,8 @@ def test_a_lease_is_open_until_it_is_ended():
     assert not lease.is_open
 
 
-def test_a_lease_lingers_for_exactly_as_long_as_was_asked():
-    """Both sides of the border, and a second end does not make it longer."""
+def test_a_lease_lingers_for_exactly_the_given_time():
+    """It is open before the limit and closed at the limit. A second end does not extend it."""
     now = [0.0]
     lease = Lease(clock=lambda: now[0])
 
@@ -180,8 +180,8 @@ def test_a_lease_lingers_for_exactly_as_long_as_was_asked():
     assert not lease.is_open
 
 
-def test_a_timed_lease_ends_by_itself():
-    """So much for work that outlives its request."""
+def test_a_timed_lease_ends_after_its_seconds():
+    """Work that outlives its request has such a lease."""
     now = [0.0]
     lease = Lease(seconds=3, clock=lambda: now[0])
 
@@ -205,35 +205,35 @@ def test_a_timed_lease_ends_by_itself():
         pytest.param('{"exp": 1e999}', (None, False), id="infinity"),
         pytest.param('{"exp": NaN}', (None, False), id="not a number"),
         pytest.param('{"exp": 1' + "0" * 400 + "}", (None, False), id="larger than a float"),
-        pytest.param('{"exp": 1' + "0" * 5000 + "}", (None, False), id="larger than int() reads"),
+        pytest.param('{"exp": 1' + "0" * 5000 + "}", (None, False), id="larger than int() accepts"),
         pytest.param({"cnf": {"jkt": "x"}}, (None, True), id="DPoP-bound"),
-        pytest.param({"cnf": None, "exp": 1}, (1.0, True), id="cnf of no meaning"),
+        pytest.param({"cnf": None, "exp": 1}, (1.0, True), id="cnf without a value"),
         pytest.param([1], (None, False), id="array"),
-        pytest.param("no json", (None, False), id="no json"),
+        pytest.param("no json", (None, False), id="not JSON"),
         pytest.param("[" * 100_000, (None, False), id="deep"),
     ],
 )
-def test_the_peek_reads_exp_and_cnf_of_a_jwt(payload, expected):
-    """What cannot be read counts as not there."""
+def test_peek_reads_exp_and_cnf_of_a_jwt(payload, expected):
+    """Unreadable values count as missing."""
     assert peek(jwt(payload)) == expected
 
 
 @pytest.mark.parametrize("token", ["opaque", "a.b", "a.b.c.d", "a.b.c.d.e", "..", "a..c", "a.é.c"])
-def test_an_opaque_token_has_nothing_to_peek_at(token):
-    """Only three segments make a JWS."""
+def test_peek_reads_nothing_from_an_opaque_token(token):
+    """Only a token with three segments can be a JWS."""
     assert peek(token) == (None, False)
 
 
 @given(st.text(), st.binary())
-def test_the_peek_never_raises(text, payload):
-    """Whatever the bytes are."""
+def test_peek_never_raises(text, payload):
+    """Any text and any bytes are accepted."""
     peek(text)
     peek("h." + text + ".s")
     peek("h." + base64.urlsafe_b64encode(payload).decode() + ".s")
 
 
-def test_a_token_peeks_once():
-    """The second hop of a request pays nothing for it."""
+def test_a_token_is_peeked_at_once():
+    """For the second hop of a request, the result is reused."""
     token = BearerToken(jwt({"exp": 10}))
 
     first = token._peek()

@@ -1,14 +1,14 @@
-"""One small application in every framework: it answers with the token that it sees.
+"""One small application for every framework. It responds with the token that it sees.
 
-    /token   what the handler sees
-    /stream  three pieces, each what the body sees while it is made
-    /slow    many pieces, for clients that go away
-    /keep    like /token; the context stays behind after the request
-    /boom    like /keep, and fails
-    /kept    what those contexts see by now and why they relay nothing; they are forgotten
-    /peek    the same, and they are not
-    /socket  (where there are WebSockets) like /keep, and then like /token for each message
-    /later   (Starlette, FastAPI) background work that notes what it sees when it is released
+    /token   the token that the handler sees
+    /stream  three pieces, each with the token that the body sees while it is generated
+    /slow    many pieces, for clients that disconnect
+    /keep    like /token; keeps the context after the request
+    /boom    like /keep, then fails
+    /kept    what the kept contexts see now, and why they relay nothing; forgets the contexts
+    /peek    like /kept, but keeps the contexts
+    /socket  (frameworks with WebSockets) like /keep, then like /token for each message
+    /later   (Starlette, FastAPI) background work that notes the token that it sees
 
 A framework is imported only by the function that builds its application.
 """
@@ -38,23 +38,23 @@ noted: list[str] = []
 
 
 class Boom(Exception):
-    """What /boom raises."""
+    """The error that /boom raises."""
 
 
 def seen() -> str:
-    """Give the caller's token as the code that calls this sees it."""
+    """Return the caller's token as the calling code sees it."""
     token = current_token()
     return NONE if token is None else token.reveal()
 
 
 def keep() -> str:
-    """Let the context of now stay behind, and give what it sees."""
+    """Keep the current context, and return the token that it sees."""
     kept.append(contextvars.copy_context())
     return seen()
 
 
 def hop() -> tuple[str | None, str]:
-    """Decide a hop to a listed destination: the header's value, and the reason."""
+    """Decide a hop to a listed destination. Return the header's value and the reason."""
     relay = Relay(Settings(destinations=("http://listed",)))
     reasons: list[Reason] = []
     relay._record = lambda reason, *_, **__: reasons.append(reason)  # type: ignore[assignment]
@@ -64,19 +64,22 @@ def hop() -> tuple[str | None, str]:
 
 
 def peek() -> str:
-    """Give what every kept context sees and is told, as JSON."""
+    """Return what every kept context sees, and its reason for relaying nothing, as JSON."""
     return json.dumps([[context.run(seen), context.run(hop)[1]] for context in kept])
 
 
 def report() -> str:
-    """Give what `peek` gives, and forget the contexts."""
+    """Return the same as `peek`, and forget the contexts."""
     found = peek()
     kept.clear()
     return found
 
 
 def report_when_over() -> str:
-    """Give the report once nothing serves any more: an application returns after its last byte is out."""
+    """Return the report after all kept requests have ended.
+
+    An application returns only after its last byte has been sent, so the client may be faster.
+    """
     deadline = time.monotonic() + SETTLE_SECONDS
     while any(context.run(seen) != NONE for context in kept) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -125,7 +128,7 @@ def starlette() -> Any:
     from starlette.responses import PlainTextResponse, StreamingResponse
     from starlette.routing import Mount, Route, WebSocketRoute
 
-    async def answer(request: Any) -> Any:
+    async def respond(request: Any) -> Any:
         await request.body()
         return PlainTextResponse(ANSWERS[request.url.path.rpartition("/")[2]]())
 
@@ -154,10 +157,10 @@ def starlette() -> Any:
         async for _ in websocket.iter_text():
             await websocket.send_text(seen())
 
-    routes = [Route(f"/{name}", answer, methods=["GET", "POST"]) for name in ANSWERS]
+    routes = [Route(f"/{name}", respond, methods=["GET", "POST"]) for name in ANSWERS]
     routes += [Route("/boom", boom), Route("/stream", stream), Route("/thread-stream", thread_stream)]
     routes += [Route("/slow", slow), Route("/later", later), WebSocketRoute("/socket", socket)]
-    inner = Starlette(routes=[Route(f"/{name}", answer) for name in ANSWERS])
+    inner = Starlette(routes=[Route(f"/{name}", respond) for name in ANSWERS])
     return Starlette(routes=[*routes, Mount("/mounted", inner)])
 
 
@@ -172,15 +175,15 @@ def fastapi() -> Any:
         return app
 
     def endpoint(function: Callable[[], str]) -> Any:
-        async def answer() -> PlainTextResponse:
+        async def respond() -> PlainTextResponse:
             return PlainTextResponse(function())
 
-        answer.__annotations__.clear()
-        return answer
+        respond.__annotations__.clear()
+        return respond
 
     app = fresh()
 
-    # A plain function runs in a thread of its own, with a copy of the context.
+    # A synchronous endpoint runs in a worker thread, with a copy of the context.
     def boom() -> None:
         fail()
 
@@ -207,7 +210,7 @@ def fastapi() -> Any:
         async for _ in websocket.iter_text():
             await websocket.send_text(seen())
 
-    # Annotations are text in this module, and FastAPI would look them up among its globals.
+    # Annotations are strings in this module, and FastAPI would resolve them in the module's globals.
     later.__annotations__ = {"tasks": BackgroundTasks}
     socket.__annotations__ = {"websocket": WebSocket}
     handlers = {"boom": boom, "stream": stream, "thread-stream": thread_stream, "slow": slow, "later": later}
@@ -286,14 +289,14 @@ def plain_asgi() -> Any:
 
 
 def middleware_asgi() -> Any:
-    """A plain application under our own middleware, where nothing is installed."""
+    """Return a plain application in our middleware. Nothing is installed."""
     from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
     return TokenRelayMiddleware(plain_asgi(), Settings())
 
 
 def contrib_asgi() -> Any:
-    """A plain application under OpenTelemetry's middleware."""
+    """Return a plain application in OpenTelemetry's middleware."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     return OpenTelemetryMiddleware(plain_asgi(), tracer_provider=recording_provider())
@@ -312,7 +315,7 @@ def quart() -> Any:
     app = quart.Quart(__name__)
 
     @app.get("/<name>")
-    async def answer(name: str) -> Any:
+    async def respond(name: str) -> Any:
         if name == "boom":
             fail()
         if name in ("stream", "slow"):
@@ -337,15 +340,15 @@ def litestar() -> Any:
     from litestar.response import Stream
 
     def route(name: str) -> Any:
-        async def answer() -> Any:
+        async def respond() -> Any:
             if name == "boom":
                 fail()
             if name in ("stream", "slow"):
                 return Stream(async_pieces() if name == "stream" else async_slow_pieces())
             return ANSWERS[name]()
 
-        answer.__annotations__ = {"return": Any}
-        return litestar.get(f"/{name}", media_type="text/plain", name=name)(answer)
+        respond.__annotations__ = {"return": Any}
+        return litestar.get(f"/{name}", media_type="text/plain", name=name)(respond)
 
     async def socket(socket: Any) -> None:
         await socket.accept()
@@ -422,14 +425,14 @@ def plain_wsgi() -> Any:
 
 
 def middleware_wsgi() -> Any:
-    """A plain application under our own middleware, where nothing is installed."""
+    """Return a plain application in our middleware. Nothing is installed."""
     from otel_token_relay.servers.wsgi import TokenRelayMiddleware
 
     return TokenRelayMiddleware(plain_wsgi(), Settings())
 
 
 def contrib_wsgi() -> Any:
-    """A plain application under OpenTelemetry's middleware."""
+    """Return a plain application in OpenTelemetry's middleware."""
     from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 
     return OpenTelemetryMiddleware(plain_wsgi(), tracer_provider=recording_provider())
@@ -454,7 +457,7 @@ def _set_up_django() -> None:
     def is_asgi(request: Any) -> bool:
         return hasattr(request, "scope")
 
-    def answer(function: Callable[[], str]) -> Any:
+    def respond(function: Callable[[], str]) -> Any:
         return lambda _: HttpResponse(function(), content_type="text/plain")
 
     async def async_token(_: Any) -> Any:
@@ -470,7 +473,7 @@ def _set_up_django() -> None:
         fail()
 
     urls = types.ModuleType("tests_django_urls")
-    routes = [path(name, answer(function)) for name, function in ANSWERS.items()]
+    routes = [path(name, respond(function)) for name, function in ANSWERS.items()]
     urls.urlpatterns = [  # type: ignore[attr-defined]
         *routes,
         path("async-token", async_token),
@@ -489,11 +492,11 @@ def _set_up_django() -> None:
     django.setup()
 
 
-# Servers with a protocol of their own
+# Servers with their own protocol
 
 
 def aiohttp_web(*middlewares: Any) -> Any:
-    # By attribute: instrumentation puts a class of its own there.
+    # Read as an attribute, because instrumentation replaces the class.
     from aiohttp import web
 
     app = web.Application(middlewares=[*middlewares])
@@ -504,7 +507,7 @@ def aiohttp_web(*middlewares: Any) -> Any:
 def aiohttp_handler(stream: Callable[[Any, AsyncIterator[bytes]], Any]) -> Any:
     from aiohttp import web
 
-    async def answer(request: Any) -> Any:
+    async def respond(request: Any) -> Any:
         name = request.path[1:]
         if name == "boom":
             fail()
@@ -519,7 +522,7 @@ def aiohttp_handler(stream: Callable[[Any, AsyncIterator[bytes]], Any]) -> Any:
             return socket
         return web.Response(text=ANSWERS.get(name, keep)(), status=200 if name in ANSWERS else 404)
 
-    return answer
+    return respond
 
 
 async def _write_by_itself(request: Any, pieces: AsyncIterator[bytes]) -> Any:
@@ -533,7 +536,7 @@ async def _write_by_itself(request: Any, pieces: AsyncIterator[bytes]) -> Any:
 
 
 async def write_afterwards(_: Any, pieces: AsyncIterator[bytes]) -> Any:
-    """Give the body to aiohttp, which makes it when the handler has returned."""
+    """Pass the body to aiohttp, which generates it after the handler has returned."""
     from aiohttp import web
 
     return web.Response(body=pieces)
@@ -558,7 +561,7 @@ def tornado() -> Any:
         head = get
 
         def log_exception(self, *_: Any) -> None:
-            """Keep quiet about /boom, and about who has gone away."""
+            """Log nothing about /boom or about clients that disconnect."""
 
     class Socket(tornado.websocket.WebSocketHandler):
         async def open(self) -> None:
@@ -571,17 +574,17 @@ def tornado() -> Any:
 
 
 def grpc_handlers() -> Any:
-    """The same as methods of a gRPC service. It also answers /upload, request by request."""
+    """Return the same application as methods of a gRPC service, with an additional client-streaming /upload."""
     import grpc
 
     def method(name: str) -> Callable[[bytes, Any], bytes]:
-        return lambda request, context: _answer_or_fail(name).encode()
+        return lambda request, context: _respond_or_fail(name).encode()
 
     def stream(pieces: Callable[[], Iterator[bytes]]) -> Any:
-        def answer(request: bytes, context: Any) -> Iterator[bytes]:
+        def respond(request: bytes, context: Any) -> Iterator[bytes]:
             yield from pieces()
 
-        return grpc.unary_stream_rpc_method_handler(answer)
+        return grpc.unary_stream_rpc_method_handler(respond)
 
     def upload(requests: Iterator[bytes], context: Any) -> bytes:
         return " ".join(seen() for _ in requests).encode()
@@ -596,17 +599,17 @@ def grpc_aio_handlers() -> Any:
     import grpc
 
     def method(name: str) -> Any:
-        async def answer(request: bytes, context: Any) -> bytes:
-            return _answer_or_fail(name).encode()
+        async def respond(request: bytes, context: Any) -> bytes:
+            return _respond_or_fail(name).encode()
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return grpc.unary_unary_rpc_method_handler(respond)
 
     def stream(pieces: Callable[[], AsyncIterator[bytes]]) -> Any:
-        async def answer(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        async def respond(request: bytes, context: Any) -> AsyncIterator[bytes]:
             async for piece in pieces():
                 yield piece
 
-        return grpc.unary_stream_rpc_method_handler(answer)
+        return grpc.unary_stream_rpc_method_handler(respond)
 
     async def upload(requests: AsyncIterator[bytes], context: Any) -> bytes:
         return " ".join([seen() async for _ in requests]).encode()
@@ -617,7 +620,7 @@ def grpc_aio_handlers() -> Any:
     return grpc.method_handlers_generic_handler("tests.Server", handlers)
 
 
-def _answer_or_fail(name: str) -> str:
+def _respond_or_fail(name: str) -> str:
     if name == "boom":
         fail()
     return ANSWERS[name]()
@@ -643,14 +646,14 @@ WSGI_APPS: dict[str, Callable[[], Any]] = {
 
 
 def recording_provider() -> Any:
-    """Give a tracer provider of the SDK that samples everything and exports nothing."""
+    """Return an SDK tracer provider that samples everything and exports nothing."""
     from opentelemetry.sdk.trace import TracerProvider
 
     return TracerProvider()
 
 
 def installed_wsgi(name: str) -> Any:
-    """Install, and build that application: for a server in another process."""
+    """Install, and build the named application, for a server in another process."""
     if name != "plain-middleware":
         install()
     return WSGI_APPS[name]()

@@ -1,7 +1,7 @@
-"""The ways in which work gets from a request to where it runs, and what it then sends.
+"""The ways to start work from a request, and a real request that the work sends.
 
-A row starts the work and does not wait for it. The work waits at a gate, makes one real request to
-a listed server on loopback, and keeps what that server saw.
+A row starts the work and does not wait for it. The work waits until the test releases it, sends one
+real request to a listed server on loopback, and keeps the token that the server received.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from otel_token_relay import Settings
 from otel_token_relay.servers import asgi, wsgi
 
 PATIENCE = 30.0
-"""Seconds until a test that hangs fails. Nothing is measured with it."""
+"""Seconds until a hanging test fails. No test measures time with it."""
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -43,15 +43,15 @@ class _Echo(BaseHTTPRequestHandler):
         self.wfile.write(seen)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @contextmanager
 def echo_server() -> Iterator[str]:
-    """Run a server that answers with the token it was sent, or ``nothing``; give its origin."""
+    """Run a server that responds with the token it received, or ``nothing``. Yield its origin."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
     server.daemon_threads = True
-    # Not in the context of whoever runs the test.
+    # The server thread must not inherit the test's context.
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     contextvars.Context().run(thread.start)
     try:
@@ -63,13 +63,13 @@ def echo_server() -> Iterator[str]:
 
 
 def send(url: str) -> str:
-    """Call the echo server and give what it saw."""
+    """Send a request to the echo server and return the token that it received."""
     with urllib3.PoolManager(retries=False, timeout=PATIENCE) as manager:
         return manager.request("GET", url).data.decode()
 
 
 class Work:
-    """One piece of work. Call it, or await its `coroutine`, wherever a row takes it."""
+    """One piece of work. A row calls it, or awaits its `coroutine`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -77,11 +77,11 @@ class Work:
         self.done = threading.Event()
         self.seen = "never ran"
         self.pump: Callable[[], object] | None = None
-        """What makes it run, for a row in which nobody else does."""
+        """Runs the work, for a row in which no thread or event loop does."""
 
     def __call__(self, *_: object) -> None:
         try:
-            assert self.gate.wait(PATIENCE), "nobody opened the gate"
+            assert self.gate.wait(PATIENCE), "the test did not release the work"
             self.seen = send(self.url)
         finally:
             self.done.set()
@@ -93,7 +93,7 @@ class Work:
         self()
 
     def outcome(self) -> str:
-        """Wait for the work, in a context that has nothing, and give what the server saw."""
+        """Wait for the work in an empty context, and return the token that the server received."""
         if self.pump is not None:
             contextvars.Context().run(self.pump)
         assert self.done.wait(PATIENCE), "the work did not run"
@@ -107,7 +107,7 @@ class Work:
 
 
 class Request:
-    """One request, on a thread of its own, from its arrival to its response."""
+    """One request in its own thread, from its arrival to its response."""
 
     def __init__(self, token: str | None, settings: Settings, body: Callable[[], object]) -> None:
         environ = {} if token is None else {"HTTP_AUTHORIZATION": f"Bearer {token}"}
@@ -156,7 +156,7 @@ def being_served(token: str | None, settings: Settings, body: Callable[[], Any])
 
 
 async def serve(token: str | None, settings: Settings, body: Callable[[], Awaitable[object]]) -> None:
-    """One request to an ASGI application."""
+    """Serve one request to an ASGI application."""
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -169,18 +169,18 @@ async def serve(token: str | None, settings: Settings, body: Callable[[], Awaita
 
 
 Take = Callable[[Any], Any]
-"""What takes work along where the context does not go: `carry`, with the test's seconds."""
+"""Wraps work that runs outside the request's context: `carry`, with the test's seconds."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way for work out of a request.
+    """One way to start work from a request.
 
     Attributes:
-        start: ``start(work, take)``; for an asynchronous one it is awaited, with the application's
+        start: ``start(work, take)``. An asynchronous one is awaited, and receives the application's
             task group as a third argument.
-        is_carried: Whether it needs `carry`, and so outlives the request.
-        backends: For asynchronous ones.
+        is_carried: Whether the work needs `carry`, and therefore can outlive the request.
+        backends: The anyio backends of an asynchronous one.
     """
 
     name: str
@@ -190,7 +190,7 @@ class Way:
 
 
 class OwnRun(threading.Thread):
-    """What libraries do: a thread with a ``run`` of its own, which instrumentation does not reach."""
+    """A thread with its own ``run``, as libraries define it. Instrumentation does not reach it."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -201,7 +201,7 @@ class OwnRun(threading.Thread):
 
 
 class HandMade:
-    """An executor made by hand: one long-lived thread and a queue."""
+    """A custom executor: long-lived threads and a queue."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -223,13 +223,13 @@ class HandMade:
             thread.join()
 
 
-# Shared by every request, so that users meet on the same threads.
+# All requests share these, so that work of different users runs in the same threads.
 _pool = functools.cache(lambda: ThreadPoolExecutor(4))
 _hand_made = functools.cache(HandMade)
 
 
 def stop_workers() -> None:
-    """End the shared threads; the next request starts others."""
+    """Stop the shared threads. The next request starts new ones."""
     for shared in (_pool, _hand_made):
         if shared.cache_info().currsize:
             shared().shutdown()
@@ -253,7 +253,7 @@ def _scheduler(work: Work, take: Take) -> None:
 
 
 def _greenlet(work: Work, take: Take) -> None:
-    # Gevent's hub belongs to its thread, and so the greenlets start and run in one of its own.
+    # A gevent hub belongs to one thread, so the greenlets start and run in a new thread.
     def run() -> None:
         greenlet = gevent.spawn(taken)
         greenlet.join()
@@ -270,7 +270,7 @@ SYNC_WAYS = (
     Way("Thread with its own run, carried", lambda work, take: OwnRun(take(work)).start(), is_carried=True),
     Way("sched, carried", _scheduler, is_carried=True),
     Way("gevent, carried", _greenlet, is_carried=True),
-    Way("executor made by hand, carried", lambda work, take: _hand_made().put(take(work)), is_carried=True),
+    Way("custom executor, carried", lambda work, take: _hand_made().put(take(work)), is_carried=True),
     Way(
         "generator function, carried",
         lambda work, take: _hand_made().put(functools.partial(list, take(_generator)(work))),
@@ -282,7 +282,7 @@ _tasks: set[Any] = set()
 
 
 def _keep(task: Any) -> None:
-    """Event loops hold tasks weakly."""
+    """Keep a reference to *task*: event loops hold only weak ones."""
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 
@@ -354,7 +354,7 @@ async def _anyio_task(work: Work, take: Take, group: Any) -> None:
     group.start_soon(work.coroutine)
 
 
-# A task that was there before the request, and knows nothing of it.
+# Starts a task outside the request's context.
 def _elsewhere(start: Callable[[], Awaitable[None]], group: Any) -> None:
     contextvars.Context().run(group.start_soon, start)
 

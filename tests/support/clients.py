@@ -1,6 +1,6 @@
-"""The one table of clients: each row sends a request the way that its users do.
+"""The table of clients. Each row sends a request the way that users of the library do.
 
-What a client cannot do stands on its row, and tests of that leave it out by one of the lists below.
+A row states what its client cannot do. Tests select the clients by the lists at the end of this module.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, and the headers of the sent requests as the application can see them."""
+    """The response, and the sent requests' headers as the application sees them."""
 
     status: int
     body: bytes
@@ -71,26 +71,26 @@ PARTIES: dict[Protocol, Callable[..., AbstractContextManager[Party]]] = {"http":
 
 @dataclass(frozen=True)
 class Client:
-    """One way to send.
+    """One way to send requests.
 
     Attributes:
-        call: ``call(url, method=, headers=, body=, proxy=)`` sends with a session of its own and
-            follows redirects. A gRPC call has metadata for headers and no method.
-        reusing: ``with reusing(url) as send`` gives a function that sends one and the same request
-            object again and again, and gives the answer's body.
-        instrumentor: Contrib's, for this library.
-        opening: The same as ``reusing`` inside of a running loop, for an asynchronous client.
-        protocol: What its server must speak.
-        redirects: How far it follows one.
+        call: ``call(url, method=, headers=, body=, proxy=)`` sends with its own session and follows
+            redirects. For gRPC, the headers are metadata, and the method is ignored.
+        reusing: ``with reusing(url) as send`` yields a function that sends the same request object each
+            time, and returns the response body.
+        instrumentor: The OpenTelemetry instrumentor of this library.
+        opening: Like ``reusing`` inside a running event loop, for an asynchronous client.
+        protocol: The protocol that its server must speak.
+        redirects: Which redirects it follows.
         repeats_posts: Whether it sends a POST again after a redirect with 307 or 308.
-        proxies: Whether it has any: by ``GET`` for http and ``CONNECT`` for https, or always by
-            ``CONNECT``.
-        exclusion: The variable by which its instrumentation leaves calls out, and a value that
-            leaves out all of these; ``None`` if it cannot.
-        uninstruments_alone: Whether `uninstrument` leaves alone what came after `instrument`.
-        hooks_sessions: Whether the hook is part of a session, and not of what sends: then
-            `install` counts for sessions that are opened after it.
-        sees_failures: Whether what a request fails with comes out through the hop.
+        proxies: Whether it supports proxies: with ``GET`` for http and ``CONNECT`` for https, or always
+            with ``CONNECT``.
+        exclusion: The variable by which its instrumentation excludes requests, and a value that
+            excludes all requests of these tests; ``None`` if it has no such variable.
+        uninstruments_alone: Whether `uninstrument` keeps patches that were applied after `instrument`.
+        hooks_sessions: Whether the hook patches the creation of a session and not the method that sends.
+            If so, `install` affects only sessions that are opened after it.
+        sees_failures: Whether the error of a failed request passes through the hop.
     """
 
     name: str
@@ -109,13 +109,13 @@ class Client:
 
     @property
     def party(self) -> Callable[..., AbstractContextManager[Party]]:
-        """A server that it can talk to."""
+        """Return a context manager that runs a server for this client."""
         return PARTIES[self.protocol]
 
 
 @contextmanager
 def each_party() -> Iterator[dict[Protocol, Party]]:
-    """Run one server for each protocol, for what sends with every client."""
+    """Run one server for each protocol, for tests that use every client."""
     with ExitStack() as stack:
         yield {protocol: stack.enter_context(run()) for protocol, run in PARTIES.items()}
 
@@ -127,7 +127,7 @@ def asynchronous(
     instrumentor: Callable[[], Any],
     **capabilities: Any,
 ) -> Client:
-    """Give the row of an asynchronous client."""
+    """Return the row of an asynchronous client."""
 
     @contextmanager
     def reusing(url: str) -> Iterator[Send]:
@@ -145,7 +145,7 @@ def asynchronous(
 
 
 def in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a loop of its own, in the caller's context."""
+    """Run a coroutine in its own event loop, in the caller's context."""
     return asyncio.run(coroutine)
 
 
@@ -352,7 +352,7 @@ def _tornado_call(url: str, method: str = "GET", headers: Headers | None = None,
         client = SimpleAsyncHTTPClient(force_instance=True)
         try:
             response = await client.fetch(request, raise_error=False)
-            if response.code == 599:  # there is no answer
+            if response.code == 599:  # no response
                 response.rethrow()
             return Answer(response.code, response.body, [*request.headers.items(), *response.request.headers.items()])
         finally:
@@ -374,7 +374,7 @@ async def _tornado_opening(url: str) -> AsyncIterator[AsyncSend]:
 
 
 class _GrpcInstrumentor(GrpcInstrumentorClient):  # type: ignore[misc]  # it has no types
-    """Contrib's, which looks for its tracer provider among the arguments of each channel."""
+    """Contrib's instrumentor, which takes its tracer provider from the arguments of each channel."""
 
     def _instrument(self, **kwargs: Any) -> None:
         self._provider = kwargs.get("tracer_provider")
@@ -404,8 +404,8 @@ def _grpc_call(
     metadata = [(name.lower(), value) for name, value in (headers or {}).items()]
     with _grpc_channel(grpc, parts, proxy) as channel:
         send = channel.stream_unary if body else channel.unary_unary
-        answer = send(parts.path or "/tests.Party/call")(iter(body) if body else b"", metadata=metadata, timeout=10)
-        return Answer(200, answer, metadata)
+        response = send(parts.path or "/tests.Party/call")(iter(body) if body else b"", metadata=metadata, timeout=10)
+        return Answer(200, response, metadata)
 
 
 @contextmanager
@@ -428,8 +428,8 @@ def _grpc_aio_call(
         async with _grpc_channel(grpc.aio, parts, proxy) as channel:
             send = channel.stream_unary if body else channel.unary_unary
             request = _drip(body) if body else b""
-            answer = await send(parts.path or "/tests.Party/call")(request, metadata=metadata, timeout=10)
-            return Answer(200, answer, metadata)
+            response = await send(parts.path or "/tests.Party/call")(request, metadata=metadata, timeout=10)
+            return Answer(200, response, metadata)
 
     return in_loop(run())
 
@@ -440,8 +440,8 @@ async def _grpc_aio_opening(url: str) -> AsyncIterator[AsyncSend]:
         method = channel.unary_unary("/tests.Party/call")
 
         async def send() -> bytes:
-            answer: bytes = await method(b"", metadata=(("x-shared", "yes"),), timeout=10)
-            return answer
+            response: bytes = await method(b"", metadata=(("x-shared", "yes"),), timeout=10)
+            return response
 
         yield send
 
@@ -453,7 +453,7 @@ CLIENTS = [
     asynchronous("httpx2-async", _httpx_async_call(httpx2), _httpx_opening(httpx2), HTTPX2ClientInstrumentor),
     Client("requests", _requests_call, _requests_reusing, RequestsInstrumentor),
     Client("urllib3", _urllib3_call, _urllib3_reusing, URLLib3Instrumentor),
-    # The pool of one origin, which has no proxy of its own.
+    # The connection pool of a single origin, which does not support proxies.
     Client("urllib3-pool", _pool_call, _pool_reusing, URLLib3Instrumentor, redirects="own origin", proxies="none"),
     Client("urllib", _urllib_call, _urllib_reusing, URLLibInstrumentor, repeats_posts=False),
     asynchronous("aiohttp", _aiohttp_call, _aiohttp_opening, AioHttpClientInstrumentor, sees_failures=False),
@@ -487,7 +487,7 @@ CLIENTS = [
         redirects="none",
         proxies="tunnels",
         exclusion=("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Party"),
-        # It puts back the functions that it found, whatever has become of them.
+        # It restores the functions that it found, even if they have been patched since.
         uninstruments_alone=False,
         hooks_sessions=True,
         sees_failures=False,

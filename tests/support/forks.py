@@ -1,4 +1,4 @@
-"""A program without threads, which forks in the middle of alice's request.
+"""A single-threaded program that forks during Alice's request.
 
     python forks.py WAY[,WAY…] URL [unguarded] [same_pid]
 
@@ -61,8 +61,8 @@ def in_child(work: Callable[[str], str], url: str) -> str:
             os._exit(0)
     os.close(writable)
     os.waitpid(child, 0)
-    with os.fdopen(readable) as answer:
-        return answer.read()
+    with os.fdopen(readable) as output:
+        return output.read()
 
 
 def in_thread(work: Callable[[str], str], url: str) -> str:
@@ -102,11 +102,11 @@ def kept_context(url: str) -> str:
 
 def process(url: str) -> str:
     context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    child = context.Process(target=lambda: answers.put(send(url)))
+    results = context.SimpleQueue()
+    child = context.Process(target=lambda: results.put(send(url)))
     child.start()
     child.join()
-    return answers.get()
+    return results.get()
 
 
 def process_pool(url: str) -> str:

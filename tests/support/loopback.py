@@ -1,4 +1,4 @@
-"""Real servers on loopback: those that note what they are sent, also over TLS, and a proxy."""
+"""Real servers on loopback that record the requests they receive, with and without TLS, and a proxy."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from otel_token_relay.testing import SeenRequest, ThirdParty, _Handler
 
 @dataclass(frozen=True)
 class Status:
-    """An answer to give once, before the usual ones."""
+    """A response to send once, before the regular ones."""
 
     code: int
     headers: tuple[tuple[str, str], ...] = ()
 
 
 class Party(ThirdParty):
-    """A server that notes what it is sent, and answers with the Authorization lines that it saw.
+    """A server that records its requests and responds with the Authorization lines that it received.
 
     Attributes:
-        answers: Given first, one for each request.
+        answers: Responses to send first, one for each request.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,7 +54,7 @@ class Party(ThirdParty):
         self.answers: deque[Status] = deque()
 
     def lines(self, header: str = "authorization") -> list[list[str]]:
-        """Give that header's lines of each request so far."""
+        """Return the lines of *header* of each request so far."""
         return [request.header_lines(header) for request in self.requests]
 
     @property
@@ -73,13 +73,13 @@ class _PartyHandler(_Handler):
             seen = SeenRequest(self.command, self.path, self.headers.items(), body)
             self.party.requests.append(seen)
             status = self.party.answers.popleft() if self.party.answers else Status(200)
-            answer = "\n".join(seen.header_lines("authorization")).encode()
+            echo = "\n".join(seen.header_lines("authorization")).encode()
             self.send_response(status.code)
             for name, value in status.headers:
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(echo)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(echo)
         else:
             super()._respond()
 
@@ -91,7 +91,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Keep quiet about clients that go away."""
+        """Log nothing about clients that disconnect."""
 
 
 class _Server6(_Server):
@@ -112,7 +112,7 @@ def _running(server: ThreadingHTTPServer) -> Iterator[None]:
 
 @contextmanager
 def party(*, host: str = "127.0.0.1", tls: bool = False) -> Iterator[Party]:
-    """Run a server on a free port for the block."""
+    """Run a server on a free port until the block ends."""
     handler = type("_BoundHandler", (_PartyHandler,), {})
     server = (_Server6 if ":" in host else _Server)((host, 0), handler)
     if tls:
@@ -148,26 +148,26 @@ def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
 
 
 class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """Take every call, of whatever name: note it, and answer as `party` does."""
+    """Accept every call, regardless of its name: record it, and respond as `party` does."""
 
     def __init__(self, party: Party) -> None:
         self._party = party
 
     def service(self, details: Any) -> Any:
-        def answer(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        def respond(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
             seen = SeenRequest("POST", details.method, list(context.invocation_metadata()), b"".join(requests))
             self._party.requests.append(seen)
             yield "\n".join(seen.header_lines("authorization")).encode()
 
-        # On the wire the four kinds of call are one.
-        return grpc.stream_stream_rpc_method_handler(answer)
+        # On the wire, the four kinds of calls look the same.
+        return grpc.stream_stream_rpc_method_handler(respond)
 
 
 @contextmanager
 def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | None = None) -> Iterator[Party]:
-    """Run a gRPC server on a free port for the block; the paths of its URLs are the names of its methods.
+    """Run a gRPC server on a free port until the block ends. The paths of its URLs are method names.
 
-    It also listens on *address*, if there is one.
+    It also listens on *address*, if given.
     """
     shown = f"[{host}]" if ":" in host else host
     with ThreadPoolExecutor(4) as pool:
@@ -181,7 +181,7 @@ def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | Non
             server.add_insecure_port(address)
         one = Party(f"{'https' if tls else 'http'}://{shown}:{port}")
         server.add_generic_rpc_handlers([_GrpcHandlers(one)])
-        # Not in the context of whoever runs the test.
+        # The server's threads must not inherit the test's context.
         contextvars.Context().run(server.start)
         try:
             yield one
@@ -191,7 +191,7 @@ def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | Non
 
 @functools.cache
 def certificate() -> str:
-    """Give the path of a key and a certificate for loopback, made anew for each run."""
+    """Return the path of a key and a certificate for loopback, created for each test run."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
     now = datetime.datetime.now(datetime.UTC)
@@ -225,7 +225,7 @@ def _serving_context() -> ssl.SSLContext:
 
 @functools.cache
 def trust() -> ssl.SSLContext:
-    """Give a client's TLS context that trusts `certificate` and nothing else."""
+    """Return a client TLS context that trusts only `certificate`."""
     return ssl.create_default_context(cafile=certificate())
 
 
@@ -276,21 +276,21 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         for name, value in self.headers.items():
             upstream.putheader(name, value)
         upstream.endheaders()
-        answer = upstream.getresponse()
-        body = answer.read()
-        self.send_response(answer.status)
+        response = upstream.getresponse()
+        body = response.read()
+        self.send_response(response.status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
         upstream.close()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @contextmanager
 def proxy() -> Iterator[Proxy]:
-    """Run a proxy on a free port of loopback for the block."""
+    """Run a proxy on a free loopback port until the block ends."""
     handler = type("_BoundProxyHandler", (_ProxyHandler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     handler.proxy = one = Proxy(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]

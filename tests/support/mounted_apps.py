@@ -1,7 +1,8 @@
-"""Applications that say what they route by, one for each framework.
+"""Applications that respond with the path by which they route, one for each framework.
 
-``ISSUER`` names whose tokens count, ``EXCLUDED`` the paths that need none. A request names the application
-in ``X-App``. Each answers every path with the path that its framework
+``ISSUER`` is the trusted issuer. ``EXCLUDED`` lists the paths that need no token. The ``X-App`` header of
+a request names the application. Each application responds to every path with the path that its framework
+routes by.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ async def _show_whole(request: Any) -> PlainTextResponse:
 
 
 class _RootFromHeader:
-    """What is written for services behind a proxy that strips a prefix."""
+    """A middleware that users write for services behind a proxy that strips a prefix."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -146,7 +147,7 @@ def _flask(*, whole: bool = False) -> Flask:
 
 
 class _ReverseProxied:
-    """The snippet that many Flask applications have for a prefix."""
+    """A snippet that many Flask applications use for a prefix."""
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""Real services in processes of their own, on ports of their own choosing."""
+"""Real services in their own processes, on ports that they choose."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Service:
 
     Attributes:
         url: Its origin.
-        log: What it has written so far.
+        log: Its output so far.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -51,13 +51,13 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Wait for it to listen."""
+        """Wait until the service listens, and return its origin."""
         if not self._has_answered.wait(60) or self._port is None:
             raise AssertionError(f"the service does not listen:\n{self.log}")
         return f"http://127.0.0.1:{self._port}"
 
     def stop(self) -> None:
-        """End it and all of its workers."""
+        """Stop the process and all of its workers."""
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self.process.pid, sign)
@@ -72,7 +72,7 @@ class Service:
 
 @contextmanager
 def service(*command: str, cwd: Path = ROOT, environ: Mapping[str, str] = {}) -> Iterator[Service]:
-    """Run a command that tells its address on stdout or stderr, for the block."""
+    """Run a command that prints its address to stdout or stderr, until the block ends."""
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -92,5 +92,5 @@ def service(*command: str, cwd: Path = ROOT, environ: Mapping[str, str] = {}) ->
 
 
 def uvicorn(app: str, *options: str) -> tuple[str, ...]:
-    """Give the command that serves an ASGI application on a free port."""
+    """Return the command that serves an ASGI application on a free port."""
     return (str(BIN / "uvicorn"), app, "--host", "127.0.0.1", "--port", "0", *options)

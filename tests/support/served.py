@@ -1,4 +1,4 @@
-"""Real servers as processes of their own, on a port that is open before they are."""
+"""Real servers in their own processes, on a port that listens before they start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-# Each of them takes over a listening socket.
+# Each server takes over a listening socket.
 COMMANDS = {
     "uvicorn-h11": ("asgi", "{python} -m uvicorn {app} --fd {fd} --http h11 --log-level warning"),
     "uvicorn-httptools": ("asgi", "{python} -m uvicorn {app} --fd {fd} --http httptools --log-level warning"),
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 class Reply(NamedTuple):
-    """A response as it came over the wire."""
+    """A response as received on the wire."""
 
     status: int
     headers: dict[str, str]
@@ -31,20 +31,20 @@ class Reply(NamedTuple):
 
 
 class Server:
-    """Where a server listens."""
+    """A running server: its name and its port."""
 
     def __init__(self, name: str, port: int) -> None:
         self.name = name
         self.port = port
 
     def send(self, *authorization: bytes, target: str = "/", headers: tuple[bytes, ...] = ()) -> Reply:
-        """Send a GET whose Authorization lines are exactly these bytes after the colon."""
+        """Send a GET request whose Authorization lines contain exactly these bytes after the colon."""
         lines = [b"GET %s HTTP/1.1" % target.encode(), b"Host: profiles.example", b"Connection: close"]
         lines += [b"Authorization:" + value for value in authorization]
         return self.send_raw(b"\r\n".join([*lines, *headers, b"", b""]))
 
     def send_raw(self, request: bytes) -> Reply:
-        """Send bytes and read until the server closes."""
+        """Send bytes, and read until the server closes the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             connection.sendall(request)
             received = b""
@@ -54,15 +54,15 @@ class Server:
 
 
 def parse_reply(received: bytes) -> Reply:
-    """Read one response."""
+    """Parse one response."""
     head, _, body = received.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     match = re.match(r"HTTP/1\.[01] (\d{3})", status)
-    assert match, "this is no HTTP response"
+    assert match, "not an HTTP response"
     headers = {}
     for line in lines:
         name, _, value = line.partition(":")
-        assert name.lower() not in headers, f"the header {name} stands there twice"
+        assert name.lower() not in headers, f"duplicate header: {name}"
         headers[name.lower()] = value.strip()
     if headers.get("transfer-encoding") == "chunked":
         body = join_chunks(body)
@@ -70,7 +70,7 @@ def parse_reply(received: bytes) -> Reply:
 
 
 def join_chunks(body: bytes) -> bytes:
-    """Undo the chunked coding (RFC 9112, section 7.1)."""
+    """Decode the chunked transfer coding (RFC 9112, section 7.1)."""
     joined = b""
     while True:
         size, _, body = body.partition(b"\r\n")
@@ -84,9 +84,9 @@ def serving(name: str, app: Mapping[str, str], environ: Mapping[str, str]) -> It
     """Run one of `COMMANDS` until the block ends.
 
     Args:
-        name: Its name.
-        app: For ``asgi`` and ``wsgi`` the application as ``module:name``.
-        environ: Added to the environment.
+        name: Its key in `COMMANDS`.
+        app: The application as ``module:name`` for ``asgi`` and for ``wsgi``.
+        environ: Variables to add to the environment.
     """
     kind, command = COMMANDS[name]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,7 +1,7 @@
-"""Real servers on loopback, in threads of this process and in processes of their own; and their one table.
+"""Real servers on loopback, in threads of this process and in their own processes, and the table of servers.
 
-Every listening socket is bound here, to a free port, and listens before its server runs, so that
-nobody waits for a server: the first connection does.
+Every listening socket is bound here, to a free port, and listens before its server runs. Therefore, tests
+do not wait for a server to start: the first connection waits in the backlog.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WSGI_SERVERS = ("wsgiref", "gunicorn-sync", "gunicorn-gthread")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """A response."""
 
     status: int
     text: str
@@ -62,7 +62,7 @@ class Client:
         method: str = "GET",
         body: bytes | None = None,
     ) -> Answer:
-        """Send one request; *headers* may name one twice."""
+        """Send one request. *headers* may repeat a name."""
         self._connection.putrequest(method, path)
         if token is not None:
             self._connection.putheader("Authorization", f"Bearer {token}")
@@ -80,7 +80,7 @@ class Client:
 
 
 def get(port: int, path: str, token: str | None = None, **options: Any) -> Answer:
-    """Send one request over a connection of its own."""
+    """Send one request over its own connection."""
     client = Client(port)
     try:
         return client.call(path, token, **options)
@@ -96,7 +96,7 @@ def raw_connection(port: int) -> Iterator[socket.socket]:
 
 
 def read_answer(stream: Any) -> str:
-    """Read the body of one answer that has a Content-Length from a socket's file."""
+    """Read the body of one response that has a Content-Length from a socket's file."""
     length = 0
     while (line := stream.readline().strip()) != b"":
         name, _, value = line.partition(b":")
@@ -106,7 +106,7 @@ def read_answer(stream: Any) -> str:
 
 
 def listening_socket() -> socket.socket:
-    """Give a socket that listens on a free port of loopback."""
+    """Return a socket that listens on a free loopback port."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", 0))
@@ -116,7 +116,7 @@ def listening_socket() -> socket.socket:
 
 @contextmanager
 def serve_asgi(app: Any, kind: str = "uvicorn-h11-asyncio", **config: Any) -> Iterator[int]:
-    """Serve an ASGI application in a thread, and give the port."""
+    """Serve an ASGI application in a thread. Yield the port."""
     server = _hypercorn(app) if kind == "hypercorn" else _uvicorn(app, kind, config)
     with server as port:
         yield port
@@ -166,7 +166,7 @@ def _hypercorn(app: Any) -> Iterator[int]:
 
 
 class _QuietHandler(WSGIRequestHandler):
-    # One connection must not keep a server's only thread.
+    # A kept-alive connection must not occupy the server's only thread.
     protocol_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: Any) -> None: ...
@@ -184,7 +184,7 @@ class _ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
 
 @contextmanager
 def serve_wsgi(app: Any, *, threads: bool = False) -> Iterator[int]:
-    """Serve a WSGI application with wsgiref: one thread for all requests, or one for each."""
+    """Serve a WSGI application with wsgiref, in one thread for all requests or one thread for each."""
     server = (_ThreadingWSGIServer if threads else WSGIServer)(("127.0.0.1", 0), _QuietHandler)
     server.set_app(app)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -198,7 +198,7 @@ def serve_wsgi(app: Any, *, threads: bool = False) -> Iterator[int]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Give this process's environment without its OpenTelemetry settings, and with *variables*."""
+    """Return this process's environment without its OpenTelemetry settings, plus *variables*."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "COVERAGE", "PYTHONPATH"))
     }
@@ -208,7 +208,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Run a server in its own process, on the socket whose number takes the place of ``{fd}``.
+    """Run a server in its own process. ``{fd}`` in the command becomes the number of its listening socket.
 
     Yields:
         The port and the process.
@@ -224,7 +224,7 @@ def process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, sub
             stderr=subprocess.DEVNULL,
         )
         port = listener.getsockname()[1]
-        # The child's copy is the only one from here on: if it dies, connections are refused.
+        # Now the child has the only copy: if the child dies, connections are refused.
         listener.close()
         try:
             yield port, child
@@ -238,34 +238,34 @@ def process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, sub
 
 
 def script(name: str) -> str:
-    """Give the path of a console script of this environment."""
+    """Return the path of a console script of this environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def gunicorn_command(app: str, worker: str, *, threads: int = 4) -> list[str]:
-    """Give the command that serves ``module:app`` with one worker of that class."""
+    """Return the command that serves ``module:app`` with one worker of that class."""
     command = [script("gunicorn"), "--bind", "fd://{fd}", "--worker-class", worker, "--workers", "1"]
     command += ["--log-level", "critical", "--graceful-timeout", "1", "--no-control-socket"]
     return [*command, *(["--threads", str(threads)] if worker == "gthread" else []), app]
 
 
 def uvicorn_command(app: str, *options: str) -> list[str]:
-    """Give the command that serves ``module:app``."""
+    """Return the command that serves ``module:app``."""
     return [script("uvicorn"), "--fd", "{fd}", "--log-level", "critical", "--lifespan", "off", *options, app]
 
 
-# The table: every application on every server that it runs on.
+# The table: every application on every server that supports it.
 
 
 class Served:
-    """A server that runs, and how to call it."""
+    """A running server, and the ways to call it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
-        """Give something with a method ``call``, like `Client`, that keeps its connection."""
+        """Yield an object with a ``call`` method, like `Client`, that keeps its connection."""
         client = Client(self.port)
         try:
             yield client
@@ -273,13 +273,13 @@ class Served:
             client.close()
 
     def get(self, path: str, token: str | None = None, **options: Any) -> Answer:
-        """Send one request over a connection of its own."""
+        """Send one request over its own connection."""
         with self.connection() as connection:
-            answer: Answer = connection.call(path, token, **options)
-            return answer
+            response: Answer = connection.call(path, token, **options)
+            return response
 
     def abandon(self, path: str, token: str) -> str:
-        """Go away as soon as the answer shows the token, and give what has come."""
+        """Disconnect as soon as the response contains the token. Return what was received."""
         received = b""
         with raw_connection(self.port) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
@@ -289,12 +289,12 @@ class Served:
 
 
 _GRPC_STREAMS = ("/stream", "/slow")
-# What gRPC says of metadata that it does not let through.
+# The status that gRPC returns for metadata that it rejects.
 _GRPC_STATUSES = {"RESOURCE_EXHAUSTED": 431, "INTERNAL": 400}
 
 
 class _GrpcConnection:
-    """A channel, as a connection that takes metadata for headers."""
+    """A channel with the interface of a connection. Headers become metadata."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -313,17 +313,17 @@ class _GrpcConnection:
         import grpc
 
         try:
-            answer = self.start(path, token, headers)
-            text = b"".join(answer) if path in _GRPC_STREAMS else answer
+            response = self.start(path, token, headers)
+            text = b"".join(response) if path in _GRPC_STREAMS else response
             return Answer(200, text.decode(), http.client.HTTPMessage())
-        except ValueError:  # metadata that gRPC does not send
+        except ValueError:  # gRPC does not send such metadata
             return Answer(400, "", http.client.HTTPMessage())
         except grpc.RpcError as error:
             return Answer(_GRPC_STATUSES.get(error.code().name, 500), "", http.client.HTTPMessage())
 
 
 class GrpcServed(Served):
-    """The same for a gRPC server."""
+    """A running gRPC server."""
 
     @contextmanager
     def connection(self) -> Iterator[_GrpcConnection]:
@@ -335,10 +335,10 @@ class GrpcServed(Served):
     def abandon(self, path: str, token: str) -> str:
         received = ""
         with self.connection() as connection:
-            answer = connection.start(path, token, ())
+            response = connection.start(path, token, ())
             while token not in received:
-                received += next(answer).decode()
-            answer.cancel()
+                received += next(response).decode()
+            response.cancel()
         return received
 
 
@@ -347,14 +347,14 @@ class Server:
     """An application on a server.
 
     Attributes:
-        serve: ``with serve(settings, variables) as port`` runs it; *variables* are for a process of
-            its own.
-        reach: How to call it: over HTTP, or by gRPC.
-        needs_install: Whether its boundary is a hook's, and not our middleware's.
-        instrumentor: Contrib's, to be switched on around it.
+        serve: ``with serve(settings, variables) as port`` runs it. *variables* are environment variables
+            for a server in its own process.
+        reach: How to call it: over HTTP or gRPC.
+        needs_install: Whether its boundary is installed by a hook, and not added as our middleware.
+        instrumentor: The OpenTelemetry instrumentor to switch on while it runs.
         is_here: Whether it runs in this process.
-        has_sockets: Whether it answers WebSockets.
-        can_be_abandoned: Whether it lets go of a stream whose client has gone away.
+        has_sockets: Whether it serves WebSockets.
+        can_be_abandoned: Whether it stops a stream after the client has disconnected.
     """
 
     name: str
@@ -371,14 +371,14 @@ class Server:
 def served(
     server: Server, settings: Settings | None = None, instrumentation: Mapping[str, Any] | None = None, **variables: str
 ) -> Iterator[Served]:
-    """Serve, with everything installed that the row says."""
+    """Run the server, with the installation and instrumentation that its row requires."""
     settings = settings or Settings()
     if server.needs_install and server.is_here:
         install(settings)
     instrumentor = server.instrumentor() if server.instrumentor else None
     if instrumentor is not None:
         with warnings.catch_warnings():
-            # aiohttp's, for instrumentation that derives from its Application.
+            # aiohttp deprecates deriving from Application, which its instrumentation does.
             warnings.simplefilter("ignore", DeprecationWarning)
             instrumentor.instrument(**(instrumentation or {}))
     try:
@@ -394,7 +394,7 @@ def _asgi_row(name: str, kind: str) -> Server:
     def serve(settings: Settings, variables: Mapping[str, str]) -> AbstractContextManager[int]:
         return serve_asgi(apps.ASGI_APPS[name](), kind)
 
-    # Channels, which Django's WebSockets need, is an application of its own.
+    # Django's WebSockets need Channels, which is a separate application.
     by_hand = name == "plain-middleware"
     return Server(f"{name}-on-{kind}", serve, needs_install=not by_hand, has_sockets=name != "django")
 
@@ -416,7 +416,7 @@ def _wsgi_row(name: str, kind: str) -> Server:
 
 @contextmanager
 def looping() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread, outside of the test's context."""
+    """Run an event loop in a thread, outside the test's context."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     contextvars.Context().run(thread.start)
@@ -430,7 +430,7 @@ def looping() -> Iterator[asyncio.AbstractEventLoop]:
 
 @contextmanager
 def _started(start: Callable[[socket.socket], Awaitable[Callable[[], Awaitable[Any]]]]) -> Iterator[int]:
-    """Run what *start* starts on a socket, until what it gives is called."""
+    """Serve with *start* on a socket. Call the function that *start* returns to stop."""
     with looping() as loop, listening_socket() as listener:
         listener.setblocking(False)
         stop = asyncio.run_coroutine_threadsafe(start(listener), loop).result(TIMEOUT_SECONDS)
@@ -541,7 +541,7 @@ def _grpc_aio_instrumentor() -> Any:
 def _own_rows(
     name: str, serve: Callable[..., AbstractContextManager[int]], instrumentor: Callable[[], Any], **others: Any
 ) -> list[Server]:
-    """Give the rows of a server with a protocol of its own: plain and instrumented, hooked and by hand."""
+    """Return the rows of a server with its own protocol: plain and instrumented, hooked and added by hand."""
     return [
         Server(
             f"{name}{', by hand' * by_hand}{', instrumented' * instrumented}",
@@ -568,12 +568,12 @@ SERVERS = [
         "grpc-aio, in threads",
         lambda settings, _: _serve_grpc_aio(settings, threads=True),
         reach=GrpcServed,
-        # The thread of a synchronous method waits for ever to send on, whoever is around it.
+        # The thread of a synchronous method blocks forever in send, with or without our boundary.
         can_be_abandoned=False,
     ),
 ]
 
-# One application for each server, where servers are what matters.
+# One application for each server, for tests of the servers.
 ONE_FOR_EACH_SERVER = [
     server for server in SERVERS if "-on-" not in server.name or server.name.startswith(("starlette-on-", "flask-on-"))
 ]

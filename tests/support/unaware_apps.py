@@ -1,4 +1,4 @@
-"""Two applications that know nothing of verification, for servers with several kinds of processes."""
+"""Two applications that contain no verification code, for servers with several kinds of processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ asgi_app = FastAPI(openapi_url=None)
 
 @asgi_app.get("/me")
 async def me() -> dict[str, str]:
-    """Answer everyone who gets here."""
+    """Respond to every request that reaches the application."""
     return {"served": "yes"}
 
 
@@ -19,5 +19,5 @@ app = wsgi_app = Flask(__name__)
 
 @wsgi_app.get("/me")
 def me_too() -> dict[str, str]:
-    """Answer everyone who gets here."""
+    """Respond to every request that reaches the application."""
     return {"served": "yes"}

@@ -1,4 +1,4 @@
-"""A program that has never heard of us: aiohttp.web, Tornado and gRPC in one loop. Prints their ports."""
+"""A program that does not use our package: aiohttp.web, Tornado and gRPC in one event loop. Prints their ports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiohttp import web
 
 
 async def serve() -> None:
-    """Serve on free ports of loopback until the process ends."""
+    """Serve on free loopback ports until the process ends."""
 
     async def hello(request: web.Request) -> web.Response:
         return web.Response(text="hello")

@@ -1,4 +1,4 @@
-"""P1, named destinations only: a message has none, so no broker, function or tool gets the token."""
+"""P1, listed destinations only: a message has no destination, so no broker, function or tool gets the token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from otel_token_relay import Settings, current_token, install, to_destination, u
 from otel_token_relay.testing import assert_never_leaked
 
 with warnings.catch_warnings():
-    # kafka-python reads its schemas in a way that Python 3.12 calls deprecated.
+    # kafka-python reads its schemas in a way that is deprecated since Python 3.12.
     warnings.simplefilter("ignore", DeprecationWarning)
     from opentelemetry.instrumentation.kafka.utils import _kafka_setter
 
@@ -38,7 +38,7 @@ def _installed():
 
 @pytest.fixture
 def traced():
-    """Instrumentation injects in the context of a span of its own."""
+    """Start a span, because instrumentation injects in the context of its own span."""
     with TracerProvider().get_tracer("test").start_as_current_span("publish"):
         yield
 
@@ -81,7 +81,7 @@ every_carrier = pytest.mark.parametrize("fill", CARRIERS.values(), ids=CARRIERS.
 @every_carrier
 @pytest.mark.usefixtures("traced")
 def test_a_message_carries_the_trace_and_no_token(fill):
-    """Though every host is listed."""
+    """Even if every host is listed."""
     with use_token(ALICE):
         carrier = fill()
 
@@ -91,10 +91,10 @@ def test_a_message_carries_the_trace_and_no_token(fill):
 
 
 @every_carrier
-def test_not_even_while_a_destination_is_named_in_the_context(fill):
-    """Somebody has attached what `to_destination` gave, and forgotten about it.
+def test_a_destination_in_the_context_does_not_send_the_token(fill):
+    """The application has attached the result of `to_destination` and not detached it.
 
-    Kafka's instrumentation hands its context over, which looks just like a destination by hand.
+    Kafka's instrumentation passes the context explicitly, as code that names a destination does.
     """
     with use_token(ALICE):
         attached = otel_context.attach(to_destination("https://profile-service"))
@@ -107,12 +107,12 @@ def test_not_even_while_a_destination_is_named_in_the_context(fill):
 
 
 def _leave_logging_alone(**_):
-    """A worker sets the root logger up, unless somebody else says that he does."""
+    """Keep a worker from configuring the root logger: a connected receiver prevents it."""
 
 
 @pytest.fixture
 def celery():
-    """An application on Celery's broker in memory, instrumented."""
+    """An instrumented application on Celery's in-memory broker."""
     app = Celery("test", broker="memory://", backend="cache+memory://")
     signals.setup_logging.connect(_leave_logging_alone)
     CeleryInstrumentor().instrument(tracer_provider=TracerProvider())
@@ -124,8 +124,8 @@ def celery():
         app.close()
 
 
-def test_a_task_of_celery_has_no_token(celery):
-    """Neither in its message nor in the worker, which does have the trace."""
+def test_a_celery_task_has_no_token(celery):
+    """Neither its message nor the worker has the token. Both have the trace."""
     messages, seen = [], []
 
     @celery.task(bind=True)

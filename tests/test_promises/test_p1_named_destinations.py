@@ -1,4 +1,4 @@
-"""P1: the token leaves only for an origin on the list, decided anew for every hop, at the wire."""
+"""P1: the token leaves only for a listed origin. Each hop is decided separately, at the wire."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from otel_token_relay.relay import Parts, Relay
 from tests.support.clients import Client, every_client, every_following_client, every_proxied_client, in_loop
 from tests.support.loopback import Party, Status, party, proxy, trust
 
-TOKEN = "p1-canary-token"
+TOKEN = "p1-sample-token"
 LINE = [f"Bearer {TOKEN}"]
 
 
@@ -46,20 +46,20 @@ def allow(*destinations: str, **others: object) -> None:
 @every_client
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_a_listed_destination_gets_the_token_in_one_line(client: Client, tls: bool) -> None:
-    """A plain call to a listed origin carries exactly one Authorization line, the caller's."""
+    """A request to a listed origin carries exactly one Authorization line, with the caller's token."""
     with client.party(tls=tls) as one:
         allow(one.url)
         with use_token(TOKEN):
-            answer = client.call(one.url)
+            response = client.call(one.url)
 
-    assert answer.status == 200
+    assert response.status == 200
     assert one.lines() == [LINE]
-    assert not answer.shows("authorization")
+    assert not response.shows("authorization")
 
 
 @every_client
 def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
-    """No destinations: no token, and the call goes through."""
+    """The request is sent without the token."""
     with client.party() as one:
         allow()
         with use_token(TOKEN):
@@ -80,8 +80,8 @@ def test_nothing_is_relayed_with_an_empty_list(client: Client) -> None:
         pytest.param(True, "http://127.0.0.1:{port}", id="https called, http listed"),
     ],
 )
-def test_an_origin_that_differs_in_one_part_gets_nothing(client: Client, tls: bool, listed: str) -> None:
-    """Host, port and scheme must all be the listed ones."""
+def test_an_origin_that_differs_in_one_part_gets_no_token(client: Client, tls: bool, listed: str) -> None:
+    """Scheme, host and port must all match the entry."""
     with client.party(tls=tls) as one:
         allow(listed.format(port=one.port, other=one.port ^ 1))
         with use_token(TOKEN):
@@ -91,8 +91,8 @@ def test_an_origin_that_differs_in_one_part_gets_nothing(client: Client, tls: bo
 
 
 @every_client
-def test_a_listed_name_is_not_its_address(client: Client) -> None:
-    """The list names localhost; the call by that name is relayed, by its address it is not."""
+def test_a_listed_name_does_not_include_its_address(client: Client) -> None:
+    """The list contains localhost. A call to that name carries the token, and a call to its address does not."""
     with client.party() as one:
         allow(f"http://localhost:{one.port}")
         with use_token(TOKEN):
@@ -104,7 +104,7 @@ def test_a_listed_name_is_not_its_address(client: Client) -> None:
 
 @every_client
 def test_an_ipv6_address_is_compared_as_an_address(client: Client) -> None:
-    """[::1] and the long form of the entry are one host."""
+    """[::1] and the long form of the entry are the same host."""
     with client.party(host="::1") as one:
         allow(f"http://[0:0:0:0:0:0:0:1]:{one.port}")
         with use_token(TOKEN):
@@ -113,14 +113,14 @@ def test_an_ipv6_address_is_compared_as_an_address(client: Client) -> None:
     assert one.lines() == [LINE]
 
 
-# A and B are listed, C is listed with TLS; X is not listed, nor is Y, which has TLS.
+# A and B are listed, C is listed with TLS. X is not listed; nor is Y, which uses TLS.
 CHAINS = ["A A", "A B A", "A X A", "A C", "A Y", "C X A", "Y C"]
 
 
 @every_following_client
 @pytest.mark.parametrize("chain", CHAINS)
-def test_each_hop_of_a_redirect_is_decided_by_itself(client: Client, chain: str) -> None:
-    """Along a chain of redirects, listed origins get the token in one line and others get nothing."""
+def test_each_hop_of_a_redirect_is_decided_separately(client: Client, chain: str) -> None:
+    """In a chain of redirects, listed origins get one line with the token, and other origins get none."""
     with ExitStack() as stack:
         parties: dict[str, Party] = {}
         for name in dict.fromkeys(chain.split()):
@@ -132,18 +132,18 @@ def test_each_hop_of_a_redirect_is_decided_by_itself(client: Client, chain: str)
             url = parties[name].redirecting_to(url)
 
         with use_token(TOKEN):
-            answer = client.call(url)
+            response = client.call(url)
 
-    assert answer.status == 200
-    assert not answer.shows("authorization")
+    assert response.status == 200
+    assert not response.shows("authorization")
     for name, one in parties.items():
         assert one.lines() == [LINE if name in "ABC" else []] * chain.split().count(name), name
 
 
 @every_following_client
 @pytest.mark.parametrize("status", [301, 303, 307, 308])
-def test_a_post_that_is_redirected_leaks_nothing(client: Client, status: int) -> None:
-    """Whatever a redirect does to the method, the third party gets no token."""
+def test_a_redirected_post_does_not_leak_the_token(client: Client, status: int) -> None:
+    """The third party gets no token, regardless of the method after the redirect."""
     if status in (307, 308) and not client.repeats_posts:
         status = 302
     with party() as listed, party() as outsider:
@@ -156,39 +156,39 @@ def test_a_post_that_is_redirected_leaks_nothing(client: Client, status: int) ->
 
 
 @every_following_client
-def test_a_custom_header_follows_no_redirect(client: Client) -> None:
-    """Clients strip Authorization on redirects and nothing else; ours is not on the request at all."""
+def test_a_custom_header_is_not_sent_after_a_redirect(client: Client) -> None:
+    """Clients strip only Authorization on redirects, but our header is not part of the client's request."""
     with party() as listed, party() as outsider:
         allow(listed.url, header="Txn-Token")
         with use_token(TOKEN):
-            answer = client.call(listed.redirecting_to(listed.redirecting_to(outsider.url)))
+            response = client.call(listed.redirecting_to(listed.redirecting_to(outsider.url)))
 
     assert listed.lines("txn-token") == [[TOKEN], [TOKEN]]
     assert listed.lines() == [[], []]
     outsider.assert_saw_no(TOKEN)
-    assert not answer.shows("txn-token")
+    assert not response.shows("txn-token")
 
 
 @every_proxied_client
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("listed", ["destination", "proxy"])
 def test_a_proxy_is_not_the_destination(client: Client, tls: bool, listed: str) -> None:
-    """The origin of the URL decides, not the proxy, and CONNECT carries no token."""
+    """The origin of the URL decides, not the proxy. CONNECT carries no token."""
     tunnels = tls or client.proxies == "tunnels"
     with client.party(tls=tls) as one, proxy() as between:
         allow(one.url if listed == "destination" else between.url)
         with use_token(TOKEN):
-            answer = client.call(one.url, proxy=between.url)
+            response = client.call(one.url, proxy=between.url)
 
-    assert answer.status == 200
+    assert response.status == 200
     assert one.lines() == [LINE if listed == "destination" else []]
     assert [request.method for request in between.requests] == ["CONNECT" if tunnels else "GET"]
     if tunnels or listed == "proxy":
         assert not any(request.holds(TOKEN) for request in between.requests)
 
 
-def test_a_retry_is_decided_anew() -> None:
-    """A retry after the lease has ended goes out without the token that the first attempt had."""
+def test_a_retry_is_decided_separately() -> None:
+    """A retry after the lease has ended carries no token, although the first attempt did."""
     with party() as one, urllib3.PoolManager() as manager, use_token(TOKEN) as token:
         allow(one.url)
         one.answers += [Status(503), Status(503)]
@@ -201,14 +201,14 @@ def test_a_retry_is_decided_anew() -> None:
                 if len(one.requests) == 2:
                     lease.end()
 
-        answer = manager.request("GET", one.url, retries=EndsTheLease(total=3, status_forcelist=[503]))
+        response = manager.request("GET", one.url, retries=EndsTheLease(total=3, status_forcelist=[503]))
 
-    assert answer.status == 200
+    assert response.status == 200
     assert one.lines() == [LINE, LINE, []]
 
 
-def test_a_pool_without_a_proxy_is_not_fooled_by_an_absolute_url() -> None:
-    """A pool that is used as a hand-made proxy connection gets nothing for another origin's URL."""
+def test_an_absolute_url_does_not_change_the_origin_of_a_pool() -> None:
+    """A pool that the application uses as a proxy connection gets no token for a URL of another origin."""
     with party() as one, party() as other:
         allow(one.url, other.url)
         with use_token(TOKEN), urllib3.HTTPConnectionPool("127.0.0.1", one.port) as pool:
@@ -218,8 +218,8 @@ def test_a_pool_without_a_proxy_is_not_fooled_by_an_absolute_url() -> None:
     assert one.lines() == [[], LINE]
 
 
-def test_a_tunnel_is_judged_by_where_it_ends() -> None:
-    """Whatever URL is sent through it, a redirect's for example, arrives at the other end."""
+def test_a_tunnel_is_decided_by_its_endpoint() -> None:
+    """Every request through the tunnel arrives at its endpoint, including a redirect to another URL."""
     with party(tls=True) as one, party(tls=True) as other, proxy() as between:
         allow(one.url)
         with use_token(TOKEN), urllib3.ProxyManager(between.url, ssl_context=trust()) as manager:
@@ -280,7 +280,7 @@ def _tornado_parts(url: str) -> Parts:
         allow()
         in_loop(fetch())
     if [host for _, host, _ in parts] != looked_up:
-        pytest.fail("what is compared is not what is looked up")
+        pytest.fail("the compared host differs from the host that is looked up")
     return parts[0]
 
 
@@ -293,7 +293,7 @@ PARTS_OF = {
 }
 NOWHERE = None
 
-# What each client connects to for a URL that is meant to be misread, in the order of PARTS_OF.
+# The host that each client connects to for a URL that is easily misread, in the order of PARTS_OF.
 HOSTILE = [
     ("http://A\\@B/", ["b", "a", NOWHERE, NOWHERE, NOWHERE]),
     ("http://good@evil/", ["evil", "evil", NOWHERE, "evil", NOWHERE]),
@@ -314,8 +314,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("url", "hosts"), HOSTILE, ids=[ascii(url) for url, _ in HOSTILE])
-def test_a_hostile_url_is_read_as_the_client_connects(url: str, hosts: list[str | None]) -> None:
-    """The host that is compared is the one that the client looks up: each by its own parser and IDNA."""
+def test_a_hostile_url_is_parsed_as_the_client_parses_it(url: str, hosts: list[str | None]) -> None:
+    """The compared host is the host that the client looks up, with the client's own parser and IDNA."""
     for (library, parts_of), host in zip(PARTS_OF.items(), hosts, strict=True):
         try:
             origin = Origin.of(*parts_of(url))
@@ -325,8 +325,8 @@ def test_a_hostile_url_is_read_as_the_client_connects(url: str, hosts: list[str 
         assert origin == (host and Origin("http", host, 80)), library
 
 
-def test_a_stale_tunnel_is_not_taken_for_tls() -> None:
-    """urllib keeps the tunnel of a request that is given an http URL afterwards; what goes in then is plain."""
+def test_a_stale_tunnel_does_not_count_as_tls() -> None:
+    """urllib keeps the tunnel of a request when its URL is changed to http. Such a request is sent unencrypted."""
     request = urllib.request.Request("https://127.0.0.1/")
     request.set_proxy("127.0.0.1:9", "http")
     tunnelled = _parts_of_urllib_request(request)
@@ -337,7 +337,7 @@ def test_a_stale_tunnel_is_not_taken_for_tls() -> None:
 
 
 def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A URL that cannot be read is not quoted in the log, since a password may stand in it."""
+    """The log does not quote a URL that cannot be parsed, because the URL may contain a password."""
     allow("http://127.0.0.1")
     caplog.set_level(logging.DEBUG)
     with use_token(TOKEN), pytest.raises(http.client.InvalidURL):
@@ -347,8 +347,8 @@ def test_a_password_in_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> 
     assert "hunter2" not in caplog.text
 
 
-def test_an_ambient_inject_writes_nothing() -> None:
-    """`inject` without a destination is for any carrier: it writes what other propagators have, and no token."""
+def test_inject_without_a_destination_writes_no_token() -> None:
+    """Without a destination, `inject` writes only the fields of other propagators, for any carrier."""
     allow("http://127.0.0.1")
     carrier: dict[str, str] = {}
     with use_token(TOKEN), TracerProvider().get_tracer("test").start_as_current_span("work"):
@@ -359,8 +359,8 @@ def test_an_ambient_inject_writes_nothing() -> None:
     assert TOKEN not in str(carrier)
 
 
-def test_a_task_queue_gets_nothing() -> None:
-    """A Celery message, which its instrumentation injects into, carries the trace and no token."""
+def test_a_task_queue_gets_no_token() -> None:
+    """Celery's instrumentation injects into the message, which carries the trace and no token."""
     app = celery.Celery(broker="memory://", set_as_current=False)
     app.conf.broker_connection_retry_on_startup = True
     instrumentor = CeleryInstrumentor()
@@ -380,8 +380,8 @@ def test_a_task_queue_gets_nothing() -> None:
     assert TOKEN not in str(message.headers) + str(message.properties) + str(message.body)
 
 
-def test_an_inject_in_a_hook_of_instrumentation_writes_nothing() -> None:
-    """What an application injects inside request and response hooks of a relayed call holds no token."""
+def test_inject_in_an_instrumentation_hook_writes_no_token() -> None:
+    """The application injects in request and response hooks of a relayed call. No carrier contains the token."""
     carriers: list[dict[str, str]] = []
 
     def hook(*args: object) -> None:

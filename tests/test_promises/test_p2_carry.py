@@ -1,4 +1,4 @@
-"""P2, one request, one token: it reaches the request's work, wherever that runs, and ends with it."""
+"""P2, one request, one token: all work of the request has the token, and it ends with the request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOTHING = "nothing"
 
 @pytest.fixture(scope="module")
 def echo():
-    """The one listed server."""
+    """The only listed server."""
     with echo_server() as url:
         yield url
         stop_workers()
@@ -36,7 +36,7 @@ def echo():
 
 @pytest.fixture(autouse=True)
 def settings(echo):
-    """The relay is on, for that server."""
+    """Switch the relay on for that server."""
     settings = Settings(destinations=(echo,))
     install(settings)
     yield settings
@@ -44,7 +44,7 @@ def settings(echo):
 
 
 def together(way: Way, tokens, settings, echo):
-    """Have several requests under way at once, open all gates, and give what each one's work sent."""
+    """Serve several requests at the same time, release all work, and return the token that each work sent."""
     works = [Work(echo) for _ in tokens]
     started = [threading.Event() for _ in tokens]
 
@@ -67,7 +67,7 @@ def together(way: Way, tokens, settings, echo):
 
 
 def after(way: Way, token, settings, echo, take=carry):
-    """Let the request end first, and give what its work sent then."""
+    """Wait for the end of the request, release its work, and return the token that the work sent."""
     work = Work(echo)
     Request(token, settings, lambda: way.start(work, take)).wait_for_response()
     work.gate.set()
@@ -75,7 +75,7 @@ def after(way: Way, token, settings, echo, take=carry):
 
 
 def together_async(way: Way, backend, tokens, settings, echo):
-    """As `together`, in one event loop."""
+    """Do the same as `together` in one event loop."""
     works = [Work(echo) for _ in tokens]
     started = [threading.Event() for _ in tokens]
 
@@ -102,7 +102,7 @@ def together_async(way: Way, backend, tokens, settings, echo):
 
 
 def after_async(way: Way, backend, token, settings, echo, take=carry):
-    """As `after`, in one event loop."""
+    """Do the same as `after` in one event loop."""
     work = Work(echo)
 
     async def main():
@@ -114,7 +114,7 @@ def after_async(way: Way, backend, token, settings, echo, take=carry):
     return anyio.run(main, backend=backend)
 
 
-# One row for each way, and for each event loop of an asynchronous one.
+# One row for each way, and for each event loop of an asynchronous way.
 ROWS = [pytest.param(way, None, id=way.name) for way in SYNC_WAYS] + [
     pytest.param(way, backend, id=f"{way.name}-{backend}") for way in ASYNC_WAYS for backend in way.backends
 ]
@@ -131,40 +131,40 @@ def send_after(way, backend, *arguments, **options):
 
 
 @every_way
-def test_the_token_arrives(way, backend, settings, echo):
-    """In the work that the request starts and waits for."""
+def test_work_has_its_requests_token(way, backend, settings, echo):
+    """The request starts the work and waits for it."""
     assert send_together(way, backend, [ALICE], settings, echo) == [ALICE]
 
 
 @every_way
-def test_another_users_token_never_arrives(way, backend, settings, echo):
-    """Users whose requests are under way at once, on the same threads: each work sends its own."""
+def test_work_never_has_another_users_token(way, backend, settings, echo):
+    """Several users' requests run at the same time on the same threads. Each work sends its own token."""
     tokens = [ALICE, BOB, ALICE]
 
     assert send_together(way, backend, tokens, settings, echo) == tokens
 
 
 @every_way
-def test_anonymous_stays_anonymous(way, backend, settings, echo):
-    """Between others and after them."""
+def test_anonymous_requests_stay_anonymous(way, backend, settings, echo):
+    """An anonymous request can run between requests with a token, or after them."""
     assert send_together(way, backend, [ALICE, None, BOB], settings, echo) == [ALICE, NOTHING, BOB]
     assert send_together(way, backend, [None], settings, echo) == [NOTHING]
 
 
 def briefly(work):
-    """Carry work for no time at all."""
+    """Carry work for zero seconds."""
     return carry(work, seconds=0)
 
 
 @every_way
-def test_nothing_after_the_lease(way, backend, settings, echo):
-    """The lease ends with the response, or with the seconds that the work was carried for."""
+def test_no_token_after_the_lease(way, backend, settings, echo):
+    """The lease ends with the response, or after the seconds for which the work was carried."""
     assert send_after(way, backend, ALICE, settings, echo, take=briefly) == NOTHING
 
 
 @every_way
-def test_it_is_the_lease_that_stops_it(way, backend, settings, echo, monkeypatch):
-    """With leases that never end, the same work would send the token."""
+def test_the_lease_prevents_it(way, backend, settings, echo, monkeypatch):
+    """If leases never ended, the same work would send the token."""
     monkeypatch.setattr("otel_token_relay.token.Lease.is_open", True)
 
     assert send_after(way, backend, ALICE, settings, echo, take=briefly) == ALICE
@@ -172,7 +172,7 @@ def test_it_is_the_lease_that_stops_it(way, backend, settings, echo, monkeypatch
 
 @pytest.mark.parametrize(("way", "backend"), [row for row in ROWS if row.values[0].is_carried])
 def test_carried_work_outlives_the_request(way, backend, settings, echo):
-    """For the seconds that were asked for, and by default for as long as `…_MAX_AGE`."""
+    """It has the token for the given seconds, or for `…_MAX_AGE` by default."""
 
     def take(work):
         return carry(work, seconds=PATIENCE)
@@ -183,8 +183,8 @@ def test_carried_work_outlives_the_request(way, backend, settings, echo):
 
 
 @every_way
-def test_linger_gives_work_that_is_left_behind_its_seconds(way, backend, echo):
-    """And no more than those."""
+def test_linger_extends_the_lease_of_work_that_outlives_its_request(way, backend, echo):
+    """Within the lingering time, the work still has the token."""
     lingering = Settings(destinations=(echo,), linger=PATIENCE)
     install(lingering)
 
@@ -192,7 +192,7 @@ def test_linger_gives_work_that_is_left_behind_its_seconds(way, backend, echo):
 
 
 def test_linger_ends(echo):
-    """Work that runs later than that sends nothing."""
+    """Work that runs after the lingering time has no token."""
     brief = Settings(destinations=(echo,), linger=0.02)
     install(brief)
     work = Work(echo)

@@ -1,4 +1,4 @@
-"""P2 in FastAPI: synchronous endpoints and background work run in threads of their own."""
+"""P2 in FastAPI: synchronous endpoints and background work run in worker threads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOTHING = "nothing"
 
 @pytest.fixture(scope="module")
 def echo():
-    """The one listed server."""
+    """The only listed server."""
     with echo_server() as url:
         yield url
 
 
 class Background:
-    """What background work has sent, for each user, and what has been left behind."""
+    """The tokens that background work has sent for each user, and the work that outlives its request."""
 
     def __init__(self):
         self.seen = defaultdict(list)
@@ -46,7 +46,7 @@ class Background:
 
 
 def build(echo, background):
-    """An application, with a plain function wherever one may stand."""
+    """Build an application that uses synchronous functions in every place that accepts them."""
     app = FastAPI()
 
     def dependency():
@@ -90,7 +90,7 @@ def build(echo, background):
 
 @pytest.fixture(params=["plain", "instrumented"])
 def service(request, echo):
-    """A server that runs it, and what its background work sends."""
+    """A server that runs the application, and the record of its background work."""
     install(Settings(destinations=[echo]))
     background = Background()
     app = build(echo, background)
@@ -103,39 +103,39 @@ def service(request, echo):
     uninstall()
 
 
-USERS = {"alice": ALICE, "bob": BOB, "nobody": None}
+USERS = {"alice": ALICE, "bob": BOB, "anonymous": None}
 
 
 def ask_all(url, path):
-    """Have all users ask at once, several times, and give every answer."""
-    answers = defaultdict(list)
+    """Send several concurrent requests of all users, and return all responses."""
+    responses = defaultdict(list)
 
     def ask(user, token):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         with httpx.Client(timeout=PATIENCE) as client:
             for _ in range(5):
-                answers[user].append(client.get(f"{url}{path}", params={"user": user}, headers=headers).json())
+                responses[user].append(client.get(f"{url}{path}", params={"user": user}, headers=headers).json())
 
     threads = [threading.Thread(target=ask, args=item) for item in USERS.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    return answers
+    return responses
 
 
 def test_a_synchronous_endpoint_sends_its_callers_token(service):
-    """And so does a synchronous dependency; each runs in a thread of the framework's."""
+    """So does a synchronous dependency. The framework runs each in a worker thread."""
     url, _ = service
 
-    answers = ask_all(url, "/endpoint")
+    responses = ask_all(url, "/endpoint")
 
-    assert answers == {user: [[token or NOTHING] * 2] * 5 for user, token in USERS.items()}
+    assert responses == {user: [[token or NOTHING] * 2] * 5 for user, token in USERS.items()}
 
 
 @pytest.mark.parametrize("path", ["/later", "/async-later"])
 def test_background_tasks_send_their_callers_token(service, path):
-    """They run before the application returns, so the request is not over."""
+    """They run before the application returns, so the request has not ended."""
     url, background = service
 
     ask_all(url, path)
@@ -145,7 +145,7 @@ def test_background_tasks_send_their_callers_token(service, path):
 
 
 def leave_behind(service, path):
-    """Have alice's request leave a thread behind, and give its work, and its context."""
+    """Send Alice's request, which starts a thread that outlives it. Return the thread's work and its context."""
     url, background = service
     httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {ALICE}"}, timeout=PATIENCE)
     deadline = time.monotonic() + PATIENCE
@@ -155,7 +155,7 @@ def leave_behind(service, path):
 
 
 @pytest.mark.parametrize("path", ["/leave", "/leave-later"])
-def test_what_they_leave_behind_sends_nothing(service, path):
+def test_work_that_outlives_the_request_sends_no_token(service, path):
     """The lease ends when the application has returned."""
     work, context = leave_behind(service, path)
     deadline = time.monotonic() + PATIENCE
@@ -167,8 +167,8 @@ def test_what_they_leave_behind_sends_nothing(service, path):
 
 
 @pytest.mark.parametrize("path", ["/leave", "/leave-later"])
-def test_it_is_the_lease_that_stops_it(service, path, monkeypatch):
-    """With leases that never end, the same thread would send the token."""
+def test_the_lease_prevents_it(service, path, monkeypatch):
+    """If leases never ended, the same thread would send the token."""
     monkeypatch.setattr("otel_token_relay.token.Lease.is_open", True)
     work, _ = leave_behind(service, path)
     work.gate.set()

@@ -1,4 +1,4 @@
-"""P2, as far as the clients go: what is used again or shared carries the token of who sends it now."""
+"""P2 for clients: a reused or shared request carries the token of the code that sends it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.support.clients import (
     in_loop,
 )
 
-FIRST, SECOND = "p2-canary-token-1", "p2-canary-token-2"
+FIRST, SECOND = "p2-sample-token-1", "p2-sample-token-2"
 
 
 @every_client
-def test_a_request_used_again_carries_who_sends_it_now(client: Client) -> None:
-    """One request object for user 1, user 2, nobody and user 1 again: each time the sender's token or none."""
+def test_a_reused_request_carries_the_senders_token(client: Client) -> None:
+    """Two users and an anonymous caller send the same request object. It carries the sender's token or none."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
-        # Whoever opens the session does not matter.
+        # The token of the code that opens the session does not matter.
         with use_token(SECOND), client.reusing(one.url) as send:
             for user in (FIRST, SECOND, None, FIRST):
                 with use_token(user):
@@ -39,11 +39,11 @@ def test_a_request_used_again_carries_who_sends_it_now(client: Client) -> None:
 
 
 @every_sync_client
-def test_a_request_shared_by_threads_is_each_ones_own(client: Client) -> None:
-    """Three threads, one of nobody, send one request object at the same time; nobody gets another's token."""
+def test_a_request_shared_by_threads_carries_each_threads_token(client: Client) -> None:
+    """Three threads, one of them anonymous, send one request object at the same time. No tokens are mixed up."""
     users = [FIRST, SECOND, None]
     seen: dict[str | None, set[bytes]] = {user: set() for user in users}
-    gate = threading.Barrier(len(users))
+    barrier = threading.Barrier(len(users))
 
     with client.party() as one, ExitStack() as stack:
         install(Settings(destinations=[one.url]))
@@ -51,7 +51,7 @@ def test_a_request_shared_by_threads_is_each_ones_own(client: Client) -> None:
 
         def work(user: str | None) -> None:
             with use_token(user):
-                gate.wait(timeout=10)
+                barrier.wait(timeout=10)
                 seen[user].update(send() for _ in range(15))
 
         threads = [threading.Thread(target=work, args=(user,)) for user in users]
@@ -64,8 +64,8 @@ def test_a_request_shared_by_threads_is_each_ones_own(client: Client) -> None:
 
 
 @every_async_client
-def test_a_session_shared_by_tasks_is_each_ones_own(client: Client) -> None:
-    """Tasks of two users and of nobody share a session; each response answers its own task's token."""
+def test_a_session_shared_by_tasks_carries_each_tasks_token(client: Client) -> None:
+    """Tasks of two users and an anonymous task share a session. Each response contains its own task's token."""
     assert client.opening is not None
     opening = client.opening
 
@@ -88,7 +88,7 @@ def test_a_session_shared_by_tasks_is_each_ones_own(client: Client) -> None:
 
 @every_client
 def test_a_context_kept_after_the_lease_relays_nothing(client: Client) -> None:
-    """Work that still holds the context when the request has ended sends without the token."""
+    """Work that keeps the context after the request has ended sends no token."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(FIRST):
@@ -100,7 +100,7 @@ def test_a_context_kept_after_the_lease_relays_nothing(client: Client) -> None:
 
 @every_client
 def test_carried_work_relays_after_the_lease(client: Client) -> None:
-    """What was carried on purpose still holds the token."""
+    """Work that was carried explicitly still has the token."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(FIRST):
@@ -133,7 +133,7 @@ with use_token(sys.argv[2]):
 
 
 def test_a_forked_child_relays_nothing() -> None:
-    """A child that inherits the context by fork has no token to relay, with any client; its parent has."""
+    """A forked child inherits the context but relays no token with any client. Its parent relays it."""
     with each_party() as parties:
         urls = json.dumps({protocol: one.url for protocol, one in parties.items()})
         ran = subprocess.run(

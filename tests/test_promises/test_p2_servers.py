@@ -1,4 +1,4 @@
-"""P2 on real servers: a request is served with its own token or none, and the token ends with it."""
+"""P2 on real servers: a request is served with its own token or none, and the token ends with the request."""
 
 import base64
 import contextlib
@@ -31,7 +31,7 @@ A, B, C = "token-of-a", "token-of-b", "token-of-c"
 
 @pytest.fixture(autouse=True)
 def clean():
-    """Start with nothing installed and nothing kept, and leave it so."""
+    """Start with nothing installed and no kept contexts, and restore this state after the test."""
     textmap = propagate.get_global_textmap()
     apps.kept.clear()
     apps.noted.clear()
@@ -49,8 +49,8 @@ ROWS = {server.name: server for server in SERVERS}
 
 
 @each(SERVERS)
-def test_request_has_its_own_token_until_it_ends(server):
-    """Handler, stream and failure see the caller's token or none; what stays behind has nothing."""
+def test_a_request_has_its_own_token_until_it_ends(server):
+    """Handler, stream and failure see the caller's token or none. Contexts kept after the request see none."""
     with served(server) as one:
         with one.connection() as connection:
             for _ in range(2):
@@ -61,15 +61,15 @@ def test_request_has_its_own_token_until_it_ends(server):
             assert connection.call("/keep", C).text == C
             with contextlib.suppress(ConnectionError):
                 assert connection.call("/boom", C).status == 500
-            with contextlib.suppress(ConnectionError):  # some servers hang up after a failure
+            with contextlib.suppress(ConnectionError):  # some servers close the connection after a failure
                 assert connection.call("/token").text == NONE
 
         assert _wait_for_ended(one) == [ENDED, ENDED]
 
 
 @each([server for server in ONE_FOR_EACH_SERVER if server.needs_install and server.is_here])
-def test_nothing_is_bound_without_install(server):
-    """The boundary is a hook's doing, and goes with it."""
+def test_no_token_is_bound_without_install(server):
+    """The boundary is installed by a hook and removed with it."""
     with served(server) as one:
         assert one.get("/token", A).text == A
         uninstall()
@@ -91,21 +91,21 @@ BAD_HEADERS = {
 
 
 @each(ONE_FOR_EACH_SERVER)
-def test_what_is_not_one_bearer_token_binds_nothing(server):
-    """Neither the bad header nor the request before it on the connection leaves a token."""
+def test_anything_but_one_bearer_token_binds_no_token(server):
+    """Neither an invalid header nor the previous request on the connection leaves a token."""
     with served(server) as one:
         for case, headers in BAD_HEADERS.items():
             assert one.get("/token", C).text == C, case
-            answer = one.get("/token", headers=headers)
+            response = one.get("/token", headers=headers)
 
-            # A server may refuse the request before any application sees it, and gRPC may not send it.
-            assert answer.text == NONE or answer.status in (400, 431), case
+            # A server may reject the request before the application sees it, and gRPC may not send it.
+            assert response.text == NONE or response.status in (400, 431), case
         assert one.get("/token", headers=[("AUTHORIZATION", f"bearer   {A} ")]).text == A
 
 
 @each(ONE_FOR_EACH_SERVER)
-def test_first_source_header_decides(server):
-    """A header that is present and bad hides those after it, whoever has spoiled it."""
+def test_the_first_present_source_header_decides(server):
+    """An invalid header hides the source headers after it."""
     variable = {"OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS": "x-forwarded-access-token,authorization"}
     authorization = ("Authorization", f"Bearer {B}")
     with served(server, Settings.from_env(variable), **variable) as one:
@@ -115,8 +115,8 @@ def test_first_source_header_decides(server):
 
 
 @each([server for server in ONE_FOR_EACH_SERVER if server.can_be_abandoned])
-def test_lease_ends_when_the_client_goes_away(server):
-    """A client that hangs up in mid-stream leaves no token behind."""
+def test_the_lease_ends_when_the_client_disconnects(server):
+    """A client that disconnects during a stream leaves no token behind."""
     with served(server) as one:
         assert A in one.abandon("/slow", A)
         before = one.get("/keep", B)
@@ -127,9 +127,9 @@ def test_lease_ends_when_the_client_goes_away(server):
 
 
 def _wait_for_ended(one):
-    """Ask until nothing that was kept serves any more.
+    """Poll until no kept context has a usable token.
 
-    An application returns after its last byte is out, and servers notice by and by who has gone.
+    An application returns only after its last byte has been sent, and a server detects a disconnect with a delay.
     """
     deadline = time.monotonic() + apps.SETTLE_SECONDS
     while True:
@@ -152,8 +152,8 @@ def _wait_for_ended(one):
         )
     ]
 )
-def test_lease_ends_for_every_status_and_method(server, method):
-    """A response without a body, or of a page that is not there, ends the lease as any other."""
+def test_the_lease_ends_for_every_status_and_method(server, method):
+    """A response without a body and a 404 response end the lease too."""
     with served(server) as one:
         assert one.get("/nowhere", A, method=method).status == 404
 
@@ -161,8 +161,8 @@ def test_lease_ends_for_every_status_and_method(server, method):
 
 
 @each([server for server in SERVERS if server.has_sockets])
-def test_websocket_has_the_token_of_its_handshake(server):
-    """It serves for the whole conversation and ends with it."""
+def test_a_websocket_has_the_token_of_its_handshake(server):
+    """The token is usable during the whole conversation, and the lease ends with it."""
     from websockets.sync.client import connect
 
     with served(server) as running:
@@ -179,7 +179,7 @@ def test_websocket_has_the_token_of_its_handshake(server):
 
 @each([server for server in ONE_FOR_EACH_SERVER if server.needs_install and server.is_here])
 def test_linger_lets_the_lease_outlive_the_response(server):
-    """With `…_LINGER` background work has the token for some time more, and its own only."""
+    """With `…_LINGER`, background work keeps its own token for the lingering time."""
     with served(server, Settings(linger=60)) as one:
         one.get("/keep", A)
 
@@ -187,17 +187,17 @@ def test_linger_lets_the_lease_outlive_the_response(server):
         assert json.loads(one.get("/kept", B).text) == [[A, "relayed"]]
 
 
-# The bleed of default uvicorn, first without the boundary.
+# On a default uvicorn, a token leaks into the next request. The first test shows it without the boundary.
 
 
 def naive():
-    """Start as somebody does who registers the propagator and nothing else: no boundary."""
+    """Register only the propagator, without a boundary, as an application might do."""
     parts = [TraceContextTextMapPropagator(), W3CBaggagePropagator(), TokenRelayPropagator(Settings())]
     propagate.set_global_textmap(CompositePropagator(parts))
 
 
 def watched(app, sightings):
-    """Lay a middleware around everything, which notes what it sees before the application runs."""
+    """Wrap everything in a middleware that records the token it sees before the application runs."""
 
     async def outer(scope, receive, send):
         sightings.append(apps.seen())
@@ -207,7 +207,7 @@ def watched(app, sightings):
 
 
 def kept_alive(port):
-    """Send A's large request, and when it is answered an anonymous one on the same connection."""
+    """Send A's large request, and after its response an anonymous one on the same connection."""
     client = Client(port)
     first = client.call("/token", A, method="POST", body=b"x" * 500_000)
     second = client.call("/token")
@@ -216,7 +216,7 @@ def kept_alive(port):
 
 
 def pipelined(port):
-    """Send A's, an anonymous one, and C's own in one go."""
+    """Send A's request, an anonymous one and C's request at once."""
     requests = [
         f"GET /token HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {A}\r\n\r\n",
         "GET /token HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -228,7 +228,7 @@ def pipelined(port):
 
 
 def sized(app):
-    """Give answers a Content-Length, for a reader that is no HTTP client."""
+    """Add a Content-Length to responses, for a reader that is not an HTTP client."""
 
     async def outer(scope, receive, send):
         async def send_sized(message):
@@ -253,38 +253,38 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("server", "send"), WAYS)
-def test_without_the_boundary_the_next_request_gets_the_token_of_the_one_before(server, send):
-    """The hole that the boundary is for is there: extraction alone binds A's token for others."""
+def test_without_the_boundary_the_next_request_gets_the_previous_token(server, send):
+    """Without the boundary, the vulnerability exists: extraction alone binds A's token for other requests."""
     naive()
     sightings = []
     app = watched(apps.contrib_asgi(), sightings)
     with serve_asgi(sized(app), server) as port:
-        answers = [answer.strip() for answer in send(port)]
+        responses = [response.strip() for response in send(port)]
 
-    assert answers[:2] == [A, A]
+    assert responses[:2] == [A, A]
     assert sightings[1] == A
     if send is pipelined:
-        assert answers[2] == A, "C brings its own, and is served with A's"
+        assert responses[2] == A, "C sends its own token, but is served with A's token"
 
 
 @pytest.mark.parametrize(("server", "send"), WAYS)
 @pytest.mark.parametrize("name", ["plain-contrib", "plain-middleware", "fastapi", "starlette"])
-def test_with_the_boundary_each_request_has_its_own(server, send, name):
-    """The same requests, and code outside the boundary sees no token at all."""
+def test_with_the_boundary_each_request_has_its_own_token(server, send, name):
+    """The requests are the same. Code outside the boundary sees no token."""
     if name != "plain-middleware":
         install(Settings())
     sightings = []
     app = watched(apps.ASGI_APPS[name](), sightings)
     with serve_asgi(sized(app), server) as port:
-        answers = [answer.strip() for answer in send(port)]
+        responses = [response.strip() for response in send(port)]
 
-    assert answers == [A, NONE, C][: len(answers)]
-    assert sightings == [NONE] * len(answers)
+    assert responses == [A, NONE, C][: len(responses)]
+    assert sightings == [NONE] * len(responses)
 
 
 @pytest.mark.parametrize("server", UVICORNS)
 @pytest.mark.parametrize("name", ["fastapi", "starlette"])
-def test_background_work_does_not_bleed_into_the_next_request(server, name):
+def test_the_token_of_background_work_does_not_leak_into_the_next_request(server, name):
     """While A's background task still has A's token, the next request on the connection has none."""
     install(Settings())
     sightings = []
@@ -298,13 +298,13 @@ def test_background_work_does_not_bleed_into_the_next_request(server, name):
         connection.makefile("rb") as stream,
     ):
         connection.sendall(requests.encode())
-        answers = [read_answer(stream) for _ in range(2)]
+        responses = [read_answer(stream) for _ in range(2)]
         running = list(apps.noted)
         deadline = time.monotonic() + 20
         while not apps.noted and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    assert answers == [A, NONE]
+    assert responses == [A, NONE]
     assert sightings == [NONE, NONE]
-    assert running == [], "the background work was over too early to show anything"
+    assert running == [], "the background work ended before the second request"
     assert apps.noted == [A]

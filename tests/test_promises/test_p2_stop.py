@@ -1,7 +1,7 @@
-"""P2, one request, one token: what stays behind, or belongs to nobody, has no user's token.
+"""P2, one request, one token: work that outlives its request or is shared has no user's token.
 
-Every case is run twice: as it is, and with the one rule off that is to stop it. Then the token
-would go out, most often on another user's behalf.
+Every case runs twice: as it is, and with the one rule disabled that prevents the leak. Without the rule,
+the token would be sent, usually on behalf of another user.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ NOTHING = "nothing"
 
 @pytest.fixture(scope="module")
 def echo():
-    """The one listed server."""
+    """The only listed server."""
     with echo_server() as url:
         yield url
 
 
 @pytest.fixture(autouse=True)
 def settings(echo):
-    """The relay is on, for that server."""
+    """Switch the relay on for that server."""
     settings = Settings(destinations=(echo,))
     install(settings)
     yield settings
@@ -53,12 +53,12 @@ def settings(echo):
 
 
 def request(token, settings, body):
-    """One request from its arrival to its response, on a thread of its own."""
+    """Serve one request in its own thread, and wait for its response."""
     Request(token, settings, body).wait_for_response()
 
 
 def worker_thread(echo, settings):
-    """Alice's request starts the worker, bob's gives it something to do."""
+    """Alice's request starts the worker, and Bob's request gives it a job."""
     jobs = queue.Queue()
 
     def work():
@@ -77,7 +77,7 @@ def worker_thread(echo, settings):
 
 
 def asyncio_consumer(echo, settings):
-    """The same in an event loop."""
+    """Alice's request starts the consumer task in an event loop, and Bob's request gives it a job."""
 
     async def main():
         jobs = asyncio.Queue()
@@ -98,7 +98,7 @@ def asyncio_consumer(echo, settings):
 
 
 def initializer(echo, settings):
-    """Alice's is the first job of an executor, and her request is not over."""
+    """Alice's request submits an executor's first job and has not ended."""
     seen = []
 
     def body():
@@ -110,14 +110,14 @@ def initializer(echo, settings):
 
 
 def done_callback(echo, settings):
-    """Bob's job runs on the worker that alice's has started, and her request is not over."""
+    """Bob's job runs on the worker that Alice's request started. Alice's request has not ended."""
     seen = []
 
     def bob(pool):
-        gate = threading.Event()
-        future = pool.submit(gate.wait, PATIENCE)
+        released = threading.Event()
+        future = pool.submit(released.wait, PATIENCE)
         future.add_done_callback(lambda _: seen.append(send(echo)))
-        gate.set()
+        released.set()
 
     def alice():
         with ThreadPoolExecutor(1) as pool:
@@ -148,7 +148,7 @@ def scheduled_job(echo, settings):
 
 
 def task_left_behind(echo, settings):
-    """The task goes on when the response is out."""
+    """The task goes on after the response has been sent."""
 
     async def main():
         tasks, response = [], asyncio.Event()
@@ -168,7 +168,7 @@ def task_left_behind(echo, settings):
 
 
 def stream_abandoned(echo, settings):
-    """The client goes away in the middle of a response, and its generator cleans up by itself."""
+    """The client disconnects during a response, and a thread of the request goes on."""
     job = Work(echo)
 
     async def main():
@@ -187,7 +187,7 @@ def stream_abandoned(echo, settings):
 
 
 def next_request_of_the_connection(echo, settings):
-    """Event loops start it in the context of the request before it."""
+    """Event loops start it in the context of the previous request."""
 
     async def main():
         seen, contexts = [], []
@@ -204,7 +204,7 @@ def next_request_of_the_connection(echo, settings):
 
 
 def forked(way):
-    """Give a case that forks in the middle of alice's request."""
+    """Return a case that forks during Alice's request."""
 
     def run(echo, settings, *unguarded):
         command = [sys.executable, forks.__file__, way, echo, *unguarded]
@@ -219,11 +219,11 @@ def forked(way):
 
 @dataclass(frozen=True)
 class Case:
-    """Something that stays behind.
+    """Work that outlives its request.
 
     Attributes:
-        run: ``run(echo, settings)`` gives what the listed server saw.
-        unguarded: Takes the rule away that stops it.
+        run: ``run(echo, settings)`` returns the token that the listed server received.
+        unguarded: Disables the rule that prevents the leak.
     """
 
     run: Callable[..., str]
@@ -258,17 +258,17 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 @every_case
-def test_nobody_elses_token_goes_out(case, echo, settings):
-    """Nor the token of a request that is over."""
-    # The first token switches threads on, and nothing of that is to wait for the case.
+def test_no_other_users_token_is_sent(case, echo, settings):
+    """The token of a request that has ended is not sent either."""
+    # The first token installs the thread hooks, so one is bound before the case runs.
     request(BOB, settings, lambda: None)
 
     assert case.run(echo, settings) == NOTHING
 
 
 @every_case
-def test_one_rule_stops_it(case, echo, settings, monkeypatch):
-    """Without it, alice's token would be sent."""
+def test_one_rule_prevents_it(case, echo, settings, monkeypatch):
+    """Without the rule, Alice's token would be sent."""
     request(BOB, settings, lambda: None)
     case.unguarded(monkeypatch)
 
@@ -279,26 +279,26 @@ FORKS = ("fork", "process", "process_pool")
 
 
 @pytest.mark.parametrize("way", FORKS)
-def test_a_forked_child_has_nothing(way, echo, settings):
-    """Though all of the parent's memory is its own."""
+def test_a_forked_child_has_no_token(way, echo, settings):
+    """The child has a copy of the parent's memory but relays no token."""
     assert forked("here")(echo, settings) == ALICE
     assert forked(way)(echo, settings) == NOTHING
 
 
 @pytest.mark.parametrize("way", FORKS)
-def test_it_is_the_process_that_stops_it(way, echo, settings):
-    """If a token were at home everywhere, the child would send it."""
+def test_the_process_id_prevents_it(way, echo, settings):
+    """If tokens were usable in every process, the child would send this one."""
     assert forked(way)(echo, settings, "unguarded") == ALICE
 
 
 def jwt(**claims):
-    """A JWT that nobody has signed."""
+    """Return a JWT with an invalid signature."""
     part = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
     return f"eyJhbGciOiJub25lIn0.{part}.c2ln"
 
 
-def test_nothing_past_its_expiry(echo, settings):
-    """In work that the request waits for, too."""
+def test_no_token_after_its_expiry(echo, settings):
+    """This includes work that the request waits for."""
     token = jwt(exp=time.time() + 0.2)
     seen = []
 
@@ -316,9 +316,9 @@ def test_nothing_past_its_expiry(echo, settings):
     assert seen[1] == NOTHING
 
 
-@pytest.mark.parametrize(("max_age", "expected"), [(0.02, NOTHING), (PATIENCE, ALICE)], ids=["past it", "within it"])
-def test_nothing_past_the_greatest_age(echo, max_age, expected):
-    """Where no boundary knows when the request ends."""
+@pytest.mark.parametrize(("max_age", "expected"), [(0.02, NOTHING), (PATIENCE, ALICE)], ids=["too old", "young enough"])
+def test_no_token_beyond_the_maximum_age(echo, max_age, expected):
+    """Without a boundary, the maximum age limits the token's use."""
     install(Settings(destinations=(echo,), max_age=max_age))
     work = Work(echo)
     attached = otel_context.attach(propagate.extract({"authorization": f"Bearer {ALICE}"}))

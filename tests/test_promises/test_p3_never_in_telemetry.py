@@ -1,4 +1,4 @@
-"""P3: no span, log record or metric that leaves the process holds a token, whole, in parts or encoded."""
+"""P3: no span, log record or metric that leaves the process contains a token, whole, in parts or encoded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from otel_token_relay.redaction.unread import PENDING
 from tests.otlp_receiver import otlp_receiver
 from tests.redaction_corpus import BENIGN, FOREIGN_FORMS, FOREIGN_JWT, OWN_FORMS, OWN_JWT, OWN_OPAQUE, Dress, fragments
 
-# The whole of what can be read of a foreign JWT when its header, which is no secret, is left.
+# The part of a foreign JWT that must be masked: everything after the header, which is not secret.
 FOREIGN_SECRET = FOREIGN_JWT[FOREIGN_JWT.index(".") + 1 :]
 TOKENS: dict[str, tuple[str, str, dict[str, Dress], bool]] = {
     "own-jwt": (OWN_JWT, OWN_JWT, OWN_FORMS, True),
@@ -63,7 +63,7 @@ TOKENS: dict[str, tuple[str, str, dict[str, Dress], bool]] = {
 
 
 def readable_runs(token: str, *, coded: bool = True) -> list[bytes]:
-    """Give every run of 17 characters, as it stands, and those of the token in base64."""
+    """Return every run of 17 characters, and the runs of the base64-encoded token."""
     runs = fragments(token)
     if coded:
         for before in range(3):
@@ -73,7 +73,7 @@ def readable_runs(token: str, *, coded: bool = True) -> list[bytes]:
 
 
 def leaks(token: str, data: bytes) -> int:
-    """Count the runs of a token that stand in some bytes, in whatever case."""
+    """Count the runs of a token that appear in some bytes, ignoring case."""
     lowered = data.lower()
     return sum(run in lowered for run in readable_runs(token))
 
@@ -86,7 +86,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 class Pipeline:
-    """All three signals, each with simple and batch exporters from before and from after the switch."""
+    """All three signals, with simple and batch exporters added before and after the installation."""
 
     def __init__(self, resource: Resource | None = None) -> None:
         resource = Resource({"service.name": "test"}) if resource is None else resource
@@ -98,7 +98,7 @@ class Pipeline:
         self.meters = MeterProvider(
             [self.reader], resource=resource, exemplar_filter=AlwaysOnExemplarFilter(), shutdown_on_exit=False
         )
-        # A tracer and a logger that were there first, too.
+        # This tracer and this logger exist before the installation.
         self.tracer = self.tracers.get_tracer("test", "1")
         self.logger = self.loggers.get_logger("test", "1")
         self.meter = self.meters.get_meter("test", "1")
@@ -111,7 +111,7 @@ class Pipeline:
         self.loggers.add_log_record_processor(BatchLogRecordProcessor(self.logs[at + 1]))
 
     def exported(self) -> list[bytes]:
-        """Give what each exporter was handed, as text; the last one is that of metrics."""
+        """Return the records that each exporter received, as text. The last item contains the metrics."""
         self.tracers.force_flush()
         self.loggers.force_flush()
         found = []
@@ -130,20 +130,20 @@ class Pipeline:
 
 
 def shown(value: Any, depth: int = 0) -> Any:
-    """Give everything that an exporter can reach from a record, also what it keeps to itself."""
+    """Return everything that an exporter can reach from a record, including private attributes."""
     if value is None or isinstance(value, (str, bytes, int, float)) or depth > 12:
         return value
     if isinstance(value, Context):
-        return None  # holds the token as an object that does not show itself
+        return None  # contains the token as an object that does not show its value
     if isinstance(value, dict):
         return {str(k): shown(v, depth + 1) for k, v in value.items()}
     if isinstance(value, (SpanContext, SpanKind)):
         return (repr(value), dict(value.trace_state)) if isinstance(value, SpanContext) else repr(value)
     if isinstance(value, (list, tuple, set)):
-        # Put together, too, since a token may be cut into the elements.
+        # Also joined, since a token may be split over the elements.
         return [shown(item, depth + 1) for item in value], "".join(i for i in value if isinstance(i, str))
     if isinstance(value, (ReadableSpan, ReadableLogRecord)):
-        # As an exporter does: before somebody looks, there is nothing in there.
+        # Reads an attribute, as an exporter does: records are cleaned on first access.
         assert value.resource is not None
         assert PENDING not in vars(value)
     if isinstance(value, type) or callable(value):
@@ -197,7 +197,7 @@ def _nested_in_log(value: Any) -> LogRecord:
 
 
 def _through_logging(p: Pipeline, value: str, **kwargs: Any) -> None:
-    logger = logging.Logger("plain")  # noqa: LOG001  # nobody else gets it
+    logger = logging.Logger("plain")  # noqa: LOG001  # not shared with other loggers
     logger.addHandler(LoggingHandler(logger_provider=p.loggers))
     try:
         raise ValueError(value)
@@ -264,11 +264,11 @@ TAKES_ANYTHING = {
     "log-body-nested",
     "log-attribute",
 }
-ONLY_PLAIN = {"trace-state", "link-state"}  # whatever else is no value of a trace state
+ONLY_PLAIN = {"trace-state", "link-state"}  # other forms are not valid in a trace state
 
 
 def run(position: str, kind: str, *, redaction: bool) -> tuple[int, int]:
-    """Plant every form of a token in one place; give how many forms leaked, and how many there were."""
+    """Put every form of a token in one position. Return how many forms leaked, and how many were tried."""
     token, secret, forms, is_own = TOKENS[kind]
     leaked = total = 0
     for name, form in forms.items():
@@ -294,8 +294,8 @@ def run(position: str, kind: str, *, redaction: bool) -> tuple[int, int]:
 
 @pytest.mark.parametrize("kind", TOKENS)
 @pytest.mark.parametrize("position", POSITIONS)
-def test_no_position_lets_any_form_through(position, kind):
-    """Before or after, simple or batch: no exporter gets a readable run of the token."""
+def test_no_position_leaks_any_form(position, kind):
+    """No exporter receives a readable run of the token: simple or batch, added before or after the installation."""
     leaked, total = run(position, kind, redaction=True)
 
     assert total
@@ -304,16 +304,16 @@ def test_no_position_lets_any_form_through(position, kind):
 
 @pytest.mark.parametrize("kind", TOKENS)
 @pytest.mark.parametrize("position", POSITIONS)
-def test_without_redaction_the_same_search_finds_the_token(position, kind):
-    """The search above would see what it looks for."""
+def test_without_redaction_the_search_finds_the_token(position, kind):
+    """This proves that the search above can find a leak."""
     leaked, _ = run(position, kind, redaction=False)
 
     assert leaked
 
 
 @pytest.mark.parametrize("redaction", [True, False], ids=["on", "off"])
-def test_the_bytes_that_a_receiver_gets_hold_no_token(redaction):
-    """Everything at once over real OTLP/HTTP; the received bytes are searched."""
+def test_the_bytes_that_a_receiver_gets_contain_no_token(redaction):
+    """All records are exported over real OTLP/HTTP, and the received bytes are searched."""
     with otlp_receiver() as receiver:
         resource = Resource({"service.name": "test", "process.command_args": ["--token", FOREIGN_JWT]})
         pipeline = Pipeline(resource)
@@ -376,7 +376,7 @@ def benign_records(p: Pipeline) -> None:
 
 
 class FixedIds:
-    """The same ids each time, so that two runs can be compared."""
+    """Generates the same IDs in each run, so that two runs can be compared."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -397,8 +397,8 @@ def _without_times(text: str) -> str:
     return re.sub(r"'?_?(start_time|end_time|time_unix_nano|start_time_unix_nano)'?(=|: )\d+", "", text)
 
 
-def test_benign_telemetry_is_the_same_as_without_redaction():
-    """Ids, times, numbers, counts, dropped counts, parent, kind, links and every text stay."""
+def test_benign_telemetry_is_not_changed():
+    """IDs, times, numbers, counts, dropped counts, parent, kind, links and every text are the same."""
     exported = {}
     for redaction in (False, True):
         pipeline = Pipeline()
@@ -438,8 +438,8 @@ def test_benign_telemetry_is_the_same_as_without_redaction():
     assert exported[True][0][0][1:4] == (2, 1, 1)
 
 
-def test_a_dirty_record_keeps_everything_but_the_token():
-    """Counts, limits, times, ids and the rest of the record stay when one value is masked."""
+def test_only_the_token_is_removed_from_a_record():
+    """When one value is masked, counts, limits, times, IDs and the rest of the record stay the same."""
     pipeline = Pipeline()
     pipeline.tracers._span_limits = SpanLimits(max_span_attributes=2, max_events=1)
     install(Settings())
@@ -463,14 +463,14 @@ def test_a_dirty_record_keeps_everything_but_the_token():
     assert exported.get_span_context() == span.get_span_context()
     assert exported.start_time == span.start_time
     assert dict(exported.links[0].context.trace_state) == {"v": MASK}
-    # What the application holds, and what goes out on the wire, is not touched.
+    # The application's objects, and the trace state sent on the wire, are not modified.
     assert live == {"b": 2, "c": OWN_OPAQUE}
     assert dict(link.attributes) == {"a": OWN_OPAQUE}
     assert dict(link.context.trace_state) == {"v": OWN_OPAQUE}
 
 
-def test_two_tokens_are_one_series():
-    """Masked before the aggregation, so that the number of users is not the number of series."""
+def test_tokens_do_not_create_time_series():
+    """Tokens are masked before the aggregation, so the number of series does not depend on the number of users."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -488,8 +488,8 @@ def test_two_tokens_are_one_series():
     ]
 
 
-def test_a_span_that_ends_after_the_request_is_clean():
-    """The trace remembers its token when no context holds it any more, and in any thread."""
+def test_a_span_that_ends_after_the_request_is_masked():
+    """The trace's token is known in every thread, even after no context contains it."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -508,8 +508,8 @@ def test_a_span_that_ends_after_the_request_is_clean():
     assert not any(leaks(OWN_OPAQUE, text) for text in exported)
 
 
-def test_a_span_that_ends_under_another_token_shows_neither():
-    """A span that is started for one user and ended in the context of another one knows both."""
+def test_a_span_that_ends_under_another_token_contains_neither():
+    """A span that starts for one user and ends in another user's context is masked for both tokens."""
     pipeline = Pipeline()
     other = "kZ8fWq2Lr0TnVb5YxHj3MdPs7c"
     install(Settings())
@@ -526,8 +526,8 @@ def test_a_span_that_ends_under_another_token_shows_neither():
     assert not any(leaks(token, text) for token in (OWN_OPAQUE, other) for text in exported)
 
 
-def test_a_span_of_nobody_knows_the_tokens_that_its_thread_had_last():
-    """A span that belongs to no request may be told of one, and end when the token is gone."""
+def test_a_span_without_a_request_knows_the_recent_tokens_of_its_thread():
+    """Such a span may receive a token as an attribute, and end when the token is no longer bound."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -561,8 +561,8 @@ def test_a_collection_is_compared_with_no_token():
     assert searched == 0
 
 
-def test_a_callback_of_a_metric_reader_knows_the_tokens_bound_last():
-    """An observable instrument is asked in the reader's thread, which has no request."""
+def test_a_metric_callback_knows_the_recent_tokens():
+    """An observable instrument's callback runs in the reader's thread, which has no request."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -578,8 +578,8 @@ def test_a_callback_of_a_metric_reader_knows_the_tokens_bound_last():
     assert MASK in data.to_json()
 
 
-def test_if_a_collection_cannot_be_cleaned_its_numbers_stay(monkeypatch):
-    """What was said of the numbers is wiped; they, and their attributes, which are clean, are not."""
+def test_if_metric_metadata_cannot_be_cleaned_the_numbers_are_kept(monkeypatch):
+    """The metadata is wiped. The values and their attributes, which are clean, are kept."""
     pipeline = Pipeline(Resource({"service.name": OWN_OPAQUE}))
     install(Settings())
 
@@ -599,9 +599,9 @@ def test_if_a_collection_cannot_be_cleaned_its_numbers_stay(monkeypatch):
     assert [(point.value, point.attributes) for point in metric.data.data_points] == [(3, {"a": "b"})]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_child_that_is_forked_while_tokens_are_bound_goes_on():
-    """No lock of ours is left taken in the child by a thread that is not there."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_child_that_is_forked_while_tokens_are_bound_does_not_deadlock():
+    """No lock of the package is held in the child by a thread that exists only in the parent."""
     program = FORKING.format(token=OWN_OPAQUE)
 
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
@@ -645,8 +645,8 @@ stop.set()
 """
 
 
-def test_a_span_that_outlives_thousands_of_traces_is_clean():
-    """The memory of traces is bounded, and a long stream must not be what falls out of it."""
+def test_a_span_that_outlives_thousands_of_traces_is_masked():
+    """The number of remembered traces is bounded, but a long-running stream must not be forgotten."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -665,8 +665,8 @@ def test_a_span_that_outlives_thousands_of_traces_is_clean():
     assert kept <= 4098
 
 
-def test_a_token_that_comes_after_the_span_has_started_is_known():
-    """A server span that is outside of the boundary, or a login in the middle of a request."""
+def test_a_token_that_is_bound_after_the_span_has_started_is_known():
+    """This happens with a server span outside the boundary, or with a login during a request."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -682,8 +682,8 @@ def test_a_token_that_comes_after_the_span_has_started_is_known():
     assert not any(leaks(OWN_OPAQUE, text) for text in exported)
 
 
-def test_what_a_thread_logs_after_the_request_is_clean():
-    """A server writes its access line when the context is gone and there is no trace."""
+def test_what_a_thread_logs_after_the_request_is_masked():
+    """A server writes its access log after the context and the trace have ended."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -697,8 +697,8 @@ def test_what_a_thread_logs_after_the_request_is_clean():
     assert not any(leaks(OWN_OPAQUE, text) for text in exported)
 
 
-def test_many_threads_with_many_tokens_leak_nothing():
-    """Each trace is cleaned with its own token while others come and go."""
+def test_concurrent_threads_with_many_tokens_leak_none():
+    """Each trace is cleaned with its own token while other requests start and end."""
     pipeline = Pipeline()
     install(Settings())
     tokens = [f"{OWN_OPAQUE[:-4]}{number:04}" for number in range(40)]
@@ -723,7 +723,7 @@ def test_many_threads_with_many_tokens_leak_nothing():
 
 
 def test_a_concurrent_multi_processor_gets_clean_spans():
-    """Processors that run in threads of their own have no request's context."""
+    """Processors that run in their own threads do not have the request's context."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -739,7 +739,7 @@ def test_a_concurrent_multi_processor_gets_clean_spans():
 
 
 def test_if_cleaning_fails_the_record_is_wiped(monkeypatch):
-    """Nothing raw leaves, and the application sees no exception."""
+    """No unmasked value is exported, and the application sees no exception."""
     pipeline = Pipeline()
     install(Settings())
 
@@ -766,7 +766,7 @@ def test_if_cleaning_fails_the_record_is_wiped(monkeypatch):
     assert [log.log_record.body for log in logged] == [FAILED]
 
 
-class Unspeakable:
+class Unprintable:
     def __str__(self) -> str:
         raise RuntimeError(OWN_OPAQUE)
 
@@ -774,11 +774,11 @@ class Unspeakable:
 
 
 def test_a_log_body_that_cannot_be_read_is_replaced():
-    """Its text cannot be checked, so none of it goes out, and the logging call returns."""
+    """Its text cannot be checked, so none of it is exported, and the logging call returns."""
     pipeline = Pipeline()
     install(Settings())
     try:
-        pipeline.logger.emit(LogRecord(timestamp=1, body=Unspeakable()))  # type: ignore[arg-type]
+        pipeline.logger.emit(LogRecord(timestamp=1, body=Unprintable()))  # type: ignore[arg-type]
         bodies = [log.log_record.body for log in pipeline.logs[0].get_finished_logs()]
     finally:
         pipeline.close()
@@ -787,7 +787,7 @@ def test_a_log_body_that_cannot_be_read_is_replaced():
 
 
 def test_redact_keys_masks_configured_keys_in_every_signal():
-    """`…_REDACT_KEYS` counts in spans, log records and metrics alike."""
+    """`…_REDACT_KEYS` applies to spans, log records and metrics."""
     pipeline = Pipeline()
     install(Settings(redact_keys=("x-api-key",)))
     try:
@@ -805,12 +805,12 @@ def test_redact_keys_masks_configured_keys_in_every_signal():
     assert dict(point.attributes) == {"x-api-key": MASK}
 
 
-def test_uninstall_takes_redaction_out():
-    """The SDK's own functions are back, and nothing is remembered."""
+def test_uninstall_removes_redaction():
+    """The SDK's own functions are restored, and no token is remembered."""
     from opentelemetry.sdk.trace import Span
 
     uninstall()
-    while memory._listeners:  # what other tests have made by hand listens for as long as the process lives
+    while memory._listeners:  # processors and filters that other tests have created listen until the process ends
         memory.stop_listening()
     own = vars(Span)["_readable_span"], vars(Span)["start"]
     install(Settings())
@@ -826,8 +826,8 @@ def test_uninstall_takes_redaction_out():
 
 @pytest.mark.parametrize("order", ["sdk-first", "sdk-later"])
 @pytest.mark.parametrize("start", ["install", "propagator", "pre_instrument"])
-def test_redaction_starts_by_itself_in_any_order(order, start):
-    """Whichever of the three starts it, and whether the SDK was there or comes later, or never."""
+def test_redaction_starts_in_any_order(order, start):
+    """Any of the three entry points starts it, whether the SDK is imported before or after."""
     starts = {
         "install": "import otel_token_relay; otel_token_relay.install()",
         "propagator": "from otel_token_relay.install import propagator_from_env; propagator_from_env()",
@@ -894,21 +894,21 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("signal", BREAKS)
-def test_an_sdk_without_the_conversion_point_is_redacted_by_public_means(signal):
-    """A signal whose private place is gone is cleaned by wrapped processors, and the state says so."""
+def test_an_sdk_without_the_conversion_point_is_redacted_by_wrapped_processors(signal):
+    """If a signal's private function is missing, its processors are wrapped, and the state reports it."""
     program = FALLBACK.format(break_it=BREAKS[signal], token=OWN_OPAQUE)
 
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
-    states, verdict = out.stdout.strip().splitlines()[-2:]
+    states, result = out.stdout.strip().splitlines()[-2:]
     assert f"'{signal}': 'redacted by wrapped" in states
     assert states.count("conversion point") == 2
-    assert verdict.startswith("CLEAN")
-    assert int(verdict.split()[1]) >= 3
+    assert result.startswith("CLEAN")
+    assert int(result.split()[1]) >= 3
 
 
-def test_the_canary_notices_a_hook_that_does_nothing(monkeypatch):
-    """A conversion point that is there and is not used counts as missing."""
+def test_the_self_test_detects_a_hook_that_does_nothing(monkeypatch):
+    """A conversion point that exists but is not used counts as missing."""
     monkeypatch.setattr(spans, "redact", lambda *args: None)
 
     installation.start(Settings())
@@ -916,8 +916,8 @@ def test_the_canary_notices_a_hook_that_does_nothing(monkeypatch):
     assert "the canary came through" in installation.states()["spans"]
 
 
-def test_the_canary_reaches_no_exporter_of_the_application():
-    """Trying redaction out is not telemetry."""
+def test_the_self_test_reaches_no_exporter_of_the_application():
+    """The self-test of redaction does not produce telemetry."""
     pipeline = Pipeline()
     install(Settings())
     try:
@@ -953,8 +953,8 @@ def by_hand(wrap: Callable[[InMemorySpanExporter], Any]) -> tuple[Any, bytes]:
     ],
     ids=["simple-processor", "batch-processor", "exporter-simple", "exporter-batch"],
 )
-def test_by_hand_only_what_is_wrapped_is_clean(wrap):
-    """Without the hooks, the wrapped pipeline gets a clean copy and the others their own."""
+def test_without_the_hooks_only_a_wrapped_pipeline_is_masked(wrap):
+    """The wrapped pipeline receives a clean copy, and other pipelines receive the original."""
     span, text = by_hand(wrap)
 
     assert not leaks(OWN_OPAQUE, text)
@@ -977,7 +977,7 @@ class Lines(logging.Handler):
 def lines() -> Iterator[tuple[logging.Logger, Lines]]:
     handler = Lines()
     handler.addFilter(RedactingFilter(Settings()))
-    logger = logging.Logger("test.filter")  # noqa: LOG001  # nobody else gets it
+    logger = logging.Logger("test.filter")  # noqa: LOG001  # not shared with other loggers
     logger.addHandler(handler)
     yield logger, handler
     memory.stop_listening()
@@ -1010,7 +1010,7 @@ def test_the_filter_keeps_the_number_and_types_of_arguments(lines):
     ids=["message", "argument", "object", "mapping", "only-together", "halves", "nested"],
 )
 def test_the_filter_masks_messages_and_arguments(lines, message, arguments):
-    """Wherever in the record the token is, the line has none."""
+    """The formatted line contains no token, regardless of its position in the record."""
     logger, handler = lines
 
     with use_token(OWN_OPAQUE):
@@ -1023,7 +1023,7 @@ def test_the_filter_masks_messages_and_arguments(lines, message, arguments):
 
 
 def test_the_filter_masks_tracebacks_and_extras(lines):
-    """The exception's text and what the application added are part of the record."""
+    """The exception's text and the extra fields are part of the record."""
     logger, handler = lines
 
     with use_token(OWN_OPAQUE):
@@ -1041,7 +1041,7 @@ def test_the_filter_masks_tracebacks_and_extras(lines):
 
 @pytest.mark.parametrize("name", ["threadName", "taskName", "processName", "funcName", "name"])
 def test_the_filter_masks_names(name):
-    """A thread, a task or a logger may be named after what it works for."""
+    """A thread, a task or a logger may be named after the token."""
     record = logging.makeLogRecord({"msg": "x", name: f"for {OWN_OPAQUE}"})
 
     with use_token(OWN_OPAQUE):
@@ -1050,8 +1050,8 @@ def test_the_filter_masks_names(name):
     assert getattr(record if masked is True else masked, name) == f"for {MASK}"
 
 
-def test_the_filter_leaves_a_clean_record_alone(lines):
-    """The same record, the same arguments."""
+def test_the_filter_does_not_change_a_clean_record(lines):
+    """The record and its arguments are the same objects."""
     logger, handler = lines
     arguments = ("a", 1, ["x"])
 
@@ -1063,8 +1063,8 @@ def test_the_filter_leaves_a_clean_record_alone(lines):
 
 
 @pytest.mark.parametrize(("text", "expected"), [("false", False), ("true", True), ("maybe", True), ("", True)])
-def test_redaction_is_on_unless_it_is_said_clearly(text, expected):
-    """What cannot be read leaves it on, and is a problem."""
+def test_redaction_is_on_unless_it_is_disabled_explicitly(text, expected):
+    """An unreadable value leaves redaction on and is reported as a problem."""
     settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_REDACTION": text})
 
     assert settings.redaction is expected
@@ -1072,14 +1072,14 @@ def test_redaction_is_on_unless_it_is_said_clearly(text, expected):
 
 
 def test_redact_keys_are_read_from_the_environment():
-    """Comma-separated, in lower case."""
+    """The value is a comma-separated list. The keys are converted to lower case."""
     settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS": " X-Api-Key, tenant.id ,"})
 
     assert settings.redact_keys == ("x-api-key", "tenant.id")
 
 
-def test_check_says_how_each_signal_is_redacted(capsys):
-    """`otel-token-relay check` names the three signals."""
+def test_check_prints_how_each_signal_is_redacted(capsys):
+    """`otel-token-relay check` lists the three signals."""
     from otel_token_relay.cli import main
 
     main(["check"])
@@ -1098,8 +1098,8 @@ def test_check_says_how_each_signal_is_redacted(capsys):
     )
 
 
-def test_the_context_of_the_application_is_as_before():
-    """Redaction attaches nothing."""
+def test_the_context_of_the_application_is_not_changed():
+    """Redaction attaches no context."""
     before = otel_context.get_current()
     install(Settings())
 

@@ -1,4 +1,4 @@
-"""P4: a credential that the request already carries wins, in whatever form it was given."""
+"""P4: a credential that the request already carries wins, regardless of how it was passed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from otel_token_relay.clients.grpc import _replace
 from tests.support.clients import CLIENTS, PARTIES, Client, Protocol, every_client, in_loop, rows
 from tests.support.loopback import Party, Status, trust
 
-TOKEN = "p4-canary-token"
+TOKEN = "p4-sample-token"
 OWN = "Basic " + base64.b64encode(b"u:p").decode()
 SPELLINGS = ("Authorization", "aUTHORIZATION")
 
@@ -40,12 +40,12 @@ Send = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Form:
-    """A way to give a credential.
+    """A way to pass a credential.
 
     Attributes:
         send: Sends one request to a URL with the credential `OWN`.
-        is_challenged: Whether it is sent only after a 401.
-        is_hidden: Whether it is written where nobody else can see it or take it away.
+        is_challenged: Whether the credential is sent only after a 401.
+        is_hidden: Whether the library writes the credential where no other code can read or remove it.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Form:
 
     @property
     def party(self) -> Callable[..., AbstractContextManager[Party]]:
-        """A server that it can talk to."""
+        """Return a context manager that runs a server for this form."""
         return PARTIES[self.protocol]
 
 
@@ -64,7 +64,7 @@ FORMS: list[Form] = []
 
 
 def form(name: str, **others: Any) -> Callable[[Send], Send]:
-    """Add a way to give a credential."""
+    """Register a way to pass a credential."""
 
     def add(send: Send) -> Send:
         FORMS.append(Form(name, send, **others))
@@ -74,7 +74,7 @@ def form(name: str, **others: Any) -> Callable[[Send], Send]:
 
 
 def each(forms: Sequence[Form]) -> pytest.MarkDecorator:
-    """Run a test for each of these."""
+    """Run a test for each of these forms."""
     return pytest.mark.parametrize("form", forms, ids=lambda form: form.name)
 
 
@@ -231,8 +231,8 @@ def _aiohttp_get(url: str, *, make: dict[str, Any] | None = None, **options: Any
 
 async def _own_middleware(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
     request.headers["authorization"] = OWN
-    answer: aiohttp.ClientResponse = await handler(request)
-    return answer
+    response: aiohttp.ClientResponse = await handler(request)
+    return response
 
 
 for _spelling in SPELLINGS:
@@ -317,19 +317,19 @@ _add_grpc_forms("grpc-aio", _grpc_aio_get, _AddsMetadataAio())
 
 @pytest.fixture
 def netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A netrc file with a password for loopback."""
+    """Write a netrc file with a password for loopback."""
     path = tmp_path / "netrc"
     path.write_text("machine 127.0.0.1 login u password p\n")
     path.chmod(0o600)
     monkeypatch.setenv("NETRC", str(path))
 
 
-# aiohttp's auth= is on its way out and must be respected until it is gone.
+# aiohttp's auth= is deprecated, but must be respected until it is removed.
 every_form = pytest.mark.filterwarnings("ignore:(BasicAuth|The 'auth' parameter) is deprecated")
 
 
 def both_schemes(url: str) -> list[str]:
-    """List the server, also as a gRPC channel with unknown credentials takes it: they may be TLS."""
+    """List the server with both schemes: a gRPC channel with unknown credentials may use TLS."""
     return [url, url.replace("http:", "https:")]
 
 
@@ -340,7 +340,7 @@ CHALLENGE = Status(401, (("WWW-Authenticate", 'Basic realm="r"'),))
 @pytest.mark.usefixtures("netrc")
 @each(FORMS)
 def test_an_explicit_credential_wins(form: Form, one: Party) -> None:
-    """The application's own credential goes out, alone, and the token does not."""
+    """The application's own credential is sent alone, without the token."""
     install(Settings(destinations=both_schemes(one.url)))
     if form.is_challenged:
         one.answers.append(CHALLENGE)
@@ -348,7 +348,7 @@ def test_an_explicit_credential_wins(form: Form, one: Party) -> None:
         form.send(one.url)
 
     assert one.lines()[-1] == [OWN]
-    # The first try of a challenge carries no credential yet, as the application gave none.
+    # The first attempt carries no credential yet, so it carries the token.
     assert one.lines()[:-1] == ([[f"Bearer {TOKEN}"]] if form.is_challenged else [])
 
 
@@ -356,9 +356,9 @@ def test_an_explicit_credential_wins(form: Form, one: Party) -> None:
 @pytest.mark.usefixtures("netrc")
 @each([form for form in FORMS if not form.is_challenged])
 def test_replace_sends_the_token_alone(form: Form, one: Party) -> None:
-    """With ON_CONFLICT=replace the token is the one line, and without a token the application's own is.
+    """With ON_CONFLICT=replace, only the token is sent. Without a token, the application's credential is sent.
 
-    So it is with the token, too, where that cannot be taken away: never both.
+    If the credential cannot be removed, it is sent alone, never together with the token.
     """
     install(Settings(destinations=both_schemes(one.url), on_conflict="replace"))
     with use_token(TOKEN):
@@ -375,8 +375,8 @@ def test_replace_sends_the_token_alone(form: Form, one: Party) -> None:
         if form.name in ("httpx auth=", "aiohttp session headers", "tornado auth=", "grpc metadata")
     ]
 )
-def test_replace_leaves_other_destinations_their_credential(form: Form, one: Party) -> None:
-    """Where the token does not go, replacing takes nothing away."""
+def test_replace_does_not_affect_other_destinations(form: Form, one: Party) -> None:
+    """If the token is not relayed, the application's credential is not removed."""
     install(Settings(destinations=["http://elsewhere.example"], on_conflict="replace"))
     with use_token(TOKEN):
         form.send(one.url)
@@ -405,8 +405,8 @@ if hasattr(aiohttp, "DigestAuthMiddleware"):  # aiohttp 3.12
 
 
 @pytest.mark.parametrize("send", DIGESTS.values(), ids=DIGESTS)
-def test_a_digest_answers_its_challenge(send: Send, one: Party) -> None:
-    """The answer to a Digest challenge is not replaced by the token; no request has two lines."""
+def test_a_digest_response_is_not_replaced(send: Send, one: Party) -> None:
+    """The response to a Digest challenge is not replaced by the token. No request has two lines."""
     install(Settings(destinations=[one.url]))
     one.answers.append(DIGEST)
     with use_token(TOKEN):
@@ -416,7 +416,7 @@ def test_a_digest_answers_its_challenge(send: Send, one: Party) -> None:
     assert one.lines()[1][0].startswith("Digest ")
 
 
-def test_two_explicit_lines_stay_as_they_are(one: Party) -> None:
+def test_two_explicit_lines_are_not_changed(one: Party) -> None:
     """A request that already has two Authorization lines is sent as the application built it."""
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN):
@@ -428,8 +428,8 @@ def test_two_explicit_lines_stay_as_they_are(one: Party) -> None:
 
 
 @every_client
-def test_a_custom_header_has_a_conflict_of_its_own(client: Client, one: Party) -> None:
-    """With another header to write, an explicit one of that name wins and Authorization is no conflict."""
+def test_a_custom_header_conflicts_only_with_itself(client: Client, one: Party) -> None:
+    """With a custom header, an explicit header of that name wins, and Authorization is not a conflict."""
     install(Settings(destinations=[one.url], header="Txn-Token"))
     with use_token(TOKEN):
         client.call(one.url, headers={"TXN-token": "own"})
@@ -529,8 +529,8 @@ OBJECTS = {
 
 @rows([client for client in CLIENTS if client.name in OBJECTS])
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
-def test_what_the_caller_holds_is_unchanged(client: Client, on_conflict: Any, one: Party) -> None:
-    """The caller's request, session and headers are after the call as they were before it."""
+def test_the_callers_objects_are_not_modified(client: Client, on_conflict: Any, one: Party) -> None:
+    """The caller's request, session and headers are the same before and after the call."""
     install(Settings(destinations=[one.url], on_conflict=on_conflict))
     held, send = OBJECTS[client.name](one.url)
     before = copy.deepcopy([dict(headers) for headers in held])
@@ -542,12 +542,12 @@ def test_what_the_caller_holds_is_unchanged(client: Client, on_conflict: Any, on
     assert after == before
 
 
-# urllib itself puts these on the caller's request.
+# urllib itself adds these to the caller's request.
 ADDED_BY_URLLIB = {"Content-type", "Content-length"}
 
 
-def test_aiohttp_shows_the_token_to_nobody(one: Party) -> None:
-    """Neither tracing callbacks nor errors nor middlewares of aiohttp see the token, on any hop."""
+def test_aiohttp_does_not_show_the_token(one: Party) -> None:
+    """On no hop do tracing callbacks, errors or middlewares of aiohttp see the token."""
     told: list[object] = []
 
     async def tell(session: object, context: object, params: Any) -> None:
@@ -580,8 +580,8 @@ BODY = [b"first " * 3000, b"", b"\x00\xff middle", b"last " * 3000]
 
 
 @every_client
-def test_a_streamed_body_arrives_whole(client: Client, one: Party) -> None:
-    """A generator is read once and arrives as it was sent, with the token beside it."""
+def test_a_streamed_body_is_complete(client: Client, one: Party) -> None:
+    """A generator is read once. The server receives the complete body, and the token."""
     install(Settings(destinations=[one.url]))
     body = [chunk for chunk in BODY if chunk]
     with use_token(TOKEN):
@@ -616,8 +616,8 @@ def _aiohttp_post(url: str) -> None:
 
 
 @pytest.mark.parametrize("send", MULTIPARTS.values(), ids=MULTIPARTS)
-def test_a_multipart_body_arrives_whole(send: Send, one: Party) -> None:
-    """An uploaded file arrives as it was sent, with the token beside it."""
+def test_a_multipart_body_is_complete(send: Send, one: Party) -> None:
+    """The server receives the complete uploaded file, and the token."""
     install(Settings(destinations=[one.url]))
     with use_token(TOKEN):
         send(one.url)

@@ -1,4 +1,4 @@
-"""P5: what switches telemetry off does not switch authentication off."""
+"""P5: telemetry settings never affect authentication."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from tests.support.clients import CLIENTS, Client, Protocol, each_party, every_c
 from tests.support.loopback import Party
 from tests.support.servers import SERVERS, Server, served
 
-TOKEN = "p5-canary-token"
+TOKEN = "p5-sample-token"
 LINE = [f"Bearer {TOKEN}"]
 
 
-KNOBS = ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded"]
+TELEMETRY_SETTINGS = ["sampled", "always_off", "OTEL_SDK_DISABLED", "excluded"]
 
 
 @pytest.mark.parametrize(
-    ("client", "knob"),
+    ("client", "setting"),
     [
-        pytest.param(client, knob, id=f"{client.name}-{knob}")
+        pytest.param(client, setting, id=f"{client.name}-{setting}")
         for client in CLIENTS
-        for knob in KNOBS
-        if client.exclusion is not None or knob != "excluded"
+        for setting in TELEMETRY_SETTINGS
+        if client.exclusion is not None or setting != "excluded"
     ],
 )
-def test_a_knob_of_telemetry_does_not_change_what_is_relayed(
-    client: Client, knob: str, monkeypatch: pytest.MonkeyPatch
+def test_a_telemetry_setting_does_not_change_what_is_relayed(
+    client: Client, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without spans, to a listed and to an unlisted origin, the hops are decided the same."""
-    if knob == "OTEL_SDK_DISABLED":
+    """With and without spans, hops to a listed and to an unlisted origin are decided in the same way."""
+    if setting == "OTEL_SDK_DISABLED":
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     options = {}
-    if knob == "excluded" and client.exclusion is not None:
+    if setting == "excluded" and client.exclusion is not None:
         monkeypatch.setenv(*client.exclusion)
-        options["excluded_urls"] = ".*"  # some have read the variable when they were imported
+        options["excluded_urls"] = ".*"  # some instrumentations read the variable when they are imported
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
+    provider = TracerProvider(sampler=ALWAYS_OFF) if setting == "always_off" else TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentor = client.instrumentor()
     instrumentor.instrument(tracer_provider=provider, **options)
@@ -66,37 +66,37 @@ def test_a_knob_of_telemetry_does_not_change_what_is_relayed(
 
     assert listed.lines() == [LINE]
     assert outsider.lines() == [[]]
-    assert len(exporter.get_finished_spans()) == (2 if knob == "sampled" else 0)
+    assert len(exporter.get_finished_spans()) == (2 if setting == "sampled" else 0)
 
 
-@pytest.mark.parametrize("knob", KNOBS)
+@pytest.mark.parametrize("setting", TELEMETRY_SETTINGS)
 @pytest.mark.parametrize(
     "server", [server for server in SERVERS if server.instrumentor is not None], ids=lambda server: server.name
 )
-def test_a_knob_of_telemetry_does_not_change_what_a_request_brings(
-    server: Server, knob: str, monkeypatch: pytest.MonkeyPatch
+def test_a_telemetry_setting_does_not_change_the_token_of_a_request(
+    server: Server, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without spans, the handler sees the caller's token and nobody else's."""
-    if knob == "OTEL_SDK_DISABLED":
+    """With and without spans, the handler sees its own caller's token and no other."""
+    if setting == "OTEL_SDK_DISABLED":
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    if knob == "excluded":
+    if setting == "excluded":
         monkeypatch.setenv("OTEL_PYTHON_EXCLUDED_URLS", ".*")
         monkeypatch.setenv("OTEL_PYTHON_GRPC_EXCLUDED_SERVICES", "tests.Server")
-        # It has read the variable when it was imported.
+        # Tornado's instrumentation reads the variable when it is imported.
         monkeypatch.setattr("opentelemetry.instrumentation.tornado._excluded_urls", ExcludeList([".*"]))
-    provider = TracerProvider(sampler=ALWAYS_OFF) if knob == "always_off" else TracerProvider()
+    provider = TracerProvider(sampler=ALWAYS_OFF) if setting == "always_off" else TracerProvider()
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with served(server, instrumentation={"tracer_provider": provider}) as one:
         assert [one.get("/token", token).text for token in (TOKEN, None)] == [TOKEN, NONE]
         provider.shutdown()
 
-    assert bool(exporter.get_finished_spans()) == (knob == "sampled")
+    assert bool(exporter.get_finished_spans()) == (setting == "sampled")
 
 
 @every_client
-def test_suppression_of_http_spans_is_not_ours(client: Client) -> None:
-    """Instrumentation sets `suppress_http_instrumentation` around the application's own call: it changes nothing."""
+def test_suppressed_http_spans_do_not_affect_the_relay(client: Client) -> None:
+    """Instrumentation sets `suppress_http_instrumentation` during the application's own call."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_http_instrumentation():
@@ -106,8 +106,8 @@ def test_suppression_of_http_spans_is_not_ours(client: Client) -> None:
 
 
 @every_client
-def test_suppressed_telemetry_sends_no_token(client: Client) -> None:
-    """`suppress_instrumentation`, which exporters set around their own calls, keeps the token in."""
+def test_suppressed_instrumentation_relays_no_token(client: Client) -> None:
+    """Exporters set `suppress_instrumentation` during their own requests, which must not carry the token."""
     with client.party() as one:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN), suppress_instrumentation():
@@ -144,14 +144,14 @@ LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "py
 
 
 @pytest.mark.parametrize(
-    ("command", "knob"),
+    ("command", "setting"),
     [
         pytest.param([sys.executable], {}, id="no SDK"),
         pytest.param(LAUNCHER, {"OTEL_TRACES_EXPORTER": "console"}, id="launcher, headers captured"),
     ],
 )
-def test_a_process_configured_by_the_environment_relays(command: list[str], knob: dict[str, str]) -> None:
-    """Variables alone switch the relay on, with every client, whatever there is of an SDK."""
+def test_a_process_configured_by_the_environment_relays(command: list[str], setting: dict[str, str]) -> None:
+    """The variables alone switch the relay on for every client, with or without an SDK."""
     with each_party() as listed, each_party() as outsider:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
@@ -163,11 +163,11 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], knob
             "OTEL_METRICS_EXPORTER": "none",
             "OTEL_LOGS_EXPORTER": "none",
             "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST": ".*",
-            # The servers' are another test's, and slow to start.
+            # Other tests cover the instrumentation of servers, which starts slowly.
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,celery,django,falcon,fastapi,flask,starlette,wsgi",
-            **knob,
+            **setting,
         }
-        marker = [] if knob else ["no-sdk"]
+        marker = [] if setting else ["no-sdk"]
         ran = subprocess.run(
             [*command, "-c", PROGRAM, TOKEN, *map(_urls, (listed, outsider)), *marker],
             capture_output=True,
@@ -184,4 +184,4 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], knob
         ]
         assert outsider[protocol].lines() == [[]] * len(clients)
     assert TOKEN not in ran.stdout + ran.stderr
-    assert ran.stdout.count("SpanKind.CLIENT") >= (2 * len(CLIENTS) if "OTEL_TRACES_EXPORTER" in knob else 0)
+    assert ran.stdout.count("SpanKind.CLIENT") >= (2 * len(CLIENTS) if "OTEL_TRACES_EXPORTER" in setting else 0)

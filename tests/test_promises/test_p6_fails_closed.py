@@ -1,4 +1,4 @@
-"""P6: what is wrong gets nothing and says so, and the application goes on."""
+"""P6: a mistake relays no token and is reported, and the application keeps running."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from otel_token_relay.reasons import Reason
 from tests.support.clients import Client, every_client
 from tests.support.loopback import Party
 
-TOKEN = "p6-canary-token"
+TOKEN = "p6-sample-token"
 LINE = [f"Bearer {TOKEN}"]
 
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs, from debug up."""
+    """The log of the package, at level DEBUG and above."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
     return caplog
 
@@ -46,10 +46,10 @@ def errors(log: pytest.LogCaptureFixture) -> list[str]:
         "http://a;audience",
     ],
 )
-def test_a_bad_entry_is_skipped_and_said(
+def test_an_invalid_entry_is_skipped_and_reported(
     bad: str, one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One error names the entry, and the entry beside it works."""
+    """One error names the entry, and the other entry works."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", f"{bad},{one.url}")
     install()
     with use_token(TOKEN):
@@ -61,10 +61,10 @@ def test_a_bad_entry_is_skipped_and_said(
     assert "pw" not in errors(log)[0]
 
 
-def test_a_bad_header_name_relays_nothing(
+def test_an_invalid_header_name_relays_no_token(
     one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A header to write that cannot be one leaves no destination at all."""
+    """If the name of the header to write is invalid, no destination remains."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS", one.url)
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_HEADER", "Host")
     install()
@@ -75,13 +75,13 @@ def test_a_bad_header_name_relays_nothing(
     assert len(errors(log)) == 1
 
 
-def test_the_factory_never_raises(monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture) -> None:
-    """A factory that fails inside gives a propagator that relays nothing, since raising would stop the application."""
+def test_the_entry_point_never_raises(monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture) -> None:
+    """If an error occurs in it, it returns a propagator that relays nothing, so that the application starts."""
 
     def fail(settings: object) -> None:
         raise RuntimeError("broken")
 
-    # The name otel_token_relay.install is the function.
+    # otel_token_relay.install is the function, so the module is looked up in sys.modules.
     monkeypatch.setattr(sys.modules["otel_token_relay.install"], "_install_hooks", fail)
     propagator = propagator_from_env()
 
@@ -91,10 +91,10 @@ def test_the_factory_never_raises(monkeypatch: pytest.MonkeyPatch, log: pytest.L
     assert "no token is relayed" in errors(log)[0]
 
 
-def test_a_library_that_has_changed_is_left_alone(
+def test_a_changed_library_is_not_patched(
     one: Party, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A method that is not there any more: one error, no token from that client, and the others relay."""
+    """If a method is missing, there is one error, and only this client does not relay."""
     with monkeypatch.context() as gone:
         gone.delattr(urllib3.HTTPConnectionPool, "_make_request")
         install(Settings(destinations=[one.url]))
@@ -109,8 +109,8 @@ def test_a_library_that_has_changed_is_left_alone(
 
 
 @every_client
-def test_required_stops_the_call_before_it_leaves(client: Client, one: Party) -> None:
-    """Without a token the call to a `;required` destination fails, and the server sees nothing of it."""
+def test_required_stops_the_request_before_it_is_sent(client: Client, one: Party) -> None:
+    """Without a token, the call to a `;required` destination fails, and the server receives nothing."""
     install(Settings(destinations=[f"{one.url};required"]))
     with pytest.raises(TokenUnavailable) as caught:
         client.call(one.url)
@@ -121,8 +121,8 @@ def test_required_stops_the_call_before_it_leaves(client: Client, one: Party) ->
 
 
 @every_client
-def test_a_session_goes_on_after_a_stopped_call(client: Client, one: Party) -> None:
-    """A call that was stopped leaves session, pool and request in order."""
+def test_a_session_works_after_a_stopped_request(client: Client, one: Party) -> None:
+    """A stopped request leaves session, pool and request object usable."""
     install(Settings(destinations=[f"{one.url};required"]))
     with client.reusing(one.url) as send:
         with use_token(TOKEN):
@@ -137,8 +137,8 @@ def test_a_session_goes_on_after_a_stopped_call(client: Client, one: Party) -> N
 
 
 @every_client
-def test_required_lets_pass_what_is_not_ours(client: Client, one: Party) -> None:
-    """A credential of the application's own passes, and so does a call of telemetry itself."""
+def test_required_allows_other_credentials_and_telemetry(client: Client, one: Party) -> None:
+    """Requests with the application's own credential and requests of exporters are sent."""
     install(Settings(destinations=[f"{one.url};required"]))
     client.call(one.url, headers={"authorization": "Basic own"})
     with suppress_instrumentation():
@@ -148,15 +148,15 @@ def test_required_lets_pass_what_is_not_ours(client: Client, one: Party) -> None
 
 
 @every_client
-def test_required_says_nothing_about_others(client: Client, one: Party) -> None:
-    """Another destination is called without a token as ever."""
+def test_required_does_not_affect_other_destinations(client: Client, one: Party) -> None:
+    """A request to another destination is sent without a token."""
     install(Settings(destinations=["http://elsewhere.example;required"]))
 
     assert client.call(one.url).status == 200
 
 
 class _Raises(SpanProcessor):
-    """Break the spans, as somebody's subclass might."""
+    """Makes spans raise, as a faulty subclass might."""
 
     def on_start(self, span: Span, parent_context: object = None) -> None:
         def refuse(*args: object) -> None:
@@ -167,7 +167,7 @@ class _Raises(SpanProcessor):
 
 @every_client
 def test_a_broken_span_does_not_change_the_decision(client: Client, one: Party, log: pytest.LogCaptureFixture) -> None:
-    """A span that raises is logged, without the token, and the hop is relayed as decided."""
+    """The error is logged without the token, and the hop is relayed as decided."""
     provider = TracerProvider()
     provider.add_span_processor(_Raises())
     install(Settings(destinations=[one.url]))
@@ -187,7 +187,7 @@ def test_a_broken_span_does_not_change_the_decision(client: Client, one: Party, 
 def test_a_broken_meter_does_not_change_the_decision(
     client: Client, one: Party, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    """A counter that raises is logged, without the token, and the hop is relayed as decided."""
+    """The error is logged without the token, and the hop is relayed as decided."""
 
     class Broken(metrics.NoOpCounter):
         def add(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""P7: every decision of a hop can be seen, on its span, in a counter and in the log, and never the token."""
+"""P7: span, counter and log explain every decision about a hop, and never contain the token."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from otel_token_relay.token import Lease
 from tests.support.clients import CLIENTS, Client, every_client
 from tests.support.loopback import party
 
-TOKEN = "p7-canary-token"
+TOKEN = "p7-sample-token"
 
 
 @dataclass
 class Telemetry:
-    """What a process would have exported."""
+    """The telemetry that a process would export."""
 
     spans: InMemorySpanExporter
     tracers: TracerProvider
@@ -42,7 +42,7 @@ class Telemetry:
     log: pytest.LogCaptureFixture
 
     def decisions(self) -> list[tuple[int, dict[str, Any]]]:
-        """Give the counter's points: how often, and with which attributes."""
+        """Return the counter's data points: the value and the attributes."""
         data = self.reader.get_metrics_data()
         return [
             (point.value, dict(point.attributes or {}))  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ class Telemetry:
         ]
 
     def explained(self) -> list[dict[str, object]]:
-        """Give what the spans say about the relay, for those that say something."""
+        """Return the relay's attributes of each span that has any."""
         return [found for span in self.spans.get_finished_spans() if (found := _explanation(span))]
 
     def check_it_never_holds(self, token: str) -> None:
@@ -69,7 +69,7 @@ def _explanation(span: ReadableSpan) -> dict[str, object]:
 
 @pytest.fixture
 def telemetry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Telemetry]:
-    """An SDK in memory. The global meter provider can be set once only, so it is put in its place."""
+    """An in-memory SDK. The global meter provider can be set only once, so it is replaced directly."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
     reader, spans, tracers = InMemoryMetricReader(), InMemorySpanExporter(), TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(spans))
@@ -92,7 +92,7 @@ def instrumented(client: Client, telemetry: Telemetry) -> Iterator[None]:
 
 @every_client
 def test_each_client_explains_its_hops(client: Client, telemetry: Telemetry) -> None:
-    """The CLIENT span, the counter and the log say relayed for the listed origin and why not for the other."""
+    """CLIENT span, counter and log contain the decision for the listed and for the unlisted origin."""
     with client.party() as listed, client.party() as outsider, instrumented(client, telemetry):
         install(Settings(destinations=[listed.url]))
         with use_token(TOKEN):
@@ -137,13 +137,13 @@ def ended_token() -> BearerToken:
 
 def foreign_token() -> BearerToken:
     token = BearerToken(TOKEN)
-    token.pid = 1  # type: ignore[misc]  # as a child by fork would find it
+    token.pid = 1  # as in a forked child
     return token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """How to come by one reason."""
+    """A way to produce one reason."""
 
     reason: Reason
     token: Callable[[], BearerToken | None] = lambda: BearerToken(TOKEN)
@@ -156,7 +156,7 @@ class Case:
 
 CASES = [
     Case(reason=Reason.RELAYED),
-    Case(reason=Reason.RELAYED, token=lambda: BearerToken(jwt(exp=time.time() + 60)), detail=", a living JWT"),
+    Case(reason=Reason.RELAYED, token=lambda: BearerToken(jwt(exp=time.time() + 60)), detail=", a valid JWT"),
     Case(reason=Reason.NO_TOKEN, token=lambda: None, listed=False),
     Case(reason=Reason.DESTINATION_NOT_LISTED, listed=False),
     Case(reason=Reason.EXPLICIT_CREDENTIAL, headers={"authorization": "Basic own"}),
@@ -165,7 +165,7 @@ CASES = [
         reason=Reason.EXPIRED,
         token=lambda: BearerToken(jwt(exp=time.time() + 60)),
         settings={"min_ttl": 120},
-        detail=", too short to live",
+        detail=", below min_ttl",
     ),
     Case(reason=Reason.TOO_OLD, token=old_token, settings={"max_age": 5}),
     Case(reason=Reason.LEASE_ENDED, token=ended_token),
@@ -178,8 +178,8 @@ CASES = [
 
 @pytest.mark.parametrize("client", [CLIENTS[0], CLIENTS[4]], ids=lambda client: client.name)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.reason}{case.detail}")
-def test_each_reason_is_said(case: Case, client: Client, telemetry: Telemetry) -> None:
-    """Whatever decides a hop is what span, counter and log name; the address only where it is listed."""
+def test_each_reason_is_recorded(case: Case, client: Client, telemetry: Telemetry) -> None:
+    """Span, counter and log contain the reason. The counter contains the address only if it is listed."""
     token = case.token()
     with party() as one, instrumented(client, telemetry), ExitStack() as stack:
         url = one.url if case.listed else "http://elsewhere.example"
@@ -206,8 +206,8 @@ def test_every_reason_of_a_hop_is_reached() -> None:
     assert {str(case.reason) for case in CASES} | elsewhere == {str(reason) for reason in Reason}
 
 
-def test_an_unreadable_destination_is_said(telemetry: Telemetry) -> None:
-    """Where a hop's destination cannot be read, that is the reason, and the request goes on without the token."""
+def test_an_unreadable_destination_is_recorded(telemetry: Telemetry) -> None:
+    """If a hop's destination cannot be read, the request is sent without the token, with this reason."""
     with party() as one, party() as other:
         install(Settings(destinations=[one.url, other.url]))
         with use_token(TOKEN), urllib3.connectionpool.connection_from_url(one.url) as pool:
@@ -243,8 +243,8 @@ def test_hosts_from_outside_make_no_series(telemetry: Telemetry) -> None:
     assert [(n, attributes["server.address"]) for n, attributes in telemetry.decisions()] == [(2, "*")]
 
 
-def test_a_span_of_another_kind_is_left_alone(telemetry: Telemetry) -> None:
-    """Without a CLIENT span the hop writes on no span: the current one is of the whole request."""
+def test_a_span_of_another_kind_is_not_changed(telemetry: Telemetry) -> None:
+    """Without a CLIENT span, the hop sets no attributes: the current span is that of the whole request."""
     with party() as one, telemetry.tracers.get_tracer("test").start_as_current_span("work"):
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN):

@@ -1,7 +1,7 @@
-"""The relay is on by environment variables alone: programs that have never heard of it relay.
+"""Environment variables alone switch the relay on, for programs that do not use the package.
 
-Each program below imports its framework and a client and nothing of ours. A receiver outside
-notes what it is sent.
+Each program below imports its framework and a client, and nothing of ours. An external receiver
+records the requests that they send.
 """
 
 import os
@@ -32,7 +32,7 @@ def call():
         session.trust_env = False
         session.get(os.environ["DOWNSTREAM"], timeout=10)
 """
-# Instrumentation of Django looks for this module before the program runs, as any deployment has it.
+# Django's instrumentation imports this module before the program runs, as in any deployment.
 SETTINGS = """
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "program"
@@ -129,7 +129,7 @@ VARIANTS = {
     "no-instrumentation-at-all": {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"},
     "urls-excluded": {"OTEL_PYTHON_EXCLUDED_URLS": ".*"},
 }
-# A start takes seconds of processor time, so only one framework of each kind is tried in every way.
+# Starting a process takes seconds, so only one framework of each kind is tested with every variant.
 EVERY_WAY = [
     pytest.param(name, variant, id=f"{name}-{variant}")
     for name in PROGRAMS
@@ -139,19 +139,19 @@ EVERY_WAY = [
 
 
 def write_program(directory: Path, name: str) -> str:
-    """Write a program as a module of its own, and give the name that servers take."""
+    """Write a program as a module, and return the name that servers accept."""
     (directory / "program_settings.py").write_text(SETTINGS)
     (directory / "program.py").write_text((HTTPX if name in ASGI else REQUESTS) + PROGRAMS[name])
     return "program:app"
 
 
 def command(name: str, app: str) -> list[str]:
-    """Give the usual command for that framework."""
+    """Return the usual command for that framework."""
     return uvicorn_command(app) if name in ASGI else gunicorn_command(app, "gthread")
 
 
 def assert_relays(arguments: list[str], party, **variables: str) -> None:
-    """Serve, send two users and nobody, and look at what the receiver got."""
+    """Serve the program, send requests of two users and anonymous requests, and check what was relayed."""
     everything = {
         **ON,
         "DOWNSTREAM": party.url,
@@ -169,7 +169,7 @@ def assert_relays(arguments: list[str], party, **variables: str) -> None:
 
 @pytest.mark.parametrize(("name", "variant"), EVERY_WAY)
 def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
-    """The launcher and variables are all that it takes, and no telemetry knob switches it off."""
+    """The launcher and the variables are sufficient, and no telemetry setting switches the relay off."""
     app = write_program(tmp_path, name)
     with third_party() as party:
         assert_relays(
@@ -179,15 +179,15 @@ def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
             **VARIANTS[variant],
         )
 
-        # What says that the client really is, or is not, under instrumentation.
+        # Check that the client is instrumented in the first variant only.
         if variant in ("plain", "no-instrumentation-at-all"):
             traced = [bool(request.header_lines("traceparent")) for request in party.requests]
             assert traced == [variant == "plain"] * 4
 
 
 @pytest.mark.parametrize("name", ["fastapi", "flask"])
-def test_relays_by_sitecustomize(name, tmp_path):
-    """As the operator does it in a cluster: a directory on PYTHONPATH, and no launcher."""
+def test_relays_with_sitecustomize(name, tmp_path):
+    """The OpenTelemetry operator does this in a cluster: a directory on PYTHONPATH, without the launcher."""
     directory = Path(opentelemetry.instrumentation.auto_instrumentation.__file__).parent
     app = write_program(tmp_path, name)
     with third_party() as party:
@@ -195,14 +195,14 @@ def test_relays_by_sitecustomize(name, tmp_path):
 
 
 def test_fastapi_relays_without_opentelemetry_instrument(tmp_path):
-    """FastAPI speaks OpenTelemetry by itself, so the variables alone do."""
+    """FastAPI imports OpenTelemetry, so the variables alone are sufficient."""
     app = write_program(tmp_path, "fastapi")
     with third_party() as party:
         assert_relays(command("fastapi", app), party, PYTHONPATH=str(tmp_path))
 
 
-def test_nothing_is_relayed_unless_the_propagator_is_named(tmp_path):
-    """Installed and not asked for, it does nothing: the check that these tests can fail."""
+def test_nothing_is_relayed_unless_the_propagator_is_configured(tmp_path):
+    """The package is installed but not configured. This also shows that these tests can fail."""
     app = write_program(tmp_path, "fastapi")
     with third_party() as party:
         with pytest.raises(AssertionError):
@@ -215,7 +215,7 @@ def test_nothing_is_relayed_unless_the_propagator_is_named(tmp_path):
         assert [request.authorization for request in party.requests] == [None] * 4
 
 
-# Modules whose own import is what first brings OpenTelemetry, and so us, in.
+# Modules whose import is the first to load OpenTelemetry, and with it our package.
 ASGI_CALL = """
 import asyncio, sys
 from otel_token_relay import current_token
@@ -256,8 +256,8 @@ FIRST_IMPORTS = {
     "contrib-asgi": ("from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as make\n", ASGI_CALL),
     "contrib-wsgi": ("from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as make\n", WSGI_CALL),
 }
-# Whatever the call itself imports must not be what applies the hook: everything is imported
-# before, while nothing of OpenTelemetry is.
+# The call itself must not import anything that applies the hook, so everything else is imported
+# first, without OpenTelemetry.
 PRELOADED = "import asyncio, asyncio.runners, json, logging, random, secrets, tempfile, urllib.parse, wsgiref.util\n"
 CHECK = """
 import sys
@@ -268,7 +268,7 @@ assert all(state == "hooked" for name, state in states.items() if name in sys.mo
 
 
 def run(program: str) -> str:
-    """Run a program in a fresh interpreter, with the propagator named, and give what it prints."""
+    """Run a program in a new interpreter with the propagator configured, and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -283,15 +283,15 @@ def run(program: str) -> str:
 
 
 @pytest.mark.parametrize("name", FIRST_IMPORTS)
-def test_module_that_brings_us_in_gets_its_boundary(name):
-    """A module that is half imported when the propagator loads is hooked when its import ends."""
+def test_a_module_that_imports_the_package_gets_its_boundary(name):
+    """A module that is only partly imported when the propagator loads is hooked when its import ends."""
     first, call = FIRST_IMPORTS[name]
 
     assert run(PRELOADED + first + CHECK + call) == "['token-of-a']"
 
 
-def test_failed_import_is_hooked_when_it_succeeds(tmp_path):
-    """An import that fails half-way, after it has brought us in, is waited for again."""
+def test_a_failed_import_is_hooked_when_it_succeeds(tmp_path):
+    """If an import fails after it has loaded our package, the hook waits for the next import."""
     program = """
 import sys
 
@@ -316,8 +316,8 @@ from starlette.middleware.opentelemetry import OpenTelemetryMiddleware as make
     assert run(program + CHECK + ASGI_CALL) == "['token-of-a']"
 
 
-def test_module_under_a_foreign_import_system_is_named_and_left_alone():
-    """One whose end of import nobody tells us is tried at once; that failure is named, nothing else suffers."""
+def test_a_module_of_a_foreign_import_system_does_not_affect_other_modules():
+    """If the end of an import cannot be observed, the hook is tried at once. Its failure is reported."""
     program = """
 import sys, types
 module = types.ModuleType("httpx2")

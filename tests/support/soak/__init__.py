@@ -1,6 +1,6 @@
-"""Three services that call each other in every way, and check each token against the user it should be.
+"""Three services that call each other in every way and check that each token belongs to the expected user.
 
-The query names the user and the way; no service looks at the token to find out.
+The query string names the user and the way. No service derives them from the token.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ ANONYMOUS = "0"
 
 
 def token_of(user: str) -> str | None:
-    """Give the token that a user's requests carry."""
+    """Return the token that a user's requests carry."""
     return None if user == ANONYMOUS else f"user-{user}-token-of-this-soak"
 
 
 class Tally:
-    """What one service has seen. Safe to share between threads."""
+    """The calls that one service has seen. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.counts = {"calls": 0, "wrong": 0, "after_lease": 0}
 
     def check(self, user: str, authorization: str | None, *, late: bool) -> bool:
-        """Note one call, and say whether its token is the user's.
+        """Record one call, and return whether its token is the user's.
 
-        A late call comes from work that outlives its request: it may have no token, and nobody's.
+        A late call comes from work that outlives its request. It must not have any token.
         """
         token = authorization and authorization.removeprefix("Bearer ")
         with self._lock:

@@ -1,4 +1,4 @@
-"""The second service: Flask, in gunicorn's threads."""
+"""The second service: Flask on threaded gunicorn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ manager = urllib3.PoolManager(maxsize=64)
 
 
 def ask(user: str, late: bool) -> bool:
-    """With requests, as most do."""
+    """Call the third service with requests, as most applications do."""
     return session.get(f"{BACK}/back?user={user}&late={int(late)}", timeout=60).text == "right"
 
 

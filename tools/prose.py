@@ -1,0 +1,124 @@
+"""Check the language of code and pages: retired names, and words and constructions that we do not use.
+
+    python tools/prose.py [FILE ...]
+
+Without files, it checks every Python file and Markdown page that git knows. It reads names, docstrings,
+comments and text of Python files, and pages without their code. It prints one line for each finding and
+exits with 1 if there is any. The lists are in ``tools/prose.toml``, each with what to write instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+RULES: dict[str, Any] = tomllib.loads((ROOT / "tools" / "prose.toml").read_text(encoding="utf-8"))
+
+
+class Finding(NamedTuple):
+    """One place to change."""
+
+    path: Path
+    line: int
+    found: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.found!r}: write {self.instead}"
+
+
+class Rule(NamedTuple):
+    """A pattern and what to write instead."""
+
+    pattern: re.Pattern[str]
+    instead: str
+
+
+def _rules(table: dict[str, str], flags: re.RegexFlag = re.IGNORECASE) -> list[Rule]:
+    return [Rule(re.compile(pattern, flags), instead) for pattern, instead in table.items()]
+
+
+WORDS = _rules(RULES["words"])
+DOCSTRING_STARTS = _rules(RULES["docstring_starts"], re.RegexFlag(0))
+NAMES: dict[str, str] = RULES["names"]
+ALLOWED = re.compile("|".join(RULES["allowed"]), re.IGNORECASE)
+
+
+def check_text(path: Path, line: int, text: str) -> Iterator[Finding]:
+    """Find words and constructions in prose that starts at *line*."""
+    # Allowed phrases become blanks of the same length, so that positions stay.
+    plain = ALLOWED.sub(lambda match: " " * len(match[0]), text)
+    for rule in WORDS:
+        for match in rule.pattern.finditer(plain):
+            yield Finding(path, line + plain.count("\n", 0, match.start()), match[0], rule.instead)
+
+
+def check_python(path: Path, source: str) -> Iterator[Finding]:
+    """Find them in the names, docstrings, comments and text of a program."""
+    docstrings = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docstrings.add(first.lineno)
+                for rule in DOCSTRING_STARTS:
+                    if match := rule.pattern.match(str(first.value.value)):
+                        yield Finding(path, first.lineno, match[0], rule.instead)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        line = token.start[0]
+        if token.type == tokenize.NAME and token.string in NAMES:
+            yield Finding(path, line, token.string, NAMES[token.string])
+        elif token.type == tokenize.COMMENT:
+            yield from check_text(path, line, token.string)
+        elif token.type in (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)):
+            # Text of one word is data: a name, a key, a claim.
+            if line in docstrings or " " in token.string.strip():
+                yield from check_text(path, line, token.string)
+
+
+def check_page(path: Path, source: str) -> Iterator[Finding]:
+    """Find them in a page; code is checked where it is run."""
+    without_blocks = re.sub(r"^```.*?^```", lambda match: "\n" * match[0].count("\n"), source, flags=re.M | re.S)
+    without_code = re.sub(r"`[^`\n]*`", lambda match: " " * len(match[0]), without_blocks)
+    yield from check_text(path, 1, without_code)
+    for name, instead in NAMES.items():
+        for match in re.finditer(rf"`[^`\n]*\b{re.escape(name)}\b[^`\n]*`", without_blocks):
+            yield Finding(path, 1 + without_blocks.count("\n", 0, match.start()), name, instead)
+
+
+def check(path: Path) -> list[Finding]:
+    """Check one file."""
+    source = path.read_text(encoding="utf-8")
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return list(check_python(shown, source) if path.suffix == ".py" else check_page(shown, source))
+
+
+def main(arguments: list[str]) -> int:
+    """Check the files and print what is found."""
+    if arguments:
+        paths = [Path(argument).resolve() for argument in arguments]
+    else:
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.md"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        paths = [ROOT / name for name in listed.stdout.split() if (ROOT / name).exists()]
+    findings = [finding for path in paths if path != Path(__file__) for finding in check(path)]
+    print(*findings, sep="\n", end="\n" * bool(findings))
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
