@@ -30,7 +30,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     def with_header(headers: Any, value: str) -> Any:
         if headers is None:
             return {header: value}
-        copy = headers.copy() if type(headers) is dict else _copy(headers, multiple)
+        copy = headers.copy() if type(headers) is dict else _copy(headers, header, multiple)
         if replaces:
             for key in [key for key in copy if lower(key) == relay.header]:
                 del copy[key]
@@ -141,13 +141,16 @@ def _carries(call: tuple[Any, Any], name: str) -> bool:
     return name in [lower(key) for key in keys if len(key) == length]
 
 
-def _copy(headers: Any, multiple: Function) -> Any:
-    """Return the headers in something that can be changed; *multiple* is for names that repeat."""
+def _copy(headers: Any, header: str, multiple: Function) -> Any:
+    """Return the headers in something that *header* can be put into; *multiple* is for names that repeat."""
     if _is_requests(headers):
         return dict(headers._store.values())
-    if hasattr(headers, "copy") and hasattr(headers, "__setitem__"):
-        return headers.copy()
-    return multiple(headers.items())
+    try:
+        copy = headers.copy()
+        copy[header] = ""
+    except Exception:  # noqa: BLE001  # not every kind can be copied, or be changed
+        return multiple(headers.items())
+    return copy
 
 
 def _is_requests(headers: Any) -> bool:
