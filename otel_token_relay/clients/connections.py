@@ -8,7 +8,7 @@ own code.
 from __future__ import annotations
 
 import socket
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from otel_token_relay.origin import normalize_host
 from otel_token_relay.patching import Function, Proxy
@@ -42,12 +42,11 @@ def is_ip_peer(peername: Any) -> bool:
 
 
 def function_of(owner: type, name: str) -> Function:
-    """Return the function of a method without the wrapt proxies of instrumentation."""
-    method: Any = vars(owner)[name]
-    while isinstance(method, Proxy):
-        method = method.__wrapped__
-    function: Function = method
-    return function
+    """Return the function of a method, without the proxies of instrumentation around it."""
+    function: Any = vars(owner)[name]
+    while isinstance(function, Proxy):
+        function = function.__wrapped__
+    return cast("Function", function)
 
 
 def check_tls_name(name: Any, host: str) -> None:
