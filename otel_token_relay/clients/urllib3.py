@@ -28,9 +28,12 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     replaces = relay.settings.on_conflict == "replace"
 
     def with_header(headers: Any, value: str) -> Any:
-        if headers is None:
+        if type(headers) is dict:
+            copy = headers.copy()
+        elif headers is None:
             return {header: value}
-        copy = headers.copy() if type(headers) is dict else _copy(headers, header, multiple)
+        else:
+            copy = _copy(headers, header, multiple)
         if replaces:
             for key in [key for key in copy if lower(key) == relay.header]:
                 del copy[key]
