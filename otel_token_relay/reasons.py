@@ -47,8 +47,10 @@ class Reason(Enum):
     )
     DESTINATION_UNKNOWN = (
         "destination_unknown",
-        "Two programs could read this URL differently, or it is not http(s).",
-        "Write it as scheme://host[:port]/path, without user name, backslash or white space.",
+        "It is not certain where the request goes: two programs could read the URL or the target differently, the URL"
+        " is not http(s), or the connection is not a TCP connection that the client opened itself.",
+        "Write the URL as scheme://host[:port]/path, without user name, backslash or white space. A Unix socket or a"
+        " connection class that connects by itself never gets the token.",
     )
     DESTINATION_NOT_LISTED = (
         "destination_not_listed",
