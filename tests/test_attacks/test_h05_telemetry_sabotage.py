@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import logging
 import secrets
@@ -31,8 +32,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.context import with_token
-from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, memory
-from otel_token_relay.redaction.scrubber import MASK
+from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, installation, memory, statics
+from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from tests.redaction_corpus import OWN_JWT, OWN_OPAQUE
@@ -273,27 +274,24 @@ def test_h05_no_token_masks_what_operators_read_of_other_requests(disguise: str)
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
-@pytest.mark.parametrize("word", [*READ_BY_OPERATORS])
-def test_h05_each_token_by_itself_masks_nothing_of_other_requests(word: str, disguise: str) -> None:
+def test_h05_each_token_by_itself_masks_nothing_of_other_requests(telemetry: Telemetry, disguise: str) -> None:
     """No word is saved only since others have pushed it out of the memory."""
-    token = DISGUISES[disguise](READ_BY_OPERATORS[word])
-    install(Settings())
-    telemetry = Telemetry()
-    text = f"before {READ_BY_OPERATORS[word]} after"
-    try:
-        send(token)(telemetry)
+    tracer, logger = telemetry.tracers.get_tracer("t"), telemetry.loggers.get_logger("t")
+    for word in ALL_OF_IT:
+        text = f"before {word} after"
+        memory.MEMORY.forget()
+        send(DISGUISES[disguise](word))(telemetry)
         telemetry.spans.clear()
-        with telemetry.tracers.get_tracer("t").start_as_current_span(text) as span:
-            span.set_attribute("text", text)
-            telemetry.loggers.get_logger("t").emit(LogRecord(timestamp=1, body=text))
-        telemetry.loggers.get_logger("t").emit(LogRecord(timestamp=1, body=text))
-        (exported,) = telemetry.spans.get_finished_spans()
-        bodies = [record.log_record.body for record in telemetry.logs.get_finished_logs()]
-    finally:
-        telemetry.close()
+        telemetry.logs.clear()
 
-    assert (exported.name, dict(exported.attributes or {})) == (text, {"text": text})
-    assert bodies == [text, text]
+        with tracer.start_as_current_span(text) as span:
+            span.set_attribute("text", text)
+            logger.emit(LogRecord(timestamp=1, body=text))
+        logger.emit(LogRecord(timestamp=1, body=text))
+
+        (exported,) = telemetry.spans.get_finished_spans()
+        assert (exported.name, dict(exported.attributes or {})) == (text, {"text": text})
+        assert [record.log_record.body for record in telemetry.logs.get_finished_logs()] == [text, text]
 
 
 def test_h05_names_that_are_made_in_the_attackers_own_request_stay() -> None:
@@ -650,3 +648,56 @@ def test_h05_a_word_that_is_verified_is_remembered_like_a_credential(telemetry: 
     assert {span["name"] for span, _ in exported["spans"]} == {"server", f"child {MASK}", f"child {token}"}
     assert [span["name"] for span, _ in exported["spans"]].count(f"child {MASK}") == 2
     assert [log["body"] for log, _ in exported["logs"]][1:] == [f'"GET /reset/{MASK}"'] * 2
+
+
+def test_h05_a_resource_that_was_made_with_a_credential_stays_masked_when_it_is_merged(telemetry: Telemetry) -> None:
+    """What comes of it later has the masked text, and what is merged with it keeps its own."""
+    with use_token(OWN_OPAQUE):
+        made = Resource({"made.with": f"of {OWN_OPAQUE}"})
+
+    merged = Resource({"service.name": SERVICE, "container.id": CONTAINER}).merge(made)
+
+    assert dict(merged.attributes) == {
+        "service.name": SERVICE,
+        "container.id": CONTAINER,
+        "made.with": f"of {MASK}",
+    }
+
+
+def test_h05_if_names_cannot_be_compared_nothing_of_them_is_kept(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing raw is exported, and the application sees no exception."""
+
+    def fail() -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(statics, "lasting_secrets", fail)
+
+    tracer: Any = telemetry.tracers.get_tracer(f"of {OWN_OPAQUE}", attributes={"a": OWN_OPAQUE})
+    resource = Resource({"a": OWN_OPAQUE})
+    counter: Any = telemetry.meters.get_meter("t").create_counter("c", description=OWN_OPAQUE)
+
+    assert (tracer._instrumentation_scope.name, dict(tracer._instrumentation_scope.attributes)) == (FAILED, {})
+    assert tracer._instrumentation_scope.schema_url == ""
+    assert dict(resource.attributes) == {}
+    assert (counter.name, counter.description) == (FAILED, FAILED)
+
+
+@pytest.mark.parametrize("part", ["resources", "scopes", "tracers", "instruments"])
+def test_h05_a_place_where_names_are_made_that_is_not_hooked_is_reported(
+    part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An SDK in which the hook has no effect is found when redaction starts, and `check` names it."""
+    index = [each.name for each in installation.STATICS].index(part)
+    without = dataclasses.replace(installation.STATICS[index], patch=lambda module, scrubber, patches: None)
+    parts = (*installation.STATICS[:index], without, *installation.STATICS[index + 1 :])
+    monkeypatch.setattr(installation, "STATICS", parts)
+
+    installation.start(Settings())
+    states = installation.states()
+
+    assert states.pop(part) == "NOT redacted (the canary came through)"
+    assert set(states.values()) == {installation.HOOKED}
+    assert f"cannot redact {part}" in caplog.text
+    installation.stop()
