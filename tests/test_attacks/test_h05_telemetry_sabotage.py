@@ -1,4 +1,4 @@
-"""h05: a caller cannot use redaction to erase the telemetry of other requests, whatever it sends as a token."""
+"""h05: a caller cannot use redaction to erase the telemetry of other requests by the token that it sends."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ READ_BY_OPERATORS = {
 ALL_OF_IT = list(READ_BY_OPERATORS.values())
 
 RANDOM = "tR7vK2mQ9xWz4LpB8nYc3JdF6h"  # looks like a credential
-_JSON = base64.urlsafe_b64encode(b'{"sub":"nobody","exp":4870000000}').decode().rstrip("=")
+_JSON = base64.urlsafe_b64encode(b'{"sub":"mallory","exp":4870000000}').decode().rstrip("=")
 
 # The same words in tokens that look like credentials as a whole.
 DISGUISES: dict[str, Callable[[str], str]] = {
@@ -88,7 +88,10 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "as-the-payload-of-a-jwt": lambda word: f"eyJhbGciOiJub25lIn0.{word}.{word}",
     "in-a-very-long-token": lambda word: (RANDOM * 200)[:4200] + word,
     "among-many-slashes": lambda word: f"{RANDOM}{'+/' * 80}/{word}",
-    "in-mixed-case": lambda word: RANDOM + "".join(c.upper() if at % 2 else c for at, c in enumerate(word)),
+    "in-mixed-case": lambda word: "".join(c.upper() if at % 2 else c for at, c in enumerate(word)),
+    "in-mixed-case-behind-a-random-beginning": lambda word: (
+        RANDOM + "".join(c.upper() if at % 2 else c for at, c in enumerate(word))
+    ),
 }
 
 
@@ -132,7 +135,7 @@ class Telemetry:
         self.meters = MeterProvider([self.reader], resource=resource, shutdown_on_exit=False)
 
     def exported(self) -> dict[str, Any]:
-        """Give everything that was exported so far."""
+        """Return everything that was exported so far."""
         return {
             "spans": [
                 (_without_times(json.loads(span.to_json())), _without_times(json.loads(_scope(span))))
@@ -180,7 +183,7 @@ def telemetry() -> Iterator[Telemetry]:
     found.close()
 
 
-# One request or one job of somebody else, in which all of it comes up.
+# A request or a job of another user, in which all of these texts appear.
 
 
 def say_everything(telemetry: Telemetry, *, context: Context | None = None) -> None:
@@ -210,7 +213,7 @@ def measure(telemetry: Telemetry) -> None:
 
 
 def run(attack: Callable[[Telemetry], object] | None, victims: Callable[[Telemetry], object]) -> dict[str, Any]:
-    """Give what is exported of the victims, after an attack or after none."""
+    """Return what is exported of the victims, after an attack or after none."""
     telemetry = Telemetry()
     install(Settings())
     try:
@@ -227,7 +230,7 @@ def run(attack: Callable[[Telemetry], object] | None, victims: Callable[[Telemet
 
 
 def send(token: str) -> Callable[[Telemetry], None]:
-    """Give an attack: requests of a caller who sends this as a token."""
+    """Return an attack: requests of a caller who sends this as a token."""
 
     def attack(telemetry: Telemetry) -> None:
         for _ in range(5):
@@ -295,7 +298,7 @@ def test_h05_each_token_by_itself_masks_nothing_of_other_requests(telemetry: Tel
 
 
 def test_h05_names_that_are_made_in_the_attackers_own_request_stay() -> None:
-    """Scopes and instruments are often made when they are first used, and then serve everybody."""
+    """Scopes and instruments are often created when they are first used, and then serve all requests."""
 
     def attack(telemetry: Telemetry) -> None:
         for word in ALL_OF_IT:
@@ -320,7 +323,7 @@ def test_h05_names_that_are_made_in_the_attackers_own_request_stay() -> None:
 
 
 def _names(metrics: Any) -> Any:
-    """Give what is said of metrics, without their points."""
+    """Return what is exported of metrics, without their points."""
     return [
         (
             part["resource"],
@@ -337,7 +340,7 @@ def _names(metrics: Any) -> Any:
 
 
 def test_h05_what_existed_before_a_credential_is_not_masked_by_it(telemetry: Telemetry) -> None:
-    """The id of a container looks like a token, and whoever knows it may send it: the resource stays."""
+    """The id of a container looks like a token, and a caller who knows it may send it: the resource stays."""
     before = telemetry.tracers.get_tracer("t", CONTAINER)
     meter = telemetry.meters.get_meter("t", CONTAINER)
     counter = meter.create_counter("c", description=CONTAINER)
@@ -428,7 +431,7 @@ def test_h05_by_hand_a_word_masks_nothing_of_others() -> None:
     masked: list[str] = []
     lines.emit = lambda record: masked.append(record.getMessage())  # type: ignore[method-assign]
     lines.addFilter(RedactingFilter(Settings()))
-    logger = logging.Logger("checkout.access")  # noqa: LOG001  # nobody else gets it
+    logger = logging.Logger("checkout.access")  # noqa: LOG001  # no other handler gets it
     logger.addHandler(lines)
     try:
         for word in ALL_OF_IT:
@@ -453,7 +456,7 @@ def test_h05_by_hand_a_word_masks_nothing_of_others() -> None:
 
 def _service(telemetry: Telemetry) -> Any:
     app = FastAPI()
-    logger = logging.Logger("checkout.access")  # noqa: LOG001  # nobody else gets it
+    logger = logging.Logger("checkout.access")  # noqa: LOG001  # no other handler gets it
     logger.addHandler(LoggingHandler(logger_provider=telemetry.loggers))
 
     @app.get("/payments/list")
@@ -618,7 +621,7 @@ class _Verifier:
 
 
 def test_h05_a_word_that_is_verified_is_remembered_like_a_credential(telemetry: Telemetry) -> None:
-    """A short token that the authorization server stands for is masked after its request as well."""
+    """A short token that was verified is masked after its request as well."""
     token = "s3cr-et-w0rd"
     logger = telemetry.loggers.get_logger("access")
 
