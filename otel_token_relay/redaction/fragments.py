@@ -199,13 +199,13 @@ class Secrets:
 def _unlikely_by_chance(value: str, pieces: Iterable[tuple[Interval, bool]], text: str) -> list[Interval]:
     """Return those of the pieces of a remembered token that no other request says by chance.
 
-    They are judged as the text has them, since the token may spell a word so that it looks random.
+    Each is judged by itself, and as the text has it: several pieces side by side may be other identifiers,
+    and the token may spell a word so that it looks random.
     """
     if not looks_like_credential(value):
         # It is remembered because it was verified: a short one, or words, of which the whole counts.
         return [interval for interval, is_whole in pieces if is_whole]
-    parts = merge([interval for interval, _ in pieces], gap=_LONGEST_GAP)
-    return [(start, end) for start, end in parts if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
+    return [(start, end) for (start, end), _ in pieces if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
 
 
 NOTHING: Final = Secrets()
