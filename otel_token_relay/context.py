@@ -62,7 +62,7 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
 
 
 def announce_verified(token: BearerToken) -> None:
-    """Tell redaction that a token that it was told of has been verified since."""
+    """Announce again a token that has been verified since it was bound."""
     for watch in verification_watchers:
         try:
             watch(token)

@@ -97,11 +97,6 @@ class Destination:
         """Whether the caller's own token must not be sent here, only one made from it."""
         return bool(self.audience or self.scope or self.resource)
 
-    @property
-    def address(self) -> str:
-        """The host of the pattern: a bounded value for metric attributes."""
-        return self.pattern.host
-
     def __str__(self) -> str:
         parts = [str(self.pattern)]
         if self.required:

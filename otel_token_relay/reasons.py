@@ -47,8 +47,10 @@ class Reason(Enum):
     )
     DESTINATION_UNKNOWN = (
         "destination_unknown",
-        "The URL is ambiguous or not http(s), so its origin is not known.",
-        "Write it as scheme://host[:port]/path, without user name, backslash or white space.",
+        "It is not certain which server the request would reach: the URL is ambiguous or not http(s), or the client"
+        " does not open the TCP connection itself.",
+        "Write the URL as scheme://host[:port]/path, without user name, backslash or white space. A Unix socket, or a"
+        " connection class that connects by itself, never gets the token.",
     )
     DESTINATION_NOT_LISTED = (
         "destination_not_listed",

@@ -123,7 +123,7 @@ class Relay:
             _logger.debug("a request cannot be read: %s", type(error).__name__)
             self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
-        self._record(reason, context, None if destination is None else destination.address)
+        self._record(reason, context, None if destination is None else destination.pattern.host)
         if reason is Reason.RELAYED and token is not None:
             return self._prefix + token.reveal()
         # A call with a credential of its own is authenticated, so `;required` does not stop it.

@@ -93,13 +93,14 @@ def parse_credentials(
     if len(values) != 1:
         return Reason.AMBIGUOUS if values else Reason.ABSENT
     line = values[0]
-    if len(line) > max_length + _SCHEME_LENGTH:
+    if len(line) > max_length and len(line) > max_length + _SCHEME_LENGTH:
         return Reason.TOO_LONG
-    value = (line if isinstance(line, str) else line.decode("latin-1")).strip(" \t")
+    text = line.decode("latin-1") if type(line) is bytes or not isinstance(line, str) else line
+    value = text.strip(" \t")
     if "," in value and not _is_one_with_parameters(value):
         return Reason.AMBIGUOUS
     scheme, _, token = value.partition(" ")
-    if scheme.lower() == "bearer":
+    if scheme == "Bearer" or scheme.lower() == "bearer":
         token = token.lstrip(" ")
     elif bare and value:
         token = value

@@ -112,7 +112,7 @@ READABLE = {
 
 @pytest.mark.parametrize("token", CREDENTIALS.values(), ids=CREDENTIALS)
 def test_tokens_of_real_servers_look_like_credentials(token: str) -> None:
-    """Whatever the authorization server makes them of."""
+    """With prefixes, of several segments, in one case, in hexadecimal."""
     assert looks_like_credential(token)
 
 

@@ -459,6 +459,21 @@ ENCODINGS = {
 }
 
 
+@pytest.mark.parametrize("kind", ["jwt", "opaque", "base64", "hex"])
+@pytest.mark.parametrize("name", OWN_FORMS)
+def test_a_remembered_token_is_found_in_every_form_of_the_whole(kind, name):
+    """In records of other requests, too. Of its parts, those that could be an identifier are left."""
+    value = OWN_FORMS[name](OWN[kind])
+    is_part = name in {"head-17", "head-24", "tail-17", "head-and-tail"}
+    if is_part and kind in ("base64", "hex"):
+        return
+
+    cleaned = SCRUBBER.redact(value, Secrets((), (OWN[kind],)))
+
+    assert not surviving(OWN[kind], cleaned)
+    assert SCRUBBER.redact(cleaned, Secrets((), (OWN[kind],))) is cleaned
+
+
 @given(token=B64TOKEN, name=st.sampled_from(sorted(ENCODINGS)), before=st.text(max_size=20), after=st.text(max_size=20))
 def test_no_fragment_of_any_known_token_survives_any_encoding(token, name, before, after):
     """For any token and any surrounding text, no 17 characters remain."""

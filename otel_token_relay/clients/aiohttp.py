@@ -17,7 +17,7 @@ from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the requests of *module*, which is ``aiohttp.client_reqrep``."""
-    # aiohttp's own kind of name, which is put into lower case once.
+    # multidict lowercases a name of this type only once.
     name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
     replaces = relay.settings.on_conflict == "replace"
 
@@ -65,14 +65,14 @@ def _restore(headers: Any, name: str, values: list[str]) -> None:
 
 def _parts_of(call: tuple[Any, Any]) -> Parts:
     request, connection = call
-    # A connector may have connected to a Unix socket or a pipe, whatever the URL is.
+    # The connector decides what to connect to; it can be a Unix socket or a pipe.
     if not is_ip_peer(connection.transport.get_extra_info("peername")):
-        raise ValueError("this connection is no TCP connection")
+        raise ValueError("not a TCP connection")
     url = request.url
     if request.proxy and not request.is_ssl():
         return origin_of_proxied(str(url))
     if not url.raw_path_qs.startswith("/"):
-        raise ValueError("the target of this request is no path")
+        raise ValueError("the request target is not a path")
     if request.server_hostname:
         check_tls_name(request.server_hostname, url.raw_host)
     return url.scheme, url.raw_host, url.port

@@ -38,7 +38,7 @@ _SCHEMES = frozenset(
 _TLS = frozenset({"SSLChannelCredentials"})
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
-# The options by which TLS is given another name than the target's.
+# The options that set the TLS server name apart from the target.
 _TLS_NAMES = frozenset({"grpc.ssl_target_name_override", "grpc.default_authority"})
 
 
@@ -122,7 +122,7 @@ def _replace(details: Any, metadata: Iterable[tuple[str, Any]]) -> _Details:
     return _Details(**{**values, "metadata": metadata})
 
 
-# Adds the interceptor to a channel: given where it goes, and the function that makes it with its arguments.
+# Creates a channel with our interceptor, from its description and the original function with its arguments.
 Join = Callable[[_Channel, Function, Any, Any], Any]
 
 
@@ -132,7 +132,7 @@ def _joiner(module: Any, relay: Relay) -> Join:
         return continuation(details if metadata is None else _replace(details, metadata), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
-    # Made once: a class leads to itself, so that one for each channel would be left to the garbage collector.
+    # Created once: a class is a reference cycle, so one per channel would be left to the garbage collector.
     interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
 
     def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:

@@ -39,7 +39,8 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         headers = headers_class(request.headers)
         headers[header] = value
         try:
-            if (encoding := request.headers._encoding) is not None:  # not copied; ours is ASCII, whatever it is
+            # The copy loses it. It is set after our header, which must be encoded as ASCII.
+            if (encoding := request.headers._encoding) is not None:
                 headers.encoding = encoding
         except AttributeError:
             pass
@@ -48,8 +49,8 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         fields["headers"] = headers
         return twin
 
-    # Error trackers send the local variables of every frame that an exception passes, so the value is
-    # gone from ours before the request is sent.
+    # Error trackers send the local variables of every frame that an exception passes, so ours drop the
+    # value before the request is sent.
     def build_sync(parts_of: PartsOf, original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
             value = relay.hop((self, request), parts_of, carries)
@@ -116,9 +117,9 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
             return
 
 
-# Bytes of a path and query (RFC 9112, section 3.2.1). Two slashes at the start could be read as an authority.
+# A path with a query (RFC 9112, section 3.2.1). Two slashes at the start could be read as an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# httpcore's own, which connect to the host that they are given.
+# The network backends of httpcore that were seen so far. They connect to the host that they are given.
 _backends: Final[set[type]] = set()
 
 
@@ -126,13 +127,13 @@ def _parts_of_pooled(call: tuple[Any, Any]) -> Parts:
     pool = call[0]._pool
     try:
         if pool._uds is not None:
-            raise ValueError("this transport connects to a Unix socket")
+            raise ValueError("the transport connects to a Unix socket")
         if type(pool._network_backend) not in _backends:
             _learn(type(pool._network_backend))
     except AttributeError:
         if _is_httpcores(type(pool)):
             raise
-        # A pool of the application's own is like a transport of its own.
+        # A pool that the application defined is judged by the URL, like `MockTransport`.
     return _parts_of(call)
 
 
@@ -149,9 +150,9 @@ def _parts_of(call: tuple[Any, Any]) -> Parts:
 
 
 def _learn(backend: type) -> None:
-    """Take up a backend that httpcore brings, so that no class of an application is kept alive here."""
+    """Add a network backend of httpcore. Other classes are not added, so that they are not kept alive here."""
     if not _is_httpcores(backend):
-        raise ValueError("this transport is connected by other code than httpcore's")
+        raise ValueError("the transport is not connected by httpcore")
     _backends.add(backend)
 
 
@@ -160,13 +161,13 @@ def _is_httpcores(kind: type) -> bool:
 
 
 def _check_target(target: Any, request: Any, parts: Parts) -> None:
-    """Check what is sent in place of the URL's path: a forward proxy takes the destination from it.
+    """Check the target that is sent instead of the URL's path. A forward proxy takes the destination from it.
 
     Raises:
-        ValueError: It names a destination itself, or leaves that to a ``Host`` which is not the URL's.
+        ValueError: The target is not a path, or the ``Host`` header is not the URL's host.
     """
     if not isinstance(target, bytes) or (target != b"*" and not _is_path(target)):
-        raise ValueError("the target of this request is no path")
+        raise ValueError("the request target is not a path")
     hosts = [value for key, value in request.headers.raw if key.lower() == b"host"]
     if [Origin.parse(f"{parts[0]}://{host.decode('ascii')}") for host in hosts] != [Origin.of(*parts)]:
         raise ValueError("the Host header is not the host of the URL")

@@ -1,7 +1,7 @@
 """Tornado's AsyncHTTPClient, in its standard implementation, which needs no library.
 
-Every hop is a connection of its own, and its headers are written once. Ours is added there: a header of
-the request itself would go along with a redirect.
+Every hop has a connection of its own, and its headers are written once. Ours is added at that point,
+because Tornado copies the headers of a request to the next hop of a redirect.
 
 The client starts waiting requests from whichever request is done first, in that one's context. So
 the context is taken in ``fetch`` and put back in ``run``.
@@ -26,10 +26,10 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``tornado.simple_httpclient``."""
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
-        """The headers of a request, and ours after them for the one who writes all of them.
+        """The headers of a request, with ours added for the code that writes all of them.
 
-        Not a copy: Tornado's own validates what a request without a token may send, and what Tornado sets
-        while it writes belongs to the request. So the two have one state.
+        It shares the state of the headers and is no copy. Tornado's own copy rejects values that Tornado sends
+        otherwise, and the headers that Tornado sets while it writes must remain on the request.
         """
 
         __slots__ = ("_headers", "_ours")
@@ -41,7 +41,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
         def get_all(self) -> Iterator[tuple[str, str]]:
             for name, value in self._headers.get_all():
-                if name.lower() != relay.header:  # one that is to be replaced
+                if name.lower() != relay.header:  # ours replaces it
                     yield name, value
             yield self._ours
 
@@ -72,7 +72,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             write_headers = connection.write_headers
 
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
-                # The wrapper holds the connection: staying on it would keep both until a garbage collection.
+                # Headers are written once. The wrapper refers to the connection: left on it, it would be a cycle.
                 connection.__dict__.pop("write_headers", None)
                 value = relay.hop((self, headers), _parts_of, _carries)
                 if value is not None:
@@ -87,8 +87,8 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
     def _parts_of(call: tuple[Any, Any]) -> Parts:
         hop = call[0]
-        if not is_tcp(hop.stream.socket):  # a resolver may name a Unix socket
-            raise ValueError("this connection is no TCP connection")
+        if not is_tcp(hop.stream.socket):  # the resolver may return a Unix socket
+            raise ValueError("not a TCP connection")
         _, port = module.httputil.split_host_and_port(hop.parsed.netloc.rpartition("@")[2])
         # As the resolver will encode it, which is IDNA 2003.
         return hop.parsed.scheme, hop.parsed_hostname.encode("idna").decode("ascii"), port

@@ -3,8 +3,8 @@
 ``do_open`` runs once for each request that goes out, redirects included. A ``Request`` may be
 used again, by another thread at the same moment even, so ours is put on a copy.
 
-Its connection decides where the request goes. One of a class that is not http.client's is made for the
-decision, and the request then uses it.
+The connection decides where a request goes. If its class is not one of http.client's, the connection is
+created for the decision and then used for the request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from otel_token_relay.clients.names import lower
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Parts, Relay, origin_of_proxied
 
-# The request, and what makes its connection.
+# The request, and the class or function that creates its connection.
 Call = tuple[Any, Function]
 
 
@@ -57,7 +57,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:
-    """Return what makes one connection, for the decision, and gives it to the request afterwards."""
+    """Return a function that creates the connection on the first call and returns the same one afterwards."""
     made: list[Any] = []
 
     def connection(*_: Any, **__: Any) -> Any:
@@ -69,10 +69,10 @@ def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Func
 
 
 class Destinations:
-    """Read where a connection of http.client goes, which its own code must open.
+    """Read where a request goes, given that http.client's own code opens its connection.
 
     Attributes:
-        classes: Those of http.client, of which nothing but their ``connect`` needs a look.
+        classes: The connection classes of http.client. Only their ``connect`` has to be checked.
     """
 
     def __init__(self, module: ModuleType) -> None:
@@ -88,7 +88,7 @@ class Destinations:
 
         Raises:
             ValueError: There is none, or more than one.
-            KeyError: The connection is opened by other code.
+            KeyError: The connection is opened by other code than http.client's.
         """
         request, http_class = call
         connect = getattr(http_class, "connect", None)
@@ -99,9 +99,9 @@ class Destinations:
             connection = http_class()
             scheme = self._scheme_of_connect[connection.connect.__func__]
             if connection._create_connection is not socket.create_connection:
-                raise ValueError("this connection is opened by a function of its own")
+                raise ValueError("the connection has its own function to connect")
             if connection.sock is not None and not is_tcp(connection.sock):
-                raise ValueError("this connection is no TCP connection")
+                raise ValueError("not a TCP connection")
             host, port = connection.host, connection.port
         target = request.selector
         if request._tunnel_host:
@@ -109,10 +109,10 @@ class Destinations:
             host, port = _split(request._tunnel_host)
         elif request.has_proxy():
             if len(request.get_method().split()) != 1:
-                raise ValueError("the method of this request has a target of its own")
+                raise ValueError("the method of the request contains a target")
             return origin_of_proxied(target)
         if target and not target.startswith("/"):
-            raise ValueError("the target of this request is no path")
+            raise ValueError("the request target is not a path")
         # Sockets encode a name by IDNA 2003.
         if not host.isascii():
             host = host.encode("idna").decode("ascii")

@@ -4,7 +4,7 @@
 decided, and its headers are the pool's own argument. ``urlopen`` calls itself for a retry and
 would take our header of the first attempt for the caller's.
 
-The connection decides, not the pool: a pool for a Unix socket has a host, too.
+The connection decides where a request goes, and not the pool: a pool for a Unix socket has a host, too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     replaces = relay.settings.on_conflict == "replace"
 
     def with_header(headers: Any, value: str) -> Any:
-        if headers is None:
+        if type(headers) is dict:
+            copy = headers.copy()
+        elif headers is None:
             return {header: value}
-        copy = headers.copy() if type(headers) is dict else _copy(headers, multiple)
+        else:
+            copy = _copy(headers, header, multiple)
         if replaces:
             for key in [key for key in copy if lower(key) == relay.header]:
                 del copy[key]
@@ -56,8 +59,8 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
 
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
-    """Return what reads where a connection goes, which urllib3's own code opens by TCP or through a SOCKS proxy."""
-    # Functions of urllib3 only, so that nothing of an application is kept alive here.
+    """Return a function that reads where a request goes, given that urllib3's own code opens its connection."""
+    # Functions of urllib3 only, so that no class of an application is kept alive here.
     scheme_of_connect = {
         function_of(module.HTTPConnection, "connect"): "http",
         function_of(module.HTTPSConnection, "connect"): "https",
@@ -65,18 +68,18 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
     opens_socket = {function_of(module.HTTPConnection, "_new_conn")}
 
     def learn(kind: Any) -> str:
-        """Take up what the parts of urllib3 have that are imported later: SOCKS, HTTP/2."""
+        """Add the functions of a urllib3 module that is imported later, for SOCKS and HTTP/2."""
         connect, new_conn = (function_of(_owner(kind, name), name) for name in ("connect", "_new_conn"))
         for function in (connect, new_conn):
             if not function.__globals__["__name__"].startswith("urllib3."):
-                raise ValueError("this connection is not opened by urllib3")
+                raise ValueError("the connection is not opened by urllib3")
         opens_socket.add(new_conn)
         scheme = "https" if issubclass(_owner(kind, "connect"), module.HTTPSConnection) else "http"
         scheme_of_connect[connect] = scheme
         return scheme
 
     def parts_of(call: tuple[Any, Any]) -> Parts:
-        """Return the destination of one call of ``_make_request``, given its positional arguments and its headers.
+        """Return the destination of a request, given the positional arguments of ``_make_request`` and the headers.
 
         Raises:
             ValueError: There is none, or more than one.
@@ -92,15 +95,15 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
             learn(kind)
         attributes = connection.__dict__
         if "connect" in attributes or "_new_conn" in attributes:
-            raise ValueError("this connection is opened by a function of its own")
+            raise ValueError("the connection has its own function to connect")
         opened = connection.sock
         try:
-            # What `is_tcp` begins with; the call would cost as much again.
-            must_ask = opened is not None and opened.proto != TCP
+            # The first check of `is_tcp`, without the cost of a call.
+            is_other = opened is not None and opened.proto != TCP
         except AttributeError:
-            must_ask = True
-        if must_ask and not is_tcp(opened):
-            raise ValueError("this connection is no TCP connection")
+            is_other = True
+        if is_other and not is_tcp(opened):
+            raise ValueError("not a TCP connection")
         tunnel = connection._tunnel_host
         own: Parts
         if tunnel is None:
@@ -111,18 +114,19 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
             check_tls_name(connection.server_hostname, own[1])
         if connection.proxy is None and url.startswith("/"):
             return own
-        return _told(own, connection, url)
+        return _parts_of_proxied(own, connection, url)
 
     return parts_of
 
 
-def _told(own: Parts, connection: Any, url: str) -> Parts:
-    """Return the destination of a request that a proxy is told, or that a tunnel leads to."""
+def _parts_of_proxied(own: Parts, connection: Any, url: str) -> Parts:
+    """Return the destination of a request that goes through a proxy, or that has a whole URL as its target."""
     proxy = connection.proxy
     if url.startswith("/"):
         if connection._tunnel_host is None:
-            raise ValueError("a forward proxy is not told the destination")
+            raise ValueError("the target for the forward proxy has no host")
         return own
+    # A forward proxy takes the destination from the URL; a tunnel ends at the connection's.
     destination = origin_of_proxied(url)
     is_proxys = proxy is not None and Origin.of(*own) == Origin.of(proxy.scheme, proxy.host, proxy.port)
     if not is_proxys and destination != Origin.of(*own):
@@ -141,18 +145,22 @@ def _carries(call: tuple[Any, Any], name: str) -> bool:
     return name in [lower(key) for key in keys if len(key) == length]
 
 
-def _copy(headers: Any, multiple: Function) -> Any:
-    """Return the headers in something that can be changed; *multiple* is for names that repeat."""
+def _copy(headers: Any, header: str, multiple: Function) -> Any:
+    """Return a copy that can be changed. *multiple* is a class that keeps repeated names."""
     if _is_requests(headers):
         return dict(headers._store.values())
-    if hasattr(headers, "copy") and hasattr(headers, "__setitem__"):
-        return headers.copy()
-    return multiple(headers.items())
+    try:
+        copy = headers.copy()
+        copy[header] = ""
+    except Exception:  # noqa: BLE001  # some mappings have no copy, or none that can be changed
+        return multiple(headers.items())
+    return copy
 
 
 def _is_requests(headers: Any) -> bool:
-    """Return whether ``_store`` has the names in lower case, each with the name as written and its value.
+    """Return whether these are the headers of requests.
 
-    All other ways to read these headers take many times as long.
+    Their ``_store`` maps names in lower case to pairs of name and value. Reading it takes a fraction of the
+    time that their public methods take.
     """
     return type(headers).__module__ == "requests.structures"

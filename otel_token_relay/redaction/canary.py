@@ -92,7 +92,7 @@ def is_caught_in_metrics() -> bool:
 
 
 def is_caught_in_resources() -> bool:
-    """Whether a resource is clean that is made while the token is bound."""
+    """Return whether a resource that is made while the token is bound is clean."""
     from opentelemetry.sdk.resources import Resource
 
     with _bound() as token:
@@ -101,7 +101,7 @@ def is_caught_in_resources() -> bool:
 
 
 def is_caught_in_scopes() -> bool:
-    """Whether the scope of an instrumentation is clean that is made while the token is bound."""
+    """Return whether an instrumentation scope that is made while the token is bound is clean."""
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     with _bound() as token:
@@ -110,7 +110,7 @@ def is_caught_in_scopes() -> bool:
 
 
 def is_caught_in_tracers() -> bool:
-    """Whether a tracer is clean that is made while the token is bound, with the old kind of scope that it holds."""
+    """Return whether the deprecated scope of a tracer that is made while the token is bound is clean."""
     from opentelemetry.metrics import NoOpMeterProvider
     from opentelemetry.sdk.trace import Tracer
 
@@ -122,7 +122,7 @@ def is_caught_in_tracers() -> bool:
 
 
 def is_caught_in_instruments() -> bool:
-    """Whether instruments are clean that are made while the token is bound."""
+    """Return whether instruments that are made while the token is bound are clean."""
     from opentelemetry.sdk.metrics._internal import instrument
 
     sdk: Any = instrument
@@ -134,7 +134,7 @@ def is_caught_in_instruments() -> bool:
 
 @contextmanager
 def _bound() -> Iterator[str]:
-    """Bind a made-up token, without a word to the memory."""
+    """Bind a made-up token that the memory is not told of."""
     token = f"canary-{secrets.token_hex(24)}"
     attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))
     try:

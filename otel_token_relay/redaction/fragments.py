@@ -5,8 +5,8 @@ remembered from elsewhere.
 
 A caller chooses the token, so a caller chooses what is searched for. Of the tokens of a record's own request
 every part is found, also where it is a word. Of a remembered token only what no other request says by
-chance is found: all of it, or a part that is random itself (`is_random`). A token made of a random
-beginning and the name of a service therefore does not mask that name in the telemetry of other requests.
+chance is found: what is random as the text has it (`is_random`). A token made of a random beginning and the
+name of a service, or of a name in mixed case, therefore does not mask that name in other requests' telemetry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import base64
 import html
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -89,7 +89,7 @@ class _Index(NamedTuple):
         return cls(grams, tuple(short), is_whole)
 
     def find(self, lowered: str) -> Iterator[tuple[Interval, bool]]:
-        """Give where the pieces are, and whether each is the whole of a spelling. They may overlap."""
+        """Yield where the pieces are, and whether each is the whole of a spelling. They may overlap."""
         for text in self.short:
             at = lowered.find(text)
             while at >= 0:
@@ -112,7 +112,7 @@ class Secrets:
     """The tokens that a record is compared with.
 
     Attributes:
-        values: The tokens of the record's own request, for nobody but the memory.
+        values: The tokens of the record's own request, for the memory alone.
         remembered: The other tokens.
         anchors: Texts in lower case; without one of them in a lowered text, no known token is in
             it, and no ``Bearer …``.
@@ -156,8 +156,7 @@ class Secrets:
         """
         if not self.remembered:
             return self.stand_in(text)
-        lowered = ascii_lower(text)
-        return secrets_of(*self.values).stand_in(text) or any(ascii_lower(it) in lowered for it in self.remembered)
+        return secrets_of(*self.values).stand_in(text) or any(value in text for value in self.remembered)
 
     def anchors_in(self, lowered: str) -> list[str]:
         """Give the anchors that stand in a text in lower case, also over the ends of its lines."""
@@ -190,21 +189,23 @@ class Secrets:
             found += [interval for interval, _ in index.find(lowered)]
         for value in self.remembered:
             index = _index_of(value)
-            unlikely = _unlikely_by_chance(list(index.find(lowered)), text)
+            unlikely = _unlikely_by_chance(value, index.find(lowered), text)
             if unlikely and not index.is_whole:
                 return [(0, len(text))]
             found += unlikely
         return found
 
 
-def _unlikely_by_chance(pieces: list[tuple[Interval, bool]], text: str) -> list[Interval]:
-    """Give what no other request says by chance: a whole token, or a random part of one.
+def _unlikely_by_chance(value: str, pieces: Iterable[tuple[Interval, bool]], text: str) -> list[Interval]:
+    """Return those of the pieces of a remembered token that no other request says by chance.
 
-    Judged as it is in the text: the token may spell a word so that it looks random.
+    Each is judged by itself, and as the text has it: several pieces side by side may be other identifiers,
+    and the token may spell a word so that it looks random.
     """
-    parts = merge([interval for interval, is_whole in pieces if not is_whole], gap=_LONGEST_GAP)
-    random = [(start, end) for start, end in parts if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
-    return [interval for interval, is_whole in pieces if is_whole] + random
+    if not looks_like_credential(value):
+        # It is remembered because it was verified: a short one, or words, of which the whole counts.
+        return [interval for interval, is_whole in pieces if is_whole]
+    return [(start, end) for (start, end), _ in pieces if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
 
 
 NOTHING: Final = Secrets()
@@ -224,7 +225,7 @@ def secrets_of(*values: str) -> Secrets:
 
 @lru_cache(maxsize=_REMEMBERED)
 def secrets_with(values: tuple[str, ...], remembered: tuple[str, ...]) -> Secrets:
-    """Give what a record with these tokens of its own request, and these other ones, is compared with, made once."""
+    """Return what a record with these tokens of its own request, and these other ones, is compared with, made once."""
     if remembered:
         return Secrets(values, remembered)
     return secrets_of(*values) if values else NOTHING

@@ -1,4 +1,4 @@
-"""Metrics: measurements are cleaned before they are aggregated, the rest when it is collected.
+"""Metrics: measurements are cleaned before they are aggregated, the rest when it is made and when it is collected.
 
 Aggregating first would keep one series for each token, and cleaning those would give several
 series of the same name. ``MetricReaderStorage.consume_measurement`` sees each measurement, also

@@ -105,13 +105,14 @@ _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
     """Clean by rules alone. With the caller's token they are compared when they are made: see `statics`."""
+    if original is None:
+        return None
     static = _statics.get(id(original))
     if static is not None and static.original is original and static.scrubber is scrubber:
         return static.cleaned
     strings: list[str] = []
-    is_suspect = original is not None and gather(original, scrubber, strings, NOTHING)
     cleaned = original
-    if original is not None and (is_suspect or scrubber.is_suspect("\0".join(strings), NOTHING)):
+    if gather(original, scrubber, strings, NOTHING) or scrubber.is_suspect("\0".join(strings), NOTHING):
         cleaned = copy.copy(original)  # without the constructor, which compares with the tokens of this context
         cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
         for name in texts:

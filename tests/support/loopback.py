@@ -230,7 +230,7 @@ def trust() -> ssl.SSLContext:
 
 
 def _join(one: socket.socket, other: socket.socket) -> None:
-    """Pass on what either sends, until one of them closes."""
+    """Forward data in both directions until one end closes."""
     ends = {one: other, other: one}
     while ready := select.select(list(ends), [], [], 5)[0]:
         for end in ready:
@@ -243,7 +243,7 @@ def _join(one: socket.socket, other: socket.socket) -> None:
 class Proxy:
     """A forward proxy, also for CONNECT, that notes what it is sent itself.
 
-    It forwards to the authority in the target, also to one without a scheme, and else by the ``Host`` header.
+    It forwards to the authority in the target, with or without a scheme, or else to the ``Host`` header.
     """
 
     def __init__(self, url: str) -> None:
@@ -266,7 +266,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self) -> None:
-        # `path` has one slash at its start, however many were sent.
+        # `self.path` has only one of several slashes at the start.
         target = self.requestline.split()[1]
         self.proxy.requests.append(SeenRequest(self.command, target, self.headers.items(), b""))
         parts = urlsplit(target if target.startswith("/") or "://" in target else f"//{target}")

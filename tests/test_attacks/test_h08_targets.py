@@ -1,4 +1,4 @@
-"""h08: what else than the URL a client is given to say where a request goes."""
+"""h08: targets, methods and TLS names that lead a request to another host than its URL."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.loopback import Party, Proxy, certificate, grpc_party, party,
 TOKEN = "h08-canary-token-0001"
 LINE = [f"Bearer {TOKEN}"]
 
-# Sends GET through a client of httpx or httpx2, and returns the status.
+# Sends a GET request through a client of httpx or httpx2 and returns the status.
 Send = Callable[..., int]
 
 
@@ -78,8 +78,8 @@ def between() -> Iterator[Proxy]:
         yield one
 
 
-# The target for the URL of a server that is not on the list, and whether it leads the proxy there. With httpx2
-# a target that begins with a slash does not: it becomes a part of the URL that the proxy gets.
+# Makes a target from the URL of an unlisted server, and whether the proxy then goes there. With httpx2, a target
+# that begins with a slash becomes part of the URL that the proxy gets, so the proxy goes to the listed server.
 TARGETS = {
     "absolute": (lambda url: f"{url}/x".encode(), True),
     "absolute, scheme in capitals": (lambda url: f"{url}/x".replace("http", "HTTP").encode(), True),
@@ -100,10 +100,10 @@ TARGETS = {
 def test_h08_a_target_that_is_no_path_names_no_destination(
     send: Send, module: ModuleType, kind: str, listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """Through a forward proxy the target decides, so a target that is not a path gets no token wherever it leads."""
+    """A forward proxy goes where the target says, so a request whose target is not a path gets no token."""
     make, leads_there = TARGETS[kind]
     leads_there = leads_there and (module is httpx or kind != "two slashes")
-    # Not every one can be sent.
+    # Some of them cannot be sent.
     errors = () if leads_there else (module.HTTPError, TypeError, AttributeError)
     with use_token(TOKEN), suppress(*errors):
         assert send(module, listed.url, via=between.url, extensions={"target": make(evil.url)}) == 200
@@ -117,7 +117,7 @@ def test_h08_a_target_that_is_no_path_names_no_destination(
 @every_httpx
 @pytest.mark.parametrize("target", [b"http://evil.example/x", b"//evil.example/x", b"evil.example:80"])
 def test_h08_the_same_holds_without_a_proxy(send: Send, module: ModuleType, target: bytes, listed: Party) -> None:
-    """A listed server may itself be a proxy, so that a target with an authority gets no token there either."""
+    """A listed server may itself be a proxy, so a target with an authority gets no token there either."""
     with use_token(TOKEN):
         send(module, listed.url, via=None, extensions={"target": target})
 
@@ -135,7 +135,7 @@ def test_h08_the_same_holds_without_a_proxy(send: Send, module: ModuleType, targ
 def test_h08_a_path_as_the_target_is_relayed(
     send: Send, module: ModuleType, through_proxy: bool, target: bytes, listed: Party, between: Proxy
 ) -> None:
-    """A gateway that hands on the raw path, and OPTIONS with an asterisk, go where the URL says."""
+    """A target that is a path or an asterisk goes to the host of the URL and carries the token."""
     with use_token(TOKEN):
         assert (
             send(module, listed.url, via=between.url if through_proxy else None, extensions={"target": target}) == 200
@@ -158,7 +158,7 @@ HOSTS = {
 def test_h08_a_path_and_another_host_name_no_destination(
     send: Send, module: ModuleType, kind: str, listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """A proxy that is sent a path alone goes by the Host header, so that has to be the host of the URL."""
+    """A proxy that gets only a path goes to the host of the Host header, so that must be the URL's host."""
     headers = HOSTS[kind](urlsplit(evil.url).netloc)
     with use_token(TOKEN), suppress(*([module.HTTPError] if kind in ("two of them", "with a user") else [])):
         send(module, listed.url, via=between.url, extensions={"target": b"/x"}, headers=headers)
@@ -174,7 +174,7 @@ def test_h08_a_path_and_another_host_name_no_destination(
 def test_h08_a_path_and_the_host_of_the_url_are_relayed(
     send: Send, module: ModuleType, listed: Party, between: Proxy
 ) -> None:
-    """The same host in another spelling is no other destination."""
+    """The Host header may spell the URL's host in another way."""
     url = f"http://localhost:{listed.port}"
     install(Settings(destinations=[url]))
     headers = {"HOST": f"LocalHost:{listed.port}"}
@@ -185,7 +185,7 @@ def test_h08_a_path_and_the_host_of_the_url_are_relayed(
 
 
 class _ElsewhereAdapter(requests.adapters.HTTPAdapter):
-    """Puts another URL onto the request line than the one that it connects for."""
+    """Sends another URL in the request line than the one that it connects for."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -208,7 +208,7 @@ def _session(url: str, via: str | None) -> requests.Session:
 def test_h08_an_adapter_with_a_request_url_of_its_own_is_judged_by_that(
     through_proxy: bool, listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """requests lets an adapter choose the request line."""
+    """An adapter of requests chooses the target: a proxy then goes there, and the connection's host gets no token."""
     with use_token(TOKEN), _session(f"{evil.url}/x", between.url if through_proxy else None) as session:
         session.get(listed.url)
 
@@ -222,7 +222,7 @@ def test_h08_an_adapter_with_a_request_url_of_its_own_is_judged_by_that(
 def test_h08_urllib3_sends_a_path_to_a_forward_proxy_without_the_token(
     target: str, evil: Party, between: Proxy
 ) -> None:
-    """A listed proxy that is told no host by the request line goes by the Host header, and that may name any."""
+    """A listed proxy that gets only a path goes to the host of the Host header, which can be any host."""
     install(Settings(destinations=[between.url]))
     netloc = urlsplit(evil.url).netloc
     with use_token(TOKEN), urllib3.ProxyManager(between.url) as manager:
@@ -247,7 +247,7 @@ def _open(request: urllib.request.Request) -> None:
 def test_h08_a_selector_of_urllib_that_is_not_the_urls_names_no_destination(
     listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """urllib sends the selector, which an application may have set to anything."""
+    """urllib sends the selector as the target, and an application can set it to any text."""
     install(Settings(destinations=[listed.url, between.url]))
     with use_token(TOKEN):
         proxied = _proxied_request(listed, between)
@@ -265,7 +265,7 @@ def test_h08_a_selector_of_urllib_that_is_not_the_urls_names_no_destination(
 def test_h08_a_method_of_urllib_with_a_target_in_it_names_no_destination(
     listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """http.client lets spaces through, so that the method can bring a target that stands before the URL's."""
+    """http.client allows spaces in a method, so a method can contain a target that precedes the URL's."""
     # The proxy refuses such a line.
     with use_token(TOKEN), suppress(urllib.error.HTTPError, http.client.HTTPException):
         _open(_proxied_request(listed, between, method=f"GET {evil.url}/x"))
@@ -279,7 +279,7 @@ def test_h08_a_method_of_urllib_with_a_target_in_it_names_no_destination(
 def test_h08_a_url_of_aiohttp_that_was_put_together_unchecked(
     path: str, through_proxy: bool, listed: Party, between: Proxy
 ) -> None:
-    """yarl takes parts that are said to be encoded as they are: a path may look like a URL on the request line."""
+    """yarl does not check parts that are marked as encoded, so a path can be a whole URL in the request line."""
     url = yarl.URL.build(scheme="http", host="127.0.0.1", port=listed.port, path=path, encoded=True)
 
     async def run() -> None:
@@ -290,7 +290,7 @@ def test_h08_a_url_of_aiohttp_that_was_put_together_unchecked(
     with use_token(TOKEN):
         in_loop(run())
 
-    # The text of the whole URL, which the proxy gets, has the slash that the request line lacks.
+    # A proxy gets the whole URL, in which the path begins with a slash.
     assert listed.lines() == [LINE if through_proxy else []]
 
 
@@ -337,7 +337,7 @@ def _tls_grpc_authority(url: str, name: str) -> None:
     async def run() -> None:
         with open(certificate(), "rb") as file:
             credentials = grpc.ssl_channel_credentials(file.read())
-        # Read once: the option must still be there for gRPC.
+        # An iterator: gRPC must still get the option after we have read it.
         options = iter([("grpc.default_authority", f"{name}:{urlsplit(url).port}")])
         async with grpc.aio.secure_channel(urlsplit(url).netloc, credentials, options) as channel:
             await channel.unary_unary("/tests.Party/call")(b"", timeout=10)
@@ -358,7 +358,7 @@ def _tls_grpc_authority(url: str, name: str) -> None:
     ],
 )
 def test_h08_another_name_for_tls_names_no_destination(send: Callable[[str, str], None], run: Any) -> None:
-    """The server proves the name that TLS asks for, and a proxy routes by it: it has to be the host of the URL."""
+    """The server proves the TLS name, and a proxy routes by it, so it must be the host of the URL."""
     with ExitStack() as stack:
         one = stack.enter_context(run(tls=True))
         by_name = f"https://localhost:{one.port}"

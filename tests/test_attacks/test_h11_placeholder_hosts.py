@@ -1,4 +1,4 @@
-"""h11: connections that do not go to the host of the URL, such as those over a Unix socket."""
+"""h11: connections that do not go to the host of the URL, for example over a Unix socket."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PLACEHOLDER = "http://localhost"
 
 @pytest.fixture
 def served() -> Iterator[tuple[Party, str]]:
-    """A server on a Unix socket, whose placeholder is on the list, and the path of the socket."""
+    """A server on a Unix socket whose placeholder host is listed, and the path of the socket."""
     with unix_party() as pair:
         install(Settings(destinations=[PLACEHOLDER, "https://localhost"]))
         yield pair
@@ -91,7 +91,7 @@ class OpensEarly(urllib3.connection.HTTPConnection):
 
 
 class OpensWithTheRequest(urllib3.connection.HTTPConnection):
-    """Its own ``connect`` comes too late."""
+    """Opens the socket when it is read, before ``connect`` is called."""
 
     path: str
 
@@ -115,7 +115,7 @@ class HasItsOwnConnect(urllib3.connection.HTTPConnection):
 
 
 class Pipe:
-    """A socket without a family, as docker's for the named pipes of Windows."""
+    """A socket without a family, like docker's for named pipes on Windows."""
 
     def __init__(self, path: str) -> None:
         self._socket = unix_socket(path)
@@ -145,7 +145,7 @@ CONNECTIONS = [
 
 
 def pool_of(kind: type[urllib3.connection.HTTPConnection], path: str) -> urllib3.HTTPConnectionPool:
-    """Return a pool with the placeholder for a host, made as docker's SDK and requests-unixsocket make theirs."""
+    """Return a pool with the placeholder host, like those of docker's SDK and requests-unixsocket."""
 
     class Bound(kind):  # type: ignore[valid-type,misc]
         pass
@@ -166,7 +166,7 @@ every_connection = pytest.mark.parametrize("kind", CONNECTIONS, ids=lambda kind:
 def test_h11_a_urllib3_pool_for_a_unix_socket_names_no_destination(
     kind: type[urllib3.connection.HTTPConnection], served: tuple[Party, str]
 ) -> None:
-    """Its host is a placeholder, on a new connection and on one that is used again."""
+    """The host of the pool is a placeholder, so neither a new connection nor a reused one carries the token."""
     one, path = served
     with use_token(TOKEN), pool_of(kind, path) as pool:
         for _ in range(2):
@@ -196,7 +196,7 @@ class UnixAdapter(requests.adapters.HTTPAdapter):
 def test_h11_an_adapter_of_requests_for_a_unix_socket_names_no_destination(
     kind: type[urllib3.connection.HTTPConnection], served: tuple[Party, str]
 ) -> None:
-    """Whatever scheme its URLs have."""
+    """Adapters for Unix sockets get no token, for any scheme that their URLs have."""
     one, path = served
     with use_token(TOKEN), requests.Session() as session:
         session.mount("http+unix://", UnixAdapter(kind, path))
@@ -209,11 +209,11 @@ def test_h11_an_adapter_of_requests_for_a_unix_socket_names_no_destination(
 
 
 def test_h11_a_connection_of_another_library_names_no_destination(served: tuple[Party, str]) -> None:
-    """A pool may hand out what only looks like a connection of urllib3's."""
+    """A pool may use a connection that only looks like one of urllib3's."""
     one, path = served
 
     class Stranger(http.client.HTTPConnection):
-        """As in the first release of requests-unixsocket, with what urllib3 asks for by now."""
+        """As in early releases of requests-unixsocket, with the attributes that urllib3 needs today."""
 
         is_verified, proxy, is_closed = True, None, False
         server_hostname = proxy_is_verified = None
@@ -245,7 +245,7 @@ def test_h11_a_connection_of_another_library_names_no_destination(served: tuple[
 def test_h11_urllib3_patched_by_others_names_no_destination(
     name: str, served: tuple[Party, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A function in the place of urllib3's own counts from then on, also after the class was seen with its own."""
+    """A function that replaces urllib3's own gets no token, even if the class was used before."""
     one, path = served
 
     def connect(self: Any) -> None:
@@ -268,7 +268,7 @@ def test_h11_urllib3_patched_by_others_names_no_destination(
 
 
 def test_h11_classes_of_an_application_are_not_kept_alive(served: tuple[Party, str]) -> None:
-    """What was found out about a connection's class is not remembered beyond the class."""
+    """The hook holds no reference to the classes of connections."""
     _, path = served
     with use_token(TOKEN), pool_of(OverridesConnect, path) as pool:
         pool.urlopen("GET", "/x")
@@ -280,7 +280,7 @@ def test_h11_classes_of_an_application_are_not_kept_alive(served: tuple[Party, s
 
 
 class _Named(urllib3.connection.HTTPConnection):
-    """Overrides what has nothing to do with the opening."""
+    """Overrides a method that has nothing to do with connecting."""
 
     def putheader(self, header: str, *values: str) -> None:
         super().putheader(header, *values)
@@ -336,12 +336,12 @@ def _through_socks(send: Callable[[str, str], None], scheme: str) -> Callable[[s
 
 
 def _preset(url: str) -> None:
-    """A TCP connection that is open already, as a pool with sockets of its own has."""
+    """Send through a pool whose connections are TCP sockets that are open already."""
 
     class Pool(urllib3.HTTPConnectionPool):
         def _new_conn(self) -> Any:
             connection = super()._new_conn()
-            # Without a protocol, as `socket.socket` is commonly called.
+            # Without a protocol, which is the usual way to create a socket.
             opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             opened.connect(("127.0.0.1", urlsplit(url).port))
             connection.sock = opened
@@ -367,7 +367,7 @@ TCP = {
 
 @pytest.mark.parametrize("kind", TCP)
 def test_h11_what_goes_by_tcp_is_relayed_to_the_same_name(kind: str) -> None:
-    """The name of the placeholder is a host like any other where the client connects to it, also through a proxy."""
+    """If the client connects to ``localhost`` by TCP, directly or through a proxy, the token is relayed."""
     with party() as one, use_token(TOKEN):
         url = f"{PLACEHOLDER}:{one.port}"
         install(Settings(destinations=[url]))
@@ -377,7 +377,7 @@ def test_h11_what_goes_by_tcp_is_relayed_to_the_same_name(kind: str) -> None:
 
 
 def test_h11_a_socks_proxy_carries_tls_to_a_listed_host() -> None:
-    """The connection's class is one that urllib3 brings for SOCKS, and TLS is what makes it https."""
+    """urllib3's connections for SOCKS are read as https if they use TLS."""
     with party(tls=True) as one, socks_proxy() as via, use_token(TOKEN):
         url = f"https://localhost:{one.port}"
         install(Settings(destinations=[url]))
@@ -391,7 +391,7 @@ def test_h11_a_socks_proxy_carries_tls_to_a_listed_host() -> None:
 
 
 def test_h11_http2_of_urllib3_is_still_read() -> None:
-    """Its connections are of a class that urllib3 brings as well, and speak TLS."""
+    """urllib3's own class for HTTP/2 is read as https."""
 
     pool = urllib3.HTTPSConnectionPool("localhost", 8443)
     connection = HTTP2Connection("localhost", 8443)
@@ -400,7 +400,7 @@ def test_h11_http2_of_urllib3_is_still_read() -> None:
 
 
 def test_h11_the_connection_counts_and_not_the_pool() -> None:
-    """A pool may hand out connections to another host than its own."""
+    """If a pool uses connections to another host than its own, that host decides."""
     with party() as one, party() as other, use_token(TOKEN):
         install(Settings(destinations=[one.url]))
 
@@ -418,7 +418,7 @@ def test_h11_the_connection_counts_and_not_the_pool() -> None:
 
 
 def test_h11_a_pool_for_https_without_tls_is_http() -> None:
-    """What the connection speaks is compared, not what the pool is called."""
+    """A connection without TLS is http, even if the scheme of its pool is https."""
     with party() as one, use_token(TOKEN):
         install(Settings(destinations=[f"https://127.0.0.1:{one.port}"]))
 
@@ -440,7 +440,7 @@ def _transport(module: ModuleType, core: Any, kind: str, path: str, is_async: bo
     if kind == "pool":
         transport._pool = pool(uds=path)
         return transport
-    # Connects to a place of its own, whatever host it is told.
+    # Connects to the socket instead of the host that it is given.
     backend = core._backends.auto.AutoBackend if is_async else core.SyncBackend
 
     class Elsewhere(backend):  # type: ignore[misc,valid-type]
@@ -457,7 +457,7 @@ def _transport(module: ModuleType, core: Any, kind: str, path: str, is_async: bo
 def test_h11_a_transport_of_httpx_to_a_unix_socket_names_no_destination(
     kind: str, module: ModuleType, core: ModuleType, is_async: bool, served: tuple[Party, str]
 ) -> None:
-    """`uds=` is an address that the URL does not have, and so is what a network backend of one's own connects to."""
+    """A transport with `uds=`, or with a network backend of the application's own, gets no token."""
     one, path = served
     transport = _transport(module, core, kind, path, is_async)
 
@@ -478,7 +478,7 @@ def test_h11_a_transport_of_httpx_to_a_unix_socket_names_no_destination(
 
 
 def test_h11_a_pool_of_httpcore_that_cannot_be_read_names_no_destination() -> None:
-    """A release with other names for its attributes relays nothing; an application's own pool has none of them."""
+    """If httpcore renames its attributes, nothing is relayed. A pool that the application defined is allowed."""
 
     class ConnectionPool:
         pass
@@ -495,7 +495,7 @@ def test_h11_a_pool_of_httpcore_that_cannot_be_read_names_no_destination() -> No
 
 
 class _UnixThroughTcp(aiohttp.TCPConnector):
-    """A connector that is said to be for TCP."""
+    """A subclass of the TCP connector that connects to a Unix socket."""
 
     path: str
 
@@ -513,7 +513,7 @@ def _unix_through_tcp(path: str) -> aiohttp.BaseConnector:
 def test_h11_a_connector_of_aiohttp_to_a_unix_socket_names_no_destination(
     connector: Callable[[str], aiohttp.BaseConnector], served: tuple[Party, str]
 ) -> None:
-    """The open connection is asked, not the class of the connector."""
+    """The open connection decides, and not the class of the connector."""
     one, path = served
 
     async def run() -> None:
@@ -539,7 +539,7 @@ class _ToUnixSocket(Resolver):
 
 
 def test_h11_a_resolver_of_tornado_that_names_a_unix_socket(served: tuple[Party, str]) -> None:
-    """The socket of the stream is asked."""
+    """If the resolver returns a Unix socket, the request gets no token."""
     one, path = served
 
     async def run() -> None:
@@ -618,7 +618,7 @@ def _opener(http_class: Any) -> urllib.request.OpenerDirector:
 
 @pytest.mark.parametrize("kind", HTTP_CLASSES)
 def test_h11_a_handler_of_urllib_for_a_unix_socket_names_no_destination(kind: str, served: tuple[Party, str]) -> None:
-    """A handler gives `do_open` a class or a function that makes the connection, and that may lead anywhere."""
+    """A handler can pass `do_open` a class or function whose connections go to a Unix socket."""
     one, path = served
     with use_token(TOKEN):
         _opener(HTTP_CLASSES[kind](path)).open(f"{PLACEHOLDER}/x", timeout=10).close()
@@ -629,7 +629,7 @@ def test_h11_a_handler_of_urllib_for_a_unix_socket_names_no_destination(kind: st
 def test_h11_urllib_patched_by_others_names_no_destination(
     served: tuple[Party, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The class is http.client's own, its way to connect is not."""
+    """A replaced ``connect`` of http.client's own class gets no token."""
     one, path = served
     monkeypatch.setattr(http.client.HTTPConnection, "connect", _subclass(path).connect)
     with use_token(TOKEN):
@@ -639,11 +639,11 @@ def test_h11_urllib_patched_by_others_names_no_destination(
 
 
 def test_h11_a_handler_of_urllib_that_connects_by_tcp_is_relayed() -> None:
-    """What a function makes is used once: for the decision and then for the request."""
+    """A function that creates connections is called once for each request, and the connection decides."""
     made: list[http.client.HTTPConnection] = []
 
     class Named(http.client.HTTPConnection):
-        """Overrides what has nothing to do with the opening."""
+        """Overrides a method that has nothing to do with connecting."""
 
         def putheader(self, header: str | bytes, *values: Any) -> None:
             super().putheader(header, *values)
@@ -656,7 +656,7 @@ def test_h11_a_handler_of_urllib_that_connects_by_tcp_is_relayed() -> None:
         install(Settings(destinations=[one.url]))
         _opener(make).open(f"{one.url}/x", timeout=10).close()
         _opener(Named).open(f"{one.url}/x", timeout=10).close()
-        # To where the connection goes, whatever the request says.
+        # Connects to another server than the one in the URL.
         elsewhere = functools.partial(_connection_to, other.port)
         _opener(elsewhere).open(f"{one.url}/x", timeout=10).close()
 
@@ -671,14 +671,14 @@ def _connection_to(port: int, *_: Any, **options: Any) -> http.client.HTTPConnec
 
 @pytest.mark.parametrize("peer", [None, "", "/run/socket", b"\0abstract", (3, 1024), (), ("/run/x",), ("hci0", 1)])
 def test_h11_peers_of_other_families_are_no_ip_addresses(peer: Any) -> None:
-    """What `getpeername` gives for anything else than IP is told from an address and a port."""
+    """The peer names of other socket families are not taken for an IP address and a port."""
     assert not is_ip_peer(peer)
     assert is_ip_peer(("127.0.0.1", 80))
     assert is_ip_peer(("::1", 80, 0, 0))
 
 
 def test_h11_uvloop_shows_the_peer_as_asyncio_does(served: tuple[Party, str]) -> None:
-    """With another event loop the connection is asked in the same way."""
+    """Connections of uvloop are read like those of asyncio."""
     uvloop = pytest.importorskip("uvloop")
     one, path = served
 

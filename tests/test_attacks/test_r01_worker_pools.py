@@ -25,7 +25,7 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
-from otel_token_relay import Settings, current_token, install, uninstall
+from otel_token_relay import Settings, carry, current_token, install, uninstall
 from tests.support.carrying import PATIENCE, Request, being_served, echo_server, send, served
 
 ALICE = "alice-token-0001"
@@ -391,6 +391,21 @@ def test_r01_it_is_the_hook_that_takes_it_out(use, echo, settings, monkeypatch):
     monkeypatch.setattr(pool, "__init__", pool.__init__.__wrapped__)
 
     assert in_threads_of_pool(use, echo, settings) == ALICE
+
+
+def test_r01_work_for_threads_of_a_pool_can_be_carried(echo, settings):
+    """A callback and an iterable have the token if the request hands it over."""
+    seen = queue.SimpleQueue()
+
+    def items():
+        yield send(echo)
+
+    def body(pool):
+        pool.apply_async(int, callback=carry(lambda _: seen.put(send(echo))))
+        return list(pool.imap(str, carry(items)()))
+
+    with being_served(ALICE, settings, lambda: ThreadPool(1)) as pool, ended(pool):
+        assert served(BOB, settings, lambda: (*body(pool), seen.get(timeout=PATIENCE))) == (BOB, BOB)
 
 
 def test_r01_initializers_have_no_token(echo, settings):

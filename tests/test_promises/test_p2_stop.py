@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from apscheduler.events import EVENT_JOB_REMOVED
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import BaseScheduler
 from opentelemetry import context as otel_context
@@ -134,6 +135,8 @@ def scheduled_job(echo, settings):
     job = Work(echo)
     job.gate.set()
     seen = []
+    removed = threading.Event()
+    scheduler.add_listener(lambda event: removed.set(), EVENT_JOB_REMOVED)
 
     def alice():
         scheduler.start()
@@ -144,6 +147,7 @@ def scheduled_job(echo, settings):
         request(ALICE, settings, alice)
         return seen[0]
     finally:
+        removed.wait(5)  # the scheduler removes a job after it has run it, and fails if it was shut down by then
         scheduler.shutdown()
 
 

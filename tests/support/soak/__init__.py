@@ -81,8 +81,9 @@ class LazyPool:
     def _taken(self) -> Iterator[ThreadPool]:
         with self._lock:
             if self._pool is None or not self._left:
-                self._pool, self._left = ThreadPool(self._threads), self._uses
+                last, self._pool, self._left = self._pool, ThreadPool(self._threads), self._uses
                 self._users[self._pool] = 0
+                self._close_unused(last)
             pool = self._pool
             self._left -= 1
             self._users[pool] += 1
@@ -91,6 +92,9 @@ class LazyPool:
         finally:
             with self._lock:
                 self._users[pool] -= 1
-                if not self._users[pool] and pool is not self._pool:
-                    del self._users[pool]
-                    pool.close()
+                self._close_unused(pool)
+
+    def _close_unused(self, pool: ThreadPool | None) -> None:
+        if pool is not None and pool is not self._pool and not self._users[pool]:
+            del self._users[pool]
+            pool.close()
