@@ -147,7 +147,7 @@ def _install_hooks() -> list[str]:
     """Install the hooks, which loads the propagators in OTEL_PROPAGATORS as an application does when it starts."""
     try:
         install(Settings())
-    except Exception as error:  # noqa: BLE001  # OTEL_PROPAGATORS may contain a propagator of any package
+    except Exception as error:  # OTEL_PROPAGATORS may contain a propagator of any package
         return [f"OTEL_PROPAGATORS cannot be loaded, so the application would not start: {error}"]
     return []
 
@@ -167,7 +167,7 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
             continue
         try:
             importlib.import_module(hook.module)
-        except Exception as error:  # noqa: BLE001  # the import of a library may raise any exception
+        except Exception as error:  # the import of a library may raise any exception
             print(f"  {hook.module} ({label}): cannot be imported: {type(error).__name__}")
             continue
         states = hook_states()

@@ -234,7 +234,7 @@ def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: Bearer
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as error:  # noqa: BLE001  # thrown into us, and meant for the generator
+                except BaseException as error:  # thrown into us, and meant for the generator
                     step = functools.partial(generator.throw, error)
                 else:
                     step = functools.partial(generator.send, sent)
@@ -261,7 +261,7 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as error:  # noqa: BLE001  # thrown into us, and meant for the generator
+                except BaseException as error:  # thrown into us, and meant for the generator
                     step = generator.athrow(error)
                 else:
                     step = generator.asend(sent)

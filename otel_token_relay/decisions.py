@@ -71,7 +71,7 @@ class DecisionRecorder:
             if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
                 return True
             return _logger.isEnabledFor(logging.DEBUG)
-        except Exception:  # noqa: BLE001  # `record` reports what fails
+        except Exception:  # `record` reports what fails
             return True
 
     def record(self, reason: Reason, context: Context, address: str | None = None, *, is_known: bool = True) -> None:

@@ -344,7 +344,7 @@ def _apply(hook: Hook, module: ModuleType) -> None:
     patches = Patches()
     try:
         hook.patch(module, _installed.relay, patches)
-    except Exception as error:  # noqa: BLE001  # the application's import goes on
+    except Exception as error:  # the application's import goes on
         patches.undo()
         _installed.failed[hook] = f"{type(error).__name__}: {error}"
         _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)

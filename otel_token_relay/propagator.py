@@ -168,7 +168,7 @@ def _is_header(key: object, name: str) -> bool:
 def _carries(target: tuple[Any, Origin | None], name: str) -> bool:
     try:
         return any(_is_header(key, name) for key in _names(target[0]))
-    except Exception:  # noqa: BLE001  # a carrier that cannot be looked into may hold a credential already
+    except Exception:  # a carrier that cannot be looked into may hold a credential already
         return True
 
 

@@ -118,7 +118,7 @@ class Relay:
         try:
             destination = self.policy.find(*parts_of(request))
             reason = self._reason(token, destination, request, carries, is_fixed)
-        except Exception as error:  # noqa: BLE001  # the application's request goes on, without the token
+        except Exception as error:  # the application's request goes on, without the token
             # The message may quote the URL, and so a password in it.
             _logger.debug("a request cannot be read: %s", type(error).__name__)
             self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
@@ -144,7 +144,7 @@ class Relay:
             return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
         try:
             is_explicit = is_fixed or (self._keeps_explicit and carries(request, self.header))
-        except Exception as error:  # noqa: BLE001  # headers that cannot be read may hold a credential
+        except Exception as error:  # headers that cannot be read may hold a credential
             _logger.debug("the headers of a request cannot be read: %s", type(error).__name__)
             is_explicit = True
         if is_explicit:

@@ -80,8 +80,8 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
         elif token.type == tokenize.COMMENT:
             yield from check_text(path, line, token.string)
         elif token.type in (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)):
-            # Text of one word is data: a name, a key, a claim.
-            if line in docstrings or " " in token.string.strip():
+            is_data = " " not in token.string.strip()  # one word: a name, a key, a claim
+            if line in docstrings or not is_data:
                 yield from check_text(path, line, token.string)
 
 

@@ -152,7 +152,7 @@ def _copy(headers: Any, header: str, multiple: Function) -> Any:
     try:
         copy = headers.copy()
         copy[header] = ""
-    except Exception:  # noqa: BLE001  # some mappings have no copy, or none that can be changed
+    except Exception:  # some mappings have no copy, or none that can be changed
         return multiple(headers.items())
     return copy
 

@@ -66,7 +66,7 @@ class _LogProcessor:
         try:
             record = log_record.log_record
             logs.redact(copy, self._scrubber, logs.secrets_of_record(record))
-        except Exception:  # noqa: BLE001  # nothing leaves as it was
+        except Exception:  # nothing leaves as it was
             logs.wipe(copy)
         self._processor.on_emit(copy)
 
@@ -100,7 +100,7 @@ class _MetricExporter:
                 )
                 for e in point.exemplars
             ]
-        except Exception:  # noqa: BLE001  # nothing leaves as it was; the number counts
+        except Exception:  # nothing leaves as it was; the number counts
             attributes, exemplars = {"redaction": FAILED}, []
         return dataclasses.replace(point, attributes=attributes, exemplars=exemplars)
 

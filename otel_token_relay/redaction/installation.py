@@ -182,7 +182,7 @@ def _apply(signal: Signal, module: ModuleType) -> None:
     try:
         signal.patch(module, _active.scrubber, patches)
         problem = None if signal.try_out() else "the canary came through"
-    except Exception as error:  # noqa: BLE001  # the application's import goes on
+    except Exception as error:  # the application's import goes on
         problem = f"{type(error).__name__}: {error}"
     state = HOOKED
     if problem is not None:
@@ -199,7 +199,7 @@ def _fall_back(signal: Signal, patches: Patches, problem: str) -> str:
         if signal.fall_back is None:
             raise LookupError("there is no other place")
         signal.fall_back(sys.modules[signal.public_module], _active.scrubber, patches)
-    except Exception as error:  # noqa: BLE001  # the application goes on
+    except Exception as error:  # the application goes on
         _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)
         return f"NOT redacted ({problem})"
     _logger.warning(

@@ -37,7 +37,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     def clean(readable: Any, secrets: Secrets) -> Any:
         try:
             redact(readable, scrubber, with_trace(secrets, readable.log_record.trace_id))
-        except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+        except Exception:  # nothing leaves as it was, and the application goes on
             wipe(readable)
         return readable
 
@@ -47,7 +47,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         ) -> None:
             try:
                 secrets = secrets_of_record(log_record)
-            except Exception:  # noqa: BLE001  # the same
+            except Exception:  # the same
                 original(self, log_record, resource, instrumentation_scope, limits)
                 wipe(self)
                 return

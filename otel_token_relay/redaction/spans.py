@@ -37,7 +37,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     def clean(readable: Any, secrets: Secrets) -> Any:
         try:
             redact(readable, scrubber, with_trace(secrets, readable._context.trace_id))
-        except Exception:  # noqa: BLE001  # nothing leaves as it was, and the application goes on
+        except Exception:  # nothing leaves as it was, and the application goes on
             wipe(readable)
         return readable
 
@@ -62,7 +62,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 later._end_time = end_time
                 later._token_relay_pending = Pending(readable, secrets)
                 return later
-            except Exception:  # noqa: BLE001  # the same
+            except Exception:  # the same
                 wipe(readable)
                 return readable
 
@@ -108,7 +108,7 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any
         copy = span._readable_span() if hasattr(span, "_readable_span") else twin(span)
         secrets = secrets_of_span(span, span.get_span_context().trace_id)
         redact(copy, scrubber, otherwise if secrets is NOTHING else secrets)
-    except Exception:  # noqa: BLE001  # nothing leaves as it was
+    except Exception:  # nothing leaves as it was
         copy = twin(span)
         wipe(copy)
     return copy

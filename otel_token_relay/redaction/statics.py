@@ -88,7 +88,7 @@ def _clean(values: tuple[Any, ...], scrubber: Scrubber) -> tuple[Any, ...]:
             scrubber.gather_value(value, strings, secrets)
         if not secrets.stand_in("\0".join(strings)):
             return values
-    except Exception:  # noqa: BLE001  # what a text does when it is looked at; nothing is kept as it was
+    except Exception:  # what a text does when it is looked at; nothing is kept as it was
         return tuple([_failed(value) for value in values])
     cleaned = [scrubber.redact(value, secrets) for value in values]
     return tuple([_failed(old) if new == FAILED else new for new, old in zip(cleaned, values, strict=True)])

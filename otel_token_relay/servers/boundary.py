@@ -138,7 +138,7 @@ class Boundary:
             return True
         try:
             source = find(values_of, self._settings)
-        except Exception:  # noqa: BLE001  # as below
+        except Exception:  # as below
             return self.reading is Reason.MALFORMED
         # The same text is the same token, which need not be read again.
         return source == self._source or read(source, self._settings) == self.reading

@@ -130,7 +130,7 @@ class BearerGate:
             else:
                 verified = cast("VerifiedToken", verifier.verify(token))
             return self._check_verified(reading, verified)
-        except Exception as error:  # noqa: BLE001  # no error of a verifier may let a request pass
+        except Exception as error:  # no error of a verifier may let a request pass
             return self._reject_after(error)
 
     async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
@@ -148,7 +148,7 @@ class BearerGate:
                 )
             found = verifier.verify(token)
             return self._check_verified(reading, await found if inspect.isawaitable(found) else found)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return self._reject_after(error)
 
     def prepare(self) -> None:
@@ -236,7 +236,7 @@ class _Recorder:
         try:
             if self._counter is None:
                 self._create_counter()
-        except Exception:  # noqa: BLE001  # the meter is not ours
+        except Exception:  # the meter is not ours
             _logger.debug("the counter of verifications cannot be created yet")
 
     def record(self, outcome: Outcome, reason: str | None) -> None:
@@ -244,7 +244,7 @@ class _Recorder:
             counter = self._counter or self._create_counter()
             attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
             counter.add(1, attributes)
-        except Exception:  # noqa: BLE001  # an error of the application's meter does not change the result
+        except Exception:  # an error of the application's meter does not change the result
             _logger.debug("a verification could not be counted")
         if reason is None:
             return

@@ -246,7 +246,7 @@ class Introspection:
         except _TokenRefused as error:
             self._record_failure(key, REFUSED_REUSE_SECONDS, error)
             self._breaker.record_success()
-        except Exception as error:  # noqa: BLE001  # the waiting callers find no result
+        except Exception as error:  # the waiting callers find no result
             self._record_failure(key, OPEN_SECONDS, error)
             probe_is_due = self._breaker.record_failure(key)
         finally:
@@ -272,7 +272,7 @@ class Introspection:
             self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except _TokenRefused:
             return True
-        except Exception as error:  # noqa: BLE001  # the endpoint is down
+        except Exception as error:  # the endpoint is down
             _log(logging.WARNING, "the introspection endpoint is down: %s", error)
             return False
         return True

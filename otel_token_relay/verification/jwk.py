@@ -61,7 +61,7 @@ class Key(NamedTuple):
         """Return whether the signature was made with this key."""
         try:
             return self.algorithm.verify(signing_input, self.material, signature)
-        except Exception:  # noqa: BLE001  # cryptography raises various errors for broken signatures
+        except Exception:  # cryptography raises various errors for broken signatures
             return False
 
 
@@ -163,7 +163,7 @@ def _build(jwk: Mapping[str, Any], name: str) -> Key | None:
         material = algorithm.from_jwk(public)
         if algorithm.check_key_length(material) is not None:
             return None
-    except Exception:  # noqa: BLE001  # a key with any error is skipped
+    except Exception:  # a key with any error is skipped
         _logger.debug("skipped an unusable key of a key set")
         return None
     return Key(algorithm, material)

@@ -198,7 +198,7 @@ class KeySource:
         try:
             self._refresh()
             failed = False
-        except Exception as error:  # noqa: BLE001  # requests continue with the present keys
+        except Exception as error:  # requests continue with the present keys
             _logger.warning("the keys of an issuer could not be refreshed: %s", FetchFailed.describe(error))
         finally:
             self._end(flight, failed=failed)

@@ -91,7 +91,7 @@ class VerifiedToken:
         """Return whether the token has not been revoked. Never waits; returns false if this is unknown."""
         try:
             return self._is_valid()
-        except Exception:  # noqa: BLE001  # if the revocation hook fails, the state of the token is unknown
+        except Exception:  # if the revocation hook fails, the state of the token is unknown
             return False
 
     def __repr__(self) -> str:
@@ -319,7 +319,7 @@ class VerifierCore:
         if is_revoked is not None:
             try:
                 revoked = is_revoked(MappingProxyType(accepted.claims))
-            except Exception:  # noqa: BLE001  # not a mistake of the caller: the state of the token is unknown
+            except Exception:  # not a mistake of the caller: the state of the token is unknown
                 raise KeysUnavailable from None
             if revoked:
                 raise TokenRejected("revoked")
