@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from otel_token_relay.reasons import Decision, Reason
+from otel_token_relay.decisions import Decision
+from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import VARIABLES, Variable
 
 DOCS = Path(__file__).parent

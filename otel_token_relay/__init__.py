@@ -1,10 +1,12 @@
 """Carry the caller's bearer token through the OpenTelemetry context, to named destinations only."""
 
-from otel_token_relay.context import carry, current_token, to_destination, use_token
-from otel_token_relay.install import install, uninstall
-from otel_token_relay.policy import Destination
+from otel_token_relay.carrying import carry
+from otel_token_relay.context import current_token, to_destination, use_token
+from otel_token_relay.decisions import Decision
+from otel_token_relay.destinations import Destination
+from otel_token_relay.installation import install, uninstall
 from otel_token_relay.propagator import TokenRelayPropagator
-from otel_token_relay.reasons import Decision, Reason
+from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken
 

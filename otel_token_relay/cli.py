@@ -14,9 +14,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from otel_token_relay.install import CLIENT_HOOKS, SERVER_HOOKS, Hook, hook_states, install
+from otel_token_relay.decisions import Decision
+from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.installation import hook_states, install
 from otel_token_relay.origin import Origin
-from otel_token_relay.reasons import Decision, Reason
+from otel_token_relay.reasons import Reason
 from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings

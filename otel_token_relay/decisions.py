@@ -7,13 +7,36 @@ Free when nothing listens: a span that does not record, a meter without an SDK a
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
-from otel_token_relay.reasons import Decision, Reason
+from otel_token_relay.reasons import Reason
+
+Outcome = Literal["relayed", "exchanged", "withheld"]
+
+
+_SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "exchanged"}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The decision for one hop, and its reason. It never contains a token.
+
+    Attributes:
+        reason: One of the closed set.
+        outcome: ``relayed`` or ``exchanged`` if a token was sent, ``withheld`` if not.
+    """
+
+    reason: Reason
+
+    @property
+    def outcome(self) -> Outcome:
+        return _SENT.get(self.reason, "withheld")
+
 
 __all__ = ["Decision", "DecisionRecorder", "Reason", "is_suppressed"]
 

@@ -1,20 +1,20 @@
 """The settings in force: those that are installed, else those of the environment.
 
 Everything that takes ``settings=None`` asks here, at its first use and not when it is made: a middleware
-is made while a module is being imported, which may be before `otel_token_relay.install` is called.
+is made while a module is being imported, which may be before `otel_token_relay.installation` is called.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from otel_token_relay.door import Gate
+from otel_token_relay.authentication import Gate
+from otel_token_relay.configured_authenticator import build_gate
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
-from otel_token_relay.zero_code import build_gate
 
 installed_relay: Relay | None = None
-"""The relay of the current installation. `otel_token_relay.install` sets and clears it."""
+"""The relay of the current installation. `otel_token_relay.installation` sets and clears it."""
 
 
 class Terms(NamedTuple):

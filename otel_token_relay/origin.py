@@ -16,6 +16,21 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
+Parts = tuple[str, str, int | None]
+
+
+def origin_of_proxied(url: str) -> Parts:
+    """Give the parts of a URL that a forward proxy, and no client, will parse.
+
+    Raises:
+        ValueError: Two parsers could read the URL differently. It is not shown.
+    """
+    origin = Origin.parse(url)
+    if origin is None:
+        raise ValueError("this URL names no destination")
+    return origin
+
+
 DEFAULT_PORTS = {"http": 80, "https": 443}
 ANY_HOST = "*"
 ANY_PORT: None = None

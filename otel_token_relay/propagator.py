@@ -27,9 +27,9 @@ from opentelemetry.propagators.textmap import (
 
 from otel_token_relay import in_force
 from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, is_refused, with_token
-from otel_token_relay.door import admit
-from otel_token_relay.origin import Origin
-from otel_token_relay.relay import Parts, Relay
+from otel_token_relay.credentials import admit
+from otel_token_relay.origin import Origin, Parts
+from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
 
 _logger = logging.getLogger("otel_token_relay")
@@ -44,7 +44,7 @@ class TokenRelayPropagator(TextMapPropagator):
     """
 
     clients_are_hooked: ClassVar[bool] = False
-    """Whether `otel_token_relay.install` has run, so that hops are decided without ``inject``."""
+    """Whether `otel_token_relay.installation` has run, so that hops are decided without ``inject``."""
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
         self._relay = Relay(settings) if relay is None and settings is not None else relay
@@ -125,7 +125,7 @@ class TokenRelayPropagator(TextMapPropagator):
         self._has_warned = True
         _logger.warning(
             "the token_relay propagator holds a token, but no HTTP client is hooked: nothing is relayed."
-            " Call otel_token_relay.install(), or name token_relay in OTEL_PROPAGATORS."
+            " Call otel_token_relay.installation(), or name token_relay in OTEL_PROPAGATORS."
         )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
 
 
 class Reason(Enum):
@@ -135,24 +133,3 @@ class Reason(Enum):
 
     def __str__(self) -> str:
         return str(self.value)
-
-
-Outcome = Literal["relayed", "exchanged", "withheld"]
-
-_SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "exchanged"}
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The decision for one hop, and its reason. It never contains a token.
-
-    Attributes:
-        reason: One of the closed set.
-        outcome: ``relayed`` or ``exchanged`` if a token was sent, ``withheld`` if not.
-    """
-
-    reason: Reason
-
-    @property
-    def outcome(self) -> Outcome:
-        return _SENT.get(self.reason, "withheld")

@@ -14,20 +14,20 @@ from typing import TypeVar
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from otel_token_relay.authentication import Gate
 from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.decisions import OLD_SUPPRESS_KEY, SUPPRESS_KEY, DecisionRecorder, is_suppressed
-from otel_token_relay.door import Gate
+from otel_token_relay.decisions import OLD_SUPPRESS_KEY, SUPPRESS_KEY, Decision, DecisionRecorder, is_suppressed
+from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import TokenUnavailable
-from otel_token_relay.origin import Origin
-from otel_token_relay.policy import Destination, RelayPolicy
-from otel_token_relay.reasons import Decision, Reason
+from otel_token_relay.origin import Origin, Parts
+from otel_token_relay.policy import RelayPolicy
+from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock
 
 _logger = logging.getLogger("otel_token_relay")
 
 Request = TypeVar("Request")
-Parts = tuple[str, str, int | None]
 
 
 class Relay:
@@ -186,15 +186,3 @@ class Relay:
         if self.settings.require_verified and self.settings.verify == "off":
             return Decision(Reason.NOT_VERIFIED), destination
         return Decision(self._reason_of_destination(destination) or Reason.RELAYED), destination
-
-
-def origin_of_proxied(url: str) -> Parts:
-    """Give the parts of a URL that a forward proxy, and no client, will parse.
-
-    Raises:
-        ValueError: Two parsers could read the URL differently. It is not shown.
-    """
-    origin = Origin.parse(url)
-    if origin is None:
-        raise ValueError("this URL names no destination")
-    return origin

@@ -12,15 +12,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, cast
 
 from otel_token_relay import environment_variables as env
 from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, PROFILES, Profile
+from otel_token_relay.destinations import Destination, _read_destinations, split_entries
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
-from otel_token_relay.policy import Destination, split_entries
 from otel_token_relay.spelling import resembles
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
@@ -436,51 +435,6 @@ def _is_pair(text: str) -> bool:
     return bool(claim and colon and attribute)
 
 
-def _read_destinations(
-    entries: Iterable[str | Destination], report: Callable[[str, str], None], refused: set[OriginPattern] | None = None
-) -> tuple[Destination, ...]:
-    """Parse what is text, and report what is wrong. Entries that contradict each other all go.
-
-    Which of two contradicting entries is meant cannot be known, and one of them may be the
-    stricter, as may one whose parameters cannot be read; so that origin gets nothing, not by a
-    wider entry either, and is put into *refused*.
-    """
-    if isinstance(entries, str):
-        report("destinations", "this must be a sequence of entries, not one text")
-        return ()
-    found: dict[object, Destination] = {}
-    contradicted = set()
-    refused = set() if refused is None else refused
-    for entry in entries:
-        try:
-            destination = Destination.parse(entry) if isinstance(entry, str) else entry
-        except ValueError as error:
-            report("destinations", f"the entry {_show(entry)} is skipped: {error}")
-            refused.update(_origins_of_unreadable(str(entry)))
-            continue
-        if found.setdefault(destination.pattern, destination) != destination:
-            contradicted.add(destination.pattern)
-    for pattern in sorted(contradicted, key=str):
-        report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
-    refused |= contradicted
-    return tuple(d for d in found.values() if d.pattern not in refused)
-
-
-def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
-    """Yield what an entry that cannot be used is for, as far as it can be told, if it has parameters.
-
-    One without parameters asked for nothing stricter than what a wider entry gives. Several items
-    may be left in one entry; see `split_entries`.
-    """
-    for item in entry.split(","):
-        origin, semicolon, _ = item.partition(";")
-        scheme, rest = _split_scheme(origin.strip()).groups()  # type: ignore[union-attr]  # it matches any text
-        authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-        if semicolon:
-            with suppress(ValueError):
-                yield OriginPattern.parse(scheme + authority)
-
-
 def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:
     if isinstance(keys, str):
         raise ConfigurationError("redact_keys", "this must be a sequence of attribute keys, not one text")
@@ -488,21 +442,6 @@ def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:
     if not all(isinstance(key, str) and key.strip() for key in read):
         raise ConfigurationError("redact_keys", "this must be the keys of attributes")
     return tuple(key.strip().lower() for key in cast("tuple[str, ...]", read))
-
-
-_split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
-
-# What stands behind a colon and is no port may be a password that its comma has cut in two.
-_hide_half_userinfo: Final = re.compile(r"^([^\[\]/:]*:)(?!(?:[0-9]{1,5}|\*)(?:[;/?#]|$)).*", re.DOTALL).sub
-
-
-def _show(entry: object) -> str:
-    """Quote an entry for a message, without what may be a password in it."""
-    scheme, rest = _split_scheme(str(entry)).groups()  # type: ignore[union-attr]  # it matches any text
-    _, at, host = rest.rpartition("@")
-    items = (_hide_half_userinfo(r"\1***", item) for item in rest.split(","))
-    text = scheme + (f"***@{host}" if at else ",".join(items))
-    return ascii(text if len(text) <= 200 else text[:200] + "...")
 
 
 def _read_header(setting: str, name: object) -> str:

@@ -17,14 +17,11 @@ import hmac
 import json
 import math
 import os
-import re
 import secrets
 import string
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn, Protocol
-
-from otel_token_relay.reasons import Reason
 
 Clock = Callable[[], float]
 
@@ -38,12 +35,6 @@ _SCHEME_LENGTH: Final = len("Bearer ")
 # is read without the white space (SP, HTAB) around it.
 _B64TOKEN_ALPHABET: Final = (string.ascii_letters + string.digits + "-._~+/").encode("ascii")
 _B64TOKEN_TABLE: Final = bytes(ord("A") if byte in _B64TOKEN_ALPHABET else ord("!") for byte in range(256))
-# RFC 9110, section 11.4: commas also stand between the parameters of one credential, as in Digest.
-_TOKEN: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-_PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
-_is_one_with_parameters = re.compile(
-    rf"(?!(?ai:bearer) ){_TOKEN} +{_PARAMETER}(?:[ \t]*,[ \t]*{_PARAMETER})*"
-).fullmatch
 
 # Raised in every forked child. The process id alone does not tell processes apart: in a PID namespace
 # of its own a child can have its parent's, and the system uses ids again.
@@ -68,47 +59,6 @@ def is_b64token(text: str) -> bool:
     # Every request's token passes here, some thousand characters long: a regular expression takes twice as long.
     body = text.rstrip("=")
     return body.isascii() and body.encode("ascii").translate(_B64TOKEN_TABLE).isalpha()
-
-
-def parse_credentials(
-    values: Sequence[str | bytes], *, max_length: int = DEFAULT_MAX_LENGTH, bare: bool = False
-) -> str | Reason:
-    """Read the bearer token out of the values of one header.
-
-    Nothing reads a line of more than *max_length* and seven characters: a server may have no limit of its own.
-
-    Args:
-        values: Every field line of the header, as text or as it came in, not folded; WSGI servers
-            fold them with commas.
-        max_length: Characters. A longer token is refused, never cut.
-        bare: Also take the token alone, without the scheme (``x-forwarded-access-token``).
-
-    Returns:
-        The token as text, or the reason why there is none: ``ABSENT`` (no such header, or
-        another scheme), ``AMBIGUOUS`` (two field lines or a comma), ``MALFORMED``, ``TOO_LONG`` (the
-        token or the whole line, whatever it contains).
-
-    Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5 and 11.
-    """
-    if len(values) != 1:
-        return Reason.AMBIGUOUS if values else Reason.ABSENT
-    line = values[0]
-    if len(line) > max_length and len(line) > max_length + _SCHEME_LENGTH:
-        return Reason.TOO_LONG
-    text = line.decode("latin-1") if type(line) is bytes or not isinstance(line, str) else line
-    value = text.strip(" \t")
-    if "," in value and not _is_one_with_parameters(value):
-        return Reason.AMBIGUOUS
-    scheme, _, token = value.partition(" ")
-    if scheme == "Bearer" or scheme.lower() == "bearer":
-        token = token.lstrip(" ")
-    elif bare and value:
-        token = value
-    else:
-        return Reason.ABSENT
-    if not is_b64token(token):
-        return Reason.MALFORMED
-    return token if len(token) <= max_length else Reason.TOO_LONG
 
 
 class Lease:

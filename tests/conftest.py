@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from opentelemetry.propagate import get_global_textmap, set_global_textmap
 
-from otel_token_relay.install import hook_states, uninstall
+from otel_token_relay.installation import hook_states, uninstall
 
 if TYPE_CHECKING:
     from tests.support.loopback import Party

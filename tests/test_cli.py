@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from opentelemetry import propagate
 
 from otel_token_relay import cli, uninstall
-from otel_token_relay.install import CLIENT_HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.settings import VARIABLES, Settings
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"

@@ -10,7 +10,8 @@ import grpc.aio
 import pytest
 from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcInstrumentorClient
 
-from otel_token_relay import Settings, install, use_token
+from otel_token_relay import Settings, use_token
+from otel_token_relay import installation as install
 from otel_token_relay.clients.grpc import _Channel, _parts_of, _read_credentials
 from tests.support.loopback import grpc_party
 

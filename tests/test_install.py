@@ -13,11 +13,12 @@ import wrapt
 from opentelemetry import propagate
 from opentelemetry.propagators.composite import CompositePropagator
 
-from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall
+from otel_token_relay import Settings, TokenRelayPropagator, uninstall
+from otel_token_relay import installation as install
 from otel_token_relay.patching import Patches
 
 # The function of the same name hides the module in its package.
-module = sys.modules["otel_token_relay.install"]
+module = sys.modules["otel_token_relay.installation"]
 LISTED = Settings(destinations=("https://a",))
 
 

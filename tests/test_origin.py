@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_token_relay.destinations import Destination
 from otel_token_relay.origin import Origin, OriginPattern, normalize_host
-from otel_token_relay.policy import Destination, RelayPolicy
+from otel_token_relay.policy import RelayPolicy
 
 labels = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=8).filter(lambda s: not s.isdigit())
 names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda s: not s.startswith("0x"))

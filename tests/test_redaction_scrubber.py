@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.redaction.fragments import NOTHING, Secrets, _Index, secrets_of
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from otel_token_relay.redaction.token_search import NOTHING, Secrets, _Index, secrets_of
 from tests.redaction_corpus import (
     BENIGN,
     FOREIGN_FORMS,

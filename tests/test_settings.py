@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay import environment_variables
+from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.policy import Destination
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
 

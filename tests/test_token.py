@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_token_relay.credentials import parse_credentials
 from otel_token_relay.reasons import Reason
-from otel_token_relay.token import BearerToken, Lease, parse_credentials, peek
+from otel_token_relay.token import BearerToken, Lease, peek
 
 B64TOKEN = string.ascii_letters + string.digits + "-._~+/"
 tokens = st.builds(str.__add__, st.text(B64TOKEN, min_size=12), st.sampled_from(["", "=", "=="]))

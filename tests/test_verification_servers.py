@@ -26,11 +26,11 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from otel_token_relay import Settings
-from otel_token_relay.door import RequestPath
+from otel_token_relay.authentication import RequestPath
+from otel_token_relay.configured_authenticator import build_gate
 from otel_token_relay.testing import assert_never_leaked, third_party
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerGate
-from otel_token_relay.zero_code import build_gate
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.protected_servers import (
     BY_HAND,

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_token_relay.algorithms import DEFAULT_ALGORITHMS
+from otel_token_relay.credentials import parse_credentials
 from otel_token_relay.errors import TokenRejected
 from otel_token_relay.reasons import Reason
-from otel_token_relay.token import parse_credentials
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.jwk import KeySet, check_algorithms
 from otel_token_relay.verification.jws import looks_like_jws, parse_jws, parse_object

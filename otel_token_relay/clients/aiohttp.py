@@ -11,8 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
+from otel_token_relay.origin import Parts, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Parts, Relay, origin_of_proxied
+from otel_token_relay.relay import Relay
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:

@@ -16,8 +16,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from otel_token_relay.clients.connections import check_tls_name
+from otel_token_relay.origin import Parts
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Parts, Relay
+from otel_token_relay.relay import Relay
 
 # Without a port the resolver takes this one, with TLS and without.
 DEFAULT_PORT = 443

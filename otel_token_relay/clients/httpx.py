@@ -13,9 +13,9 @@ from types import MethodType, ModuleType
 from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name
-from otel_token_relay.origin import Origin
+from otel_token_relay.origin import Origin, Parts
 from otel_token_relay.patching import Function, Patches, layers_of
-from otel_token_relay.relay import Parts, Relay
+from otel_token_relay.relay import Relay
 
 SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
 ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")

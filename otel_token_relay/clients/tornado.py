@@ -16,8 +16,9 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.clients.connections import is_tcp
+from otel_token_relay.origin import Parts
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Parts, Relay
+from otel_token_relay.relay import Relay
 
 _CONTEXT_NAME = "_token_relay_context"
 

@@ -14,10 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from otel_token_relay.clients.connections import TCP, check_tls_name, function_of, is_tcp
-from otel_token_relay.clients.names import lower
-from otel_token_relay.origin import Origin
+from otel_token_relay.clients.headers import lower
+from otel_token_relay.origin import Origin, Parts, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Parts, Relay, origin_of_proxied
+from otel_token_relay.relay import Relay
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:

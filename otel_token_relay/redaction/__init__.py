@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from otel_token_relay.redaction.filters import RedactingFilter
+    from otel_token_relay.redaction.log_filter import RedactingFilter
     from otel_token_relay.redaction.processors import RedactingSpanExporter, RedactingSpanProcessor
 
 __all__ = ["RedactingFilter", "RedactingSpanExporter", "RedactingSpanProcessor"]
 
 _MODULES = {
-    "RedactingFilter": "otel_token_relay.redaction.filters",
+    "RedactingFilter": "otel_token_relay.redaction.log_filter",
     "RedactingSpanExporter": "otel_token_relay.redaction.processors",
     "RedactingSpanProcessor": "otel_token_relay.redaction.processors",
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction import logs, metrics
-from otel_token_relay.redaction.memory import MEMORY
+from otel_token_relay.redaction.known_tokens import MEMORY
 from otel_token_relay.redaction.records import twin
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 

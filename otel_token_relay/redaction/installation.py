@@ -20,8 +20,9 @@ from typing import Final
 import wrapt
 
 from otel_token_relay.patching import Patches
-from otel_token_relay.redaction import canary, fallback, logs, metrics, spans, statics
-from otel_token_relay.redaction.memory import listen, stop_listening
+from otel_token_relay.redaction import fallback, logs, metrics, spans, statics
+from otel_token_relay.redaction import self_test as canary
+from otel_token_relay.redaction.known_tokens import listen, stop_listening
 from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.settings import Settings

@@ -14,11 +14,11 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.fragments import Secrets
-from otel_token_relay.redaction.memory import secrets_in, with_trace
+from otel_token_relay.redaction.deferred import PENDING, unread_class
+from otel_token_relay.redaction.known_tokens import secrets_in, with_trace
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, twin
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.unread import PENDING, unread_class
+from otel_token_relay.redaction.token_search import Secrets
 
 # It is a frozen dataclass.
 _set = object.__setattr__

@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any, Final
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.fragments import NOTHING, Secrets
-from otel_token_relay.redaction.memory import MEMORY, secrets_in
+from otel_token_relay.redaction.known_tokens import MEMORY, secrets_in
 from otel_token_relay.redaction.records import clean_resource, clean_scope, gather_resource, gather_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+from otel_token_relay.redaction.token_search import NOTHING, Secrets
 
 # More attributes are no series that comes again.
 _MAX_ROW: Final = 20

@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_token_relay.redaction.memory import MEMORY, listen, note_start
+from otel_token_relay.redaction.known_tokens import MEMORY, listen, note_start
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.spans import redacted

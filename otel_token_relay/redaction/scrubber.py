@@ -20,8 +20,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from otel_token_relay.redaction.fragments import NOTHING, Secrets, ascii_lower, merge
-from otel_token_relay.redaction.rules import (
+from otel_token_relay.redaction.credential_patterns import (
     COMPANY_KEYS,
     PARAMETER_NAMES,
     WEAK_NAMES,
@@ -30,6 +29,7 @@ from otel_token_relay.redaction.rules import (
     is_nothing,
     looks_secret,
 )
+from otel_token_relay.redaction.token_search import NOTHING, Secrets, ascii_lower, merge
 
 MASK: Final = "[REDACTED]"
 FAILED: Final = "[REDACTION FAILED]"

@@ -18,11 +18,11 @@ from opentelemetry.context import get_current
 
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.fragments import NOTHING, Secrets
-from otel_token_relay.redaction.memory import hold_token, secrets_of_span, with_trace
+from otel_token_relay.redaction.deferred import Pending, unread_class
+from otel_token_relay.redaction.known_tokens import hold_token, secrets_of_span, with_trace
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, twin
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.unread import Pending, unread_class
+from otel_token_relay.redaction.token_search import NOTHING, Secrets
 
 _logger = logging.getLogger("otel_token_relay")
 

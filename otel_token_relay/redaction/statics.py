@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.fragments import NOTHING
-from otel_token_relay.redaction.memory import lasting_secrets
+from otel_token_relay.redaction.known_tokens import lasting_secrets
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+from otel_token_relay.redaction.token_search import NOTHING
 
 
 def patch_resources(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:

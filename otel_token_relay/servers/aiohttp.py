@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.door import Gate, RequestPath
+from otel_token_relay.authentication import Gate, RequestPath
 from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay

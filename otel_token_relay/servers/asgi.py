@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay.authentication import Gate, Refusal, RequestPath
 from otel_token_relay.context import with_token
-from otel_token_relay.door import Gate, Refusal, RequestPath
 from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay

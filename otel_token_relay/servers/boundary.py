@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from otel_token_relay.authentication import Gate, Refusal, RequestPath
 from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
-from otel_token_relay.door import Gate, Reading, Refusal, RequestPath, Source, find, read
+from otel_token_relay.credentials import Reading, Source, find, read
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
@@ -125,7 +126,7 @@ class Boundary:
         was bound by hand in between (`use_token`) is meant, and stays.
 
         Args:
-            values_of: See `otel_token_relay.door.find`.
+            values_of: See `otel_token_relay.credentials.find`.
             lines: The request's header lines by now, as in the attribute.
         """
         context = otel_context.get_current()

@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.door import Refusal, RequestPath
+from otel_token_relay.authentication import Refusal, RequestPath
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import Boundary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from otel_token_relay.door import Gate
+from otel_token_relay.authentication import Gate
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.asgi import App, Receive, Scope, Send, serve
 from otel_token_relay.settings import Settings

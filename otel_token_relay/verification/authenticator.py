@@ -15,9 +15,10 @@ from typing import Any, Final, Literal, Protocol, TypedDict, cast
 from opentelemetry import context as otel_context
 from opentelemetry import metrics
 
+from otel_token_relay.authentication import Gate, Refusal, RequestPath
 from otel_token_relay.context import announce_verified
+from otel_token_relay.credentials import Reading
 from otel_token_relay.decisions import is_suppressed
-from otel_token_relay.door import Gate, Reading, Refusal, RequestPath
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.reasons import Reason
@@ -152,7 +153,7 @@ class BearerGate:
             return self._reject_after(error)
 
     def prepare(self) -> None:
-        """Create the counter; see `otel_token_relay.door.Gate`."""
+        """Create the counter; see `otel_token_relay.credentials.Gate`."""
         self._recorder.prepare()
 
     def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> Refusal | None:

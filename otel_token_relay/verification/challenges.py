@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from otel_token_relay.door import Refusal
+from otel_token_relay.authentication import Refusal
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 

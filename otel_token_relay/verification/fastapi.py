@@ -22,7 +22,7 @@ except ImportError as error:
         "these dependencies require FastAPI: pip install 'otel-token-relay[verify]' fastapi", name=error.name
     ) from error
 
-from otel_token_relay.door import Refusal
+from otel_token_relay.authentication import Refusal
 from otel_token_relay.verification.principal import Principal, challenges_of, principal_of
 
 __all__ = ["Principal", "current_principal", "require_scopes"]

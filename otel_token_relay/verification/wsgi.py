@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple, Unpack
 
-from otel_token_relay.door import Gate, Refusal
+from otel_token_relay.authentication import Gate, Refusal
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.wsgi import App, Environ, StartResponse, serve
 from otel_token_relay.settings import Settings

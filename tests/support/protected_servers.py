@@ -29,8 +29,9 @@ import tornado.web
 import tornado.websocket
 from aiohttp import web
 
-from otel_token_relay import Settings, current_token, install, uninstall
-from otel_token_relay.door import Gate
+from otel_token_relay import Settings, current_token, uninstall
+from otel_token_relay import installation as install
+from otel_token_relay.authentication import Gate
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.patching import Patches
 from otel_token_relay.relay import Relay
@@ -67,7 +68,7 @@ def installed(settings: Settings, gate: Gate | None = None) -> Iterator[None]:
     install(settings)
     if gate is not None:
         # The package's attribute of that name is the function.
-        importlib.import_module("otel_token_relay.install")._installed.relay.gate = gate
+        importlib.import_module("otel_token_relay.installation")._installed.relay.gate = gate
     try:
         yield
     finally:

@@ -26,7 +26,8 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from otel_token_relay import Settings, install, uninstall
+from otel_token_relay import Settings, uninstall
+from otel_token_relay import installation as install
 from tests.support import apps
 
 ROOT = Path(__file__).resolve().parents[2]

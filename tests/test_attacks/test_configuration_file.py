@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from otel_token_relay import uninstall
-from otel_token_relay.install import propagator_from_env
+from otel_token_relay.installation import propagator_from_env
 from otel_token_relay.testing import third_party
 from tests.support.processes import BIN, INSTRUMENT, RELAY, service
 

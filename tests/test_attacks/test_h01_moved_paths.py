@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from otel_token_relay.door import RequestPath
+from otel_token_relay.authentication import RequestPath
 from tests.support import served
 from tests.support.issuers import Issuer, issuing
 from tests.support.served import Server, serving

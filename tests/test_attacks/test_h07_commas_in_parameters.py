@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay import Settings
+from otel_token_relay.destinations import Destination, split_entries
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import OriginPattern
-from otel_token_relay.policy import Destination, split_entries
 from otel_token_relay.relay import Relay
 from tests.test_cli import run
 

@@ -23,7 +23,8 @@ import requests
 import urllib3
 import yarl
 
-from otel_token_relay import Settings, install, use_token
+from otel_token_relay import Settings, use_token
+from otel_token_relay import installation as install
 from tests.support.clients import in_loop
 from tests.support.loopback import Party, Proxy, certificate, grpc_party, party, proxy, trust
 

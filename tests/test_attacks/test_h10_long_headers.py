@@ -14,14 +14,15 @@ from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.asgi import asgi_getter
 from opentelemetry.propagators.textmap import default_getter
 
-from otel_token_relay import Settings, current_token, install
+from otel_token_relay import Settings, current_token
+from otel_token_relay import installation as install
+from otel_token_relay.authentication import Refusal
 from otel_token_relay.context import current_token as token_in
-from otel_token_relay.door import Refusal
+from otel_token_relay.credentials import parse_credentials
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.reasons import Reason
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.servers.boundary import Boundary
-from otel_token_relay.token import parse_credentials
 from tests.support import apps
 from tests.support.servers import get, serve_asgi
 

@@ -32,7 +32,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExportingMetricReader
 
-from otel_token_relay import Settings, install, use_token
+from otel_token_relay import Settings, installation as install, use_token
 from otel_token_relay.testing import third_party
 
 
@@ -195,7 +195,7 @@ def test_s01_the_zero_code_start_has_the_counter_ready() -> None:
     words = run(
         """
 import opentelemetry.propagate
-from otel_token_relay.install import pre_instrument
+from otel_token_relay.installation import pre_instrument
 
 with third_party() as collector:
     provider, memory = provide(Unsuppressed(collector.url))
@@ -213,12 +213,12 @@ def test_s01_a_verification_during_a_flush_finds_its_counter_ready() -> None:
     """A request that is served while the provider is locked is verified and counted."""
     words = run(
         """
-from otel_token_relay.door import RequestPath
+from otel_token_relay.authentication import RequestPath
 from otel_token_relay.reasons import Reason
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
 install(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
-gate = sys.modules["otel_token_relay.install"]._installed.relay.gate
+gate = sys.modules["otel_token_relay.installation"]._installed.relay.gate
 with provider.guard:
     refusal = gate.check(Reason.ABSENT, RequestPath("/", "/"))
 print(refusal.status, counted(memory, "token_relay.verifications"))
@@ -233,7 +233,7 @@ def test_s01_a_suppressed_verification_is_decided_and_not_counted() -> None:
     words = run(
         """
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from otel_token_relay.door import RequestPath
+from otel_token_relay.authentication import RequestPath
 from otel_token_relay.reasons import Reason
 from otel_token_relay.verification.gate import gate_from
 

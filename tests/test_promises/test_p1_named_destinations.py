@@ -25,13 +25,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from otel_token_relay import Settings, install, use_token
+from otel_token_relay import Settings, use_token
+from otel_token_relay import installation as install
 from otel_token_relay.clients import aiohttp as aiohttp_hook
 from otel_token_relay.clients import httpx as httpx_hook
 from otel_token_relay.clients import urllib as urllib_hook
 from otel_token_relay.clients import urllib3 as urllib3_hook
-from otel_token_relay.origin import Origin
-from otel_token_relay.relay import Parts, Relay
+from otel_token_relay.origin import Origin, Parts
+from otel_token_relay.relay import Relay
 from tests.support.clients import Client, every_client, every_following_client, every_proxied_client, in_loop
 from tests.support.loopback import Party, Status, party, proxy, trust
 

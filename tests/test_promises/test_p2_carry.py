@@ -8,7 +8,8 @@ import time
 import anyio
 import pytest
 
-from otel_token_relay import Settings, carry, install, uninstall
+from otel_token_relay import Settings, carry, uninstall
+from otel_token_relay import installation as install
 from tests.support.carrying import (
     ASYNC_WAYS,
     PATIENCE,

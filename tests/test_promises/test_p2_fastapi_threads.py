@@ -12,7 +12,8 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
-from otel_token_relay import Settings, current_token, install, uninstall
+from otel_token_relay import Settings, current_token, uninstall
+from otel_token_relay import installation as install
 from tests.support.carrying import PATIENCE, Work, echo_server, send
 from tests.support.servers import serve_asgi
 

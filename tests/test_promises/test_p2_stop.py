@@ -28,7 +28,8 @@ from apscheduler.schedulers.base import BaseScheduler
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
-from otel_token_relay import Settings, install, uninstall
+from otel_token_relay import Settings, uninstall
+from otel_token_relay import installation as install
 from tests.support import forks
 from tests.support.carrying import PATIENCE, Request, Work, echo_server, send, serve
 

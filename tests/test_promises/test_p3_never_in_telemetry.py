@@ -38,18 +38,19 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from otel_token_relay import Settings, install, uninstall, use_token
+from otel_token_relay import Settings, uninstall, use_token
+from otel_token_relay import installation as install
 from otel_token_relay.redaction import (
     RedactingFilter,
     RedactingSpanExporter,
     RedactingSpanProcessor,
     installation,
-    memory,
     spans,
 )
-from otel_token_relay.redaction.fragments import _index_of
+from otel_token_relay.redaction import known_tokens as memory
+from otel_token_relay.redaction.deferred import PENDING
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
-from otel_token_relay.redaction.unread import PENDING
+from otel_token_relay.redaction.token_search import _index_of
 from tests.otlp_receiver import otlp_receiver
 from tests.redaction_corpus import BENIGN, FOREIGN_FORMS, FOREIGN_JWT, OWN_FORMS, OWN_JWT, OWN_OPAQUE, Dress, fragments
 
@@ -614,7 +615,7 @@ import os, signal, sys, threading
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from otel_token_relay import install, use_token
+from otel_token_relay import installation as install, use_token
 
 install()
 exporter = InMemorySpanExporter()
@@ -829,7 +830,7 @@ def test_uninstall_removes_redaction():
 def test_redaction_starts_in_any_order(order, start):
     """Any of the three entry points starts it, whether the SDK is imported before or after."""
     starts = {
-        "install": "import otel_token_relay; otel_token_relay.install()",
+        "install": "import otel_token_relay; otel_token_relay.installation()",
         "propagator": "from otel_token_relay.install import propagator_from_env; propagator_from_env()",
         "pre_instrument": "from otel_token_relay.install import pre_instrument; pre_instrument()",
     }
@@ -854,7 +855,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExpor
 {break_it}
 import otel_token_relay
 from otel_token_relay.redaction.installation import states
-otel_token_relay.install()
+otel_token_relay.installation()
 print(states())
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter

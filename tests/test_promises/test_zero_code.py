@@ -261,7 +261,7 @@ FIRST_IMPORTS = {
 PRELOADED = "import asyncio, asyncio.runners, json, logging, random, secrets, tempfile, urllib.parse, wsgiref.util\n"
 CHECK = """
 import sys
-states = sys.modules["otel_token_relay.install"].hook_states()
+states = sys.modules["otel_token_relay.installation"].hook_states()
 assert "hooked" in states.values(), states
 assert all(state == "hooked" for name, state in states.items() if name in sys.modules), states
 """
@@ -324,8 +324,8 @@ module = types.ModuleType("httpx2")
 module.__spec__ = types.SimpleNamespace(name="httpx2", loader=None, _initializing=True)
 sys.modules["httpx2"] = module
 import otel_token_relay
-otel_token_relay.install()
-states = sys.modules["otel_token_relay.install"].hook_states()
+otel_token_relay.installation()
+states = sys.modules["otel_token_relay.installation"].hook_states()
 print(states["httpx2"].partition(";")[0])
 print(states["urllib.request"])
 """

@@ -1,25 +1,13 @@
-"""The door: from the headers of an incoming request to a token or to the reason why there is none.
-
-Behind the door there may be a gate, which verifies the token and answers in the application's place.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
 
-from otel_token_relay.reasons import Reason
-from otel_token_relay.settings import Settings
-from otel_token_relay.token import BearerToken, Lease, parse_credentials
-
-_logger = logging.getLogger(__name__)
-
-
-# What the door makes of a request.
-Reading = BearerToken | Reason
+from otel_token_relay.credentials import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,55 +98,3 @@ class Gate(Protocol):
     def prepare(self) -> None:
         """Do, outside of every request and lock, what the first check would do otherwise; see `Relay.prepare`."""
         ...
-
-
-# A header's name and its field lines, as they came in.
-Source = tuple[str, Sequence[str | bytes]]
-
-
-def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> Source | None:
-    """Find the first source header that is present.
-
-    One that is present and bad hides the ones after it: falling back would let whoever spoils the
-    first header choose the second.
-
-    Args:
-        values_of: Gives every field line of the header of that name (lower case).
-        settings: Which headers to look at.
-    """
-    for name in settings.source_headers:
-        values = values_of(name)
-        if values:
-            return name, values
-    return None
-
-
-def read(source: Source | None, settings: Settings, *, lease: Lease | None = None) -> Reading:
-    """Read what `find` has found.
-
-    Args:
-        source: ``None`` where no header is present.
-        settings: How long a token may be.
-        lease: The request's lease; ``None`` where nobody knows when the request ends.
-
-    Returns:
-        A reason where the request brings no token or brings it in a way that could be read in
-        two ways.
-    """
-    if source is None:
-        return Reason.ABSENT
-    name, values = source
-    found = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
-    return BearerToken.of_credentials(found, lease=lease) if isinstance(found, str) else found
-
-
-def admit(
-    values_of: Callable[[str], Sequence[str | bytes]], settings: Settings, *, lease: Lease | None = None
-) -> BearerToken | None:
-    """Take the token, where it is enough to know that there is none; see `read`."""
-    reading = read(find(values_of, settings), settings, lease=lease)
-    if isinstance(reading, BearerToken):
-        return reading
-    if reading is not Reason.ABSENT:
-        _logger.debug("no token taken from the request: %s", reading)
-    return None

@@ -15,7 +15,6 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -23,97 +22,21 @@ from types import ModuleType
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_token_relay import context, in_force
-from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
-from otel_token_relay.imports import is_half_imported, when_imported
+from otel_token_relay.configured_authenticator import build_gate
+from otel_token_relay.hooks import HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.import_hooks import is_half_imported, when_imported
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
-from otel_token_relay.servers import aiohttp as aiohttp_server
-from otel_token_relay.servers import asgi, wsgi
-from otel_token_relay.servers import grpc as grpc_server
-from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.settings import RELAY_VARIABLES, Settings
 from otel_token_relay.threads import (
-    SHARED_WORKERS,
     ThreadCarriage,
     load_instrumentor,
-    patch_joblib,
-    patch_pools,
-    patch_shared_workers,
 )
 from otel_token_relay.verification.span_claims import SpanClaims
-from otel_token_relay.zero_code import build_gate
 
 _logger = logging.getLogger("otel_token_relay")
-
-Patch = Callable[[ModuleType, Relay, Patches], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """One module to patch once it is imported.
-
-    Attributes:
-        module: Its full name.
-        patch: What to do with it.
-        distribution: The package on PyPI that brings it; ``None`` for the standard library.
-    """
-
-    module: str
-    patch: Patch
-    distribution: str | None
-
-
-CLIENT_HOOKS = (
-    Hook("httpx", httpx.patch, "httpx"),
-    Hook("httpx2", httpx.patch, "httpx2"),
-    Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
-    Hook("urllib.request", urllib.patch, None),
-    Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
-    Hook("tornado.simple_httpclient", tornado.patch, "tornado"),
-    Hook("grpc", grpc.patch, "grpcio"),
-    Hook("grpc.aio", grpc.patch, "grpcio"),
-)
-
-SERVER_HOOKS = (
-    # Around FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
-    Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
-    Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
-    Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
-    Hook("falcon.asgi.app", asgi.patcher("App", asgi.whole_path), "falcon"),
-    Hook("falcon.app", wsgi.patcher("App"), "falcon"),
-    Hook("django.core.handlers.asgi", asgi.patcher("ASGIHandler"), "django"),
-    Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
-    # A WSGI middleware is commonly laid around wsgi_app, and the server is given either.
-    Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
-    Hook("quart.app", asgi.patcher("Quart"), "quart"),
-    Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
-    Hook("aiohttp.web_protocol", aiohttp_server.patch, "aiohttp"),
-    Hook("tornado.web", tornado_server.patch, "tornado"),
-    Hook("grpc", grpc_server.patch, "grpcio"),
-    Hook("grpc.aio", grpc_server.patch, "grpcio"),
-    # Applications of any other framework, where instrumentation's own middleware is around them.
-    Hook(
-        "opentelemetry.instrumentation.asgi",
-        asgi.patcher("OpenTelemetryMiddleware"),
-        "opentelemetry-instrumentation-asgi",
-    ),
-    Hook(
-        "opentelemetry.instrumentation.wsgi",
-        wsgi.patcher("OpenTelemetryMiddleware"),
-        "opentelemetry-instrumentation-wsgi",
-    ),
-)
-
-CARRIER_HOOKS = (
-    Hook("multiprocessing.pool", patch_pools, None),
-    Hook("multiprocess.pool", patch_pools, "multiprocess"),
-    Hook("joblib.parallel", patch_joblib, "joblib"),
-    *(Hook(module, patch_shared_workers, package) for module, (package, _) in SHARED_WORKERS.items()),
-)
-
-HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.redaction.memory import MEMORY
+from otel_token_relay.redaction.known_tokens import MEMORY
 from otel_token_relay.token import BearerToken
 
 _JWT: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.Y2FuYXJ5"

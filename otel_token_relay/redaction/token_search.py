@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from otel_token_relay.redaction.rules import Interval, is_random, looks_like_credential
+from otel_token_relay.redaction.credential_patterns import Interval, is_random, looks_like_credential
 
 # Shorter ones are found as a whole or not at all: parts of them are words.
 _SHORTEST_TOKEN: Final = 8

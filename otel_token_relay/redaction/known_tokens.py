@@ -29,7 +29,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, token_watchers, verification_watchers
-from otel_token_relay.redaction.fragments import (
+from otel_token_relay.redaction.credential_patterns import looks_like_credential
+from otel_token_relay.redaction.token_search import (
     NOTHING,
     Secrets,
     forget_secrets,
@@ -37,7 +38,6 @@ from otel_token_relay.redaction.fragments import (
     secrets_of_one,
     secrets_with,
 )
-from otel_token_relay.redaction.rules import looks_like_credential
 from otel_token_relay.token import BearerToken
 
 _TRACES: Final = 2048

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.redaction.fragments import Secrets
-from otel_token_relay.redaction.memory import listen, secrets_in
+from otel_token_relay.redaction.known_tokens import listen, secrets_in
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from otel_token_relay.redaction.token_search import Secrets
 from otel_token_relay.settings import Settings
 
 # What every record has; the rest was put there by the application (``extra=``), and so are the names.

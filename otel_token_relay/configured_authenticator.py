@@ -11,7 +11,8 @@ import importlib
 import logging
 from functools import lru_cache
 
-from otel_token_relay.door import Gate, Reading, Refusal, RequestPath
+from otel_token_relay.authentication import Gate, Refusal, RequestPath
+from otel_token_relay.credentials import Reading
 from otel_token_relay.errors import RelayError
 from otel_token_relay.settings import Settings
 
