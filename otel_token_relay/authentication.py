@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
 
-from otel_token_relay.credentials import Reading
+from otel_token_relay.credentials import Credentials
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorResponse:
     """A whole answer to a request that does not get to the application.
 
     Attributes:
@@ -27,7 +27,7 @@ class Refusal:
     body: bytes
 
     @classmethod
-    def build(cls, status: int, error: str, *headers: tuple[str, str]) -> Refusal:
+    def build(cls, status: int, error: str, *headers: tuple[str, str]) -> ErrorResponse:
         """Build an answer that nobody may keep (RFC 9111, section 5.2.2.5)."""
         body = f'{{"error":"{error}"}}'.encode("ascii")
         fixed = (
@@ -84,14 +84,14 @@ class RequestPath:
         return False
 
 
-class Gate(Protocol):
+class Authenticator(Protocol):
     """Check what the door has read, once for each request. It must not raise."""
 
-    def check(self, reading: Reading, path: RequestPath) -> Refusal | None:
+    def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Give ``None`` to let the request in; an accepted token is marked as verified then."""
         ...
 
-    async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
+    async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """The same, awaited."""
         ...
 

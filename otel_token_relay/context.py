@@ -85,7 +85,7 @@ def current_token(context: Context | None = None) -> BearerToken | None:
         context: Where to look; ``None`` for the current context.
     """
     token = bound_token(otel_context.get_current() if context is None else context)
-    return token if token is not None and token.serves_here else None
+    return token if token is not None and token.is_usable else None
 
 
 @contextmanager

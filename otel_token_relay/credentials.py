@@ -71,14 +71,14 @@ _logger = logging.getLogger(__name__)
 
 
 # What the door makes of a request.
-Reading = BearerToken | Reason
+Credentials = BearerToken | Reason
 
 
 # A header's name and its field lines, as they came in.
-Source = tuple[str, Sequence[str | bytes]]
+HeaderLines = tuple[str, Sequence[str | bytes]]
 
 
-def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> Source | None:
+def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> HeaderLines | None:
     """Find the first source header that is present.
 
     One that is present and bad hides the ones after it: falling back would let whoever spoils the
@@ -95,7 +95,7 @@ def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) 
     return None
 
 
-def read(source: Source | None, settings: Settings, *, lease: Lease | None = None) -> Reading:
+def read(source: HeaderLines | None, settings: Settings, *, lease: Lease | None = None) -> Credentials:
     """Read what `find` has found.
 
     Args:
@@ -111,16 +111,16 @@ def read(source: Source | None, settings: Settings, *, lease: Lease | None = Non
         return Reason.ABSENT
     name, values = source
     found = parse_credentials(values, max_length=settings.max_length, bare=name != "authorization")
-    return BearerToken.of_credentials(found, lease=lease) if isinstance(found, str) else found
+    return BearerToken.from_parsed(found, lease=lease) if isinstance(found, str) else found
 
 
-def admit(
+def token_or_none(
     values_of: Callable[[str], Sequence[str | bytes]], settings: Settings, *, lease: Lease | None = None
 ) -> BearerToken | None:
     """Take the token, where it is enough to know that there is none; see `read`."""
-    reading = read(find(values_of, settings), settings, lease=lease)
-    if isinstance(reading, BearerToken):
-        return reading
-    if reading is not Reason.ABSENT:
-        _logger.debug("no token taken from the request: %s", reading)
+    credentials = read(find(values_of, settings), settings, lease=lease)
+    if isinstance(credentials, BearerToken):
+        return credentials
+    if credentials is not Reason.ABSENT:
+        _logger.debug("no token taken from the request: %s", credentials)
     return None

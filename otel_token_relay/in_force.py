@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from otel_token_relay.authentication import Gate
-from otel_token_relay.configured_authenticator import build_gate
+from otel_token_relay.authentication import Authenticator
+from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
 
@@ -21,7 +21,7 @@ class Terms(NamedTuple):
     """What a request is served under: the settings, and what verifies it, if anything does."""
 
     settings: Settings
-    gate: Gate | None
+    authenticator: Authenticator | None
 
 
 class SettingsInForce:
@@ -56,11 +56,11 @@ class TermsInForce:
         gate: What verifies each request; ``None`` for what the settings ask for.
     """
 
-    __slots__ = ("_gate", "_own", "_settings")
+    __slots__ = ("_authenticator", "_own", "_settings")
 
-    def __init__(self, settings: Settings | None, gate: Gate | None = None) -> None:
+    def __init__(self, settings: Settings | None, authenticator: Authenticator | None = None) -> None:
         self._settings = SettingsInForce(settings)
-        self._gate = gate
+        self._authenticator = authenticator
         # Settings that are given are checked here, so that a mistake shows when the application starts.
         self._own = None if settings is None else self._build(settings)
 
@@ -69,8 +69,11 @@ class TermsInForce:
         if self._own is not None:
             return self._own
         if installed_relay is not None:
-            return Terms(installed_relay.settings, installed_relay.gate if self._gate is None else self._gate)
+            return Terms(
+                installed_relay.settings,
+                installed_relay.authenticator if self._authenticator is None else self._authenticator,
+            )
         return self._build(self._settings())
 
     def _build(self, settings: Settings) -> Terms:
-        return Terms(settings, build_gate(settings) if self._gate is None else self._gate)
+        return Terms(settings, build_authenticator(settings) if self._authenticator is None else self._authenticator)

@@ -22,7 +22,7 @@ from types import ModuleType
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_token_relay import context, in_force
-from otel_token_relay.configured_authenticator import build_gate
+from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.hooks import HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.import_hooks import is_half_imported, when_imported
 from otel_token_relay.patching import Patches
@@ -218,7 +218,7 @@ def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Insta
         settings = Settings.from_env() if settings is None else settings
         _announce(settings)
         _installed = _Installation(Relay(settings), hooks, span_claims=SpanClaims.of(settings))
-        _installed.relay.gate = build_gate(settings)
+        _installed.relay.authenticator = build_authenticator(settings)
         in_force.installed_relay = _installed.relay
         redaction.start(settings)
     elif hooks is not HOOKS:
@@ -271,7 +271,7 @@ def _apply(hook: Hook, module: ModuleType) -> None:
         patches.undo()
         _installed.failed[hook] = f"{type(error).__name__}: {error}"
         _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
-        if hook in SERVER_HOOKS and _installed.relay.gate is not None:
+        if hook in SERVER_HOOKS and _installed.relay.authenticator is not None:
             _logger.error("token relay: requests to servers of %s are NOT verified", hook.module)
     else:
         _installed.failed.pop(hook, None)

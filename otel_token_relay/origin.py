@@ -16,10 +16,10 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
-Parts = tuple[str, str, int | None]
+Target = tuple[str, str, int | None]
 
 
-def origin_of_proxied(url: str) -> Parts:
+def origin_of_proxied(url: str) -> Target:
     """Give the parts of a URL that a forward proxy, and no client, will parse.
 
     Raises:

@@ -27,8 +27,8 @@ from opentelemetry.propagators.textmap import (
 
 from otel_token_relay import in_force
 from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, is_refused, with_token
-from otel_token_relay.credentials import admit
-from otel_token_relay.origin import Origin, Parts
+from otel_token_relay.credentials import token_or_none
+from otel_token_relay.origin import Origin, Target
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
 
@@ -80,7 +80,7 @@ class TokenRelayPropagator(TextMapPropagator):
             context: ``None`` for the root context, as the other propagators do.
         """
         try:
-            token = admit(partial(_read, getter, carrier), self.relay.settings)
+            token = token_or_none(partial(_read, getter, carrier), self.relay.settings)
         except Exception:  # the API says that extract never raises; a carrier may be anything
             _logger.debug("a carrier cannot be read", exc_info=True)
             token = None
@@ -89,7 +89,7 @@ class TokenRelayPropagator(TextMapPropagator):
             bound = bound_token(current)
             if is_refused(current):
                 token = None
-            elif bound is not None and bound.lease is not None and bound.serves_here and bound == token:
+            elif bound is not None and bound.lease is not None and bound.is_usable and bound == token:
                 # The boundary has told of it; that this is its trace shows where the span starts.
                 return otel_context.set_value(TOKEN_KEY, bound, Context() if context is None else context)
         return with_token(token, Context() if context is None else context)
@@ -112,7 +112,7 @@ class TokenRelayPropagator(TextMapPropagator):
         destination = cast("Origin | None", context[DESTINATION_KEY])
         if destination is not None and destination is otel_context.get_current().get(DESTINATION_KEY):
             return
-        value = self.relay.hop((carrier, destination), _parts_of, _carries, context)
+        value = self.relay.hop((carrier, destination), _target_of, _has_header, context)
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
         setter.set(carrier, self.relay.settings.header, value)
@@ -147,7 +147,7 @@ def _is_default(getter_class: type) -> bool:
     return issubclass(getter_class, DefaultGetter)
 
 
-def _parts_of(target: tuple[Any, Origin | None]) -> Parts:
+def _target_of(target: tuple[Any, Origin | None]) -> Target:
     origin = target[1]
     if origin is None:
         raise ValueError("the URL given to to_destination names no destination")
@@ -165,7 +165,7 @@ def _is_header(key: object, name: str) -> bool:
     return isinstance(key, str) and key.lower() == name
 
 
-def _carries(target: tuple[Any, Origin | None], name: str) -> bool:
+def _has_header(target: tuple[Any, Origin | None], name: str) -> bool:
     try:
         return any(_is_header(key, name) for key in _names(target[0]))
     except Exception:  # a carrier that cannot be looked into may hold a credential already

@@ -14,12 +14,12 @@ from typing import TypeVar
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from otel_token_relay.authentication import Gate
+from otel_token_relay.authentication import Authenticator
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.decisions import OLD_SUPPRESS_KEY, SUPPRESS_KEY, Decision, DecisionRecorder, is_suppressed
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import TokenUnavailable
-from otel_token_relay.origin import Origin, Parts
+from otel_token_relay.origin import Origin, Target
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
@@ -41,7 +41,7 @@ class Relay:
 
     def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
         self.settings = settings
-        self.gate: Gate | None = None
+        self.authenticator: Authenticator | None = None
         self.policy = RelayPolicy(settings.entries, settings.refused)
         self.header = settings.header.lower()
         self._prefix = "Bearer " if settings.header_is_authorization else ""
@@ -60,8 +60,8 @@ class Relay:
         provider itself is waiting for.
         """
         self._recorder.prepare()
-        if self.gate is not None:
-            self.gate.prepare()
+        if self.authenticator is not None:
+            self.authenticator.prepare()
 
     def close(self) -> None:
         """Relay nothing from now on: for a wrapper that can no longer be taken out."""
@@ -75,8 +75,8 @@ class Relay:
     def hop(
         self,
         request: Request,
-        parts_of: Callable[[Request], Parts],
-        carries: Callable[[Request, str], bool],
+        target_of: Callable[[Request], Target],
+        has_header: Callable[[Request, str], bool],
         context: Context | None = None,
         *,
         is_fixed: bool = False,
@@ -85,7 +85,7 @@ class Relay:
 
         Args:
             request: Whatever the two functions read.
-            parts_of: Scheme, host and port as the client will connect to them; see `Origin.of`.
+            target_of: Scheme, host and port as the client will connect to them; see `Origin.of`.
             carries: Whether the request already has a header of that name (lower case), in any
                 spelling.
             context: Where the token is; ``None`` for the current context.
@@ -116,8 +116,8 @@ class Relay:
                 self._record(Reason.NO_TOKEN, context)
                 return None
         try:
-            destination = self.policy.find(*parts_of(request))
-            reason = self._reason(token, destination, request, carries, is_fixed)
+            destination = self.policy.find(*target_of(request))
+            reason = self._reason(token, destination, request, has_header, is_fixed)
         except Exception as error:  # the application's request goes on, without the token
             # The message may quote the URL, and so a password in it.
             _logger.debug("a request cannot be read: %s", type(error).__name__)
@@ -136,14 +136,14 @@ class Relay:
         token: BearerToken | None,
         destination: Destination | None,
         request: Request,
-        carries: Callable[[Request, str], bool],
+        has_header: Callable[[Request, str], bool],
         is_fixed: bool,
     ) -> Reason:
         """Return the first rule that withholds, or ``RELAYED``."""
         if destination is None:
             return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
         try:
-            is_explicit = is_fixed or (self._keeps_explicit and carries(request, self.header))
+            is_explicit = is_fixed or (self._keeps_explicit and has_header(request, self.header))
         except Exception as error:  # headers that cannot be read may hold a credential
             _logger.debug("the headers of a request cannot be read: %s", type(error).__name__)
             is_explicit = True
@@ -154,7 +154,7 @@ class Relay:
         return self._reason_of_token(token) or self._reason_of_destination(destination) or Reason.RELAYED
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
-        if not token.is_at_home:
+        if not token.is_own_process:
             return Reason.OTHER_PROCESS
         if token.lease is not None:
             if not token.lease.is_open:
@@ -167,7 +167,7 @@ class Relay:
         if token.is_sender_constrained:
             return Reason.SENDER_CONSTRAINED
         verification = token.verification
-        if self.settings.require_verified if verification is None else not verification.still_holds():
+        if self.settings.require_verified if verification is None else not verification.is_still_valid():
             return Reason.NOT_VERIFIED
         return None
 

@@ -182,11 +182,11 @@ def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
         yield bytes(place).decode("latin-1")
     elif id(place) not in seen:
         seen[id(place)] = place
-        for text in _parts_of(place):
+        for text in _target_of(place):
             yield from _texts(text, seen)
 
 
-def _parts_of(place: object) -> Iterator[object]:
+def _target_of(place: object) -> Iterator[object]:
     if isinstance(place, Mapping):
         yield from place.keys()
         yield from place.values()

@@ -103,7 +103,7 @@ class Verification(Protocol):
         """Seconds since the epoch; ``None`` where nobody said."""
         ...
 
-    def still_holds(self) -> bool:
+    def is_still_valid(self) -> bool:
         """Whether it has not been revoked since. Does not wait and does not raise."""
         ...
 
@@ -163,14 +163,14 @@ class BearerToken:
         return (self._peeked or self._peek())[1]
 
     @property
-    def serves_here(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether it is at home, and its lease, if it has one, is open."""
         return (
             self._generation == _generation and self.pid == os.getpid() and (self.lease is None or self.lease.is_open)
         )
 
     @property
-    def is_at_home(self) -> bool:
+    def is_own_process(self) -> bool:
         """Whether this is the process that received it, and not a fork of it.
 
         The process id is compared as well, for a fork by code that does not run Python's hooks.
@@ -197,7 +197,7 @@ class BearerToken:
         return peeked
 
     @classmethod
-    def of_credentials(cls, parsed: str, *, lease: Lease | None = None) -> BearerToken:
+    def from_parsed(cls, parsed: str, *, lease: Lease | None = None) -> BearerToken:
         """Make a token of what `parse_credentials` gave: it was checked there, and once is enough at the door."""
         token = object.__new__(cls)
         token._value = parsed
@@ -211,15 +211,15 @@ class BearerToken:
 
     def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:
         """Give the same token under another lease. It belongs to the calling process then."""
-        twin = BearerToken.__new__(BearerToken)
-        twin._value = self._value
-        twin.lease = lease  # type: ignore[misc]  # Final, and this is the twin's constructor
-        twin.pid = os.getpid()  # type: ignore[misc]
-        twin._generation = _generation
-        twin.received_at = time.monotonic() if received_at is None else received_at  # type: ignore[misc]
-        twin._peeked = self._peeked
-        twin._verification = self._verification
-        return twin
+        copy = BearerToken.__new__(BearerToken)
+        copy._value = self._value
+        copy.lease = lease  # type: ignore[misc]  # Final, and this is the twin's constructor
+        copy.pid = os.getpid()  # type: ignore[misc]
+        copy._generation = _generation
+        copy.received_at = time.monotonic() if received_at is None else received_at  # type: ignore[misc]
+        copy._peeked = self._peeked
+        copy._verification = self._verification
+        return copy
 
     @property
     def fingerprint(self) -> str:

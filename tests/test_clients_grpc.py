@@ -12,7 +12,7 @@ from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcIn
 
 from otel_token_relay import Settings, use_token
 from otel_token_relay import installation as install
-from otel_token_relay.clients.grpc import _Channel, _parts_of, _read_credentials
+from otel_token_relay.clients.grpc import _Channel, _read_credentials, _target_of
 from tests.support.loopback import grpc_party
 
 ALICE = "alice-token-0001"
@@ -157,7 +157,7 @@ def test_scheme_and_credentials_of_a_channel(credentials, scheme, has_credential
 )
 def test_host_and_port_of_a_target(target, host, port):
     """Without a port, gRPC uses 443, with TLS and without."""
-    assert _parts_of((_Channel("http", target, False, 3), None)) == ("http", host, port)
+    assert _target_of((_Channel("http", target, False, 3), None)) == ("http", host, port)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_host_and_port_of_a_target(target, host, port):
 def test_a_target_without_exactly_one_host_is_not_a_destination(target):
     """It is not a destination, regardless of the list."""
     with pytest.raises(ValueError, match="one host"):
-        _parts_of((_Channel("http", target, False, 3), None))
+        _target_of((_Channel("http", target, False, 3), None))
 
 
 def test_interceptors_of_the_application_are_kept(party, send):

@@ -41,7 +41,7 @@ def test_a_bound_token_is_current_only_inside_the_block():
     assert current_token() is None
     assert current_token(kept) is None
     assert bound_token(kept) is token
-    assert not token.serves_here
+    assert not token.is_usable
 
 
 def test_blocks_nest():
@@ -71,7 +71,7 @@ def test_a_failing_block_ends_its_lease():
         raise ZeroDivisionError
 
     assert current_token() is None
-    assert not token.serves_here
+    assert not token.is_usable
 
 
 @pytest.mark.parametrize("text", ["Bearer abc", "", "a b"])
@@ -294,7 +294,7 @@ def test_a_token_is_usable_only_in_its_own_process(monkeypatch):
     monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
 
     assert token.lease.is_open
-    assert not token.serves_here
+    assert not token.is_usable
     assert current_token(with_token(token)) is None
 
 

@@ -219,7 +219,7 @@ def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
     """An error in our code never breaks the application's call."""
     relay = Relay(Settings(destinations=("https://a",)))
 
-    def parts_of(request):
+    def target_of(request):
         if unreadable == "parts":
             raise RuntimeError("no parts")
         return LISTED
@@ -228,7 +228,7 @@ def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
         raise RuntimeError("no headers")
 
     with caplog.at_level(logging.DEBUG):
-        assert relay.hop(None, parts_of, carries, with_token(BearerToken(OPAQUE))) is None
+        assert relay.hop(None, target_of, carries, with_token(BearerToken(OPAQUE))) is None
     assert_never_leaked(OPAQUE, caplog.text)
 
 

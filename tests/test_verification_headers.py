@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.authenticator import BearerGate
+from otel_token_relay.verification.authenticator import BearerAuthenticator
 from tests.support.issuers import Issuer, issuing
 from tests.support.protected_apps import OPTIONS
 from tests.support.protected_servers import OWN_INTERFACE, GrpcServer, Protected, serving_behind
@@ -87,8 +87,8 @@ def server(request: pytest.FixtureRequest, issuer: Issuer) -> Iterator[Protected
         with serving(request.param, APPS, {"ISSUER": issuer.url}) as running:
             yield running
     else:
-        gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), **OPTIONS)
-        with serving_behind(gate, request.param) as running:
+        authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), **OPTIONS)
+        with serving_behind(authenticator, request.param) as running:
             yield running
 
 

@@ -114,7 +114,7 @@ def test_missing_optional_members_are_accepted(issuer: Issuer, answer: Any) -> N
     """RFC 7662, section 2.2: all members but ``active`` are optional."""
     issuer.introspect = lambda token: answer
 
-    assert opaque_verifier(issuer).verify(OPAQUE).still_holds()
+    assert opaque_verifier(issuer).verify(OPAQUE).is_still_valid()
 
 
 def test_audience_may_be_left_to_the_server(issuer: Issuer) -> None:
@@ -430,7 +430,7 @@ def test_introspection_works_without_a_cache_of_verifications(issuer: Issuer) ->
     """``cache_size=0`` applies to verifications only; the server's response is still reused."""
     verified = opaque_verifier(issuer, cache_size=0).verify(OPAQUE)
 
-    assert verified.still_holds()
+    assert verified.is_still_valid()
     assert asked(issuer) == 1
 
 
@@ -548,7 +548,7 @@ def test_revocation_hook_is_called_at_each_use(issuer: Issuer) -> None:
 
     with pytest.raises(TokenRejected, match="revoked"):
         verifier.verify(token)
-    assert not verified.still_holds()
+    assert not verified.is_still_valid()
     with pytest.raises(TokenRejected, match="expired"):
         verifier.verify(make_token(claims(issuer.url, exp=1, jti="j-1")))
     assert len(seen) == 4
@@ -569,21 +569,21 @@ def test_result_that_expires_soon_is_refreshed_in_the_background(issuer: Issuer)
     """A hop never waits: a result past half of its lifetime is refreshed, and after its lifetime nothing is relayed."""
     clock = Clock()
     verified = opaque_verifier(issuer, monotonic=clock).verify(OPAQUE)
-    assert verified.still_holds()
+    assert verified.is_still_valid()
     assert asked(issuer) == 1
 
     clock.ahead = 31.0
-    assert verified.still_holds()
+    assert verified.is_still_valid()
     wait_until(lambda: asked(issuer) == 2)
 
     clock.ahead = 200.0
-    assert not verified.still_holds()
-    wait_until(verified.still_holds)
+    assert not verified.is_still_valid()
+    wait_until(verified.is_still_valid)
 
     issuer.introspect = lambda token: {"active": False}
     clock.ahead = 240.0
-    verified.still_holds()
-    wait_until(lambda: not verified.still_holds())
+    verified.is_still_valid()
+    wait_until(lambda: not verified.is_still_valid())
 
 
 def test_refreshed_result_counts_at_once(issuer: Issuer) -> None:

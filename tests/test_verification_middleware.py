@@ -36,7 +36,7 @@ from otel_token_relay.verification import (
     VerifiedToken,
 )
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from otel_token_relay.verification.authenticator import BearerGate
+from otel_token_relay.verification.authenticator import BearerAuthenticator
 from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
 from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
@@ -393,14 +393,14 @@ def test_middleware_takes_either_a_verifier_or_an_authenticator(
     verifier: TokenVerifier, kind: Any, with_verifier: bool, with_authenticator: bool, options: dict[str, Any]
 ) -> None:
     """Ambiguous arguments are an error at construction."""
-    authenticator = BearerGate(verifier) if with_authenticator else None
+    authenticator = BearerAuthenticator(verifier) if with_authenticator else None
     with pytest.raises(ConfigurationError):
         kind(None, verifier if with_verifier else None, authenticator=authenticator, **options)
 
 
 def test_middleware_uses_the_given_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
     """The scopes and the realm are those of the authenticator, for ASGI and WSGI."""
-    authenticator = BearerGate(verifier, realm="shared", required_scopes=("admin",))
+    authenticator = BearerAuthenticator(verifier, realm="shared", required_scopes=("admin",))
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         await JSONResponse("reached")(scope, receive, send)

@@ -31,7 +31,7 @@ from otel_token_relay.testing import ThirdParty, third_party
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification import authenticator as gate_module
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from otel_token_relay.verification.authenticator import BearerGate
+from otel_token_relay.verification.authenticator import BearerAuthenticator
 from otel_token_relay.verification.span_claims import SpanClaims
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
@@ -161,7 +161,7 @@ def test_introspection_verdict_counts_at_each_hop(issuer: Issuer, downstream: Th
         assert token is not None
         assert token.verification is not None
         verification = token.verification
-        wait_until(lambda: not verification.still_holds())
+        wait_until(lambda: not verification.is_still_valid())
 
     with installed(f"{downstream.url};required"):
         app = relaying_app(downstream, before=revoke)
@@ -256,9 +256,9 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(gate_module.metrics, "get_meter", provider.get_meter)
-    gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE))
+    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE))
     for token in (make_token(claims(issuer.url)), make_token(claims(issuer.url, exp=1)), "opaque"):
-        gate.check(BearerToken(token), RequestPath("/", "/"))
+        authenticator.check(BearerToken(token), RequestPath("/", "/"))
 
     data = reader.get_metrics_data()
     assert data is not None

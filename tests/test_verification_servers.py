@@ -27,10 +27,10 @@ from starlette.testclient import TestClient
 
 from otel_token_relay import Settings
 from otel_token_relay.authentication import RequestPath
-from otel_token_relay.configured_authenticator import build_gate
+from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.testing import assert_never_leaked, third_party
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification.authenticator import BearerGate
+from otel_token_relay.verification.authenticator import BearerAuthenticator
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.protected_servers import (
     BY_HAND,
@@ -60,10 +60,10 @@ def issuer() -> Iterator[Issuer]:
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """Authenticators are shared by equal settings, also between tests."""
-    build_gate.cache_clear()
+    build_authenticator.cache_clear()
     reached.clear()
     yield
-    build_gate.cache_clear()
+    build_authenticator.cache_clear()
 
 
 def settings_for(issuer: Issuer, mode: Any = "enforce", **options: Any) -> Settings:
@@ -167,13 +167,13 @@ def test_settings_that_cannot_verify_deny_every_request(environ: dict[str, str])
     """Each kind of insufficient settings is a problem, and every request is rejected."""
     variables = {PREFIX + name: value for name, value in (environ | {"VERIFY": "enforce"}).items()}
     settings = Settings.from_env(variables)
-    gate = build_gate(settings)
+    authenticator = build_authenticator(settings)
 
     assert any("nothing can be verified" in problem for problem in settings.problems)
-    assert gate is not None
-    refusal = gate.check(None, RequestPath("/", "/"))  # type: ignore[arg-type]  # it ignores the credentials
-    assert refusal is not None
-    assert refusal.status == 503
+    assert authenticator is not None
+    error_response = authenticator.check(None, RequestPath("/", "/"))  # type: ignore[arg-type]  # it ignores the credentials
+    assert error_response is not None
+    assert error_response.status == 503
 
 
 @every_server
@@ -192,8 +192,8 @@ def test_issuer_that_is_down_is_unavailable(row: str) -> None:
 @every_server
 def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
     """An authenticator built in code can require scopes; for gRPC a missing one is PERMISSION_DENIED."""
-    gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
-    with ROWS[row](Settings(), gate) as server:
+    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
+    with ROWS[row](Settings(), authenticator) as server:
         refused = server.send(bearer(issuer))
 
         assert refused.status == 403
@@ -400,15 +400,15 @@ def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeyp
     from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
 
     settings = settings_for(issuer)
-    gate = build_gate(settings)
+    authenticator = build_authenticator(settings)
     checked: list[str] = []
-    check_async = gate.check_async  # type: ignore[union-attr]
+    check_async = authenticator.check_async  # type: ignore[union-attr]
 
     async def count(reading: Any, path: RequestPath) -> Any:
         checked.append(path.routed)
         return await check_async(reading, path)
 
-    monkeypatch.setattr(gate, "check_async", count)
+    monkeypatch.setattr(authenticator, "check_async", count)
     with installed(settings), serve_aiohttp(TokenRelayMiddleware(settings)) as server:
         assert server.send(bearer(issuer)).status == 200
 
@@ -419,9 +419,9 @@ def test_inner_authenticator_runs_within_the_hooked_boundary(issuer: Issuer) -> 
     """An outer boundary with a laxer authenticator, or without any, does not replace the inner check."""
     from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
 
-    gate = BearerGate(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
+    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
     for settings in (Settings(), settings_for(issuer)):
-        with installed(settings), serve_aiohttp(TokenRelayMiddleware(Settings(), gate)) as server:
+        with installed(settings), serve_aiohttp(TokenRelayMiddleware(Settings(), authenticator)) as server:
             assert server.send().status == 401
             assert server.send(bearer(issuer)).status == 403
             assert server.send(bearer(issuer, scope="admin")).status == 200

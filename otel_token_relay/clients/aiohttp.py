@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
-from otel_token_relay.origin import Parts, origin_of_proxied
+from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 
@@ -25,7 +25,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
             # CONNECT goes to the proxy in clear text.
-            value = None if self.method == "CONNECT" else relay.hop((self, conn), _parts_of, _carries)
+            value = None if self.method == "CONNECT" else relay.hop((self, conn), _target_of, _has_header)
             if value is None:
                 return await original(self, conn)
             headers = self.headers
@@ -64,7 +64,7 @@ def _restore(headers: Any, name: str, values: list[str]) -> None:
         headers.add(name, value)
 
 
-def _parts_of(call: tuple[Any, Any]) -> Parts:
+def _target_of(call: tuple[Any, Any]) -> Target:
     request, connection = call
     # The connector decides what to connect to; it can be a Unix socket or a pipe.
     if not is_ip_peer(connection.transport.get_extra_info("peername")):
@@ -79,5 +79,5 @@ def _parts_of(call: tuple[Any, Any]) -> Parts:
     return url.scheme, url.raw_host, url.port
 
 
-def _carries(call: tuple[Any, Any], name: str) -> bool:
+def _has_header(call: tuple[Any, Any], name: str) -> bool:
     return name in call[0].headers

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from otel_token_relay.clients.connections import check_tls_name
-from otel_token_relay.origin import Parts
+from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 
@@ -85,7 +85,7 @@ def _read_credentials(target: str, credentials: Any, options: tuple[Any, ...]) -
     return _Channel("https", target, kind not in _TLS, 4, names)
 
 
-def _parts_of(call: tuple[_Channel, Any]) -> Parts:
+def _target_of(call: tuple[_Channel, Any]) -> Target:
     scheme, target = call[0].scheme, call[0].target
     found = _read_target(target)
     if found is None or found["host"].lower() in _SCHEMES:
@@ -99,7 +99,7 @@ def _parts_of(call: tuple[_Channel, Any]) -> Parts:
     return scheme, host, int(found["port"] or DEFAULT_PORT)
 
 
-def _carries(call: tuple[_Channel, Any], name: str) -> bool:
+def _has_header(call: tuple[_Channel, Any], name: str) -> bool:
     return any(key.lower() == name for key, _ in call[1].metadata or ())
 
 
@@ -107,7 +107,7 @@ def _with_token(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str
     """Give the metadata to send instead, or ``None`` to leave the call as it is."""
     # What credentials write is added below every interceptor, where it can be neither seen nor replaced.
     is_fixed = channel.has_credentials or getattr(details, "credentials", None) is not None
-    value = relay.hop((channel, details), _parts_of, _carries, is_fixed=is_fixed)
+    value = relay.hop((channel, details), _target_of, _has_header, is_fixed=is_fixed)
     if value is None:
         return None
     # Keys are lower case on the wire, and gRPC refuses others.

@@ -13,14 +13,14 @@ from types import MethodType, ModuleType
 from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name
-from otel_token_relay.origin import Origin, Parts
+from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
 from otel_token_relay.relay import Relay
 
 SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
 ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
 
-PartsOf = Callable[[tuple[Any, Any]], Parts]
+PartsOf = Callable[[tuple[Any, Any]], Target]
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
@@ -29,7 +29,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     wanted, length = relay.header.encode("ascii"), len(relay.header)
     hooked: dict[Function, Function] = {}
 
-    def carries(call: tuple[Any, Any], _: str) -> bool:
+    def has_header(call: tuple[Any, Any], _: str) -> bool:
         # `in` finds out the encoding first, by decoding every header: instrumentation hands on a fresh copy each time.
         return wanted in [key.lower() for key, _ in call[1].headers.raw if len(key) == length]
 
@@ -44,16 +44,16 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
                 headers.encoding = encoding
         except AttributeError:
             pass
-        twin = object.__new__(type(request))
-        twin.__dict__ = fields = request.__dict__.copy()
+        copy = object.__new__(type(request))
+        copy.__dict__ = fields = request.__dict__.copy()
         fields["headers"] = headers
-        return twin
+        return copy
 
     # Error trackers send the local variables of every frame that an exception passes, so ours drop the
     # value before the request is sent.
-    def build_sync(parts_of: PartsOf, original: Function) -> Function:
+    def build_sync(target_of: PartsOf, original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
-            value = relay.hop((self, request), parts_of, carries)
+            value = relay.hop((self, request), target_of, has_header)
             if value is not None:
                 request = with_header(request, value)
                 del value
@@ -62,9 +62,9 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         hooked[original] = handle_request
         return handle_request
 
-    def build_async(parts_of: PartsOf, original: Function) -> Function:
+    def build_async(target_of: PartsOf, original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
-            value = relay.hop((self, request), parts_of, carries)
+            value = relay.hop((self, request), target_of, has_header)
             if value is not None:
                 request = with_header(request, value)
                 del value
@@ -86,11 +86,11 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         return build
 
     for name in SYNC_TRANSPORTS:
-        parts_of = _parts_of_pooled if name == "HTTPTransport" else _parts_of
-        patches.wrap(getattr(module, name), "handle_request", partial(build_sync, parts_of))
+        target_of = _parts_of_pooled if name == "HTTPTransport" else _target_of
+        patches.wrap(getattr(module, name), "handle_request", partial(build_sync, target_of))
     for name in ASYNC_TRANSPORTS:
-        parts_of = _parts_of_pooled if name == "AsyncHTTPTransport" else _parts_of
-        patches.wrap(getattr(module, name), "handle_async_request", partial(build_async, parts_of))
+        target_of = _parts_of_pooled if name == "AsyncHTTPTransport" else _target_of
+        patches.wrap(getattr(module, name), "handle_async_request", partial(build_async, target_of))
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
         if "_transport_for_url" in vars(client):  # private: without it those transports get nothing
             patches.wrap(client, "_transport_for_url", router(method))
@@ -123,7 +123,7 @@ _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
 _backends: Final[set[type]] = set()
 
 
-def _parts_of_pooled(call: tuple[Any, Any]) -> Parts:
+def _parts_of_pooled(call: tuple[Any, Any]) -> Target:
     pool = call[0]._pool
     try:
         if pool._uds is not None:
@@ -134,10 +134,10 @@ def _parts_of_pooled(call: tuple[Any, Any]) -> Parts:
         if _is_httpcores(type(pool)):
             raise
         # A pool that the application defined is judged by the URL, like `MockTransport`.
-    return _parts_of(call)
+    return _target_of(call)
 
 
-def _parts_of(call: tuple[Any, Any]) -> Parts:
+def _target_of(call: tuple[Any, Any]) -> Target:
     request = call[1]
     url, extensions = request.url, request.extensions
     # raw_host is what goes to the resolver: already IDNA 2008, whatever the URL looked like.
@@ -160,7 +160,7 @@ def _is_httpcores(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("httpcore", "httpcore2")
 
 
-def _check_target(target: Any, request: Any, parts: Parts) -> None:
+def _check_target(target: Any, request: Any, parts: Target) -> None:
     """Check the target that is sent instead of the URL's path. A forward proxy takes the destination from it.
 
     Raises:

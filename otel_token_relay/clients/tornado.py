@@ -16,7 +16,7 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.clients.connections import is_tcp
-from otel_token_relay.origin import Parts
+from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 
@@ -75,7 +75,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
                 # Headers are written once. The wrapper refers to the connection: left on it, it would be a cycle.
                 connection.__dict__.pop("write_headers", None)
-                value = relay.hop((self, headers), _parts_of, _carries)
+                value = relay.hop((self, headers), _target_of, _has_header)
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
                     del value  # error trackers send the local variables of every frame that an exception passes
@@ -86,7 +86,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
         return _create_connection
 
-    def _parts_of(call: tuple[Any, Any]) -> Parts:
+    def _target_of(call: tuple[Any, Any]) -> Target:
         hop = call[0]
         if not is_tcp(hop.stream.socket):  # the resolver may return a Unix socket
             raise ValueError("not a TCP connection")
@@ -99,5 +99,5 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     patches.wrap(module._HTTPConnection, "_create_connection", build_connection)
 
 
-def _carries(call: tuple[Any, Any], name: str) -> bool:
+def _has_header(call: tuple[Any, Any], name: str) -> bool:
     return name in call[1]

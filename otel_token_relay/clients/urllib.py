@@ -15,7 +15,7 @@ from typing import Any
 
 from otel_token_relay.clients.connections import function_of, is_tcp
 from otel_token_relay.clients.headers import lower
-from otel_token_relay.origin import Parts, origin_of_proxied
+from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 
@@ -26,26 +26,26 @@ Call = tuple[Any, Function]
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the handlers of *module*, which is ``urllib.request``."""
     destinations = Destinations(module)
-    own_classes, parts_of = destinations.classes, destinations.parts_of
+    own_classes, target_of = destinations.classes, destinations.target_of
     header = relay.settings.header
     replaces = relay.settings.on_conflict == "replace"
 
     def with_header(request: Any, value: str) -> Any:
-        twin = object.__new__(type(request))
-        twin.__dict__ = request.__dict__.copy()
+        copy = object.__new__(type(request))
+        copy.__dict__ = request.__dict__.copy()
         own = dict(request.unredirected_hdrs)
         if replaces:
             own = {key: v for key, v in own.items() if lower(key) != relay.header}
-            twin.headers = {key: v for key, v in request.headers.items() if lower(key) != relay.header}
+            copy.headers = {key: v for key, v in request.headers.items() if lower(key) != relay.header}
         own[header] = value
-        twin.unredirected_hdrs = own
-        return twin
+        copy.unredirected_hdrs = own
+        return copy
 
     def build(original: Function) -> Function:
         def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
             if http_class not in own_classes:
                 http_class = _once(http_class, req, http_conn_args)
-            value = relay.hop((req, http_class), parts_of, _carries)
+            value = relay.hop((req, http_class), target_of, _has_header)
             if value is not None:
                 req = with_header(req, value)
                 # Error trackers send the local variables of every frame that an exception passes.
@@ -84,7 +84,7 @@ class Destinations:
             function_of(client.HTTPSConnection, "connect"): "https",
         }
 
-    def parts_of(self, call: Call) -> Parts:
+    def target_of(self, call: Call) -> Target:
         """Return the destination of one request.
 
         Raises:
@@ -128,7 +128,7 @@ def _split(authority: str) -> tuple[str, int | None]:
     return host, int(port) if port else None
 
 
-def _carries(call: Call, name: str) -> bool:
+def _has_header(call: Call, name: str) -> bool:
     request, length = call[0], len(name)
     keys = [*request.headers, *request.unredirected_hdrs]
     return name in [lower(key) for key in keys if len(key) == length]

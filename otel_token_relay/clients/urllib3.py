@@ -15,14 +15,14 @@ from typing import Any
 
 from otel_token_relay.clients.connections import TCP, check_tls_name, function_of, is_tcp
 from otel_token_relay.clients.headers import lower
-from otel_token_relay.origin import Origin, Parts, origin_of_proxied
+from otel_token_relay.origin import Origin, Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
-    parts_of = destinations(module)
+    target_of = destinations(module)
     multiple = module.HTTPHeaderDict
     header = relay.settings.header
     replaces = relay.settings.on_conflict == "replace"
@@ -45,7 +45,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         def _make_request(*args: Any, **kwargs: Any) -> Any:
             if len(args) == 4:  # self, conn, method, url: how every release calls it
                 headers = kwargs.get("headers")
-                value = relay.hop((args, headers), parts_of, _carries)
+                value = relay.hop((args, headers), target_of, _has_header)
                 if value is not None:
                     kwargs["headers"] = with_header(headers, value)
                     # Error trackers send the local variables of every frame that an exception passes,
@@ -58,7 +58,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     patches.wrap(module.HTTPConnectionPool, "_make_request", build)
 
 
-def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
+def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
     """Return a function that reads where a request goes, given that urllib3's own code opens its connection."""
     # Functions of urllib3 only, so that no class of an application is kept alive here.
     scheme_of_connect = {
@@ -78,7 +78,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
         scheme_of_connect[connect] = scheme
         return scheme
 
-    def parts_of(call: tuple[Any, Any]) -> Parts:
+    def target_of(call: tuple[Any, Any]) -> Target:
         """Return the destination of a request, given the positional arguments of ``_make_request`` and the headers.
 
         Raises:
@@ -105,7 +105,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
         if is_other and not is_tcp(opened):
             raise ValueError("not a TCP connection")
         tunnel = connection._tunnel_host
-        own: Parts
+        own: Target
         if tunnel is None:
             own = scheme, connection._dns_host, connection.port
         else:
@@ -114,12 +114,12 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Parts]:
             check_tls_name(connection.server_hostname, own[1])
         if connection.proxy is None and url.startswith("/"):
             return own
-        return _parts_of_proxied(own, connection, url)
+        return _target_of_proxied(own, connection, url)
 
-    return parts_of
+    return target_of
 
 
-def _parts_of_proxied(own: Parts, connection: Any, url: str) -> Parts:
+def _target_of_proxied(own: Target, connection: Any, url: str) -> Target:
     """Return the destination of a request that goes through a proxy, or that has a whole URL as its target."""
     proxy = connection.proxy
     if url.startswith("/"):
@@ -138,7 +138,7 @@ def _owner(kind: type, name: str) -> type:
     return next(owner for owner in kind.__mro__ if name in vars(owner))
 
 
-def _carries(call: tuple[Any, Any], name: str) -> bool:
+def _has_header(call: tuple[Any, Any], name: str) -> bool:
     keys, length = call[1], len(name)
     if type(keys) is not dict:
         keys = keys._store if _is_requests(keys) else keys or ()

@@ -13,7 +13,7 @@ from typing import Any
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction import logs, metrics
 from otel_token_relay.redaction.known_tokens import MEMORY
-from otel_token_relay.redaction.records import twin
+from otel_token_relay.redaction.records import shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 
 
@@ -62,7 +62,7 @@ class _LogProcessor:
         self._scrubber = scrubber
 
     def on_emit(self, log_record: Any) -> None:
-        copy = twin(log_record)
+        copy = shallow_copy(log_record)
         try:
             record = log_record.log_record
             logs.redact(copy, self._scrubber, logs.secrets_of_record(record))

@@ -16,7 +16,7 @@ from opentelemetry import context as otel_context
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import PENDING, unread_class
 from otel_token_relay.redaction.known_tokens import secrets_in, with_trace
-from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, twin
+from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import Secrets
 
@@ -104,7 +104,7 @@ def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
 
 
 def _cleaned(record: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    new = twin(record)
+    new = shallow_copy(record)
     new.body = scrubber.clean(record.body, secrets)
     new.attributes = clean_attributes(record.attributes, scrubber, secrets)
     new.event_name = scrubber.clean(record.event_name, secrets)
@@ -117,7 +117,7 @@ def _cleaned(record: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
 
 def wipe(readable: Any) -> None:
     """Leave nothing of what the application said: for a record that cannot be cleaned."""
-    new = twin(readable.log_record)
+    new = shallow_copy(readable.log_record)
     new.body, new.attributes, new.event_name = FAILED, {}, None
     if hasattr(new, "exception"):
         new.exception = None

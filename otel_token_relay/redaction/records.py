@@ -46,7 +46,7 @@ def plain(attributes: Any) -> Mapping[str, Any]:
     return inner if inner is not None else attributes  # type: ignore[no-any-return]
 
 
-def twin(original: Any) -> Any:
+def shallow_copy(original: Any) -> Any:
     """Give a second object of the same state, without running a constructor that might change it."""
     new = object.__new__(type(original))
     new.__dict__.update(original.__dict__)
@@ -62,7 +62,7 @@ def clean_attributes(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> A
         return attributes
     if not hasattr(attributes, "_dict"):
         return cleaned
-    new = twin(attributes)
+    new = shallow_copy(attributes)
     new._dict = type(attributes._dict)(cleaned)
     return new
 

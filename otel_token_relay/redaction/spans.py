@@ -20,7 +20,7 @@ from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import Pending, unread_class
 from otel_token_relay.redaction.known_tokens import hold_token, secrets_of_span, with_trace
-from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, twin
+from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, Secrets
 
@@ -105,11 +105,11 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any
         otherwise: What to look for where neither the span nor its trace has a token.
     """
     try:
-        copy = span._readable_span() if hasattr(span, "_readable_span") else twin(span)
+        copy = span._readable_span() if hasattr(span, "_readable_span") else shallow_copy(span)
         secrets = secrets_of_span(span, span.get_span_context().trace_id)
         redact(copy, scrubber, otherwise if secrets is NOTHING else secrets)
     except Exception:  # nothing leaves as it was
-        copy = twin(span)
+        copy = shallow_copy(span)
         wipe(copy)
     return copy
 
@@ -173,7 +173,7 @@ def _clean_items(items: Any, clean: Any) -> Any:
         return items
     if not hasattr(items, "_dq"):
         return tuple(cleaned)
-    new_items = twin(items)
+    new_items = shallow_copy(items)
     new_items._dq = type(items._dq)(cleaned, items._dq.maxlen)
     return new_items
 
@@ -183,7 +183,7 @@ def _clean_event(event: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     attributes = clean_attributes(event._attributes, scrubber, secrets)
     if name is event._name and attributes is event._attributes:
         return event
-    new = twin(event)
+    new = shallow_copy(event)
     new._name, new._attributes = name, attributes
     return new
 
@@ -193,7 +193,7 @@ def _clean_link(link: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     attributes = clean_attributes(link.attributes, scrubber, secrets)
     if context is link.context and attributes is link.attributes:
         return link
-    new = twin(link)
+    new = shallow_copy(link)
     new._context, new._attributes = context, attributes
     return new
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.authentication import Gate, RequestPath
+from otel_token_relay.authentication import Authenticator, RequestPath
 from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
@@ -32,22 +32,22 @@ class TokenRelayMiddleware:
 
     Args:
         settings: ``None`` for the installed settings, else those of the environment.
-        gate: What verifies each request, such as a `BearerGate`; ``None`` for what the settings ask for.
+        gate: What verifies each request, such as a `BearerAuthenticator`; ``None`` for what the settings ask for.
     """
 
     # aiohttp's mark of a middleware that takes request and handler.
     __middleware_version__: Final = 1
 
-    def __init__(self, settings: Settings | None = None, gate: Gate | None = None) -> None:
-        self._terms = TermsInForce(settings, gate)
+    def __init__(self, settings: Settings | None = None, authenticator: Authenticator | None = None) -> None:
+        self._terms = TermsInForce(settings, authenticator)
 
     async def __call__(self, request: Any, handler: Handler) -> Any:
-        settings, gate = self._terms()
+        settings, authenticator = self._terms()
         outer: Boundary | None = vars(request).get(BOUNDARY_KEY)
-        if outer is not None and outer.covers(_values_of(request)):
-            return await _guard(handler, outer, gate)(request)
+        if outer is not None and outer.still_applies_to(_values_of(request)):
+            return await _guard(handler, outer, authenticator)(request)
         with _binding(request, settings) as boundary:
-            return await _guard(handler, boundary, gate)(request)
+            return await _guard(handler, boundary, authenticator)(request)
 
 
 def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
@@ -62,7 +62,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             with _binding(request, relay.settings) as boundary:
                 # What could not be parsed is answered 400 by the server, and nobody's code runs.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
-                    handler = _guard(handler, boundary, relay.gate)
+                    handler = _guard(handler, boundary, relay.authenticator)
                 return await original(self, request, start_time, handler, *args, **kwargs)
 
         return _handle_request
@@ -82,7 +82,7 @@ def _binding(request: Any, settings: Settings) -> Iterator[Boundary]:
         otel_context.detach(attached)
 
 
-def _guard(handler: Handler, boundary: Boundary, gate: Gate | None) -> Handler:
+def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | None) -> Handler:
     """Give the handler behind *gate*: a request that is refused, a WebSocket's too, does not get to it."""
 
     async def guarded(request: Any) -> Any:
@@ -90,14 +90,16 @@ def _guard(handler: Handler, boundary: Boundary, gate: Gate | None) -> Handler:
         # Older ones route by the path as it was sent, and their URLs have no other to offer.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
-        refusal = await boundary.check_async(gate, RequestPath(path, path))
-        if refusal is None:
+        error_response = await boundary.check_async(authenticator, RequestPath(path, path))
+        if error_response is None:
             return await handler(request)
         from aiohttp import web
 
-        return web.Response(status=refusal.status, headers=dict(refusal.headers), body=refusal.body)
+        return web.Response(
+            status=error_response.status, headers=dict(error_response.headers), body=error_response.body
+        )
 
-    return handler if gate is None else guarded
+    return handler if authenticator is None else guarded
 
 
 def _values_of(request: Any) -> Callable[[str], list[str]]:

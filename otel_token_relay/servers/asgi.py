@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.authentication import Gate, Refusal, RequestPath
+from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import with_token
 from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
@@ -47,8 +47,8 @@ class TokenRelayMiddleware:
         self._terms = TermsInForce(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        settings, gate = self._terms()
-        await serve(self.app, scope, receive, send, settings, gate)
+        settings, authenticator = self._terms()
+        await serve(self.app, scope, receive, send, settings, authenticator)
 
 
 def path_without_mount(scope: Scope) -> str | None:
@@ -83,7 +83,7 @@ def patch(owner: type, relay: Relay, patches: Patches, route: Route = path_witho
                 return
 
             # Not a coroutine of our own around it: there are several of these in each request.
-            await serve(partial(original, self), scope, receive, send, relay.settings, relay.gate, route)
+            await serve(partial(original, self), scope, receive, send, relay.settings, relay.authenticator, route)
 
         return __call__
 
@@ -110,7 +110,7 @@ async def serve(
     receive: Receive,
     send: Send,
     settings: Settings,
-    gate: Gate | None = None,
+    authenticator: Authenticator | None = None,
     route: Route = path_without_mount,
 ) -> None:
     """Run *app* with this request's token, or none, bound until it returns, if *gate* lets it in.
@@ -142,8 +142,12 @@ async def serve(
                 scope["headers"] = headers = kept
 
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
-    if outer is not None and outer.covers(values_of, headers):
-        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, outer, gate, route))
+    if outer is not None and outer.still_applies_to(values_of, headers):
+        await (
+            app(scope, receive, send)
+            if authenticator is None
+            else _enter(app, scope, receive, send, outer, authenticator, route)
+        )
         return
 
     scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
@@ -153,7 +157,11 @@ async def serve(
     try:
         if boundary.token is not None:
             receive, send = _without_token(receive), _without_token(send)
-        await (app(scope, receive, send) if gate is None else _enter(app, scope, receive, send, boundary, gate, route))
+        await (
+            app(scope, receive, send)
+            if authenticator is None
+            else _enter(app, scope, receive, send, boundary, authenticator, route)
+        )
     finally:
         boundary.close()
         otel_context.detach(attached)
@@ -165,26 +173,26 @@ def _keep(pair: Any) -> Any:
 
 
 async def _enter(
-    app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, gate: Gate, route: Route
+    app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, authenticator: Authenticator, route: Route
 ) -> None:
-    refusal = await boundary.check_async(gate, _path(scope, route))
-    if refusal is None:
+    error_response = await boundary.check_async(authenticator, _path(scope, route))
+    if error_response is None:
         await app(scope, receive, send)
     elif scope["type"] == "http":
         # RFC 9110, section 9.3.2: the headers of GET, and no body.
-        await _respond("http", send, refusal, b"" if scope.get("method") == "HEAD" else refusal.body)
+        await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
         # A handshake is answered like any other request where the server can do that; else it
         # is closed before it is accepted, which the server turns into 403.
         await receive()
         if "websocket.http.response" in (scope.get("extensions") or {}):
-            await _respond("websocket.http", send, refusal, refusal.body)
+            await _respond("websocket.http", send, error_response, error_response.body)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
     else:
         # There is no response in a protocol that is not known here. The specification has an application
         # reject a scope by raising.
-        raise RuntimeError(f"the application was not called for this scope: {refusal.error}")
+        raise RuntimeError(f"the application was not called for this scope: {error_response.error}")
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:
@@ -197,9 +205,9 @@ def _header_values(scope: Scope) -> Iterator[str]:
     return (value.decode("latin-1") for _, value in scope.get("headers") or ())
 
 
-async def _respond(kind: str, send: Send, refusal: Refusal, body: bytes) -> None:
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
-    await send({"type": f"{kind}.response.start", "status": refusal.status, "headers": headers})
+async def _respond(kind: str, send: Send, error_response: ErrorResponse, body: bytes) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error_response.headers]
+    await send({"type": f"{kind}.response.start", "status": error_response.status, "headers": headers})
     await send({"type": f"{kind}.response.body", "body": body})
 
 

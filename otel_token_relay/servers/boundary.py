@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from otel_token_relay.authentication import Gate, Refusal, RequestPath
+from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
-from otel_token_relay.credentials import Reading, Source, find, read
+from otel_token_relay.credentials import Credentials, HeaderLines, find, read
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
@@ -46,16 +46,16 @@ class Boundary:
         "_is_refused",
         "_lease",
         "_settings",
-        "_source",
+        "_header_lines",
         "lines",
-        "passed",
-        "reading",
+        "admitted_by",
+        "credentials",
         "token",
     )
 
-    reading: Reading
+    credentials: Credentials
     token: BearerToken | None
-    passed: tuple[tuple[Gate, str], ...]
+    admitted_by: tuple[tuple[Authenticator, str], ...]
     lines: Sequence[object] | None
 
     def __init__(self, values_of: ValuesOf, settings: Settings) -> None:
@@ -63,14 +63,14 @@ class Boundary:
         self._settings = settings
         self._is_answering = True
         self.lines = None
-        self._source, self.reading = self._read(values_of)
-        self.token = self.reading if isinstance(self.reading, BearerToken) else None
-        self._is_refused = self.token is None and self.reading is not Reason.ABSENT
+        self._header_lines, self.credentials = self._read(values_of)
+        self.token = self.credentials if isinstance(self.credentials, BearerToken) else None
+        self._is_refused = self.token is None and self.credentials is not Reason.ABSENT
         if self._is_refused:
-            _logger.debug("no token taken from the request: %s", self.reading)
-        self.passed = ()
+            _logger.debug("no token taken from the request: %s", self.credentials)
+        self.admitted_by = ()
 
-    def check(self, gate: Gate | None, path: RequestPath) -> Refusal | None:
+    def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
         """Have *gate* check this request, unless it has let it in on this path; ``None`` lets it in.
 
         A refusal is not remembered, nor a check that is still under way: what is further in may be
@@ -80,26 +80,28 @@ class Boundary:
             gate: ``None`` where nothing is checked.
             path: The path at this boundary. For gRPC the full name of the method.
         """
-        if gate is None or self._has_passed(gate, path):
+        if authenticator is None or self._was_admitted(authenticator, path):
             return None
-        return self._note(gate, path, gate.check(self.reading, path))
+        return self._note(authenticator, path, authenticator.check(self.credentials, path))
 
-    async def check_async(self, gate: Gate | None, path: RequestPath) -> Refusal | None:
+    async def check_async(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
         """The same as `check`, awaited."""
-        if gate is None or self._has_passed(gate, path):
+        if authenticator is None or self._was_admitted(authenticator, path):
             return None
-        return self._note(gate, path, await gate.check_async(self.reading, path))
+        return self._note(authenticator, path, await authenticator.check_async(self.credentials, path))
 
-    def _has_passed(self, gate: Gate, path: RequestPath) -> bool:
+    def _was_admitted(self, authenticator: Authenticator, path: RequestPath) -> bool:
         # An exclusion that let the request in further out does not hold below a mount point that the caller chose.
-        return any(passed is gate and where == path.whole for passed, where in self.passed) and (
-            self._is_verified or not path.is_mount_chosen
-        )
+        return any(
+            admitted_by is authenticator and where == path.whole for admitted_by, where in self.admitted_by
+        ) and (self._is_verified or not path.is_mount_chosen)
 
-    def _note(self, gate: Gate, path: RequestPath, refusal: Refusal | None) -> Refusal | None:
-        if refusal is None:
-            self.passed = (*self.passed, (gate, path.whole))
-        return refusal
+    def _note(
+        self, authenticator: Authenticator, path: RequestPath, error_response: ErrorResponse | None
+    ) -> ErrorResponse | None:
+        if error_response is None:
+            self.admitted_by = (*self.admitted_by, (authenticator, path.whole))
+        return error_response
 
     @property
     def _is_verified(self) -> bool:
@@ -117,7 +119,7 @@ class Boundary:
             context = otel_context.set_value(REFUSED_KEY, self._lease if self._is_refused else None, context)
         return context
 
-    def covers(self, values_of: ValuesOf, lines: Sequence[object] | None = None) -> bool:
+    def still_applies_to(self, values_of: ValuesOf, lines: Sequence[object] | None = None) -> bool:
         """Whether an application further in may go on under this boundary.
 
         It may not once the response is complete, where a middleware has exchanged or taken out
@@ -140,16 +142,16 @@ class Boundary:
         try:
             source = find(values_of, self._settings)
         except Exception:  # as below
-            return self.reading is Reason.MALFORMED
+            return self.credentials is Reason.MALFORMED
         # The same text is the same token, which need not be read again.
-        return source == self._source or read(source, self._settings) == self.reading
+        return source == self._header_lines or read(source, self._settings) == self.credentials
 
     def close(self) -> None:
         """End the lease: the response is complete, or will never be."""
         self._is_answering = False
         self._lease.end(linger=self._settings.linger)
 
-    def _read(self, values_of: ValuesOf) -> tuple[Source | None, Reading]:
+    def _read(self, values_of: ValuesOf) -> tuple[HeaderLines | None, Credentials]:
         try:
             source = find(values_of, self._settings)
             return source, read(source, self._settings, lease=self._lease)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.authentication import Gate, Refusal, RequestPath
+from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.in_force import Terms, TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
@@ -32,23 +32,23 @@ _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSIO
 _TRAILING: Final = ("www-authenticate", "retry-after")
 
 
-def server_interceptor(settings: Settings | None = None, gate: Gate | None = None) -> Any:
+def server_interceptor(settings: Settings | None = None, authenticator: Authenticator | None = None) -> Any:
     """Give an interceptor for `grpc.server`, where nothing is installed. Put it first.
 
     Args:
         settings: ``None`` for the installed settings, else those of the environment.
-        gate: What verifies each call, such as a `BearerGate`; ``None`` for what the settings ask for.
+        gate: What verifies each call, such as a `BearerAuthenticator`; ``None`` for what the settings ask for.
     """
     import grpc
 
-    return _build_interceptor(grpc, TermsInForce(settings, gate))
+    return _build_interceptor(grpc, TermsInForce(settings, authenticator))
 
 
-def aio_server_interceptor(settings: Settings | None = None, gate: Gate | None = None) -> Any:
+def aio_server_interceptor(settings: Settings | None = None, authenticator: Authenticator | None = None) -> Any:
     """Give an interceptor for `grpc.aio.server`; see `server_interceptor`."""
     import grpc.aio
 
-    return _build_aio_interceptor(grpc, TermsInForce(settings, gate))
+    return _build_aio_interceptor(grpc, TermsInForce(settings, authenticator))
 
 
 # The name that the boundaries of the other servers have.
@@ -60,7 +60,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     is_aio = module.__name__ == "grpc.aio"
 
     def settle() -> Terms | None:
-        return None if relay.is_closed else Terms(relay.settings, relay.gate)
+        return None if relay.is_closed else Terms(relay.settings, relay.authenticator)
 
     def build(original: Function) -> Function:
         def server(*args: Any, **kwargs: Any) -> Any:
@@ -176,30 +176,30 @@ class _Call:
     def __init__(self, module: Any, details: Any, terms: Terms) -> None:
         self._module = module
         self._path = RequestPath(details.method, details.method)
-        self._gate = terms.gate
+        self._authenticator = terms.authenticator
         self._boundary = Boundary(_values_in(details.invocation_metadata or ()), terms.settings)
         self._context = self._boundary.context()
         self.close = self._boundary.close
 
     def check(self, context: Any) -> None:
         """Abort the call, which raises, unless it is let in."""
-        refusal = self._boundary.check(self._gate, self._path)
-        if refusal is not None:
-            context.set_trailing_metadata(_trailing_metadata(refusal))
-            context.abort(self._code(refusal), refusal.error)
+        error_response = self._boundary.check(self._authenticator, self._path)
+        if error_response is not None:
+            context.set_trailing_metadata(_trailing_metadata(error_response))
+            context.abort(self._code(error_response), error_response.error)
             # With older releases of grpcio, what aio gives to synchronous methods does not raise:
             # the caller has got the answer, and the method would run all the same.
-            raise self._module.aio.AbortError(refusal.error)
+            raise self._module.aio.AbortError(error_response.error)
 
     async def check_async(self, context: Any) -> None:
         """The same as `check`, awaited."""
-        refusal = await self._boundary.check_async(self._gate, self._path)
-        if refusal is not None:
-            context.set_trailing_metadata(_trailing_metadata(refusal))
-            await context.abort(self._code(refusal), refusal.error)
+        error_response = await self._boundary.check_async(self._authenticator, self._path)
+        if error_response is not None:
+            context.set_trailing_metadata(_trailing_metadata(error_response))
+            await context.abort(self._code(error_response), error_response.error)
 
-    def _code(self, refusal: Refusal) -> Any:
-        return getattr(self._module.StatusCode, _CODES[refusal.status])
+    def _code(self, error_response: ErrorResponse) -> Any:
+        return getattr(self._module.StatusCode, _CODES[error_response.status])
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -211,8 +211,8 @@ class _Call:
             otel_context.detach(attached)
 
 
-def _trailing_metadata(refusal: Refusal) -> tuple[tuple[str, str], ...]:
-    return tuple((name.lower(), value) for name, value in refusal.headers if name.lower() in _TRAILING)
+def _trailing_metadata(error_response: ErrorResponse) -> tuple[tuple[str, str], ...]:
+    return tuple((name.lower(), value) for name, value in error_response.headers if name.lower() in _TRAILING)
 
 
 class _Responses:

@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.authentication import Refusal, RequestPath
+from otel_token_relay.authentication import ErrorResponse, RequestPath
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
 from otel_token_relay.servers.boundary import Boundary
@@ -30,8 +30,10 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             attached = otel_context.attach(boundary.context())
             try:
                 # By the path as it was sent, since Tornado routes by that one.
-                refusal = await _check(boundary, relay, self)
-                return await original(self, *args, **kwargs) if refusal is None else _answer(self, refusal)
+                error_response = await _check(boundary, relay, self)
+                return (
+                    await original(self, *args, **kwargs) if error_response is None else _answer(self, error_response)
+                )
             finally:
                 boundary.close()
                 otel_context.detach(attached)
@@ -41,24 +43,24 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     patches.wrap(module.RequestHandler, "_execute", build)
 
 
-async def _check(boundary: Boundary, relay: Relay, handler: Any) -> Refusal | None:
+async def _check(boundary: Boundary, relay: Relay, handler: Any) -> ErrorResponse | None:
     path = handler.request.path
     try:
-        return await boundary.check_async(relay.gate, RequestPath(path, path))
+        return await boundary.check_async(relay.authenticator, RequestPath(path, path))
     except BaseException:
         # Nobody has let this request in. Without an answer its body would get to `data_received`.
-        _answer(handler, Refusal.build(503, "temporarily_unavailable"))
+        _answer(handler, ErrorResponse.build(503, "temporarily_unavailable"))
         raise
 
 
-def _answer(handler: Any, refusal: Refusal) -> None:
+def _answer(handler: Any, error_response: ErrorResponse) -> None:
     """Write the whole answer past the handler, whose own code (`on_finish`, `write_error`) has not begun."""
     from tornado import httputil
 
-    headers = httputil.HTTPHeaders({"Date": httputil.format_timestamp(time.time())} | dict(refusal.headers))
-    start_line = httputil.ResponseStartLine("", refusal.status, HTTPStatus(refusal.status).phrase)
+    headers = httputil.HTTPHeaders({"Date": httputil.format_timestamp(time.time())} | dict(error_response.headers))
+    start_line = httputil.ResponseStartLine("", error_response.status, HTTPStatus(error_response.status).phrase)
     # RFC 9110, section 9.3.2: the headers of GET, and no body.
-    body = b"" if handler.request.method == "HEAD" else refusal.body
+    body = b"" if handler.request.method == "HEAD" else error_response.body
     connection = handler.request.connection
     connection.set_close_callback(None)
     connection.write_headers(start_line, headers, body)
@@ -68,5 +70,5 @@ def _answer(handler: Any, refusal: Refusal) -> None:
     if prepared is not None and not prepared.done():
         # Of a handler that takes the body in a stream: it is skipped now that the answer is written.
         prepared.set_result(None)
-    handler.set_status(refusal.status)
+    handler.set_status(error_response.status)
     handler._log()

@@ -14,7 +14,7 @@ from typing import Any, cast
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from otel_token_relay.authentication import Gate, RequestPath
+from otel_token_relay.authentication import Authenticator, RequestPath
 from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import Relay
@@ -51,7 +51,9 @@ def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -
         def application(self: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
             if relay.is_closed:
                 return original(self, environ, start_response)  # type: ignore[no-any-return]
-            return serve(lambda e, s: original(self, e, s), environ, start_response, relay.settings, relay.gate)
+            return serve(
+                lambda e, s: original(self, e, s), environ, start_response, relay.settings, relay.authenticator
+            )
 
         return application
 
@@ -69,7 +71,11 @@ def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Relay, Patc
 
 
 def serve(
-    app: App, environ: Environ, start_response: StartResponse, settings: Settings, gate: Gate | None = None
+    app: App,
+    environ: Environ,
+    start_response: StartResponse,
+    settings: Settings,
+    authenticator: Authenticator | None = None,
 ) -> Iterable[bytes]:
     """Run *app* with this request's token, or none, bound, also while its response streams, if *gate* lets it in."""
 
@@ -78,13 +84,13 @@ def serve(
         return [] if value is None else [value]
 
     outer: Boundary | None = environ.get(BOUNDARY_KEY)
-    if outer is not None and outer.covers(values_of):
-        return _enter(app, environ, start_response, outer, gate)
+    if outer is not None and outer.still_applies_to(values_of):
+        return _enter(app, environ, start_response, outer, authenticator)
 
     environ[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
     attached = otel_context.attach(boundary.context())
     try:
-        body = _enter(app, environ, start_response, boundary, gate)
+        body = _enter(app, environ, start_response, boundary, authenticator)
         context = otel_context.get_current()
     except BaseException:
         boundary.close()
@@ -102,16 +108,16 @@ def serve(
 
 
 def _enter(
-    app: App, environ: Environ, start_response: StartResponse, boundary: Boundary, gate: Gate | None
+    app: App, environ: Environ, start_response: StartResponse, boundary: Boundary, authenticator: Authenticator | None
 ) -> Iterable[bytes]:
-    refusal = None if gate is None else boundary.check(gate, _path(environ))
-    if refusal is None:
+    error_response = None if authenticator is None else boundary.check(authenticator, _path(environ))
+    if error_response is None:
         return app(environ, start_response)
-    phrase = HTTPStatus(refusal.status).phrase
-    start_response(f"{refusal.status} {phrase}", list(refusal.headers))
+    phrase = HTTPStatus(error_response.status).phrase
+    start_response(f"{error_response.status} {phrase}", list(error_response.headers))
     # RFC 9110, section 9.3.2: the headers of GET, and no body.
     # Not even a HEAD without any piece: Hypercorn starts a response with its first one, or never.
-    return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else refusal.body]
+    return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else error_response.body]
 
 
 def _path(environ: Environ) -> RequestPath:

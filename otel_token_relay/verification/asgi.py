@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from otel_token_relay.authentication import Gate
+from otel_token_relay.authentication import Authenticator
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.asgi import App, Receive, Scope, Send, serve
 from otel_token_relay.settings import Settings
@@ -24,10 +24,10 @@ class BearerAuthMiddleware:
     Args:
         app: The ASGI 3 application.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither blocks the event loop here.
-        authenticator: A `BearerGate` of your own, in place of *verifier* and *options*.
+        authenticator: A `BearerAuthenticator` of your own, in place of *verifier* and *options*.
         settings: The settings that name the headers with the token, if no outer boundary has read them;
             ``None`` for the installed settings, else those of the environment.
-        options: The options of `BearerGate`: ``realm``, ``required_scopes``, ``exclude``,
+        options: The options of `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values`` and ``max_age``.
 
     Raises:
@@ -39,19 +39,19 @@ class BearerAuthMiddleware:
         app: App,
         verifier: Verifier | None = None,
         *,
-        authenticator: Gate | None = None,
+        authenticator: Authenticator | None = None,
         settings: Settings | None = None,
         **options: Unpack[AuthenticatorOptions],
     ) -> None:
         self.app = app
         self._settings = SettingsInForce(settings)
-        self._gate = choose_authenticator(verifier, authenticator, self._settings, options)
+        self._authenticator = choose_authenticator(verifier, authenticator, self._settings, options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         else:
-            await serve(self._enter, scope, receive, send, self._settings(), self._gate)
+            await serve(self._enter, scope, receive, send, self._settings(), self._authenticator)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)

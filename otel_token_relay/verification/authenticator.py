@@ -15,9 +15,9 @@ from typing import Any, Final, Literal, Protocol, TypedDict, cast
 from opentelemetry import context as otel_context
 from opentelemetry import metrics
 
-from otel_token_relay.authentication import Gate, Refusal, RequestPath
+from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import announce_verified
-from otel_token_relay.credentials import Reading
+from otel_token_relay.credentials import Credentials
 from otel_token_relay.decisions import is_suppressed
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.in_force import SettingsInForce
@@ -53,7 +53,7 @@ class Verifier(Protocol):
 
 
 class AuthenticatorOptions(TypedDict, total=False):
-    """The options that `BearerAuthMiddleware` passes to `BearerGate`, which documents and checks them."""
+    """The options that `BearerAuthMiddleware` passes to `BearerAuthenticator`, which documents and checks them."""
 
     realm: str | None
     required_scopes: Sequence[str]
@@ -63,7 +63,7 @@ class AuthenticatorOptions(TypedDict, total=False):
     max_age: float | None
 
 
-class BearerGate:
+class BearerAuthenticator:
     """Accept requests with a valid token that has the required scopes.
 
     Args:
@@ -118,45 +118,45 @@ class BearerGate:
         self._now = now
         self._recorder = _Recorder(mode)
 
-    def check(self, reading: Reading, path: RequestPath) -> Refusal | None:
-        """Return the error response to a request that is not accepted; see `Gate`."""
+    def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
+        """Return the error response to a request that is not accepted; see `Authenticator`."""
         if path.is_one_of(self._exclude):
             return None
-        if isinstance(reading, Reason):
-            return self._reject(self.challenges.without_token(reading), reading.value)
+        if isinstance(credentials, Reason):
+            return self._reject(self.challenges.without_token(credentials), credentials.value)
         try:
-            verifier, token = self._verifier, reading.reveal()
+            verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
                 verified = verifier.remembered(token) or drive(verifier.steps(token))
             else:
                 verified = cast("VerifiedToken", verifier.verify(token))
-            return self._check_verified(reading, verified)
+            return self._check_verified(credentials, verified)
         except Exception as error:  # no error of a verifier may let a request pass
             return self._reject_after(error)
 
-    async def check_async(self, reading: Reading, path: RequestPath) -> Refusal | None:
+    async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Do the same as `check`, without blocking the event loop."""
         if path.is_one_of(self._exclude):
             return None
-        if isinstance(reading, Reason):
-            return self._reject(self.challenges.without_token(reading), reading.value)
+        if isinstance(credentials, Reason):
+            return self._reject(self.challenges.without_token(credentials), credentials.value)
         try:
-            verifier, token = self._verifier, reading.reveal()
+            verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
                 verified = verifier.remembered(token)
                 return self._check_verified(
-                    reading, await drive_async(verifier.steps(token)) if verified is None else verified
+                    credentials, await drive_async(verifier.steps(token)) if verified is None else verified
                 )
             found = verifier.verify(token)
-            return self._check_verified(reading, await found if inspect.isawaitable(found) else found)
+            return self._check_verified(credentials, await found if inspect.isawaitable(found) else found)
         except Exception as error:
             return self._reject_after(error)
 
     def prepare(self) -> None:
-        """Create the counter; see `otel_token_relay.credentials.Gate`."""
+        """Create the counter; see `otel_token_relay.credentials.Authenticator`."""
         self._recorder.prepare()
 
-    def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> Refusal | None:
+    def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> ErrorResponse | None:
         if not self._required_scopes <= verified.scopes:
             return self._reject(self.challenges.insufficient_scope, "insufficient_scope")
         if not self._is_fresh_enough(verified.claims if self._acr_values or self._max_age is not None else {}):
@@ -176,7 +176,7 @@ class BearerGate:
         authenticated_at = claims.get("auth_time")
         return type(authenticated_at) in (int, float) and self._now() - authenticated_at <= self._max_age  # type: ignore[operator]
 
-    def _reject_after(self, error: Exception) -> Refusal | None:
+    def _reject_after(self, error: Exception) -> ErrorResponse | None:
         if isinstance(error, TokenRejected):
             return self._reject(self.challenges.invalid_token, error.reason)
         if not isinstance(error, KeysUnavailable):
@@ -185,12 +185,12 @@ class BearerGate:
         retry_after = error.retry_after if isinstance(error, KeysUnavailable) else 1.0
         return self._reject(self.challenges.unavailable(retry_after), "unavailable", "unavailable")
 
-    def _reject(self, refusal: Refusal, reason: str, outcome: Outcome = "refused") -> Refusal | None:
+    def _reject(self, error_response: ErrorResponse, reason: str, outcome: Outcome = "refused") -> ErrorResponse | None:
         self._recorder.record(outcome, reason)
-        return refusal if self._mode == "enforce" else None
+        return error_response if self._mode == "enforce" else None
 
 
-def gate_from(settings: Settings) -> BearerGate:
+def authenticator_from(settings: Settings) -> BearerAuthenticator:
     """Build the authenticator of the server boundary, for services without a middleware in their code.
 
     Raises:
@@ -199,7 +199,7 @@ def gate_from(settings: Settings) -> BearerGate:
     verifier = TokenVerifier(
         settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
     )
-    return BearerGate(
+    return BearerAuthenticator(
         verifier,
         exclude=settings.verify_exclude,
         mode="report" if settings.verify == "report" else "enforce",
@@ -208,8 +208,11 @@ def gate_from(settings: Settings) -> BearerGate:
 
 
 def choose_authenticator(
-    verifier: Verifier | None, authenticator: Gate | None, settings: SettingsInForce, options: AuthenticatorOptions
-) -> Gate:
+    verifier: Verifier | None,
+    authenticator: Authenticator | None,
+    settings: SettingsInForce,
+    options: AuthenticatorOptions,
+) -> Authenticator:
     """Return *authenticator*, or build one from *verifier* and *options*.
 
     Raises:
@@ -221,7 +224,7 @@ def choose_authenticator(
         return authenticator
     if verifier is None:
         raise ConfigurationError("verifier", "expected a verifier or an authenticator")
-    return BearerGate(verifier, span_claims=SpanClaimsInForce(settings), **options)
+    return BearerAuthenticator(verifier, span_claims=SpanClaimsInForce(settings), **options)
 
 
 class _Recorder:

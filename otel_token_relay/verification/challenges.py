@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from otel_token_relay.authentication import Refusal
+from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 
@@ -67,7 +67,7 @@ class Challenges:
         self.insufficient_authentication = self._challenge(401, error, error, *step_up)
         self.insufficient_scope = self.build_insufficient_scope(required_scopes)
 
-    def build_insufficient_scope(self, scopes: Sequence[str]) -> Refusal:
+    def build_insufficient_scope(self, scopes: Sequence[str]) -> ErrorResponse:
         """Build the error response to a valid token that lacks a scope.
 
         Raises:
@@ -77,18 +77,18 @@ class Challenges:
         error = "insufficient_scope"
         return self._challenge(403, error, error, *([("scope", " ".join(scopes))] if scopes else []))
 
-    def without_token(self, reason: Reason) -> Refusal:
+    def without_token(self, reason: Reason) -> ErrorResponse:
         """Return the error response to a request from whose headers no token could be read."""
         if reason is Reason.ABSENT:
             return self.unauthenticated
         return self.invalid_token if reason is Reason.TOO_LONG else self.invalid_request
 
-    def unavailable(self, retry_after: float) -> Refusal:
+    def unavailable(self, retry_after: float) -> ErrorResponse:
         """Build the error response for an unavailable issuer (RFC 9110, section 10.2.3)."""
         seconds = min(max(1, math.ceil(retry_after)), 3600) if math.isfinite(retry_after) else 3600
-        return Refusal.build(503, "temporarily_unavailable", ("Retry-After", str(seconds)))
+        return ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", str(seconds)))
 
-    def _challenge(self, status: int, error: str | None, body: str, *attributes: tuple[str, str]) -> Refusal:
+    def _challenge(self, status: int, error: str | None, body: str, *attributes: tuple[str, str]) -> ErrorResponse:
         named = [] if error is None else [("error", error)]
         text = ", ".join(f'{name}="{value}"' for name, value in (*self._start, *named, *attributes, *self._end))
-        return Refusal.build(status, body, ("WWW-Authenticate", f"Bearer {text}"))
+        return ErrorResponse.build(status, body, ("WWW-Authenticate", f"Bearer {text}"))

@@ -22,7 +22,7 @@ except ImportError as error:
         "these dependencies require FastAPI: pip install 'otel-token-relay[verify]' fastapi", name=error.name
     ) from error
 
-from otel_token_relay.authentication import Refusal
+from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.verification.principal import Principal, challenges_of, principal_of
 
 __all__ = ["Principal", "current_principal", "require_scopes"]
@@ -78,7 +78,7 @@ def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]
     return principal_with_scopes
 
 
-def _error(refusal: Refusal) -> HTTPException:
+def _error(error_response: ErrorResponse) -> HTTPException:
     kept = ("WWW-Authenticate", "Cache-Control")
-    headers = {name: value for name, value in refusal.headers if name in kept}
-    return HTTPException(refusal.status, headers=headers)
+    headers = {name: value for name, value in error_response.headers if name in kept}
+    return HTTPException(error_response.status, headers=headers)

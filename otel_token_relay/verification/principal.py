@@ -7,7 +7,7 @@ from typing import Any
 
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
-from otel_token_relay.verification.authenticator import DEFAULT_REALM, BearerGate
+from otel_token_relay.verification.authenticator import DEFAULT_REALM, BearerAuthenticator
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.verifier import VerifiedToken
 
@@ -80,7 +80,7 @@ def principal_of(request: MutableMapping[str, Any]) -> Principal:
             nor the server boundary verifies tokens for this application.
     """
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
-    if boundary is None or not boundary.passed:
+    if boundary is None or not boundary.admitted_by:
         raise ConfigurationError("verification", "request not verified; add BearerAuthMiddleware to the application")
     verification = None if boundary.token is None else boundary.token.verification
     return Principal(verification if isinstance(verification, VerifiedToken) else None)
@@ -89,8 +89,12 @@ def principal_of(request: MutableMapping[str, Any]) -> Principal:
 def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
     """Return the error responses of the authenticator that accepted this request last."""
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
-    passed = () if boundary is None else boundary.passed
+    admitted_by = () if boundary is None else boundary.admitted_by
     return next(
-        (gate.challenges for gate, _ in reversed(passed) if isinstance(gate, BearerGate)),
+        (
+            authenticator.challenges
+            for authenticator, _ in reversed(admitted_by)
+            if isinstance(authenticator, BearerAuthenticator)
+        ),
         Challenges(realm=DEFAULT_REALM),
     )

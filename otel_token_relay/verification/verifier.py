@@ -87,7 +87,7 @@ class VerifiedToken:
         """The client that the token was issued to: ``client_id``, ``azp``, ``cid`` or ``appid``."""
         return next((self._shared[n] for n in ("client_id", "azp", "cid", "appid") if n in self._shared), None)
 
-    def still_holds(self) -> bool:
+    def is_still_valid(self) -> bool:
         """Return whether the token has not been revoked. Never waits; returns false if this is unknown."""
         try:
             return self._is_valid()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple, Unpack
 
-from otel_token_relay.authentication import Gate, Refusal
+from otel_token_relay.authentication import Authenticator, ErrorResponse
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.servers.wsgi import App, Environ, StartResponse, serve
 from otel_token_relay.settings import Settings
@@ -26,10 +26,10 @@ class BearerAuthMiddleware:
     Args:
         app: The WSGI application; for Flask, ``app.wsgi_app``.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
-        authenticator: A `BearerGate` of your own, in place of *verifier* and *options*.
+        authenticator: A `BearerAuthenticator` of your own, in place of *verifier* and *options*.
         settings: The settings that name the headers with the token, if no outer boundary has read them;
             ``None`` for the installed settings, else those of the environment.
-        options: The options of `BearerGate`: ``realm``, ``required_scopes``, ``exclude``,
+        options: The options of `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values`` and ``max_age``.
 
     Raises:
@@ -41,16 +41,16 @@ class BearerAuthMiddleware:
         app: App,
         verifier: Verifier | None = None,
         *,
-        authenticator: Gate | None = None,
+        authenticator: Authenticator | None = None,
         settings: Settings | None = None,
         **options: Unpack[AuthenticatorOptions],
     ) -> None:
         self.app = app
         self._settings = SettingsInForce(settings)
-        self._gate = choose_authenticator(verifier, authenticator, self._settings, options)
+        self._authenticator = choose_authenticator(verifier, authenticator, self._settings, options)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        return serve(self._enter, environ, start_response, self._settings(), self._gate)
+        return serve(self._enter, environ, start_response, self._settings(), self._authenticator)
 
     def _enter(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         environ[PRINCIPAL_KEY] = principal_of(environ)
@@ -92,5 +92,5 @@ def refuse_without(environ: Environ, *scopes: str) -> Answer | None:
     return None if principal.scopes.issuperset(scopes) else _answer(insufficient)
 
 
-def _answer(refusal: Refusal) -> Answer:
-    return Answer(refusal.body, refusal.status, dict(refusal.headers))
+def _answer(error_response: ErrorResponse) -> Answer:
+    return Answer(error_response.body, error_response.status, dict(error_response.headers))

@@ -179,7 +179,7 @@ def main(ways: list[str], url: str, options: list[str]) -> None:
             sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     install(Settings(destinations=(url,)))
     if "unguarded" in options:
-        BearerToken.is_at_home = BearerToken.serves_here = True
+        BearerToken.is_own_process = BearerToken.is_usable = True
     for way in ways:
         print(serve(ALICE, url, globals()[way]), flush=True)  # noqa: T201  # the test reads this
 

@@ -31,7 +31,7 @@ from aiohttp import web
 
 from otel_token_relay import Settings, current_token, uninstall
 from otel_token_relay import installation as install
-from otel_token_relay.authentication import Gate
+from otel_token_relay.authentication import Authenticator
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.patching import Patches
 from otel_token_relay.relay import Relay
@@ -63,12 +63,12 @@ def answer(path: str) -> str:
 
 
 @contextmanager
-def installed(settings: Settings, gate: Gate | None = None) -> Iterator[None]:
+def installed(settings: Settings, authenticator: Authenticator | None = None) -> Iterator[None]:
     """Install, with an authenticator that settings cannot describe if one is given."""
     install(settings)
-    if gate is not None:
+    if authenticator is not None:
         # The package's attribute of that name is the function.
-        importlib.import_module("otel_token_relay.installation")._installed.relay.gate = gate
+        importlib.import_module("otel_token_relay.installation")._installed.relay.authenticator = authenticator
     try:
         yield
     finally:
@@ -325,20 +325,20 @@ def serve_flask() -> Iterator[Server]:
 
 
 Protected = Server | GrpcServer
-Serve = Callable[[Settings, Gate | None], AbstractContextManager[Any]]
+Serve = Callable[[Settings, Authenticator | None], AbstractContextManager[Any]]
 
 
 def _hooked(serve: Callable[[], AbstractContextManager[Any]]) -> Serve:
     @contextmanager
-    def run(settings: Settings, gate: Gate | None = None) -> Iterator[Any]:
-        with installed(settings, gate), serve() as server:
+    def run(settings: Settings, authenticator: Authenticator | None = None) -> Iterator[Any]:
+        with installed(settings, authenticator), serve() as server:
             yield server
 
     return run
 
 
 def _by_hand(serve: Callable[[Any], AbstractContextManager[Any]], build: Callable[..., Any]) -> Serve:
-    return lambda settings, gate=None: serve(build(settings, gate))
+    return lambda settings, authenticator=None: serve(build(settings, authenticator))
 
 
 HOOKED: dict[str, Serve] = {
@@ -370,11 +370,11 @@ OWN_INTERFACE = tuple(_PATCHES)
 
 
 @contextmanager
-def serving_behind(gate: Gate, name: str) -> Iterator[Any]:
+def serving_behind(authenticator: Authenticator, name: str) -> Iterator[Any]:
     """Run one of `OWN_INTERFACE` with only its own hook, which may remain between tests."""
     patch, module, serve = _PATCHES[name]
     relay, patches = Relay(Settings()), Patches()
-    relay.gate = gate
+    relay.authenticator = authenticator
     patch(module, relay, patches)
     try:
         with serve() as server:

@@ -613,7 +613,7 @@ class _Verified:
     subject = "alice"
     client_id = None
 
-    def still_holds(self) -> bool:
+    def is_still_valid(self) -> bool:
         return True
 
 

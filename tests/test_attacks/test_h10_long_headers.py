@@ -16,7 +16,7 @@ from opentelemetry.propagators.textmap import default_getter
 
 from otel_token_relay import Settings, current_token
 from otel_token_relay import installation as install
-from otel_token_relay.authentication import Refusal
+from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.context import current_token as token_in
 from otel_token_relay.credentials import parse_credentials
 from otel_token_relay.propagator import TokenRelayPropagator
@@ -111,17 +111,17 @@ def test_h10_a_bare_token_has_the_same_limit_as_one_with_its_scheme() -> None:
     assert parse_credentials(["a" * (MAX + 1)], max_length=MAX, bare=True) is Reason.TOO_LONG
 
 
-class Gate:
+class Authenticator:
     """Note what it is asked about, and let it in."""
 
     def __init__(self) -> None:
-        self.readings: list[object] = []
+        self.credentials: list[object] = []
 
-    def check(self, reading: object, path: str) -> Refusal | None:
-        self.readings.append(reading)
+    def check(self, reading: object, path: str) -> ErrorResponse | None:
+        self.credentials.append(reading)
         return None
 
-    async def check_async(self, reading: object, path: str) -> Refusal | None:
+    async def check_async(self, reading: object, path: str) -> ErrorResponse | None:
         return self.check(reading, path)
 
     def prepare(self) -> None: ...
@@ -132,15 +132,15 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None: ...
 
 def through_asgi(headers: list[Any], boundaries: int = 4) -> list[object]:
     """Serve a request through several boundaries with a gate, and return what the gate was given."""
-    gate = Gate()
+    authenticator = Authenticator()
     app: Any = _nothing
     for _ in range(boundaries):
 
         def app(scope: Any, receive: Any, send: Any, inner: Any = app) -> Any:
-            return asgi.serve(inner, scope, receive, send, SETTINGS, gate)  # type: ignore[arg-type]
+            return asgi.serve(inner, scope, receive, send, SETTINGS, authenticator)  # type: ignore[arg-type]
 
     asyncio.run(app({"type": "http", "path": "/", "headers": headers}, None, None))
-    return gate.readings
+    return authenticator.credentials
 
 
 @every_long_line
@@ -156,7 +156,7 @@ def test_h10_asgi_boundaries_do_not_read_it(line: str) -> None:
 @every_long_line
 def test_h10_wsgi_boundaries_do_not_read_it(line: str) -> None:
     """Nor do those of WSGI."""
-    gate = Gate()
+    authenticator = Authenticator()
     value = NotingStr(line)
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -165,12 +165,12 @@ def test_h10_wsgi_boundaries_do_not_read_it(line: str) -> None:
     for _ in range(4):
 
         def app(environ: Any, start_response: Any, inner: Any = app) -> Any:
-            return wsgi.serve(inner, environ, start_response, SETTINGS, gate)  # type: ignore[arg-type]
+            return wsgi.serve(inner, environ, start_response, SETTINGS, authenticator)  # type: ignore[arg-type]
 
     calls.clear()
     app({"HTTP_AUTHORIZATION": value}, None)
 
-    assert gate.readings == [Reason.TOO_LONG]
+    assert authenticator.credentials == [Reason.TOO_LONG]
     assert calls == []
 
 
@@ -240,9 +240,9 @@ def test_h10_many_lines_are_scanned_once(size: int, boundaries: int) -> None:
     lines[size // 2] = (b"authorization", f"Bearer {TOKEN}".encode())  # type: ignore[assignment]
     Name.looks = 0
 
-    readings = through_asgi(lines, boundaries)
+    credentials = through_asgi(lines, boundaries)
 
-    assert [str(reading)[:11] for reading in readings] == ["BearerToken"]
+    assert [str(reading)[:11] for reading in credentials] == ["BearerToken"]
     assert Name.looks == size - 1
 
 

@@ -102,7 +102,7 @@ def fork(work):
     [
         pytest.param(lambda: BearerToken(ALICE, lease=Lease()), id="constructor"),
         pytest.param(lambda: BearerToken(ALICE), id="without a lease"),
-        pytest.param(lambda: BearerToken.of_credentials(ALICE, lease=Lease()), id="credentials"),
+        pytest.param(lambda: BearerToken.from_parsed(ALICE, lease=Lease()), id="credentials"),
         pytest.param(lambda: BearerToken(ALICE).rebind(lease=None), id="rebound"),
     ],
 )
@@ -111,11 +111,11 @@ def test_h12_every_token_stays_at_home(make):
     token = make()
 
     def child():
-        return not token.is_at_home and not token.serves_here and make().is_at_home and make().serves_here
+        return not token.is_own_process and not token.is_usable and make().is_own_process and make().is_usable
 
     assert fork(child)
-    assert token.is_at_home
-    assert token.serves_here
+    assert token.is_own_process
+    assert token.is_usable
 
 
 def test_h12_the_reason_is_the_process(echo):
@@ -141,7 +141,7 @@ def test_h12_a_fork_without_pythons_hooks_is_still_known_by_its_process_id(monke
 
     monkeypatch.setattr("os.getpid", lambda: token.pid + 1)
 
-    assert not token.is_at_home
+    assert not token.is_own_process
     assert current_token(with_token(token)) is None
 
 

@@ -68,7 +68,7 @@ class Request:
     reads: int = 0
 
 
-def parts_of(request: Request) -> Any:
+def target_of(request: Request) -> Any:
     request.reads += 1
     if request.parts is None:
         raise ValueError("no two parsers agree")
@@ -83,7 +83,7 @@ def carries(request: Request, name: str) -> bool:
 
 def hop(relay: Relay, request: Request, token: str | None = None, context: Context | None = None) -> str | None:
     bound = None if token is None else BearerToken(token)
-    return relay.hop(request, parts_of, carries, with_token(bound, context or Context()))
+    return relay.hop(request, target_of, carries, with_token(bound, context or Context()))
 
 
 @every_client

@@ -235,10 +235,10 @@ def test_s01_a_suppressed_verification_is_decided_and_not_counted() -> None:
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.reasons import Reason
-from otel_token_relay.verification.gate import gate_from
+from otel_token_relay.verification.gate import authenticator_from
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
-gate = gate_from(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
+gate = authenticator_from(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
 with suppress_instrumentation(), provider.guard:
     refusal = gate.check(Reason.ABSENT, RequestPath("/", "/"))
 print(refusal.status, counted(memory, "token_relay.verifications"))

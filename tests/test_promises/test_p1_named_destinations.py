@@ -231,7 +231,7 @@ def test_a_tunnel_is_decided_by_its_endpoint() -> None:
 
 
 def _httpx_parts(url: str) -> Parts:
-    return httpx_hook._parts_of((None, httpx.Request("GET", url)))
+    return httpx_hook._target_of((None, httpx.Request("GET", url)))
 
 
 def _urllib3_parts(url: str) -> Parts:
@@ -246,13 +246,13 @@ def _urllib_parts(url: str) -> Parts:
 
 def _parts_of_urllib_request(request: urllib.request.Request) -> Parts:
     http_class = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[request.type]
-    return urllib_hook.Destinations(urllib.request).parts_of((request, http_class))
+    return urllib_hook.Destinations(urllib.request).target_of((request, http_class))
 
 
 def _aiohttp_parts(url: str) -> Parts:
     request = SimpleNamespace(url=yarl.URL(url), proxy=None, server_hostname=None)
     transport = asyncio.Transport({"peername": ("127.0.0.1", 80)})
-    return aiohttp_hook._parts_of((request, SimpleNamespace(transport=transport)))
+    return aiohttp_hook._target_of((request, SimpleNamespace(transport=transport)))
 
 
 def _tornado_parts(url: str) -> Parts:
@@ -266,8 +266,8 @@ def _tornado_parts(url: str) -> Parts:
             looked_up.append(host.encode("idna").decode())
             return [(socket.AF_INET, ("127.0.0.1", one.port))]
 
-    def hop(relay: Relay, request: Any, parts_of: Any, *_: Any) -> None:
-        parts.append(parts_of(request))
+    def hop(relay: Relay, request: Any, target_of: Any, *_: Any) -> None:
+        parts.append(target_of(request))
 
     async def fetch() -> None:
         client = SimpleAsyncHTTPClient(force_instance=True, resolver=Loopback())
@@ -317,9 +317,9 @@ HOSTILE = [
 @pytest.mark.parametrize(("url", "hosts"), HOSTILE, ids=[ascii(url) for url, _ in HOSTILE])
 def test_a_hostile_url_is_parsed_as_the_client_parses_it(url: str, hosts: list[str | None]) -> None:
     """The compared host is the host that the client looks up, with the client's own parser and IDNA."""
-    for (library, parts_of), host in zip(PARTS_OF.items(), hosts, strict=True):
+    for (library, target_of), host in zip(PARTS_OF.items(), hosts, strict=True):
         try:
-            origin = Origin.of(*parts_of(url))
+            origin = Origin.of(*target_of(url))
         except Exception:
             origin = None
 
