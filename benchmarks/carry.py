@@ -17,8 +17,7 @@ from statistics import median
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
-from otel_token_relay import Settings, carry, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, carry, install, uninstall, use_token
 from otel_token_relay.servers.boundary import Boundary
 
 SETTINGS = Settings(destinations=("https://profile-service",))

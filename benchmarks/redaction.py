@@ -32,8 +32,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from otel_token_relay import Settings, context, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, context, install, uninstall, use_token
 from otel_token_relay.redaction import installation
 
 Figure = tuple[str, float, float | None]

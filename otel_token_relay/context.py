@@ -25,7 +25,7 @@ DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 
 before_first_token: Callable[[], None] | None = None
-"""What is to be done before the first token is bound. `otel_token_relay.installation` sets and clears it."""
+"""What is to be done before the first token is bound. `otel_token_relay.install` sets and clears it."""
 # Told of each token as it is bound, and into which context, so that redaction knows it from then
 # on. They are not asked anything; whatever they raise is theirs.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []

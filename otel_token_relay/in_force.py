@@ -1,7 +1,7 @@
 """The settings in force: those that are installed, else those of the environment.
 
 Everything that takes ``settings=None`` asks here, at its first use and not when it is made: a middleware
-is made while a module is being imported, which may be before `otel_token_relay.installation` is called.
+is made while a module is being imported, which may be before `otel_token_relay.install` is called.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
 
 installed_relay: Relay | None = None
-"""The relay of the current installation. `otel_token_relay.installation` sets and clears it."""
+"""The relay of the current installation. `otel_token_relay.install` sets and clears it."""
 
 
 class Terms(NamedTuple):

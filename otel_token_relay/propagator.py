@@ -44,7 +44,7 @@ class TokenRelayPropagator(TextMapPropagator):
     """
 
     clients_are_hooked: ClassVar[bool] = False
-    """Whether `otel_token_relay.installation` has run, so that hops are decided without ``inject``."""
+    """Whether `otel_token_relay.install` has run, so that hops are decided without ``inject``."""
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
         self._relay = Relay(settings) if relay is None and settings is not None else relay
@@ -125,7 +125,7 @@ class TokenRelayPropagator(TextMapPropagator):
         self._has_warned = True
         _logger.warning(
             "the token_relay propagator holds a token, but no HTTP client is hooked: nothing is relayed."
-            " Call otel_token_relay.installation(), or name token_relay in OTEL_PROPAGATORS."
+            " Call otel_token_relay.install(), or name token_relay in OTEL_PROPAGATORS."
         )
 
 

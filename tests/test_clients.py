@@ -25,8 +25,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_token_relay import Settings, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.testing import assert_never_leaked
 from tests.support.clients import CLIENTS, Client, every_client, every_redirected_client, in_loop
 from tests.support.loopback import Party, Status, party, trust

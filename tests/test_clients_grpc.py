@@ -10,8 +10,7 @@ import grpc.aio
 import pytest
 from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcInstrumentorClient
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients.grpc import _Channel, _read_credentials, _target_of
 from tests.support.loopback import grpc_party
 

@@ -8,8 +8,7 @@ import pytest
 from opentelemetry.instrumentation.tornado import TornadoInstrumentor
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.testing import third_party
 
 ALICE = "alice-token-0001"

@@ -13,8 +13,7 @@ import wrapt
 from opentelemetry import propagate
 from opentelemetry.propagators.composite import CompositePropagator
 
-from otel_token_relay import Settings, TokenRelayPropagator, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall
 from otel_token_relay.patching import Patches
 
 # The function of the same name hides the module in its package.
@@ -180,7 +179,7 @@ def test_libraries_are_hooked_when_the_application_imports_them():
     """The package itself never imports them."""
     out, _ = run(
         "import sys, otel_token_relay as r; r.install()\n"
-        "from otel_token_relay.install import hook_states\n"
+        "from otel_token_relay.installation import hook_states\n"
         "libraries = {'httpx', 'aiohttp', 'flask', 'django', 'starlette', 'requests', 'opentelemetry.sdk'}\n"
         "print(sorted(libraries & set(sys.modules)))\n"
         "import httpx, starlette.applications\n"
@@ -212,7 +211,7 @@ def test_a_module_that_imports_the_package_is_hooked(first_import):
     """The module is only partly imported when OpenTelemetry loads the propagator."""
     out, err = run(
         f"import {first_import}\nimport opentelemetry.propagate, colorsys\n"
-        "from otel_token_relay.install import hook_states\n"
+        "from otel_token_relay.installation import hook_states\n"
         "import sys; states = hook_states()\n"
         "print([n for n, s in states.items() if n in sys.modules and s != 'hooked'], len(states))",
         OTEL_PROPAGATORS="tracecontext,baggage,token_relay",

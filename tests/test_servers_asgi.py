@@ -11,9 +11,8 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
-from otel_token_relay import Settings, uninstall, use_token
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay import credentials as door
-from otel_token_relay import installation as install
 from otel_token_relay.servers.asgi import TokenRelayMiddleware
 from tests.support import apps
 from tests.support.apps import NONE

@@ -11,8 +11,7 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 
-from otel_token_relay import Settings, TokenRelayPropagator, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall, use_token
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware
 from tests.support import apps
 from tests.support.apps import NONE

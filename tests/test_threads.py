@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
-from otel_token_relay import Settings, current_token, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install, uninstall, use_token
 
 LISTED = Settings(destinations=("https://a",))
 ALICE = "alice-token-0001"
@@ -22,7 +21,7 @@ ALICE = "alice-token-0001"
 PROPAGATOR = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
 NO_EXPORT = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
 INSTRUMENT = "from opentelemetry.instrumentation.threading import ThreadingInstrumentor as T; T().instrument()\n"
-INSTALL = "import otel_token_relay; otel_token_relay.installation()\n"
+INSTALL = "import otel_token_relay; otel_token_relay.install()\n"
 
 # Extracts the tokens of two requests, and reads them in a thread and in an executor.
 PROBE = """

@@ -17,8 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from otel_token_relay import Settings, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware

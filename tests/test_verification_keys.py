@@ -21,8 +21,7 @@ from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 from opentelemetry.instrumentation.urllib import URLLibInstrumentor
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
-from otel_token_relay import Settings, current_token, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install, uninstall, use_token
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier

@@ -23,8 +23,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from uvicorn.config import WS_PROTOCOLS
 
-from otel_token_relay import Settings, current_token, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install, uninstall
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.servers.asgi import TokenRelayMiddleware as AsgiBoundary
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware as WsgiBoundary

@@ -23,8 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from otel_token_relay import BearerToken, Settings, carry, current_token, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import BearerToken, Settings, carry, current_token, install, uninstall, use_token
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import ThirdParty, third_party
@@ -279,7 +278,7 @@ import logging, sys
 logging.basicConfig(stream=sys.stdout)
 sys.modules["jwt"] = sys.modules["jwt.algorithms"] = None
 import httpx, flask
-from otel_token_relay import Settings, installation as install
+from otel_token_relay import Settings, install
 for verify in ("off", "report", "enforce"):
     install(Settings(verify=verify, issuers=("https://idp.example",), audience=("a",)))
     app = flask.Flask("app")
@@ -298,7 +297,7 @@ def test_nothing_of_pyjwt_is_imported_unless_used() -> None:
     """Services that only relay do not load the verifier."""
     program = """
 import sys, otel_token_relay, otel_token_relay.verification
-otel_token_relay.installation(otel_token_relay.Settings(span_claims=("sub:enduser.id",)))
+otel_token_relay.install(otel_token_relay.Settings(span_claims=("sub:enduser.id",)))
 print([name for name in sys.modules if name.split(".")[0] in ("jwt", "cryptography", "fastapi")])
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

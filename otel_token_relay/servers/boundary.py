@@ -42,14 +42,14 @@ class Boundary:
     """
 
     __slots__ = (
+        "_header_lines",
         "_is_answering",
         "_is_refused",
         "_lease",
         "_settings",
-        "_header_lines",
-        "lines",
         "admitted_by",
         "credentials",
+        "lines",
         "token",
     )
 

@@ -25,8 +25,7 @@ import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from otel_token_relay import Reason, Settings, current_token
-from otel_token_relay import installation as install
+from otel_token_relay import Reason, Settings, current_token, install
 from otel_token_relay.relay import Relay
 
 NONE = "none"

@@ -24,8 +24,7 @@ import urllib3
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
-from otel_token_relay import BearerToken, Settings, carry, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import BearerToken, Settings, carry, install, use_token
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware
 
 ALICE = "alice-token-0001"

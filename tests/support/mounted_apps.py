@@ -31,8 +31,7 @@ from starlette.routing import Mount, Route
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from otel_token_relay import Settings
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install
 from otel_token_relay.servers.asgi import TokenRelayMiddleware
 from tests.support.tokens import AUDIENCE
 

@@ -29,8 +29,7 @@ import tornado.web
 import tornado.websocket
 from aiohttp import web
 
-from otel_token_relay import Settings, current_token, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install, uninstall
 from otel_token_relay.authentication import Authenticator
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.patching import Patches

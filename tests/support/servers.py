@@ -26,8 +26,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from otel_token_relay import Settings, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall
 from tests.support import apps
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from otel_token_relay import Settings, TokenRelayPropagator, current_token, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, TokenRelayPropagator, current_token, install, uninstall
 from otel_token_relay.redaction import RedactingFilter
 from otel_token_relay.servers import asgi, wsgi
 from tests.support.issuers import Issuer, issuing, wait_until

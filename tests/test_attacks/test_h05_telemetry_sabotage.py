@@ -30,8 +30,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_token_relay import Settings, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.context import with_token
 from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, installation, statics
 from otel_token_relay.redaction import known_tokens as memory

@@ -23,8 +23,7 @@ import requests
 import urllib3
 import yarl
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from tests.support.clients import in_loop
 from tests.support.loopback import Party, Proxy, certificate, grpc_party, party, proxy, trust
 

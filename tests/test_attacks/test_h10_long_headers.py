@@ -14,8 +14,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.asgi import asgi_getter
 from opentelemetry.propagators.textmap import default_getter
 
-from otel_token_relay import Settings, current_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install
 from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.context import current_token as token_in
 from otel_token_relay.credentials import parse_credentials

@@ -32,8 +32,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from urllib3.http2.connection import HTTP2Connection
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients.connections import is_ip_peer
 from otel_token_relay.clients.httpx import _parts_of_pooled
 from otel_token_relay.clients.urllib3 import destinations

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.settings import VARIABLES
 from otel_token_relay.spelling import resembles
 from tests.support import apps

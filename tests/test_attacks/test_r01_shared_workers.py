@@ -26,8 +26,7 @@ from pathlib import Path
 import pytest
 from opentelemetry import context as otel_context
 
-from otel_token_relay import Settings, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall
 from otel_token_relay.installation import hook_states
 from otel_token_relay.threads import SHARED_WORKERS
 from tests.support.carrying import PATIENCE, being_served, echo_server, send, serve, served
@@ -121,7 +120,7 @@ def handle_request(server):
 
 MANAGER = """
 import multiprocessing.managers, os, queue, sys, threading
-from otel_token_relay import Settings, installation as install, use_token
+from otel_token_relay import Settings, install, use_token
 from tests.support.carrying import send
 
 install(Settings(destinations=[sys.argv[1]]))

@@ -25,8 +25,7 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
-from otel_token_relay import Settings, carry, current_token, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, carry, current_token, install, uninstall
 from tests.support.carrying import PATIENCE, Request, being_served, echo_server, send, served
 
 ALICE = "alice-token-0001"
@@ -449,7 +448,7 @@ def test_r01_nothing_is_imported_for_it_and_all_is_taken_back():
     """An application without pools does not load them, and one that uninstalls has its own back."""
     code = """
 import sys
-from otel_token_relay import installation as install, uninstall, use_token
+from otel_token_relay import install, uninstall, use_token
 install()
 with use_token("alice-token-0001"):
     print("multiprocessing.pool" in sys.modules)

@@ -15,8 +15,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_token_relay import BearerToken, Settings
-from otel_token_relay import installation as install
+from otel_token_relay import BearerToken, Settings, install
 from otel_token_relay.context import with_token
 from otel_token_relay.relay import Relay
 from tests.support.clients import Client, every_client

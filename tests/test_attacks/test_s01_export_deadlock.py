@@ -32,7 +32,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExportingMetricReader
 
-from otel_token_relay import Settings, installation as install, use_token
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.testing import third_party
 
 
@@ -235,7 +235,7 @@ def test_s01_a_suppressed_verification_is_decided_and_not_counted() -> None:
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.reasons import Reason
-from otel_token_relay.verification.gate import authenticator_from
+from otel_token_relay.verification.authenticator import authenticator_from
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
 gate = authenticator_from(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))

@@ -12,8 +12,7 @@ import falcon.asgi
 import falcon.testing
 import pytest
 
-from otel_token_relay import Settings, current_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install
 from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
 TOKEN = "s02-callers-token"

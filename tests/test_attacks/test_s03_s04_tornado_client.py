@@ -22,8 +22,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.websocket import websocket_connect
 
-from otel_token_relay import Settings, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall, use_token
 from tests.support.clients import Client, every_client
 from tests.support.loopback import Party, Status, party, proxy, trust
 

@@ -21,8 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.redaction import RedactingSpanExporter
 from otel_token_relay.redaction.known_tokens import MEMORY, TokenMemory, stop_listening
 from otel_token_relay.redaction.scrubber import MASK

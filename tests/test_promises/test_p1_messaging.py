@@ -17,8 +17,7 @@ from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.propagators.textmap import default_setter
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_token_relay import Settings, current_token, to_destination, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install, to_destination, uninstall, use_token
 from otel_token_relay.testing import assert_never_leaked
 
 with warnings.catch_warnings():

@@ -25,8 +25,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients import aiohttp as aiohttp_hook
 from otel_token_relay.clients import httpx as httpx_hook
 from otel_token_relay.clients import urllib as urllib_hook

@@ -8,8 +8,7 @@ import time
 import anyio
 import pytest
 
-from otel_token_relay import Settings, carry, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, carry, install, uninstall
 from tests.support.carrying import (
     ASYNC_WAYS,
     PATIENCE,

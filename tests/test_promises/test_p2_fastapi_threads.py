@@ -12,8 +12,7 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
-from otel_token_relay import Settings, current_token, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, current_token, install, uninstall
 from tests.support.carrying import PATIENCE, Work, echo_server, send
 from tests.support.servers import serve_asgi
 

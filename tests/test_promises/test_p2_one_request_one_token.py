@@ -10,8 +10,7 @@ import sys
 import threading
 from contextlib import ExitStack
 
-from otel_token_relay import Settings, carry, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, carry, install, use_token
 from tests.support.clients import (
     CLIENTS,
     Client,
@@ -113,7 +112,7 @@ def test_carried_work_relays_after_the_lease(client: Client) -> None:
 
 FORK = """
 import json, logging, os, sys
-from otel_token_relay import Settings, installation as install, use_token
+from otel_token_relay import Settings, install, use_token
 from tests.support.clients import CLIENTS
 
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)

@@ -11,8 +11,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from otel_token_relay import Settings, TokenRelayPropagator, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall
 from tests.support import apps
 from tests.support.apps import NONE
 from tests.support.servers import (

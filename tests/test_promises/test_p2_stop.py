@@ -28,8 +28,7 @@ from apscheduler.schedulers.base import BaseScheduler
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
-from otel_token_relay import Settings, uninstall
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall
 from tests.support import forks
 from tests.support.carrying import PATIENCE, Request, Work, echo_server, send, serve
 

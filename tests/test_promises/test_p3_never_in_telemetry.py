@@ -38,8 +38,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from otel_token_relay import Settings, uninstall, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.redaction import (
     RedactingFilter,
     RedactingSpanExporter,
@@ -615,7 +614,7 @@ import os, signal, sys, threading
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from otel_token_relay import installation as install, use_token
+from otel_token_relay import install, use_token
 
 install()
 exporter = InMemorySpanExporter()
@@ -830,9 +829,9 @@ def test_uninstall_removes_redaction():
 def test_redaction_starts_in_any_order(order, start):
     """Any of the three entry points starts it, whether the SDK is imported before or after."""
     starts = {
-        "install": "import otel_token_relay; otel_token_relay.installation()",
-        "propagator": "from otel_token_relay.install import propagator_from_env; propagator_from_env()",
-        "pre_instrument": "from otel_token_relay.install import pre_instrument; pre_instrument()",
+        "install": "import otel_token_relay; otel_token_relay.install()",
+        "propagator": "from otel_token_relay.installation import propagator_from_env; propagator_from_env()",
+        "pre_instrument": "from otel_token_relay.installation import pre_instrument; pre_instrument()",
     }
     sdk = "import opentelemetry.sdk.trace, opentelemetry.sdk._logs, opentelemetry.sdk.metrics"
     program = [sdk, starts[start]] if order == "sdk-first" else [starts[start], LOADED, sdk]
@@ -855,7 +854,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExpor
 {break_it}
 import otel_token_relay
 from otel_token_relay.redaction.installation import states
-otel_token_relay.installation()
+otel_token_relay.install()
 print(states())
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter

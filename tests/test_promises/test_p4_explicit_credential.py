@@ -26,8 +26,7 @@ from tornado.httpclient import HTTPRequest
 from tornado.httputil import HTTPHeaders
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients.grpc import _replace
 from tests.support.clients import CLIENTS, PARTIES, Client, Protocol, every_client, in_loop, rows
 from tests.support.loopback import Party, Status, trust

@@ -17,8 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.util.http import ExcludeList
 
-from otel_token_relay import Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, install, use_token
 from tests.support.apps import NONE
 from tests.support.clients import CLIENTS, Client, Protocol, each_party, every_client
 from tests.support.loopback import Party

@@ -14,8 +14,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 
-from otel_token_relay import Settings, TokenRelayPropagator, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import Settings, TokenRelayPropagator, install, use_token
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.installation import hook_states, propagator_from_env
 from otel_token_relay.reasons import Reason
@@ -82,7 +81,6 @@ def test_the_entry_point_never_raises(monkeypatch: pytest.MonkeyPatch, log: pyte
     def fail(settings: object) -> None:
         raise RuntimeError("broken")
 
-    # otel_token_relay.installation is the function, so the module is looked up in sys.modules.
     monkeypatch.setattr(sys.modules["otel_token_relay.installation"], "_install_hooks", fail)
     propagator = propagator_from_env()
 

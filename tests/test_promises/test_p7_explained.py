@@ -22,8 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_token_relay import BearerToken, Reason, Settings, use_token
-from otel_token_relay import installation as install
+from otel_token_relay import BearerToken, Reason, Settings, install, use_token
 from otel_token_relay.context import with_token
 from otel_token_relay.testing import assert_never_leaked
 from otel_token_relay.token import Lease

@@ -324,7 +324,7 @@ module = types.ModuleType("httpx2")
 module.__spec__ = types.SimpleNamespace(name="httpx2", loader=None, _initializing=True)
 sys.modules["httpx2"] = module
 import otel_token_relay
-otel_token_relay.installation()
+otel_token_relay.install()
 states = sys.modules["otel_token_relay.installation"].hook_states()
 print(states["httpx2"].partition(";")[0])
 print(states["urllib.request"])

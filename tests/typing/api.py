@@ -17,11 +17,11 @@ from otel_token_relay import (
     TokenRelayPropagator,
     carry,
     current_token,
+    install,
     to_destination,
     uninstall,
     use_token,
 )
-from otel_token_relay import installation as install
 from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor
 from otel_token_relay.servers.asgi import TokenRelayMiddleware
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware as WsgiMiddleware
