@@ -47,6 +47,7 @@ from otel_token_relay.clients import urllib3 as urllib3_client
 from otel_token_relay.decisions import COUNTER_NAME
 from otel_token_relay.patching import Patches
 from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 
 YARDSTICK = "W3CBaggage.inject, two entries"
 RELAYED_TARGET = 1.0
@@ -156,7 +157,7 @@ def urllib_timing(relay: Relay | None, context: Context) -> Timing:
 
     if relay is not None:
         module = cast("ModuleType", SimpleNamespace(AbstractHTTPHandler=AbstractHTTPHandler, http=http))
-        urllib_client.patch(module, relay, Patches())
+        urllib_client.patch(module, cast("Runtime", SimpleNamespace(relay=relay)), Patches())
     headers = {name: value for name, value in OUTGOING.items() if name != "Host"}
     pattern = urllib.request.Request(URL, headers=headers)
     pattern.add_unredirected_header("Host", "profile-service:8443")

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The table of hooks: which modules are patched, and how.
+
+A library is patched when the application imports it. It is never imported from here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from types import ModuleType
 
 from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
 from otel_token_relay.patching import Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.servers import grpc as grpc_server
@@ -20,17 +23,17 @@ from otel_token_relay.threads import (
     patch_shared_workers,
 )
 
-Patch = Callable[[ModuleType, Relay, Patches], None]
+Patch = Callable[[ModuleType, Runtime, Patches], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One module to patch once it is imported.
+    """One module to patch when it is imported.
 
     Attributes:
         module: Its full name.
-        patch: What to do with it.
-        distribution: The package on PyPI that brings it; ``None`` for the standard library.
+        patch: Patches the module.
+        distribution: The package on PyPI that contains it; ``None`` for the standard library.
     """
 
     module: str
@@ -49,9 +52,8 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-
 SERVER_HOOKS = (
-    # Around FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
+    # Outside of FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
@@ -59,7 +61,7 @@ SERVER_HOOKS = (
     Hook("falcon.app", wsgi.patcher("App"), "falcon"),
     Hook("django.core.handlers.asgi", asgi.patcher("ASGIHandler"), "django"),
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
-    # A WSGI middleware is commonly laid around wsgi_app, and the server is given either.
+    # Applications commonly wrap wsgi_app in middleware, and pass either of the two to the server.
     Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
     Hook("quart.app", asgi.patcher("Quart"), "quart"),
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
@@ -67,7 +69,7 @@ SERVER_HOOKS = (
     Hook("tornado.web", tornado_server.patch, "tornado"),
     Hook("grpc", grpc_server.patch, "grpcio"),
     Hook("grpc.aio", grpc_server.patch, "grpcio"),
-    # Applications of any other framework, where instrumentation's own middleware is around them.
+    # Applications of any other framework that are wrapped in instrumentation's own middleware.
     Hook(
         "opentelemetry.instrumentation.asgi",
         asgi.patcher("OpenTelemetryMiddleware"),
@@ -80,13 +82,11 @@ SERVER_HOOKS = (
     ),
 )
 
-
 CARRIER_HOOKS = (
     Hook("multiprocessing.pool", patch_pools, None),
     Hook("multiprocess.pool", patch_pools, "multiprocess"),
     Hook("joblib.parallel", patch_joblib, "joblib"),
     *(Hook(module, patch_shared_workers, package) for module, (package, _) in SHARED_WORKERS.items()),
 )
-
 
 HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS

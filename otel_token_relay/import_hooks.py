@@ -1,31 +1,119 @@
-"""Be called when a module has been imported, also by an import that is under way.
+"""Patch modules when they are imported, and undo it.
 
-wrapt calls back after an import that starts later. It does not do for a module that is being
-imported right now: ``opentelemetry.propagate`` loads our propagator, and FastAPI and
-instrumentation import that near their top, before any of their classes exist.
+wrapt calls back when a module is imported later. That is not enough for a module that is already being
+imported: ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation import that
+module near their top, before any of their classes exist.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Hashable
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Generic, Protocol, TypeVar
 
 import wrapt
 
-Callback = Callable[[ModuleType], None]
+from otel_token_relay.patching import Patches
 
 _logger = logging.getLogger("otel_token_relay")
-_waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
+
+Callback = Callable[[ModuleType], None]
+
+
+class Hook(Hashable, Protocol):
+    """One patch of one module."""
+
+    @property
+    def module(self) -> str:
+        """The full name of the module."""
+        ...
+
+
+HookT = TypeVar("HookT", bound=Hook)
+
+
+class ImportHooks(Generic[HookT]):
+    """Apply hooks to their modules: at once if they are imported, or else when they are.
+
+    A module is never imported from here. Hooks stay registered with the import system for the life of the
+    process, and do nothing while they are off.
+
+    Args:
+        patch: Patches one module and returns the state to report. If it raises, its patches are undone, and
+            the import of the module goes on.
+        on_failure: Called with the hook and the error.
+
+    Attributes:
+        lock: Held while a hook is applied or undone.
+        states: By hook: what *patch* returned, or the error.
+    """
+
+    def __init__(
+        self, patch: Callable[[HookT, ModuleType, Patches], str], on_failure: Callable[[HookT, Exception], None]
+    ) -> None:
+        self.lock = threading.RLock()
+        self.states: dict[HookT, str] = {}
+        self._patch = patch
+        self._on_failure = on_failure
+        self._hooks: tuple[HookT, ...] = ()
+        self._applied: dict[HookT, Patches] = {}
+        self._watched: set[HookT] = set()
+
+    def switch_on(self, hooks: tuple[HookT, ...]) -> None:
+        """Switch more hooks on, and apply them to modules that are imported already. Idempotent."""
+        with self.lock:
+            self._hooks = tuple(dict.fromkeys((*self._hooks, *hooks)))
+            for hook in hooks:
+                module = sys.modules.get(hook.module)
+                if module is not None and not is_half_imported(module):
+                    self._apply(hook, module)
+
+    def watch(self) -> None:
+        """Apply the hooks also to modules that are imported later. Call it without any lock; see `when_imported`."""
+        for hook in self._hooks:
+            if hook not in self._watched:
+                self._watched.add(hook)
+                when_imported(hook.module, partial(self._on_import, hook))
+
+    def switch_off(self) -> None:
+        """Undo every hook."""
+        with self.lock:
+            self._hooks = ()
+            self.states.clear()
+            while self._applied:
+                self._applied.popitem()[1].undo()
+
+    def is_applied(self, hook: HookT) -> bool:
+        """Return whether the module is patched."""
+        return hook in self._applied
+
+    def _on_import(self, hook: HookT, module: ModuleType) -> None:
+        with self.lock:
+            self._apply(hook, module)
+
+    def _apply(self, hook: HookT, module: ModuleType) -> None:
+        if hook not in self._hooks or hook in self._applied:
+            return
+        patches = Patches()
+        try:
+            self.states[hook] = self._patch(hook, module, patches)
+        except Exception as error:  # the application's import goes on
+            patches.undo()
+            self.states[hook] = f"{type(error).__name__}: {error}"
+            self._on_failure(hook, error)
+        else:
+            self._applied[hook] = patches
 
 
 def when_imported(name: str, callback: Callback) -> None:
-    """Call *callback* with the module of that name: now if it has been imported, else when it has.
+    """Call *callback* with the module of that name: at once if it is imported, or else when it is.
 
-    wrapt calls back with a lock of its own held: whoever calls this must hold none that the
-    callback takes.
+    wrapt calls back while it holds a lock of its own. So the caller must not hold a lock that *callback* takes.
     """
     module = sys.modules.get(name)
     if module is None:
@@ -37,33 +125,36 @@ def when_imported(name: str, callback: Callback) -> None:
 
 
 def is_half_imported(module: ModuleType) -> bool:
-    """Whether the module's own code is still running."""
+    """Return whether the module's own code is still running."""
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
-class _TellingSpec(ModuleSpec):
-    """A module's spec that tells when the import ends, since the import system marks it then.
+_waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
 
-    Source: ``importlib._bootstrap._load_unlocked``. The import statement goes by the same mark.
+
+class _ObservedSpec(ModuleSpec):
+    """A module's spec that reports the end of the import, which the import system marks on the spec.
+
+    Source: ``importlib._bootstrap._load_unlocked``. The import statement reads the same mark.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
         if name == "_initializing" and not value:
             try:
-                self.__class__ = ModuleSpec  # type: ignore[assignment]  # back to what it was
+                self.__class__ = ModuleSpec  # type: ignore[assignment]  # its original class
                 _end_wait(self.name)
             except Exception:  # the application's import goes on
-                _logger.exception("token relay cannot hook %s, which is left as it is", self.name)
+                _logger.exception("token relay cannot hook %s, which is left unchanged", self.name)
 
 
 def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     _waiting.setdefault(name, (module, []))[1].append(callback)
     spec = module.__spec__
     if type(spec) is ModuleSpec:
-        spec.__class__ = _TellingSpec
-    # Another thread may just have ended it, and an import system of its own will not tell.
-    if not is_half_imported(module) or not isinstance(spec, _TellingSpec):
+        spec.__class__ = _ObservedSpec
+    # Another thread may have finished the import meanwhile, and the spec of another import system does not report it.
+    if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 
 

@@ -1,12 +1,17 @@
-"""Start and stop: the table of hooks, and the one piece of process-wide state, what is installed.
+"""Start and stop the relay in this process.
 
 There are two switches. The relay is on if ``OTEL_PROPAGATORS`` names it or `install` is called.
-Verification is on if ``…_VERIFY`` says so, whatever the settings of OpenTelemetry say: then the hooks
-of the servers are in place without the relay.
+Verification is on if ``…_VERIFY`` says so, regardless of OpenTelemetry's settings: then only the hooks of
+servers are on. A hook that fails leaves its library unchanged and logs one error.
 
-The hooks are lazy: a library is patched when the application imports it, and never imported
-from here. A hook that fails leaves its library as it was, says so in one error, and the rest goes
-on; the import that ran it succeeds.
+Process-wide state of the package, all of it:
+
+* here: the installation; `otel_token_relay.runtime.installed`, which everything else reads;
+* the `ImportHooks` here and in `otel_token_relay.redaction.installation`, and what they have patched;
+* `otel_token_relay.context`: the callbacks for new and for verified tokens;
+* `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, and redacted resources and scopes;
+* caches: authenticators by their settings, signing keys and introspection results by issuer;
+* the counter of forks in `otel_token_relay.token`, and the key of fingerprints.
 """
 
 from __future__ import annotations
@@ -14,26 +19,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from dataclasses import dataclass, field
-from functools import partial
 from types import ModuleType
 
 from opentelemetry.propagators.textmap import TextMapPropagator
 
-from otel_token_relay import context, in_force
-from otel_token_relay.configured_authenticator import build_authenticator
+from otel_token_relay import context, runtime
 from otel_token_relay.hooks import HOOKS, SERVER_HOOKS, Hook
-from otel_token_relay.import_hooks import is_half_imported, when_imported
+from otel_token_relay.import_hooks import ImportHooks
+from otel_token_relay.otel import parts_of
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.redaction import installation as redaction
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 from otel_token_relay.settings import RELAY_VARIABLES, Settings
-from otel_token_relay.threads import (
-    ThreadCarriage,
-    load_instrumentor,
-)
+from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 from otel_token_relay.verification.span_claims import SpanClaims
 
 _logger = logging.getLogger("otel_token_relay")
@@ -41,33 +41,43 @@ _logger = logging.getLogger("otel_token_relay")
 
 @dataclass(slots=True)
 class _Installation:
-    """What stands now, and what `uninstall` has to take back."""
+    """What is installed, and what `uninstall` has to undo."""
 
-    relay: Relay
-    hooks: tuple[Hook, ...]
+    runtime: Runtime
+    span_claims: SpanClaims | None
     threads: ThreadCarriage = field(default_factory=ThreadCarriage)
-    span_claims: SpanClaims | None = None
-    hooked: dict[Hook, Patches] = field(default_factory=dict)
-    failed: dict[Hook, str] = field(default_factory=dict)
     previous_textmap: TextMapPropagator | None = None
     own_textmap: TextMapPropagator | None = None
 
 
-_lock = threading.RLock()
+def _patch(hook: Hook, module: ModuleType, patches: Patches) -> str:
+    if _installed is None:
+        raise RuntimeError("nothing is installed")
+    hook.patch(module, _installed.runtime, patches)
+    return "hooked"
+
+
+def _report_failure(hook: Hook, error: Exception) -> None:
+    _logger.error("token relay cannot hook %s, which is left unchanged: %s", hook.module, error)
+    if hook in SERVER_HOOKS and _installed is not None and _installed.runtime.terms.authenticator is not None:
+        _logger.error("token relay: requests to servers of %s are NOT verified", hook.module)
+
+
+_hooks: ImportHooks[Hook] = ImportHooks(_patch, _report_failure)
+_lock = _hooks.lock
 _installed: _Installation | None = None
-_watched: set[Hook] = set()
 
 
 def install(settings: Settings | None = None) -> None:
-    """Hook clients and servers, and put the propagator into the global one where it is missing.
+    """Hook clients and servers, and add the propagator to the global one if it is missing.
 
-    Idempotent. With other settings than those that are installed, the new ones take over.
+    Idempotent. Settings that differ from the installed ones replace them.
 
     Args:
-        settings: ``None`` for those that are installed already, else from the environment.
+        settings: ``None`` for the installed settings, or else those of the environment.
     """
-    # Before the lock is taken: another thread that imports it first holds the import's lock
-    # and waits for ours, in the factory below.
+    # Before the lock is taken: another thread that imports it first holds the lock of the import and waits
+    # for ours, in the factory below.
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
@@ -76,59 +86,58 @@ def install(settings: Settings | None = None) -> None:
         _describe_spans(installation)
     _watch_imports()
     _prepare_threads()
-    installation.relay.prepare()
+    installation.runtime.prepare()
 
 
 def uninstall() -> None:
-    """Undo `install`: no token is relayed from here on. Does nothing where nothing is installed."""
+    """Undo `install`: no token is relayed any more. Does nothing if nothing is installed."""
     global _installed
     redaction.stop()
     with _lock:
         if _installed is None:
             return
         installation, _installed = _installed, None
-        in_force.installed_relay = None
-        TokenRelayPropagator.clients_are_hooked = False
-        installation.relay.close()
+        runtime.installed = None
+        installation.runtime.relay.close()
         context.before_first_token = None
         installation.threads.switch_off()
         if installation.span_claims is not None:
             installation.span_claims.is_on = False
-        for patches in reversed(installation.hooked.values()):
-            patches.undo()
+        _hooks.switch_off()
         _leave_global_textmap(installation)
 
 
 def hook_states() -> dict[str, str]:
-    """Give for each hooked module ``hooked``, ``not imported`` or what went wrong."""
+    """Return for each hooked module ``hooked``, ``not imported`` or the error."""
     with _lock:
         if _installed is None:
             return {}
-        states = {hook.module: "hooked" for hook in _installed.hooks if hook in _installed.hooked}
-        # A module may have two hooks, and one that failed is what matters.
-        for hook in _installed.hooks:
-            if hook not in _installed.hooked:
-                states[hook.module] = _installed.failed.get(hook, "not imported")
+        hooks = HOOKS if _installed.runtime.clients_are_hooked else SERVER_HOOKS
+        states = {hook.module: "hooked" for hook in hooks if _hooks.is_applied(hook)}
+        # A module may have two hooks, and a hook that failed must be seen.
+        for hook in hooks:
+            if not _hooks.is_applied(hook):
+                states[hook.module] = _hooks.states.get(hook, "not imported")
         return states
 
 
 def propagator_from_env(**options: object) -> TokenRelayPropagator:
-    """The entry point ``opentelemetry_propagator: token_relay``.
+    """Create the propagator: the entry point ``opentelemetry_propagator: token_relay``.
 
-    Runs while ``opentelemetry.propagate`` is being imported, and must not raise: an exception
-    here would keep the application from starting.
+    Runs while ``opentelemetry.propagate`` is being imported, and must not raise: an exception here would keep
+    the application from starting.
 
     Args:
-        options: What OpenTelemetry's configuration file has under ``token_relay:``. Settings are not read
-            from there yet; each is reported as a problem.
+        options: The keys under ``token_relay:`` in OpenTelemetry's configuration file. Settings are not read
+            from there yet; each key is reported as a problem.
     """
     try:
         if _is_launcher():
-            # The launcher, before it has read its own flags; the application is the next process.
+            # The launcher has not read its own flags yet; the application is the next process.
             return TokenRelayPropagator(Settings())
         with _lock:
-            base = Settings.from_env() if _installed is None else _installed.relay.settings
-            relay = _install_hooks(base.with_unread(options) if options else None, HOOKS).relay
+            base = Settings.from_env() if _installed is None else _installed.runtime.settings
+            relay = _install_hooks(base.with_unread(options) if options else None, HOOKS).runtime.relay
         _watch_imports()
         return TokenRelayPropagator(relay=relay)
     except Exception:
@@ -142,9 +151,9 @@ def _is_launcher() -> bool:
 
 
 def pre_instrument() -> None:
-    """The entry point ``opentelemetry_pre_instrument``: redact, and verify if the settings say so.
+    """Start redaction, and verification if the settings ask for it: the entry point ``opentelemetry_pre_instrument``.
 
-    Warns if the relay is set up and not on. Must not raise: an exception here would stop instrumentation.
+    Logs a warning if the relay is configured but not on. Must not raise: an exception here would stop instrumentation.
     """
     try:
         _start_redaction()
@@ -154,7 +163,8 @@ def pre_instrument() -> None:
         _start_verification()
     except Exception:
         _logger.exception("token relay could not start verification: requests are NOT verified")
-    if not _relays():
+    relays = _installed is not None and _installed.runtime.clients_are_hooked
+    if not relays:
         configured = next((name for name in RELAY_VARIABLES if os.environ.get(name)), None)
         if configured is not None:
             _logger.warning(
@@ -164,18 +174,14 @@ def pre_instrument() -> None:
             )
     if _installed is not None:
         _describe_spans(_installed)
-        if _relays():
+        if relays:
             _prepare_threads()
-            _installed.relay.prepare()
-
-
-def _relays() -> bool:
-    return _installed is not None and _installed.hooks is HOOKS
+            _installed.runtime.prepare()
 
 
 def _start_verification() -> None:
     """Put the boundary in place if requests are to be verified and the relay has not done so."""
-    # It loads what OTEL_PROPAGATORS names, and so installs the relay if that is among it.
+    # Loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is one of them.
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
@@ -189,96 +195,65 @@ def _start_verification() -> None:
 
 
 def _prepare_threads() -> None:
-    """Import what the first token will need, while there are few threads."""
-    try:  # a child that is forked in the middle of an import waits for it for ever
+    """Import what the first token needs, while there are few threads."""
+    try:  # a child that is forked during an import waits for it forever
         load_instrumentor()
     except Exception:
         _logger.debug("the instrumentation of threads cannot be imported yet", exc_info=True)
 
 
 def _start_redaction() -> None:
-    """Redact also where no token is relayed: tokens come in all the same."""
+    """Redact also if no token is relayed: requests contain tokens all the same."""
     with _lock:
-        settings = Settings.from_env() if _installed is None else _installed.relay.settings
+        settings = Settings.from_env() if _installed is None else _installed.runtime.settings
     redaction.start(settings)
+    redaction.watch_imports()
 
 
 def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Installation:
-    """Install *hooks* under *settings*; ``None`` for those that are installed, else from the environment.
+    """Install *hooks* under *settings*; ``None`` for the installed settings, or else those of the environment.
 
     Args:
-        settings: Others than those that are installed take over.
-        hooks: `HOOKS`, or `SERVER_HOOKS` to verify and not to relay. An installation keeps what it has.
+        settings: Settings that differ from the installed ones replace them.
+        hooks: `HOOKS`, or `SERVER_HOOKS` to verify without relaying. Hooks that are on stay on.
     """
     global _installed
-    if _installed is not None and settings not in (None, _installed.relay.settings):
-        hooks = HOOKS if _relays() else hooks
+    if _installed is not None and settings not in (None, _installed.runtime.settings):
+        hooks = HOOKS if _installed.runtime.clients_are_hooked else hooks
         uninstall()
     if _installed is None:
         settings = Settings.from_env() if settings is None else settings
-        _announce(settings)
-        _installed = _Installation(Relay(settings), hooks, span_claims=SpanClaims.of(settings))
-        _installed.relay.authenticator = build_authenticator(settings)
-        in_force.installed_relay = _installed.relay
+        _log_problems(settings)
+        _installed = _Installation(Runtime(settings), SpanClaims.of(settings))
+        runtime.installed = _installed.runtime
         redaction.start(settings)
-    elif hooks is not HOOKS:
-        return _installed
-    installation = _installed
-    installation.hooks = hooks
     if hooks is HOOKS:
-        TokenRelayPropagator.clients_are_hooked = True
+        _installed.runtime.clients_are_hooked = True
         context.before_first_token = _carry_into_threads
-    for hook in hooks:
-        module = sys.modules.get(hook.module)
-        if module is not None and not is_half_imported(module):
-            _apply(hook, module)
-    return installation
+    _hooks.switch_on(hooks)
+    return _installed
 
 
 def _watch_imports() -> None:
-    """Have every hook called when its module is imported. Never under our lock; see `when_imported`."""
-    for hook in HOOKS:
-        if hook not in _watched:
-            _watched.add(hook)
-            when_imported(hook.module, partial(_on_import, hook))
+    """Have the hooks called when their modules are imported. Never under our lock; see `when_imported`."""
+    _hooks.watch()
+    redaction.watch_imports()
 
 
 def _carry_into_threads() -> None:
     try:
-        # Outside of the lock, which another thread may want in the middle of an import.
+        # Without the lock, which another thread may need in the middle of an import.
         instrumentor = load_instrumentor()
         with _lock:
-            # Cleared at the end: whoever binds a token meanwhile waits for the lock.
+            # Cleared at the end, so that a thread that binds a token meanwhile waits for the lock.
             if _installed is not None and context.before_first_token is not None:
                 _installed.threads.switch_on(instrumentor)
     except Exception:
-        _logger.exception("token relay cannot take tokens into threads; all else goes on")
+        _logger.exception("token relay cannot carry tokens into threads")
     context.before_first_token = None
 
 
-def _on_import(hook: Hook, module: ModuleType) -> None:
-    with _lock:
-        _apply(hook, module)
-
-
-def _apply(hook: Hook, module: ModuleType) -> None:
-    if _installed is None or hook in _installed.hooked or hook not in _installed.hooks:
-        return
-    patches = Patches()
-    try:
-        hook.patch(module, _installed.relay, patches)
-    except Exception as error:  # the application's import goes on
-        patches.undo()
-        _installed.failed[hook] = f"{type(error).__name__}: {error}"
-        _logger.error("token relay cannot hook %s, which is left as it is: %s", hook.module, error)
-        if hook in SERVER_HOOKS and _installed.relay.authenticator is not None:
-            _logger.error("token relay: requests to servers of %s are NOT verified", hook.module)
-    else:
-        _installed.failed.pop(hook, None)
-        _installed.hooked[hook] = patches
-
-
-def _announce(settings: Settings) -> None:
+def _log_problems(settings: Settings) -> None:
     for problem in settings.problems:
         _logger.error("token relay: %s", problem)
     for warning in settings.warnings:
@@ -289,24 +264,24 @@ def _describe_spans(installation: _Installation) -> None:
     if installation.span_claims is not None:
         try:
             installation.span_claims.attach()
-        except Exception:  # somebody's tracer provider; the application starts without the attributes
-            _logger.exception("token relay: claims cannot be written onto spans")
+        except Exception:  # an error of the tracer provider; the application starts without the attributes
+            _logger.exception("token relay: claims cannot be written to spans")
 
 
 def _join_global_textmap(installation: _Installation) -> None:
-    # Not at the top: the factory above runs while this module is half imported.
+    # Not at the top: the factory above runs while this module is being imported.
     from opentelemetry.propagate import get_global_textmap, set_global_textmap
     from opentelemetry.propagators.composite import CompositePropagator
 
     current = get_global_textmap()
     own = installation.own_textmap
     if (own is not None and current is own) or any(
-        isinstance(part, TokenRelayPropagator) and not part.relay.is_closed for part in _parts(current)
+        isinstance(part, TokenRelayPropagator) and not part.relay.is_closed for part in parts_of(current)
     ):
         return
-    others = [part for part in _parts(current) if not isinstance(part, TokenRelayPropagator)]
+    others = [part for part in parts_of(current) if not isinstance(part, TokenRelayPropagator)]
     installation.previous_textmap = current
-    installation.own_textmap = CompositePropagator([*others, TokenRelayPropagator(relay=installation.relay)])
+    installation.own_textmap = CompositePropagator([*others, TokenRelayPropagator(relay=installation.runtime.relay)])
     set_global_textmap(installation.own_textmap)
 
 
@@ -315,9 +290,3 @@ def _leave_global_textmap(installation: _Installation) -> None:
 
     if installation.previous_textmap is not None and get_global_textmap() is installation.own_textmap:
         set_global_textmap(installation.previous_textmap)
-
-
-def _parts(propagator: TextMapPropagator) -> list[TextMapPropagator]:
-    # A composite has no public way to ask for its parts.
-    parts = getattr(propagator, "_propagators", None)
-    return list(parts) if parts is not None else [propagator]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -25,7 +25,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from otel_token_relay import in_force
+from otel_token_relay import runtime
 from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, is_refused, with_token
 from otel_token_relay.credentials import token_or_none
 from otel_token_relay.origin import Origin, Target
@@ -43,9 +43,6 @@ class TokenRelayPropagator(TextMapPropagator):
         relay: What decides; ``None`` for the installed relay, else one under *settings*.
     """
 
-    clients_are_hooked: ClassVar[bool] = False
-    """Whether `otel_token_relay.install` has run, so that hops are decided without ``inject``."""
-
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
         self._relay = Relay(settings) if relay is None and settings is not None else relay
         self._relay_of_environment: Relay | None = None
@@ -54,10 +51,13 @@ class TokenRelayPropagator(TextMapPropagator):
     @property
     def relay(self) -> Relay:
         """What decides for this propagator now."""
-        relay = self._relay or in_force.installed_relay or self._relay_of_environment
-        if relay is None:
-            self._relay_of_environment = relay = Relay(Settings.from_env())
-        return relay
+        if self._relay is not None:
+            return self._relay
+        if (installed := runtime.installed) is not None:
+            return installed.relay
+        if self._relay_of_environment is None:
+            self._relay_of_environment = Relay(Settings.from_env())
+        return self._relay_of_environment
 
     @property
     def fields(self) -> set[str]:
@@ -112,13 +112,13 @@ class TokenRelayPropagator(TextMapPropagator):
         destination = cast("Origin | None", context[DESTINATION_KEY])
         if destination is not None and destination is otel_context.get_current().get(DESTINATION_KEY):
             return
-        value = self.relay.hop((carrier, destination), _target_of, _has_header, context)
+        value = self.relay.decide((carrier, destination), _target_of, _has_header, context)
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
         setter.set(carrier, self.relay.settings.header, value)
 
     def _warn_once(self, context: Context | None) -> None:
-        if self._has_warned or TokenRelayPropagator.clients_are_hooked:
+        if self._has_warned or ((installed := runtime.installed) is not None and installed.clients_are_hooked):
             return
         if bound_token(otel_context.get_current() if context is None else context) is None:
             return

@@ -1,7 +1,7 @@
-"""One hop: the context, where the request goes and what it carries, to a header value or nothing.
+"""Decide for one hop whether the request gets the caller's token.
 
-This is the only place that decides. Adapters say where their request goes and whether it already
-carries a credential, and write what they are given.
+All decisions are made here. Adapters report where their request goes and whether it already has a
+credential, and write the header value that they are given.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from otel_token_relay.authentication import Authenticator
 from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.decisions import OLD_SUPPRESS_KEY, SUPPRESS_KEY, Decision, DecisionRecorder, is_suppressed
+from otel_token_relay.decisions import Decision, DecisionRecorder
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.origin import Origin, Target
+from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, is_suppressed
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
@@ -28,20 +28,20 @@ from otel_token_relay.token import BearerToken, Clock
 _logger = logging.getLogger("otel_token_relay")
 
 Request = TypeVar("Request")
+HasHeader = bool | Literal["fixed"]
 
 
 class Relay:
     """Decide hops under one `Settings`. Safe to share between threads and tasks.
 
     Attributes:
-        settings: As they were given; they do not change.
+        settings: The settings, which do not change.
         header: The name of the header to write, in lower case.
-        gate: What checks the token of each request at the boundary; ``None`` for nothing.
+        is_closed: Whether `close` was called.
     """
 
     def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
         self.settings = settings
-        self.authenticator: Authenticator | None = None
         self.policy = RelayPolicy(settings.entries, settings.refused)
         self.header = settings.header.lower()
         self._prefix = "Bearer " if settings.header_is_authorization else ""
@@ -51,57 +51,42 @@ class Relay:
         self._recorder = DecisionRecorder()
         self._record = self._recorder.record
         self._is_watched = self._recorder.is_watched
-        self._closed = False
+        self.is_closed = False
 
     def prepare(self) -> None:
-        """Create the counters. Call it outside of every lock, once OpenTelemetry can be asked for a meter.
-
-        Otherwise the first hop of the process creates them, and it may be a request that the meter
-        provider itself is waiting for.
-        """
+        """Create the counter of decisions; see `Runtime.prepare`."""
         self._recorder.prepare()
-        if self.authenticator is not None:
-            self.authenticator.prepare()
 
     def close(self) -> None:
-        """Relay nothing from now on: for a wrapper that can no longer be taken out."""
-        self._closed = True
+        """Relay nothing from now on, also through wrappers that cannot be removed any more."""
+        self.is_closed = True
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
-    def hop(
+    def decide(
         self,
         request: Request,
         target_of: Callable[[Request], Target],
-        has_header: Callable[[Request, str], bool],
+        has_header: Callable[[Request, str], HasHeader],
         context: Context | None = None,
-        *,
-        is_fixed: bool = False,
     ) -> str | None:
         """Decide one hop and record the decision.
 
         Args:
-            request: Whatever the two functions read.
-            target_of: Scheme, host and port as the client will connect to them; see `Origin.of`.
-            carries: Whether the request already has a header of that name (lower case), in any
-                spelling.
-            context: Where the token is; ``None`` for the current context.
-            is_fixed: Whether the request gets a credential that cannot be taken away, so that
-                ours would stand beside it, also where ours is to replace others.
+            request: The argument of the two functions.
+            target_of: Returns scheme, host and port as the client will connect to them; see `Origin.of`.
+            has_header: Returns whether the request already has a header of this name (lower case), in any
+                spelling; ``"fixed"`` if it has one that the adapter cannot replace.
+            context: Contains the token; ``None`` for the current context.
 
         Returns:
-            The value of the header to write, or ``None`` to leave the request as it is.
+            The value of the header to write, or ``None`` to leave the request unchanged.
 
         Raises:
-            TokenUnavailable: The destination requires a token and there is none to relay.
+            TokenUnavailable: The destination requires a token, and none can be relayed.
         """
-        if self._closed:
+        if self.is_closed:
             return None
         current = otel_context.get_current()
-        # Before anything else; see `is_suppressed`, which is written out here since this runs at every hop.
+        # First of all, and without the call of `is_suppressed`, because this runs at every hop.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -117,16 +102,16 @@ class Relay:
                 return None
         try:
             destination = self.policy.find(*target_of(request))
-            reason = self._reason(token, destination, request, has_header, is_fixed)
+            reason = self._reason(token, destination, request, has_header)
         except Exception as error:  # the application's request goes on, without the token
-            # The message may quote the URL, and so a password in it.
+            # Not the message, which may quote the URL with a password in it.
             _logger.debug("a request cannot be read: %s", type(error).__name__)
             self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
         self._record(reason, context, None if destination is None else destination.pattern.host)
         if reason is Reason.RELAYED and token is not None:
             return self._prefix + token.reveal()
-        # A call with a credential of its own is authenticated, so `;required` does not stop it.
+        # A call with its own credential is authenticated, so `;required` does not stop it.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
@@ -136,18 +121,17 @@ class Relay:
         token: BearerToken | None,
         destination: Destination | None,
         request: Request,
-        has_header: Callable[[Request, str], bool],
-        is_fixed: bool,
+        has_header: Callable[[Request, str], HasHeader],
     ) -> Reason:
-        """Return the first rule that withholds, or ``RELAYED``."""
+        """Return the first reason to withhold the token, or ``RELAYED``."""
         if destination is None:
             return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
         try:
-            is_explicit = is_fixed or (self._keeps_explicit and has_header(request, self.header))
-        except Exception as error:  # headers that cannot be read may hold a credential
+            held = has_header(request, self.header)
+        except Exception as error:  # headers that cannot be read may contain a credential
             _logger.debug("the headers of a request cannot be read: %s", type(error).__name__)
-            is_explicit = True
-        if is_explicit:
+            held = "fixed"
+        if held and (self._keeps_explicit or held == "fixed"):
             return Reason.EXPLICIT_CREDENTIAL
         if token is None:
             return Reason.NO_TOKEN
@@ -172,11 +156,11 @@ class Relay:
         return None
 
     def _reason_of_destination(self, destination: Destination) -> Reason | None:
-        # The token itself is not meant for a destination that asks for an exchanged one.
+        # The caller's own token must not go to a destination that requires an exchanged one.
         return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
 
     def explain(self, url: str) -> tuple[Decision, Destination | None]:
-        """Give the decision for a plain, living token and a request without a credential."""
+        """Return the decision for a plain valid token and a request without its own credential."""
         origin = Origin.parse(url)
         if origin is None:
             return Decision(Reason.DESTINATION_UNKNOWN), None

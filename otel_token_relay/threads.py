@@ -26,7 +26,7 @@ from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, with_token
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 
 _STANDARD_LIBRARY: Final = None
 
@@ -92,7 +92,7 @@ class ThreadCarriage:
             del Timer.start
 
 
-def patch_shared_workers(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Keep the token out of the threads of *module* that `SHARED_WORKERS` names."""
     _, names = SHARED_WORKERS[module.__name__]
     for name in names:
@@ -100,7 +100,7 @@ def patch_shared_workers(module: ModuleType, relay: Relay, patches: Patches) -> 
         patches.wrap(getattr(module, class_name) if class_name else module, function_name, _without_token)
 
 
-def patch_pools(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Have the tasks of a ``ThreadPool`` carry their submitter's token, and its own threads none.
 
     *module* is ``multiprocessing.pool``, or a copy of it. Every method that submits tasks ends in
@@ -131,7 +131,7 @@ def patch_pools(module: ModuleType, relay: Relay, patches: Patches) -> None:
     patches.wrap(module.Pool, "_map_async", carrying_mapper)
 
 
-def patch_joblib(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Have joblib submit all tasks of a call in the context of that call.
 
     *module* is ``joblib.parallel``. It submits most tasks in the callback of an earlier one, and

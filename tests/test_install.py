@@ -14,10 +14,10 @@ from opentelemetry import propagate
 from opentelemetry.propagators.composite import CompositePropagator
 
 from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall
+from otel_token_relay import installation as module
+from otel_token_relay.clients import httpx as httpx_client
 from otel_token_relay.patching import Patches
 
-# The function of the same name hides the module in its package.
-module = sys.modules["otel_token_relay.installation"]
 LISTED = Settings(destinations=("https://a",))
 
 
@@ -163,7 +163,7 @@ def test_a_hook_that_fails_leaves_its_library_unchanged(monkeypatch, caplog):
     broken.Headers = httpx.Headers
     broken.HTTPTransport = type("HTTPTransport", (), {"handle_request": lambda self, request: "sent"})
     monkeypatch.setitem(sys.modules, "httpx_of_tomorrow", broken)
-    hook = module.Hook("httpx_of_tomorrow", module.httpx.patch, None)
+    hook = module.Hook("httpx_of_tomorrow", httpx_client.patch, None)
     monkeypatch.setattr(module, "HOOKS", (hook, *module.HOOKS))
 
     with caplog.at_level(logging.ERROR):

@@ -44,7 +44,7 @@ def decide(token, request=None, context=None, **settings):
     relay._is_watched = lambda _: True
     if isinstance(token, str):
         token = BearerToken(token, lease=Lease())
-    value = relay.hop(
+    value = relay.decide(
         request or Request(),
         lambda r: r.parts,
         lambda r, name: name in r.headers,
@@ -175,7 +175,7 @@ def test_a_closed_relay_relays_nothing():
     relay = Relay(Settings(destinations=("https://a;required",)))
     relay.close()
 
-    assert relay.hop(None, lambda r: LISTED, lambda r, n: False, with_token(BearerToken(OPAQUE))) is None
+    assert relay.decide(None, lambda r: LISTED, lambda r, n: False, with_token(BearerToken(OPAQUE))) is None
 
 
 class TestRequired:
@@ -228,7 +228,7 @@ def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
         raise RuntimeError("no headers")
 
     with caplog.at_level(logging.DEBUG):
-        assert relay.hop(None, target_of, carries, with_token(BearerToken(OPAQUE))) is None
+        assert relay.decide(None, target_of, carries, with_token(BearerToken(OPAQUE))) is None
     assert_never_leaked(OPAQUE, caplog.text)
 
 
@@ -242,7 +242,7 @@ def test_a_span_or_meter_that_raises_does_not_change_the_decision():
     context = trace.set_span_in_context(Broken(trace.INVALID_SPAN_CONTEXT), Context())
     relay = Relay(Settings(destinations=("https://a",)))
 
-    value = relay.hop(None, lambda r: LISTED, lambda r, n: False, with_token(BearerToken(OPAQUE), context))
+    value = relay.decide(None, lambda r: LISTED, lambda r, n: False, with_token(BearerToken(OPAQUE), context))
 
     assert value == f"Bearer {OPAQUE}"
 

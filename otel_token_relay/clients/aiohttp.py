@@ -13,11 +13,12 @@ from typing import Any
 from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the requests of *module*, which is ``aiohttp.client_reqrep``."""
+    relay = runtime.relay
     # multidict lowercases a name of this type only once.
     name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
     replaces = relay.settings.on_conflict == "replace"
@@ -25,7 +26,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
             # CONNECT goes to the proxy in clear text.
-            value = None if self.method == "CONNECT" else relay.hop((self, conn), _target_of, _has_header)
+            value = None if self.method == "CONNECT" else relay.decide((self, conn), _target_of, _has_header)
             if value is None:
                 return await original(self, conn)
             headers = self.headers

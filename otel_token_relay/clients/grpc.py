@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from otel_token_relay.clients.connections import check_tls_name
 from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.relay import HasHeader, Relay
+from otel_token_relay.runtime import Runtime
 
 # Without a port the resolver takes this one, with TLS and without.
 DEFAULT_PORT = 443
@@ -54,8 +55,9 @@ class _Channel(NamedTuple):
     tls_names: tuple[Any, ...] = ()
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the functions that make a channel in *module*, which is ``grpc`` or ``grpc.aio``."""
+    relay = runtime.relay
     join = _joiner_aio(module, relay) if module.__name__ == "grpc.aio" else _joiner(module, relay)
 
     def build_insecure(original: Function) -> Function:
@@ -99,15 +101,16 @@ def _target_of(call: tuple[_Channel, Any]) -> Target:
     return scheme, host, int(found["port"] or DEFAULT_PORT)
 
 
-def _has_header(call: tuple[_Channel, Any], name: str) -> bool:
+def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
+    # The metadata of call credentials is added below every interceptor, which can neither see nor replace it.
+    if call[0].has_credentials or getattr(call[1], "credentials", None) is not None:
+        return "fixed"
     return any(key.lower() == name for key, _ in call[1].metadata or ())
 
 
 def _with_token(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
     """Give the metadata to send instead, or ``None`` to leave the call as it is."""
-    # What credentials write is added below every interceptor, where it can be neither seen nor replaced.
-    is_fixed = channel.has_credentials or getattr(details, "credentials", None) is not None
-    value = relay.hop((channel, details), _target_of, _has_header, is_fixed=is_fixed)
+    value = relay.decide((channel, details), _target_of, _has_header)
     if value is None:
         return None
     # Keys are lower case on the wire, and gRPC refuses others.

@@ -15,7 +15,7 @@ from typing import Any, Final
 from otel_token_relay.clients.connections import check_tls_name
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 
 SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
 ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
@@ -23,8 +23,9 @@ ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
 PartsOf = Callable[[tuple[Any, Any]], Target]
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the transports of *module*, which is httpx or httpx2."""
+    relay = runtime.relay
     headers_class, header = module.Headers, relay.settings.header
     wanted, length = relay.header.encode("ascii"), len(relay.header)
     hooked: dict[Function, Function] = {}
@@ -53,7 +54,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     # value before the request is sent.
     def build_sync(target_of: PartsOf, original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
-            value = relay.hop((self, request), target_of, has_header)
+            value = relay.decide((self, request), target_of, has_header)
             if value is not None:
                 request = with_header(request, value)
                 del value
@@ -64,7 +65,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
 
     def build_async(target_of: PartsOf, original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
-            value = relay.hop((self, request), target_of, has_header)
+            value = relay.decide((self, request), target_of, has_header)
             if value is not None:
                 request = with_header(request, value)
                 del value

@@ -18,13 +18,14 @@ from opentelemetry import context as otel_context
 from otel_token_relay.clients.connections import is_tcp
 from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 
 _CONTEXT_NAME = "_token_relay_context"
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``tornado.simple_httpclient``."""
+    relay = runtime.relay
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
         """The headers of a request, with ours added for the code that writes all of them.
@@ -75,7 +76,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
                 # Headers are written once. The wrapper refers to the connection: left on it, it would be a cycle.
                 connection.__dict__.pop("write_headers", None)
-                value = relay.hop((self, headers), _target_of, _has_header)
+                value = relay.decide((self, headers), _target_of, _has_header)
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
                     del value  # error trackers send the local variables of every frame that an exception passes

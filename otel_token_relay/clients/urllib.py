@@ -17,14 +17,15 @@ from otel_token_relay.clients.connections import function_of, is_tcp
 from otel_token_relay.clients.headers import lower
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 
 # The request, and the class or function that creates its connection.
 Call = tuple[Any, Function]
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the handlers of *module*, which is ``urllib.request``."""
+    relay = runtime.relay
     destinations = Destinations(module)
     own_classes, target_of = destinations.classes, destinations.target_of
     header = relay.settings.header
@@ -45,7 +46,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
             if http_class not in own_classes:
                 http_class = _once(http_class, req, http_conn_args)
-            value = relay.hop((req, http_class), target_of, _has_header)
+            value = relay.decide((req, http_class), target_of, _has_header)
             if value is not None:
                 req = with_header(req, value)
                 # Error trackers send the local variables of every frame that an exception passes.

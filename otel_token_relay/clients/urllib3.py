@@ -17,11 +17,12 @@ from otel_token_relay.clients.connections import TCP, check_tls_name, function_o
 from otel_token_relay.clients.headers import lower
 from otel_token_relay.origin import Origin, Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
+    relay = runtime.relay
     target_of = destinations(module)
     multiple = module.HTTPHeaderDict
     header = relay.settings.header
@@ -45,7 +46,7 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
         def _make_request(*args: Any, **kwargs: Any) -> Any:
             if len(args) == 4:  # self, conn, method, url: how every release calls it
                 headers = kwargs.get("headers")
-                value = relay.hop((args, headers), target_of, _has_header)
+                value = relay.decide((args, headers), target_of, _has_header)
                 if value is not None:
                     kwargs["headers"] = with_header(headers, value)
                     # Error trackers send the local variables of every frame that an exception passes,

@@ -8,17 +8,14 @@ resources, scopes and instruments, is hooked where it is made, and has nothing t
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
-import wrapt
-
+from otel_token_relay.import_hooks import ImportHooks
 from otel_token_relay.patching import Patches
 from otel_token_relay.redaction import fallback, logs, metrics, spans, statics
 from otel_token_relay.redaction import self_test as canary
@@ -98,19 +95,38 @@ FALLEN_BACK: Final = "redacted by wrapped processors and exporters"
 class _Redaction:
     settings: Settings
     scrubber: Scrubber
-    hooked: dict[str, Patches] = field(default_factory=dict)
-    states: dict[str, str] = field(default_factory=dict)
 
 
-_lock = threading.RLock()
+def _patch(signal: Signal, module: ModuleType, patches: Patches) -> str:
+    if _active is None:
+        raise RuntimeError("redaction is off")
+    scrubber = _active.scrubber
+    try:
+        signal.patch(module, scrubber, patches)
+        problem = None if signal.try_out() else "the canary came through"
+    except Exception as error:  # the application's import goes on
+        problem = f"{type(error).__name__}: {error}"
+    if problem is None:
+        return HOOKED
+    patches.undo()
+    return _fall_back(signal, scrubber, patches, problem)
+
+
+def _report_failure(signal: Signal, error: Exception) -> None:
+    _logger.error("token relay cannot redact %s: %s: %s", signal.name, type(error).__name__, error)
+
+
+_hooks: ImportHooks[Signal] = ImportHooks(_patch, _report_failure)
 _active: _Redaction | None = None
-_awaited: set[str] = set()
 
 
 def start(settings: Settings) -> None:
-    """Redact from now on, under these settings, in every SDK that is or will be imported. Idempotent."""
+    """Redact from now on, under these settings, in every SDK that is imported. Idempotent.
+
+    Call `watch_imports` afterwards, for an SDK that is imported later.
+    """
     global _active
-    with _lock:
+    with _hooks.lock:
         if _active is not None and _active.settings == settings:
             return
         stop()
@@ -118,88 +134,41 @@ def start(settings: Settings) -> None:
             return
         _active = _Redaction(settings, scrubber_for(settings))
         listen()
-        half_imported = [signal for signal in (*STATICS, *SIGNALS) if not _hook_or_await(signal)]
-    for signal in half_imported:
-        # Another thread is at it. Waiting for it under our lock could wait for ever, since its
-        # import may run our hooks.
-        module = importlib.import_module(signal.module)
-        with _lock:
-            _apply(signal, module)
+        _hooks.switch_on((*STATICS, *SIGNALS))
 
 
-def _hook_or_await(signal: Signal) -> bool:
-    """Hook the module or wait for it; say whether one of both was possible."""
-    module = sys.modules.get(signal.module)
-    if module is None:
-        if signal.name not in _awaited:
-            _awaited.add(signal.name)
-            _await(signal)
-        return True
-    if _is_half_imported(module):
-        return False
-    _apply(signal, module)
-    return True
+def watch_imports() -> None:
+    """Redact also in an SDK that is imported later. Call it without holding a lock; see `when_imported`."""
+    _hooks.watch()
 
 
 def stop() -> None:
     """Undo `start`."""
     global _active
-    with _lock:
+    with _hooks.lock:
         if _active is None:
             return
-        stopped, _active = _active, None
-        for patches in stopped.hooked.values():
-            patches.undo()
+        _active = None
+        _hooks.switch_off()
         stop_listening()
 
 
 def states() -> dict[str, str]:
     """Return for each signal how it is redacted, or why not; of what they share, only what is not hooked."""
-    with _lock:
+    with _hooks.lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}
-        found = {signal.name: _active.states.get(signal.name, "SDK not imported") for signal in SIGNALS}
-        shared = {part.name: _active.states.get(part.name, HOOKED) for part in STATICS}
+        found = {signal.name: _hooks.states.get(signal, "SDK not imported") for signal in SIGNALS}
+        shared = {part.name: _hooks.states.get(part, HOOKED) for part in STATICS}
         return found | {name: state for name, state in shared.items() if state != HOOKED}
 
 
-def _is_half_imported(module: ModuleType) -> bool:
-    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
-
-
-def _await(signal: Signal) -> None:
-    def run(module: ModuleType) -> None:
-        with _lock:
-            _awaited.discard(signal.name)
-            _apply(signal, module)
-
-    wrapt.register_post_import_hook(run, signal.module)
-
-
-def _apply(signal: Signal, module: ModuleType) -> None:
-    if _active is None or signal.name in _active.hooked:
-        return
-    patches = Patches()
-    try:
-        signal.patch(module, _active.scrubber, patches)
-        problem = None if signal.try_out() else "the canary came through"
-    except Exception as error:  # the application's import goes on
-        problem = f"{type(error).__name__}: {error}"
-    state = HOOKED
-    if problem is not None:
-        patches.undo()
-        state = _fall_back(signal, patches, problem)
-    _active.hooked[signal.name] = patches
-    _active.states[signal.name] = state
-
-
-def _fall_back(signal: Signal, patches: Patches, problem: str) -> str:
+def _fall_back(signal: Signal, scrubber: Scrubber, patches: Patches, problem: str) -> str:
     """Hook the public methods. What was registered before that stays as it is, so say so."""
-    assert _active is not None  # noqa: S101  # the caller has looked
     try:
         if signal.fall_back is None:
             raise LookupError("there is no other place")
-        signal.fall_back(sys.modules[signal.public_module], _active.scrubber, patches)
+        signal.fall_back(sys.modules[signal.public_module], scrubber, patches)
     except Exception as error:  # the application goes on
         _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)
         return f"NOT redacted ({problem})"

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, Secrets
+from otel_token_relay.runtime import SettingsInForce
 from otel_token_relay.settings import Settings
 
 Gather = Callable[[Any, Scrubber, list[str], Secrets], bool]

@@ -15,9 +15,8 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 
 from otel_token_relay.authentication import Authenticator, RequestPath
-from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime, TermsInForce
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
 
@@ -50,19 +49,20 @@ class TokenRelayMiddleware:
             return await _guard(handler, boundary, authenticator)(request)
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``aiohttp.web_protocol``."""
 
     def build(original: Function) -> Function:
         async def _handle_request(
             self: Any, request: Any, start_time: Any, handler: Handler, *args: Any, **kwargs: Any
         ) -> Any:
-            if relay.is_closed:
+            if runtime.relay.is_closed:
                 return await original(self, request, start_time, handler, *args, **kwargs)
-            with _binding(request, relay.settings) as boundary:
+            settings, authenticator = runtime.terms
+            with _binding(request, settings) as boundary:
                 # What could not be parsed is answered 400 by the server, and nobody's code runs.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
-                    handler = _guard(handler, boundary, relay.authenticator)
+                    handler = _guard(handler, boundary, authenticator)
                 return await original(self, request, start_time, handler, *args, **kwargs)
 
         return _handle_request

@@ -15,9 +15,8 @@ from opentelemetry import context as otel_context
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import with_token
-from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime, Terms, TermsInForce
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
 
@@ -47,8 +46,7 @@ class TokenRelayMiddleware:
         self._terms = TermsInForce(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        settings, authenticator = self._terms()
-        await serve(self.app, scope, receive, send, settings, authenticator)
+        await serve(self.app, scope, receive, send, self._terms())
 
 
 def path_without_mount(scope: Scope) -> str | None:
@@ -73,24 +71,24 @@ def whole_path(scope: Scope) -> str:
     return path
 
 
-def patch(owner: type, relay: Relay, patches: Patches, route: Route = path_without_mount) -> None:
+def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_without_mount) -> None:
     """Put the boundary around ``owner.__call__``, which takes scope, receive and send."""
 
     def build(original: Function) -> Function:
         async def __call__(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
-            if relay.is_closed:
+            if runtime.relay.is_closed:
                 await original(self, scope, receive, send)
                 return
 
             # Not a coroutine of our own around it: there are several of these in each request.
-            await serve(partial(original, self), scope, receive, send, relay.settings, relay.authenticator, route)
+            await serve(partial(original, self), scope, receive, send, runtime.terms, route)
 
         return __call__
 
     patches.wrap(owner, "__call__", build)
 
 
-def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Relay, Patches], None]:
+def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
     """Return the hook that patches the class of that name in a module.
 
     Args:
@@ -98,8 +96,8 @@ def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[Mod
         route: What its applications route by.
     """
 
-    def patch_class(module: ModuleType, relay: Relay, patches: Patches) -> None:
-        patch(getattr(module, class_name), relay, patches, route)
+    def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+        patch(getattr(module, class_name), runtime, patches, route)
 
     return patch_class
 
@@ -109,8 +107,7 @@ async def serve(
     scope: Scope,
     receive: Receive,
     send: Send,
-    settings: Settings,
-    authenticator: Authenticator | None = None,
+    terms: Terms,
     route: Route = path_without_mount,
 ) -> None:
     """Run *app* with this request's token, or none, bound until it returns, if *gate* lets it in.
@@ -118,6 +115,7 @@ async def serve(
     Every scope but that of the application's own life is a request, also one of a type that only this
     server and this application know.
     """
+    settings, authenticator = terms
     if scope["type"] == "lifespan":
         await app(scope, receive, send)
         return

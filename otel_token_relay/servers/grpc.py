@@ -16,9 +16,8 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
-from otel_token_relay.in_force import Terms, TermsInForce
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime, Terms, TermsInForce
 from otel_token_relay.servers.boundary import Boundary
 from otel_token_relay.settings import Settings
 
@@ -55,12 +54,12 @@ def aio_server_interceptor(settings: Settings | None = None, authenticator: Auth
 TokenRelayMiddleware: Final = server_interceptor
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the function ``server`` of *module*, which is ``grpc`` or ``grpc.aio``."""
     is_aio = module.__name__ == "grpc.aio"
 
     def settle() -> Terms | None:
-        return None if relay.is_closed else Terms(relay.settings, relay.authenticator)
+        return None if runtime.relay.is_closed else runtime.terms
 
     def build(original: Function) -> Function:
         def server(*args: Any, **kwargs: Any) -> Any:

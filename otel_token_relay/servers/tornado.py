@@ -13,24 +13,24 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.authentication import ErrorResponse, RequestPath
+from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers.boundary import Boundary
 
 
-def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the handlers of *module*, which is ``tornado.web``."""
 
     def build(original: Function) -> Function:
         async def _execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if relay.is_closed:
+            if runtime.relay.is_closed:
                 return await original(self, *args, **kwargs)
-            boundary = Boundary(self.request.headers.get_list, relay.settings)
+            boundary = Boundary(self.request.headers.get_list, runtime.terms.settings)
             attached = otel_context.attach(boundary.context())
             try:
                 # By the path as it was sent, since Tornado routes by that one.
-                error_response = await _check(boundary, relay, self)
+                error_response = await _check(boundary, runtime.terms.authenticator, self)
                 return (
                     await original(self, *args, **kwargs) if error_response is None else _answer(self, error_response)
                 )
@@ -43,10 +43,10 @@ def patch(module: ModuleType, relay: Relay, patches: Patches) -> None:
     patches.wrap(module.RequestHandler, "_execute", build)
 
 
-async def _check(boundary: Boundary, relay: Relay, handler: Any) -> ErrorResponse | None:
+async def _check(boundary: Boundary, authenticator: Authenticator | None, handler: Any) -> ErrorResponse | None:
     path = handler.request.path
     try:
-        return await boundary.check_async(relay.authenticator, RequestPath(path, path))
+        return await boundary.check_async(authenticator, RequestPath(path, path))
     except BaseException:
         # Nobody has let this request in. Without an answer its body would get to `data_received`.
         _answer(handler, ErrorResponse.build(503, "temporarily_unavailable"))

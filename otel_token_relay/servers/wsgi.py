@@ -15,9 +15,8 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.authentication import Authenticator, RequestPath
-from otel_token_relay.in_force import TermsInForce
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime, Terms, TermsInForce
 from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
 
@@ -41,31 +40,29 @@ class TokenRelayMiddleware:
         self._terms = TermsInForce(settings)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        return serve(self.app, environ, start_response, *self._terms())
+        return serve(self.app, environ, start_response, self._terms())
 
 
-def patch(owner: type, relay: Relay, patches: Patches, name: str = "__call__") -> None:
+def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__") -> None:
     """Put the boundary around a method of *owner* that takes environ and start_response."""
 
     def build(original: Function) -> Function:
         def application(self: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-            if relay.is_closed:
+            if runtime.relay.is_closed:
                 return original(self, environ, start_response)  # type: ignore[no-any-return]
-            return serve(
-                lambda e, s: original(self, e, s), environ, start_response, relay.settings, relay.authenticator
-            )
+            return serve(lambda e, s: original(self, e, s), environ, start_response, runtime.terms)
 
         return application
 
     patches.wrap(owner, name, build)
 
 
-def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Relay, Patches], None]:
+def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Runtime, Patches], None]:
     """Give the hook that patches the class of that name in a module."""
 
-    def patch_class(module: ModuleType, relay: Relay, patches: Patches) -> None:
+    def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         for method in methods or ("__call__",):
-            patch(getattr(module, class_name), relay, patches, method)
+            patch(getattr(module, class_name), runtime, patches, method)
 
     return patch_class
 
@@ -74,10 +71,11 @@ def serve(
     app: App,
     environ: Environ,
     start_response: StartResponse,
-    settings: Settings,
-    authenticator: Authenticator | None = None,
+    terms: Terms,
 ) -> Iterable[bytes]:
     """Run *app* with this request's token, or none, bound, also while its response streams, if *gate* lets it in."""
+
+    settings, authenticator = terms
 
     def values_of(name: str) -> list[str]:
         value = environ.get("HTTP_" + name.upper().replace("-", "_"))

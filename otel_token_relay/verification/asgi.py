@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Unpack
 
 from otel_token_relay.authentication import Authenticator
-from otel_token_relay.in_force import SettingsInForce
+from otel_token_relay.runtime import SettingsInForce, Terms
 from otel_token_relay.servers.asgi import App, Receive, Scope, Send, serve
 from otel_token_relay.settings import Settings
 from otel_token_relay.verification.authenticator import AuthenticatorOptions, Verifier, choose_authenticator
@@ -51,7 +51,7 @@ class BearerAuthMiddleware:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         else:
-            await serve(self._enter, scope, receive, send, self._settings(), self._authenticator)
+            await serve(self._enter, scope, receive, send, Terms(self._settings(), self._authenticator))
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)

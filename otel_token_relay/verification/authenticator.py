@@ -12,16 +12,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol, TypedDict, cast
 
-from opentelemetry import context as otel_context
-from opentelemetry import metrics
-
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import announce_verified
+from otel_token_relay.counters import LazyCounter
 from otel_token_relay.credentials import Credentials
-from otel_token_relay.decisions import is_suppressed
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
-from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.reasons import Reason
+from otel_token_relay.runtime import SettingsInForce
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock
 from otel_token_relay.verification.challenges import Challenges
@@ -232,20 +229,16 @@ class _Recorder:
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._counter: metrics.Counter | None = None
+        self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests by the result of verifying their token.")
         self._warned: dict[str, tuple[float, int]] = {}
 
     def prepare(self) -> None:
         """Create the counter now, so that no request has to. Never raises."""
-        try:
-            if self._counter is None:
-                self._create_counter()
-        except Exception:  # the meter is not ours
-            _logger.debug("the counter of verifications cannot be created yet")
+        self._counter.prepare()
 
     def record(self, outcome: Outcome, reason: str | None) -> None:
         try:
-            counter = self._counter or self._create_counter()
+            counter = self._counter.created or self._counter.create()
             attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
             counter.add(1, attributes)
         except Exception:  # an error of the application's meter does not change the result
@@ -256,14 +249,6 @@ class _Recorder:
             self._report(reason)
         elif _logger.isEnabledFor(logging.DEBUG):
             _logger.debug("request rejected: %s", reason)
-
-    def _create_counter(self) -> metrics.Counter:
-        if is_suppressed(otel_context.get_current()):
-            return metrics.NoOpCounter(COUNTER_NAME)  # not now: the meter provider may be waiting for this request
-        self._counter = metrics.get_meter("otel_token_relay").create_counter(
-            COUNTER_NAME, unit="{request}", description="Requests by the result of verifying their token."
-        )
-        return self._counter
 
     def _report(self, reason: str) -> None:
         # The reasons are a closed set, so this dictionary stays small.

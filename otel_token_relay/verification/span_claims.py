@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from otel_token_relay.context import current_token
-from otel_token_relay.in_force import SettingsInForce
+from otel_token_relay.runtime import SettingsInForce
 from otel_token_relay.settings import Settings
 
 if TYPE_CHECKING:

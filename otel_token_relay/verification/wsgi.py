@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, Unpack
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse
-from otel_token_relay.in_force import SettingsInForce
+from otel_token_relay.runtime import SettingsInForce, Terms
 from otel_token_relay.servers.wsgi import App, Environ, StartResponse, serve
 from otel_token_relay.settings import Settings
 from otel_token_relay.verification.authenticator import AuthenticatorOptions, Verifier, choose_authenticator
@@ -50,7 +50,7 @@ class BearerAuthMiddleware:
         self._authenticator = choose_authenticator(verifier, authenticator, self._settings, options)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        return serve(self._enter, environ, start_response, self._settings(), self._authenticator)
+        return serve(self._enter, environ, start_response, Terms(self._settings(), self._authenticator))
 
     def _enter(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         environ[PRINCIPAL_KEY] = principal_of(environ)

@@ -59,7 +59,7 @@ def hop() -> tuple[str | None, str]:
     reasons: list[Reason] = []
     relay._record = lambda reason, *_, **__: reasons.append(reason)  # type: ignore[assignment]
     relay._is_watched = lambda _: True  # type: ignore[method-assign]
-    value = relay.hop(None, lambda _: ("http", "listed", 80), lambda *_: False)
+    value = relay.decide(None, lambda _: ("http", "listed", 80), lambda *_: False)
     return value, str(reasons[-1])
 
 

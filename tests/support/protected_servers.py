@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import importlib
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -29,11 +28,11 @@ import tornado.web
 import tornado.websocket
 from aiohttp import web
 
-from otel_token_relay import Settings, current_token, install, uninstall
+from otel_token_relay import Settings, current_token, install, installation, uninstall
 from otel_token_relay.authentication import Authenticator
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.patching import Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.runtime import Runtime, Terms
 from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
@@ -66,8 +65,7 @@ def installed(settings: Settings, authenticator: Authenticator | None = None) ->
     """Install, with an authenticator that settings cannot describe if one is given."""
     install(settings)
     if authenticator is not None:
-        # The package's attribute of that name is the function.
-        importlib.import_module("otel_token_relay.installation")._installed.relay.authenticator = authenticator
+        installation._installed.runtime.terms = Terms(settings, authenticator)
     try:
         yield
     finally:
@@ -372,9 +370,9 @@ OWN_INTERFACE = tuple(_PATCHES)
 def serving_behind(authenticator: Authenticator, name: str) -> Iterator[Any]:
     """Run one of `OWN_INTERFACE` with only its own hook, which may remain between tests."""
     patch, module, serve = _PATCHES[name]
-    relay, patches = Relay(Settings()), Patches()
-    relay.authenticator = authenticator
-    patch(module, relay, patches)
+    runtime, patches = Runtime(Settings()), Patches()
+    runtime.terms = Terms(Settings(), authenticator)
+    patch(module, runtime, patches)
     try:
         with serve() as server:
             yield server

@@ -20,6 +20,7 @@ from otel_token_relay.context import current_token as token_in
 from otel_token_relay.credentials import parse_credentials
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.reasons import Reason
+from otel_token_relay.runtime import Terms
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.servers.boundary import Boundary
 from tests.support import apps
@@ -136,7 +137,7 @@ def through_asgi(headers: list[Any], boundaries: int = 4) -> list[object]:
     for _ in range(boundaries):
 
         def app(scope: Any, receive: Any, send: Any, inner: Any = app) -> Any:
-            return asgi.serve(inner, scope, receive, send, SETTINGS, authenticator)  # type: ignore[arg-type]
+            return asgi.serve(inner, scope, receive, send, Terms(SETTINGS, authenticator))  # type: ignore[arg-type]
 
     asyncio.run(app({"type": "http", "path": "/", "headers": headers}, None, None))
     return authenticator.credentials
@@ -164,7 +165,7 @@ def test_h10_wsgi_boundaries_do_not_read_it(line: str) -> None:
     for _ in range(4):
 
         def app(environ: Any, start_response: Any, inner: Any = app) -> Any:
-            return wsgi.serve(inner, environ, start_response, SETTINGS, authenticator)  # type: ignore[arg-type]
+            return wsgi.serve(inner, environ, start_response, Terms(SETTINGS, authenticator))  # type: ignore[arg-type]
 
     calls.clear()
     app({"HTTP_AUTHORIZATION": value}, None)
@@ -182,7 +183,7 @@ def test_h10_any_other_boundary_does_not_read_it(line: str, kind: Any) -> None:
     boundary = Boundary(lambda name: [value], SETTINGS)
     attached = otel_context.attach(boundary.context())
     try:
-        is_covered = boundary.covers(lambda name: [value])
+        is_covered = boundary.still_applies_to(lambda name: [value])
     finally:
         otel_context.detach(attached)
 
@@ -276,11 +277,11 @@ def test_h10_exchanged_credentials_are_seen_among_few_lines_and_many(size: int, 
             headers[0] = new
         else:
             headers[0][1] = b"Bearer another"
-        await asgi.serve(application, scope, receive, send, SETTINGS)
+        await asgi.serve(application, scope, receive, send, Terms(SETTINGS, None))
 
     lines = [pair((b"x-%d" % number, b"")) for number in range(size)]
     lines[0] = pair((b"authorization", f"Bearer {TOKEN}".encode()))
-    asyncio.run(asgi.serve(exchange, {"type": "http", "headers": lines}, None, None, SETTINGS))  # type: ignore[arg-type]
+    asyncio.run(asgi.serve(exchange, {"type": "http", "headers": lines}, None, None, Terms(SETTINGS, None)))  # type: ignore[arg-type]
 
     assert seen == ["another"]
 

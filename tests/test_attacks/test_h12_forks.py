@@ -127,7 +127,7 @@ def test_h12_the_reason_is_the_process(echo):
         relay = Relay(settings)
         relay._record = lambda reason, context, address=None: reasons.append(reason)
         host, port = echo.removeprefix("http://").split(":")
-        header = relay.hop(None, lambda _: ("http", host, int(port)), lambda *_: False)
+        header = relay.decide(None, lambda _: ("http", host, int(port)), lambda *_: False)
         return header is None and reasons == [Reason.OTHER_PROCESS] and current_token() is None
 
     with use_token(ALICE):

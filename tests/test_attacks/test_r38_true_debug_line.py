@@ -82,7 +82,7 @@ def carries(request: Request, name: str) -> bool:
 
 def hop(relay: Relay, request: Request, token: str | None = None, context: Context | None = None) -> str | None:
     bound = None if token is None else BearerToken(token)
-    return relay.hop(request, target_of, carries, with_token(bound, context or Context()))
+    return relay.decide(request, target_of, carries, with_token(bound, context or Context()))
 
 
 @every_client

@@ -218,9 +218,9 @@ from otel_token_relay.reasons import Reason
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
 install(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
-gate = sys.modules["otel_token_relay.installation"]._installed.relay.gate
+authenticator = sys.modules["otel_token_relay.installation"]._installed.runtime.terms.authenticator
 with provider.guard:
-    refusal = gate.check(Reason.ABSENT, RequestPath("/", "/"))
+    refusal = authenticator.check(Reason.ABSENT, RequestPath("/", "/"))
 print(refusal.status, counted(memory, "token_relay.verifications"))
 """
     )
@@ -238,9 +238,9 @@ from otel_token_relay.reasons import Reason
 from otel_token_relay.verification.authenticator import authenticator_from
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
-gate = authenticator_from(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
+authenticator = authenticator_from(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
 with suppress_instrumentation(), provider.guard:
-    refusal = gate.check(Reason.ABSENT, RequestPath("/", "/"))
+    refusal = authenticator.check(Reason.ABSENT, RequestPath("/", "/"))
 print(refusal.status, counted(memory, "token_relay.verifications"))
 """
     )

@@ -1,0 +1,56 @@
+"""Counters of the OpenTelemetry API that are created at first use.
+
+An object may be constructed while OpenTelemetry is still being imported, and requesting a meter then would
+load the meter provider.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics
+
+from otel_token_relay.otel import is_suppressed
+
+_logger = logging.getLogger("otel_token_relay")
+
+
+class LazyCounter:
+    """A counter that is created when it is needed, or by `prepare`. Safe to share between threads.
+
+    Attributes:
+        created: The counter; ``None`` until it is created.
+    """
+
+    __slots__ = ("_description", "_name", "_unit", "created")
+
+    def __init__(self, name: str, unit: str, description: str) -> None:
+        self._name = name
+        self._unit = unit
+        self._description = description
+        self.created: metrics.Counter | None = None
+
+    def create(self) -> metrics.Counter:
+        """Create and return the counter. In a suppressed context, return one that counts nothing.
+
+        In that context, the meter provider may be waiting for the very request that is counted.
+        """
+        if self.created is not None:
+            return self.created
+        if is_suppressed(otel_context.get_current()):
+            return metrics.NoOpCounter(self._name)
+        self.created = metrics.get_meter("otel_token_relay").create_counter(
+            self._name, unit=self._unit, description=self._description
+        )
+        return self.created
+
+    def prepare(self) -> None:
+        """Create the counter now, so that no request has to. Never raises.
+
+        Without an SDK, the API returns a counter that is connected to the SDK later.
+        """
+        try:
+            self.create()
+        except Exception:  # the application's meter provider failed; the next use tries again
+            _logger.debug("the counter %s cannot be created yet", self._name, exc_info=True)
