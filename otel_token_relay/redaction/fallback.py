@@ -12,7 +12,7 @@ from typing import Any
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction import logs, metrics
-from otel_token_relay.redaction.known_tokens import MEMORY
+from otel_token_relay.redaction.known_tokens import REMEMBERED
 from otel_token_relay.redaction.records import shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 
@@ -65,7 +65,7 @@ class _LogProcessor:
         copy = shallow_copy(log_record)
         try:
             record = log_record.log_record
-            logs.redact(copy, self._scrubber, logs.secrets_of_record(record))
+            logs.redact(copy, self._scrubber, logs.tokens_of_record(record))
         except Exception:  # nothing leaves as it was
             logs.wipe(copy)
         self._processor.on_emit(copy)
@@ -91,7 +91,7 @@ class _MetricExporter:
         return dataclasses.replace(metric, data=dataclasses.replace(metric.data, data_points=points))
 
     def _clean_point(self, point: Any) -> Any:
-        known = MEMORY.everything()
+        known = REMEMBERED.all_tokens()
         try:
             attributes = self._scrubber.redact(dict(point.attributes or {}), known)
             exemplars = [

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.redaction.known_tokens import listen, secrets_in
+from otel_token_relay.redaction.known_tokens import listen, tokens_in_context
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
-from otel_token_relay.redaction.token_search import Secrets
+from otel_token_relay.redaction.token_search import KnownTokens
 from otel_token_relay.settings import Settings
 
 # What every record has; the rest was put there by the application (``extra=``), and so are the names.
@@ -47,8 +47,8 @@ class RedactingFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
         """Let every record pass, masked where necessary."""
         try:
-            secrets = secrets_in(otel_context.get_current())
-            changes = _Masking(record, self._find_scrubber(), secrets).changes()
+            known = tokens_in_context(otel_context.get_current())
+            changes = _Masking(record, self._find_scrubber(), known).changes()
         except Exception:  # nothing leaves as it was, and the application goes on
             changes = _wiped(record)
         if not changes:
@@ -71,10 +71,10 @@ def _wiped(record: logging.LogRecord) -> dict[str, Any]:
 class _Masking:
     """What has to change in one record."""
 
-    def __init__(self, record: logging.LogRecord, scrubber: Scrubber, secrets: Secrets) -> None:
+    def __init__(self, record: logging.LogRecord, scrubber: Scrubber, known: KnownTokens) -> None:
         self._record = record
         self._scrubber = scrubber
-        self._secrets = secrets
+        self._known = known
 
     def changes(self) -> dict[str, Any]:
         changes = {
@@ -94,7 +94,7 @@ class _Masking:
         return changes
 
     def _clean(self, value: Any) -> Any:
-        return self._scrubber.redact(value, self._secrets)
+        return self._scrubber.redact(value, self._known)
 
     def _clean_named(self, name: str, value: Any) -> Any:
         holder = {name: value}

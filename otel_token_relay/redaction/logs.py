@@ -14,11 +14,11 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.deferred import PENDING, unread_class
-from otel_token_relay.redaction.known_tokens import secrets_in, with_trace
+from otel_token_relay.redaction.deferred import DEFERRED, deferred_class
+from otel_token_relay.redaction.known_tokens import tokens_in_context, with_later_tokens
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.token_search import Secrets
+from otel_token_relay.redaction.token_search import KnownTokens
 
 # It is a frozen dataclass.
 _set = object.__setattr__
@@ -32,11 +32,11 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """
     record_class = module.ReadableLogRecord
     fields = [field.name for field in dataclasses.fields(record_class)]
-    unread = unread_class(record_class, fields, lambda make: make())
+    unread = deferred_class(record_class, fields, lambda make: make())
 
-    def clean(readable: Any, secrets: Secrets) -> Any:
+    def clean(readable: Any, known: KnownTokens) -> Any:
         try:
-            redact(readable, scrubber, with_trace(secrets, readable.log_record.trace_id))
+            redact(readable, scrubber, with_later_tokens(known, readable.log_record.trace_id))
         except Exception:  # nothing leaves as it was, and the application goes on
             wipe(readable)
         return readable
@@ -46,22 +46,22 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             self: Any, log_record: Any, resource: Any, instrumentation_scope: Any = None, limits: Any = None
         ) -> None:
             try:
-                secrets = secrets_of_record(log_record)
+                known = tokens_of_record(log_record)
             except Exception:  # the same
                 original(self, log_record, resource, instrumentation_scope, limits)
                 wipe(self)
                 return
             if type(self) is not record_class:  # somebody's own kind stays what it is
                 original(self, log_record, resource, instrumentation_scope, limits)
-                clean(self, secrets)
+                clean(self, known)
                 return
 
             def make() -> Any:  # a function, which shows nothing of what it holds
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
-                return clean(readable, secrets)
+                return clean(readable, known)
 
-            _set(self, PENDING, make)
+            _set(self, DEFERRED, make)
             _set(self, "__class__", unread)
 
         return __init__
@@ -70,23 +70,23 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(record_class, "__init__", build_init, parameters)
 
 
-def secrets_of_record(record: Any) -> Secrets:
+def tokens_of_record(record: Any) -> KnownTokens:
     """Give the tokens of a log record: those of where it was written, and of its trace."""
-    return secrets_in(record.context or otel_context.get_current(), record.trace_id)
+    return tokens_in_context(record.context or otel_context.get_current(), record.trace_id)
 
 
-def redact(readable: Any, scrubber: Scrubber, secrets: Secrets) -> None:
+def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
     """Clean a record that nobody else holds yet; what it refers to is replaced, not changed."""
     record = readable.log_record
-    if is_suspect(record, scrubber, secrets):
-        _set(readable, "log_record", _cleaned(record, scrubber, secrets))
+    if is_suspect(record, scrubber, known):
+        _set(readable, "log_record", _cleaned(record, scrubber, known))
     resource, scope = readable.resource, readable.instrumentation_scope
     if not are_clean(resource, scope, scrubber):
         _set(readable, "resource", clean_resource(resource, scrubber))
         _set(readable, "instrumentation_scope", clean_scope(scope, scrubber))
 
 
-def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
+def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     """Say whether a log record has to be looked at closely."""
     strings = [record.event_name or "", record.severity_text or ""]
     suspect = False
@@ -94,21 +94,21 @@ def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
     if type(body) is str:
         strings.append(body)
     elif body is not None:
-        suspect = scrubber.gather_value(body, strings, secrets)
+        suspect = scrubber.gather_value(body, strings, known)
     attributes = record.attributes
     if values := getattr(attributes, "_dict", attributes):
-        suspect = scrubber.gather(values, strings, secrets) or suspect
+        suspect = scrubber.gather(values, strings, known) or suspect
     if getattr(record, "exception", None) is not None:
         strings.append(str(record.exception))
-    return suspect or scrubber.is_suspect("\0".join(strings), secrets)
+    return suspect or scrubber.is_suspect("\0".join(strings), known)
 
 
-def _cleaned(record: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+def _cleaned(record: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     new = shallow_copy(record)
-    new.body = scrubber.clean(record.body, secrets)
-    new.attributes = clean_attributes(record.attributes, scrubber, secrets)
-    new.event_name = scrubber.clean(record.event_name, secrets)
-    new.severity_text = scrubber.clean(record.severity_text, secrets)
+    new.body = scrubber.clean(record.body, known)
+    new.attributes = clean_attributes(record.attributes, scrubber, known)
+    new.event_name = scrubber.clean(record.event_name, known)
+    new.severity_text = scrubber.clean(record.severity_text, known)
     if getattr(record, "exception", None) is not None:
         # Its attributes say what there is to say; the exception itself holds frames and values.
         new.exception = None

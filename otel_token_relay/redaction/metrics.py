@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any, Final
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.known_tokens import MEMORY, secrets_in
+from otel_token_relay.redaction.known_tokens import REMEMBERED, tokens_in_context
 from otel_token_relay.redaction.records import clean_resource, clean_scope, gather_resource, gather_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.token_search import NOTHING, Secrets
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
 # More attributes are no series that comes again.
 _MAX_ROW: Final = 20
@@ -34,13 +34,13 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         def consume_measurement(self: Any, measurement: Any, should_sample_exemplar: bool = True) -> None:
             if attributes := measurement.attributes:
                 try:
-                    secrets = secrets_in(measurement.context)
-                    if secrets is NOTHING and hasattr(measurement.instrument, "callback"):
+                    known = tokens_in_context(measurement.context)
+                    if known is NOTHING and hasattr(measurement.instrument, "callback"):
                         # Made in the reader's thread, which has no request and no token of its own.
-                        secrets = MEMORY.loose()
+                        known = REMEMBERED.without_trace()
                     # Series are few and come again and again.
-                    if not is_known(attributes, scrubber, secrets):
-                        measurement = redacted(measurement, scrubber, secrets)
+                    if not is_known(attributes, scrubber, known):
+                        measurement = redacted(measurement, scrubber, known)
                 except Exception:  # nothing leaves as it was; the number counts
                     measurement = dataclasses.replace(measurement, attributes={"redaction": FAILED})
             original(self, measurement, should_sample_exemplar)
@@ -62,25 +62,25 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(storage, "collect", build_collect)
 
 
-def is_known(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
+def is_known(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     """Say whether attributes like these were found clean before."""
     try:
-        return (scrubber, *attributes, *attributes.values()) in secrets.clean_rows
+        return (scrubber, *attributes, *attributes.values()) in known.clean_rows
     except TypeError:  # a list among them
         return False
 
 
-def redacted(measurement: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     """Give the measurement with clean attributes; itself if it is clean."""
     attributes = measurement.attributes
     strings: list[str] = []
-    if scrubber.gather(attributes, strings, secrets) or scrubber.is_suspect("\0".join(strings), secrets):
-        return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), secrets))
+    if scrubber.gather(attributes, strings, known) or scrubber.is_suspect("\0".join(strings), known):
+        return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), known))
     if len(attributes) <= _MAX_ROW:
-        if len(secrets.clean_rows) >= _MAX_ROWS:
-            secrets.clean_rows.clear()
+        if len(known.clean_rows) >= _MAX_ROWS:
+            known.clean_rows.clear()
         with contextlib.suppress(TypeError):
-            secrets.clean_rows.add((scrubber, *attributes, *attributes.values()))
+            known.clean_rows.add((scrubber, *attributes, *attributes.values()))
     return measurement
 
 

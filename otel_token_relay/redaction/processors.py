@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_token_relay.redaction.known_tokens import MEMORY, listen, note_start
+from otel_token_relay.redaction.known_tokens import REMEMBERED, listen, note_start
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.spans import redacted
@@ -84,7 +84,7 @@ class RedactingSpanExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export clean spans."""
         scrubber = self._scrubber()
-        return self._exporter.export([redacted(span, scrubber, MEMORY.loose()) for span in spans])
+        return self._exporter.export([redacted(span, scrubber, REMEMBERED.without_trace()) for span in spans])
 
     def shutdown(self) -> None:
         """Shut the exporter down."""

@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 
 from otel_token_relay.in_force import SettingsInForce
 from otel_token_relay.redaction.scrubber import Scrubber
-from otel_token_relay.redaction.token_search import NOTHING, Secrets
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 from otel_token_relay.settings import Settings
 
-Gather = Callable[[Any, Scrubber, list[str], Secrets], bool]
+Gather = Callable[[Any, Scrubber, list[str], KnownTokens], bool]
 
 _MAX_STATICS: Final = 128
 
@@ -53,11 +53,11 @@ def shallow_copy(original: Any) -> Any:
     return new
 
 
-def clean_attributes(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     """Give clean attributes in the same container, its counts and limits kept; itself if clean."""
     if not attributes:
         return attributes
-    cleaned = scrubber.clean_mapping(plain(attributes), secrets)
+    cleaned = scrubber.clean_mapping(plain(attributes), known)
     if cleaned is None:
         return attributes
     if not hasattr(attributes, "_dict"):
@@ -123,13 +123,13 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
     return cleaned
 
 
-def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
+def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
     """Append every text of a resource; say whether it is suspect by itself."""
     strings.append(str(resource.schema_url or ""))
-    return scrubber.gather(plain(resource.attributes), strings, secrets)
+    return scrubber.gather(plain(resource.attributes), strings, known)
 
 
-def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
+def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
     """Append every text of an instrumentation scope; say whether it is suspect by itself."""
     strings += (str(scope.name), str(scope.version or ""), str(scope.schema_url or ""))
-    return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, secrets)
+    return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, known)

@@ -17,7 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.redaction.known_tokens import MEMORY
+from otel_token_relay.redaction.known_tokens import REMEMBERED
 from otel_token_relay.token import BearerToken
 
 _JWT: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.Y2FuYXJ5"
@@ -146,7 +146,7 @@ def _bound() -> Iterator[str]:
 def _release() -> tuple[str, SpanContext]:
     token = f"canary-{secrets.token_hex(24)}"
     context = SpanContext(secrets.randbits(127) + 1, secrets.randbits(63) + 1, False, TraceFlags(1))
-    MEMORY.remember(context.trace_id, token)
+    REMEMBERED.remember(context.trace_id, token)
     return token, context
 
 

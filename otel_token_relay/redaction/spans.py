@@ -18,11 +18,11 @@ from opentelemetry.context import get_current
 
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.deferred import Pending, unread_class
-from otel_token_relay.redaction.known_tokens import hold_token, secrets_of_span, with_trace
+from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
+from otel_token_relay.redaction.known_tokens import hold_token, tokens_of_span, with_later_tokens
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.token_search import NOTHING, Secrets
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -34,33 +34,33 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         AttributeError: This SDK has no such place.
     """
 
-    def clean(readable: Any, secrets: Secrets) -> Any:
+    def clean(readable: Any, known: KnownTokens) -> Any:
         try:
-            redact(readable, scrubber, with_trace(secrets, readable._context.trace_id))
+            redact(readable, scrubber, with_later_tokens(known, readable._context.trace_id))
         except Exception:  # nothing leaves as it was, and the application goes on
             wipe(readable)
         return readable
 
     fields = vars(module.ReadableSpan("", resource=module.Resource({})))
-    unread = unread_class(module.ReadableSpan, fields, lambda pending: clean(pending.readable, pending.secrets))
+    unread = deferred_class(module.ReadableSpan, fields, lambda pending: clean(pending.readable, pending.known))
 
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
             readable = original(self)
             try:
                 context = readable._context
-                secrets = secrets_of_span(self, context.trace_id)
+                known = tokens_of_span(self, context.trace_id)
                 end_time = readable._end_time
                 state = context.trace_state
                 if end_time is None or getattr(state, "_dict", state):
-                    return clean(readable, secrets)  # still written to, or its context holds text
+                    return clean(readable, known)  # still written to, or its context holds text
                 # What processors ask every span for, and holds no text.
                 later: Any = object.__new__(unread)
                 later._context = context
                 later._kind = readable._kind
                 later._start_time = readable._start_time
                 later._end_time = end_time
-                later._token_relay_pending = Pending(readable, secrets)
+                later._token_relay_deferred = DeferredRecord(readable, known)
                 return later
             except Exception:  # the same
                 wipe(readable)
@@ -84,10 +84,10 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(module.Span, "start", build_start)
 
 
-def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
+def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
     """Clean a record that nobody else holds yet, in place."""
-    if is_suspect(span, scrubber, secrets):
-        _clean(span, scrubber, secrets)
+    if is_suspect(span, scrubber, known):
+        _clean(span, scrubber, known)
     resource, scope = span._resource, span._instrumentation_scope
     if not are_clean(resource, scope, scrubber):
         span._resource = clean_resource(resource, scrubber)
@@ -96,7 +96,7 @@ def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
             span._instrumentation_info = None
 
 
-def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any:
+def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) -> Any:
     """Give a clean copy of a record that others hold, too.
 
     Args:
@@ -106,15 +106,15 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any
     """
     try:
         copy = span._readable_span() if hasattr(span, "_readable_span") else shallow_copy(span)
-        secrets = secrets_of_span(span, span.get_span_context().trace_id)
-        redact(copy, scrubber, otherwise if secrets is NOTHING else secrets)
+        known = tokens_of_span(span, span.get_span_context().trace_id)
+        redact(copy, scrubber, otherwise if known is NOTHING else known)
     except Exception:  # nothing leaves as it was
         copy = shallow_copy(span)
         wipe(copy)
     return copy
 
 
-def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
+def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     """Say whether the span's own data has to be looked at closely.
 
     Every span that somebody looks at passes here. The SDK's containers are looked into directly,
@@ -124,42 +124,42 @@ def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
     suspect = False
     attributes = span._attributes
     if values := getattr(attributes, "_dict", attributes):
-        suspect = scrubber.gather(values, strings, secrets)
+        suspect = scrubber.gather(values, strings, known)
     events = span._events
     for event in getattr(events, "_dq", events) or ():
         strings.append(event._name)
         attributes = event._attributes
         if values := getattr(attributes, "_dict", attributes):
-            suspect = scrubber.gather(values, strings, secrets) or suspect
+            suspect = scrubber.gather(values, strings, known) or suspect
     links = span._links
     for link in getattr(links, "_dq", links) or ():
         attributes = link.attributes
         if values := getattr(attributes, "_dict", attributes):
-            suspect = scrubber.gather(values, strings, secrets) or suspect
+            suspect = scrubber.gather(values, strings, known) or suspect
         state = link.context.trace_state
         if entries := getattr(state, "_dict", state):
-            suspect = scrubber.gather(entries, strings, secrets) or suspect
+            suspect = scrubber.gather(entries, strings, known) or suspect
     if description := span._status.description:
         strings.append(description)
     state = span._context.trace_state
     if entries := getattr(state, "_dict", state):
-        suspect = scrubber.gather(entries, strings, secrets) or suspect
+        suspect = scrubber.gather(entries, strings, known) or suspect
     parent = span._parent
     if parent is not None and (inherited := parent.trace_state) is not state and inherited:
-        suspect = scrubber.gather(getattr(inherited, "_dict", inherited), strings, secrets) or suspect
-    return suspect or scrubber.is_suspect("\0".join(strings), secrets)
+        suspect = scrubber.gather(getattr(inherited, "_dict", inherited), strings, known) or suspect
+    return suspect or scrubber.is_suspect("\0".join(strings), known)
 
 
-def _clean(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
-    span._name = scrubber.clean(span._name, secrets)
-    span._attributes = clean_attributes(span._attributes, scrubber, secrets)
-    span._events = _clean_items(span._events, lambda event: _clean_event(event, scrubber, secrets))
-    span._links = _clean_items(span._links, lambda link: _clean_link(link, scrubber, secrets))
-    span._context = _clean_context(span._context, scrubber, secrets)
-    span._parent = _clean_context(span._parent, scrubber, secrets)
+def _clean(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
+    span._name = scrubber.clean(span._name, known)
+    span._attributes = clean_attributes(span._attributes, scrubber, known)
+    span._events = _clean_items(span._events, lambda event: _clean_event(event, scrubber, known))
+    span._links = _clean_items(span._links, lambda link: _clean_link(link, scrubber, known))
+    span._context = _clean_context(span._context, scrubber, known)
+    span._parent = _clean_context(span._parent, scrubber, known)
     status = span._status
     if status.description:
-        description = scrubber.clean(status.description, secrets)
+        description = scrubber.clean(status.description, known)
         if description is not status.description:
             span._status = type(status)(status.status_code, description)
 
@@ -178,9 +178,9 @@ def _clean_items(items: Any, clean: Any) -> Any:
     return new_items
 
 
-def _clean_event(event: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    name = scrubber.clean(event._name, secrets)
-    attributes = clean_attributes(event._attributes, scrubber, secrets)
+def _clean_event(event: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
+    name = scrubber.clean(event._name, known)
+    attributes = clean_attributes(event._attributes, scrubber, known)
     if name is event._name and attributes is event._attributes:
         return event
     new = shallow_copy(event)
@@ -188,9 +188,9 @@ def _clean_event(event: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     return new
 
 
-def _clean_link(link: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    context = _clean_context(link.context, scrubber, secrets)
-    attributes = clean_attributes(link.attributes, scrubber, secrets)
+def _clean_link(link: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
+    context = _clean_context(link.context, scrubber, known)
+    attributes = clean_attributes(link.attributes, scrubber, known)
     if context is link.context and attributes is link.attributes:
         return link
     new = shallow_copy(link)
@@ -198,12 +198,12 @@ def _clean_link(link: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     return new
 
 
-def _clean_context(context: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     """Give a span context with a clean trace state; the propagated one is not touched."""
     if context is None or not context.trace_state:
         return context
     before = dict(context.trace_state.items())
-    cleaned: Mapping[str, str] = scrubber.clean(before, secrets)
+    cleaned: Mapping[str, str] = scrubber.clean(before, known)
     if cleaned is before:
         return context
     # A masked key would not be a key of the format (W3C Trace Context, section 3.3.1.3.1).

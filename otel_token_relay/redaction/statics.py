@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.known_tokens import lasting_secrets
+from otel_token_relay.redaction.known_tokens import lasting_tokens
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 
@@ -80,17 +80,17 @@ def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) 
 
 def _clean(values: tuple[Any, ...], scrubber: Scrubber) -> tuple[Any, ...]:
     try:
-        secrets = lasting_secrets()
-        if secrets is NOTHING:
+        known = lasting_tokens()
+        if known is NOTHING:
             return values
         strings: list[str] = []
         for value in values:
-            scrubber.gather_value(value, strings, secrets)
-        if not secrets.stand_in("\0".join(strings)):
+            scrubber.gather_value(value, strings, known)
+        if not known.may_be_in("\0".join(strings)):
             return values
     except Exception:  # what a text does when it is looked at; nothing is kept as it was
         return tuple([_failed(value) for value in values])
-    cleaned = [scrubber.redact(value, secrets) for value in values]
+    cleaned = [scrubber.redact(value, known) for value in values]
     return tuple([_failed(old) if new == FAILED else new for new, old in zip(cleaned, values, strict=True)])
 
 

@@ -32,8 +32,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.context import with_token
-from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, installation, statics
-from otel_token_relay.redaction import known_tokens as memory
+from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, installation, known_tokens, statics
 from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
@@ -283,7 +282,7 @@ def test_h05_each_token_by_itself_masks_nothing_of_other_requests(telemetry: Tel
     tracer, logger = telemetry.tracers.get_tracer("t"), telemetry.loggers.get_logger("t")
     for word in ALL_OF_IT:
         text = f"before {word} after"
-        memory.MEMORY.forget()
+        known_tokens.REMEMBERED.forget()
         send(DISGUISES[disguise](word))(telemetry)
         telemetry.spans.clear()
         telemetry.logs.clear()
@@ -443,8 +442,8 @@ def test_h05_by_hand_a_word_masks_nothing_of_others() -> None:
             span.set_attribute("all", ALL_OF_IT)
             logger.warning("%s", " ".join(ALL_OF_IT))
     finally:
-        memory.stop_listening()
-        memory.stop_listening()
+        known_tokens.stop_listening()
+        known_tokens.stop_listening()
 
     assert exporter.get_finished_spans()[-1].to_json() == raw.get_finished_spans()[-1].to_json()
     assert exporter.get_finished_spans()[-1].instrumentation_scope.name == SERVICE  # type: ignore[union-attr]
@@ -553,7 +552,7 @@ def test_h05_a_name_that_is_made_with_the_callers_credential_is_masked_for_ever(
         tracer = telemetry.tracers.get_tracer(f"of {token}", token, token, {"a": token})
         logger = telemetry.loggers.get_logger(f"of {token}")
         counter = telemetry.meters.get_meter(f"of {token}").create_counter("c", description=f"of {token}")
-    memory.MEMORY.forget()
+    known_tokens.REMEMBERED.forget()
     own = TracerProvider(resource=resource, shutdown_on_exit=False)
     own.add_span_processor(SimpleSpanProcessor(telemetry.spans))
 
@@ -676,7 +675,7 @@ def test_h05_if_names_cannot_be_compared_nothing_of_them_is_kept(
     def fail() -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(statics, "lasting_secrets", fail)
+    monkeypatch.setattr(statics, "lasting_tokens", fail)
 
     tracer: Any = telemetry.tracers.get_tracer(f"of {OWN_OPAQUE}", attributes={"a": OWN_OPAQUE})
     resource = Resource({"a": OWN_OPAQUE})

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.redaction import RedactingSpanExporter
-from otel_token_relay.redaction.known_tokens import MEMORY, TokenMemory, stop_listening
+from otel_token_relay.redaction.known_tokens import REMEMBERED, RememberedTokens, stop_listening
 from otel_token_relay.redaction.scrubber import MASK
 from tests.redaction_corpus import OWN_OPAQUE
 
@@ -37,7 +37,7 @@ def memory_is_being_written() -> Iterator[None]:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with MEMORY._lock:
+        with REMEMBERED._lock:
             held.set()
             done.wait(2 * _HANG_GUARD)
 
@@ -78,8 +78,8 @@ def redaction() -> None:
 def old_trace() -> int:
     """Let a trace get into the older generation of the memory, from where a look used to bring it back."""
     trace_id = 4711
-    MEMORY.remember(trace_id, OWN_OPAQUE)
-    MEMORY._old, MEMORY.young = MEMORY.young, {}
+    REMEMBERED.remember(trace_id, OWN_OPAQUE)
+    REMEMBERED._older_traces, REMEMBERED.recent_traces = REMEMBERED.recent_traces, {}
     return trace_id
 
 
@@ -172,7 +172,7 @@ def test_s1_metrics_are_recorded_and_collected_while_the_memory_is_written() -> 
 
 def test_s1_a_finalizer_that_binds_a_token_while_the_memory_is_written_goes_on() -> None:
     """The collector runs wherever objects are made, also under our own lock, and in the same thread."""
-    memory = TokenMemory()
+    memory = RememberedTokens()
     ran = threading.Event()
 
     class Cycle:
@@ -181,7 +181,7 @@ def test_s1_a_finalizer_that_binds_a_token_while_the_memory_is_written_goes_on()
 
         def __del__(self) -> None:
             memory.remember(1, OWN_OPAQUE)
-            memory.remember_loose(OWN_OPAQUE)
+            memory.remember_without_trace(OWN_OPAQUE)
             ran.set()
 
     def work() -> None:
@@ -194,16 +194,16 @@ def test_s1_a_finalizer_that_binds_a_token_while_the_memory_is_written_goes_on()
     thread.join(_HANG_GUARD)
 
     assert ran.is_set()
-    assert memory.find(1).values == (OWN_OPAQUE,)
+    assert memory.of_trace(1).values == (OWN_OPAQUE,)
 
 
 def test_s1_a_trace_that_is_only_read_is_still_remembered_longer() -> None:
     """Reading renews a trace, though it is the next write that does so."""
-    memory = TokenMemory(traces=4)
+    memory = RememberedTokens(traces=4)
     memory.remember(1, OWN_OPAQUE)
 
     for number in range(100):
-        assert memory.find(1).values == (OWN_OPAQUE,)
+        assert memory.of_trace(1).values == (OWN_OPAQUE,)
         memory.remember(number + 2, f"another-token-{number:06}")
 
-    assert len(memory.young) + len(memory._old) <= 10
+    assert len(memory.recent_traces) + len(memory._older_traces) <= 10

@@ -44,10 +44,10 @@ from otel_token_relay.redaction import (
     RedactingSpanExporter,
     RedactingSpanProcessor,
     installation,
+    known_tokens,
     spans,
 )
-from otel_token_relay.redaction import known_tokens as memory
-from otel_token_relay.redaction.deferred import PENDING
+from otel_token_relay.redaction.deferred import DEFERRED
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.token_search import _index_of
 from tests.otlp_receiver import otlp_receiver
@@ -145,7 +145,7 @@ def shown(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (ReadableSpan, ReadableLogRecord)):
         # Reads an attribute, as an exporter does: records are cleaned on first access.
         assert value.resource is not None
-        assert PENDING not in vars(value)
+        assert DEFERRED not in vars(value)
     if isinstance(value, type) or callable(value):
         return None
     if isinstance(value, BaseException):
@@ -548,7 +548,7 @@ def test_a_collection_is_compared_with_no_token():
     install(Settings())
     try:
         for number in range(3000):
-            memory.MEMORY.remember(number + 1, f"another-token-{number:06}")
+            known_tokens.REMEMBERED.remember(number + 1, f"another-token-{number:06}")
         with use_token(OWN_OPAQUE):
             pipeline.meter.create_counter("c", description=f"tells the bearer of {OWN_OPAQUE}").add(1)
         _index_of.cache_clear()
@@ -653,11 +653,11 @@ def test_a_span_that_outlives_thousands_of_traces_is_masked():
         with use_token(OWN_OPAQUE):
             span = pipeline.tracer.start_span("stream")
         for number in range(10_000):
-            memory.MEMORY.remember(number + 1, f"another-token-{number:06}")
+            known_tokens.REMEMBERED.remember(number + 1, f"another-token-{number:06}")
         span.set_attribute("a", OWN_OPAQUE)
         span.end()
         exported = pipeline.exported()
-        kept = len(memory.MEMORY.young) + len(memory.MEMORY._old)
+        kept = len(known_tokens.REMEMBERED.recent_traces) + len(known_tokens.REMEMBERED._older_traces)
     finally:
         pipeline.close()
 
@@ -810,8 +810,8 @@ def test_uninstall_removes_redaction():
     from opentelemetry.sdk.trace import Span
 
     uninstall()
-    while memory._listeners:  # processors and filters that other tests have created listen until the process ends
-        memory.stop_listening()
+    while known_tokens._listeners:  # processors and filters that other tests have created listen until the process ends
+        known_tokens.stop_listening()
     own = vars(Span)["_readable_span"], vars(Span)["start"]
     install(Settings())
     patched = vars(Span)["_readable_span"]
@@ -820,7 +820,7 @@ def test_uninstall_removes_redaction():
 
     assert patched is not own[0]
     assert (vars(Span)["_readable_span"], vars(Span)["start"]) == own
-    assert not memory.MEMORY.young
+    assert not known_tokens.REMEMBERED.recent_traces
     assert installation.states() == dict.fromkeys(("spans", "logs", "metrics"), "not redacted")
 
 
@@ -959,7 +959,7 @@ def test_without_the_hooks_only_a_wrapped_pipeline_is_masked(wrap):
 
     assert not leaks(OWN_OPAQUE, text)
     assert dict(span.attributes) == {"a": MASK}
-    memory.stop_listening()
+    known_tokens.stop_listening()
 
 
 class Lines(logging.Handler):
@@ -980,7 +980,7 @@ def lines() -> Iterator[tuple[logging.Logger, Lines]]:
     logger = logging.Logger("test.filter")  # noqa: LOG001  # not shared with other loggers
     logger.addHandler(handler)
     yield logger, handler
-    memory.stop_listening()
+    known_tokens.stop_listening()
 
 
 def test_the_filter_keeps_the_number_and_types_of_arguments(lines):
