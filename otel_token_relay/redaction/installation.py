@@ -1,9 +1,9 @@
-"""Redaction as it stands in this process: hooked as soon as the application imports the SDK.
+"""Install redaction in this process, as soon as the application imports the SDK.
 
-The SDK is never imported from here. Each signal is hooked at its own place, is tried out once
-with a canary, and where the SDK has no such place, or the canary comes through, falls back to the
-public methods by which processors and exporters are registered. What the signals have in common,
-resources, scopes and instruments, is hooked where it is made, and has nothing to fall back to.
+This module never imports the SDK itself. Each signal is hooked at its conversion point and tested once with
+a test token. If the SDK has no such conversion point, or if the self-test fails, the public methods that
+register processors and exporters are hooked instead. Resources, scopes and instruments, which the signals
+share, are hooked at their creation and have no fallback.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Final
 import wrapt
 
 from otel_token_relay.patching import Patches
-from otel_token_relay.redaction import fallback, logs, metrics, spans, statics
-from otel_token_relay.redaction import self_test as canary
+from otel_token_relay.redaction import fallback, logs, metrics, self_test, spans, statics
 from otel_token_relay.redaction.known_tokens import listen, stop_listening
 from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import Scrubber
@@ -40,10 +39,10 @@ class Signal:
     Attributes:
         name: As in ``otel-token-relay check``.
         module: The module of the SDK that holds the conversion point.
-        patch: Hook the conversion point.
-        try_out: Send a canary through and say whether it was caught.
+        patch: Hooks the conversion point.
+        try_out: Runs the self-test and returns whether the test token was redacted.
         public_module: The module to fall back to.
-        fall_back: Hook the public methods instead; ``None`` where there are none.
+        fall_back: Hooks the public methods instead; ``None`` if there are none.
     """
 
     name: str
@@ -61,7 +60,7 @@ SIGNALS: Final = (
         "spans",
         "opentelemetry.sdk.trace",
         spans.patch,
-        canary.is_caught_in_spans,
+        self_test.is_caught_in_spans,
         "opentelemetry.sdk.trace",
         fallback.patch_spans,
     ),
@@ -69,7 +68,7 @@ SIGNALS: Final = (
         "logs",
         "opentelemetry.sdk._logs._internal",
         logs.patch,
-        canary.is_caught_in_logs,
+        self_test.is_caught_in_logs,
         "opentelemetry.sdk._logs._internal",
         fallback.patch_logs,
     ),
@@ -77,17 +76,17 @@ SIGNALS: Final = (
         "metrics",
         f"{_METRICS}.metric_reader_storage",
         metrics.patch,
-        canary.is_caught_in_metrics,
+        self_test.is_caught_in_metrics,
         f"{_METRICS}.export",
         fallback.patch_metrics,
     ),
 )
 
 STATICS: Final = (
-    Signal("resources", "opentelemetry.sdk.resources", statics.patch_resources, canary.is_caught_in_resources),
-    Signal("scopes", "opentelemetry.sdk.util.instrumentation", statics.patch_scopes, canary.is_caught_in_scopes),
-    Signal("tracers", "opentelemetry.sdk.trace", statics.patch_tracers, canary.is_caught_in_tracers),
-    Signal("instruments", f"{_METRICS}.instrument", statics.patch_instruments, canary.is_caught_in_instruments),
+    Signal("resources", "opentelemetry.sdk.resources", statics.patch_resources, self_test.is_caught_in_resources),
+    Signal("scopes", "opentelemetry.sdk.util.instrumentation", statics.patch_scopes, self_test.is_caught_in_scopes),
+    Signal("tracers", "opentelemetry.sdk.trace", statics.patch_tracers, self_test.is_caught_in_tracers),
+    Signal("instruments", f"{_METRICS}.instrument", statics.patch_instruments, self_test.is_caught_in_instruments),
 )
 
 HOOKED: Final = "redacted at the conversion point"
@@ -108,7 +107,7 @@ _awaited: set[str] = set()
 
 
 def start(settings: Settings) -> None:
-    """Redact from now on, under these settings, in every SDK that is or will be imported. Idempotent."""
+    """Redact from now on with these settings, whether the SDK is imported already or later. Idempotent."""
     global _active
     with _lock:
         if _active is not None and _active.settings == settings:
@@ -120,7 +119,7 @@ def start(settings: Settings) -> None:
         listen()
         half_imported = [signal for signal in (*STATICS, *SIGNALS) if not _hook_or_await(signal)]
     for signal in half_imported:
-        # Another thread is at it. Waiting for it under our lock could wait for ever, since its
+        # Another thread is importing the module. Waiting for it under our lock could deadlock, since its
         # import may run our hooks.
         module = importlib.import_module(signal.module)
         with _lock:
@@ -128,7 +127,7 @@ def start(settings: Settings) -> None:
 
 
 def _hook_or_await(signal: Signal) -> bool:
-    """Hook the module or wait for it; say whether one of both was possible."""
+    """Hook the module or wait for its import; return ``False`` if it is being imported."""
     module = sys.modules.get(signal.module)
     if module is None:
         if signal.name not in _awaited:
@@ -154,7 +153,7 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return for each signal how it is redacted, or why not; of what they share, only what is not hooked."""
+    """Return how each signal is redacted, or why not. Shared parts are included only if they are not hooked."""
     with _lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}
@@ -182,8 +181,8 @@ def _apply(signal: Signal, module: ModuleType) -> None:
     patches = Patches()
     try:
         signal.patch(module, _active.scrubber, patches)
-        problem = None if signal.try_out() else "the canary came through"
-    except Exception as error:  # the application's import goes on
+        problem = None if signal.try_out() else "self-test failed: the test token was not redacted"
+    except Exception as error:  # the application's import must succeed
         problem = f"{type(error).__name__}: {error}"
     state = HOOKED
     if problem is not None:
@@ -194,18 +193,18 @@ def _apply(signal: Signal, module: ModuleType) -> None:
 
 
 def _fall_back(signal: Signal, patches: Patches, problem: str) -> str:
-    """Hook the public methods. What was registered before that stays as it is, so say so."""
-    assert _active is not None  # noqa: S101  # the caller has looked
+    """Hook the public methods, and report it: processors and exporters registered earlier are not redacted."""
+    assert _active is not None  # noqa: S101  # checked by the caller
     try:
         if signal.fall_back is None:
-            raise LookupError("there is no other place")
+            raise LookupError("no public method to fall back to")
         signal.fall_back(sys.modules[signal.public_module], _active.scrubber, patches)
-    except Exception as error:  # the application goes on
+    except Exception as error:  # the application continues
         _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)
         return f"NOT redacted ({problem})"
-    _logger.warning(
-        "token relay: this SDK does not have the place where %s are redacted (%s). Processors and exporters that are"
-        " registered from now on are wrapped instead.",
+    _logger.error(
+        "token relay: opentelemetry-sdk is not supported for %s (%s). Falling back to wrapping processors and"
+        " exporters registered from now on; those registered earlier are not redacted.",
         signal.name,
         problem,
     )

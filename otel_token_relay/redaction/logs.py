@@ -1,8 +1,8 @@
-"""Log records: cleaned where a processor turns one into the record that its exporter gets.
+"""Redact log records when a processor converts one into the record that its exporter receives.
 
-``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. There the
-record is told what to look for; it is made and cleaned when somebody first looks at it, with what
-other processors have added until then. The record that the application holds is not changed.
+``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. The hook collects
+the known tokens. The record is created and redacted on first access, including attributes that other
+processors have added until then. The application's own record is not modified.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from otel_token_relay.redaction.records import are_clean, clean_attributes, clea
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import KnownTokens
 
-# It is a frozen dataclass.
+# ReadableLogRecord is a frozen dataclass.
 _set = object.__setattr__
 
 
@@ -28,16 +28,16 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk._logs._internal``.
 
     Raises:
-        AttributeError: This SDK has no such place.
+        AttributeError: This SDK has no such conversion point.
     """
     record_class = module.ReadableLogRecord
     fields = [field.name for field in dataclasses.fields(record_class)]
-    unread = deferred_class(record_class, fields, lambda make: make())
+    deferred_record = deferred_class(record_class, fields, lambda make: make())
 
     def clean(readable: Any, known: KnownTokens) -> Any:
         try:
             redact(readable, scrubber, with_later_tokens(known, readable.log_record.trace_id))
-        except Exception:  # nothing leaves as it was, and the application goes on
+        except Exception:  # fail closed; the application continues
             wipe(readable)
         return readable
 
@@ -47,22 +47,22 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
         ) -> None:
             try:
                 known = tokens_of_record(log_record)
-            except Exception:  # the same
+            except Exception:  # fail closed
                 original(self, log_record, resource, instrumentation_scope, limits)
                 wipe(self)
                 return
-            if type(self) is not record_class:  # somebody's own kind stays what it is
+            if type(self) is not record_class:  # a subclass keeps its class
                 original(self, log_record, resource, instrumentation_scope, limits)
                 clean(self, known)
                 return
 
-            def make() -> Any:  # a function, which shows nothing of what it holds
+            def make() -> Any:  # a function: neither its repr nor its attributes show the raw record
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
                 return clean(readable, known)
 
             _set(self, DEFERRED, make)
-            _set(self, "__class__", unread)
+            _set(self, "__class__", deferred_record)
 
         return __init__
 
@@ -71,12 +71,12 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def tokens_of_record(record: Any) -> KnownTokens:
-    """Give the tokens of a log record: those of where it was written, and of its trace."""
+    """Return the known tokens of a log record: those of the context in which it was written, and of its trace."""
     return tokens_in_context(record.context or otel_context.get_current(), record.trace_id)
 
 
 def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Clean a record that nobody else holds yet; what it refers to is replaced, not changed."""
+    """Redact a record before any other code has a reference to it. Objects in it are replaced, not modified."""
     record = readable.log_record
     if is_suspect(record, scrubber, known):
         _set(readable, "log_record", _cleaned(record, scrubber, known))
@@ -87,7 +87,7 @@ def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 
 def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Say whether a log record has to be looked at closely."""
+    """Return whether a log record needs the thorough stage."""
     strings = [record.event_name or "", record.severity_text or ""]
     suspect = False
     body = record.body
@@ -110,13 +110,13 @@ def _cleaned(record: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     new.event_name = scrubber.clean(record.event_name, known)
     new.severity_text = scrubber.clean(record.severity_text, known)
     if getattr(record, "exception", None) is not None:
-        # Its attributes say what there is to say; the exception itself holds frames and values.
+        # The attributes describe the exception. The exception itself refers to frames and values.
         new.exception = None
     return new
 
 
 def wipe(readable: Any) -> None:
-    """Leave nothing of what the application said: for a record that cannot be cleaned."""
+    """Remove all data of the application from a record that cannot be redacted."""
     new = shallow_copy(readable.log_record)
     new.body, new.attributes, new.event_name = FAILED, {}, None
     if hasattr(new, "exception"):

@@ -1,8 +1,8 @@
-"""Metrics: measurements are cleaned before they are aggregated, the rest when it is made and when it is collected.
+"""Redact measurements before they are aggregated, and names and descriptions when they are collected.
 
-Aggregating first would keep one series for each token, and cleaning those would give several
-series of the same name. ``MetricReaderStorage.consume_measurement`` sees each measurement, also
-those of callbacks, before its attributes choose a series and before an exemplar is kept.
+Aggregating first would create a series for each token, and redacting those would give several series with
+the same attributes. ``MetricReaderStorage.consume_measurement`` receives each measurement, including those of
+callbacks, before its attributes select a series and before an exemplar is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from otel_token_relay.redaction.records import clean_resource, clean_scope, gath
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
-# More attributes are no series that comes again.
+# A measurement with more attributes is unlikely to be repeated.
 _MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
@@ -27,7 +27,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.metrics._internal.metric_reader_storage``.
 
     Raises:
-        AttributeError: This SDK has no such place.
+        AttributeError: This SDK has no such conversion point.
     """
 
     def build_consume(original: Function) -> Function:
@@ -36,12 +36,12 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 try:
                     known = tokens_in_context(measurement.context)
                     if known is NOTHING and hasattr(measurement.instrument, "callback"):
-                        # Made in the reader's thread, which has no request and no token of its own.
+                        # A callback runs in the reader's thread, without a request and its token.
                         known = REMEMBERED.without_trace()
-                    # Series are few and come again and again.
-                    if not is_known(attributes, scrubber, known):
+                    # There are few series, and most measurements repeat one.
+                    if not is_known_clean(attributes, scrubber, known):
                         measurement = redacted(measurement, scrubber, known)
-                except Exception:  # nothing leaves as it was; the number counts
+                except Exception:  # fail closed, but count the measurement
                     measurement = dataclasses.replace(measurement, attributes={"redaction": FAILED})
             original(self, measurement, should_sample_exemplar)
 
@@ -52,7 +52,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             data = original(self)
             try:
                 return data if data is None else clean_collected(data, scrubber)
-            except Exception:  # nothing leaves as it was; the numbers count
+            except Exception:  # fail closed, but keep the numbers
                 return wiped(data)
 
         return collect
@@ -62,16 +62,16 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(storage, "collect", build_collect)
 
 
-def is_known(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Say whether attributes like these were found clean before."""
+def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
+    """Return whether equal attributes were found clean before."""
     try:
         return (scrubber, *attributes, *attributes.values()) in known.clean_rows
-    except TypeError:  # a list among them
+    except TypeError:  # an unhashable value, such as a list
         return False
 
 
 def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    """Give the measurement with clean attributes; itself if it is clean."""
+    """Return the measurement with clean attributes, or the same object if it is clean."""
     attributes = measurement.attributes
     strings: list[str] = []
     if scrubber.gather(attributes, strings, known) or scrubber.is_suspect("\0".join(strings), known):
@@ -85,7 +85,7 @@ def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
-    """Clean what is said once for many measurements, by rules alone: see `statics`."""
+    """Redact the texts that many measurements share, by pattern only: see `statics`."""
     strings: list[str] = []
     suspect = False
     for part in data.resource_metrics:
@@ -102,7 +102,7 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
 
 
 def wiped(data: Any) -> Any:
-    """Leave the numbers and their attributes, which are clean, and nothing that was said of them."""
+    """Keep the numbers and their attributes, which are clean, and remove all other texts."""
     return dataclasses.replace(
         data,
         resource_metrics=[

@@ -1,10 +1,9 @@
-"""Spans: cleaned where the SDK turns a live span into the record that processors and exporters get.
+"""Redact spans when the SDK converts a live span into the record that processors and exporters receive.
 
-``Span._readable_span`` runs once for each span, in the thread that ends it, before any processor
-is told. There the record is told what to look for; it is cleaned when somebody first looks at it,
-which with a batch processor is the exporter's thread. The record is a new object, so the live
-span, the caller's events and links and the trace state that goes out on the wire stay as they
-are: what is dirty is replaced, never changed.
+``Span._readable_span`` runs once for each span, in the thread that ends it, before any processor runs.
+The hook collects the known tokens, and the record is redacted on first access: with a batch processor,
+in the exporter's thread. The record is a new object, in which values with tokens are replaced, never
+modified. The live span, the caller's events and links, and the propagated trace state are unchanged.
 """
 
 from __future__ import annotations
@@ -31,18 +30,21 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.trace``.
 
     Raises:
-        AttributeError: This SDK has no such place.
+        AttributeError: This SDK has no such conversion point.
     """
 
     def clean(readable: Any, known: KnownTokens) -> Any:
         try:
             redact(readable, scrubber, with_later_tokens(known, readable._context.trace_id))
-        except Exception:  # nothing leaves as it was, and the application goes on
+        except Exception:  # fail closed; the application continues
             wipe(readable)
         return readable
 
+    def finish(deferred: DeferredRecord) -> Any:
+        return clean(deferred.readable, deferred.known)
+
     fields = vars(module.ReadableSpan("", resource=module.Resource({})))
-    unread = deferred_class(module.ReadableSpan, fields, lambda pending: clean(pending.readable, pending.known))
+    deferred_span = deferred_class(module.ReadableSpan, fields, finish)
 
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
@@ -53,16 +55,16 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 end_time = readable._end_time
                 state = context.trace_state
                 if end_time is None or getattr(state, "_dict", state):
-                    return clean(readable, known)  # still written to, or its context holds text
-                # What processors ask every span for, and holds no text.
-                later: Any = object.__new__(unread)
-                later._context = context
-                later._kind = readable._kind
-                later._start_time = readable._start_time
-                later._end_time = end_time
-                later._token_relay_deferred = DeferredRecord(readable, known)
-                return later
-            except Exception:  # the same
+                    return clean(readable, known)  # still open, or its context contains text
+                # The fields that processors read from every span and that contain no text.
+                deferred: Any = object.__new__(deferred_span)
+                deferred._context = context
+                deferred._kind = readable._kind
+                deferred._start_time = readable._start_time
+                deferred._end_time = end_time
+                deferred._token_relay_deferred = DeferredRecord(readable, known)
+                return deferred
+            except Exception:  # fail closed
                 wipe(readable)
                 return readable
 
@@ -70,12 +72,12 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
-            try:  # as note_start does, without one more call for every span there is
+            try:  # like note_start, but without another call for each span
                 token: Any = (get_current() if parent_context is None else parent_context).get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token)
-            except Exception:  # the span starts all the same
-                _logger.debug("the token of a span cannot be read", exc_info=True)
+            except Exception:  # the span must start
+                _logger.debug("cannot read the token of a starting span", exc_info=True)
             original(self, start_time, parent_context)
 
         return start
@@ -85,7 +87,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Clean a record that nobody else holds yet, in place."""
+    """Redact a record in place, before any other code has a reference to it."""
     if is_suspect(span, scrubber, known):
         _clean(span, scrubber, known)
     resource, scope = span._resource, span._instrumentation_scope
@@ -97,28 +99,28 @@ def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 
 def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) -> Any:
-    """Give a clean copy of a record that others hold, too.
+    """Return a redacted copy of a span to which other code has references.
 
     Args:
-        span: A finished span, or a live one.
+        span: A finished or a live span.
         scrubber: The rules.
-        otherwise: What to look for where neither the span nor its trace has a token.
+        otherwise: The known tokens to use if neither the span nor its trace has any.
     """
     try:
         copy = span._readable_span() if hasattr(span, "_readable_span") else shallow_copy(span)
         known = tokens_of_span(span, span.get_span_context().trace_id)
         redact(copy, scrubber, otherwise if known is NOTHING else known)
-    except Exception:  # nothing leaves as it was
+    except Exception:  # fail closed
         copy = shallow_copy(span)
         wipe(copy)
     return copy
 
 
 def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Say whether the span's own data has to be looked at closely.
+    """Return whether the span's own data needs the thorough stage.
 
-    Every span that somebody looks at passes here. The SDK's containers are looked into directly,
-    since their methods are Python's and some of them take a lock.
+    This runs for every span that is read. It accesses the contents of the SDK's containers directly, since
+    their methods are written in Python and some take a lock.
     """
     strings = [span._name]
     suspect = False
@@ -199,21 +201,21 @@ def _clean_link(link: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 
 def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    """Give a span context with a clean trace state; the propagated one is not touched."""
+    """Return a span context with a clean trace state. The propagated one is not modified."""
     if context is None or not context.trace_state:
         return context
     before = dict(context.trace_state.items())
     cleaned: Mapping[str, str] = scrubber.clean(before, known)
     if cleaned is before:
         return context
-    # A masked key would not be a key of the format (W3C Trace Context, section 3.3.1.3.1).
+    # A masked key would not be a valid key (W3C Trace Context, section 3.3.1.3.1).
     entries = [(key, value) for key, value in cleaned.items() if key in before]
     state = type(context.trace_state)(entries)
     return type(context)(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
 
 
 def wipe(span: Any) -> None:
-    """Leave nothing of what the application said: for a record that cannot be cleaned."""
+    """Remove all data of the application from a record that cannot be redacted."""
     span._name = FAILED
     span._attributes = {}
     span._events = ()
