@@ -466,7 +466,7 @@ ENCODINGS = {
 @pytest.mark.parametrize("kind", ["jwt", "opaque", "base64", "hex"])
 @pytest.mark.parametrize("name", OWN_FORMS)
 def test_a_remembered_token_is_found_in_every_form_of_the_whole(kind, name):
-    """In records of other requests, too. Of its parts, those that could be an identifier are left."""
+    """It is masked in records of other requests, too, except for parts that could be an identifier."""
     value = OWN_FORMS[name](OWN[kind])
     is_part = name in {"head-17", "head-24", "tail-17", "head-and-tail"}
     if is_part and kind in ("base64", "hex"):

@@ -51,11 +51,20 @@ from otel_token_relay.redaction.deferred import DEFERRED
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.token_search import _index_of
 from tests.otlp_receiver import otlp_receiver
-from tests.redaction_corpus import BENIGN, FOREIGN_FORMS, FOREIGN_JWT, OWN_FORMS, OWN_JWT, OWN_OPAQUE, Dress, fragments
+from tests.redaction_corpus import (
+    BENIGN,
+    FOREIGN_FORMS,
+    FOREIGN_JWT,
+    OWN_FORMS,
+    OWN_JWT,
+    OWN_OPAQUE,
+    Encoding,
+    fragments,
+)
 
 # The part of a foreign JWT that must be masked: everything after the header, which is not secret.
 FOREIGN_SECRET = FOREIGN_JWT[FOREIGN_JWT.index(".") + 1 :]
-TOKENS: dict[str, tuple[str, str, dict[str, Dress], bool]] = {
+TOKENS: dict[str, tuple[str, str, dict[str, Encoding], bool]] = {
     "own-jwt": (OWN_JWT, OWN_JWT, OWN_FORMS, True),
     "own-opaque": (OWN_OPAQUE, OWN_OPAQUE, OWN_FORMS, True),
     "foreign-jwt": (FOREIGN_JWT, FOREIGN_SECRET, FOREIGN_FORMS, False),
