@@ -38,7 +38,7 @@ class Signal:
 
     Attributes:
         name: As in ``otel-token-relay check``.
-        module: The module of the SDK that holds the conversion point.
+        module: The module of the SDK that contains the conversion point.
         patch: Hooks the conversion point.
         try_out: Runs the self-test and returns whether the test token was redacted.
         public_module: The module to fall back to.

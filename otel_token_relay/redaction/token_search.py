@@ -253,7 +253,7 @@ def _index_of(value: str) -> _Index:
 
 
 def _needles_of(value: str) -> tuple[str, ...]:
-    """Return lowercase parts, one of which appears in every encoding of the token, also if it is truncated.
+    """Return lowercase parts, one of which appears in each encoding and each truncation to 17 or more characters.
 
     They consist of characters that no encoding changes. This runs for every incoming token, so hardly
     anything here reads all of it.
