@@ -27,14 +27,14 @@ FOREIGN_JWT = (
 OWN = {"jwt": OWN_JWT, "opaque": OWN_OPAQUE, "base64": OWN_BASE64, "uuid": OWN_UUID, "hex": OWN_HEX}
 
 # Embeds a token in text or in another value, in one encoding.
-Dress = Callable[[str], object]
+Encoding = Callable[[str], object]
 
 
-def _coded(before: str) -> Dress:
+def _coded(before: str) -> Encoding:
     return lambda token: base64.b64encode(f"{before}{token} end".encode()).decode()
 
 
-OWN_FORMS: dict[str, Dress] = {
+OWN_FORMS: dict[str, Encoding] = {
     "raw": lambda t: t,
     "bearer": lambda t: f"Bearer {t}",
     "in-a-sentence": lambda t: f"cannot use {t}, sorry",
@@ -75,7 +75,7 @@ OWN_FORMS: dict[str, Dress] = {
 }
 
 # These tokens are unknown to the scrubber: it must recognize them by their form or by the text around them.
-FOREIGN_FORMS: dict[str, Dress] = {
+FOREIGN_FORMS: dict[str, Encoding] = {
     name: OWN_FORMS[name]
     for name in (
         "raw",

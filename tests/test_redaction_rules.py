@@ -1,4 +1,4 @@
-"""Which tokens look like credentials, and are remembered beyond their own request."""
+"""Which tokens look like credentials and are therefore remembered beyond their own request."""
 
 from __future__ import annotations
 
@@ -112,33 +112,33 @@ READABLE = {
 
 @pytest.mark.parametrize("token", CREDENTIALS.values(), ids=CREDENTIALS)
 def test_tokens_of_real_servers_look_like_credentials(token: str) -> None:
-    """With prefixes, of several segments, in one case, in hexadecimal."""
+    """With prefixes, with several segments, in one case, in hexadecimal."""
     assert looks_like_credential(token)
 
 
 @pytest.mark.parametrize("token", READABLE.values(), ids=READABLE)
-def test_what_operators_read_does_not_look_like_a_credential(token: str) -> None:
-    """Names, paths, hosts, versions, dates and identifiers, and what a caller makes of them."""
+def test_readable_text_does_not_look_like_a_credential(token: str) -> None:
+    """Names, paths, hosts, versions, dates and identifiers, also if a caller combines them."""
     assert not looks_like_credential(token)
 
 
 @pytest.mark.parametrize(
     "parts", [("service", "pod", "uuid"), ("model", "trace-id", "function"), ("host-aws", "timestamp")]
 )
-def test_several_of_them_do_not_look_like_a_credential(parts: tuple[str, ...]) -> None:
-    """However many are put together, there is nothing random in them."""
+def test_joined_readable_texts_do_not_look_like_a_credential(parts: tuple[str, ...]) -> None:
+    """No number of readable texts makes a random one."""
     for separator in ".-_~+/":
         assert not looks_like_credential(separator.join(READABLE[part] for part in parts))
 
 
 @given(st.uuids(), st.lists(st.sampled_from(["checkout", "v2", "orders", "eu-west-1", "2026-11-26"]), max_size=8))
 def test_no_uuid_among_words_looks_like_a_credential(value: uuid.UUID, words: list[str]) -> None:
-    """UUIDs are what requests, users and sessions are called by."""
+    """UUIDs identify requests, users and sessions."""
     assert not looks_like_credential("/".join([*words, str(value)]))
     assert not looks_like_credential(".".join([value.hex, *words]))
 
 
-# What is taken for words is masked in its own request only, so it must be rare. Measured: 0.02 to 1 % of these.
+# A token that is taken for words is masked in its own request only, so it must be rare. Measured: 0.02 to 1 %.
 SHAPES: dict[str, Callable[[], str]] = {
     "base64url-32-bytes": lambda: secrets.token_urlsafe(32),
     "base64url-16-bytes": lambda: secrets.token_urlsafe(16),
@@ -152,7 +152,7 @@ SHAPES: dict[str, Callable[[], str]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_hardly_any_random_token_passes_for_words(shape: str) -> None:
+def test_few_random_tokens_are_taken_for_words(shape: str) -> None:
     """At most one in twenty, of a thousand."""
     missed = sum(not looks_like_credential(SHAPES[shape]()) for _ in range(1000))
 
@@ -160,7 +160,7 @@ def test_hardly_any_random_token_passes_for_words(shape: str) -> None:
 
 
 def test_a_long_token_of_words_is_not_read_to_its_end() -> None:
-    """The caller chooses the length, and each request pays."""
+    """The caller chooses the length, and each request bears the cost."""
     words = "checkout." * 2000
 
     assert not is_random(words + MARKED)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
-from otel_token_relay.redaction.token_search import NOTHING, Secrets, _Index, secrets_of
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, _Index, known_from
 from tests.redaction_corpus import (
     BENIGN,
     FOREIGN_FORMS,
@@ -69,11 +69,11 @@ def test_a_known_token_is_masked_in_every_form(form, token):
     """No 17 characters of the caller's own token remain, regardless of the encoding."""
     value = form(token)
 
-    cleaned = SCRUBBER.redact(value, secrets_of(token))
+    cleaned = SCRUBBER.redact(value, known_from(token))
 
     assert surviving(token, value)
     assert not surviving(token, cleaned)
-    assert SCRUBBER.redact(cleaned, secrets_of(token)) is cleaned
+    assert SCRUBBER.redact(cleaned, known_from(token)) is cleaned
 
 
 @pytest.mark.parametrize("form", FOREIGN_FORMS.values(), ids=FOREIGN_FORMS)
@@ -127,10 +127,10 @@ def test_a_token_with_the_same_beginning_as_the_callers_is_masked_completely(tex
     own, other = of_one_issuer("alice"), of_one_issuer("bob")
     assert own[:60] == other[:60]
 
-    cleaned = SCRUBBER.redact(text.format(other), secrets_of(own))
+    cleaned = SCRUBBER.redact(text.format(other), known_from(own))
 
     assert not surviving(other[60:], cleaned)
-    assert SCRUBBER.redact(cleaned, secrets_of(own)) is cleaned
+    assert SCRUBBER.redact(cleaned, known_from(own)) is cleaned
 
 
 @pytest.mark.parametrize("columns", [8, 12, 60, 64, 76])
@@ -142,7 +142,7 @@ def test_a_token_is_found_across_line_breaks(token, end, columns):
         for text in ("x" * before + token, base64.b64encode(b"x" * before + token.encode()).decode()):
             wrapped = end.join(text[at : at + columns] for at in range(0, len(text), columns))
 
-            cleaned = SCRUBBER.redact(wrapped, secrets_of(token))
+            cleaned = SCRUBBER.redact(wrapped, known_from(token))
 
             assert not surviving(token, cleaned.replace(end, "")), (before, columns)
 
@@ -180,7 +180,7 @@ def test_another_word_does_not_hide_a_token_across_line_breaks():
     wrapped = "\n".join(token[at : at + 10] for at in range(0, len(token), 10))
     text = "a word\n" * 10_000 + "the bearer\n" + wrapped
 
-    assert SCRUBBER.redact(text, secrets_of(token)) == MASK
+    assert SCRUBBER.redact(text, known_from(token)) == MASK
 
 
 def test_a_token_that_is_split_over_bytes_is_found():
@@ -188,7 +188,7 @@ def test_a_token_that_is_split_over_bytes_is_found():
     token = OWN["opaque"]
     value = [token[at : at + 5].encode() for at in range(0, len(token), 5)]
 
-    assert SCRUBBER.redact(value, secrets_of(token)) == [MASK] * len(value)
+    assert SCRUBBER.redact(value, known_from(token)) == [MASK] * len(value)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_an_object_that_claims_to_be_a_string_is_treated_by_its_type():
     """The type of an object decides, not its `__class__` attribute."""
     value = {"user": PretendsToBeStr()}
 
-    assert SCRUBBER.redact(value, secrets_of(OWN["opaque"])) is value
+    assert SCRUBBER.redact(value, known_from(OWN["opaque"])) is value
 
 
 ODD = {
@@ -239,13 +239,13 @@ ODD = {
 def test_a_token_of_any_form_is_searched_for_in_bounded_time(token):
     """The client chooses the token. Values that contain it are masked, and no record takes a second."""
     record = {f"k{at}": f"GET /{at}?x={token[:400]}" for at in range(16)} | {"whole": token, "long": "word " * 12_000}
-    secrets = Secrets((token,))
+    known = KnownTokens((token,))
 
     begun = time.process_time()
-    cleaned = SCRUBBER.redact(record, secrets)
+    cleaned = SCRUBBER.redact(record, known)
 
     assert time.process_time() - begun < 10
-    assert len(_Index.of(token).grams) < 10_000
+    assert len(_Index.of(token).ngrams) < 10_000
     assert cleaned["whole"] == MASK
     assert not any(token[:40] in text for text in cleaned.values())
 
@@ -255,27 +255,27 @@ def test_text_that_may_contain_an_encoded_odd_token_is_masked_completely():
     token = "Qk7dW3xPz0+sVbN5mL2rT/" * 100
     record = {"a": f"see {quote(token, safe='')} there", "b": "see nothing here"}
 
-    assert SCRUBBER.redact(record, secrets_of(token)) == {"a": MASK, "b": "see nothing here"}
+    assert SCRUBBER.redact(record, known_from(token)) == {"a": MASK, "b": "see nothing here"}
 
 
 def test_text_beyond_the_search_limit_is_masked():
     """In a record that contains a token, only a limited amount of text is searched."""
     token = OWN["opaque"]
 
-    cleaned = SCRUBBER.redact({"a": token} | dict.fromkeys(range(5000), "word " * 100), secrets_of(token))
+    cleaned = SCRUBBER.redact({"a": token} | dict.fromkeys(range(5000), "word " * 100), known_from(token))
 
     assert (cleaned["a"], cleaned[0], cleaned[4999]) == (MASK, "word " * 100, MASK)
 
 
 @pytest.mark.parametrize("text", BENIGN, ids=[f"{n}-{t[:24]}" for n, t in enumerate(BENIGN)])
-@pytest.mark.parametrize("secrets", [NOTHING, secrets_of(*OWN.values())], ids=["no-token", "five-tokens"])
-def test_benign_text_is_returned_as_the_same_object(secrets, text):
+@pytest.mark.parametrize("known", [NOTHING, known_from(*OWN.values())], ids=["no-token", "five-tokens"])
+def test_benign_text_is_returned_as_the_same_object(known, text):
     """Text without a token is not changed, with and without known tokens."""
     if text in OWN.values():
         return
 
-    assert SCRUBBER.redact(text, secrets) is text
-    assert SCRUBBER.clean(text, secrets) is text
+    assert SCRUBBER.redact(text, known) is text
+    assert SCRUBBER.clean(text, known) is text
 
 
 def test_there_are_at_least_eighty_benign_texts():
@@ -290,7 +290,7 @@ def test_there_are_at_least_eighty_benign_texts():
 )
 def test_other_clean_values_are_returned_as_the_same_object(value):
     """Numbers, sequences, mappings and bytes without a token are not copied."""
-    assert SCRUBBER.redact(value, secrets_of(*OWN.values())) is value
+    assert SCRUBBER.redact(value, known_from(*OWN.values())) is value
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_configured_keys_are_masked_with_any_value():
 
 def test_the_mask_is_constant():
     """Two tokens of different lengths leave the same text."""
-    masked = {SCRUBBER.redact(f"a {token} b", secrets_of(token)) for token in OWN.values()}
+    masked = {SCRUBBER.redact(f"a {token} b", known_from(token)) for token in OWN.values()}
 
     assert masked == {f"a {MASK} b"}
 
@@ -374,7 +374,7 @@ def test_the_callers_objects_are_not_modified():
     value = {"a": [token, {"b": token}], "c": 1}
     before = json.dumps(value)
 
-    cleaned = SCRUBBER.redact(value, secrets_of(token))
+    cleaned = SCRUBBER.redact(value, known_from(token))
 
     assert json.dumps(value) == before
     assert cleaned == {"a": [MASK, {"b": MASK}], "c": 1}
@@ -382,7 +382,11 @@ def test_the_callers_objects_are_not_modified():
 
 def test_known_tokens_are_not_printed():
     """Neither `repr` nor `str` shows a token."""
-    for shown in (repr(secrets_of(OWN["opaque"])), str(Secrets((OWN["opaque"],))), f"{[secrets_of(*OWN.values())]}"):
+    for shown in (
+        repr(known_from(OWN["opaque"])),
+        str(KnownTokens((OWN["opaque"],))),
+        f"{[known_from(*OWN.values())]}",
+    ):
         assert not surviving(OWN["opaque"], shown)
         assert not surviving(OWN["jwt"], shown)
 
@@ -433,7 +437,7 @@ def test_hostile_values_are_cleaned_in_bounded_time(value):
     """No value raises an error, or takes more than a few seconds on a slow machine."""
     begun = time.process_time()
 
-    cleaned = SCRUBBER.redact(value, secrets_of(OWN["opaque"]))
+    cleaned = SCRUBBER.redact(value, known_from(OWN["opaque"]))
 
     assert time.process_time() - begun < 10
     if isinstance(cleaned, (str, bytes)):
@@ -447,7 +451,7 @@ def test_an_unreadable_object_is_replaced():
 
 def test_an_object_whose_text_contains_a_token_becomes_its_masked_text():
     """Exporters convert objects to text, so the text is checked."""
-    cleaned = SCRUBBER.redact([ValueError(f"bad {OWN['opaque']}")], secrets_of(OWN["opaque"]))
+    cleaned = SCRUBBER.redact([ValueError(f"bad {OWN['opaque']}")], known_from(OWN["opaque"]))
 
     assert cleaned == [f"bad {MASK}"]
 
@@ -462,16 +466,16 @@ ENCODINGS = {
 @pytest.mark.parametrize("kind", ["jwt", "opaque", "base64", "hex"])
 @pytest.mark.parametrize("name", OWN_FORMS)
 def test_a_remembered_token_is_found_in_every_form_of_the_whole(kind, name):
-    """In records of other requests, too. Of its parts, those that could be an identifier are left."""
+    """It is masked in records of other requests, too, except for parts that could be an identifier."""
     value = OWN_FORMS[name](OWN[kind])
     is_part = name in {"head-17", "head-24", "tail-17", "head-and-tail"}
     if is_part and kind in ("base64", "hex"):
         return
 
-    cleaned = SCRUBBER.redact(value, Secrets((), (OWN[kind],)))
+    cleaned = SCRUBBER.redact(value, KnownTokens((), (OWN[kind],)))
 
     assert not surviving(OWN[kind], cleaned)
-    assert SCRUBBER.redact(cleaned, Secrets((), (OWN[kind],))) is cleaned
+    assert SCRUBBER.redact(cleaned, KnownTokens((), (OWN[kind],))) is cleaned
 
 
 @given(token=B64TOKEN, name=st.sampled_from(sorted(ENCODINGS)), before=st.text(max_size=20), after=st.text(max_size=20))
@@ -480,7 +484,7 @@ def test_no_fragment_of_any_known_token_survives_any_encoding(token, name, befor
     value = ENCODINGS[name](token)
     value = f"{before}{value}{after}" if isinstance(value, str) else value
 
-    cleaned = SCRUBBER.redact(value, Secrets([token]))
+    cleaned = SCRUBBER.redact(value, KnownTokens([token]))
 
     assert not surviving(token, cleaned)
 
@@ -503,11 +507,11 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_redacting_never_raises_and_is_idempotent(value):
     """The second pass has nothing to mask, so it returns the same object."""
-    secrets = secrets_of(*OWN.values())
+    known = known_from(*OWN.values())
 
-    once = SCRUBBER.redact(value, secrets)
+    once = SCRUBBER.redact(value, known)
 
-    assert SCRUBBER.redact(once, secrets) is once
+    assert SCRUBBER.redact(once, known) is once
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="=:\"'%&"), max_size=200))
@@ -516,7 +520,7 @@ def test_text_without_a_label_is_the_same_object(text):
     if "eyJ" in text or "bearer" in text.lower():
         return
 
-    assert SCRUBBER.redact(text, secrets_of(OWN["opaque"])) is text
+    assert SCRUBBER.redact(text, known_from(OWN["opaque"])) is text
 
 
 @given(st.text("ABab01-._~+/%=&?\"':{} \\u0eyJ", max_size=80), st.text("beartokncsid_=:\"' ", max_size=40))

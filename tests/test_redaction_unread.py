@@ -95,9 +95,9 @@ def test_the_attribute_that_is_read_first_is_clean(name):
     span = _dirty_span()
     assert OWN_OPAQUE not in repr(vars(span))
 
-    looked_at = getattr(span, name)
+    value = getattr(span, name)
 
-    assert OWN_OPAQUE not in repr(looked_at() if callable(looked_at) else [looked_at])
+    assert OWN_OPAQUE not in repr(value() if callable(value) else [value])
     assert OWN_OPAQUE not in span.to_json()
     assert OWN_OPAQUE not in repr(vars(span))
 
@@ -153,11 +153,11 @@ def test_concurrent_first_accesses_all_see_a_clean_record():
             span = _dirty_span()
             barrier = threading.Barrier(8)
 
-            def look(span: ReadableSpan = span, barrier: threading.Barrier = barrier) -> str:
+            def read(span: ReadableSpan = span, barrier: threading.Barrier = barrier) -> str:
                 barrier.wait()
                 return span.to_json()
 
-            shown = {future.result() for future in [pool.submit(look) for _ in range(8)]}
+            shown = {future.result() for future in [pool.submit(read) for _ in range(8)]}
 
             assert len(shown) == 1
             assert OWN_OPAQUE not in shown.pop()
@@ -232,7 +232,7 @@ def test_what_another_processor_adds_to_a_log_record_is_masked():
 
 
 def test_a_log_record_before_the_first_access_shows_no_token():
-    """Neither its fields, including those with a default on the class, nor its repr."""
+    """This applies to its fields, including those with a default on the class, and to its repr."""
     provider = LoggerProvider()
     taken: list[Any] = []
 

@@ -1,7 +1,7 @@
 """Keep tokens out of spans, log records and metrics.
 
-Switched on by itself (``…_REDACTION``); these classes are for pipelines that are built by hand.
-They are loaded when they are asked for, since two of them need the SDK, which the package does not.
+Redaction is on by default (``…_REDACTION``). These classes are for pipelines built by hand. They are imported
+on first access, since two of them need the SDK, which the package itself does not.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Tokens that nobody told us about, by their looks: JWT, ``Bearer …``, the parameters of OAuth.
+"""Find unknown tokens by pattern: JWTs, ``Bearer …``, OAuth parameters.
 
-Pure. Everything here runs in time linear in the text: no nested repetition that can match the
-same characters in two ways, and no pattern that a user supplies.
+Pure. Everything here runs in time linear in the text: no nested repetition can match the same
+characters in two ways, and users cannot supply patterns.
 
-A rule that is too eager is a rule that gets switched off, so each one asks for more than a word:
+Operators switch off a rule with false positives, so each rule requires more than a word:
 ``bearer of news``, ``status_code=404``, ``token_type=Bearer`` and ``WHERE access_token = $1`` stay.
 """
 
@@ -40,17 +40,17 @@ PARAMETER_NAMES: Final = frozenset(
     }
 )
 
-# Plain words: their value has to look like a credential, too.
+# Strong names indicate a credential. Weak names are plain words, so their value must look like one, too.
 _STRONG: Final = (
     r"(?:access|refresh|id|subject|actor|auth|oauth|bearer|logout)[_-]?token(?:[_-]?hint)?"
     r"|client[_-]?(?:secret|assertion)|code[_-]?verifier|(?:device|authorization)[_-]?code"
 )
 _WEAK: Final = r"code|token|assertion"
 
-# What may stand around a name or a value: quotes as JSON, repr, HTML and URLs write them.
+# What may surround a name or a value: quotes as JSON, repr, HTML and URLs write them.
 _QUOTE: Final = r"(?:\\{0,3}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27)"
 
-# A name does not begin in the middle of a word, but may follow an escape that ends in a letter.
+# A name must not begin in the middle of a word, but may follow an escape that ends in a letter.
 _BEFORE_NAME: Final = r"(?:(?<![A-Za-z0-9])|(?<=%3[Ff])|(?<=%26)|(?<=%22)|(?<=%20)|(?<=\\n)|(?<=\\t))"
 
 _PARAMETER: Final = re.compile(
@@ -69,7 +69,7 @@ _PARAMETER: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# What is in quotes ends with the quote, not with a character that no token has.
+# A quoted value ends with the quote, not with a character that no token contains.
 _QUOTED: Final = {
     '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
@@ -87,29 +87,29 @@ _is_nothing = re.compile(
     r"|unknown|absent|redacted|x+|\.+|-+|\*+|:\w+)\.?",
     re.IGNORECASE,
 ).fullmatch
-# What SQL, templates and shells write where a value is to come.
+# Placeholders of SQL, templates and shells.
 _is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
-# A name of a program: no digits, or it could be anything.
+# An identifier in code. With digits, it could be a credential.
 _is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
 _NAMES_OF_VALUES: Final = frozenset({"token", "secret", "code", "assertion", "verifier", "hint"})
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
-# Words, in the usual ways of writing several as one, and short numbers between them.
+# Words, also joined in the usual ways, and short numbers between them.
 _WORD: Final = (
     r"(?:[a-z]{1,22}+|[A-Z][a-z]{0,21}+(?![a-z])|[A-Z]{2,22}+(?![a-z])|[A-Z]?[a-z]{2,15}+(?:[A-Z][a-z]{2,15}+)++)"
 )
 _is_words = re.compile(rf"(?:{_WORD}\d?|\d{{1,4}}+)(?:[ _.\-/:]+(?:{_WORD}\d?|\d{{1,4}}+))*").fullmatch
-# In an error code or an article number; what is grouped for reading has more.
-_MOST_DIGITS: Final = 6
+# The most digits in an error code or an article number. Credentials with separators have more.
+_MAX_DIGITS: Final = 6
 _is_prose = re.compile(r"[A-Za-z]{1,22}(?:/[A-Za-z]{1,22})*").fullmatch
 _AUTH_PARAMETERS: Final = frozenset(
     {"realm", "scope", "error", "error_description", "error_uri", "resource_metadata", "charset", "algs", "title"}
 )
 
-# What stands next to a code that makes it OAuth's, in a text and as the other keys of a mapping.
-_COMPANY: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
-COMPANY_KEYS: Final = frozenset(name.rstrip("=") for name in _COMPANY)
+# Parameters that identify an adjacent ``code`` as one of OAuth, in a text or as other keys of a mapping.
+_OAUTH_CONTEXT: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
+OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEXT)
 WEAK_NAMES: Final = frozenset(_WEAK.split("|"))
 
 # The first name in a JOSE header (RFC 7515, RFC 7516) or in a set of claims (RFC 7519, RFC 9068).
@@ -124,9 +124,9 @@ _has_mark = re.compile(
 
 
 def has_parameter_mark(lowered: str) -> bool:
-    """Say whether the name of a token-bearing parameter may stand in a lowered text, before its value.
+    """Return whether a lowercase text may contain the name of a parameter with a token, followed by its value.
 
-    The signs first: looking for one character costs a fifth of looking for a word.
+    The separators are checked first: finding one character costs a fifth of finding a word.
     """
     return (
         (
@@ -138,14 +138,14 @@ def has_parameter_mark(lowered: str) -> bool:
             or "&" in lowered
             or "\\" in lowered
         )
-        # One of these is in every name there is.
+        # Every name contains one of these.
         and ("token" in lowered or "code" in lowered or "secret" in lowered or "assertion" in lowered)
         and _has_mark(lowered) is not None
     )
 
 
 def intervals_by_rule(text: str) -> list[Interval]:
-    """Give where something looks like a credential, in no order, and perhaps one within another."""
+    """Return the intervals that look like a credential, in no order. One may contain another."""
     found: list[Interval] = []
     if "eyJ" in text:
         found += [match.span() for match in _JWT.finditer(text) if _is_jwt(match[0])]
@@ -158,7 +158,7 @@ def intervals_by_rule(text: str) -> list[Interval]:
 
 
 def _is_jwt(text: str) -> bool:
-    """Tell a JWT, or the beginning of one, from JSON in base64 that means something else."""
+    """Return whether a text is a JWT or the beginning of one, and not any other JSON in base64."""
     segments = [segment for segment in text.split(".") if segment]
     if len(segments) > 1 and len(segments[1]) >= 10:
         return True
@@ -171,7 +171,7 @@ def _is_jwt(text: str) -> bool:
 
 
 def _parameters_in(text: str) -> Iterator[Interval]:
-    in_company: bool | None = None
+    in_oauth_context: bool | None = None
     at = 0
     while match := _PARAMETER.search(text, at):
         start, end = match.span("value")
@@ -188,16 +188,16 @@ def _parameters_in(text: str) -> Iterator[Interval]:
         elif looks_secret(value):
             is_secret = not match["loose"]
         else:
-            if in_company is None:
-                in_company = any(word in text for word in _COMPANY)
-            is_secret = in_company and not match["loose"] and not is_nothing(value) and match["weak"] != "token"
+            if in_oauth_context is None:
+                in_oauth_context = any(word in text for word in _OAUTH_CONTEXT)
+            is_secret = in_oauth_context and not match["loose"] and not is_nothing(value) and match["weak"] != "token"
         if is_secret:
             yield start, end
             at = end
 
 
 def _is_next_name(match: re.Match[str], end: int, text: str, value: str) -> bool:
-    """Tell the next one in a list of names, of columns or of grants, from the other half of a pair."""
+    """Return whether a value is the next name in a list of columns or grants, and not the value of a pair."""
     if _is_snake_case(value) is None:
         return False
     is_pair = text[: match.start()].rstrip("b\"'")[-1:] == "(" and text[end + 1 : end + 2] == ")"
@@ -205,7 +205,7 @@ def _is_next_name(match: re.Match[str], end: int, text: str, value: str) -> bool
 
 
 def _is_code(match: re.Match[str], end: int, text: str) -> bool:
-    """Tell ``refresh(access_token=self._token, …)`` from a value: a name is handed on to its like."""
+    """Return whether a value is an identifier in code, as in ``refresh(access_token=self._token, …)``."""
     value = match["value"]
     if _is_name(value) is None or text[match.start() - 1 : match.start()] not in ("(", " "):
         return False
@@ -216,57 +216,57 @@ def _is_code(match: re.Match[str], end: int, text: str) -> bool:
 
 
 def looks_secret(value: str) -> bool:
-    """Tell a credential from a number, a word, a constant or several of them."""
+    """Return whether a value looks like a credential, and not like numbers, words or constants."""
     digits = sum(c.isdigit() for c in value)
-    if len(value) < 10 or value.isdecimal() or (digits <= _MOST_DIGITS and _is_words(value)):
+    if len(value) < 10 or value.isdecimal() or (digits <= _MAX_DIGITS and _is_words(value)):
         return False
     if _is_constant(value) and len(value) < 24:
         return False
     return bool(digits) or len(value) >= 24
 
 
-# Shorter tokens are too easily the same as something that operators need to read.
-_SHORTEST_CREDENTIAL: Final = 20
-# So many characters that no reader could make sense of are in every credential.
-_LEAST_RANDOM: Final = 12
-_REMEMBERED: Final = 512
+# Shorter tokens too easily equal something that operators need to read.
+_MIN_CREDENTIAL_LENGTH: Final = 20
+# Every credential contains at least this many characters in unreadable runs.
+_MIN_RANDOM: Final = 12
+_CACHED: Final = 512
 
 _ATOM: Final = re.compile(r"[A-Za-z0-9]+")
 _RUN: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-# With a vowel and never five consonants in a row.
+# With a vowel, and without five consonants in a row.
 _is_word = re.compile(r"(?=[^aeiouyAEIOUY]*[aeiouyAEIOUY])(?!.*[^aeiouyAEIOUY]{5})[A-Za-z]{3,}").fullmatch
-# Trace ids, UUIDs, object ids, digests that were cut. A longer one is a token as some frameworks make them.
+# Trace IDs, UUIDs, object IDs, truncated digests. Some frameworks create tokens of more hexadecimal digits.
 _is_short_hex = re.compile(r"[0-9a-f]{1,39}|[0-9A-F]{1,39}").fullmatch
 _is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
-# The random ends of the names of pods, instances and stacks have at most so many characters.
-_LONGEST_SUFFIX: Final = 13
-_LONGEST_NAME: Final = 64
-# A caller chooses how long the token is, and this runs for each one.
-_MOST_JUDGED: Final = 512
+# The longest random suffix in the names of pods, instances and stacks.
+_MAX_SUFFIX: Final = 13
+_MAX_NAME: Final = 64
+# A caller chooses the length of the token, and this runs for each token.
+_MAX_CHECKED: Final = 512
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED)
 def looks_like_credential(token: str) -> bool:
     """Return whether a token is so random that no telemetry of other requests contains it by chance.
 
     Strict, because callers choose what they send: names, paths, hosts, versions, dates, addresses, UUIDs and
-    trace ids are not credentials, nor is any combination of them.
+    trace IDs are not credentials, nor is any combination of them.
     """
-    # The header of a JWT is public, so the rest decides (RFC 7515, section 3.1).
+    # The header of a JWT is public, so only the rest is checked (RFC 7515, section 3.1).
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
-    head = token[start : start + _LONGEST_NAME + 1]
-    if len(head) > _LONGEST_NAME and head.isalnum() and not head.isdecimal():
-        return True  # as `is_random` would find; nearly every JWT
-    return len(token) >= _SHORTEST_CREDENTIAL and is_random(token[start:])
+    head = token[start : start + _MAX_NAME + 1]
+    if len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
+        return True  # as `is_random` would return; nearly every JWT
+    return len(token) >= _MIN_CREDENTIAL_LENGTH and is_random(token[start:])
 
 
 def is_random(text: str) -> bool:
-    """Return whether a text is more than words, numbers and the usual identifiers."""
+    """Return whether a text contains more than words, numbers and the usual identifiers."""
     count = 0
-    for match in _ATOM.finditer(text, 0, _MOST_JUDGED):
+    for match in _ATOM.finditer(text, 0, _MAX_CHECKED):
         if not _is_readable(match[0]):
             count += len(match[0])
-            if count >= _LEAST_RANDOM:
+            if count >= _MIN_RANDOM:
                 return True
     return False
 
@@ -274,15 +274,15 @@ def is_random(text: str) -> bool:
 def _is_readable(atom: str) -> bool:
     """Return whether a run of letters and digits is a number, an identifier or words.
 
-    The thresholds are measured: `tests/test_redaction_rules.py` states how many random tokens pass for words.
+    The thresholds are measured: `tests/test_redaction_rules.py` states how many random tokens are taken for words.
     """
     size = len(atom)
     if atom.isdecimal() or _is_short_hex(atom):
         return True
-    if size > _LONGEST_NAME:
+    if size > _MAX_NAME:
         return False
     has_one_case = atom.islower() or atom.isupper()
-    if has_one_case and (size <= _LONGEST_SUFFIX or _is_ulid(atom)):
+    if has_one_case and (size <= _MAX_SUFFIX or _is_ulid(atom)):
         return True
     runs = _RUN.findall(atom)
     words = [run for run in runs if not run.isdecimal()]
@@ -299,7 +299,7 @@ def _count_unpronounceable(words: list[str]) -> int:
 
 
 def is_nothing(value: str) -> bool:
-    """Whether a value says that there is none, or that one is to come."""
+    """Return whether a value means that there is none, or is a placeholder."""
     return not value or _is_nothing(value) is not None or _is_placeholder(value) is not None
 
 
@@ -318,7 +318,7 @@ def _is_bearer_value(value: str, match: re.Match[str], text: str) -> bool:
     before = text[max(0, match.start() - 28) : match.start()]
     is_quoted = before[-1:] in ("'", '"') and text[match.end() : match.end() + 1] in ("'", '"', "\\")
     if match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower():
-        # Nothing else is in there, so only a word by itself is let through ("Bearer token").
+        # The text contains nothing else, so only a single word is not masked ("Bearer token").
         return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:
         return not _is_prose(value)

@@ -1,17 +1,16 @@
-"""Records that are cleaned when somebody first looks at them.
+"""Records that are redacted on first access.
 
-Cleaning a span takes longer than all else that redaction does, and the thread that ends it is the
-one that answers a user. A batch processor puts the record into a queue and reads nothing of it, so
-there it is cleaned by the exporter's thread; what reads the record at once has it cleaned at once.
+Redacting a span costs more than the rest of redaction, and the thread that ends the span is serving a
+request. A batch processor queues the record without reading it, so the exporter's thread redacts it.
+A processor that reads the record at once has it redacted at once.
 
 Invariants:
 
-* What has not been cleaned is no attribute of the record. Whatever attribute is asked for, private
-  or not, by whomever, all of them are cleaned first, and the record is then what it would have
-  been: an object of the SDK's own class.
-* What it is compared with was taken in the thread that made the record, while its context was there.
-* There is no lock, since a fork in the middle would leave it locked: two threads that look at the
-  same moment both clean, and come to the same.
+* Raw content is not an attribute of the record. Access to any attribute, public or private, redacts
+  all of them first. The record then is an ordinary object of the SDK's own class.
+* The known tokens are collected in the thread that creates the record, while its context is current.
+* No lock is used, since a fork could leave it locked. If two threads access a record at the same
+  moment, both redact it, with the same result.
 """
 
 from __future__ import annotations
@@ -19,75 +18,75 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
-PENDING: Final = "_token_relay_pending"
-"""The attribute of a record that nobody has looked at: what it will be made of.
+DEFERRED: Final = "_token_relay_deferred"
+"""The attribute of a deferred record from which `deferred_class` makes the redacted one.
 
-It must not show what it holds to whoever prints the record's attributes, or walks over them.
+Its value must not show raw content to code that prints or walks over the record's attributes.
 """
 
 
-class Pending:
-    """The raw record and what to look for in it. Has no attributes that a walk could find, and does not pickle."""
+class DeferredRecord:
+    """The raw record and its known tokens. Has no ``__dict__`` that a walk could find, and cannot be pickled."""
 
-    __slots__ = ("readable", "secrets")
+    __slots__ = ("known", "readable")
 
-    def __init__(self, readable: Any, secrets: Any) -> None:
+    def __init__(self, readable: Any, known: Any) -> None:
         self.readable = readable
-        self.secrets = secrets
+        self.known = known
 
     def __repr__(self) -> str:
-        return "<not cleaned yet>"
+        return "<not redacted yet>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("what has not been cleaned cannot be pickled")
+        raise TypeError("cannot pickle a record that is not redacted yet")
 
 
-class _OnFirstLook:
-    """Stands for a field until somebody asks for it.
+class _RedactOnAccess:
+    """A field that redacts its record when it is read.
 
-    A descriptor for each field, and no ``__getattr__``: with that one, Python is ten times slower
-    at each attribute that there is.
+    There is a descriptor for each field instead of one ``__getattr__``, which would make every access
+    to an existing attribute ten times slower.
     """
 
-    def __init__(self, name: str, look: Callable[[Any], None]) -> None:
+    def __init__(self, name: str, redact_now: Callable[[Any], None]) -> None:
         self._name = name
-        self._look = look
+        self._redact_now = redact_now
 
     def __get__(self, record: Any, owner: type | None = None) -> Any:
         if record is None:
             return self
-        self._look(record)
+        self._redact_now(record)
         return record.__dict__[self._name]
 
 
-def unread_class(base: type, fields: Iterable[str], finish: Callable[[Any], Any]) -> type:
-    """Give the class that a record has until somebody looks at it. Whoever makes one sets `PENDING`.
+def deferred_class(base: type, fields: Iterable[str], finish: Callable[[Any], Any]) -> type:
+    """Return the class of a record until its first access. The caller sets `DEFERRED` on each instance.
 
     Args:
-        base: The SDK's class; afterwards the record is of this one.
-        fields: What there is in a record of it.
-        finish: Makes a clean record of *base* out of what `PENDING` holds. It must not raise, and
+        base: The SDK's class, which becomes the class of the record.
+        fields: The fields of a record of *base*.
+        finish: Makes a redacted record of *base* from the value of `DEFERRED`. It must not raise, and
             may be called twice.
     """
 
-    def look(record: Any) -> None:
+    def redact_now(record: Any) -> None:
         present = record.__dict__
-        pending = present.get(PENDING)
-        if pending is None:  # another thread was quicker
+        deferred = present.get(DEFERRED)
+        if deferred is None:  # another thread was faster
             return
-        for name, value in finish(pending).__dict__.items():
-            present.setdefault(name, value)  # what was set meanwhile stays
-        present.pop(PENDING, None)
-        object.__setattr__(record, "__class__", base)  # past whatever it does against being changed
+        for name, value in finish(deferred).__dict__.items():
+            present.setdefault(name, value)  # keep fields that were set in the meantime
+        present.pop(DEFERRED, None)
+        object.__setattr__(record, "__class__", base)  # bypasses the checks of a frozen dataclass
 
     def __reduce_ex__(record: Any, protocol: Any) -> Any:
-        look(record)
+        redact_now(record)
         return record.__reduce_ex__(protocol)
 
     namespace = {
-        "__doc__": f"A {base.__name__} that nobody has looked at yet.",
+        "__doc__": f"A {base.__name__} that is redacted on first access.",
         "__module__": base.__module__,
         "__reduce_ex__": __reduce_ex__,
-        **{name: _OnFirstLook(name, look) for name in fields},
+        **{name: _RedactOnAccess(name, redact_now) for name in fields},
     }
-    return type(f"Unread{base.__name__}", (base,), namespace)
+    return type(f"Deferred{base.__name__}", (base,), namespace)

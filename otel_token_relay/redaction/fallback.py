@@ -1,7 +1,7 @@
-"""Where the SDK has no conversion point: wrap what is registered, by public methods only.
+"""Fallback for an SDK without a conversion point: wrap processors and exporters, using public methods only.
 
-Weaker, and `otel-token-relay check` says so: processors that were registered before stay as they
-are, and metrics are cleaned when they are exported, so that each token still makes a series.
+It is weaker, and `otel-token-relay check` reports it: processors registered earlier are not wrapped, and
+metrics are redacted when they are exported, so each token still creates a series.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction import logs, metrics
-from otel_token_relay.redaction.known_tokens import MEMORY
+from otel_token_relay.redaction.known_tokens import REMEMBERED
 from otel_token_relay.redaction.records import shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 
@@ -22,7 +22,7 @@ def patch_spans(module: ModuleType, scrubber: Scrubber, patches: Patches) -> Non
 
     def build(original: Function) -> Function:
         def add_span_processor(self: Any, span_processor: Any) -> None:
-            # Not at the top: this module is read before the SDK is, the other one needs it.
+            # Imported here, since this module is imported before the SDK, and the other one needs the SDK.
             from otel_token_relay.redaction.processors import wrapped
 
             original(self, wrapped(span_processor, scrubber))
@@ -65,8 +65,8 @@ class _LogProcessor:
         copy = shallow_copy(log_record)
         try:
             record = log_record.log_record
-            logs.redact(copy, self._scrubber, logs.secrets_of_record(record))
-        except Exception:  # nothing leaves as it was
+            logs.redact(copy, self._scrubber, logs.tokens_of_record(record))
+        except Exception:  # fail closed
             logs.wipe(copy)
         self._processor.on_emit(copy)
 
@@ -91,7 +91,7 @@ class _MetricExporter:
         return dataclasses.replace(metric, data=dataclasses.replace(metric.data, data_points=points))
 
     def _clean_point(self, point: Any) -> Any:
-        known = MEMORY.everything()
+        known = REMEMBERED.all_tokens()
         try:
             attributes = self._scrubber.redact(dict(point.attributes or {}), known)
             exemplars = [
@@ -100,7 +100,7 @@ class _MetricExporter:
                 )
                 for e in point.exemplars
             ]
-        except Exception:  # nothing leaves as it was; the number counts
+        except Exception:  # fail closed, but keep the number
             attributes, exemplars = {"redaction": FAILED}, []
         return dataclasses.replace(point, attributes=attributes, exemplars=exemplars)
 

@@ -1,9 +1,9 @@
-"""Redaction as it stands in this process: hooked as soon as the application imports the SDK.
+"""Install redaction in this process, as soon as the application imports the SDK.
 
-The SDK is never imported from here. Each signal is hooked at its own place, is tried out once
-with a canary, and where the SDK has no such place, or the canary comes through, falls back to the
-public methods by which processors and exporters are registered. What the signals have in common,
-resources, scopes and instruments, is hooked where it is made, and has nothing to fall back to.
+This module never imports the SDK itself. Each signal is hooked at its conversion point and tested once with
+a test token. If the SDK has no such conversion point, or if the self-test fails, the public methods that
+register processors and exporters are hooked instead. Resources, scopes and instruments, which the signals
+share, are hooked at their creation and have no fallback.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Final
 
 from otel_token_relay.import_hooks import ImportHooks
 from otel_token_relay.patching import Patches
-from otel_token_relay.redaction import fallback, logs, metrics, spans, statics
-from otel_token_relay.redaction import self_test as canary
+from otel_token_relay.redaction import fallback, logs, metrics, self_test, spans, statics
 from otel_token_relay.redaction.known_tokens import listen, stop_listening
 from otel_token_relay.redaction.records import scrubber_for
 from otel_token_relay.redaction.scrubber import Scrubber
@@ -36,11 +35,11 @@ class Signal:
 
     Attributes:
         name: As in ``otel-token-relay check``.
-        module: The module of the SDK that holds the conversion point.
-        patch: Hook the conversion point.
-        try_out: Send a canary through and say whether it was caught.
+        module: The module of the SDK that contains the conversion point.
+        patch: Hooks the conversion point.
+        try_out: Runs the self-test and returns whether the test token was redacted.
         public_module: The module to fall back to.
-        fall_back: Hook the public methods instead; ``None`` where there are none.
+        fall_back: Hooks the public methods instead; ``None`` if there are none.
     """
 
     name: str
@@ -58,7 +57,7 @@ SIGNALS: Final = (
         "spans",
         "opentelemetry.sdk.trace",
         spans.patch,
-        canary.is_caught_in_spans,
+        self_test.is_caught_in_spans,
         "opentelemetry.sdk.trace",
         fallback.patch_spans,
     ),
@@ -66,7 +65,7 @@ SIGNALS: Final = (
         "logs",
         "opentelemetry.sdk._logs._internal",
         logs.patch,
-        canary.is_caught_in_logs,
+        self_test.is_caught_in_logs,
         "opentelemetry.sdk._logs._internal",
         fallback.patch_logs,
     ),
@@ -74,17 +73,17 @@ SIGNALS: Final = (
         "metrics",
         f"{_METRICS}.metric_reader_storage",
         metrics.patch,
-        canary.is_caught_in_metrics,
+        self_test.is_caught_in_metrics,
         f"{_METRICS}.export",
         fallback.patch_metrics,
     ),
 )
 
 STATICS: Final = (
-    Signal("resources", "opentelemetry.sdk.resources", statics.patch_resources, canary.is_caught_in_resources),
-    Signal("scopes", "opentelemetry.sdk.util.instrumentation", statics.patch_scopes, canary.is_caught_in_scopes),
-    Signal("tracers", "opentelemetry.sdk.trace", statics.patch_tracers, canary.is_caught_in_tracers),
-    Signal("instruments", f"{_METRICS}.instrument", statics.patch_instruments, canary.is_caught_in_instruments),
+    Signal("resources", "opentelemetry.sdk.resources", statics.patch_resources, self_test.is_caught_in_resources),
+    Signal("scopes", "opentelemetry.sdk.util.instrumentation", statics.patch_scopes, self_test.is_caught_in_scopes),
+    Signal("tracers", "opentelemetry.sdk.trace", statics.patch_tracers, self_test.is_caught_in_tracers),
+    Signal("instruments", f"{_METRICS}.instrument", statics.patch_instruments, self_test.is_caught_in_instruments),
 )
 
 HOOKED: Final = "redacted at the conversion point"
@@ -103,7 +102,7 @@ def _patch(signal: Signal, module: ModuleType, patches: Patches) -> str:
     scrubber = _active.scrubber
     try:
         signal.patch(module, scrubber, patches)
-        problem = None if signal.try_out() else "the canary came through"
+        problem = None if signal.try_out() else "self-test failed: the test token was not redacted"
     except Exception as error:  # the application's import goes on
         problem = f"{type(error).__name__}: {error}"
     if problem is None:
@@ -154,7 +153,7 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return for each signal how it is redacted, or why not; of what they share, only what is not hooked."""
+    """Return how each signal is redacted, or why not. Shared parts are included only if they are not hooked."""
     with _hooks.lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}
@@ -164,17 +163,17 @@ def states() -> dict[str, str]:
 
 
 def _fall_back(signal: Signal, scrubber: Scrubber, patches: Patches, problem: str) -> str:
-    """Hook the public methods. What was registered before that stays as it is, so say so."""
+    """Hook the public methods, and report it: processors and exporters registered earlier are not redacted."""
     try:
         if signal.fall_back is None:
-            raise LookupError("there is no other place")
+            raise LookupError("no public method to fall back to")
         signal.fall_back(sys.modules[signal.public_module], scrubber, patches)
-    except Exception as error:  # the application goes on
+    except Exception as error:  # the application continues
         _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)
         return f"NOT redacted ({problem})"
-    _logger.warning(
-        "token relay: this SDK does not have the place where %s are redacted (%s). Processors and exporters that are"
-        " registered from now on are wrapped instead.",
+    _logger.error(
+        "token relay: opentelemetry-sdk is not supported for %s (%s). Falling back to wrapping processors and"
+        " exporters registered from now on; those registered earlier are not redacted.",
         signal.name,
         problem,
     )

@@ -1,18 +1,18 @@
-"""Which tokens belong to which record: those of its own request, and those that are remembered.
+"""Which tokens are searched for in which record: those of its own request, and remembered ones.
 
-A span may end when its request's context is long gone, and a log record may come from a thread
-that never had it. What they have is the trace, or the thread.
+A span may end long after its request's context is gone, and a log record may come from a thread that
+never had the context. The trace or the thread then identifies the tokens.
 
 A caller chooses the token and may choose the trace, so not every token is remembered:
 
-* A record's *own* tokens are the one that is bound in its context, while the lease is open, and those that a
-  span holds: bound when the span started or while it was current. Any token is masked there, also a word.
-* Only a *lasting* token reaches records beyond that: by the trace, by the thread, or as one of the last ones
-  that were bound without a trace. It looks like a credential (`looks_like_credential`), or a verifier has
-  accepted it. What it masks there is limited, too: see `Secrets`.
+* A record's *own* tokens are the one bound in its context, while the lease is open, and those that its span
+  holds: bound when the span started or while it was current. Any own token is masked, including a plain word.
+* Only a *lasting* token is masked in other records, found by the trace or by the thread, or as one of the last
+  tokens bound without a trace. It looks like a credential (`looks_like_credential`), or a verifier has
+  accepted it. What it masks there is limited, too: see `KnownTokens`.
 
-Reading takes no lock, since records are read in the middle of exports and collections, under the locks of
-the SDK. Writing takes one that the same thread may take again: a finalizer that ends a span can run anywhere.
+Reading takes no lock, since records are read during exports and collections, under the locks of the SDK.
+Writing takes a reentrant lock: a finalizer that ends a span can run at any point, also while the lock is held.
 """
 
 from __future__ import annotations
@@ -25,54 +25,80 @@ from collections import deque
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, token_watchers, verification_watchers
+from otel_token_relay.otel import SPAN_KEY
 from otel_token_relay.redaction.credential_patterns import looks_like_credential
 from otel_token_relay.redaction.token_search import (
     NOTHING,
-    Secrets,
-    forget_secrets,
-    secrets_of,
-    secrets_of_one,
-    secrets_with,
+    KnownTokens,
+    clear_caches,
+    known_from,
+    known_from_one,
+    known_with_remembered,
 )
 from otel_token_relay.token import BearerToken
 
-_TRACES: Final = 2048
+_MAX_RECENT_TRACES: Final = 2048
 _MAX_CHARACTERS: Final = 8_388_608
-_TOKENS_OF_A_TRACE: Final = 8
-_LOOSE_TOKENS: Final = 64
-_TOKENS_OF_A_THREAD: Final = 8
-_TOKENS_OF_A_SPAN: Final = 8
-_VERIFIED_TOKENS: Final = 512
+_MAX_OF_TRACE: Final = 8
+_MAX_WITHOUT_TRACE: Final = 64
+_MAX_OF_THREAD: Final = 8
+_MAX_OF_SPAN: Final = 8
+_MAX_VERIFIED: Final = 512
 
-# Where OpenTelemetry keeps the current span; asking for it by function costs as much as the rest.
-_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+# The attribute of a span that contains its own tokens.
+_HELD: Final = "_token_relay_known"
 
-_HELD: Final = "_token_relay_secrets"
-
-_NEVER: Final = math.inf
+_NO_DEADLINE: Final = math.inf
 
 
-class TokenMemory:
-    """The tokens of the traces used last, bounded. Safe to share between threads.
+class RememberedTokens:
+    """The lasting tokens of recent requests, in bounded collections. Safe to share between threads.
+
+    ``recent_traces`` and ``_older_traces`` contain the tokens of each trace, ``_without_trace`` those bound last
+    while no span was current, ``_of_thread`` those that each thread bound last, and ``_verified`` those accepted
+    by a verifier. Each record is compared with its own tokens, if it has any, and with these:
+
+    ======================== ============================== ====================================================
+    signal                   remembered tokens              reason
+    ======================== ============================== ====================================================
+    span at start            none; its own token is added   other records of the trace may contain it
+                             to its trace
+    span at end              its trace; if nothing is       the token may have been bound elsewhere in the trace
+                             known, its thread              or while the attributes were made
+    span at first access     its trace again                a token may have been bound since the span ended
+    log record, measurement, its trace; if the trace is     a server writes its access log after the request,
+    `RedactingFilter`        forgotten, the credentials of  in the same thread but without its trace
+                             the span; without a trace and
+                             a token, its thread
+    callback of a metric     as above; if nothing is known, it runs in the reader's thread, without a request
+                             ``_without_trace``
+    `RedactingSpanExporter`  as span at end, with           it runs in the exporter's thread, after the request
+                             ``_without_trace`` as the last
+    exported metric          all of them                    without hooks, its points have lost their context
+    (`fallback`)
+    resource, scope,         the trace of the context that  a request may use its token as their name; they are
+    instrument at creation   creates it                     kept, so only lasting tokens are masked
+    resource, scope,         none                           a caller must not be able to mask the names of a
+    instrument at export                                    service
+    ======================== ============================== ====================================================
 
     Args:
-        traces: At least as many are remembered, and at most twice as many: they are kept in two
-            generations, and the older one goes when the younger one is full.
+        traces: The minimum number of traces to remember; the maximum is twice as many. Traces are kept in two
+            generations, and the older one is dropped when the recent one is full.
     """
 
-    def __init__(self, traces: int = _TRACES) -> None:
-        self._traces = traces
-        self.young: dict[int, Secrets] = {}
-        self._old: dict[int, Secrets] = {}
-        self._found_old: deque[int] = deque(maxlen=traces)
-        self._characters = 0
-        self._loose: dict[str, None] = {}
+    def __init__(self, traces: int = _MAX_RECENT_TRACES) -> None:
+        self._max_recent = traces
+        self.recent_traces: dict[int, KnownTokens] = {}
+        self._older_traces: dict[int, KnownTokens] = {}
+        self._traces_to_renew: deque[int] = deque(maxlen=traces)
+        self._recent_characters = 0
+        self._without_trace: dict[str, None] = {}
         self._verified: dict[str, None] = {}
-        self._threads = threading.local()
+        self._of_thread = threading.local()
         self.renew_lock()
 
     def renew_lock(self) -> None:
@@ -80,277 +106,277 @@ class TokenMemory:
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
-        return f"TokenMemory({len(self.young) + len(self._old)} traces)"
+        return f"RememberedTokens({len(self.recent_traces) + len(self._older_traces)} traces)"
 
     def is_lasting(self, token: BearerToken) -> bool:
         """Return whether a token may be remembered beyond the records of its own request."""
         return self.was_lasting(token.reveal()) or token.verification is not None
 
     def was_lasting(self, value: str) -> bool:
-        """Return whether a token was lasting when it was bound, before anything verified it in this request."""
+        """Return whether a token was lasting when it was bound, before it was verified in this request."""
         return looks_like_credential(value) or value in self._verified
 
     def remember_verified(self, value: str) -> None:
-        """Take a token for a lasting one whenever it is bound again."""
+        """Treat a token as lasting whenever it is bound again."""
         with self._lock:
-            _put(self._verified, value, _VERIFIED_TOKENS)
+            _add(self._verified, value, _MAX_VERIFIED)
 
-    def remember(self, trace_id: int, value: str) -> Secrets:
-        """Add a token to a trace and return all of the trace's."""
-        known = self.young.get(trace_id)
+    def remember(self, trace_id: int, value: str) -> KnownTokens:
+        """Add a token to a trace and return all tokens of the trace."""
+        known = self.recent_traces.get(trace_id)
         if known is not None and value in known.values:
             return known
         with self._lock:
-            known = self.young.get(trace_id) or self._old.get(trace_id)
+            known = self.recent_traces.get(trace_id) or self._older_traces.get(trace_id)
             if known is None:
-                known = secrets_of_one(value)
+                known = known_from_one(value)
             elif value not in known.values:
-                known = secrets_of(*known.values[1 - _TOKENS_OF_A_TRACE :], value)
+                known = known_from(*known.values[1 - _MAX_OF_TRACE :], value)
             self._keep(trace_id, known)
-            while self._found_old:
-                trace_id = self._found_old.popleft()
-                if trace_id not in self.young and trace_id in self._old:
-                    self._keep(trace_id, self._old[trace_id])
+            while self._traces_to_renew:
+                trace_id = self._traces_to_renew.popleft()
+                if trace_id not in self.recent_traces and trace_id in self._older_traces:
+                    self._keep(trace_id, self._older_traces[trace_id])
         return known
 
-    def remember_loose(self, value: str) -> None:
-        """Add a token that was bound where there is no trace yet."""
+    def remember_without_trace(self, value: str) -> None:
+        """Add a token that was bound while no span was current."""
         with self._lock:
-            _put(self._loose, value, _LOOSE_TOKENS)
+            _add(self._without_trace, value, _MAX_WITHOUT_TRACE)
 
-    def remember_here(self, value: str) -> None:
-        """Add a token to those of this thread, for records that it makes after the request."""
-        here = self._threads.__dict__
-        if "values" not in here:
-            here["values"] = {}
-        if _put(here["values"], value, _TOKENS_OF_A_THREAD):
-            here["secrets"] = None
+    def remember_in_thread(self, value: str) -> None:
+        """Add a token to those of this thread, for records that it creates after the request."""
+        own = self._of_thread.__dict__
+        if "values" not in own:
+            own["values"] = {}
+        if _add(own["values"], value, _MAX_OF_THREAD):
+            own["known"] = None
 
-    def here(self) -> Secrets:
-        """Return the tokens that this thread had last: a server logs a request after it, without its trace."""
-        here = self._threads.__dict__
-        if not here:
+    def of_thread(self) -> KnownTokens:
+        """Return the tokens that this thread bound last: a server may log a request after it, without its trace."""
+        own = self._of_thread.__dict__
+        if not own:
             return NOTHING
-        if here["secrets"] is None:
-            here["secrets"] = secrets_with((), tuple(here["values"].copy()))
-        known: Secrets = here["secrets"]
+        if own["known"] is None:
+            own["known"] = known_with_remembered((), tuple(own["values"].copy()))
+        known: KnownTokens = own["known"]
         return known
 
-    def loose(self) -> Secrets:
-        """Return the tokens that were bound last where there was no trace."""
-        return secrets_with((), tuple(self._loose.copy()))
+    def without_trace(self) -> KnownTokens:
+        """Return the tokens that were bound last while no span was current."""
+        return known_with_remembered((), tuple(self._without_trace.copy()))
 
-    def find(self, trace_id: int) -> Secrets:
-        """Return the tokens of a trace. The next one to be remembered renews this trace, too."""
-        known = self.young.get(trace_id)
+    def of_trace(self, trace_id: int) -> KnownTokens:
+        """Return the tokens of a trace. The next write moves it to the recent traces again."""
+        known = self.recent_traces.get(trace_id)
         if known is not None:
             return known
-        known = self._old.get(trace_id)
+        known = self._older_traces.get(trace_id)
         if known is None:
             return NOTHING
-        self._found_old.append(trace_id)
+        self._traces_to_renew.append(trace_id)
         return known
 
-    def everything(self) -> Secrets:
-        """Return every token that is remembered, for what belongs to no trace. Not cheap."""
-        known = [*self._old.copy().values(), *self.young.copy().values()]
-        values = [value for secrets in known for value in secrets.values]
-        return Secrets((), tuple(dict.fromkeys([*self._loose.copy(), *values])))
+    def all_tokens(self) -> KnownTokens:
+        """Return the tokens of all traces and those without one. Expensive."""
+        traces = [*self._older_traces.copy().values(), *self.recent_traces.copy().values()]
+        values = [value for known in traces for value in known.values]
+        return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.copy(), *values])))
 
     def forget(self) -> None:
-        """Forget everything."""
+        """Forget all tokens."""
         with self._lock:
-            self.young, self._old, self._characters = {}, {}, 0
-            self._found_old.clear()
-            self._loose.clear()
+            self.recent_traces, self._older_traces, self._recent_characters = {}, {}, 0
+            self._traces_to_renew.clear()
+            self._without_trace.clear()
             self._verified.clear()
-            self._threads = threading.local()
+            self._of_thread = threading.local()
 
-    def _keep(self, trace_id: int, secrets: Secrets) -> None:
-        self.young[trace_id] = secrets
-        # The caller chooses the trace and the token: not only their number is bounded.
-        self._characters += sum(map(len, secrets.values))
-        if len(self.young) > self._traces or self._characters > _MAX_CHARACTERS:
-            self._old, self.young, self._characters = self.young, {}, 0
+    def _keep(self, trace_id: int, known: KnownTokens) -> None:
+        self.recent_traces[trace_id] = known
+        # Callers choose traces and tokens, so the number of characters is bounded as well.
+        self._recent_characters += sum(map(len, known.values))
+        if len(self.recent_traces) > self._max_recent or self._recent_characters > _MAX_CHARACTERS:
+            self._older_traces, self.recent_traces, self._recent_characters = self.recent_traces, {}, 0
 
 
-def _put(values: dict[str, None], value: str, most: int) -> bool:
-    """Make a value the last of an ordered set; return whether it is new there. The first ones go."""
+def _add(values: dict[str, None], value: str, limit: int) -> bool:
+    """Add a value to an ordered set as its last one, drop the first one at the limit, and return whether it is new."""
     is_new = value not in values
     if not is_new:
         values.pop(value, None)
     values[value] = None
-    if len(values) > most:
-        # A finalizer may bind a token of its own in between, and then one too few is forgotten.
+    if len(values) > limit:
+        # A finalizer may bind a token in between. Then one value too few is dropped.
         with contextlib.suppress(RuntimeError):
             values.pop(next(iter(values)), None)
     return is_new
 
 
-MEMORY: Final = TokenMemory()
+REMEMBERED: Final = RememberedTokens()
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=MEMORY.renew_lock)
+    os.register_at_fork(after_in_child=REMEMBERED.renew_lock)
 _listeners = 0
 _lock = threading.Lock()
 
 
 def listen() -> None:
-    """Take note of every token that is bound from now on."""
+    """Remember every lasting token that is bound from now on."""
     global _listeners
     with _lock:
         _listeners += 1
-        if _watch not in token_watchers:
-            token_watchers.append(_watch)
-            verification_watchers.append(_watch_verified)
+        if _remember_bound not in token_watchers:
+            token_watchers.append(_remember_bound)
+            verification_watchers.append(_remember_verified)
 
 
 def stop_listening() -> None:
-    """Undo one `listen`; after the last one, forget."""
+    """Undo one `listen`. The last call forgets all tokens."""
     global _listeners
     with _lock:
         _listeners = max(0, _listeners - 1)
-        if _listeners == 0 and _watch in token_watchers:
-            token_watchers.remove(_watch)
-            verification_watchers.remove(_watch_verified)
-            MEMORY.forget()
-            forget_secrets()
+        if _listeners == 0 and _remember_bound in token_watchers:
+            token_watchers.remove(_remember_bound)
+            verification_watchers.remove(_remember_verified)
+            REMEMBERED.forget()
+            clear_caches()
 
 
-def _watch(token: BearerToken, context: Context) -> None:
+def _remember_bound(token: BearerToken, context: Context) -> None:
     value = token.reveal()
-    span: Any = context.get(_SPAN_KEY)
+    span: Any = context.get(SPAN_KEY)
     trace_id = 0 if span is None else span.get_span_context().trace_id
-    if looks_like_credential(value) or MEMORY.is_lasting(token):
-        MEMORY.remember_here(value)
+    if looks_like_credential(value) or REMEMBERED.is_lasting(token):
+        REMEMBERED.remember_in_thread(value)
         if trace_id:
-            MEMORY.remember(trace_id, value)
+            REMEMBERED.remember(trace_id, value)
         else:
-            MEMORY.remember_loose(value)
+            REMEMBERED.remember_without_trace(value)
     if trace_id:
-        _hold(span, value)
+        _add_to_span(span, value)
 
 
-def _watch_verified(token: BearerToken) -> None:
+def _remember_verified(token: BearerToken) -> None:
     value = token.reveal()
-    if not MEMORY.was_lasting(value):
-        MEMORY.remember_verified(value)
-        _watch(token, otel_context.get_current())
+    if not REMEMBERED.was_lasting(value):
+        REMEMBERED.remember_verified(value)
+        _remember_bound(token, otel_context.get_current())
 
 
-def _hold(span: Any, value: str) -> None:
-    """Let a recording span hold a token itself: it may outlive thousands of traces."""
+def _add_to_span(span: Any, value: str) -> None:
+    """Store a token in a recording span itself, which may outlive thousands of traces."""
     if not span.is_recording():
         return
     held = getattr(span, _HELD, None)
-    if not isinstance(held, Secrets):
-        held = secrets_of_one(value)
+    if not isinstance(held, KnownTokens):
+        held = known_from_one(value)
     elif value not in held.values:
-        held = secrets_of(*held.values[1 - _TOKENS_OF_A_SPAN :], value)
-    with contextlib.suppress(AttributeError):  # a span of another make; the trace may still know
+        held = known_from(*held.values[1 - _MAX_OF_SPAN :], value)
+    with contextlib.suppress(AttributeError):  # not a span of the SDK; the trace may still have the token
         setattr(span, _HELD, held)
 
 
 def note_start(span: Any, context: Context | None) -> None:
-    """Remember the token under which a span of the SDK starts."""
+    """Remember the token that is bound when a span of the SDK starts."""
     token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
     if token is not None:
         hold_token(span, token)
 
 
 def hold_token(span: Any, token: BearerToken) -> None:
-    """Let a span of the SDK that starts hold a token, and its trace if the token is a lasting one."""
+    """Store a token in a starting span of the SDK, and in its trace if the token is lasting."""
     value = token.reveal()
     trace_id = span._context.trace_id
-    known = MEMORY.young.get(trace_id)
+    known = REMEMBERED.recent_traces.get(trace_id)
     if known is None or value not in known.values:
-        known = MEMORY.remember(trace_id, value) if MEMORY.is_lasting(token) else secrets_of_one(value)
+        known = REMEMBERED.remember(trace_id, value) if REMEMBERED.is_lasting(token) else known_from_one(value)
     if _is_own(token):
-        # Nearly always the trace has this one token, and then it is the same object.
-        span._token_relay_secrets = known if len(known.values) == 1 else secrets_of_one(value)
+        # The trace nearly always has this one token. Sharing the object makes the comparison in `tokens_of_span` fast.
+        span._token_relay_known = known if len(known.values) == 1 else known_from_one(value)
 
 
-def secrets_of_span(span: Any, trace_id: int) -> Secrets:
-    """Return the tokens of a span: its own, that of the context in which it ends, and its trace's.
+def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
+    """Return the tokens of a span: its own, that of the context in which it ends, and those of its trace.
 
-    For one that has none of these, they are those that the thread had last: a span of no request
-    may have been given its attributes while a token was bound.
+    A span without any of these gets those that the thread bound last: a span outside a request may have
+    been given its attributes while a token was bound.
     """
-    known = MEMORY.young.get(trace_id)
-    held: Secrets | None = getattr(span, _HELD, None)
+    known = REMEMBERED.recent_traces.get(trace_id)
+    held: KnownTokens | None = getattr(span, _HELD, None)
     token: Any = otel_context.get_current().get(TOKEN_KEY)
     if held is not None and held is known and (token is None or token.reveal() in held.values):
         return held  # nearly always
-    found = _secrets(held or NOTHING, token, known or MEMORY.find(trace_id))
-    return MEMORY.here() if found is NOTHING else found
+    found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
+    return REMEMBERED.of_thread() if found is NOTHING else found
 
 
-def with_trace(secrets: Secrets, trace_id: int | None) -> Secrets:
-    """Add the tokens that the trace has got since."""
-    known = MEMORY.young.get(trace_id) if trace_id else None
-    if known is None or known is secrets:
-        return secrets
-    new = [value for value in known.values if value not in secrets.values and value not in secrets.remembered]
-    return secrets_with(secrets.values, (*secrets.remembered, *new)) if new else secrets
+def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
+    """Add the tokens that were bound in the trace since *known* was collected."""
+    present = REMEMBERED.recent_traces.get(trace_id) if trace_id else None
+    if present is None or present is known:
+        return known
+    new = [value for value in present.values if value not in known.values and value not in known.remembered]
+    return known_with_remembered(known.values, (*known.remembered, *new)) if new else known
 
 
-def secrets_in(context: Context, trace_id: int | None = None) -> Secrets:
-    """Return the tokens of a context: the one that is bound there, and those of the trace.
+def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTokens:
+    """Return the tokens of a context: the one bound in it, and those of the trace.
 
     Args:
-        context: Where to look for the token and the span.
-        trace_id: Where it is known; ``None`` for that of the span in the context.
+        context: Contains the token and the span.
+        trace_id: The trace if it is known; ``None`` to use the trace of the span in *context*.
     """
     token: Any = context.get(TOKEN_KEY)
-    span: Any = context.get(_SPAN_KEY)
+    span: Any = context.get(SPAN_KEY)
     if trace_id is None:
         trace_id = 0 if span is None else span.get_span_context().trace_id
     if token is not None and _is_own(token):
-        own = secrets_of_one(token.reveal())
-        if not trace_id or MEMORY.young.get(trace_id) is own:
+        own = known_from_one(token.reveal())
+        if not trace_id or REMEMBERED.recent_traces.get(trace_id) is own:
             return own  # nearly always
     if not trace_id:
-        found = NOTHING if token is None else _secrets(NOTHING, token, NOTHING)
-        return MEMORY.here() if found is NOTHING else found
-    known = MEMORY.young.get(trace_id) or MEMORY.find(trace_id)
+        found = NOTHING if token is None else _combine(NOTHING, token, NOTHING)
+        return REMEMBERED.of_thread() if found is NOTHING else found
+    known = REMEMBERED.recent_traces.get(trace_id) or REMEMBERED.of_trace(trace_id)
     if known is NOTHING:
-        if isinstance(held := getattr(span, _HELD, None), Secrets):
-            # The span has outlived the memory of its trace. A word that it holds is for the span alone.
-            known = secrets_of(*filter(looks_like_credential, held.values))
+        if isinstance(held := getattr(span, _HELD, None), KnownTokens):
+            # The span has outlived its trace here. A word that it holds is masked in the span only.
+            known = known_from(*filter(looks_like_credential, held.values))
         elif token is None:
             return NOTHING
-    return _secrets(NOTHING, token, known)
+    return _combine(NOTHING, token, known)
 
 
-def lasting_secrets() -> Secrets:
-    """Return the lasting tokens of the current context, for what is made once and kept."""
+def lasting_tokens() -> KnownTokens:
+    """Return the lasting tokens of the current context, for objects that are created once and kept."""
     context = otel_context.get_current()
     token: Any = context.get(TOKEN_KEY)
-    span: Any = context.get(_SPAN_KEY)
+    span: Any = context.get(SPAN_KEY)
     trace_id = 0 if span is None else span.get_span_context().trace_id
-    found = [] if token is None or not MEMORY.is_lasting(token) else [token.reveal()]
+    found = [] if token is None or not REMEMBERED.is_lasting(token) else [token.reveal()]
     if trace_id:
-        found += MEMORY.find(trace_id).values
-    return secrets_with((), tuple(dict.fromkeys(found)))
+        found += REMEMBERED.of_trace(trace_id).values
+    return known_with_remembered((), tuple(dict.fromkeys(found)))
 
 
-def _secrets(held: Secrets, token: BearerToken | None, trace: Secrets) -> Secrets:
-    """Return what a record is compared with that has these tokens: held, in its context, and of its trace."""
-    own, remembered = held.values, trace.values
+def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
+    """Return the known tokens of a record, from those its span holds, the one in its context and those of its trace."""
+    own, remembered = held.values, of_trace.values
     if token is not None and (value := token.reveal()) not in own:
         if _is_own(token):
             own = (*own, value)
-        elif value not in remembered and MEMORY.is_lasting(token):
+        elif value not in remembered and REMEMBERED.is_lasting(token):
             remembered = (*remembered, value)
     if not remembered:
-        return secrets_of(*own) if own else NOTHING
-    return secrets_with(own, tuple([value for value in remembered if value not in own]))
+        return known_from(*own) if own else NOTHING
+    return known_with_remembered(own, tuple([value for value in remembered if value not in own]))
 
 
 def _is_own(token: BearerToken) -> bool:
-    """Return whether a context that holds this token still belongs to the request that brought it.
+    """Return whether a context that contains this token still belongs to the token's request.
 
-    What a request has started, such as the thread of a pool, keeps the request's context for ever.
+    Work that a request has started, such as a pool thread, keeps the request's context after its end.
     """
     lease = token.lease
-    # The first of these saves a call: a lease is simply open until it has ended.
-    return lease is None or lease._deadline == _NEVER or lease.is_open
+    # The deadline is checked first to save a call: it is nearly always infinite until the lease ends.
+    return lease is None or lease._deadline == _NO_DEADLINE or lease.is_open

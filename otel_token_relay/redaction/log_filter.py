@@ -1,4 +1,4 @@
-"""For ``logging`` handlers that are not OpenTelemetry's: files, consoles, other agents."""
+"""A filter for ``logging`` handlers that do not belong to OpenTelemetry: files, consoles, other agents."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_token_relay.redaction.known_tokens import listen, secrets_in
+from otel_token_relay.redaction.known_tokens import listen, tokens_in_context
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
-from otel_token_relay.redaction.token_search import Secrets
+from otel_token_relay.redaction.token_search import KnownTokens
 from otel_token_relay.settings import Settings
 
-# What every record has; the rest was put there by the application (``extra=``), and so are the names.
+# Attributes of every record; the application adds more (``extra=``). It also chooses the values of `_NAMES`.
 _NAMES: Final = frozenset({"funcName", "name", "processName", "taskName", "threadName"})
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-# Before 3.12 a filter could not hand on another record.
+# Since 3.12, a filter can return another record.
 _MAY_REPLACE: Final = sys.version_info >= (3, 12)
 
 _exceptions = logging.Formatter()
 
 
 class RedactingFilter(logging.Filter):
-    """Mask tokens in the records of the handler that it is added to.
+    """Mask tokens in the records of a handler.
 
-    The arguments of a record keep their number, and numbers stay numbers, so that formatters
-    which unpack them (uvicorn's access log) go on working. Text stays text; another object whose
-    text holds a token is replaced by that text, masked.
+    The number of arguments of a record is unchanged and numbers stay numbers, so that formatters that unpack
+    them (uvicorn's access log) continue to work. An object whose text contains a token is replaced by the
+    masked text.
 
-    On Python 3.11 a filter cannot replace the record, so the record itself is changed and the
-    handlers after this one get it masked, too.
+    On Python 3.11, a filter cannot replace the record, so the record itself is modified, and the following
+    handlers receive it masked as well.
 
     Args:
-        settings: ``None`` for the installed settings, else those of the environment. Here ``redaction`` is
-            not asked.
+        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
+            The setting ``redaction`` is ignored.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -47,9 +47,9 @@ class RedactingFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
         """Let every record pass, masked where necessary."""
         try:
-            secrets = secrets_in(otel_context.get_current())
-            changes = _Masking(record, self._find_scrubber(), secrets).changes()
-        except Exception:  # nothing leaves as it was, and the application goes on
+            known = tokens_in_context(otel_context.get_current())
+            changes = _Masking(record, self._find_scrubber(), known).changes()
+        except Exception:  # fail closed; the application continues
             changes = _wiped(record)
         if not changes:
             return True
@@ -69,12 +69,12 @@ def _wiped(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class _Masking:
-    """What has to change in one record."""
+    """The changes to one record."""
 
-    def __init__(self, record: logging.LogRecord, scrubber: Scrubber, secrets: Secrets) -> None:
+    def __init__(self, record: logging.LogRecord, scrubber: Scrubber, known: KnownTokens) -> None:
         self._record = record
         self._scrubber = scrubber
-        self._secrets = secrets
+        self._known = known
 
     def changes(self) -> dict[str, Any]:
         changes = {
@@ -94,7 +94,7 @@ class _Masking:
         return changes
 
     def _clean(self, value: Any) -> Any:
-        return self._scrubber.redact(value, self._secrets)
+        return self._scrubber.redact(value, self._known)
 
     def _clean_named(self, name: str, value: Any) -> Any:
         holder = {name: value}
@@ -115,15 +115,15 @@ class _Masking:
                 changes["args"] = args = cleaned
         elif args and (cleaned := self._clean(args)) is not args:
             changes["args"] = args = cleaned
-        return changes | self._rest(message, args)
+        return changes | self._arguments(message, args)
 
-    def _rest(self, message: Any, args: Any) -> dict[str, Any]:
-        """Mask what only message and arguments together make a token: ``"Bearer %s"``."""
+    def _arguments(self, message: Any, args: Any) -> dict[str, Any]:
+        """Mask tokens that only message and arguments together show: ``"Bearer %s"``."""
         if not args or not isinstance(message, str):
             return {}
         try:
             text = message % args
-        except Exception:  # logging will say so itself
+        except Exception:  # logging reports it itself
             return {}
         if self._clean(text) is text:
             return {}
@@ -150,7 +150,7 @@ class _Masking:
             text = _exceptions.formatException(record.exc_info)
         if not text or (new := self._clean(text)) is text:
             return {}
-        # Formatters print exc_text where it is set; the exception itself would print the token.
+        # Formatters prefer exc_text. From the exception they would print the token.
         return {"exc_text": new, "exc_info": None}
 
 

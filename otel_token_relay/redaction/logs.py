@@ -1,8 +1,8 @@
-"""Log records: cleaned where a processor turns one into the record that its exporter gets.
+"""Redact log records when a processor converts one into the record that its exporter receives.
 
-``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. There the
-record is told what to look for; it is made and cleaned when somebody first looks at it, with what
-other processors have added until then. The record that the application holds is not changed.
+``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. The hook collects
+the known tokens. The record is created and redacted on first access, including attributes that other
+processors have added until then. The application's own record is not modified.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.deferred import PENDING, unread_class
-from otel_token_relay.redaction.known_tokens import secrets_in, with_trace
+from otel_token_relay.redaction.deferred import DEFERRED, deferred_class
+from otel_token_relay.redaction.known_tokens import tokens_in_context, with_later_tokens
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.token_search import Secrets
+from otel_token_relay.redaction.token_search import KnownTokens
 
-# It is a frozen dataclass.
+# ReadableLogRecord is a frozen dataclass.
 _set = object.__setattr__
 
 
@@ -28,16 +28,16 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk._logs._internal``.
 
     Raises:
-        AttributeError: This SDK has no such place.
+        AttributeError: This SDK has no such conversion point.
     """
     record_class = module.ReadableLogRecord
     fields = [field.name for field in dataclasses.fields(record_class)]
-    unread = unread_class(record_class, fields, lambda make: make())
+    deferred_record = deferred_class(record_class, fields, lambda make: make())
 
-    def clean(readable: Any, secrets: Secrets) -> Any:
+    def clean(readable: Any, known: KnownTokens) -> Any:
         try:
-            redact(readable, scrubber, with_trace(secrets, readable.log_record.trace_id))
-        except Exception:  # nothing leaves as it was, and the application goes on
+            redact(readable, scrubber, with_later_tokens(known, readable.log_record.trace_id))
+        except Exception:  # fail closed; the application continues
             wipe(readable)
         return readable
 
@@ -46,23 +46,23 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             self: Any, log_record: Any, resource: Any, instrumentation_scope: Any = None, limits: Any = None
         ) -> None:
             try:
-                secrets = secrets_of_record(log_record)
-            except Exception:  # the same
+                known = tokens_of_record(log_record)
+            except Exception:  # fail closed
                 original(self, log_record, resource, instrumentation_scope, limits)
                 wipe(self)
                 return
-            if type(self) is not record_class:  # somebody's own kind stays what it is
+            if type(self) is not record_class:  # a subclass keeps its class
                 original(self, log_record, resource, instrumentation_scope, limits)
-                clean(self, secrets)
+                clean(self, known)
                 return
 
-            def make() -> Any:  # a function, which shows nothing of what it holds
+            def make() -> Any:  # a function: neither its repr nor its attributes show the raw record
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
-                return clean(readable, secrets)
+                return clean(readable, known)
 
-            _set(self, PENDING, make)
-            _set(self, "__class__", unread)
+            _set(self, DEFERRED, make)
+            _set(self, "__class__", deferred_record)
 
         return __init__
 
@@ -70,53 +70,53 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(record_class, "__init__", build_init, parameters)
 
 
-def secrets_of_record(record: Any) -> Secrets:
-    """Give the tokens of a log record: those of where it was written, and of its trace."""
-    return secrets_in(record.context or otel_context.get_current(), record.trace_id)
+def tokens_of_record(record: Any) -> KnownTokens:
+    """Return the known tokens of a log record: those of the context in which it was written, and of its trace."""
+    return tokens_in_context(record.context or otel_context.get_current(), record.trace_id)
 
 
-def redact(readable: Any, scrubber: Scrubber, secrets: Secrets) -> None:
-    """Clean a record that nobody else holds yet; what it refers to is replaced, not changed."""
+def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
+    """Redact a record before any other code has a reference to it. Objects in it are replaced, not modified."""
     record = readable.log_record
-    if is_suspect(record, scrubber, secrets):
-        _set(readable, "log_record", _cleaned(record, scrubber, secrets))
+    if is_suspect(record, scrubber, known):
+        _set(readable, "log_record", _cleaned(record, scrubber, known))
     resource, scope = readable.resource, readable.instrumentation_scope
     if not are_clean(resource, scope, scrubber):
         _set(readable, "resource", clean_resource(resource, scrubber))
         _set(readable, "instrumentation_scope", clean_scope(scope, scrubber))
 
 
-def is_suspect(record: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
-    """Say whether a log record has to be looked at closely."""
+def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
+    """Return whether a log record needs the thorough stage."""
     strings = [record.event_name or "", record.severity_text or ""]
     suspect = False
     body = record.body
     if type(body) is str:
         strings.append(body)
     elif body is not None:
-        suspect = scrubber.gather_value(body, strings, secrets)
+        suspect = scrubber.gather_value(body, strings, known)
     attributes = record.attributes
     if values := getattr(attributes, "_dict", attributes):
-        suspect = scrubber.gather(values, strings, secrets) or suspect
+        suspect = scrubber.gather(values, strings, known) or suspect
     if getattr(record, "exception", None) is not None:
         strings.append(str(record.exception))
-    return suspect or scrubber.is_suspect("\0".join(strings), secrets)
+    return suspect or scrubber.is_suspect("\0".join(strings), known)
 
 
-def _cleaned(record: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
+def _cleaned(record: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     new = shallow_copy(record)
-    new.body = scrubber.clean(record.body, secrets)
-    new.attributes = clean_attributes(record.attributes, scrubber, secrets)
-    new.event_name = scrubber.clean(record.event_name, secrets)
-    new.severity_text = scrubber.clean(record.severity_text, secrets)
+    new.body = scrubber.clean(record.body, known)
+    new.attributes = clean_attributes(record.attributes, scrubber, known)
+    new.event_name = scrubber.clean(record.event_name, known)
+    new.severity_text = scrubber.clean(record.severity_text, known)
     if getattr(record, "exception", None) is not None:
-        # Its attributes say what there is to say; the exception itself holds frames and values.
+        # The attributes describe the exception. The exception itself refers to frames and values.
         new.exception = None
     return new
 
 
 def wipe(readable: Any) -> None:
-    """Leave nothing of what the application said: for a record that cannot be cleaned."""
+    """Remove all data of the application from a record that cannot be redacted."""
     new = shallow_copy(readable.log_record)
     new.body, new.attributes, new.event_name = FAILED, {}, None
     if hasattr(new, "exception"):

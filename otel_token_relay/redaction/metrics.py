@@ -1,8 +1,8 @@
-"""Metrics: measurements are cleaned before they are aggregated, the rest when it is made and when it is collected.
+"""Redact measurements before they are aggregated, and names and descriptions when they are collected.
 
-Aggregating first would keep one series for each token, and cleaning those would give several
-series of the same name. ``MetricReaderStorage.consume_measurement`` sees each measurement, also
-those of callbacks, before its attributes choose a series and before an exemplar is kept.
+Aggregating first would create a series for each token, and redacting those would give several series with
+the same attributes. ``MetricReaderStorage.consume_measurement`` receives each measurement, including those of
+callbacks, before its attributes select a series and before an exemplar is stored.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import Any, Final
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.known_tokens import MEMORY, secrets_in
+from otel_token_relay.redaction.known_tokens import REMEMBERED, tokens_in_context
 from otel_token_relay.redaction.records import clean_resource, clean_scope, gather_resource, gather_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.token_search import NOTHING, Secrets
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
-# More attributes are no series that comes again.
+# A measurement with more attributes is unlikely to be repeated.
 _MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
@@ -27,21 +27,21 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.metrics._internal.metric_reader_storage``.
 
     Raises:
-        AttributeError: This SDK has no such place.
+        AttributeError: This SDK has no such conversion point.
     """
 
     def build_consume(original: Function) -> Function:
         def consume_measurement(self: Any, measurement: Any, should_sample_exemplar: bool = True) -> None:
             if attributes := measurement.attributes:
                 try:
-                    secrets = secrets_in(measurement.context)
-                    if secrets is NOTHING and hasattr(measurement.instrument, "callback"):
-                        # Made in the reader's thread, which has no request and no token of its own.
-                        secrets = MEMORY.loose()
-                    # Series are few and come again and again.
-                    if not is_known(attributes, scrubber, secrets):
-                        measurement = redacted(measurement, scrubber, secrets)
-                except Exception:  # nothing leaves as it was; the number counts
+                    known = tokens_in_context(measurement.context)
+                    if known is NOTHING and hasattr(measurement.instrument, "callback"):
+                        # A callback runs in the reader's thread, without a request and its token.
+                        known = REMEMBERED.without_trace()
+                    # There are few series, and most measurements repeat one.
+                    if not is_known_clean(attributes, scrubber, known):
+                        measurement = redacted(measurement, scrubber, known)
+                except Exception:  # fail closed, but count the measurement
                     measurement = dataclasses.replace(measurement, attributes={"redaction": FAILED})
             original(self, measurement, should_sample_exemplar)
 
@@ -52,7 +52,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             data = original(self)
             try:
                 return data if data is None else clean_collected(data, scrubber)
-            except Exception:  # nothing leaves as it was; the numbers count
+            except Exception:  # fail closed, but keep the numbers
                 return wiped(data)
 
         return collect
@@ -62,30 +62,30 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(storage, "collect", build_collect)
 
 
-def is_known(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
-    """Say whether attributes like these were found clean before."""
+def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
+    """Return whether equal attributes were found clean before."""
     try:
-        return (scrubber, *attributes, *attributes.values()) in secrets.clean_rows
-    except TypeError:  # a list among them
+        return (scrubber, *attributes, *attributes.values()) in known.clean_rows
+    except TypeError:  # an unhashable value, such as a list
         return False
 
 
-def redacted(measurement: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    """Give the measurement with clean attributes; itself if it is clean."""
+def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
+    """Return the measurement with clean attributes, or the same object if it is clean."""
     attributes = measurement.attributes
     strings: list[str] = []
-    if scrubber.gather(attributes, strings, secrets) or scrubber.is_suspect("\0".join(strings), secrets):
-        return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), secrets))
+    if scrubber.gather(attributes, strings, known) or scrubber.is_suspect("\0".join(strings), known):
+        return dataclasses.replace(measurement, attributes=scrubber.clean(dict(attributes), known))
     if len(attributes) <= _MAX_ROW:
-        if len(secrets.clean_rows) >= _MAX_ROWS:
-            secrets.clean_rows.clear()
+        if len(known.clean_rows) >= _MAX_ROWS:
+            known.clean_rows.clear()
         with contextlib.suppress(TypeError):
-            secrets.clean_rows.add((scrubber, *attributes, *attributes.values()))
+            known.clean_rows.add((scrubber, *attributes, *attributes.values()))
     return measurement
 
 
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
-    """Clean what is said once for many measurements, by rules alone: see `statics`."""
+    """Redact the texts that many measurements share, by pattern only: see `statics`."""
     strings: list[str] = []
     suspect = False
     for part in data.resource_metrics:
@@ -102,7 +102,7 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
 
 
 def wiped(data: Any) -> Any:
-    """Leave the numbers and their attributes, which are clean, and nothing that was said of them."""
+    """Keep the numbers and their attributes, which are clean, and remove all other texts."""
     return dataclasses.replace(
         data,
         resource_metrics=[

@@ -1,7 +1,7 @@
-"""By hand: a processor and an exporter that clean what they pass on.
+"""A processor and an exporter that redact the spans they pass on, for pipelines built by hand.
 
-Where redaction is switched on they have nothing left to do. They are for pipelines whose owner
-does not want the SDK patched, and for spans that reach an exporter by a way of their own.
+They are for applications that do not want the SDK patched, and for spans that do not pass through the
+conversion point. If redaction is installed, they find nothing left to mask.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_token_relay.redaction.known_tokens import MEMORY, listen, note_start
+from otel_token_relay.redaction.known_tokens import REMEMBERED, listen, note_start
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.spans import redacted
@@ -21,15 +21,15 @@ from otel_token_relay.settings import Settings
 
 
 class RedactingSpanProcessor(SpanProcessor):
-    """Pass spans on to another processor without the tokens in them.
+    """Pass redacted spans on to another processor.
 
-    The processor that is wrapped gets a copy where there was anything to mask; others get the
-    span as it was. Safe to share between threads if the processor is.
+    The wrapped processor receives a redacted copy. Other processors receive the original span. Safe to share
+    between threads if the wrapped processor is.
 
     Args:
-        processor: Where the spans go: a ``BatchSpanProcessor``, for example.
-        settings: ``None`` for the installed settings, else those of the environment. Here ``redaction`` is
-            not asked.
+        processor: Receives the spans: a ``BatchSpanProcessor``, for example.
+        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
+            The setting ``redaction`` is ignored.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RedactingSpanProcessor(SpanProcessor):
         listen()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Remember the token under which the span starts."""
+        """Remember the token that is bound when the span starts."""
         note_start(span, parent_context)
         self._processor.on_start(span, parent_context)
 
@@ -50,7 +50,7 @@ class RedactingSpanProcessor(SpanProcessor):
             on_ending(span)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Pass a clean span on."""
+        """Pass on a redacted copy of the span."""
         self._processor.on_end(redacted(span, self._scrubber()))
 
     def shutdown(self) -> None:
@@ -58,22 +58,22 @@ class RedactingSpanProcessor(SpanProcessor):
         self._processor.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Let the processor export what it holds."""
+        """Let the processor export its pending spans."""
         return self._processor.force_flush(timeout_millis)
 
 
 class RedactingSpanExporter(SpanExporter):
-    """Export spans without the tokens in them.
+    """Export redacted spans.
 
-    Exporters run in a thread that has no request, so they know an opaque token by the trace: it is
-    found if it was bound (`use_token`, a server boundary, ``extract``) while a span of that trace
-    was current, or else if it is one of the last ones that were bound where there was no span.
-    `RedactingSpanProcessor` sees the start of the span and needs no such luck.
+    Exporters run in a thread without a request, so an opaque token is identified by the trace. It is found
+    if it was bound (`use_token`, a server boundary, ``extract``) while a span of that trace was current, or if
+    it is one of the last tokens bound without a span. `RedactingSpanProcessor` does not have this limitation,
+    since it also runs at the start of the span.
 
     Args:
-        exporter: What sends them.
-        settings: ``None`` for the installed settings, else those of the environment. Here ``redaction`` is
-            not asked.
+        exporter: Sends the spans.
+        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
+            The setting ``redaction`` is ignored.
     """
 
     def __init__(self, exporter: SpanExporter, settings: Settings | None = None) -> None:
@@ -82,21 +82,21 @@ class RedactingSpanExporter(SpanExporter):
         listen()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export clean spans."""
+        """Export redacted copies of the spans."""
         scrubber = self._scrubber()
-        return self._exporter.export([redacted(span, scrubber, MEMORY.loose()) for span in spans])
+        return self._exporter.export([redacted(span, scrubber, REMEMBERED.without_trace()) for span in spans])
 
     def shutdown(self) -> None:
         """Shut the exporter down."""
         self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Let the exporter send what it holds."""
+        """Let the exporter send its pending spans."""
         return self._exporter.force_flush(timeout_millis)
 
 
 def wrapped(processor: Any, scrubber: Scrubber) -> Any:
-    """Give a processor that cleans for *processor*; itself if it does so already."""
+    """Return a redacting processor around *processor*, or the same object if it is one already."""
     if isinstance(processor, RedactingSpanProcessor):
         return processor
     return RedactingSpanProcessor(processor, scrubber=scrubber)

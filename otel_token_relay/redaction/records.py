@@ -1,4 +1,4 @@
-"""What spans, log records and metrics have in common: attributes, resource, scope."""
+"""Redact what spans, log records and metrics share: attributes, resource, scope."""
 
 from __future__ import annotations
 
@@ -7,57 +7,57 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from otel_token_relay.redaction.scrubber import Scrubber
-from otel_token_relay.redaction.token_search import NOTHING, Secrets
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 from otel_token_relay.runtime import SettingsInForce
 from otel_token_relay.settings import Settings
 
-Gather = Callable[[Any, Scrubber, list[str], Secrets], bool]
+Gather = Callable[[Any, Scrubber, list[str], KnownTokens], bool]
 
 _MAX_STATICS: Final = 128
 
 
 def scrubber_for(settings: Settings) -> Scrubber:
-    """Give the rules under these settings."""
+    """Return the rules for these settings."""
     return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
 
 
 class ScrubberInForce:
-    """The rules under settings that may be installed later. Safe to share between threads.
+    """The rules for settings that may be installed later. Safe to share between threads.
 
     Args:
-        settings: ``None`` for the installed settings, else those of the environment.
+        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
     """
 
     def __init__(self, settings: Settings | None) -> None:
         self._settings = SettingsInForce(settings)
-        self._known: tuple[Settings, Scrubber] | None = None
+        self._cached: tuple[Settings, Scrubber] | None = None
 
     def __call__(self) -> Scrubber:
         """Return the rules that apply now."""
-        settings, known = self._settings(), self._known
-        if known is None or known[0] is not settings:
-            self._known = known = settings, scrubber_for(settings)
-        return known[1]
+        settings, cached = self._settings(), self._cached
+        if cached is None or cached[0] is not settings:
+            self._cached = cached = settings, scrubber_for(settings)
+        return cached[1]
 
 
 def plain(attributes: Any) -> Mapping[str, Any]:
-    """Give the dictionary within the SDK's container, which takes a lock for each look."""
+    """Return the dictionary inside the SDK's container, which takes a lock for each access."""
     inner = getattr(attributes, "_dict", None)
     return inner if inner is not None else attributes  # type: ignore[no-any-return]
 
 
 def shallow_copy(original: Any) -> Any:
-    """Give a second object of the same state, without running a constructor that might change it."""
+    """Return a second object with the same state, without running a constructor that might modify it."""
     new = object.__new__(type(original))
     new.__dict__.update(original.__dict__)
     return new
 
 
-def clean_attributes(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    """Give clean attributes in the same container, its counts and limits kept; itself if clean."""
+def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
+    """Return clean attributes in an equal container with its counts and limits, or the same object if clean."""
     if not attributes:
         return attributes
-    cleaned = scrubber.clean_mapping(plain(attributes), secrets)
+    cleaned = scrubber.clean_mapping(plain(attributes), known)
     if cleaned is None:
         return attributes
     if not hasattr(attributes, "_dict"):
@@ -68,7 +68,7 @@ def clean_attributes(attributes: Any, scrubber: Scrubber, secrets: Secrets) -> A
 
 
 def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
-    """Return whether resource and scope can stay. The answer is kept."""
+    """Return whether both resource and scope are clean. A positive result is cached."""
     found = _clean_pairs.get(id(scope))
     if found is not None and found[0] is scope and found[1] is resource and found[2] is scrubber:
         return True
@@ -76,23 +76,23 @@ def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
         return False
     if len(_clean_pairs) >= _MAX_STATICS:
         _clean_pairs.clear()
-    # All three are kept with it, so that their ids are not given to other objects.
+    # The entry refers to all three objects, so that the id is not reused for another object.
     _clean_pairs[id(scope)] = (scope, resource, scrubber)
     return True
 
 
 def clean_resource(resource: Any, scrubber: Scrubber) -> Any:
-    """Return a clean resource; the same one if it is clean. It is looked at once."""
+    """Return a clean resource, or the same object if it is clean. Cached."""
     return _clean_static(resource, scrubber, gather_resource, ("_schema_url",))
 
 
 def clean_scope(scope: Any, scrubber: Scrubber) -> Any:
-    """Return a clean instrumentation scope; the same one if it is clean."""
+    """Return a clean instrumentation scope, or the same object if it is clean. Cached."""
     return _clean_static(scope, scrubber, gather_scope, ("_name", "_version", "_schema_url"))
 
 
 class _Static(NamedTuple):
-    """What was made of a resource or a scope, which come with every record."""
+    """The clean version of a resource or a scope, which are part of every record."""
 
     original: Any
     scrubber: Scrubber
@@ -104,7 +104,7 @@ _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
 def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
-    """Clean by rules alone. With the caller's token they are compared when they are made: see `statics`."""
+    """Redact by pattern only. Known tokens are masked when the object is created: see `statics`."""
     if original is None:
         return None
     static = _statics.get(id(original))
@@ -113,7 +113,7 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
     strings: list[str] = []
     cleaned = original
     if gather(original, scrubber, strings, NOTHING) or scrubber.is_suspect("\0".join(strings), NOTHING):
-        cleaned = copy.copy(original)  # without the constructor, which compares with the tokens of this context
+        cleaned = copy.copy(original)  # not by the constructor, which masks the known tokens of this context
         cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
         for name in texts:
             setattr(cleaned, name, scrubber.clean(getattr(original, name), NOTHING))
@@ -123,13 +123,13 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
     return cleaned
 
 
-def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
-    """Append every text of a resource; say whether it is suspect by itself."""
+def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
+    """Append all texts of a resource to *strings*; return whether its keys or structure are suspect."""
     strings.append(str(resource.schema_url or ""))
-    return scrubber.gather(plain(resource.attributes), strings, secrets)
+    return scrubber.gather(plain(resource.attributes), strings, known)
 
 
-def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], secrets: Secrets) -> bool:
-    """Append every text of an instrumentation scope; say whether it is suspect by itself."""
+def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
+    """Append all texts of an instrumentation scope to *strings*; return whether its keys or structure are suspect."""
     strings += (str(scope.name), str(scope.version or ""), str(scope.schema_url or ""))
-    return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, secrets)
+    return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, known)

@@ -1,17 +1,17 @@
-"""Take tokens out of values: text, bytes, sequences, mappings in, the same without tokens out.
+"""Remove tokens from values: text, bytes, sequences and mappings.
 
-Pure: knows no OpenTelemetry, no clock and no settings.
+Pure: does not use OpenTelemetry, a clock or settings.
 
-Two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` looks at all texts of a
-record at once, with a handful of substring tests and no regular expression. Only where it says
-yes does the thorough stage run, and then over the whole record. What that stage guarantees:
+There are two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` checks all texts of a
+record at once, with a handful of substring tests and no regular expression. Only for a suspect record
+does the thorough stage run, over the whole record. It guarantees:
 
-* No run of 17 characters (`fragments.LONGEST_SURVIVOR` + 1) of a token of the record's own request is
-  left, however the text around it is quoted: runs of unreserved characters look the same in URLs, JSON,
-  HTML and ``repr``, and the other encodings of a token are searched for like the token itself.
-* Of a token that is remembered from elsewhere the same is left of all that is random, and no word is masked.
-* The mask is constant. It says neither what it replaced nor how long that was.
-* A clean value comes back as the same object, and cleaning twice changes nothing.
+* No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) of the record's own token remains, regardless
+  of the surrounding quotes: runs of unreserved characters are the same in URLs, JSON, HTML and ``repr``, and
+  the other encodings of a token are searched for like the token itself.
+* Of a remembered token, the same applies to random parts, and words are not masked.
+* The mask is constant. It shows neither the replaced text nor its length.
+* A clean value is returned as the same object, and redacting twice changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from otel_token_relay.redaction.credential_patterns import (
-    COMPANY_KEYS,
+    OAUTH_CONTEXT_KEYS,
     PARAMETER_NAMES,
     WEAK_NAMES,
     has_parameter_mark,
@@ -29,31 +29,31 @@ from otel_token_relay.redaction.credential_patterns import (
     is_nothing,
     looks_secret,
 )
-from otel_token_relay.redaction.token_search import NOTHING, Secrets, ascii_lower, merge
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, ascii_lower, merge
 
 MASK: Final = "[REDACTED]"
 FAILED: Final = "[REDACTION FAILED]"
 
-# Looking for the pieces of one token, or for what looks like one, costs some 10 ms in each
-# 64 KiB. What is longer and suspect is masked as a whole.
+# Searching 64 KiB for the parts of one token, or by pattern, takes about 10 ms. A longer suspect text is
+# masked as a whole.
 _MAX_SEARCHED: Final = 65_536
 _MAX_READ_BY_RULE: Final = 1_048_576
 
-# Deeper or wider than any telemetry that means something; what lies beyond is masked.
+# Deeper and wider than any meaningful telemetry. Values beyond these limits are masked.
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
-# What one value of a suspect record may have of text that is looked at closely, and what a text
-# counts in characters besides its own.
+# The characters of one value of a suspect record that are searched, and the fixed cost of each text in
+# characters.
 _MAX_CHARACTERS: Final = 1_048_576
 _TEXT_OVERHEAD: Final = 256
 
-# The shortest credential there is: ``Bearer x``. What is shorter holds none.
-_SHORTEST: Final = 8
+# The shortest credential is ``Bearer x``. Shorter texts contain none.
+_MIN_LENGTH: Final = 8
 
 _MAX_KNOWN: Final = 4096
-# Words with at most three digits after each: what the names of attributes are made of, and what no
-# token is. Such a key is looked at once, for all tokens to come.
+# Words with at most three digits after each: names of attributes consist of them, tokens do not. Such a
+# key is checked only once, not for each token.
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
 
@@ -67,69 +67,68 @@ class Scrubber:
     """The rules under one configuration. Safe to share between threads.
 
     Args:
-        keys: Keys whose value is always masked, in any case, ``-`` and ``_`` alike. They stand
-            for themselves and for the end of a longer key: ``x-api-key`` also is
-            ``http.request.header.x_api_key``.
-        headers: Names of headers that hold tokens. The same, but numbers under them stay.
+        keys: Keys whose value is always masked. Case is ignored, and ``-`` equals ``_``. A key also matches
+            the end of a longer key: ``x-api-key`` matches ``http.request.header.x_api_key``.
+        headers: Names of headers that contain tokens. They match in the same way, but numbers are not masked.
     """
 
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
         self._keys = frozenset(map(_normalize_key, keys))
         self._headers = frozenset(map(_normalize_key, headers))
-        # Ordinary keys that are not sensitive.
+        # Ordinary keys that are not sensitive and were found clean.
         self.known_keys: set[str] = set()
 
-    def is_suspect(self, joined: str, secrets: Secrets) -> bool:
-        """Say whether a token may stand in there. Cheap, and errs on the side of yes.
+    def is_suspect(self, joined: str, known: KnownTokens) -> bool:
+        """Return whether a record may contain a token. Cheap; there are false positives.
 
         Args:
-            joined: Every text of a record, with ``NUL`` between them.
-            secrets: The tokens known to belong to the record.
+            joined: All texts of the record, separated by ``NUL``.
+            known: The known tokens of the record.
         """
         if "J" in joined and "eyJ" in joined:
             return True
         lowered = joined.lower()
-        return bool(secrets.anchors_in(lowered)) or has_parameter_mark(lowered)
+        return bool(known.needles_in(lowered)) or has_parameter_mark(lowered)
 
-    def gather(self, values: Mapping[str, Any], strings: list[str], secrets: Secrets) -> bool:
-        """Append every text of a mapping to *strings*; say whether it is suspect by itself."""
-        suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, secrets)
+    def gather(self, values: Mapping[str, Any], strings: list[str], known: KnownTokens) -> bool:
+        """Append all texts of a mapping to *strings*; return whether its keys or structure are suspect."""
+        suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, known)
         for value in values.values():
             kind = type(value)
             if kind is str:
                 strings.append(value)
-            elif kind is not int and kind not in _NUMBERS and _gather(value, strings, self, secrets, _Budget()):
+            elif kind is not int and kind not in _NUMBERS and _gather(value, strings, self, known, _Budget()):
                 suspect = True
         return suspect
 
-    def gather_value(self, value: object, strings: list[str], secrets: Secrets) -> bool:
+    def gather_value(self, value: object, strings: list[str], known: KnownTokens) -> bool:
         """Do the same for any value."""
-        return _gather(value, strings, self, secrets, _Budget())
+        return _gather(value, strings, self, known, _Budget())
 
-    def _gather_keys(self, values: Mapping[Any, Any], strings: list[str], secrets: Secrets) -> bool:
+    def _gather_keys(self, values: Mapping[Any, Any], strings: list[str], known: KnownTokens) -> bool:
         suspect = False
         for key in values:
             if key in self.known_keys:
                 continue
             if not issubclass(type(key), str):
-                suspect = _gather(key, strings, self, secrets, _Budget()) or suspect
+                suspect = _gather(key, strings, self, known, _Budget()) or suspect
             elif self.is_sensitive(key) or _is_weak(key):
                 suspect = True
             else:
                 strings.append(key)
-                # Exactly str: a subclass could compare as it likes.
+                # Exactly str: a subclass may define its own comparison.
                 if (
                     type(key) is str
                     and len(key) <= _MAX_ORDINARY
                     and _is_ordinary(key)
-                    and not secrets.stand_in(key)
+                    and not known.may_be_in(key)
                     and len(self.known_keys) < _MAX_KNOWN
                 ):
                     self.known_keys.add(key)
         return suspect
 
     def is_sensitive(self, key: str) -> bool:
-        """Whether text under *key* is masked whatever it is."""
+        """Return whether any text under *key* is masked."""
         normal = _normalize_key(key)
         return (
             normal.endswith("authorization")
@@ -138,39 +137,37 @@ class Scrubber:
             or normal.rpartition(".")[2].replace("_", "") in PARAMETER_NAMES
         )
 
-    def redact(self, value: Any, secrets: Secrets) -> Any:
-        """Give *value* without tokens, the same object if there are none. Never raises `Exception`."""
+    def redact(self, value: Any, known: KnownTokens) -> Any:
+        """Return *value* without tokens, or the same object if it contains none. Never raises `Exception`."""
         try:
             strings: list[str] = []
-            if not _gather(value, strings, self, secrets, _Budget()) and not self.is_suspect(
-                "\0".join(strings), secrets
-            ):
+            if not _gather(value, strings, self, known, _Budget()) and not self.is_suspect("\0".join(strings), known):
                 return value
-            return self.clean(value, secrets)
-        except Exception:  # whatever the value does when it is looked at
+            return self.clean(value, known)
+        except Exception:  # code of the value itself may raise any error
             return FAILED
 
-    def clean(self, value: Any, secrets: Secrets) -> Any:
-        """Do the thorough stage on a value of a record that is suspect."""
-        return _Cleaning(self, secrets).value(value, 0)
+    def clean(self, value: Any, known: KnownTokens) -> Any:
+        """Run the thorough stage on a value of a suspect record."""
+        return _Cleaning(self, known).value(value, 0)
 
-    def clean_text(self, text: str, secrets: Secrets) -> str:
-        """Do the thorough stage on one text."""
-        if len(text) < _SHORTEST or (len(text) < 24 and text.isdecimal() and not secrets.stand_in(text)):
+    def clean_text(self, text: str, known: KnownTokens) -> str:
+        """Run the thorough stage on one text."""
+        if len(text) < _MIN_LENGTH or (len(text) < 24 and text.isdecimal() and not known.may_be_in(text)):
             return text
-        if len(text) > _MAX_SEARCHED and secrets.stand_in_long(text):
+        if len(text) > _MAX_SEARCHED and known.may_be_in_long(text):
             return MASK
         if len(text) > _MAX_READ_BY_RULE:
             return MASK if self.is_suspect(text, NOTHING) else text
         found = intervals_by_rule(text)
         if len(text) <= _MAX_SEARCHED:
-            # Both look at the text as it was: what one of them took out would hide the rest from the other.
-            found += secrets.intervals_in(text)
+            # Both search the original text: a mask from one search would hide the rest from the other.
+            found += known.intervals_in(text)
         return _masked(text, merge(found)) if found else text
 
-    def clean_mapping(self, values: Mapping[str, Any], secrets: Secrets) -> dict[str, Any] | None:
-        """Give a clean copy of attributes, ``None`` if they are clean as they are."""
-        cleaned = self.clean(dict(values), secrets)
+    def clean_mapping(self, values: Mapping[str, Any], known: KnownTokens) -> dict[str, Any] | None:
+        """Return a clean copy of attributes, or ``None`` if they are clean."""
+        cleaned = self.clean(dict(values), known)
         return None if all(cleaned.get(key, cleaned) is value for key, value in values.items()) else cleaned
 
 
@@ -184,7 +181,7 @@ def _masked(text: str, intervals: list[tuple[int, int]]) -> str:
 
 
 class _Budget:
-    """How many values one gathering or cleaning may still look at."""
+    """The number of values that one run may still visit."""
 
     __slots__ = ("left",)
 
@@ -193,9 +190,9 @@ class _Budget:
 
 
 def _gather(
-    value: Any, strings: list[str], scrubber: Scrubber, secrets: Secrets, budget: _Budget, depth: int = 0
+    value: Any, strings: list[str], scrubber: Scrubber, known: KnownTokens, budget: _Budget, depth: int = 0
 ) -> bool:
-    # By the type itself: what an object says of its class (a proxy's is another's) is no help here.
+    # The type decides, not ``__class__``, which a proxy takes from another object.
     kind = type(value)
     if issubclass(kind, str):
         strings.append(str.__str__(value))
@@ -207,15 +204,15 @@ def _gather(
         return False
     if issubclass(kind, Mapping):
         children: Iterable[object] = value.values()
-        suspect = scrubber._gather_keys(value, strings, secrets)
+        suspect = scrubber._gather_keys(value, strings, known)
     elif issubclass(kind, _SEQUENCES):
         children = value
         suspect = False
         if len(value) > 1:
-            # A token may be cut into the elements, at no place that would be left to see.
+            # A token may be split over the elements at any position.
             strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
     else:
-        # Whoever exports it will want it as text.
+        # Exporters convert it to text.
         strings.append(str(value))
         return False
     if depth >= _MAX_DEPTH:
@@ -228,16 +225,16 @@ def _gather(
             budget.left -= 1
             if budget.left < 0:
                 return True
-            suspect = _gather(child, strings, scrubber, secrets, budget, depth + 1) or suspect
+            suspect = _gather(child, strings, scrubber, known, budget, depth + 1) or suspect
     return suspect
 
 
 class _Cleaning:
     """One run of the thorough stage."""
 
-    def __init__(self, scrubber: Scrubber, secrets: Secrets) -> None:
+    def __init__(self, scrubber: Scrubber, known: KnownTokens) -> None:
         self._scrubber = scrubber
-        self._secrets = secrets
+        self._known = known
         self._budget = _Budget()
         self._characters = _MAX_CHARACTERS
 
@@ -263,15 +260,15 @@ class _Cleaning:
         return self._object(value)
 
     def _text(self, text: str) -> str:
-        # What is beyond all measure is masked: looking at it would cost seconds.
+        # Text beyond the limit is masked: searching it would take seconds.
         self._characters -= len(text) + _TEXT_OVERHEAD
-        return self._scrubber.clean_text(text, self._secrets) if self._characters >= 0 else MASK
+        return self._scrubber.clean_text(text, self._known) if self._characters >= 0 else MASK
 
     def _object(self, value: object) -> object:
         try:
             text = str(value)
             cleaned = self._text(text)
-        except Exception:  # its own code, of which nothing is known
+        except Exception:  # code of the value itself may raise any error
             return FAILED
         return value if cleaned == text else cleaned
 
@@ -279,12 +276,12 @@ class _Cleaning:
         changed = False
         cleaned = {}
         for key, value in values.items():
-            # A name that was there before the token is no part of it.
+            # A name that existed before the token is not part of it.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             if issubclass(type(key), str) and self._scrubber.is_sensitive(key):
-                is_ours = _is_named(_normalize_key(key), self._scrubber._keys)
-                new = _mask_all(value, numbers_too=is_ours, depth=depth)
+                is_configured = _is_named(_normalize_key(key), self._scrubber._keys)
+                new = _mask_all(value, numbers_too=is_configured, depth=depth)
             elif issubclass(type(key), str) and _is_weak(key) and _is_credential(key, value, values):
                 new = _mask_all(value, numbers_too=False, depth=depth)
             else:
@@ -304,15 +301,15 @@ class _Cleaning:
         return tuple(cleaned) if issubclass(type(values), tuple) else type(values)(cleaned)
 
     def _split_over(self, items: list[Any]) -> set[int]:
-        """Give the elements over which a token is cut up."""
+        """Return the positions of elements over which a token is split."""
         texts = [(at, _text_of(item)) for at, item in enumerate(items) if issubclass(type(item), _TEXTS)]
         if len(texts) < 2:
             return set()
         joined = "".join([text for _, text in texts])
         if len(joined) > _MAX_SEARCHED:
-            return {at for at, _ in texts} if self._secrets.stand_in_long(joined) else set()
+            return {at for at, _ in texts} if self._known.may_be_in_long(joined) else set()
         split: set[int] = set()
-        for begin, stop in self._secrets.intervals_in(joined):
+        for begin, stop in self._known.intervals_in(joined):
             touched = set()
             start = 0
             for at, text in texts:
@@ -325,7 +322,7 @@ class _Cleaning:
 
 
 def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
-    """Mask a value of a sensitive key, keeping the shape of a sequence."""
+    """Mask the value of a sensitive key, but keep the shape of a sequence."""
     kind = type(value)
     if value is None or (issubclass(kind, (int, float)) and not numbers_too):
         return value
@@ -342,13 +339,13 @@ def _is_weak(key: str) -> bool:
 
 
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
-    """Tell a code of OAuth, under a key that often holds something else, by its looks or its neighbours."""
+    """Return whether a value under an ambiguous key is an OAuth credential, by its form or the other keys."""
     texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
     if any(looks_secret(text) for text in texts):
         return True
     is_token = ascii_lower(key).endswith("token")
-    in_company = not COMPANY_KEYS.isdisjoint(name for name in values if type(name) is str)
-    return in_company and not is_token and not all(is_nothing(text) for text in texts)
+    in_oauth_context = not OAUTH_CONTEXT_KEYS.isdisjoint(name for name in values if type(name) is str)
+    return in_oauth_context and not is_token and not all(is_nothing(text) for text in texts)
 
 
 def _text_of(value: Any) -> str:

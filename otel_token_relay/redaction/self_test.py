@@ -1,6 +1,6 @@
-"""One made-up token sent through each hook, to see with our own eyes that it is caught.
+"""Test each hook at start-up: send a test token through it and check that it is redacted.
 
-Nothing of it reaches a provider, a processor or an exporter of the application.
+The test data does not reach providers, processors or exporters of the application.
 """
 
 from __future__ import annotations
@@ -17,104 +17,104 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.redaction.known_tokens import MEMORY
+from otel_token_relay.redaction.known_tokens import REMEMBERED
 from otel_token_relay.token import BearerToken
 
-_JWT: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.Y2FuYXJ5"
+_JWT: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzZWxmLXRlc3QifQ.c2VsZi10ZXN0"
 
 
 def is_caught_in_spans() -> bool:
-    """Whether a span comes clean out of ``opentelemetry.sdk.trace``."""
+    """Return whether ``opentelemetry.sdk.trace`` passes on a clean span."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor, _Span
 
-    caught: list[Any] = []
+    received: list[Any] = []
 
-    class Catcher(SpanProcessor):
+    class Recorder(SpanProcessor):
         def on_end(self, span: Any) -> None:
-            caught.append(span)
+            received.append(span)
 
-    token, context = _release()
-    span = _Span(token, context, resource=Resource({}), span_processor=Catcher())
+    token, context = _remember_test_token()
+    span = _Span(token, context, resource=Resource({}), span_processor=Recorder())
     span.start(parent_context=Context())
-    span.set_attribute("canary", _JWT)
-    span.add_event("canary", {"canary": (token, _JWT)})
+    span.set_attribute("self_test", _JWT)
+    span.add_event("self_test", {"self_test": (token, _JWT)})
     span.end()
-    return len(caught) == 1 and _is_clean(token, caught[0].to_json())
+    return len(received) == 1 and _is_clean(token, received[0].to_json())
 
 
 def is_caught_in_logs() -> bool:
-    """Whether a log record comes clean out of ``opentelemetry.sdk._logs``."""
+    """Return whether ``opentelemetry.sdk._logs`` passes on a clean log record."""
     from opentelemetry._logs import LogRecord
     from opentelemetry.sdk._logs._internal import ReadableLogRecord
     from opentelemetry.sdk.resources import Resource
 
-    token, context = _release()
+    token, context = _remember_test_token()
     record = LogRecord(
         timestamp=time.time_ns(),
         context=set_span_in_context(NonRecordingSpan(context), Context()),
-        body=f"canary {token}",
-        attributes={"canary": _JWT},
+        body=f"self-test {token}",
+        attributes={"self_test": _JWT},
     )
     readable = ReadableLogRecord(record, Resource({}))
     return _is_clean(token, repr((readable.log_record.body, dict(readable.log_record.attributes or {}))))
 
 
 def is_caught_in_metrics() -> bool:
-    """Whether a measurement comes clean to the aggregation."""
+    """Return whether the aggregation receives a clean measurement."""
     from opentelemetry.sdk.metrics._internal.measurement import Measurement
     from opentelemetry.sdk.metrics._internal.metric_reader_storage import MetricReaderStorage
 
-    caught: list[Any] = []
+    received: list[Any] = []
 
-    class Catcher:
+    class Recorder:
         def consume_measurement(self, measurement: Any, *args: Any) -> None:
-            caught.append(measurement)
+            received.append(measurement)
 
     class Storage(MetricReaderStorage):
         def __init__(self) -> None:
-            """Need no configuration."""
+            """Skip the original, which needs a configuration."""
 
         def _get_or_init_view_instrument_match(self, instrument: Any) -> Any:
-            return [Catcher()]
+            return [Recorder()]
 
-    token, context = _release()
+    token, context = _remember_test_token()
     Storage().consume_measurement(
         Measurement(
             1,
             time.time_ns(),
-            None,  # type: ignore[arg-type]  # nobody asks for the instrument
+            None,  # type: ignore[arg-type]  # the instrument is not used
             set_span_in_context(NonRecordingSpan(context), Context()),
-            {"canary": token, "other": _JWT},
+            {"self_test": token, "other": _JWT},
         )
     )
-    return len(caught) == 1 and _is_clean(token, repr(caught[0].attributes))
+    return len(received) == 1 and _is_clean(token, repr(received[0].attributes))
 
 
 def is_caught_in_resources() -> bool:
-    """Return whether a resource that is made while the token is bound is clean."""
+    """Return whether a resource created while the test token is bound is clean."""
     from opentelemetry.sdk.resources import Resource
 
-    with _bound() as token:
-        resource = Resource({"canary": token}, token)
+    with _bind_test_token() as token:
+        resource = Resource({"self_test": token}, token)
     return _is_clean(token, resource.to_json())
 
 
 def is_caught_in_scopes() -> bool:
-    """Return whether an instrumentation scope that is made while the token is bound is clean."""
+    """Return whether an instrumentation scope created while the test token is bound is clean."""
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    with _bound() as token:
-        scope = InstrumentationScope(token, token, token, {"canary": token})
+    with _bind_test_token() as token:
+        scope = InstrumentationScope(token, token, token, {"self_test": token})
     return _is_clean(token, scope.to_json())
 
 
 def is_caught_in_tracers() -> bool:
-    """Return whether the deprecated scope of a tracer that is made while the token is bound is clean."""
+    """Return whether the deprecated scope of a tracer created while the test token is bound is clean."""
     from opentelemetry.metrics import NoOpMeterProvider
     from opentelemetry.sdk.trace import Tracer
 
-    with _bound() as token:
+    with _bind_test_token() as token:
         info: Any = SimpleNamespace(name=token, version=token, schema_url=token)
         nothing: Any = None  # no span is started
         tracer = Tracer(nothing, nothing, nothing, nothing, info, nothing, nothing, meter_provider=NoOpMeterProvider())
@@ -122,20 +122,20 @@ def is_caught_in_tracers() -> bool:
 
 
 def is_caught_in_instruments() -> bool:
-    """Return whether instruments that are made while the token is bound are clean."""
+    """Return whether instruments created while the test token is bound are clean."""
     from opentelemetry.sdk.metrics._internal import instrument
 
     sdk: Any = instrument
-    with _bound() as token:
-        # Without a scope and a consumer: nothing is measured.
+    with _bind_test_token() as token:
+        # Without a scope and a consumer, since nothing is measured.
         made = sdk._Counter(token, None, None, "", token), sdk._ObservableCounter(token, None, None, (), "", token)
     return _is_clean(token, repr([(each.name, each.description) for each in made]))
 
 
 @contextmanager
-def _bound() -> Iterator[str]:
-    """Bind a made-up token that the memory is not told of."""
-    token = f"canary-{secrets.token_hex(24)}"
+def _bind_test_token() -> Iterator[str]:
+    """Bind a test token that is not remembered."""
+    token = f"self-test-{secrets.token_hex(24)}"
     attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))
     try:
         yield token
@@ -143,10 +143,10 @@ def _bound() -> Iterator[str]:
         otel_context.detach(attached)
 
 
-def _release() -> tuple[str, SpanContext]:
-    token = f"canary-{secrets.token_hex(24)}"
+def _remember_test_token() -> tuple[str, SpanContext]:
+    token = f"self-test-{secrets.token_hex(24)}"
     context = SpanContext(secrets.randbits(127) + 1, secrets.randbits(63) + 1, False, TraceFlags(1))
-    MEMORY.remember(context.trace_id, token)
+    REMEMBERED.remember(context.trace_id, token)
     return token, context
 
 

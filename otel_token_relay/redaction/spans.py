@@ -1,10 +1,9 @@
-"""Spans: cleaned where the SDK turns a live span into the record that processors and exporters get.
+"""Redact spans when the SDK converts a live span into the record that processors and exporters receive.
 
-``Span._readable_span`` runs once for each span, in the thread that ends it, before any processor
-is told. There the record is told what to look for; it is cleaned when somebody first looks at it,
-which with a batch processor is the exporter's thread. The record is a new object, so the live
-span, the caller's events and links and the trace state that goes out on the wire stay as they
-are: what is dirty is replaced, never changed.
+``Span._readable_span`` runs once for each span, in the thread that ends it, before any processor runs.
+The hook collects the known tokens, and the record is redacted on first access: with a batch processor,
+in the exporter's thread. The record is a new object, in which values with tokens are replaced, never
+modified. The live span, the caller's events and links, and the propagated trace state are unchanged.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from opentelemetry.context import get_current
 
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.deferred import Pending, unread_class
-from otel_token_relay.redaction.known_tokens import hold_token, secrets_of_span, with_trace
+from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
+from otel_token_relay.redaction.known_tokens import hold_token, tokens_of_span, with_later_tokens
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
-from otel_token_relay.redaction.token_search import NOTHING, Secrets
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -31,38 +30,41 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.trace``.
 
     Raises:
-        AttributeError: This SDK has no such place.
+        AttributeError: This SDK has no such conversion point.
     """
 
-    def clean(readable: Any, secrets: Secrets) -> Any:
+    def clean(readable: Any, known: KnownTokens) -> Any:
         try:
-            redact(readable, scrubber, with_trace(secrets, readable._context.trace_id))
-        except Exception:  # nothing leaves as it was, and the application goes on
+            redact(readable, scrubber, with_later_tokens(known, readable._context.trace_id))
+        except Exception:  # fail closed; the application continues
             wipe(readable)
         return readable
 
+    def finish(deferred: DeferredRecord) -> Any:
+        return clean(deferred.readable, deferred.known)
+
     fields = vars(module.ReadableSpan("", resource=module.Resource({})))
-    unread = unread_class(module.ReadableSpan, fields, lambda pending: clean(pending.readable, pending.secrets))
+    deferred_span = deferred_class(module.ReadableSpan, fields, finish)
 
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
             readable = original(self)
             try:
                 context = readable._context
-                secrets = secrets_of_span(self, context.trace_id)
+                known = tokens_of_span(self, context.trace_id)
                 end_time = readable._end_time
                 state = context.trace_state
                 if end_time is None or getattr(state, "_dict", state):
-                    return clean(readable, secrets)  # still written to, or its context holds text
-                # What processors ask every span for, and holds no text.
-                later: Any = object.__new__(unread)
-                later._context = context
-                later._kind = readable._kind
-                later._start_time = readable._start_time
-                later._end_time = end_time
-                later._token_relay_pending = Pending(readable, secrets)
-                return later
-            except Exception:  # the same
+                    return clean(readable, known)  # still open, or its context contains text
+                # The fields that processors read from every span and that contain no text.
+                deferred: Any = object.__new__(deferred_span)
+                deferred._context = context
+                deferred._kind = readable._kind
+                deferred._start_time = readable._start_time
+                deferred._end_time = end_time
+                deferred._token_relay_deferred = DeferredRecord(readable, known)
+                return deferred
+            except Exception:  # fail closed
                 wipe(readable)
                 return readable
 
@@ -70,12 +72,12 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
-            try:  # as note_start does, without one more call for every span there is
+            try:  # like note_start, but without another call for each span
                 token: Any = (get_current() if parent_context is None else parent_context).get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token)
-            except Exception:  # the span starts all the same
-                _logger.debug("the token of a span cannot be read", exc_info=True)
+            except Exception:  # the span must start
+                _logger.debug("cannot read the token of a starting span", exc_info=True)
             original(self, start_time, parent_context)
 
         return start
@@ -84,10 +86,10 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     patches.wrap(module.Span, "start", build_start)
 
 
-def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
-    """Clean a record that nobody else holds yet, in place."""
-    if is_suspect(span, scrubber, secrets):
-        _clean(span, scrubber, secrets)
+def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
+    """Redact a record in place, before any other code has a reference to it."""
+    if is_suspect(span, scrubber, known):
+        _clean(span, scrubber, known)
     resource, scope = span._resource, span._instrumentation_scope
     if not are_clean(resource, scope, scrubber):
         span._resource = clean_resource(resource, scrubber)
@@ -96,70 +98,70 @@ def redact(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
             span._instrumentation_info = None
 
 
-def redacted(span: Any, scrubber: Scrubber, otherwise: Secrets = NOTHING) -> Any:
-    """Give a clean copy of a record that others hold, too.
+def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) -> Any:
+    """Return a redacted copy of a span to which other code has references.
 
     Args:
-        span: A finished span, or a live one.
+        span: A finished or a live span.
         scrubber: The rules.
-        otherwise: What to look for where neither the span nor its trace has a token.
+        otherwise: The known tokens to use if neither the span nor its trace has any.
     """
     try:
         copy = span._readable_span() if hasattr(span, "_readable_span") else shallow_copy(span)
-        secrets = secrets_of_span(span, span.get_span_context().trace_id)
-        redact(copy, scrubber, otherwise if secrets is NOTHING else secrets)
-    except Exception:  # nothing leaves as it was
+        known = tokens_of_span(span, span.get_span_context().trace_id)
+        redact(copy, scrubber, otherwise if known is NOTHING else known)
+    except Exception:  # fail closed
         copy = shallow_copy(span)
         wipe(copy)
     return copy
 
 
-def is_suspect(span: Any, scrubber: Scrubber, secrets: Secrets) -> bool:
-    """Say whether the span's own data has to be looked at closely.
+def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
+    """Return whether the span's own data needs the thorough stage.
 
-    Every span that somebody looks at passes here. The SDK's containers are looked into directly,
-    since their methods are Python's and some of them take a lock.
+    This runs for every span that is read. It accesses the contents of the SDK's containers directly, since
+    their methods are written in Python and some take a lock.
     """
     strings = [span._name]
     suspect = False
     attributes = span._attributes
     if values := getattr(attributes, "_dict", attributes):
-        suspect = scrubber.gather(values, strings, secrets)
+        suspect = scrubber.gather(values, strings, known)
     events = span._events
     for event in getattr(events, "_dq", events) or ():
         strings.append(event._name)
         attributes = event._attributes
         if values := getattr(attributes, "_dict", attributes):
-            suspect = scrubber.gather(values, strings, secrets) or suspect
+            suspect = scrubber.gather(values, strings, known) or suspect
     links = span._links
     for link in getattr(links, "_dq", links) or ():
         attributes = link.attributes
         if values := getattr(attributes, "_dict", attributes):
-            suspect = scrubber.gather(values, strings, secrets) or suspect
+            suspect = scrubber.gather(values, strings, known) or suspect
         state = link.context.trace_state
         if entries := getattr(state, "_dict", state):
-            suspect = scrubber.gather(entries, strings, secrets) or suspect
+            suspect = scrubber.gather(entries, strings, known) or suspect
     if description := span._status.description:
         strings.append(description)
     state = span._context.trace_state
     if entries := getattr(state, "_dict", state):
-        suspect = scrubber.gather(entries, strings, secrets) or suspect
+        suspect = scrubber.gather(entries, strings, known) or suspect
     parent = span._parent
     if parent is not None and (inherited := parent.trace_state) is not state and inherited:
-        suspect = scrubber.gather(getattr(inherited, "_dict", inherited), strings, secrets) or suspect
-    return suspect or scrubber.is_suspect("\0".join(strings), secrets)
+        suspect = scrubber.gather(getattr(inherited, "_dict", inherited), strings, known) or suspect
+    return suspect or scrubber.is_suspect("\0".join(strings), known)
 
 
-def _clean(span: Any, scrubber: Scrubber, secrets: Secrets) -> None:
-    span._name = scrubber.clean(span._name, secrets)
-    span._attributes = clean_attributes(span._attributes, scrubber, secrets)
-    span._events = _clean_items(span._events, lambda event: _clean_event(event, scrubber, secrets))
-    span._links = _clean_items(span._links, lambda link: _clean_link(link, scrubber, secrets))
-    span._context = _clean_context(span._context, scrubber, secrets)
-    span._parent = _clean_context(span._parent, scrubber, secrets)
+def _clean(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
+    span._name = scrubber.clean(span._name, known)
+    span._attributes = clean_attributes(span._attributes, scrubber, known)
+    span._events = _clean_items(span._events, lambda event: _clean_event(event, scrubber, known))
+    span._links = _clean_items(span._links, lambda link: _clean_link(link, scrubber, known))
+    span._context = _clean_context(span._context, scrubber, known)
+    span._parent = _clean_context(span._parent, scrubber, known)
     status = span._status
     if status.description:
-        description = scrubber.clean(status.description, secrets)
+        description = scrubber.clean(status.description, known)
         if description is not status.description:
             span._status = type(status)(status.status_code, description)
 
@@ -178,9 +180,9 @@ def _clean_items(items: Any, clean: Any) -> Any:
     return new_items
 
 
-def _clean_event(event: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    name = scrubber.clean(event._name, secrets)
-    attributes = clean_attributes(event._attributes, scrubber, secrets)
+def _clean_event(event: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
+    name = scrubber.clean(event._name, known)
+    attributes = clean_attributes(event._attributes, scrubber, known)
     if name is event._name and attributes is event._attributes:
         return event
     new = shallow_copy(event)
@@ -188,9 +190,9 @@ def _clean_event(event: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     return new
 
 
-def _clean_link(link: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    context = _clean_context(link.context, scrubber, secrets)
-    attributes = clean_attributes(link.attributes, scrubber, secrets)
+def _clean_link(link: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
+    context = _clean_context(link.context, scrubber, known)
+    attributes = clean_attributes(link.attributes, scrubber, known)
     if context is link.context and attributes is link.attributes:
         return link
     new = shallow_copy(link)
@@ -198,22 +200,22 @@ def _clean_link(link: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
     return new
 
 
-def _clean_context(context: Any, scrubber: Scrubber, secrets: Secrets) -> Any:
-    """Give a span context with a clean trace state; the propagated one is not touched."""
+def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
+    """Return a span context with a clean trace state. The propagated one is not modified."""
     if context is None or not context.trace_state:
         return context
     before = dict(context.trace_state.items())
-    cleaned: Mapping[str, str] = scrubber.clean(before, secrets)
+    cleaned: Mapping[str, str] = scrubber.clean(before, known)
     if cleaned is before:
         return context
-    # A masked key would not be a key of the format (W3C Trace Context, section 3.3.1.3.1).
+    # A masked key would not be a valid key (W3C Trace Context, section 3.3.1.3.1).
     entries = [(key, value) for key, value in cleaned.items() if key in before]
     state = type(context.trace_state)(entries)
     return type(context)(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
 
 
 def wipe(span: Any) -> None:
-    """Leave nothing of what the application said: for a record that cannot be cleaned."""
+    """Remove all data of the application from a record that cannot be redacted."""
     span._name = FAILED
     span._attributes = {}
     span._events = ()

@@ -1,10 +1,9 @@
-"""Resources, scopes and instruments: what is made once and then exported with the records of all requests.
+"""Redact resources, scopes and instruments, which are created once and exported with the records of all requests.
 
-A request can make one with its token in the name, so they are compared with the caller's token, but only once:
-when they are made, with the lasting tokens of the context that makes them. The object then has the masked text
-for ever. Nothing that was there before is ever compared with a token, and nothing is compared at export, so
-a caller cannot mask the name of a service, a scope or a metric. Rules that know no token (JWTs, ``Bearer …``,
-telling keys) apply to the exported copy, as everywhere.
+A request can create one with its token in the name. The lasting tokens of the current context are therefore
+masked when the object is created, permanently. Known tokens are not searched for in objects that existed before,
+or at export, so a caller cannot mask the name of a service, a scope or a metric. Patterns of unknown tokens (JWTs,
+``Bearer …``, sensitive keys) apply to the exported copy, as in all records.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.redaction.known_tokens import lasting_secrets
+from otel_token_relay.redaction.known_tokens import lasting_tokens
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 
@@ -46,7 +45,7 @@ def patch_scopes(module: ModuleType, scrubber: Scrubber, patches: Patches) -> No
 
 
 def patch_tracers(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
-    """Hook ``opentelemetry.sdk.trace``, where each tracer holds the name of its scope a second time."""
+    """Hook ``opentelemetry.sdk.trace``, in which each tracer stores the name of its scope a second time."""
 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -68,7 +67,7 @@ def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            # Afterwards: the mask is no name that the SDK would accept.
+            # After the constructor, since the SDK would not accept the mask as a name.
             before = (self.name, self.unit, self.description)
             self.name, self.unit, self.description = _clean(before, scrubber)
 
@@ -80,17 +79,17 @@ def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) 
 
 def _clean(values: tuple[Any, ...], scrubber: Scrubber) -> tuple[Any, ...]:
     try:
-        secrets = lasting_secrets()
-        if secrets is NOTHING:
+        known = lasting_tokens()
+        if known is NOTHING:
             return values
         strings: list[str] = []
         for value in values:
-            scrubber.gather_value(value, strings, secrets)
-        if not secrets.stand_in("\0".join(strings)):
+            scrubber.gather_value(value, strings, known)
+        if not known.may_be_in("\0".join(strings)):
             return values
-    except Exception:  # what a text does when it is looked at; nothing is kept as it was
+    except Exception:  # code of a value may raise any error: fail closed
         return tuple([_failed(value) for value in values])
-    cleaned = [scrubber.redact(value, secrets) for value in values]
+    cleaned = [scrubber.redact(value, known) for value in values]
     return tuple([_failed(old) if new == FAILED else new for new, old in zip(cleaned, values, strict=True)])
 
 

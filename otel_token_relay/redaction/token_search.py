@@ -1,12 +1,12 @@
-"""Known tokens, and how to find any part of them in any dress.
+"""Find known tokens, in whole or in part, in any encoding.
 
-Pure. `Secrets` is what one record is compared with: the tokens of its own request, and those that are
-remembered from elsewhere.
+Pure. `KnownTokens` contains what one record is compared with: the tokens of its own request, and tokens
+remembered from other requests.
 
-A caller chooses the token, so a caller chooses what is searched for. Of the tokens of a record's own request
-every part is found, also where it is a word. Of a remembered token only what no other request says by
-chance is found: what is random as the text has it (`is_random`). A token made of a random beginning and the
-name of a service, or of a name in mixed case, therefore does not mask that name in other requests' telemetry.
+A caller chooses the token and thereby what is searched for. Every part of a record's own tokens is found,
+including plain words. Of a remembered token, only parts that no other request contains by chance are found:
+those that are random as written in the text (`is_random`). A token made of a random prefix and the name of a
+service, or of a name in mixed case, therefore does not mask that name in other requests' telemetry.
 """
 
 from __future__ import annotations
@@ -22,107 +22,107 @@ from urllib.parse import quote
 
 from otel_token_relay.redaction.credential_patterns import Interval, is_random, looks_like_credential
 
-# Shorter ones are found as a whole or not at all: parts of them are words.
-_SHORTEST_TOKEN: Final = 8
-_GRAM: Final = 12
-# Every run of 17 characters holds one of the grams that start at every sixth place.
+# Shorter tokens are not searched for: they could be any word.
+_MIN_TOKEN_LENGTH: Final = 8
+_NGRAM_LENGTH: Final = 12
+# Every run of 17 characters contains one of the n-grams that start at every sixth position.
 _STRIDE: Final = 6
-# 17 characters are at least 21 whole ones of base64.
-_CODED_STRIDE: Final = 9
-_REMEMBERED: Final = 512
-# Whoever sends a token chooses what it is made of, and each reserved character multiplies its
-# spellings. Of what is longer or odder than these only the plain spelling is searched for in
-# pieces, and a text in which anything else of it may stand is masked as a whole.
-_MAX_SPELLED: Final = 4096
+# 17 characters are at least 21 complete characters of base64.
+_BASE64_STRIDE: Final = 9
+_CACHED: Final = 512
+# The client chooses the token, and each reserved character multiplies its encodings. Beyond these limits,
+# only the plain token is searched for in parts, and a text that may contain another encoding is masked
+# as a whole.
+_MAX_ENCODED: Final = 4096
 _MAX_RESERVED: Final = 128
-_INDEXED: Final = 32
+_CACHED_INDEXES: Final = 32
 
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _UNRESERVED: Final = re.compile(r"[a-z0-9_.~\-]+")
 ANY_BEARER: Final = "bearer"
 
-# An end of a line in a text, or in the text of a text, and the indentation of the next one.
-_LINE_END: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
-# What an escape puts between two parts of a token.
-_LONGEST_GAP: Final = 4
+# A line break, plain or escaped once or twice, and the indentation of the next line.
+_LINE_BREAK: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
+# Characters that an escape puts between two parts of a token.
+_MAX_GAP: Final = 4
 
 LONGEST_SURVIVOR: Final = 16
-"""Characters of a known token that may be left standing in a row."""
+"""The longest run of a known token's characters that may remain."""
 
 
 def ascii_lower(text: str) -> str:
-    """Lower the case and keep the length, which ``str.lower`` does not do for every letter."""
+    """Return the text in lower case with the same length, which ``str.lower`` does not keep for every letter."""
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 class _Index(NamedTuple):
-    """How to find the pieces of one token in a text in lower case, whatever their spelling.
+    """The parts of one token, in all its encodings, to be found in a lowercase text.
 
     Attributes:
-        grams: Pieces of `_GRAM` characters, and where in which spelling each of them stands. Every
-            run of 17 characters of the token has one, so looking up each place of a text finds all.
-        short: Spellings that are no longer than a piece.
-        is_whole: Whether all spellings are in there.
+        ngrams: Parts of `_NGRAM_LENGTH` characters, each with its encoding and the position in it. Every run
+            of 17 characters of the token contains one, so looking up each position of a text finds all.
+        short: Encodings that are not longer than an n-gram.
+        is_whole: Whether all encodings are included.
     """
 
-    grams: dict[str, tuple[str, int]]
+    ngrams: dict[str, tuple[str, int]]
     short: tuple[str, ...]
     is_whole: bool
 
     @classmethod
     def of(cls, value: str) -> _Index:
-        is_whole = len(value) <= _MAX_SPELLED and sum(map(value.count, "+/=")) <= _MAX_RESERVED
-        spelled = [(value, _STRIDE)]
+        is_whole = len(value) <= _MAX_ENCODED and sum(map(value.count, "+/=")) <= _MAX_RESERVED
+        encoded = [(value, _STRIDE)]
         if is_whole:
-            spelled += [(text, _STRIDE) for text in _spellings(value)]
-            spelled += [(text, _CODED_STRIDE) for text in _base64_spellings(value)]
-        grams: dict[str, tuple[str, int]] = {}
+            encoded += [(text, _STRIDE) for text in _encodings(value)]
+            encoded += [(text, _BASE64_STRIDE) for text in _base64_encodings(value)]
+        ngrams: dict[str, tuple[str, int]] = {}
         short: dict[str, None] = {}
-        for text, stride in dict.fromkeys((ascii_lower(text), stride) for text, stride in spelled):
-            last = len(text) - _GRAM
+        for text, stride in dict.fromkeys((ascii_lower(text), stride) for text, stride in encoded):
+            last = len(text) - _NGRAM_LENGTH
             if last <= 0:
-                if len(text) >= _SHORTEST_TOKEN:
+                if len(text) >= _MIN_TOKEN_LENGTH:
                     short[text] = None
                 continue
             for at in (*range(0, last, stride), last):
-                grams.setdefault(text[at : at + _GRAM], (text, at))
-        return cls(grams, tuple(short), is_whole)
+                ngrams.setdefault(text[at : at + _NGRAM_LENGTH], (text, at))
+        return cls(ngrams, tuple(short), is_whole)
 
     def find(self, lowered: str) -> Iterator[tuple[Interval, bool]]:
-        """Yield where the pieces are, and whether each is the whole of a spelling. They may overlap."""
+        """Yield each part's interval, and whether it is a complete encoding. Intervals may overlap."""
         for text in self.short:
             at = lowered.find(text)
             while at >= 0:
                 yield (at, at + len(text)), True
                 at = lowered.find(text, at + 1)
-        if not self.grams:
+        if not self.ngrams:
             return
-        at, last, find = 0, len(lowered) - _GRAM, self.grams.get
+        at, last, find = 0, len(lowered) - _NGRAM_LENGTH, self.ngrams.get
         while at <= last:
-            hit = find(lowered[at : at + _GRAM])
+            hit = find(lowered[at : at + _NGRAM_LENGTH])
             if hit is None:
                 at += 1
                 continue
             start, end = _extend(lowered, at, *hit)
             yield (start, end), end - start == len(hit[0])
-            at = max(at + 1, end - _GRAM + 1)
+            at = max(at + 1, end - _NGRAM_LENGTH + 1)
 
 
-class Secrets:
+class KnownTokens:
     """The tokens that a record is compared with.
 
     Attributes:
-        values: The tokens of the record's own request, for the memory alone.
-        remembered: The other tokens.
-        anchors: Texts in lower case; without one of them in a lowered text, no known token is in
-            it, and no ``Bearer …``.
-        clean_rows: Attributes that were found clean and will be met again, keys and then values. It is
-            kept here since it goes when the tokens go.
+        values: The tokens of the record's own request; within `RememberedTokens`, the tokens of a trace.
+        remembered: The tokens remembered from other requests.
+        needles: Lowercase strings. A lowercase text that contains none of them contains neither a known token
+            nor ``Bearer …``.
+        clean_rows: Attributes of measurements that were found clean, keys and then values. They are
+            cached here so that they are dropped together with the tokens.
     """
 
-    __slots__ = ("anchors", "clean_rows", "remembered", "values")
+    __slots__ = ("clean_rows", "needles", "remembered", "values")
 
-    anchors: tuple[str, ...]
+    needles: tuple[str, ...]
     clean_rows: set[tuple[Any, ...]]
 
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
@@ -130,10 +130,10 @@ class Secrets:
         self.remembered = remembered
 
     def __getattr__(self, name: str) -> Any:
-        # Comes here once for each of them: many requests have no telemetry that anybody reads.
+        # Called once for each attribute: for many requests, no telemetry is read, so none is computed.
         made: Any
-        if name == "anchors":
-            found = [anchor for value in (*self.values, *self.remembered) for anchor in _anchors(value)]
+        if name == "needles":
+            found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
             made = tuple(dict.fromkeys([ANY_BEARER, *found]))
         elif name == "clean_rows":
             made = set()
@@ -143,48 +143,50 @@ class Secrets:
         return made
 
     def __repr__(self) -> str:
-        return f"Secrets({len(self.values)} known, {len(self.remembered)} remembered)"
+        return f"KnownTokens({len(self.values)} own, {len(self.remembered)} remembered)"
 
-    def stand_in(self, text: str) -> bool:
-        """Return whether a part of a token may be in a text. Errs on the side of yes."""
-        return any(anchor is not ANY_BEARER for anchor in self.anchors_in(ascii_lower(text)))
+    def may_be_in(self, text: str) -> bool:
+        """Return whether a text may contain a part of a token. There are false positives."""
+        return any(needle is not ANY_BEARER for needle in self.needles_in(ascii_lower(text)))
 
-    def stand_in_long(self, text: str) -> bool:
-        """Return the same for a text that is too long to be searched for parts.
+    def may_be_in_long(self, text: str) -> bool:
+        """Return the same for a text that is too long to search for parts.
 
-        Of remembered tokens only the whole counts: it is masked as a whole, so a word must not be enough.
+        A remembered token must be complete: the text is masked as a whole, so a word must not be enough.
         """
         if not self.remembered:
-            return self.stand_in(text)
-        return secrets_of(*self.values).stand_in(text) or any(value in text for value in self.remembered)
+            return self.may_be_in(text)
+        return known_from(*self.values).may_be_in(text) or any(value in text for value in self.remembered)
 
-    def anchors_in(self, lowered: str) -> list[str]:
-        """Give the anchors that stand in a text in lower case, also over the ends of its lines."""
-        # No loop is quicker than a comprehension, though this one does not stop at the first.
-        found = [anchor for anchor in self.anchors if anchor in lowered]
+    def needles_in(self, lowered: str) -> list[str]:
+        """Return the needles that a lowercase text contains, also across its line breaks."""
+        # No loop is faster than a comprehension, although this one does not stop at the first needle.
+        found = [needle for needle in self.needles if needle in lowered]
         if found in ([], [ANY_BEARER]) and ("\n" in lowered or "\\n" in lowered):
-            flat = _LINE_END.sub("", lowered)
-            found = [anchor for anchor in self.anchors if anchor in flat]  # the words of a text stay whole
+            flat = _LINE_BREAK.sub("", lowered)
+            found = [
+                needle for needle in self.needles if needle in flat
+            ]  # joining splits no word: "bearer" is still found
         return found
 
     def intervals_in(self, text: str) -> list[Interval]:
-        """Give where the parts of tokens are, in order and apart from each other."""
-        if len(text) < _SHORTEST_TOKEN or not (self.values or self.remembered):
+        """Return the intervals that contain parts of tokens, sorted and not overlapping."""
+        if len(text) < _MIN_TOKEN_LENGTH or not (self.values or self.remembered):
             return []
         lowered = ascii_lower(text)
         found = self._find(text, lowered)
         if "\n" in lowered or "\\n" in lowered:
-            # What is wrapped is found where it is not, and taken out with the ends of lines in it.
-            flat, places = _unwrap(lowered)
-            in_flat = self._find("".join([text[at] for at in places]), flat)
-            found += [(places[start], places[end - 1] + 1) for start, end in in_flat]
-        return merge(found, gap=_LONGEST_GAP)
+            # A wrapped token is found in the text without line breaks, and is masked together with them.
+            flat, positions = _unwrap(lowered)
+            in_flat = self._find("".join([text[at] for at in positions]), flat)
+            found += [(positions[start], positions[end - 1] + 1) for start, end in in_flat]
+        return merge(found, gap=_MAX_GAP)
 
     def _find(self, text: str, lowered: str) -> list[Interval]:
         found: list[Interval] = []
         for value in self.values:
             index = _index_of(value)
-            if not index.is_whole and any(anchor in lowered for anchor in _anchors(value)):
+            if not index.is_whole and any(needle in lowered for needle in _needles_of(value)):
                 return [(0, len(text))]
             found += [interval for interval, _ in index.find(lowered)]
         for value in self.remembered:
@@ -196,70 +198,77 @@ class Secrets:
         return found
 
 
-def _unlikely_by_chance(value: str, pieces: Iterable[tuple[Interval, bool]], text: str) -> list[Interval]:
-    """Return those of the pieces of a remembered token that no other request says by chance.
+def _unlikely_by_chance(value: str, parts: Iterable[tuple[Interval, bool]], text: str) -> list[Interval]:
+    """Return the parts of a remembered token that no other request contains by chance.
 
-    Each is judged by itself, and as the text has it: several pieces side by side may be other identifiers,
-    and the token may spell a word so that it looks random.
+    Each part is checked separately, as written in the text: several adjacent parts may be other identifiers,
+    and the token may contain a word in mixed case that looks random.
     """
     if not looks_like_credential(value):
-        # It is remembered because it was verified: a short one, or words, of which the whole counts.
-        return [interval for interval, is_whole in pieces if is_whole]
-    return [(start, end) for (start, end), _ in pieces if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
+        # It is remembered because it was verified. It is short or made of words, so it must be complete.
+        return [interval for interval, is_whole in parts if is_whole]
+    return [(start, end) for (start, end), _ in parts if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
 
 
-NOTHING: Final = Secrets()
+NOTHING: Final = KnownTokens()
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def secrets_of_one(value: str) -> Secrets:
-    """Give what a record with this token is compared with, made once."""
-    return Secrets((value,))
+@lru_cache(maxsize=_CACHED)
+def known_from_one(value: str) -> KnownTokens:
+    """Return the known tokens of a record with this own token, cached."""
+    return KnownTokens((value,))
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def secrets_of(*values: str) -> Secrets:
-    """Give what a record with all of these tokens is compared with, made once."""
-    return secrets_of_one(*values) if len(values) == 1 else Secrets(values)
+@lru_cache(maxsize=_CACHED)
+def known_from(*values: str) -> KnownTokens:
+    """Return the known tokens of a record with these own tokens, cached."""
+    return known_from_one(*values) if len(values) == 1 else KnownTokens(values)
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def secrets_with(values: tuple[str, ...], remembered: tuple[str, ...]) -> Secrets:
-    """Return what a record with these tokens of its own request, and these other ones, is compared with, made once."""
+@lru_cache(maxsize=_CACHED)
+def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
+    """Return the known tokens of a record with these own and these remembered tokens, cached."""
     if remembered:
-        return Secrets(values, remembered)
-    return secrets_of(*values) if values else NOTHING
+        return KnownTokens(values, remembered)
+    return known_from(*values) if values else NOTHING
 
 
-def forget_secrets() -> None:
-    """Drop every token that is kept here."""
-    for function in (secrets_of_one, secrets_of, secrets_with, _index_of, _coded_anchors, looks_like_credential):
+def clear_caches() -> None:
+    """Drop every cached token."""
+    for function in (
+        known_from_one,
+        known_from,
+        known_with_remembered,
+        _index_of,
+        _base64_needles,
+        looks_like_credential,
+    ):
         function.cache_clear()
 
 
-@lru_cache(maxsize=_INDEXED)
+@lru_cache(maxsize=_CACHED_INDEXES)
 def _index_of(value: str) -> _Index:
-    """Make a token's index on first use: most tokens are never found anywhere, and need none."""
-    return _Index.of(value) if len(value) >= _SHORTEST_TOKEN else _Index({}, (), True)
+    """Return the index of a token, built on first use: most tokens are never found and need none."""
+    return _Index.of(value) if len(value) >= _MIN_TOKEN_LENGTH else _Index({}, (), True)
 
 
-def _anchors(value: str) -> tuple[str, ...]:
-    """Give pieces in lower case of which any spelling of the token, and any cut that leaves 17 characters, has one.
+def _needles_of(value: str) -> tuple[str, ...]:
+    """Return lowercase parts, one of which appears in each encoding and each truncation to 17 or more characters.
 
-    Only of characters that no encoding changes. This runs for every token that comes in, so
-    hardly anything here looks at the whole of it.
+    They consist of characters that no encoding changes. This runs for every incoming token, so hardly
+    anything here reads all of it.
     """
-    if len(value) < _SHORTEST_TOKEN:
+    if len(value) < _MIN_TOKEN_LENGTH:
         return ()
-    coded = _coded_anchors(value[:18])
-    if len(value) < _GRAM + 4:
-        # Too short for parts.
+    coded = _base64_needles(value[:18])
+    if len(value) < _NGRAM_LENGTH + 4:
+        # Too short to be searched for in parts.
         lowered = ascii_lower(value)
         return (max(_UNRESERVED.findall(lowered), key=len, default=lowered), *coded)
     middle = len(value) // 2
     if not _has_reserved(value):
-        ends = (value[:_GRAM].lower(), value[-_GRAM:].lower(), *coded)
-        return ends if len(value) < 48 else (value[middle : middle + _GRAM].lower(), *ends)
+        ends = (value[:_NGRAM_LENGTH].lower(), value[-_NGRAM_LENGTH:].lower(), *coded)
+        return ends if len(value) < 48 else (value[middle : middle + _NGRAM_LENGTH].lower(), *ends)
     ends = (_unreserved(value[:17], first=True), _unreserved(value[-17:], first=False), *coded)
     return ends if len(value) < 48 else (_unreserved(value[middle - 8 : middle + 9], first=True), *ends)
 
@@ -269,27 +278,27 @@ def _unreserved(window: str, *, first: bool) -> str:
     runs = _UNRESERVED.findall(window)
     longest = max(runs, key=len, default="")
     if len(longest) < 4:
-        # A token like ++//++ has no such piece: then its own spelling has to do.
+        # A token such as ++//++ has no such run, so the plain characters are used.
         longest = window
-    return longest[:_GRAM] if first else longest[-_GRAM:]
+    return longest[:_NGRAM_LENGTH] if first else longest[-_NGRAM_LENGTH:]
 
 
 def _has_reserved(value: str) -> bool:
     return "+" in value or "/" in value or "=" in value
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def _coded_anchors(head: str) -> tuple[str, ...]:
-    """Give the same for base64, from the first characters of the token.
+@lru_cache(maxsize=_CACHED)
+def _base64_needles(head: str) -> tuple[str, ...]:
+    """Return the needles for base64, from the first characters of the token.
 
-    Those of all JWT with one header are the same, so this is rarely computed.
+    They are the same for all JWTs with the same header, so this is rarely computed.
     """
-    found = (ascii_lower(text[:_GRAM]) for text in _base64_spellings(head))
-    return tuple(anchor for anchor in found if len(anchor) >= _SHORTEST_TOKEN)
+    found = (ascii_lower(text[:_NGRAM_LENGTH]) for text in _base64_encodings(head))
+    return tuple(needle for needle in found if len(needle) >= _MIN_TOKEN_LENGTH)
 
 
-def _spellings(value: str) -> Iterator[str]:
-    """Give the token as it is and as encoders write the three characters that they do not leave alone."""
+def _encodings(value: str) -> Iterator[str]:
+    """Yield the token as it is, and with its three reserved characters as encoders write them."""
     yield value
     if not _has_reserved(value):
         return
@@ -310,14 +319,14 @@ def _spellings(value: str) -> Iterator[str]:
         ("+", "&#x2f;", "="),
         ("+", "/", "&#x3d;"),
         ("&plus;", "&sol;", "&equals;"),
-        (" ", "/", "="),  # a plus sign that was decoded as if it stood in a form
+        (" ", "/", "="),  # a plus sign that was decoded as in a form
     ):
         yield value.replace("=", equals).replace("/", slash).replace("+", plus)
     yield html.escape(value)
 
 
-def _base64_spellings(value: str) -> Iterator[str]:
-    """Give the base64 of the token behind none, one and two other bytes, as far as only the token counts."""
+def _base64_encodings(value: str) -> Iterator[str]:
+    """Yield the base64 of the token at each of the three alignments, as far as it depends on the token only."""
     raw = value.encode("utf-8", "replace")
     for before in range(3):
         coded = base64.b64encode(b"\0" * before + raw).decode("ascii")
@@ -328,32 +337,32 @@ def _base64_spellings(value: str) -> Iterator[str]:
             yield quote(coded, safe="")
 
 
-def _extend(text: str, at: int, form: str, offset: int) -> Interval:
-    """Widen a hit as far as the text and the form agree."""
-    start, end, left, right = at, at + _GRAM, offset, offset + _GRAM
-    while start and left and text[start - 1] == form[left - 1]:
+def _extend(text: str, at: int, encoding: str, offset: int) -> Interval:
+    """Return the longest interval around a hit in which text and encoding are equal."""
+    start, end, left, right = at, at + _NGRAM_LENGTH, offset, offset + _NGRAM_LENGTH
+    while start and left and text[start - 1] == encoding[left - 1]:
         start, left = start - 1, left - 1
-    while end < len(text) and right < len(form) and text[end] == form[right]:
+    while end < len(text) and right < len(encoding) and text[end] == encoding[right]:
         end, right = end + 1, right + 1
     return start, end
 
 
 def _unwrap(text: str) -> tuple[str, list[int]]:
-    """Take out the ends of lines; give what is left and where each character of it stood."""
+    """Return the text without line breaks, and the original position of each character."""
     pieces: list[str] = []
-    places: list[int] = []
+    positions: list[int] = []
     done = 0
-    for end in _LINE_END.finditer(text):
-        pieces.append(text[done : end.start()])
-        places += range(done, end.start())
-        done = end.end()
+    for line_break in _LINE_BREAK.finditer(text):
+        pieces.append(text[done : line_break.start()])
+        positions += range(done, line_break.start())
+        done = line_break.end()
     pieces.append(text[done:])
-    places += range(done, len(text))
-    return "".join(pieces), places
+    positions += range(done, len(text))
+    return "".join(pieces), positions
 
 
 def merge(found: list[Interval], *, gap: int = 0) -> list[Interval]:
-    """Put in order, and together what overlaps or has no more than *gap* characters between."""
+    """Sort intervals, and join those that overlap or are at most *gap* characters apart."""
     merged: list[Interval] = []
     for start, end in sorted(found):
         if merged and start - merged[-1][1] <= gap:

@@ -1,4 +1,4 @@
-"""h05: a caller cannot use redaction to erase the telemetry of other requests by the token that it sends."""
+"""h05: a caller cannot erase the telemetry of other requests by sending their texts as a token."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.context import with_token
-from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, installation, statics
-from otel_token_relay.redaction import known_tokens as memory
+from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, installation, known_tokens, statics
 from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
@@ -49,7 +48,7 @@ MODEL = "gpt-4o-mini-2024-07-18"
 CONTAINER = "8f3a9b2c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8"
 FUNCTION = "com.example.OrderServiceImpl/getUserByEmailAddress"
 
-# What operators read, in everything that the service says of itself and of others' requests.
+# Texts that operators read, in the telemetry of the service and of other requests.
 READ_BY_OPERATORS = {
     "service": SERVICE,
     "instrument": "http.server.duration",
@@ -74,12 +73,12 @@ READ_BY_OPERATORS = {
     "ulid": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "key": "http.request.method_original",
 }
-ALL_OF_IT = list(READ_BY_OPERATORS.values())
+ALL_TEXTS = list(READ_BY_OPERATORS.values())
 
 RANDOM = "tR7vK2mQ9xWz4LpB8nYc3JdF6h"  # looks like a credential
 _JSON = base64.urlsafe_b64encode(b'{"sub":"mallory","exp":4870000000}').decode().rstrip("=")
 
-# The same words in tokens that look like credentials as a whole.
+# The same words within tokens that look like credentials.
 DISGUISES: dict[str, Callable[[str], str]] = {
     "alone": lambda word: word,
     "behind-a-random-beginning": lambda word: RANDOM + word,
@@ -97,7 +96,7 @@ DISGUISES: dict[str, Callable[[str], str]] = {
 
 
 class _FixedIds:
-    """The same ids in each run, so that two runs can be compared."""
+    """Generates the same IDs in each run, so that two runs can be compared."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -113,7 +112,7 @@ class _FixedIds:
 
 
 class Telemetry:
-    """An SDK with exporters in memory, and what they got, without what differs from run to run."""
+    """An SDK with in-memory exporters, and their contents without the fields that vary between runs."""
 
     def __init__(self) -> None:
         resource = Resource(
@@ -136,19 +135,19 @@ class Telemetry:
         self.meters = MeterProvider([self.reader], resource=resource, shutdown_on_exit=False)
 
     def exported(self) -> dict[str, Any]:
-        """Return everything that was exported so far."""
+        """Return all telemetry exported so far."""
         return {
             "spans": [
-                (_without_times(json.loads(span.to_json())), _without_times(json.loads(_scope(span))))
+                (_without_varying_fields(json.loads(span.to_json())), _without_varying_fields(json.loads(_scope(span))))
                 for span in self.spans.get_finished_spans()
             ],
             "logs": [
-                (_without_times(json.loads(record.to_json())), _scope(record))
+                (_without_varying_fields(json.loads(record.to_json())), _scope(record))
                 for record in self.logs.get_finished_logs()
             ],
             "metrics": None
             if (data := self.reader.get_metrics_data()) is None
-            else _without_times(json.loads(data.to_json())),
+            else _without_varying_fields(json.loads(data.to_json())),
         }
 
     def close(self) -> None:
@@ -162,18 +161,18 @@ def _scope(record: Any) -> str:
     return f'"{scope!r}"'.replace("\n", " ") if scope is None else scope.to_json()
 
 
-# Exemplars are sampled.
-_TIMES = {"sum", "min", "max", "bucket_counts", "timestamp", "observed_timestamp", "exemplars"}
+# This includes exemplars, which are sampled.
+_VARYING_FIELDS = {"sum", "min", "max", "bucket_counts", "timestamp", "observed_timestamp", "exemplars"}
 
 
-def _without_times(value: Any) -> Any:
+def _without_varying_fields(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: _without_times(item)
+            key: _without_varying_fields(item)
             for key, item in value.items()
-            if key not in _TIMES and not key.endswith(("_time", "_nano")) and key != "thread.id"
+            if key not in _VARYING_FIELDS and not key.endswith(("_time", "_nano")) and key != "thread.id"
         }
-    return [_without_times(item) for item in value] if isinstance(value, list) else value
+    return [_without_varying_fields(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.fixture
@@ -187,34 +186,34 @@ def telemetry() -> Iterator[Telemetry]:
 # A request or a job of another user, in which all of these texts appear.
 
 
-def say_everything(telemetry: Telemetry, *, context: Context | None = None) -> None:
+def emit_all_signals(telemetry: Telemetry, *, context: Context | None = None) -> None:
     tracer = telemetry.tracers.get_tracer("opentelemetry.instrumentation.fastapi", "2026.11.0-rc.4")
     with tracer.start_as_current_span(f"GET /payments/list {SERVICE}", context=context) as span:
-        for at, text in enumerate(ALL_OF_IT):
-            span.set_attribute(f"said.{at}", f"of {text}, read by operators")
+        for at, text in enumerate(ALL_TEXTS):
+            span.set_attribute(f"text.{at}", f"of {text}, read by operators")
         span.set_attribute("http.request.method_original", "http.request.method_original")
-        span.add_event("payment-declined", {"all": ALL_OF_IT})
-        say_in_log(telemetry)
+        span.add_event("payment-declined", {"all": ALL_TEXTS})
+        emit_logs(telemetry)
         measure(telemetry)
 
 
-def say_in_log(telemetry: Telemetry) -> None:
+def emit_logs(telemetry: Telemetry) -> None:
     logger = telemetry.loggers.get_logger(FUNCTION)
-    logger.emit(LogRecord(timestamp=1, body=" ".join(ALL_OF_IT), attributes={"all": ALL_OF_IT}))
-    # A record that is searched closely, since it looks as if it held a credential; and a long one.
-    logger.emit(LogRecord(timestamp=1, body=f"access_token=abc {' '.join(ALL_OF_IT)}"))
-    logger.emit(LogRecord(timestamp=1, body=f"{' '.join(ALL_OF_IT)} " * 200))
+    logger.emit(LogRecord(timestamp=1, body=" ".join(ALL_TEXTS), attributes={"all": ALL_TEXTS}))
+    # A suspect record, which the thorough stage searches, and a long one.
+    logger.emit(LogRecord(timestamp=1, body=f"access_token=abc {' '.join(ALL_TEXTS)}"))
+    logger.emit(LogRecord(timestamp=1, body=f"{' '.join(ALL_TEXTS)} " * 200))
 
 
 def measure(telemetry: Telemetry) -> None:
     meter = telemetry.meters.get_meter("opentelemetry.instrumentation.asgi", "0.66b1")
     counter = meter.create_counter("http.server.duration", "payments-made-by-card", f"of {SERVICE} and {FUNCTION}")
-    counter.add(1, {f"said.{at}": text for at, text in enumerate(ALL_OF_IT)})
+    counter.add(1, {f"text.{at}": text for at, text in enumerate(ALL_TEXTS)})
     meter.create_counter("checkout.payments.total").add(1, {"http.request.method_original": "GET"})
 
 
 def run(attack: Callable[[Telemetry], object] | None, victims: Callable[[Telemetry], object]) -> dict[str, Any]:
-    """Return what is exported of the victims, after an attack or after none."""
+    """Return the exported telemetry of the victims, after an attack or without one."""
     telemetry = Telemetry()
     install(Settings())
     try:
@@ -231,12 +230,12 @@ def run(attack: Callable[[Telemetry], object] | None, victims: Callable[[Telemet
 
 
 def send(token: str) -> Callable[[Telemetry], None]:
-    """Return an attack: requests of a caller who sends this as a token."""
+    """Return an attack: requests of a caller that sends this token."""
 
     def attack(telemetry: Telemetry) -> None:
         for _ in range(5):
             tracer = telemetry.tracers.get_tracer("t")
-            # As at the boundary of a server, and where instrumentation is outside of it.
+            # As at a server boundary, with instrumentation inside and outside of it.
             with use_token(token), tracer.start_as_current_span("attack"):
                 pass
             with tracer.start_as_current_span("attack"), use_token(token):
@@ -246,44 +245,43 @@ def send(token: str) -> Callable[[Telemetry], None]:
 
 
 def victims(telemetry: Telemetry) -> None:
-    """Do what other users and jobs do, in the same thread: with a token, with none, and after a request."""
+    """Run requests and jobs of other users in the same thread: with a token, without one, and after a request."""
 
     def callback(options: CallbackOptions) -> list[Observation]:
-        return [Observation(1, {"all": ",".join(ALL_OF_IT)})]
+        return [Observation(1, {"all": ",".join(ALL_TEXTS)})]
 
     telemetry.meters.get_meter("jobs").create_observable_gauge("checkout.queue", [callback])
-    say_everything(telemetry)
-    say_everything(telemetry, context=Context())
+    emit_all_signals(telemetry)
+    emit_all_signals(telemetry, context=Context())
     with use_token(OWN_OPAQUE):
-        say_everything(telemetry)
+        emit_all_signals(telemetry)
     with use_token(None):
-        say_everything(telemetry)
-    say_in_log(telemetry)
+        emit_all_signals(telemetry)
+    emit_logs(telemetry)
     measure(telemetry)
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
-def test_h05_no_token_masks_what_operators_read_of_other_requests(disguise: str) -> None:
-    """Spans, logs, metrics, resource and scopes of others are equal to those of a run without the attacker."""
-    dress = DISGUISES[disguise]
+def test_h05_no_token_masks_texts_of_other_requests(disguise: str) -> None:
+    """Other requests' spans, logs, metrics, resource and scopes are the same as in a run without the attacker."""
 
     def attack(telemetry: Telemetry) -> None:
-        for word in ALL_OF_IT:
-            send(dress(word))(telemetry)
+        for word in ALL_TEXTS:
+            send(DISGUISES[disguise](word))(telemetry)
 
     attacked, control = run(attack, victims), run(None, victims)
 
     assert attacked == control
-    assert all(text in json.dumps(control["spans"]) for text in ALL_OF_IT)
+    assert all(text in json.dumps(control["spans"]) for text in ALL_TEXTS)
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
-def test_h05_each_token_by_itself_masks_nothing_of_other_requests(telemetry: Telemetry, disguise: str) -> None:
-    """No word is saved only since others have pushed it out of the memory."""
+def test_h05_no_single_token_masks_texts_of_other_requests(telemetry: Telemetry, disguise: str) -> None:
+    """The other tokens could have displaced it from the remembered ones, so each is tested alone."""
     tracer, logger = telemetry.tracers.get_tracer("t"), telemetry.loggers.get_logger("t")
-    for word in ALL_OF_IT:
+    for word in ALL_TEXTS:
         text = f"before {word} after"
-        memory.MEMORY.forget()
+        known_tokens.REMEMBERED.forget()
         send(DISGUISES[disguise](word))(telemetry)
         telemetry.spans.clear()
         telemetry.logs.clear()
@@ -298,20 +296,20 @@ def test_h05_each_token_by_itself_masks_nothing_of_other_requests(telemetry: Tel
         assert [record.log_record.body for record in telemetry.logs.get_finished_logs()] == [text, text]
 
 
-def test_h05_names_that_are_made_in_the_attackers_own_request_stay() -> None:
-    """Scopes and instruments are often created when they are first used, and then serve all requests."""
+def test_h05_names_created_in_the_attackers_own_request_are_kept() -> None:
+    """Scopes and instruments are often created on first use, and then serve all requests."""
 
     def attack(telemetry: Telemetry) -> None:
-        for word in ALL_OF_IT:
-            for dress in DISGUISES.values():
-                with use_token(dress(word)), telemetry.tracers.get_tracer("t").start_as_current_span("attack"):
+        for word in ALL_TEXTS:
+            for disguise in DISGUISES.values():
+                with use_token(disguise(word)), telemetry.tracers.get_tracer("t").start_as_current_span("attack"):
                     measure(telemetry)
-                    say_in_log(telemetry)
+                    emit_logs(telemetry)
                     telemetry.tracers.get_tracer("opentelemetry.instrumentation.fastapi", "2026.11.0-rc.4")
 
-    # The attacker's own measurements are counted in both runs: with a token, and with none.
+    # The attacker's own measurements are counted in both runs, with and without a token.
     def control(telemetry: Telemetry) -> None:
-        for _ in range(len(ALL_OF_IT) * len(DISGUISES)):
+        for _ in range(len(ALL_TEXTS) * len(DISGUISES)):
             with use_token(None), telemetry.tracers.get_tracer("t").start_as_current_span("attack"):
                 measure(telemetry)
 
@@ -324,7 +322,7 @@ def test_h05_names_that_are_made_in_the_attackers_own_request_stay() -> None:
 
 
 def _names(metrics: Any) -> Any:
-    """Return what is exported of metrics, without their points."""
+    """Return the names, descriptions and units of exported metrics, without their points."""
     return [
         (
             part["resource"],
@@ -340,8 +338,8 @@ def _names(metrics: Any) -> Any:
     ]
 
 
-def test_h05_what_existed_before_a_credential_is_not_masked_by_it(telemetry: Telemetry) -> None:
-    """The id of a container looks like a token, and a caller who knows it may send it: the resource stays."""
+def test_h05_a_credential_does_not_mask_objects_that_existed_before(telemetry: Telemetry) -> None:
+    """A container ID looks like a token. If a caller knows and sends it, the resource is unchanged."""
     before = telemetry.tracers.get_tracer("t", CONTAINER)
     meter = telemetry.meters.get_meter("t", CONTAINER)
     counter = meter.create_counter("c", description=CONTAINER)
@@ -357,8 +355,8 @@ def test_h05_what_existed_before_a_credential_is_not_masked_by_it(telemetry: Tel
     assert MASK not in json.dumps(exported["metrics"])
 
 
-def test_h05_a_resource_that_holds_a_secret_by_rule_is_not_compared_with_the_token_that_exports_it() -> None:
-    """A resource that is cleaned by rule is cleaned in whichever request comes first."""
+def test_h05_a_resource_that_is_redacted_by_pattern_is_not_compared_with_the_token_of_the_request() -> None:
+    """A resource that contains an unknown token is redacted in the first request that exports it."""
     telemetry = Telemetry()
     resource = Resource({"service.name": SERVICE, "container.id": CONTAINER, "process.command_args": [OWN_JWT]})
     telemetry.tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -379,8 +377,8 @@ def test_h05_a_resource_that_holds_a_secret_by_rule_is_not_compared_with_the_tok
     assert resource.attributes["process.command_args"] == (OWN_JWT,)
 
 
-def test_h05_work_that_an_attackers_request_has_started_is_not_the_attackers_for_ever(telemetry: Telemetry) -> None:
-    """A pool or a loop that starts with the first request keeps that request's context for as long as it runs."""
+def test_h05_work_started_by_the_attackers_request_is_unaffected_after_it(telemetry: Telemetry) -> None:
+    """A pool or a loop that starts with the first request keeps that request's context as long as it runs."""
     lease = Lease()
     kept = with_token(BearerToken(SERVICE, lease=lease))
     random = with_token(BearerToken(RANDOM + SERVICE, lease=lease))
@@ -389,15 +387,15 @@ def test_h05_work_that_an_attackers_request_has_started_is_not_the_attackers_for
     for context in (kept, random):
         attached = otel_context.attach(context)
         try:
-            say_everything(telemetry)
+            emit_all_signals(telemetry)
         finally:
             otel_context.detach(attached)
 
     assert MASK not in json.dumps({**telemetry.exported(), "logs": []})
 
 
-def test_h05_a_word_in_a_known_trace_does_not_poison_it(telemetry: Telemetry) -> None:
-    """Third parties are sent the trace id, and can call with it."""
+def test_h05_a_word_sent_in_another_requests_trace_masks_nothing_there(telemetry: Telemetry) -> None:
+    """Third parties receive the trace ID, and can send requests with it."""
     tracer = telemetry.tracers.get_tracer("t")
     with use_token(None), tracer.start_as_current_span("victim") as victim:
         parent = trace.set_span_in_context(
@@ -405,11 +403,11 @@ def test_h05_a_word_in_a_known_trace_does_not_poison_it(telemetry: Telemetry) ->
         )
 
         def attack() -> None:
-            for word in ALL_OF_IT:
-                for dress in DISGUISES.values():
+            for word in ALL_TEXTS:
+                for disguise in DISGUISES.values():
                     with (
-                        use_token(dress(word)),
-                        tracer.start_as_current_span("attack", context=with_token(BearerToken(dress(word)), parent)),
+                        use_token(disguise(word)),
+                        tracer.start_as_current_span("attack", context=with_token(BearerToken(disguise(word)), parent)),
                     ):
                         pass
 
@@ -417,13 +415,13 @@ def test_h05_a_word_in_a_known_trace_does_not_poison_it(telemetry: Telemetry) ->
         thread.start()
         thread.join()
         telemetry.spans.clear()
-        say_everything(telemetry)
+        emit_all_signals(telemetry)
 
     assert not [span for span, _ in telemetry.exported()["spans"] if MASK in json.dumps(span)]
 
 
-def test_h05_by_hand_a_word_masks_nothing_of_others() -> None:
-    """Processors and filters that are put in by hand share the memory, and what it keeps out."""
+def test_h05_a_word_masks_nothing_of_other_requests_in_pipelines_built_by_hand() -> None:
+    """Processors and filters that the application adds itself have the same limits."""
     exporter, raw = InMemorySpanExporter(), InMemorySpanExporter()
     provider = TracerProvider(resource=Resource({"service.name": SERVICE}), shutdown_on_exit=False)
     provider.add_span_processor(RedactingSpanProcessor(SimpleSpanProcessor(exporter), Settings()))
@@ -435,20 +433,20 @@ def test_h05_by_hand_a_word_masks_nothing_of_others() -> None:
     logger = logging.Logger("checkout.access")  # noqa: LOG001  # no other handler gets it
     logger.addHandler(lines)
     try:
-        for word in ALL_OF_IT:
-            for dress in DISGUISES.values():
-                with use_token(dress(word)), provider.get_tracer(SERVICE).start_as_current_span("attack"):
+        for word in ALL_TEXTS:
+            for disguise in DISGUISES.values():
+                with use_token(disguise(word)), provider.get_tracer(SERVICE).start_as_current_span("attack"):
                     pass
         with provider.get_tracer(SERVICE).start_as_current_span(f"GET /payments/list {SERVICE}") as span:
-            span.set_attribute("all", ALL_OF_IT)
-            logger.warning("%s", " ".join(ALL_OF_IT))
+            span.set_attribute("all", ALL_TEXTS)
+            logger.warning("%s", " ".join(ALL_TEXTS))
     finally:
-        memory.stop_listening()
-        memory.stop_listening()
+        known_tokens.stop_listening()
+        known_tokens.stop_listening()
 
     assert exporter.get_finished_spans()[-1].to_json() == raw.get_finished_spans()[-1].to_json()
     assert exporter.get_finished_spans()[-1].instrumentation_scope.name == SERVICE  # type: ignore[union-attr]
-    assert masked == [" ".join(ALL_OF_IT)]
+    assert masked == [" ".join(ALL_TEXTS)]
     assert {span.resource.attributes["service.name"] for span in exporter.get_finished_spans()} == {SERVICE}
 
 
@@ -462,7 +460,7 @@ def _service(telemetry: Telemetry) -> Any:
 
     @app.get("/payments/list")
     async def payments() -> dict[str, str]:
-        say_everything(telemetry)
+        emit_all_signals(telemetry)
         logger.warning("%s served by %s", MODEL, POD)
         return {}
 
@@ -481,8 +479,8 @@ def _service(telemetry: Telemetry) -> Any:
         here = {"server": ("checkout.example", 80), "client": ("198.51.100.9", 1234)}
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"] + [(b"host", b"checkout.example")]
         await app({**scope, **here, "headers": headers}, receive, send)
-        # As servers write the access line: without the request's context, in the same thread.
-        logger.warning('%s "GET %s HTTP/1.1" %s', ADDRESS, scope["path"], " ".join(ALL_OF_IT))
+        # Servers write the access log like this: without the request's context, in the same thread.
+        logger.warning('%s "GET %s HTTP/1.1" %s', ADDRESS, scope["path"], " ".join(ALL_TEXTS))
 
     return outside
 
@@ -503,8 +501,11 @@ def _serve(attack: list[str | None]) -> dict[str, Any]:
 
 
 def test_h05_over_a_real_server_an_anonymous_caller_changes_no_telemetry() -> None:
-    """Everything that is exported is equal to a run in which the same requests came without a token."""
-    tokens: list[str | None] = [*ALL_OF_IT, *(dress(word) for word in ALL_OF_IT[:4] for dress in DISGUISES.values())]
+    """All exported telemetry is the same as in a run of the same requests without a token."""
+    tokens: list[str | None] = [
+        *ALL_TEXTS,
+        *(disguise(word) for word in ALL_TEXTS[:4] for disguise in DISGUISES.values()),
+    ]
 
     attacked, control = _serve(tokens), _serve([None] * len(tokens))
 
@@ -513,12 +514,12 @@ def test_h05_over_a_real_server_an_anonymous_caller_changes_no_telemetry() -> No
     assert len(control["logs"]) > len(tokens)
 
 
-# The other direction: what was closed stays closed.
+# The other direction: credentials are still masked.
 
 
 @pytest.mark.parametrize("token", [OWN_OPAQUE, OWN_JWT, secrets.token_hex(20)], ids=["opaque", "jwt", "hex"])
 def test_h05_a_credential_is_still_masked_beyond_its_request(telemetry: Telemetry, token: str) -> None:
-    """By the trace, by the thread, and in a reader's thread."""
+    """It is found by the trace, by the thread, and in the reader's thread."""
     tracer = telemetry.tracers.get_tracer("t")
     with use_token(token), tracer.start_as_current_span("request") as request:
         pass
@@ -536,7 +537,7 @@ def test_h05_a_credential_is_still_masked_beyond_its_request(telemetry: Telemetr
     thread.join()
     telemetry.loggers.get_logger("t").emit(LogRecord(timestamp=1, body=f'"GET /reset/{token}"'))
     with use_token(token):
-        pass  # where there is no trace, for the reader's thread
+        pass  # without a trace, for the reader's thread
     text = json.dumps(telemetry.exported())
 
     assert token not in text
@@ -544,16 +545,14 @@ def test_h05_a_credential_is_still_masked_beyond_its_request(telemetry: Telemetr
 
 
 @pytest.mark.parametrize("token", [OWN_OPAQUE, OWN_JWT], ids=["opaque", "jwt"])
-def test_h05_a_name_that_is_made_with_the_callers_credential_is_masked_for_ever(
-    telemetry: Telemetry, token: str
-) -> None:
-    """In the request that makes it, in every later one, and after the memory has forgotten the token."""
+def test_h05_a_name_created_with_the_callers_credential_is_masked_permanently(telemetry: Telemetry, token: str) -> None:
+    """This applies to the request that creates it, to later ones, and after the token was forgotten."""
     with use_token(token):
         resource = Resource({"made.with": f"of {token}"}, schema_url=token)
         tracer = telemetry.tracers.get_tracer(f"of {token}", token, token, {"a": token})
         logger = telemetry.loggers.get_logger(f"of {token}")
         counter = telemetry.meters.get_meter(f"of {token}").create_counter("c", description=f"of {token}")
-    memory.MEMORY.forget()
+    known_tokens.REMEMBERED.forget()
     own = TracerProvider(resource=resource, shutdown_on_exit=False)
     own.add_span_processor(SimpleSpanProcessor(telemetry.spans))
 
@@ -570,7 +569,7 @@ def test_h05_a_name_that_is_made_with_the_callers_credential_is_masked_for_ever(
 
 @pytest.mark.parametrize("word", ["letmein12", SERVICE, "/payments/list", UUID])
 def test_h05_a_word_is_masked_in_the_records_of_its_own_request(telemetry: Telemetry, word: str) -> None:
-    """P3 holds for every token: in its spans, also after the request, in its logs and in its measurements."""
+    """P3 applies to every token: in spans, also those that end after the request, in logs and measurements."""
     tracer = telemetry.tracers.get_tracer("t")
     with tracer.start_as_current_span("server") as server:
         with use_token(word):
@@ -591,8 +590,8 @@ def test_h05_a_word_is_masked_in_the_records_of_its_own_request(telemetry: Telem
     assert [point["attributes"] for point in points] == [{"a": MASK}]
 
 
-def test_h05_the_name_of_an_attribute_is_not_masked_by_a_word(telemetry: Telemetry) -> None:
-    """Not even in the attacker's own records: the key was there before the token."""
+def test_h05_a_word_does_not_mask_the_name_of_an_attribute(telemetry: Telemetry) -> None:
+    """This includes the attacker's own records, since the name existed before the token."""
     tracer = telemetry.tracers.get_tracer("t")
     tracer.start_span("before", attributes={"http.request.method": "GET"}).end()
 
@@ -604,7 +603,7 @@ def test_h05_the_name_of_an_attribute_is_not_masked_by_a_word(telemetry: Telemet
 
 
 class _Verified:
-    """What a verifier of the application's own says of every token."""
+    """The result of a custom verifier for every token."""
 
     claims = MappingProxyType({"sub": "alice"})
     expires_at = None
@@ -621,7 +620,7 @@ class _Verifier:
         return _Verified()
 
 
-def test_h05_a_word_that_is_verified_is_remembered_like_a_credential(telemetry: Telemetry) -> None:
+def test_h05_a_verified_word_is_remembered_like_a_credential(telemetry: Telemetry) -> None:
     """A short token that was verified is masked after its request as well."""
     token = "s3cr-et-w0rd"
     logger = telemetry.loggers.get_logger("access")
@@ -654,8 +653,8 @@ def test_h05_a_word_that_is_verified_is_remembered_like_a_credential(telemetry: 
     assert [log["body"] for log, _ in exported["logs"]][1:] == [f'"GET /reset/{MASK}"'] * 2
 
 
-def test_h05_a_resource_that_was_made_with_a_credential_stays_masked_when_it_is_merged(telemetry: Telemetry) -> None:
-    """What comes of it later has the masked text, and what is merged with it keeps its own."""
+def test_h05_a_resource_created_with_a_credential_stays_masked_when_it_is_merged(telemetry: Telemetry) -> None:
+    """The merged resource contains the masked text, and the other resource's own texts are unchanged."""
     with use_token(OWN_OPAQUE):
         made = Resource({"made.with": f"of {OWN_OPAQUE}"})
 
@@ -668,15 +667,13 @@ def test_h05_a_resource_that_was_made_with_a_credential_stays_masked_when_it_is_
     }
 
 
-def test_h05_if_names_cannot_be_compared_nothing_of_them_is_kept(
-    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing raw is exported, and the application sees no exception."""
+def test_h05_names_that_cannot_be_redacted_are_removed(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No raw text is exported, and the application sees no exception."""
 
     def fail() -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(statics, "lasting_secrets", fail)
+    monkeypatch.setattr(statics, "lasting_tokens", fail)
 
     tracer: Any = telemetry.tracers.get_tracer(f"of {OWN_OPAQUE}", attributes={"a": OWN_OPAQUE})
     resource = Resource({"a": OWN_OPAQUE})
@@ -689,10 +686,10 @@ def test_h05_if_names_cannot_be_compared_nothing_of_them_is_kept(
 
 
 @pytest.mark.parametrize("part", ["resources", "scopes", "tracers", "instruments"])
-def test_h05_a_place_where_names_are_made_that_is_not_hooked_is_reported(
+def test_h05_a_hook_on_the_creation_of_names_that_has_no_effect_is_reported(
     part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An SDK in which the hook has no effect is found when redaction starts, and `check` names it."""
+    """The self-test detects it when redaction starts, and `check` reports it."""
     index = [each.name for each in installation.STATICS].index(part)
     without = dataclasses.replace(installation.STATICS[index], patch=lambda module, scrubber, patches: None)
     parts = (*installation.STATICS[:index], without, *installation.STATICS[index + 1 :])
@@ -701,7 +698,7 @@ def test_h05_a_place_where_names_are_made_that_is_not_hooked_is_reported(
     installation.start(Settings())
     states = installation.states()
 
-    assert states.pop(part) == "NOT redacted (the canary came through)"
+    assert states.pop(part) == "NOT redacted (self-test failed: the test token was not redacted)"
     assert set(states.values()) == {installation.HOOKED}
     assert f"cannot redact {part}" in caplog.text
     installation.stop()

@@ -238,7 +238,8 @@ from otel_token_relay.reasons import Reason
 from otel_token_relay.verification.authenticator import authenticator_from
 
 provider, memory = provide(OTLPMetricExporter("http://127.0.0.1:9"))
-authenticator = authenticator_from(Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",)))
+settings = Settings(verify="enforce", issuers=("https://issuer.example",), audience=("orders",))
+authenticator = authenticator_from(settings)
 with suppress_instrumentation(), provider.guard:
     refusal = authenticator.check(Reason.ABSENT, RequestPath("/", "/"))
 print(refusal.status, counted(memory, "token_relay.verifications"))

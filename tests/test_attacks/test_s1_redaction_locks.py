@@ -1,4 +1,4 @@
-"""s1: no lock of redaction is taken in the middle of an export, a collection, or the end of a record."""
+"""s1: redaction takes no lock during an export, a collection, or the end of a record."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.redaction import RedactingSpanExporter
-from otel_token_relay.redaction.known_tokens import MEMORY, TokenMemory, stop_listening
+from otel_token_relay.redaction.known_tokens import REMEMBERED, RememberedTokens, stop_listening
 from otel_token_relay.redaction.scrubber import MASK
 from tests.redaction_corpus import OWN_OPAQUE
 
-# Only so that a failure does not hang; nothing here is about time.
+# Only prevents a failure from hanging; no test here depends on time.
 _HANG_GUARD = 15.0
 
 
 @contextmanager
-def memory_is_being_written() -> Iterator[None]:
-    """Hold the memory's lock, from another thread, until the block ends."""
+def locked() -> Iterator[None]:
+    """Hold the lock of the remembered tokens, from another thread, until the block ends."""
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with MEMORY._lock:
+        with REMEMBERED._lock:
             held.set()
             done.wait(2 * _HANG_GUARD)
 
@@ -52,7 +52,7 @@ def memory_is_being_written() -> Iterator[None]:
 
 
 def ends(work: Callable[[], object]) -> bool:
-    """Return whether some work ends while the lock is held."""
+    """Return whether *work* ends while the lock is held."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -61,7 +61,7 @@ def ends(work: Callable[[], object]) -> bool:
         except BaseException as error:
             failures.append(error)
 
-    with memory_is_being_written():
+    with locked():
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         thread.join(_HANG_GUARD)
@@ -75,16 +75,16 @@ def redaction() -> None:
     install(Settings())
 
 
-def old_trace() -> int:
-    """Let a trace get into the older generation of the memory, from where a look used to bring it back."""
+def older_trace() -> int:
+    """Return a trace in the older generation, which a read once moved to the recent one, under the lock."""
     trace_id = 4711
-    MEMORY.remember(trace_id, OWN_OPAQUE)
-    MEMORY._old, MEMORY.young = MEMORY.young, {}
+    REMEMBERED.remember(trace_id, OWN_OPAQUE)
+    REMEMBERED._older_traces, REMEMBERED.recent_traces = REMEMBERED.recent_traces, {}
     return trace_id
 
 
-def test_s1_spans_end_and_are_exported_while_the_memory_is_written() -> None:
-    """Of a trace that is remembered, of an old one, and of none, simple and batch."""
+def test_s1_spans_end_and_are_exported_while_the_lock_is_held() -> None:
+    """In a recent trace, in an older one and in an unknown one, with a simple and a batch processor."""
     simple, batch = InMemorySpanExporter(), InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(simple))
@@ -92,12 +92,14 @@ def test_s1_spans_end_and_are_exported_while_the_memory_is_written() -> None:
     tracer = provider.get_tracer("t")
     with use_token(OWN_OPAQUE):
         held = tracer.start_span(f"of {OWN_OPAQUE}")
-    parent = trace.SpanContext(old_trace(), 1, is_remote=True, trace_flags=trace.TraceFlags(1))
-    of_old = tracer.start_span(f"of {OWN_OPAQUE}", trace.set_span_in_context(trace.NonRecordingSpan(parent), Context()))
+    parent = trace.SpanContext(older_trace(), 1, is_remote=True, trace_flags=trace.TraceFlags(1))
+    of_older = tracer.start_span(
+        f"of {OWN_OPAQUE}", trace.set_span_in_context(trace.NonRecordingSpan(parent), Context())
+    )
     of_none = tracer.start_span("of none", Context())
 
     def work() -> None:
-        for span in (held, of_old, of_none):
+        for span in (held, of_older, of_none):
             span.end()
         tracer.start_span("of none", Context()).end()
         provider.force_flush()
@@ -108,8 +110,8 @@ def test_s1_spans_end_and_are_exported_while_the_memory_is_written() -> None:
     provider.shutdown()
 
 
-def test_s1_a_span_exporter_put_in_by_hand_does_not_wait() -> None:
-    """`RedactingSpanExporter` asks for the tokens that were bound where there was no trace."""
+def test_s1_a_redacting_span_exporter_does_not_wait() -> None:
+    """`RedactingSpanExporter` reads the tokens that were bound without a trace."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(RedactingSpanExporter(exporter, Settings())))
@@ -125,14 +127,14 @@ def test_s1_a_span_exporter_put_in_by_hand_does_not_wait() -> None:
     assert [span.name for span in exporter.get_finished_spans()] == [f"of {MASK}"]
 
 
-def test_s1_log_records_are_emitted_and_exported_while_the_memory_is_written() -> None:
-    """In a trace, in an old one, and in none."""
+def test_s1_log_records_are_emitted_and_exported_while_the_lock_is_held() -> None:
+    """In an older trace and without a trace."""
     exporter = InMemoryLogRecordExporter()
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
     logger = provider.get_logger("t")
-    trace_id = old_trace()
+    trace_id = older_trace()
 
     def work() -> None:
         logger.emit(LogRecord(timestamp=1, trace_id=trace_id, span_id=1, body=f"of {OWN_OPAQUE}"))
@@ -145,8 +147,8 @@ def test_s1_log_records_are_emitted_and_exported_while_the_memory_is_written() -
     provider.shutdown()
 
 
-def test_s1_metrics_are_recorded_and_collected_while_the_memory_is_written() -> None:
-    """Also by a callback, which asks for the tokens that were bound where there was no trace."""
+def test_s1_metrics_are_recorded_and_collected_while_the_lock_is_held() -> None:
+    """This includes a callback, which reads the tokens that were bound without a trace."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     meter = provider.get_meter("t")
@@ -154,7 +156,7 @@ def test_s1_metrics_are_recorded_and_collected_while_the_memory_is_written() -> 
     meter.create_observable_gauge("g", [lambda _: [Observation(1, {"a": f"of {OWN_OPAQUE}"})]])
     with use_token(OWN_OPAQUE):
         pass
-    parent = trace.SpanContext(old_trace(), 1, is_remote=True)
+    parent = trace.SpanContext(older_trace(), 1, is_remote=True)
     context = trace.set_span_in_context(trace.NonRecordingSpan(parent), Context())
     collected: list[Any] = []
 
@@ -170,9 +172,9 @@ def test_s1_metrics_are_recorded_and_collected_while_the_memory_is_written() -> 
     provider.shutdown()
 
 
-def test_s1_a_finalizer_that_binds_a_token_while_the_memory_is_written_goes_on() -> None:
-    """The collector runs wherever objects are made, also under our own lock, and in the same thread."""
-    memory = TokenMemory()
+def test_s1_a_finalizer_can_bind_a_token_while_its_own_thread_holds_the_lock() -> None:
+    """The garbage collector can run at any allocation, including in code that holds the lock."""
+    remembered = RememberedTokens()
     ran = threading.Event()
 
     class Cycle:
@@ -180,13 +182,13 @@ def test_s1_a_finalizer_that_binds_a_token_while_the_memory_is_written_goes_on()
             self.me = self
 
         def __del__(self) -> None:
-            memory.remember(1, OWN_OPAQUE)
-            memory.remember_loose(OWN_OPAQUE)
+            remembered.remember(1, OWN_OPAQUE)
+            remembered.remember_without_trace(OWN_OPAQUE)
             ran.set()
 
     def work() -> None:
         Cycle()
-        with memory._lock:  # as `remember` does
+        with remembered._lock:  # as in `remember`
             gc.collect()
 
     thread = threading.Thread(target=work, daemon=True)
@@ -194,16 +196,16 @@ def test_s1_a_finalizer_that_binds_a_token_while_the_memory_is_written_goes_on()
     thread.join(_HANG_GUARD)
 
     assert ran.is_set()
-    assert memory.find(1).values == (OWN_OPAQUE,)
+    assert remembered.of_trace(1).values == (OWN_OPAQUE,)
 
 
-def test_s1_a_trace_that_is_only_read_is_still_remembered_longer() -> None:
-    """Reading renews a trace, though it is the next write that does so."""
-    memory = TokenMemory(traces=4)
-    memory.remember(1, OWN_OPAQUE)
+def test_s1_reading_a_trace_extends_how_long_it_is_remembered() -> None:
+    """The next write moves the trace to the recent ones."""
+    remembered = RememberedTokens(traces=4)
+    remembered.remember(1, OWN_OPAQUE)
 
     for number in range(100):
-        assert memory.find(1).values == (OWN_OPAQUE,)
-        memory.remember(number + 2, f"another-token-{number:06}")
+        assert remembered.of_trace(1).values == (OWN_OPAQUE,)
+        remembered.remember(number + 2, f"another-token-{number:06}")
 
-    assert len(memory.young) + len(memory._old) <= 10
+    assert len(remembered.recent_traces) + len(remembered._older_traces) <= 10

@@ -44,18 +44,27 @@ from otel_token_relay.redaction import (
     RedactingSpanExporter,
     RedactingSpanProcessor,
     installation,
+    known_tokens,
     spans,
 )
-from otel_token_relay.redaction import known_tokens as memory
-from otel_token_relay.redaction.deferred import PENDING
+from otel_token_relay.redaction.deferred import DEFERRED
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.token_search import _index_of
 from tests.otlp_receiver import otlp_receiver
-from tests.redaction_corpus import BENIGN, FOREIGN_FORMS, FOREIGN_JWT, OWN_FORMS, OWN_JWT, OWN_OPAQUE, Dress, fragments
+from tests.redaction_corpus import (
+    BENIGN,
+    FOREIGN_FORMS,
+    FOREIGN_JWT,
+    OWN_FORMS,
+    OWN_JWT,
+    OWN_OPAQUE,
+    Encoding,
+    fragments,
+)
 
 # The part of a foreign JWT that must be masked: everything after the header, which is not secret.
 FOREIGN_SECRET = FOREIGN_JWT[FOREIGN_JWT.index(".") + 1 :]
-TOKENS: dict[str, tuple[str, str, dict[str, Dress], bool]] = {
+TOKENS: dict[str, tuple[str, str, dict[str, Encoding], bool]] = {
     "own-jwt": (OWN_JWT, OWN_JWT, OWN_FORMS, True),
     "own-opaque": (OWN_OPAQUE, OWN_OPAQUE, OWN_FORMS, True),
     "foreign-jwt": (FOREIGN_JWT, FOREIGN_SECRET, FOREIGN_FORMS, False),
@@ -145,7 +154,7 @@ def shown(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (ReadableSpan, ReadableLogRecord)):
         # Reads an attribute, as an exporter does: records are cleaned on first access.
         assert value.resource is not None
-        assert PENDING not in vars(value)
+        assert DEFERRED not in vars(value)
     if isinstance(value, type) or callable(value):
         return None
     if isinstance(value, BaseException):
@@ -548,7 +557,7 @@ def test_a_collection_is_compared_with_no_token():
     install(Settings())
     try:
         for number in range(3000):
-            memory.MEMORY.remember(number + 1, f"another-token-{number:06}")
+            known_tokens.REMEMBERED.remember(number + 1, f"another-token-{number:06}")
         with use_token(OWN_OPAQUE):
             pipeline.meter.create_counter("c", description=f"tells the bearer of {OWN_OPAQUE}").add(1)
         _index_of.cache_clear()
@@ -653,11 +662,11 @@ def test_a_span_that_outlives_thousands_of_traces_is_masked():
         with use_token(OWN_OPAQUE):
             span = pipeline.tracer.start_span("stream")
         for number in range(10_000):
-            memory.MEMORY.remember(number + 1, f"another-token-{number:06}")
+            known_tokens.REMEMBERED.remember(number + 1, f"another-token-{number:06}")
         span.set_attribute("a", OWN_OPAQUE)
         span.end()
         exported = pipeline.exported()
-        kept = len(memory.MEMORY.young) + len(memory.MEMORY._old)
+        kept = len(known_tokens.REMEMBERED.recent_traces) + len(known_tokens.REMEMBERED._older_traces)
     finally:
         pipeline.close()
 
@@ -810,8 +819,8 @@ def test_uninstall_removes_redaction():
     from opentelemetry.sdk.trace import Span
 
     uninstall()
-    while memory._listeners:  # processors and filters that other tests have created listen until the process ends
-        memory.stop_listening()
+    while known_tokens._listeners:  # processors and filters that other tests have created listen until the process ends
+        known_tokens.stop_listening()
     own = vars(Span)["_readable_span"], vars(Span)["start"]
     install(Settings())
     patched = vars(Span)["_readable_span"]
@@ -820,7 +829,7 @@ def test_uninstall_removes_redaction():
 
     assert patched is not own[0]
     assert (vars(Span)["_readable_span"], vars(Span)["start"]) == own
-    assert not memory.MEMORY.young
+    assert not known_tokens.REMEMBERED.recent_traces
     assert installation.states() == dict.fromkeys(("spans", "logs", "metrics"), "not redacted")
 
 
@@ -913,7 +922,7 @@ def test_the_self_test_detects_a_hook_that_does_nothing(monkeypatch):
 
     installation.start(Settings())
 
-    assert "the canary came through" in installation.states()["spans"]
+    assert "self-test failed: the test token was not redacted" in installation.states()["spans"]
 
 
 def test_the_self_test_reaches_no_exporter_of_the_application():
@@ -959,7 +968,7 @@ def test_without_the_hooks_only_a_wrapped_pipeline_is_masked(wrap):
 
     assert not leaks(OWN_OPAQUE, text)
     assert dict(span.attributes) == {"a": MASK}
-    memory.stop_listening()
+    known_tokens.stop_listening()
 
 
 class Lines(logging.Handler):
@@ -980,7 +989,7 @@ def lines() -> Iterator[tuple[logging.Logger, Lines]]:
     logger = logging.Logger("test.filter")  # noqa: LOG001  # not shared with other loggers
     logger.addHandler(handler)
     yield logger, handler
-    memory.stop_listening()
+    known_tokens.stop_listening()
 
 
 def test_the_filter_keeps_the_number_and_types_of_arguments(lines):
