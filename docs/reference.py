@@ -44,9 +44,9 @@ An invalid value falls back to the strict value, which never relays more than in
 |---|---|
 {strict}
 
-`OTEL_PYTHON_TOKEN_RELAY_VERIFY` and `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` also take the strict side if their name is misspelled.
-That is so if the variable is not set, but one is whose name differs by at most two characters, or by case, and whose value is not blank, `off`, `false`, `no` or `0`.
-For example, `…_VERIFIY=report` applies `enforce`, until the name is corrected or the variable itself is set.
+`OTEL_PYTHON_TOKEN_RELAY_VERIFY` and `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` also take their strict value if the name is misspelled.
+A name counts as misspelled if the variable is not set, and a variable whose name differs by at most two characters, or by case, has a value other than blank, `off`, `false`, `no` or `0`.
+For example, `…_VERIFIY=report` applies `enforce` until the name is corrected or the variable itself is set.
 
 ## In code
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The interface between server boundaries and authenticators: the path of a request, and the error response to it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,31 @@ from urllib.parse import unquote
 from otel_token_relay.credentials import Credentials
 
 
+class Authenticator(Protocol):
+    """Decides whether a request may reach the application. Must not raise."""
+
+    def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
+        """Return the error response, or ``None`` to accept the request; then its token is marked as verified."""
+        ...
+
+    async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
+        """Do the same as `check` without blocking the event loop."""
+        ...
+
+    def prepare(self) -> None:
+        """Do in advance what the first check would otherwise do, outside of every request; see `Runtime.prepare`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """A whole answer to a request that does not get to the application.
+    """The complete response to a request that does not reach the application.
 
     Attributes:
-        status: Of HTTP; gRPC has codes of its own that say the same.
-        error: What is wrong, in one word of a closed set.
-        headers: All of them, for an answer over HTTP.
-        body: The same error as JSON.
+        status: The HTTP status; for gRPC, it is translated to a status code.
+        error: One word from a closed set.
+        headers: All headers of the HTTP response.
+        body: The error as JSON.
     """
 
     status: int
@@ -28,7 +44,7 @@ class ErrorResponse:
 
     @classmethod
     def build(cls, status: int, error: str, *headers: tuple[str, str]) -> ErrorResponse:
-        """Build an answer that nobody may keep (RFC 9111, section 5.2.2.5)."""
+        """Build a response that must not be cached (RFC 9111, section 5.2.2.5)."""
         body = f'{{"error":"{error}"}}'.encode("ascii")
         fixed = (
             ("Content-Type", "application/json"),
@@ -39,13 +55,13 @@ class ErrorResponse:
 
 
 class RequestPath:
-    """The path of one request, as seen at one boundary.
+    """The path of one request, as one boundary sees it.
 
     Args:
-        routed: What the application behind this boundary routes by, without the mount point; ``None`` if
-            applications would not agree on it.
-        whole: The path with its mount point. A boundary further in that sees the same one serves a part of
-            the application that the outer boundary serves.
+        routed: The path without the mount point, by which the application routes; ``None`` if
+            applications would read it differently.
+        whole: The path with the mount point. An inner boundary with the same whole path serves a part
+            of the same application.
         header_values: Returns the value of every header line.
     """
 
@@ -59,16 +75,16 @@ class RequestPath:
         self._header_values = header_values
 
     def is_one_of(self, excluded: Container[object]) -> bool:
-        """Return whether the path is excluded and the caller cannot have moved it there."""
+        """Return whether the path is excluded and the client cannot have moved it there."""
         return self.routed in excluded and not self.is_mount_chosen
 
     @property
     def is_mount_chosen(self) -> bool:
-        """Whether the caller may have chosen the mount point.
+        """Whether the client may have chosen the mount point.
 
-        Servers and middleware take it from headers (``Daphne-Root-Path``, ``SCRIPT_NAME``,
-        ``X-Forwarded-Prefix``, ``X-Script-Name``), also further in than this boundary. So a header that
-        names the beginning of the path could move any path of the application under an excluded one.
+        Servers and middleware read it from headers (``Daphne-Root-Path``, ``SCRIPT_NAME``,
+        ``X-Forwarded-Prefix``, ``X-Script-Name``), also inside this boundary. A header with the
+        beginning of the path could therefore move any path of the application below an excluded one.
         """
         if self.routed is None:
             return True
@@ -82,19 +98,3 @@ class RequestPath:
                     if name and (name == mount or self.whole.startswith(f"/{name}/")):
                         return True
         return False
-
-
-class Authenticator(Protocol):
-    """Check what the door has read, once for each request. It must not raise."""
-
-    def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Give ``None`` to let the request in; an accepted token is marked as verified then."""
-        ...
-
-    async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """The same, awaited."""
-        ...
-
-    def prepare(self) -> None:
-        """Do, outside of every request and lock, what the first check would do otherwise; see `Relay.prepare`."""
-        ...

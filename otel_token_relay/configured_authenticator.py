@@ -1,8 +1,8 @@
-"""Verification without a line of code: the gate that the settings ask for.
+"""The authenticator that the settings ask for: verification without code in the application.
 
-Where they ask for `enforce` and a gate cannot be built (no issuer, the extra is missing), everybody
-is refused with 503: a service that was told to verify must not serve without. The reason is in
-the log, once, and `otel-token-relay check` says it too. Nothing here raises.
+If `enforce` is set and the authenticator cannot be built (no issuer, or the extra is missing), every
+request is rejected with 503, because a service that is configured to verify must not accept unverified
+requests. The reason is logged once, and `otel-token-relay check` prints it. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _logger = logging.getLogger("otel_token_relay")
 
 @lru_cache(maxsize=8)
 def build_authenticator(settings: Settings) -> Authenticator | None:
-    """Build what checks each request at the boundary; ``None`` where nothing does.
+    """Build the authenticator for server boundaries; ``None`` if requests are not verified.
 
-    The same settings give the same gate, so that all boundaries of a process share its keys.
+    Equal settings return the same authenticator, so that all boundaries of a process share its keys.
     """
     if settings.verify == "off":
         return None
     try:
-        # By name: it is an extra, it stands above this module, and PyJWT takes 60 ms to import.
+        # By name: it needs an extra, depends on this module, and PyJWT takes 60 ms to import.
         authenticator: Authenticator = importlib.import_module(
             "otel_token_relay.verification.authenticator"
         ).authenticator_from(settings)
@@ -39,19 +39,19 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
 
 
 class DenyAll:
-    """Refuse everybody but on the excluded paths."""
+    """Reject every request, except on excluded paths."""
 
     def __init__(self, settings: Settings) -> None:
         self._exclude = frozenset(settings.verify_exclude)
         self._error_response = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Give the one answer there is."""
+        """Return the error response, or ``None`` on an excluded path."""
         return None if path.is_one_of(self._exclude) else self._error_response
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """The same as `check`."""
+        """Do the same as `check`."""
         return self.check(credentials, path)
 
     def prepare(self) -> None:
-        """There is nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""

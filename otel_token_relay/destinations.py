@@ -1,4 +1,4 @@
-"""TODO."""
+"""Entries of the allow-list, and how to read a list of them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from urllib.parse import unquote_to_bytes
 
 from otel_token_relay.origin import OriginPattern
 
-_TEXT_PARAMETERS = ("audience", "scope", "resource")
-
-
-# RFC 3986, section 2.1: a percent sign stands before two hexadecimal digits.
-_has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
-
+_TEXT_PARAMETERS: Final = ("audience", "scope", "resource")
 
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
-
-
-# What a value cannot contain as it is, and blanks at its ends, which reading takes off.
+# RFC 3986, section 2.1: a percent sign is followed by two hexadecimal digits.
+_has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
+# Characters that must be encoded in a value; parsing removes spaces at its ends.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
-
-
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
+_split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
+# Text after a colon that is not a port may be the first half of a password with a comma.
+_hide_half_userinfo: Final = re.compile(r"^([^\[\]/:]*:)(?!(?:[0-9]{1,5}|\*)(?:[;/?#]|$)).*", re.DOTALL).sub
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +29,15 @@ class Destination:
     """One entry of the allow-list: an origin pattern and how the token gets there.
 
     Attributes:
-        pattern: Where the token may go.
-        required: The call fails with `TokenUnavailable` before a byte of the request leaves if
-            there is no token to relay and the call carries no credential of its own.
-        audience: Exchange the token for one with this audience (RFC 8693, section 2.1).
-        scope: The scope to ask for in the exchange.
-        resource: The resource to ask for in the exchange.
+        pattern: The origins that may receive the token.
+        required: Whether a call without a token to relay and without its own credential fails with
+            `TokenUnavailable`, before a byte of the request is sent.
+        audience: The audience to request in a token exchange (RFC 8693, section 2.1).
+        scope: The scope to request in the exchange.
+        resource: The resource to request in the exchange.
 
     Raises:
-        ValueError: A text is empty or not printable ASCII.
+        ValueError: A value is empty or not printable ASCII.
     """
 
     pattern: OriginPattern
@@ -58,15 +54,15 @@ class Destination:
 
     @classmethod
     def parse(cls, entry: str) -> Destination:
-        """Read ``ORIGIN[;param[=value]]…``. A value is percent-decoded.
+        """Parse ``ORIGIN[;param[=value]]…`` and percent-decode the values.
 
         Raises:
-            ValueError: With one sentence that says what is wrong.
+            ValueError: The entry is invalid; the message is one sentence.
         """
         if "," in entry:
             raise ValueError(
-                "it contains a comma; percent-encode a comma in a value as %2C, begin an entry that follows parameters"
-                " with its scheme, such as https://, and in code make each entry a text of its own"
+                "it contains a comma; write a comma in a value as %2C, start an entry after parameters with its scheme,"
+                " such as https://, and in code pass each entry as a separate string"
             )
         origin, *parameters = (part.strip() for part in entry.split(";"))
         pattern = OriginPattern.parse(origin)
@@ -80,9 +76,9 @@ class Destination:
             elif name in _TEXT_PARAMETERS and value:
                 seen[name] = _decode(name, value)
             elif name in _TEXT_PARAMETERS:
-                raise ValueError(f"the parameter {name} needs a value: ;{name}=…")
+                raise ValueError(f"the parameter {name} requires a value: ;{name}=…")
             else:
-                raise ValueError("a parameter is one of required, audience=…, scope=…, resource=…")
+                raise ValueError("invalid parameter; expected required, audience=…, scope=… or resource=…")
         return cls(
             pattern,
             required="required" in seen,
@@ -93,7 +89,7 @@ class Destination:
 
     @property
     def needs_exchange(self) -> bool:
-        """Whether the caller's own token must not be sent here, only one made from it."""
+        """Whether this destination must receive an exchanged token, never the caller's own."""
         return bool(self.audience or self.scope or self.resource)
 
     def __str__(self) -> str:
@@ -109,7 +105,7 @@ def split_entries(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of entries.
 
     After parameters, an item without a scheme may be the rest of a value in which a comma was not
-    encoded, so it is no destination. It is left in the same entry, which `Destination.parse` then refuses.
+    encoded. It stays in the same entry, which `Destination.parse` then rejects.
     """
     entries: list[str] = []
     follows_parameters = False
@@ -119,38 +115,27 @@ def split_entries(text: str) -> tuple[str, ...]:
             entries[-1] += f",{item}"
             continue
         entries.append(item)
-        # What has a scheme of another kind is no entry, so what comes next still follows the parameters.
+        # An item with another scheme is not an entry, so the next item still follows the parameters.
         is_entry = scheme is None or scheme[1].lower() in ("http", "https")
         follows_parameters = ";" in item or (follows_parameters and not is_entry)
     return tuple(entries)
 
 
-def _encode(value: str) -> str:
-    return _special.sub(lambda found: "".join(f"%{ord(character):02X}" for character in found[0]), value)
-
-
-def _decode(name: str, value: str) -> str:
-    if _has_bad_percent(value):
-        raise ValueError(
-            f"the value of ;{name}= contains a % that is not followed by two hexadecimal digits; write %25"
-        )
-    try:
-        return unquote_to_bytes(value).decode("ascii")
-    except UnicodeError:
-        raise ValueError(f"the value of ;{name}= must be printable ASCII, also after percent-decoding") from None
-
-
-def _read_destinations(
+def read_destinations(
     entries: Iterable[str | Destination], report: Callable[[str, str], None], refused: set[OriginPattern] | None = None
 ) -> tuple[Destination, ...]:
-    """Parse what is text, and report what is wrong. Entries that contradict each other all go.
+    """Parse the entries, and skip and report invalid ones.
 
-    Which of two contradicting entries is meant cannot be known, and one of them may be the
-    stricter, as may one whose parameters cannot be read; so that origin gets nothing, not by a
-    wider entry either, and is put into *refused*.
+    If two entries contradict each other, both are skipped: it is unknown which one is meant. A skipped
+    entry may have been stricter than a wider one, so its origin must not receive a token from that one.
+
+    Args:
+        entries: The entries, parsed or as text.
+        report: Called with the name of the setting and the problem.
+        refused: The set to which origins of skipped entries are added.
     """
     if isinstance(entries, str):
-        report("destinations", "this must be a sequence of entries, not one text")
+        report("destinations", "expected a sequence of entries, not a single string")
         return ()
     found: dict[object, Destination] = {}
     contradicted = set()
@@ -170,11 +155,26 @@ def _read_destinations(
     return tuple(d for d in found.values() if d.pattern not in refused)
 
 
-def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
-    """Yield what an entry that cannot be used is for, as far as it can be told, if it has parameters.
+def _encode(value: str) -> str:
+    return _special.sub(lambda found: "".join(f"%{ord(character):02X}" for character in found[0]), value)
 
-    One without parameters asked for nothing stricter than what a wider entry gives. Several items
-    may be left in one entry; see `split_entries`.
+
+def _decode(name: str, value: str) -> str:
+    if _has_bad_percent(value):
+        raise ValueError(
+            f"the value of ;{name}= contains a % that is not followed by two hexadecimal digits; write %25"
+        )
+    try:
+        return unquote_to_bytes(value).decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"the value of ;{name}= must be printable ASCII, also after percent-decoding") from None
+
+
+def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
+    """Yield the origins of an invalid entry with parameters, as far as they can be read.
+
+    An entry without parameters is not stricter than a wider entry. One entry may contain several
+    items; see `split_entries`.
     """
     for item in entry.split(","):
         origin, semicolon, _ = item.partition(";")
@@ -185,15 +185,8 @@ def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
                 yield OriginPattern.parse(scheme + authority)
 
 
-_split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
-
-
-# What stands behind a colon and is no port may be a password that its comma has cut in two.
-_hide_half_userinfo: Final = re.compile(r"^([^\[\]/:]*:)(?!(?:[0-9]{1,5}|\*)(?:[;/?#]|$)).*", re.DOTALL).sub
-
-
 def _show(entry: object) -> str:
-    """Quote an entry for a message, without what may be a password in it."""
+    """Return an entry for a message, with possible passwords masked."""
     scheme, rest = _split_scheme(str(entry)).groups()  # type: ignore[union-attr]  # it matches any text
     _, at, host = rest.rpartition("@")
     items = (_hide_half_userinfo(r"\1***", item) for item in rest.split(","))

@@ -1,55 +1,54 @@
-"""Which destinations get the token: the allow-list, and nothing that is not on it.
+"""The allow-list: only a listed destination receives the token.
 
-The lookup is one dictionary access for an exact origin and one for each label of the host
-for wildcards, so that it costs the same with one entry and with ten thousand.
+A lookup takes one dictionary access for the exact origin and one for each label of the host if there
+are wildcards, so it costs the same with one entry as with ten thousand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Final
 
 from otel_token_relay.destinations import Destination
 from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
 
-_REMEMBERED_ORIGINS = 4096
-# The longest host has 253 characters and a dot (RFC 1035, section 2.3.4), the longest scheme is https.
-_MAX_REMEMBERED_LENGTH = 260
+# Origins come from the network (redirects), so the cache is limited in number and in length.
+_CACHED_ORIGINS: Final = 4096
+# The longest host has 253 characters and a dot (RFC 1035, section 2.3.4); the longest scheme is https.
+_MAX_LENGTH: Final = 260
 
 
 class RelayPolicy:
     """Look up the destination of an origin. Immutable, and safe to share between threads.
 
-    Where several entries match, the most specific one counts: the exact host before the
-    longest wildcard before ``*``, and a named port before any port.
+    If several entries match, the most specific one applies: the exact host before the longest
+    wildcard before ``*``, and a named port before any port.
+
+    Args:
+        destinations: The entries.
+        refused: Origins that match no entry, not even a wider one.
     """
 
     def __init__(self, destinations: Iterable[Destination], refused: Iterable[OriginPattern] = ()) -> None:
-        """Build the lookup.
-
-        Args:
-            destinations: The entries.
-            refused: What gets nothing, though a wider entry may name it.
-        """
         entries = {d.pattern: d for d in destinations}
         self._by_pattern: Mapping[OriginPattern, Destination | None] = {**entries, **dict.fromkeys(refused)}
         self._has_wildcards = any(pattern.host.startswith("*") for pattern in self._by_pattern)
         self.is_empty = not entries
         self.has_required = any(d.required for d in entries.values())
-        # A client gives the same three parts at every hop. What it gives comes from outside
-        # (redirects), so what is remembered is bounded, in number and in length.
-        self._remembered = lru_cache(maxsize=_REMEMBERED_ORIGINS)(self._find)
+        # A client passes the same three parts at every hop to the same server.
+        self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 
     def find(self, scheme: str, host: str, port: int | None) -> Destination | None:
-        """Give the entry for what a client will connect to; see `Origin.of`."""
-        return None if len(scheme) + len(host) > _MAX_REMEMBERED_LENGTH else self._remembered(scheme, host, port)
+        """Return the entry for the server that a client will connect to, or ``None``; see `Origin.of`."""
+        return None if len(scheme) + len(host) > _MAX_LENGTH else self._remembered(scheme, host, port)
 
     def _find(self, scheme: str, host: str, port: int | None) -> Destination | None:
         origin = Origin.of(scheme, host, port)
         return None if origin is None else self.match(origin)
 
     def match(self, origin: Origin) -> Destination | None:
-        """Give the entry that names *origin*, or ``None``."""
+        """Return the entry that matches *origin*, or ``None``."""
         for host in self._host_patterns(origin.host):
             for port in (origin.port, ANY_PORT):
                 pattern = OriginPattern(origin.scheme, host, port)

@@ -1,9 +1,9 @@
-"""The propagator: OpenTelemetry's way in for the token, and the guarded way out.
+"""The OpenTelemetry propagator for the token.
 
-``extract`` puts the request's token into the context. ``inject`` writes it only where the caller
-names the destination (`to_destination`) and the policy allows it. The ambient ``inject(carrier)``
-that instrumentation calls for HTTP clients, brokers and functions alike names none and writes
-nothing: covered clients are served at the hop instead.
+``extract`` binds the token of a request to the context. ``inject`` writes it only if the application
+names the destination with `to_destination` and the policy allows it. Instrumentation calls
+``inject(carrier)`` for HTTP clients, message brokers and functions alike, without a destination: that
+writes nothing. For covered clients, the client hooks write the token instead.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TokenRelayPropagator(TextMapPropagator):
     """Carry the caller's bearer token in the OpenTelemetry Context.
 
     Args:
-        settings: ``None`` for the installed settings, else those of the environment.
-        relay: What decides; ``None`` for the installed relay, else one under *settings*.
+        settings: ``None`` for the installed settings, or else those of the environment.
+        relay: Decides about outgoing requests; ``None`` for the installed relay, or else a new one with *settings*.
     """
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
@@ -50,7 +50,7 @@ class TokenRelayPropagator(TextMapPropagator):
 
     @property
     def relay(self) -> Relay:
-        """What decides for this propagator now."""
+        """The relay that applies now."""
         if self._relay is not None:
             return self._relay
         if (installed := runtime.installed) is not None:
@@ -70,19 +70,19 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Bind the carrier's token, or bind none.
+        """Bind the carrier's token, or no token.
 
-        The key is always written, so that nothing of another request survives. Within a server
-        boundary the same token stays under the lease that the boundary has opened, and where it
-        has refused the request's credentials there is none.
+        The context key is always written, so that no token of another request remains. Within a server
+        boundary, the same token keeps the boundary's lease. If the boundary has rejected the credentials,
+        no token is bound.
 
         Args:
-            context: ``None`` for the root context, as the other propagators do.
+            context: ``None`` for the root context, as in other propagators.
         """
         try:
             token = token_or_none(partial(_read, getter, carrier), self.relay.settings)
-        except Exception:  # the API says that extract never raises; a carrier may be anything
-            _logger.debug("a carrier cannot be read", exc_info=True)
+        except Exception:  # extract must not raise, and a carrier can be any object
+            _logger.debug("cannot read the carrier", exc_info=True)
             token = None
         if token is not None:
             current = otel_context.get_current()
@@ -90,7 +90,7 @@ class TokenRelayPropagator(TextMapPropagator):
             if is_refused(current):
                 token = None
             elif bound is not None and bound.lease is not None and bound.is_usable and bound == token:
-                # The boundary has told of it; that this is its trace shows where the span starts.
+                # Not announced again: redaction knows this token, and learns its trace when the span starts.
                 return otel_context.set_value(TOKEN_KEY, bound, Context() if context is None else context)
         return with_token(token, Context() if context is None else context)
 
@@ -100,11 +100,10 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
-        """Write the token if *context* names a destination that may have it; see `to_destination`.
+        """Write the token if *context* names a destination that may receive it; see `to_destination`.
 
-        A destination in the *current* context does not count, nor one that *context* has from
-        there: what is ambient would reach every broker and every third party that somebody
-        injects for. Some instrumentation hands over the current context with its span in it.
+        A destination in the *current* context is ignored, also if *context* is derived from the current
+        one, as in some instrumentation: otherwise every broker and third party would receive the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -124,17 +123,17 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         self._has_warned = True
         _logger.warning(
-            "the token_relay propagator holds a token, but no HTTP client is hooked: nothing is relayed."
-            " Call otel_token_relay.install(), or name token_relay in OTEL_PROPAGATORS."
+            "the token_relay propagator holds a token, but no HTTP client is hooked: no token is relayed."
+            " Call otel_token_relay.install(), or add token_relay to OTEL_PROPAGATORS."
         )
 
 
 def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
-    """Give every value of a header, in whatever case a case-sensitive carrier spells it."""
+    """Return every value of a header, in any spelling if the carrier is case-sensitive."""
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
-            # A caller chooses the keys: a long one is not worth a copy in lower case.
+            # The client chooses the keys, so a long one is not copied to lower case.
             if isinstance(key, str) and len(key) == len(name) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
@@ -143,19 +142,19 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
 
 @lru_cache(maxsize=32)
 def _is_default(getter_class: type) -> bool:
-    # Remembered: the question is as dear as the reading itself where the class is an abstract one.
+    # Cached: for an abstract class, issubclass takes as long as reading the header.
     return issubclass(getter_class, DefaultGetter)
 
 
 def _target_of(target: tuple[Any, Origin | None]) -> Target:
     origin = target[1]
     if origin is None:
-        raise ValueError("the URL given to to_destination names no destination")
+        raise ValueError("the URL passed to to_destination() does not name a destination")
     return origin
 
 
 def _names(carrier: Any) -> Iterable[object]:
-    """Give the header names of a mapping or of a sequence of pairs (gRPC metadata, ASGI headers)."""
+    """Return the header names of a mapping or of a sequence of pairs (gRPC metadata, ASGI headers)."""
     return carrier.keys() if hasattr(carrier, "keys") else (pair[0] for pair in carrier)
 
 
@@ -168,16 +167,16 @@ def _is_header(key: object, name: str) -> bool:
 def _has_header(target: tuple[Any, Origin | None], name: str) -> bool:
     try:
         return any(_is_header(key, name) for key in _names(target[0]))
-    except Exception:  # a carrier that cannot be looked into may hold a credential already
+    except Exception:  # an unreadable carrier may already contain a credential
         return True
 
 
 def _drop(carrier: Any, name: str) -> bool:
-    """Take every spelling of a header out, so that there are never two; say whether that worked."""
+    """Remove every spelling of a header, so that there are never two. Return whether all were removed."""
     try:
         for key in [key for key in _names(carrier) if _is_header(key, name)]:
             del carrier[key]
     except Exception:
-        _logger.debug("a header cannot be taken out of a carrier; it stays", exc_info=True)
+        _logger.debug("cannot remove a header from the carrier, which keeps it", exc_info=True)
         return False
     return True

@@ -1,9 +1,8 @@
-"""What the user sets, as one frozen value.
+"""The settings, as one frozen value.
 
-`Settings(...)` raises on the first value that it cannot use: that is for code, where the mistake
-is seen at once. `Settings.from_env()` never raises, since an exception there would keep the
-application from starting: it leaves out what it cannot read, always to the strict side, and
-lists it in `Settings.problems`.
+`Settings(...)` raises at the first invalid value. `Settings.from_env()` never raises, since an exception
+there would keep the application from starting: an invalid value is replaced with its strict value and
+listed in `Settings.problems`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Final, Literal, cast
 
 from otel_token_relay import environment_variables as env
 from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, PROFILES, Profile
-from otel_token_relay.destinations import Destination, _read_destinations, split_entries
+from otel_token_relay.destinations import Destination, read_destinations, split_entries
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.spelling import resembles
@@ -29,7 +28,7 @@ Verify = Literal["off", "report", "enforce"]
 # RFC 9110, section 5.1: a field name is a token.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
-# A relayed token under one of these names would break the request or send it elsewhere.
+# A token in one of these headers would break the request or send it elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -42,7 +41,7 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "expect",
         "cookie",
         "content-type",
-        # For the next proxy, which is not the destination: urllib writes the first into a CONNECT.
+        # For the next proxy, not for the destination: urllib sends proxy-authorization in a CONNECT request.
         "proxy-authorization",
         "proxy-connection",
         "keep-alive",
@@ -54,15 +53,14 @@ _FALSE: Final = frozenset({"false", "0", "no", "off"})
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """How one field is read from the environment, for `from_env` and for the reference page.
+    """How `from_env` reads one field from the environment, and how the reference page describes it.
 
     Attributes:
         name: The environment variable.
-        read: Turn the text into the field's value; raises `ValueError` with one sentence.
-        strict: The value to use where the text cannot be read. It never relays more than the
-            user asked for.
-        meaning: One line for the reference.
-        default: The default as a user would type it; empty for none.
+        read: Converts the text to the value of the field; raises `ValueError` with one sentence.
+        strict: The value that replaces an invalid one. It never relays more than intended.
+        meaning: The description on the reference page, in Markdown.
+        default: The default as a user types it; empty if there is none.
     """
 
     name: str
@@ -78,24 +76,24 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _read_number(text: str) -> float:
     try:
-        # float() also takes 1_000 and the digits of other scripts, which nobody means.
+        # float() also accepts 1_000 and the digits of other scripts.
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError("this must be a number of seconds, such as 30 or 0.5")
+        raise ValueError("expected a number of seconds, such as 30 or 0.5")
     return value
 
 
 def _read_count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError("this must be a whole number above 0")
+        raise ValueError("expected a whole number above 0")
     return int(text)
 
 
 def _read_flag(text: str) -> bool:
     if text.lower() not in _TRUE | _FALSE:
-        raise ValueError("this must be true or false")
+        raise ValueError("expected true or false")
     return text.lower() in _TRUE
 
 
@@ -108,26 +106,26 @@ def _setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, checked. Nothing is relayed by default.
+    """All settings, validated. By default, no token is relayed.
 
-    Durations are seconds. Texts among *destinations* are parsed; see `Destination.parse`.
+    Durations are in seconds. Strings in *destinations* are parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: Names the setting, and for a destination the entry.
+        ConfigurationError: A value is invalid. The error names the setting, and the entry if it is a destination.
     """
 
     destinations: Sequence[Destination | str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS,
-        "Where the token may go: comma-separated entries `ORIGIN[;param[=value]]…`, values percent-encoded. Empty:"
-        " nothing is relayed.",
+        "The destinations that may receive the token: comma-separated entries `ORIGIN[;param[=value]]…` with"
+        " percent-encoded values. If empty, no token is relayed.",
         default=(),
         shown="",
         read=split_entries,
     )
     source_headers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
-        "Comma-separated headers to take the token from; the first one that is present decides. Headers other than"
-        " `authorization` hold the bare token, with or without `Bearer `.",
+        "Comma-separated headers that may contain the incoming token; only the first one that is present is read. In"
+        " headers other than `authorization`, the prefix `Bearer ` is optional.",
         default=("authorization",),
         shown="authorization",
         read=_split,
@@ -135,20 +133,20 @@ class Settings:
     )
     header: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
-        "The header to write. Into any other than `Authorization` the bare token is written.",
+        "The header in which the token is sent. In headers other than `Authorization`, it is sent without `Bearer `.",
         default="Authorization",
         shown="Authorization",
     )
     on_conflict: OnConflict = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ON_CONFLICT,
-        "`keep` the credential that a request already carries, or `replace` it.",
+        "Whether to `keep` or `replace` a credential that the outgoing request already has.",
         default="keep",
         shown="keep",
     )
     max_age: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
-        "Seconds after receipt past which a token without a lease (bare `extract`, no server boundary) is not relayed."
-        " A leased one lives as long as its request.",
+        "Seconds after receipt during which a token without a lease is relayed, that is, one from `extract` without a"
+        " server boundary. A token with a lease is relayed until its request ends.",
         default=300.0,
         shown="300",
         read=_read_number,
@@ -156,22 +154,22 @@ class Settings:
     )
     linger: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LINGER,
-        "Seconds that the lease outlives the request, for background work.",
+        "Seconds for which the lease stays open after the request has ended, for background work.",
         default=0.0,
         shown="0",
         read=_read_number,
     )
     min_ttl: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MIN_TTL,
-        "Seconds that a JWT must still have to live (`exp`).",
+        "Seconds for which a JWT must still be valid (`exp`) to be relayed.",
         default=0.0,
         shown="0",
         read=_read_number,
     )
     max_length: int = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH,
-        "Characters of a token. A longer one is refused at the door, never cut. A header line that is more than seven"
-        " characters longer is refused unread.",
+        "Maximum number of characters of an incoming token. A longer token is rejected, never truncated. A header line"
+        " that exceeds the maximum by more than seven characters is rejected without being read.",
         default=DEFAULT_MAX_LENGTH,
         shown="16384",
         read=_read_count,
@@ -186,45 +184,45 @@ class Settings:
     )
     redaction: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACTION,
-        "Take tokens out of spans, log records and metrics before they are exported.",
+        "Mask tokens in spans, log records and metrics before they are exported.",
         default=True,
         shown="true",
         read=_read_flag,
     )
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
-        "Comma-separated attribute keys whose value is always masked, in addition to the built-in ones. Case does not"
-        " matter, nor whether `-` or `_` is written; `x-api-key` also is `http.request.header.x-api-key`.",
+        "Comma-separated attribute keys whose values are always masked, in addition to the built-in ones. Case is"
+        " ignored, and `-` and `_` are equivalent; `x-api-key` also matches `http.request.header.x-api-key`.",
         default=(),
         shown="",
         read=_split,
     )
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
-        "Verify the token of each request at the boundary: `enforce` answers 400, 401 or 503 to what is not valid"
-        " (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`), `report` only counts and logs it. Needs `…_ISSUERS`,"
-        " `…_AUDIENCE` and the extra `verify`.",
+        "Whether the server boundary verifies the token of each request. `enforce` rejects a request without a valid"
+        " token with 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `report` only counts and logs it."
+        " Both require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
         default="off",
         shown="off",
         strict="enforce",
     )
     issuers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
-        "Comma-separated issuers that are trusted, exactly as in `iss`.",
+        "Comma-separated trusted issuers, exactly as in the claim `iss`.",
         default=(),
         shown="",
         read=_split,
     )
     audience: Sequence[str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE,
-        "What this service is called in `aud`; several names with commas.",
+        "Comma-separated names of this service, one of which the claim `aud` must contain.",
         default=(),
         shown="",
         read=_split,
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
-        "Comma-separated signature algorithms that are accepted; asymmetric ones only.",
+        "Comma-separated accepted signature algorithms. Only asymmetric algorithms are supported.",
         default=DEFAULT_ALGORITHMS,
         shown="RS256,PS256,ES256,EdDSA",
         read=_split,
@@ -232,13 +230,13 @@ class Settings:
     )
     profile: Profile = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROFILE,
-        "`rfc9068`, or `generic` for issuers whose access tokens are not of type `at+jwt`.",
+        "The rules for access tokens: `rfc9068`, or `generic` for issuers whose tokens are not of type `at+jwt`.",
         default="rfc9068",
         shown="rfc9068",
     )
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
-        "Comma-separated paths that need no token, compared exactly; for gRPC full method names, such as"
+        "Comma-separated paths that require no token, compared exactly. For gRPC, full method names such as"
         " `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
@@ -246,43 +244,47 @@ class Settings:
     )
     span_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SPAN_CLAIMS,
-        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`: verified claims that become attributes of"
-        " the SERVER span.",
+        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is written to that"
+        " attribute of the SERVER span.",
         default=(),
         shown="",
         read=_split,
     )
     problems: tuple[str, ...] = ()
+    """What could not be read, one sentence each. A result of `from_env` and `with_unread`; do not pass it."""
     refused: tuple[OriginPattern, ...] = ()
-    """Origins whose entries were skipped and may have been stricter: a wider entry does not reach them."""
+    """The origins of skipped entries. A result of `from_env`; do not pass it.
+
+    Such an entry may have been stricter than a wider one, so the wider entry does not apply to its origin.
+    """
 
     def __post_init__(self) -> None:
-        _set(self, "destinations", _read_destinations(self.destinations, _raise))
+        _set(self, "destinations", read_destinations(self.destinations, _raise))
         if isinstance(self.source_headers, str):
-            raise ConfigurationError("source_headers", "this must be a sequence of names, not one text")
+            raise ConfigurationError("source_headers", "expected a sequence of header names, not a single string")
         _set(self, "source_headers", tuple(_read_header("source_headers", h).lower() for h in self.source_headers))
         _read_header("header", self.header)
         if self.on_conflict not in ("keep", "replace"):
-            raise ConfigurationError("on_conflict", "this must be keep or replace")
+            raise ConfigurationError("on_conflict", "expected keep or replace")
         for name in ("max_age", "linger", "min_ttl"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ConfigurationError(name, "this must be a number of seconds, 0 or more")
+                raise ConfigurationError(name, "expected a number of seconds, 0 or more")
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
-            raise ConfigurationError("max_length", "this must be a whole number above 0")
+            raise ConfigurationError("max_length", "expected a whole number above 0")
         _check_verification(self)
         if not isinstance(self.redaction, bool):
-            raise ConfigurationError("redaction", "this must be true or false")
+            raise ConfigurationError("redaction", "expected true or false")
         _set(self, "redact_keys", _read_keys(self.redact_keys))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings from environment variables.
 
-        Never raises. A destination that cannot be read is skipped and the others count. Another
-        variable that cannot be read takes the strict side; a bad ``…_HEADER`` leaves no
-        destination at all, since the token must not go out under a name nobody chose. So does
-        ``…_VERIFY`` or ``…_REQUIRE_VERIFIED`` if it is not set and a variable of a similar name is.
+        Never raises. An invalid destination is skipped and the valid ones are kept. Any other invalid
+        variable takes its strict value, as does ``…_VERIFY`` or ``…_REQUIRE_VERIFIED`` if it is not set
+        but a variable with a similar name is. An invalid ``…_HEADER`` removes all destinations, since the
+        token must not be sent in a header that was not configured.
         """
         problems: list[str] = []
         refused: set[OriginPattern] = set()
@@ -298,10 +300,10 @@ class Settings:
             try:
                 value = variable.read(text)
                 if name == "destinations":
-                    value = _read_destinations(
+                    value = read_destinations(
                         value, lambda _, problem: skip(env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS, problem), refused
                     )
-                # The whole check of one field, by the same rules as in code.
+                # Validate the field by the rules for code.
                 values[name] = getattr(cls(**cast("dict[str, Any]", {name: value})), name)
             except ValueError as error:
                 problem = error.problem if isinstance(error, ConfigurationError) else str(error)
@@ -314,17 +316,17 @@ class Settings:
             skip(VARIABLES[name].name, problem)
         settings = cls(**values)
         if settings.verify != "off" and not (settings.issuers and settings.audience and settings.algorithms):
-            skip(env.OTEL_PYTHON_TOKEN_RELAY_VERIFY, "nothing can be verified without issuers, audience and algorithms")
+            skip(env.OTEL_PYTHON_TOKEN_RELAY_VERIFY, "verification requires issuers, audience and algorithms")
         return replace(settings, problems=tuple(problems), refused=tuple(sorted(refused, key=str)))
 
     def with_unread(self, keys: Mapping[str, object]) -> Settings:
         """Return these settings with a problem for each key of OpenTelemetry's configuration file.
 
-        Settings are not read from that file yet. So that no service is open which its operator has told
-        to verify, ``verify`` and ``require_verified`` take their strict value unless they are off there.
+        Settings are not read from that file yet. ``verify`` and ``require_verified`` take their strict value
+        unless they are off in the file: a service that is configured to verify must not stay open.
         """
         problems = [
-            f"configuration file: token_relay: {ascii(key)[1:-1][:60]} is not read from there;"
+            f"configuration file: token_relay: {ascii(key)[1:-1][:60]} is not supported there;"
             " set the environment variable"
             for key in keys
         ]
@@ -342,19 +344,21 @@ class Settings:
 
     @property
     def header_is_authorization(self) -> bool:
-        """Whether the token is written with its scheme (RFC 6750, section 2.1)."""
+        """Whether the token is sent with the scheme ``Bearer`` (RFC 6750, section 2.1)."""
         return self.header.lower() == "authorization"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Settings that are valid and risky, in words."""
+        """Valid but risky settings, one sentence each."""
         found = []
         for destination in self.entries:
             pattern = destination.pattern
             if pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
             elif pattern.scheme == "http" and not pattern.is_loopback:
-                found.append(f"the destination {pattern} sends tokens unencrypted; only a mesh sidecar makes that safe")
+                found.append(
+                    f"the destination {pattern} sends tokens unencrypted; this is safe only behind a mesh sidecar"
+                )
         return tuple(found)
 
 
@@ -362,20 +366,28 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     f.name: cast("Variable", f.metadata["variable"]) for f in fields(Settings) if "variable" in f.metadata
 }
 
-
 RELAY_VARIABLES: Final = tuple(
     VARIABLES[name].name
     for name in ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
 )
-"""The variables that matter only if the relay is on."""
+"""The variables that have an effect only if the relay is on."""
 
-# Ignoring a misspelled one of these would admit or relay more than was asked for, without a word.
+
+def is_issuer(url: str) -> bool:
+    """Return whether keys may be fetched from an issuer: RFC 8414, section 2, and http on loopback only."""
+    origin = Origin.parse(url)
+    if origin is None or not url.isascii() or "?" in url or "#" in url:
+        return False
+    return origin.is_secure
+
+
+# If one of these is misspelled and ignored, more is accepted or relayed than intended.
 _GUARDED: Final = ("verify", "require_verified")
 _NAMES: Final = frozenset(variable.name for variable in VARIABLES.values())
 
 
 def _misspelled(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield each guarded field that is not set while a variable of a similar name is, and the problem."""
+    """Yield each guarded field that is not set although a variable with a similar name is, with the problem."""
     missing = {VARIABLES[name].name: name for name in _GUARDED if not environ.get(VARIABLES[name].name, "").strip()}
     for found in environ:
         for meant, name in missing.items():
@@ -402,13 +414,13 @@ def _raise(setting: str, problem: str) -> None:
 def _check_verification(settings: Settings) -> None:
     for name, choices in (("verify", ("off", "report", "enforce")), ("profile", PROFILES)):
         if getattr(settings, name) not in choices:
-            raise ConfigurationError(name, f"this must be one of {', '.join(choices)}")
+            raise ConfigurationError(name, f"expected one of {', '.join(choices)}")
     for name, rule, is_good in (
-        ("issuers", "an issuer is an https URL without a query, or an http one on loopback", is_issuer),
-        ("audience", "a name of this service must not be empty", bool),
-        ("algorithms", f"only these can be verified: {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
-        ("verify_exclude", "a path starts with a /", _is_path),
-        ("span_claims", "an entry is claim:attribute, such as sub:enduser.id", _is_pair),
+        ("issuers", "expected https URLs without a query or fragment; http is allowed on loopback only", is_issuer),
+        ("audience", "expected non-empty names of this service", bool),
+        ("algorithms", f"expected some of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
+        ("verify_exclude", "expected paths that start with /", _is_path),
+        ("span_claims", "expected pairs claim:attribute, such as sub:enduser.id", _is_pair),
     ):
         values = getattr(settings, name)
         if name == "audience" and isinstance(values, str) and values:
@@ -416,14 +428,6 @@ def _check_verification(settings: Settings) -> None:
         if isinstance(values, str) or not all(isinstance(value, str) and is_good(value) for value in values):
             raise ConfigurationError(name, rule)
         _set(settings, name, tuple(values))
-
-
-def is_issuer(url: str) -> bool:
-    """Whether keys can be asked for there: RFC 8414, section 2, and plain http on loopback only."""
-    origin = Origin.parse(url)
-    if origin is None or not url.isascii() or "?" in url or "#" in url:
-        return False
-    return origin.is_secure
 
 
 def _is_path(text: str) -> bool:
@@ -437,16 +441,16 @@ def _is_pair(text: str) -> bool:
 
 def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:
     if isinstance(keys, str):
-        raise ConfigurationError("redact_keys", "this must be a sequence of attribute keys, not one text")
+        raise ConfigurationError("redact_keys", "expected a sequence of attribute keys, not a single string")
     read = tuple(keys)
     if not all(isinstance(key, str) and key.strip() for key in read):
-        raise ConfigurationError("redact_keys", "this must be the keys of attributes")
+        raise ConfigurationError("redact_keys", "expected non-empty attribute keys")
     return tuple(key.strip().lower() for key in cast("tuple[str, ...]", read))
 
 
 def _read_header(setting: str, name: object) -> str:
     if not isinstance(name, str) or not _is_field_name(name):
-        raise ConfigurationError(setting, "this must be the name of a header")
+        raise ConfigurationError(setting, "expected the name of a header")
     if name.lower() in _UNUSABLE_HEADERS:
-        raise ConfigurationError(setting, f"the header {name} has a meaning of its own and cannot hold a token")
+        raise ConfigurationError(setting, f"the header {name} is reserved and cannot contain a token")
     return name
