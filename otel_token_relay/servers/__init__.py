@@ -1,5 +1,5 @@
-"""The boundary of a request: bind its token or nothing, and end the lease with the response.
+"""Server boundaries: bind the token of a request, or none, and end the lease with the response.
 
-Instrumentation alone does not do: it leaves out ``extract`` when any span is current, and event
-loops start the next request of a connection in the context of the one before it.
+Instrumentation alone is not enough: it skips ``extract`` when a span is already current, and event loops
+start the next request of a connection in the context of the previous one.
 """

@@ -1,8 +1,8 @@
 """The boundary for aiohttp.web.
 
-Instrumentation extracts the token and drops it: the context goes into a span and is never attached.
-The boundary lies around ``RequestHandler._handle_request``, so that it ends when the response is
-written, and also holds for ``web.Server`` without an application.
+Instrumentation extracts the token and drops it: it passes the context to a span and never attaches it.
+The boundary encloses ``RequestHandler._handle_request``, so it ends when the response has been written,
+and also applies to a ``web.Server`` without an application.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ Handler = Callable[[Any], Awaitable[Any]]
 
 
 class TokenRelayMiddleware:
-    """Bind the request's token around the handlers of an application, where nothing does so by itself.
+    """Bind the token of each request around the handlers of an application, if its server is not hooked.
 
-    Make it the first: ``web.Application(middlewares=[TokenRelayMiddleware(), ...])``. The lease
-    ends when the handler returns. A boundary further out, if there is one, is joined.
+    Put it first: ``web.Application(middlewares=[TokenRelayMiddleware(), ...])``. The lease ends when the
+    handler returns. If there is an outer boundary, that one is used.
 
     Args:
-        settings: ``None`` for the installed settings, else those of the environment.
-        gate: What verifies each request, such as a `BearerAuthenticator`; ``None`` for what the settings ask for.
+        settings: ``None`` for the installed settings, or else those of the environment.
+        authenticator: Verifies each request, such as a `BearerAuthenticator`; ``None`` for the one that the
+            settings ask for.
     """
 
-    # aiohttp's mark of a middleware that takes request and handler.
+    # Tells aiohttp that the middleware accepts a request and a handler.
     __middleware_version__: Final = 1
 
     def __init__(self, settings: Settings | None = None, authenticator: Authenticator | None = None) -> None:
@@ -60,7 +61,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 return await original(self, request, start_time, handler, *args, **kwargs)
             settings, authenticator = runtime.terms
             with _binding(request, settings) as boundary:
-                # What could not be parsed is answered 400 by the server, and nobody's code runs.
+                # If the request cannot be parsed, the server responds with 400 and runs no code of the application.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
                     handler = _guard(handler, boundary, authenticator)
                 return await original(self, request, start_time, handler, *args, **kwargs)
@@ -72,7 +73,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 @contextmanager
 def _binding(request: Any, settings: Settings) -> Iterator[Boundary]:
-    # Not as an item: those are the application's, and aiohttp warns of keys that are text.
+    # Not an item of the request: items belong to the application, and aiohttp warns about string keys.
     vars(request)[BOUNDARY_KEY] = boundary = Boundary(_values_of(request), settings)
     attached = otel_context.attach(boundary.context())
     try:
@@ -83,11 +84,11 @@ def _binding(request: Any, settings: Settings) -> Iterator[Boundary]:
 
 
 def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | None) -> Handler:
-    """Give the handler behind *gate*: a request that is refused, a WebSocket's too, does not get to it."""
+    """Return a handler that calls *handler* only for requests, WebSockets included, that *authenticator* accepts."""
 
     async def guarded(request: Any) -> Any:
-        # The path that aiohttp routes by: in `path` an encoded slash would look like a plain one.
-        # Older ones route by the path as it was sent, and their URLs have no other to offer.
+        # The path by which aiohttp routes: in `path`, an encoded slash looks like a plain one.
+        # Older versions route by the raw path, and their URLs have no `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
         error_response = await boundary.check_async(authenticator, RequestPath(path, path))

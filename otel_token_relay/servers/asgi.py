@@ -1,4 +1,4 @@
-"""The boundary for ASGI applications: FastAPI, Starlette, Django, Falcon, plain ones.
+"""The boundary for ASGI applications: FastAPI, Starlette, Django, Falcon and others.
 
 Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 """
@@ -27,18 +27,19 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
 
-# A server may have no limit of its own. So many lines are compared by boundaries further in, not read again.
+# From this number of lines, inner boundaries compare the lines and do not read them again: some servers have
+# no limit.
 _MANY_LINES: Final = 64
 
 
 class TokenRelayMiddleware:
-    """Bind the request's token around an ASGI application, where nothing does so by itself.
+    """Bind the token of each request around an ASGI application, if its framework is not hooked.
 
-    Put it on the outside. A boundary further in, if there is one, joins it.
+    Make it the outermost middleware. Inner boundaries use this one.
 
     Args:
         app: The ASGI 3 application.
-        settings: ``None`` for the installed settings, else those of the environment.
+        settings: ``None`` for the installed settings, or else those of the environment.
     """
 
     def __init__(self, app: App, settings: Settings | None = None) -> None:
@@ -50,11 +51,11 @@ class TokenRelayMiddleware:
 
 
 def path_without_mount(scope: Scope) -> str | None:
-    """Return the path without ``root_path``, which applications route by.
+    """Return the path without ``root_path``, by which applications route.
 
     Returns:
-        ``None`` if they would read the two differently: some remove the mount point as whole segments,
-        some as a mere prefix, some wherever it occurs in the path.
+        ``None`` if applications would read it differently: some remove the mount point as whole segments,
+        some as a prefix, some wherever it occurs in the path.
     """
     path: str = scope.get("path", "")
     mount: str = scope.get("root_path") or ""
@@ -66,13 +67,13 @@ def path_without_mount(scope: Scope) -> str | None:
 
 
 def whole_path(scope: Scope) -> str:
-    """Return the path that an application routes by which does not know mount points."""
+    """Return the path by which an application without support for mount points routes."""
     path: str = scope.get("path", "")
     return path
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_without_mount) -> None:
-    """Put the boundary around ``owner.__call__``, which takes scope, receive and send."""
+    """Put the boundary around ``owner.__call__``, which accepts scope, receive and send."""
 
     def build(original: Function) -> Function:
         async def __call__(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,7 +81,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
                 await original(self, scope, receive, send)
                 return
 
-            # Not a coroutine of our own around it: there are several of these in each request.
+            # `partial` instead of another coroutine: a request passes several of these wrappers.
             await serve(partial(original, self), scope, receive, send, runtime.terms, route)
 
         return __call__
@@ -89,11 +90,11 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
 
 
 def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return the hook that patches the class of that name in a module.
+    """Return the hook that patches the class with this name in a module.
 
     Args:
         class_name: The class of the applications.
-        route: What its applications route by.
+        route: Returns the path by which its applications route.
     """
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -110,10 +111,10 @@ async def serve(
     terms: Terms,
     route: Route = path_without_mount,
 ) -> None:
-    """Run *app* with this request's token, or none, bound until it returns, if *gate* lets it in.
+    """Run *app* with the token of this request, or none, bound until it returns, if the authenticator accepts it.
 
-    Every scope but that of the application's own life is a request, also one of a type that only this
-    server and this application know.
+    Every scope except ``lifespan`` is a request, also one of a type that only this server and this application
+    know.
     """
     settings, authenticator = terms
     if scope["type"] == "lifespan":
@@ -121,7 +122,7 @@ async def serve(
         return
     headers = scope.get("headers") or ()
     if type(headers) is not list and not isinstance(headers, (list, tuple)):
-        # An iterable by the specification: what is read here must still be there for the application.
+        # The specification allows any iterable: the application must still be able to read it.
         scope["headers"] = headers = list(headers)
 
     def values_of(name: str) -> list[bytes]:
@@ -130,8 +131,8 @@ async def serve(
         size = len(wanted)
         while True:
             try:
-                # By index, which reads nothing of a pair that can be read only once. The values stay as
-                # they are, however long: `parse_credentials` decides before it decodes one.
+                # By index, which consumes nothing of a pair that can be read only once. Values of any length
+                # are passed on undecoded: `parse_credentials` checks the length first.
                 return [pair[1] for pair in headers if len(pair[0]) == size and pair[0].lower() == wanted]
             except TypeError:
                 kept = [_keep(pair) for pair in headers]
@@ -166,7 +167,7 @@ async def serve(
 
 
 def _keep(pair: Any) -> Any:
-    """Return a pair that can be read again and again: by the specification, it is any iterable."""
+    """Return a pair that can be read repeatedly: the specification allows any iterable."""
     return pair if isinstance(pair, (tuple, list)) or not isinstance(pair, Iterable) else tuple(pair)
 
 
@@ -177,24 +178,24 @@ async def _enter(
     if error_response is None:
         await app(scope, receive, send)
     elif scope["type"] == "http":
-        # RFC 9110, section 9.3.2: the headers of GET, and no body.
+        # RFC 9110, section 9.3.2: the headers of GET, without a body.
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
-        # A handshake is answered like any other request where the server can do that; else it
-        # is closed before it is accepted, which the server turns into 403.
+        # If the server can send a response to a handshake, it sends the error response. Otherwise, the
+        # connection is closed before it is accepted, for which the server responds with 403.
         await receive()
         if "websocket.http.response" in (scope.get("extensions") or {}):
             await _respond("websocket.http", send, error_response, error_response.body)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
     else:
-        # There is no response in a protocol that is not known here. The specification has an application
-        # reject a scope by raising.
+        # The response format of an unknown protocol is unknown. By the specification, an application rejects
+        # a scope by raising an exception.
         raise RuntimeError(f"the application was not called for this scope: {error_response.error}")
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:
-    # Exclusions are paths of HTTP, and of nothing else that may be called a path.
+    # Exclusions are HTTP paths; a path in another protocol may mean something else.
     routed = route(scope) if scope["type"] in ("http", "websocket") else None
     return RequestPath(routed, scope.get("path", ""), partial(_header_values, scope))
 
@@ -210,10 +211,10 @@ async def _respond(kind: str, send: Send, error_response: ErrorResponse, body: b
 
 
 def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Let the server's own code run without the token.
+    """Return a callable that runs the server's own code without the token.
 
-    Within ``receive`` and ``send`` a server starts the connection's next request and registers
-    its callbacks, and the event loop keeps the context in which that happens.
+    Within ``receive`` and ``send``, a server starts the next request of the connection and registers
+    callbacks, for which the event loop keeps the current context.
     """
 
     async def outside(*message: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the boundaries of all servers share: one request's lease and token."""
+"""The part that is common to the boundaries of all servers: the token and the lease of one request."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _logger = logging.getLogger(__name__)
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
 
-# Where a request (an ASGI scope, a WSGI environ) keeps its boundary, so that the boundaries of
-# nested applications, instrumentation and middleware are one.
+# The key of the boundary in a request (an ASGI scope, a WSGI environ), so that nested applications,
+# instrumentation and middleware use the same boundary.
 BOUNDARY_KEY = "otel_token_relay.boundary"
 
 
 class _RequestLease(Lease):
-    """The lease of a request, as opposed to one that somebody has opened by hand."""
+    """The lease of a request, as opposed to one that `use_token` opens."""
 
     __slots__ = ()
 
 
 class Boundary:
-    """One request: its token, if it brings one, and the lease that ends with the response.
+    """One request: its token, if it has one, and the lease that ends with the response.
 
     Attributes:
-        reading: The token, or why there is none.
+        credentials: The token, or the reason why there is none.
         token: The token, or ``None``.
-        passed: What has let this request in, and on which whole path.
-        lines: The header lines that the token was read from, none of which can change in its place;
-            ``None`` if reading them again costs no more than comparing them.
+        admitted_by: The authenticators that have accepted this request, each with the whole path.
+        lines: The immutable header lines from which the token was read; ``None`` if reading them again
+            costs no more than comparing them.
     """
 
     __slots__ = (
         "_header_lines",
-        "_is_answering",
         "_is_refused",
+        "_is_responding",
         "_lease",
         "_settings",
         "admitted_by",
@@ -61,7 +61,7 @@ class Boundary:
     def __init__(self, values_of: ValuesOf, settings: Settings) -> None:
         self._lease = _RequestLease()
         self._settings = settings
-        self._is_answering = True
+        self._is_responding = True
         self.lines = None
         self._header_lines, self.credentials = self._read(values_of)
         self.token = self.credentials if isinstance(self.credentials, BearerToken) else None
@@ -71,27 +71,27 @@ class Boundary:
         self.admitted_by = ()
 
     def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """Have *gate* check this request, unless it has let it in on this path; ``None`` lets it in.
+        """Return the error response, or ``None`` if *authenticator* accepts this request or already has on this path.
 
-        A refusal is not remembered, nor a check that is still under way: what is further in may be
-        called again, by a middleware that tries again or that makes several requests of one.
+        Only successful checks are cached. Middleware may retry a request or split it into several, so failed
+        and pending checks run again.
 
         Args:
-            gate: ``None`` where nothing is checked.
-            path: The path at this boundary. For gRPC the full name of the method.
+            authenticator: ``None`` if requests are not verified.
+            path: The path at this boundary. For gRPC, the full name of the method.
         """
         if authenticator is None or self._was_admitted(authenticator, path):
             return None
         return self._note(authenticator, path, authenticator.check(self.credentials, path))
 
     async def check_async(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """The same as `check`, awaited."""
+        """Do the same as `check` without blocking the event loop."""
         if authenticator is None or self._was_admitted(authenticator, path):
             return None
         return self._note(authenticator, path, await authenticator.check_async(self.credentials, path))
 
     def _was_admitted(self, authenticator: Authenticator, path: RequestPath) -> bool:
-        # An exclusion that let the request in further out does not hold below a mount point that the caller chose.
+        # An exclusion that applied at an outer boundary does not apply below a mount point that the client chose.
         return any(
             admitted_by is authenticator and where == path.whole for admitted_by, where in self.admitted_by
         ) and (self._is_verified or not path.is_mount_chosen)
@@ -109,10 +109,10 @@ class Boundary:
         return self.token is not None and self.token.verification is not None
 
     def context(self) -> Context:
-        """Give the current context with the request's token, or with none.
+        """Return the current context with the token of the request, or with none.
 
-        What was refused here, instrumentation may be able to read: for some servers it sees one of
-        two header lines. It is kept from that for as long as the request lasts.
+        Instrumentation may see only one of two duplicate headers and accept it. Rejected credentials are
+        therefore marked, so that ``extract`` ignores them until the request ends.
         """
         context = with_token(self.token)
         if self._is_refused or REFUSED_KEY in context:
@@ -120,19 +120,18 @@ class Boundary:
         return context
 
     def still_applies_to(self, values_of: ValuesOf, lines: Sequence[object] | None = None) -> bool:
-        """Whether an application further in may go on under this boundary.
+        """Return whether an inner application may use this boundary.
 
-        It may not once the response is complete, where a middleware has exchanged or taken out
-        the credentials in between, and in a context that is not this request's: that of a
-        worker task which another request has started, or one that was built from nothing. What
-        was bound by hand in between (`use_token`) is meant, and stays.
+        It must not after the response is complete, if middleware has replaced or removed the credentials, or
+        in a context of another request, such as that of a worker task, or in an empty one. A token that the
+        application has bound with `use_token` stays bound.
 
         Args:
             values_of: See `otel_token_relay.credentials.find`.
-            lines: The request's header lines by now, as in the attribute.
+            lines: The current header lines, as in the attribute.
         """
         context = otel_context.get_current()
-        if not self._is_answering or TOKEN_KEY not in context:
+        if not self._is_responding or TOKEN_KEY not in context:
             return False
         bound = bound_token(context)
         if bound is not None and bound.lease is not self._lease and isinstance(bound.lease, _RequestLease):
@@ -141,20 +140,20 @@ class Boundary:
             return True
         try:
             source = find(values_of, self._settings)
-        except Exception:  # as below
+        except Exception:  # as in `_read`
             return self.credentials is Reason.MALFORMED
-        # The same text is the same token, which need not be read again.
+        # The same text is the same token, so it is not parsed again.
         return source == self._header_lines or read(source, self._settings) == self.credentials
 
     def close(self) -> None:
-        """End the lease: the response is complete, or will never be."""
-        self._is_answering = False
+        """End the lease: the response is complete or aborted."""
+        self._is_responding = False
         self._lease.end(linger=self._settings.linger)
 
     def _read(self, values_of: ValuesOf) -> tuple[HeaderLines | None, Credentials]:
         try:
             source = find(values_of, self._settings)
             return source, read(source, self._settings, lease=self._lease)
-        except Exception:  # headers that no server should hand over; the request goes on without
-            _logger.debug("the headers of a request cannot be read", exc_info=True)
+        except Exception:  # invalid headers from the server; the request continues without a token
+            _logger.debug("cannot read the headers of the request", exc_info=True)
             return None, Reason.MALFORMED

@@ -1,7 +1,7 @@
 """The boundary for Tornado.
 
-``RequestHandler._execute`` is the whole of a request, ``prepare`` and the messages of a WebSocket
-included, and runs in a task of its own.
+``RequestHandler._execute`` runs the whole request, including ``prepare`` and the messages of a
+WebSocket, in a separate task.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             boundary = Boundary(self.request.headers.get_list, runtime.terms.settings)
             attached = otel_context.attach(boundary.context())
             try:
-                # By the path as it was sent, since Tornado routes by that one.
+                # By the raw path, since Tornado routes by it.
                 error_response = await _check(boundary, runtime.terms.authenticator, self)
                 return (
-                    await original(self, *args, **kwargs) if error_response is None else _answer(self, error_response)
+                    await original(self, *args, **kwargs) if error_response is None else _respond(self, error_response)
                 )
             finally:
                 boundary.close()
@@ -48,18 +48,18 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
     try:
         return await boundary.check_async(authenticator, RequestPath(path, path))
     except BaseException:
-        # Nobody has let this request in. Without an answer its body would get to `data_received`.
-        _answer(handler, ErrorResponse.build(503, "temporarily_unavailable"))
+        # This request was not accepted. Without a response, its body would still be passed to `data_received`.
+        _respond(handler, ErrorResponse.build(503, "temporarily_unavailable"))
         raise
 
 
-def _answer(handler: Any, error_response: ErrorResponse) -> None:
-    """Write the whole answer past the handler, whose own code (`on_finish`, `write_error`) has not begun."""
+def _respond(handler: Any, error_response: ErrorResponse) -> None:
+    """Write the response without the handler, whose own code (`on_finish`, `write_error`) must not run."""
     from tornado import httputil
 
     headers = httputil.HTTPHeaders({"Date": httputil.format_timestamp(time.time())} | dict(error_response.headers))
     start_line = httputil.ResponseStartLine("", error_response.status, HTTPStatus(error_response.status).phrase)
-    # RFC 9110, section 9.3.2: the headers of GET, and no body.
+    # RFC 9110, section 9.3.2: the headers of GET, without a body.
     body = b"" if handler.request.method == "HEAD" else error_response.body
     connection = handler.request.connection
     connection.set_close_callback(None)
@@ -68,7 +68,7 @@ def _answer(handler: Any, error_response: ErrorResponse) -> None:
     handler._finished = True
     prepared = handler._prepared_future
     if prepared is not None and not prepared.done():
-        # Of a handler that takes the body in a stream: it is skipped now that the answer is written.
+        # For a handler that streams the request body: Tornado skips the body after the response.
         prepared.set_result(None)
     handler.set_status(error_response.status)
     handler._log()

@@ -1,4 +1,4 @@
-"""The boundary for WSGI applications: Flask, Django, Falcon, plain ones.
+"""The boundary for WSGI applications: Flask, Django, Falcon and others.
 
 Source: PEP 3333.
 """
@@ -26,13 +26,13 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 class TokenRelayMiddleware:
-    """Bind the request's token around a WSGI application, where nothing does so by itself.
+    """Bind the token of each request around a WSGI application, if its framework is not hooked.
 
-    Put it on the outside. A boundary further in, if there is one, joins it.
+    Make it the outermost middleware. Inner boundaries use this one.
 
     Args:
         app: The WSGI application.
-        settings: ``None`` for the installed settings, else those of the environment.
+        settings: ``None`` for the installed settings, or else those of the environment.
     """
 
     def __init__(self, app: App, settings: Settings | None = None) -> None:
@@ -44,7 +44,7 @@ class TokenRelayMiddleware:
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__") -> None:
-    """Put the boundary around a method of *owner* that takes environ and start_response."""
+    """Put the boundary around a method of *owner* that accepts environ and start_response."""
 
     def build(original: Function) -> Function:
         def application(self: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -58,7 +58,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 
 
 def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Give the hook that patches the class of that name in a module."""
+    """Return the hook that patches the class with this name in a module."""
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         for method in methods or ("__call__",):
@@ -73,8 +73,10 @@ def serve(
     start_response: StartResponse,
     terms: Terms,
 ) -> Iterable[bytes]:
-    """Run *app* with this request's token, or none, bound, also while its response streams, if *gate* lets it in."""
+    """Run *app* with the token of this request, or none, bound, if the authenticator accepts it.
 
+    The token stays bound while the response is streamed.
+    """
     settings, authenticator = terms
 
     def values_of(name: str) -> list[str]:
@@ -97,8 +99,8 @@ def serve(
         otel_context.detach(attached)
     file_wrapper = environ.get("wsgi.file_wrapper")
     if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        # No code of the application runs from here on, and servers know these types:
-        # they count the first for Content-Length and hand the second to sendfile.
+        # No more code of the application runs, and servers recognize these types: they derive Content-Length
+        # from the first ones and pass the file wrapper to sendfile.
         boundary.close()
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
@@ -113,8 +115,8 @@ def _enter(
         return app(environ, start_response)
     phrase = HTTPStatus(error_response.status).phrase
     start_response(f"{error_response.status} {phrase}", list(error_response.headers))
-    # RFC 9110, section 9.3.2: the headers of GET, and no body.
-    # Not even a HEAD without any piece: Hypercorn starts a response with its first one, or never.
+    # RFC 9110, section 9.3.2: the headers of GET, without a body.
+    # One empty chunk, since Hypercorn does not start a response before its first chunk.
     return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else error_response.body]
 
 
@@ -122,7 +124,7 @@ def _path(environ: Environ) -> RequestPath:
     """Return the path as text. WSGI passes its bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
     path: str = environ.get("PATH_INFO", "")
     whole = _as_text(environ.get("SCRIPT_NAME", "") + path)
-    # Django and Werkzeug route an empty path as that of the root.
+    # Django and Werkzeug route an empty path as the root path.
     return RequestPath(_as_text(path) or "/", whole, partial(_header_values, environ))
 
 
@@ -135,10 +137,10 @@ def _header_values(environ: Environ) -> Iterator[str]:
 
 
 class _Body:
-    """A response that streams: each step runs in the request's context, none leaves it behind.
+    """A streamed response: each step runs in the context of the request, which is detached after it.
 
-    The context is kept from step to step, since instrumentation attaches its span in the first
-    and detaches it in the last one. Two streams that a server takes turns with do not meet.
+    The context is kept from step to step, since instrumentation attaches its span in the first step and
+    detaches it in the last one. Streams that a server interleaves do not see each other's context.
     """
 
     def __init__(self, body: Iterable[bytes], boundary: Boundary, context: Context) -> None:
@@ -168,9 +170,9 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # A server that forgets to close still lets go of the iterable. A generator ends by that,
-        # and what instrumentation detaches in there would put our context onto the thread.
-        if otel_context is None:  # the interpreter is going, and our module has gone already
+        # For a server that does not call `close`. Releasing a generator ends it, and instrumentation that
+        # detaches its span there would attach our context to the thread.
+        if otel_context is None:  # at shutdown, the interpreter has already cleared this module
             return
         self._boundary.close()
         attached = otel_context.attach(self._context)
@@ -189,7 +191,7 @@ class _Body:
 
 
 class _SizedBody(_Body):
-    """A response of as many pieces as it says, from which a server may reckon Content-Length.
+    """A response with a known number of chunks, from which a server may derive Content-Length.
 
     Source: PEP 3333, "Handling the Content-Length Header".
     """
