@@ -1,6 +1,6 @@
 """The table of hooks: which modules are patched, and how.
 
-A library is patched when the application imports it. It is never imported from here.
+A library is patched when the application imports it. This module never imports one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
-from otel_token_relay.threads import (
-    SHARED_WORKERS,
-    patch_joblib,
-    patch_pools,
-    patch_shared_workers,
-)
+from otel_token_relay.threads import SHARED_WORKERS, patch_joblib, patch_pools, patch_shared_workers
 
 Patch = Callable[[ModuleType, Runtime, Patches], None]
 
@@ -53,7 +48,7 @@ CLIENT_HOOKS = (
 )
 
 SERVER_HOOKS = (
-    # Outside of FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
+    # Around FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),

@@ -1,4 +1,4 @@
-"""Helpers for tests, yours and ours: a third party that records requests, and a search for leaked tokens.
+"""Helpers for tests: a third party that records requests, and a search for leaked tokens.
 
     with third_party() as outsider:
         call_the_application_that_calls(outsider.url)
@@ -137,7 +137,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log nothing about clients that disconnect."""
+        """Log nothing when a client disconnects."""
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def assert_never_leaked(token: str, *places: object) -> None:
     Args:
         token: The value, without ``Bearer``.
         places: Text, bytes, mappings, iterables, exceptions with their causes, log records with
-            their arguments, spans and metrics of the SDK, any other object by its ``repr``.
+            their arguments, spans and metrics of the SDK; any other object by its ``repr``.
     """
     __tracebackhide__ = True  # pytest would show the arguments of this frame
     for number, place in enumerate(places):

@@ -1,4 +1,4 @@
-"""The boundary for ASGI applications: FastAPI, Starlette, Django, Falcon and others.
+"""The boundary for ASGI applications: FastAPI, Starlette, Django, Falcon and more.
 
 Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 """

@@ -1,8 +1,8 @@
 """The boundary for gRPC servers, sync and aio.
 
-An interceptor, put before all others by the hook: its part of a call encloses theirs. Instrumentation
-reads metadata as a mapping, in which the last of two ``authorization`` entries wins; here two are
-ambiguous, and whoever reads them again within the call gets nothing either.
+The hook puts an interceptor before all other interceptors, so that it encloses them. Instrumentation reads
+metadata as a mapping, in which the last of two ``authorization`` entries wins. The boundary rejects two
+entries as ambiguous, and instrumentation cannot bind one of them within the call either.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from otel_token_relay.settings import Settings
 
 Settle = Callable[[], Terms | None]
 
-# Of both `grpc.server` and `grpc.aio.server`.
+# In both `grpc.server` and `grpc.aio.server`.
 _INTERCEPTORS_POSITION = 2
 
-# A header that breaks the grammar is 400 over HTTP; for gRPC it is as good as none.
+# A malformed header gets 400 over HTTP; gRPC treats it like a missing one.
 _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
 _TRAILING: Final = ("www-authenticate", "retry-after")
 
 
 def server_interceptor(settings: Settings | None = None, authenticator: Authenticator | None = None) -> Any:
-    """Give an interceptor for `grpc.server`, where nothing is installed. Put it first.
+    """Return an interceptor for `grpc.server`, for a process in which gRPC is not hooked. Put it first.
 
     Args:
-        settings: ``None`` for the installed settings, else those of the environment.
-        gate: What verifies each call, such as a `BearerAuthenticator`; ``None`` for what the settings ask for.
+        settings: ``None`` for the installed settings, or else those of the environment.
+        authenticator: Verifies each call, such as a `BearerAuthenticator`; ``None`` for the one that the
+            settings ask for.
     """
     import grpc
 
@@ -44,13 +45,13 @@ def server_interceptor(settings: Settings | None = None, authenticator: Authenti
 
 
 def aio_server_interceptor(settings: Settings | None = None, authenticator: Authenticator | None = None) -> Any:
-    """Give an interceptor for `grpc.aio.server`; see `server_interceptor`."""
+    """Return an interceptor for `grpc.aio.server`; see `server_interceptor`."""
     import grpc.aio
 
     return _build_aio_interceptor(grpc, TermsInForce(settings, authenticator))
 
 
-# The name that the boundaries of the other servers have.
+# The same name as in the modules of the other servers.
 TokenRelayMiddleware: Final = server_interceptor
 
 
@@ -96,7 +97,7 @@ def _build_aio_interceptor(module: Any, settle: Settle) -> Any:
 
 
 def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> Any:
-    """Give the handler of one call with the boundary around what it calls."""
+    """Return the handler of one call with the boundary around the method of the servicer."""
     if handler is None or terms is None:
         return handler
     incoming = "stream" if handler.request_streaming else "unary"
@@ -114,7 +115,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str 
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
-    """Put the boundary around a servicer's method, which stays of its kind: aio asks what it is."""
+    """Put the boundary around a servicer's method. The result is the same kind of function, which aio checks."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -139,7 +140,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
         return stream
     if inspect.iscoroutinefunction(behavior):
 
-        async def answer(request: Any, context: Any) -> Any:
+        async def respond(request: Any, context: Any) -> Any:
             call = start()
             try:
                 await call.check_async(context)
@@ -148,9 +149,9 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
             finally:
                 call.close()
 
-        return answer
+        return respond
 
-    def answer_in_thread(request: Any, context: Any) -> Any:
+    def respond_in_thread(request: Any, context: Any) -> Any:
         call = start()
         try:
             call.check(context)
@@ -161,16 +162,16 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
 
     def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
         call = start()
-        # Nobody closes the responses of a call that was cancelled.
-        if context.add_callback(call.close) is False:  # over already; that of aio gives None
+        # gRPC does not close the responses of a cancelled call.
+        if context.add_callback(call.close) is False:  # the call is over; aio returns None
             call.close()
         return _Responses(lambda: behavior(request, context), context, call)
 
-    return stream_in_thread if is_stream else answer_in_thread
+    return stream_in_thread if is_stream else respond_in_thread
 
 
 class _Call:
-    """One call, whose context is kept from step to step: instrumentation attaches its span in the first."""
+    """One call. Its context is kept from step to step, since instrumentation attaches its span in the first step."""
 
     def __init__(self, module: Any, details: Any, terms: Terms) -> None:
         self._module = module
@@ -181,17 +182,17 @@ class _Call:
         self.close = self._boundary.close
 
     def check(self, context: Any) -> None:
-        """Abort the call, which raises, unless it is let in."""
+        """Abort the call, which raises an exception, unless the authenticator accepts it."""
         error_response = self._boundary.check(self._authenticator, self._path)
         if error_response is not None:
             context.set_trailing_metadata(_trailing_metadata(error_response))
             context.abort(self._code(error_response), error_response.error)
-            # With older releases of grpcio, what aio gives to synchronous methods does not raise:
-            # the caller has got the answer, and the method would run all the same.
+            # In older releases of grpcio, the context that aio passes to synchronous methods does not raise:
+            # the client has its response, but the method would still run.
             raise self._module.aio.AbortError(error_response.error)
 
     async def check_async(self, context: Any) -> None:
-        """The same as `check`, awaited."""
+        """Do the same as `check` without blocking the event loop."""
         error_response = await self._boundary.check_async(self._authenticator, self._path)
         if error_response is not None:
             context.set_trailing_metadata(_trailing_metadata(error_response))
@@ -215,10 +216,10 @@ def _trailing_metadata(error_response: ErrorResponse) -> tuple[tuple[str, str], 
 
 
 class _Responses:
-    """The responses of a synchronous method, each made in the context of its call.
+    """The responses of a synchronous method, each produced in the context of its call.
 
-    The method is not called before the first response is asked for. That happens in a thread, which
-    may wait; aio calls the method itself on its event loop, where the check would wait for ever.
+    The method is called when gRPC requests the first response. It does so in a thread, which may block; aio
+    calls the method on its event loop, where the check would block forever.
     """
 
     def __init__(self, begin: Callable[[], Iterator[Any]], context: Any, call: _Call) -> None:

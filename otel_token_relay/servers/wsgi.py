@@ -1,4 +1,4 @@
-"""The boundary for WSGI applications: Flask, Django, Falcon and others.
+"""The boundary for WSGI applications: Flask, Django, Falcon and more.
 
 Source: PEP 3333.
 """

@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for ASGI applications: FastAPI, Starlette, Django, Litestar and others."""
+"""`BearerAuthMiddleware` for ASGI applications: FastAPI, Starlette, Django, Litestar and more."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BearerAuthMiddleware:
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither blocks the event loop here.
         authenticator: A `BearerAuthenticator` of your own, in place of *verifier* and *options*.
         settings: The settings that name the headers with the token, if no outer boundary has read them;
-            ``None`` for the installed settings, else those of the environment.
+            ``None`` for the installed settings, or else those of the environment.
         options: The options of `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values`` and ``max_age``.
 

@@ -68,7 +68,7 @@ class CircuitBreaker:
                 self._half_open_call = None
 
     def record_success(self) -> None:
-        """Close the circuit after any response, whatever it says about the token."""
+        """Close the circuit after any response, valid token or not."""
         with self._lock:
             self._failures = 0
             self._is_open = False

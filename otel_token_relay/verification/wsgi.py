@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for WSGI applications: Flask, Django, Falcon and others; scopes for single views."""
+"""`BearerAuthMiddleware` for WSGI applications: Flask, Django, Falcon and more; scopes for single views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from otel_token_relay.settings import Settings
 from otel_token_relay.verification.authenticator import AuthenticatorOptions, Verifier, choose_authenticator
 from otel_token_relay.verification.principal import Principal, challenges_of, principal_of
 
-__all__ = ["PRINCIPAL_KEY", "Answer", "BearerAuthMiddleware", "Principal", "principal_of", "refuse_without"]
+__all__ = ["PRINCIPAL_KEY", "BearerAuthMiddleware", "Principal", "Response", "principal_of", "refuse_without"]
 
 PRINCIPAL_KEY: Final = "otel_token_relay.principal"
 
@@ -28,7 +28,7 @@ class BearerAuthMiddleware:
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
         authenticator: A `BearerAuthenticator` of your own, in place of *verifier* and *options*.
         settings: The settings that name the headers with the token, if no outer boundary has read them;
-            ``None`` for the installed settings, else those of the environment.
+            ``None`` for the installed settings, or else those of the environment.
         options: The options of `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values`` and ``max_age``.
 
@@ -57,7 +57,7 @@ class BearerAuthMiddleware:
         return self.app(environ, start_response)
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A complete response, in the order in which Flask accepts one from a view.
 
     Attributes:
@@ -71,7 +71,7 @@ class Answer(NamedTuple):
     headers: dict[str, str]
 
 
-def refuse_without(environ: Environ, *scopes: str) -> Answer | None:
+def refuse_without(environ: Environ, *scopes: str) -> Response | None:
     """Return the error response to a caller whose token lacks one of *scopes*; ``None`` if it has all of them::
 
         if refusal := refuse_without(request.environ, "profiles:read"):
@@ -88,9 +88,9 @@ def refuse_without(environ: Environ, *scopes: str) -> Answer | None:
     principal, challenges = principal_of(environ), challenges_of(environ)
     insufficient = challenges.build_insufficient_scope(scopes)
     if not principal.is_authenticated:
-        return _answer(challenges.unauthenticated)
-    return None if principal.scopes.issuperset(scopes) else _answer(insufficient)
+        return _to_response(challenges.unauthenticated)
+    return None if principal.scopes.issuperset(scopes) else _to_response(insufficient)
 
 
-def _answer(error_response: ErrorResponse) -> Answer:
-    return Answer(error_response.body, error_response.status, dict(error_response.headers))
+def _to_response(error_response: ErrorResponse) -> Response:
+    return Response(error_response.body, error_response.status, dict(error_response.headers))
