@@ -16,7 +16,7 @@ import httpx
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 
 AUDIENCE = "profile-service"
-# Its characters must be encoded before they stand in Basic credentials (RFC 6749, section 2.3.1).
+# Its characters must be encoded before they are put into Basic credentials (RFC 6749, section 2.3.1).
 INTROSPECTS = ("profile-service", "s3cret & more: 100%")
 
 

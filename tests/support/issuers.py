@@ -13,15 +13,15 @@ from urllib.parse import parse_qs
 
 
 class Issuer:
-    """What the server answers, and what it was asked.
+    """The responses of the server, and the requests that it has received.
 
     Attributes:
         url: The issuer, ``http://127.0.0.1:port``.
         keys: The members of the key set.
-        hits: The paths that were asked for, oldest first.
-        seen: All headers and bodies that came in, as text.
-        behave: Replaces the answer: called with the handler and the path; ``True`` means answered.
-        introspect: From a token to the answer about it.
+        hits: The requested paths, oldest first.
+        seen: All received headers and bodies, as text.
+        behave: Called with the handler and the path; returns ``True`` if it has sent a response of its own.
+        introspect: Returns the introspection response for a token.
     """
 
     def __init__(self, url: str, keys: list[dict[str, Any]]) -> None:

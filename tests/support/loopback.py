@@ -45,8 +45,7 @@ class Status:
 class Party(ThirdParty):
     """A server that records its requests and responds with the Authorization lines that it received.
 
-    Attributes:
-        answers: Responses to send first, one for each request.
+    Statuses that a test queues are sent first, one for each request.
     """
 
     def __init__(self, url: str) -> None:

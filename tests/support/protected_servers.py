@@ -1,7 +1,7 @@
-"""Servers whose boundary verifies: those with an interface of their own, and one each of ASGI and WSGI.
+"""Servers whose boundary verifies: servers with their own interface, and one each for ASGI and WSGI.
 
-Each serves ``answer`` on every path (for gRPC: as every method) and runs in threads of this process, so
-that a test sees whether the application was reached. What is sent goes over the wire byte by byte.
+Each calls the same function on every path (for gRPC: for every method) and runs in threads of this process,
+so that a test sees whether the application was reached. Requests are sent byte for byte.
 """
 
 from __future__ import annotations

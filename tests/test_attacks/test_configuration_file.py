@@ -1,4 +1,4 @@
-"""OpenTelemetry's configuration file: no mapping under ``token_relay:`` stops the start, relaying or redaction."""
+"""OpenTelemetry's configuration file: no mapping under ``token_relay:`` stops the application, relaying or redaction."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _nothing_left() -> Any:
 
 @pytest.mark.parametrize("mapping", MAPPINGS.values(), ids=MAPPINGS)
 def test_configuration_file_no_mapping_raises(mapping: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The entry point takes whatever stands there, and each key is one error in the log."""
+    """The entry point accepts any mapping, and each key causes one error in the log."""
     propagator = propagator_from_env(**(mapping or {}))
 
     assert propagator.relay.settings.destinations == ()
@@ -56,8 +56,8 @@ def test_configuration_file_no_mapping_raises(mapping: Any, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("value", ["enforce", "report", True, "ENFORCE ", 1, ["enforce"]])
-def test_configuration_file_verification_that_is_asked_for_there_is_not_open(value: Any) -> None:
-    """Settings are not read from the file yet, so its operator gets the strict side."""
+def test_configuration_file_with_verification_fails_closed(value: Any) -> None:
+    """Settings are not read from the file yet, so the strict value applies."""
     settings = propagator_from_env(verify=value).relay.settings
 
     assert settings.verify == "enforce"
@@ -65,7 +65,7 @@ def test_configuration_file_verification_that_is_asked_for_there_is_not_open(val
 
 
 def test_configuration_file_relays_and_redacts(tmp_path: Path) -> None:
-    """With a mapping that is not read, a real service starts, relays, and its first export is clean."""
+    """With an unsupported mapping, a service starts and relays, and its first export contains no token."""
     token = "kq3Zt9vX0aPl7bN2mR8sT4uW6yC1dE5f"
     (tmp_path / "program.py").write_text(PROGRAM)
     with third_party() as behind:

@@ -1,4 +1,4 @@
-"""h01: no caller moves a protected path under an excluded one by naming the mount point."""
+"""h01: a client cannot move a protected path below an excluded one with a mount point in a header."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ HEADERS = ("Daphne-Root-Path", "SCRIPT_NAME", "X-Forwarded-Prefix", "X-Script-Na
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    """An issuer whose key signs every token here."""
+    """The issuer that signs every token in these tests."""
     with issuing(public_jwk("RS256", "k1")) as running:
         yield running
 
 
 @pytest.fixture(scope="module", params=["daphne", "uvicorn", "gunicorn"])
 def server(request: pytest.FixtureRequest, issuer: Issuer) -> Iterator[Server]:
-    """Each server with all of the applications that it can serve."""
+    """Each server, with all applications that it can serve."""
     commands = {
         "daphne": ("asgi", "{python} -m daphne {app} --fd {fd} --verbosity 0"),
         "uvicorn": served.COMMANDS["uvicorn-h11"],
@@ -86,13 +86,13 @@ def apps_of(server: Server) -> tuple[str, ...]:
 
 
 def send(server: Server, app: str, target: str, *headers: str, token: str | None = None) -> Any:
-    """Send a request that names its application."""
+    """Send a request for one application."""
     lines = tuple(line.encode() for line in (f"X-App: {app}", *headers))
     return server.send(*([] if token is None else [f"Bearer {token}".encode()]), target=target, headers=lines)
 
 
 def test_h01_no_header_moves_a_path_under_an_excluded_one(server: Server, issuer: Issuer) -> None:
-    """A caller without a token reaches what the application routes by an excluded path, and nothing else."""
+    """Without a token, a client reaches only what the application routes by an excluded path."""
     moved = []
     for app in apps_of(server):
         for target, mount in MOVES:
@@ -108,11 +108,11 @@ def test_h01_no_header_moves_a_path_under_an_excluded_one(server: Server, issuer
 
 
 def test_h01_excluded_paths_stay_open(server: Server) -> None:
-    """Without such a header each of them is served, also below a mount point that the application has."""
+    """Without such a header, each excluded path is served, also below a mount point of the application."""
     for app in apps_of(server):
         for target in ("/health/live",) if app == "mounted" else ("/healthz", "/health/live"):
             reply = send(server, app, target, "X-Forwarded-Prefix: /other", "Referer: http://a/health/live?x=/health")
-            if app.endswith(("a middleware", "ProxyFix")):  # there that header is the mount point
+            if app.endswith(("a middleware", "ProxyFix")):  # in these servers, that header is the mount point
                 continue
             assert (app, target, reply.status) == (app, target, 200)
 
@@ -136,5 +136,5 @@ def test_h01_excluded_paths_stay_open(server: Server) -> None:
 def test_h01_exclusion_needs_a_mount_point_of_the_operator(
     routed: str | None, whole: str, headers: tuple[str, ...], expected: bool
 ) -> None:
-    """A mount point that a header names is the caller's."""
+    """A mount point in a header is chosen by the client."""
     assert RequestPath(routed, whole, lambda: headers).is_one_of(EXCLUDED) is expected

@@ -1,4 +1,4 @@
-"""h02, h21, h06, h17: no setting of OpenTelemetry, process model or middleware switches enforcement off."""
+"""h02, h21, h06, h17: no OpenTelemetry setting, process model or middleware switches enforcement off."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TELEMETRY: Mapping[str, Mapping[str, str | None]] = {
     "excluded URLs": {"OTEL_PROPAGATORS": None, "OTEL_PYTHON_EXCLUDED_URLS": ".*"},
     "no sampling": {"OTEL_PROPAGATORS": "baggage", "OTEL_TRACES_SAMPLER": "always_off"},
 }
-# A start takes seconds of processor time. All pairs run where FULL_MATRIX is set, as `make matrix` does.
+# A start takes seconds of processor time. All pairs run if FULL_MATRIX is set, as in `make matrix`.
 PAIRS = [
     pytest.param(model, setting, id=f"{model}, {setting}")
     for at, model in enumerate(MODELS)
@@ -57,7 +57,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    """An issuer whose key signs every token here."""
+    """The issuer that signs every token in these tests."""
     with issuing(public_jwk("RS256", "k1")) as running:
         yield running
 
@@ -72,7 +72,7 @@ def variables(issuer: Issuer) -> dict[str, str]:
 
 
 def is_listening(port: int) -> bool:
-    """Return whether a server accepts connections there."""
+    """Return whether a server accepts connections on the port."""
     with socket.socket() as connection:
         return connection.connect_ex(("127.0.0.1", port)) == 0
 
@@ -81,7 +81,7 @@ def is_listening(port: int) -> bool:
 def test_h02_h21_no_process_serves_unverified(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, model: str, telemetry: str
 ) -> None:
-    """Every worker of every server refuses anonymous and forged requests, and serves the caller."""
+    """Every worker of every server rejects anonymous and forged requests, and serves authenticated ones."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program, *options = (word.format(port=port) for word in MODELS[model])
@@ -120,13 +120,13 @@ async def call_asgi(app: Any, scope: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 async def plain_asgi(scope: Any, receive: Any, send: Any) -> None:
-    """Say whether there is a token."""
+    """Respond with whether there is a token."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"token" if current_token() else b"none"})
 
 
 def plain_wsgi(environ: Any, start_response: Any) -> list[bytes]:
-    """Say whether there is a token."""
+    """Respond with whether there is a token."""
     start_response("200 OK", [])
     return [b"token" if current_token() else b"none"]
 
@@ -154,7 +154,7 @@ BY_HAND = [
 
 @pytest.fixture(params=["before", "after"])
 def order(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Whether the middleware is made before `install` or after it."""
+    """Whether the middleware is created before or after `install`."""
     yield request.param
     uninstall()
 
@@ -163,7 +163,7 @@ def order(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_h06_middleware_without_settings_follows_what_is_installed(
     issuer: Issuer, order: str, make: Any, get: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Verification, source header and length are those of `install`, whatever the environment says."""
+    """Verification, source header and length come from `install`, regardless of the environment."""
     monkeypatch.setenv("OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS", "x-other")
     settings = Settings(
         verify="enforce", issuers=(issuer.url,), audience=AUDIENCE, source_headers=("x-token",), max_length=4000
@@ -184,7 +184,7 @@ def test_h06_middleware_without_settings_follows_what_is_installed(
 def test_h06_without_installation_the_environment_counts_at_first_use(
     issuer: Issuer, make: Any, get: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A middleware that is made before the variables are set verifies all the same."""
+    """A middleware that is created before the variables are set still verifies."""
     app = make()
     for name, value in variables(issuer).items():
         monkeypatch.setenv(name, value)
@@ -194,7 +194,7 @@ def test_h06_without_installation_the_environment_counts_at_first_use(
 
 
 def test_h06_everything_that_takes_settings_follows(order: str) -> None:
-    """The propagator and the filter for handlers too."""
+    """So do the propagator and the log filter."""
     import logging
 
     propagator, redacting = (TokenRelayPropagator(), RedactingFilter()) if order == "before" else (None, None)
@@ -211,7 +211,7 @@ def test_h06_everything_that_takes_settings_follows(order: str) -> None:
 @pytest.mark.parametrize("kind", ["mcp", "telegram", "http.disconnect", "LIFESPAN", "webtransport"])
 @pytest.mark.parametrize("path", ["/", "/healthz"])
 def test_h17_a_scope_of_another_type_is_verified_or_refused(issuer: Issuer, kind: str, path: str) -> None:
-    """The application is not called without a valid token, also on a path that is excluded for HTTP."""
+    """The application is not called without a valid token, even on a path that is excluded for HTTP."""
     reached: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""h15: a misspelled name of a variable that protects is an error, and the strict value applies."""
+"""h15: a misspelled name of a protective variable is an error, and the strict value applies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STRICT = {VERIFY: "enforce", REQUIRE: True}
 @pytest.mark.parametrize("value", ["enforce", "true", "report", "1", "whatever", "s3cret"])
 @pytest.mark.parametrize(("meant", "name"), MISSPELLED)
 def test_h15_the_strict_value_applies(meant: str, name: str, value: str) -> None:
-    """Whatever the value is; the problem names both variables and not the value."""
+    """It applies regardless of the value. The problem names both variables and not the value."""
     settings = Settings.from_env({name: value, **ISSUER})
 
     assert field(meant, settings) == STRICT[meant]
@@ -68,7 +68,7 @@ def test_h15_the_strict_value_applies(meant: str, name: str, value: str) -> None
 @pytest.mark.parametrize("value", ["off", "OFF", " off ", "false", "False", "0", "no", "No", "", "   ", "\t"])
 @pytest.mark.parametrize(("meant", "name"), MISSPELLED)
 def test_h15_a_value_that_switches_off_changes_nothing(meant: str, name: str, value: str) -> None:
-    """The default is off already."""
+    """The default is already off."""
     settings = Settings.from_env({name: value})
 
     assert settings == Settings()
@@ -77,7 +77,7 @@ def test_h15_a_value_that_switches_off_changes_nothing(meant: str, name: str, va
 @pytest.mark.parametrize("value", ["off", "report", "enforce"])
 @pytest.mark.parametrize("name", [PREFIX + "VERIFIY", VERIFY.lower()])
 def test_h15_the_right_name_wins(name: str, value: str) -> None:
-    """What is set under it is what the operator sees working."""
+    """The value of the correct variable applies, as the operator can observe."""
     settings = Settings.from_env({name: "enforce", VERIFY: value, **ISSUER})
 
     assert settings.verify == value
@@ -85,12 +85,12 @@ def test_h15_the_right_name_wins(name: str, value: str) -> None:
 
 
 def test_h15_a_blank_right_name_is_not_set() -> None:
-    """An empty variable counts as none, as everywhere."""
+    """An empty variable counts as not set, as for all settings."""
     assert Settings.from_env({VERIFY: " ", PREFIX + "VERIFIY": "report", **ISSUER}).verify == "enforce"
 
 
 def test_h15_both_may_be_misspelled_and_one_may_be_twice() -> None:
-    """Each name is one problem."""
+    """Each misspelled name is one problem."""
     names = [PREFIX + "VERIFIY", PREFIX + "VERFY", PREFIX + "REQUIRE_VERIFED"]
     settings = Settings.from_env({**dict.fromkeys(names, "true"), **ISSUER})
 
@@ -113,7 +113,7 @@ def test_h15_both_may_be_misspelled_and_one_may_be_twice() -> None:
     ],
 )
 def test_h15_no_other_name_resembles_them(name: str) -> None:
-    """Every variable that exists keeps its meaning."""
+    """No existing variable counts as misspelled."""
     settings = Settings.from_env({name: "1"})
 
     assert (settings.verify, settings.require_verified) == ("off", False)
@@ -121,7 +121,7 @@ def test_h15_no_other_name_resembles_them(name: str) -> None:
 
 
 def distance(left: str, right: str) -> int:
-    """Levenshtein's distance, by its definition."""
+    """Return the Levenshtein distance, computed by its definition."""
     if not left or not right:
         return len(left) + len(right)
     if left[0] == right[0]:
@@ -131,21 +131,21 @@ def distance(left: str, right: str) -> int:
 
 @given(st.text("AB_", max_size=7), st.text("AB_", max_size=7))
 def test_h15_two_edits_are_a_misspelling_and_three_are_not(left: str, right: str) -> None:
-    """The comparison is the definition's, in either direction and any case."""
+    """The comparison agrees with the definition, in either direction and any case."""
     assert resembles(left, right) == resembles(right, left.lower()) == (distance(left, right) <= 2)
 
 
 @given(st.dictionaries(st.text() | st.sampled_from([VERIFY, REQUIRE]).map(lambda name: name[:-1]), st.text()))
 def test_h15_any_environment_is_read(environ: dict[str, str]) -> None:
-    """Reading never raises, whatever the names are."""
+    """Reading the settings never raises, regardless of the names."""
     Settings.from_env(environ)
 
 
 @pytest.mark.parametrize("value", ["enforce", "report"])
-def test_h15_a_misspelled_verify_lets_no_request_in(
+def test_h15_a_misspelled_verify_accepts_no_request(
     value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The application is not served unverified, and the log has the error."""
+    """Unverified requests do not reach the application, and the log contains the error."""
     monkeypatch.setenv(PREFIX + "VERIFIY", value)
     with caplog.at_level(logging.ERROR, "otel_token_relay"):
         install()
@@ -159,7 +159,7 @@ def test_h15_a_misspelled_verify_lets_no_request_in(
 def test_h15_a_misspelled_require_verified_relays_nothing_unverified(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The token stays, and the log has the error."""
+    """The token is not relayed, and the log contains the error."""
     monkeypatch.setenv(PREFIX + "REQIURE_VERIFIED", "true")
     with party() as one:
         monkeypatch.setenv(PREFIX + "DESTINATIONS", one.url)
@@ -177,9 +177,9 @@ def test_h15_a_misspelled_require_verified_relays_nothing_unverified(
     ("name", "shown"), [(PREFIX + "VERIFIY", f"{VERIFY} = enforce"), (PREFIX + "REQUIRE_VERIFED", f"{REQUIRE} = true")]
 )
 def test_h15_check_exits_with_1(name: str, shown: str) -> None:
-    """It shows the value that applies as one that was not written so, and the problem."""
+    """It prints the effective value, marked as replaced, and the problem."""
     status, output = run("check", **{name: "true", "OTEL_PROPAGATORS": "tracecontext,token_relay", **ISSUER})
 
     assert status == 1
-    assert f"{shown}  (not as written, see Problems)" in output
+    assert f"{shown}  (invalid value replaced, see Problems)" in output
     assert name in output

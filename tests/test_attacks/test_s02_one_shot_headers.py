@@ -1,4 +1,4 @@
-"""s2: ASGI headers are an iterable of two-item iterables, and each of them may be readable only once."""
+"""s2: ASGI headers are an iterable of two-item iterables, each of which may be readable only once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Build = Callable[[list[tuple[bytes, bytes]]], Iterable[Any]]
 
 
 class Pair(NamedTuple):
-    """A pair of a server's own type."""
+    """A pair of a type that a server defines."""
 
     name: bytes
     value: bytes
@@ -72,7 +72,7 @@ class Application:
 
 
 def serve(headers: Any, *, kind: str = "http", boundaries: int = 1, **settings: Any) -> Application:
-    """Serve one request through so many boundaries."""
+    """Serve one request through the given number of boundaries."""
     application = Application()
     app: Any = application
     for _ in range(boundaries):
@@ -85,7 +85,7 @@ def serve(headers: Any, *, kind: str = "http", boundaries: int = 1, **settings: 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 @pytest.mark.parametrize("build", ONE_SHOT.values(), ids=ONE_SHOT)
 def test_s02_headers_that_can_be_read_once_reach_the_application(build: Build, kind: str, boundaries: int) -> None:
-    """All of them, in order, and the token is taken."""
+    """All headers arrive in order, and the token is bound."""
     expected = [(name, value) for name, value in build(PAIRS)]
 
     application = serve(build(PAIRS), kind=kind, boundaries=boundaries)
@@ -96,7 +96,7 @@ def test_s02_headers_that_can_be_read_once_reach_the_application(build: Build, k
 
 @pytest.mark.parametrize("build", LASTING.values(), ids=LASTING)
 def test_s02_headers_that_last_stay_the_same_object(build: Build) -> None:
-    """A server's own list is handed on as it is, with its pairs."""
+    """The server's list is passed on unchanged, with its pairs."""
     headers = build(PAIRS)
     pairs = list(headers)
 
@@ -108,7 +108,7 @@ def test_s02_headers_that_last_stay_the_same_object(build: Build) -> None:
 
 
 def test_s02_several_source_headers_are_read_from_one_shot_pairs() -> None:
-    """A second source header is found although the first reading went through all pairs."""
+    """The second source header is found, although the search for the first one has read all pairs."""
     pairs = [(b"x-forwarded-access-token", TOKEN.encode()), *PAIRS[2:]]
     settings = {"source_headers": ("authorization", "x-forwarded-access-token")}
 
@@ -119,7 +119,7 @@ def test_s02_several_source_headers_are_read_from_one_shot_pairs() -> None:
 
 
 def test_s02_a_middleware_may_put_one_shot_pairs_between_two_boundaries() -> None:
-    """The boundary further in sees the exchanged credentials, and the application all headers."""
+    """The inner boundary reads the replaced credentials, and the application reads all headers."""
     application = Application()
     inner = TokenRelayMiddleware(application, Settings())
 
@@ -139,7 +139,7 @@ def test_s02_a_middleware_may_put_one_shot_pairs_between_two_boundaries() -> Non
     ids=["none", "none after a pair", "no name", "no value", "no pair"],
 )
 def test_s02_headers_that_break_the_specification_give_no_token_and_no_exception(headers: Any) -> None:
-    """What no server should hand over is the application's to judge."""
+    """Invalid headers from a server are left to the application."""
 
     class Called(Application):
         async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -155,7 +155,7 @@ def test_s02_headers_that_break_the_specification_give_no_token_and_no_exception
 
 
 class Resource:
-    """Answer with what a Falcon application sees."""
+    """Respond with the headers and the body that a Falcon application receives."""
 
     async def on_get(self, req: Any, resp: Any) -> None:
         resp.media = [req.get_header("X-Own"), req.get_header("Authorization")]
@@ -171,7 +171,7 @@ class Resource:
 
 @pytest.fixture(params=["patched", "middleware"])
 def client(request: pytest.FixtureRequest) -> Any:
-    """Falcon's own client, which hands over one-shot pairs, around an application that is covered in either way."""
+    """Falcon's test client, which passes one-shot pairs, with an application that is covered in either way."""
     if request.param == "patched":
         install(Settings())
     app = falcon.asgi.App()
@@ -180,7 +180,7 @@ def client(request: pytest.FixtureRequest) -> Any:
     return falcon.testing.TestClient(_Falcon(covered) if request.param == "middleware" else app)
 
 
-class _Falcon(falcon.asgi.App):  # type: ignore[misc, type-arg]  # the client asks which kind of application it has
+class _Falcon(falcon.asgi.App):  # type: ignore[misc, type-arg]  # the client checks the kind of application
     def __init__(self, app: Any) -> None:
         super().__init__()
         self.app = app
@@ -199,7 +199,7 @@ def test_s02_falcons_own_client_sends_its_headers(client: Any) -> None:
 
 
 def test_s02_falcons_own_websocket_sends_its_headers() -> None:
-    """The handshake of a WebSocket has its headers as well."""
+    """The handshake of a WebSocket also keeps its headers."""
     install(Settings())
     app = falcon.asgi.App()
     app.add_route("/", Resource())
