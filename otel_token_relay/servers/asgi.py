@@ -27,7 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
 
-# From this number of lines, inner boundaries compare the lines and do not read them again: some servers have
+# Above this number of lines, inner boundaries compare the lines and do not read them again: some servers have
 # no limit.
 _MANY_LINES: Final = 64
 

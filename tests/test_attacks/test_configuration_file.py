@@ -1,4 +1,4 @@
-"""OpenTelemetry's configuration file: no mapping under ``token_relay:`` stops the application, relaying or redaction."""
+"""OpenTelemetry's configuration file: no mapping under ``token_relay:`` stops the start, relaying or redaction."""
 
 from __future__ import annotations
 
