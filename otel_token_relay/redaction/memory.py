@@ -71,6 +71,7 @@ class TokenMemory:
         self._found_old: deque[int] = deque(maxlen=traces)
         self._characters = 0
         self._loose: dict[str, None] = {}
+        self._last_loose = ""
         self._verified: dict[str, None] = {}
         self._threads = threading.local()
         self.renew_lock()
@@ -115,16 +116,23 @@ class TokenMemory:
 
     def remember_loose(self, value: str) -> None:
         """Add a token that was bound where there is no trace yet."""
+        # Each boundary of a request and each `extract` binds the same token again.
+        if value == self._last_loose:
+            return
         with self._lock:
             _put(self._loose, value, _LOOSE_TOKENS)
+            self._last_loose = value
 
     def remember_here(self, value: str) -> None:
         """Add a token to those of this thread, for records that it makes after the request."""
         here = self._threads.__dict__
+        if here.get("last") == value:
+            return
         if "values" not in here:
             here["values"] = {}
         if _put(here["values"], value, _TOKENS_OF_A_THREAD):
             here["secrets"] = None
+        here["last"] = value
 
     def here(self) -> Secrets:
         """Return the tokens that this thread had last: a server logs a request after it, without its trace."""
@@ -163,6 +171,7 @@ class TokenMemory:
             self.young, self._old, self._characters = {}, {}, 0
             self._found_old.clear()
             self._loose.clear()
+            self._last_loose = ""
             self._verified.clear()
             self._threads = threading.local()
 
