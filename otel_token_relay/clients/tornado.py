@@ -20,8 +20,6 @@ from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
 
-_CONTEXT_NAME = "_token_relay_context"
-
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``tornado.simple_httpclient``."""
@@ -50,21 +48,25 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def build_fetch(original: Function) -> Function:
         def fetch_impl(self: Any, request: Any, callback: Any) -> Any:
             # A proxy of the caller's request, made for this one fetch.
-            vars(request)[_CONTEXT_NAME] = otel_context.get_current()
+            request._token_relay_context = otel_context.get_current()
             return original(self, request, callback)
 
         return fetch_impl
 
     def build_run(original: Function) -> Function:
         async def run(self: Any) -> Any:
-            context = vars(self.request).get(_CONTEXT_NAME)
-            if context is None or relay.is_closed:
+            context = getattr(self.request, "_token_relay_context", None)
+            if context is None:  # a request from before the installation
                 return await original(self)
             attached = otel_context.attach(context)
+            # If the request fails, Tornado's exception and its frames are a reference cycle. So neither the
+            # request nor this frame keeps the context, with the token in it, until the garbage collector runs.
+            del context, self.request._token_relay_context
             try:
                 return await original(self)
             finally:
                 otel_context.detach(attached)
+                del attached
 
         return run
 

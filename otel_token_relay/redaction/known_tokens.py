@@ -97,6 +97,7 @@ class RememberedTokens:
         self._traces_to_renew: deque[int] = deque(maxlen=traces)
         self._recent_characters = 0
         self._without_trace: dict[str, None] = {}
+        self._last_without_trace = ""
         self._verified: dict[str, None] = {}
         self._of_thread = threading.local()
         self.renew_lock()
@@ -141,16 +142,23 @@ class RememberedTokens:
 
     def remember_without_trace(self, value: str) -> None:
         """Add a token that was bound while no span was current."""
+        # Each boundary of a request and each `extract` binds the same token again.
+        if value == self._last_without_trace:
+            return
         with self._lock:
             _add(self._without_trace, value, _MAX_WITHOUT_TRACE)
+            self._last_without_trace = value
 
     def remember_in_thread(self, value: str) -> None:
         """Add a token to those of this thread, for records that it creates after the request."""
         own = self._of_thread.__dict__
+        if own.get("last") == value:
+            return
         if "values" not in own:
             own["values"] = {}
         if _add(own["values"], value, _MAX_OF_THREAD):
             own["known"] = None
+        own["last"] = value
 
     def of_thread(self) -> KnownTokens:
         """Return the tokens that this thread bound last: a server may log a request after it, without its trace."""
@@ -189,6 +197,7 @@ class RememberedTokens:
             self.recent_traces, self._older_traces, self._recent_characters = {}, {}, 0
             self._traces_to_renew.clear()
             self._without_trace.clear()
+            self._last_without_trace = ""
             self._verified.clear()
             self._of_thread = threading.local()
 

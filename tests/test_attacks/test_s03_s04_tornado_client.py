@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import tornado
 import urllib3
 from tornado import simple_httpclient
 from tornado.httpclient import HTTPRequest
@@ -124,8 +125,15 @@ ODD = {
 }
 
 
+# Tornado before 6.6 never ends a redirect if its copy of the headers rejects a value.
+_REDIRECTED = pytest.param(
+    True, id="redirected", marks=pytest.mark.skipif(tornado.version_info < (6, 6), reason="Tornado would not end")
+)
+with_and_without_redirects = pytest.mark.parametrize("redirects", [pytest.param(False, id="direct"), _REDIRECTED])
+
+
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("redirects", [False, True], ids=["direct", "redirected"])
+@with_and_without_redirects
 def test_s03_tornado_sends_or_refuses_what_it_would_without_the_token(kind: str, redirects: bool) -> None:
     """The server gets the same lines, followed by the token's, or the same exception is raised."""
     without, _ = outcome(_get(ODD[kind]), token=None, redirects=redirects)
@@ -147,7 +155,7 @@ def _post(url: str) -> HTTPRequest:
     [_post, lambda url: HTTPRequest(url, method="POST", body=b"body"), _get({"X-User": "Zofie "})],
     ids=["chunks", "body", "no body"],
 )
-@pytest.mark.parametrize("redirects", [False, True], ids=["direct", "redirected"])
+@with_and_without_redirects
 def test_s03_what_tornado_writes_into_the_headers_of_a_request_stays_there(
     build: Callable[[str], HTTPRequest], redirects: bool
 ) -> None:
@@ -368,7 +376,8 @@ def _saving() -> Iterator[list[Any]]:
 
 
 def _types(found: list[Any]) -> Counter[str]:
-    return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in found)
+    # Before Python 3.13, the attributes of an object become a dictionary as soon as its `__dict__` is read.
+    return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in found if type(one) is not dict)
 
 
 @pytest.mark.parametrize("user", [TOKEN, None], ids=["token", "no token"])
