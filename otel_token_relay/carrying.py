@@ -1,4 +1,4 @@
-"""Carry the caller's token into work that outlives the request, or that the request's context does not reach."""
+"""Carry the caller's token into work after the request, or outside of its context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Work = TypeVar("_Work")
 
 
 def carry(work: _Work, *, seconds: float | None = None) -> _Work:
-    """Carry the caller's token into work that outlives the request, or that the request's context does not reach.
+    """Carry the caller's token into work after the request, or outside of its context.
 
     Use it for work after the response, and for work that starts in an empty context: a ``Thread``
     subclass that overrides ``run``, a greenlet, a callback, a custom executor. `carry` takes the token

@@ -26,8 +26,8 @@ DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 before_first_token: Callable[[], None] | None = None
 """Called before the first token is bound. `otel_token_relay.install` sets it; the first call clears it."""
 
-# Called with each token that is bound, and its context, so that redaction knows the token from then
-# on. They cannot change the token, and their errors do not affect the request.
+# Called with each token when it is bound, and with its context, so that redaction knows the token.
+# They cannot change the token, and their errors do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 # Called with each token of the current context that a verifier has accepted since it was bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
@@ -48,7 +48,7 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 def announce(token: BearerToken, context: Context | None = None) -> None:
     """Announce to redaction a token of the trace in *context*, bound there or not.
 
-    Code that obtains another token for the same request calls this before it uses that token.
+    Code that obtains another token for the same request calls this before using it.
     """
     for watch in token_watchers:
         try:

@@ -34,7 +34,7 @@ class LazyCounter:
     def create(self) -> metrics.Counter:
         """Create and return the counter. In a suppressed context, return one that counts nothing.
 
-        In that context, the meter provider may be waiting for the very request that is counted.
+        In such a context, the meter provider may be waiting for the request to be counted.
         """
         if self.created is not None:
             return self.created

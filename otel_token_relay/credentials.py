@@ -40,8 +40,8 @@ def parse_credentials(
     Lines longer than *max_length* plus seven characters are not parsed: the server may not limit header lengths.
 
     Args:
-        values: Every field line of the header, as text or as received. They should not be combined;
-            WSGI servers combine them with commas.
+        values: Every field line of the header, as text or as received, not combined. (WSGI servers combine
+            them with commas.)
         max_length: Characters. A longer token is rejected, never truncated.
         bare: Also accept the token without a scheme (``x-forwarded-access-token``).
 

@@ -77,8 +77,8 @@ class DecisionRecorder:
         Args:
             reason: Why the token is sent or withheld.
             context: Contains the hop's CLIENT span, if there is one.
-            address: The host of the destination's entry; ``None`` if it is not listed, because callers that
-                choose hosts could create an unlimited number of series.
+            address: The host of the destination's entry; ``None`` if it is not listed. Otherwise callers
+                could create an unlimited number of series by choosing hosts.
             is_known: Whether the destination could be determined.
         """
         try:

@@ -60,7 +60,7 @@ def load_instrumentor() -> Any:
 
 
 class ThreadCarriage:
-    """The changes that make threads carry the token, so that they can be undone."""
+    """The changes through which threads carry the token, kept to undo them."""
 
     def __init__(self) -> None:
         self._patches = Patches()

@@ -1,8 +1,8 @@
 """gRPC channels, sync and aio.
 
 Our interceptor is inside all other interceptors. The destination is the channel's target: ``http`` for a
-channel without TLS, ``https`` with TLS. Targets that may mean several hosts, or that contain no host, get
-no token.
+channel without TLS, ``https`` with TLS. Targets with several possible hosts, or
+without any, get no token.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """

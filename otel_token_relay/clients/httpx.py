@@ -120,7 +120,7 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
 
 # A path with a query (RFC 9112, section 3.2.1). Two slashes at the start could be read as an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# The network backends of httpcore that have been used so far. They connect to the host that they are given.
+# The network backends of httpcore that have been used so far. They connect to the given host.
 _backends: Final[set[type]] = set()
 
 

@@ -34,7 +34,7 @@ from urllib3.http2.connection import HTTP2Connection
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients.connections import is_ip_peer
-from otel_token_relay.clients.httpx import _parts_of_pooled
+from otel_token_relay.clients.httpx import _target_of_pooled
 from otel_token_relay.clients.urllib3 import destinations
 from tests.support.clients import in_loop
 from tests.support.loopback import Party, party, proxy, socks_proxy, trust, unix_party
@@ -486,12 +486,12 @@ def test_h11_an_unreadable_httpcore_pool_gets_no_token() -> None:
     request = httpx.Request("GET", "http://localhost/x")
     call = (SimpleNamespace(_pool=ConnectionPool()), request)
 
-    assert _parts_of_pooled(call) == ("http", "localhost", None)
+    assert _target_of_pooled(call) == ("http", "localhost", None)
     ConnectionPool.__module__ = "httpcore._sync.connection_pool"
     with pytest.raises(AttributeError):
-        _parts_of_pooled(call)
+        _target_of_pooled(call)
     with pytest.raises(AttributeError):
-        _parts_of_pooled((SimpleNamespace(), request))
+        _target_of_pooled((SimpleNamespace(), request))
 
 
 class _UnixThroughTcp(aiohttp.TCPConnector):
