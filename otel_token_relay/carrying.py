@@ -1,4 +1,4 @@
-"""TODO."""
+"""Carry the caller's token into work after the request, or outside of its context."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ _Work = TypeVar("_Work")
 
 
 def carry(work: _Work, *, seconds: float | None = None) -> _Work:
-    """Take the caller's token into work that outlives the request, or that no context reaches.
+    """Carry the caller's token into work after the request, or outside of its context.
 
-    That is what runs after the response, and what starts in an empty context: a ``Thread`` subclass
-    with a ``run`` of its own, a greenlet, a callback, an executor made by hand. The token is taken
-    when `carry` is called, never later, and bound while the work runs.
+    Use it for work after the response, and for work that starts in an empty context: a ``Thread``
+    subclass that overrides ``run``, a greenlet, a callback, a custom executor. `carry` takes the token
+    when it is called, never later, and binds it while the work runs.
 
     Args:
-        work: A function, a coroutine function, a generator function of either kind, a coroutine or
-            a generator. It keeps its kind. What a function returns is carried as well if it is a
-            coroutine or a generator, for a lambda or a ``functools.partial``.
-        seconds: How long the token serves from now on. ``None``: as a token without a lease,
-            ``…_MAX_AGE`` seconds. Work that is carried already keeps what it has.
+        work: A function, a coroutine function, a sync or async generator function, a coroutine or a
+            generator. If a function returns a coroutine or a generator, as a lambda or a
+            ``functools.partial`` can, that is carried as well.
+        seconds: How long the token may be used from now on. ``None`` for ``…_MAX_AGE`` seconds, as for
+            a token without a lease. Work that is already carried keeps its token.
 
     Returns:
-        The same kind of work. Without a token that still serves, it runs with none.
+        Work of the same kind. It runs without a token if the caller has none.
 
     Raises:
-        TypeError: *work* is none of these. A task runs in its own context already. The body of a
-            ``with`` is not the context manager's: carry the function that the block stands in.
+        TypeError: *work* is of another kind. A task runs in its own context already. A context manager
+            does not run the body of its ``with`` block: carry the function that contains the block.
     """
     if isinstance(work, _MANAGERS) or getattr(work, "__code__", None) in _MANAGER_CODES:
-        raise TypeError("carry takes no context manager: carry the function that the with block stands in")
+        raise TypeError("carry does not take a context manager: carry the function that contains the with block")
     token = current_token()
     if token is not None:
         if seconds is not None:
             token = token.rebind(lease=Lease(seconds=seconds))
         else:
-            # A token that has no lease keeps its age: carrying it on again and again
-            # must not keep it alive.
+            # A token without a lease keeps its age: carrying it repeatedly must not extend its life.
             token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
     bound = _bind_running(work, token)
     if bound is work:
@@ -66,7 +65,7 @@ def _bound(token: BearerToken | None) -> Iterator[None]:
 
 
 def _bind_running(work: Any, token: BearerToken | None) -> Any:
-    """Bind the token to a coroutine or a generator; give anything else back as it is."""
+    """Bind the token to a coroutine or a generator; return other objects unchanged."""
     for _, is_running, bind in _KINDS:
         if is_running(work):
             return bind(lambda: work, token)()
@@ -74,7 +73,7 @@ def _bind_running(work: Any, token: BearerToken | None) -> Any:
 
 
 def _bind_function(work: Callable[..., Any], token: BearerToken | None) -> Callable[..., Any]:
-    # Frameworks ask a function what it is before they call it, so each kind stays what it is.
+    # Frameworks inspect a function before they call it, so its kind must not change.
     for is_function, _, bind in _KINDS:
         if is_function(work):
             return cast("Callable[..., Any]", bind(work, token))
@@ -100,6 +99,8 @@ def _bind_coroutine(work: Callable[..., Awaitable[Any]], token: BearerToken | No
     return bound
 
 
+# A generator runs in the context of the consumer that requests the next value. A token attached while the
+# generator is suspended would be in the consumer's context, so it is bound for each step.
 def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: BearerToken | None) -> Any:
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -116,7 +117,7 @@ def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: Bearer
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as error:  # thrown into us, and meant for the generator
+                except BaseException as error:  # the consumer threw it: pass it to the generator
                     step = functools.partial(generator.throw, error)
                 else:
                     step = functools.partial(generator.send, sent)
@@ -143,7 +144,7 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as error:  # thrown into us, and meant for the generator
+                except BaseException as error:  # the consumer threw it: pass it to the generator
                     step = generator.athrow(error)
                 else:
                     step = generator.asend(sent)
@@ -154,19 +155,15 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
     return bound
 
 
-# What `contextmanager` makes of a function gives its manager, and only the caller runs the block:
-# carried, it would bind the token for no longer than the manager takes to make.
+# `contextmanager` wraps a function that returns a manager, and the caller runs the block. If such a function
+# were carried, the token would be bound only while the manager is created.
 _MANAGER_CODES: Final = frozenset(
     decorate(cast("Any", None)).__code__ for decorate in (contextmanager, asynccontextmanager)
 )
-
-
 _MANAGERS: Final = (ContextDecorator, AsyncContextDecorator)
-
-
 _RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
-
+# For each kind of work: the test for its functions, the test for running work, and how to bind the token to it.
 _KINDS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], bool], Callable[..., Any]], ...]] = (
     (inspect.iscoroutinefunction, inspect.iscoroutine, _bind_coroutine),
     (inspect.isgeneratorfunction, inspect.isgenerator, _bind_generator),

@@ -1,6 +1,6 @@
-"""The token in the OpenTelemetry Context: read it, bind it by hand, carry it on.
+"""Read the caller's token from the OpenTelemetry Context, and bind a token to it by hand.
 
-Nothing here decides where a token may go; it only says which token is the caller's.
+This module does not decide where a token may go.
 """
 
 from __future__ import annotations
@@ -19,70 +19,70 @@ from otel_token_relay.token import BearerToken, Lease
 _logger = logging.getLogger(__name__)
 
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
-# The lease of a request whose credentials were refused at the door.
+# The lease of a request whose credentials were rejected.
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
-
 before_first_token: Callable[[], None] | None = None
-"""What is to be done before the first token is bound. `otel_token_relay.install` sets and clears it."""
-# Told of each token as it is bound, and into which context, so that redaction knows it from then
-# on. They are not asked anything; whatever they raise is theirs.
+"""Called before the first token is bound. `otel_token_relay.install` sets it; the first call clears it."""
+
+# Called with each token when it is bound, and with its context, so that redaction knows the token.
+# They cannot change the token, and their errors do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
-# Told of each token of the current context that a verifier has accepted since it was bound.
+# Called with each token of the current context that a verifier has accepted since it was bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
-    """Give a context that holds *token*, or that holds none, whatever it held before."""
+    """Return a context with *token*; with no token if it is ``None``, even if *context* has one."""
     if token is not None:
         if (prepare := before_first_token) is not None:
             prepare()
         if token_watchers:
             announce(token, context)
     if context is not None and not context:
-        return Context({TOKEN_KEY: token})  # as propagators start: there is nothing to copy
+        return Context({TOKEN_KEY: token})  # propagators start with an empty context: there is nothing to copy
     return otel_context.set_value(TOKEN_KEY, token, context)
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
-    """Tell redaction of a token that belongs to the trace in *context*, bound there or not.
+    """Announce to redaction a token of the trace in *context*, bound there or not.
 
-    Whoever obtains another token for the same request calls this before it is used.
+    Code that obtains another token for the same request calls this before using it.
     """
     for watch in token_watchers:
         try:
             watch(token, otel_context.get_current() if context is None else context)
-        except Exception:  # the request goes on
+        except Exception:  # the request continues
             _logger.debug("a token could not be announced", exc_info=True)
 
 
 def announce_verified(token: BearerToken) -> None:
-    """Announce again a token that has been verified since it was bound."""
+    """Announce a token again, because it has been verified since it was bound."""
     for watch in verification_watchers:
         try:
             watch(token)
-        except Exception:  # the request goes on
+        except Exception:  # the request continues
             _logger.debug("a verified token could not be announced", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:
-    """Give the token in *context*, whether or not it still serves."""
+    """Return the token in *context*, even if it may no longer be used."""
     token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
     return token
 
 
 def is_refused(context: Context) -> bool:
-    """Whether this is the context of a request whose credentials were refused, and not yet over."""
+    """Return whether *context* is that of a request whose credentials were rejected, and which has not ended."""
     lease = cast("Lease | None", context.get(REFUSED_KEY))
     return lease is not None and lease.is_open
 
 
 def current_token(context: Context | None = None) -> BearerToken | None:
-    """Give the caller's token, or ``None`` when there is none or its request has ended.
+    """Return the caller's token, or ``None`` if there is none or its request has ended.
 
     Args:
-        context: Where to look; ``None`` for the current context.
+        context: The context to read; ``None`` for the current context.
     """
     token = bound_token(otel_context.get_current() if context is None else context)
     return token if token is not None and token.is_usable else None
@@ -90,17 +90,16 @@ def current_token(context: Context | None = None) -> BearerToken | None:
 
 @contextmanager
 def use_token(token: str | BearerToken | None) -> Iterator[BearerToken | None]:
-    """Bind a token by hand for the length of the block: for consumers, jobs and tests.
+    """Bind a token by hand for the duration of the block: in consumers, jobs and tests.
 
     Args:
-        token: The token without ``Bearer``; ``None`` binds none, and what was bound before is
-            out of sight until the block ends.
+        token: The token without ``Bearer``; ``None`` hides the bound token until the block ends.
 
     Yields:
-        The token as it is bound, under a lease that ends with the block.
+        The bound token. Its lease ends with the block.
 
     Raises:
-        ValueError: The text is no b64token (RFC 6750, section 2.1). It is not shown.
+        ValueError: *token* is not a b64token (RFC 6750, section 2.1). The message does not contain it.
     """
     lease = Lease()
     bound = BearerToken(token, lease=lease) if isinstance(token, str) else token and token.rebind(lease=lease)
@@ -113,19 +112,15 @@ def use_token(token: str | BearerToken | None) -> Iterator[BearerToken | None]:
 
 
 def to_destination(url: str, context: Context | None = None) -> Context:
-    """Name the destination for an ``inject`` by hand, for a client that is not covered::
+    """Return a context with the destination for a call of ``inject``, for a client that is not supported::
 
         propagate.inject(headers, context=to_destination("https://profile-service/me"))
 
-    Do this anew for every hop, and do not attach the context that comes back.
+    Call this again for every hop, and do not attach the returned context.
 
     Args:
-        url: The URL as it will be requested. One that two parsers could read differently
-            (userinfo, backslash, white space) names no destination, and nothing is written.
-        context: Where the token is; ``None`` for the current context.
+        url: The URL as it will be requested. If two parsers could read it differently (user info,
+            a backslash, white space), ``inject`` writes no token.
+        context: The context with the token; ``None`` for the current context.
     """
     return otel_context.set_value(DESTINATION_KEY, Origin.parse(url), context)
-
-
-# A generator runs in the context of whoever asks for the next value. What is attached while it
-# is suspended would be that consumer's, so the token is bound for each step.

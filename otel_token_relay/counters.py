@@ -1,7 +1,7 @@
 """Counters of the OpenTelemetry API that are created at first use.
 
-An object may be constructed while OpenTelemetry is still being imported, and requesting a meter then would
-load the meter provider.
+Objects may be constructed while OpenTelemetry is still being imported. Requesting a meter at that moment
+would load the meter provider.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 
 class LazyCounter:
-    """A counter that is created when it is needed, or by `prepare`. Safe to share between threads.
+    """A counter that is created at first use, or by `prepare`. Safe to share between threads.
 
     Attributes:
         created: The counter; ``None`` until it is created.
@@ -34,7 +34,7 @@ class LazyCounter:
     def create(self) -> metrics.Counter:
         """Create and return the counter. In a suppressed context, return one that counts nothing.
 
-        In that context, the meter provider may be waiting for the very request that is counted.
+        In such a context, the meter provider may be waiting for the request to be counted.
         """
         if self.created is not None:
             return self.created
@@ -46,11 +46,11 @@ class LazyCounter:
         return self.created
 
     def prepare(self) -> None:
-        """Create the counter now, so that no request has to. Never raises.
+        """Create the counter before the first request. Never raises.
 
-        Without an SDK, the API returns a counter that is connected to the SDK later.
+        Without an SDK, the API returns a counter and connects it to the SDK later.
         """
         try:
             self.create()
-        except Exception:  # the application's meter provider failed; the next use tries again
+        except Exception:  # the application's meter provider failed; the next use retries
             _logger.debug("the counter %s cannot be created yet", self._name, exc_info=True)

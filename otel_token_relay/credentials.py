@@ -1,6 +1,6 @@
-"""The door: from the headers of an incoming request to a token or to the reason why there is none.
+"""Read the headers of an incoming request: return its token, or the reason why there is none.
 
-Behind the door there may be a gate, which verifies the token and answers in the application's place.
+This module does not verify tokens; see `otel_token_relay.authentication`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from typing import Final
 
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
-from otel_token_relay.token import _SCHEME_LENGTH, DEFAULT_MAX_LENGTH, BearerToken, Lease, is_b64token
+from otel_token_relay.token import DEFAULT_MAX_LENGTH, BearerToken, Lease, is_b64token
 
-# RFC 9110, section 11.4: commas also stand between the parameters of one credential, as in Digest.
+_logger = logging.getLogger(__name__)
+
+# The token of a request, or the reason why there is none.
+Credentials = BearerToken | Reason
+# A header's name, and its field lines as they were received.
+HeaderLines = tuple[str, Sequence[str | bytes]]
+
+# What a header line may contain besides its token: the scheme and one space, seven characters.
+_SCHEME_LENGTH: Final = len("Bearer ")
+
+# RFC 9110, section 11.4: commas also separate the parameters of one credential, as in Digest.
 _TOKEN: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-
-
 _PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
-
-
 _is_one_with_parameters = re.compile(
     rf"(?!(?ai:bearer) ){_TOKEN} +{_PARAMETER}(?:[ \t]*,[ \t]*{_PARAMETER})*"
 ).fullmatch
@@ -29,20 +35,20 @@ _is_one_with_parameters = re.compile(
 def parse_credentials(
     values: Sequence[str | bytes], *, max_length: int = DEFAULT_MAX_LENGTH, bare: bool = False
 ) -> str | Reason:
-    """Read the bearer token out of the values of one header.
+    """Return the bearer token in the values of one header.
 
-    Nothing reads a line of more than *max_length* and seven characters: a server may have no limit of its own.
+    Lines longer than *max_length* plus seven characters are not parsed: the server may not limit header lengths.
 
     Args:
-        values: Every field line of the header, as text or as it came in, not folded; WSGI servers
-            fold them with commas.
-        max_length: Characters. A longer token is refused, never cut.
-        bare: Also take the token alone, without the scheme (``x-forwarded-access-token``).
+        values: Every field line of the header, as text or as received, not combined. (WSGI servers combine
+            them with commas.)
+        max_length: Characters. A longer token is rejected, never truncated.
+        bare: Also accept the token without a scheme (``x-forwarded-access-token``).
 
     Returns:
         The token as text, or the reason why there is none: ``ABSENT`` (no such header, or
         another scheme), ``AMBIGUOUS`` (two field lines or a comma), ``MALFORMED``, ``TOO_LONG`` (the
-        token or the whole line, whatever it contains).
+        token, or the line regardless of its content).
 
     Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5 and 11.
     """
@@ -51,10 +57,13 @@ def parse_credentials(
     line = values[0]
     if len(line) > max_length and len(line) > max_length + _SCHEME_LENGTH:
         return Reason.TOO_LONG
+    # RFC 9110, section 5.5: white space (SP, HTAB) around a field value is not part of it.
     text = line.decode("latin-1") if type(line) is bytes or not isinstance(line, str) else line
     value = text.strip(" \t")
     if "," in value and not _is_one_with_parameters(value):
         return Reason.AMBIGUOUS
+    # RFC 6750, section 2.1: credentials = "Bearer" 1*SP b64token.
+    # RFC 9110, section 11.1: the scheme is case-insensitive.
     scheme, _, token = value.partition(" ")
     if scheme == "Bearer" or scheme.lower() == "bearer":
         token = token.lstrip(" ")
@@ -67,26 +76,15 @@ def parse_credentials(
     return token if len(token) <= max_length else Reason.TOO_LONG
 
 
-_logger = logging.getLogger(__name__)
-
-
-# What the door makes of a request.
-Credentials = BearerToken | Reason
-
-
-# A header's name and its field lines, as they came in.
-HeaderLines = tuple[str, Sequence[str | bytes]]
-
-
 def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> HeaderLines | None:
-    """Find the first source header that is present.
+    """Return the first source header that is present.
 
-    One that is present and bad hides the ones after it: falling back would let whoever spoils the
-    first header choose the second.
+    If it is invalid, later headers are not used: otherwise an attacker who can spoil the first header
+    could choose the second.
 
     Args:
-        values_of: Gives every field line of the header of that name (lower case).
-        settings: Which headers to look at.
+        values_of: Returns every field line of the header with a given name (lower case).
+        settings: Contains the names of the source headers.
     """
     for name in settings.source_headers:
         values = values_of(name)
@@ -96,16 +94,15 @@ def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) 
 
 
 def read(source: HeaderLines | None, settings: Settings, *, lease: Lease | None = None) -> Credentials:
-    """Read what `find` has found.
+    """Read the header that `find` returned.
 
     Args:
-        source: ``None`` where no header is present.
-        settings: How long a token may be.
-        lease: The request's lease; ``None`` where nobody knows when the request ends.
+        source: ``None`` if no header is present.
+        settings: Contains the maximum length of a token.
+        lease: The request's lease; ``None`` if the end of the request cannot be observed.
 
     Returns:
-        A reason where the request brings no token or brings it in a way that could be read in
-        two ways.
+        The token, or a reason if the request has none or is ambiguous.
     """
     if source is None:
         return Reason.ABSENT
@@ -117,7 +114,7 @@ def read(source: HeaderLines | None, settings: Settings, *, lease: Lease | None 
 def token_or_none(
     values_of: Callable[[str], Sequence[str | bytes]], settings: Settings, *, lease: Lease | None = None
 ) -> BearerToken | None:
-    """Take the token, where it is enough to know that there is none; see `read`."""
+    """Return the token, or ``None`` for callers that do not need the reason; see `read`."""
     credentials = read(find(values_of, settings), settings, lease=lease)
     if isinstance(credentials, BearerToken):
         return credentials

@@ -1,7 +1,7 @@
 """Decisions about hops, and how they are recorded: span attributes, a counter and a debug log line, never the token.
 
-A decision that nothing records costs three checks: the span is not recording, the meter has no SDK, and the
-logger's level is above ``DEBUG``.
+If the span is not recording, the meter has no SDK and the logger's level is above ``DEBUG``, a decision costs
+only these three checks.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from otel_token_relay.counters import LazyCounter
 from otel_token_relay.otel import SPAN_KEY
 from otel_token_relay.reasons import Reason
 
-Outcome = Literal["relayed", "exchanged", "withheld"]
+_logger = logging.getLogger("otel_token_relay")
 
+DECISION_ATTRIBUTE: Final = "token_relay.decision"
+REASON_ATTRIBUTE: Final = "token_relay.reason"
+ADDRESS_ATTRIBUTE: Final = "server.address"
+COUNTER_NAME: Final = "token_relay.decisions"
+
+Outcome = Literal["relayed", "exchanged", "withheld"]
 _SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "exchanged"}
 
 
@@ -27,7 +33,7 @@ class Decision:
     """The decision for one hop, and its reason. It never contains a token.
 
     Attributes:
-        reason: Why.
+        reason: Why the token was sent or withheld.
         outcome: ``relayed`` or ``exchanged`` if a token was sent, ``withheld`` if not.
     """
 
@@ -36,14 +42,6 @@ class Decision:
     @property
     def outcome(self) -> Outcome:
         return _SENT.get(self.reason, "withheld")
-
-
-DECISION_ATTRIBUTE: Final = "token_relay.decision"
-REASON_ATTRIBUTE: Final = "token_relay.reason"
-ADDRESS_ATTRIBUTE: Final = "server.address"
-COUNTER_NAME: Final = "token_relay.decisions"
-
-_logger = logging.getLogger("otel_token_relay")
 
 
 class DecisionRecorder:
@@ -55,14 +53,14 @@ class DecisionRecorder:
         self._attributes: dict[tuple[Reason, str | None], dict[str, str]] = {}
 
     def prepare(self) -> None:
-        """Create the counter now, so that no hop has to. Never raises."""
+        """Create the counter before the first hop. Never raises."""
         self._counter.prepare()
 
     def is_watched(self, context: Context) -> bool:
         """Return whether a decision recorded now would appear anywhere. Never raises."""
         try:
             counter = self._counter.created or self._counter.create()
-            # The API's own counter passes measurements on to the SDK's, once there is one.
+            # The API's counter forwards measurements to the SDK's counter, once there is one.
             real = getattr(counter, "_real_instrument", counter)
             if real is not None and type(real) is not metrics.NoOpCounter:
                 return True
@@ -70,22 +68,22 @@ class DecisionRecorder:
             if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
                 return True
             return _logger.isEnabledFor(logging.DEBUG)
-        except Exception:  # `record` reports what fails
+        except Exception:  # `record` logs the error
             return True
 
     def record(self, reason: Reason, context: Context, address: str | None = None, *, is_known: bool = True) -> None:
         """Record one decision. Never raises: a decision does not depend on the application's span or meter.
 
         Args:
-            reason: Why.
+            reason: Why the token is sent or withheld.
             context: Contains the hop's CLIENT span, if there is one.
-            address: The host of the destination's entry; ``None`` if it is not listed, because callers could
-                create an unlimited number of series with hosts that they choose.
+            address: The host of the destination's entry; ``None`` if it is not listed. Otherwise callers
+                could create an unlimited number of series by choosing hosts.
             is_known: Whether the destination could be determined.
         """
         try:
             span: Any = context.get(SPAN_KEY)
-            # A span of another kind is that of the whole request, which has many hops.
+            # A span of another kind belongs to the whole request, which has many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
                 span.set_attribute(DECISION_ATTRIBUTE, Decision(reason).outcome)
                 span.set_attribute(REASON_ATTRIBUTE, reason.value)

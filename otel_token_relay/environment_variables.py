@@ -1,8 +1,8 @@
 """The names of the environment variables.
 
-The entry point ``opentelemetry_environment_variables`` points here: every name that starts with
-``OTEL_`` becomes a flag of ``opentelemetry-instrument``, so nothing else may be imported into
-this module. What they mean stands in `otel_token_relay.settings`.
+The entry point ``opentelemetry_environment_variables`` refers to this module: every name that starts
+with ``OTEL_`` becomes a flag of ``opentelemetry-instrument``, so do not import other names. For what
+the variables mean, see `otel_token_relay.settings`.
 """
 
 OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"

@@ -57,12 +57,12 @@ class ConfigurationError(RelayError, ValueError):
 
 
 class TokenUnavailable(RelayError):
-    """Raise from the outgoing call when its destination is `;required` and no token can be relayed.
+    """Raise from an outgoing call when its destination is `;required` and no token can be relayed.
 
-    No byte of the request has been sent.
+    The request has not been sent.
 
     Attributes:
-        reason: Why there is no usable token.
+        reason: Why no token can be relayed.
         destination: The destination entry, as configured.
     """
 
@@ -79,7 +79,7 @@ class TokenRejected(RelayError):
     """Raise when an incoming token does not pass verification. The error does not contain the token.
 
     Attributes:
-        reason: A member of the closed set `RejectReason`.
+        reason: A value of `RejectReason`.
     """
 
     def __init__(self, reason: RejectReason) -> None:
@@ -93,10 +93,10 @@ class TokenRejected(RelayError):
 class KeysUnavailable(RelayError):
     """Raise when a token can be neither accepted nor rejected because the issuer does not respond.
 
-    The failure is on the server side, not a mistake of the caller: respond with 503, not with 401.
+    The caller did not cause it: respond with 503, not with 401.
 
     Attributes:
-        retry_after: Seconds after which a retry makes sense.
+        retry_after: The number of seconds after which to retry.
     """
 
     def __init__(self, retry_after: float = 1.0) -> None:

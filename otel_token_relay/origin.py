@@ -5,8 +5,8 @@ A host is stored as it is sent: lower case, A-labels (RFC 5890), no trailing dot
 IP addresses in their canonical form, IPv6 without brackets.
 
 A classic vulnerability is two parsers that read the same URL differently (``http://good\\@evil/``).
-Therefore `Origin.of` takes the parts that the client has parsed and will connect to. Only
-`Origin.parse`, for text that no client has parsed yet, reads a URL. It is strict: it rejects
+Therefore `Origin.of` takes the target that the client has parsed and will connect to. Only
+`Origin.parse`, for text that the client has not parsed, reads a URL. It is strict: it rejects
 every ambiguous URL.
 """
 
@@ -16,20 +16,8 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
+# Scheme, host and port.
 Target = tuple[str, str, int | None]
-
-
-def origin_of_proxied(url: str) -> Target:
-    """Give the parts of a URL that a forward proxy, and no client, will parse.
-
-    Raises:
-        ValueError: Two parsers could read the URL differently. It is not shown.
-    """
-    origin = Origin.parse(url)
-    if origin is None:
-        raise ValueError("this URL names no destination")
-    return origin
-
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 ANY_HOST = "*"
@@ -38,12 +26,12 @@ ANY_PORT: None = None
 # WebSocket URLs open an HTTP connection (RFC 6455, section 3).
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
-# One label of a host name. RFC 952 does not allow an underscore, but container
-# networks assign such names and every client connects to them.
+# One label of a host name. RFC 952 does not allow underscores, but container
+# networks assign such names, and every client connects to them.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII).fullmatch
 
 # WHATWG URL, section 3.5: a host whose last label looks like a number is an IPv4 address or
-# an error. Clients disagree on 127.1 and 0x7f000001, so only the canonical form is accepted.
+# an error. Clients read 127.1 and 0x7f000001 differently, so only the canonical form is accepted.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII).fullmatch
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\\\s%]+)(?::(?P<port>\*|[0-9]{1,5}))?").fullmatch
@@ -62,7 +50,7 @@ def normalize_host(host: str) -> str | None:
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         try:
-            # A zone (RFC 6874) names an interface of this machine, and clients do not agree on its syntax.
+            # A zone (RFC 6874) names an interface of this machine, and clients differ in its syntax.
             return None if "%" in bare else str(IPv6Address(bare))
         except AddressValueError:
             return None
@@ -82,7 +70,7 @@ def _to_ascii(host: str) -> str | None:
     """Return the A-label form of a host that may contain Unicode characters."""
     if host.isascii():
         return host
-    # Importing idna takes 10 ms and 2 MB, and most deployments have no such name.
+    # Importing idna takes 10 ms and 2 MB, and most deployments have no such host.
     import idna
 
     try:
@@ -100,7 +88,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, scheme: str, host: str, port: int | None) -> Origin | None:
-        """Return the origin of the parts that a client has parsed and will connect to.
+        """Return the origin of a target that a client has parsed and will connect to.
 
         Args:
             scheme: ``http``, ``https``, ``ws`` or ``wss`` in any case.
@@ -110,7 +98,7 @@ class Origin(NamedTuple):
             port: ``None`` for the scheme's default.
 
         Returns:
-            ``None`` if the parts are not an HTTP origin.
+            ``None`` if they are not an HTTP origin.
         """
         wire_scheme = _SCHEMES.get(scheme.lower())
         wire_host = normalize_host(host)
@@ -121,11 +109,11 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Origin | None:
-        """Return the origin of a URL that no client has parsed yet.
+        """Return the origin of a URL that the client has not parsed.
 
         Returns:
             ``None`` for a URL that two parsers could read differently (user info, a backslash, white
-            space, control characters, a percent sign in the host), and for a missing or other scheme.
+            space, control characters, a percent sign in the host), and for a missing or unsupported scheme.
         """
         match = _SCHEME(url)
         if match is None or any(c <= " " or c in "\\\x7f" for c in url):
@@ -154,6 +142,18 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{host}" if default else f"{self.scheme}://{host}:{self.port}"
 
 
+def origin_of_proxied(url: str) -> Target:
+    """Return the origin of a URL that a forward proxy parses, not the client.
+
+    Raises:
+        ValueError: Two parsers could read the URL differently. The message does not contain it.
+    """
+    origin = Origin.parse(url)
+    if origin is None:
+        raise ValueError("expected an unambiguous http or https URL")
+    return origin
+
+
 class OriginPattern(NamedTuple):
     """A set of origins, never a regular expression and never a prefix.
 
@@ -173,7 +173,7 @@ class OriginPattern(NamedTuple):
         """Return the pattern for ``https://*.svc.cluster.local:8443``; a missing scheme means ``https``.
 
         Raises:
-            ValueError: The message is one sentence that says what is wrong, without quoting user info.
+            ValueError: The message says in one sentence what is wrong, without quoting user info.
         """
         scheme, rest = "https", text
         if match := _SCHEME(text):

@@ -1,7 +1,7 @@
-"""Decide for one hop whether the request gets the caller's token.
+"""Decide for each hop whether the request gets the caller's token.
 
-All decisions are made here. Adapters report where their request goes and whether it already has a
-credential, and write the header value that they are given.
+All decisions are made here. Adapters report the target of their request and whether it already has a
+credential, and write the header value that `Relay.decide` returns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Relay:
     """Decide hops under one `Settings`. Safe to share between threads and tasks.
 
     Attributes:
-        settings: The settings, which do not change.
+        settings: The settings, which are immutable.
         header: The name of the header to write, in lower case.
         is_closed: Whether `close` was called.
     """
@@ -58,7 +58,7 @@ class Relay:
         self._recorder.prepare()
 
     def close(self) -> None:
-        """Relay nothing from now on, also through wrappers that cannot be removed any more."""
+        """Relay no more tokens, not even through wrappers that can no longer be removed."""
         self.is_closed = True
 
     def decide(
@@ -72,9 +72,9 @@ class Relay:
 
         Args:
             request: The argument of the two functions.
-            target_of: Returns scheme, host and port as the client will connect to them; see `Origin.of`.
-            has_header: Returns whether the request already has a header of this name (lower case), in any
-                spelling; ``"fixed"`` if it has one that the adapter cannot replace.
+            target_of: Returns the scheme, host and port to which the client will connect; see `Origin.of`.
+            has_header: Returns whether the request already has a header with this name (lower case), in any
+                case; ``"fixed"`` if the adapter cannot replace it.
             context: Contains the token; ``None`` for the current context.
 
         Returns:
@@ -86,7 +86,7 @@ class Relay:
         if self.is_closed:
             return None
         current = otel_context.get_current()
-        # First of all, and without the call of `is_suppressed`, because this runs at every hop.
+        # First, and without calling `is_suppressed`, because this runs at every hop.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -103,9 +103,9 @@ class Relay:
         try:
             destination = self.policy.find(*target_of(request))
             reason = self._reason(token, destination, request, has_header)
-        except Exception as error:  # the application's request goes on, without the token
-            # Not the message, which may quote the URL with a password in it.
-            _logger.debug("a request cannot be read: %s", type(error).__name__)
+        except Exception as error:  # the application's request continues without the token
+            # Not the message: it may quote the URL, which may contain a password.
+            _logger.debug("cannot decide about a request, so it gets no token: %s", type(error).__name__)
             self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
         self._record(reason, context, None if destination is None else destination.pattern.host)
@@ -160,7 +160,7 @@ class Relay:
         return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
 
     def explain(self, url: str) -> tuple[Decision, Destination | None]:
-        """Return the decision for a plain valid token and a request without its own credential."""
+        """Return the decision for a valid token in a request that has no other credential."""
         origin = Origin.parse(url)
         if origin is None:
             return Decision(Reason.DESTINATION_UNKNOWN), None

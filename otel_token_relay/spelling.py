@@ -1,19 +1,19 @@
-"""Which name a misspelled one was meant to be."""
+"""Suggest a known name for a misspelled one."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# A letter that is missing, added or wrong is one edit, two letters that are swapped are two.
+# A missing, additional or wrong letter is one edit; two swapped letters are two.
 _MAX_EDITS: Final = 2
 
 
 def resembles(name: str, other: str) -> bool:
-    """Return whether at most two edits of a character make one of the other, whatever their case."""
+    """Return whether at most two single-character edits turn *name* into *other*, ignoring case."""
     if abs(len(name) - len(other)) > _MAX_EDITS:
         return False
     name, other = name.upper(), other.upper()
-    # Levenshtein's distance, row by row: the edits from the start of one to each start of the other.
+    # Levenshtein distance, row by row: the edits between one prefix of *name* and each prefix of *other*.
     row = list(range(len(other) + 1))
     for count, character in enumerate(name, 1):
         diagonal, row[0] = row[0], count

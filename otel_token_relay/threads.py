@@ -1,16 +1,16 @@
-"""Threads: how the token gets into them, and which of them belong to no request.
+"""Carry the token into the threads of a request, and keep it out of threads that serve all requests.
 
 Two rules hold for every pool and worker thread:
 
 * A task runs in the context of the request that submitted it.
-* A thread that works for all requests holds no token, no matter which request happened to start it.
+* A thread that works for all requests has no token, regardless of which request started it.
 
-OpenTelemetry's own threading instrumentation takes the context into ``Thread``, ``Timer`` and
-``ThreadPoolExecutor``. Authentication must not depend on whether an operator wanted that for traces,
-so the relay switches it on, at the last moment: before the first token is bound. By then the
-application has switched on what it wants itself, and nothing is imported while OpenTelemetry is
-importing us. With the instrumentation, a thread holds the context of the code that started it; the
-hooks here take the token out where such a thread outlives the request.
+OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer`` and
+``ThreadPoolExecutor``. Authentication must not depend on whether an operator enabled it for traces,
+so the relay enables it, as late as possible: before the first token is bound. By then the application
+has enabled its own instrumentation, and nothing is imported while OpenTelemetry is importing this
+package. With the instrumentation, a thread has the context of the code that started it; the hooks of
+this module remove the token if such a thread outlives the request.
 """
 
 from __future__ import annotations
@@ -32,37 +32,35 @@ _STANDARD_LIBRARY: Final = None
 
 SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "asyncio.base_events": (_STANDARD_LIBRARY, ("Server._start_serving",)),
-    # Instrumentation does not reach a `run` of its own, but Python 3.14 can let every thread inherit a context.
+    # Instrumentation does not wrap an overridden `run`, but in Python 3.14 every thread can inherit a context.
     "concurrent.futures.process": (_STANDARD_LIBRARY, ("_ExecutorManagerThread.run",)),
     "logging.handlers": (_STANDARD_LIBRARY, ("QueueListener.start",)),
     "multiprocessing.managers": (_STANDARD_LIBRARY, ("Server.serve_forever",)),
-    # The thread pickles what the application puts into the queue, and so runs the application's code.
+    # The thread pickles the objects in the queue, which runs the application's code.
     "multiprocessing.queues": (_STANDARD_LIBRARY, ("Queue._start_thread",)),
     "socketserver": (_STANDARD_LIBRARY, ("BaseServer.serve_forever", "BaseServer.handle_request")),
     "apscheduler.schedulers.base": ("apscheduler", ("BaseScheduler._process_jobs",)),
-    # One thread of a channel runs the done-callbacks of all calls, others those of `Channel.subscribe`.
+    # One thread of a channel runs the done callbacks of all calls, further ones those of `Channel.subscribe`.
     "grpc._channel": ("grpcio", ("_run_channel_spin_thread", "_poll_connectivity", "_deliver")),
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""What starts a thread that works for all requests, or is the work of one: by module, with its package on PyPI.
+"""The functions that start a thread for all requests, or run in one: by module, with its package on PyPI.
 
-A server belongs here as well: its clients are not the request in which it was started.
+They include servers: their clients are not the request in which the server was started.
 """
 
 
 def load_instrumentor() -> Any:
-    """Give OpenTelemetry's instrumentor of threads, of which there is one.
-
-    Not at the top: this module is imported while ``opentelemetry.propagate`` is, which that needs.
-    """
+    """Return OpenTelemetry's instrumentor of threads, which is a singleton."""
+    # Not at the top: it needs `opentelemetry.propagate`, and this module is imported while that is.
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
     return ThreadingInstrumentor()
 
 
 class ThreadCarriage:
-    """What was done so that threads carry the token, for taking it back."""
+    """The changes through which threads carry the token, kept to undo them."""
 
     def __init__(self) -> None:
         self._patches = Patches()
@@ -70,9 +68,9 @@ class ThreadCarriage:
         self._timer_has_own_start = False
 
     def switch_on(self, instrumentor: Any) -> None:
-        """Instrument threads, unless they are, and keep the token out of executors' own threads.
+        """Instrument threads if they are not instrumented yet, and keep the token out of executors' own threads.
 
-        An executor's thread runs its initializer and the callbacks of all users' futures.
+        A thread of an executor runs its initializer, and the callbacks of the futures of all requests.
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
@@ -81,19 +79,19 @@ class ThreadCarriage:
         self._patches.wrap(futures_thread, "_worker", _without_token)
 
     def switch_off(self) -> None:
-        """Undo `switch_on`, as far as it was ours and still stands."""
+        """Undo `switch_on`, except for instrumentation that the application enabled or has removed."""
         self._patches.undo()
         instrumentor, self._ours = self._ours, None
         if instrumentor is None or not instrumentor.is_instrumented_by_opentelemetry:
             return
         instrumentor.uninstrument()
-        # It leaves its wrapper of the inherited method behind.
+        # `uninstrument` leaves its wrapper of the inherited method behind.
         if not self._timer_has_own_start and "start" in vars(Timer):
             del Timer.start
 
 
 def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Keep the token out of the threads of *module* that `SHARED_WORKERS` names."""
+    """Keep the token out of the functions of *module* in `SHARED_WORKERS`."""
     _, names = SHARED_WORKERS[module.__name__]
     for name in names:
         class_name, _, function_name = name.rpartition(".")
@@ -101,11 +99,10 @@ def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches)
 
 
 def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Have the tasks of a ``ThreadPool`` carry their submitter's token, and its own threads none.
+    """Carry the submitter's token into the tasks of a ``ThreadPool``, and keep it out of the pool's own threads.
 
-    *module* is ``multiprocessing.pool``, or a copy of it. Every method that submits tasks ends in
-    one of the four that are wrapped here. The tasks of a pool of processes are pickled, and stay
-    as they are.
+    *module* is ``multiprocessing.pool``, or a copy of it. Every method that submits tasks calls one
+    of the four that are wrapped here. The tasks of a process pool are pickled, and are not changed.
     """
 
     def carrying_function(original: Function) -> Function:
@@ -119,12 +116,12 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def carrying_mapper(original: Function) -> Function:
         def submit(self: Any, func: Function, iterable: Any, mapper: Function, *args: Any, **kwargs: Any) -> Any:
             if isinstance(self, module.ThreadPool):
-                mapper = _in_this_context(mapper)  # which is called once for each chunk, and not for each item
+                mapper = _in_this_context(mapper)  # called for each chunk, not for each item
             return original(self, func, iterable, mapper, *args, **kwargs)
 
         return submit
 
-    # The three threads that manage a pool start its workers, also later on, run callbacks, and read iterables.
+    # The three threads that manage a pool start its workers, now and later, run callbacks, and read iterables.
     patches.wrap(module.Pool, "__init__", _without_token)
     for name in ("apply_async", "imap", "imap_unordered"):
         patches.wrap(module.Pool, name, carrying_function)
@@ -132,10 +129,10 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Have joblib submit all tasks of a call in the context of that call.
+    """Make joblib submit all tasks of a call in the context of that call.
 
-    *module* is ``joblib.parallel``. It submits most tasks in the callback of an earlier one, and
-    that callback runs in a thread of the pool.
+    *module* is ``joblib.parallel``. It submits most tasks in the callback of an earlier one, which
+    runs in a thread of the pool.
     """
 
     def remembering(original: Function) -> Function:
@@ -161,7 +158,7 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return *function* bound to the current context, if that is a request's, with a token or without one."""
+    """Return *function*, bound to the current context if that is a request's, with or without a token."""
     context = otel_context.get_current()
     if TOKEN_KEY not in context:
         return function
@@ -178,7 +175,7 @@ def _in_this_context(function: Function) -> Function:
 
 def _without_token(original: Function) -> Function:
     def without_token(*args: Any, **kwargs: Any) -> Any:
-        """Run what works for all requests, or start it, without the token of the request that happens to do so."""
+        """Run or start work for all requests, without the token of the request that happens to start it."""
         if TOKEN_KEY not in otel_context.get_current():
             return original(*args, **kwargs)
         attached = otel_context.attach(with_token(None))

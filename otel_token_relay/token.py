@@ -1,12 +1,12 @@
-"""Bearer tokens: the header grammar, the value that never shows itself, and its lease.
+"""Bearer tokens that do not print their value, and the leases under which they may be used.
 
-Invariants, which the rest of the package builds on:
+Invariants that the rest of the package relies on:
 
-* A `BearerToken` holds a string of the b64token alphabet, so it can neither break a header
-  nor hold white space. It does not print, pickle or compare in variable time.
-* A token that came with a request carries that request's `Lease`. When the lease has ended,
-  every holder of the token has nothing, however it got hold of it.
-* A token belongs to the process that received it. A forked child has nothing, whatever its process id is.
+* A `BearerToken` contains only b64token characters, so it can neither break a header nor contain
+  white space. It does not print its value, cannot be pickled, and is compared in constant time.
+* A token that came with a request has that request's `Lease`. When the lease has ended, no code
+  can use the token, regardless of how it obtained it.
+* A token belongs to the process that received it. A forked child has no token, even with the same process id.
 """
 
 from __future__ import annotations
@@ -21,23 +21,18 @@ import secrets
 import string
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, final
 
 Clock = Callable[[], float]
 
 DEFAULT_MAX_LENGTH: Final = 16384
-# What a header line may have beside its token: the scheme and one blank, seven characters.
-_SCHEME_LENGTH: Final = len("Bearer ")
 
 # RFC 6750, section 2.1:   b64token    = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="
-#                          credentials = "Bearer" 1*SP b64token
-# RFC 9110, section 11.1:  the scheme is case-insensitive.  RFC 9110, section 5.5: a field value
-# is read without the white space (SP, HTAB) around it.
 _B64TOKEN_ALPHABET: Final = (string.ascii_letters + string.digits + "-._~+/").encode("ascii")
 _B64TOKEN_TABLE: Final = bytes(ord("A") if byte in _B64TOKEN_ALPHABET else ord("!") for byte in range(256))
 
-# Raised in every forked child. The process id alone does not tell processes apart: in a PID namespace
-# of its own a child can have its parent's, and the system uses ids again.
+# Incremented in every forked child. The process id does not identify a process: in a new PID namespace,
+# a child can have its parent's id, and the system reuses ids.
 _generation = 0
 
 
@@ -49,20 +44,20 @@ def _enter_child() -> None:
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_enter_child)
 
-# Fingerprints are for telling two tokens apart in one process's logs. A plain hash would let
-# whoever reads the log test a token that they hold, so the key is random and never leaves.
+# Fingerprints distinguish tokens in the logs of one process. With a plain hash, a reader of the log
+# could test a token for being in it, so the key is random and never leaves the process.
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 
 def is_b64token(text: str) -> bool:
     """Return whether *text* has the form of a bearer token (RFC 6750, section 2.1)."""
-    # Every request's token passes here, some thousand characters long: a regular expression takes twice as long.
+    # Runs for every request, on a thousand characters or more. A regular expression takes twice as long.
     body = text.rstrip("=")
     return body.isascii() and body.encode("ascii").translate(_B64TOKEN_TABLE).isalpha()
 
 
 class Lease:
-    """How long a token serves: open until `end` is called, by default at once closed then.
+    """The period during which a token may be used: until `end` is called, or a little longer with *linger*.
 
     Safe to share between threads: every change is one assignment.
     """
@@ -73,25 +68,25 @@ class Lease:
         """Open a lease.
 
         Args:
-            seconds: The lease ends by itself after so many; ``None`` for not by itself.
-            clock: Seconds that never go back.
+            seconds: The lease ends by itself after this time; ``None`` if only `end` ends it.
+            clock: Returns seconds and never goes backwards.
         """
         self._clock = clock
         self._deadline = math.inf if seconds is None else clock() + seconds
 
     def end(self, *, linger: float = 0.0) -> None:
-        """End the lease *linger* seconds from now. A lease that ends sooner stays as it is."""
+        """End the lease *linger* seconds from now. A lease that ends sooner is not extended."""
         self._deadline = min(self._deadline, self._clock() + linger)
 
     @property
     def is_open(self) -> bool:
-        """Whether the token still serves."""
+        """Whether the token may still be used."""
         deadline = self._deadline
         return deadline == math.inf or self._clock() < deadline
 
 
 class Verification(Protocol):
-    """What a verifier of this service found out about a token, for one request."""
+    """The result of verifying a token in this service, for one request."""
 
     @property
     def claims(self) -> Mapping[str, object]:
@@ -100,58 +95,67 @@ class Verification(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """Seconds since the epoch; ``None`` where nobody said."""
+        """Seconds since the epoch; ``None`` if unknown."""
         ...
 
     def is_still_valid(self) -> bool:
-        """Whether it has not been revoked since. Does not wait and does not raise."""
+        """Return whether the token has not been revoked since. Does not wait and does not raise."""
         ...
 
 
+@final
 class BearerToken:
-    """A bearer token that does not show itself.
+    """A bearer token that does not print its value.
 
-    ``repr``, ``str``, ``format`` and logging give a keyed fingerprint and the length. Pickling is
-    refused. `reveal` is the only way to the value.
+    ``repr``, ``str``, ``format`` and logging show a keyed fingerprint and the length. Pickling raises
+    `TypeError`. Only `reveal` returns the value.
 
     Args:
         value: A b64token (RFC 6750, section 2.1), without ``Bearer``.
-        lease: How long it serves; ``None`` for a token that no request brought, which then
-            serves until ``…_MAX_AGE`` after *received_at*.
+        lease: The period during which it may be used; ``None`` for a token that did not come with a
+            request, which may be used for ``…_MAX_AGE`` after *received_at*.
         received_at: Seconds of the monotonic clock; ``None`` for now.
 
     Raises:
-        ValueError: *value* is no b64token. The message does not show it.
+        ValueError: *value* is not a b64token. The message does not contain it.
     """
 
     __slots__ = ("__weakref__", "_generation", "_peeked", "_value", "_verification", "lease", "pid", "received_at")
 
-    lease: Final[Lease | None]
-    pid: Final[int]
-    received_at: Final[float]
+    lease: Final[Lease | None]  # type: ignore[misc]  # `_make` sets it
+    pid: Final[int]  # type: ignore[misc]
+    received_at: Final[float]  # type: ignore[misc]
+    _value: str
+    _generation: int
+    _peeked: tuple[float | None, bool] | None
+    _verification: Verification | None
 
-    def __init__(self, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> None:
+    def __new__(cls, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> BearerToken:
         if not isinstance(value, str) or not is_b64token(value):
             raise ValueError(
-                "not a bearer token (RFC 6750, section 2.1): only letters, digits, -._~+/ and a final = may stand there"
+                "not a bearer token (RFC 6750, section 2.1): expected letters, digits, -._~+/ and = at the end only"
             )
-        self._value = value
-        self.lease = lease
-        self.pid = os.getpid()
-        self._generation = _generation
-        self.received_at = time.monotonic() if received_at is None else received_at
-        self._peeked: tuple[float | None, bool] | None = None
-        self._verification: Verification | None = None
+        return _make(value, lease, time.monotonic() if received_at is None else received_at)
+
+    @staticmethod
+    def from_parsed(parsed: str, *, lease: Lease | None = None) -> BearerToken:
+        """Return a token for a result of `parse_credentials`, which is not checked a second time."""
+        return _make(parsed, lease, time.monotonic())
+
+    def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:
+        """Return the same token under another lease. It belongs to the calling process."""
+        received_at = time.monotonic() if received_at is None else received_at
+        return _make(self._value, lease, received_at, self._peeked, self._verification)
 
     def reveal(self) -> str:
-        """Give the value. Whoever calls this answers for where it goes."""
+        """Return the value. The caller is responsible for where it is sent or stored."""
         return self._value
 
     @property
     def expires_at(self) -> float | None:
-        """When it expires, in seconds since the epoch: verified, or else the unverified ``exp`` of a JWT.
+        """When the token expires, in seconds since the epoch: as verified, or else the unverified ``exp`` of a JWT.
 
-        The latter is good enough not to send a token that its issuer calls dead, and for nothing else.
+        Use the unverified one only to avoid sending an expired token.
         """
         if self._verification is not None and self._verification.expires_at is not None:
             return self._verification.expires_at
@@ -159,71 +163,44 @@ class BearerToken:
 
     @property
     def is_sender_constrained(self) -> bool:
-        """Whether a JWT is bound to its sender's key (``cnf``): RFC 9449, section 6; RFC 8705, section 3.1."""
+        """Whether this is a JWT bound to its sender's key (``cnf``): RFC 9449, section 6; RFC 8705, section 3.1."""
         return (self._peeked or self._peek())[1]
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is at home, and its lease, if it has one, is open."""
-        return (
-            self._generation == _generation and self.pid == os.getpid() and (self.lease is None or self.lease.is_open)
-        )
+        """Whether this is the process that received the token, and its lease, if it has one, is open."""
+        return self.is_own_process and (self.lease is None or self.lease.is_open)
 
     @property
     def is_own_process(self) -> bool:
-        """Whether this is the process that received it, and not a fork of it.
+        """Whether this is the process that received the token, and not a fork of it.
 
-        The process id is compared as well, for a fork by code that does not run Python's hooks.
+        The process id is compared as well, because native code can fork without running Python's hooks.
         """
         return self._generation == _generation and self.pid == os.getpid()
 
     @property
     def claims(self) -> Mapping[str, object] | None:
-        """The claims that this service has verified in this request; ``None`` if it has not."""
+        """The claims that this service has verified in this request; ``None`` if it has verified none."""
         return None if self._verification is None else self._verification.claims
 
     @property
     def verification(self) -> Verification | None:
-        """What this service's verifier found in this request; ``None`` if none has looked."""
+        """The result of this service's verifier in this request; ``None`` if the token is not verified."""
         return self._verification
 
     def mark_verified(self, verification: Verification) -> None:
-        """Note that a verifier has accepted this token, for the request that brought it."""
+        """Record that a verifier has accepted this token, for the request that it came with."""
         self._verification = verification
 
     def _peek(self) -> tuple[float | None, bool]:
-        # Two threads may both do this once; they come to the same result.
+        # Two threads may both do this; they get the same result.
         self._peeked = peeked = peek(self._value)
         return peeked
 
-    @classmethod
-    def from_parsed(cls, parsed: str, *, lease: Lease | None = None) -> BearerToken:
-        """Make a token of what `parse_credentials` gave: it was checked there, and once is enough at the door."""
-        token = object.__new__(cls)
-        token._value = parsed
-        token.lease = lease  # type: ignore[misc]  # Final, and this is a constructor
-        token.pid = os.getpid()  # type: ignore[misc]
-        token._generation = _generation
-        token.received_at = time.monotonic()  # type: ignore[misc]
-        token._peeked = None
-        token._verification = None
-        return token
-
-    def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:
-        """Give the same token under another lease. It belongs to the calling process then."""
-        copy = BearerToken.__new__(BearerToken)
-        copy._value = self._value
-        copy.lease = lease  # type: ignore[misc]  # Final, and this is the twin's constructor
-        copy.pid = os.getpid()  # type: ignore[misc]
-        copy._generation = _generation
-        copy.received_at = time.monotonic() if received_at is None else received_at  # type: ignore[misc]
-        copy._peeked = self._peeked
-        copy._verification = self._verification
-        return copy
-
     @property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits that tell this token from others within this process."""
+        """Eight hexadecimal digits that distinguish this token from other tokens in this process."""
         return hmac.new(_FINGERPRINT_KEY, self._value.encode("ascii"), hashlib.sha256).hexdigest()[:8]
 
     def __repr__(self) -> str:
@@ -247,20 +224,45 @@ class BearerToken:
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # A pickled token would outlive its lease and its process, in a queue or on a disk.
+        # In a queue or on a disk, a pickled token would outlive its lease and its process.
         raise TypeError("a BearerToken cannot be pickled or sent to another process")
 
-    __reduce__ = __reduce_ex__  # type: ignore[assignment]  # both spellings are refused
+    __reduce__ = __reduce_ex__  # type: ignore[assignment]  # both protocols are refused
+
+
+_new: Final = object.__new__
+
+
+def _make(
+    value: str,
+    lease: Lease | None,
+    received_at: float,
+    peeked: tuple[float | None, bool] | None = None,
+    verification: Verification | None = None,
+) -> BearerToken:
+    """Create a token without checking *value*.
+
+    A plain function with positional arguments: it runs for every request, and a method takes a tenth longer.
+    """
+    token: Any = _new(BearerToken)  # its attributes are Final
+    token._value = value
+    token.lease = lease
+    token.pid = os.getpid()
+    token._generation = _generation
+    token.received_at = received_at
+    token._peeked = peeked
+    token._verification = verification
+    return token  # type: ignore[no-any-return]
 
 
 def peek(token: str) -> tuple[float | None, bool]:
-    """Read ``exp`` and whether there is a ``cnf`` from a JWT that nobody has verified.
+    """Return the ``exp`` of an unverified JWT, and whether it contains ``cnf``.
 
-    Never raises, whatever the bytes are.
+    Never raises, regardless of the input.
 
     Returns:
-        ``(None, False)`` for an opaque token or one that cannot be read. An ``exp`` that is not
-        a finite number counts as none: the receiving service refuses such a token.
+        ``(None, False)`` for an opaque token or an unreadable JWT. An ``exp`` that is not a finite
+        number is ignored: the receiving service rejects such a token.
 
     Source: RFC 7519, section 4.1.4; RFC 7800, section 3.1.
     """

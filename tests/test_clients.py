@@ -263,8 +263,8 @@ def test_each_retry_of_a_subclassed_transport_is_decided(one: Party) -> None:
     assert one.lines() == [LINE, LINE]
 
 
-def test_a_routing_transport_is_decided_by_the_url_it_sends_to(one: Party) -> None:
-    """The URL that the sending transport receives decides, not the URL that the application called."""
+def test_a_hop_of_a_routing_transport_is_decided_by_the_url_that_is_sent(one: Party) -> None:
+    """The URL that the sending transport receives counts, not the URL that the application called."""
     with party() as other, httpx.Client(transport=_Routes(other.url)) as client:
         install(Settings(destinations=[one.url]))
         with use_token(TOKEN):
@@ -309,7 +309,7 @@ def _wsgi(module: Any, seen: list[str | None]) -> Any:
     [(_mock, False), (_mock, True), (_asgi, True), (_wsgi, False)],
     ids=["mock", "async mock", "asgi", "wsgi"],
 )
-def test_a_transport_without_a_connection_is_decided(module: Any, build: Any, is_async: bool) -> None:
+def test_hops_of_a_transport_without_a_connection_are_decided(module: Any, build: Any, is_async: bool) -> None:
     """Transports for tests and for in-process applications receive the token for listed origins only."""
     seen: list[str | None] = []
     transport = build(module, seen)
@@ -442,7 +442,7 @@ def _frames(error: BaseException | None, seen: set[int]) -> Iterator[FrameType]:
 
 
 @every_client
-def test_no_local_variable_of_ours_contains_the_token_when_a_request_fails(client: Client) -> None:
+def test_no_local_variable_of_the_package_contains_the_token_when_a_request_fails(client: Client) -> None:
     """Error trackers send the variables of every frame, and mask only those with the name of a credential."""
     with hanging_up() as url:
         install(Settings(destinations=[url]))

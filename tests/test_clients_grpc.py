@@ -101,7 +101,7 @@ def test_every_form_of_a_call_carries_its_callers_token(relay, party):
 
 
 def test_no_token_is_sent_to_a_target_without_exactly_one_host(send, party):
-    """Even if every host is listed."""
+    """This holds even if every host is listed."""
     install(Settings(destinations=["http://*:*", "https://*:*"]))
     with use_token(ALICE):
         send(party.socket)
@@ -155,7 +155,7 @@ def test_scheme_and_credentials_of_a_channel(credentials, scheme, has_credential
     ],
 )
 def test_host_and_port_of_a_target(target, host, port):
-    """Without a port, gRPC uses 443, with TLS and without."""
+    """Without a port, gRPC uses 443, with and without TLS."""
     assert _target_of((_Channel("http", target, False, 3), None)) == ("http", host, port)
 
 
@@ -182,8 +182,8 @@ def test_host_and_port_of_a_target(target, host, port):
     ],
 )
 def test_a_target_without_exactly_one_host_is_not_a_destination(target):
-    """It is not a destination, regardless of the list."""
-    with pytest.raises(ValueError, match="one host"):
+    """This does not depend on the configured list."""
+    with pytest.raises(ValueError, match="exactly one host"):
         _target_of((_Channel("http", target, False, 3), None))
 
 

@@ -84,7 +84,7 @@ def test_an_ambiguous_url_has_no_origin(url):
 
 
 @given(st.text(), st.text(), st.none() | st.integers())
-def test_parts_and_urls_never_raise(scheme, host, port):
+def test_origins_of_any_text_never_raise(scheme, host, port):
     """Clients pass any text that their users enter."""
     Origin.of(scheme, host, port)
     Origin.parse(scheme + "://" + host)

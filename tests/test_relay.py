@@ -1,4 +1,4 @@
-"""The decision about one hop, rule by rule, on a request that consists only of its parts."""
+"""The decision about one hop, rule by rule, for a request that has only a target and headers."""
 
 import base64
 import json
@@ -30,8 +30,8 @@ def jwt(**claims):
 class Request:
     """A request without a client."""
 
-    def __init__(self, parts=LISTED, *headers):
-        self.parts = parts
+    def __init__(self, target=LISTED, *headers):
+        self.target = target
         self.headers = headers
 
 
@@ -46,7 +46,7 @@ def decide(token, request=None, context=None, **settings):
         token = BearerToken(token, lease=Lease())
     value = relay.decide(
         request or Request(),
-        lambda r: r.parts,
+        lambda r: r.target,
         lambda r, name: name in r.headers,
         with_token(token, context or Context()),
     )
@@ -64,15 +64,15 @@ def test_a_custom_header_contains_only_the_token():
 
 
 @pytest.mark.parametrize(
-    "parts", [("http", "a", None), ("https", "b", None), ("https", "a", 444), ("https", "a\\@b", None), ("", "", 0)]
+    "target", [("http", "a", None), ("https", "b", None), ("https", "a", 444), ("https", "a\\@b", None), ("", "", 0)]
 )
-def test_another_origin_gets_no_token(parts):
+def test_another_origin_gets_no_token(target):
     """Scheme, host and port must match."""
-    assert decide(OPAQUE, Request(parts)) == (None, Reason.DESTINATION_NOT_LISTED)
+    assert decide(OPAQUE, Request(target)) == (None, Reason.DESTINATION_NOT_LISTED)
 
 
 def test_without_a_token_nothing_is_relayed():
-    """The destination does not matter."""
+    """This holds for every destination."""
     assert decide(None) == (None, Reason.NO_TOKEN)
 
 
@@ -82,7 +82,7 @@ def test_an_empty_list_relays_nothing():
 
 
 def test_an_explicit_credential_wins():
-    """Its kind does not matter."""
+    """This holds for every kind of credential."""
     assert decide(OPAQUE, Request(LISTED, "authorization")) == (None, Reason.EXPLICIT_CREDENTIAL)
 
 
@@ -150,8 +150,8 @@ def test_a_destination_with_an_exchange_never_gets_the_callers_token(parameter):
 @pytest.mark.parametrize(
     "key", [otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"], ids=["new", "old"]
 )
-def test_exporters_are_neither_served_nor_recorded(key):
-    """Their calls are not the caller's."""
+def test_hops_of_exporters_get_no_token_and_are_not_recorded(key):
+    """They do not belong to the caller's request."""
     assert decide(OPAQUE, context=Context({key: True})) == (None,)
 
 
@@ -194,7 +194,7 @@ class TestRequired:
         assert_never_leaked(OPAQUE, str(failure.value), repr(failure.value))
 
     def test_a_valid_token_is_relayed(self):
-        """As without the parameter."""
+        """The parameter does not change this."""
         assert decide(OPAQUE, destinations=self.REQUIRED)[1] is Reason.RELAYED
 
     def test_a_request_with_its_own_credential_is_sent(self):
@@ -214,21 +214,21 @@ class TestRequired:
         assert decide(None, Request(("https", "b", None)), destinations=self.REQUIRED) == (None, Reason.NO_TOKEN)
 
 
-@pytest.mark.parametrize("unreadable", ["parts", "headers"])
+@pytest.mark.parametrize("unreadable", ["target", "headers"])
 def test_an_unreadable_request_is_sent_without_the_token(unreadable, caplog):
     """An error in our code never breaks the application's call."""
     relay = Relay(Settings(destinations=("https://a",)))
 
     def target_of(request):
-        if unreadable == "parts":
-            raise RuntimeError("no parts")
+        if unreadable == "target":
+            raise RuntimeError("no target")
         return LISTED
 
-    def carries(request, name):
+    def has_header(request, name):
         raise RuntimeError("no headers")
 
     with caplog.at_level(logging.DEBUG):
-        assert relay.decide(None, target_of, carries, with_token(BearerToken(OPAQUE))) is None
+        assert relay.decide(None, target_of, has_header, with_token(BearerToken(OPAQUE))) is None
     assert_never_leaked(OPAQUE, caplog.text)
 
 
@@ -257,7 +257,7 @@ def test_a_span_or_meter_that_raises_does_not_change_the_decision():
     ],
 )
 def test_a_url_is_explained(url, reason):
-    """The token is plain and valid."""
+    """The explanation assumes a valid token."""
     relay = Relay(Settings(destinations=("https://a", "https://c;audience=c")))
 
     assert relay.explain(url)[0].reason is reason

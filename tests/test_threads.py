@@ -211,4 +211,4 @@ def test_a_failure_is_reported_once_and_the_relay_works(monkeypatch, caplog):
         with use_token(ALICE):
             assert current_token().reveal() == ALICE
 
-    assert caplog.text.count("cannot take tokens into threads") == 1
+    assert caplog.text.count("cannot carry tokens into threads") == 1

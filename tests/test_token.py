@@ -1,4 +1,4 @@
-"""The header grammar, the token class that does not show its value, the lease, and reading `exp` and `cnf`."""
+"""The header grammar, the token class that does not print its value, leases, and reading `exp` and `cnf`."""
 
 import base64
 import copy
@@ -95,7 +95,7 @@ def test_parsing_a_header_never_raises(values, bare):
 
 
 @given(tokens)
-def test_a_token_never_shows_its_value(value):
+def test_a_token_never_prints_its_value(value):
     """No conversion of a token to text contains its value."""
     token = BearerToken(value)
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s %r", (token, token), None)
@@ -211,7 +211,7 @@ def test_a_timed_lease_ends_after_its_seconds():
         pytest.param({"cnf": None, "exp": 1}, (1.0, True), id="cnf without a value"),
         pytest.param([1], (None, False), id="array"),
         pytest.param("no json", (None, False), id="not JSON"),
-        pytest.param("[" * 100_000, (None, False), id="deep"),
+        pytest.param("[" * 100_000, (None, False), id="deeply nested"),
     ],
 )
 def test_peek_reads_exp_and_cnf_of_a_jwt(payload, expected):
@@ -233,7 +233,7 @@ def test_peek_never_raises(text, payload):
     peek("h." + base64.urlsafe_b64encode(payload).decode() + ".s")
 
 
-def test_a_token_is_peeked_at_once():
+def test_a_token_is_peeked_only_once():
     """For the second hop of a request, the result is reused."""
     token = BearerToken(jwt({"exp": 10}))
 

@@ -1,5 +1,5 @@
-"""The hop of each HTTP client: where its request goes, what it carries, and how a header is added.
+"""The hooks of each client: where its request goes, which headers it has, and how one is added.
 
-Each module knows one library and imports it never: it is given the module once the application
-has imported it. No module holds a rule; `otel_token_relay.relay` decides.
+Each module supports one library and never imports it: its ``patch`` gets the library's module when the
+application has imported that. `otel_token_relay.relay` makes all decisions.
 """

@@ -1,8 +1,8 @@
 """aiohttp's client.
 
-``ClientRequest.send`` runs once for each request that goes out, redirects and WebSocket handshakes
-included. The request is the session's own, but errors and responses show its headers, so what is
-put there is taken out when the headers have been written.
+``ClientRequest.send`` runs once for each outgoing request, including redirects and WebSocket handshakes.
+The request belongs to the session, but errors and responses show its headers, so the added header is
+removed when the headers have been written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from otel_token_relay.runtime import Runtime
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the requests of *module*, which is ``aiohttp.client_reqrep``."""
     relay = runtime.relay
-    # multidict lowercases a name of this type only once.
+    # multidict converts a name of this type to lower case only once.
     name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
     replaces = relay.settings.on_conflict == "replace"
 
@@ -46,7 +46,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_trace(original: Function) -> Function:
         def _on_headers_request_sent(self: Any, method: str, url: Any, headers: Any) -> Any:
-            # Tracing callbacks are the application's telemetry: they see what it set itself.
+            # Tracing callbacks are the application's telemetry: they see the headers that the application set.
             covered = getattr(self, "_token_relay_covers", None)
             if covered is not None:
                 headers = headers.copy()
@@ -67,7 +67,7 @@ def _restore(headers: Any, name: str, values: list[str]) -> None:
 
 def _target_of(call: tuple[Any, Any]) -> Target:
     request, connection = call
-    # The connector decides what to connect to; it can be a Unix socket or a pipe.
+    # The connector may have opened a Unix socket or a pipe.
     if not is_ip_peer(connection.transport.get_extra_info("peername")):
         raise ValueError("not a TCP connection")
     url = request.url

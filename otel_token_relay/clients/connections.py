@@ -50,12 +50,12 @@ def function_of(owner: type, name: str) -> Function:
 
 
 def check_tls_name(name: Any, host: str) -> None:
-    """Check a TLS server name that was set apart from the URL.
+    """Check a TLS server name that was set separately from the URL.
 
-    The server proves that it has this name, and a proxy on the way may route by it.
+    The server's certificate is checked against this name, and proxies may route by it.
 
     Raises:
-        ValueError: The name is not *host*.
+        ValueError: *name* is not *host*.
     """
     expected = normalize_host(host)
     if expected is None or not isinstance(name, str) or normalize_host(name) != expected:

@@ -1,8 +1,8 @@
 """gRPC channels, sync and aio.
 
-An interceptor inside of all others. The destination is the channel's target: ``http`` for a channel
-without TLS, ``https`` for one with. A target that may stand for several hosts, or for none that has
-a name, is no destination.
+Our interceptor is inside all other interceptors. The destination is the channel's target: ``http`` for a
+channel without TLS, ``https`` with TLS. Targets with several possible hosts, or
+without any, get no token.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
@@ -21,12 +21,12 @@ from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import HasHeader, Relay
 from otel_token_relay.runtime import Runtime
 
-# Without a port the resolver takes this one, with TLS and without.
+# The resolver uses this port if the target contains none, with and without TLS.
 DEFAULT_PORT = 443
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
-# A host or an address in brackets, and a port; with `dns:` or without, and with no server to ask.
+# A host, or an address in brackets, and a port; with or without `dns:`, but without a DNS server.
 _read_target = re.compile(
     r"(?:dns:(?:///)?)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
 ).fullmatch
@@ -36,27 +36,27 @@ _SCHEMES = frozenset(
     {"dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds", "xdstp", "google-c2p", "passthrough"}
 )
 
-# Channel credentials that are TLS and nothing more, and those that are neither.
+# Channel credentials that are only TLS, and those without TLS or call credentials.
 _TLS = frozenset({"SSLChannelCredentials"})
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
-# The options that set the TLS server name apart from the target.
+# The options that set a TLS server name other than the target's host.
 _TLS_NAMES = frozenset({"grpc.ssl_target_name_override", "grpc.default_authority"})
 
 
 class _Channel(NamedTuple):
-    """Where a channel goes, and whether it adds credentials that nobody sees."""
+    """The target of a channel, and whether it adds credentials that interceptors cannot see."""
 
     scheme: str
     target: str
     has_credentials: bool
-    # insecure_channel(target, options, compression, interceptors) of aio; secure_channel has credentials too.
+    # insecure_channel(target, options, compression, interceptors) of aio; secure_channel also has credentials.
     interceptors_position: int
     tls_names: tuple[Any, ...] = ()
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the functions that make a channel in *module*, which is ``grpc`` or ``grpc.aio``."""
+    """Hook the functions that create channels in *module*, which is ``grpc`` or ``grpc.aio``."""
     relay = runtime.relay
     join = _joiner_aio(module, relay) if module.__name__ == "grpc.aio" else _joiner(module, relay)
 
@@ -83,7 +83,7 @@ def _read_credentials(target: str, credentials: Any, options: tuple[Any, ...]) -
     if kind in _PLAIN:
         return _Channel("http", target, False, 4)
     names = tuple(option[1] for option in options if option[0] in _TLS_NAMES)
-    # Composite ones write an authorization of their own, below every interceptor.
+    # Composite credentials write their own authorization, below every interceptor.
     return _Channel("https", target, kind not in _TLS, 4, names)
 
 
@@ -93,7 +93,7 @@ def _target_of(call: tuple[_Channel, Any]) -> Target:
     if found is None or found["host"].lower() in _SCHEMES:
         found = _read_address(target)
     if found is None:
-        raise ValueError("this target does not name one host")
+        raise ValueError("expected a target with exactly one host")
     host = found["host"].strip("[]")
     for name in call[0].tls_names:
         named = _read_target(name)
@@ -102,18 +102,18 @@ def _target_of(call: tuple[_Channel, Any]) -> Target:
 
 
 def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
-    # The metadata of call credentials is added below every interceptor, which can neither see nor replace it.
+    # The metadata of call credentials is added below every interceptor: it can be neither seen nor replaced here.
     if call[0].has_credentials or getattr(call[1], "credentials", None) is not None:
         return "fixed"
     return any(key.lower() == name for key, _ in call[1].metadata or ())
 
 
 def _with_token(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
-    """Give the metadata to send instead, or ``None`` to leave the call as it is."""
+    """Return the metadata to send, or ``None`` to leave the call unchanged."""
     value = relay.decide((channel, details), _target_of, _has_header)
     if value is None:
         return None
-    # Keys are lower case on the wire, and gRPC refuses others.
+    # gRPC rejects keys that are not in lower case.
     kept = [(key, held) for key, held in details.metadata or () if key.lower() != relay.header]
     return [*kept, (relay.header, value)]
 
@@ -136,7 +136,7 @@ def _joiner(module: Any, relay: Relay) -> Join:
         return continuation(details if metadata is None else _replace(details, metadata), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
-    # Created once: a class is a reference cycle, so one per channel would be left to the garbage collector.
+    # Created once: a class is a reference cycle, so only the garbage collector could free one per channel.
     interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
 
     def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
@@ -153,7 +153,7 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
             details = module.ClientCallDetails(*values, details.wait_for_ready)
         return await continuation(details, request)
 
-    # A channel sorts its interceptors by class and takes each for one kind of call.
+    # A channel sorts its interceptors by class, and uses each for one kind of call only.
     bases = {kind: getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS}
     interceptors = [_interceptor_class((base,), {f"intercept_{kind}": intercept}) for kind, base in bases.items()]
 

@@ -1,8 +1,8 @@
-"""Names of headers, as applications spell them."""
+"""Header names in the forms that applications use."""
 
 from __future__ import annotations
 
 
 def lower(name: str | bytes) -> str:
-    """Give the name in lower case. Clients that build on http.client also take bytes."""
+    """Return *name* in lower case. Clients based on http.client also accept bytes."""
     return (name.decode("latin-1") if isinstance(name, bytes) else name).lower()

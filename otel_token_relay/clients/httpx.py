@@ -1,7 +1,7 @@
-"""httpx and httpx2: every transport that sends, one request at a time.
+"""The transports of httpx and httpx2.
 
-Redirects, retries of the application and authentication flows all pass here once for each
-request that goes out. The caller's request is not touched: the transport gets a copy.
+A transport's method runs once for each outgoing request, including redirects, retries and authentication
+flows. The caller's request is not changed: the transport gets a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from otel_token_relay.runtime import Runtime
 SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
 ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
 
-PartsOf = Callable[[tuple[Any, Any]], Target]
+TargetOf = Callable[[tuple[Any, Any]], Target]
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -31,16 +31,16 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     hooked: dict[Function, Function] = {}
 
     def has_header(call: tuple[Any, Any], _: str) -> bool:
-        # `in` finds out the encoding first, by decoding every header: instrumentation hands on a fresh copy each time.
+        # `in` first determines the encoding, by decoding every header; a copy by instrumentation has none cached.
         return wanted in [key.lower() for key, _ in call[1].headers.raw if len(key) == length]
 
     def with_header(request: Any, value: str) -> Any:
-        # The library's own way to copy a request drops its stream. Everything but the headers
-        # is shared, so that a body is still read from where it lies.
+        # The library's way to copy a request drops its stream. The copy shares everything but the headers,
+        # so that the transport reads the original body.
         headers = headers_class(request.headers)
         headers[header] = value
         try:
-            # The copy loses it. It is set after our header, which must be encoded as ASCII.
+            # The copied headers lack the encoding. It is set after our header, which must be encoded as ASCII.
             if (encoding := request.headers._encoding) is not None:
                 headers.encoding = encoding
         except AttributeError:
@@ -50,9 +50,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         fields["headers"] = headers
         return copy
 
-    # Error trackers send the local variables of every frame that an exception passes, so ours drop the
-    # value before the request is sent.
-    def build_sync(target_of: PartsOf, original: Function) -> Function:
+    # Error trackers send the local variables of every frame that an exception passes, so the value is
+    # deleted before the request is sent.
+    def build_sync(target_of: TargetOf, original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
             value = relay.decide((self, request), target_of, has_header)
             if value is not None:
@@ -63,7 +63,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         hooked[original] = handle_request
         return handle_request
 
-    def build_async(target_of: PartsOf, original: Function) -> Function:
+    def build_async(target_of: TargetOf, original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
             value = relay.decide((self, request), target_of, has_header)
             if value is not None:
@@ -87,27 +87,27 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return build
 
     for name in SYNC_TRANSPORTS:
-        target_of = _parts_of_pooled if name == "HTTPTransport" else _target_of
+        target_of = _target_of_pooled if name == "HTTPTransport" else _target_of
         patches.wrap(getattr(module, name), "handle_request", partial(build_sync, target_of))
     for name in ASYNC_TRANSPORTS:
-        target_of = _parts_of_pooled if name == "AsyncHTTPTransport" else _target_of
+        target_of = _target_of_pooled if name == "AsyncHTTPTransport" else _target_of
         patches.wrap(getattr(module, name), "handle_async_request", partial(build_async, target_of))
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
-        if "_transport_for_url" in vars(client):  # private: without it those transports get nothing
+        if "_transport_for_url" in vars(client):  # private: without it, those transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
 
 
 def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:
-    """Hook a transport that has a method of its own, made from the class's before we were there.
+    """Hook a transport whose instance has its own copy of the method, from before the installation.
 
-    ``instrument_client`` binds the method that it finds into a proxy on the instance, for good.
+    ``instrument_client`` permanently binds the current method of the class to a proxy on the instance.
     """
     *_, (proxy, method) = layers_of(vars(transport)[name])
     function = getattr(method, "__func__", None)
     if function is None or method.__self__ is not transport:
         return
     for original, replacement in hooked.items():
-        # One of a former installation, which is inert now, has the same code in another closure.
+        # The function of a former installation, now without effect, has the same code in another closure.
         is_former = function.__code__ is replacement.__code__ and function.__wrapped__ is original
         if function is original or (is_former and function is not replacement):
             bound = MethodType(replacement, transport)
@@ -120,11 +120,11 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
 
 # A path with a query (RFC 9112, section 3.2.1). Two slashes at the start could be read as an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# The network backends of httpcore that were seen so far. They connect to the host that they are given.
+# The network backends of httpcore that have been used so far. They connect to the given host.
 _backends: Final[set[type]] = set()
 
 
-def _parts_of_pooled(call: tuple[Any, Any]) -> Target:
+def _target_of_pooled(call: tuple[Any, Any]) -> Target:
     pool = call[0]._pool
     try:
         if pool._uds is not None:
@@ -134,26 +134,26 @@ def _parts_of_pooled(call: tuple[Any, Any]) -> Target:
     except AttributeError:
         if _is_httpcores(type(pool)):
             raise
-        # A pool that the application defined is judged by the URL, like `MockTransport`.
+        # For a pool of the application, the URL is the target, as for `MockTransport`.
     return _target_of(call)
 
 
 def _target_of(call: tuple[Any, Any]) -> Target:
     request = call[1]
     url, extensions = request.url, request.extensions
-    # raw_host is what goes to the resolver: already IDNA 2008, whatever the URL looked like.
-    parts = url.scheme, url.raw_host.decode("ascii"), url.port
+    # raw_host is passed to the resolver. It is encoded by IDNA 2008, regardless of how the URL was written.
+    target = url.scheme, url.raw_host.decode("ascii"), url.port
     if "target" in extensions:
-        _check_target(extensions["target"], request, parts)
+        _check_request_target(extensions["target"], request, target)
     if "sni_hostname" in extensions:
-        check_tls_name(extensions["sni_hostname"] or parts[1], parts[1])
-    return parts
+        check_tls_name(extensions["sni_hostname"] or target[1], target[1])
+    return target
 
 
 def _learn(backend: type) -> None:
-    """Add a network backend of httpcore. Other classes are not added, so that they are not kept alive here."""
+    """Add a network backend of httpcore. Classes of an application are not added: the set would keep them alive."""
     if not _is_httpcores(backend):
-        raise ValueError("the transport is not connected by httpcore")
+        raise ValueError("the connection is not opened by httpcore")
     _backends.add(backend)
 
 
@@ -161,14 +161,14 @@ def _is_httpcores(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("httpcore", "httpcore2")
 
 
-def _check_target(target: Any, request: Any, parts: Target) -> None:
-    """Check the target that is sent instead of the URL's path. A forward proxy takes the destination from it.
+def _check_request_target(request_target: Any, request: Any, target: Target) -> None:
+    """Check a request target that replaces the URL's path. A forward proxy reads the destination from it.
 
     Raises:
-        ValueError: The target is not a path, or the ``Host`` header is not the URL's host.
+        ValueError: The request target is not a path, or the ``Host`` header is not the URL's host.
     """
-    if not isinstance(target, bytes) or (target != b"*" and not _is_path(target)):
+    if not isinstance(request_target, bytes) or (request_target != b"*" and not _is_path(request_target)):
         raise ValueError("the request target is not a path")
     hosts = [value for key, value in request.headers.raw if key.lower() == b"host"]
-    if [Origin.parse(f"{parts[0]}://{host.decode('ascii')}") for host in hosts] != [Origin.of(*parts)]:
+    if [Origin.parse(f"{target[0]}://{host.decode('ascii')}") for host in hosts] != [Origin.of(*target)]:
         raise ValueError("the Host header is not the host of the URL")

@@ -1,10 +1,10 @@
-"""Tornado's AsyncHTTPClient, in its standard implementation, which needs no library.
+"""Tornado's AsyncHTTPClient, in its default implementation without pycurl.
 
-Every hop has a connection of its own, and its headers are written once. Ours is added at that point,
+Every hop has its own connection, and its headers are written once. Our header is added at that point,
 because Tornado copies the headers of a request to the next hop of a redirect.
 
-The client starts waiting requests from whichever request is done first, in that one's context. So
-the context is taken in ``fetch`` and put back in ``run``.
+When a request is done, the client starts a waiting one in the context of the former. So ``fetch_impl`` stores
+the context, and ``run`` restores it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     relay = runtime.relay
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
-        """The headers of a request, with ours added for the code that writes all of them.
+        """The headers of a request, with ours added when all of them are written.
 
-        It shares the state of the headers and is no copy. Tornado's own copy rejects values that Tornado sends
-        otherwise, and the headers that Tornado sets while it writes must remain on the request.
+        It shares the state of the headers instead of copying them: Tornado's copy rejects values that Tornado
+        otherwise sends, and the headers that Tornado sets while it writes must remain on the request.
         """
 
         __slots__ = ("_headers", "_ours")
@@ -47,7 +47,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_fetch(original: Function) -> Function:
         def fetch_impl(self: Any, request: Any, callback: Any) -> Any:
-            # A proxy of the caller's request, made for this one fetch.
+            # *request* is a proxy of the caller's request, created for this fetch only.
             request._token_relay_context = otel_context.get_current()
             return original(self, request, callback)
 
@@ -76,7 +76,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             write_headers = connection.write_headers
 
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
-                # Headers are written once. The wrapper refers to the connection: left on it, it would be a cycle.
+                # Headers are written once. The wrapper refers to the connection, so it would be a reference cycle.
                 connection.__dict__.pop("write_headers", None)
                 value = relay.decide((self, headers), _target_of, _has_header)
                 if value is not None:
@@ -94,7 +94,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         if not is_tcp(hop.stream.socket):  # the resolver may return a Unix socket
             raise ValueError("not a TCP connection")
         _, port = module.httputil.split_host_and_port(hop.parsed.netloc.rpartition("@")[2])
-        # As the resolver will encode it, which is IDNA 2003.
+        # As the resolver will encode it, by IDNA 2003.
         return hop.parsed.scheme, hop.parsed_hostname.encode("idna").decode("ascii"), port
 
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)

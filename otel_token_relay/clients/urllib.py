@@ -1,9 +1,9 @@
 """urllib.request of the standard library.
 
-``do_open`` runs once for each request that goes out, redirects included. A ``Request`` may be
-used again, by another thread at the same moment even, so ours is put on a copy.
+``do_open`` runs once for each outgoing request, including redirects. A ``Request`` may be used again, even by
+another thread at the same time, so our header is added to a copy.
 
-The connection decides where a request goes. If its class is not one of http.client's, the connection is
+The connection determines where a request goes. If its class is not from http.client, the connection is
 created for the decision and then used for the request.
 """
 
@@ -71,10 +71,10 @@ def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Func
 
 
 class Destinations:
-    """Read where a request goes, given that http.client's own code opens its connection.
+    """Determine where a request goes. Code of http.client must open its connection.
 
     Attributes:
-        classes: The connection classes of http.client. Only their ``connect`` has to be checked.
+        classes: The connection classes of http.client. Only their ``connect`` must be checked.
     """
 
     def __init__(self, module: ModuleType) -> None:
@@ -89,8 +89,8 @@ class Destinations:
         """Return the destination of one request.
 
         Raises:
-            ValueError: There is none, or more than one.
-            KeyError: The connection is opened by other code than http.client's.
+            ValueError: The request has no destination, or more than one.
+            KeyError: Code other than http.client's opens the connection.
         """
         request, http_class = call
         connect = getattr(http_class, "connect", None)
@@ -101,13 +101,13 @@ class Destinations:
             connection = http_class()
             scheme = self._scheme_of_connect[connection.connect.__func__]
             if connection._create_connection is not socket.create_connection:
-                raise ValueError("the connection has its own function to connect")
+                raise ValueError("the connection replaces http.client's function to connect")
             if connection.sock is not None and not is_tcp(connection.sock):
                 raise ValueError("not a TCP connection")
             host, port = connection.host, connection.port
         target = request.selector
         if request._tunnel_host:
-            # Not always TLS: a request that is given another URL keeps its tunnel.
+            # Not always TLS: a request keeps its tunnel when its URL is changed.
             host, port = _split(request._tunnel_host)
         elif request.has_proxy():
             if len(request.get_method().split()) != 1:
@@ -115,14 +115,14 @@ class Destinations:
             return origin_of_proxied(target)
         if target and not target.startswith("/"):
             raise ValueError("the request target is not a path")
-        # Sockets encode a name by IDNA 2003.
+        # Sockets encode names by IDNA 2003.
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
         return scheme, host, port
 
 
 def _split(authority: str) -> tuple[str, int | None]:
-    """Split off the port as http.client does."""
+    """Return the host and the port, separated as http.client does."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""

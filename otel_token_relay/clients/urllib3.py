@@ -1,10 +1,10 @@
-"""urllib3, and so requests, botocore and whatever else sends through its pools.
+"""urllib3, and thereby requests, botocore and other libraries that send through its pools.
 
-``_make_request`` runs once for each attempt that goes out, after retries and redirects were
-decided, and its headers are the pool's own argument. ``urlopen`` calls itself for a retry and
-would take our header of the first attempt for the caller's.
+``_make_request`` runs once for each attempt, below retries and redirects, and its headers are an argument
+of the pool. ``urlopen`` calls itself for a retry, and would mistake our header of the first attempt for the
+caller's.
 
-The connection decides where a request goes, and not the pool: a pool for a Unix socket has a host, too.
+The connection determines where a request goes, not the pool: a pool for a Unix socket also has a host.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return copy
 
     def build(original: Function) -> Function:
-        # The arguments are handed on as they came: naming them makes the call twice as dear.
+        # The arguments are passed on unchanged: naming them makes the call twice as expensive.
         def _make_request(*args: Any, **kwargs: Any) -> Any:
-            if len(args) == 4:  # self, conn, method, url: how every release calls it
+            if len(args) == 4:  # self, conn, method, url: every release calls it like this
                 headers = kwargs.get("headers")
                 value = relay.decide((args, headers), target_of, _has_header)
                 if value is not None:
                     kwargs["headers"] = with_header(headers, value)
-                    # Error trackers send the local variables of every frame that an exception passes,
-                    # and find a token under the name of its header only.
+                    # Error trackers send the local variables of every frame that an exception passes, and
+                    # recognize a token only by the name of its header.
                     del value
             return original(*args, **kwargs)
 
@@ -60,8 +60,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
-    """Return a function that reads where a request goes, given that urllib3's own code opens its connection."""
-    # Functions of urllib3 only, so that no class of an application is kept alive here.
+    """Return a function that determines where a request goes. Code of urllib3 must open its connection."""
+    # Only functions of urllib3, so that classes of an application are not kept alive.
     scheme_of_connect = {
         function_of(module.HTTPConnection, "connect"): "http",
         function_of(module.HTTPSConnection, "connect"): "https",
@@ -83,8 +83,8 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
         """Return the destination of a request, given the positional arguments of ``_make_request`` and the headers.
 
         Raises:
-            ValueError: There is none, or more than one.
-            AttributeError: The connection is not one of urllib3's.
+            ValueError: The request has no destination, or more than one.
+            AttributeError: The connection is not urllib3's.
         """
         _, connection, _, url = call[0]
         kind = type(connection)
@@ -96,10 +96,10 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
             learn(kind)
         attributes = connection.__dict__
         if "connect" in attributes or "_new_conn" in attributes:
-            raise ValueError("the connection has its own function to connect")
+            raise ValueError("the connection replaces urllib3's function to connect")
         opened = connection.sock
         try:
-            # The first check of `is_tcp`, without the cost of a call.
+            # The first check of `is_tcp`, repeated here to save the call.
             is_other = opened is not None and opened.proto != TCP
         except AttributeError:
             is_other = True
@@ -121,17 +121,17 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
 
 
 def _target_of_proxied(own: Target, connection: Any, url: str) -> Target:
-    """Return the destination of a request that goes through a proxy, or that has a whole URL as its target."""
+    """Return the destination of a request that uses a proxy, or whose target is a complete URL."""
     proxy = connection.proxy
     if url.startswith("/"):
         if connection._tunnel_host is None:
-            raise ValueError("the target for the forward proxy has no host")
+            raise ValueError("expected a complete URL as the target for a forward proxy")
         return own
-    # A forward proxy takes the destination from the URL; a tunnel ends at the connection's.
+    # A forward proxy reads the destination from the URL; a tunnel ends at the connection's.
     destination = origin_of_proxied(url)
     is_proxys = proxy is not None and Origin.of(*own) == Origin.of(proxy.scheme, proxy.host, proxy.port)
     if not is_proxys and destination != Origin.of(*own):
-        raise ValueError("the connection and the URL name two destinations")
+        raise ValueError("the connection and the URL have different destinations")
     return destination
 
 
@@ -147,13 +147,13 @@ def _has_header(call: tuple[Any, Any], name: str) -> bool:
 
 
 def _copy(headers: Any, header: str, multiple: Function) -> Any:
-    """Return a copy that can be changed. *multiple* is a class that keeps repeated names."""
+    """Return a mutable copy of *headers*. *multiple* is a class that keeps repeated names."""
     if _is_requests(headers):
         return dict(headers._store.values())
     try:
         copy = headers.copy()
         copy[header] = ""
-    except Exception:  # some mappings have no copy, or none that can be changed
+    except Exception:  # some mappings have no copy, or an immutable one
         return multiple(headers.items())
     return copy
 
@@ -162,6 +162,6 @@ def _is_requests(headers: Any) -> bool:
     """Return whether these are the headers of requests.
 
     Their ``_store`` maps names in lower case to pairs of name and value. Reading it takes a fraction of the
-    time that their public methods take.
+    time of their public methods.
     """
     return type(headers).__module__ == "requests.structures"

@@ -1,4 +1,4 @@
-"""h07: a comma in a parameter makes no destination of what comes after it."""
+"""h07: the text after a comma in a parameter does not become a destination."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ def listed(text: str) -> list[str]:
     ("text", "expected", "problems"),
     [
         pytest.param("https://g.x;audience=orders.x,billing.x", [], 1, id="two audiences"),
-        pytest.param("https://g.x;audience=a,b,c,d", [], 1, id="a run of words"),
-        pytest.param("https://g.x;audience=a, b ,\tc", [], 1, id="blanks around them"),
-        pytest.param("https://g.x;audience=a,,b.x,", [], 1, id="empty items between"),
-        pytest.param("https://g.x;audience=,b.x", [], 1, id="a comma right after the name"),
+        pytest.param("https://g.x;audience=a,b,c,d", [], 1, id="several words"),
+        pytest.param("https://g.x;audience=a, b ,\tc", [], 1, id="surrounding white space"),
+        pytest.param("https://g.x;audience=a,,b.x,", [], 1, id="empty items"),
+        pytest.param("https://g.x;audience=,b.x", [], 1, id="comma directly after the name"),
         pytest.param("https://g.x;scope=read,write", [], 1, id="two scopes"),
-        pytest.param("https://g.x;required,b.x", [], 1, id="a parameter without a value"),
-        pytest.param("https://g.x;audience=a,b.x;scope=c,d", [], 1, id="parameters in the run"),
-        pytest.param("g.x;audience=a,b.x", [], 1, id="no scheme at all"),
-        pytest.param("https://g.x;audience=a,*", [], 1, id="a wildcard"),
-        pytest.param("https://g.x;audience=a,*.x:*", [], 1, id="a wide wildcard"),
-        pytest.param("https://g.x;audience=a,localhost:8080", [], 1, id="a port"),
-        pytest.param("https://g.x;audience=a,//b.x", [], 1, id="a scheme that is left out"),
-        pytest.param("https://g.x;audience=a,x=https://b.x", [], 1, id="a scheme further on"),
-        pytest.param("https://g.x;audience=a,https:b.x", [], 1, id="half a scheme"),
+        pytest.param("https://g.x;required,b.x", [], 1, id="parameter without a value"),
+        pytest.param("https://g.x;audience=a,b.x;scope=c,d", [], 1, id="parameters in the skipped items"),
+        pytest.param("g.x;audience=a,b.x", [], 1, id="no scheme"),
+        pytest.param("https://g.x;audience=a,*", [], 1, id="wildcard"),
+        pytest.param("https://g.x;audience=a,*.x:*", [], 1, id="wide wildcard"),
+        pytest.param("https://g.x;audience=a,localhost:8080", [], 1, id="port"),
+        pytest.param("https://g.x;audience=a,//b.x", [], 1, id="omitted scheme"),
+        pytest.param("https://g.x;audience=a,x=https://b.x", [], 1, id="scheme later in the item"),
+        pytest.param("https://g.x;audience=a,https:b.x", [], 1, id="incomplete scheme"),
         pytest.param(
-            "https://g.x;audience=a,ftp://b.x,c.x", ["https://g.x;audience=a"], 1, id="another scheme, then a word"
+            "https://g.x;audience=a,ftp://b.x,c.x", ["https://g.x;audience=a"], 1, id="unsupported scheme, then a word"
         ),
-        pytest.param("https://g.x;x=1,b.x,https://c.x", ["https://c.x"], 1, id="a good entry after the run"),
-        pytest.param("https://c.x,https://g.x;scope=a,b", ["https://c.x"], 1, id="a good entry before it"),
+        pytest.param("https://g.x;x=1,b.x,https://c.x", ["https://c.x"], 1, id="valid entry after them"),
+        pytest.param("https://c.x,https://g.x;scope=a,b", ["https://c.x"], 1, id="valid entry before them"),
         pytest.param("https://c.x,d.x", ["https://c.x", "https://d.x"], 0, id="no parameters, no scheme"),
         pytest.param(
             "c.x;required,HTTPS://d.x", ["https://c.x;required", "https://d.x"], 0, id="parameters and a scheme"
         ),
-        pytest.param("https://g.x;audience=a%2Cb.x", ["https://g.x;audience=a%2Cb.x"], 0, id="an encoded comma"),
-        pytest.param("https://g.x;scope=read write", ["https://g.x;scope=read write"], 0, id="a blank"),
+        pytest.param("https://g.x;audience=a%2Cb.x", ["https://g.x;audience=a%2Cb.x"], 0, id="encoded comma"),
+        pytest.param("https://g.x;scope=read write", ["https://g.x;scope=read write"], 0, id="space"),
     ],
 )
-def test_h07_what_follows_parameters_needs_a_scheme(text: str, expected: list[str], problems: int) -> None:
-    """Otherwise both are skipped, with the whole run; entries beside them count. Each run is one problem."""
+def test_h07_an_entry_after_parameters_needs_a_scheme(text: str, expected: list[str], problems: int) -> None:
+    """Without one, both entries and the items that follow are skipped with one problem. Other entries apply."""
     settings = read(text)
 
     assert [str(destination) for destination in settings.entries] == expected
@@ -69,8 +69,8 @@ SKIPPED = ["https://g.x;audience=orders,billing.x", "https://g.x;required,b", "h
 
 
 @pytest.mark.parametrize("text", SKIPPED)
-def test_h07_the_skipped_origin_gets_nothing_from_wider_entries(text: str) -> None:
-    """Nor does an origin in the run that has parameters: they may have been meant."""
+def test_h07_wider_entries_do_not_apply_to_a_skipped_origin(text: str) -> None:
+    """Nor to a skipped origin with parameters: the operator may have intended them."""
     relay = Relay(read(f"https://*,https://*.x,{text}"))
 
     assert relay.explain("https://g.x/")[0].outcome == "withheld"
@@ -81,7 +81,7 @@ def test_h07_the_skipped_origin_gets_nothing_from_wider_entries(text: str) -> No
 
 @pytest.mark.parametrize("text", SKIPPED)
 def test_h07_the_problem_names_the_entry_and_what_to_do(text: str) -> None:
-    """One problem for the whole run."""
+    """There is one problem for all skipped items."""
     settings = read(text)
 
     assert len(settings.problems) == 1
@@ -102,7 +102,7 @@ def test_h07_the_problem_names_the_entry_and_what_to_do(text: str) -> None:
     ],
 )
 def test_h07_no_problem_shows_a_password(text: str) -> None:
-    """Wherever the commas cut it."""
+    """The commas may split it anywhere."""
     shown = "".join(read(text).problems)
 
     assert shown
@@ -111,8 +111,8 @@ def test_h07_no_problem_shows_a_password(text: str) -> None:
     assert "er2@" not in shown
 
 
-def test_h07_check_and_explain_report_it() -> None:
-    """The command line exits with 1, and the word is no destination."""
+def test_h07_check_and_explain_report_the_problem() -> None:
+    """Both commands exit with 1, and the word is not listed as a destination."""
     variables = {"OTEL_PROPAGATORS": "tracecontext,token_relay", DESTINATIONS: SKIPPED[0]}
     status, output = run("check", **variables)
     explained, explanation = run("explain", "https://billing.x/", **variables)
@@ -125,8 +125,8 @@ def test_h07_check_and_explain_report_it() -> None:
 @pytest.mark.parametrize(
     "text", ["https://a;audience=b,c", "https://a,https://b", "https://a;audience=b,https://c", ",", "https://a,"]
 )
-def test_h07_a_comma_in_code_is_an_error_that_says_so(text: str) -> None:
-    """A text in code is one entry."""
+def test_h07_a_comma_in_code_raises_an_error_about_it(text: str) -> None:
+    """In code, each string is one entry."""
     with pytest.raises(ConfigurationError, match=r"comma.*%2C") as failure:
         Settings(destinations=["https://first", text])
 
@@ -154,8 +154,8 @@ def test_h07_a_comma_in_code_is_an_error_that_says_so(text: str) -> None:
         "\udc80",
     ],
 )
-def test_h07_a_value_that_cannot_be_read_skips_its_entry(value: str) -> None:
-    """Bad percent-encoding, control characters and what is not ASCII; the origin gets nothing from wider entries."""
+def test_h07_an_entry_with_an_invalid_value_is_skipped(value: str) -> None:
+    """Invalid percent-encoding, control characters and non-ASCII characters. Wider entries do not apply instead."""
     settings = read(f"https://*.x,https://g.x;audience={value}")
 
     assert listed(f"https://g.x;audience={value}") == []
@@ -179,7 +179,7 @@ def test_h07_a_value_that_cannot_be_read_skips_its_entry(value: str) -> None:
     ],
 )
 def test_h07_values_are_percent_decoded_once(text: str, value: str) -> None:
-    """A plus sign is a plus sign."""
+    """A plus sign is not decoded to a space."""
     assert Destination.parse(f"https://a;resource={text}").resource == value
 
 
@@ -190,7 +190,7 @@ printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_s
 def test_h07_a_destination_round_trips(
     required: bool, audience: str | None, scope: str | None, resource: str | None
 ) -> None:
-    """Its text reads the same again, alone and in a list."""
+    """Its text parses to the same destination, alone and in a list."""
     one = Destination(OriginPattern.parse("https://a"), required, audience, scope, resource)
     other = Destination.parse("https://b")
 
@@ -200,8 +200,8 @@ def test_h07_a_destination_round_trips(
 
 
 @pytest.mark.parametrize("value", ["", "ü", "a\nb", "\x7f"])
-def test_h07_a_value_that_no_text_could_hold_is_refused_in_code(value: str) -> None:
-    """What `str` could not write is no value."""
+def test_h07_a_value_that_cannot_be_written_as_text_is_rejected_in_code(value: str) -> None:
+    """`str` could not represent it."""
     with pytest.raises(ValueError, match="printable ASCII"):
         Destination(OriginPattern.parse("https://a"), scope=value)
 
@@ -234,7 +234,7 @@ values = st.lists(pieces | st.text(max_size=3), max_size=12).map("".join)
 
 @given(values, st.sampled_from(["audience", "scope", "resource"]), st.sampled_from(["", "https://first,", "first,"]))
 def test_h07_no_value_lists_an_origin(value: str, name: str, before: str) -> None:
-    """For any text of a value, only items with a scheme, or after an entry without parameters, are destinations."""
+    """For any value, only items with a scheme or after an entry without parameters are destinations."""
     text = f"{before}https://g.x;{name}={value}"
     items = [item for item in map(str.strip, text.split(",")) if item]
     allowed = set()
@@ -248,7 +248,7 @@ def test_h07_no_value_lists_an_origin(value: str, name: str, before: str) -> Non
     settings = read(text)
 
     assert {destination.pattern for destination in settings.entries} <= allowed
-    # What comes directly after the value's own entry is never listed without a scheme of its own.
+    # An item directly after the entry with the value is never listed without its own scheme.
     start = next(number for number, item in enumerate(items) if item.startswith("https://g.x;"))
     run = []
     for item in items[start + 1 :]:
@@ -264,7 +264,7 @@ def test_h07_no_value_lists_an_origin(value: str, name: str, before: str) -> Non
 
 @given(st.text())
 def test_h07_splitting_loses_nothing(text: str) -> None:
-    """Every item of the list is in some entry, in order."""
+    """Every item of the list is in an entry, in order."""
     items = [item for item in map(str.strip, text.split(",")) if item]
 
     assert [item for entry in split_entries(text) for item in entry.split(",")] == items

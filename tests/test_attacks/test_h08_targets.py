@@ -82,14 +82,14 @@ def between() -> Iterator[Proxy]:
 # that begins with a slash becomes part of the URL that the proxy gets, so the proxy goes to the listed server.
 TARGETS = {
     "absolute": (lambda url: f"{url}/x".encode(), True),
-    "absolute, scheme in capitals": (lambda url: f"{url}/x".replace("http", "HTTP").encode(), True),
+    "absolute, upper-case scheme": (lambda url: f"{url}/x".replace("http", "HTTP").encode(), True),
     "absolute, as text": (lambda url: f"{url}/x", True),
     "two slashes": (lambda url: f"//{urlsplit(url).netloc}/x".encode(), True),
     "authority": (lambda url: urlsplit(url).netloc.encode(), True),
     "user and authority": (lambda url: f"/@{urlsplit(url).netloc}/x"[1:].encode(), False),
     "slash and backslash": (lambda url: f"/\\{urlsplit(url).netloc}/x".encode(), False),
-    "bytes that can be changed": (lambda url: bytearray(f"{url}/x".encode()), False),
-    "query alone": (lambda url: b"?x", False),
+    "mutable bytes": (lambda url: bytearray(f"{url}/x".encode()), False),
+    "only a query": (lambda url: b"?x", False),
     "empty": (lambda url: b"", False),
     "none": (lambda url: None, False),
 }
@@ -97,10 +97,10 @@ TARGETS = {
 
 @every_httpx
 @pytest.mark.parametrize("kind", TARGETS)
-def test_h08_a_target_that_is_no_path_names_no_destination(
+def test_h08_a_target_that_is_not_a_path_gets_no_token(
     send: Send, module: ModuleType, kind: str, listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """A forward proxy goes where the target says, so a request whose target is not a path gets no token."""
+    """A forward proxy connects to the target, so a request whose target is not a path gets no token."""
     make, leads_there = TARGETS[kind]
     leads_there = leads_there and (module is httpx or kind != "two slashes")
     # Some of them cannot be sent.
@@ -146,32 +146,32 @@ def test_h08_a_path_as_the_target_is_relayed(
 
 HOSTS = {
     "another host": lambda netloc: [("host", netloc)],
-    "in capitals": lambda netloc: [("HOST", netloc)],
+    "upper case": lambda netloc: [("HOST", netloc)],
     "another name of the same host": lambda netloc: [("Host", f"localhost:{netloc.rpartition(':')[2]}")],
-    "two of them": lambda netloc: [("Host", netloc), ("Host", netloc)],
-    "with a user": lambda netloc: [("Host", f"user@{netloc}")],
+    "duplicate": lambda netloc: [("Host", netloc), ("Host", netloc)],
+    "with user info": lambda netloc: [("Host", f"user@{netloc}")],
 }
 
 
 @every_httpx
 @pytest.mark.parametrize("kind", HOSTS)
-def test_h08_a_path_and_another_host_name_no_destination(
+def test_h08_a_path_with_another_host_gets_no_token(
     send: Send, module: ModuleType, kind: str, listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """A proxy that gets only a path goes to the host of the Host header, so that must be the URL's host."""
+    """A proxy that gets only a path connects to the host of the Host header, which must be the URL's host."""
     headers = HOSTS[kind](urlsplit(evil.url).netloc)
-    with use_token(TOKEN), suppress(*([module.HTTPError] if kind in ("two of them", "with a user") else [])):
+    with use_token(TOKEN), suppress(*([module.HTTPError] if kind in ("duplicate", "with user info") else [])):
         send(module, listed.url, via=between.url, extensions={"target": b"/x"}, headers=headers)
 
     assert not any(request.holds(TOKEN) for request in between.requests)
     evil.assert_saw_no(TOKEN)
     listed.assert_saw_no(TOKEN)
     if module is httpx:
-        assert len(evil.requests) == (kind not in ("two of them", "with a user"))
+        assert len(evil.requests) == (kind not in ("duplicate", "with user info"))
 
 
 @every_httpx
-def test_h08_a_path_and_the_host_of_the_url_are_relayed(
+def test_h08_a_path_with_the_host_of_the_url_is_relayed(
     send: Send, module: ModuleType, listed: Party, between: Proxy
 ) -> None:
     """The Host header may spell the URL's host in another way."""
@@ -185,7 +185,7 @@ def test_h08_a_path_and_the_host_of_the_url_are_relayed(
 
 
 class _ElsewhereAdapter(requests.adapters.HTTPAdapter):
-    """Sends another URL in the request line than the one that it connects for."""
+    """Send a URL in the request line that differs from the URL to connect to."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -205,10 +205,10 @@ def _session(url: str, via: str | None) -> requests.Session:
 
 
 @pytest.mark.parametrize("through_proxy", [True, False], ids=["proxied", "direct"])
-def test_h08_an_adapter_with_a_request_url_of_its_own_is_judged_by_that(
+def test_h08_the_request_url_of_an_adapter_determines_the_destination(
     through_proxy: bool, listed: Party, evil: Party, between: Proxy
 ) -> None:
-    """An adapter of requests chooses the target: a proxy then goes there, and the connection's host gets no token."""
+    """An adapter of requests can choose the target. A proxy connects to it, and the connection's host gets no token."""
     with use_token(TOKEN), _session(f"{evil.url}/x", between.url if through_proxy else None) as session:
         session.get(listed.url)
 
@@ -222,7 +222,7 @@ def test_h08_an_adapter_with_a_request_url_of_its_own_is_judged_by_that(
 def test_h08_urllib3_sends_a_path_to_a_forward_proxy_without_the_token(
     target: str, evil: Party, between: Proxy
 ) -> None:
-    """A listed proxy that gets only a path goes to the host of the Host header, which can be any host."""
+    """A listed proxy that gets only a path connects to the host of the Host header, which can be any host."""
     install(Settings(destinations=[between.url]))
     netloc = urlsplit(evil.url).netloc
     with use_token(TOKEN), urllib3.ProxyManager(between.url) as manager:
@@ -244,7 +244,7 @@ def _open(request: urllib.request.Request) -> None:
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
 
 
-def test_h08_a_selector_of_urllib_that_is_not_the_urls_names_no_destination(
+def test_h08_a_urllib_selector_that_differs_from_the_url_gets_no_token(
     listed: Party, evil: Party, between: Proxy
 ) -> None:
     """urllib sends the selector as the target, and an application can set it to any text."""
@@ -262,11 +262,9 @@ def test_h08_a_selector_of_urllib_that_is_not_the_urls_names_no_destination(
     assert listed.lines() == [[], LINE]
 
 
-def test_h08_a_method_of_urllib_with_a_target_in_it_names_no_destination(
-    listed: Party, evil: Party, between: Proxy
-) -> None:
+def test_h08_a_urllib_method_that_contains_a_target_gets_no_token(listed: Party, evil: Party, between: Proxy) -> None:
     """http.client allows spaces in a method, so a method can contain a target that precedes the URL's."""
-    # The proxy refuses such a line.
+    # The proxy rejects such a line.
     with use_token(TOKEN), suppress(urllib.error.HTTPError, http.client.HTTPException):
         _open(_proxied_request(listed, between, method=f"GET {evil.url}/x"))
 
@@ -276,10 +274,10 @@ def test_h08_a_method_of_urllib_with_a_target_in_it_names_no_destination(
 
 @pytest.mark.parametrize("through_proxy", [True, False], ids=["proxied", "direct"])
 @pytest.mark.parametrize("path", ["http://evil.example/x", "@evil.example/x"])
-def test_h08_a_url_of_aiohttp_that_was_put_together_unchecked(
+def test_h08_an_unchecked_aiohttp_url_gets_no_token(
     path: str, through_proxy: bool, listed: Party, between: Proxy
 ) -> None:
-    """yarl does not check parts that are marked as encoded, so a path can be a whole URL in the request line."""
+    """yarl does not check parts that are marked as encoded, so a path can be a complete URL in the request line."""
     url = yarl.URL.build(scheme="http", host="127.0.0.1", port=listed.port, path=path, encoded=True)
 
     async def run() -> None:
@@ -290,7 +288,7 @@ def test_h08_a_url_of_aiohttp_that_was_put_together_unchecked(
     with use_token(TOKEN):
         in_loop(run())
 
-    # A proxy gets the whole URL, in which the path begins with a slash.
+    # A proxy gets the complete URL, in which the path begins with a slash.
     assert listed.lines() == [LINE if through_proxy else []]
 
 
@@ -357,8 +355,8 @@ def _tls_grpc_authority(url: str, name: str) -> None:
         pytest.param(_tls_grpc_authority, grpc_party, id="grpc-aio"),
     ],
 )
-def test_h08_another_name_for_tls_names_no_destination(send: Callable[[str, str], None], run: Any) -> None:
-    """The server proves the TLS name, and a proxy routes by it, so it must be the host of the URL."""
+def test_h08_a_request_with_another_tls_name_gets_no_token(send: Callable[[str, str], None], run: Any) -> None:
+    """The certificate is checked against the TLS name, and proxies may route by it, so it must be the URL's host."""
     with ExitStack() as stack:
         one = stack.enter_context(run(tls=True))
         by_name = f"https://localhost:{one.port}"

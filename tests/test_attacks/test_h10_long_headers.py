@@ -1,6 +1,6 @@
-"""h10: nothing reads a header line that is longer than a token may be, and no boundary reads all lines again.
+"""h10: header lines that are too long are not parsed, and inner boundaries do not scan all lines again.
 
-Work is counted, by text that notes every method that is called on it. Times are not looked at.
+The tests count method calls on the text instead of measuring times.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def _no_calls() -> None:
     calls.clear()
 
 
-def _noting(kind: type) -> Any:
-    """Build a text type that notes every method called on it, except for its length and what Python needs."""
+def _recording(kind: type) -> Any:
+    """Return a string type that records every method called on it, except its length and what Python itself calls."""
     silent = {"__len__", "__new__", "__init__", "__class__", "__getattribute__", "__init_subclass__", "__del__"}
 
-    def noting(name: str) -> Callable[..., Any]:
+    def recording(name: str) -> Callable[..., Any]:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             return getattr(kind, name)(self, *args, **kwargs)
@@ -51,35 +51,35 @@ def _noting(kind: type) -> Any:
         return method
 
     names = [name for name in dir(kind) if callable(getattr(kind, name)) and name not in silent]
-    return type(f"Noting{kind.__name__}", (kind,), {name: noting(name) for name in names})
+    return type(f"Recording{kind.__name__}", (kind,), {name: recording(name) for name in names})
 
 
-NotingStr = _noting(str)
-NotingBytes = _noting(bytes)
+RecordingStr = _recording(str)
+RecordingBytes = _recording(bytes)
 
 LONG = {
     "bearer": "Bearer " + "a" * 1000,
     "parameters": "Digest " + ", ".join(['a="b"'] * 1000),
     "open quote": 'Digest a="' + '\\"' * 1000,
     "another scheme": "Negotiate " + "a" * 1000,
-    "blanks in front": " " * 1000 + "Bearer abc",
-    "blanks in the middle": "Bearer" + " " * 1000 + "abc",
-    "blanks at the end": "Bearer abc" + " \t" * 1000,
+    "leading spaces": " " * 1000 + "Bearer abc",
+    "spaces inside": "Bearer" + " " * 1000 + "abc",
+    "trailing white space": "Bearer abc" + " \t" * 1000,
     "commas": "," * 1000,
     "padding": "Bearer a" + "=" * 1000,
     "no scheme": "a" * 1000,
     "one character too many": "Bearer " + "a" * (MAX + 1),
-    "not Latin": "Bearer " + "\xff" * 1000,
+    "not ASCII": "Bearer " + "\xff" * 1000,
 }
 every_long_line = pytest.mark.parametrize("line", LONG.values(), ids=LONG)
 
 
 @every_long_line
-@pytest.mark.parametrize("bare", [False, True], ids=["authorization", "another header"])
-@pytest.mark.parametrize("kind", [NotingStr, NotingBytes], ids=["text", "bytes"])
-def test_h10_a_long_line_is_refused_unread(line: str, bare: bool, kind: Any) -> None:
-    """Whatever it contains."""
-    value = kind(line) if kind is NotingStr else kind(line.encode("latin-1"))
+@pytest.mark.parametrize("bare", [False, True], ids=["authorization", "other header"])
+@pytest.mark.parametrize("kind", [RecordingStr, RecordingBytes], ids=["text", "bytes"])
+def test_h10_a_long_line_is_rejected_without_reading_it(line: str, bare: bool, kind: Any) -> None:
+    """This does not depend on its content."""
+    value = kind(line) if kind is RecordingStr else kind(line.encode("latin-1"))
     calls.clear()
 
     assert parse_credentials([value], max_length=MAX, bare=bare) is Reason.TOO_LONG
@@ -99,30 +99,30 @@ def test_h10_a_long_line_is_refused_unread(line: str, bare: bool, kind: Any) -> 
         ("," * (MAX + ROOM + 1), Reason.TOO_LONG),
     ],
 )
-def test_h10_the_border_is_the_token_with_its_scheme(line: str, expected: object) -> None:
-    """Seven characters more than the token, for `Bearer` and one blank."""
+def test_h10_the_limit_is_the_token_with_its_scheme(line: str, expected: object) -> None:
+    """A line may be seven characters longer than the token, for `Bearer` and one space."""
     assert parse_credentials([line], max_length=MAX) == expected
     assert parse_credentials([line.encode()], max_length=MAX) == expected
 
 
 def test_h10_a_bare_token_has_the_same_limit_as_one_with_its_scheme() -> None:
-    """The room for the scheme is not for the token."""
+    """A token must not use the characters of the scheme."""
     assert parse_credentials(["a" * MAX], max_length=MAX, bare=True) == "a" * MAX
     assert parse_credentials(["a" * (MAX + 1)], max_length=MAX, bare=True) is Reason.TOO_LONG
 
 
 class Authenticator:
-    """Note what it is asked about, and let it in."""
+    """Record and accept all credentials."""
 
     def __init__(self) -> None:
         self.credentials: list[object] = []
 
-    def check(self, reading: object, path: str) -> ErrorResponse | None:
-        self.credentials.append(reading)
+    def check(self, credentials: object, path: str) -> ErrorResponse | None:
+        self.credentials.append(credentials)
         return None
 
-    async def check_async(self, reading: object, path: str) -> ErrorResponse | None:
-        return self.check(reading, path)
+    async def check_async(self, credentials: object, path: str) -> ErrorResponse | None:
+        return self.check(credentials, path)
 
     def prepare(self) -> None: ...
 
@@ -131,7 +131,7 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None: ...
 
 
 def through_asgi(headers: list[Any], boundaries: int = 4) -> list[object]:
-    """Serve a request through several boundaries with a gate, and return what the gate was given."""
+    """Serve a request through several boundaries, and return the credentials that their authenticator checked."""
     authenticator = Authenticator()
     app: Any = _nothing
     for _ in range(boundaries):
@@ -144,9 +144,9 @@ def through_asgi(headers: list[Any], boundaries: int = 4) -> list[object]:
 
 
 @every_long_line
-def test_h10_asgi_boundaries_do_not_read_it(line: str) -> None:
-    """Neither the first nor one further in decodes, compares or copies the value."""
-    value = NotingBytes(line.encode("latin-1"))
+def test_h10_asgi_boundaries_do_not_read_a_long_line(line: str) -> None:
+    """Neither the first boundary nor an inner one decodes, compares or copies the value."""
+    value = RecordingBytes(line.encode("latin-1"))
     calls.clear()
 
     assert through_asgi([(b"authorization", value)]) == [Reason.TOO_LONG]
@@ -154,10 +154,10 @@ def test_h10_asgi_boundaries_do_not_read_it(line: str) -> None:
 
 
 @every_long_line
-def test_h10_wsgi_boundaries_do_not_read_it(line: str) -> None:
-    """Nor do those of WSGI."""
+def test_h10_wsgi_boundaries_do_not_read_a_long_line(line: str) -> None:
+    """Neither the first boundary nor an inner one reads the value."""
     authenticator = Authenticator()
-    value = NotingStr(line)
+    value = RecordingStr(line)
 
     def app(environ: Any, start_response: Any) -> Any:
         return []
@@ -175,28 +175,28 @@ def test_h10_wsgi_boundaries_do_not_read_it(line: str) -> None:
 
 
 @every_long_line
-@pytest.mark.parametrize("kind", [NotingStr, NotingBytes], ids=["text", "bytes"])
-def test_h10_any_other_boundary_does_not_read_it(line: str, kind: Any) -> None:
-    """What aiohttp, Tornado and gRPC hand over is refused, and compared for an application further in, unread."""
-    value = kind(line) if kind is NotingStr else kind(line.encode("latin-1"))
+@pytest.mark.parametrize("kind", [RecordingStr, RecordingBytes], ids=["text", "bytes"])
+def test_h10_other_boundaries_do_not_read_a_long_line(line: str, kind: Any) -> None:
+    """Lines from aiohttp, Tornado and gRPC are rejected, and compared at an inner boundary, without reading them."""
+    value = kind(line) if kind is RecordingStr else kind(line.encode("latin-1"))
     calls.clear()
     boundary = Boundary(lambda name: [value], SETTINGS)
     attached = otel_context.attach(boundary.context())
     try:
-        is_covered = boundary.still_applies_to(lambda name: [value])
+        still_applies = boundary.still_applies_to(lambda name: [value])
     finally:
         otel_context.detach(attached)
 
-    assert boundary.reading is Reason.TOO_LONG
-    assert is_covered
+    assert boundary.credentials is Reason.TOO_LONG
+    assert still_applies
     assert calls == []
 
 
 @every_long_line
-def test_h10_extract_does_not_read_it(line: str) -> None:
-    """A propagator without a boundary refuses it as well."""
+def test_h10_extract_does_not_read_a_long_line(line: str) -> None:
+    """A propagator without a boundary also rejects it."""
     propagator = TokenRelayPropagator(SETTINGS)
-    value = NotingStr(line)
+    value = RecordingStr(line)
     calls.clear()
 
     context = propagator.extract({"Authorization": value}, getter=default_getter)
@@ -206,8 +206,8 @@ def test_h10_extract_does_not_read_it(line: str) -> None:
 
 
 def test_h10_extract_does_not_read_long_names() -> None:
-    """The caller chooses the names of headers too."""
-    names = [NotingStr("x" * 1000), NotingStr("authorization" * 100)]
+    """The caller also chooses the header names."""
+    names = [RecordingStr("x" * 1000), RecordingStr("authorization" * 100)]
     carrier = dict.fromkeys(names, "1")
     calls.clear()
 
@@ -215,40 +215,40 @@ def test_h10_extract_does_not_read_long_names() -> None:
     assert {"lower", "casefold", "title"}.isdisjoint(calls)
 
 
-def test_h10_a_long_line_behind_a_getter_of_instrumentation_is_refused() -> None:
-    """The ASGI getter decodes what it finds; from there on it is not read."""
+def test_h10_a_long_line_from_a_getter_of_instrumentation_is_rejected() -> None:
+    """The ASGI getter decodes the line, but it is not parsed."""
     carrier = {"headers": [(b"authorization", LONG["parameters"].encode())]}
 
     assert token_in(TokenRelayPropagator(SETTINGS).extract(carrier, getter=asgi_getter)) is None
 
 
 class Name(bytes):
-    """A header name that counts how often a scan looks at it."""
+    """A header name that counts how often it is scanned."""
 
-    looks = 0
+    scans = 0
 
     def __len__(self) -> int:
-        type(self).looks += 1
+        type(self).scans += 1
         return super().__len__()
 
 
 @pytest.mark.parametrize("boundaries", [1, 2, 5])
 @pytest.mark.parametrize("size", [65, 1000])
 def test_h10_many_lines_are_scanned_once(size: int, boundaries: int) -> None:
-    """However many boundaries are nested."""
+    """The number of nested boundaries does not matter."""
     lines = [(Name(b"x-%d" % number), b"") for number in range(size)]
     lines[size // 2] = (b"authorization", f"Bearer {TOKEN}".encode())  # type: ignore[assignment]
-    Name.looks = 0
+    Name.scans = 0
 
     credentials = through_asgi(lines, boundaries)
 
-    assert [str(reading)[:11] for reading in credentials] == ["BearerToken"]
-    assert Name.looks == size - 1
+    assert [str(found)[:11] for found in credentials] == ["BearerToken"]
+    assert Name.scans == size - 1
 
 
-def test_h10_many_lines_of_credentials_are_ambiguous_unread() -> None:
-    """Their number alone decides."""
-    value = NotingBytes(b"Bearer abc")
+def test_h10_many_authorization_lines_are_ambiguous_without_reading_them() -> None:
+    """Only their number counts."""
+    value = RecordingBytes(b"Bearer abc")
     calls.clear()
 
     assert through_asgi([(b"authorization", value)] * 1000) == [Reason.AMBIGUOUS]
@@ -260,8 +260,8 @@ def test_h10_many_lines_of_credentials_are_ambiguous_unread() -> None:
     ("change", "pair"),
     [("another list", tuple), ("in place", tuple), ("another list", list), ("in place", list), ("in the pair", list)],
 )
-def test_h10_exchanged_credentials_are_seen_among_few_lines_and_many(size: int, change: str, pair: Any) -> None:
-    """Comparing instead of reading again misses no change that a middleware makes."""
+def test_h10_replaced_credentials_are_noticed_among_few_and_many_lines(size: int, change: str, pair: Any) -> None:
+    """Lines are compared instead of read again, and no change by a middleware is missed."""
     seen: list[str | None] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -286,12 +286,12 @@ def test_h10_exchanged_credentials_are_seen_among_few_lines_and_many(size: int, 
     assert seen == ["another"]
 
 
-def test_h10_a_server_without_a_limit_of_its_own() -> None:
-    """uvicorn with httptools takes a line of a megabyte; the application is served, without a token."""
+def test_h10_a_server_without_its_own_limit() -> None:
+    """uvicorn with httptools accepts a line of a megabyte. The application gets the request without a token."""
     line = "Digest " + ", ".join(['a="b"'] * 150_000)
     install(Settings())
     with serve_asgi(apps.starlette(), "uvicorn-httptools-asyncio") as port:
-        refused = get(port, "/token", headers=[("Authorization", line)]).text
+        rejected = get(port, "/token", headers=[("Authorization", line)]).text
         served = get(port, "/token", TOKEN).text
 
-    assert (refused, served) == (apps.NONE, TOKEN)
+    assert (rejected, served) == (apps.NONE, TOKEN)

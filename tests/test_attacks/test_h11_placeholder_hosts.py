@@ -34,7 +34,7 @@ from urllib3.http2.connection import HTTP2Connection
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.clients.connections import is_ip_peer
-from otel_token_relay.clients.httpx import _parts_of_pooled
+from otel_token_relay.clients.httpx import _target_of_pooled
 from otel_token_relay.clients.urllib3 import destinations
 from tests.support.clients import in_loop
 from tests.support.loopback import Party, party, proxy, socks_proxy, trust, unix_party
@@ -163,7 +163,7 @@ every_connection = pytest.mark.parametrize("kind", CONNECTIONS, ids=lambda kind:
 
 
 @every_connection
-def test_h11_a_urllib3_pool_for_a_unix_socket_names_no_destination(
+def test_h11_a_urllib3_pool_for_a_unix_socket_gets_no_token(
     kind: type[urllib3.connection.HTTPConnection], served: tuple[Party, str]
 ) -> None:
     """The host of the pool is a placeholder, so neither a new connection nor a reused one carries the token."""
@@ -193,7 +193,7 @@ class UnixAdapter(requests.adapters.HTTPAdapter):
 
 
 @every_connection
-def test_h11_an_adapter_of_requests_for_a_unix_socket_names_no_destination(
+def test_h11_a_requests_adapter_for_a_unix_socket_gets_no_token(
     kind: type[urllib3.connection.HTTPConnection], served: tuple[Party, str]
 ) -> None:
     """Adapters for Unix sockets get no token, for any scheme that their URLs have."""
@@ -208,7 +208,7 @@ def test_h11_an_adapter_of_requests_for_a_unix_socket_names_no_destination(
     assert one.lines() == [[], [], []]
 
 
-def test_h11_a_connection_of_another_library_names_no_destination(served: tuple[Party, str]) -> None:
+def test_h11_a_connection_of_another_library_gets_no_token(served: tuple[Party, str]) -> None:
     """A pool may use a connection that only looks like one of urllib3's."""
     one, path = served
 
@@ -242,7 +242,7 @@ def test_h11_a_connection_of_another_library_names_no_destination(served: tuple[
 
 
 @pytest.mark.parametrize("name", ["connect", "_new_conn"])
-def test_h11_urllib3_patched_by_others_names_no_destination(
+def test_h11_a_patched_urllib3_gets_no_token(
     name: str, served: tuple[Party, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A function that replaces urllib3's own gets no token, even if the class was used before."""
@@ -280,7 +280,7 @@ def test_h11_classes_of_an_application_are_not_kept_alive(served: tuple[Party, s
 
 
 class _Named(urllib3.connection.HTTPConnection):
-    """Overrides a method that has nothing to do with connecting."""
+    """Override a method that is unrelated to connecting."""
 
     def putheader(self, header: str, *values: str) -> None:
         super().putheader(header, *values)
@@ -353,7 +353,7 @@ def _preset(url: str) -> None:
 
 
 TCP = {
-    "a class of its own": _own_class,
+    "subclass": _own_class,
     "botocore": _botocore,
     "requests": _requests,
     "requests, HTTP proxy": _proxied(_requests),
@@ -361,12 +361,12 @@ TCP = {
     "httpx, HTTP proxy": _proxied(_httpx(httpx)),
     "httpx, SOCKS5": _through_socks(_httpx(httpx), "socks5"),
     "httpx2, SOCKS5": _through_socks(_httpx(httpx2), "socks5"),
-    "an open socket": _preset,
+    "open socket": _preset,
 }
 
 
 @pytest.mark.parametrize("kind", TCP)
-def test_h11_what_goes_by_tcp_is_relayed_to_the_same_name(kind: str) -> None:
+def test_h11_tcp_connections_to_the_same_name_get_the_token(kind: str) -> None:
     """If the client connects to ``localhost`` by TCP, directly or through a proxy, the token is relayed."""
     with party() as one, use_token(TOKEN):
         url = f"{PLACEHOLDER}:{one.port}"
@@ -390,7 +390,7 @@ def test_h11_a_socks_proxy_carries_tls_to_a_listed_host() -> None:
     assert one.lines() == [LINE, []]
 
 
-def test_h11_http2_of_urllib3_is_still_read() -> None:
+def test_h11_http2_connections_of_urllib3_are_https() -> None:
     """urllib3's own class for HTTP/2 is read as https."""
 
     pool = urllib3.HTTPSConnectionPool("localhost", 8443)
@@ -399,8 +399,8 @@ def test_h11_http2_of_urllib3_is_still_read() -> None:
     assert destinations(urllib3.connectionpool)(((pool, connection, "GET", "/x"), {})) == ("https", "localhost", 8443)
 
 
-def test_h11_the_connection_counts_and_not_the_pool() -> None:
-    """If a pool uses connections to another host than its own, that host decides."""
+def test_h11_the_connection_counts_not_the_pool() -> None:
+    """If a pool uses connections to another host than its own, that host counts."""
     with party() as one, party() as other, use_token(TOKEN):
         install(Settings(destinations=[one.url]))
 
@@ -454,7 +454,7 @@ def _transport(module: ModuleType, core: Any, kind: str, path: str, is_async: bo
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize(("module", "core"), [(httpx, httpcore), (httpx2, httpcore2)], ids=["httpx", "httpx2"])
 @pytest.mark.parametrize("kind", ["uds", "pool", "backend"])
-def test_h11_a_transport_of_httpx_to_a_unix_socket_names_no_destination(
+def test_h11_an_httpx_transport_to_a_unix_socket_gets_no_token(
     kind: str, module: ModuleType, core: ModuleType, is_async: bool, served: tuple[Party, str]
 ) -> None:
     """A transport with `uds=`, or with a network backend of the application's own, gets no token."""
@@ -477,7 +477,7 @@ def test_h11_a_transport_of_httpx_to_a_unix_socket_names_no_destination(
     assert one.lines() == [[], []]
 
 
-def test_h11_a_pool_of_httpcore_that_cannot_be_read_names_no_destination() -> None:
+def test_h11_an_unreadable_httpcore_pool_gets_no_token() -> None:
     """If httpcore renames its attributes, nothing is relayed. A pool that the application defined is allowed."""
 
     class ConnectionPool:
@@ -486,12 +486,12 @@ def test_h11_a_pool_of_httpcore_that_cannot_be_read_names_no_destination() -> No
     request = httpx.Request("GET", "http://localhost/x")
     call = (SimpleNamespace(_pool=ConnectionPool()), request)
 
-    assert _parts_of_pooled(call) == ("http", "localhost", None)
+    assert _target_of_pooled(call) == ("http", "localhost", None)
     ConnectionPool.__module__ = "httpcore._sync.connection_pool"
     with pytest.raises(AttributeError):
-        _parts_of_pooled(call)
+        _target_of_pooled(call)
     with pytest.raises(AttributeError):
-        _parts_of_pooled((SimpleNamespace(), request))
+        _target_of_pooled((SimpleNamespace(), request))
 
 
 class _UnixThroughTcp(aiohttp.TCPConnector):
@@ -510,10 +510,10 @@ def _unix_through_tcp(path: str) -> aiohttp.BaseConnector:
 
 
 @pytest.mark.parametrize("connector", [aiohttp.UnixConnector, _unix_through_tcp], ids=["UnixConnector", "TCPConnector"])
-def test_h11_a_connector_of_aiohttp_to_a_unix_socket_names_no_destination(
+def test_h11_an_aiohttp_connector_to_a_unix_socket_gets_no_token(
     connector: Callable[[str], aiohttp.BaseConnector], served: tuple[Party, str]
 ) -> None:
-    """The open connection decides, and not the class of the connector."""
+    """The open connection counts, not the class of the connector."""
     one, path = served
 
     async def run() -> None:
@@ -538,7 +538,7 @@ class _ToUnixSocket(Resolver):
         return [(socket.AF_UNIX, self.path)]
 
 
-def test_h11_a_resolver_of_tornado_that_names_a_unix_socket(served: tuple[Party, str]) -> None:
+def test_h11_a_tornado_resolver_that_returns_a_unix_socket_gets_no_token(served: tuple[Party, str]) -> None:
     """If the resolver returns a Unix socket, the request gets no token."""
     one, path = served
 
@@ -603,8 +603,8 @@ def _own_method(path: str) -> Any:
 HTTP_CLASSES = {
     "subclass": _subclass,
     "creator": _subclass_with_a_creator,
-    "open already": _open_already,
-    "a connect of its own": _own_method,
+    "already open": _open_already,
+    "replaced connect": _own_method,
 }
 
 
@@ -617,7 +617,7 @@ def _opener(http_class: Any) -> urllib.request.OpenerDirector:
 
 
 @pytest.mark.parametrize("kind", HTTP_CLASSES)
-def test_h11_a_handler_of_urllib_for_a_unix_socket_names_no_destination(kind: str, served: tuple[Party, str]) -> None:
+def test_h11_a_urllib_handler_for_a_unix_socket_gets_no_token(kind: str, served: tuple[Party, str]) -> None:
     """A handler can pass `do_open` a class or function whose connections go to a Unix socket."""
     one, path = served
     with use_token(TOKEN):
@@ -626,9 +626,7 @@ def test_h11_a_handler_of_urllib_for_a_unix_socket_names_no_destination(kind: st
     assert one.lines() == [[]]
 
 
-def test_h11_urllib_patched_by_others_names_no_destination(
-    served: tuple[Party, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_h11_a_patched_urllib_gets_no_token(served: tuple[Party, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A replaced ``connect`` of http.client's own class gets no token."""
     one, path = served
     monkeypatch.setattr(http.client.HTTPConnection, "connect", _subclass(path).connect)
@@ -638,12 +636,12 @@ def test_h11_urllib_patched_by_others_names_no_destination(
     assert one.lines() == [[]]
 
 
-def test_h11_a_handler_of_urllib_that_connects_by_tcp_is_relayed() -> None:
-    """A function that creates connections is called once for each request, and the connection decides."""
+def test_h11_a_urllib_handler_that_connects_by_tcp_gets_the_token() -> None:
+    """A function that creates connections is called once for each request, and the connection counts."""
     made: list[http.client.HTTPConnection] = []
 
     class Named(http.client.HTTPConnection):
-        """Overrides a method that has nothing to do with connecting."""
+        """Override a method that is unrelated to connecting."""
 
         def putheader(self, header: str | bytes, *values: Any) -> None:
             super().putheader(header, *values)
@@ -670,14 +668,14 @@ def _connection_to(port: int, *_: Any, **options: Any) -> http.client.HTTPConnec
 
 
 @pytest.mark.parametrize("peer", [None, "", "/run/socket", b"\0abstract", (3, 1024), (), ("/run/x",), ("hci0", 1)])
-def test_h11_peers_of_other_families_are_no_ip_addresses(peer: Any) -> None:
+def test_h11_peers_of_other_families_are_not_ip_addresses(peer: Any) -> None:
     """The peer names of other socket families are not taken for an IP address and a port."""
     assert not is_ip_peer(peer)
     assert is_ip_peer(("127.0.0.1", 80))
     assert is_ip_peer(("::1", 80, 0, 0))
 
 
-def test_h11_uvloop_shows_the_peer_as_asyncio_does(served: tuple[Party, str]) -> None:
+def test_h11_peers_of_uvloop_are_read_like_those_of_asyncio(served: tuple[Party, str]) -> None:
     """Connections of uvloop are read like those of asyncio."""
     uvloop = pytest.importorskip("uvloop")
     one, path = served

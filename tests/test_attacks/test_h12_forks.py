@@ -1,4 +1,4 @@
-"""h12: a token belongs to the process that received it, and a process id does not tell processes apart."""
+"""h12: a token belongs to the process that received it, and a process id does not identify a process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def echo():
 
 
 def run(ways, url, *options):
-    """Run the program that forks, and return by way what the listed server saw from the child."""
+    """Run the program that forks, and return what the listed server received from the child for each way."""
     done = subprocess.run(
         [sys.executable, forks.__file__, ",".join(ways), url, *options],
         capture_output=True,
@@ -45,29 +45,29 @@ def run(ways, url, *options):
         check=False,
     )
     if done.returncode == forks.NOT_PERMITTED:
-        pytest.skip(f"this process may not make a PID namespace ({done.stderr})")
+        pytest.skip(f"this process may not create a PID namespace ({done.stderr})")
     assert done.returncode == 0, done.stderr
     return dict(zip(ways, done.stdout.splitlines(), strict=True))
 
 
-# The context of the request is there in the child.
+# The child has the context of the request.
 FORKS = ("fork", "double_fork", "fork_from_thread", "thread_of_child", "carried", "kept_context", "process")
 
 
-def test_h12_a_child_with_its_parents_process_id_has_nothing(echo):
-    """All processes have one id, and the token is sent by the one that received it only."""
+def test_h12_a_child_with_its_parents_process_id_has_no_token(echo):
+    """All processes have the same id, and only the one that received the token sends it."""
     ways = ("here", *FORKS, "process_pool", "pool")
 
     assert run(ways, echo, "same_pid") == {**dict.fromkeys(ways, NOTHING), "here": ALICE}
 
 
-def test_h12_it_is_the_process_that_stops_it(echo):
-    """If a token were at home everywhere, the child would send it."""
+def test_h12_only_the_check_of_the_process_stops_the_child(echo):
+    """If a token could be used in every process, the child would send it."""
     assert run(FORKS, echo, "same_pid", "unguarded") == dict.fromkeys(FORKS, ALICE)
 
 
-def test_h12_a_child_in_a_pid_namespace_of_its_own_has_nothing(echo):
-    """It is process 1, as the service is in its container."""
+def test_h12_a_child_in_its_own_pid_namespace_has_no_token(echo):
+    """It has process id 1, like the service in its container."""
     way = "new_namespace"
 
     assert run([way], echo, "unguarded") == {way: ALICE}
@@ -76,7 +76,7 @@ def test_h12_a_child_in_a_pid_namespace_of_its_own_has_nothing(echo):
 
 @pytest.mark.parametrize("options", [(), ("same_pid",)])
 def test_h12_a_child_relays_the_tokens_of_its_own_requests(options, echo):
-    """In this order: nothing, a request, a job, alice's token from a message, a child of its own, nothing."""
+    """In this order: no token, a request, a job, alice's token from a message, the child's own child, no token."""
     way = "requests_of_child"
 
     assert run([way], echo, *options)[way].split(",") == [NOTHING, BOB, BOB, ALICE, NOTHING, NOTHING]
@@ -86,7 +86,7 @@ def fork(work):
     """Run *work* in a child with this process's id, and return whether it returned ``True``."""
     pid = os.getpid()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking a process with threads
         child = os.fork()
     if child == 0:
         try:
@@ -102,12 +102,12 @@ def fork(work):
     [
         pytest.param(lambda: BearerToken(ALICE, lease=Lease()), id="constructor"),
         pytest.param(lambda: BearerToken(ALICE), id="without a lease"),
-        pytest.param(lambda: BearerToken.from_parsed(ALICE, lease=Lease()), id="credentials"),
+        pytest.param(lambda: BearerToken.from_parsed(ALICE, lease=Lease()), id="from_parsed"),
         pytest.param(lambda: BearerToken(ALICE).rebind(lease=None), id="rebound"),
     ],
 )
-def test_h12_every_token_stays_at_home(make):
-    """However it was made; one that the child makes is at home in the child."""
+def test_h12_every_token_is_usable_only_in_its_own_process(make):
+    """This holds for every constructor. A token that the child creates is usable in the child."""
     token = make()
 
     def child():
@@ -118,8 +118,8 @@ def test_h12_every_token_stays_at_home(make):
     assert token.is_usable
 
 
-def test_h12_the_reason_is_the_process(echo):
-    """And neither the lease nor a missing token."""
+def test_h12_the_reason_is_other_process(echo):
+    """It is neither the lease nor a missing token."""
     settings = Settings(destinations=(echo,))
     reasons = []
 
@@ -135,7 +135,7 @@ def test_h12_the_reason_is_the_process(echo):
         assert current_token().reveal() == ALICE
 
 
-def test_h12_a_fork_without_pythons_hooks_is_still_known_by_its_process_id(monkeypatch):
+def test_h12_a_fork_without_pythons_hooks_is_recognized_by_its_process_id(monkeypatch):
     """A server may fork in C."""
     token = BearerToken(ALICE, lease=Lease())
 
@@ -145,8 +145,8 @@ def test_h12_a_fork_without_pythons_hooks_is_still_known_by_its_process_id(monke
     assert current_token(with_token(token)) is None
 
 
-def test_h12_a_new_key_is_found_though_the_parents_fetch_was_under_way():
-    """The child does not wait out the cooldown of a fetch that does not go on in it."""
+def test_h12_a_child_finds_a_new_key_although_the_parents_fetch_was_running():
+    """The child does not wait for the cooldown of a fetch that does not run in it."""
     release = threading.Event()
     with issuing(public_jwk("RS256", "k1")) as issuer:
         verifier = TokenVerifier([issuer.url], AUDIENCE, timeout=PATIENCE)

@@ -1,6 +1,6 @@
-"""r01: a thread that works for all requests has no token, no matter in which request it was started.
+"""r01: a thread that works for all requests has no token, regardless of the request that started it.
 
-Alice's request starts it and is still being served, while bob's request gives it work.
+Alice's request starts the thread and has not ended when bob's request submits work to it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def echo():
 
 @pytest.fixture(autouse=True)
 def settings(echo):
-    """The relay is on, for that server."""
+    """The relay is on for that server."""
     settings = Settings(destinations=(echo,))
     install(settings)
     yield settings
@@ -54,7 +54,7 @@ def settings(echo):
 
 
 def queue_feeder(echo, settings):
-    """The thread pickles what everybody puts into the queue, and pickling runs the application's code."""
+    """The thread pickles the objects in the queue, and pickling runs the application's code."""
     seen = queue.SimpleQueue()
 
     class Loaded:
@@ -73,7 +73,7 @@ def queue_feeder(echo, settings):
 
 
 def queue_listener(echo, settings):
-    """Its handlers see the log records of all requests."""
+    """The handlers of the listener get the log records of all requests."""
     seen = queue.SimpleQueue()
 
     class Handler(logging.Handler):
@@ -91,7 +91,7 @@ def queue_listener(echo, settings):
 
 
 def socket_server(kind, run, echo, settings):
-    """A server without a boundary, whose clients are anybody."""
+    """A server without a boundary, which any client can call."""
     seen = queue.SimpleQueue()
 
     class Handler(socketserver.BaseRequestHandler):
@@ -100,7 +100,7 @@ def socket_server(kind, run, echo, settings):
 
     with kind(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=functools.partial(run, server), daemon=True)
-        # Looked up in the request: its token has threads instrumented.
+        # Looked up in the request: binding its token instruments threads.
         with being_served(ALICE, settings, lambda: thread.start()):
             with closing(socket.create_connection(server.server_address)):
                 found = seen.get(timeout=PATIENCE)
@@ -142,11 +142,11 @@ with use_token("alice-token-0001"):
     print(seen.get(timeout=30), flush=True)
     os._exit(0)
 """
-"""The object server of a manager, in a process of its own: it takes the standard output and does not end."""
+"""The object server of a manager, in its own process: it replaces the standard output and does not end."""
 
 
 @pytest.mark.parametrize(("options", "expected"), [((), NOTHING), (("unhooked",), ALICE)])
-def test_r01_object_server_of_a_manager_has_no_token(options, expected, echo):
+def test_r01_the_object_server_of_a_manager_has_no_token(options, expected, echo):
     """Its clients are other processes."""
     command = [sys.executable, "-c", MANAGER, echo, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE, cwd=ROOT, check=False)
@@ -155,7 +155,7 @@ def test_r01_object_server_of_a_manager_has_no_token(options, expected, echo):
 
 
 def executor_callback(echo, settings):
-    """Bob's future is completed by the thread that alice's task has started."""
+    """The thread that alice's task has started completes bob's future."""
     seen, gate = queue.SimpleQueue(), threading.Event()
 
     def start():
@@ -173,7 +173,7 @@ def executor_callback(echo, settings):
 
 
 def process_executor_callback(echo, settings):
-    """The same with processes: one thread in this process completes all futures."""
+    """With processes, one thread of this process completes all futures."""
     seen = queue.SimpleQueue()
 
     def start():
@@ -190,7 +190,7 @@ def process_executor_callback(echo, settings):
 
 
 def grpc_callbacks(echo, settings, use):
-    """Use a channel of gRPC, for which alice's call has started a thread."""
+    """Use a gRPC channel for which alice's call has started a thread."""
     grpc = pytest.importorskip("grpc")
     seen, gate = queue.SimpleQueue(), threading.Event()
 
@@ -226,7 +226,7 @@ def grpc_future(echo, settings):
 
 
 def asyncio_server(echo, settings):
-    """A server of the event loop, which keeps the context in which it starts to accept."""
+    """A server of the event loop keeps the context in which it starts to accept."""
     seen, address, done = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
 
     async def handle(reader, writer):
@@ -261,7 +261,7 @@ def background_scheduler(echo, settings):
 
 
 def asyncio_scheduler(echo, settings):
-    """The same in an event loop, which takes the timer's context into the job."""
+    """In an event loop, the job has the context of the timer."""
     scheduler = pytest.importorskip("apscheduler.schedulers.asyncio").AsyncIOScheduler(timezone="UTC")
 
     async def main():
@@ -289,7 +289,7 @@ def asyncio_scheduler(echo, settings):
 
 
 def trio_thread(echo, settings):
-    """Trio keeps its threads for the next piece of work."""
+    """Trio keeps its threads for later work."""
     cache = pytest.importorskip("trio._core._thread_cache").ThreadCache()
     seen = queue.SimpleQueue()
 
@@ -302,7 +302,7 @@ def trio_thread(echo, settings):
 
 
 def twisted_thread(echo, settings):
-    """The threads of `deferToThread` are started when there is work for them."""
+    """The threads of `deferToThread` are started by the first work for them."""
     pool = pytest.importorskip("twisted.python.threadpool").ThreadPool(0, 1)
     seen = queue.SimpleQueue()
 
@@ -319,22 +319,22 @@ def twisted_thread(echo, settings):
 
 
 SHARED = {
-    "server of asyncio": ("asyncio.base_events", asyncio_server),
+    "asyncio server": ("asyncio.base_events", asyncio_server),
     "APScheduler": ("apscheduler.schedulers.base", background_scheduler),
     "APScheduler in an event loop": ("apscheduler.schedulers.base", asyncio_scheduler),
-    "thread of Trio": ("trio._core._thread_cache", trio_thread),
-    "thread of Twisted": ("twisted._threads._threadworker", twisted_thread),
+    "Trio thread": ("trio._core._thread_cache", trio_thread),
+    "Twisted thread": ("twisted._threads._threadworker", twisted_thread),
     "queue feeder": ("multiprocessing.queues", queue_feeder),
     "queue listener": ("logging.handlers", queue_listener),
     "server": ("socketserver", functools.partial(socket_server, socketserver.TCPServer, serve_forever)),
-    "server with threads": (
+    "threading server": (
         "socketserver",
         functools.partial(socket_server, socketserver.ThreadingTCPServer, serve_forever),
     ),
-    "server of one request": ("socketserver", functools.partial(socket_server, socketserver.TCPServer, handle_request)),
+    "one request": ("socketserver", functools.partial(socket_server, socketserver.TCPServer, handle_request)),
     "executor": ("concurrent.futures.thread", executor_callback),
-    "executor of processes": ("concurrent.futures.process", process_executor_callback),
-    "done-callback of gRPC": ("grpc._channel", grpc_future),
+    "process executor": ("concurrent.futures.process", process_executor_callback),
+    "gRPC done callback": ("grpc._channel", grpc_future),
 }
 
 every_shared_worker = pytest.mark.parametrize(("module", "use"), SHARED.values(), ids=SHARED.keys())
@@ -342,8 +342,8 @@ every_shared_worker = pytest.mark.parametrize(("module", "use"), SHARED.values()
 
 @every_shared_worker
 @pytest.mark.parametrize("threads_inherit", [False, True])
-def test_r01_what_works_for_all_requests_has_no_token(threads_inherit, module, use, echo, settings, monkeypatch):
-    """Neither that of the request in which it was started, nor another one."""
+def test_r01_work_for_all_requests_has_no_token(threads_inherit, module, use, echo, settings, monkeypatch):
+    """It has neither the token of the request that started it nor another one."""
     if threads_inherit:
         let_threads_inherit(monkeypatch)
 
@@ -351,9 +351,9 @@ def test_r01_what_works_for_all_requests_has_no_token(threads_inherit, module, u
 
 
 @every_shared_worker
-def test_r01_it_is_the_hook_that_keeps_it_out(module, use, echo, settings, monkeypatch):
-    """Without it, bob's work would send alice's token."""
-    served(BOB, settings, lambda: None)  # the first token switches threads on
+def test_r01_only_the_hook_keeps_the_token_out(module, use, echo, settings, monkeypatch):
+    """Without the hook, bob's work would send alice's token."""
+    served(BOB, settings, lambda: None)  # the first token instruments threads
     switch_off(module, monkeypatch)
     if module == "concurrent.futures.process":
         let_threads_inherit(monkeypatch)
@@ -362,7 +362,7 @@ def test_r01_it_is_the_hook_that_keeps_it_out(module, use, echo, settings, monke
 
 
 def let_threads_inherit(monkeypatch):
-    """Have every thread start in a copy of its starter's context, as an option of Python 3.14 does."""
+    """Make every thread start in a copy of its starter's context, like an option of Python 3.14."""
     bootstrap = threading.Thread._bootstrap
 
     def inheriting(self):
@@ -372,7 +372,7 @@ def let_threads_inherit(monkeypatch):
 
 
 def switch_off(module_name, monkeypatch):
-    """Take out the hooks that keep the token out of the threads of a module."""
+    """Remove the hooks that keep the token out of the threads of a module."""
     module = pytest.importorskip(module_name)
     _, names = SHARED_WORKERS.get(module_name, (None, ("_worker",)))
     for name in names:
@@ -381,21 +381,21 @@ def switch_off(module_name, monkeypatch):
         monkeypatch.setattr(owner, function_name, vars(owner)[function_name].__wrapped__)
 
 
-def test_r01_every_shared_worker_is_tried():
-    """No row of the table is without a test; that of managers has one of its own."""
+def test_r01_every_shared_worker_is_tested():
+    """Every row of the table has a test; the row of managers has a separate one."""
     assert set(SHARED_WORKERS) <= {module for module, _ in SHARED.values()} | {"multiprocessing.managers"}
 
 
 @pytest.mark.parametrize("module", SHARED_WORKERS)
-def test_r01_every_name_of_the_table_is_there(module):
-    """In the releases that are tested."""
+def test_r01_every_name_of_the_table_exists(module):
+    """This covers the tested releases."""
     pytest.importorskip(module)
 
     assert hook_states()[module] == "hooked"
 
 
-def test_r01_what_starts_in_no_request_is_left_as_it_is():
-    """There is no token to take out, and none is bound."""
+def test_r01_work_outside_of_a_request_is_not_changed():
+    """There is nothing to remove, and no token is bound."""
     seen = []
 
     class Handler(socketserver.BaseRequestHandler):

@@ -1,6 +1,6 @@
-"""r01: a task of a pool of threads has its submitter's token, and the pool's own threads have none.
+"""r01: a task of a thread pool has its submitter's token, and the pool's own threads have none.
 
-Alice's request makes the pool and is still being served, while others use it.
+Alice's request creates the pool and has not ended when other requests use it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def echo():
 
 @pytest.fixture(autouse=True)
 def settings(echo):
-    """The relay is on, for that server."""
+    """The relay is on for that server."""
     settings = Settings(destinations=(echo,))
     install(settings)
     yield settings
@@ -52,7 +52,7 @@ def settings(echo):
 
 @contextmanager
 def ended(pool):
-    """Use a pool, and have no thread of it left."""
+    """Use a pool, and wait until all its threads have ended."""
     try:
         yield pool
     finally:
@@ -61,11 +61,11 @@ def ended(pool):
 
 
 def outside(work):
-    """Run *work* where no request has ever been, as a job at the start of the process does."""
+    """Run *work* outside of any request, like a job at the start of the process."""
     return contextvars.Context().run(work)
 
 
-# ---- a pool of threads: what its tasks carry
+# ---- thread pools: the tokens of tasks
 
 
 ITEMS = range(5)
@@ -74,17 +74,17 @@ PAIRS = [(item, item) for item in ITEMS]
 METHODS = {
     "apply": (1, lambda pool, function: [pool.apply(function, (0,))]),
     "apply_async": (1, lambda pool, function: [pool.apply_async(function, (0,), {}).get(PATIENCE)]),
-    "apply_async by keywords": (1, lambda pool, function: [pool.apply_async(func=function, args=(0,)).get(PATIENCE)]),
+    "apply_async by keyword": (1, lambda pool, function: [pool.apply_async(func=function, args=(0,)).get(PATIENCE)]),
     "map": (5, lambda pool, function: pool.map(function, ITEMS)),
-    "map, in chunks": (5, lambda pool, function: pool.map(function, ITEMS, 2)),
-    "map, of a generator": (5, lambda pool, function: pool.map(func=function, iterable=iter(ITEMS))),
+    "map in chunks": (5, lambda pool, function: pool.map(function, ITEMS, 2)),
+    "map of a generator": (5, lambda pool, function: pool.map(func=function, iterable=iter(ITEMS))),
     "map_async": (5, lambda pool, function: pool.map_async(function, ITEMS, chunksize=3).get(PATIENCE)),
     "starmap": (5, lambda pool, function: pool.starmap(function, PAIRS)),
     "starmap_async": (5, lambda pool, function: pool.starmap_async(function, PAIRS, 2).get(PATIENCE)),
     "imap": (5, lambda pool, function: list(pool.imap(function, ITEMS))),
-    "imap, in chunks": (5, lambda pool, function: list(pool.imap(function, ITEMS, chunksize=2))),
+    "imap in chunks": (5, lambda pool, function: list(pool.imap(function, ITEMS, chunksize=2))),
     "imap_unordered": (5, lambda pool, function: list(pool.imap_unordered(function, ITEMS))),
-    "imap_unordered, in chunks": (5, lambda pool, function: list(pool.imap_unordered(function, ITEMS, 2))),
+    "imap_unordered in chunks": (5, lambda pool, function: list(pool.imap_unordered(function, ITEMS, 2))),
 }
 
 every_method = pytest.mark.parametrize(("count", "submit"), METHODS.values(), ids=METHODS.keys())
@@ -92,7 +92,7 @@ every_method = pytest.mark.parametrize(("count", "submit"), METHODS.values(), id
 
 @every_method
 def test_r01_a_task_has_its_submitters_token(count, submit, echo, settings):
-    """Also while the request that made the pool is being served, and after it."""
+    """This holds while the request that created the pool is running, and after it has ended."""
 
     def task(*_):
         return send(echo)
@@ -111,8 +111,8 @@ def test_r01_a_task_has_its_submitters_token(count, submit, echo, settings):
         assert served(None, settings, lambda: use(pool)) == [NOTHING] * count
 
 
-def test_r01_users_share_a_pool_at_the_same_time(settings):
-    """Their tasks are on its two threads by turns."""
+def test_r01_users_can_share_a_pool_at_the_same_time(settings):
+    """Their tasks alternate on its two threads."""
     seen = {}
 
     def task(_):
@@ -131,8 +131,8 @@ def test_r01_users_share_a_pool_at_the_same_time(settings):
     assert seen == {user: {user} for user in users}
 
 
-def test_r01_a_task_left_behind_has_nothing(echo, settings):
-    """The request is over before the task runs."""
+def test_r01_a_task_that_outlives_its_request_has_no_token(echo, settings):
+    """The request has ended before the task runs."""
     gate = threading.Event()
 
     def task():
@@ -158,13 +158,13 @@ POOLS = {
     "ThreadPool": lambda: ThreadPool(1),
     "multiprocessing.dummy": lambda: multiprocessing.dummy.Pool(1),
     "subclass": lambda: Subclass(1),
-    "copy of another distribution": lambda: pytest.importorskip("multiprocess.pool").ThreadPool(1),
+    "copy in another distribution": lambda: pytest.importorskip("multiprocess.pool").ThreadPool(1),
 }
 
 
 @pytest.mark.parametrize("make", POOLS.values(), ids=POOLS.keys())
-def test_r01_pools_of_every_make(make, echo, settings):
-    """Those of subclasses, and those that go by another name."""
+def test_r01_tasks_of_every_kind_of_pool_have_the_token(make, echo, settings):
+    """This includes subclasses and pools with another name."""
 
     def task(*_):
         return send(echo)
@@ -176,8 +176,8 @@ def test_r01_pools_of_every_make(make, echo, settings):
         assert served(None, settings, lambda: pool.apply(task)) == NOTHING
 
 
-def test_r01_a_pool_made_before_install(echo, settings):
-    """At the start of the application, before anything of ours was there."""
+def test_r01_a_pool_created_before_install(echo, settings):
+    """The application creates it at its start, before the package is installed."""
     uninstall()
     with ended(ThreadPool(1)) as pool:
         install(settings)
@@ -186,8 +186,8 @@ def test_r01_a_pool_made_before_install(echo, settings):
         assert served(None, settings, lambda: pool.apply(send, (echo,))) == NOTHING
 
 
-def test_r01_a_pool_made_in_a_request_before_install(echo, settings):
-    """By an application that has instrumented threads itself: its workers hold alice's token."""
+def test_r01_a_pool_created_in_a_request_before_install(echo, settings):
+    """If the application has instrumented threads itself, its workers have alice's token."""
     uninstall()
     instrumentor = ThreadingInstrumentor()
     instrumentor.instrument()
@@ -221,7 +221,7 @@ class Unhashable:
 
 
 class Sent(str):
-    """A class as a task: its instance is what the server saw."""
+    """A class as a task: its instance is what the server received."""
 
     def __new__(cls, url):
         return super().__new__(cls, send(url))
@@ -238,8 +238,8 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("function_of", FUNCTIONS.values(), ids=FUNCTIONS.keys())
-def test_r01_whatever_can_be_called_is_a_task(function_of, echo, settings):
-    """A pool takes more than functions."""
+def test_r01_every_callable_can_be_a_task(function_of, echo, settings):
+    """A pool accepts more than functions."""
     function, argument = function_of(echo)
 
     with being_served(ALICE, settings, lambda: ThreadPool(1)) as pool, ended(pool):
@@ -248,8 +248,8 @@ def test_r01_whatever_can_be_called_is_a_task(function_of, echo, settings):
     assert seen == [BOB, BOB]
 
 
-def test_r01_results_arguments_and_errors_pass(settings):
-    """Carrying changes the token and nothing else."""
+def test_r01_results_arguments_and_errors_are_passed_through(settings):
+    """Only the token changes."""
 
     def fail(item):
         raise KeyError(item)
@@ -281,8 +281,8 @@ def test_r01_results_arguments_and_errors_pass(settings):
             served(BOB, settings, lambda: (pool.close(), pool.apply(int)))
 
 
-def test_r01_what_a_task_binds_ends_with_it(settings):
-    """The next task on the thread finds the thread as it was."""
+def test_r01_a_token_that_a_task_binds_ends_with_the_task(settings):
+    """The next task on the thread does not see it."""
 
     def spoil():
         otel_context.attach(otel_context.set_value("spoiled", True))
@@ -297,8 +297,8 @@ def test_r01_what_a_task_binds_ends_with_it(settings):
         assert served(BOB, settings, lambda: body(pool)) is None
 
 
-def test_r01_the_submitters_whole_context_is_there(settings):
-    """Its trace, too: the token of one request must not show up in the trace of another."""
+def test_r01_a_task_has_its_submitters_whole_context(settings):
+    """This includes the trace: the token of one request must not appear in the trace of another."""
 
     def body(pool):
         attached = otel_context.attach(otel_context.set_value("trace", "bobs"))
@@ -311,7 +311,7 @@ def test_r01_the_submitters_whole_context_is_there(settings):
         assert served(BOB, settings, lambda: body(pool)) == "bobs"
 
 
-# ---- a pool of threads: its own threads
+# ---- thread pools: the pool's own threads
 
 
 def callback(echo, settings, pool, seen):
@@ -347,7 +347,7 @@ def sequence_of_map(echo, settings, pool, seen):
 
 
 def successor_of_a_worker(echo, settings, pool, seen):
-    """A task ends the thread; the one that takes its place is started by the pool."""
+    """A task ends the thread, and the pool starts another one."""
     served(BOB, settings, lambda: pool.apply_async(sys.exit))
     pool._pool[0].join(PATIENCE)
     pool._change_notifier.put(None)
@@ -380,13 +380,13 @@ def in_threads_of_pool(use, echo, settings):
 
 @every_pool_thread
 def test_r01_threads_of_a_pool_have_no_token(use, echo, settings):
-    """Neither its creator's nor that of the request they happen to work for."""
+    """They have neither the creator's token nor that of the request for which they work."""
     assert in_threads_of_pool(use, echo, settings) == NOTHING
 
 
 @every_pool_thread
-def test_r01_it_is_the_hook_that_takes_it_out(use, echo, settings, monkeypatch):
-    """Without it they would have their creator's."""
+def test_r01_only_the_hook_keeps_the_creators_token_out(use, echo, settings, monkeypatch):
+    """Without the hook, the threads would have the creator's token."""
     pool = multiprocessing.pool.Pool
     monkeypatch.setattr(pool, "__init__", pool.__init__.__wrapped__)
 
@@ -394,7 +394,7 @@ def test_r01_it_is_the_hook_that_takes_it_out(use, echo, settings, monkeypatch):
 
 
 def test_r01_work_for_threads_of_a_pool_can_be_carried(echo, settings):
-    """A callback and an iterable have the token if the request hands it over."""
+    """A callback and an iterable have the token if the request carries it into them."""
     seen = queue.SimpleQueue()
 
     def items():
@@ -409,18 +409,18 @@ def test_r01_work_for_threads_of_a_pool_can_be_carried(echo, settings):
 
 
 def test_r01_initializers_have_no_token(echo, settings):
-    """As those of executors."""
+    """This is the same as for executors."""
     seen = queue.SimpleQueue()
 
     with being_served(ALICE, settings, lambda: ThreadPool(1, lambda: seen.put(send(echo)))) as pool, ended(pool):
         assert seen.get(timeout=PATIENCE) == NOTHING
 
 
-# ---- pools of processes
+# ---- process pools
 
 
-def test_r01_pools_of_processes_keep_working(echo, settings):
-    """Their tasks are pickled, so nothing of ours is in them; their callbacks have no token."""
+def test_r01_process_pools_keep_working(echo, settings):
+    """Their tasks are pickled, so the package does not wrap them. Their callbacks have no token."""
     seen = queue.SimpleQueue()
 
     def body():
@@ -444,8 +444,8 @@ def test_r01_pools_of_processes_keep_working(echo, settings):
     assert seen.get(timeout=PATIENCE) == NOTHING
 
 
-def test_r01_nothing_is_imported_for_it_and_all_is_taken_back():
-    """An application without pools does not load them, and one that uninstalls has its own back."""
+def test_r01_pools_are_not_imported_by_install_and_are_restored_by_uninstall():
+    """An application without pools does not load the module. After uninstall, the original methods are back."""
     code = """
 import sys
 from otel_token_relay import install, uninstall, use_token
@@ -472,8 +472,8 @@ print([name for name, value in functions.items() if hasattr(value, "__wrapped__"
 
 
 @pytest.mark.parametrize("options", [{}, {"pre_dispatch": 1}, {"batch_size": 3}, {"return_as": "generator"}])
-def test_r01_all_tasks_of_a_call_of_joblib_have_its_token(options, echo, settings):
-    """Though most of them are submitted by callbacks, in a thread of the pool."""
+def test_r01_all_tasks_of_a_joblib_call_have_its_token(options, echo, settings):
+    """Callbacks in a thread of the pool submit most of them."""
     joblib = pytest.importorskip("joblib")
 
     def use(token):
@@ -486,8 +486,8 @@ def test_r01_all_tasks_of_a_call_of_joblib_have_its_token(options, echo, setting
         assert use(None) == {NOTHING}
 
 
-def test_r01_a_pool_that_joblib_keeps_serves_each_call_with_its_own_token(echo, settings):
-    """It is made in alice's request, and bob's goes on with it."""
+def test_r01_each_call_has_its_own_token_in_a_pool_that_joblib_keeps(echo, settings):
+    """Alice's request creates the pool, and bob's request uses it afterwards."""
     joblib = pytest.importorskip("joblib")
     parallel = joblib.Parallel(2, backend="threading")
 

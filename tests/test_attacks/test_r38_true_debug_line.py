@@ -1,4 +1,4 @@
-"""r38: the debug line and the counter name the destination as it is, whether or not there is a token."""
+"""r38: the debug line and the counter name the actual destination, with and without a token."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TOKEN = "r38-callers-token"
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs, from debug up."""
+    """The log of the package, at debug level and above."""
     caplog.set_level(logging.DEBUG, "otel_token_relay")
     return caplog
 
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
-    """A meter provider in the place of the global one, which can be set once only."""
+    """A meter provider that replaces the global one, which can be set only once."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", provider)
@@ -60,21 +60,21 @@ def lines(log: pytest.LogCaptureFixture) -> list[str]:
 
 @dataclass
 class Request:
-    """A request of no client, which counts how often it is read."""
+    """A request without a client, which counts how often it is read."""
 
-    parts: Any = LISTED
+    target: Any = LISTED
     headers: Any = ()
     reads: int = 0
 
 
 def target_of(request: Request) -> Any:
     request.reads += 1
-    if request.parts is None:
+    if request.target is None:
         raise ValueError("no two parsers agree")
-    return request.parts
+    return request.target
 
 
-def carries(request: Request, name: str) -> bool:
+def has_header(request: Request, name: str) -> bool:
     if request.headers is None:
         raise ValueError("unreadable")
     return name in request.headers
@@ -82,14 +82,14 @@ def carries(request: Request, name: str) -> bool:
 
 def hop(relay: Relay, request: Request, token: str | None = None, context: Context | None = None) -> str | None:
     bound = None if token is None else BearerToken(token)
-    return relay.decide(request, target_of, carries, with_token(bound, context or Context()))
+    return relay.decide(request, target_of, has_header, with_token(bound, context or Context()))
 
 
 @every_client
 def test_r38_an_anonymous_hop_to_a_listed_destination(
     client: Client, log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
 ) -> None:
-    """Line and counter name the destination, for every client."""
+    """The debug line and the counter contain the destination, for every client."""
     with client.party() as listed:
         install(Settings(destinations=[listed.url]))
         client.call(listed.url)
@@ -102,7 +102,7 @@ def test_r38_an_anonymous_hop_to_a_listed_destination(
 def test_r38_an_anonymous_hop_to_another_destination(
     client: Client, log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
 ) -> None:
-    """Only what is not listed is called so, and its host adds no value to the counter."""
+    """Only an unlisted destination is called `not listed`, and its host adds no value to the counter."""
     with client.party() as listed, client.party() as other:
         install(Settings(destinations=[listed.url]))
         client.call(other.url)
@@ -113,7 +113,7 @@ def test_r38_an_anonymous_hop_to_another_destination(
 
 @pytest.mark.parametrize(("token", "reason"), [(None, "no_token"), (TOKEN, "destination_unknown")])
 def test_r38_a_url_that_cannot_be_read(token: str | None, reason: str, log: pytest.LogCaptureFixture) -> None:
-    """It is not called `not listed`: that would send the reader to the list."""
+    """It is not called `not listed`, because the list is not the cause."""
     with party() as one, party() as other:
         install(Settings(destinations=[one.url, other.url]))
         with urllib3.connectionpool.connection_from_url(one.url) as pool:
@@ -136,8 +136,10 @@ def test_r38_a_url_that_cannot_be_read(token: str | None, reason: str, log: pyte
     ],
 )
 @pytest.mark.parametrize("token", [None, TOKEN], ids=["anonymous", "with a token"])
-def test_r38_the_line_names_the_entry(entry: str, shown: str, token: str | None, log: pytest.LogCaptureFixture) -> None:
-    """With a token and without, the same destination is shown."""
+def test_r38_the_debug_line_names_the_entry(
+    entry: str, shown: str, token: str | None, log: pytest.LogCaptureFixture
+) -> None:
+    """The same destination is shown with and without a token."""
     hop(Relay(Settings(destinations=[entry])), Request(), token)
 
     assert len(lines(log)) == 1
@@ -146,10 +148,10 @@ def test_r38_the_line_names_the_entry(entry: str, shown: str, token: str | None,
 
 @pytest.mark.parametrize("headers", [None, ("authorization",)], ids=["unreadable", "with a credential"])
 @pytest.mark.parametrize("token", [None, TOKEN], ids=["anonymous", "with a token"])
-def test_r38_headers_that_cannot_be_read_may_hold_a_credential(
+def test_r38_unreadable_headers_may_contain_a_credential(
     headers: Any, token: str | None, log: pytest.LogCaptureFixture
 ) -> None:
-    """Then the URL is not what is unknown."""
+    """The destination is known in this case."""
     assert hop(Relay(Settings(destinations=["https://profile-service"])), Request(headers=headers), token) is None
     assert lines(log) == ["withheld: explicit_credential, destination profile-service"]
 
@@ -167,10 +169,10 @@ REQUESTS = {
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 @pytest.mark.parametrize("token", [None, TOKEN], ids=["anonymous", "with a token"])
-def test_r38_a_required_entry_changes_the_reason_of_no_other_hop(
+def test_r38_a_required_entry_does_not_change_the_reasons_of_other_hops(
     request_: Callable[[], Request], token: str | None, log: pytest.LogCaptureFixture
 ) -> None:
-    """`;required` concerns its own destination only."""
+    """`;required` affects only its own destination."""
     for entries in (["https://profile-service"], ["https://profile-service", "https://billing;required"]):
         hop(Relay(Settings(destinations=entries)), request_(), token)
 
@@ -179,10 +181,10 @@ def test_r38_a_required_entry_changes_the_reason_of_no_other_hop(
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_r38_span_counter_and_log_name_one_reason(
+def test_r38_span_counter_and_log_name_the_same_reason(
     request_: Callable[[], Request], log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
 ) -> None:
-    """The reason does not depend on which of the three there are."""
+    """The reason does not depend on which of the three exist."""
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
     reasons = []
     for level in (logging.INFO, logging.DEBUG):
@@ -197,8 +199,8 @@ def test_r38_span_counter_and_log_name_one_reason(
     assert lines(log)[0].startswith(f"withheld: {reasons[0]},")
 
 
-def test_r38_nothing_is_looked_up_if_nothing_is_listed(log: pytest.LogCaptureFixture) -> None:
-    """Every destination is then not listed, and the request is not read."""
+def test_r38_no_destination_is_looked_up_if_the_list_is_empty(log: pytest.LogCaptureFixture) -> None:
+    """No destination is listed then, so the request is not read."""
     request = Request()
     hop(Relay(Settings()), request)
 
@@ -206,18 +208,18 @@ def test_r38_nothing_is_looked_up_if_nothing_is_listed(log: pytest.LogCaptureFix
     assert lines(log) == ["withheld: no_token, destination not listed"]
 
 
-def test_r38_nothing_is_looked_up_if_nothing_shows_it() -> None:
-    """Without a CLIENT span, an SDK for metrics and debug logging, an anonymous hop costs no look-up."""
+def test_r38_no_destination_is_looked_up_if_decisions_are_not_recorded() -> None:
+    """Without a CLIENT span, a metrics SDK and debug logging, an anonymous hop costs no lookup."""
     request = Request()
     hop(Relay(Settings(destinations=["https://profile-service"])), request)
 
     assert request.reads == 0
 
 
-def test_r38_what_shows_a_decision_may_come_later(
+def test_r38_decisions_are_recorded_once_an_sdk_is_set(
     monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    """A counter that was created before the SDK counts as soon as there is one."""
+    """A counter that was created before the SDK counts as soon as the SDK is set."""
     from opentelemetry.metrics._internal import _ProxyMeterProvider
 
     log.set_level(logging.INFO, "otel_token_relay")

@@ -1,7 +1,7 @@
-"""s1: a hop that is part of an export asks the meter provider for nothing, since the provider may hold its lock.
+"""s1: a hop that is part of an export does not call the meter provider, which may hold its lock.
 
-Each case runs in a process of its own: there is one global meter provider for each process, and a
-thread that waits for itself cannot be stopped.
+Each case runs in its own process: a process has one global meter provider, and a thread that waits
+for itself cannot be stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from otel_token_relay.testing import third_party
 
 
 class LockingProvider(MeterProvider):
-    # A plain lock around flushing and around asking for a meter, as logfire's provider has it.
+    # A plain lock around flushing and requesting a meter, as in logfire's provider.
     def __init__(self, *args, **kwargs):
         self.guard = threading.Lock()
         super().__init__(*args, **kwargs)
@@ -52,7 +52,7 @@ class LockingProvider(MeterProvider):
 
 
 class Session:
-    # What the exporter needs of a session of requests, on another client.
+    # The methods of a requests session that the exporter needs, on another client.
     def __init__(self, send):
         self.headers = {}
         self.send = send
@@ -72,7 +72,7 @@ SESSIONS = {
 
 
 class Unsuppressed(OTLPMetricExporter):
-    # An exporter that loses the mark of telemetry's own calls, as one with threads of its own does.
+    # An exporter without the mark for telemetry's own calls, like one that exports in its own threads.
     def export(self, *args, **kwargs):
         attached = context.attach(Context())
         try:
@@ -146,15 +146,15 @@ with third_party() as collector:
     ],
 )
 def test_s01_the_first_hop_of_a_process_is_an_export(session: str, start: str) -> None:
-    """A flush ends, its own requests are not counted, and the application's first request is."""
+    """A flush ends. Its own requests are not counted, but the application's first request is."""
     words = run(FIRST_HOP_IS_AN_EXPORT, session, start, OTEL_PROPAGATORS="tracecontext,token_relay")
 
     assert words == ["True", "1", "0", "True", "3", "1"]
 
 
 @pytest.mark.parametrize("parameters", ["", ";required"])
-def test_s01_a_suppressed_hop_to_a_listed_destination_asks_for_nothing(parameters: str) -> None:
-    """Also if the collector is listed, with a token bound or `;required`: no token, no exception, no hang."""
+def test_s01_a_suppressed_hop_to_a_listed_destination_requests_no_meter(parameters: str) -> None:
+    """If the collector is listed, even with a bound token or `;required`, it gets no token, no error and no hang."""
     words = run(
         """
 with third_party() as collector:
@@ -172,8 +172,8 @@ with third_party() as collector:
 
 
 @pytest.mark.parametrize("start", ["before the provider", "after the provider"])
-def test_s01_an_export_that_is_not_suppressed_finds_the_counter_ready(start: str) -> None:
-    """After `install()` no hop has to create the counter, so that an exporter without the mark does not hang either."""
+def test_s01_the_counter_exists_before_an_export_that_is_not_suppressed(start: str) -> None:
+    """After `install()`, no hop has to create the counter, so an exporter without the mark does not hang either."""
     words = run(
         """
 if sys.argv[1] == "before the provider":
@@ -190,8 +190,8 @@ with third_party() as collector:
     assert words == ["True", "1", "1"]
 
 
-def test_s01_the_zero_code_start_has_the_counter_ready() -> None:
-    """`pre_instrument` creates it, after the provider has been set and before the application runs."""
+def test_s01_the_counter_exists_after_a_zero_code_start() -> None:
+    """`pre_instrument` creates it after the provider has been set and before the application runs."""
     words = run(
         """
 import opentelemetry.propagate
@@ -209,8 +209,8 @@ with third_party() as collector:
     assert words == ["True", "1", "1"]
 
 
-def test_s01_a_verification_during_a_flush_finds_its_counter_ready() -> None:
-    """A request that is served while the provider is locked is verified and counted."""
+def test_s01_the_counter_exists_before_a_verification_during_a_flush() -> None:
+    """A request that arrives while the provider is locked is verified and counted."""
     words = run(
         """
 from otel_token_relay.authentication import RequestPath
@@ -229,7 +229,7 @@ print(refusal.status, counted(memory, "token_relay.verifications"))
 
 
 def test_s01_a_suppressed_verification_is_decided_and_not_counted() -> None:
-    """An exporter that sends to an application in its own process gets the same response, and nothing is created."""
+    """An exporter that sends to an application in its own process gets the same response, and no counter is created."""
     words = run(
         """
 from opentelemetry.instrumentation.utils import suppress_instrumentation

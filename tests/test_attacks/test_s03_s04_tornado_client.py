@@ -1,4 +1,4 @@
-"""s03, s04: a request is sent or refused as without the token, and leaves as little behind."""
+"""s03, s04: the token does not change whether a request is sent, and leaves no objects behind."""
 
 from __future__ import annotations
 
@@ -113,13 +113,13 @@ ODD = {
     "bytes": {"X-User": b"Zofie "},
     "name with a space": {"X User": "Zofie"},
     "name with a colon": {"X:User": "Zofie"},
-    "name that is empty": {"": "Zofie"},
+    "empty name": {"": "Zofie"},
     "CR LF": {"X-User": "a\r\nX-Other: b"},
     "LF": {"X-User": "a\nb"},
     "CR": {"X-User": "a\rb"},
     "not Latin-1": {"X-User": "Zofi\u0119"},
     "not Latin-1 name": {"X-Us\u0119r": "Zofie"},
-    "a number": {"X-User": 7},
+    "number": {"X-User": 7},
     "repeated": _repeated(),
     "none": None,
 }
@@ -134,7 +134,7 @@ with_and_without_redirects = pytest.mark.parametrize("redirects", [pytest.param(
 
 @pytest.mark.parametrize("kind", ODD)
 @with_and_without_redirects
-def test_s03_tornado_sends_or_refuses_what_it_would_without_the_token(kind: str, redirects: bool) -> None:
+def test_s03_tornado_sends_or_rejects_the_same_headers_as_without_the_token(kind: str, redirects: bool) -> None:
     """The server gets the same lines, followed by the token's, or the same exception is raised."""
     without, _ = outcome(_get(ODD[kind]), token=None, redirects=redirects)
     (lines, error), _ = outcome(_get(ODD[kind]), token=TOKEN, redirects=redirects)
@@ -156,10 +156,10 @@ def _post(url: str) -> HTTPRequest:
     ids=["chunks", "body", "no body"],
 )
 @with_and_without_redirects
-def test_s03_what_tornado_writes_into_the_headers_of_a_request_stays_there(
+def test_s03_headers_that_tornado_adds_to_a_request_remain_there(
     build: Callable[[str], HTTPRequest], redirects: bool
 ) -> None:
-    """Headers that Tornado adds while it sends remain on the request, as they do without the token."""
+    """Headers that Tornado adds while sending remain on the request, as without the token."""
     (_, error), without = outcome(build, token=None, redirects=redirects)
     (lines, same_error), shown = outcome(build, token=TOKEN, redirects=redirects)
 
@@ -171,8 +171,8 @@ def test_s03_what_tornado_writes_into_the_headers_of_a_request_stays_there(
     assert same_error == error
 
 
-def test_s03_a_header_that_is_replaced_stays_on_the_request() -> None:
-    """With ON_CONFLICT=replace, one line is sent, ours, and the request keeps its own headers."""
+def test_s03_a_replaced_header_remains_on_the_request() -> None:
+    """With ON_CONFLICT=replace, only our line is sent, and the request keeps its own headers."""
     headers = HTTPHeaders()
     headers.add("authorization", "Bearer own-1")
     headers.add("authorization", "Bearer own-2")
@@ -183,7 +183,7 @@ def test_s03_a_header_that_is_replaced_stays_on_the_request() -> None:
     assert [value for name, value in shown if name == "Authorization"] == ["Bearer own-1", "Bearer own-2"]
 
 
-def test_s03_the_header_of_ours_is_nowhere_but_in_what_is_written() -> None:
+def test_s03_our_header_is_only_in_the_written_lines() -> None:
     """Code that reads the headers while they are written finds only the headers of the request."""
     seen: list[Any] = []
 
@@ -212,7 +212,7 @@ def _urllib3_tunnelled(headers: Any) -> list[list[str]]:
 
 
 class _Frozen(dict[str, str]):
-    """Headers that cannot be changed, and neither can their copy."""
+    """Immutable headers, whose copy is immutable too."""
 
     def copy(self) -> _Frozen:
         return self
@@ -243,8 +243,8 @@ class _ReadOnly:
         pytest.param(urllib3.HTTPHeaderDict([("X-Many", "a"), ("x-many", "b")]), ["a", "b"], id="HTTPHeaderDict"),
     ],
 )
-def test_s03_urllib3_loses_no_header_and_refuses_none_for_the_token(headers: Any, values: list[str]) -> None:
-    """Repeated names remain repeated, and headers that cannot be changed are sent with the token."""
+def test_s03_urllib3_loses_and_rejects_no_header_because_of_the_token(headers: Any, values: list[str]) -> None:
+    """Repeated names remain repeated, and immutable headers are sent with the token."""
     assert _urllib3_tunnelled(headers) == [values, [LINE.decode().partition(": ")[2]]]
 
 
@@ -324,17 +324,17 @@ async def _timed_out(one: Party) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Party], Awaitable[None]]] = {
-    "answered": lambda one: _fetch(one.url),
+    "success": lambda one: _fetch(one.url),
     "five at once": _concurrently,
     "redirected": lambda one: _fetch(one.redirecting_to(one.redirecting_to(f"{one.url}/last"))),
     "redirected away": lambda one: _fetch(one.redirecting_to(f"http://localhost:{one.port}/last")),
-    "error of the server": _after_an_error,
+    "server error": _after_an_error,
     "posted": _post_chunks,
     "refused": lambda one: _fetch(f"http://127.0.0.1:{_closed_port()}"),
     "timed out": _timed_out,
     "never connected": lambda one: _fetch(one.url, resolver=_NeverAnswers(), connect_timeout=0.05),
-    "header that cannot be sent": lambda one: _fetch(one.url, headers={"X": "a\r\nb"}),
-    "method that is not known": lambda one: _fetch(one.url, method="BREW"),
+    "invalid header": lambda one: _fetch(one.url, headers={"X": "a\r\nb"}),
+    "unknown method": lambda one: _fetch(one.url, method="BREW"),
     "unlisted": lambda one: _fetch(f"http://localhost:{one.port}"),
     "WebSocket": lambda one: _websocket(one.url),
 }
@@ -391,10 +391,10 @@ def _types(found: list[Any]) -> Counter[str]:
         if (name, required) != ("WebSocket", ";required")
     ],
 )
-def test_s04_a_request_of_tornado_leaves_nothing_to_the_garbage_collector(
+def test_s04_a_tornado_request_leaves_nothing_to_the_garbage_collector(
     scenario: str, required: str, user: str | None, one: Party
 ) -> None:
-    """No request leaves more objects in reference cycles than without the package, if it succeeds or fails."""
+    """Successful and failed requests leave no more objects in reference cycles than without the package."""
 
     async def run() -> None:
         with use_token(user):
@@ -426,7 +426,7 @@ def test_s04_no_client_leaves_a_class_or_function_of_ours(client: Client, user: 
     assert not [left for left in found if _is_ours(left)]
 
 
-def test_s04_the_wrapper_is_gone_once_the_headers_are_written(one: Party) -> None:
+def test_s04_the_wrapper_is_removed_when_the_headers_are_written(one: Party) -> None:
     """The wrapper on a connection is removed by its first call."""
     connections: list[Any] = []
     install(Settings(destinations=[one.url]))

@@ -30,7 +30,7 @@ from otel_token_relay.clients import aiohttp as aiohttp_hook
 from otel_token_relay.clients import httpx as httpx_hook
 from otel_token_relay.clients import urllib as urllib_hook
 from otel_token_relay.clients import urllib3 as urllib3_hook
-from otel_token_relay.origin import Origin, Parts
+from otel_token_relay.origin import Origin, Target
 from otel_token_relay.relay import Relay
 from tests.support.clients import Client, every_client, every_following_client, every_proxied_client, in_loop
 from tests.support.loopback import Party, Status, party, proxy, trust
@@ -229,34 +229,34 @@ def test_a_tunnel_is_decided_by_its_endpoint() -> None:
     assert other.lines() == [[]]
 
 
-def _httpx_parts(url: str) -> Parts:
+def _httpx_parts(url: str) -> Target:
     return httpx_hook._target_of((None, httpx.Request("GET", url)))
 
 
-def _urllib3_parts(url: str) -> Parts:
+def _urllib3_parts(url: str) -> Target:
     with urllib3.PoolManager() as manager:
         pool = manager.connection_from_url(url)
         return urllib3_hook.destinations(urllib3.connectionpool)(((pool, pool._new_conn(), "GET", "/"), None))
 
 
-def _urllib_parts(url: str) -> Parts:
+def _urllib_parts(url: str) -> Target:
     return _parts_of_urllib_request(urllib.request.Request(url))
 
 
-def _parts_of_urllib_request(request: urllib.request.Request) -> Parts:
+def _parts_of_urllib_request(request: urllib.request.Request) -> Target:
     http_class = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[request.type]
     return urllib_hook.Destinations(urllib.request).target_of((request, http_class))
 
 
-def _aiohttp_parts(url: str) -> Parts:
+def _aiohttp_parts(url: str) -> Target:
     request = SimpleNamespace(url=yarl.URL(url), proxy=None, server_hostname=None)
     transport = asyncio.Transport({"peername": ("127.0.0.1", 80)})
     return aiohttp_hook._target_of((request, SimpleNamespace(transport=transport)))
 
 
-def _tornado_parts(url: str) -> Parts:
+def _tornado_parts(url: str) -> Target:
     looked_up: list[str] = []
-    parts: list[Parts] = []
+    parts: list[Target] = []
 
     class Loopback(Resolver):
         def initialize(self) -> None: ...
