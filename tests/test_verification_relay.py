@@ -23,12 +23,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from otel_token_relay import BearerToken, Settings, carry, current_token, install, uninstall, use_token
+from otel_token_relay import BearerToken, Settings, carry, counters, current_token, install, uninstall, use_token
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import ThirdParty, third_party
 from otel_token_relay.verification import TokenVerifier
-from otel_token_relay.verification import authenticator as gate_module
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from otel_token_relay.verification.authenticator import BearerAuthenticator
 from otel_token_relay.verification.span_claims import SpanClaims
@@ -254,7 +253,7 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
     """By outcome and reason, both of closed sets."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
-    monkeypatch.setattr(gate_module.metrics, "get_meter", provider.get_meter)
+    monkeypatch.setattr(counters.metrics, "get_meter", provider.get_meter)
     authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE))
     for token in (make_token(claims(issuer.url)), make_token(claims(issuer.url, exp=1)), "opaque"):
         authenticator.check(BearerToken(token), RequestPath("/", "/"))
