@@ -76,7 +76,7 @@ def test_hops_with_and_without_a_token_are_timed() -> None:
         for client in clients(runner):
             for has_token in (True, False):
                 watched = relay()
-                watched.hop = partial(_note, given.setdefault(client.name, []), watched.hop)  # type: ignore[method-assign]
+                watched.decide = partial(_note, given.setdefault(client.name, []), watched.decide)  # type: ignore[method-assign]
                 client.timing(watched, context_of_request(token=has_token))(1)
 
     assert len(given) == 6

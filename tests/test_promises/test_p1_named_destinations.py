@@ -265,7 +265,7 @@ def _tornado_parts(url: str) -> Target:
             looked_up.append(host.encode("idna").decode())
             return [(socket.AF_INET, ("127.0.0.1", one.port))]
 
-    def hop(relay: Relay, request: Any, target_of: Any, *_: Any) -> None:
+    def decide(relay: Relay, request: Any, target_of: Any, *_: Any) -> None:
         parts.append(target_of(request))
 
     async def fetch() -> None:
@@ -276,7 +276,7 @@ def _tornado_parts(url: str) -> Target:
             client.close()
 
     with party() as one, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Relay, "hop", hop)
+        patched.setattr(Relay, "decide", decide)
         allow()
         in_loop(fetch())
     if [host for _, host, _ in parts] != looked_up:
