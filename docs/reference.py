@@ -126,7 +126,7 @@ def _rows(rows: Iterable[tuple[str, ...]]) -> str:
 
 def _strict_value(name: str, variable: Variable) -> str:
     if name == "destinations":
-        return "the invalid entry is skipped, the others remain"
+        return "the invalid entry is skipped, the valid entries remain"
     if name == "header":
         return "no destination: the token must not be sent in a header that was not configured"
     if name == "source_headers":

@@ -39,7 +39,7 @@ OLDEST_TESTS = (
 
 
 def find_python(version: str) -> str | None:
-    """Give an interpreter of that version, from uv's view of this machine; none is downloaded."""
+    """Return the path of that Python version as found by uv, or ``None``. Downloads nothing."""
     command = ["uv", "python", "find", "--no-python-downloads", "--system", version]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environ())
     return found.stdout.strip() or None
@@ -81,7 +81,7 @@ def main() -> int:
             print(f"== {version}: not on this machine")
         else:
             results[version] = run(version, python)
-    # The oldest Python stands for itself and for the oldest dependencies.
+    # The oldest Python is also tested with the oldest dependencies.
     if (python := find_python(LOWEST)) is not None:
         results["lowest"] = run("lowest", python, ["--resolution", "lowest-direct", *EVERYTHING])
         results["oldest"] = run("oldest", python, ["--editable", ".[verify]", "--group", "oldest"], OLDEST_TESTS)

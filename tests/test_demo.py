@@ -244,7 +244,7 @@ def test_second_signal_does_not_interrupt_the_cleanup():
 
 
 def test_program_that_does_not_start_is_named(start, tmp_path):
-    """The demo exits with 1, names the program that ended and prints its log; the others are ended."""
+    """The demo exits with 1, names the program that ended and prints its log; it ends the other programs."""
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "joserfc.py").write_text("raise RuntimeError('broken on purpose')")
@@ -308,7 +308,7 @@ def faults_in(*hops):
 
 
 def test_expected_hops_are_not_faults():
-    """The caller's token at the listed service and no token at the others is not a fault."""
+    """It is not a fault if only the listed service received the caller's token."""
     assert (
         faults_in(
             hop_of(ALICE, note_of("profile-service", ALICE, OWN), "relayed"),
@@ -380,7 +380,7 @@ def span_of(call, span_id, start, status=200, **attributes):
 
 
 def test_hops_are_joined_when_both_halves_are_there():
-    """Spans and notes are joined by span id, in the order of the spans; until both are there, there is no result."""
+    """Spans and notes are joined by span id, in the order of the spans; the result is ``None`` until both exist."""
     first, second = "1" * 16, "2" * 16
     spans = [
         span_of(ALICE, second, "2026-01-01T00:00:01Z"),

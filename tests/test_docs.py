@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 READER = Sybil(parsers=[PythonCodeBlockParser()])
+FILES = "https://github.com/otel-token-relay/otel-token-relay/blob/main/"  # as in [project.urls]
 SECONDS_TO_START = 180  # a time limit, not a measurement: two instrumented processes on a slow machine
 
 
@@ -300,8 +301,18 @@ def test_variables_exist(page: Path) -> None:
 def test_links_have_targets(page: Path) -> None:
     """Each link within the project points to an existing file."""
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    files = {target: page.parent / target for target in targets if "://" not in target}
+    files |= {target: ROOT / target.removeprefix(FILES) for target in targets if target.startswith(FILES)}
 
-    assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+    assert [target for target, file in files.items() if not file.exists()] == []
+
+
+def test_links_of_the_readme_work_on_pypi() -> None:
+    """The README contains only absolute links, because PyPI shows it without the files beside it."""
+    targets = re.findall(r"\]\(([^)]+)\)", README.read_text("utf-8"))
+
+    assert len(targets) > 10
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def test_every_page_is_in_the_index() -> None:

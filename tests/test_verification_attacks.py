@@ -317,7 +317,7 @@ def _pad_halves(token: str) -> str:
 
 EXTENSIONS: dict[str, Case] = {
     "crit names exp": lambda w: w.token(crit=["exp"], exp=NOW + 600),
-    "crit names what nobody knows": lambda w: w.token(crit=["urn:example"], **{"urn:example": 1}),
+    "crit names an unknown member": lambda w: w.token(crit=["urn:example"], **{"urn:example": 1}),
     "crit empty": lambda w: w.token(crit=[]),
     "crit null": lambda w: make_token(w.claims(), header=GOOD_HEADER | {"crit": None}),
     "crit a text": lambda w: w.token(crit="exp"),
@@ -479,14 +479,14 @@ SHAPES: dict[str, Case] = {
         for name in ("iss", "sub", "client_id", "jti")
         for text in ("null", '""', "1", "[]", '["alice"]', "{}", *map('"a{}b"'.format, _LINE_BREAKERS))
     },
-    "iss of somebody else": lambda w: w.saying(iss="https://evil.example"),
+    "iss of another issuer": lambda w: w.saying(iss="https://evil.example"),
     "iss with a slash": lambda w: w.saying(iss=w.issuer.url + "/"),
     "iss in upper case": lambda w: w.saying(iss=w.issuer.url.upper()),
     "iss as a part of ours": lambda w: w.saying(iss=w.issuer.url[:-1]),
     "iss with ours in front": lambda w: w.saying(iss=w.issuer.url + ".evil.example"),
     "iss with ours as user": lambda w: w.saying(iss=w.issuer.url + "@evil.example"),
     "iss in a list": lambda w: w.saying(iss=[w.issuer.url]),
-    "aud of somebody else": lambda w: w.saying(aud="billing-service"),
+    "aud of another service": lambda w: w.saying(aud="billing-service"),
     "aud empty": lambda w: w.saying(aud=""),
     "aud empty list": lambda w: w.saying(aud=[]),
     "aud null": lambda w: w.saying(aud=None),
@@ -547,7 +547,7 @@ ACCEPTED: dict[str, Case] = {
     "key whose private part leaked": lambda w: w.token(kid="leaks", name="second"),
     "typ in upper case": lambda w: w.token(typ="AT+JWT"),
     "typ with application/": lambda w: w.token(typ="application/at+jwt"),
-    "members of the header that nobody needs": lambda w: w.token(cty="JWT", x="y", zip="DEF"),
+    "unused header members": lambda w: w.token(cty="JWT", x="y", zip="DEF"),
     "jku that is never looked at": lambda w: w.token(jku="https://evil.example/jwks"),
     "aud in a list": lambda w: w.saying(aud=["billing-service", AUDIENCE]),
     "exp with a fraction": lambda w: w.saying(exp=time.time() + 60.5),
@@ -658,7 +658,7 @@ def test_what_is_no_text_is_refused(world: World, value: object) -> None:
 
 @pytest.mark.parametrize("alg", ["RS384", "RS512", "ES384", "ES512", "ES256K"])
 def test_algorithm_off_the_default_list_is_refused(world: World, alg: str) -> None:
-    """Four algorithms are accepted by default, whatever the key set contains."""
+    """By default only four algorithms are accepted, even if the key set contains keys for more."""
     kid = {"ES384": "e3", "ES512": "e5", "ES256K": "ek"}.get(alg, "k1")
 
     with pytest.raises(TokenRejected, match="algorithm_not_allowed"):

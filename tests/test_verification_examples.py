@@ -73,7 +73,7 @@ def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.Mo
         assert server.send(target="/healthz").status == 200
 
 
-def zero_code(issuer: Issuer) -> dict[str, str]:
+def environment_to_verify(issuer: Issuer) -> dict[str, str]:
     return QUIET | {
         "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
         "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": issuer.url,
@@ -87,7 +87,7 @@ def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPa
     command = f"{LAUNCHER} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
     with serving(
-        "instrumented", {"asgi": "examples.verify_zero_code.profile_service:app"}, zero_code(issuer)
+        "instrumented", {"asgi": "examples.verify_zero_code.profile_service:app"}, environment_to_verify(issuer)
     ) as server:
         assert server.send(target="/me").headers["www-authenticate"] == 'Bearer realm="api"'
         assert json.loads(server.send(bearer(issuer), target="/me").body) == {"sub": "alice"}
@@ -99,7 +99,7 @@ def test_zero_code_covers_servers_without_asgi_or_wsgi(issuer: Issuer) -> None:
     """The variables also protect aiohttp.web, Tornado and gRPC, under their instrumentation."""
     program = subprocess.Popen(
         [LAUNCHER, sys.executable, "-m", "tests.support.unaware_servers"],
-        env={**os.environ, **zero_code(issuer)},
+        env={**os.environ, **environment_to_verify(issuer)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -74,8 +74,8 @@ def test_opaque_token_is_introspected(issuer: Issuer) -> None:
     [
         pytest.param({"active": False}, "inactive", id="inactive"),
         pytest.param({"active": False, "sub": "alice", "aud": AUDIENCE}, "inactive", id="inactive with claims"),
-        pytest.param(active(aud="billing-service"), "wrong_audience", id="for somebody else"),
-        pytest.param(active(aud=...), "missing_claim", id="for nobody knows whom"),
+        pytest.param(active(aud="billing-service"), "wrong_audience", id="for another service"),
+        pytest.param(active(aud=...), "missing_claim", id="without aud"),
         pytest.param(active(aud=None), "missing_claim", id="aud null"),
         pytest.param(active(exp=1), "expired", id="expired"),
         pytest.param(active(exp="9999999999"), "invalid_claim", id="exp a text"),
@@ -160,7 +160,7 @@ def answering(status: int) -> Any:
 
 
 def failing_on(issuer: Issuer, behave: Any, word: str = "attack") -> Any:
-    """Behave like this for tokens that contain *word*, and as usual for all others."""
+    """Behave like this for tokens that contain *word*, and as usual for all other tokens."""
 
     def choose(handler: Any, path: str) -> bool:
         return bool(word in issuer.seen[-1] and behave(handler, path))
@@ -203,7 +203,7 @@ def test_endpoint_that_is_down_fails_closed_and_gets_no_more_requests(issuer: Is
 
 
 def test_half_open_circuit_allows_one_call_and_no_other_request_waits(issuer: Issuer) -> None:
-    """While the endpoint hangs, one thread tries it again and the others get an error at once."""
+    """While the endpoint hangs, one thread tries it again and the other threads get an error at once."""
     clock = Clock()
     verifier = opaque_verifier(issuer, timeout=2.0, monotonic=clock)
     issuer.behave = issuer.fail
@@ -362,7 +362,7 @@ def test_tokens_that_make_the_endpoint_hang_do_not_hold_up_good_ones(issuer: Iss
 
 
 def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer: Issuer) -> None:
-    """Some servers respond with 400 to a JWT or to nonsense; one such request a second once blocked all others."""
+    """Some servers respond with 400 to a JWT or to nonsense; one such request a second once blocked all callers."""
 
     def take_offence(handler: Any, path: str) -> bool:
         if b"offensive" not in issuer.seen[-1].encode():
@@ -381,7 +381,7 @@ def test_token_that_the_server_takes_offence_at_does_not_keep_others_out(issuer:
 
 
 def test_answer_is_used_again_for_a_minute_at_most(issuer: Issuer) -> None:
-    """After a minute the server is asked again, whatever the lifetime of the token is."""
+    """After a minute the token is looked up again, regardless of its lifetime."""
     clock = Clock()
     verifier = opaque_verifier(issuer, monotonic=clock, cache_seconds=10_000.0)
     for _ in range(10):
@@ -803,7 +803,7 @@ def test_refreshed_response_replaces_the_old_one(issuer: Issuer, cache_seconds: 
 @pytest.mark.parametrize(
     ("is_jwt", "changes"),
     [
-        pytest.param(False, {"aud": "billing-service"}, id="opaque, for somebody else"),
+        pytest.param(False, {"aud": "billing-service"}, id="opaque, for another service"),
         pytest.param(False, {"exp": 1}, id="opaque, expired"),
         pytest.param(False, {"token_type": "DPoP"}, id="opaque, DPoP"),
         pytest.param(True, {"exp": 1}, id="JWT, expired"),

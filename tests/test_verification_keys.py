@@ -784,7 +784,7 @@ def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any],
 
 
 def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server on loopback is reached directly, whatever proxy is set."""
+    """The client connects to a server on loopback directly, even if a proxy is set."""
     with third_party() as proxy, issuing() as issuer:
         monkeypatch.setenv("http_proxy", proxy.url)
 

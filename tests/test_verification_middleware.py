@@ -68,7 +68,7 @@ def test_starlette_sees_user_and_auth(issuer: Issuer, kind: Any) -> None:
 
     @requires("admin")
     async def rule(request: Request) -> JSONResponse:
-        raise AssertionError("nobody has this scope")
+        raise AssertionError("no token has this scope")
 
     async def open_to_all(request: Request) -> JSONResponse:
         return JSONResponse({"known": request.user.is_authenticated, "scopes": request.auth.scopes})
@@ -253,7 +253,7 @@ def test_a_middleware_that_calls_again_gets_nobody_in(middleware: Any, error: Ex
     """Neither a rejection nor a pending check counts as passed for later calls."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError("somebody got in")
+        raise AssertionError("the application was called")
 
     answers: list[int] = []
     settings = Settings()
@@ -276,7 +276,7 @@ def test_what_is_excluded_on_one_path_is_not_on_another(verifier: TokenVerifier)
         if scope["path"] == "/batch":
             await protected(dict(scope, path="/admin"), receive, send)
             return
-        raise AssertionError("somebody got in")
+        raise AssertionError("the application was called")
 
     answers: list[int] = []
     protected = BearerAuthMiddleware(application, verifier, exclude=("/batch",), settings=Settings())

@@ -226,7 +226,7 @@ def test_unverified_token_has_no_claims() -> None:
     assert token.verification is None
 
 
-def zero_code(issuer: Issuer, mode: str = "enforce", **options: Any) -> Any:
+def verifying_without_code(issuer: Issuer, mode: str = "enforce", **options: Any) -> Any:
     return installed(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,), **options)
 
 
@@ -242,7 +242,7 @@ def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer
     """An outer boundary without an authenticator has not checked the request."""
     from otel_token_relay.servers.asgi import TokenRelayMiddleware
 
-    with zero_code(issuer):
+    with verifying_without_code(issuer):
         client = TestClient(TokenRelayMiddleware(hello_app(), Settings()))
 
         assert client.get("/").status_code == 401
@@ -347,7 +347,7 @@ def test_chosen_claims_are_written_by_the_boundary_before_the_span(
     """At the boundary the token is verified first, and the SERVER span starts later."""
     provider, exporter = spans
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
-    with zero_code(issuer, span_claims=("sub:enduser.id",)):
+    with verifying_without_code(issuer, span_claims=("sub:enduser.id",)):
         app = hello_app()
         app.add_middleware(OtelAsgi, tracer_provider=provider)
         TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
@@ -355,7 +355,7 @@ def test_chosen_claims_are_written_by_the_boundary_before_the_span(
     assert server_span(exporter)["enduser.id"] == "alice"
 
     exporter.clear()
-    with zero_code(issuer):
+    with verifying_without_code(issuer):
         app = hello_app()
         app.add_middleware(OtelAsgi, tracer_provider=provider)
         TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))

@@ -215,7 +215,7 @@ class BrokenGate:
 @every_server
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_authenticator_with_a_bug_accepts_no_request(issuer: Issuer, row: str) -> None:
-    """Whatever fails in the check, the request does not reach the application."""
+    """If the check fails with any error, the request does not reach the application."""
     with ROWS[row](Settings(), BrokenGate()) as server:
         assert server.send(bearer(issuer)).status >= 500
 
@@ -244,7 +244,7 @@ def test_each_caller_is_seen_as_themselves(issuer: Issuer, row: str) -> None:
     "row", [row for row in HOOKED if row not in ("Flask", "gRPC", "gRPC aio, synchronous methods")]
 )
 def test_waiting_for_keys_does_not_stall_the_loop(row: str) -> None:
-    """While the first request waits for an issuer that hangs, others are served."""
+    """While the first request waits for an issuer that hangs, other requests are served."""
     with issuing() as issuer, HOOKED[row](settings_for(issuer), None) as server:
         issuer.behave = issuer.hang
         replies: list[Reply] = []

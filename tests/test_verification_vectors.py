@@ -181,7 +181,7 @@ def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control:
 @FUZZ
 @given(data=st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_strict_json_never_says_other_than_json(data: bytes) -> None:
-    """Whatever the strict parser accepts, the standard parser reads in the same way."""
+    """The standard parser reads every text that the strict parser accepts in the same way."""
     try:
         value = parse_object(data)
     except ValueError:
@@ -192,7 +192,7 @@ def test_strict_json_never_says_other_than_json(data: bytes) -> None:
 @FUZZ
 @given(text=st.text())
 def test_reading_a_token_agrees_with_itself(text: str) -> None:
-    """Whatever can be parsed as a JWS looks like one."""
+    """Every text that can be parsed as a JWS looks like one."""
     try:
         parse_jws(text, max_length=16384)
     except TokenRejected:

@@ -81,7 +81,7 @@ def test_view_refuses_a_missing_scope_with_the_challenge(issuer: Issuer, client:
 
 
 def test_view_on_an_excluded_path_still_asks_for_a_token(issuer: Issuer, client: httpx.Client) -> None:
-    """An excluded path is not verified, so there is no principal, whatever token is sent."""
+    """On an excluded path no token is verified, so the view finds no principal."""
     reply = client.get("/open", headers=bearer(issuer, scope="admin profiles:read"))
 
     assert reply.status_code == 401

@@ -1,6 +1,6 @@
 """user-service: calls profile-service through a circuit breaker, and falls back to the archive.
 
-The call runs in an executor with a time limit and is tried twice. There is no code for tokens.
+The call runs in an executor with a time limit and is tried twice. The service contains no code for tokens.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class StartFailed(Exception):
 class Signals:
     """Raise an exception for each signal that ends a program, within the block, but not while `held`.
 
-    ``SIGINT`` raises `KeyboardInterrupt`, the others `SystemExit`. Only the first signal raises: a second
-    one must not interrupt the cleanup.
+    ``SIGINT`` raises `KeyboardInterrupt`, the other signals raise `SystemExit`. Only the first signal
+    raises: a second one must not interrupt the cleanup.
     """
 
     def __init__(self) -> None:

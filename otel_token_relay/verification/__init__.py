@@ -1,6 +1,6 @@
 """Verify incoming tokens. Requires the extra ``verify``.
 
-PyJWT is imported when a verifier is first accessed, not before.
+PyJWT is imported when a verifier or the authenticator is first accessed, not before.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from otel_token_relay.errors import KeysUnavailable, RejectReason, TokenRejected
 
 if TYPE_CHECKING:
+    from otel_token_relay.verification.authenticator import BearerAuthenticator
     from otel_token_relay.verification.verifier import AsyncTokenVerifier, TokenVerifier, VerifiedToken
 
 __all__ = [
     "AsyncTokenVerifier",
+    "BearerAuthenticator",
     "KeysUnavailable",
     "RejectReason",
     "TokenRejected",
@@ -25,6 +27,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from otel_token_relay.verification import verifier
+    from otel_token_relay.verification import authenticator, verifier
 
-    return getattr(verifier, name)
+    return getattr(authenticator if name == "BearerAuthenticator" else verifier, name)
