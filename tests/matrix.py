@@ -22,18 +22,18 @@ LOWEST = "3.11"
 # Not by the extra "all": what that names is not a direct dependency, and would not be the lowest.
 EVERYTHING = ("--editable", ".[verify,exchange,demo]", "--group", "test")
 OLDEST_TESTS = (
-    "tests/test_attacks/test_h02_enforcement.py",
-    "tests/test_attacks/test_s1_redaction_locks.py",
+    "tests/attacks/test_h02_enforcement.py",
+    "tests/attacks/test_s1_redaction_locks.py",
+    "tests/promises/test_p3_never_in_telemetry.py",
+    "tests/redaction/test_credential_patterns.py",
+    "tests/redaction/test_deferred.py",
+    "tests/redaction/test_scrubber.py",
+    "tests/servers/test_asgi.py",
+    "tests/servers/test_wsgi.py",
     "tests/test_context.py",
-    "tests/test_install.py",
-    "tests/test_promises/test_p3_never_in_telemetry.py",
+    "tests/test_installation.py",
     "tests/test_propagator.py",
-    "tests/test_redaction_rules.py",
-    "tests/test_redaction_scrubber.py",
-    "tests/test_redaction_unread.py",
     "tests/test_relay.py",
-    "tests/test_servers_asgi.py",
-    "tests/test_servers_wsgi.py",
     "tests/test_threads.py",
 )
 

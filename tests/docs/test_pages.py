@@ -30,7 +30,7 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.settings import VARIABLES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 READER = Sybil(parsers=[PythonCodeBlockParser()])

@@ -31,7 +31,7 @@ MODELS = {
         "--timeout-worker-healthcheck",
         "90",
     ),
-    "uvicorn --reload": ("uvicorn", ASGI_APP, "--port", "{port}", "--reload", "--reload-dir", "tests/test_attacks"),
+    "uvicorn --reload": ("uvicorn", ASGI_APP, "--port", "{port}", "--reload", "--reload-dir", "tests/attacks"),
     "hypercorn -w": ("hypercorn", ASGI_APP, "--bind", "127.0.0.1:{port}", "-w", "2"),
     "gunicorn fork": ("gunicorn", WSGI_APP, "--bind", "127.0.0.1:{port}", "-w", "2"),
     "gunicorn --preload": ("gunicorn", WSGI_APP, "--bind", "127.0.0.1:{port}", "-w", "2", "--preload"),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.otlp_receiver import otlp_receiver
-from tests.redaction_corpus import OWN_JWT, OWN_OPAQUE, fragments
+from tests.redaction.corpus import OWN_JWT, OWN_OPAQUE, fragments
+from tests.support.otlp_receiver import otlp_receiver
 
 PRELUDE = f'''
 import http.client, logging, threading, time

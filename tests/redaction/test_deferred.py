@@ -24,7 +24,7 @@ from opentelemetry.trace import get_current_span
 from otel_token_relay import Settings, use_token
 from otel_token_relay.redaction import installation, spans
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
-from tests.redaction_corpus import OWN_OPAQUE
+from tests.redaction.corpus import OWN_OPAQUE
 
 
 @pytest.fixture(autouse=True)

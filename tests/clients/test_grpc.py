@@ -1,4 +1,4 @@
-"""gRPC channels: behavior that other clients do not have. `test_clients.py` covers the rest."""
+"""gRPC channels: behavior that other clients do not have. `test_all_clients.py` covers the rest."""
 
 from __future__ import annotations
 

@@ -50,8 +50,7 @@ from otel_token_relay.redaction import (
 from otel_token_relay.redaction.deferred import DEFERRED
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.token_search import _index_of
-from tests.otlp_receiver import otlp_receiver
-from tests.redaction_corpus import (
+from tests.redaction.corpus import (
     BENIGN,
     FOREIGN_FORMS,
     FOREIGN_JWT,
@@ -61,6 +60,7 @@ from tests.redaction_corpus import (
     Encoding,
     fragments,
 )
+from tests.support.otlp_receiver import otlp_receiver
 
 # The part of a foreign JWT that must be masked: everything after the header, which is not secret.
 FOREIGN_SECRET = FOREIGN_JWT[FOREIGN_JWT.index(".") + 1 :]

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDER = EXAMPLES / "fastapi_httpx"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 PORTS = ("8001", "8002")

@@ -36,7 +36,7 @@ from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor, 
 from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from tests.redaction_corpus import OWN_JWT, OWN_OPAQUE
+from tests.redaction.corpus import OWN_JWT, OWN_OPAQUE
 from tests.support.servers import get, serve_asgi
 
 SERVICE = "checkout-service"

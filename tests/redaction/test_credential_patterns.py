@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.redaction.credential_patterns import is_random, looks_like_credential
-from tests.redaction_corpus import FOREIGN_JWT, MARKED, OWN
+from tests.redaction.corpus import FOREIGN_JWT, MARKED, OWN
 
 LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 

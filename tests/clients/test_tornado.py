@@ -1,4 +1,4 @@
-"""Tornado's client: behavior that other clients do not have. `test_clients.py` covers the rest."""
+"""Tornado's client: behavior that other clients do not have. `test_all_clients.py` covers the rest."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, _Index, known_from
-from tests.redaction_corpus import (
+from tests.redaction.corpus import (
     BENIGN,
     FOREIGN_FORMS,
     FOREIGN_JWT,

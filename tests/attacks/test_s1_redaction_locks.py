@@ -25,7 +25,7 @@ from otel_token_relay import Settings, install, use_token
 from otel_token_relay.redaction import RedactingSpanExporter
 from otel_token_relay.redaction.known_tokens import REMEMBERED, RememberedTokens, stop_listening
 from otel_token_relay.redaction.scrubber import MASK
-from tests.redaction_corpus import OWN_OPAQUE
+from tests.redaction.corpus import OWN_OPAQUE
 
 # Only prevents a failure from hanging; no test here depends on time.
 _HANG_GUARD = 15.0
