@@ -1,6 +1,6 @@
 """The soak test through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
 
-    python -m tests.soak_threads [REQUESTS] [USERS]
+    python -m tools.soak.threads [REQUESTS] [USERS]
 
 Three real processes without a line about tokens, one user in ten anonymous, with random delays,
 clients that go away, time limits, retries, worker threads and work that outlives its request. Some of
@@ -24,7 +24,7 @@ from pathlib import Path
 import aiohttp
 
 from tests.support.processes import BIN, INSTRUMENT, RELAY, Service, service, uvicorn
-from tests.support.soak import ANONYMOUS, token_of
+from tools.soak.services import ANONYMOUS, token_of
 
 WAYS = ("await", "gather", "to_thread", "executor", "pool", "retry", "timeout", "later", "sync")
 CONCURRENCY = 32
@@ -42,13 +42,15 @@ class Soak:
     def __init__(self, stack: ExitStack, users: int) -> None:
         self.users = users
         self.counts: Counter[str] = Counter()
-        back = stack.enter_context(service(*INSTRUMENT, sys.executable, "-m", "tests.support.soak.back", environ=RELAY))
+        back = stack.enter_context(
+            service(*INSTRUMENT, sys.executable, "-m", "tools.soak.services.back", environ=RELAY)
+        )
         environ = {**RELAY, "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": back.url, "BACK_URL": back.url}
-        gunicorn = (str(BIN / "gunicorn"), "tests.support.soak.middle:app", "--bind", "127.0.0.1:0")
+        gunicorn = (str(BIN / "gunicorn"), "tools.soak.services.middle:app", "--bind", "127.0.0.1:0")
         options = ("--worker-class", "gthread", "--threads", "16", "--keep-alive", "120", "--no-control-socket")
         middle = stack.enter_context(service(*INSTRUMENT, *gunicorn, *options, environ=environ))
         environ = {**RELAY, "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": middle.url, "MIDDLE_URL": middle.url}
-        app = uvicorn("tests.support.soak.front:app", "--no-access-log")
+        app = uvicorn("tools.soak.services.front:app", "--no-access-log")
         front = stack.enter_context(service(*INSTRUMENT, *app, environ=environ))
         self.services = {"front": front, "middle": middle, "back": back}
         self._url = front.url

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import httpx
 from fastapi import BackgroundTasks, FastAPI, Request
 
-from tests.support.soak import LazyPool, Tally
+from tools.soak.services import LazyPool, Tally
 
 MIDDLE = os.environ["MIDDLE_URL"]
 MAX_DELAY = 0.004

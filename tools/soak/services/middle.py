@@ -12,7 +12,7 @@ import requests
 import urllib3
 from flask import Flask, Response, jsonify, request
 
-from tests.support.soak import LazyPool, Tally
+from tools.soak.services import LazyPool, Tally
 
 BACK = os.environ["BACK_URL"]
 MAX_DELAY = 0.004

@@ -1,4 +1,4 @@
-"""Many users, two hops between real processes, and no wrong token: ``python -m tests.soak``.
+"""Many users, two hops between real processes, and no wrong token: ``python -m tools.soak``.
 
 user-service relays to profile-service, which responds with the Authorization line that it received.
 user-service runs once as FastAPI on uvicorn with httpx, and once as Flask on threaded gunicorn with
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,8 +93,8 @@ def threaded_user_service() -> Any:
 
 INSTRUMENT = script("opentelemetry-instrument")
 VARIANTS: dict[str, Callable[[int], list[str]]] = {
-    "async": lambda _: uvicorn_command("tests.soak:user_service", "--factory"),
-    "threaded": lambda threads: gunicorn_command("tests.soak:threaded_user_service()", "gthread", threads=threads),
+    "async": lambda _: uvicorn_command("tools.soak.hops:user_service", "--factory"),
+    "threaded": lambda threads: gunicorn_command("tools.soak.hops:threaded_user_service()", "gthread", threads=threads),
 }
 
 
@@ -137,7 +136,7 @@ def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[
     with ExitStack() as stack:
         profile_port, profile_process = stack.enter_context(
             process(
-                [INSTRUMENT, *uvicorn_command("tests.soak:profile_service", "--factory")],
+                [INSTRUMENT, *uvicorn_command("tools.soak.hops:profile_service", "--factory")],
                 OTEL_PROPAGATORS="tracecontext",
             )
         )
@@ -257,7 +256,3 @@ def main() -> int:
         is_good &= result.is_clean and complete and result.memory_growth < MEMORY_GROWTH_LIMIT
     print("good" if is_good else "NOT GOOD")
     return 0 if is_good else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import random
 from aiohttp import web
 
 from otel_token_relay import current_token
-from tests.support.soak import Tally
+from tools.soak.services import Tally
 
 MAX_DELAY = 0.004
 
@@ -43,7 +43,7 @@ async def main() -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0]
-    print(f"http://{host}:{port}", flush=True)  # noqa: T201  # the parent reads this line
+    print(f"http://{host}:{port}", flush=True)  # the parent reads this line
     await asyncio.Event().wait()
 
 
