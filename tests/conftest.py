@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -13,6 +15,9 @@ from otel_token_relay.installation import hook_states, uninstall
 
 if TYPE_CHECKING:
     from tests.support.loopback import Party
+
+# `benchmarks` and `tools` are not installed. At the end of the path, the checkout does not replace an installed wheel.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # Test machines can be slow, and no test measures time.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
