@@ -37,6 +37,7 @@ from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from tests.redaction.corpus import OWN_JWT, OWN_OPAQUE
+from tests.support.fixed_ids import FixedIds
 from tests.support.servers import get, serve_asgi
 
 SERVICE = "checkout-service"
@@ -95,22 +96,6 @@ DISGUISES: dict[str, Callable[[str], str]] = {
 }
 
 
-class _FixedIds:
-    """Generates the same IDs in each run, so that two runs can be compared."""
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    def generate_trace_id(self) -> int:
-        self.last += 1
-        return self.last
-
-    generate_span_id = generate_trace_id
-
-    def is_trace_id_random(self) -> bool:
-        return False
-
-
 class Telemetry:
     """An SDK with in-memory exporters, and their contents without the fields that vary between runs."""
 
@@ -128,7 +113,7 @@ class Telemetry:
         self.spans = InMemorySpanExporter()
         self.logs = InMemoryLogRecordExporter()
         self.reader = InMemoryMetricReader()
-        self.tracers = TracerProvider(resource=resource, id_generator=_FixedIds(), shutdown_on_exit=False)  # type: ignore[arg-type]
+        self.tracers = TracerProvider(resource=resource, id_generator=FixedIds(), shutdown_on_exit=False)  # type: ignore[arg-type]
         self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
         self.loggers = LoggerProvider(resource=resource, shutdown_on_exit=False)
         self.loggers.add_log_record_processor(SimpleLogRecordProcessor(self.logs))
