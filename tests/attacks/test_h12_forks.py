@@ -17,7 +17,7 @@ from otel_token_relay.relay import Relay
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.verification import TokenVerifier
 from tests.support import forks
-from tests.support.carrying import PATIENCE, echo_server
+from tests.support.carrying import PATIENCE
 from tests.support.forks import ALICE, BOB
 from tests.support.issuers import issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
@@ -25,13 +25,6 @@ from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 NOTHING = "nothing"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-
-
-@pytest.fixture(scope="module")
-def echo():
-    """The one listed server."""
-    with echo_server() as url:
-        yield url
 
 
 def run(ways, url, *options):

@@ -26,31 +26,16 @@ from pathlib import Path
 import pytest
 from opentelemetry import context as otel_context
 
-from otel_token_relay import Settings, install, uninstall
 from otel_token_relay.installation import hook_states
 from otel_token_relay.threads import SHARED_WORKERS
-from tests.support.carrying import PATIENCE, being_served, echo_server, send, serve, served
+from tests.support.carrying import PATIENCE, being_served, send, serve, served
 
 ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
 NOTHING = "nothing"
 ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def echo():
-    """The one listed server."""
-    with echo_server() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def settings(echo):
-    """The relay is on for that server."""
-    settings = Settings(destinations=(echo,))
-    install(settings)
-    yield settings
-    uninstall()
+pytestmark = pytest.mark.usefixtures("settings")
 
 
 def queue_feeder(echo, settings):

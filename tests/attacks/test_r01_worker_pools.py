@@ -25,29 +25,15 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
-from otel_token_relay import Settings, carry, current_token, install, uninstall
-from tests.support.carrying import PATIENCE, Request, being_served, echo_server, send, served
+from otel_token_relay import carry, current_token, install, uninstall
+from tests.support.carrying import PATIENCE, Request, being_served, send, served
 
 ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
 NOTHING = "nothing"
 ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def echo():
-    """The one listed server."""
-    with echo_server() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def settings(echo):
-    """The relay is on for that server."""
-    settings = Settings(destinations=(echo,))
-    install(settings)
-    yield settings
-    uninstall()
+pytestmark = pytest.mark.usefixtures("settings")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 import anyio
 import pytest
 
-from otel_token_relay import Settings, carry, install, uninstall
+from otel_token_relay import Settings, carry, install
 from tests.support.carrying import (
     ASYNC_WAYS,
     PATIENCE,
@@ -16,7 +16,6 @@ from tests.support.carrying import (
     Request,
     Way,
     Work,
-    echo_server,
     serve,
     stop_workers,
 )
@@ -25,22 +24,14 @@ ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
 NOTHING = "nothing"
 
-
-@pytest.fixture(scope="module")
-def echo():
-    """The only listed server."""
-    with echo_server() as url:
-        yield url
-        stop_workers()
+pytestmark = pytest.mark.usefixtures("settings")
 
 
-@pytest.fixture(autouse=True)
-def settings(echo):
-    """Switch the relay on for that server."""
-    settings = Settings(destinations=(echo,))
-    install(settings)
-    yield settings
-    uninstall()
+@pytest.fixture(scope="module", autouse=True)
+def workers(echo):
+    """Stop the workers while the server still runs."""
+    yield
+    stop_workers()
 
 
 def together(way: Way, tokens, settings, echo):

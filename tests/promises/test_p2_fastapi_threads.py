@@ -13,19 +13,12 @@ from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 from otel_token_relay import Settings, current_token, install, uninstall
-from tests.support.carrying import PATIENCE, Work, echo_server, send
+from tests.support.carrying import PATIENCE, Work, send
 from tests.support.servers import serve_asgi
 
 ALICE = "alice-token-0001"
 BOB = "bob-token-0000001"
 NOTHING = "nothing"
-
-
-@pytest.fixture(scope="module")
-def echo():
-    """The only listed server."""
-    with echo_server() as url:
-        yield url
 
 
 class Background:

@@ -28,29 +28,15 @@ from apscheduler.schedulers.base import BaseScheduler
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
-from otel_token_relay import Settings, install, uninstall
+from otel_token_relay import Settings, install
 from tests.support import forks
-from tests.support.carrying import PATIENCE, Request, Work, echo_server, send, serve
+from tests.support.carrying import PATIENCE, Request, Work, send, serve
 
 ALICE = forks.ALICE
 BOB = "bob-token-0000001"
 NOTHING = "nothing"
 
-
-@pytest.fixture(scope="module")
-def echo():
-    """The only listed server."""
-    with echo_server() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def settings(echo):
-    """Switch the relay on for that server."""
-    settings = Settings(destinations=(echo,))
-    install(settings)
-    yield settings
-    uninstall()
+pytestmark = pytest.mark.usefixtures("settings")
 
 
 def request(token, settings, body):
