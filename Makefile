@@ -46,8 +46,8 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.verification
 
 soak: $(VENV)/.ready
-	$(BIN)/python -m tests.soak
-	$(BIN)/python -m tests.soak_threads
+	$(BIN)/python -m tools.soak
+	$(BIN)/python -m tools.soak.threads
 
 matrix: $(VENV)/.ready
 	$(BIN)/python tests/matrix.py

@@ -72,6 +72,11 @@ def relay(destinations: tuple[str, ...] = (DESTINATION,)) -> Relay:
     return Relay(Settings(destinations=destinations))
 
 
+def runtime_of(relay: Relay) -> Runtime:
+    """Return what patches need of a runtime."""
+    return cast("Runtime", SimpleNamespace(relay=relay))
+
+
 def yardstick() -> Timing:
     """Return the timing of the yardstick."""
     names = {
@@ -101,7 +106,7 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
         others = {name: type(name, (), dict(vars(Transport))) for name in names if name != "HTTPTransport"}
         clients = {name: type(name, (), {}) for name in ("Client", "AsyncClient")}
         module = SimpleNamespace(Headers=library.Headers, HTTPTransport=Transport, **others, **clients)
-        httpx_client.patch(cast("ModuleType", module), relay, Patches())
+        httpx_client.patch(cast("ModuleType", module), runtime_of(relay), Patches())
     pattern = library.Request("GET", URL, headers=OUTGOING)
 
     def build() -> Any:
@@ -138,7 +143,7 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
     if relay is not None:
         module = SimpleNamespace(**vars(urllib3.connectionpool))
         module.HTTPConnectionPool = HTTPConnectionPool
-        urllib3_client.patch(cast("ModuleType", module), relay, Patches())
+        urllib3_client.patch(cast("ModuleType", module), runtime_of(relay), Patches())
     code = (
         "pool._make_request(connection, 'GET', '/users/42/profile?fields=name', timeout=None, body=None,"
         " headers=headers, chunked=False, retries=None, response_conn=None, preload_content=True,"
@@ -157,7 +162,7 @@ def urllib_timing(relay: Relay | None, context: Context) -> Timing:
 
     if relay is not None:
         module = cast("ModuleType", SimpleNamespace(AbstractHTTPHandler=AbstractHTTPHandler, http=http))
-        urllib_client.patch(module, cast("Runtime", SimpleNamespace(relay=relay)), Patches())
+        urllib_client.patch(module, runtime_of(relay), Patches())
     headers = {name: value for name, value in OUTGOING.items() if name != "Host"}
     pattern = urllib.request.Request(URL, headers=headers)
     pattern.add_unredirected_header("Host", "profile-service:8443")

@@ -77,10 +77,8 @@ class _Switch:
 
     def __init__(self) -> None:
         installation.start(Settings())
-        active = installation._active
-        assert active is not None
         assert set(installation.states().values()) == {installation.HOOKED}
-        self._hooks = [hook for patches in active.hooked.values() for hook in patches._done]
+        self._hooks = [hook for patches in installation._hooks._applied.values() for hook in patches._done]
         self._watchers = list(context.token_watchers)
 
     def turn(self, *, on: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -10,9 +12,15 @@ import pytest
 from opentelemetry.propagate import get_global_textmap, set_global_textmap
 
 from otel_token_relay.installation import hook_states, uninstall
+from tests.support.echo import echo, settings
 
 if TYPE_CHECKING:
     from tests.support.loopback import Party
+
+__all__ = ["clean_process", "echo", "one", "settings"]
+
+# `benchmarks` and `tools` are not installed. At the end of the path, the checkout does not replace an installed wheel.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # Test machines can be slow, and no test measures time.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -217,3 +217,19 @@ def test_every_variable_is_registered_with_opentelemetry():
 def test_risky_destinations_cause_a_warning(entry, warned):
     """They are valid: a service mesh encrypts by itself."""
     assert len(Settings(destinations=(entry,)).warnings) == warned
+
+
+@pytest.mark.parametrize(("text", "expected"), [("false", False), ("true", True), ("maybe", True), ("", True)])
+def test_redaction_is_on_unless_it_is_disabled_explicitly(text, expected):
+    """An unreadable value leaves redaction on and is reported as a problem."""
+    settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_REDACTION": text})
+
+    assert settings.redaction is expected
+    assert bool(settings.problems) == (text == "maybe")
+
+
+def test_redact_keys_are_read_from_the_environment():
+    """The value is a comma-separated list. The keys are converted to lower case."""
+    settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS": " X-Api-Key, tenant.id ,"})
+
+    assert settings.redact_keys == ("x-api-key", "tenant.id")

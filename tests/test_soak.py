@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.soak import VARIANTS, soak
+from tools.soak.hops import VARIANTS, soak
 
 SHORT = {"users": 50, "connections": 8, "seconds": 120.0}
 

@@ -1,13 +1,13 @@
-"""A short run of `tests.soak_threads`."""
+"""A short run of `tools.soak.threads`."""
 
 from __future__ import annotations
 
-from tests import soak_threads
+from tools.soak import threads
 
 
 def test_no_wrong_and_no_missing_token_through_three_services():
     """Threads, pools that users share, tasks, retries, time limits, aborts and anonymous callers mixed."""
-    counts, _ = soak_threads.run(requests=400, users=50)
+    counts, _ = threads.run(requests=400, users=50)
 
     assert counts["completed"] + counts["aborted"] == 400
     assert counts["calls"] > 1000

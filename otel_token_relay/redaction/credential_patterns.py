@@ -274,7 +274,8 @@ def is_random(text: str) -> bool:
 def _is_readable(atom: str) -> bool:
     """Return whether a run of letters and digits is a number, an identifier or words.
 
-    The thresholds are measured: `tests/test_redaction_rules.py` states how many random tokens are taken for words.
+    The thresholds are measured: `tests/redaction/test_credential_patterns.py` states how many random tokens are
+    taken for words.
     """
     size = len(atom)
     if atom.isdecimal() or _is_short_hex(atom):

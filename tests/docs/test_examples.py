@@ -1,0 +1,187 @@
+"""The examples, run with the commands in their READMEs."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import httpx
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FOLDER = EXAMPLES / "fastapi_httpx"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+PORTS = ("8001", "8002")
+USED = {"fastapi", "httpx", "threading"}
+
+
+def blocks(language):
+    """Return the fenced blocks of that language in the README."""
+    return [block for found, block in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL) if found == language]
+
+
+def sessions():
+    """Return each command and its output in the console blocks of the README."""
+    found = re.findall(r"^ *\$ (.+)\n((?: *[^\s$`].*\n)+)", "\n".join(blocks("console")), re.MULTILINE)
+    return [(shlex.split(command), output.strip()) for command, output in found]
+
+
+@pytest.fixture(scope="module")
+def ports():
+    """Return free ports to replace those in the README; they are reserved, but can still be listened on."""
+    holders = [socket.socket() for _ in PORTS]
+    try:
+        for holder in holders:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(("127.0.0.1", 0))
+        yield {port: str(holder.getsockname()[1]) for port, holder in zip(PORTS, holders, strict=True)}
+    finally:
+        for holder in holders:
+            holder.close()
+
+
+@pytest.fixture(scope="module")
+def environment(ports):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    unused = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")} - USED
+    return clean | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PROFILE_SERVICE": f"http://127.0.0.1:{ports['8002']}",
+        # For a faster start: the test environment has many libraries that the example does not use.
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(unused),
+    }
+
+
+@pytest.fixture
+def run(ports, environment):
+    """Return a function that runs a command of the README in a shell, in the folder of the example."""
+    started = []
+
+    def run(script, port):
+        for original, free in ports.items():
+            script = script.replace(original, free)
+        shell = subprocess.Popen(
+            ["sh", "-e", "-c", script],
+            cwd=FOLDER,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(shell)
+        wait_for(f"http://127.0.0.1:{ports[port]}/", shell)
+        return shell
+
+    yield run
+
+    for shell in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+        shell.stdout.close()
+
+
+def wait_for(url, shell):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert shell.poll() is None, shell.stdout.read()
+        try:
+            httpx.get(url, trust_env=False)
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError(f"no response from {url}")
+
+
+def end(shell):
+    """Send Ctrl-C, which makes OpenTelemetry export its last spans, and return the output."""
+    os.killpg(shell.pid, signal.SIGINT)
+    output, _ = shell.communicate(timeout=60)
+    return output
+
+
+def curl(command, ports):
+    """Return the response to a curl command of the README; not every machine has curl."""
+    headers = {}
+    if command[1] == "-H":
+        name, _, value = command[2].partition(": ")
+        headers[name] = value
+    response = httpx.get(command[-1].replace("8001", ports["8001"]), headers=headers, trust_env=False)
+    return response.text
+
+
+def test_readme_of_fastapi_httpx_is_correct(run, ports):
+    """With the commands of the README, profile-service recognizes Alice and rejects an anonymous caller."""
+    profile_service, user_service = blocks("sh")
+    run(profile_service, "8002")
+    shell = run(user_service, "8001")
+
+    calls = [(command, output) for command, output in sessions() if command[0] == "curl"]
+    assert [curl(command, ports) for command, _ in calls] == [output for _, output in calls]
+    printed = end(shell)
+
+    assert len(calls) == 2
+    documented = re.findall(r'"token_relay\.\w+": "\w+"', "".join(blocks("json")))
+    assert len(documented) == 2
+    for line in documented:
+        assert line in printed
+    assert '"token_relay.reason": "no_token"' in printed
+    assert "token-of-alice" not in printed
+
+
+def test_without_destinations_alice_is_anonymous(run, ports):
+    """Without a destination no token is relayed, for the reason in the README."""
+    profile_service, user_service = blocks("sh")
+    lines = user_service.splitlines(keepends=True)
+    without = "".join(line for line in lines if "DESTINATIONS" not in line)
+    assert without != user_service
+    run(profile_service, "8002")
+    shell = run(without, "8001")
+
+    (alice, _), (_, unknown) = [session for session in sessions() if session[0][0] == "curl"]
+    response = curl(alice, ports)
+    printed = end(shell)
+
+    assert response == unknown
+    assert '"token_relay.reason": "destination_not_listed"' in printed
+    assert "token-of-alice" not in printed
+
+
+def test_explain_prints_what_the_readme_shows(environment):
+    """The README contains the output of ``otel-token-relay explain``."""
+    exports = "".join(line for line in blocks("sh")[1].splitlines(keepends=True) if line.startswith("export"))
+    expected = [(command, output) for command, output in sessions() if command[0] == "otel-token-relay"]
+
+    outputs = [
+        subprocess.run(
+            ["sh", "-e", "-c", exports + shlex.join(command)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        for command, _ in expected
+    ]
+
+    assert len(expected) == 2
+    assert [output.splitlines()[0] for output in outputs] == [output for _, output in expected]
+
+
+def test_index_lists_every_example():
+    """Every example is a folder with a README, and the index links to it."""
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((\w+)/README\.md\)", index)
+
+    assert sorted(linked) == sorted(
+        path.name for path in EXAMPLES.iterdir() if path.name not in ("README.md", "__pycache__")
+    )
+    assert all((EXAMPLES / name / "README.md").is_file() for name in linked)

@@ -1,0 +1,277 @@
+"""Records are cleaned on first access, and their raw content is never shown."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from opentelemetry._logs import LogRecord
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs._internal import ReadableLogRecord
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, InMemoryLogRecordExporter
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import get_current_span
+
+from otel_token_relay import Settings, use_token
+from otel_token_relay.redaction import installation, spans
+from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
+from tests.redaction.corpus import OWN_OPAQUE
+
+
+@pytest.fixture(autouse=True)
+def redaction() -> Iterator[None]:
+    installation.start(Settings())
+    yield
+    installation.stop()
+
+
+class _Keeping(SpanProcessor):
+    """Keeps the spans without reading them."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+def _dirty_span(**attributes: Any) -> ReadableSpan:
+    """Return a span that contains the caller's token, as processors receive it."""
+    keeping = _Keeping()
+    provider = TracerProvider()
+    provider.add_span_processor(keeping)
+    with use_token(OWN_OPAQUE), provider.get_tracer("t").start_as_current_span(f"GET /{OWN_OPAQUE}") as span:
+        span.set_attributes({"text": f"a {OWN_OPAQUE}", **attributes})
+        span.add_event(OWN_OPAQUE, {"text": OWN_OPAQUE})
+    return keeping.spans[0]
+
+
+@contextmanager
+def _scanning_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
+    threads: set[int] = set()
+    is_suspect = Scrubber.is_suspect
+
+    def watch(self: Scrubber, *args: Any) -> bool:
+        threads.add(threading.get_ident())
+        return is_suspect(self, *args)
+
+    monkeypatch.setattr(Scrubber, "is_suspect", watch)
+    yield threads
+
+
+def test_the_exporters_thread_cleans_the_records_of_a_batch_processor(monkeypatch):
+    """The thread that ends a span or writes a log record serves a request and does not search the record."""
+    span_exporter, log_exporter = InMemorySpanExporter(), InMemoryLogRecordExporter()
+    tracers, loggers = TracerProvider(), LoggerProvider()
+    tracers.add_span_processor(BatchSpanProcessor(span_exporter))
+    loggers.add_log_record_processor(BatchLogRecordProcessor(log_exporter))
+
+    with _scanning_threads(monkeypatch) as threads:
+        with use_token(OWN_OPAQUE), tracers.get_tracer("t").start_as_current_span(f"/{OWN_OPAQUE}"):
+            loggers.get_logger("t").emit(LogRecord(body=f"read {OWN_OPAQUE}"))
+        searched_here = threading.get_ident() in threads
+        tracers.force_flush()
+        loggers.force_flush()
+
+    assert not searched_here
+    assert span_exporter.get_finished_spans()[0].name == f"/{MASK}"
+    assert log_exporter.get_finished_logs()[0].log_record.body == f"read {MASK}"
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "_name", "attributes", "_attributes", "events", "_events", "status", "resource", "to_json"]
+)
+def test_the_attribute_that_is_read_first_is_clean(name):
+    """The token cannot be read from any attribute, including private ones."""
+    span = _dirty_span()
+    assert OWN_OPAQUE not in repr(vars(span))
+
+    value = getattr(span, name)
+
+    assert OWN_OPAQUE not in repr(value() if callable(value) else [value])
+    assert OWN_OPAQUE not in span.to_json()
+    assert OWN_OPAQUE not in repr(vars(span))
+
+
+def test_dumping_the_attributes_finds_no_token():
+    """Many loggers dump objects by their ``__dict__``, which does not contain the raw record."""
+    dumped = json.dumps(_dirty_span(), default=lambda value: getattr(value, "__dict__", None) or str(value))
+
+    assert OWN_OPAQUE not in dumped
+
+
+def test_a_record_has_the_sdks_class_after_the_first_access():
+    """Exporters that compare classes get the class that they know, and isinstance is always true."""
+    span = _dirty_span()
+    assert isinstance(span, ReadableSpan)
+
+    assert span.name == f"GET /{MASK}"
+
+    assert type(span) is ReadableSpan
+    assert not [name for name in vars(span) if "token_relay" in name]
+
+
+def test_a_missing_attribute_raises_attribute_error():
+    """It does so before and after the first access."""
+    span = _dirty_span()
+
+    for _ in range(2):
+        with pytest.raises(AttributeError, match="no_such"):
+            span.no_such  # noqa: B018
+
+
+def test_a_field_that_a_processor_sets_is_kept():
+    """A processor may replace a field before the first access."""
+    span = _dirty_span()
+    span._name = "mine"
+
+    assert span.attributes["text"] == f"a {MASK}"
+    assert span.name == "mine"
+
+
+def test_copies_are_clean():
+    """A copy that is made before the first access is clean."""
+    assert copy.copy(_dirty_span()).name == f"GET /{MASK}"
+    assert OWN_OPAQUE not in repr(vars(copy.copy(_dirty_span())))
+    with pytest.raises(TypeError):  # the SDK's records contain locks
+        pickle.dumps(_dirty_span())
+
+
+def test_concurrent_first_accesses_all_see_a_clean_record():
+    """Without a lock, every thread still gets the clean record."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            span = _dirty_span()
+            barrier = threading.Barrier(8)
+
+            def read(span: ReadableSpan = span, barrier: threading.Barrier = barrier) -> str:
+                barrier.wait()
+                return span.to_json()
+
+            shown = {future.result() for future in [pool.submit(read) for _ in range(8)]}
+
+            assert len(shown) == 1
+            assert OWN_OPAQUE not in shown.pop()
+
+
+def test_a_record_that_cannot_be_cleaned_is_wiped_on_first_access(monkeypatch):
+    """A failure in the exporter's thread fails closed as well."""
+    span = _dirty_span()
+
+    def fail(*args: Any) -> bool:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(spans, "is_suspect", fail)
+
+    assert span.name == FAILED
+    assert not span.attributes
+    assert not span.events
+
+
+def test_a_token_that_is_bound_before_the_export_is_known():
+    """A span may end before its trace's token is bound. It is masked if it is exported later."""
+    keeping = _Keeping()
+    provider = TracerProvider()
+    provider.add_span_processor(keeping)
+    tracer = provider.get_tracer("t")
+    with tracer.start_as_current_span("outer"):
+        with tracer.start_as_current_span(f"log in as {OWN_OPAQUE}"):
+            pass
+        with use_token(OWN_OPAQUE):
+            pass
+
+    assert keeping.spans[0].name == f"log in as {MASK}"
+
+
+def test_a_snapshot_of_an_open_span_is_cleaned_at_once(monkeypatch):
+    """Other code still writes to an open span, so cleaning its snapshot is not deferred."""
+    taken = []
+
+    class Snapshots(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            taken.append(span._readable_span())
+
+    provider = TracerProvider()
+    provider.add_span_processor(Snapshots())
+    with use_token(OWN_OPAQUE), provider.get_tracer("t").start_as_current_span(f"GET /{OWN_OPAQUE}"):
+        assert type(taken[0]) is ReadableSpan
+        assert taken[0].name == f"GET /{MASK}"
+        assert get_current_span().name == f"GET /{OWN_OPAQUE}"  # the live span belongs to the application
+
+
+def test_what_another_processor_adds_to_a_log_record_is_masked():
+    """A processor after the batch processor shares the record's attributes, and may add a token to them."""
+    exporter = InMemoryLogRecordExporter()
+
+    class Enriching:
+        def on_emit(self, log_record: Any) -> None:
+            log_record.log_record.attributes["added"] = f"by {OWN_OPAQUE}"
+
+        def shutdown(self) -> None: ...
+
+        def force_flush(self, timeout_millis: int = 30000) -> bool:
+            return True
+
+    provider = LoggerProvider()
+    provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
+    provider.add_log_record_processor(Enriching())
+    with use_token(OWN_OPAQUE):
+        provider.get_logger("t").emit(LogRecord(body="read", attributes={"of": "me"}))
+    provider.force_flush()
+
+    assert OWN_OPAQUE not in exporter.get_finished_logs()[0].to_json()
+
+
+def test_a_log_record_before_the_first_access_shows_no_token():
+    """This applies to its fields, including those with a default on the class, and to its repr."""
+    provider = LoggerProvider()
+    taken: list[Any] = []
+
+    class Making:
+        def on_emit(self, log_record: Any) -> None:
+            taken.extend(
+                ReadableLogRecord(
+                    log_record=log_record.log_record,
+                    resource=log_record.resource,
+                    instrumentation_scope=log_record.instrumentation_scope,
+                )
+                for _ in range(4)
+            )
+
+        def shutdown(self) -> None: ...
+
+        def force_flush(self, timeout_millis: int = 30000) -> bool:
+            return True
+
+    provider.add_log_record_processor(Making())
+    with use_token(OWN_OPAQUE):
+        provider.get_logger(f"logger-{OWN_OPAQUE}", "1").emit(LogRecord(body=f"read {OWN_OPAQUE}"))
+
+    assert OWN_OPAQUE not in repr([vars(one) for one in taken])
+    assert taken[0].instrumentation_scope.name == f"logger-{MASK}"
+    assert taken[1].log_record.body == f"read {MASK}"
+    assert OWN_OPAQUE not in repr(taken[2])
+    assert OWN_OPAQUE not in repr(copy.copy(taken[3]))
+    assert {type(one) for one in taken} == {ReadableLogRecord}
+
+
+def test_a_subclass_of_a_log_record_keeps_its_class():
+    """A subclass is cleaned at once and keeps its class."""
+
+    class Own(ReadableLogRecord):
+        pass
+
+    with use_token(OWN_OPAQUE):
+        record = Own(LogRecord(body=f"read {OWN_OPAQUE}"), TracerProvider().resource)
+
+    assert type(record) is Own
+    assert record.log_record.body == f"read {MASK}"

@@ -1,0 +1,114 @@
+"""The filter for handlers of the logging module: it masks records and keeps their form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from otel_token_relay import Settings, use_token
+from otel_token_relay.redaction import RedactingFilter, known_tokens
+from otel_token_relay.redaction.scrubber import MASK
+from tests.redaction.corpus import OWN_OPAQUE
+from tests.redaction.pipeline import leaks
+
+
+class Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        self.lines.append(self.format(record))
+
+
+@pytest.fixture
+def lines() -> Iterator[tuple[logging.Logger, Lines]]:
+    handler = Lines()
+    handler.addFilter(RedactingFilter(Settings()))
+    logger = logging.Logger("test.filter")  # noqa: LOG001  # not shared with other loggers
+    logger.addHandler(handler)
+    yield logger, handler
+    known_tokens.stop_listening()
+
+
+def test_the_filter_keeps_the_number_and_types_of_arguments(lines):
+    """uvicorn's access formatter unpacks five arguments and compares the last with numbers."""
+    logger, handler = lines
+    arguments = ("10.0.0.1:99", "GET", f"/me?access_token={OWN_OPAQUE}", "1.1", 200)
+
+    logger.info('%s - "%s %s HTTP/%s" %d', *arguments)
+
+    masked = handler.records[0].args
+    assert masked == ("10.0.0.1:99", "GET", f"/me?access_token={MASK}", "1.1", 200)
+    assert [type(arg) for arg in masked] == [str, str, str, str, int]
+    assert handler.lines == [f'10.0.0.1:99 - "GET /me?access_token={MASK} HTTP/1.1" 200']
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        (f"got {OWN_OPAQUE}", ()),
+        ("got %s", (OWN_OPAQUE,)),
+        ("got %s", (ValueError(OWN_OPAQUE),)),
+        ("got %(a)s", ({"a": OWN_OPAQUE},)),
+        ("Bearer %s for %d", ("2YotnFZFEjr1zCsicMWpAA", 3)),
+        ("%s%s", (OWN_OPAQUE[:20], OWN_OPAQUE[20:])),
+        ("got %r", ([OWN_OPAQUE, {"x": OWN_OPAQUE}],)),
+    ],
+    ids=["message", "argument", "object", "mapping", "only-together", "halves", "nested"],
+)
+def test_the_filter_masks_messages_and_arguments(lines, message, arguments):
+    """The formatted line contains no token, regardless of its position in the record."""
+    logger, handler = lines
+
+    with use_token(OWN_OPAQUE):
+        logger.warning(message, *arguments)
+
+    assert len(handler.lines) == 1
+    assert not leaks(OWN_OPAQUE, handler.lines[0].encode())
+    assert "2YotnFZ" not in handler.lines[0]
+    assert MASK in handler.lines[0]
+
+
+def test_the_filter_masks_tracebacks_and_extras(lines):
+    """The exception's text and the extra fields are part of the record."""
+    logger, handler = lines
+
+    with use_token(OWN_OPAQUE):
+        try:
+            raise ValueError(f"bad {OWN_OPAQUE}")
+        except ValueError:
+            logger.exception("failed", extra={"user_header": f"Bearer {OWN_OPAQUE}", "n": 3})
+
+    record = handler.records[0]
+    assert not leaks(OWN_OPAQUE, handler.lines[0].encode())
+    assert "Traceback" in handler.lines[0]
+    assert not leaks(OWN_OPAQUE, repr(record.__dict__).encode())
+    assert record.n == 3
+
+
+@pytest.mark.parametrize("name", ["threadName", "taskName", "processName", "funcName", "name"])
+def test_the_filter_masks_names(name):
+    """A thread, a task or a logger may be named after the token."""
+    record = logging.makeLogRecord({"msg": "x", name: f"for {OWN_OPAQUE}"})
+
+    with use_token(OWN_OPAQUE):
+        masked = RedactingFilter(Settings()).filter(record)
+
+    assert getattr(record if masked is True else masked, name) == f"for {MASK}"
+
+
+def test_the_filter_does_not_change_a_clean_record(lines):
+    """The record and its arguments are the same objects."""
+    logger, handler = lines
+    arguments = ("a", 1, ["x"])
+
+    logger.info("%s %d %s", *arguments)
+
+    assert handler.records[0].args is not None
+    assert all(new is old for new, old in zip(handler.records[0].args, arguments, strict=True))
+    assert handler.lines == ["a 1 ['x']"]

@@ -1,0 +1,45 @@
+"""Redaction of log records: after the request, and of bodies that cannot be read."""
+
+from __future__ import annotations
+
+from opentelemetry._logs import LogRecord
+
+from otel_token_relay import Settings, install, use_token
+from otel_token_relay.redaction.scrubber import FAILED
+from tests.redaction.corpus import OWN_OPAQUE
+from tests.redaction.pipeline import Pipeline, leaks
+
+
+def test_what_a_thread_logs_after_the_request_is_masked():
+    """A server writes its access log after the context and the trace have ended."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            pass
+        pipeline.logger.emit(LogRecord(timestamp=1, body=f'"GET /reset/{OWN_OPAQUE} HTTP/1.1" 404'))
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError(OWN_OPAQUE)
+
+    __repr__ = __str__
+
+
+def test_a_log_body_that_cannot_be_read_is_replaced():
+    """Its text cannot be checked, so none of it is exported, and the logging call returns."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        pipeline.logger.emit(LogRecord(timestamp=1, body=Unprintable()))  # type: ignore[arg-type]
+        bodies = [log.log_record.body for log in pipeline.logs[0].get_finished_logs()]
+    finally:
+        pipeline.close()
+
+    assert bodies == [FAILED]

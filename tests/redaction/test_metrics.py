@@ -1,0 +1,92 @@
+"""Redaction of metrics: attributes before the aggregation, and names and descriptions."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from opentelemetry.metrics import Observation
+from opentelemetry.sdk.resources import Resource
+
+from otel_token_relay import Settings, install, use_token
+from otel_token_relay.redaction import known_tokens
+from otel_token_relay.redaction.scrubber import FAILED, MASK
+from otel_token_relay.redaction.token_search import _index_of
+from tests.redaction.corpus import FOREIGN_JWT, OWN_JWT, OWN_OPAQUE
+from tests.redaction.pipeline import Pipeline, leaks
+
+
+def test_tokens_do_not_create_time_series():
+    """Tokens are masked before the aggregation, so the number of series does not depend on the number of users."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        histogram = pipeline.meter.create_histogram("http.client.duration")
+        for token in (OWN_JWT, OWN_OPAQUE, FOREIGN_JWT):
+            with use_token(token):
+                histogram.record(3, {"http.url": f"https://a.example/?access_token={token}"})
+        data = pipeline.reader.get_metrics_data()
+    finally:
+        pipeline.close()
+
+    points = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
+    assert [(dict(point.attributes), point.count) for point in points] == [
+        ({"http.url": f"https://a.example/?access_token={MASK}"}, 3)
+    ]
+
+
+def test_a_collection_is_compared_with_no_token():
+    """What is said of a metric is collected again and again; it was compared when the metric was made."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        for number in range(3000):
+            known_tokens.REMEMBERED.remember(number + 1, f"another-token-{number:06}")
+        with use_token(OWN_OPAQUE):
+            pipeline.meter.create_counter("c", description=f"tells the bearer of {OWN_OPAQUE}").add(1)
+        _index_of.cache_clear()
+        data = pipeline.reader.get_metrics_data()
+        searched = _index_of.cache_info().misses
+    finally:
+        pipeline.close()
+
+    assert not leaks(OWN_OPAQUE, data.to_json().encode())
+    assert searched == 0
+
+
+def test_a_metric_callback_knows_the_recent_tokens():
+    """An observable instrument's callback runs in the reader's thread, which has no request."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            pass
+        pipeline.meter.create_observable_gauge("g", [lambda _: [Observation(1, {"a": f"of {OWN_OPAQUE}"})]])
+        with ThreadPoolExecutor(1) as pool:
+            data = pool.submit(pipeline.reader.get_metrics_data).result()
+    finally:
+        pipeline.close()
+
+    assert not leaks(OWN_OPAQUE, data.to_json().encode())
+    assert MASK in data.to_json()
+
+
+def test_if_metric_metadata_cannot_be_cleaned_the_numbers_are_kept(monkeypatch):
+    """The metadata is wiped. The values and their attributes, which are clean, are kept."""
+    pipeline = Pipeline(Resource({"service.name": OWN_OPAQUE}))
+    install(Settings())
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no")
+
+    try:
+        pipeline.meter.create_counter(f"n-{OWN_OPAQUE[:8]}", description=OWN_OPAQUE).add(3, {"a": "b"})
+        monkeypatch.setattr("otel_token_relay.redaction.metrics.clean_collected", fail)
+        data = pipeline.reader.get_metrics_data()
+    finally:
+        pipeline.close()
+
+    assert not leaks(OWN_OPAQUE, data.to_json().encode())
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    assert metric.name == FAILED
+    assert [(point.value, point.attributes) for point in metric.data.data_points] == [(3, {"a": "b"})]

@@ -1,0 +1,29 @@
+"""The self-test of redaction: it detects a hook without effect and produces no telemetry."""
+
+from __future__ import annotations
+
+from otel_token_relay import Settings, install
+from otel_token_relay.redaction import installation, spans
+from tests.redaction.pipeline import Pipeline
+
+
+def test_the_self_test_detects_a_hook_that_does_nothing(monkeypatch):
+    """A conversion point that exists but is not used counts as missing."""
+    monkeypatch.setattr(spans, "redact", lambda *args: None)
+
+    installation.start(Settings())
+
+    assert "self-test failed: the test token was not redacted" in installation.states()["spans"]
+
+
+def test_the_self_test_reaches_no_exporter_of_the_application():
+    """The self-test of redaction does not produce telemetry."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        pipeline.exported()
+        finished = [s.name for e in pipeline.spans for s in e.get_finished_spans()]
+    finally:
+        pipeline.close()
+
+    assert finished == []

@@ -1,0 +1,136 @@
+"""Redaction of spans: which tokens a span is searched for, and that nothing else of it changes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from opentelemetry import trace
+from opentelemetry._logs import LogRecord
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Link, SpanContext, TraceFlags, TraceState
+
+from otel_token_relay import Settings, install, use_token
+from otel_token_relay.redaction.scrubber import MASK
+from tests.redaction.corpus import OWN_OPAQUE
+from tests.redaction.pipeline import Pipeline, leaks
+
+
+def test_only_the_token_is_removed_from_a_record():
+    """When one value is masked, counts, limits, times, IDs and the rest of the record stay the same."""
+    pipeline = Pipeline()
+    pipeline.tracers._span_limits = SpanLimits(max_span_attributes=2, max_events=1)
+    install(Settings())
+    link = Link(SpanContext(5, 6, True, TraceFlags(1), TraceState([("v", OWN_OPAQUE)])), {"a": OWN_OPAQUE})
+    try:
+        with use_token(OWN_OPAQUE):
+            span = pipeline.tracers.get_tracer("t").start_span(
+                "x", links=[link], attributes={"a": 1, "b": 2, "c": OWN_OPAQUE}
+            )
+            span.add_event("one")
+            span.add_event("two", {"a": OWN_OPAQUE, "n": 7}, timestamp=77)
+            span.end()
+            live = dict(span.attributes)
+        exported = pipeline.spans[0].get_finished_spans()[0]
+    finally:
+        pipeline.close()
+
+    assert dict(exported.attributes) == {"b": 2, "c": MASK}
+    assert (exported.dropped_attributes, exported.dropped_events) == (1, 1)
+    assert (exported.events[0].timestamp, dict(exported.events[0].attributes)) == (77, {"a": MASK, "n": 7})
+    assert exported.get_span_context() == span.get_span_context()
+    assert exported.start_time == span.start_time
+    assert dict(exported.links[0].context.trace_state) == {"v": MASK}
+    # The application's objects, and the trace state sent on the wire, are not modified.
+    assert live == {"b": 2, "c": OWN_OPAQUE}
+    assert dict(link.attributes) == {"a": OWN_OPAQUE}
+    assert dict(link.context.trace_state) == {"v": OWN_OPAQUE}
+
+
+def test_a_span_that_ends_after_the_request_is_masked():
+    """The trace's token is known in every thread, even after no context contains it."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            span = pipeline.tracer.start_span("x")
+            child = pipeline.tracer.start_span("y", context=trace.set_span_in_context(span))
+        span.set_attribute("a", OWN_OPAQUE)
+        child.update_name(f"late {OWN_OPAQUE}")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(child.end).result()
+            pool.submit(span.end).result()
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+def test_a_span_that_ends_under_another_token_contains_neither():
+    """A span that starts for one user and ends in another user's context is masked for both tokens."""
+    pipeline = Pipeline()
+    other = "kZ8fWq2Lr0TnVb5YxHj3MdPs7c"
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            span = pipeline.tracer.start_span("x")
+        span.set_attributes({"a": f"of {OWN_OPAQUE}", "b": f"of {other}"})
+        with use_token(other):
+            span.end()
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(token, text) for token in (OWN_OPAQUE, other) for text in exported)
+
+
+def test_a_span_without_a_request_knows_the_recent_tokens_of_its_thread():
+    """Such a span may receive a token as an attribute, and end when the token is no longer bound."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        span = pipeline.tracer.start_span("x", context=Context())
+        with use_token(OWN_OPAQUE):
+            span.set_attribute("a", f"of {OWN_OPAQUE}")
+        span.end()
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+def test_a_token_that_is_bound_after_the_span_has_started_is_known():
+    """This happens with a server span outside the boundary, or with a login during a request."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with pipeline.tracer.start_as_current_span("server") as server:
+            with use_token(OWN_OPAQUE):
+                pass
+            server.set_attribute("a", OWN_OPAQUE)
+            pipeline.logger.emit(LogRecord(timestamp=1, body=OWN_OPAQUE))
+        exported = pipeline.exported()
+    finally:
+        pipeline.close()
+
+    assert not any(leaks(OWN_OPAQUE, text) for text in exported)
+
+
+def test_a_concurrent_multi_processor_gets_clean_spans():
+    """Processors that run in their own threads do not have the request's context."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE), provider.get_tracer("t").start_as_current_span("x") as span:
+            span.set_attribute("a", OWN_OPAQUE)
+        finished = exporter.get_finished_spans()
+    finally:
+        provider.shutdown()
+
+    assert [dict(span.attributes) for span in finished] == [{"a": MASK}]

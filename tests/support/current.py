@@ -1,0 +1,12 @@
+"""The current token, for the tests of the context and of `carry`."""
+
+from otel_token_relay import current_token
+
+ALICE = "alice-token-0001"
+BOB = "bob-token-0000001"
+
+
+def shown():
+    """Return the value of the current token."""
+    token = current_token()
+    return token and token.reveal()
