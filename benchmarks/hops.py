@@ -190,7 +190,7 @@ def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context
 
     if relay is not None:
         aiohttp_client.patch(
-            cast("ModuleType", SimpleNamespace(ClientRequest=Request, hdrs=aiohttp.hdrs)), relay, Patches()
+            cast("ModuleType", SimpleNamespace(ClientRequest=Request, hdrs=aiohttp.hdrs)), runtime_of(relay), Patches()
         )
     request = Request("GET", yarl.URL(URL), headers=CIMultiDict(OUTGOING), loop=runner.get_loop())
     transport = asyncio.Transport({"peername": ("127.0.0.1", 8443)})
