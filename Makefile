@@ -1,25 +1,30 @@
-# Every target makes what it needs in .venv and goes on from there; the first run takes a minute.
-#   make demo    the main job, on an embedded authorization server
-#   make test    the tests
-#   make check   linters, types, layers, docs in step
-#   make bench   what it costs, against OpenTelemetry's own propagators
-#   make soak    the long run: many users, two hops, no wrong token
-#   make matrix  the tests on every Python there is, and with the lowest allowed dependencies
+# Each target creates what it needs in .venv. The first run takes a minute.
+#   make demo          run the demo, on an embedded authorization server
+#   make test          run the tests
+#   make check         check lint rules, types, layers, prose, spelling, workflows and generated pages
+#   make docs          write the generated pages of docs/ again
+#   make dist          build the source distribution and the wheel, and check them
+#   make bench         measure the cost, compared with OpenTelemetry's own code
+#   make soak          a long run: many users, two hops, and no user gets another user's token
+#   make matrix        run the tests on every Python present, and with the oldest allowed dependencies
+#   make requirements  pin the newest versions of the development environment
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 UV = $(BIN)/uv
-# Twice as many workers as cores: most tests wait for servers of their own.
+# Two workers for each core: most tests wait for servers of their own.
 PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())') --dist worksteal
+PINS := requirements/development.txt
 
-.PHONY: demo test check bench soak matrix docs clean
+.PHONY: demo test check docs dist bench soak matrix requirements clean
 
-$(VENV)/.ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "otel-token-relay needs Python 3.11 or newer; say PYTHON=python3.13")'
+$(VENV)/.ready: pyproject.toml $(PINS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "otel-token-relay needs Python 3.11 or newer: run make with PYTHON=python3.13")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" uv
-	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable ".[verify,exchange,demo]" --group test --group check
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirements $(PINS)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
 demo: $(VENV)/.ready
@@ -33,11 +38,20 @@ check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes otel_token_relay --ignoreexternal
 	$(BIN)/lint-imports
+	$(BIN)/python tools/prose.py
+	$(BIN)/codespell -D - -D tools/dictionary.txt
+	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/python docs/reference.py --check
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/reference.py
+
+dist: $(VENV)/.ready
+	rm -rf dist
+	$(UV) build --quiet --out-dir dist
+	$(BIN)/twine check --strict dist/*
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks
@@ -50,7 +64,12 @@ soak: $(VENV)/.ready
 	$(BIN)/python -m tools.soak.threads
 
 matrix: $(VENV)/.ready
-	$(BIN)/python tests/matrix.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nox
+
+requirements: $(VENV)/.ready
+	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-annotate --no-emit-index-url --extra verify --extra exchange --extra demo --group test --group check \
+	    --output-file $(PINS)
 
 clean:
-	rm -rf $(VENV) .venv-* dist build
+	rm -rf $(VENV) .nox dist build

@@ -214,14 +214,14 @@ def test_a_propagator_without_hooks_warns_once(propagator, caplog):
 def test_a_destination_derived_from_the_current_context_is_ignored():
     """Kafka's instrumentation passes the current context with its span. Only a newly named destination counts."""
     propagator = TokenRelayPropagator(Settings(destinations=("https://a",)))
-    derived, anew = {}, {}
+    derived, again = {}, {}
     with use_token("alice-token-0001"):
         attached = otel_context.attach(to_destination("https://a"))
         try:
             propagator.inject(derived, context=otel_context.set_value("span", 1))
-            propagator.inject(anew, context=to_destination("https://a"))
+            propagator.inject(again, context=to_destination("https://a"))
         finally:
             otel_context.detach(attached)
 
     assert derived == {}
-    assert anew == {"Authorization": "Bearer alice-token-0001"}
+    assert again == {"Authorization": "Bearer alice-token-0001"}

@@ -19,7 +19,7 @@ MAPPINGS: dict[str, Any] = {
     "nothing": None,
     "empty": {},
     "a setting": {"destinations": ["https://a"]},
-    "unknown keys": {"colour": "red", "self": 1, "options": {"nested": [1, None]}},
+    "unknown keys": {"color": "red", "self": 1, "options": {"nested": [1, None]}},
     "odd names": {"": 1, "with space": 2, "settings": 3, "relay": 4, "x" * 500: 5},
     "verification is off": {"verify": False, "require_verified": "off"},
 }
@@ -74,7 +74,7 @@ def test_configuration_file_relays_and_redacts(tmp_path: Path) -> None:
                 {
                     "file_format": "1.0",
                     "propagator": {
-                        "composite": [{"tracecontext": None}, {"token_relay": {"destinations": ["x"], "colour": 1}}]
+                        "composite": [{"tracecontext": None}, {"token_relay": {"destinations": ["x"], "color": 1}}]
                     },
                     "tracer_provider": {"processors": [{"simple": {"exporter": {"console": None}}}]},
                 }
@@ -93,5 +93,5 @@ def test_configuration_file_relays_and_redacts(tmp_path: Path) -> None:
 
         assert [request.authorization for request in behind.requests] == [f"Bearer {token}"]
         assert '"token_relay.decision": "relayed"' in running.log
-        assert "colour" in running.log
+        assert "color" in running.log
         assert token not in running.log

@@ -198,14 +198,14 @@ def test_h06_everything_that_takes_settings_follows(order: str) -> None:
     import logging
 
     propagator, redacting = (TokenRelayPropagator(), RedactingFilter()) if order == "before" else (None, None)
-    install(Settings(source_headers=("x-token",), redact_keys=("colour",)))
+    install(Settings(source_headers=("x-token",), redact_keys=("color",)))
     propagator, redacting = propagator or TokenRelayPropagator(), redacting or RedactingFilter()
 
     assert current_token(propagator.extract({"x-token": "abcdefgh"})) is not None
     assert current_token(propagator.extract({"authorization": "Bearer abcdefgh"})) is None
-    record = logging.makeLogRecord({"msg": "x", "colour": "red"})
+    record = logging.makeLogRecord({"msg": "x", "color": "red"})
     filtered = redacting.filter(record)
-    assert (record if filtered is True else filtered).colour == "[REDACTED]"  # type: ignore[union-attr]
+    assert (record if filtered is True else filtered).color == "[REDACTED]"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["mcp", "telegram", "http.disconnect", "LIFESPAN", "webtransport"])
