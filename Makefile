@@ -7,6 +7,7 @@
 #   make bench         measure the cost, compared with OpenTelemetry's own code
 #   make soak          a long run: many users, two hops, and no user gets another user's token
 #   make matrix        run the tests on every Python present, and with the oldest allowed dependencies
+#   make coverage      the same, and fail if too few branches are covered
 #   make requirements  pin the newest versions of the development environment
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ UV = $(BIN)/uv
 PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())') --dist worksteal
 PINS := requirements/development.txt
 
-.PHONY: demo test check docs dist bench soak matrix requirements clean
+.PHONY: demo test check docs dist bench soak matrix coverage requirements clean
 
 $(VENV)/.ready: pyproject.toml $(PINS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "otel-token-relay needs Python 3.11 or newer: run make with PYTHON=python3.13")'
@@ -65,6 +66,10 @@ soak: $(VENV)/.ready
 
 matrix: $(VENV)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nox
+
+coverage: export COVERAGE = 1
+coverage: export FULL_MATRIX = 1
+coverage: matrix
 
 requirements: $(VENV)/.ready
 	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \

@@ -2,6 +2,7 @@
 
     nox                  everything that .ci/run runs
     nox -s tests-3.12    the tests on one Python
+    COVERAGE=1 nox       the same, with branch coverage over all sessions
 
 The supported versions of Python are the classifiers in pyproject.toml. A version that this machine does not
 have is skipped, and the session says so.
@@ -27,10 +28,38 @@ EXTRAS = "verify,exchange,demo"
 # tests need no client or server but their own.
 OLDEST_TESTS = [line for line in (ROOT / "requirements" / "oldest-tests.txt").read_text().split() if line]
 
+# What depends on the programs that a test starts, not on the version of Python or of a library. `make test` runs it,
+# and FULL_MATRIX=1 runs it in every session.
+PROGRAMS = (
+    "tests/attacks/test_h01_moved_paths.py",
+    "tests/attacks/test_h02_enforcement.py",
+    "tests/demo",
+    "tests/docs",
+    "tests/promises/test_zero_code.py",
+    "tests/redaction/test_live_leaks.py",
+    "tests/test_benchmarks.py",
+    "tests/test_soak.py",
+    "tests/test_soak_threads.py",
+    "tests/verification/test_examples.py",
+)
+
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
 nox.options.sessions = ["tests", "lowest", "oldest", "coverage"]
+
+# uv finds the interpreters of pyenv if they are on the path, and downloads none.
+os.environ["UV_PYTHON_DOWNLOADS"] = "never"
+os.environ["PATH"] = os.pathsep.join(
+    [
+        os.environ["PATH"],
+        *map(str, sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin"))),
+    ]
+)
+
+
+def _without_programs() -> list[str]:
+    return [] if os.environ.get("FULL_MATRIX") else [f"--ignore={path}" for path in PROGRAMS]
 
 
 def _wheel(session: nox.Session) -> Path:
@@ -42,9 +71,10 @@ def _wheel(session: nox.Session) -> Path:
 
 
 def _test(session: nox.Session, *arguments: str) -> None:
-    """Run pytest under coverage, which also measures the processes that the tests start."""
+    """Run pytest; with COVERAGE=1 under coverage, which also measures the processes that the tests start."""
+    measured = ("-m", "coverage", "run") if os.environ.get("COVERAGE") else ()
     # -P and the import mode of pytest keep the checkout out of the path: the wheel is what is tested.
-    session.run("python", "-P", "-m", "coverage", "run", "-m", "pytest", "-q", *PARALLEL, *arguments, *session.posargs)
+    session.run("python", "-P", *measured, "-m", "pytest", "-q", *PARALLEL, *arguments, *session.posargs)
 
 
 @nox.session(python=PYTHONS[1:-1] or PYTHONS)
@@ -52,7 +82,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests against the wheel, with the pinned versions."""
     session.install("--compile-bytecode", "--require-hashes", "-r", str(PINS / "development.txt"))
     session.install("--no-deps", str(_wheel(session)))
-    _test(session)
+    _test(session, *_without_programs())
 
 
 @nox.session(python=LOWEST)
@@ -66,7 +96,7 @@ def lowest(session: nox.Session) -> None:
         "test",
         f"otel-token-relay[{EXTRAS}] @ {_wheel(session).as_uri()}",
     )
-    _test(session)
+    _test(session, *_without_programs())
 
 
 @nox.session(python=LOWEST)
@@ -79,6 +109,8 @@ def oldest(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Combine what the other sessions measured, and fail below the floor in pyproject.toml."""
+    if not os.environ.get("COVERAGE"):
+        session.skip("set COVERAGE=1 to measure; it takes nearly twice as long")
     session.install("coverage>=7.17")
     session.run("coverage", "combine")
     session.run("coverage", "report", "--skip-covered")
