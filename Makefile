@@ -39,7 +39,7 @@ check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes otel_token_relay --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes otel_token_relay --ignoreexternal
 	$(BIN)/lint-imports
 	$(BIN)/python tools/prose.py
 	$(BIN)/codespell -D - -D tools/dictionary.txt

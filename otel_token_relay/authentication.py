@@ -70,8 +70,8 @@ class RequestPath:
     def __init__(
         self, routed: str | None, whole: str, header_values: Callable[[], Iterable[str]] | None = None
     ) -> None:
-        self.routed = routed
-        self.whole = whole
+        self.routed: str | None = routed
+        self.whole: str = whole
         self._header_values = header_values
 
     def is_one_of(self, excluded: Container[object]) -> bool:

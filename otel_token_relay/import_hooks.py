@@ -56,7 +56,7 @@ class ImportHooks(Generic[HookT]):
     def __init__(
         self, patch: Callable[[HookT, ModuleType, Patches], str], on_failure: Callable[[HookT, Exception], None]
     ) -> None:
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self.states: dict[HookT, str] = {}
         self._patch = patch
         self._on_failure = on_failure

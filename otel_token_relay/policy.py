@@ -34,8 +34,8 @@ class RelayPolicy:
         entries = {d.pattern: d for d in destinations}
         self._by_pattern: Mapping[OriginPattern, Destination | None] = {**entries, **dict.fromkeys(refused)}
         self._has_wildcards = any(pattern.host.startswith("*") for pattern in self._by_pattern)
-        self.is_empty = not entries
-        self.has_required = any(d.required for d in entries.values())
+        self.is_empty: bool = not entries
+        self.has_required: bool = any(d.required for d in entries.values())
         # A client passes the same three parts at every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 
 class Reason(Enum):
@@ -129,7 +130,11 @@ class Reason(Enum):
 
     # Members are singletons, so identity is enough. Enum's own hash is a Python function, and every hop
     # looks up its reason.
-    __hash__ = object.__hash__
+    if TYPE_CHECKING:
+
+        def __hash__(self) -> int: ...
+    else:
+        __hash__ = object.__hash__
 
     def __str__(self) -> str:
         return str(self.value)

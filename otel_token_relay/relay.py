@@ -42,8 +42,8 @@ class Relay:
 
     def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
         self.settings = settings
-        self.policy = RelayPolicy(settings.entries, settings.refused)
-        self.header = settings.header.lower()
+        self.policy: RelayPolicy = RelayPolicy(settings.entries, settings.refused)
+        self.header: str = settings.header.lower()
         self._prefix = "Bearer " if settings.header_is_authorization else ""
         self._keeps_explicit = settings.on_conflict == "keep"
         self._now = now
@@ -51,7 +51,7 @@ class Relay:
         self._recorder = DecisionRecorder()
         self._record = self._recorder.record
         self._is_watched = self._recorder.is_watched
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def prepare(self) -> None:
         """Create the counter of decisions; see `Runtime.prepare`."""

@@ -33,9 +33,9 @@ class Runtime:
     __slots__ = ("clients_are_hooked", "relay", "terms")
 
     def __init__(self, settings: Settings) -> None:
-        self.relay = Relay(settings)
-        self.terms = Terms(settings, build_authenticator(settings))
-        self.clients_are_hooked = False
+        self.relay: Relay = Relay(settings)
+        self.terms: Terms = Terms(settings, build_authenticator(settings))
+        self.clients_are_hooked: bool = False
 
     @property
     def settings(self) -> Settings:

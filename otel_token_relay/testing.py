@@ -36,9 +36,9 @@ class SeenRequest:
     __slots__ = ("_headers", "body", "method", "target")
 
     def __init__(self, method: str, target: str, headers: list[tuple[str, str]], body: bytes) -> None:
-        self.method = method
-        self.target = target
-        self.body = body
+        self.method: str = method
+        self.target: str = target
+        self.body: bytes = body
         self._headers = headers
 
     def header_lines(self, name: str) -> list[str]:

@@ -79,7 +79,7 @@ class Destinations:
 
     def __init__(self, module: ModuleType) -> None:
         client = module.http.client
-        self.classes = frozenset({client.HTTPConnection, client.HTTPSConnection})
+        self.classes: frozenset[Any] = frozenset({client.HTTPConnection, client.HTTPSConnection})
         self._scheme_of_connect = {
             function_of(client.HTTPConnection, "connect"): "http",
             function_of(client.HTTPSConnection, "connect"): "https",

@@ -346,8 +346,8 @@ class Server(AuthorizationServer):
     def __init__(self, issuer: str, *, clients: Mapping[str, Client] = CLIENTS, lifetime: int = 300) -> None:
         super().__init__(query_client=clients.get, save_token=self._save)
         self.issuer = issuer
-        self.keys = Keys()
-        self.store = Store()
+        self.keys: Keys = Keys()
+        self.store: Store = Store()
         self.register_token_generator("default", Tokens(issuer, self.keys, lifetime))
         self.register_grant(_AuthorizationCode, [_Pkce(required=True)])
         self.register_grant(_RefreshToken)

@@ -19,7 +19,7 @@ THIRD_PARTY = os.environ["THIRD_PARTY"]
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 
-verifier = AsyncTokenVerifier(
+verifier: AsyncTokenVerifier = AsyncTokenVerifier(
     issuers=[ISSUER],
     audience="profile-service",
     leeway=0,  # one machine has one clock; the default of 30 seconds is for several machines
@@ -29,7 +29,7 @@ verifier = AsyncTokenVerifier(
     client_secret=os.environ["CLIENT_SECRET"],
 )
 
-app = FastAPI()
+app: FastAPI = FastAPI()
 app.add_middleware(BearerAuthMiddleware, verifier=verifier, realm="profiles", exclude=("/picture",))
 
 

@@ -8,8 +8,8 @@ from fastapi import FastAPI
 PROFILE_SERVICE = os.environ["PROFILE_SERVICE"]
 THIRD_PARTY = os.environ["THIRD_PARTY"]
 
-app = FastAPI()
-client = httpx.AsyncClient(follow_redirects=True)
+app: FastAPI = FastAPI()
+client: httpx.AsyncClient = httpx.AsyncClient(follow_redirects=True)
 
 
 @app.get("/me")

@@ -31,8 +31,8 @@ class DeferredRecord:
     __slots__ = ("known", "readable")
 
     def __init__(self, readable: Any, known: Any) -> None:
-        self.readable = readable
-        self.known = known
+        self.readable: Any = readable
+        self.known: Any = known
 
     def __repr__(self) -> str:
         return "<not redacted yet>"

@@ -126,8 +126,8 @@ class KnownTokens:
     clean_rows: set[tuple[Any, ...]]
 
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
-        self.values = values
-        self.remembered = remembered
+        self.values: tuple[str, ...] = values
+        self.remembered: tuple[str, ...] = remembered
 
     def __getattr__(self, name: str) -> Any:
         # Called once for each attribute: for many requests, no telemetry is read, so none is computed.

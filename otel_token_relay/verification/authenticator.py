@@ -98,7 +98,7 @@ class BearerAuthenticator:
     ) -> None:
         if isinstance(exclude, str) or not all(isinstance(path, str) and path.startswith("/") for path in exclude):
             raise ConfigurationError("exclude", "expected a sequence of paths that start with /")
-        self.challenges = Challenges(
+        self.challenges: Challenges = Challenges(
             realm=DEFAULT_REALM if realm is None else realm,
             required_scopes=required_scopes,
             resource_metadata=resource_metadata,

@@ -58,14 +58,14 @@ class Challenges:
         self._end = [] if resource_metadata is None else [("resource_metadata", resource_metadata)]
         scope = [("scope", " ".join(required_scopes))] if required_scopes else []
         # RFC 6750, section 3.1: no error code if the request contains no token.
-        self.unauthenticated = self._challenge(401, None, "unauthenticated", *scope)
-        self.invalid_request = self._challenge(400, "invalid_request", "invalid_request")
-        self.invalid_token = self._challenge(401, "invalid_token", "invalid_token", *scope)
+        self.unauthenticated: ErrorResponse = self._challenge(401, None, "unauthenticated", *scope)
+        self.invalid_request: ErrorResponse = self._challenge(400, "invalid_request", "invalid_request")
+        self.invalid_token: ErrorResponse = self._challenge(401, "invalid_token", "invalid_token", *scope)
         step_up = [("acr_values", " ".join(acr_values))] if acr_values else []
         step_up += [] if max_age is None else [("max_age", str(int(max_age)))]
         error = "insufficient_user_authentication"
-        self.insufficient_authentication = self._challenge(401, error, error, *step_up)
-        self.insufficient_scope = self.build_insufficient_scope(required_scopes)
+        self.insufficient_authentication: ErrorResponse = self._challenge(401, error, error, *step_up)
+        self.insufficient_scope: ErrorResponse = self.build_insufficient_scope(required_scopes)
 
     def build_insufficient_scope(self, scopes: Sequence[str]) -> ErrorResponse:
         """Build the error response to a valid token that lacks a scope.

@@ -17,10 +17,10 @@ try:
     from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
     from fastapi.security import OAuth2, SecurityScopes
     from starlette.requests import HTTPConnection
-except ImportError as error:
+except ImportError as _import_error:
     raise ImportError(
-        "these dependencies require FastAPI: pip install 'otel-token-relay[verify]' fastapi", name=error.name
-    ) from error
+        "these dependencies require FastAPI: pip install 'otel-token-relay[verify]' fastapi", name=_import_error.name
+    ) from _import_error
 
 from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.verification.principal import Principal, challenges_of, principal_of

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple
 
 try:
     from jwt.algorithms import Algorithm, get_default_algorithms
-except ImportError as error:  # pragma: no cover - tested in an interpreter without PyJWT
+except ImportError as _import_error:  # pragma: no cover - tested in an interpreter without PyJWT
     raise ImportError(
-        "verification requires PyJWT with cryptography: pip install 'otel-token-relay[verify]'", name=error.name
-    ) from error
+        "verification requires PyJWT with cryptography: pip install 'otel-token-relay[verify]'", name=_import_error.name
+    ) from _import_error
 
 from otel_token_relay.algorithms import KEY_TYPES
 from otel_token_relay.errors import ConfigurationError
@@ -73,7 +73,7 @@ class KeySet:
     def __init__(self, by_use: Mapping[tuple[str | None, str], tuple[Key, ...]], contents: frozenset[object]) -> None:
         self._by_use = by_use
         self._kids = frozenset(kid for kid, _ in by_use)
-        self.contents = contents
+        self.contents: frozenset[object] = contents
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], algorithms: frozenset[str]) -> KeySet:

@@ -11,6 +11,7 @@ import binascii
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
 from otel_token_relay.errors import TokenRejected
@@ -24,7 +25,7 @@ MAX_INTEGER_DIGITS: Final = 20
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
 # C0, DEL, C1 and the two Unicode line breaks: such a name could forge log lines or break a header.
-has_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
+has_control_character: Callable[[str], re.Match[str] | None] = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
 class Jws(NamedTuple):

@@ -22,7 +22,7 @@ class Principal:
     __slots__ = ("token",)
 
     def __init__(self, token: VerifiedToken | None) -> None:
-        self.token = token
+        self.token: VerifiedToken | None = token
 
     @property
     def is_authenticated(self) -> bool:
@@ -69,7 +69,7 @@ class AuthCredentials:
     __slots__ = ("scopes",)
 
     def __init__(self, scopes: Sequence[str]) -> None:
-        self.scopes = list(scopes)
+        self.scopes: list[str] = list(scopes)
 
 
 def principal_of(request: MutableMapping[str, Any]) -> Principal:

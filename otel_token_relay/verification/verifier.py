@@ -66,9 +66,9 @@ class VerifiedToken:
         self._shared = accepted.claims
         self._claims: Mapping[str, Any] | None = None
         self._is_valid = is_valid
-        self.scopes = accepted.scopes
-        self.expires_at = accepted.expires_at
-        self.issuer = accepted.issuer
+        self.scopes: frozenset[str] = accepted.scopes
+        self.expires_at: float | None = accepted.expires_at
+        self.issuer: str | None = accepted.issuer
 
     @property
     def claims(self) -> Mapping[str, Any]:
