@@ -11,7 +11,7 @@ import socket
 from typing import Any, Final, cast
 
 from otel_token_relay.origin import normalize_host
-from otel_token_relay.patching import Function, Proxy
+from otel_token_relay.patching import Function, layers_of
 
 # A plain number: comparing an enum member takes longer.
 TCP: Final = int(socket.IPPROTO_TCP)
@@ -43,9 +43,7 @@ def is_ip_peer(peername: Any) -> bool:
 
 def function_of(owner: type, name: str) -> Function:
     """Return the function of a method, without the proxies of instrumentation around it."""
-    function: Any = vars(owner)[name]
-    while isinstance(function, Proxy):
-        function = function.__wrapped__
+    *_, (_, function) = layers_of(vars(owner)[name])
     return cast("Function", function)
 
 

@@ -124,7 +124,7 @@ class BearerAuthenticator:
         try:
             verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
-                verified = verifier.remembered(token) or drive(verifier.steps(token))
+                verified = verifier.cached(token) or drive(verifier.steps(token))
             else:
                 verified = cast("VerifiedToken", verifier.verify(token))
             return self._check_verified(credentials, verified)
@@ -140,7 +140,7 @@ class BearerAuthenticator:
         try:
             verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
-                verified = verifier.remembered(token)
+                verified = verifier.cached(token)
                 return self._check_verified(
                     credentials, await drive_async(verifier.steps(token)) if verified is None else verified
                 )

@@ -186,7 +186,7 @@ class VerifierCore:
         self._now = now
         self._monotonic = monotonic
 
-    def remembered(self, token: str) -> VerifiedToken | None:
+    def cached(self, token: str) -> VerifiedToken | None:
         """Return the cached verification of *token* if nothing has changed since; ``None`` to verify again.
 
         Raises:
@@ -373,7 +373,7 @@ class TokenVerifier(VerifierCore):
             TokenRejected: The first rule that fails.
             KeysUnavailable: The token cannot be verified now; try again later.
         """
-        verified = self.remembered(token)
+        verified = self.cached(token)
         return drive(self.steps(token)) if verified is None else verified
 
 
@@ -387,5 +387,5 @@ class AsyncTokenVerifier(VerifierCore):
             TokenRejected: The first rule that fails.
             KeysUnavailable: The token cannot be verified now; try again later.
         """
-        verified = self.remembered(token)
+        verified = self.cached(token)
         return await drive_async(self.steps(token)) if verified is None else verified
