@@ -13,6 +13,7 @@ from types import MethodType, ModuleType
 from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name
+from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
 from otel_token_relay.runtime import Runtime
@@ -45,9 +46,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 headers.encoding = encoding
         except AttributeError:
             pass
-        copy = object.__new__(type(request))
-        copy.__dict__ = fields = request.__dict__.copy()
-        fields["headers"] = headers
+        copy = shallow_copy(request)
+        copy.headers = headers
         return copy
 
     # Error trackers send the local variables of every frame that an exception passes, so the value is

@@ -15,6 +15,7 @@ from typing import Any
 
 from otel_token_relay.clients.connections import function_of, is_tcp
 from otel_token_relay.clients.headers import lower
+from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
@@ -32,8 +33,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     replaces = relay.settings.on_conflict == "replace"
 
     def with_header(request: Any, value: str) -> Any:
-        copy = object.__new__(type(request))
-        copy.__dict__ = request.__dict__.copy()
+        copy = shallow_copy(request)
         own = dict(request.unredirected_hdrs)
         if replaces:
             own = {key: v for key, v in own.items() if lower(key) != relay.header}

@@ -10,10 +10,10 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.copying import shallow_copy
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction import logs, metrics
 from otel_token_relay.redaction.known_tokens import REMEMBERED
-from otel_token_relay.redaction.records import shallow_copy
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import threading
 from collections import deque
 from typing import Any, Final
@@ -28,6 +27,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, token_watchers, verification_watchers
+from otel_token_relay.forks import call_in_child
 from otel_token_relay.otel import SPAN_KEY
 from otel_token_relay.redaction.credential_patterns import looks_like_credential
 from otel_token_relay.redaction.token_search import (
@@ -223,8 +223,7 @@ def _add(values: dict[str, None], value: str, limit: int) -> bool:
 
 
 REMEMBERED: Final = RememberedTokens()
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=REMEMBERED.renew_lock)
+call_in_child(REMEMBERED, RememberedTokens.renew_lock)
 _listeners = 0
 _lock = threading.Lock()
 

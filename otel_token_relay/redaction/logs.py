@@ -13,10 +13,11 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay.copying import shallow_copy
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DEFERRED, deferred_class
 from otel_token_relay.redaction.known_tokens import tokens_in_context, with_later_tokens
-from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
+from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import KnownTokens
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from otel_token_relay.copying import shallow_copy
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 from otel_token_relay.runtime import SettingsInForce
@@ -44,13 +45,6 @@ def plain(attributes: Any) -> Mapping[str, Any]:
     """Return the dictionary inside the SDK's container, which takes a lock for each access."""
     inner = getattr(attributes, "_dict", None)
     return inner if inner is not None else attributes  # type: ignore[no-any-return]
-
-
-def shallow_copy(original: Any) -> Any:
-    """Return a second object with the same state, without running a constructor that might modify it."""
-    new = object.__new__(type(original))
-    new.__dict__.update(original.__dict__)
-    return new
 
 
 def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> Any:

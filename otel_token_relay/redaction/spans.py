@@ -16,10 +16,11 @@ from typing import Any
 from opentelemetry.context import get_current
 
 from otel_token_relay.context import TOKEN_KEY
+from otel_token_relay.copying import shallow_copy
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
 from otel_token_relay.redaction.known_tokens import hold_token, tokens_of_span, with_later_tokens
-from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope, shallow_copy
+from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 

@@ -1,0 +1,14 @@
+"""Copy an object of another library."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def shallow_copy(original: _T) -> _T:
+    """Return a second object with the same state, without running a constructor that might modify it."""
+    new = object.__new__(type(original))
+    new.__dict__.update(original.__dict__)
+    return new
