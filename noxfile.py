@@ -67,7 +67,7 @@ def _wheel(session: nox.Session) -> Path:
     target = Path(session.create_tmp()) / "dist"
     shutil.rmtree(target, ignore_errors=True)
     session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(target), external=True)
-    return next(target.glob("*.whl"))
+    return next(target.resolve().glob("*.whl"))
 
 
 def _test(session: nox.Session, *arguments: str) -> None:
