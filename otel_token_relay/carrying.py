@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AsyncContextDecorator, ContextDecorator, asynccontextmanager, contextmanager
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, TypeVar, cast
@@ -56,7 +56,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
 
 
 @contextmanager
-def _bound(token: BearerToken | None) -> Iterator[None]:
+def _bound(token: BearerToken | None) -> Generator[None, None, None]:
     attached = otel_context.attach(with_token(token))
     try:
         yield

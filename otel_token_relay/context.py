@@ -6,7 +6,7 @@ This module does not decide where a token may go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final, cast
 
@@ -89,7 +89,7 @@ def current_token(context: Context | None = None) -> BearerToken | None:
 
 
 @contextmanager
-def use_token(token: str | BearerToken | None) -> Iterator[BearerToken | None]:
+def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, None, None]:
     """Bind a token by hand for the duration of the block: in consumers, jobs and tests.
 
     Args:

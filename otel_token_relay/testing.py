@@ -15,7 +15,7 @@ import json
 import logging
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -170,7 +170,7 @@ def assert_never_leaked(token: str, *places: object) -> None:
             raise AssertionError(f"token found in argument {number} ({type(place).__name__})")
 
 
-def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
+def _texts(place: object, seen: dict[int, object]) -> Generator[str, None, None]:
     """Yield every text that a place contains.
 
     *seen* ends the recursion for an object that contains itself. It keeps the objects alive, so

@@ -10,7 +10,6 @@ Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 from __future__ import annotations
 
 import re
-from collections import namedtuple
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -118,7 +117,13 @@ def _with_token(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str
     return [*kept, (relay.header, value)]
 
 
-_Details = namedtuple("_Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression"))
+class _Details(NamedTuple):
+    method: Any
+    timeout: Any
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
 
 
 def _replace(details: Any, metadata: Iterable[tuple[str, Any]]) -> _Details:

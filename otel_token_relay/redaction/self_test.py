@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Final
@@ -133,7 +133,7 @@ def is_caught_in_instruments() -> bool:
 
 
 @contextmanager
-def _bind_test_token() -> Iterator[str]:
+def _bind_test_token() -> Generator[str, None, None]:
     """Bind a test token that is not remembered."""
     token = f"self-test-{secrets.token_hex(24)}"
     attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))

@@ -7,7 +7,7 @@ and also applies to a ``web.Server`` without an application.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
@@ -72,7 +72,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 @contextmanager
-def _binding(request: Any, settings: Settings) -> Iterator[Boundary]:
+def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None]:
     # Not an item of the request: items belong to the application, and aiohttp warns about string keys.
     vars(request)[BOUNDARY_KEY] = boundary = Boundary(_values_of(request), settings)
     attached = otel_context.attach(boundary.context())

@@ -8,7 +8,7 @@ entries as ambiguous, and instrumentation cannot bind one of them within the cal
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
@@ -202,7 +202,7 @@ class _Call:
         return getattr(self._module.StatusCode, _CODES[error_response.status])
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self) -> Generator[None, None, None]:
         attached = otel_context.attach(self._context)
         try:
             yield

@@ -15,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -132,7 +132,7 @@ def _build_connection(parts: SplitResult, target: str, timeout: float) -> tuple[
 
 
 @contextlib.contextmanager
-def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Iterator[None]:
+def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Generator[None, None, None]:
     """Shut the connection down at the deadline: the timeout of a socket starts again with each byte received."""
     sock = connection.sock
 
