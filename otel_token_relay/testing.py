@@ -141,7 +141,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def third_party() -> Iterator[ThirdParty]:
+def third_party() -> Generator[ThirdParty, None, None]:
     """Run a server on a free loopback port for the block. Do not list it as a destination."""
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
