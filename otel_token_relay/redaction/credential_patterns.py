@@ -50,7 +50,7 @@ _WEAK: Final = r"code|token|assertion"
 # The quotes that may surround a name or a value, as written in JSON, repr, HTML and URLs.
 _QUOTE: Final = r"(?:\\{0,3}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27)"
 
-# A name must not begin in the middle of a word, but may follow an escape that ends in a letter.
+# A name must not begin in the middle of a word, but may follow an escape that ends in a letter or a digit.
 _BEFORE_NAME: Final = r"(?:(?<![A-Za-z0-9])|(?<=%3[Ff])|(?<=%26)|(?<=%22)|(?<=%20)|(?<=\\n)|(?<=\\t))"
 
 _PARAMETER: Final = re.compile(
@@ -89,7 +89,7 @@ _is_nothing = re.compile(
 ).fullmatch
 # Placeholders in SQL, templates and shells.
 _is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
-# An identifier in code. An identifier with digits could be a credential.
+# An identifier in code, without digits: one with digits could be a credential.
 _is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
 _NAMES_OF_VALUES: Final = frozenset({"token", "secret", "code", "assertion", "verifier", "hint"})
@@ -228,7 +228,7 @@ def looks_secret(value: str) -> bool:
 
 # A shorter token could easily match something that operators need to read.
 _MIN_CREDENTIAL_LENGTH: Final = 20
-# The minimum number of characters in a credential that belong to unreadable runs.
+# The minimum number of characters that a credential has in unreadable runs.
 _MIN_RANDOM: Final = 12
 _CACHED: Final = 512
 
@@ -301,7 +301,7 @@ def _count_unpronounceable(words: list[str]) -> int:
 
 
 def is_nothing(value: str) -> bool:
-    """Return whether a value is empty, means "no value" or is a placeholder."""
+    """Return whether a value is empty, a placeholder, or a word that means "no value"."""
     return not value or _is_nothing(value) is not None or _is_placeholder(value) is not None
 
 

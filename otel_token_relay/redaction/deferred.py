@@ -1,4 +1,4 @@
-"""Records that are redacted on first access.
+"""Make records that are redacted on first access.
 
 Redacting the contents of a span takes longer than all other redaction work, and the thread that ends the
 span is serving a request. A batch processor queues the record without reading it, so the exporter's thread

@@ -120,7 +120,7 @@ _active: _Redaction | None = None
 
 
 def start(settings: Settings) -> None:
-    """Start redacting under these settings if the SDK is already imported. Idempotent.
+    """Redact under these settings from now on, in all SDK modules that are already imported. Idempotent.
 
     Call `watch_imports` afterwards to cover an SDK that is imported later.
     """
@@ -137,7 +137,7 @@ def start(settings: Settings) -> None:
 
 
 def watch_imports() -> None:
-    """Redact in an SDK that is imported later, too. The caller must not hold a lock: see `when_imported`."""
+    """Extend redaction to an SDK that is imported later. The caller must not hold a lock: see `when_imported`."""
     _hooks.watch()
 
 

@@ -163,7 +163,7 @@ class RememberedTokens:
         own["last"] = value
 
     def of_thread(self) -> KnownTokens:
-        """Return the last tokens that this thread bound: a server may log a request after its end, without a trace."""
+        """Return the last tokens that this thread bound: a server may log a request after it ends, without a trace."""
         own = self._of_thread.__dict__
         if not own:
             return NOTHING

@@ -27,9 +27,9 @@ _exceptions = logging.Formatter()
 class RedactingFilter(logging.Filter):
     """Mask tokens in a handler's records.
 
-    A record keeps the number of its arguments, and numbers stay numbers, so that formatters that unpack the
-    arguments, such as the one for uvicorn's access log, continue to work. An object whose string form contains
-    a token is replaced by the masked string.
+    The number of a record's arguments does not change, and numbers stay numbers, so that formatters that unpack
+    the arguments, such as the one for uvicorn's access log, continue to work. An object whose string form
+    contains a token is replaced by the masked string.
 
     On Python 3.11, a filter cannot replace the record, so the record itself is modified, and the handlers that
     follow receive the masked record as well.

@@ -43,8 +43,8 @@ _MAX_READ_BY_RULE: Final = 1_048_576
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
-# The number of characters that are searched in one value of a suspect record, and the number that each string
-# costs in addition to its length.
+# The maximum number of characters searched in one value of a suspect record, and the number that is added for
+# each string as a fixed cost.
 _MAX_CHARACTERS: Final = 1_048_576
 _TEXT_OVERHEAD: Final = 256
 

@@ -50,7 +50,7 @@ LONGEST_SURVIVOR: Final = 16
 
 
 def ascii_lower(text: str) -> str:
-    """Return the text in lower case and of the same length, which ``str.lower`` changes for some letters."""
+    """Return the text in lower case but keep its length, which ``str.lower`` changes for some letters."""
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
@@ -61,7 +61,7 @@ class _Index(NamedTuple):
         ngrams: Parts of `_NGRAM_LENGTH` characters, each with the encoding that contains it and its position
             there. Every run of 17 characters of the token contains such a part, so a search that looks up each
             position in a text finds every such run.
-        short: Encodings that are not longer than an n-gram.
+        short: Encodings that are at most as long as an n-gram.
         is_whole: Whether all encodings are included.
     """
 
@@ -253,10 +253,10 @@ def _index_of(value: str) -> _Index:
 
 
 def _needles_of(value: str) -> tuple[str, ...]:
-    """Return lowercase parts of a token. Each encoding and each truncation to 17 or more characters contains one.
+    """Return lowercase parts of a token: each encoding and each truncation to 17 or more characters contains one.
 
-    The parts consist of characters that no encoding changes. This function runs for every incoming token, so it
-    rarely reads the whole token.
+    The parts consist of characters that no encoding changes. This function runs for every incoming token, so
+    hardly any of its steps reads the whole token.
     """
     if len(value) < _MIN_TOKEN_LENGTH:
         return ()
