@@ -1,7 +1,7 @@
 """Keep tokens out of spans, log records and metrics.
 
-Redaction is on by default (``…_REDACTION``). These classes are for pipelines built by hand. They are imported
-on first access, since two of them need the SDK, which the package itself does not.
+Redaction is on by default (``OTEL_PYTHON_TOKEN_RELAY_REDACTION``). These classes are for pipelines built by hand.
+They are imported on first access because two of them need the SDK, which the rest of the package does not.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Find unknown tokens by pattern: JWTs, ``Bearer …``, OAuth parameters.
 
-Pure. Everything here runs in time linear in the text: no nested repetition can match the same
-characters in two ways, and users cannot supply patterns.
+These functions are pure, and their running time is linear in the length of the text: no nested repetition
+can match the same characters in two ways, and users cannot supply patterns.
 
-Operators switch off a rule with false positives, so each rule requires more than a word:
-``bearer of news``, ``status_code=404``, ``token_type=Bearer`` and ``WHERE access_token = $1`` stay.
+Operators switch off a rule that produces false positives, so each rule requires more than a keyword:
+``bearer of news``, ``status_code=404``, ``token_type=Bearer`` and ``WHERE access_token = $1`` are not masked.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ PARAMETER_NAMES: Final = frozenset(
     }
 )
 
-# Strong names indicate a credential. Weak names are plain words, so their value must look like one, too.
+# A strong name indicates a credential. A weak name is a plain word, so its value must look like a credential, too.
 _STRONG: Final = (
     r"(?:access|refresh|id|subject|actor|auth|oauth|bearer|logout)[_-]?token(?:[_-]?hint)?"
     r"|client[_-]?(?:secret|assertion)|code[_-]?verifier|(?:device|authorization)[_-]?code"
 )
 _WEAK: Final = r"code|token|assertion"
 
-# What may surround a name or a value: quotes as JSON, repr, HTML and URLs write them.
+# The quotes that may surround a name or a value, as written in JSON, repr, HTML and URLs.
 _QUOTE: Final = r"(?:\\{0,3}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27)"
 
-# A name must not begin in the middle of a word, but may follow an escape that ends in a letter.
+# A name must not begin in the middle of a word, but may follow an escape that ends in a letter or a digit.
 _BEFORE_NAME: Final = r"(?:(?<![A-Za-z0-9])|(?<=%3[Ff])|(?<=%26)|(?<=%22)|(?<=%20)|(?<=\\n)|(?<=\\t))"
 
 _PARAMETER: Final = re.compile(
@@ -69,7 +69,7 @@ _PARAMETER: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# A quoted value ends with the quote, not with a character that no token contains.
+# A quoted value ends at the closing quote, not at the first character that no token contains.
 _QUOTED: Final = {
     '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
@@ -87,32 +87,32 @@ _is_nothing = re.compile(
     r"|unknown|absent|redacted|x+|\.+|-+|\*+|:\w+)\.?",
     re.IGNORECASE,
 ).fullmatch
-# Placeholders of SQL, templates and shells.
+# Placeholders in SQL, templates and shells.
 _is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
-# An identifier in code. With digits, it could be a credential.
+# An identifier in code, without digits: one with digits could be a credential.
 _is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
 _NAMES_OF_VALUES: Final = frozenset({"token", "secret", "code", "assertion", "verifier", "hint"})
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
-# Words, also joined in the usual ways, and short numbers between them.
+# Words, alone or joined in the usual ways, possibly with short numbers between them.
 _WORD: Final = (
     r"(?:[a-z]{1,22}+|[A-Z][a-z]{0,21}+(?![a-z])|[A-Z]{2,22}+(?![a-z])|[A-Z]?[a-z]{2,15}+(?:[A-Z][a-z]{2,15}+)++)"
 )
 _is_words = re.compile(rf"(?:{_WORD}\d?|\d{{1,4}}+)(?:[ _.\-/:]+(?:{_WORD}\d?|\d{{1,4}}+))*").fullmatch
-# The most digits in an error code or an article number. Credentials with separators have more.
+# The maximum number of digits in an error code or a product number. Credentials with separators have more.
 _MAX_DIGITS: Final = 6
 _is_prose = re.compile(r"[A-Za-z]{1,22}(?:/[A-Za-z]{1,22})*").fullmatch
 _AUTH_PARAMETERS: Final = frozenset(
     {"realm", "scope", "error", "error_description", "error_uri", "resource_metadata", "charset", "algs", "title"}
 )
 
-# Parameters that identify an adjacent ``code`` as one of OAuth, in a text or as other keys of a mapping.
+# Parameters that identify a ``code`` in the same string or mapping as an OAuth code.
 _OAUTH_CONTEXT: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
 OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEXT)
 WEAK_NAMES: Final = frozenset(_WEAK.split("|"))
 
-# The first name in a JOSE header (RFC 7515, RFC 7516) or in a set of claims (RFC 7519, RFC 9068).
+# The first member name in a JOSE header (RFC 7515, RFC 7516) or in a claims set (RFC 7519, RFC 9068).
 _first_name = re.compile(
     rb'\{"(?:alg|typ|kid|enc|cty|jku|jwk|x5t|x5c|x5u|x5t#S256|crit|zip|apu|apv|epk|b64|p2s|p2c'
     rb'|iss|sub|aud|exp|nbf|iat|jti|azp|scope|scp|client_id|cnf|acr|amr|sid|auth_time|roles|realm_access|preferred_username)"'
@@ -124,9 +124,10 @@ _has_mark = re.compile(
 
 
 def has_parameter_mark(lowered: str) -> bool:
-    """Return whether a lowercase text may contain the name of a parameter with a token, followed by its value.
+    """Return whether lowercase text may contain the name of a token parameter, followed by its value.
 
-    The separators are checked first: finding one character costs a fifth of finding a word.
+    The separators are checked first: searching for one character takes a fifth of the time that searching for
+    a word takes.
     """
     return (
         (
@@ -138,14 +139,14 @@ def has_parameter_mark(lowered: str) -> bool:
             or "&" in lowered
             or "\\" in lowered
         )
-        # Every name contains one of these.
+        # Every parameter name contains one of these words.
         and ("token" in lowered or "code" in lowered or "secret" in lowered or "assertion" in lowered)
         and _has_mark(lowered) is not None
     )
 
 
 def intervals_by_rule(text: str) -> list[Interval]:
-    """Return the intervals that look like a credential, in no order. One may contain another."""
+    """Return the intervals that look like credentials, in no particular order. One interval may contain another."""
     found: list[Interval] = []
     if "eyJ" in text:
         found += [match.span() for match in _JWT.finditer(text) if _is_jwt(match[0])]
@@ -158,7 +159,7 @@ def intervals_by_rule(text: str) -> list[Interval]:
 
 
 def _is_jwt(text: str) -> bool:
-    """Return whether a text is a JWT or the beginning of one, and not any other JSON in base64."""
+    """Return whether a string is a JWT or the beginning of one, rather than other base64-encoded JSON."""
     segments = [segment for segment in text.split(".") if segment]
     if len(segments) > 1 and len(segments[1]) >= 10:
         return True
@@ -197,7 +198,7 @@ def _parameters_in(text: str) -> Iterator[Interval]:
 
 
 def _is_next_name(match: re.Match[str], end: int, text: str, value: str) -> bool:
-    """Return whether a value is the next name in a list of columns or grants, and not the value of a pair."""
+    """Return whether a value is the next name in a list of columns or grants, rather than the value in a pair."""
     if _is_snake_case(value) is None:
         return False
     is_pair = text[: match.start()].rstrip("b\"'")[-1:] == "(" and text[end + 1 : end + 2] == ")"
@@ -216,7 +217,7 @@ def _is_code(match: re.Match[str], end: int, text: str) -> bool:
 
 
 def looks_secret(value: str) -> bool:
-    """Return whether a value looks like a credential, and not like numbers, words or constants."""
+    """Return whether a value looks like a credential rather than like a number, words or a constant."""
     digits = sum(c.isdigit() for c in value)
     if len(value) < 10 or value.isdecimal() or (digits <= _MAX_DIGITS and _is_words(value)):
         return False
@@ -225,43 +226,43 @@ def looks_secret(value: str) -> bool:
     return bool(digits) or len(value) >= 24
 
 
-# Shorter tokens too easily equal something that operators need to read.
+# A shorter token could easily match something that operators need to read.
 _MIN_CREDENTIAL_LENGTH: Final = 20
-# Every credential contains at least this many characters in unreadable runs.
+# The minimum number of characters that a credential has in unreadable runs.
 _MIN_RANDOM: Final = 12
 _CACHED: Final = 512
 
 _ATOM: Final = re.compile(r"[A-Za-z0-9]+")
 _RUN: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-# With a vowel, and without five consonants in a row.
+# A word has a vowel and does not have five consonants in a row.
 _is_word = re.compile(r"(?=[^aeiouyAEIOUY]*[aeiouyAEIOUY])(?!.*[^aeiouyAEIOUY]{5})[A-Za-z]{3,}").fullmatch
-# Trace IDs, UUIDs, object IDs, truncated digests. Some frameworks create tokens of more hexadecimal digits.
+# Trace IDs, UUIDs, object IDs and truncated digests. Some frameworks create tokens with more hexadecimal digits.
 _is_short_hex = re.compile(r"[0-9a-f]{1,39}|[0-9A-F]{1,39}").fullmatch
 _is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
-# The longest random suffix in the names of pods, instances and stacks.
+# The length of the longest random suffix in pod, instance and stack names.
 _MAX_SUFFIX: Final = 13
 _MAX_NAME: Final = 64
-# A caller chooses the length of the token, and this runs for each token.
+# Callers choose the length of their tokens, and every token is checked.
 _MAX_CHECKED: Final = 512
 
 
 @lru_cache(maxsize=_CACHED)
 def looks_like_credential(token: str) -> bool:
-    """Return whether a token is so random that no telemetry of other requests contains it by chance.
+    """Return whether a token is so random that other requests' telemetry will not contain it by chance.
 
-    Strict, because callers choose what they send: names, paths, hosts, versions, dates, addresses, UUIDs and
-    trace IDs are not credentials, nor is any combination of them.
+    The check is strict because callers choose what they send: names, paths, hosts, versions, dates, addresses,
+    UUIDs and trace IDs are not credentials, nor is any combination of them.
     """
-    # The header of a JWT is public, so only the rest is checked (RFC 7515, section 3.1).
+    # A JWT's header is public, so only the rest is checked (RFC 7515, section 3.1).
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
     head = token[start : start + _MAX_NAME + 1]
     if len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
-        return True  # as `is_random` would return; nearly every JWT
+        return True  # `is_random` would return the same; nearly every JWT ends here
     return len(token) >= _MIN_CREDENTIAL_LENGTH and is_random(token[start:])
 
 
 def is_random(text: str) -> bool:
-    """Return whether a text contains more than words, numbers and the usual identifiers."""
+    """Return whether a string contains more than words, numbers and the usual identifiers."""
     count = 0
     for match in _ATOM.finditer(text, 0, _MAX_CHECKED):
         if not _is_readable(match[0]):
@@ -272,10 +273,10 @@ def is_random(text: str) -> bool:
 
 
 def _is_readable(atom: str) -> bool:
-    """Return whether a run of letters and digits is a number, an identifier or words.
+    """Return whether a run of letters and digits is a number or an identifier, or consists of words.
 
-    The thresholds are measured: `tests/redaction/test_credential_patterns.py` states how many random tokens are
-    taken for words.
+    The thresholds were measured: `tests/redaction/test_credential_patterns.py` states how many random tokens are
+    mistaken for words.
     """
     size = len(atom)
     if atom.isdecimal() or _is_short_hex(atom):
@@ -291,7 +292,7 @@ def _is_readable(atom: str) -> bool:
     if has_one_case:
         # 20261126T083000Z, AKIAIOSFODNN7EXAMPLE
         return len(runs) <= 4 and 5 * _count_unpronounceable(words) <= size
-    # CamelCase has 3.5 letters or more in each word.
+    # Words in CamelCase have at least 3.5 letters on average.
     return 2 * in_words >= 7 * len(words) and 10 * _count_unpronounceable(words) <= 3 * in_words
 
 
@@ -300,7 +301,7 @@ def _count_unpronounceable(words: list[str]) -> int:
 
 
 def is_nothing(value: str) -> bool:
-    """Return whether a value means that there is none, or is a placeholder."""
+    """Return whether a value is empty, a placeholder, or a word that means "no value"."""
     return not value or _is_nothing(value) is not None or _is_placeholder(value) is not None
 
 
@@ -311,15 +312,15 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
     if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, match, text):
         return False
     if value.endswith("=") and after[:1] in ('"', "'"):
-        return False  # another auth-param
-    return not (after in ('":', "':") and _is_words(name))  # the next name of an object
+        return False  # a different auth-param
+    return not (after in ('":', "':") and _is_words(name))  # the object's next key
 
 
 def _is_bearer_value(value: str, match: re.Match[str], text: str) -> bool:
     before = text[max(0, match.start() - 28) : match.start()]
     is_quoted = before[-1:] in ("'", '"') and text[match.end() : match.end() + 1] in ("'", '"', "\\")
     if match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower():
-        # The text contains nothing else, so only a single word is not masked ("Bearer token").
+        # In these places, every value is masked except a placeholder or a short single word ("Bearer token").
         return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:
         return not _is_prose(value)

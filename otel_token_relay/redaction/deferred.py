@@ -1,16 +1,16 @@
-"""Records that are redacted on first access.
+"""Make records that are redacted on first access.
 
-Redacting a span costs more than the rest of redaction, and the thread that ends the span is serving a
-request. A batch processor queues the record without reading it, so the exporter's thread redacts it.
-A processor that reads the record at once has it redacted at once.
+Redacting the contents of a span takes longer than all other redaction work, and the thread that ends the
+span is serving a request. A batch processor queues the record without reading it, so the exporter's thread
+redacts it. If a processor reads the record immediately, it is redacted immediately.
 
 Invariants:
 
-* Raw content is not an attribute of the record. Access to any attribute, public or private, redacts
-  all of them first. The record then is an ordinary object of the SDK's own class.
-* The known tokens are collected in the thread that creates the record, while its context is current.
+* The record does not store raw content in its attributes. Accessing any attribute, public or private, first
+  redacts all of them. The record is then an ordinary instance of the SDK's own class.
+* The known tokens are collected in the thread that creates the record, while the record's context is current.
 * No lock is used, since a fork could leave it locked. If two threads access a record at the same
-  moment, both redact it, with the same result.
+  time, both redact it, with the same result.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
 DEFERRED: Final = "_token_relay_deferred"
-"""The attribute of a deferred record from which `deferred_class` makes the redacted one.
+"""The name of the attribute whose value `deferred_class` turns into the redacted record.
 
-Its value must not show raw content to code that prints or walks over the record's attributes.
+The value must not reveal raw content to code that prints or traverses the record's attributes.
 """
 
 
 class DeferredRecord:
-    """The raw record and its known tokens. Has no ``__dict__`` that a walk could find, and cannot be pickled."""
+    """A raw record and its known tokens. It has no ``__dict__`` to traverse, and it cannot be pickled."""
 
     __slots__ = ("known", "readable")
 
@@ -38,14 +38,14 @@ class DeferredRecord:
         return "<not redacted yet>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("cannot pickle a record that is not redacted yet")
+        raise TypeError("cannot pickle a record that has not been redacted yet")
 
 
 class _RedactOnAccess:
-    """A field that redacts its record when it is read.
+    """A field that redacts its record when the field is read.
 
-    There is a descriptor for each field instead of one ``__getattr__``, which would make every access
-    to an existing attribute ten times slower.
+    Each field has its own descriptor, since a single ``__getattr__`` would make every access to an existing
+    attribute ten times slower.
     """
 
     def __init__(self, name: str, redact_now: Callable[[Any], None]) -> None:
@@ -60,13 +60,13 @@ class _RedactOnAccess:
 
 
 def deferred_class(base: type, fields: Iterable[str], finish: Callable[[Any], Any]) -> type:
-    """Return the class of a record until its first access. The caller sets `DEFERRED` on each instance.
+    """Return the class that a record has until its first access. The caller sets `DEFERRED` on each instance.
 
     Args:
-        base: The SDK's class, which becomes the class of the record.
-        fields: The fields of a record of *base*.
-        finish: Makes a redacted record of *base* from the value of `DEFERRED`. It must not raise, and
-            may be called twice.
+        base: The SDK class that the record has after its first access.
+        fields: The names of the fields of a *base* instance.
+        finish: Makes a redacted *base* instance from the value of `DEFERRED`. It must not raise an exception,
+            and it may be called twice.
     """
 
     def redact_now(record: Any) -> None:
@@ -77,7 +77,7 @@ def deferred_class(base: type, fields: Iterable[str], finish: Callable[[Any], An
         for name, value in finish(deferred).__dict__.items():
             present.setdefault(name, value)  # keep fields that were set in the meantime
         present.pop(DEFERRED, None)
-        object.__setattr__(record, "__class__", base)  # bypasses the checks of a frozen dataclass
+        object.__setattr__(record, "__class__", base)  # bypasses a frozen dataclass's checks
 
     def __reduce_ex__(record: Any, protocol: Any) -> Any:
         redact_now(record)

@@ -1,7 +1,7 @@
-"""Fallback for an SDK without a conversion point: wrap processors and exporters, using public methods only.
+"""Wrap processors and exporters, using only public methods, as a fallback for an SDK without a conversion point.
 
-It is weaker, and `otel-token-relay check` reports it: processors registered earlier are not wrapped, and
-metrics are redacted when they are exported, so each token still creates a series.
+The fallback is weaker, and `otel-token-relay check` reports it: processors that were registered earlier are not
+wrapped, and metrics are redacted only when they are exported, so each token still creates a series.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def patch_spans(module: ModuleType, scrubber: Scrubber, patches: Patches) -> Non
 
     def build(original: Function) -> Function:
         def add_span_processor(self: Any, span_processor: Any) -> None:
-            # Imported here, since this module is imported before the SDK, and the other one needs the SDK.
+            # Imported here because `processors` needs the SDK, which may be imported later than this module.
             from otel_token_relay.redaction.processors import wrapped
 
             original(self, wrapped(span_processor, scrubber))

@@ -1,9 +1,9 @@
-"""Install redaction in this process, as soon as the application imports the SDK.
+"""Install redaction in this process as soon as the application imports the SDK.
 
 This module never imports the SDK itself. Each signal is hooked at its conversion point and tested once with
-a test token. If the SDK has no such conversion point, or if the self-test fails, the public methods that
+a test token. If the SDK lacks the conversion point, or if the self-test fails, the public methods that
 register processors and exporters are hooked instead. Resources, scopes and instruments, which the signals
-share, are hooked at their creation and have no fallback.
+share, are hooked where they are created and have no fallback.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Signal:
     """One kind of telemetry, or a part that several kinds share.
 
     Attributes:
-        name: As in ``otel-token-relay check``.
-        module: The module of the SDK that contains the conversion point.
+        name: The name that ``otel-token-relay check`` prints.
+        module: The SDK module that contains the conversion point.
         patch: Hooks the conversion point.
         try_out: Runs the self-test and returns whether the test token was redacted.
-        public_module: The module to fall back to.
-        fall_back: Hooks the public methods instead; ``None`` if there are none.
+        public_module: The SDK module that contains the public methods.
+        fall_back: Hooks the public methods instead of the conversion point; ``None`` if there are none.
     """
 
     name: str
@@ -103,7 +103,7 @@ def _patch(signal: Signal, module: ModuleType, patches: Patches) -> str:
     try:
         signal.patch(module, scrubber, patches)
         problem = None if signal.try_out() else "self-test failed: the test token was not redacted"
-    except Exception as error:  # the application's import goes on
+    except Exception as error:  # the application's import continues
         problem = f"{type(error).__name__}: {error}"
     if problem is None:
         return HOOKED
@@ -120,9 +120,9 @@ _active: _Redaction | None = None
 
 
 def start(settings: Settings) -> None:
-    """Redact from now on, under these settings, in every SDK that is imported. Idempotent.
+    """Redact under these settings from now on, in all SDK modules that are already imported. Idempotent.
 
-    Call `watch_imports` afterwards, for an SDK that is imported later.
+    Call `watch_imports` afterwards to cover an SDK that is imported later.
     """
     global _active
     with _hooks.lock:
@@ -137,7 +137,7 @@ def start(settings: Settings) -> None:
 
 
 def watch_imports() -> None:
-    """Redact also in an SDK that is imported later. Call it without holding a lock; see `when_imported`."""
+    """Extend redaction to an SDK that is imported later. The caller must not hold a lock: see `when_imported`."""
     _hooks.watch()
 
 
@@ -153,7 +153,7 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return how each signal is redacted, or why not. Shared parts are included only if they are not hooked."""
+    """Return how each signal is redacted, or why it is not. Shared parts are included only if they are not hooked."""
     with _hooks.lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}
@@ -163,7 +163,7 @@ def states() -> dict[str, str]:
 
 
 def _fall_back(signal: Signal, scrubber: Scrubber, patches: Patches, problem: str) -> str:
-    """Hook the public methods, and report it: processors and exporters registered earlier are not redacted."""
+    """Hook the public methods and log an error, since processors and exporters registered earlier are not wrapped."""
     try:
         if signal.fall_back is None:
             raise LookupError("no public method to fall back to")
@@ -172,8 +172,8 @@ def _fall_back(signal: Signal, scrubber: Scrubber, patches: Patches, problem: st
         _logger.error("token relay cannot redact %s: %s; %s: %s", signal.name, problem, type(error).__name__, error)
         return f"NOT redacted ({problem})"
     _logger.error(
-        "token relay: opentelemetry-sdk is not supported for %s (%s). Falling back to wrapping processors and"
-        " exporters registered from now on; those registered earlier are not redacted.",
+        "token relay: this opentelemetry-sdk is not supported for %s (%s). Falling back to wrapping the processors and"
+        " exporters that are registered from now on; those registered earlier receive unredacted data.",
         signal.name,
         problem,
     )

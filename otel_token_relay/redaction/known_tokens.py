@@ -1,18 +1,19 @@
-"""Which tokens are searched for in which record: those of its own request, and remembered ones.
+"""Decide which tokens each record is searched for: those of its own request, and remembered ones.
 
 A span may end long after its request's context is gone, and a log record may come from a thread that
-never had the context. The trace or the thread then identifies the tokens.
+never had the context. In such cases, the trace or the thread identifies the tokens.
 
-A caller chooses the token and may choose the trace, so not every token is remembered:
+Callers choose their tokens and may choose their traces, so not every token is remembered:
 
-* A record's *own* tokens are the one bound in its context, while the lease is open, and those that its span
-  holds: bound when the span started or while it was current. Any own token is masked, including a plain word.
-* Only a *lasting* token is masked in other records, found by the trace or by the thread, or as one of the last
-  tokens bound without a trace. It looks like a credential (`looks_like_credential`), or a verifier has
-  accepted it. What it masks there is limited, too: see `KnownTokens`.
+* A record's *own* tokens are the one that is bound in its context, while the lease is open, and those that its
+  span holds because they were bound when the span started or while it was current. Every own token is masked,
+  even if it is a plain word.
+* Other records are searched only for *lasting* tokens, which are found by the trace, by the thread, or among the
+  last tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
+  accepted by a verifier. What it masks in other records is limited, too: see `token_search`.
 
-Reading takes no lock, since records are read during exports and collections, under the locks of the SDK.
-Writing takes a reentrant lock: a finalizer that ends a span can run at any point, also while the lock is held.
+Reading takes no lock, since records are read during exports and collections, while the SDK holds its own locks.
+Writing takes a reentrant lock: a finalizer that ends a span can run at any point, even while the lock is held.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _MAX_OF_THREAD: Final = 8
 _MAX_OF_SPAN: Final = 8
 _MAX_VERIFIED: Final = 512
 
-# The attribute of a span that contains its own tokens.
+# The name of the Python attribute in which a span object holds its own tokens.
 _HELD: Final = "_token_relay_known"
 
 _NO_DEADLINE: Final = math.inf
@@ -57,37 +58,38 @@ _NO_DEADLINE: Final = math.inf
 class RememberedTokens:
     """The lasting tokens of recent requests, in bounded collections. Safe to share between threads.
 
-    ``recent_traces`` and ``_older_traces`` contain the tokens of each trace, ``_without_trace`` those bound last
-    while no span was current, ``_of_thread`` those that each thread bound last, and ``_verified`` those accepted
-    by a verifier. Each record is compared with its own tokens, if it has any, and with these:
+    ``recent_traces`` and ``_older_traces`` contain the tokens of each trace, ``_without_trace`` the last ones bound
+    while no span was current, ``_of_thread`` the last ones that each thread bound, and ``_verified`` those that a
+    verifier accepted. Each record is compared with its own tokens, if it has any, and with these remembered tokens:
 
-    ======================== ============================== ====================================================
-    signal                   remembered tokens              reason
-    ======================== ============================== ====================================================
-    span at start            none; its own token is added   other records of the trace may contain it
-                             to its trace
-    span at end              its trace; if nothing is       the token may have been bound elsewhere in the trace
-                             known, its thread              or while the attributes were made
-    span at first access     its trace again                a token may have been bound since the span ended
-    log record, measurement, its trace; if the trace is     a server writes its access log after the request,
-    `RedactingFilter`        forgotten, the credentials of  in the same thread but without its trace
-                             the span; without a trace and
-                             a token, its thread
-    callback of a metric     as above; if nothing is known, it runs in the reader's thread, without a request
-                             ``_without_trace``
-    `RedactingSpanExporter`  as span at end, with           it runs in the exporter's thread, after the request
-                             ``_without_trace`` as the last
-    exported metric          all of them                    without hooks, its points have lost their context
-    (`fallback`)
-    resource, scope,         the trace of the context that  a request may use its token as their name; they are
-    instrument at creation   creates it                     kept, so only lasting tokens are masked
-    resource, scope,         none                           a caller must not be able to mask the names of a
-    instrument at export                                    service
-    ======================== ============================== ====================================================
+    ======================== ================================== ====================================================
+    signal                   remembered tokens                  reason
+    ======================== ================================== ====================================================
+    span at start            none; its own token is added to    other records of the trace may contain the token
+                             its trace
+    span at end              those of its trace; if no token is the token may have been bound elsewhere in the trace
+                             known, those of its thread         or while the span was given its attributes
+    span at first access     those of its trace, read again     a token may have been bound since the span ended
+    log record, measurement, those of its trace; if the trace   a server writes its access log after the request, in
+    `RedactingFilter`        is forgotten, the credentials that the same thread but without the request's trace
+                             its span holds; if it has neither
+                             a trace nor a token, those of its
+                             thread
+    metric callback          as above; if no token is known,    a callback runs in the reader's thread, outside any
+                             ``_without_trace``                 request
+    `RedactingSpanExporter`  as for a span at end; if no token  an exporter runs in its own thread, after the
+                             is known, ``_without_trace``       request
+    exported metric          all of them                        without the hooks, data points have lost their
+    (`fallback`)                                                context
+    resource, scope,         those of the current trace         a request may use its token as the name; the object
+    instrument at creation                                      is kept, so only lasting tokens are masked
+    resource, scope,         none                               a caller must not be able to mask a service's names
+    instrument at export
+    ======================== ================================== ====================================================
 
     Args:
         traces: The minimum number of traces to remember; the maximum is twice as many. Traces are kept in two
-            generations, and the older one is dropped when the recent one is full.
+            generations, and when the recent one is full, the older one is dropped.
     """
 
     def __init__(self, traces: int = _MAX_RECENT_TRACES) -> None:
@@ -103,7 +105,7 @@ class RememberedTokens:
         self.renew_lock()
 
     def renew_lock(self) -> None:
-        """Create a new lock. In a forked child, the thread that held the old one does not exist."""
+        """Replace the lock. In a forked child, the thread that held the old lock does not exist."""
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -114,7 +116,7 @@ class RememberedTokens:
         return self.was_lasting(token.reveal()) or token.verification is not None
 
     def was_lasting(self, value: str) -> bool:
-        """Return whether a token was lasting when it was bound, before it was verified in this request."""
+        """Return whether a token was already lasting when it was bound, before this request verified it."""
         return looks_like_credential(value) or value in self._verified
 
     def remember_verified(self, value: str) -> None:
@@ -123,7 +125,7 @@ class RememberedTokens:
             _add(self._verified, value, _MAX_VERIFIED)
 
     def remember(self, trace_id: int, value: str) -> KnownTokens:
-        """Add a token to a trace and return all tokens of the trace."""
+        """Add a token to a trace and return all of the trace's tokens."""
         known = self.recent_traces.get(trace_id)
         if known is not None and value in known.values:
             return known
@@ -142,7 +144,7 @@ class RememberedTokens:
 
     def remember_without_trace(self, value: str) -> None:
         """Add a token that was bound while no span was current."""
-        # Each boundary of a request and each `extract` binds the same token again.
+        # During a request, each boundary and each `extract` binds the same token again.
         if value == self._last_without_trace:
             return
         with self._lock:
@@ -150,7 +152,7 @@ class RememberedTokens:
             self._last_without_trace = value
 
     def remember_in_thread(self, value: str) -> None:
-        """Add a token to those of this thread, for records that it creates after the request."""
+        """Add a token to this thread's tokens, for records that the thread creates after the request."""
         own = self._of_thread.__dict__
         if own.get("last") == value:
             return
@@ -161,7 +163,7 @@ class RememberedTokens:
         own["last"] = value
 
     def of_thread(self) -> KnownTokens:
-        """Return the tokens that this thread bound last: a server may log a request after it, without its trace."""
+        """Return the last tokens that this thread bound: a server may log a request after it ends, without a trace."""
         own = self._of_thread.__dict__
         if not own:
             return NOTHING
@@ -171,11 +173,11 @@ class RememberedTokens:
         return known
 
     def without_trace(self) -> KnownTokens:
-        """Return the tokens that were bound last while no span was current."""
+        """Return the last tokens that were bound while no span was current."""
         return known_with_remembered((), tuple(self._without_trace.copy()))
 
     def of_trace(self, trace_id: int) -> KnownTokens:
-        """Return the tokens of a trace. The next write moves it to the recent traces again."""
+        """Return a trace's tokens. If the trace is an older one, the next write moves it back to the recent ones."""
         known = self.recent_traces.get(trace_id)
         if known is not None:
             return known
@@ -186,7 +188,7 @@ class RememberedTokens:
         return known
 
     def all_tokens(self) -> KnownTokens:
-        """Return the tokens of all traces and those without one. Expensive."""
+        """Return the tokens of all traces and those bound without a trace. This is expensive."""
         traces = [*self._older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.copy(), *values])))
@@ -203,20 +205,20 @@ class RememberedTokens:
 
     def _keep(self, trace_id: int, known: KnownTokens) -> None:
         self.recent_traces[trace_id] = known
-        # Callers choose traces and tokens, so the number of characters is bounded as well.
+        # Callers choose traces and tokens, so the total number of characters is limited as well.
         self._recent_characters += sum(map(len, known.values))
         if len(self.recent_traces) > self._max_recent or self._recent_characters > _MAX_CHARACTERS:
             self._older_traces, self.recent_traces, self._recent_characters = self.recent_traces, {}, 0
 
 
 def _add(values: dict[str, None], value: str, limit: int) -> bool:
-    """Add a value to an ordered set as its last one, drop the first one at the limit, and return whether it is new."""
+    """Put a value at the end of an ordered set of limited size, and return whether it was new."""
     is_new = value not in values
     if not is_new:
         values.pop(value, None)
     values[value] = None
     if len(values) > limit:
-        # A finalizer may bind a token in between. Then one value too few is dropped.
+        # If a finalizer binds a token at this moment, one value too few is dropped.
         with contextlib.suppress(RuntimeError):
             values.pop(next(iter(values)), None)
     return is_new
@@ -239,7 +241,7 @@ def listen() -> None:
 
 
 def stop_listening() -> None:
-    """Undo one `listen`. The last call forgets all tokens."""
+    """Undo one call to `listen`. When every call has been undone, all tokens are forgotten."""
     global _listeners
     with _lock:
         _listeners = max(0, _listeners - 1)
@@ -280,34 +282,34 @@ def _add_to_span(span: Any, value: str) -> None:
         held = known_from_one(value)
     elif value not in held.values:
         held = known_from(*held.values[1 - _MAX_OF_SPAN :], value)
-    with contextlib.suppress(AttributeError):  # not a span of the SDK; the trace may still have the token
+    with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the token
         setattr(span, _HELD, held)
 
 
 def note_start(span: Any, context: Context | None) -> None:
-    """Remember the token that is bound when a span of the SDK starts."""
+    """Remember the token that is bound when an SDK span starts."""
     token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
     if token is not None:
         hold_token(span, token)
 
 
 def hold_token(span: Any, token: BearerToken) -> None:
-    """Store a token in a starting span of the SDK, and in its trace if the token is lasting."""
+    """Store a token in an SDK span that is starting, and in the span's trace if the token is lasting."""
     value = token.reveal()
     trace_id = span._context.trace_id
     known = REMEMBERED.recent_traces.get(trace_id)
     if known is None or value not in known.values:
         known = REMEMBERED.remember(trace_id, value) if REMEMBERED.is_lasting(token) else known_from_one(value)
     if _is_own(token):
-        # The trace nearly always has this one token. Sharing the object makes the comparison in `tokens_of_span` fast.
+        # The trace nearly always has only this token. Sharing the object speeds up the comparison in `tokens_of_span`.
         span._token_relay_known = known if len(known.values) == 1 else known_from_one(value)
 
 
 def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
-    """Return the tokens of a span: its own, that of the context in which it ends, and those of its trace.
+    """Return a span's tokens: its own, the one in the context in which the span ends, and those of its trace.
 
-    A span without any of these gets those that the thread bound last: a span outside a request may have
-    been given its attributes while a token was bound.
+    For a span with none of these, return the last tokens that the thread bound: a span outside a request may
+    have been given its attributes while a token was bound.
     """
     known = REMEMBERED.recent_traces.get(trace_id)
     held: KnownTokens | None = getattr(span, _HELD, None)
@@ -319,7 +321,7 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
 
 
 def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
-    """Add the tokens that were bound in the trace since *known* was collected."""
+    """Add the tokens that have been bound in the trace since *known* was collected."""
     present = REMEMBERED.recent_traces.get(trace_id) if trace_id else None
     if present is None or present is known:
         return known
@@ -328,11 +330,11 @@ def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
 
 
 def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTokens:
-    """Return the tokens of a context: the one bound in it, and those of the trace.
+    """Return a context's tokens: the one bound in it, and those of its trace.
 
     Args:
-        context: Contains the token and the span.
-        trace_id: The trace if it is known; ``None`` to use the trace of the span in *context*.
+        context: The context that contains the token and the span.
+        trace_id: The trace, if known; ``None`` to use the trace of the span in *context*.
     """
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
@@ -348,7 +350,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     known = REMEMBERED.recent_traces.get(trace_id) or REMEMBERED.of_trace(trace_id)
     if known is NOTHING:
         if isinstance(held := getattr(span, _HELD, None), KnownTokens):
-            # The span has outlived its trace here. A word that it holds is masked in the span only.
+            # The span may have outlived its remembered trace. A word that the span holds is masked only in the span.
             known = known_from(*filter(looks_like_credential, held.values))
         elif token is None:
             return NOTHING
@@ -356,7 +358,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
 
 
 def lasting_tokens() -> KnownTokens:
-    """Return the lasting tokens of the current context, for objects that are created once and kept."""
+    """Return the current context's lasting tokens, for objects that are created once and kept."""
     context = otel_context.get_current()
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
@@ -368,7 +370,7 @@ def lasting_tokens() -> KnownTokens:
 
 
 def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
-    """Return the known tokens of a record, from those its span holds, the one in its context and those of its trace."""
+    """Return a record's known tokens: those that its span holds, the one in its context, and those of its trace."""
     own, remembered = held.values, of_trace.values
     if token is not None and (value := token.reveal()) not in own:
         if _is_own(token):
@@ -383,7 +385,7 @@ def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens
 def _is_own(token: BearerToken) -> bool:
     """Return whether a context that contains this token still belongs to the token's request.
 
-    Work that a request has started, such as a pool thread, keeps the request's context after its end.
+    Work that a request started, for example in a pool thread, keeps the request's context after the request ends.
     """
     lease = token.lease
     # The deadline is checked first to save a call: it is nearly always infinite until the lease ends.

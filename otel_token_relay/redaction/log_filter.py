@@ -1,4 +1,4 @@
-"""A filter for ``logging`` handlers that do not belong to OpenTelemetry: files, consoles, other agents."""
+"""Filter the records of ``logging`` handlers outside OpenTelemetry: those for files, consoles and other agents."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from otel_token_relay.redaction.token_search import KnownTokens
 from otel_token_relay.settings import Settings
 
-# Attributes of every record; the application adds more (``extra=``). It also chooses the values of `_NAMES`.
+# Every record has the standard attributes. The application adds more (``extra=``) and chooses the values of `_NAMES`.
 _NAMES: Final = frozenset({"funcName", "name", "processName", "taskName", "threadName"})
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-# Since 3.12, a filter can return another record.
+# Since Python 3.12, a filter can return a different record.
 _MAY_REPLACE: Final = sys.version_info >= (3, 12)
 
 _exceptions = logging.Formatter()
 
 
 class RedactingFilter(logging.Filter):
-    """Mask tokens in the records of a handler.
+    """Mask tokens in a handler's records.
 
-    The number of arguments of a record is unchanged and numbers stay numbers, so that formatters that unpack
-    them (uvicorn's access log) continue to work. An object whose text contains a token is replaced by the
-    masked text.
+    The number of a record's arguments does not change, and numbers stay numbers, so that formatters that unpack
+    the arguments, such as the one for uvicorn's access log, continue to work. An object whose string form
+    contains a token is replaced by the masked string.
 
-    On Python 3.11, a filter cannot replace the record, so the record itself is modified, and the following
-    handlers receive it masked as well.
+    On Python 3.11, a filter cannot replace the record, so the record itself is modified, and the handlers that
+    follow receive the masked record as well.
 
     Args:
-        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
-            The setting ``redaction`` is ignored.
+        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
+            The ``redaction`` setting is ignored.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -45,7 +45,7 @@ class RedactingFilter(logging.Filter):
         listen()
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
-        """Let every record pass, masked where necessary."""
+        """Let every record pass, with its tokens masked."""
         try:
             known = tokens_in_context(otel_context.get_current())
             changes = _Masking(record, self._find_scrubber(), known).changes()
@@ -69,7 +69,7 @@ def _wiped(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class _Masking:
-    """The changes to one record."""
+    """The changes that mask the tokens in one record."""
 
     def __init__(self, record: logging.LogRecord, scrubber: Scrubber, known: KnownTokens) -> None:
         self._record = record
@@ -118,12 +118,12 @@ class _Masking:
         return changes | self._arguments(message, args)
 
     def _arguments(self, message: Any, args: Any) -> dict[str, Any]:
-        """Mask tokens that only message and arguments together show: ``"Bearer %s"``."""
+        """Mask tokens that are recognizable only once the arguments are in the message, as in ``"Bearer %s"``."""
         if not args or not isinstance(message, str):
             return {}
         try:
             text = message % args
-        except Exception:  # logging reports it itself
+        except Exception:  # logging itself reports this error
             return {}
         if self._clean(text) is text:
             return {}
@@ -150,7 +150,7 @@ class _Masking:
             text = _exceptions.formatException(record.exc_info)
         if not text or (new := self._clean(text)) is text:
             return {}
-        # Formatters prefer exc_text. From the exception they would print the token.
+        # Formatters prefer exc_text. If they formatted the exception, they would print the token.
         return {"exc_text": new, "exc_info": None}
 
 

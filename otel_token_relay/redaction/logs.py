@@ -1,8 +1,8 @@
-"""Redact log records when a processor converts one into the record that its exporter receives.
+"""Redact each log record when a processor converts it into the record that its exporter receives.
 
 ``ReadableLogRecord.__init__`` runs once for each processor, in the thread that logs. The hook collects
-the known tokens. The record is created and redacted on first access, including attributes that other
-processors have added until then. The application's own record is not modified.
+the known tokens. The record is created and redacted on first access, including any attributes that other
+processors have added by then. The application's own record is not modified.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk._logs._internal``.
 
     Raises:
-        AttributeError: This SDK has no such conversion point.
+        AttributeError: The SDK lacks this conversion point.
     """
     record_class = module.ReadableLogRecord
     fields = [field.name for field in dataclasses.fields(record_class)]
@@ -57,7 +57,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 clean(self, known)
                 return
 
-            def make() -> Any:  # a function: neither its repr nor its attributes show the raw record
+            def make() -> Any:  # a function, since neither its repr nor its attributes show the raw record
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
                 return clean(readable, known)
@@ -72,12 +72,12 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def tokens_of_record(record: Any) -> KnownTokens:
-    """Return the known tokens of a log record: those of the context in which it was written, and of its trace."""
+    """Return a log record's known tokens: those of the context in which it was written, and those of its trace."""
     return tokens_in_context(record.context or otel_context.get_current(), record.trace_id)
 
 
 def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
-    """Redact a record before any other code has a reference to it. Objects in it are replaced, not modified."""
+    """Redact a record before other code has a reference to it. Objects that it contains are replaced, not modified."""
     record = readable.log_record
     if is_suspect(record, scrubber, known):
         _set(readable, "log_record", _cleaned(record, scrubber, known))
@@ -111,13 +111,13 @@ def _cleaned(record: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     new.event_name = scrubber.clean(record.event_name, known)
     new.severity_text = scrubber.clean(record.severity_text, known)
     if getattr(record, "exception", None) is not None:
-        # The attributes describe the exception. The exception itself refers to frames and values.
+        # The attributes already describe the exception. The exception object refers to frames and their values.
         new.exception = None
     return new
 
 
 def wipe(readable: Any) -> None:
-    """Remove all data of the application from a record that cannot be redacted."""
+    """Remove all application data from a record that cannot be redacted."""
     new = shallow_copy(readable.log_record)
     new.body, new.attributes, new.event_name = FAILED, {}, None
     if hasattr(new, "exception"):

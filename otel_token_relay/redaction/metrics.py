@@ -1,8 +1,8 @@
 """Redact measurements before they are aggregated, and names and descriptions when they are collected.
 
-Aggregating first would create a series for each token, and redacting those would give several series with
-the same attributes. ``MetricReaderStorage.consume_measurement`` receives each measurement, including those of
-callbacks, before its attributes select a series and before an exemplar is stored.
+Aggregating first would create a series for each token, and redacting these series later would leave several with
+the same attributes. ``MetricReaderStorage.consume_measurement`` receives each measurement, including those made by
+callbacks, before the measurement's attributes select a series and before an exemplar is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from otel_token_relay.redaction.records import clean_resource, clean_scope, gath
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
-# A measurement with more attributes is unlikely to be repeated.
+# A measurement with more attributes than this is unlikely to be repeated.
 _MAX_ROW: Final = 20
 _MAX_ROWS: Final = 64
 
@@ -27,7 +27,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.metrics._internal.metric_reader_storage``.
 
     Raises:
-        AttributeError: This SDK has no such conversion point.
+        AttributeError: The SDK lacks this conversion point.
     """
 
     def build_consume(original: Function) -> Function:
@@ -36,9 +36,9 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 try:
                     known = tokens_in_context(measurement.context)
                     if known is NOTHING and hasattr(measurement.instrument, "callback"):
-                        # A callback runs in the reader's thread, without a request and its token.
+                        # A callback runs in the reader's thread, outside any request, and so without a token.
                         known = REMEMBERED.without_trace()
-                    # There are few series, and most measurements repeat one.
+                    # There are few series, so most measurements repeat the attributes of an earlier one.
                     if not is_known_clean(attributes, scrubber, known):
                         measurement = redacted(measurement, scrubber, known)
                 except Exception:  # fail closed, but count the measurement
@@ -63,7 +63,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
-    """Return whether equal attributes were found clean before."""
+    """Return whether the same attributes have already been found clean."""
     try:
         return (scrubber, *attributes, *attributes.values()) in known.clean_rows
     except TypeError:  # an unhashable value, such as a list
@@ -71,7 +71,7 @@ def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> b
 
 
 def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    """Return the measurement with clean attributes, or the same object if it is clean."""
+    """Return the measurement with redacted attributes, or the same object if it is already clean."""
     attributes = measurement.attributes
     strings: list[str] = []
     if scrubber.gather(attributes, strings, known) or scrubber.is_suspect("\0".join(strings), known):
@@ -85,7 +85,7 @@ def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
-    """Redact the texts that many measurements share, by pattern only: see `statics`."""
+    """Redact the strings that many measurements share, using only patterns: see `statics`."""
     strings: list[str] = []
     suspect = False
     for part in data.resource_metrics:
@@ -102,7 +102,7 @@ def clean_collected(data: Any, scrubber: Scrubber) -> Any:
 
 
 def wiped(data: Any) -> Any:
-    """Keep the numbers and their attributes, which are clean, and remove all other texts."""
+    """Keep the numbers and their attributes, which are clean, and remove all other text."""
     return dataclasses.replace(
         data,
         resource_metrics=[

@@ -1,7 +1,7 @@
-"""A processor and an exporter that redact the spans they pass on, for pipelines built by hand.
+"""Redact spans in a processor or an exporter, for pipelines built by hand.
 
-They are for applications that do not want the SDK patched, and for spans that do not pass through the
-conversion point. If redaction is installed, they find nothing left to mask.
+These classes are for applications in which the SDK must not be patched, and for spans that do not pass through
+the conversion point. If redaction is installed, they find nothing left to mask.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from otel_token_relay.settings import Settings
 class RedactingSpanProcessor(SpanProcessor):
     """Pass redacted spans on to another processor.
 
-    The wrapped processor receives a redacted copy. Other processors receive the original span. Safe to share
-    between threads if the wrapped processor is.
+    The wrapped processor receives a redacted copy of each span, while other processors receive the original.
+    Safe to share between threads if the wrapped processor is.
 
     Args:
-        processor: Receives the spans: a ``BatchSpanProcessor``, for example.
-        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
-            The setting ``redaction`` is ignored.
+        processor: The processor that receives the redacted spans, such as a ``BatchSpanProcessor``.
+        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
+            The ``redaction`` setting is ignored.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class RedactingSpanProcessor(SpanProcessor):
 class RedactingSpanExporter(SpanExporter):
     """Export redacted spans.
 
-    Exporters run in a thread without a request, so an opaque token is identified by the trace. It is found
-    if it was bound (`use_token`, a server boundary, ``extract``) while a span of that trace was current, or if
-    it is one of the last tokens bound without a span. `RedactingSpanProcessor` does not have this limitation,
-    since it also runs at the start of the span.
+    Exporters run in a thread that serves no request, so an opaque token is looked up by its trace. Such a token
+    is found if it was bound (by `use_token`, a server boundary or ``extract``) while a span of the trace was
+    current, or if it is one of the last tokens bound without a span. `RedactingSpanProcessor` does not have this
+    limitation, since it also runs when the span starts.
 
     Args:
-        exporter: Sends the spans.
-        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
-            The setting ``redaction`` is ignored.
+        exporter: The exporter that sends the spans.
+        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
+            The ``redaction`` setting is ignored.
     """
 
     def __init__(self, exporter: SpanExporter, settings: Settings | None = None) -> None:
@@ -96,7 +96,7 @@ class RedactingSpanExporter(SpanExporter):
 
 
 def wrapped(processor: Any, scrubber: Scrubber) -> Any:
-    """Return a redacting processor around *processor*, or the same object if it is one already."""
+    """Return a redacting processor that wraps *processor*, or *processor* itself if it already redacts."""
     if isinstance(processor, RedactingSpanProcessor):
         return processor
     return RedactingSpanProcessor(processor, scrubber=scrubber)

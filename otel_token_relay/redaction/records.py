@@ -1,4 +1,4 @@
-"""Redact what spans, log records and metrics share: attributes, resource, scope."""
+"""Redact what spans, log records and metrics share: attributes, resources and scopes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _MAX_STATICS: Final = 128
 
 
 def scrubber_for(settings: Settings) -> Scrubber:
-    """Return the rules for these settings."""
+    """Return the redaction rules for these settings."""
     return Scrubber(settings.redact_keys, (*settings.source_headers, settings.header))
 
 
 class ScrubberInForce:
-    """The rules for settings that may be installed later. Safe to share between threads.
+    """The redaction rules for settings that may be installed later. Safe to share between threads.
 
     Args:
-        settings: ``None`` to use the installed settings, or those of the environment if none are installed.
+        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
     """
 
     def __init__(self, settings: Settings | None) -> None:
@@ -34,7 +34,7 @@ class ScrubberInForce:
         self._cached: tuple[Settings, Scrubber] | None = None
 
     def __call__(self) -> Scrubber:
-        """Return the rules that apply now."""
+        """Return the rules that currently apply."""
         settings, cached = self._settings(), self._cached
         if cached is None or cached[0] is not settings:
             self._cached = cached = settings, scrubber_for(settings)
@@ -42,13 +42,13 @@ class ScrubberInForce:
 
 
 def plain(attributes: Any) -> Mapping[str, Any]:
-    """Return the dictionary inside the SDK's container, which takes a lock for each access."""
+    """Return the dictionary inside an SDK container, since the container takes a lock on every access."""
     inner = getattr(attributes, "_dict", None)
     return inner if inner is not None else attributes  # type: ignore[no-any-return]
 
 
 def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    """Return clean attributes in an equal container with its counts and limits, or the same object if clean."""
+    """Return a redacted copy of the attributes with the container's counts and limits, or the same object if clean."""
     if not attributes:
         return attributes
     cleaned = scrubber.clean_mapping(plain(attributes), known)
@@ -62,7 +62,7 @@ def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) ->
 
 
 def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
-    """Return whether both resource and scope are clean. A positive result is cached."""
+    """Return whether the resource and the scope are both clean. Positive results are cached."""
     found = _clean_pairs.get(id(scope))
     if found is not None and found[0] is scope and found[1] is resource and found[2] is scrubber:
         return True
@@ -70,23 +70,23 @@ def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
         return False
     if len(_clean_pairs) >= _MAX_STATICS:
         _clean_pairs.clear()
-    # The entry refers to all three objects, so that the id is not reused for another object.
+    # The entry keeps all three objects alive, so that the ID is not reused for another object.
     _clean_pairs[id(scope)] = (scope, resource, scrubber)
     return True
 
 
 def clean_resource(resource: Any, scrubber: Scrubber) -> Any:
-    """Return a clean resource, or the same object if it is clean. Cached."""
+    """Return a redacted copy of a resource, or the same object if it is clean. Results are cached."""
     return _clean_static(resource, scrubber, gather_resource, ("_schema_url",))
 
 
 def clean_scope(scope: Any, scrubber: Scrubber) -> Any:
-    """Return a clean instrumentation scope, or the same object if it is clean. Cached."""
+    """Return a redacted copy of an instrumentation scope, or the same object if it is clean. Results are cached."""
     return _clean_static(scope, scrubber, gather_scope, ("_name", "_version", "_schema_url"))
 
 
 class _Static(NamedTuple):
-    """The clean version of a resource or a scope, which are part of every record."""
+    """The redacted version of a resource or a scope. Every record contains one of each."""
 
     original: Any
     scrubber: Scrubber
@@ -98,7 +98,7 @@ _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
 def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
-    """Redact by pattern only. Known tokens are masked when the object is created: see `statics`."""
+    """Redact an object using only patterns. Known tokens are masked when the object is created: see `statics`."""
     if original is None:
         return None
     static = _statics.get(id(original))
@@ -107,7 +107,7 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
     strings: list[str] = []
     cleaned = original
     if gather(original, scrubber, strings, NOTHING) or scrubber.is_suspect("\0".join(strings), NOTHING):
-        cleaned = copy.copy(original)  # not by the constructor, which masks the known tokens of this context
+        cleaned = copy.copy(original)  # not using the constructor, which masks this context's tokens
         cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
         for name in texts:
             setattr(cleaned, name, scrubber.clean(getattr(original, name), NOTHING))
@@ -118,12 +118,12 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
 
 
 def gather_resource(resource: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
-    """Append all texts of a resource to *strings*; return whether its keys or structure are suspect."""
+    """Append all strings in a resource to *strings*, and return whether its keys or structure are suspect."""
     strings.append(str(resource.schema_url or ""))
     return scrubber.gather(plain(resource.attributes), strings, known)
 
 
 def gather_scope(scope: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
-    """Append all texts of an instrumentation scope to *strings*; return whether its keys or structure are suspect."""
+    """Append all strings in a scope to *strings*, and return whether its keys or structure are suspect."""
     strings += (str(scope.name), str(scope.version or ""), str(scope.schema_url or ""))
     return bool(scope.attributes) and scrubber.gather(plain(scope.attributes), strings, known)

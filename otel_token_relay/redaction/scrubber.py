@@ -1,17 +1,17 @@
-"""Remove tokens from values: text, bytes, sequences and mappings.
+"""Remove tokens from values: strings, bytes, sequences and mappings.
 
-Pure: does not use OpenTelemetry, a clock or settings.
+This module is pure: it uses neither OpenTelemetry nor a clock nor settings.
 
-There are two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` checks all texts of a
-record at once, with a handful of substring tests and no regular expression. Only for a suspect record
-does the thorough stage run, over the whole record. It guarantees:
+Redaction has two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` checks all of a record's
+strings at once, with a handful of substring tests before any regular expression. The thorough stage runs only
+if the record is suspect, and then over the whole record. This stage guarantees the following:
 
 * No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) of the record's own token remains, regardless
   of the surrounding quotes: runs of unreserved characters are the same in URLs, JSON, HTML and ``repr``, and
-  the other encodings of a token are searched for like the token itself.
-* Of a remembered token, the same applies to random parts, and words are not masked.
-* The mask is constant. It shows neither the replaced text nor its length.
-* A clean value is returned as the same object, and redacting twice changes nothing.
+  a token's other encodings are searched for like the token itself.
+* The same applies to the random parts of a remembered token. Its words are not masked.
+* The mask is constant and reveals neither the replaced text nor its length.
+* A clean value is returned as the same object, and redacting a value a second time changes nothing.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, ascii_
 MASK: Final = "[REDACTED]"
 FAILED: Final = "[REDACTION FAILED]"
 
-# Searching 64 KiB for the parts of one token, or by pattern, takes about 10 ms. A longer suspect text is
+# Searching 64 KiB for the parts of one token, or by pattern, takes about 10 ms. Longer suspect strings are
 # masked as a whole.
 _MAX_SEARCHED: Final = 65_536
 _MAX_READ_BY_RULE: Final = 1_048_576
 
-# Deeper and wider than any meaningful telemetry. Values beyond these limits are masked.
+# Meaningful telemetry is neither this deep nor this wide. Values beyond these limits are masked.
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
-# The characters of one value of a suspect record that are searched, and the fixed cost of each text in
-# characters.
+# The maximum number of characters searched in one value of a suspect record, and the number that is added for
+# each string as a fixed cost.
 _MAX_CHARACTERS: Final = 1_048_576
 _TEXT_OVERHEAD: Final = 256
 
-# The shortest credential is ``Bearer x``. Shorter texts contain none.
+# The shortest credential is ``Bearer x``, so shorter strings contain none.
 _MIN_LENGTH: Final = 8
 
 _MAX_KNOWN: Final = 4096
-# Words with at most three digits after each: names of attributes consist of them, tokens do not. Such a
-# key is checked only once, not for each token.
+# Words, each followed by at most three digits: attribute names consist of such words, but tokens do not. A key
+# made of them is checked only once, not for each token.
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
 
@@ -64,26 +64,27 @@ _SEQUENCES: Final = (list, tuple, set, frozenset)
 
 
 class Scrubber:
-    """The rules under one configuration. Safe to share between threads.
+    """The redaction rules for one configuration. Safe to share between threads.
 
     Args:
-        keys: Keys whose value is always masked. Case is ignored, and ``-`` equals ``_``. A key also matches
-            the end of a longer key: ``x-api-key`` matches ``http.request.header.x_api_key``.
-        headers: Names of headers that contain tokens. They match in the same way, but numbers are not masked.
+        keys: The keys whose values are always masked. Case is ignored, and ``-`` is equivalent to ``_``. A key
+            also matches the end of a longer key: ``x-api-key`` matches ``http.request.header.x_api_key``.
+        headers: The names of headers that contain tokens. They match keys in the same way, but numbers under
+            these keys are not masked.
     """
 
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
         self._keys = frozenset(map(_normalize_key, keys))
         self._headers = frozenset(map(_normalize_key, headers))
-        # Ordinary keys that are not sensitive and were found clean.
+        # Ordinary keys that are not sensitive and have been found clean.
         self.known_keys: set[str] = set()
 
     def is_suspect(self, joined: str, known: KnownTokens) -> bool:
-        """Return whether a record may contain a token. Cheap; there are false positives.
+        """Return whether a record may contain a token. The check is cheap and has false positives.
 
         Args:
-            joined: All texts of the record, separated by ``NUL``.
-            known: The known tokens of the record.
+            joined: All of the record's strings, separated by ``NUL``.
+            known: The record's known tokens.
         """
         if "J" in joined and "eyJ" in joined:
             return True
@@ -91,7 +92,7 @@ class Scrubber:
         return bool(known.needles_in(lowered)) or has_parameter_mark(lowered)
 
     def gather(self, values: Mapping[str, Any], strings: list[str], known: KnownTokens) -> bool:
-        """Append all texts of a mapping to *strings*; return whether its keys or structure are suspect."""
+        """Append all strings in a mapping to *strings*, and return whether its keys or structure are suspect."""
         suspect = not self.known_keys.issuperset(values) and self._gather_keys(values, strings, known)
         for value in values.values():
             kind = type(value)
@@ -102,7 +103,7 @@ class Scrubber:
         return suspect
 
     def gather_value(self, value: object, strings: list[str], known: KnownTokens) -> bool:
-        """Do the same for any value."""
+        """Append all strings in any value to *strings*, and return whether its keys or structure are suspect."""
         return _gather(value, strings, self, known, _Budget())
 
     def _gather_keys(self, values: Mapping[Any, Any], strings: list[str], known: KnownTokens) -> bool:
@@ -116,7 +117,7 @@ class Scrubber:
                 suspect = True
             else:
                 strings.append(key)
-                # Exactly str: a subclass may define its own comparison.
+                # The type must be exactly str, since a subclass may define its own comparison.
                 if (
                     type(key) is str
                     and len(key) <= _MAX_ORDINARY
@@ -128,7 +129,7 @@ class Scrubber:
         return suspect
 
     def is_sensitive(self, key: str) -> bool:
-        """Return whether any text under *key* is masked."""
+        """Return whether all text under *key* is masked."""
         normal = _normalize_key(key)
         return (
             normal.endswith("authorization")
@@ -138,21 +139,21 @@ class Scrubber:
         )
 
     def redact(self, value: Any, known: KnownTokens) -> Any:
-        """Return *value* without tokens, or the same object if it contains none. Never raises `Exception`."""
+        """Return *value* with its tokens masked, or the same object if it contains none. Never raise `Exception`."""
         try:
             strings: list[str] = []
             if not _gather(value, strings, self, known, _Budget()) and not self.is_suspect("\0".join(strings), known):
                 return value
             return self.clean(value, known)
-        except Exception:  # code of the value itself may raise any error
+        except Exception:  # the value's own code may raise any error
             return FAILED
 
     def clean(self, value: Any, known: KnownTokens) -> Any:
-        """Run the thorough stage on a value of a suspect record."""
+        """Run the thorough stage on a value from a suspect record."""
         return _Cleaning(self, known).value(value, 0)
 
     def clean_text(self, text: str, known: KnownTokens) -> str:
-        """Run the thorough stage on one text."""
+        """Run the thorough stage on one string."""
         if len(text) < _MIN_LENGTH or (len(text) < 24 and text.isdecimal() and not known.may_be_in(text)):
             return text
         if len(text) > _MAX_SEARCHED and known.may_be_in_long(text):
@@ -161,12 +162,12 @@ class Scrubber:
             return MASK if self.is_suspect(text, NOTHING) else text
         found = intervals_by_rule(text)
         if len(text) <= _MAX_SEARCHED:
-            # Both search the original text: a mask from one search would hide the rest from the other.
+            # Both searches read the original text, since a mask from one could hide part of a token from the other.
             found += known.intervals_in(text)
         return _masked(text, merge(found)) if found else text
 
     def clean_mapping(self, values: Mapping[str, Any], known: KnownTokens) -> dict[str, Any] | None:
-        """Return a clean copy of attributes, or ``None`` if they are clean."""
+        """Return a redacted copy of the attributes, or ``None`` if they are already clean."""
         cleaned = self.clean(dict(values), known)
         return None if all(cleaned.get(key, cleaned) is value for key, value in values.items()) else cleaned
 
@@ -192,7 +193,7 @@ class _Budget:
 def _gather(
     value: Any, strings: list[str], scrubber: Scrubber, known: KnownTokens, budget: _Budget, depth: int = 0
 ) -> bool:
-    # The type decides, not ``__class__``, which a proxy takes from another object.
+    # The type is checked instead of ``__class__``, which a proxy takes from another object.
     kind = type(value)
     if issubclass(kind, str):
         strings.append(str.__str__(value))
@@ -209,10 +210,10 @@ def _gather(
         children = value
         suspect = False
         if len(value) > 1:
-            # A token may be split over the elements at any position.
+            # A token may be split across the elements at any position.
             strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
     else:
-        # Exporters convert it to text.
+        # Exporters convert any other object to a string.
         strings.append(str(value))
         return False
     if depth >= _MAX_DEPTH:
@@ -268,7 +269,7 @@ class _Cleaning:
         try:
             text = str(value)
             cleaned = self._text(text)
-        except Exception:  # code of the value itself may raise any error
+        except Exception:  # the value's own code may raise any error
             return FAILED
         return value if cleaned == text else cleaned
 
@@ -276,7 +277,7 @@ class _Cleaning:
         changed = False
         cleaned = {}
         for key, value in values.items():
-            # A name that existed before the token is not part of it.
+            # A key that was in use before the token existed cannot contain it.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             if issubclass(type(key), str) and self._scrubber.is_sensitive(key):
@@ -301,7 +302,7 @@ class _Cleaning:
         return tuple(cleaned) if issubclass(type(values), tuple) else type(values)(cleaned)
 
     def _split_over(self, items: list[Any]) -> set[int]:
-        """Return the positions of elements over which a token is split."""
+        """Return the positions of the elements across which a token is split."""
         texts = [(at, _text_of(item)) for at, item in enumerate(items) if issubclass(type(item), _TEXTS)]
         if len(texts) < 2:
             return set()
@@ -322,7 +323,7 @@ class _Cleaning:
 
 
 def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
-    """Mask the value of a sensitive key, but keep the shape of a sequence."""
+    """Mask a sensitive key's value, but keep the shape of a sequence."""
     kind = type(value)
     if value is None or (issubclass(kind, (int, float)) and not numbers_too):
         return value
@@ -339,7 +340,7 @@ def _is_weak(key: str) -> bool:
 
 
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
-    """Return whether a value under an ambiguous key is an OAuth credential, by its form or the other keys."""
+    """Return whether an ambiguous key's value is an OAuth credential, judging by its form or by the other keys."""
     texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
     if any(looks_secret(text) for text in texts):
         return True

@@ -1,6 +1,6 @@
-"""Test each hook at start-up: send a test token through it and check that it is redacted.
+"""Test each hook once by sending a test token through it and checking that the token is redacted.
 
-The test data does not reach providers, processors or exporters of the application.
+The test data does not reach the application's providers, processors or exporters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _JWT: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzZWxmLXRlc3QifQ.c2VsZi10ZXN0"
 
 
 def is_caught_in_spans() -> bool:
-    """Return whether ``opentelemetry.sdk.trace`` passes on a clean span."""
+    """Return whether ``opentelemetry.sdk.trace`` passes on the test span without its tokens."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor, _Span
 
@@ -44,7 +44,7 @@ def is_caught_in_spans() -> bool:
 
 
 def is_caught_in_logs() -> bool:
-    """Return whether ``opentelemetry.sdk._logs`` passes on a clean log record."""
+    """Return whether ``opentelemetry.sdk._logs`` passes on the test record without its tokens."""
     from opentelemetry._logs import LogRecord
     from opentelemetry.sdk._logs._internal import ReadableLogRecord
     from opentelemetry.sdk.resources import Resource
@@ -61,7 +61,7 @@ def is_caught_in_logs() -> bool:
 
 
 def is_caught_in_metrics() -> bool:
-    """Return whether the aggregation receives a clean measurement."""
+    """Return whether the aggregation receives the test measurement without its tokens."""
     from opentelemetry.sdk.metrics._internal.measurement import Measurement
     from opentelemetry.sdk.metrics._internal.metric_reader_storage import MetricReaderStorage
 
@@ -73,7 +73,7 @@ def is_caught_in_metrics() -> bool:
 
     class Storage(MetricReaderStorage):
         def __init__(self) -> None:
-            """Skip the original, which needs a configuration."""
+            """Skip the original constructor, which needs a configuration."""
 
         def _get_or_init_view_instrument_match(self, instrument: Any) -> Any:
             return [Recorder()]
@@ -92,7 +92,7 @@ def is_caught_in_metrics() -> bool:
 
 
 def is_caught_in_resources() -> bool:
-    """Return whether a resource created while the test token is bound is clean."""
+    """Return whether a resource is clean if it is created while the test token is bound."""
     from opentelemetry.sdk.resources import Resource
 
     with _bind_test_token() as token:
@@ -101,7 +101,7 @@ def is_caught_in_resources() -> bool:
 
 
 def is_caught_in_scopes() -> bool:
-    """Return whether an instrumentation scope created while the test token is bound is clean."""
+    """Return whether an instrumentation scope is clean if it is created while the test token is bound."""
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     with _bind_test_token() as token:
@@ -110,7 +110,7 @@ def is_caught_in_scopes() -> bool:
 
 
 def is_caught_in_tracers() -> bool:
-    """Return whether the deprecated scope of a tracer created while the test token is bound is clean."""
+    """Return whether a tracer's deprecated scope is clean if the tracer is created while the test token is bound."""
     from opentelemetry.metrics import NoOpMeterProvider
     from opentelemetry.sdk.trace import Tracer
 
@@ -122,12 +122,12 @@ def is_caught_in_tracers() -> bool:
 
 
 def is_caught_in_instruments() -> bool:
-    """Return whether instruments created while the test token is bound are clean."""
+    """Return whether instruments are clean if they are created while the test token is bound."""
     from opentelemetry.sdk.metrics._internal import instrument
 
     sdk: Any = instrument
     with _bind_test_token() as token:
-        # Without a scope and a consumer, since nothing is measured.
+        # Neither a scope nor a consumer is needed, since nothing is measured.
         made = sdk._Counter(token, None, None, "", token), sdk._ObservableCounter(token, None, None, (), "", token)
     return _is_clean(token, repr([(each.name, each.description) for each in made]))
 

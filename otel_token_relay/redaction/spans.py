@@ -1,8 +1,8 @@
-"""Redact spans when the SDK converts a live span into the record that processors and exporters receive.
+"""Redact spans when the SDK converts live spans into the records that processors and exporters receive.
 
-``Span._readable_span`` runs once for each span, in the thread that ends it, before any processor runs.
-The hook collects the known tokens, and the record is redacted on first access: with a batch processor,
-in the exporter's thread. The record is a new object, in which values with tokens are replaced, never
+``Span._readable_span`` runs once for each span, in the thread that ends the span, before any processor runs.
+The hook collects the known tokens, and the record is redacted on first access: in the exporter's thread if a
+batch processor is used. The record is a new object in which values that contain tokens are replaced, never
 modified. The live span, the caller's events and links, and the propagated trace state are unchanged.
 """
 
@@ -31,7 +31,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """Hook ``opentelemetry.sdk.trace``.
 
     Raises:
-        AttributeError: This SDK has no such conversion point.
+        AttributeError: The SDK lacks this conversion point.
     """
 
     def clean(readable: Any, known: KnownTokens) -> Any:
@@ -56,8 +56,8 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 end_time = readable._end_time
                 state = context.trace_state
                 if end_time is None or getattr(state, "_dict", state):
-                    return clean(readable, known)  # still open, or its context contains text
-                # The fields that processors read from every span and that contain no text.
+                    return clean(readable, known)  # the span is open, or its context contains text
+                # Processors read these fields from every span, and none of the fields contains text.
                 deferred: Any = object.__new__(deferred_span)
                 deferred._context = context
                 deferred._kind = readable._kind
@@ -73,12 +73,12 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
-            try:  # like note_start, but without another call for each span
+            try:  # as in note_start, but without the cost of another call for each span
                 token: Any = (get_current() if parent_context is None else parent_context).get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token)
-            except Exception:  # the span must start
-                _logger.debug("cannot read the token of a starting span", exc_info=True)
+            except Exception:  # the span must start nevertheless
+                _logger.debug("cannot read the token of a span that is starting", exc_info=True)
             original(self, start_time, parent_context)
 
         return start
@@ -100,11 +100,11 @@ def redact(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 
 def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) -> Any:
-    """Return a redacted copy of a span to which other code has references.
+    """Return a redacted copy of a span that other code has references to.
 
     Args:
-        span: A finished or a live span.
-        scrubber: The rules.
+        span: A finished or live span.
+        scrubber: The redaction rules.
         otherwise: The known tokens to use if neither the span nor its trace has any.
     """
     try:
@@ -120,8 +120,8 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) ->
 def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     """Return whether the span's own data needs the thorough stage.
 
-    This runs for every span that is read. It accesses the contents of the SDK's containers directly, since
-    their methods are written in Python and some take a lock.
+    This function runs for every span that is read. It accesses the contents of the SDK's containers directly,
+    since the containers' methods are written in Python and some of them take a lock.
     """
     strings = [span._name]
     suspect = False
@@ -202,7 +202,7 @@ def _clean_link(link: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 
 def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    """Return a span context with a clean trace state. The propagated one is not modified."""
+    """Return a span context with a redacted trace state. The propagated trace state is not modified."""
     if context is None or not context.trace_state:
         return context
     before = dict(context.trace_state.items())
@@ -216,7 +216,7 @@ def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 
 def wipe(span: Any) -> None:
-    """Remove all data of the application from a record that cannot be redacted."""
+    """Remove all application data from a record that cannot be redacted."""
     span._name = FAILED
     span._attributes = {}
     span._events = ()

@@ -1,9 +1,9 @@
-"""Redact resources, scopes and instruments, which are created once and exported with the records of all requests.
+"""Redact resources, scopes and instruments, which are created once and exported with every request's records.
 
-A request can create one with its token in the name. The lasting tokens of the current context are therefore
-masked when the object is created, permanently. Known tokens are not searched for in objects that existed before,
-or at export, so a caller cannot mask the name of a service, a scope or a metric. Patterns of unknown tokens (JWTs,
-``Bearer …``, sensitive keys) apply to the exported copy, as in all records.
+A request can create such an object with its token in the name. The current context's lasting tokens are therefore
+masked permanently when the object is created. Known tokens are searched for only in new objects, not in existing
+or exported ones, so a caller cannot mask the name of a service, a scope or a metric. Patterns for unknown tokens
+(JWTs, ``Bearer …``, sensitive keys) are applied to the exported copy, as in all records.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def patch_scopes(module: ModuleType, scrubber: Scrubber, patches: Patches) -> No
 
 
 def patch_tracers(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
-    """Hook ``opentelemetry.sdk.trace``, in which each tracer stores the name of its scope a second time."""
+    """Hook ``opentelemetry.sdk.trace``, where each tracer stores its scope's name a second time."""
 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            # After the constructor, since the SDK would not accept the mask as a name.
+            # The mask is set after the constructor has run, since the SDK would not accept it as a name.
             before = (self.name, self.unit, self.description)
             self.name, self.unit, self.description = _clean(before, scrubber)
 
@@ -87,7 +87,7 @@ def _clean(values: tuple[Any, ...], scrubber: Scrubber) -> tuple[Any, ...]:
             scrubber.gather_value(value, strings, known)
         if not known.may_be_in("\0".join(strings)):
             return values
-    except Exception:  # code of a value may raise any error: fail closed
+    except Exception:  # fail closed: a value's own code may raise any error
         return tuple([_failed(value) for value in values])
     cleaned = [scrubber.redact(value, known) for value in values]
     return tuple([_failed(old) if new == FAILED else new for new, old in zip(cleaned, values, strict=True)])

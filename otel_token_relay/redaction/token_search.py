@@ -1,12 +1,12 @@
 """Find known tokens, in whole or in part, in any encoding.
 
-Pure. `KnownTokens` contains what one record is compared with: the tokens of its own request, and tokens
-remembered from other requests.
+These functions are pure. `KnownTokens` contains the tokens that one record is compared with: those of its own
+request, and those remembered from other requests.
 
-A caller chooses the token and thereby what is searched for. Every part of a record's own tokens is found,
-including plain words. Of a remembered token, only parts that no other request contains by chance are found:
-those that are random as written in the text (`is_random`). A token made of a random prefix and the name of a
-service, or of a name in mixed case, therefore does not mask that name in other requests' telemetry.
+Callers choose their tokens and thereby what is searched for. Every part of a record's own tokens is found, even
+if it is a plain word. A part of a remembered token is found only if other requests cannot contain it by chance:
+the part must look random as written in the text (`is_random`). A token that consists of a random prefix and a
+service name, or of a name in mixed case, therefore does not mask that name in other requests' telemetry.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from urllib.parse import quote
 
 from otel_token_relay.redaction.credential_patterns import Interval, is_random, looks_like_credential
 
-# Shorter tokens are not searched for: they could be any word.
+# Shorter tokens are not searched for, since they could be ordinary words.
 _MIN_TOKEN_LENGTH: Final = 8
 _NGRAM_LENGTH: Final = 12
-# Every run of 17 characters contains one of the n-grams that start at every sixth position.
+# An n-gram starts at every sixth position, so every run of 17 characters contains a whole one.
 _STRIDE: Final = 6
-# 17 characters are at least 21 complete characters of base64.
+# 17 characters are encoded as at least 21 complete base64 characters.
 _BASE64_STRIDE: Final = 9
 _CACHED: Final = 512
-# The client chooses the token, and each reserved character multiplies its encodings. Beyond these limits,
-# only the plain token is searched for in parts, and a text that may contain another encoding is masked
-# as a whole.
+# The client chooses the token, and each reserved character lengthens its encodings. Beyond these limits, only
+# parts of the plain token are searched for, and text that may contain another encoding is masked as a whole.
 _MAX_ENCODED: Final = 4096
 _MAX_RESERVED: Final = 128
 _CACHED_INDEXES: Final = 32
@@ -41,27 +40,28 @@ _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _UNRESERVED: Final = re.compile(r"[a-z0-9_.~\-]+")
 ANY_BEARER: Final = "bearer"
 
-# A line break, plain or escaped once or twice, and the indentation of the next line.
+# A line break, plain or escaped once or twice, followed by the next line's indentation.
 _LINE_BREAK: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
-# Characters that an escape puts between two parts of a token.
+# The maximum number of characters that an escape puts between two parts of a token.
 _MAX_GAP: Final = 4
 
 LONGEST_SURVIVOR: Final = 16
-"""The longest run of a known token's characters that may remain."""
+"""The maximum length of a run of a known token's characters that may remain unmasked."""
 
 
 def ascii_lower(text: str) -> str:
-    """Return the text in lower case with the same length, which ``str.lower`` does not keep for every letter."""
+    """Return the text in lower case but keep its length, which ``str.lower`` changes for some letters."""
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 class _Index(NamedTuple):
-    """The parts of one token, in all its encodings, to be found in a lowercase text.
+    """The parts of one token, in all its encodings, for searching lowercase text.
 
     Attributes:
-        ngrams: Parts of `_NGRAM_LENGTH` characters, each with its encoding and the position in it. Every run
-            of 17 characters of the token contains one, so looking up each position of a text finds all.
-        short: Encodings that are not longer than an n-gram.
+        ngrams: Parts of `_NGRAM_LENGTH` characters, each with the encoding that contains it and its position
+            there. Every run of 17 characters of the token contains such a part, so a search that looks up each
+            position in a text finds every such run.
+        short: Encodings that are at most as long as an n-gram.
         is_whole: Whether all encodings are included.
     """
 
@@ -89,7 +89,7 @@ class _Index(NamedTuple):
         return cls(ngrams, tuple(short), is_whole)
 
     def find(self, lowered: str) -> Iterator[tuple[Interval, bool]]:
-        """Yield each part's interval, and whether it is a complete encoding. Intervals may overlap."""
+        """Yield the interval of each part, and whether the part is a complete encoding. Intervals may overlap."""
         for text in self.short:
             at = lowered.find(text)
             while at >= 0:
@@ -114,9 +114,9 @@ class KnownTokens:
     Attributes:
         values: The tokens of the record's own request; within `RememberedTokens`, the tokens of a trace.
         remembered: The tokens remembered from other requests.
-        needles: Lowercase strings. A lowercase text that contains none of them contains neither a known token
-            nor ``Bearer …``.
-        clean_rows: Attributes of measurements that were found clean, keys and then values. They are
+        needles: Lowercase strings. Lowercase text without any of them contains neither a known token nor
+            ``Bearer …``.
+        clean_rows: Measurement attributes that were found clean: first the keys, then the values. They are
             cached here so that they are dropped together with the tokens.
     """
 
@@ -130,7 +130,7 @@ class KnownTokens:
         self.remembered: tuple[str, ...] = remembered
 
     def __getattr__(self, name: str) -> Any:
-        # Called once for each attribute: for many requests, no telemetry is read, so none is computed.
+        # Called once for each attribute. For many requests, no telemetry is read, so no attribute is computed.
         made: Any
         if name == "needles":
             found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
@@ -146,37 +146,37 @@ class KnownTokens:
         return f"KnownTokens({len(self.values)} own, {len(self.remembered)} remembered)"
 
     def may_be_in(self, text: str) -> bool:
-        """Return whether a text may contain a part of a token. There are false positives."""
+        """Return whether a string may contain part of a token. False positives are possible."""
         return any(needle is not ANY_BEARER for needle in self.needles_in(ascii_lower(text)))
 
     def may_be_in_long(self, text: str) -> bool:
-        """Return the same for a text that is too long to search for parts.
+        """Return whether a string that is too long to be searched for parts of tokens may contain a token.
 
-        A remembered token must be complete: the text is masked as a whole, so a word must not be enough.
+        A remembered token must appear in full: the string is masked as a whole, so one word must not be enough.
         """
         if not self.remembered:
             return self.may_be_in(text)
         return known_from(*self.values).may_be_in(text) or any(value in text for value in self.remembered)
 
     def needles_in(self, lowered: str) -> list[str]:
-        """Return the needles that a lowercase text contains, also across its line breaks."""
-        # No loop is faster than a comprehension, although this one does not stop at the first needle.
+        """Return the needles that a lowercase string contains, even if line breaks split them."""
+        # A comprehension is faster than a loop, even though it does not stop at the first needle.
         found = [needle for needle in self.needles if needle in lowered]
         if found in ([], [ANY_BEARER]) and ("\n" in lowered or "\\n" in lowered):
             flat = _LINE_BREAK.sub("", lowered)
             found = [
                 needle for needle in self.needles if needle in flat
-            ]  # joining splits no word: "bearer" is still found
+            ]  # joining lines does not split words, so "bearer" is still found
         return found
 
     def intervals_in(self, text: str) -> list[Interval]:
-        """Return the intervals that contain parts of tokens, sorted and not overlapping."""
+        """Return the sorted, non-overlapping intervals that contain parts of tokens."""
         if len(text) < _MIN_TOKEN_LENGTH or not (self.values or self.remembered):
             return []
         lowered = ascii_lower(text)
         found = self._find(text, lowered)
         if "\n" in lowered or "\\n" in lowered:
-            # A wrapped token is found in the text without line breaks, and is masked together with them.
+            # A line-wrapped token is found in the text without line breaks, and the breaks are masked with it.
             flat, positions = _unwrap(lowered)
             in_flat = self._find("".join([text[at] for at in positions]), flat)
             found += [(positions[start], positions[end - 1] + 1) for start, end in in_flat]
@@ -199,13 +199,13 @@ class KnownTokens:
 
 
 def _unlikely_by_chance(value: str, parts: Iterable[tuple[Interval, bool]], text: str) -> list[Interval]:
-    """Return the parts of a remembered token that no other request contains by chance.
+    """Return the parts of a remembered token that other requests cannot contain by chance.
 
-    Each part is checked separately, as written in the text: several adjacent parts may be other identifiers,
-    and the token may contain a word in mixed case that looks random.
+    Each part is checked separately and as written in the text: adjacent parts may be other identifiers, and
+    the token may contain a word in mixed case that looks random.
     """
     if not looks_like_credential(value):
-        # It is remembered because it was verified. It is short or made of words, so it must be complete.
+        # The token is remembered because it was verified. As it is short or made of words, it must appear in full.
         return [interval for interval, is_whole in parts if is_whole]
     return [(start, end) for (start, end), _ in parts if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
 
@@ -215,19 +215,19 @@ NOTHING: Final = KnownTokens()
 
 @lru_cache(maxsize=_CACHED)
 def known_from_one(value: str) -> KnownTokens:
-    """Return the known tokens of a record with this own token, cached."""
+    """Return the known tokens of a record that has only this own token. Results are cached."""
     return KnownTokens((value,))
 
 
 @lru_cache(maxsize=_CACHED)
 def known_from(*values: str) -> KnownTokens:
-    """Return the known tokens of a record with these own tokens, cached."""
+    """Return the known tokens of a record that has only these own tokens. Results are cached."""
     return known_from_one(*values) if len(values) == 1 else KnownTokens(values)
 
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens of a record with these own and these remembered tokens, cached."""
+    """Return the known tokens of a record that has these own and remembered tokens. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING
@@ -248,21 +248,21 @@ def clear_caches() -> None:
 
 @lru_cache(maxsize=_CACHED_INDEXES)
 def _index_of(value: str) -> _Index:
-    """Return the index of a token, built on first use: most tokens are never found and need none."""
+    """Return a token's index, which is built on first use: most tokens are never found and need no index."""
     return _Index.of(value) if len(value) >= _MIN_TOKEN_LENGTH else _Index({}, (), True)
 
 
 def _needles_of(value: str) -> tuple[str, ...]:
-    """Return lowercase parts, one of which appears in each encoding and each truncation to 17 or more characters.
+    """Return lowercase parts of a token: each encoding and each truncation to 17 or more characters contains one.
 
-    They consist of characters that no encoding changes. This runs for every incoming token, so hardly
-    anything here reads all of it.
+    The parts consist of characters that no encoding changes. This function runs for every incoming token, so
+    hardly any of its steps reads the whole token.
     """
     if len(value) < _MIN_TOKEN_LENGTH:
         return ()
     coded = _base64_needles(value[:18])
     if len(value) < _NGRAM_LENGTH + 4:
-        # Too short to be searched for in parts.
+        # The token is too short to be searched for in parts.
         lowered = ascii_lower(value)
         return (max(_UNRESERVED.findall(lowered), key=len, default=lowered), *coded)
     middle = len(value) // 2
@@ -278,7 +278,7 @@ def _unreserved(window: str, *, first: bool) -> str:
     runs = _UNRESERVED.findall(window)
     longest = max(runs, key=len, default="")
     if len(longest) < 4:
-        # A token such as ++//++ has no such run, so the plain characters are used.
+        # A token such as ++//++ has no unreserved run, so its characters are used as they are.
         longest = window
     return longest[:_NGRAM_LENGTH] if first else longest[-_NGRAM_LENGTH:]
 
@@ -289,16 +289,16 @@ def _has_reserved(value: str) -> bool:
 
 @lru_cache(maxsize=_CACHED)
 def _base64_needles(head: str) -> tuple[str, ...]:
-    """Return the needles for base64, from the first characters of the token.
+    """Return the base64 needles for the first characters of a token.
 
-    They are the same for all JWTs with the same header, so this is rarely computed.
+    These needles are the same for all JWTs with the same header, so they are rarely computed.
     """
     found = (ascii_lower(text[:_NGRAM_LENGTH]) for text in _base64_encodings(head))
     return tuple(needle for needle in found if len(needle) >= _MIN_TOKEN_LENGTH)
 
 
 def _encodings(value: str) -> Iterator[str]:
-    """Yield the token as it is, and with its three reserved characters as encoders write them."""
+    """Yield the token as it is, and with ``+``, ``/`` and ``=`` written as various encoders write them."""
     yield value
     if not _has_reserved(value):
         return
@@ -319,14 +319,14 @@ def _encodings(value: str) -> Iterator[str]:
         ("+", "&#x2f;", "="),
         ("+", "/", "&#x3d;"),
         ("&plus;", "&sol;", "&equals;"),
-        (" ", "/", "="),  # a plus sign that was decoded as in a form
+        (" ", "/", "="),  # a plus sign that was decoded as form data
     ):
         yield value.replace("=", equals).replace("/", slash).replace("+", plus)
     yield html.escape(value)
 
 
 def _base64_encodings(value: str) -> Iterator[str]:
-    """Yield the base64 of the token at each of the three alignments, as far as it depends on the token only."""
+    """Yield the token's base64 form at each of the three alignments, limited to what depends only on the token."""
     raw = value.encode("utf-8", "replace")
     for before in range(3):
         coded = base64.b64encode(b"\0" * before + raw).decode("ascii")
@@ -338,7 +338,7 @@ def _base64_encodings(value: str) -> Iterator[str]:
 
 
 def _extend(text: str, at: int, encoding: str, offset: int) -> Interval:
-    """Return the longest interval around a hit in which text and encoding are equal."""
+    """Return the longest interval around a hit in which the text matches the encoding."""
     start, end, left, right = at, at + _NGRAM_LENGTH, offset, offset + _NGRAM_LENGTH
     while start and left and text[start - 1] == encoding[left - 1]:
         start, left = start - 1, left - 1
@@ -348,7 +348,7 @@ def _extend(text: str, at: int, encoding: str, offset: int) -> Interval:
 
 
 def _unwrap(text: str) -> tuple[str, list[int]]:
-    """Return the text without line breaks, and the original position of each character."""
+    """Return the text without line breaks, and each remaining character's original position."""
     pieces: list[str] = []
     positions: list[int] = []
     done = 0
