@@ -58,7 +58,7 @@ class RequestPath:
     """A request's path, as seen by one boundary.
 
     Args:
-        routed: The path without the mount point, which the application uses for routing; ``None`` if
+        routed: The path that the application routes by, without the mount point; ``None`` if
             applications could read the path differently.
         whole: The path including the mount point. An inner boundary that sees the same whole path
             serves part of the same application.

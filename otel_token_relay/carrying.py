@@ -29,7 +29,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
             generator. If a function returns a coroutine or a generator, as a lambda or a
             ``functools.partial`` can, the returned object is carried as well.
         seconds: How long the token may be used, counted from now; ``None`` for ``…_MAX_AGE`` seconds, as
-            with any token that has no lease. Work that is already carried keeps its token.
+            with any token that has no lease. Work that has already been carried keeps its token.
 
     Returns:
         Work of the same kind. It runs without a token if the caller has none.

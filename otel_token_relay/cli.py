@@ -111,7 +111,7 @@ def check() -> int:
     for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):
         if lines:
             print(title, *(f"  {line}" for line in lines), sep="\n")
-    print("No problem found." if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)} found.")
+    print("No problems found." if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)} found.")
     return 1 if problems else 0
 
 
@@ -259,7 +259,7 @@ def _plain(markdown: str) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    """Return the URL without user info or a query."""
+    """Return the URL without its user info and query."""
     if Origin.parse(url) is None and "@" in url:
         url = "***@" + url.rpartition("@")[2]
     path, mark, _ = url.partition("?")

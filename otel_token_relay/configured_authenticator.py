@@ -1,7 +1,7 @@
 """The authenticator that the settings configure, so that the application needs no code to verify tokens.
 
-If `enforce` is set but the authenticator cannot be built (no issuer, or a missing extra), every request
-is rejected with 503, because a service that is configured to verify tokens must not accept unverified
+If `enforce` is set but the authenticator cannot be built (no issuer is set, or the extra is missing), every
+request is rejected with 503, because a service that is configured to verify tokens must not accept unverified
 requests. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises.
 """
 

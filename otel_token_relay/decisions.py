@@ -1,7 +1,7 @@
-"""Decisions about hops, recorded in span attributes, a counter and a debug log line, but never with the token.
+"""Hop decisions and their records: span attributes, a counter and a debug log line, none of which has the token.
 
 If the span is not recording, the meter has no SDK and the logger's level is above ``DEBUG``, recording a
-decision costs only the checks of these three conditions.
+decision costs only the time to check these three conditions.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _TEXT_PARAMETERS: Final = ("audience", "scope", "resource")
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 # RFC 3986, section 2.1: a percent sign must be followed by two hexadecimal digits.
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
-# Characters that must be encoded in a value. Parsing removes leading and trailing spaces.
+# Characters that must be encoded in a value, including leading and trailing spaces, which parsing would remove.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch

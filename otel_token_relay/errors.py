@@ -36,7 +36,7 @@ RejectReason = Literal[
 
 
 class RelayError(Exception):
-    """The base class of the hierarchy: catch it to catch every error that this package raises on purpose."""
+    """The base class of the hierarchy: catch it to handle every error that this package raises on purpose."""
 
 
 class ConfigurationError(RelayError, ValueError):

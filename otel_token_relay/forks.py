@@ -16,7 +16,7 @@ _methods: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKe
 
 
 def call_in_child(owner: _Owner, method: Callable[[_Owner], None]) -> None:
-    """Call ``method(owner)`` in each forked child for as long as *owner* exists. Each owner has only one method."""
+    """Call ``method(owner)`` in each forked child for as long as *owner* exists. An owner can have only one method."""
     _methods[owner] = method
 
 

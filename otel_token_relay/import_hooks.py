@@ -1,8 +1,8 @@
 """Patch modules when they are imported, and undo the patches.
 
 wrapt's import hooks handle modules that are imported later, but not a module that is already being imported.
-Such modules exist: ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation packages
-import ``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
+There are such modules, because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation
+packages import ``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Callback = Callable[[ModuleType], None]
 
 
 class Hook(Hashable, Protocol):
-    """One patch for one module."""
+    """A patch for one module."""
 
     @property
     def module(self) -> str:
-        """The full name of the module."""
+        """The module's full name."""
         ...
 
 
@@ -74,7 +74,7 @@ class ImportHooks(Generic[HookT]):
                     self._apply(hook, module)
 
     def watch(self) -> None:
-        """Apply the hooks to modules imported later, too. Call this without holding any lock; see `when_imported`."""
+        """Also apply the hooks to modules imported later. Call this without holding any lock; see `when_imported`."""
         for hook in self._hooks:
             if hook not in self._watched:
                 self._watched.add(hook)
@@ -153,7 +153,7 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread may have finished the import in the meantime, and another import system's spec does not report it.
+    # Another thread may have finished the import meanwhile, and another import system's spec does not report the end.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 

@@ -41,7 +41,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 @dataclass(slots=True)
 class _Installation:
-    """What is installed, and what `uninstall` has to undo."""
+    """What is installed and what `uninstall` has to undo."""
 
     runtime: Runtime
     span_claims: SpanClaims | None

@@ -6,8 +6,8 @@ dot. IP addresses are stored in canonical form, and IPv6 addresses without brack
 
 A classic vulnerability arises when two parsers read the same URL differently (``http://good\\@evil/``).
 `Origin.of` therefore takes the target that the client has parsed and will connect to. Only
-`Origin.parse`, which is for URLs that the client has not parsed, parses a URL itself. It is
-strict and rejects every ambiguous URL.
+`Origin.parse`, which is for URLs that the client has not parsed, parses a URL itself. It rejects
+every ambiguous URL.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Origin(NamedTuple):
         """Return the origin of a target that a client has parsed and will connect to.
 
         Args:
-            scheme: ``http``, ``https``, ``ws`` or ``wss`` in any case.
+            scheme: ``http``, ``https``, ``ws`` or ``wss``, in upper or lower case.
             host: The host as passed to the resolver, in ASCII. A Unicode name is rejected:
                 clients encode such names by different rules (IDNA 2003, 2008, UTS 46), so
                 only the client's own result can be compared.
@@ -134,7 +134,7 @@ class Origin(NamedTuple):
 
     @property
     def is_secure(self) -> bool:
-        """Whether network attackers can neither read nor change the traffic, because it uses https or loopback."""
+        """Whether traffic uses https or loopback, so that network attackers can neither read nor change it."""
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:

@@ -29,7 +29,7 @@ OLD_SUPPRESS_KEY: Final = "suppress_instrumentation"
 def is_suppressed(context: Context) -> bool:
     """Return whether *context* belongs to telemetry's own work, which is neither served nor recorded.
 
-    An exporter may run while its provider holds a lock, and any request to that provider would then block forever.
+    An exporter may run while its provider holds a lock, and calling that provider would then block forever.
     """
     return bool(context.get(SUPPRESS_KEY) or context.get(OLD_SUPPRESS_KEY))
 

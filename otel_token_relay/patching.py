@@ -74,7 +74,7 @@ class Patches:
         self._done.append((owner, name, original, replacement))
 
     def undo(self) -> None:
-        """Remove every wrapper. If another library has wrapped one in a plain function, it stays but does nothing."""
+        """Remove every wrapper. One that another library has wrapped in a plain function stays but does nothing."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
             for proxy, layer in layers_of(vars(owner).get(name)):

@@ -23,7 +23,7 @@ class RelayPolicy:
     """Look up the allow-list entry for an origin. Immutable and safe to share between threads.
 
     If several entries match, the most specific one applies: first the exact host, then the longest
-    wildcard, and ``*`` last. An entry for a particular port applies before one for any port.
+    wildcard, and ``*`` last. An entry for a specific port takes precedence over one for any port.
 
     Args:
         destinations: The allow-list entries.
