@@ -1,4 +1,4 @@
-"""Carry the caller's bearer token through the OpenTelemetry context, to named destinations only."""
+"""Carry the caller's bearer token through the OpenTelemetry context to listed destinations only."""
 
 from otel_token_relay.carrying import carry
 from otel_token_relay.context import current_token, to_destination, use_token

@@ -1,4 +1,4 @@
-"""``python -m otel_token_relay``: the same as the command ``otel-token-relay``."""
+"""Run the ``otel-token-relay`` command as ``python -m otel_token_relay``."""
 
 import sys
 

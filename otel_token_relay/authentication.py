@@ -1,4 +1,4 @@
-"""The interface between server boundaries and authenticators: the path of a request, and the error response to it."""
+"""The interface between server boundaries and authenticators: the request path and the error response."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from otel_token_relay.credentials import Credentials
 
 
 class Authenticator(Protocol):
-    """Decides whether a request may reach the application. Must not raise."""
+    """Decides whether a request may reach the application. Its methods must not raise."""
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response, or ``None`` to accept the request; then its token is marked as verified."""
+        """Return the error response, or ``None`` to accept the request, whose token is then marked as verified."""
         ...
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
@@ -22,7 +22,7 @@ class Authenticator(Protocol):
         ...
 
     def prepare(self) -> None:
-        """Do in advance what the first check would otherwise do, outside of every request; see `Runtime.prepare`."""
+        """Do the first check's setup in advance, outside any request; see `Runtime.prepare`."""
         ...
 
 
@@ -31,7 +31,7 @@ class ErrorResponse:
     """The complete response to a request that does not reach the application.
 
     Attributes:
-        status: The HTTP status; for gRPC, it is translated to a status code.
+        status: The HTTP status code, which is translated to a gRPC status code for gRPC requests.
         error: One word from a closed set.
         headers: All headers of the HTTP response.
         body: The error as JSON.
@@ -55,14 +55,14 @@ class ErrorResponse:
 
 
 class RequestPath:
-    """The path of one request, as one boundary sees it.
+    """A request's path, as seen by one boundary.
 
     Args:
-        routed: The path without the mount point, by which the application routes; ``None`` if
-            applications would read it differently.
-        whole: The path with the mount point. An inner boundary with the same whole path serves a part
-            of the same application.
-        header_values: Returns the value of every header line.
+        routed: The path that the application routes by, without the mount point; ``None`` if
+            applications could read the path differently.
+        whole: The path including the mount point. An inner boundary that sees the same whole path
+            serves part of the same application.
+        header_values: Returns the values of all header lines.
     """
 
     __slots__ = ("_header_values", "routed", "whole")
@@ -75,16 +75,16 @@ class RequestPath:
         self._header_values = header_values
 
     def is_one_of(self, excluded: Container[object]) -> bool:
-        """Return whether the path is excluded and the client cannot have moved it there."""
+        """Return whether the path is excluded and the client cannot have chosen its mount point."""
         return self.routed in excluded and not self.is_mount_chosen
 
     @property
     def is_mount_chosen(self) -> bool:
         """Whether the client may have chosen the mount point.
 
-        Servers and middleware read it from headers (``Daphne-Root-Path``, ``SCRIPT_NAME``,
-        ``X-Forwarded-Prefix``, ``X-Script-Name``), also inside this boundary. A header with the
-        beginning of the path could therefore move any path of the application below an excluded one.
+        Servers and middleware, even middleware inside this boundary, read the mount point from headers
+        (``Daphne-Root-Path``, ``SCRIPT_NAME``, ``X-Forwarded-Prefix``, ``X-Script-Name``). By sending the
+        beginning of the path in such a header, a client could disguise any path as an excluded one.
         """
         if self.routed is None:
             return True

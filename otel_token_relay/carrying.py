@@ -1,4 +1,4 @@
-"""Carry the caller's token into work after the request, or outside of its context."""
+"""Carry the caller's token into work that runs after the request or outside its context."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _Work = TypeVar("_Work")
 
 
 def carry(work: _Work, *, seconds: float | None = None) -> _Work:
-    """Carry the caller's token into work after the request, or outside of its context.
+    """Carry the caller's token into work that runs after the request or outside its context.
 
-    Use it for work after the response, and for work that starts in an empty context: a ``Thread``
-    subclass that overrides ``run``, a greenlet, a callback, a custom executor. `carry` takes the token
-    when it is called, never later, and binds it while the work runs.
+    Use this for work that runs after the response, and for work that starts in an empty context: a
+    ``Thread`` subclass that overrides ``run``, a greenlet, a callback, or a custom executor. `carry`
+    captures the token when it is called, never later, and binds the token while the work runs.
 
     Args:
         work: A function, a coroutine function, a sync or async generator function, a coroutine or a
             generator. If a function returns a coroutine or a generator, as a lambda or a
-            ``functools.partial`` can, that is carried as well.
-        seconds: How long the token may be used from now on. ``None`` for ``…_MAX_AGE`` seconds, as for
-            a token without a lease. Work that is already carried keeps its token.
+            ``functools.partial`` can, the returned object is carried as well.
+        seconds: How long the token may be used, counted from now; ``None`` for ``…_MAX_AGE`` seconds, as
+            with any token that has no lease. Work that has already been carried keeps its token.
 
     Returns:
         Work of the same kind. It runs without a token if the caller has none.
 
     Raises:
-        TypeError: *work* is of another kind. A task runs in its own context already. A context manager
-            does not run the body of its ``with`` block: carry the function that contains the block.
+        TypeError: *work* is of another kind. A task already runs in its own context. A context manager
+            does not run the body of its ``with`` block, so carry the function that contains the block.
     """
     if isinstance(work, _MANAGERS) or getattr(work, "__code__", None) in _MANAGER_CODES:
         raise TypeError("carry does not take a context manager: carry the function that contains the with block")
@@ -65,7 +65,7 @@ def _bound(token: BearerToken | None) -> Generator[None, None, None]:
 
 
 def _bind_running(work: Any, token: BearerToken | None) -> Any:
-    """Bind the token to a coroutine or a generator; return other objects unchanged."""
+    """Bind the token to a coroutine or a generator; return any other object unchanged."""
     for _, is_running, bind in _KINDS:
         if is_running(work):
             return bind(lambda: work, token)()
@@ -99,8 +99,8 @@ def _bind_coroutine(work: Callable[..., Awaitable[Any]], token: BearerToken | No
     return bound
 
 
-# A generator runs in the context of the consumer that requests the next value. A token attached while the
-# generator is suspended would be in the consumer's context, so it is bound for each step.
+# A generator runs in the context of the consumer that requests the next value. A token that stayed attached
+# while the generator is suspended would be in the consumer's context, so the token is bound for each step.
 def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: BearerToken | None) -> Any:
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -155,15 +155,15 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
     return bound
 
 
-# `contextmanager` wraps a function that returns a manager, and the caller runs the block. If such a function
-# were carried, the token would be bound only while the manager is created.
+# A function decorated with `contextmanager` returns a manager, and the caller runs the block. If such a
+# function were carried, the token would be bound only while the manager was being created.
 _MANAGER_CODES: Final = frozenset(
     decorate(cast("Any", None)).__code__ for decorate in (contextmanager, asynccontextmanager)
 )
 _MANAGERS: Final = (ContextDecorator, AsyncContextDecorator)
 _RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
-# For each kind of work: the test for its functions, the test for running work, and how to bind the token to it.
+# For each kind of work: a test for its functions, a test for running work, and the function that binds the token.
 _KINDS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], bool], Callable[..., Any]], ...]] = (
     (inspect.iscoroutinefunction, inspect.iscoroutine, _bind_coroutine),
     (inspect.isgeneratorfunction, inspect.isgenerator, _bind_generator),

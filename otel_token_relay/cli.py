@@ -23,8 +23,8 @@ from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import VARIABLES, Settings
 
-# Clients that send requests themselves and are not hooked: use `to_destination` with them. Libraries that build
-# on a hooked client are not listed. `docs/servers-and-clients.md` has the same list.
+# Clients that send requests themselves and are not hooked: use `to_destination` with them. Libraries built on
+# a hooked client are not listed. `docs/servers-and-clients.md` contains the same list.
 UNCOVERED_CLIENTS = (
     "curl_cffi",
     "geventhttpclient",
@@ -42,14 +42,14 @@ UNCOVERED_CLIENTS = (
 _NOT_COVERED = "not covered; name the destination yourself with to_destination()"
 
 _HOW_TO_SWITCH_ON = (
-    "OTEL_PROPAGATORS does not contain token_relay: no token is relayed, unless the application calls install()"
+    "OTEL_PROPAGATORS does not contain token_relay, so no token is relayed unless the application calls install()"
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 1 if the command found a problem, 2 for a usage error."""
+    """Run the command and return its exit status: 0 for success, 1 if it found a problem, 2 for a usage error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # The output quotes the user's own text, which the encoding of the terminal may not support.
+        # The output quotes the user's own input, which the terminal's encoding may not support.
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -94,7 +94,7 @@ def check() -> int:
     Returns:
         1 if a setting is invalid or an installed library cannot be hooked, otherwise 0.
     """
-    # The hooks and settings would also log what is printed here.
+    # Without this handler, the hooks and settings would also log to stderr what is printed here.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     settings = Settings.from_env()
     _print_settings(settings)
@@ -111,7 +111,7 @@ def check() -> int:
     for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):
         if lines:
             print(title, *(f"  {line}" for line in lines), sep="\n")
-    print("No problem found." if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)} found.")
+    print("No problems found." if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)} found.")
     return 1 if problems else 0
 
 
@@ -130,11 +130,11 @@ def _risks(settings: Settings) -> list[str]:
     if not _is_switched_on():
         warnings.append(_HOW_TO_SWITCH_ON)
     if not settings.destinations:
-        warnings.append("no destination is listed: no token is relayed")
+        warnings.append("no destination is listed, so no token is relayed")
     if settings.require_verified and settings.verify == "off":
         warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
     warnings += [
-        f"the destination {entry} requires an exchanged token, which this version cannot obtain: it receives no token"
+        f"the destination {entry} receives no token: it requires an exchanged one, which this version cannot obtain"
         for entry in settings.entries
         if entry.needs_exchange
     ]
@@ -146,16 +146,16 @@ def _is_switched_on() -> bool:
 
 
 def _install_hooks() -> list[str]:
-    """Install the hooks, which loads the propagators in OTEL_PROPAGATORS as an application does when it starts."""
+    """Install the hooks, which also loads the propagators in OTEL_PROPAGATORS as an application does at startup."""
     try:
         install(Settings())
-    except Exception as error:  # OTEL_PROPAGATORS may contain a propagator of any package
+    except Exception as error:  # OTEL_PROPAGATORS may contain a propagator from any package
         return [f"OTEL_PROPAGATORS cannot be loaded, so the application would not start: {error}"]
     return []
 
 
 def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
-    """Import each installed library, so that its hook runs, print the result and return the problems."""
+    """Import each installed library so that its hook runs, print the results and return the problems."""
     print(title)
     problems = []
     for hook in hooks:
@@ -169,7 +169,7 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
             continue
         try:
             importlib.import_module(hook.module)
-        except Exception as error:  # the import of a library may raise any exception
+        except Exception as error:  # importing a library may raise any exception
             print(f"  {hook.module} ({label}): cannot be imported: {type(error).__name__}")
             continue
         states = hook_states()
@@ -181,7 +181,7 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
 
 
 def _check_redaction(settings: Settings) -> list[str]:
-    """Install redaction into the SDK, print the result and return the problems."""
+    """Install redaction in the SDK, print the results and return the problems."""
     redaction.start(settings)
     for signal in redaction.SIGNALS:
         with contextlib.suppress(ImportError):
@@ -216,7 +216,7 @@ def _shown(value: object) -> str:
 
 
 def explain(url: str, *, as_json: bool) -> int:
-    """Print the decision for a URL in the current environment, and its reason.
+    """Print the decision for a URL in the current environment and the reason for it.
 
     Returns:
         0 if a valid bearer token would be relayed, 1 if it would be withheld.
@@ -259,7 +259,7 @@ def _plain(markdown: str) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    """Return the URL without user info and query."""
+    """Return the URL without its user info and query."""
     if Origin.parse(url) is None and "@" in url:
         url = "***@" + url.rpartition("@")[2]
     path, mark, _ = url.partition("?")
@@ -267,14 +267,14 @@ def _without_secrets(url: str) -> str:
 
 
 def demo() -> int:
-    """Run the demo, which requires the extra `demo`."""
+    """Run the demo, which requires the `demo` extra."""
     from otel_token_relay.demo import run
 
     try:
         return run()
     except ModuleNotFoundError as error:
         print(
-            f"the demo requires the extra 'demo': pip install 'otel-token-relay[demo]' ({error.name} is missing)",
+            f"the demo requires the 'demo' extra: pip install 'otel-token-relay[demo]' ({error.name} is missing)",
             file=sys.stderr,
         )
         return 2

@@ -1,8 +1,8 @@
-"""The authenticator that the settings ask for: verification without code in the application.
+"""The authenticator that the settings configure, so that the application needs no code to verify tokens.
 
-If `enforce` is set and the authenticator cannot be built (no issuer, or the extra is missing), every
-request is rejected with 503, because a service that is configured to verify must not accept unverified
-requests. The reason is logged once, and `otel-token-relay check` prints it. Nothing here raises.
+If `enforce` is set but the authenticator cannot be built (no issuer is set, or the extra is missing), every
+request is rejected with 503, because a service that is configured to verify tokens must not accept unverified
+requests. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _logger = logging.getLogger("otel_token_relay")
 
 @lru_cache(maxsize=8)
 def build_authenticator(settings: Settings) -> Authenticator | None:
-    """Build the authenticator for server boundaries; ``None`` if requests are not verified.
+    """Build the authenticator for server boundaries; return ``None`` if requests are not verified.
 
-    Equal settings return the same authenticator, so that all boundaries of a process share its keys.
+    Equal settings yield the same authenticator, so all boundaries in a process share its keys.
     """
     if settings.verify == "off":
         return None
     try:
-        # By name: it needs an extra, depends on this module, and PyJWT takes 60 ms to import.
+        # Imported by name: that module requires an extra and depends on this one, and PyJWT takes 60 ms to import.
         authenticator: Authenticator = importlib.import_module(
             "otel_token_relay.verification.authenticator"
         ).authenticator_from(settings)
@@ -39,14 +39,14 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
 
 
 class DenyAll:
-    """Reject every request, except on excluded paths."""
+    """Reject every request except those to excluded paths."""
 
     def __init__(self, settings: Settings) -> None:
         self._exclude = frozenset(settings.verify_exclude)
         self._error_response = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response, or ``None`` on an excluded path."""
+        """Return the error response, or ``None`` for an excluded path."""
         return None if path.is_one_of(self._exclude) else self._error_response
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
@@ -54,4 +54,4 @@ class DenyAll:
         return self.check(credentials, path)
 
     def prepare(self) -> None:
-        """Do nothing: there is nothing to prepare."""
+        """Do nothing, because there is nothing to prepare."""

@@ -1,4 +1,4 @@
-"""Read the caller's token from the OpenTelemetry Context, and bind a token to it by hand.
+"""Read the caller's token from the OpenTelemetry Context, or bind a token to it manually.
 
 This module does not decide where a token may go.
 """
@@ -24,31 +24,31 @@ REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 before_first_token: Callable[[], None] | None = None
-"""Called before the first token is bound. `otel_token_relay.install` sets it; the first call clears it."""
+"""A function to call before the first token is bound. `otel_token_relay.install` sets it; its first call clears it."""
 
-# Called with each token when it is bound, and with its context, so that redaction knows the token.
-# They cannot change the token, and their errors do not affect the request.
+# Each watcher is called with every token that is bound, and with its context, so that redaction knows the
+# token. Watchers cannot change the token, and their errors do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
-# Called with each token of the current context that a verifier has accepted since it was bound.
+# Each watcher is called with a token in the current context that a verifier has accepted since it was bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
-    """Return a context with *token*; with no token if it is ``None``, even if *context* has one."""
+    """Return a context with *token*, or without any token if *token* is ``None``, even if *context* has one."""
     if token is not None:
         if (prepare := before_first_token) is not None:
             prepare()
         if token_watchers:
             announce(token, context)
     if context is not None and not context:
-        return Context({TOKEN_KEY: token})  # propagators start with an empty context: there is nothing to copy
+        return Context({TOKEN_KEY: token})  # propagators start with an empty context, so there is nothing to copy
     return otel_context.set_value(TOKEN_KEY, token, context)
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
-    """Announce to redaction a token of the trace in *context*, bound there or not.
+    """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context.
 
-    Code that obtains another token for the same request calls this before using it.
+    Code that obtains another token for the same request calls this before using that token.
     """
     for watch in token_watchers:
         try:
@@ -58,7 +58,7 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
 
 
 def announce_verified(token: BearerToken) -> None:
-    """Announce a token again, because it has been verified since it was bound."""
+    """Announce a token again because it has been verified since it was bound."""
     for watch in verification_watchers:
         try:
             watch(token)
@@ -73,7 +73,7 @@ def bound_token(context: Context) -> BearerToken | None:
 
 
 def is_refused(context: Context) -> bool:
-    """Return whether *context* is that of a request whose credentials were rejected, and which has not ended."""
+    """Return whether *context* belongs to a request that has not ended and whose credentials were rejected."""
     lease = cast("Lease | None", context.get(REFUSED_KEY))
     return lease is not None and lease.is_open
 
@@ -90,16 +90,16 @@ def current_token(context: Context | None = None) -> BearerToken | None:
 
 @contextmanager
 def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, None, None]:
-    """Bind a token by hand for the duration of the block: in consumers, jobs and tests.
+    """Bind a token manually for the duration of a ``with`` block, in consumers, jobs and tests.
 
     Args:
         token: The token without ``Bearer``; ``None`` hides the bound token until the block ends.
 
     Yields:
-        The bound token. Its lease ends with the block.
+        The bound token, whose lease ends with the block.
 
     Raises:
-        ValueError: *token* is not a b64token (RFC 6750, section 2.1). The message does not contain it.
+        ValueError: *token* is not a b64token (RFC 6750, section 2.1). The message does not contain the token.
     """
     lease = Lease()
     bound = BearerToken(token, lease=lease) if isinstance(token, str) else token and token.rebind(lease=lease)
@@ -112,15 +112,15 @@ def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, 
 
 
 def to_destination(url: str, context: Context | None = None) -> Context:
-    """Return a context with the destination for a call of ``inject``, for a client that is not supported::
+    """Return a context that names the destination of an ``inject`` call, for use with an unsupported client::
 
         propagate.inject(headers, context=to_destination("https://profile-service/me"))
 
     Call this again for every hop, and do not attach the returned context.
 
     Args:
-        url: The URL as it will be requested. If two parsers could read it differently (user info,
-            a backslash, white space), ``inject`` writes no token.
-        context: The context with the token; ``None`` for the current context.
+        url: The URL that will be requested. If two parsers could read it differently (because of user
+            info, a backslash or white space), ``inject`` writes no token.
+        context: The context that holds the token; ``None`` for the current context.
     """
     return otel_context.set_value(DESTINATION_KEY, Origin.parse(url), context)

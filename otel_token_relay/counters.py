@@ -1,6 +1,6 @@
-"""Counters of the OpenTelemetry API that are created at first use.
+"""OpenTelemetry API counters that are created on first use.
 
-Objects may be constructed while OpenTelemetry is still being imported. Requesting a meter at that moment
+Objects may be constructed while OpenTelemetry is still being imported, and requesting a meter at that point
 would load the meter provider.
 """
 
@@ -17,10 +17,10 @@ _logger = logging.getLogger("otel_token_relay")
 
 
 class LazyCounter:
-    """A counter that is created at first use, or by `prepare`. Safe to share between threads.
+    """A counter that is created on first use or by `prepare`. Safe to share between threads.
 
     Attributes:
-        created: The counter; ``None`` until it is created.
+        created: The counter; ``None`` until it has been created.
     """
 
     __slots__ = ("_description", "_name", "_unit", "created")
@@ -32,9 +32,9 @@ class LazyCounter:
         self.created: metrics.Counter | None = None
 
     def create(self) -> metrics.Counter:
-        """Create and return the counter. In a suppressed context, return one that counts nothing.
+        """Create the counter if necessary and return it; in a suppressed context, return one that counts nothing.
 
-        In such a context, the meter provider may be waiting for the request to be counted.
+        In a suppressed context, the meter provider may be waiting for the very request that is being counted.
         """
         if self.created is not None:
             return self.created
@@ -48,7 +48,7 @@ class LazyCounter:
     def prepare(self) -> None:
         """Create the counter before the first request. Never raises.
 
-        Without an SDK, the API returns a counter and connects it to the SDK later.
+        Until there is an SDK, the API returns a counter that it later connects to the SDK.
         """
         try:
             self.create()

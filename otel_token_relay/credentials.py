@@ -1,4 +1,4 @@
-"""Read the headers of an incoming request: return its token, or the reason why there is none.
+"""Read an incoming request's headers to find its token, or the reason why there is none.
 
 This module does not verify tokens; see `otel_token_relay.authentication`.
 """
@@ -16,12 +16,12 @@ from otel_token_relay.token import DEFAULT_MAX_LENGTH, BearerToken, Lease, is_b6
 
 _logger = logging.getLogger(__name__)
 
-# The token of a request, or the reason why there is none.
+# A request's token, or the reason why it has none.
 Credentials = BearerToken | Reason
-# A header's name, and its field lines as they were received.
+# A header's name and its field lines as received.
 HeaderLines = tuple[str, Sequence[str | bytes]]
 
-# What a header line may contain besides its token: the scheme and one space, seven characters.
+# The seven characters that a header line may contain besides its token: the scheme and one space.
 _SCHEME_LENGTH: Final = len("Bearer ")
 
 # RFC 9110, section 11.4: commas also separate the parameters of one credential, as in Digest.
@@ -35,20 +35,20 @@ _is_one_with_parameters = re.compile(
 def parse_credentials(
     values: Sequence[str | bytes], *, max_length: int = DEFAULT_MAX_LENGTH, bare: bool = False
 ) -> str | Reason:
-    """Return the bearer token in the values of one header.
+    """Return the bearer token in one header's values.
 
-    Lines longer than *max_length* plus seven characters are not parsed: the server may not limit header lengths.
+    Lines longer than *max_length* plus seven characters are not parsed, since the server may not limit header lengths.
 
     Args:
-        values: Every field line of the header, as text or as received, not combined. (WSGI servers combine
-            them with commas.)
-        max_length: Characters. A longer token is rejected, never truncated.
-        bare: Also accept the token without a scheme (``x-forwarded-access-token``).
+        values: Each field line of the header, as a string or as the bytes received. Lines must not be
+            combined (WSGI servers combine them with commas).
+        max_length: The maximum number of characters. A longer token is rejected, never truncated.
+        bare: Whether to accept a token without a scheme as well, as in ``x-forwarded-access-token``.
 
     Returns:
-        The token as text, or the reason why there is none: ``ABSENT`` (no such header, or
-        another scheme), ``AMBIGUOUS`` (two field lines or a comma), ``MALFORMED``, ``TOO_LONG`` (the
-        token, or the line regardless of its content).
+        The token as a string, or the reason why there is none: ``ABSENT`` (the header is missing or has
+        another scheme), ``AMBIGUOUS`` (several field lines, or a comma), ``MALFORMED``, or ``TOO_LONG``
+        (the token is too long, or the line is, regardless of its content).
 
     Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5 and 11.
     """
@@ -79,11 +79,11 @@ def parse_credentials(
 def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> HeaderLines | None:
     """Return the first source header that is present.
 
-    If it is invalid, later headers are not used: otherwise an attacker who can spoil the first header
-    could choose the second.
+    If that header is invalid, later headers are not used; otherwise, an attacker who can corrupt the first
+    header could make the service use the second one.
 
     Args:
-        values_of: Returns every field line of the header with a given name (lower case).
+        values_of: Returns every field line of the header with a given lowercase name.
         settings: Contains the names of the source headers.
     """
     for name in settings.source_headers:
@@ -97,12 +97,12 @@ def read(source: HeaderLines | None, settings: Settings, *, lease: Lease | None 
     """Read the header that `find` returned.
 
     Args:
-        source: ``None`` if no header is present.
-        settings: Contains the maximum length of a token.
+        source: The header; ``None`` if none is present.
+        settings: Contains the maximum token length.
         lease: The request's lease; ``None`` if the end of the request cannot be observed.
 
     Returns:
-        The token, or a reason if the request has none or is ambiguous.
+        The token, or the reason why none can be taken from the request.
     """
     if source is None:
         return Reason.ABSENT
@@ -114,7 +114,7 @@ def read(source: HeaderLines | None, settings: Settings, *, lease: Lease | None 
 def token_or_none(
     values_of: Callable[[str], Sequence[str | bytes]], settings: Settings, *, lease: Lease | None = None
 ) -> BearerToken | None:
-    """Return the token, or ``None`` for callers that do not need the reason; see `read`."""
+    """Return the token or ``None``, for callers that do not need the reason; see `read`."""
     credentials = read(find(values_of, settings), settings, lease=lease)
     if isinstance(credentials, BearerToken):
         return credentials

@@ -1,7 +1,7 @@
-"""Decisions about hops, and how they are recorded: span attributes, a counter and a debug log line, never the token.
+"""Hop decisions and their records: span attributes, a counter and a debug log line, none of which has the token.
 
-If the span is not recording, the meter has no SDK and the logger's level is above ``DEBUG``, a decision costs
-only these three checks.
+If the span is not recording, the meter has no SDK and the logger's level is above ``DEBUG``, recording a
+decision costs only the time to check these three conditions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "ex
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision for one hop, and its reason. It never contains a token.
+    """The decision for one hop and the reason for it. A decision never contains a token.
 
     Attributes:
         reason: Why the token was sent or withheld.
@@ -48,8 +48,8 @@ class DecisionRecorder:
     """Record decisions through the OpenTelemetry API. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether the caller's token was relayed.")
-        # Bounded: the keys are from the closed set of reasons and the hosts in the configuration.
+        self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
+        # Bounded: a key combines a reason from a closed set with a host from the configuration.
         self._attributes: dict[tuple[Reason, str | None], dict[str, str]] = {}
 
     def prepare(self) -> None:
@@ -57,10 +57,10 @@ class DecisionRecorder:
         self._counter.prepare()
 
     def is_watched(self, context: Context) -> bool:
-        """Return whether a decision recorded now would appear anywhere. Never raises."""
+        """Return whether a decision recorded now would be visible anywhere. Never raises."""
         try:
             counter = self._counter.created or self._counter.create()
-            # The API's counter forwards measurements to the SDK's counter, once there is one.
+            # The API's counter forwards measurements to the SDK's counter once one exists.
             real = getattr(counter, "_real_instrument", counter)
             if real is not None and type(real) is not metrics.NoOpCounter:
                 return True
@@ -72,18 +72,18 @@ class DecisionRecorder:
             return True
 
     def record(self, reason: Reason, context: Context, address: str | None = None, *, is_known: bool = True) -> None:
-        """Record one decision. Never raises: a decision does not depend on the application's span or meter.
+        """Record one decision. Never raises: a decision must not depend on the application's span or meter.
 
         Args:
             reason: Why the token is sent or withheld.
             context: Contains the hop's CLIENT span, if there is one.
-            address: The host of the destination's entry; ``None`` if it is not listed. Otherwise callers
-                could create an unlimited number of series by choosing hosts.
+            address: The host in the destination's entry; ``None`` if the destination is not listed, since
+                callers could otherwise create an unlimited number of time series by choosing hosts.
             is_known: Whether the destination could be determined.
         """
         try:
             span: Any = context.get(SPAN_KEY)
-            # A span of another kind belongs to the whole request, which has many hops.
+            # A span of another kind belongs to the whole request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
                 span.set_attribute(DECISION_ATTRIBUTE, Decision(reason).outcome)
                 span.set_attribute(REASON_ATTRIBUTE, reason.value)

@@ -1,4 +1,4 @@
-"""Entries of the allow-list, and how to read a list of them."""
+"""Allow-list entries, and functions that parse lists of them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from otel_token_relay.origin import OriginPattern
 _TEXT_PARAMETERS: Final = ("audience", "scope", "resource")
 
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
-# RFC 3986, section 2.1: a percent sign is followed by two hexadecimal digits.
+# RFC 3986, section 2.1: a percent sign must be followed by two hexadecimal digits.
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
-# Characters that must be encoded in a value; parsing removes spaces at its ends.
+# Characters that must be encoded in a value, including leading and trailing spaces, which parsing would remove.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
-# Text after a colon that is not a port may be the first half of a password with a comma.
+# If the text after a colon is not a port, it may be the first half of a password that contains a comma.
 _hide_half_userinfo: Final = re.compile(r"^([^\[\]/:]*:)(?!(?:[0-9]{1,5}|\*)(?:[;/?#]|$)).*", re.DOTALL).sub
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """One entry of the allow-list: an origin pattern and how the token gets there.
+    """One allow-list entry: an origin pattern and how the token is sent there.
 
     Attributes:
         pattern: The origins that may receive the token.
-        required: Whether a call without a token to relay and without its own credential fails with
-            `TokenUnavailable`, before a byte of the request is sent.
+        required: Whether a call that has neither a token to relay nor its own credential fails with
+            `TokenUnavailable` before any byte of the request is sent.
         audience: The audience to request in a token exchange (RFC 8693, section 2.1).
         scope: The scope to request in the exchange.
         resource: The resource to request in the exchange.
@@ -50,14 +50,14 @@ class Destination:
         for name in _TEXT_PARAMETERS:
             value = getattr(self, name)
             if value is not None and not _is_printable_ascii(value):
-                raise ValueError(f"the value of ;{name}= must be printable ASCII, also after percent-decoding")
+                raise ValueError(f"the value of ;{name}= must be printable ASCII, even after percent-decoding")
 
     @classmethod
     def parse(cls, entry: str) -> Destination:
         """Parse ``ORIGIN[;param[=value]]…`` and percent-decode the values.
 
         Raises:
-            ValueError: The entry is invalid; the message is one sentence.
+            ValueError: The entry is invalid. The message is a single sentence.
         """
         if "," in entry:
             raise ValueError(
@@ -104,8 +104,8 @@ class Destination:
 def split_entries(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of entries.
 
-    After parameters, an item without a scheme may be the rest of a value in which a comma was not
-    encoded. It stays in the same entry, which `Destination.parse` then rejects.
+    After parameters, an item without a scheme may be the rest of a value with an unencoded comma. Such
+    an item stays in the same entry, which `Destination.parse` then rejects.
     """
     entries: list[str] = []
     follows_parameters = False
@@ -115,7 +115,7 @@ def split_entries(text: str) -> tuple[str, ...]:
             entries[-1] += f",{item}"
             continue
         entries.append(item)
-        # An item with another scheme is not an entry, so the next item still follows the parameters.
+        # An item with any other scheme is not an entry, so the next item still follows the parameters.
         is_entry = scheme is None or scheme[1].lower() in ("http", "https")
         follows_parameters = ";" in item or (follows_parameters and not is_entry)
     return tuple(entries)
@@ -124,15 +124,15 @@ def split_entries(text: str) -> tuple[str, ...]:
 def read_destinations(
     entries: Iterable[str | Destination], report: Callable[[str, str], None], refused: set[OriginPattern] | None = None
 ) -> tuple[Destination, ...]:
-    """Parse the entries, and skip and report invalid ones.
+    """Parse the entries, skipping and reporting invalid ones.
 
-    If two entries contradict each other, both are skipped: it is unknown which one is meant. A skipped
-    entry may have been stricter than a wider one, so its origin must not receive a token from that one.
+    If two entries contradict each other, both are skipped, because it is unclear which one is meant. A skipped
+    entry may have been stricter than a wider entry, so the wider one must not apply to the skipped entry's origin.
 
     Args:
-        entries: The entries, parsed or as text.
-        report: Called with the name of the setting and the problem.
-        refused: The set to which origins of skipped entries are added.
+        entries: The entries, as strings or already parsed.
+        report: Called with the setting's name and the problem.
+        refused: A set to which the origins of skipped entries are added.
     """
     if isinstance(entries, str):
         report("destinations", "expected a sequence of entries, not a single string")
@@ -162,23 +162,23 @@ def _encode(value: str) -> str:
 def _decode(name: str, value: str) -> str:
     if _has_bad_percent(value):
         raise ValueError(
-            f"the value of ;{name}= contains a % that is not followed by two hexadecimal digits; write %25"
+            f"the value of ;{name}= contains a % that is not followed by two hexadecimal digits; write it as %25"
         )
     try:
         return unquote_to_bytes(value).decode("ascii")
     except UnicodeError:
-        raise ValueError(f"the value of ;{name}= must be printable ASCII, also after percent-decoding") from None
+        raise ValueError(f"the value of ;{name}= must be printable ASCII, even after percent-decoding") from None
 
 
 def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
-    """Yield the origins of an invalid entry with parameters, as far as they can be read.
+    """Yield each origin that can be read from an invalid entry with parameters.
 
-    An entry without parameters is not stricter than a wider entry. One entry may contain several
+    An entry without parameters is never stricter than a wider entry. One entry may contain several
     items; see `split_entries`.
     """
     for item in entry.split(","):
         origin, semicolon, _ = item.partition(";")
-        scheme, rest = _split_scheme(origin.strip()).groups()  # type: ignore[union-attr]  # it matches any text
+        scheme, rest = _split_scheme(origin.strip()).groups()  # type: ignore[union-attr]  # it matches any string
         authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
         if semicolon:
             with suppress(ValueError):
@@ -186,8 +186,8 @@ def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
 
 
 def _show(entry: object) -> str:
-    """Return an entry for a message, with possible passwords masked."""
-    scheme, rest = _split_scheme(str(entry)).groups()  # type: ignore[union-attr]  # it matches any text
+    """Return an entry for use in a message, with anything that may be a password masked."""
+    scheme, rest = _split_scheme(str(entry)).groups()  # type: ignore[union-attr]  # it matches any string
     _, at, host = rest.rpartition("@")
     items = (_hide_half_userinfo(r"\1***", item) for item in rest.split(","))
     text = scheme + (f"***@{host}" if at else ",".join(items))

@@ -1,4 +1,4 @@
-"""Check durations among settings."""
+"""Check settings that are durations."""
 
 from __future__ import annotations
 

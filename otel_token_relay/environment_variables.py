@@ -1,8 +1,8 @@
 """The names of the environment variables.
 
-The entry point ``opentelemetry_environment_variables`` refers to this module: every name that starts
-with ``OTEL_`` becomes a flag of ``opentelemetry-instrument``, so do not import other names. For what
-the variables mean, see `otel_token_relay.settings`.
+The ``opentelemetry_environment_variables`` entry point refers to this module. Every name here that starts
+with ``OTEL_`` becomes an ``opentelemetry-instrument`` flag, so do not import any other names into it. The
+meaning of each variable is described in `otel_token_relay.settings`.
 """
 
 OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"

@@ -1,12 +1,12 @@
-"""Every error that otel-token-relay raises, in one tree.
+"""The hierarchy of errors that otel-token-relay raises.
 
     RelayError
     ├── ConfigurationError   a setting cannot be used (also a ValueError)
-    ├── TokenUnavailable     a destination requires a token and there is none to relay
+    ├── TokenUnavailable     a destination requires a token, but there is none to relay
     ├── TokenRejected        an incoming token does not pass verification
-    └── KeysUnavailable      a token cannot be verified now: the issuer does not respond
+    └── KeysUnavailable      a token cannot be verified now because the issuer does not respond
 
-Callers branch on the type and on the typed attributes, never on the text.
+Callers should branch on the type and the typed attributes, never on the message.
 No message contains a token, a header value or a secret.
 """
 
@@ -17,10 +17,10 @@ from typing import Literal
 from otel_token_relay.reasons import Reason
 
 RejectReason = Literal[
-    "malformed",  # not a compact JWS, not strict JSON, or a forbidden member
+    "malformed",  # not a compact JWS, not strict JSON, or contains a forbidden member
     "too_long",
-    "algorithm_not_allowed",  # not in the configured list, or not the algorithm of the key
-    "wrong_type",  # not an access token, by `typ` or by claims of an ID or refresh token
+    "algorithm_not_allowed",  # not in the configured list, or not the key's algorithm
+    "wrong_type",  # not an access token: has another `typ`, or claims of an ID or refresh token
     "unknown_issuer",
     "unknown_key",
     "bad_signature",
@@ -36,15 +36,15 @@ RejectReason = Literal[
 
 
 class RelayError(Exception):
-    """The root of the tree: catch it to catch every error that this package raises on purpose."""
+    """The base class of the hierarchy: catch it to handle every error that this package raises on purpose."""
 
 
 class ConfigurationError(RelayError, ValueError):
-    """Raise at start-up when a setting cannot be used.
+    """The error raised at startup when a setting cannot be used.
 
     Attributes:
-        setting: The name of the setting, as a `Settings` field or as an environment variable.
-        problem: What is wrong with the setting, without the value of a secret.
+        setting: The setting's name: a `Settings` field or an environment variable.
+        problem: What is wrong with the setting, without the value of any secret.
     """
 
     def __init__(self, setting: str, problem: str) -> None:
@@ -57,7 +57,7 @@ class ConfigurationError(RelayError, ValueError):
 
 
 class TokenUnavailable(RelayError):
-    """Raise from an outgoing call when its destination is `;required` and no token can be relayed.
+    """The error that an outgoing call raises when its destination is `;required` but no token can be relayed.
 
     The request has not been sent.
 
@@ -76,10 +76,10 @@ class TokenUnavailable(RelayError):
 
 
 class TokenRejected(RelayError):
-    """Raise when an incoming token does not pass verification. The error does not contain the token.
+    """The error raised when an incoming token does not pass verification. It does not contain the token.
 
     Attributes:
-        reason: A value of `RejectReason`.
+        reason: One of the `RejectReason` values.
     """
 
     def __init__(self, reason: RejectReason) -> None:
@@ -91,9 +91,9 @@ class TokenRejected(RelayError):
 
 
 class KeysUnavailable(RelayError):
-    """Raise when a token can be neither accepted nor rejected because the issuer does not respond.
+    """The error raised when a token can be neither accepted nor rejected because the issuer does not respond.
 
-    The caller did not cause it: respond with 503, not with 401.
+    The caller is not at fault, so respond with 503, not 401.
 
     Attributes:
         retry_after: The number of seconds after which to retry.

@@ -1,6 +1,6 @@
 """Call methods of shared objects in each forked child.
 
-Locks may be held and threads do not exist there, so each object that has any replaces them.
+In a forked child, locks may be held and threads no longer exist, so objects replace their locks and threads there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _methods: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKe
 
 
 def call_in_child(owner: _Owner, method: Callable[[_Owner], None]) -> None:
-    """Call ``method(owner)`` in each forked child for as long as *owner* exists; one method for each owner."""
+    """Call ``method(owner)`` in each forked child for as long as *owner* exists. An owner can have only one method."""
     _methods[owner] = method
 
 

@@ -1,6 +1,6 @@
-"""The table of hooks: which modules are patched, and how.
+"""The hook table: which modules are patched, and how.
 
-A library is patched when the application imports it. This module never imports one.
+A library is patched when the application imports it. This module never imports those libraries itself.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Hook:
     """One module to patch when it is imported.
 
     Attributes:
-        module: Its full name.
+        module: The module's full name.
         patch: Patches the module.
-        distribution: The package on PyPI that contains it; ``None`` for the standard library.
+        distribution: The PyPI package that contains the module; ``None`` for the standard library.
     """
 
     module: str
@@ -48,7 +48,7 @@ CLIENT_HOOKS = (
 )
 
 SERVER_HOOKS = (
-    # Around FastAPI's own telemetry, which extracts before it calls Starlette's __call__.
+    # Wraps FastAPI's own telemetry, which extracts the context before it calls Starlette's __call__.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
@@ -56,7 +56,7 @@ SERVER_HOOKS = (
     Hook("falcon.app", wsgi.patcher("App"), "falcon"),
     Hook("django.core.handlers.asgi", asgi.patcher("ASGIHandler"), "django"),
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
-    # Applications commonly wrap wsgi_app in middleware, and pass either of the two to the server.
+    # Applications commonly wrap wsgi_app in middleware, and pass either the Flask object or wsgi_app to the server.
     Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
     Hook("quart.app", asgi.patcher("Quart"), "quart"),
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
@@ -64,7 +64,7 @@ SERVER_HOOKS = (
     Hook("tornado.web", tornado_server.patch, "tornado"),
     Hook("grpc", grpc_server.patch, "grpcio"),
     Hook("grpc.aio", grpc_server.patch, "grpcio"),
-    # Applications of any other framework that are wrapped in instrumentation's own middleware.
+    # For applications of any other framework that are wrapped in the instrumentation's own middleware.
     Hook(
         "opentelemetry.instrumentation.asgi",
         asgi.patcher("OpenTelemetryMiddleware"),

@@ -1,8 +1,8 @@
-"""Patch modules when they are imported, and undo it.
+"""Patch modules when they are imported, and undo the patches.
 
-wrapt calls back when a module is imported later. That is not enough for a module that is already being
-imported: ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation import that
-module near their top, before any of their classes exist.
+wrapt's import hooks handle modules that are imported later, but not a module that is already being imported.
+There are such modules, because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation
+packages import ``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Callback = Callable[[ModuleType], None]
 
 
 class Hook(Hashable, Protocol):
-    """One patch of one module."""
+    """A patch for one module."""
 
     @property
     def module(self) -> str:
-        """The full name of the module."""
+        """The module's full name."""
         ...
 
 
@@ -38,19 +38,19 @@ HookT = TypeVar("HookT", bound=Hook)
 
 
 class ImportHooks(Generic[HookT]):
-    """Apply hooks to their modules: at once if they are imported, or else when they are.
+    """Apply each hook to its module: at once if the module is already imported, otherwise when it is imported.
 
-    A module is never imported from here. Hooks stay registered with the import system for the life of the
-    process, and do nothing while they are off.
+    This class never imports a module itself. Hooks stay registered with the import system for the life of the
+    process, but do nothing while they are off.
 
     Args:
-        patch: Patches one module and returns the state to report. If it raises, its patches are undone, and
-            the import of the module goes on.
-        on_failure: Called with the hook and the error.
+        patch: Patches one module and returns the state to report. If it raises, its patches are undone and
+            the module's import continues.
+        on_failure: Called with the hook and the error when *patch* raises.
 
     Attributes:
         lock: Held while a hook is applied or undone.
-        states: By hook: what *patch* returned, or the error.
+        states: For each hook, what *patch* returned or the error that it raised.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ImportHooks(Generic[HookT]):
         self._watched: set[HookT] = set()
 
     def switch_on(self, hooks: tuple[HookT, ...]) -> None:
-        """Switch more hooks on, and apply them to modules that are imported already. Idempotent."""
+        """Switch on more hooks, and apply them to modules that are already imported. Idempotent."""
         with self.lock:
             self._hooks = tuple(dict.fromkeys((*self._hooks, *hooks)))
             for hook in hooks:
@@ -74,7 +74,7 @@ class ImportHooks(Generic[HookT]):
                     self._apply(hook, module)
 
     def watch(self) -> None:
-        """Apply the hooks also to modules that are imported later. Call it without any lock; see `when_imported`."""
+        """Also apply the hooks to modules imported later. Call this without holding any lock; see `when_imported`."""
         for hook in self._hooks:
             if hook not in self._watched:
                 self._watched.add(hook)
@@ -89,7 +89,7 @@ class ImportHooks(Generic[HookT]):
                 self._applied.popitem()[1].undo()
 
     def is_applied(self, hook: HookT) -> bool:
-        """Return whether the module is patched."""
+        """Return whether the hook has patched its module."""
         return hook in self._applied
 
     def _on_import(self, hook: HookT, module: ModuleType) -> None:
@@ -102,7 +102,7 @@ class ImportHooks(Generic[HookT]):
         patches = Patches()
         try:
             self.states[hook] = self._patch(hook, module, patches)
-        except Exception as error:  # the application's import goes on
+        except Exception as error:  # the application's import continues
             patches.undo()
             self.states[hook] = f"{type(error).__name__}: {error}"
             self._on_failure(hook, error)
@@ -111,9 +111,9 @@ class ImportHooks(Generic[HookT]):
 
 
 def when_imported(name: str, callback: Callback) -> None:
-    """Call *callback* with the module of that name: at once if it is imported, or else when it is.
+    """Call *callback* with the module *name*: at once if it is already imported, otherwise when it is imported.
 
-    wrapt calls back while it holds a lock of its own. So the caller must not hold a lock that *callback* takes.
+    wrapt calls back while holding its own lock, so the caller must not hold a lock that *callback* takes.
     """
     module = sys.modules.get(name)
     if module is None:
@@ -133,7 +133,7 @@ _waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
 
 
 class _ObservedSpec(ModuleSpec):
-    """A module's spec that reports the end of the import, which the import system marks on the spec.
+    """A module spec that reports the end of the module's import, which the import system marks on the spec.
 
     Source: ``importlib._bootstrap._load_unlocked``. The import statement reads the same mark.
     """
@@ -144,7 +144,7 @@ class _ObservedSpec(ModuleSpec):
             try:
                 self.__class__ = ModuleSpec  # type: ignore[assignment]  # its original class
                 _end_wait(self.name)
-            except Exception:  # the application's import goes on
+            except Exception:  # the application's import continues
                 _logger.exception("token relay cannot hook %s, which is left unchanged", self.name)
 
 
@@ -153,7 +153,7 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread may have finished the import meanwhile, and the spec of another import system does not report it.
+    # Another thread may have finished the import meanwhile, and another import system's spec does not report the end.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 
@@ -163,5 +163,5 @@ def _end_wait(name: str) -> None:
     for callback in callbacks:
         if module is not None and sys.modules.get(name) is module:
             callback(module)
-        else:  # the import failed, and may be tried again
+        else:  # the import failed and may be retried
             when_imported(name, callback)

@@ -1,17 +1,17 @@
 """Start and stop the relay in this process.
 
 There are two switches. The relay is on if ``OTEL_PROPAGATORS`` names it or `install` is called.
-Verification is on if ``…_VERIFY`` says so, regardless of OpenTelemetry's settings: then only the hooks of
-servers are on. A hook that fails leaves its library unchanged and logs one error.
+Verification is on if ``…_VERIFY`` says so, regardless of OpenTelemetry's settings. If only verification is
+on, only the server hooks are on. A hook that fails leaves its library unchanged and logs one error.
 
-Process-wide state of the package, all of it:
+All of the package's process-wide state:
 
-* here: the installation; `otel_token_relay.runtime.installed`, which everything else reads;
+* the installation in this module, and `otel_token_relay.runtime.installed`, which all other modules read;
 * the `ImportHooks` here and in `otel_token_relay.redaction.installation`, and what they have patched;
-* `otel_token_relay.context`: the callbacks for new and for verified tokens;
-* `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, and redacted resources and scopes;
-* caches: authenticators by their settings, signing keys and introspection results by issuer;
-* the counter of forks in `otel_token_relay.token`, and the key of fingerprints.
+* in `otel_token_relay.context`: the callbacks for new tokens and for verified tokens;
+* in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources and scopes;
+* caches: authenticators, by settings; signing keys and introspection results, by issuer;
+* in `otel_token_relay.token`: the fork counter and the fingerprint key.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 @dataclass(slots=True)
 class _Installation:
-    """What is installed, and what `uninstall` has to undo."""
+    """What is installed and what `uninstall` has to undo."""
 
     runtime: Runtime
     span_claims: SpanClaims | None
@@ -60,7 +60,7 @@ def _patch(hook: Hook, module: ModuleType, patches: Patches) -> str:
 def _report_failure(hook: Hook, error: Exception) -> None:
     _logger.error("token relay cannot hook %s, which is left unchanged: %s", hook.module, error)
     if hook in SERVER_HOOKS and _installed is not None and _installed.runtime.terms.authenticator is not None:
-        _logger.error("token relay: requests to servers of %s are NOT verified", hook.module)
+        _logger.error("token relay: requests to %s servers are NOT verified", hook.module)
 
 
 _hooks: ImportHooks[Hook] = ImportHooks(_patch, _report_failure)
@@ -69,15 +69,15 @@ _installed: _Installation | None = None
 
 
 def install(settings: Settings | None = None) -> None:
-    """Hook clients and servers, and add the propagator to the global one if it is missing.
+    """Hook clients and servers, and add the relay's propagator to the global one if it is missing there.
 
     Idempotent. Settings that differ from the installed ones replace them.
 
     Args:
-        settings: ``None`` for the installed settings, or else those of the environment.
+        settings: ``None`` for the installed settings, or for those from the environment if none are installed.
     """
-    # Before the lock is taken: another thread that imports it first holds the lock of the import and waits
-    # for ours, in the factory below.
+    # Imported before the lock is taken: if another thread is importing this module, that thread holds the
+    # import lock and waits for our lock in the factory below.
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
@@ -90,7 +90,7 @@ def install(settings: Settings | None = None) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`: no token is relayed any more. Does nothing if nothing is installed."""
+    """Undo `install`, so that no more tokens are relayed. Does nothing if nothing is installed."""
     global _installed
     redaction.stop()
     with _lock:
@@ -108,13 +108,13 @@ def uninstall() -> None:
 
 
 def hook_states() -> dict[str, str]:
-    """Return for each hooked module ``hooked``, ``not imported`` or the error."""
+    """Return ``hooked``, ``not imported`` or the error for each module that has a hook."""
     with _lock:
         if _installed is None:
             return {}
         hooks = HOOKS if _installed.runtime.clients_are_hooked else SERVER_HOOKS
         states = {hook.module: "hooked" for hook in hooks if _hooks.is_applied(hook)}
-        # A module may have two hooks, and a hook that failed must be seen.
+        # A module may have two hooks, and if either fails, the failure must be visible.
         for hook in hooks:
             if not _hooks.is_applied(hook):
                 states[hook.module] = _hooks.states.get(hook, "not imported")
@@ -122,18 +122,18 @@ def hook_states() -> dict[str, str]:
 
 
 def propagator_from_env(**options: object) -> TokenRelayPropagator:
-    """Create the propagator: the entry point ``opentelemetry_propagator: token_relay``.
+    """Create the propagator for the entry point ``opentelemetry_propagator: token_relay``.
 
-    Runs while ``opentelemetry.propagate`` is being imported, and must not raise: an exception here would keep
-    the application from starting.
+    Runs while ``opentelemetry.propagate`` is being imported and must not raise, because an exception here
+    would keep the application from starting.
 
     Args:
-        options: The keys under ``token_relay:`` in OpenTelemetry's configuration file. Settings are not read
-            from there yet; each key is reported as a problem.
+        options: The keys under ``token_relay:`` in OpenTelemetry's configuration file. Settings are not yet
+            read from that file, so each key is reported as a problem.
     """
     try:
         if _is_launcher():
-            # The launcher has not read its own flags yet; the application is the next process.
+            # The launcher has not read its own flags yet, and the application runs in the next process.
             return TokenRelayPropagator(Settings())
         with _lock:
             base = Settings.from_env() if _installed is None else _installed.runtime.settings
@@ -151,9 +151,10 @@ def _is_launcher() -> bool:
 
 
 def pre_instrument() -> None:
-    """Start redaction, and verification if the settings ask for it: the entry point ``opentelemetry_pre_instrument``.
+    """Start redaction and any configured verification, for the entry point ``opentelemetry_pre_instrument``.
 
-    Logs a warning if the relay is configured but not on. Must not raise: an exception here would stop instrumentation.
+    Logs a warning if the relay is configured but not switched on. Must not raise, because an exception here
+    would stop instrumentation.
     """
     try:
         _start_redaction()
@@ -168,7 +169,7 @@ def pre_instrument() -> None:
         configured = next((name for name in RELAY_VARIABLES if os.environ.get(name)), None)
         if configured is not None:
             _logger.warning(
-                "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay: no token is relayed."
+                "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay, so no token is relayed."
                 " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay.",
                 configured,
             )
@@ -180,8 +181,8 @@ def pre_instrument() -> None:
 
 
 def _start_verification() -> None:
-    """Put the boundary in place if requests are to be verified and the relay has not done so."""
-    # Loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is one of them.
+    """Install the server boundary if requests are to be verified and the relay has not already installed it."""
+    # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
@@ -195,15 +196,15 @@ def _start_verification() -> None:
 
 
 def _prepare_threads() -> None:
-    """Import what the first token needs, while there are few threads."""
-    try:  # a child that is forked during an import waits for it forever
+    """Import the module that the first token needs while there are still few threads."""
+    try:  # a child that is forked during an import would wait for it forever
         load_instrumentor()
     except Exception:
-        _logger.debug("the instrumentation of threads cannot be imported yet", exc_info=True)
+        _logger.debug("the threading instrumentation cannot be imported yet", exc_info=True)
 
 
 def _start_redaction() -> None:
-    """Redact also if no token is relayed: requests contain tokens all the same."""
+    """Start redaction even if no token is relayed, because requests contain tokens all the same."""
     with _lock:
         settings = Settings.from_env() if _installed is None else _installed.runtime.settings
     redaction.start(settings)
@@ -211,11 +212,12 @@ def _start_redaction() -> None:
 
 
 def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Installation:
-    """Install *hooks* under *settings*; ``None`` for the installed settings, or else those of the environment.
+    """Install *hooks* with *settings*.
 
     Args:
-        settings: Settings that differ from the installed ones replace them.
-        hooks: `HOOKS`, or `SERVER_HOOKS` to verify without relaying. Hooks that are on stay on.
+        settings: ``None`` for the installed settings, or for those from the environment if none are
+            installed. Settings that differ from the installed ones replace them.
+        hooks: `HOOKS`, or `SERVER_HOOKS` to verify without relaying. Hooks that are already on stay on.
     """
     global _installed
     if _installed is not None and settings not in (None, _installed.runtime.settings):
@@ -235,17 +237,17 @@ def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Insta
 
 
 def _watch_imports() -> None:
-    """Have the hooks called when their modules are imported. Never under our lock; see `when_imported`."""
+    """Apply hooks to modules imported from now on. Never call this while holding our lock; see `when_imported`."""
     _hooks.watch()
     redaction.watch_imports()
 
 
 def _carry_into_threads() -> None:
     try:
-        # Without the lock, which another thread may need in the middle of an import.
+        # Called without holding the lock, which another thread may need in the middle of an import.
         instrumentor = load_instrumentor()
         with _lock:
-            # Cleared at the end, so that a thread that binds a token meanwhile waits for the lock.
+            # The callback is cleared only at the end, so that a thread that binds a token meanwhile waits for the lock.
             if _installed is not None and context.before_first_token is not None:
                 _installed.threads.switch_on(instrumentor)
     except Exception:
@@ -264,12 +266,12 @@ def _describe_spans(installation: _Installation) -> None:
     if installation.span_claims is not None:
         try:
             installation.span_claims.attach()
-        except Exception:  # an error of the tracer provider; the application starts without the attributes
+        except Exception:  # the tracer provider failed; the application starts without the attributes
             _logger.exception("token relay: claims cannot be written to spans")
 
 
 def _join_global_textmap(installation: _Installation) -> None:
-    # Not at the top: the factory above runs while this module is being imported.
+    # Not imported at the top, because the factory above runs while opentelemetry.propagate is being imported.
     from opentelemetry.propagate import get_global_textmap, set_global_textmap
     from opentelemetry.propagators.composite import CompositePropagator
 

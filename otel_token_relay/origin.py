@@ -1,12 +1,12 @@
-"""Origins and origin patterns, compared the way clients connect.
+"""Origins and origin patterns, compared by what clients connect to.
 
-An `Origin` is a scheme, a host and a port (RFC 6454, section 4), without the path.
-A host is stored as it is sent: lower case, A-labels (RFC 5890), no trailing dot,
-IP addresses in their canonical form, IPv6 without brackets.
+An `Origin` is a scheme, a host and a port (RFC 6454, section 4), without a path.
+A host is stored as it is sent: in lower case, with A-labels (RFC 5890) and without a trailing
+dot. IP addresses are stored in canonical form, and IPv6 addresses without brackets.
 
-A classic vulnerability is two parsers that read the same URL differently (``http://good\\@evil/``).
-Therefore `Origin.of` takes the target that the client has parsed and will connect to. Only
-`Origin.parse`, for text that the client has not parsed, reads a URL. It is strict: it rejects
+A classic vulnerability arises when two parsers read the same URL differently (``http://good\\@evil/``).
+`Origin.of` therefore takes the target that the client has parsed and will connect to. Only
+`Origin.parse`, which is for URLs that the client has not parsed, parses a URL itself. It rejects
 every ambiguous URL.
 """
 
@@ -23,15 +23,15 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 ANY_HOST = "*"
 ANY_PORT: None = None
 
-# WebSocket URLs open an HTTP connection (RFC 6455, section 3).
+# A client opens a WebSocket URL with an HTTP request (RFC 6455, section 3).
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 # One label of a host name. RFC 952 does not allow underscores, but container
-# networks assign such names, and every client connects to them.
+# networks assign names that contain them, and every client connects to such names.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII).fullmatch
 
 # WHATWG URL, section 3.5: a host whose last label looks like a number is an IPv4 address or
-# an error. Clients read 127.1 and 0x7f000001 differently, so only the canonical form is accepted.
+# an error. Clients disagree on how to read 127.1 and 0x7f000001, so only the canonical form is accepted.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII).fullmatch
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\\\s%]+)(?::(?P<port>\*|[0-9]{1,5}))?").fullmatch
@@ -39,10 +39,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL).fullmatch
 
 
 def normalize_host(host: str) -> str | None:
-    """Return *host* in the form that is compared, or ``None`` if it is not a valid host.
+    """Return *host* in the form used for comparison, or ``None`` if it is not a valid host.
 
     Args:
-        host: A name or an address in ASCII; IPv6 with or without brackets.
+        host: An ASCII name or address. An IPv6 address may be in brackets.
     """
     if not host.isascii():
         return None
@@ -50,7 +50,7 @@ def normalize_host(host: str) -> str | None:
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         try:
-            # A zone (RFC 6874) names an interface of this machine, and clients differ in its syntax.
+            # A zone (RFC 6874) names an interface on this machine, and clients disagree on its syntax.
             return None if "%" in bare else str(IPv6Address(bare))
         except AddressValueError:
             return None
@@ -91,14 +91,14 @@ class Origin(NamedTuple):
         """Return the origin of a target that a client has parsed and will connect to.
 
         Args:
-            scheme: ``http``, ``https``, ``ws`` or ``wss`` in any case.
-            host: As it is passed to the resolver, in ASCII. A Unicode name is rejected:
-                clients encode it by different rules (IDNA 2003, 2008, UTS 46), so only
-                the client's own result can be compared.
+            scheme: ``http``, ``https``, ``ws`` or ``wss``, in upper or lower case.
+            host: The host as passed to the resolver, in ASCII. A Unicode name is rejected:
+                clients encode such names by different rules (IDNA 2003, 2008, UTS 46), so
+                only the client's own result can be compared.
             port: ``None`` for the scheme's default.
 
         Returns:
-            ``None`` if they are not an HTTP origin.
+            The origin, or ``None`` if the target is not an HTTP origin.
         """
         wire_scheme = _SCHEMES.get(scheme.lower())
         wire_host = normalize_host(host)
@@ -112,8 +112,9 @@ class Origin(NamedTuple):
         """Return the origin of a URL that the client has not parsed.
 
         Returns:
-            ``None`` for a URL that two parsers could read differently (user info, a backslash, white
-            space, control characters, a percent sign in the host), and for a missing or unsupported scheme.
+            The origin, or ``None`` if the scheme is missing or unsupported, or if two parsers could read
+            the URL differently because of user info, a backslash, white space, a control character, or a
+            percent sign in the host.
         """
         match = _SCHEME(url)
         if match is None or any(c <= " " or c in "\\\x7f" for c in url):
@@ -128,12 +129,12 @@ class Origin(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether this is the same machine (RFC 6761, section 6.3)."""
+        """Whether the host is this machine (RFC 6761, section 6.3)."""
         return OriginPattern(*self).is_loopback
 
     @property
     def is_secure(self) -> bool:
-        """Whether an attacker on the network can neither read nor change the traffic: https, or loopback."""
+        """Whether traffic uses https or loopback, so that network attackers can neither read nor change it."""
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:
@@ -143,10 +144,10 @@ class Origin(NamedTuple):
 
 
 def origin_of_proxied(url: str) -> Target:
-    """Return the origin of a URL that a forward proxy parses, not the client.
+    """Return the origin of a URL that a forward proxy, rather than the client, parses.
 
     Raises:
-        ValueError: Two parsers could read the URL differently. The message does not contain it.
+        ValueError: Two parsers could read the URL differently. The message does not contain the URL.
     """
     origin = Origin.parse(url)
     if origin is None:
@@ -155,12 +156,12 @@ def origin_of_proxied(url: str) -> Target:
 
 
 class OriginPattern(NamedTuple):
-    """A set of origins, never a regular expression and never a prefix.
+    """A pattern that matches a set of origins. It is neither a regular expression nor a prefix.
 
     Attributes:
         scheme: ``http`` or ``https``.
-        host: A host; ``*.`` and a host, which matches one or more whole labels before it, but
-            not part of a label and not the bare parent; ``*`` for any host.
+        host: A host; ``*.`` followed by a host, which matches one or more whole labels before
+            that host, but neither part of a label nor the bare parent; or ``*`` for any host.
         port: ``None`` for any port.
     """
 
@@ -170,10 +171,10 @@ class OriginPattern(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> OriginPattern:
-        """Return the pattern for ``https://*.svc.cluster.local:8443``; a missing scheme means ``https``.
+        """Parse a pattern such as ``https://*.svc.cluster.local:8443``. A missing scheme means ``https``.
 
         Raises:
-            ValueError: The message says in one sentence what is wrong, without quoting user info.
+            ValueError: The pattern is invalid. The message explains why in one sentence, without quoting user info.
         """
         scheme, rest = "https", text
         if match := _SCHEME(text):

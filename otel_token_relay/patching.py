@@ -1,11 +1,11 @@
-"""Install a wrapper inside all other wrappers of a method, and remove it again.
+"""Install a wrapper inside all of a method's other wrappers, and remove it again.
 
 Instrumentation wraps the same methods and must see the request without the token, regardless of
-which of the two is installed first. It uses wrapt proxies, whose inner function can be replaced, so
-our wrapper is always the innermost.
+whether it or the relay is installed first. Instrumentation uses wrapt proxies, whose inner function
+can be replaced, so our wrapper is always the innermost one.
 
-Our wrappers are plain functions, not wrapt proxies: a proxy costs many times as much per call, and
-``unwrap`` of opentelemetry-instrumentation removes the outermost proxy, even if it is not its own.
+Our wrappers are plain functions, not wrapt proxies: a call through a proxy costs many times as much, and
+opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy even if another library installed it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import wrapt
 
 Function = Callable[..., Any]
 
-# In wrapt 2, FunctionWrapper no longer derives from ObjectProxy but from the class above it.
+# In wrapt 2, FunctionWrapper derives not from ObjectProxy but from ObjectProxy's base class.
 Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
-    """Return each layer of a wrapped function, from the outermost to the innermost, with the proxy around it.
+    """Yield each layer of a wrapped function, from the outermost to the innermost, with the proxy that wraps it.
 
-    The proxy around the outermost layer is ``None``. The innermost layer is the first one that is not a proxy.
+    For the outermost layer, that proxy is ``None``. The innermost layer is the first one that is not a proxy.
     """
     proxy = None
     while isinstance(function, Proxy):
@@ -37,7 +37,7 @@ def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
 
 
 class Patches:
-    """The methods replaced so far, so that all of them can be restored."""
+    """Keep track of replaced methods so that all of them can be restored."""
 
     def __init__(self) -> None:
         self._done: list[tuple[type | ModuleType, str, Function, Function]] = []
@@ -49,17 +49,17 @@ class Patches:
         build: Callable[[Function], Function],
         parameters: tuple[str, ...] | None = None,
     ) -> None:
-        """Wrap the innermost function of a method.
+        """Wrap a method's innermost function.
 
         Args:
-            owner: The class or the module.
-            name: The name of the method.
-            build: Returns the wrapper for the original function.
-            parameters: The parameters that the original must have, for a wrapper that repeats them:
-                ``*args, **kwargs`` would cost more than most wrappers do.
+            owner: The class or module that defines the method.
+            name: The method's name.
+            build: Returns a wrapper for the original function.
+            parameters: The parameters that the original function must have, if the wrapper repeats them.
+                (Passing ``*args, **kwargs`` would cost more than the rest of most wrappers.)
 
         Raises:
-            AttributeError: *owner* itself does not define *name*, or its parameters differ.
+            AttributeError: *owner* itself does not define *name*, or the function's parameters differ.
         """
         if name not in vars(owner):
             raise AttributeError(f"{getattr(owner, '__qualname__', owner.__name__)} has no {name}")
@@ -74,7 +74,7 @@ class Patches:
         self._done.append((owner, name, original, replacement))
 
     def undo(self) -> None:
-        """Remove every wrapper. One that another library has wrapped in a plain function stays, but does nothing."""
+        """Remove every wrapper. One that another library has wrapped in a plain function stays but does nothing."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
             for proxy, layer in layers_of(vars(owner).get(name)):

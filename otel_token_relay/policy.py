@@ -1,7 +1,7 @@
 """The allow-list: only a listed destination receives the token.
 
-A lookup takes one dictionary access for the exact origin and one for each label of the host if there
-are wildcards, so it costs the same with one entry as with ten thousand.
+A lookup tries the exact host and, if there are wildcards, one pattern for each label of the host, so it
+takes as long with one entry as with ten thousand.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Final
 from otel_token_relay.destinations import Destination
 from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
 
-# Origins come from the network (redirects), so the cache is limited in number and in length.
+# Origins can come from the network, through redirects, so the number and the length of cached origins are limited.
 _CACHED_ORIGINS: Final = 4096
-# The longest host has 253 characters and a dot (RFC 1035, section 2.3.4); the longest scheme is https.
+# The longest host has 253 characters and a trailing dot (RFC 1035, section 2.3.4); the longest scheme is https.
 _MAX_LENGTH: Final = 260
 
 
 class RelayPolicy:
-    """Look up the destination of an origin. Immutable, and safe to share between threads.
+    """Look up the allow-list entry for an origin. Immutable and safe to share between threads.
 
-    If several entries match, the most specific one applies: the exact host before the longest
-    wildcard before ``*``, and a named port before any port.
+    If several entries match, the most specific one applies: first the exact host, then the longest
+    wildcard, and ``*`` last. An entry for a specific port takes precedence over one for any port.
 
     Args:
-        destinations: The entries.
-        refused: Origins that match no entry, not even a wider one.
+        destinations: The allow-list entries.
+        refused: Origins that must not match any entry, not even a wider one.
     """
 
     def __init__(self, destinations: Iterable[Destination], refused: Iterable[OriginPattern] = ()) -> None:
@@ -36,7 +36,7 @@ class RelayPolicy:
         self._has_wildcards = any(pattern.host.startswith("*") for pattern in self._by_pattern)
         self.is_empty: bool = not entries
         self.has_required: bool = any(d.required for d in entries.values())
-        # A client passes the same three parts at every hop to the same server.
+        # A client passes the same scheme, host and port at every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 
     def find(self, scheme: str, host: str, port: int | None) -> Destination | None:

@@ -1,9 +1,9 @@
 """The OpenTelemetry propagator for the token.
 
-``extract`` binds the token of a request to the context. ``inject`` writes it only if the application
-names the destination with `to_destination` and the policy allows it. Instrumentation calls
-``inject(carrier)`` for HTTP clients, message brokers and functions alike, without a destination: that
-writes nothing. For covered clients, the client hooks write the token instead.
+``extract`` binds a request's token to the context. ``inject`` writes the token only if the application
+names the destination with `to_destination` and the policy allows that destination. Instrumentation calls
+``inject(carrier)`` without a destination, for HTTP clients, message brokers and functions alike, and such
+a call writes nothing. For covered clients, the client hooks write the token instead.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class TokenRelayPropagator(TextMapPropagator):
     """Carry the caller's bearer token in the OpenTelemetry Context.
 
     Args:
-        settings: ``None`` for the installed settings, or else those of the environment.
-        relay: Decides about outgoing requests; ``None`` for the installed relay, or else a new one with *settings*.
+        settings: ``None`` for the installed settings, or for those from the environment if none are installed.
+        relay: The relay that decides about outgoing requests; ``None`` for a new one with *settings*, or
+            for the installed one if *settings* is ``None`` too.
     """
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
@@ -70,14 +71,14 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Bind the carrier's token, or no token.
+        """Bind the carrier's token, or ``None`` if it has none.
 
-        The context key is always written, so that no token of another request remains. Within a server
-        boundary, the same token keeps the boundary's lease. If the boundary has rejected the credentials,
-        no token is bound.
+        The context key is always written, so that no token from another request remains. Within a server
+        boundary, a token that the boundary has bound keeps its lease. If the boundary has rejected the
+        credentials, no token is bound.
 
         Args:
-            context: ``None`` for the root context, as in other propagators.
+            context: The context to extend; ``None`` for the root context, as in other propagators.
         """
         try:
             token = token_or_none(partial(_read, getter, carrier), self.relay.settings)
@@ -90,7 +91,7 @@ class TokenRelayPropagator(TextMapPropagator):
             if is_refused(current):
                 token = None
             elif bound is not None and bound.lease is not None and bound.is_usable and bound == token:
-                # Not announced again: redaction knows this token, and learns its trace when the span starts.
+                # This token is not announced again: redaction knows it, and learns its trace when the span starts.
                 return otel_context.set_value(TOKEN_KEY, bound, Context() if context is None else context)
         return with_token(token, Context() if context is None else context)
 
@@ -102,8 +103,8 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> None:
         """Write the token if *context* names a destination that may receive it; see `to_destination`.
 
-        A destination in the *current* context is ignored, also if *context* is derived from the current
-        one, as in some instrumentation: otherwise every broker and third party would receive the token.
+        A destination in the *current* context is ignored, even if *context* is derived from the current
+        one, as it is in some instrumentation. Otherwise, every broker and third party would receive the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -123,17 +124,17 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         self._has_warned = True
         _logger.warning(
-            "the token_relay propagator holds a token, but no HTTP client is hooked: no token is relayed."
+            "the token_relay propagator holds a token, but no HTTP client is hooked, so no token is relayed."
             " Call otel_token_relay.install(), or add token_relay to OTEL_PROPAGATORS."
         )
 
 
 def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
-    """Return every value of a header, in any spelling if the carrier is case-sensitive."""
+    """Return every value of a header, even if a case-sensitive carrier capitalizes its name."""
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
-            # The client chooses the keys, so a long one is not copied to lower case.
+            # The client chooses the keys, so only keys of the right length are converted to lower case.
             if isinstance(key, str) and len(key) == len(name) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
@@ -142,7 +143,7 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
 
 @lru_cache(maxsize=32)
 def _is_default(getter_class: type) -> bool:
-    # Cached: for an abstract class, issubclass takes as long as reading the header.
+    # Cached, because issubclass with an abstract class takes as long as reading the header.
     return issubclass(getter_class, DefaultGetter)
 
 
@@ -154,7 +155,7 @@ def _target_of(target: tuple[Any, Origin | None]) -> Target:
 
 
 def _names(carrier: Any) -> Iterable[object]:
-    """Return the header names of a mapping or of a sequence of pairs (gRPC metadata, ASGI headers)."""
+    """Return the header names in a mapping or a sequence of pairs, such as gRPC metadata or ASGI headers."""
     return carrier.keys() if hasattr(carrier, "keys") else (pair[0] for pair in carrier)
 
 
@@ -172,11 +173,11 @@ def _has_header(target: tuple[Any, Origin | None], name: str) -> bool:
 
 
 def _drop(carrier: Any, name: str) -> bool:
-    """Remove every spelling of a header, so that there are never two. Return whether all were removed."""
+    """Remove a header in every capitalization, so that it never appears twice. Return whether all were removed."""
     try:
         for key in [key for key in _names(carrier) if _is_header(key, name)]:
             del carrier[key]
     except Exception:
-        _logger.debug("cannot remove a header from the carrier, which keeps it", exc_info=True)
+        _logger.debug("cannot remove a header from the carrier, so it stays there", exc_info=True)
         return False
     return True

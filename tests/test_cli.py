@@ -69,7 +69,7 @@ def test_check_shows_every_setting_and_every_hook() -> None:
     status, output = run("check", **{DESTINATIONS: "https://profile-service"})
 
     assert status == 0
-    assert output.endswith("\nNo problem found.\n")
+    assert output.endswith("\nNo problems found.\n")
     assert "Warnings" not in output
     for variable in VARIABLES.values():
         shown = (
