@@ -34,7 +34,7 @@ class Reason(Enum):
     )
     EXCHANGED = (
         "exchanged",
-        "A token obtained for this destination in exchange for the caller's token was sent.",
+        "The caller's token was exchanged for a token for this destination, and the new token was sent.",
         "Nothing. This version does not exchange tokens yet, so this reason does not occur.",
     )
     # No token was sent.
@@ -91,7 +91,7 @@ class Reason(Enum):
     NOT_VERIFIED = (
         "not_verified",
         "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED is set, and this service has not verified the token.",
-        "Verify tokens in this service, with `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset the"
+        "Verify tokens in this service with `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset the"
         " variable.",
     )
     EXCHANGE_FAILED = (
@@ -109,7 +109,7 @@ class Reason(Enum):
     ABSENT = (
         "absent",
         "The request has none of the source headers, or the header's scheme is not Bearer.",
-        "Nothing for anonymous requests. Behind mod_wsgi, set `WSGIPassAuthorization On`.",
+        "Nothing, if the request is meant to be anonymous. Behind mod_wsgi, set `WSGIPassAuthorization On`.",
     )
     MALFORMED = (
         "malformed",

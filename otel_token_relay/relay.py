@@ -32,7 +32,7 @@ HasHeader = bool | Literal["fixed"]
 
 
 class Relay:
-    """Decide about hops according to one `Settings` object. Safe to share between threads and tasks.
+    """Decide hops according to one `Settings` object. Safe to share between threads and tasks.
 
     Attributes:
         settings: The settings, which are immutable.

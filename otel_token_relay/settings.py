@@ -28,7 +28,7 @@ Verify = Literal["off", "report", "enforce"]
 # RFC 9110, section 5.1: a field name has the syntax that the RFC calls `token`.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
-# A bearer token in one of these headers would break the request or redirect it elsewhere.
+# A bearer token in one of these headers would break the request or make it go elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -324,7 +324,7 @@ class Settings:
         """Return these settings with one more problem for each key found in OpenTelemetry's configuration file.
 
         Settings are not read from that file yet. If it turns on ``verify`` or ``require_verified``, that field takes
-        its strict value: a service that is configured to verify tokens must not accept requests unverified.
+        its strict value: a service that is configured to verify tokens must not accept unverified requests.
         """
         problems = [
             f"configuration file: token_relay: {ascii(key)[1:-1][:60]} is not supported in that file;"
@@ -375,7 +375,7 @@ RELAY_VARIABLES: Final = tuple(
 
 
 def is_issuer(url: str) -> bool:
-    """Return whether keys may be fetched from this issuer: RFC 8414, section 2, with http allowed only on loopback."""
+    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
     origin = Origin.parse(url)
     if origin is None or not url.isascii() or "?" in url or "#" in url:
         return False

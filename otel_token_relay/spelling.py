@@ -13,7 +13,7 @@ def resembles(name: str, other: str) -> bool:
     if abs(len(name) - len(other)) > _MAX_EDITS:
         return False
     name, other = name.upper(), other.upper()
-    # The Levenshtein distance, row by row: a row has the edits between one prefix of *name* and each of *other*.
+    # The Levenshtein distance, row by row: a row counts the edits from a prefix of *name* to each prefix of *other*.
     row = list(range(len(other) + 1))
     for count, character in enumerate(name, 1):
         diagonal, row[0] = row[0], count

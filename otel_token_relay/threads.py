@@ -45,7 +45,7 @@ SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""The functions that start a thread for all requests or run in one, by module, with the module's package on PyPI.
+"""For each module, its package on PyPI and its functions that start, or run in, a thread for all requests.
 
 They include servers, because a server's clients are unrelated to the request in which the server was started.
 """

@@ -46,7 +46,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_trace(original: Function) -> Function:
         def _on_headers_request_sent(self: Any, method: str, url: Any, headers: Any) -> Any:
-            # Tracing callbacks are the application's own telemetry, so they see only the headers that it set.
+            # Tracing callbacks are the application's own telemetry: they see the headers that the application set.
             covered = getattr(self, "_token_relay_covers", None)
             if covered is not None:
                 headers = headers.copy()

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from otel_token_relay.origin import normalize_host
 from otel_token_relay.patching import Function, layers_of
 
-# A plain number: comparing an enum member takes longer.
+# A plain number, because comparing an enum member would take longer.
 TCP: Final = int(socket.IPPROTO_TCP)
 _IP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 

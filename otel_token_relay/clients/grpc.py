@@ -136,7 +136,7 @@ def _joiner(module: Any, relay: Relay) -> Join:
         return continuation(details if metadata is None else _replace(details, metadata), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
-    # Created once, not once per channel: a class is a reference cycle, which only the garbage collector can free.
+    # The class is created once, not per channel: a class is a reference cycle, which only garbage collection frees.
     interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
 
     def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:

@@ -41,7 +41,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         headers = headers_class(request.headers)
         headers[header] = value
         try:
-            # The copied headers lack the encoding. It is set only after our header, which must be encoded as ASCII.
+            # The copy lacks the encoding, which is set only after our header, because ours must be encoded as ASCII.
             if (encoding := request.headers._encoding) is not None:
                 headers.encoding = encoding
         except AttributeError:

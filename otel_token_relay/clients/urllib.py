@@ -71,7 +71,7 @@ def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Func
 
 
 class Destinations:
-    """Determine where a request goes. Only http.client's own code may open its connection.
+    """Determine where a request goes. Only http.client's own code may open the connection.
 
     Attributes:
         classes: http.client's connection classes. For these, only ``connect`` must be checked.

@@ -60,7 +60,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
-    """Return a function that determines where a request goes. Only urllib3's own code may open its connection."""
+    """Return a function that determines where a request goes. Only urllib3's own code may open the connection."""
     # These contain only urllib3's functions, so that an application's classes are not kept alive.
     scheme_of_connect = {
         function_of(module.HTTPConnection, "connect"): "http",

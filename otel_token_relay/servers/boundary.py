@@ -140,7 +140,7 @@ class Boundary:
             return True
         try:
             source = find(values_of, self._settings)
-        except Exception:  # as in `_read`
+        except Exception:  # invalid headers, as in `_read`
             return self.credentials is Reason.MALFORMED
         # Identical header lines contain the same token, so they are not parsed again.
         return source == self._header_lines or read(source, self._settings) == self.credentials

@@ -115,7 +115,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str 
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
-    """Put the boundary around a servicer's method. The result is the same kind of function, because aio checks that."""
+    """Put the boundary around a servicer's method. Return the same kind of function, because aio checks the kind."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:

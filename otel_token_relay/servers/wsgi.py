@@ -172,7 +172,7 @@ class _Body:
     def __del__(self) -> None:
         # This is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
         # detaches its span at that point would attach our context to the thread.
-        if otel_context is None:  # at shutdown, the interpreter has already cleared this module
+        if otel_context is None:  # at shutdown, after the interpreter has cleared this module
             return
         self._boundary.close()
         attached = otel_context.attach(self._context)
