@@ -1,4 +1,4 @@
-"""The closed set of reasons for a decision. The strings are stable, because operators alert on them."""
+"""The closed set of reasons for a decision. Their strings are stable, because operators base alerts on them."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ class Reason(Enum):
         "relayed",
         "The caller's token was sent.",
         "Nothing. If the destination still responds with 401, it rejected this token: compare the token's audience"
-        " and issuer with those that the destination expects.",
+        " and issuer with those the destination expects.",
     )
     EXCHANGED = (
         "exchanged",
-        "A token obtained for this destination in exchange for the caller's token was sent.",
+        "The caller's token was exchanged for a token for this destination, and the new token was sent.",
         "Nothing. This version does not exchange tokens yet, so this reason does not occur.",
     )
     # No token was sent.
     NO_TOKEN = (
         "no_token",
-        "The request being served has no usable token, or the call was made outside of any request.",
+        "The request being served has no usable token, or the call was made outside any request.",
         "Check that the caller sends `Authorization: Bearer …`, that `otel-token-relay check` shows the server as"
-        " hooked, and that work on other threads runs in the context of the request.",
+        " hooked, and that work on other threads runs in the request's context.",
     )
     DESTINATION_UNKNOWN = (
         "destination_unknown",
-        "It is not certain which server the request would reach: the URL is ambiguous or not http(s), or the client"
+        "It is uncertain which server the request would reach: the URL is ambiguous or not http(s), or the client"
         " does not open the TCP connection itself.",
-        "Write the URL as scheme://host[:port]/path, without user name, backslash or white space. A Unix socket, or a"
-        " connection class that connects by itself, never gets the token.",
+        "Write the URL as scheme://host[:port]/path, without a user name, backslash or white space. A Unix"
+        " socket, or a connection class that opens its own connection, never gets the token.",
     )
     DESTINATION_NOT_LISTED = (
         "destination_not_listed",
@@ -59,13 +59,13 @@ class Reason(Enum):
     EXPLICIT_CREDENTIAL = (
         "explicit_credential",
         "The request already has a credential of its own, which takes precedence.",
-        "Nothing if this is intended. Otherwise look for a header, `auth=`, a session default, a netrc entry or a"
+        "Nothing, if this is intended. Otherwise, look for a header, `auth=`, a session default, a netrc entry or a"
         " user name in the URL.",
     )
     EXPIRED = (
         "expired",
-        "The token has expired, or expires in less than OTEL_PYTHON_TOKEN_RELAY_MIN_TTL seconds.",
-        "The caller must send a fresh token. If it did, compare the clocks of the machines.",
+        "The token has expired or will expire in less than OTEL_PYTHON_TOKEN_RELAY_MIN_TTL seconds.",
+        "The caller must send a fresh token. If it did, compare the machines' clocks.",
     )
     TOO_OLD = (
         "too_old",
@@ -76,7 +76,7 @@ class Reason(Enum):
         "lease_ended",
         "The request that brought the token has ended.",
         "Pass the token on explicitly with `carry`, or set OTEL_PYTHON_TOKEN_RELAY_LINGER. A worker that serves many"
-        " requests needs the token of each job, not of the request that started the worker.",
+        " requests needs each job's own token, not the token of the request that started the worker.",
     )
     OTHER_PROCESS = (
         "other_process",
@@ -85,13 +85,13 @@ class Reason(Enum):
     )
     SENDER_CONSTRAINED = (
         "sender_constrained",
-        "The token is bound to a key of its sender (`cnf`: DPoP or mutual TLS), which this service does not have.",
+        "The token is bound to its sender's key (`cnf`: DPoP or mutual TLS), which this service does not have.",
         "Use a credential of your own for this call, or configure the authorization server to issue unbound tokens.",
     )
     NOT_VERIFIED = (
         "not_verified",
         "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED is set, and this service has not verified the token.",
-        "Verify tokens in this service, with `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset the"
+        "Verify tokens in this service with `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset the"
         " variable.",
     )
     EXCHANGE_FAILED = (
@@ -101,15 +101,15 @@ class Reason(Enum):
     )
     SUPPRESSED = (
         "suppressed",
-        "Instrumentation is suppressed for this call, as exporters do for their own requests. Such a call gets no token"
-        " and is not recorded.",
+        "Instrumentation is suppressed for this call; exporters suppress it for their own requests. Such a call gets no"
+        " token and is not recorded.",
         "Nothing.",
     )
     # Incoming credentials: the request being served has no usable token.
     ABSENT = (
         "absent",
-        "The request has none of the source headers, or its scheme is not Bearer.",
-        "Nothing for anonymous requests. Behind mod_wsgi, set `WSGIPassAuthorization On`.",
+        "The request has none of the source headers, or the header's scheme is not Bearer.",
+        "Nothing, if the request is meant to be anonymous. Behind mod_wsgi, set `WSGIPassAuthorization On`.",
     )
     MALFORMED = (
         "malformed",
@@ -118,18 +118,18 @@ class Reason(Enum):
     )
     AMBIGUOUS = (
         "ambiguous",
-        "The request has more than one such header line, or the value contains a comma.",
-        "Find the proxy or client that adds the second value.",
+        "The request has more than one line for the source header, or the header's value contains a comma.",
+        "Find the proxy or client that adds a second value.",
     )
     TOO_LONG = (
         "too_long",
-        "The token is longer than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH characters, or the header line has more than seven"
-        " characters beyond that.",
+        "The token is longer than OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH characters, or the header line exceeds that limit"
+        " by more than seven characters.",
         "Raise the limit if the token is genuine. Proxies between the services have their own limits.",
     )
 
-    # Members are singletons, so identity is enough. Enum's own hash is a Python function, and every hop
-    # looks up its reason.
+    # Members are singletons, so hashing by identity is enough. Enum's own hash is a Python function, and every
+    # hop looks up its reason in a dictionary.
     if TYPE_CHECKING:
 
         def __hash__(self) -> int: ...

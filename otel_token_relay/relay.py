@@ -1,7 +1,7 @@
 """Decide for each hop whether the request gets the caller's token.
 
-All decisions are made here. Adapters report the target of their request and whether it already has a
-credential, and write the header value that `Relay.decide` returns.
+All decisions are made here. Adapters report their request's target and whether the request already has a
+credential. They then write the header value that `Relay.decide` returns.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HasHeader = bool | Literal["fixed"]
 
 
 class Relay:
-    """Decide hops under one `Settings`. Safe to share between threads and tasks.
+    """Decide hops according to one `Settings` object. Safe to share between threads and tasks.
 
     Attributes:
         settings: The settings, which are immutable.
         header: The name of the header to write, in lower case.
-        is_closed: Whether `close` was called.
+        is_closed: Whether `close` has been called.
     """
 
     def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class Relay:
         self.is_closed: bool = False
 
     def prepare(self) -> None:
-        """Create the counter of decisions; see `Runtime.prepare`."""
+        """Create the decision counter; see `Runtime.prepare`."""
         self._recorder.prepare()
 
     def close(self) -> None:
@@ -71,14 +71,14 @@ class Relay:
         """Decide one hop and record the decision.
 
         Args:
-            request: The argument of the two functions.
-            target_of: Returns the scheme, host and port to which the client will connect; see `Origin.of`.
-            has_header: Returns whether the request already has a header with this name (lower case), in any
-                case; ``"fixed"`` if the adapter cannot replace it.
-            context: Contains the token; ``None`` for the current context.
+            request: Passed to *target_of* and *has_header*.
+            target_of: Returns the scheme, host and port of the request's destination; see `Origin.of`.
+            has_header: Returns whether the request already has the header with the given lower-case name,
+                ignoring case; ``"fixed"`` if it has one that the adapter cannot replace.
+            context: The context that contains the token; ``None`` for the current context.
 
         Returns:
-            The value of the header to write, or ``None`` to leave the request unchanged.
+            The header value to write, or ``None`` to leave the request unchanged.
 
         Raises:
             TokenUnavailable: The destination requires a token, and none can be relayed.
@@ -86,7 +86,7 @@ class Relay:
         if self.is_closed:
             return None
         current = otel_context.get_current()
-        # First, and without calling `is_suppressed`, because this runs at every hop.
+        # This check comes first, and does not call `is_suppressed`, because it runs at every hop.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -104,8 +104,8 @@ class Relay:
             destination = self.policy.find(*target_of(request))
             reason = self._reason(token, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
-            # Not the message: it may quote the URL, which may contain a password.
-            _logger.debug("cannot decide about a request, so it gets no token: %s", type(error).__name__)
+            # Do not log the message: it may quote the URL, which may contain a password.
+            _logger.debug("cannot decide about a request, so it is sent without the token: %s", type(error).__name__)
             self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
         self._record(reason, context, None if destination is None else destination.pattern.host)
@@ -129,7 +129,7 @@ class Relay:
         try:
             held = has_header(request, self.header)
         except Exception as error:  # headers that cannot be read may contain a credential
-            _logger.debug("the headers of a request cannot be read: %s", type(error).__name__)
+            _logger.debug("cannot read a request's headers: %s", type(error).__name__)
             held = "fixed"
         if held and (self._keeps_explicit or held == "fixed"):
             return Reason.EXPLICIT_CREDENTIAL
@@ -160,7 +160,10 @@ class Relay:
         return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
 
     def explain(self, url: str) -> tuple[Decision, Destination | None]:
-        """Return the decision for a valid token in a request that has no other credential."""
+        """Return the decision for a request to *url* that has a valid token and no other credential.
+
+        Also return the matching entry, or ``None`` if no entry matches.
+        """
         origin = Origin.parse(url)
         if origin is None:
             return Decision(Reason.DESTINATION_UNKNOWN), None

@@ -1,7 +1,7 @@
-"""What is in force in this process: the relay, the settings and the authenticator.
+"""The relay, settings and authenticator that are in force in this process.
 
-Code that takes ``settings=None`` looks them up at first use, not when it is created: a middleware is often
-created while a module is being imported, which can be before `otel_token_relay.install` is called.
+An object created with ``settings=None`` looks them up at first use, not at creation: middleware is often created
+while a module is being imported, and that can happen before `otel_token_relay.install` is called.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from otel_token_relay.settings import Settings
 
 
 class Terms(NamedTuple):
-    """How a request is served: under which settings, and verified by which authenticator, if by any."""
+    """How a request is served: the settings that apply, and the authenticator, if any, that verifies the request."""
 
     settings: Settings
     authenticator: Authenticator | None
 
 
 class Runtime:
-    """What hooks work with.
+    """The objects that all hooks share.
 
     Attributes:
-        relay: Decides about outgoing requests.
+        relay: Decides whether outgoing requests get the token.
         terms: How incoming requests are served.
         clients_are_hooked: Whether outgoing requests reach the relay without ``inject``.
     """
@@ -39,13 +39,14 @@ class Runtime:
 
     @property
     def settings(self) -> Settings:
-        """The settings of both directions."""
+        """The settings for incoming and outgoing requests."""
         return self.relay.settings
 
     def prepare(self) -> None:
-        """Create the counters. Call it without holding a lock, once OpenTelemetry can provide a meter.
+        """Create the counters. Call this without holding a lock, once OpenTelemetry can provide a meter.
 
-        Otherwise the first request creates them, and the meter provider may be waiting for that request.
+        Otherwise, the first request creates the counters, even though the meter provider may be waiting for
+        that very request.
         """
         self.relay.prepare()
         if self.terms.authenticator is not None:
@@ -53,14 +54,15 @@ class Runtime:
 
 
 installed: Runtime | None = None
-"""The runtime of the current installation. `otel_token_relay.install` sets it, `uninstall` clears it."""
+"""The runtime of the current installation. `otel_token_relay.install` sets it, and `uninstall` clears it."""
 
 
 class SettingsInForce:
-    """The settings of one object. Safe to share between threads.
+    """The settings that apply to one object. Safe to share between threads.
 
     Args:
-        given: ``None`` for the installed settings, or else those of the environment at first use.
+        given: ``None`` to use the installed settings or, if there are none, those that the environment
+            variables specify at first use.
     """
 
     __slots__ = ("_given", "_of_environment")
@@ -85,7 +87,7 @@ class TermsInForce:
 
     Args:
         settings: See `SettingsInForce`.
-        authenticator: Verifies each request; ``None`` for the one that the settings ask for.
+        authenticator: Verifies each request; ``None`` to use the one that the settings require.
     """
 
     __slots__ = ("_authenticator", "_own", "_settings")
@@ -93,7 +95,7 @@ class TermsInForce:
     def __init__(self, settings: Settings | None, authenticator: Authenticator | None = None) -> None:
         self._settings = SettingsInForce(settings)
         self._authenticator = authenticator
-        # Given settings are checked now, so that a mistake is reported when the application starts.
+        # Settings passed by the caller are checked now, so that mistakes are reported when the application starts.
         self._own = None if settings is None else self._build(settings)
 
     def __call__(self) -> Terms:

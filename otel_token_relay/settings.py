@@ -1,8 +1,8 @@
-"""The settings, as one frozen value.
+"""The settings, in one frozen dataclass.
 
-`Settings(...)` raises at the first invalid value. `Settings.from_env()` never raises, since an exception
-there would keep the application from starting: an invalid value is replaced with its strict value and
-listed in `Settings.problems`.
+`Settings(...)` raises at the first invalid value. `Settings.from_env()` never raises, because an exception
+there would keep the application from starting. It replaces an invalid value with the variable's strict value
+and adds the problem to `Settings.problems`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from otel_token_relay.token import DEFAULT_MAX_LENGTH
 OnConflict = Literal["keep", "replace"]
 Verify = Literal["off", "report", "enforce"]
 
-# RFC 9110, section 5.1: a field name is a token.
+# RFC 9110, section 5.1: a field name has the syntax that the RFC calls `token`.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 
-# A token in one of these headers would break the request or send it elsewhere.
+# A bearer token in one of these headers would break the request or make it go elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -41,7 +41,7 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "expect",
         "cookie",
         "content-type",
-        # For the next proxy, not for the destination: urllib sends proxy-authorization in a CONNECT request.
+        # These are for the next proxy, not the destination: urllib sends proxy-authorization in a CONNECT request.
         "proxy-authorization",
         "proxy-connection",
         "keep-alive",
@@ -57,10 +57,10 @@ class Variable:
 
     Attributes:
         name: The environment variable.
-        read: Converts the text to the value of the field; raises `ValueError` with one sentence.
-        strict: The value that replaces an invalid one. It never relays more than intended.
+        read: Converts the string to the field's value; raises `ValueError` with a one-sentence message.
+        strict: The value that replaces an invalid one. It never causes more to be relayed than intended.
         meaning: The description on the reference page, in Markdown.
-        default: The default as a user types it; empty if there is none.
+        default: The default as a user would type it; empty if there is none.
     """
 
     name: str
@@ -76,7 +76,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _read_number(text: str) -> float:
     try:
-        # float() also accepts 1_000 and the digits of other scripts.
+        # float() also accepts 1_000 and digits from other scripts.
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
@@ -106,25 +106,25 @@ def _setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings, validated. By default, no token is relayed.
+    """All settings, after validation. By default, no token is relayed.
 
     Durations are in seconds. Strings in *destinations* are parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: A value is invalid. The error names the setting, and the entry if it is a destination.
+        ConfigurationError: A value is invalid. The error names the setting and, for a destination, the entry.
     """
 
     destinations: Sequence[Destination | str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS,
         "The destinations that may receive the token: comma-separated entries `ORIGIN[;param[=value]]…` with"
-        " percent-encoded values. If empty, no token is relayed.",
+        " percent-encoded values. If the list is empty, no token is relayed.",
         default=(),
         shown="",
         read=split_entries,
     )
     source_headers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
-        "Comma-separated headers that may contain the incoming token; only the first one that is present is read. In"
+        "Comma-separated headers that may contain the incoming token; only the first one present is read. In"
         " headers other than `authorization`, the prefix `Bearer ` is optional.",
         default=("authorization",),
         shown="authorization",
@@ -133,7 +133,7 @@ class Settings:
     )
     header: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
-        "The header in which the token is sent. In headers other than `Authorization`, it is sent without `Bearer `.",
+        "The header in which the token is sent. Any header except `Authorization` contains it without `Bearer `.",
         default="Authorization",
         shown="Authorization",
     )
@@ -145,8 +145,8 @@ class Settings:
     )
     max_age: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
-        "Seconds after receipt during which a token without a lease is relayed, that is, one from `extract` without a"
-        " server boundary. A token with a lease is relayed until its request ends.",
+        "The number of seconds after receipt for which a token without a lease is relayed. Such a token comes from"
+        " `extract` without a server boundary. A token with a lease is relayed until its request ends.",
         default=300.0,
         shown="300",
         read=_read_number,
@@ -154,29 +154,29 @@ class Settings:
     )
     linger: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LINGER,
-        "Seconds for which the lease stays open after the request has ended, for background work.",
+        "The number of seconds for which the lease stays open for background work after the request has ended.",
         default=0.0,
         shown="0",
         read=_read_number,
     )
     min_ttl: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MIN_TTL,
-        "Seconds for which a JWT must still be valid (`exp`) to be relayed.",
+        "The number of seconds for which a JWT must still be valid (according to `exp`) to be relayed.",
         default=0.0,
         shown="0",
         read=_read_number,
     )
     max_length: int = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH,
-        "Maximum number of characters of an incoming token. A longer token is rejected, never truncated. A header line"
-        " that exceeds the maximum by more than seven characters is rejected without being read.",
+        "The maximum length of an incoming token, in characters. A longer token is rejected, never truncated. A header"
+        " line that exceeds the maximum by more than seven characters is rejected without being read.",
         default=DEFAULT_MAX_LENGTH,
         shown="16384",
         read=_read_count,
     )
     require_verified: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED,
-        "Relay only a token that this service has verified in this request.",
+        "Whether to relay a token only if this service has verified it during the current request.",
         default=False,
         shown="false",
         read=_read_flag,
@@ -184,14 +184,14 @@ class Settings:
     )
     redaction: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACTION,
-        "Mask tokens in spans, log records and metrics before they are exported.",
+        "Whether to mask tokens in spans, log records and metrics before these are exported.",
         default=True,
         shown="true",
         read=_read_flag,
     )
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
-        "Comma-separated attribute keys whose values are always masked, in addition to the built-in ones. Case is"
+        "Comma-separated attribute keys whose values are always masked, in addition to the built-in keys. Case is"
         " ignored, and `-` and `_` are equivalent; `x-api-key` also matches `http.request.header.x-api-key`.",
         default=(),
         shown="",
@@ -199,30 +199,30 @@ class Settings:
     )
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
-        "Whether the server boundary verifies the token of each request. `enforce` rejects a request without a valid"
-        " token with 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `report` only counts and logs it."
-        " Both require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid token,"
+        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `report` only counts and logs"
+        " such a request. Both require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
         default="off",
         shown="off",
         strict="enforce",
     )
     issuers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
-        "Comma-separated trusted issuers, exactly as in the claim `iss`.",
+        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim.",
         default=(),
         shown="",
         read=_split,
     )
     audience: Sequence[str] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE,
-        "Comma-separated names of this service, one of which the claim `aud` must contain.",
+        "Comma-separated names of this service. The `aud` claim must contain at least one of them.",
         default=(),
         shown="",
         read=_split,
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
-        "Comma-separated accepted signature algorithms. Only asymmetric algorithms are supported.",
+        "The accepted signature algorithms, comma-separated. Only asymmetric algorithms are supported.",
         default=DEFAULT_ALGORITHMS,
         shown="RS256,PS256,ES256,EdDSA",
         read=_split,
@@ -236,8 +236,8 @@ class Settings:
     )
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
-        "Comma-separated paths that require no token, compared exactly. For gRPC, full method names such as"
-        " `/grpc.health.v1.Health/Check`.",
+        "Comma-separated paths that require no token. A request's path must match exactly. For gRPC, list full method"
+        " names, such as `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
         read=_split,
@@ -251,11 +251,12 @@ class Settings:
         read=_split,
     )
     problems: tuple[str, ...] = ()
-    """What could not be read, one sentence each. A result of `from_env` and `with_unread`; do not pass it."""
+    """One sentence for each value that could not be read. Set by `from_env` and `with_unread`; do not pass it."""
     refused: tuple[OriginPattern, ...] = ()
-    """The origins of skipped entries. A result of `from_env`; do not pass it.
+    """The origins of skipped entries. Set by `from_env`; do not pass it.
 
-    Such an entry may have been stricter than a wider one, so the wider entry does not apply to its origin.
+    A skipped entry may have been stricter than a wider one that also matches its origin, so the wider entry does
+    not apply to that origin.
     """
 
     def __post_init__(self) -> None:
@@ -281,9 +282,9 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings from environment variables.
 
-        Never raises. An invalid destination is skipped and the valid ones are kept. Any other invalid
-        variable takes its strict value, as does ``…_VERIFY`` or ``…_REQUIRE_VERIFIED`` if it is not set
-        but a variable with a similar name is. An invalid ``…_HEADER`` removes all destinations, since the
+        This never raises. Invalid destinations are skipped, and the valid ones are kept. Any other invalid
+        variable takes its strict value. So does ``…_VERIFY`` or ``…_REQUIRE_VERIFIED`` if it is unset but a
+        variable with a similar name is set. An invalid ``…_HEADER`` removes all destinations, because the
         token must not be sent in a header that was not configured.
         """
         problems: list[str] = []
@@ -303,7 +304,7 @@ class Settings:
                     value = read_destinations(
                         value, lambda _, problem: skip(env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS, problem), refused
                     )
-                # Validate the field by the rules for code.
+                # Validate the value by the same rules as a value passed in code.
                 values[name] = getattr(cls(**cast("dict[str, Any]", {name: value})), name)
             except ValueError as error:
                 problem = error.problem if isinstance(error, ConfigurationError) else str(error)
@@ -320,14 +321,14 @@ class Settings:
         return replace(settings, problems=tuple(problems), refused=tuple(sorted(refused, key=str)))
 
     def with_unread(self, keys: Mapping[str, object]) -> Settings:
-        """Return these settings with a problem for each key of OpenTelemetry's configuration file.
+        """Return these settings with one more problem for each key found in OpenTelemetry's configuration file.
 
-        Settings are not read from that file yet. ``verify`` and ``require_verified`` take their strict value
-        unless they are off in the file: a service that is configured to verify must not stay open.
+        Settings are not read from that file yet. If it turns on ``verify`` or ``require_verified``, that field takes
+        its strict value: a service that is configured to verify tokens must not accept unverified requests.
         """
         problems = [
-            f"configuration file: token_relay: {ascii(key)[1:-1][:60]} is not supported there;"
-            " set the environment variable"
+            f"configuration file: token_relay: {ascii(key)[1:-1][:60]} is not supported in that file;"
+            " set the environment variable instead"
             for key in keys
         ]
         strict = {
@@ -339,7 +340,7 @@ class Settings:
 
     @property
     def entries(self) -> tuple[Destination, ...]:
-        """The destinations, parsed."""
+        """The parsed destinations."""
         return cast("tuple[Destination, ...]", self.destinations)
 
     @property
@@ -349,7 +350,7 @@ class Settings:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Valid but risky settings, one sentence each."""
+        """One sentence for each setting that is valid but risky."""
         found = []
         for destination in self.entries:
             pattern = destination.pattern
@@ -374,20 +375,20 @@ RELAY_VARIABLES: Final = tuple(
 
 
 def is_issuer(url: str) -> bool:
-    """Return whether keys may be fetched from an issuer: RFC 8414, section 2, and http on loopback only."""
+    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
     origin = Origin.parse(url)
     if origin is None or not url.isascii() or "?" in url or "#" in url:
         return False
     return origin.is_secure
 
 
-# If one of these is misspelled and ignored, more is accepted or relayed than intended.
+# Ignoring a misspelled name for one of these would accept or relay more than intended.
 _GUARDED: Final = ("verify", "require_verified")
 _NAMES: Final = frozenset(variable.name for variable in VARIABLES.values())
 
 
 def _misspelled(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield each guarded field that is not set although a variable with a similar name is, with the problem."""
+    """Yield the name and the problem of each guarded field that is unset while a similarly named variable is set."""
     missing = {VARIABLES[name].name: name for name in _GUARDED if not environ.get(VARIABLES[name].name, "").strip()}
     for found in environ:
         for meant, name in missing.items():
@@ -398,7 +399,7 @@ def _misspelled(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
                 strict = str(VARIABLES[name].strict).lower()
                 yield (
                     name,
-                    f"not set, but {ascii(found)[1:-1]} is; correct that name, or set this variable. Until then,"
+                    f"not set, but {ascii(found)[1:-1]} is; correct that name or set this variable. Until then,"
                     f" {strict} applies",
                 )
 
@@ -417,10 +418,10 @@ def _check_verification(settings: Settings) -> None:
             raise ConfigurationError(name, f"expected one of {', '.join(choices)}")
     for name, rule, is_good in (
         ("issuers", "expected https URLs without a query or fragment; http is allowed on loopback only", is_issuer),
-        ("audience", "expected non-empty names of this service", bool),
-        ("algorithms", f"expected some of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
+        ("audience", "expected names of this service, none of them empty", bool),
+        ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
         ("verify_exclude", "expected paths that start with /", _is_path),
-        ("span_claims", "expected pairs claim:attribute, such as sub:enduser.id", _is_pair),
+        ("span_claims", "expected claim:attribute pairs, such as sub:enduser.id", _is_pair),
     ):
         values = getattr(settings, name)
         if name == "audience" and isinstance(values, str) and values:
@@ -450,7 +451,7 @@ def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:
 
 def _read_header(setting: str, name: object) -> str:
     if not isinstance(name, str) or not _is_field_name(name):
-        raise ConfigurationError(setting, "expected the name of a header")
+        raise ConfigurationError(setting, "expected a header name")
     if name.lower() in _UNUSABLE_HEADERS:
         raise ConfigurationError(setting, f"the header {name} is reserved and cannot contain a token")
     return name

@@ -1,10 +1,10 @@
-"""Suggest a known name for a misspelled one."""
+"""Recognize misspelled names."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# A missing, additional or wrong letter is one edit; two swapped letters are two.
+# A missing, extra or wrong letter counts as one edit; two swapped letters count as two.
 _MAX_EDITS: Final = 2
 
 
@@ -13,7 +13,7 @@ def resembles(name: str, other: str) -> bool:
     if abs(len(name) - len(other)) > _MAX_EDITS:
         return False
     name, other = name.upper(), other.upper()
-    # Levenshtein distance, row by row: the edits between one prefix of *name* and each prefix of *other*.
+    # The Levenshtein distance, row by row: a row counts the edits from a prefix of *name* to each prefix of *other*.
     row = list(range(len(other) + 1))
     for count, character in enumerate(name, 1):
         diagonal, row[0] = row[0], count

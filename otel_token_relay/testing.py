@@ -6,7 +6,7 @@
     outsider.assert_saw_no("eyJ…")
     assert_never_leaked("eyJ…", exporter.get_finished_spans(), caplog.text)
 
-The third party is a real HTTP server on loopback. No failure message contains the token.
+The third party is a real HTTP server on the loopback interface. No failure message contains the token.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class SeenRequest:
     """One request as it was received.
 
     Attributes:
-        method: As in the request line.
-        target: As in the request line: path and query, or ``host:port`` for CONNECT.
-        body: Without the framing of ``chunked``.
+        method: The method in the request line.
+        target: The target in the request line: path and query, or ``host:port`` for CONNECT.
+        body: The body, without any ``chunked`` framing.
     """
 
     __slots__ = ("_headers", "body", "method", "target")
@@ -42,17 +42,17 @@ class SeenRequest:
         self._headers = headers
 
     def header_lines(self, name: str) -> list[str]:
-        """Return the value of every header line with that name, in order, ignoring the case of the name."""
+        """Return the values of all header lines with this name, in order, ignoring the name's case."""
         return [value for key, value in self._headers if key.lower() == name.lower()]
 
     @property
     def authorization(self) -> str | None:
-        """The value of the Authorization line; ``None`` if there is none.
+        """The value of the Authorization header line; ``None`` if there is none.
 
         Raises:
-            AssertionError: There is more than one line.
+            AssertionError: There is more than one Authorization header line.
         """
-        __tracebackhide__ = True  # pytest would show the local variables of this frame
+        __tracebackhide__ = True  # otherwise, pytest would show this frame's local variables
         lines = self.header_lines("authorization")
         if len(lines) > 1:
             raise AssertionError(f"expected at most one Authorization line, received {len(lines)}")
@@ -85,7 +85,7 @@ class ThirdParty:
 
     def assert_saw_no(self, token: str) -> None:
         """Fail if any part of any request contained the token."""
-        __tracebackhide__ = True  # pytest would show the arguments of this frame
+        __tracebackhide__ = True  # otherwise, pytest would show this frame's arguments
         leaks = sum(request.holds(token) for request in self.requests)
         if leaks:
             raise AssertionError(f"{leaks} of {len(self.requests)} requests contained the token")
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_CONNECT(self) -> None:
-        """Record the request that a client sends to a proxy, and reject it: this server is not one."""
+        """Record a request that the client meant for a proxy, and reject it: this server is not a proxy."""
         self.party.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
         self.send_error(405)
 
@@ -142,7 +142,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def third_party() -> Generator[ThirdParty, None, None]:
-    """Run a server on a free loopback port for the block. Do not list it as a destination."""
+    """Run the server on a free loopback port until the block ends. Do not list it as a destination."""
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     handler.party = party = ThirdParty(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
@@ -161,19 +161,20 @@ def assert_never_leaked(token: str, *places: object) -> None:
 
     Args:
         token: The value, without ``Bearer``.
-        places: Text, bytes, mappings, iterables, exceptions with their causes, log records with
-            their arguments, spans and metrics of the SDK; any other object by its ``repr``.
+        places: The objects to search: strings, bytes, mappings, iterables, exceptions with their causes, log
+            records with their arguments, and the SDK's spans and metrics. For any other object, its ``repr``
+            is searched.
     """
-    __tracebackhide__ = True  # pytest would show the arguments of this frame
+    __tracebackhide__ = True  # otherwise, pytest would show this frame's arguments
     for number, place in enumerate(places):
         if any(token in text for text in _texts(place, {})):
             raise AssertionError(f"token found in argument {number} ({type(place).__name__})")
 
 
-def _texts(place: object, seen: dict[int, object]) -> Generator[str, None, None]:
-    """Yield every text that a place contains.
+def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
+    """Yield every string that *place* contains.
 
-    *seen* ends the recursion for an object that contains itself. It keeps the objects alive, so
+    *seen* ends the recursion for an object that contains itself. It also keeps the objects alive, so
     that no other object gets the same ``id``.
     """
     if isinstance(place, str):
@@ -197,7 +198,7 @@ def _target_of(place: object) -> Iterator[object]:
     elif isinstance(place, logging.LogRecord):
         yield place.getMessage()
         yield from vars(place).values()
-    elif callable(to_json := getattr(place, "to_json", None)):  # spans, log records and metrics of the SDK
+    elif callable(to_json := getattr(place, "to_json", None)):  # the SDK's spans, log records and metrics
         yield json.dumps(json.loads(str(to_json())), ensure_ascii=False)
     elif isinstance(place, Iterable):
         yield from place

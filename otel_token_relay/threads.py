@@ -1,4 +1,4 @@
-"""Carry the token into the threads of a request, and keep it out of threads that serve all requests.
+"""Carry the token into a request's threads, and keep it out of threads that serve all requests.
 
 Two rules hold for every pool and worker thread:
 
@@ -6,11 +6,11 @@ Two rules hold for every pool and worker thread:
 * A thread that works for all requests has no token, regardless of which request started it.
 
 OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer`` and
-``ThreadPoolExecutor``. Authentication must not depend on whether an operator enabled it for traces,
-so the relay enables it, as late as possible: before the first token is bound. By then the application
-has enabled its own instrumentation, and nothing is imported while OpenTelemetry is importing this
-package. With the instrumentation, a thread has the context of the code that started it; the hooks of
-this module remove the token if such a thread outlives the request.
+``ThreadPoolExecutor``. Authentication must not depend on whether an operator enabled that instrumentation
+for tracing, so the relay enables it as late as possible: just before the first token is bound. By then,
+the application has enabled its own instrumentation, and OpenTelemetry is no longer in the middle of
+importing this package. With the instrumentation, a thread has the context of the code that started it;
+this module's hooks remove the token from threads that outlive the request.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "concurrent.futures.process": (_STANDARD_LIBRARY, ("_ExecutorManagerThread.run",)),
     "logging.handlers": (_STANDARD_LIBRARY, ("QueueListener.start",)),
     "multiprocessing.managers": (_STANDARD_LIBRARY, ("Server.serve_forever",)),
-    # The thread pickles the objects in the queue, which runs the application's code.
+    # This thread pickles the objects in the queue, and pickling runs application code.
     "multiprocessing.queues": (_STANDARD_LIBRARY, ("Queue._start_thread",)),
     "socketserver": (_STANDARD_LIBRARY, ("BaseServer.serve_forever", "BaseServer.handle_request")),
     "apscheduler.schedulers.base": ("apscheduler", ("BaseScheduler._process_jobs",)),
-    # One thread of a channel runs the done callbacks of all calls, further ones those of `Channel.subscribe`.
+    # One thread per channel runs the done callbacks of all calls; other threads run those of `Channel.subscribe`.
     "grpc._channel": ("grpcio", ("_run_channel_spin_thread", "_poll_connectivity", "_deliver")),
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""The functions that start a thread for all requests, or run in one: by module, with its package on PyPI.
+"""For each module, its package on PyPI and its functions that start, or run in, a thread for all requests.
 
-They include servers: their clients are not the request in which the server was started.
+They include servers, because a server's clients are unrelated to the request in which the server was started.
 """
 
 
 def load_instrumentor() -> Any:
-    """Return OpenTelemetry's instrumentor of threads, which is a singleton."""
-    # Not at the top: it needs `opentelemetry.propagate`, and this module is imported while that is.
+    """Return OpenTelemetry's threading instrumentor, which is a singleton."""
+    # Not at the top: it needs `opentelemetry.propagate`, and this module is imported during that module's import.
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
     return ThreadingInstrumentor()
 
 
 class ThreadCarriage:
-    """The changes through which threads carry the token, kept to undo them."""
+    """The changes that make threads carry the token, kept so that they can be undone."""
 
     def __init__(self) -> None:
         self._patches = Patches()
@@ -70,7 +70,7 @@ class ThreadCarriage:
     def switch_on(self, instrumentor: Any) -> None:
         """Instrument threads if they are not instrumented yet, and keep the token out of executors' own threads.
 
-        A thread of an executor runs its initializer, and the callbacks of the futures of all requests.
+        An executor's thread runs the executor's initializer and the callbacks of all requests' futures.
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
@@ -79,19 +79,19 @@ class ThreadCarriage:
         self._patches.wrap(futures_thread, "_worker", _without_token)
 
     def switch_off(self) -> None:
-        """Undo `switch_on`, except for instrumentation that the application enabled or has removed."""
+        """Undo `switch_on`, but do not touch instrumentation that the application enabled or has already removed."""
         self._patches.undo()
         instrumentor, self._ours = self._ours, None
         if instrumentor is None or not instrumentor.is_instrumented_by_opentelemetry:
             return
         instrumentor.uninstrument()
-        # `uninstrument` leaves its wrapper of the inherited method behind.
+        # `uninstrument` leaves its wrapper around the inherited method behind.
         if not self._timer_has_own_start and "start" in vars(Timer):
             del Timer.start
 
 
 def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Keep the token out of the functions of *module* in `SHARED_WORKERS`."""
+    """Keep the token out of the functions that `SHARED_WORKERS` lists for *module*."""
     _, names = SHARED_WORKERS[module.__name__]
     for name in names:
         class_name, _, function_name = name.rpartition(".")
@@ -101,8 +101,8 @@ def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches)
 def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Carry the submitter's token into the tasks of a ``ThreadPool``, and keep it out of the pool's own threads.
 
-    *module* is ``multiprocessing.pool``, or a copy of it. Every method that submits tasks calls one
-    of the four that are wrapped here. The tasks of a process pool are pickled, and are not changed.
+    *module* is ``multiprocessing.pool`` or a copy of it. Every method that submits tasks calls one of the
+    four submitting methods that are wrapped here. A process pool's tasks are pickled, so they are not changed.
     """
 
     def carrying_function(original: Function) -> Function:
@@ -116,12 +116,12 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def carrying_mapper(original: Function) -> Function:
         def submit(self: Any, func: Function, iterable: Any, mapper: Function, *args: Any, **kwargs: Any) -> Any:
             if isinstance(self, module.ThreadPool):
-                mapper = _in_this_context(mapper)  # called for each chunk, not for each item
+                mapper = _in_this_context(mapper)  # called once per chunk, not once per item
             return original(self, func, iterable, mapper, *args, **kwargs)
 
         return submit
 
-    # The three threads that manage a pool start its workers, now and later, run callbacks, and read iterables.
+    # The three threads that manage a pool start its workers (now and later), run callbacks and read iterables.
     patches.wrap(module.Pool, "__init__", _without_token)
     for name in ("apply_async", "imap", "imap_unordered"):
         patches.wrap(module.Pool, name, carrying_function)
@@ -129,10 +129,10 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Make joblib submit all tasks of a call in the context of that call.
+    """Make joblib submit all of a call's tasks in the context of that call.
 
-    *module* is ``joblib.parallel``. It submits most tasks in the callback of an earlier one, which
-    runs in a thread of the pool.
+    *module* is ``joblib.parallel``. It submits most tasks from an earlier task's callback, which runs in
+    one of the pool's threads.
     """
 
     def remembering(original: Function) -> Function:
@@ -158,7 +158,7 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return *function*, bound to the current context if that is a request's, with or without a token."""
+    """Return *function*, bound to the current context if that is a request's context, even one without a token."""
     context = otel_context.get_current()
     if TOKEN_KEY not in context:
         return function
@@ -175,7 +175,7 @@ def _in_this_context(function: Function) -> Function:
 
 def _without_token(original: Function) -> Function:
     def without_token(*args: Any, **kwargs: Any) -> Any:
-        """Run or start work for all requests, without the token of the request that happens to start it."""
+        """Run or start work for all requests without the token of the request that happens to start it."""
         if TOKEN_KEY not in otel_context.get_current():
             return original(*args, **kwargs)
         attached = otel_context.attach(with_token(None))

@@ -1,12 +1,12 @@
-"""Bearer tokens that do not print their value, and the leases under which they may be used.
+"""Bearer tokens that do not print their values, and the leases under which they may be used.
 
 Invariants that the rest of the package relies on:
 
 * A `BearerToken` contains only b64token characters, so it can neither break a header nor contain
   white space. It does not print its value, cannot be pickled, and is compared in constant time.
-* A token that came with a request has that request's `Lease`. When the lease has ended, no code
-  can use the token, regardless of how it obtained it.
-* A token belongs to the process that received it. A forked child has no token, even with the same process id.
+* A token that came with a request has that request's `Lease`. Once the lease has ended, no code
+  can use the token, regardless of how the code obtained it.
+* A token belongs to the process that received it. A forked child has no token, even if its process id is the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_MAX_LENGTH: Final = 16384
 _B64TOKEN_ALPHABET: Final = (string.ascii_letters + string.digits + "-._~+/").encode("ascii")
 _B64TOKEN_TABLE: Final = bytes(ord("A") if byte in _B64TOKEN_ALPHABET else ord("!") for byte in range(256))
 
-# Incremented in every forked child. The process id does not identify a process: in a new PID namespace,
+# Incremented in every forked child. The process id alone does not identify a process: in a new PID namespace,
 # a child can have its parent's id, and the system reuses ids.
 _generation = 0
 
@@ -41,17 +41,17 @@ def _enter_child() -> None:
     _generation += 1
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+if hasattr(os, "register_at_fork"):  # missing on Windows, which cannot fork
     os.register_at_fork(after_in_child=_enter_child)
 
-# Fingerprints distinguish tokens in the logs of one process. With a plain hash, a reader of the log
-# could test a token for being in it, so the key is random and never leaves the process.
+# Fingerprints distinguish tokens in the logs of one process. With a plain hash, a reader of the log could
+# test whether a given token appears in it, so the fingerprints use a random key that never leaves the process.
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 
 def is_b64token(text: str) -> bool:
     """Return whether *text* has the form of a bearer token (RFC 6750, section 2.1)."""
-    # Runs for every request, on a thousand characters or more. A regular expression takes twice as long.
+    # This runs for every request, on a thousand characters or more. A regular expression would take twice as long.
     body = text.rstrip("=")
     return body.isascii() and body.encode("ascii").translate(_B64TOKEN_TABLE).isalpha()
 
@@ -59,7 +59,7 @@ def is_b64token(text: str) -> bool:
 class Lease:
     """The period during which a token may be used: until `end` is called, or a little longer with *linger*.
 
-    Safe to share between threads: every change is one assignment.
+    Safe to share between threads, because every change is a single assignment.
     """
 
     __slots__ = ("_clock", "_deadline")
@@ -68,14 +68,14 @@ class Lease:
         """Open a lease.
 
         Args:
-            seconds: The lease ends by itself after this time; ``None`` if only `end` ends it.
-            clock: Returns seconds and never goes backwards.
+            seconds: The time after which the lease ends by itself; ``None`` if only `end` ends it.
+            clock: Returns the time in seconds and never goes backwards.
         """
         self._clock = clock
         self._deadline = math.inf if seconds is None else clock() + seconds
 
     def end(self, *, linger: float = 0.0) -> None:
-        """End the lease *linger* seconds from now. A lease that ends sooner is not extended."""
+        """End the lease *linger* seconds from now. A lease that would end sooner is not extended."""
         self._deadline = min(self._deadline, self._clock() + linger)
 
     @property
@@ -86,20 +86,20 @@ class Lease:
 
 
 class Verification(Protocol):
-    """The result of verifying a token in this service, for one request."""
+    """The result of verifying one request's token in this service."""
 
     @property
     def claims(self) -> Mapping[str, object]:
-        """The verified claims, read-only."""
+        """The verified claims, as a read-only mapping."""
         ...
 
     @property
     def expires_at(self) -> float | None:
-        """Seconds since the epoch; ``None`` if unknown."""
+        """When the token expires, in seconds since the epoch; ``None`` if unknown."""
         ...
 
     def is_still_valid(self) -> bool:
-        """Return whether the token has not been revoked since. Does not wait and does not raise."""
+        """Return ``False`` if the token has been revoked since it was verified. This neither blocks nor raises."""
         ...
 
 
@@ -107,14 +107,14 @@ class Verification(Protocol):
 class BearerToken:
     """A bearer token that does not print its value.
 
-    ``repr``, ``str``, ``format`` and logging show a keyed fingerprint and the length. Pickling raises
+    ``repr``, ``str``, ``format`` and logging show only a keyed fingerprint and the length. Pickling raises
     `TypeError`. Only `reveal` returns the value.
 
     Args:
         value: A b64token (RFC 6750, section 2.1), without ``Bearer``.
-        lease: The period during which it may be used; ``None`` for a token that did not come with a
-            request, which may be used for ``…_MAX_AGE`` after *received_at*.
-        received_at: Seconds of the monotonic clock; ``None`` for now.
+        lease: The period during which the token may be used; ``None`` for a token that did not come with a
+            request. Such a token may be used for ``…_MAX_AGE`` seconds after *received_at*.
+        received_at: When the token was received, in seconds of the monotonic clock; ``None`` for now.
 
     Raises:
         ValueError: *value* is not a b64token. The message does not contain it.
@@ -133,29 +133,29 @@ class BearerToken:
     def __new__(cls, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> BearerToken:
         if not isinstance(value, str) or not is_b64token(value):
             raise ValueError(
-                "not a bearer token (RFC 6750, section 2.1): expected letters, digits, -._~+/ and = at the end only"
+                "not a bearer token (RFC 6750, section 2.1): expected letters, digits or -._~+/, with = only at the end"
             )
         return _make(value, lease, time.monotonic() if received_at is None else received_at)
 
     @staticmethod
     def from_parsed(parsed: str, *, lease: Lease | None = None) -> BearerToken:
-        """Return a token for a result of `parse_credentials`, which is not checked a second time."""
+        """Return a token for a value that `parse_credentials` has returned, without checking the value again."""
         return _make(parsed, lease, time.monotonic())
 
     def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:
-        """Return the same token under another lease. It belongs to the calling process."""
+        """Return the same token under another lease. The returned token belongs to the calling process."""
         received_at = time.monotonic() if received_at is None else received_at
         return _make(self._value, lease, received_at, self._peeked, self._verification)
 
     def reveal(self) -> str:
-        """Return the value. The caller is responsible for where it is sent or stored."""
+        """Return the value. The caller is responsible for where the value is sent or stored."""
         return self._value
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since the epoch: as verified, or else the unverified ``exp`` of a JWT.
+        """When the token expires, in seconds since the epoch: the verified time, or else a JWT's unverified ``exp``.
 
-        Use the unverified one only to avoid sending an expired token.
+        Use an unverified ``exp`` only to avoid sending an expired token.
         """
         if self._verification is not None and self._verification.expires_at is not None:
             return self._verification.expires_at
@@ -168,12 +168,12 @@ class BearerToken:
 
     @property
     def is_usable(self) -> bool:
-        """Whether this is the process that received the token, and its lease, if it has one, is open."""
+        """Whether this process received the token, and the token's lease, if any, is open."""
         return self.is_own_process and (self.lease is None or self.lease.is_open)
 
     @property
     def is_own_process(self) -> bool:
-        """Whether this is the process that received the token, and not a fork of it.
+        """Whether this is the process that received the token, rather than a fork of that process.
 
         The process id is compared as well, because native code can fork without running Python's hooks.
         """
@@ -186,15 +186,15 @@ class BearerToken:
 
     @property
     def verification(self) -> Verification | None:
-        """The result of this service's verifier in this request; ``None`` if the token is not verified."""
+        """The result of this service's verifier in this request; ``None`` if it has not verified the token."""
         return self._verification
 
     def mark_verified(self, verification: Verification) -> None:
-        """Record that a verifier has accepted this token, for the request that it came with."""
+        """Record that a verifier has accepted this token for the request that it came with."""
         self._verification = verification
 
     def _peek(self) -> tuple[float | None, bool]:
-        # Two threads may both do this; they get the same result.
+        # Two threads may do this at the same time; both get the same result.
         self._peeked = peeked = peek(self._value)
         return peeked
 
@@ -224,10 +224,10 @@ class BearerToken:
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # In a queue or on a disk, a pickled token would outlive its lease and its process.
+        # In a queue or on disk, a pickled token would outlive its lease and its process.
         raise TypeError("a BearerToken cannot be pickled or sent to another process")
 
-    __reduce__ = __reduce_ex__  # type: ignore[assignment]  # both protocols are refused
+    __reduce__ = __reduce_ex__  # type: ignore[assignment]  # neither method pickles
 
 
 _new: Final = object.__new__
@@ -242,7 +242,8 @@ def _make(
 ) -> BearerToken:
     """Create a token without checking *value*.
 
-    A plain function with positional arguments: it runs for every request, and a method takes a tenth longer.
+    This is a plain function with positional arguments because it runs for every request, and a method would take
+    a tenth longer.
     """
     token: Any = _new(BearerToken)  # its attributes are Final
     token._value = value
@@ -256,9 +257,9 @@ def _make(
 
 
 def peek(token: str) -> tuple[float | None, bool]:
-    """Return the ``exp`` of an unverified JWT, and whether it contains ``cnf``.
+    """Return an unverified JWT's ``exp``, and whether the JWT contains ``cnf``.
 
-    Never raises, regardless of the input.
+    This never raises, regardless of the input.
 
     Returns:
         ``(None, False)`` for an opaque token or an unreadable JWT. An ``exp`` that is not a finite

@@ -125,7 +125,7 @@ def test_check_names_invalid_settings(
         pytest.param({DESTINATIONS: ""}, "no destination is listed", id="no destination"),
         pytest.param({DESTINATIONS: "http://a"}, "http://a sends tokens unencrypted", id="plain http"),
         pytest.param({DESTINATIONS: "https://*"}, "https://* sends every caller's token to any host", id="any host"),
-        pytest.param({DESTINATIONS: "a;audience=a"}, "requires an exchanged token", id="exchange"),
+        pytest.param({DESTINATIONS: "a;audience=a"}, "requires an exchanged one", id="exchange"),
         pytest.param(
             {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"},
             "no token is relayed: Verify tokens in this service",

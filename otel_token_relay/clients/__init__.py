@@ -1,5 +1,5 @@
-"""The hooks of each client: where its request goes, which headers it has, and how one is added.
+"""The hooks for each client: they determine where a request goes and which headers it has, and add a header.
 
-Each module supports one library and never imports it: its ``patch`` gets the library's module when the
-application has imported that. `otel_token_relay.relay` makes all decisions.
+Each module supports one library and never imports that library: its ``patch`` gets the library's module once the
+application has imported it. `otel_token_relay.relay` makes all decisions.
 """

@@ -1,8 +1,8 @@
-"""aiohttp's client.
+"""The hook for aiohttp's client.
 
 ``ClientRequest.send`` runs once for each outgoing request, including redirects and WebSocket handshakes.
-The request belongs to the session, but errors and responses show its headers, so the added header is
-removed when the headers have been written.
+The request belongs to the session, but errors and responses expose its headers, so the added header is
+removed once the headers have been written.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
-            # CONNECT goes to the proxy in clear text.
+            # A CONNECT request goes to the proxy in clear text.
             value = None if self.method == "CONNECT" else relay.decide((self, conn), _target_of, _has_header)
             if value is None:
                 return await original(self, conn)
             headers = self.headers
             self._token_relay_covers = covered = headers.getall(name, []) if replaces else []
             headers[name] = value
-            del value  # error trackers send the local variables of every frame that an exception passes
+            del value  # error trackers send the local variables of every frame an exception passes through
             try:
                 return await original(self, conn)
             finally:
@@ -46,7 +46,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_trace(original: Function) -> Function:
         def _on_headers_request_sent(self: Any, method: str, url: Any, headers: Any) -> Any:
-            # Tracing callbacks are the application's telemetry: they see the headers that the application set.
+            # Tracing callbacks are the application's own telemetry: they see the headers that the application set.
             covered = getattr(self, "_token_relay_covers", None)
             if covered is not None:
                 headers = headers.copy()

@@ -1,8 +1,8 @@
-"""Whether a connection goes to the host in the URL.
+"""Check whether a connection goes to the host in the URL.
 
-Over a Unix socket or a pipe, the host in the URL is only a placeholder. So adapters check the connection:
-an open socket must be a TCP socket, and a connection that is not open yet must be opened by the library's
-own code.
+For a Unix socket or a pipe, the host in the URL is only a placeholder. Adapters therefore check the connection:
+an open socket must be a TCP socket, and a connection that is not open yet must be one that the library's own
+code opens.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any, Final, cast
 from otel_token_relay.origin import normalize_host
 from otel_token_relay.patching import Function, layers_of
 
-# A plain number: comparing an enum member takes longer.
+# A plain number, because comparing an enum member would take longer.
 TCP: Final = int(socket.IPPROTO_TCP)
 _IP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 
 
 def is_tcp(opened: Any) -> bool:
-    """Return whether *opened* is a TCP socket, or an object of a library around one."""
-    # Reading `proto` takes a tenth of the time that `family` takes, and only IP sockets have this value.
-    # A socket created without a protocol has 0.
+    """Return whether *opened* is a TCP socket, or a library's wrapper around one."""
+    # Reading `proto` takes a tenth of the time that reading `family` takes, and only an IP socket's `proto` can
+    # be TCP. For a socket created without a protocol, `proto` is 0.
     try:
         if opened.proto == TCP:
             return True
     except AttributeError:
         pass
     family = getattr(opened, "family", None)
-    if family is None and hasattr(opened, "socket"):  # wrappers of urllib3 for TLS within TLS and pyOpenSSL
+    if family is None and hasattr(opened, "socket"):  # urllib3's wrappers for TLS within TLS and pyOpenSSL
         return is_tcp(opened.socket)
     return family in _IP_FAMILIES
 
@@ -36,13 +36,13 @@ def is_tcp(opened: Any) -> bool:
 def is_ip_peer(peername: Any) -> bool:
     """Return whether the ``peername`` of an asyncio transport is an IP address with a port.
 
-    For a Unix socket it is a path or empty, for a pipe ``None``, and for a VM socket two numbers.
+    The ``peername`` is a path or empty for a Unix socket, ``None`` for a pipe, and two numbers for a VM socket.
     """
     return type(peername) is tuple and (len(peername) == 4 or (len(peername) == 2 and "." in str(peername[0])))
 
 
 def function_of(owner: type, name: str) -> Function:
-    """Return the function of a method, without the proxies of instrumentation around it."""
+    """Return a method's function, without the instrumentation proxies around it."""
     *_, (_, function) = layers_of(vars(owner)[name])
     return cast("Function", function)
 
@@ -53,8 +53,8 @@ def check_tls_name(name: Any, host: str) -> None:
     The server's certificate is checked against this name, and proxies may route by it.
 
     Raises:
-        ValueError: *name* is not *host*.
+        ValueError: *name* does not match *host*.
     """
     expected = normalize_host(host)
     if expected is None or not isinstance(name, str) or normalize_host(name) != expected:
-        raise ValueError("the TLS server name is not the host of the URL")
+        raise ValueError("the TLS server name does not match the URL's host")

@@ -1,8 +1,8 @@
-"""gRPC channels, sync and aio.
+"""The hooks for gRPC channels, sync and aio.
 
-Our interceptor is inside all other interceptors. The destination is the channel's target: ``http`` for a
-channel without TLS, ``https`` with TLS. Targets with several possible hosts, or
-without any, get no token.
+Our interceptor runs inside all other interceptors. The destination is the channel's target, with the scheme
+``https`` if the channel uses TLS and ``http`` if it does not. A target with no host, or with several possible
+hosts, gets no token.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
@@ -20,22 +20,22 @@ from otel_token_relay.patching import Function, Patches
 from otel_token_relay.relay import HasHeader, Relay
 from otel_token_relay.runtime import Runtime
 
-# The resolver uses this port if the target contains none, with and without TLS.
+# The resolver uses this port if the target contains none, whether or not the channel uses TLS.
 DEFAULT_PORT = 443
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
-# A host, or an address in brackets, and a port; with or without `dns:`, but without a DNS server.
+# A host or a bracketed address, with an optional port. It may start with `dns:`, but must not name a DNS server.
 _read_target = re.compile(
     r"(?:dns:(?:///)?)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
 ).fullmatch
-# One address only: a comma would add another.
+# Only one address: a comma would add another.
 _read_address = re.compile(r"ipv[46]:(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9.]+)(?::(?P<port>[0-9]{1,5}))?").fullmatch
 _SCHEMES = frozenset(
     {"dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds", "xdstp", "google-c2p", "passthrough"}
 )
 
-# Channel credentials that are only TLS, and those without TLS or call credentials.
+# Channel credentials with TLS but without call credentials, and those with neither.
 _TLS = frozenset({"SSLChannelCredentials"})
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
@@ -49,7 +49,7 @@ class _Channel(NamedTuple):
     scheme: str
     target: str
     has_credentials: bool
-    # insecure_channel(target, options, compression, interceptors) of aio; secure_channel also has credentials.
+    # aio's insecure_channel(target, options, compression, interceptors); secure_channel also takes credentials.
     interceptors_position: int
     tls_names: tuple[Any, ...] = ()
 
@@ -82,7 +82,7 @@ def _read_credentials(target: str, credentials: Any, options: tuple[Any, ...]) -
     if kind in _PLAIN:
         return _Channel("http", target, False, 4)
     names = tuple(option[1] for option in options if option[0] in _TLS_NAMES)
-    # Composite credentials write their own authorization, below every interceptor.
+    # Composite credentials write their own authorization metadata, below every interceptor.
     return _Channel("https", target, kind not in _TLS, 4, names)
 
 
@@ -101,7 +101,7 @@ def _target_of(call: tuple[_Channel, Any]) -> Target:
 
 
 def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
-    # The metadata of call credentials is added below every interceptor: it can be neither seen nor replaced here.
+    # Metadata from call credentials is added below every interceptor, so it can be neither seen nor replaced here.
     if call[0].has_credentials or getattr(call[1], "credentials", None) is not None:
         return "fixed"
     return any(key.lower() == name for key, _ in call[1].metadata or ())
@@ -131,7 +131,7 @@ def _replace(details: Any, metadata: Iterable[tuple[str, Any]]) -> _Details:
     return _Details(**{**values, "metadata": metadata})
 
 
-# Creates a channel with our interceptor, from its description and the original function with its arguments.
+# Creates a channel with our interceptor, given the channel's description, the original function and its arguments.
 Join = Callable[[_Channel, Function, Any, Any], Any]
 
 
@@ -141,7 +141,7 @@ def _joiner(module: Any, relay: Relay) -> Join:
         return continuation(details if metadata is None else _replace(details, metadata), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
-    # Created once: a class is a reference cycle, so only the garbage collector could free one per channel.
+    # The class is created once, not per channel: a class is a reference cycle, which only garbage collection frees.
     interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
 
     def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
@@ -158,7 +158,7 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
             details = module.ClientCallDetails(*values, details.wait_for_ready)
         return await continuation(details, request)
 
-    # A channel sorts its interceptors by class, and uses each for one kind of call only.
+    # A channel sorts its interceptors by class and uses each one for only one kind of call.
     bases = {kind: getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS}
     interceptors = [_interceptor_class((base,), {f"intercept_{kind}": intercept}) for kind, base in bases.items()]
 

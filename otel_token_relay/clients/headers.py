@@ -1,4 +1,4 @@
-"""Header names in the forms that applications use."""
+"""Normalize header names, which applications write in different forms."""
 
 from __future__ import annotations
 

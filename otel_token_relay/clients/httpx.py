@@ -1,6 +1,6 @@
-"""The transports of httpx and httpx2.
+"""The hooks for the transports of httpx and httpx2.
 
-A transport's method runs once for each outgoing request, including redirects, retries and authentication
+The hooked transport method runs once for each outgoing request, including redirects, retries and authentication
 flows. The caller's request is not changed: the transport gets a copy.
 """
 
@@ -32,16 +32,16 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     hooked: dict[Function, Function] = {}
 
     def has_header(call: tuple[Any, Any], _: str) -> bool:
-        # `in` first determines the encoding, by decoding every header; a copy by instrumentation has none cached.
+        # `in` would first decode every header to determine the encoding, which instrumentation's copy has not cached.
         return wanted in [key.lower() for key, _ in call[1].headers.raw if len(key) == length]
 
     def with_header(request: Any, value: str) -> Any:
-        # The library's way to copy a request drops its stream. The copy shares everything but the headers,
-        # so that the transport reads the original body.
+        # The library's own way of copying a request drops its stream. This copy shares everything but the headers,
+        # so the transport reads the original body.
         headers = headers_class(request.headers)
         headers[header] = value
         try:
-            # The copied headers lack the encoding. It is set after our header, which must be encoded as ASCII.
+            # The copy lacks the encoding, which is set only after our header, because ours must be encoded as ASCII.
             if (encoding := request.headers._encoding) is not None:
                 headers.encoding = encoding
         except AttributeError:
@@ -50,8 +50,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         copy.headers = headers
         return copy
 
-    # Error trackers send the local variables of every frame that an exception passes, so the value is
-    # deleted before the request is sent.
+    # Error trackers send the local variables of every frame that an exception passes through, so the value
+    # is deleted before the request is sent.
     def build_sync(target_of: TargetOf, original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
             value = relay.decide((self, request), target_of, has_header)
@@ -93,21 +93,21 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         target_of = _target_of_pooled if name == "AsyncHTTPTransport" else _target_of
         patches.wrap(getattr(module, name), "handle_async_request", partial(build_async, target_of))
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
-        if "_transport_for_url" in vars(client):  # private: without it, those transports get no token
+        if "_transport_for_url" in vars(client):  # private; without it, such transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
 
 
 def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:
-    """Hook a transport whose instance has its own copy of the method, from before the installation.
+    """Hook a transport instance whose own copy of the method dates from before the installation.
 
-    ``instrument_client`` permanently binds the current method of the class to a proxy on the instance.
+    ``instrument_client`` permanently binds the class's current method to a proxy on the instance.
     """
     *_, (proxy, method) = layers_of(vars(transport)[name])
     function = getattr(method, "__func__", None)
     if function is None or method.__self__ is not transport:
         return
     for original, replacement in hooked.items():
-        # The function of a former installation, now without effect, has the same code in another closure.
+        # A former installation's function, which no longer has any effect, has the same code in another closure.
         is_former = function.__code__ is replacement.__code__ and function.__wrapped__ is original
         if function is original or (is_former and function is not replacement):
             bound = MethodType(replacement, transport)
@@ -118,9 +118,9 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
             return
 
 
-# A path with a query (RFC 9112, section 3.2.1). Two slashes at the start could be read as an authority.
+# A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could be read as an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# The network backends of httpcore that have been used so far. They connect to the given host.
+# httpcore's network backends that have been used so far. They connect to the host that they are given.
 _backends: Final[set[type]] = set()
 
 
@@ -134,14 +134,14 @@ def _target_of_pooled(call: tuple[Any, Any]) -> Target:
     except AttributeError:
         if _is_httpcores(type(pool)):
             raise
-        # For a pool of the application, the URL is the target, as for `MockTransport`.
+        # If the pool is the application's own, the URL is the target, as for `MockTransport`.
     return _target_of(call)
 
 
 def _target_of(call: tuple[Any, Any]) -> Target:
     request = call[1]
     url, extensions = request.url, request.extensions
-    # raw_host is passed to the resolver. It is encoded by IDNA 2008, regardless of how the URL was written.
+    # raw_host is passed to the resolver. It is in IDNA 2008 encoding, regardless of how the URL was written.
     target = url.scheme, url.raw_host.decode("ascii"), url.port
     if "target" in extensions:
         _check_request_target(extensions["target"], request, target)
@@ -151,7 +151,7 @@ def _target_of(call: tuple[Any, Any]) -> Target:
 
 
 def _learn(backend: type) -> None:
-    """Add a network backend of httpcore. Classes of an application are not added: the set would keep them alive."""
+    """Add one of httpcore's network backends. An application's classes are rejected: the set would keep them alive."""
     if not _is_httpcores(backend):
         raise ValueError("the connection is not opened by httpcore")
     _backends.add(backend)
@@ -165,10 +165,10 @@ def _check_request_target(request_target: Any, request: Any, target: Target) -> 
     """Check a request target that replaces the URL's path. A forward proxy reads the destination from it.
 
     Raises:
-        ValueError: The request target is not a path, or the ``Host`` header is not the URL's host.
+        ValueError: The request target is not a path, or the ``Host`` header does not match the URL's host.
     """
     if not isinstance(request_target, bytes) or (request_target != b"*" and not _is_path(request_target)):
         raise ValueError("the request target is not a path")
     hosts = [value for key, value in request.headers.raw if key.lower() == b"host"]
     if [Origin.parse(f"{target[0]}://{host.decode('ascii')}") for host in hosts] != [Origin.of(*target)]:
-        raise ValueError("the Host header is not the host of the URL")
+        raise ValueError("the Host header does not match the URL's host")

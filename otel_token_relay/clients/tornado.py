@@ -1,10 +1,10 @@
-"""Tornado's AsyncHTTPClient, in its default implementation without pycurl.
+"""The hook for Tornado's AsyncHTTPClient, in its default implementation without pycurl.
 
 Every hop has its own connection, and its headers are written once. Our header is added at that point,
-because Tornado copies the headers of a request to the next hop of a redirect.
+because Tornado copies a request's headers to the next hop of a redirect.
 
-When a request is done, the client starts a waiting one in the context of the former. So ``fetch_impl`` stores
-the context, and ``run`` restores it.
+When a request is done, the client starts a waiting request in the context of the finished one. ``fetch_impl``
+therefore stores each request's context, and ``run`` restores it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     relay = runtime.relay
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
-        """The headers of a request, with ours added when all of them are written.
+        """A request's headers, with ours added when they are all written.
 
-        It shares the state of the headers instead of copying them: Tornado's copy rejects values that Tornado
-        otherwise sends, and the headers that Tornado sets while it writes must remain on the request.
+        This object shares the original headers' state instead of copying it: Tornado's copy method rejects values
+        that Tornado would otherwise send, and the headers that Tornado sets while writing must stay on the request.
         """
 
         __slots__ = ("_headers", "_ours")
@@ -47,7 +47,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_fetch(original: Function) -> Function:
         def fetch_impl(self: Any, request: Any, callback: Any) -> Any:
-            # *request* is a proxy of the caller's request, created for this fetch only.
+            # *request* is a proxy for the caller's request, created only for this fetch.
             request._token_relay_context = otel_context.get_current()
             return original(self, request, callback)
 
@@ -59,8 +59,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             if context is None:  # a request from before the installation
                 return await original(self)
             attached = otel_context.attach(context)
-            # If the request fails, Tornado's exception and its frames are a reference cycle. So neither the
-            # request nor this frame keeps the context, with the token in it, until the garbage collector runs.
+            # If the request fails, Tornado's exception and its frames form a reference cycle. Deleting both references
+            # keeps that cycle from holding the context, and the token in it, until the garbage collector runs.
             del context, self.request._token_relay_context
             try:
                 return await original(self)
@@ -76,12 +76,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             write_headers = connection.write_headers
 
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
-                # Headers are written once. The wrapper refers to the connection, so it would be a reference cycle.
+                # Headers are written once. If the wrapper stayed, it and the connection would form a reference cycle.
                 connection.__dict__.pop("write_headers", None)
                 value = relay.decide((self, headers), _target_of, _has_header)
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
-                    del value  # error trackers send the local variables of every frame that an exception passes
+                    del value  # error trackers send the local variables of every frame an exception passes through
                 return write_headers(start_line, headers, *args, **kwargs)
 
             connection.write_headers = write_with_token
@@ -94,7 +94,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         if not is_tcp(hop.stream.socket):  # the resolver may return a Unix socket
             raise ValueError("not a TCP connection")
         _, port = module.httputil.split_host_and_port(hop.parsed.netloc.rpartition("@")[2])
-        # As the resolver will encode it, by IDNA 2003.
+        # The host is encoded as the resolver will encode it: according to IDNA 2003.
         return hop.parsed.scheme, hop.parsed_hostname.encode("idna").decode("ascii"), port
 
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)

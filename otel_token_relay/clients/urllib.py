@@ -1,10 +1,10 @@
-"""urllib.request of the standard library.
+"""The hook for the standard library's urllib.request.
 
-``do_open`` runs once for each outgoing request, including redirects. A ``Request`` may be used again, even by
+``do_open`` runs once for each outgoing request, including redirects. A ``Request`` may be reused, even by
 another thread at the same time, so our header is added to a copy.
 
-The connection determines where a request goes. If its class is not from http.client, the connection is
-created for the decision and then used for the request.
+The connection determines where a request goes. If the connection's class is not from http.client, the
+connection is created for the decision and then used for the request.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             value = relay.decide((req, http_class), target_of, _has_header)
             if value is not None:
                 req = with_header(req, value)
-                # Error trackers send the local variables of every frame that an exception passes.
+                # Error trackers send the local variables of every frame that an exception passes through.
                 del value
             return original(self, http_class, req, **http_conn_args)
 
@@ -59,7 +59,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:
-    """Return a function that creates the connection on the first call and returns the same one afterwards."""
+    """Return a function that creates the connection on its first call and returns the same one on later calls."""
     made: list[Any] = []
 
     def connection(*_: Any, **__: Any) -> Any:
@@ -71,10 +71,10 @@ def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Func
 
 
 class Destinations:
-    """Determine where a request goes. Code of http.client must open its connection.
+    """Determine where a request goes. Only http.client's own code may open the connection.
 
     Attributes:
-        classes: The connection classes of http.client. Only their ``connect`` must be checked.
+        classes: http.client's connection classes. For these, only ``connect`` must be checked.
     """
 
     def __init__(self, module: ModuleType) -> None:
@@ -101,28 +101,28 @@ class Destinations:
             connection = http_class()
             scheme = self._scheme_of_connect[connection.connect.__func__]
             if connection._create_connection is not socket.create_connection:
-                raise ValueError("the connection replaces http.client's function to connect")
+                raise ValueError("the connection replaces the function with which http.client connects")
             if connection.sock is not None and not is_tcp(connection.sock):
                 raise ValueError("not a TCP connection")
             host, port = connection.host, connection.port
         target = request.selector
         if request._tunnel_host:
-            # Not always TLS: a request keeps its tunnel when its URL is changed.
+            # A tunnel does not imply TLS: a request keeps its tunnel when its URL is changed.
             host, port = _split(request._tunnel_host)
         elif request.has_proxy():
             if len(request.get_method().split()) != 1:
-                raise ValueError("the method of the request contains a target")
+                raise ValueError("the request's method contains a request target")
             return origin_of_proxied(target)
         if target and not target.startswith("/"):
             raise ValueError("the request target is not a path")
-        # Sockets encode names by IDNA 2003.
+        # Sockets encode host names according to IDNA 2003.
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
         return scheme, host, port
 
 
 def _split(authority: str) -> tuple[str, int | None]:
-    """Return the host and the port, separated as http.client does."""
+    """Return the host and the port, split as http.client splits them."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""

@@ -1,10 +1,10 @@
-"""urllib3, and thereby requests, botocore and other libraries that send through its pools.
+"""The hook for urllib3, and thereby for requests, botocore and other libraries that use its pools.
 
-``_make_request`` runs once for each attempt, below retries and redirects, and its headers are an argument
-of the pool. ``urlopen`` calls itself for a retry, and would mistake our header of the first attempt for the
-caller's.
+``_make_request`` runs once for each attempt, below retries and redirects, and the pool passes the headers to it.
+Hooking ``urlopen`` would not work: it calls itself for a retry, so our header from the first attempt would be
+mistaken for the caller's.
 
-The connection determines where a request goes, not the pool: a pool for a Unix socket also has a host.
+The connection, not the pool, determines where a request goes: even a pool for a Unix socket has a host.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return copy
 
     def build(original: Function) -> Function:
-        # The arguments are passed on unchanged: naming them makes the call twice as expensive.
+        # The arguments are passed on unchanged: naming them would double the cost of the call.
         def _make_request(*args: Any, **kwargs: Any) -> Any:
-            if len(args) == 4:  # self, conn, method, url: every release calls it like this
+            if len(args) == 4:  # self, conn, method, url: every urllib3 release passes these four
                 headers = kwargs.get("headers")
                 value = relay.decide((args, headers), target_of, _has_header)
                 if value is not None:
                     kwargs["headers"] = with_header(headers, value)
-                    # Error trackers send the local variables of every frame that an exception passes, and
-                    # recognize a token only by the name of its header.
+                    # Error trackers send the local variables of every frame that an exception passes through,
+                    # and recognize a token only by its header's name.
                     del value
             return original(*args, **kwargs)
 
@@ -60,8 +60,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
-    """Return a function that determines where a request goes. Code of urllib3 must open its connection."""
-    # Only functions of urllib3, so that classes of an application are not kept alive.
+    """Return a function that determines where a request goes. Only urllib3's own code may open the connection."""
+    # These contain only urllib3's functions, so that an application's classes are not kept alive.
     scheme_of_connect = {
         function_of(module.HTTPConnection, "connect"): "http",
         function_of(module.HTTPSConnection, "connect"): "https",
@@ -69,7 +69,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
     opens_socket = {function_of(module.HTTPConnection, "_new_conn")}
 
     def learn(kind: Any) -> str:
-        """Add the functions of a urllib3 module that is imported later, for SOCKS and HTTP/2."""
+        """Add the functions of a urllib3 module that was imported later, for SOCKS or HTTP/2; return the scheme."""
         connect, new_conn = (function_of(_owner(kind, name), name) for name in ("connect", "_new_conn"))
         for function in (connect, new_conn):
             if not function.__globals__["__name__"].startswith("urllib3."):
@@ -80,11 +80,11 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
         return scheme
 
     def target_of(call: tuple[Any, Any]) -> Target:
-        """Return the destination of a request, given the positional arguments of ``_make_request`` and the headers.
+        """Return a request's destination, given the positional arguments of ``_make_request`` and the headers.
 
         Raises:
             ValueError: The request has no destination, or more than one.
-            AttributeError: The connection is not urllib3's.
+            AttributeError: The connection is not one of urllib3's.
         """
         _, connection, _, url = call[0]
         kind = type(connection)
@@ -96,10 +96,10 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
             learn(kind)
         attributes = connection.__dict__
         if "connect" in attributes or "_new_conn" in attributes:
-            raise ValueError("the connection replaces urllib3's function to connect")
+            raise ValueError("the connection replaces a function with which urllib3 connects")
         opened = connection.sock
         try:
-            # The first check of `is_tcp`, repeated here to save the call.
+            # This repeats the first check in `is_tcp`, which saves a call.
             is_other = opened is not None and opened.proto != TCP
         except AttributeError:
             is_other = True
@@ -121,13 +121,13 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
 
 
 def _target_of_proxied(own: Target, connection: Any, url: str) -> Target:
-    """Return the destination of a request that uses a proxy, or whose target is a complete URL."""
+    """Return the destination of a request that uses a proxy or has a complete URL as its target."""
     proxy = connection.proxy
     if url.startswith("/"):
         if connection._tunnel_host is None:
             raise ValueError("expected a complete URL as the target for a forward proxy")
         return own
-    # A forward proxy reads the destination from the URL; a tunnel ends at the connection's.
+    # A forward proxy reads the destination from the URL; a tunnel ends at the connection's destination.
     destination = origin_of_proxied(url)
     is_proxys = proxy is not None and Origin.of(*own) == Origin.of(proxy.scheme, proxy.host, proxy.port)
     if not is_proxys and destination != Origin.of(*own):
@@ -153,15 +153,15 @@ def _copy(headers: Any, header: str, multiple: Function) -> Any:
     try:
         copy = headers.copy()
         copy[header] = ""
-    except Exception:  # some mappings have no copy, or an immutable one
+    except Exception:  # some mappings have no `copy`, or it returns an immutable mapping
         return multiple(headers.items())
     return copy
 
 
 def _is_requests(headers: Any) -> bool:
-    """Return whether these are the headers of requests.
+    """Return whether *headers* is an object of the library named requests.
 
-    Their ``_store`` maps names in lower case to pairs of name and value. Reading it takes a fraction of the
-    time of their public methods.
+    Its ``_store`` maps lower-case names to (name, value) pairs. Reading ``_store`` takes a fraction of the time
+    that the public methods take.
     """
     return type(headers).__module__ == "requests.structures"

@@ -1,4 +1,4 @@
-"""What a caller of a `;required` destination catches."""
+"""The exception to catch when calling a `;required` destination."""
 
 from otel_token_relay.errors import TokenUnavailable
 

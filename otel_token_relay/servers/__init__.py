@@ -1,5 +1,5 @@
-"""Server boundaries: bind the token of a request, or none, and end the lease with the response.
+"""The server boundaries: they bind a request's token, or none, and end the lease with the response.
 
 Instrumentation alone is not enough: it skips ``extract`` when a span is already current, and event loops
-start the next request of a connection in the context of the previous one.
+start a connection's next request in the context of the previous one.
 """

@@ -1,7 +1,7 @@
 """The boundary for aiohttp.web.
 
-Instrumentation extracts the token and drops it: it passes the context to a span and never attaches it.
-The boundary encloses ``RequestHandler._handle_request``, so it ends when the response has been written,
+Instrumentation extracts the token and drops it: it passes the context to a span but never attaches the context.
+The boundary encloses ``RequestHandler._handle_request``, so it ends once the response has been written
 and also applies to a ``web.Server`` without an application.
 """
 
@@ -24,15 +24,15 @@ Handler = Callable[[Any], Awaitable[Any]]
 
 
 class TokenRelayMiddleware:
-    """Bind the token of each request around the handlers of an application, if its server is not hooked.
+    """Bind each request's token around an application's handlers, if the server is not hooked.
 
-    Put it first: ``web.Application(middlewares=[TokenRelayMiddleware(), ...])``. The lease ends when the
-    handler returns. If there is an outer boundary, that one is used.
+    Put this middleware first: ``web.Application(middlewares=[TokenRelayMiddleware(), ...])``. The lease ends when
+    the handler returns. If there is an outer boundary, the middleware uses it.
 
     Args:
-        settings: ``None`` for the installed settings, or else those of the environment.
-        authenticator: Verifies each request, such as a `BearerAuthenticator`; ``None`` for the one that the
-            settings ask for.
+        settings: ``None`` to use the installed settings or, if there are none, the environment variables.
+        authenticator: Verifies each request, for example a `BearerAuthenticator`; ``None`` to use the one that
+            the settings require.
     """
 
     # Tells aiohttp that the middleware accepts a request and a handler.
@@ -61,7 +61,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 return await original(self, request, start_time, handler, *args, **kwargs)
             settings, authenticator = runtime.terms
             with _binding(request, settings) as boundary:
-                # If the request cannot be parsed, the server responds with 400 and runs no code of the application.
+                # If the request cannot be parsed, the server responds with 400 and runs no application code.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
                     handler = _guard(handler, boundary, authenticator)
                 return await original(self, request, start_time, handler, *args, **kwargs)
@@ -73,7 +73,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 @contextmanager
 def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None]:
-    # Not an item of the request: items belong to the application, and aiohttp warns about string keys.
+    # Not stored as a request item: items belong to the application, and aiohttp warns about string keys.
     vars(request)[BOUNDARY_KEY] = boundary = Boundary(_values_of(request), settings)
     attached = otel_context.attach(boundary.context())
     try:
@@ -84,10 +84,10 @@ def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None
 
 
 def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | None) -> Handler:
-    """Return a handler that calls *handler* only for requests, WebSockets included, that *authenticator* accepts."""
+    """Return a handler that calls *handler* only for requests (including WebSockets) that *authenticator* accepts."""
 
     async def guarded(request: Any) -> Any:
-        # The path by which aiohttp routes: in `path`, an encoded slash looks like a plain one.
+        # This is the path by which aiohttp routes. In `path`, an encoded slash looks like a plain one.
         # Older versions route by the raw path, and their URLs have no `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)

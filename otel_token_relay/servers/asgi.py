@@ -27,19 +27,19 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
 
-# Above this number of lines, inner boundaries compare the lines and do not read them again: some servers have
-# no limit.
+# Above this number of header lines, inner boundaries compare the lines instead of reading them again: some servers
+# do not limit the number.
 _MANY_LINES: Final = 64
 
 
 class TokenRelayMiddleware:
-    """Bind the token of each request around an ASGI application, if its framework is not hooked.
+    """Bind each request's token around an ASGI application, if the application's framework is not hooked.
 
-    Make it the outermost middleware. Inner boundaries use this one.
+    Make this the outermost middleware. Inner boundaries reuse its boundary.
 
     Args:
         app: The ASGI 3 application.
-        settings: ``None`` for the installed settings, or else those of the environment.
+        settings: ``None`` to use the installed settings or, if there are none, the environment variables.
     """
 
     def __init__(self, app: App, settings: Settings | None = None) -> None:
@@ -51,11 +51,11 @@ class TokenRelayMiddleware:
 
 
 def path_without_mount(scope: Scope) -> str | None:
-    """Return the path without ``root_path``, by which applications route.
+    """Return the path by which applications route, that is, the path without ``root_path``.
 
     Returns:
-        ``None`` if applications would read it differently: some remove the mount point as whole segments,
-        some as a prefix, some wherever it occurs in the path.
+        The path; ``None`` if applications would derive different paths: some remove the mount point only as whole
+        segments, some as a prefix, and some wherever it occurs.
     """
     path: str = scope.get("path", "")
     mount: str = scope.get("root_path") or ""
@@ -67,7 +67,7 @@ def path_without_mount(scope: Scope) -> str | None:
 
 
 def whole_path(scope: Scope) -> str:
-    """Return the path by which an application without support for mount points routes."""
+    """Return the path by which an application routes if it does not support mount points."""
     path: str = scope.get("path", "")
     return path
 
@@ -81,7 +81,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
                 await original(self, scope, receive, send)
                 return
 
-            # `partial` instead of another coroutine: a request passes several of these wrappers.
+            # `partial` saves another coroutine: a request passes through several of these wrappers.
             await serve(partial(original, self), scope, receive, send, runtime.terms, route)
 
         return __call__
@@ -90,11 +90,11 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
 
 
 def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return the hook that patches the class with this name in a module.
+    """Return a hook that patches the class with this name in a module.
 
     Args:
-        class_name: The class of the applications.
-        route: Returns the path by which its applications route.
+        class_name: The name of the application class.
+        route: Returns the path by which applications of this class route.
     """
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -111,10 +111,10 @@ async def serve(
     terms: Terms,
     route: Route = path_without_mount,
 ) -> None:
-    """Run *app* with the token of this request, or none, bound until it returns, if the authenticator accepts it.
+    """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request.
 
-    Every scope except ``lifespan`` is a request, also one of a type that only this server and this application
-    know.
+    Every scope except ``lifespan`` is a request, even if only this server and this application know the scope's
+    type.
     """
     settings, authenticator = terms
     if scope["type"] == "lifespan":
@@ -122,7 +122,7 @@ async def serve(
         return
     headers = scope.get("headers") or ()
     if type(headers) is not list and not isinstance(headers, (list, tuple)):
-        # The specification allows any iterable: the application must still be able to read it.
+        # The specification allows any iterable, and the application must still be able to read the headers.
         scope["headers"] = headers = list(headers)
 
     def values_of(name: str) -> list[bytes]:
@@ -131,8 +131,8 @@ async def serve(
         size = len(wanted)
         while True:
             try:
-                # By index, which consumes nothing of a pair that can be read only once. Values of any length
-                # are passed on undecoded: `parse_credentials` checks the length first.
+                # Indexing consumes nothing of a pair that can be read only once. Values of any length are
+                # passed on undecoded, because `parse_credentials` checks the length first.
                 return [pair[1] for pair in headers if len(pair[0]) == size and pair[0].lower() == wanted]
             except TypeError:
                 kept = [_keep(pair) for pair in headers]
@@ -167,7 +167,7 @@ async def serve(
 
 
 def _keep(pair: Any) -> Any:
-    """Return a pair that can be read repeatedly: the specification allows any iterable."""
+    """Return *pair* in a form that can be read repeatedly. The specification allows any iterable."""
     return pair if isinstance(pair, (tuple, list)) or not isinstance(pair, Iterable) else tuple(pair)
 
 
@@ -178,19 +178,19 @@ async def _enter(
     if error_response is None:
         await app(scope, receive, send)
     elif scope["type"] == "http":
-        # RFC 9110, section 9.3.2: the headers of GET, without a body.
+        # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
-        # If the server can send a response to a handshake, it sends the error response. Otherwise, the
-        # connection is closed before it is accepted, for which the server responds with 403.
+        # If the server can respond to a handshake, it sends the error response. Otherwise, the connection is
+        # closed before it is accepted, and the server responds with 403.
         await receive()
         if "websocket.http.response" in (scope.get("extensions") or {}):
             await _respond("websocket.http", send, error_response, error_response.body)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
     else:
-        # The response format of an unknown protocol is unknown. By the specification, an application rejects
-        # a scope by raising an exception.
+        # An unknown protocol's response format is unknown, too. According to the specification, an application
+        # rejects a scope by raising an exception.
         raise RuntimeError(f"the application was not called for this scope: {error_response.error}")
 
 
@@ -213,8 +213,8 @@ async def _respond(kind: str, send: Send, error_response: ErrorResponse, body: b
 def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Return a callable that runs the server's own code without the token.
 
-    Within ``receive`` and ``send``, a server starts the next request of the connection and registers
-    callbacks, for which the event loop keeps the current context.
+    Within ``receive`` and ``send``, a server starts the connection's next request and registers callbacks. The
+    event loop keeps the current context for both.
     """
 
     async def outside(*message: Any) -> Any:

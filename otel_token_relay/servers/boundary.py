@@ -1,4 +1,4 @@
-"""The part that is common to the boundaries of all servers: the token and the lease of one request."""
+"""The part that all server boundaries share: the token and the lease of one request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _logger = logging.getLogger(__name__)
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
 
-# The key of the boundary in a request (an ASGI scope, a WSGI environ), so that nested applications,
-# instrumentation and middleware use the same boundary.
+# The key under which a request (an ASGI scope or a WSGI environ) stores its boundary, so that nested
+# applications, instrumentation and middleware use the same one.
 BOUNDARY_KEY = "otel_token_relay.boundary"
 
 
@@ -31,14 +31,14 @@ class _RequestLease(Lease):
 
 
 class Boundary:
-    """One request: its token, if it has one, and the lease that ends with the response.
+    """A request's token, if it has one, and the lease that ends with the response.
 
     Attributes:
         credentials: The token, or the reason why there is none.
         token: The token, or ``None``.
-        admitted_by: The authenticators that have accepted this request, each with the whole path.
-        lines: The immutable header lines from which the token was read; ``None`` if reading them again
-            costs no more than comparing them.
+        admitted_by: The authenticators that have accepted this request, each with the whole path it accepted.
+        lines: The immutable header lines from which the token was read; ``None`` if reading them again is
+            as cheap as comparing them.
     """
 
     __slots__ = (
@@ -71,14 +71,14 @@ class Boundary:
         self.admitted_by = ()
 
     def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response, or ``None`` if *authenticator* accepts this request or already has on this path.
+        """Return the error response; ``None`` if *authenticator* accepts or has already accepted this request and path.
 
         Only successful checks are cached. Middleware may retry a request or split it into several, so failed
         and pending checks run again.
 
         Args:
             authenticator: ``None`` if requests are not verified.
-            path: The path at this boundary. For gRPC, the full name of the method.
+            path: The path at this boundary. For gRPC, this is the full method name.
         """
         if authenticator is None or self._was_admitted(authenticator, path):
             return None
@@ -105,11 +105,11 @@ class Boundary:
 
     @property
     def _is_verified(self) -> bool:
-        """Whether a verifier has accepted the token of this request."""
+        """Whether a verifier has accepted this request's token."""
         return self.token is not None and self.token.verification is not None
 
     def context(self) -> Context:
-        """Return the current context with the token of the request, or with none.
+        """Return the current context with the request's token, or with no token.
 
         Instrumentation may see only one of two duplicate headers and accept it. Rejected credentials are
         therefore marked, so that ``extract`` ignores them until the request ends.
@@ -122,13 +122,13 @@ class Boundary:
     def still_applies_to(self, values_of: ValuesOf, lines: Sequence[object] | None = None) -> bool:
         """Return whether an inner application may use this boundary.
 
-        It must not after the response is complete, if middleware has replaced or removed the credentials, or
-        in a context of another request, such as that of a worker task, or in an empty one. A token that the
-        application has bound with `use_token` stays bound.
+        It must not do so once the response is complete, or if middleware has replaced or removed the credentials.
+        The same applies if the current context is empty or belongs to another request, as in a worker task. A
+        token that the application has bound with `use_token` stays bound.
 
         Args:
             values_of: See `otel_token_relay.credentials.find`.
-            lines: The current header lines, as in the attribute.
+            lines: The current header lines, to compare with the attribute `lines`.
         """
         context = otel_context.get_current()
         if not self._is_responding or TOKEN_KEY not in context:
@@ -140,13 +140,13 @@ class Boundary:
             return True
         try:
             source = find(values_of, self._settings)
-        except Exception:  # as in `_read`
+        except Exception:  # invalid headers, as in `_read`
             return self.credentials is Reason.MALFORMED
-        # The same text is the same token, so it is not parsed again.
+        # Identical header lines contain the same token, so they are not parsed again.
         return source == self._header_lines or read(source, self._settings) == self.credentials
 
     def close(self) -> None:
-        """End the lease: the response is complete or aborted."""
+        """End the lease, because the response is complete or has been aborted."""
         self._is_responding = False
         self._lease.end(linger=self._settings.linger)
 
@@ -155,5 +155,5 @@ class Boundary:
             source = find(values_of, self._settings)
             return source, read(source, self._settings, lease=self._lease)
         except Exception:  # invalid headers from the server; the request continues without a token
-            _logger.debug("cannot read the headers of the request", exc_info=True)
+            _logger.debug("cannot read the request's headers", exc_info=True)
             return None, Reason.MALFORMED

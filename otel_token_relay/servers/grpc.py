@@ -1,8 +1,8 @@
 """The boundary for gRPC servers, sync and aio.
 
-The hook puts an interceptor before all other interceptors, so that it encloses them. Instrumentation reads
+The hook puts our interceptor before all other interceptors, so that ours encloses them. Instrumentation reads
 metadata as a mapping, in which the last of two ``authorization`` entries wins. The boundary rejects two
-entries as ambiguous, and instrumentation cannot bind one of them within the call either.
+entries as ambiguous and keeps instrumentation from binding either of them within the call.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from otel_token_relay.settings import Settings
 
 Settle = Callable[[], Terms | None]
 
-# In both `grpc.server` and `grpc.aio.server`.
+# The position of the argument `interceptors` in both `grpc.server` and `grpc.aio.server`.
 _INTERCEPTORS_POSITION = 2
 
-# A malformed header gets 400 over HTTP; gRPC treats it like a missing one.
+# Over HTTP, a malformed header gets 400; gRPC treats such a header as missing.
 _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
 _TRAILING: Final = ("www-authenticate", "retry-after")
 
 
 def server_interceptor(settings: Settings | None = None, authenticator: Authenticator | None = None) -> Any:
-    """Return an interceptor for `grpc.server`, for a process in which gRPC is not hooked. Put it first.
+    """Return an interceptor for `grpc.server`, to use if gRPC is not hooked. Put it before all other interceptors.
 
     Args:
-        settings: ``None`` for the installed settings, or else those of the environment.
-        authenticator: Verifies each call, such as a `BearerAuthenticator`; ``None`` for the one that the
-            settings ask for.
+        settings: ``None`` to use the installed settings or, if there are none, the environment variables.
+        authenticator: Verifies each call, for example a `BearerAuthenticator`; ``None`` to use the one that
+            the settings require.
     """
     import grpc
 
@@ -51,7 +51,7 @@ def aio_server_interceptor(settings: Settings | None = None, authenticator: Auth
     return _build_aio_interceptor(grpc, TermsInForce(settings, authenticator))
 
 
-# The same name as in the modules of the other servers.
+# The same name as in the other servers' modules.
 TokenRelayMiddleware: Final = server_interceptor
 
 
@@ -97,7 +97,7 @@ def _build_aio_interceptor(module: Any, settle: Settle) -> Any:
 
 
 def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> Any:
-    """Return the handler of one call with the boundary around the method of the servicer."""
+    """Return one call's handler with the boundary around the servicer's method."""
     if handler is None or terms is None:
         return handler
     incoming = "stream" if handler.request_streaming else "unary"
@@ -115,7 +115,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str 
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
-    """Put the boundary around a servicer's method. The result is the same kind of function, which aio checks."""
+    """Put the boundary around a servicer's method. Return the same kind of function, because aio checks the kind."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -162,7 +162,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
 
     def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
         call = start()
-        # gRPC does not close the responses of a cancelled call.
+        # gRPC does not close the response iterator of a canceled call.
         if context.add_callback(call.close) is False:  # the call is over; aio returns None
             call.close()
         return _Responses(lambda: behavior(request, context), context, call)
@@ -171,7 +171,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
 
 
 class _Call:
-    """One call. Its context is kept from step to step, since instrumentation attaches its span in the first step."""
+    """One call. Its context is kept from step to step, because instrumentation attaches its span in the first one."""
 
     def __init__(self, module: Any, details: Any, terms: Terms) -> None:
         self._module = module
@@ -182,13 +182,13 @@ class _Call:
         self.close = self._boundary.close
 
     def check(self, context: Any) -> None:
-        """Abort the call, which raises an exception, unless the authenticator accepts it."""
+        """Abort the call by raising an exception, unless the authenticator accepts the call."""
         error_response = self._boundary.check(self._authenticator, self._path)
         if error_response is not None:
             context.set_trailing_metadata(_trailing_metadata(error_response))
             context.abort(self._code(error_response), error_response.error)
-            # In older releases of grpcio, the context that aio passes to synchronous methods does not raise:
-            # the client has its response, but the method would still run.
+            # In older grpcio releases, aborting the context that aio passes to synchronous methods does not
+            # raise an exception: the client has its response, but the method would still run.
             raise self._module.aio.AbortError(error_response.error)
 
     async def check_async(self, context: Any) -> None:
@@ -216,10 +216,10 @@ def _trailing_metadata(error_response: ErrorResponse) -> tuple[tuple[str, str], 
 
 
 class _Responses:
-    """The responses of a synchronous method, each produced in the context of its call.
+    """The responses of a synchronous method, each produced in its call's context.
 
-    The method is called when gRPC requests the first response. It does so in a thread, which may block; aio
-    calls the method on its event loop, where the check would block forever.
+    The check and the method run when gRPC requests the first response, in a thread that may block. They cannot run
+    earlier: aio calls a streaming method on its event loop, where the check would block forever.
     """
 
     def __init__(self, begin: Callable[[], Iterator[Any]], context: Any, call: _Call) -> None:

@@ -1,7 +1,7 @@
 """The boundary for Tornado.
 
-``RequestHandler._execute`` runs the whole request, including ``prepare`` and the messages of a
-WebSocket, in a separate task.
+``RequestHandler._execute`` runs the whole request, including ``prepare`` and a WebSocket's messages,
+in a separate task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             boundary = Boundary(self.request.headers.get_list, runtime.terms.settings)
             attached = otel_context.attach(boundary.context())
             try:
-                # By the raw path, since Tornado routes by it.
+                # The raw path is checked, because Tornado routes by it.
                 error_response = await _check(boundary, runtime.terms.authenticator, self)
                 return (
                     await original(self, *args, **kwargs) if error_response is None else _respond(self, error_response)
@@ -59,7 +59,7 @@ def _respond(handler: Any, error_response: ErrorResponse) -> None:
 
     headers = httputil.HTTPHeaders({"Date": httputil.format_timestamp(time.time())} | dict(error_response.headers))
     start_line = httputil.ResponseStartLine("", error_response.status, HTTPStatus(error_response.status).phrase)
-    # RFC 9110, section 9.3.2: the headers of GET, without a body.
+    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
     body = b"" if handler.request.method == "HEAD" else error_response.body
     connection = handler.request.connection
     connection.set_close_callback(None)
@@ -68,7 +68,7 @@ def _respond(handler: Any, error_response: ErrorResponse) -> None:
     handler._finished = True
     prepared = handler._prepared_future
     if prepared is not None and not prepared.done():
-        # For a handler that streams the request body: Tornado skips the body after the response.
+        # This is for a handler that streams the request body: Tornado skips the body once a response is sent.
         prepared.set_result(None)
     handler.set_status(error_response.status)
     handler._log()

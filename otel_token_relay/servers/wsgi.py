@@ -26,13 +26,13 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 class TokenRelayMiddleware:
-    """Bind the token of each request around a WSGI application, if its framework is not hooked.
+    """Bind each request's token around a WSGI application, if the application's framework is not hooked.
 
-    Make it the outermost middleware. Inner boundaries use this one.
+    Make this the outermost middleware. Inner boundaries reuse its boundary.
 
     Args:
         app: The WSGI application.
-        settings: ``None`` for the installed settings, or else those of the environment.
+        settings: ``None`` to use the installed settings or, if there are none, the environment variables.
     """
 
     def __init__(self, app: App, settings: Settings | None = None) -> None:
@@ -58,7 +58,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 
 
 def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return the hook that patches the class with this name in a module."""
+    """Return a hook that patches the class with this name in a module."""
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         for method in methods or ("__call__",):
@@ -73,7 +73,7 @@ def serve(
     start_response: StartResponse,
     terms: Terms,
 ) -> Iterable[bytes]:
-    """Run *app* with the token of this request, or none, bound, if the authenticator accepts it.
+    """Bind this request's token, or none, and run *app* if the authenticator accepts the request.
 
     The token stays bound while the response is streamed.
     """
@@ -99,8 +99,8 @@ def serve(
         otel_context.detach(attached)
     file_wrapper = environ.get("wsgi.file_wrapper")
     if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        # No more code of the application runs, and servers recognize these types: they derive Content-Length
-        # from the first ones and pass the file wrapper to sendfile.
+        # No more application code runs, and servers recognize these types: they derive Content-Length from
+        # lists, tuples and bytes, and pass the file wrapper to sendfile.
         boundary.close()
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
@@ -115,16 +115,16 @@ def _enter(
         return app(environ, start_response)
     phrase = HTTPStatus(error_response.status).phrase
     start_response(f"{error_response.status} {phrase}", list(error_response.headers))
-    # RFC 9110, section 9.3.2: the headers of GET, without a body.
-    # One empty chunk, since Hypercorn does not start a response before its first chunk.
+    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
+    # The body is one empty chunk, because Hypercorn does not start a response before its first chunk.
     return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else error_response.body]
 
 
 def _path(environ: Environ) -> RequestPath:
-    """Return the path as text. WSGI passes its bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
+    """Return the decoded path. WSGI passes the path's bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
     path: str = environ.get("PATH_INFO", "")
     whole = _as_text(environ.get("SCRIPT_NAME", "") + path)
-    # Django and Werkzeug route an empty path as the root path.
+    # Django and Werkzeug route an empty path like the root path.
     return RequestPath(_as_text(path) or "/", whole, partial(_header_values, environ))
 
 
@@ -137,10 +137,10 @@ def _header_values(environ: Environ) -> Iterator[str]:
 
 
 class _Body:
-    """A streamed response: each step runs in the context of the request, which is detached after it.
+    """A streamed response. Each step runs in the request's context, which is detached after the step.
 
-    The context is kept from step to step, since instrumentation attaches its span in the first step and
-    detaches it in the last one. Streams that a server interleaves do not see each other's context.
+    The context is kept from step to step, because instrumentation attaches its span in the first step and
+    detaches it in the last one. Streams that a server interleaves do not see each other's contexts.
     """
 
     def __init__(self, body: Iterable[bytes], boundary: Boundary, context: Context) -> None:
@@ -170,9 +170,9 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # For a server that does not call `close`. Releasing a generator ends it, and instrumentation that
-        # detaches its span there would attach our context to the thread.
-        if otel_context is None:  # at shutdown, the interpreter has already cleared this module
+        # This is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
+        # detaches its span at that point would attach our context to the thread.
+        if otel_context is None:  # at shutdown, after the interpreter has cleared this module
             return
         self._boundary.close()
         attached = otel_context.attach(self._context)
