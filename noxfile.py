@@ -5,7 +5,7 @@
     COVERAGE=1 nox       everything, with branch coverage across all sessions
 
 The supported Python versions are those in pyproject.toml's classifiers. If this machine does not have one of
-them, its session is skipped and reports this.
+them, its session reports this and is skipped.
 """
 
 from __future__ import annotations

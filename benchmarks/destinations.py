@@ -31,7 +31,7 @@ def _policy(entries: tuple[str, ...]) -> RelayPolicy:
 
 
 def _first_time(policy: RelayPolicy, hosts: list[str]) -> Any:
-    """Return the timing of uncached lookups, which take *hosts* in turn; there are more hosts than the cache holds."""
+    """Return the timing of uncached lookups of *hosts* in turn. There must be more hosts than the cache holds."""
     names = {"find": policy.find, "next": partial(next, cycle(hosts))}
     return statement("find('https', next(), 8443)", names)
 

@@ -1,8 +1,8 @@
 """Time several operations in alternating rounds, so that a busy machine affects all of them equally.
 
 Each round times every operation once, in a rotating order, for a fraction of a millisecond. Operations are
-compared within a round, and the result is the median of the rounds. If the machine pauses, this affects one
-round but not the result.
+compared within a round, and the result is the median of the rounds. If the machine pauses, one round is
+affected, but the result is not.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callab
 
 
 def _batching(processor: Callable[..., Any], exporter: Any) -> Any:
-    """Return a batch processor whose queue never fills up, since it would drop records instead of exporting them."""
+    """Return a batch processor whose queue never fills up: dropped records would not be redacted or encoded."""
     return processor(exporter, max_queue_size=100_000, max_export_batch_size=512)
 
 

@@ -33,7 +33,7 @@ def run() -> int:
 
     Returns:
         0 if every token reached only services that may have it and every invalid token was rejected;
-        130 after Ctrl-C; otherwise, or if a process did not start, 1.
+        130 after Ctrl-C; 1 otherwise, including if a process did not start.
 
     Raises:
         ModuleNotFoundError: A package in the ``demo`` extra is missing.

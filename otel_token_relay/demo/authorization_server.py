@@ -85,7 +85,7 @@ class Client(ClientMixin):
 
 WEB: Final = Client(CLIENT_ID, ("authorization_code", "refresh_token"))
 KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
-"""A public terminal, whose tokens must have expired when the next user arrives."""
+"""A public terminal, whose tokens must have expired by the time the next user arrives."""
 SERVICES: Final = tuple(
     Client(name, ("client_credentials",), f"{name}-secret") for name in ("user-service", "profile-service")
 )
@@ -104,7 +104,7 @@ class User:
 
 @dataclass(slots=True)
 class Code(AuthorizationCodeMixin):
-    """An authorization code, which can be used once, within a minute."""
+    """An authorization code, which can be used only once and only within a minute."""
 
     code: str
     client_id: str

@@ -119,7 +119,7 @@ class Report:
         self._print(Text(), *lines)
 
     def print_failure(self, message: str) -> None:
-        """Print why the demo cannot run."""
+        """Print the reason why the demo cannot run."""
         self._print(Text(f"✗ {message}", "red"))
 
     @staticmethod

@@ -66,8 +66,8 @@ class BearerAuthenticator:
     Args:
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; both work with every kind of server, and
             neither blocks an event loop.
-        realm: The realm that every challenge contains; ``None`` for ``api``.
-        required_scopes: The scopes that a token must have. It must have all of them.
+        realm: The realm sent in every challenge; ``None`` for ``api``.
+        required_scopes: The scopes that every accepted token must have.
         exclude: Paths that need no token. Each is compared exactly with the path that the application routes
             on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
             ``/healthz/`` nor ``/healthz/deep``. For gRPC, use full method names: ``/package.Service/Method``.

@@ -11,7 +11,7 @@ _Entry = TypeVar("_Entry")
 
 
 def digest(token: str) -> bytes:
-    """Return the cache key of *token*, its SHA-256."""
+    """Return the cache key for *token*, which is its SHA-256 digest."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 

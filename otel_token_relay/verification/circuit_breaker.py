@@ -78,7 +78,7 @@ class CircuitBreaker:
         """Record a failure that either the endpoint or the token may have caused.
 
         Returns:
-            Whether the caller must probe the endpoint now and then call `end_probe`.
+            Whether the caller must probe the endpoint and call `end_probe` afterward.
         """
         with self._lock:
             self._failures += 1

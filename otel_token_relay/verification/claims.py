@@ -1,7 +1,7 @@
 """The rules for an access token's header and claims. This module uses no clock, no keys and no I/O.
 
 First, `jws.parse_jws` parses the token; then the caller checks the signature; finally, `check_type` and
-`check_claims` run. Before the signature has been checked, only ``iss`` may be used, to select the keys.
+`check_claims` run. Before the signature has been checked, ``iss`` alone may be used, only to select the keys.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run the same generator in threads and on event loops.
 
-Code that may have to wait is written once, as a generator (the "core") that yields a `Wait` each time.
+Code that may have to wait is written once, as a generator (the "core") that yields a `Wait` when it has to.
 `drive` runs the core in a thread; `drive_async` runs it in an asyncio or trio task.
 """
 
@@ -35,7 +35,7 @@ def drive(core: Generator[Wait, None, _Result]) -> _Result:
 
 
 async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
-    """Run *core* in this task. If the task is canceled, the future continues for the other waiting callers."""
+    """Run *core* in this task. If the task is canceled, the awaited work continues for other callers."""
     try:
         while True:
             wait = next(core)

@@ -32,7 +32,7 @@ class FetchFailed(Exception):
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return a log message for *error*: only its type unless it is of this class, since it may quote a response."""
+        """Return a description that is safe to log: for an error of another class, only the name of that class."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
@@ -57,7 +57,7 @@ def check_url(setting: str, url: object) -> str:
 
 
 def is_trustworthy(url: str) -> bool:
-    """Return whether responses from *url* are safe from changes by an attacker on the network."""
+    """Return whether responses from *url* are protected against tampering by an attacker on the network."""
     origin = Origin.parse(url)
     return origin is not None and origin.is_secure and url.isascii() and "#" not in url
 

@@ -61,7 +61,7 @@ class IntrospectionResult(NamedTuple):
     Attributes:
         claims: The members of an ``active`` response; ``None`` if the token is not active.
         until: The time on the monotonic clock, in seconds, at which the result expires.
-        refresh_at: The time on that clock after which using the result refreshes it in the background.
+        refresh_at: The time on that clock from which using the result triggers a background refresh.
     """
 
     claims: Mapping[str, Any] | None
@@ -268,7 +268,7 @@ class Introspection:
         _log(level, "introspection failed: %s", error)
 
     def _probe(self) -> bool:
-        """Return whether the server responds to looking up a random token (inactive: RFC 7662, section 2.2)."""
+        """Return whether a random token can be looked up. It must be inactive (RFC 7662, section 2.2)."""
         try:
             self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except _TokenRefused:

@@ -35,7 +35,7 @@ _MAX_MODULUS_LENGTH: Final = 1366
 
 
 def check_algorithms(names: Sequence[str]) -> frozenset[str]:
-    """Return the ``alg`` header values that the list *names* allows.
+    """Return the ``alg`` header values that *names* allows.
 
     Raises:
         ConfigurationError: The list is empty, or contains a symmetric or unknown algorithm.
@@ -44,7 +44,7 @@ def check_algorithms(names: Sequence[str]) -> frozenset[str]:
         raise ConfigurationError("algorithms", "expected a list of names such as RS256")
     for name in names:
         if name not in KEY_TYPES:
-            # With a symmetric algorithm, the public key would be the secret, and any attacker could sign.
+            # With a symmetric algorithm, the public key would be the secret, and any attacker could sign tokens.
             raise ConfigurationError("algorithms", f"unsupported algorithm; expected one of {', '.join(KEY_TYPES)}")
     allowed = frozenset(names)
     # RFC 9864, section 4.1: Ed25519 is the new name for EdDSA on that curve.

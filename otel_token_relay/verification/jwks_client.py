@@ -52,7 +52,7 @@ class KeyTimes:
         cooldown: The minimum time between two fetches for an unknown ``kid``, and after a failed fetch.
         timeout: The maximum time for one refresh, including discovery. No request waits longer, and a
             request waits that long only if the source has no keys.
-        max_stale: How long keys are used after they are no longer fresh if they cannot be refreshed.
+        max_stale: How long keys that cannot be refreshed are still used once they are no longer fresh.
     """
 
     cooldown: float = 10.0

@@ -1,4 +1,4 @@
-"""Issuer metadata: where to find it, which of it to trust, and how long a response stays fresh. No I/O.
+"""Issuer metadata: where to find it, which parts of it to trust, and how long a response stays fresh. No I/O.
 
 Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, section 3.
 """
@@ -37,7 +37,7 @@ def check_issuer(issuer: object) -> str:
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Return both possible metadata URLs: with a suffix after the path (OpenID) or before it (RFC 8414)."""
+    """Return both possible metadata URLs: OpenID appends to the issuer's path; RFC 8414 inserts before it."""
     parts = urlsplit(issuer)
     path = parts.path.rstrip("/")
     base = f"{parts.scheme}://{parts.netloc}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SpanClaimsInForce:
-    """The claims that the settings choose, even if the settings are installed later.
+    """The claims chosen in the settings, which may be installed later.
 
     Args:
         settings: A callable that returns the settings currently in force.
@@ -59,7 +59,7 @@ class SpanClaims:
 
     @classmethod
     def of(cls, settings: Settings) -> SpanClaims | None:
-        """Build an instance from the settings; return ``None`` if they choose no claims."""
+        """Build an instance from the settings; return ``None`` if no claims are chosen."""
         return cls(settings.span_claims) if settings.span_claims else None
 
     def describe(self, verification: Verification, span: trace.Span) -> None:

@@ -209,7 +209,7 @@ class VerifierCore:
                 return None
         if self._introspection is not None:
             result = self._introspection.cached(key, token)
-            # A newer response may grant less, so it is checked like the first one, which requires no waiting.
+            # A newer response may grant less, so it is checked like the first one. This does not require waiting.
             if result is None or result.claims is None or result.claims is not accepted.introspected:
                 return None
         if accepted.expires_at is not None and self._now() >= accepted.expires_at + self._rules.leeway:
@@ -217,7 +217,7 @@ class VerifierCore:
         return self._check_revocation(accepted, key, token)
 
     def steps(self, token: str) -> Generator[Wait, None, VerifiedToken]:
-        """Verify a token in a generator that `drive` or `drive_async` runs.
+        """Verify a token. This generator is run by `drive` or `drive_async`.
 
         Raises:
             TokenRejected: The token violates a rule; the reason identifies the first such rule.
@@ -359,7 +359,7 @@ def _check_sources(issuers: tuple[str, ...], rules: Rules, jwks_uri: str | None,
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if issuers and not rules.audience:
         # RFC 9068, section 4: without an audience, tokens for any other service would be accepted.
-        raise ConfigurationError("audience", "expected the name of this service, as in aud")
+        raise ConfigurationError("audience", "expected this service's name, as in aud")
     if jwks_uri is not None:
         check_url("jwks_uri", jwks_uri)
         if len(issuers) != 1:

@@ -167,7 +167,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def ask(port: int, numbers: range, users: int, deadline: float, result: Result, lock: threading.Lock) -> None:
-    """Send requests over one keep-alive connection, each with the token of a random user."""
+    """Send requests over one keep-alive connection, each with a random user's token or without a token."""
     choice = random.Random(numbers.start)  # must be reproducible, and need not be secret
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_SECONDS)
     sent = wrong = missing = failed = 0
