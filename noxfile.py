@@ -1,11 +1,11 @@
-"""Sessions that need environments of their own: every Python, the oldest dependencies, the built wheel.
+"""Sessions that need their own environments: every Python, the oldest dependencies, the built wheel.
 
     nox                  everything that .ci/run runs
     nox -s tests-3.12    the tests on one Python
-    COVERAGE=1 nox       the same, with branch coverage over all sessions
+    COVERAGE=1 nox       everything, with branch coverage across all sessions
 
-The supported versions of Python are the classifiers in pyproject.toml. A version that this machine does not
-have is skipped, and the session says so.
+The supported Python versions are those in pyproject.toml's classifiers. If this machine does not have one of
+them, its session reports this and is skipped.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 LOWEST = PYTHONS[0]
 PINS = ROOT / "requirements"
-# Two workers for each core: most tests wait for servers of their own.
+# Two workers per core, because most tests spend their time waiting for their own servers.
 PARALLEL = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
 EXTRAS = "verify,exchange,demo"
-# What the frameworks of today need is newer than the oldest OpenTelemetry that the package supports. These
-# tests need no client or server but their own.
+# Today's frameworks require newer packages than the oldest supported OpenTelemetry allows. These tests use
+# only their own clients and servers.
 OLDEST_TESTS = [line for line in (ROOT / "requirements" / "oldest-tests.txt").read_text().split() if line]
 
-# What depends on the programs that a test starts, not on the version of Python or of a library. `make test` runs it,
-# and FULL_MATRIX=1 runs it in every session.
+# Tests whose results depend on the programs that they start, not on the version of Python or of a library.
+# `make test` runs them; with FULL_MATRIX=1, every session runs them.
 PROGRAMS = (
     "tests/attacks/test_h01_moved_paths.py",
     "tests/attacks/test_h02_enforcement.py",
@@ -48,7 +48,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
 nox.options.sessions = ["tests", "lowest", "oldest", "coverage"]
 
-# uv finds the interpreters of pyenv if they are on the path, and downloads none.
+# uv finds pyenv's interpreters if they are on the path. It must not download any.
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"
 os.environ["PATH"] = os.pathsep.join(
     [
@@ -63,7 +63,7 @@ def _without_programs() -> list[str]:
 
 
 def _wheel(session: nox.Session) -> Path:
-    """Build the wheel and return it."""
+    """Build the wheel and return its path."""
     target = Path(session.create_tmp()) / "dist"
     shutil.rmtree(target, ignore_errors=True)
     session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(target), external=True)
@@ -71,15 +71,15 @@ def _wheel(session: nox.Session) -> Path:
 
 
 def _test(session: nox.Session, *arguments: str) -> None:
-    """Run pytest; with COVERAGE=1 under coverage, which also measures the processes that the tests start."""
+    """Run pytest. With COVERAGE=1, measure coverage too, including that of processes that the tests start."""
     measured = ("-m", "coverage", "run") if os.environ.get("COVERAGE") else ()
-    # -P and the import mode of pytest keep the checkout out of the path: the wheel is what is tested.
+    # -P and pytest's import mode keep the checkout off the path, so that the tests import the wheel.
     session.run("python", "-P", *measured, "-m", "pytest", "-q", *PARALLEL, *arguments, *session.posargs)
 
 
 @nox.session(python=PYTHONS[1:-1] or PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests against the wheel, with the pinned versions."""
+    """Run the tests against the wheel, with pinned dependency versions."""
     session.install("--compile-bytecode", "--require-hashes", "-r", str(PINS / "development.txt"))
     session.install("--no-deps", str(_wheel(session)))
     _test(session, *_without_programs())
@@ -87,7 +87,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=LOWEST)
 def lowest(session: nox.Session) -> None:
-    """Run the tests with the lowest versions that pyproject.toml allows."""
+    """Run the tests with the lowest dependency versions that pyproject.toml allows."""
     session.install(
         "--compile-bytecode",
         "--resolution",
@@ -101,16 +101,16 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(python=LOWEST)
 def oldest(session: nox.Session) -> None:
-    """Run what concerns OpenTelemetry on the oldest release that is supported."""
+    """Run the tests that concern OpenTelemetry with the oldest OpenTelemetry release that is supported."""
     session.install("--compile-bytecode", "--group", "oldest", f"otel-token-relay[verify] @ {_wheel(session).as_uri()}")
     _test(session, *OLDEST_TESTS)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Combine what the other sessions measured, and fail below the floor in pyproject.toml."""
+    """Combine the other sessions' coverage, and fail if it is below the minimum in pyproject.toml."""
     if not os.environ.get("COVERAGE"):
-        session.skip("set COVERAGE=1 to measure; it takes nearly twice as long")
+        session.skip("set COVERAGE=1 to measure coverage, which takes nearly twice as long")
     session.install("coverage>=7.17")
     session.run("coverage", "combine")
     session.run("coverage", "report", "--skip-covered")

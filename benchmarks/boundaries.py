@@ -1,4 +1,4 @@
-"""The cost of the ASGI and WSGI boundaries around an empty application."""
+"""Measure the cost of the ASGI and WSGI boundaries around an empty application."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def empty_wsgi(environ: Any, start_response: Callable[..., Any]) -> list[bytes]:
 
 
 def measure_boundaries(effort: Effort) -> Iterator[Figure]:
-    """Yield the cost of our boundary, divided by the cost of contrib's middleware without an SDK."""
+    """Yield our boundary's cost divided by that of contrib's middleware without an SDK."""
     make = partial(
         figure,
         cost=lambda one: one["ours"] - one["bare"],

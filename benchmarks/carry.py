@@ -1,4 +1,4 @@
-"""The cost of carrying a token into threads, and the memory of an open lease.
+"""Measure the cost of carrying a token into threads, and the memory that an open lease takes.
 
 python -m benchmarks.carry
 """
@@ -28,7 +28,7 @@ Row = tuple[str, float, float | None]
 
 
 def _submit_seconds(count: int) -> float:
-    """Return the seconds of submits to a pool whose threads are busy, so that only the submits are timed."""
+    """Return the seconds that submitting takes. The pool's threads are busy, so that only submitting is timed."""
     with ThreadPoolExecutor(2) as pool:
         release = threading.Event()
         for _ in range(4):
@@ -43,7 +43,7 @@ def _submit_seconds(count: int) -> float:
 
 
 def _start_seconds(count: int) -> float:
-    """Return the seconds of starting and joining threads that do nothing."""
+    """Return the seconds that starting and joining threads takes, if the threads do nothing."""
     started = time.perf_counter()
     for _ in range(count):
         thread = threading.Thread(target=int)
@@ -53,7 +53,7 @@ def _start_seconds(count: int) -> float:
 
 
 def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
-    """Return our time divided by that of the bare instrumentation, as the median of alternating rounds."""
+    """Return our time divided by that of bare instrumentation: the median of alternating rounds."""
 
     def bare() -> float:
         with use_token(TOKEN):
@@ -70,7 +70,7 @@ def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
     for number in range(rounds):
         gc.collect()
         gc.disable()
-        # Alternate the order, so that neither is always first.
+        # Alternate the order, so that neither one is always first.
         if number % 2:
             ours_seconds, bare_seconds = ours(), bare()
         else:
@@ -81,7 +81,7 @@ def _ratio(measure: Callable[[int], float], count: int, rounds: int) -> float:
 
 
 def _carry_ratio(count: int, rounds: int) -> float:
-    """Return the time of a carried call, divided by that of a call wrapped as the instrumentation does."""
+    """Return a carried call's time divided by that of a call that is wrapped as the instrumentation wraps it."""
 
     def seconds(call: Callable[[], object]) -> float:
         started = time.perf_counter()
@@ -90,7 +90,7 @@ def _carry_ratio(count: int, rounds: int) -> float:
         return time.perf_counter() - started
 
     def work() -> None:
-        """Do nothing, in a Python function."""
+        """Do nothing, but as a function written in Python."""
 
     def instrumented() -> None:
         attached = otel_context.attach(current)
@@ -109,14 +109,14 @@ def _carry_ratio(count: int, rounds: int) -> float:
 
 
 def _lease_bytes(count: int) -> float:
-    """Return the memory of one open boundary with a token of 900 characters."""
+    """Return the number of bytes that an open boundary with a 900-character token takes."""
     headers = [f"Bearer {number:0900d}" for number in range(count)]
     Boundary(lambda _: [headers[0]], SETTINGS)
     gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        # Each lambda keeps only the header, which the server keeps in any case.
+        # Each lambda keeps only the header, which the server keeps anyway.
         kept = [Boundary(lambda _, value=value: [value], SETTINGS) for value in headers]
         after, _ = tracemalloc.get_traced_memory()
         return (after - before) / len(kept)
@@ -128,10 +128,10 @@ def figures(quick: bool) -> list[Row]:
     """Measure everything.
 
     Args:
-        quick: Only a few calls of each: tests the program, and the figures mean nothing.
+        quick: Make only a few calls of each, to test the program; the figures are meaningless.
 
     Returns:
-        Name, figure and target; the target is ``None`` for figures without one.
+        The name, figure and target of each measurement; the target is ``None`` for figures without one.
     """
     count, rounds = (20, 1) if quick else (2_000, 41)
     ThreadingInstrumentor().instrument()

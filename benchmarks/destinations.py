@@ -1,4 +1,4 @@
-"""The cost of a long list of destinations, which must be close to that of one entry."""
+"""Measure the cost of a long list of destinations, which must be close to that of a list with one entry."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _policy(entries: tuple[str, ...]) -> RelayPolicy:
 
 
 def _first_time(policy: RelayPolicy, hosts: list[str]) -> Any:
-    """Return the timing of uncached lookups: the hosts in turn, more of them than the cache holds."""
+    """Return the timing of uncached lookups of *hosts* in turn. There must be more hosts than the cache holds."""
     names = {"find": policy.find, "next": partial(next, cycle(hosts))}
     return statement("find('https', next(), 8443)", names)
 
 
 def measure_destinations(effort: Effort) -> Iterator[Figure]:
-    """Yield the cost with 10,000 entries, divided by the cost with one."""
+    """Yield the cost with 10,000 entries divided by the cost with one entry."""
     context = context_of_request(token=True)
     make = partial(
         figure, cost=lambda one: one["many"], by=lambda one: one["one"], group="10,000 destinations instead of one"

@@ -1,4 +1,4 @@
-"""The cost of ``extract`` from an ASGI scope, called as in contrib's instrumentation."""
+"""Measure the cost of ``extract`` from an ASGI scope, called as contrib's instrumentation calls it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODE = "extract(scope, getter=getter)"
 
 
 def measure_extract(effort: Effort) -> Iterator[Figure]:
-    """Yield the figure with a token of 900 characters, and without a token."""
+    """Yield two figures: with a 900-character token and without a token."""
     ours = TokenRelayPropagator(Settings(destinations=(DESTINATION,))).extract
     theirs = TraceContextTextMapPropagator().extract
     for name, authorization in (("with a token of 900 characters", f"Bearer {jwt()}"), ("without Authorization", None)):

@@ -1,4 +1,4 @@
-"""A figure: a ratio, its target and its presentation."""
+"""Figures: their ratios, targets and presentation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from benchmarks.measure import Round, middle, quartiles
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table.
+    """One line in the table.
 
     Attributes:
-        group: The heading in the table.
+        group: The heading above the line in the table.
         name: The measured operation.
         yardstick: The operation whose cost is the divisor.
-        ratio: The median of the rounds.
-        low: The first quartile of the rounds.
-        high: The third quartile of the rounds.
+        ratio: The median of all rounds' ratios.
+        low: The first quartile of the rounds' ratios.
+        high: The third quartile of the rounds' ratios.
         target: The upper limit for the ratio; ``None`` for a figure without a target.
-        microseconds: The median cost on this machine, not divided.
+        microseconds: The median cost on this machine in microseconds, before division.
     """
 
     group: str
@@ -41,7 +41,7 @@ class Figure:
 
     @property
     def is_reached(self) -> bool | None:
-        """Whether the target is reached; ``None`` if there is none."""
+        """Whether the target is reached; ``None`` for a figure without a target."""
         return None if self.target is None else self.ratio <= self.target
 
 
@@ -55,7 +55,7 @@ def figure(
     yardstick: str,
     target: float | None = None,
 ) -> Figure:
-    """Return the figure of *cost* divided by *by* in each round."""
+    """Build a figure from each round's *cost* divided by the same round's *by*."""
     ratios = [cost(one) / by(one) for one in rounds]
     low, high = quartiles(ratios)
     return Figure(

@@ -1,8 +1,8 @@
-"""The cost of one hop: the time that our wrapper adds to a client method that does nothing.
+"""Measure the cost of one hop, which is the time that our wrapper adds to a client method that does nothing.
 
-The package's own ``patch`` wraps classes made for this measurement; the requests are those of the
+The package's own ``patch`` wraps classes made for this measurement; the request objects come from the
 libraries. The whole call is timed with and without the wrapper, and the difference is the cost. The
-yardstick is OpenTelemetry writing two baggage entries into ``httpx.Headers``.
+yardstick is the time that OpenTelemetry takes to write two baggage entries into ``httpx.Headers``.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ WITHOUT_TOKEN_TARGET = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client whose hop is timed, bare or with our wrapper.
+    """A client whose hop is timed, either bare or with our wrapper.
 
     Attributes:
-        name: The name in the table.
-        timing: Returns the timing, given the relay (``None`` for bare) and the current context.
+        name: The client's name in the table.
+        timing: A callable that returns the timing, given a relay (``None`` for bare) and the current context.
     """
 
     name: str
@@ -68,12 +68,12 @@ class Client:
 
 
 def relay(destinations: tuple[str, ...] = (DESTINATION,)) -> Relay:
-    """Return a relay with these listed destinations."""
+    """Return a relay that lists *destinations*."""
     return Relay(Settings(destinations=destinations))
 
 
 def runtime_of(relay: Relay) -> Runtime:
-    """Return what patches need of a runtime."""
+    """Return an object with those attributes of a runtime that patches need."""
     return cast("Runtime", SimpleNamespace(relay=relay))
 
 
@@ -88,9 +88,9 @@ def yardstick() -> Timing:
 
 
 def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
-    """Return the timing of one hop of httpx or httpx2.
+    """Return the timing of one hop on httpx or httpx2.
 
-    Each request is new and has a copy of the headers, as after instrumentation.
+    Each request is new and has its own copy of the headers, as it would after instrumentation.
     """
 
     class Transport:
@@ -118,7 +118,7 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
 
 
 def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timing:
-    """Return the timing of one attempt of a urllib3 pool, called as in ``urlopen``."""
+    """Return the timing of one attempt by a urllib3 pool, called as ``urlopen`` calls it."""
 
     connection: Any = HTTPSConnection("profile-service", 8443)
     connection.sock = SimpleNamespace(proto=socket.IPPROTO_TCP)
@@ -154,7 +154,7 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
 
 
 def urllib_timing(relay: Relay | None, context: Context) -> Timing:
-    """Return the timing of one hop of urllib.request."""
+    """Return the timing of one hop on urllib.request."""
 
     class AbstractHTTPHandler:
         def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> None:
@@ -172,7 +172,7 @@ def urllib_timing(relay: Relay | None, context: Context) -> Timing:
 
 
 def _twin(request: Any) -> Any:
-    """Return a copy whose attributes are set one by one, as in a new request."""
+    """Return a copy whose attributes have been set one by one, as in a new request."""
     twin = object.__new__(type(request))
     for name, value in vars(request).items():
         setattr(twin, name, value)
@@ -180,7 +180,7 @@ def _twin(request: Any) -> Any:
 
 
 def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context) -> Timing:
-    """Return the timing of one hop of aiohttp, in one running loop."""
+    """Return the timing of one hop on aiohttp in a single running loop."""
 
     class Request(ClientRequest):
         async def send(self, conn: Any) -> Any:
@@ -209,7 +209,7 @@ def clients(runner: asyncio.Runner) -> Iterator[Client]:
 
 
 def measure_hops(effort: Effort) -> Iterator[Figure]:
-    """Yield for each client the cost of a hop that relays, and of one without a token."""
+    """Yield, for each client, the cost of a hop that relays and the cost of a hop without a token."""
     holding, empty = context_of_request(token=True), context_of_request(token=False)
     with asyncio.Runner() as runner:
         for client in clients(runner):
@@ -229,13 +229,13 @@ def measure_hops(effort: Effort) -> Iterator[Figure]:
 
 
 def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
-    """Yield the cost of an httpx hop that the SDK records, in a CLIENT span and with a meter."""
+    """Yield the cost of an httpx hop that the SDK records: in a CLIENT span, with a meter, and with both."""
     with ExitStack() as stack:
         meters, tracers = MeterProvider([InMemoryMetricReader()]), TracerProvider()
         stack.callback(meters.shutdown)
         stack.callback(tracers.shutdown)
         counted = relay()
-        # Not the global provider, which can be set only once and would affect the other figures.
+        # Do not use the global provider, which can be set only once and would affect the other figures.
         counted._record.__self__._counter = meters.get_meter("otel_token_relay").create_counter(COUNTER_NAME)
         span = tracers.get_tracer("benchmarks").start_span("GET", kind=trace.SpanKind.CLIENT)
         holding = context_of_request(token=True)

@@ -1,7 +1,8 @@
-"""The cost of a whole request: one FastAPI service calls another one with httpx, in real processes on loopback.
+"""Measure the cost of a whole request from one FastAPI service to another over httpx, on loopback.
 
-Two pairs of servers run at the same time, one with OpenTelemetry alone and one with the relay, and receive
-requests in turn. A third service repeats the first: the difference between the two is the measurement error.
+Two pairs of servers run in real processes at the same time, one with OpenTelemetry alone and one with the
+relay, and receive requests in turn. A third service repeats the measurement without the relay; the difference
+between these two results is the measurement error.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.samples import jwt
 
 TARGET = 1.03
 START_SECONDS = 240.0
-# Unused instrumentation that is slow to import.
+# Instrumentation that is not used and is slow to import.
 UNUSED = "aiohttp-client,celery,django,falcon,flask,requests,starlette,urllib,urllib3,wsgi"
 
 
@@ -34,7 +35,7 @@ def _environment(*destination: str, relays: bool) -> dict[str, str]:
         "OTEL_PROPAGATORS": "tracecontext,baggage",
         "OTEL_TRACES_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
-        # Aggregated as in production, but exported only once an hour, to an output that is discarded.
+        # Metrics are aggregated as in production but exported only once an hour; the output is discarded.
         "OTEL_METRICS_EXPORTER": "console",
         "OTEL_METRIC_EXPORT_INTERVAL": "3600000",
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": UNUSED,
@@ -47,7 +48,7 @@ def _environment(*destination: str, relays: bool) -> dict[str, str]:
 
 
 def _start(stack: ExitStack, environment: dict[str, str], *upstream: str) -> str:
-    """Start one service on a free port and return its URL; the stack ends the service."""
+    """Start a service on a free port and return its URL. Closing the stack ends the service."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         descriptor = listener.fileno()
         command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, "-m"]
@@ -72,7 +73,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def measure_loopback(effort: Effort) -> Iterator[Figure]:
-    """Yield the time of a request with the relay, divided by the time without it."""
+    """Yield the time of a request with the relay divided by the time of one without it."""
     headers = {"Authorization": f"Bearer {jwt()}"}
     with ExitStack() as stack:
         plain = _start(stack, _environment(relays=False)) + "/profile"
@@ -100,7 +101,7 @@ def measure_loopback(effort: Effort) -> Iterator[Figure]:
 
 
 def _round(client: httpx.Client, pairs: dict[str, str], number: int, requests: int) -> Round:
-    """Send requests to the pairs in turn, and return the median time of each."""
+    """Send requests to the pairs in turn, and return the median request time for each pair."""
     took: dict[str, list[float]] = {name: [] for name in pairs}
     names = list(pairs)
     for request in range(requests):

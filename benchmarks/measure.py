@@ -1,8 +1,8 @@
 """Time several operations in alternating rounds, so that a busy machine affects all of them equally.
 
 Each round times every operation once, in a rotating order, for a fraction of a millisecond. Operations are
-compared within a round, and the result is the median of the rounds: a pause of the machine affects
-one round, but not the result.
+compared within a round, and the result is the median of the rounds. If the machine pauses, one round is
+affected, but the result is not.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-# Runs an operation that many times and returns the seconds.
+# Runs an operation the given number of times and returns the seconds that this took.
 Timing = Callable[[int], float]
-# One round: the seconds for one call of each operation.
+# One round: the seconds that one call of each operation took.
 Round = Mapping[str, float]
 
 
@@ -33,8 +33,8 @@ class Effort:
 
     Attributes:
         rounds: The number of rounds.
-        seconds: The approximate duration of the slowest timing in a round. It is shorter than a time slice
-            of the machine, so that most rounds are not interrupted.
+        seconds: The approximate duration of the slowest timing in a round, which is shorter than the
+            machine's time slice so that most rounds are not interrupted.
         loops: The number of loopback rounds.
         requests: The number of requests to each pair of servers in a loopback round.
     """
@@ -50,18 +50,18 @@ QUICK = Effort(rounds=3, seconds=0.00005, loops=2, requests=2)
 
 
 def statement(code: str, names: Mapping[str, Any], context: Context | None = None) -> Timing:
-    """Return the timing of a statement, as `timeit` does it: in a loop, without a function call around it.
+    """Return the timing of a statement that runs in a loop without a surrounding function call, as in `timeit`.
 
     Args:
         code: The statement.
-        names: The names that it uses.
-        context: The current OpenTelemetry context during the timing.
+        names: The names that the statement uses.
+        context: The OpenTelemetry context that is current during the timing.
     """
     return _within(timeit.Timer(code, globals=dict(names)).timeit, context)
 
 
 def with_each(build: Callable[[], Any], call: Callable[[Any], Any], context: Context | None = None) -> Timing:
-    """Return the timing of a call with a new argument each time. The arguments are built before timing starts."""
+    """Return the timing of a call that gets a new argument each time, built before the timing starts."""
 
     def loop(count: int) -> float:
         arguments = [build() for _ in range(count)]
@@ -76,7 +76,7 @@ def with_each(build: Callable[[], Any], call: Callable[[Any], Any], context: Con
 def awaited(
     runner: asyncio.Runner, call: Callable[..., Awaitable[Any]], *arguments: Any, context: Context | None = None
 ) -> Timing:
-    """Return the timing of an awaited call in one running loop, without a new task for each call."""
+    """Return the timing of an awaited call in a single running loop, without a new task for each call."""
 
     async def loop(count: int) -> float:
         attached = otel_context.attach(Context() if context is None else context)
@@ -98,13 +98,13 @@ def _within(timing: Timing, context: Context | None) -> Timing:
 
 
 def side_by_side(timings: Mapping[str, Timing], effort: Effort) -> list[Round]:
-    """Time each operation once in each round, and return the rounds."""
+    """Time each operation once per round, and return the rounds."""
     count = min(_calibrate(timing, effort.seconds) for timing in timings.values())
     names = list(timings)
     rounds = []
     gc_was_on = gc.isenabled()
     gc.collect()
-    gc.disable()  # its cost depends on the whole process, and it would affect one of the operations by chance
+    gc.disable()  # its cost depends on the whole process and would affect a random operation
     try:
         for number in range(effort.rounds):
             turn = number % len(names)
@@ -125,7 +125,7 @@ def _calibrate(timing: Timing, seconds: float) -> int:
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """Return the first and third quartile, which show how stable a figure is."""
+    """Return the first and third quartiles, which show how stable a figure is."""
     ordered = sorted(values)
     return ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 

@@ -1,11 +1,11 @@
-"""The cost of redaction for a span, a log record, a measurement and a request.
+"""Measure the cost of redaction for a span, a log record, a metric measurement and a request.
 
-Each figure alternates between redaction on and off in one process, so that the load of the machine affects
-both equally. The ratio is the median over the rounds of on / off - 1.
+Each measurement alternates between redaction on and off in a single process, so that the machine's load
+affects both equally. The ratio is the median of on / off - 1 over all rounds.
 
-Spans and log records are redacted when an exporter reads them, in the exporter's thread. The exporters of
-the first figures read nothing, so those figures show the cost in the thread of the request. The last two
-figures show the whole cost: their exporters encode everything as OTLP.
+Spans and log records are redacted when an exporter reads them, in the exporter's thread. The exporters for
+the first figures read nothing, so those figures show the cost in the request's thread. The last two figures
+show the whole cost, because their exporters encode everything as OTLP.
 
     python -m benchmarks.redaction [--quick]
 """
@@ -46,7 +46,7 @@ TOKEN = (
 
 
 class _Nowhere(SpanExporter):
-    """Reads nothing."""
+    """Discard all spans without reading them."""
 
     def export(self, spans: Any) -> SpanExportResult:
         return SpanExportResult.SUCCESS
@@ -55,7 +55,7 @@ class _Nowhere(SpanExporter):
 
 
 class _Encoding(_Nowhere):
-    """Reads everything, as the OTLP exporter does."""
+    """Read and encode all spans, as the OTLP exporter does."""
 
     def export(self, spans: Any) -> SpanExportResult:
         encode_spans(spans).SerializeToString()
@@ -73,7 +73,7 @@ class _EncodingLogs(_NoLogs):
 
 
 class _Switch:
-    """Redaction that can be switched on and off immediately, without the loss of its known tokens."""
+    """Switch redaction on and off immediately, without losing its known tokens."""
 
     def __init__(self) -> None:
         installation.start(Settings())
@@ -98,13 +98,13 @@ def _switch() -> Iterator[_Switch]:
 
 
 def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callable[[], object] = lambda: None) -> float:
-    """Return on / off - 1, as the median of *rounds* that time both.
+    """Return the median of on / off - 1 over *rounds* rounds, each of which times both.
 
     Args:
-        work: Performs the operation that many times.
+        work: A callable that performs the operation the given number of times.
         rounds: The number of rounds.
         size: The number of operations in one timing.
-        settle: Waits for the work of other threads; its time is included.
+        settle: A callable that waits for other threads' work; the time that it takes is included.
     """
     ratios = []
     with _switch() as switch:
@@ -131,7 +131,7 @@ def _compare(work: Callable[[int], None], rounds: int, size: int, settle: Callab
 
 
 def _batching(processor: Callable[..., Any], exporter: Any) -> Any:
-    """Return a batch processor whose queue is never full: dropped records would be neither redacted nor encoded."""
+    """Return a batch processor whose queue never fills up: dropped records would not be redacted or encoded."""
     return processor(exporter, max_queue_size=100_000, max_export_batch_size=512)
 
 
@@ -143,7 +143,7 @@ def span_ratio(rounds: int, size: int, exporter: SpanExporter | None = None) -> 
 
     def work(size: int) -> None:
         for number in range(size // 10):
-            # Traces of ten spans, like those of a request.
+            # Each trace has ten spans, as a request's trace would.
             with tracer.start_as_current_span("request"):
                 for child in range(9):
                     make_span(10 * number + child)
@@ -232,7 +232,7 @@ def metric_ratio(rounds: int, size: int) -> float:
 
 
 def request_ratio(rounds: int, size: int) -> float:
-    """Return the ratio for an in-process, instrumented FastAPI request with a new token each time and 3 spans."""
+    """Return the ratio for an instrumented, in-process FastAPI request with three spans and a new token each time."""
     from fastapi import FastAPI
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
@@ -287,7 +287,7 @@ def _scope(number: int) -> dict[str, Any]:
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """Return the name, the ratio and the target (``None`` if there is none) of each figure."""
+    """Return each figure's name, ratio and target; the target is ``None`` if the figure does not have one."""
     rounds = 2 if quick else 200
     return [
         ("a span", span_ratio(rounds, 300), 0.15),
@@ -302,7 +302,7 @@ def figures(quick: bool = False) -> list[Figure]:
 def main() -> None:
     """Measure and print the figures."""
     quick = "--quick" in sys.argv[1:]
-    print("cost of redaction, relative to redaction off; median of the rounds in one process")
+    print("cost of redaction, relative to running without it; median of the rounds in one process")
     for name, ratio, target in figures(quick):
         result = "" if target is None else f"   target {target:.0%}" + ("" if ratio <= target else "  (missed)")
         print(f"  {name:32} {ratio:+7.1%}{result}")

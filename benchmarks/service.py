@@ -1,7 +1,7 @@
-"""One service of the loopback measurement, run under ``opentelemetry-instrument``.
+"""A service for the loopback measurement, run under ``opentelemetry-instrument``.
 
-``python -m benchmarks.service FD [URL]``: serve on the listening socket FD; with a URL, return the
-response of that URL for each request.
+``python -m benchmarks.service FD [URL]`` serves on the listening socket FD. If there is a URL, the service
+calls it for each request and returns its response.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 
 class _Nowhere(SpanExporter):
-    """Discards the spans, so that only the cost before export counts."""
+    """Discard all spans, so that only the cost before export is measured."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         return SpanExportResult.SUCCESS
 
 
 def build(upstream: str | None) -> FastAPI:
-    """Return an application that responds itself, or calls *upstream*."""
+    """Return an application that calls *upstream*, or responds itself if *upstream* is ``None``."""
     app = FastAPI()
     client = httpx.AsyncClient()
 

@@ -1,7 +1,7 @@
-"""The cost of verifying a token, relative to the recipe in PyJWT's documentation.
+"""Measure the cost of verifying a token relative to that of the recipe in PyJWT's documentation.
 
-The recipe uses ``jwt.get_unverified_header`` to find the key and ``jwt.decode`` with it; it checks less
-than our verifier. Both alternate in one process, and the result is the median of the rounds.
+The recipe finds the key with ``jwt.get_unverified_header`` and passes it to ``jwt.decode``; it checks less
+than our verifier does. The two alternate in a single process, and the result is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CALLS = 20
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Return the name, the ratio and the target of each figure; the ratio should not exceed the target."""
+    """Return each figure's name, ratio and target; the ratio should not exceed the target."""
     rounds = 30 if quick else 200
     found: list[Figure] = []
     with issuing(*(public_jwk(alg, kid) for alg, kid in KIDS.items())) as issuer:
@@ -38,7 +38,7 @@ def figures(quick: bool) -> list[Figure]:
 
 
 def _cost(issuer: Issuer, alg: str, rounds: int) -> list[Figure]:
-    # Typical claims: about 15, with names, roles and an email address.
+    # These are about 15 typical claims, including names, roles and an email address.
     extra = {
         "name": "Alice Example",
         "email": "alice@example.com",
@@ -63,13 +63,13 @@ def _cost(issuer: Issuer, alg: str, rounds: int) -> list[Figure]:
     cached = lambda: caching.verify(token)  # noqa: E731
     times = _interleave([recipe, uncached, cached], rounds)
     return [
-        (f"verify, uncached, {alg}, of PyJWT's recipe", times[1] / times[0], 1.0),
-        (f"verify, cached, {alg}, of PyJWT's recipe", times[2] / times[0], 1 / 30),
+        (f"verify, uncached, {alg}, relative to PyJWT's recipe", times[1] / times[0], 1.0),
+        (f"verify, cached, {alg}, relative to PyJWT's recipe", times[2] / times[0], 1 / 30),
     ]
 
 
 def _interleave(functions: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Return the median seconds of each function; each round measures all of them."""
+    """Return the median number of seconds that each function takes. Each round measures all functions."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
@@ -88,7 +88,7 @@ def _interleave(functions: list[Callable[[], object]], rounds: int) -> list[floa
 
 
 def _under_attack(issuer: Issuer, requests: int) -> list[Figure]:
-    """Measure known keys and the event loop while the issuer hangs and an attacker sends unknown keys."""
+    """Measure verification with a known key and the loop's lag while the issuer hangs and forged tokens arrive."""
     token = make_token(claims(issuer.url), "RS256", kid="r1")
     forged = make_token(claims(issuer.url), "RS256", kid="forged", name="second")
     verifier = TokenVerifier([issuer.url], AUDIENCE, cache_size=0)
@@ -114,8 +114,8 @@ def _under_attack(issuer: Issuer, requests: int) -> list[Figure]:
     attacker.join(10)
     issuer.behave = None
     return [
-        ("verify with a known key while the issuer hangs, of its quiet median", attacked / quiet, 2.0),
-        ("lag of the event loop while the issuer hangs, of 50 ms", lag / 0.05, 1.0),
+        ("verify with a known key, issuer hanging relative to normal", attacked / quiet, 2.0),
+        ("event loop lag while the issuer hangs, relative to 50 ms", lag / 0.05, 1.0),
     ]
 
 
@@ -128,7 +128,7 @@ def _expect_rejection(verifier: TokenVerifier, token: str) -> None:
 
 
 async def _lag(issuer: Issuer, token: str) -> float:
-    """Return the 99th percentile of the loop's wake-up delay while a request waits for keys."""
+    """Return the 99th percentile of the event loop's wake-up delay while a request waits for keys."""
     verifier = AsyncTokenVerifier([issuer.url], AUDIENCE, timeout=1.0)
     request = asyncio.ensure_future(verifier.verify(token))
     late = []

@@ -1,10 +1,11 @@
-"""Check the language of code and pages: retired names, and words and constructions that we do not use.
+"""Check the language of code and pages for retired names, and for words and constructions that we do not use.
 
     python tools/prose.py [FILE ...]
 
-Without files, it checks every Python file and Markdown page that git knows. It reads names, docstrings,
-comments and text of Python files, and pages without their code. It prints one line for each finding and
-exits with 1 if there is any. The lists are in ``tools/prose.toml``, each with what to write instead.
+If no files are given, it checks every Python file and Markdown page that git knows. In Python files, it
+checks names, docstrings, comments and strings; in pages, everything except code. It prints one line per
+finding and exits with status 1 if there are any. ``tools/prose.toml`` contains the list of what to look for
+and what to write instead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RULES: dict[str, Any] = tomllib.loads((ROOT / "tools" / "prose.toml").read_text(
 
 
 class Finding(NamedTuple):
-    """One place to change."""
+    """A place that must be changed."""
 
     path: Path
     line: int
@@ -54,8 +55,8 @@ ALLOWED = re.compile("|".join(RULES["allowed"]), re.IGNORECASE)
 
 
 def check_text(path: Path, line: int, text: str) -> Iterator[Finding]:
-    """Find words and constructions in prose that starts at *line*."""
-    # Allowed phrases become blanks of the same length, so that positions stay.
+    """Find unwanted words and constructions in prose that starts at *line*."""
+    # Replace allowed phrases with blanks of the same length, so that positions do not change.
     plain = ALLOWED.sub(lambda match: " " * len(match[0]), text)
     for rule in WORDS:
         for match in rule.pattern.finditer(plain):
@@ -63,7 +64,7 @@ def check_text(path: Path, line: int, text: str) -> Iterator[Finding]:
 
 
 def check_python(path: Path, source: str) -> Iterator[Finding]:
-    """Find them in the names, docstrings, comments and text of a program."""
+    """Find unwanted names, words and constructions in a program's names, docstrings, comments and strings."""
     docstrings = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -86,7 +87,7 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
 
 
 def check_page(path: Path, source: str) -> Iterator[Finding]:
-    """Find them in a page; code is checked where it is run."""
+    """Find unwanted names, words and constructions in a page, without checking the words in its code."""
     without_blocks = re.sub(r"^```.*?^```", lambda match: "\n" * match[0].count("\n"), source, flags=re.M | re.S)
     without_code = re.sub(r"`[^`\n]*`", lambda match: " " * len(match[0]), without_blocks)
     yield from check_text(path, 1, without_code)
@@ -103,7 +104,7 @@ def check(path: Path) -> list[Finding]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check the files and print what is found."""
+    """Check the files and print the findings."""
     if arguments:
         paths = [Path(argument).resolve() for argument in arguments]
     else:

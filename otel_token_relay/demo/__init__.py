@@ -1,8 +1,8 @@
 """A demonstration on loopback: two services, a third party and an authorization server.
 
 Everything except the users is real: processes, HTTP, OpenTelemetry, an OAuth server and its signed
-tokens. The servers listen on loopback only, because the authorization server has fixed client secrets
-and no login page. Importing this package loads none of the servers.
+tokens. The servers listen only on loopback, because the authorization server has fixed client secrets
+and no login page. Importing this package does not load any of the servers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Final
 
-# One module for each package of the extra, so that a missing package is reported before anything starts.
+# One module for each package in the extra, so that a missing package is reported before anything starts.
 _NEEDED: Final = (
     "authlib",
     "cryptography",
@@ -32,11 +32,11 @@ def run() -> int:
     """Run the demo and return its exit status.
 
     Returns:
-        0 if each token reached only services that may have it and every invalid token was rejected,
-        1 if not or if a process did not start, 130 after Ctrl-C.
+        0 if every token reached only services that may have it and every invalid token was rejected;
+        130 after Ctrl-C; 1 otherwise, including if a process did not start.
 
     Raises:
-        ModuleNotFoundError: A package of the extra ``demo`` is missing.
+        ModuleNotFoundError: A package in the ``demo`` extra is missing.
     """
     for name in _NEEDED:
         if importlib.util.find_spec(name) is None:

@@ -1,7 +1,7 @@
 """An authorization server for the demo and for tests: Authlib and Flask, RS256 access tokens, all in memory.
 
-It has two users, alice and bob, and no login page: the user in ``login_hint`` counts as signed in and
-having consented. Therefore it listens on loopback only, and stores nothing on disk.
+It has two users, alice and bob, but no login page: it assumes that the user in ``login_hint`` has signed in
+and given consent. Therefore, it listens only on loopback and stores nothing on disk.
 
     python -m otel_token_relay.demo.authorization_server --port 9400
 
@@ -47,10 +47,10 @@ DEFAULT_AUDIENCE: Final = "profile-service"
 
 @dataclass(frozen=True, slots=True)
 class Client(ClientMixin):
-    """A registered client. Without a secret it is public and must use PKCE.
+    """A registered client. A client without a secret is public and must use PKCE.
 
     Attributes:
-        lifetime: The lifetime of its access tokens in seconds; ``None`` for the server's default.
+        lifetime: The lifetime of the client's access tokens in seconds; ``None`` for the server's default.
     """
 
     client_id: str
@@ -85,7 +85,7 @@ class Client(ClientMixin):
 
 WEB: Final = Client(CLIENT_ID, ("authorization_code", "refresh_token"))
 KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
-"""A public terminal, whose tokens must not be valid for the next person."""
+"""A public terminal, whose tokens must have expired by the time the next user arrives."""
 SERVICES: Final = tuple(
     Client(name, ("client_credentials",), f"{name}-secret") for name in ("user-service", "profile-service")
 )
@@ -94,7 +94,7 @@ CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person with an account. The name is the ``sub`` of every token."""
+    """A person with an account. The user's name is the ``sub`` of all the user's tokens."""
 
     name: str
 
@@ -104,7 +104,7 @@ class User:
 
 @dataclass(slots=True)
 class Code(AuthorizationCodeMixin):
-    """An authorization code, valid for one use within a minute."""
+    """An authorization code, which can be used only once and only within a minute."""
 
     code: str
     client_id: str
@@ -153,7 +153,7 @@ class Grant(TokenMixin):
 
 
 class Keys:
-    """The signing keys. The newest one signs; older ones may stay in the key set."""
+    """The signing keys. Only the newest one signs; older ones may stay in the key set."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -199,7 +199,7 @@ class Store:
             self._codes[code.code] = code
 
     def take_code(self, code: str) -> Code | None:
-        """Return the code and remove it, because it must not be used twice (RFC 6749, section 4.1.2)."""
+        """Return the code and remove it, because a code must not be used twice (RFC 6749, section 4.1.2)."""
         with self._lock:
             found = self._codes.pop(code, None)
         return found if found is not None and time.time() < found.expires_at else None
@@ -214,10 +214,10 @@ class Store:
 
 
 class Tokens(JWTBearerTokenGenerator):
-    """Creates the tokens.
+    """Generate the tokens.
 
     Args:
-        lifetime: The lifetime of an access token in seconds, unless its client has its own.
+        lifetime: The lifetime of access tokens in seconds, for clients that do not specify one.
     """
 
     def __init__(self, issuer: str, keys: Keys, lifetime: int) -> None:
@@ -262,7 +262,7 @@ class _AuthorizationCode(grants.AuthorizationCodeGrant):
         return found if found is not None and found.client_id == client.client_id else None
 
     def delete_authorization_code(self, authorization_code: Code) -> None:
-        """Do nothing: `query_authorization_code` has removed it."""
+        """Do nothing: `query_authorization_code` has already removed the code."""
 
     def authenticate_user(self, authorization_code: Code) -> User:
         return authorization_code.user
@@ -298,7 +298,7 @@ class _ClientCredentials(grants.ClientCredentialsGrant):
 class _Introspection(IntrospectionEndpoint):
     def query_token(self, token_string: str, token_type_hint: str | None) -> Grant | None:
         grant = _store(self).find_grant(token_string)
-        # Otherwise a resource server would accept a refresh token as an access token.
+        # Ignore refresh tokens: otherwise, a resource server would accept one as an access token.
         return grant if grant is not None and grant.access_token == token_string else None
 
     def check_permission(self, token: Grant, client: Client, request: Any) -> bool:
@@ -335,12 +335,12 @@ def _store(part: Any) -> Store:
 
 
 class Server(AuthorizationServer):
-    """The authorization server without its URLs, which `create_app` adds.
+    """The authorization server without its routes, which `create_app` adds.
 
     Args:
-        issuer: Its URL as clients use it, without a trailing slash.
-        clients: The clients by ``client_id``.
-        lifetime: The lifetime of an access token in seconds, unless its client has its own.
+        issuer: The server's URL as clients use it, without a trailing slash.
+        clients: The registered clients, keyed by ``client_id``.
+        lifetime: The lifetime of access tokens in seconds, for clients that do not specify one.
     """
 
     def __init__(self, issuer: str, *, clients: Mapping[str, Client] = CLIENTS, lifetime: int = 300) -> None:
@@ -371,7 +371,7 @@ class Server(AuthorizationServer):
 
 
 def create_app(server: Server) -> Flask:
-    """Return the Flask application."""
+    """Return the Flask application that serves *server*."""
     app = Flask("authorization_server")
 
     @app.get("/.well-known/openid-configuration")
@@ -431,19 +431,19 @@ def _metadata(issuer: str) -> dict[str, Any]:
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log nothing: the request line of a redirect contains a code."""
+        """Log nothing, because a redirect's request line contains an authorization code."""
 
 
 def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:
-    """Print one line ``ready URL`` and serve on loopback until the process ends.
+    """Print the line ``ready URL``, then serve on loopback until the process ends.
 
     Args:
-        build: Returns the application for that URL.
-        port: 0 for any free port.
-        fd: A listening socket, used instead of the port.
+        build: A callable that returns the application for that URL.
+        port: The port to listen on; 0 for any free port.
+        fd: The file descriptor of a listening socket, used instead of the port.
     """
     server = make_server("127.0.0.1", port, Flask(""), threaded=True, request_handler=_QuietHandler, fd=fd)
-    # The issuer contains the port, which is not known earlier.
+    # The issuer contains the port, which is not known before this point.
     issuer = f"http://127.0.0.1:{server.port}"
     server.app = build(issuer)
     print(f"ready {issuer}", flush=True)  # noqa: T201
@@ -451,11 +451,11 @@ def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | N
 
 
 def main() -> None:
-    """Run the authorization server with the options of the command line."""
+    """Run the authorization server with the command-line options."""
     parser = argparse.ArgumentParser(prog="python -m otel_token_relay.demo.authorization_server")
-    parser.add_argument("--port", type=int, default=0, help="0, the default, for any free port")
+    parser.add_argument("--port", type=int, default=0, help="the port; 0, the default, for any free one")
     parser.add_argument("--fd", type=int, help="file descriptor of a listening socket, used instead of a port")
-    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="lifetime of an access token")
+    parser.add_argument("--lifetime", type=int, default=300, metavar="SECONDS", help="lifetime of access tokens")
     options = parser.parse_args()
     serve(lambda issuer: create_app(Server(issuer, lifetime=options.lifetime)), port=options.port, fd=options.fd)
 

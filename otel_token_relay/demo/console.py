@@ -1,4 +1,4 @@
-"""The console output of the demo: 80 columns or more, and plain text if it is piped."""
+"""The demo's console output, which needs at least 80 columns and is plain text if it is piped."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _STYLES: Final = {"relayed": "green", "withheld": "yellow", NO_TOKEN: "dim", MIS
 _ASCII: Final = str.maketrans(
     {"─": "-", "┬": "+", "├": "+", "└": "+", "▶": ">", "↪": ">", "✓": "OK", "✗": "NO", "…": "..."}
 )
-# A narrower console has no margin, and only one space between columns.
+# On a narrower console, the margin is dropped and columns are one space apart.
 _ROOMY: Final = 96
 
 
 class Report:
-    """Print the demo, part by part.
+    """Print the demo's results part by part.
 
     Args:
-        console: Its width, its encoding and whether it is a terminal determine the layout.
+        console: The console to print to. Its width, its encoding and whether it is a terminal determine the
+            layout.
 
     Attributes:
         hops: The hops printed so far.
-        outcomes: The outcomes of token checks printed so far.
+        outcomes: The token check outcomes printed so far.
     """
 
     def __init__(self, console: Console) -> None:
@@ -48,7 +49,7 @@ class Report:
 
         Args:
             settings: The environment variables that configure the relay in the services.
-            names: The service behind each URL that is the value of a variable.
+            names: The service name for each URL that appears as a variable's value.
         """
         lines = (
             Text("otel-token-relay demo", "bold"),
@@ -68,14 +69,14 @@ class Report:
         self._print(*lines)
 
     def print_part(self, title: str, hops: Sequence[Hop], *, has_header: bool) -> None:
-        """Print a table with one row for each hop."""
+        """Print a table with one row per hop."""
         self.hops += hops
         rows = [tuple(self._style(cell) for cell in hop_cells(hop)) for hop in hops]
         widths = (5, 12, 15, 5, 8, 22, 7)
         self._print_table(title, dict(zip(COLUMNS, widths, strict=True)), rows, has_header=has_header)
 
     def print_checks(self, title: str, outcomes: Sequence[Outcome], *, has_header: bool) -> None:
-        """Print a table with one row for each token check."""
+        """Print a table with one row per token check."""
         self.outcomes += outcomes
         rows = []
         for outcome in outcomes:
@@ -91,17 +92,17 @@ class Report:
         gap = 2 if self._is_roomy else 1
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=has_header, header_style="dim")
         for name, width in widths.items():
-            # The same widths in every part, so that the parts look like one table.
+            # Use the same widths in every part, so that the parts look like one table.
             table.add_column(name, min_width=width if self._console.width >= 80 else None, overflow="fold")
         for row in rows:
             table.add_row(*map(self._fit, row))
         self._print(Text(), Text(title, "bold"), table)
 
     def print_result(self, faults: Sequence[str], *, unlisted: str) -> None:
-        """Print the faults, or if there are none, a summary.
+        """Print the faults or, if there are none, a summary.
 
         Args:
-            unlisted: The service that must not receive a token.
+            unlisted: The service that must not receive any token.
         """
         if faults:
             lines = [Text(f"✗ {fault}", "bold red") for fault in faults]
@@ -110,7 +111,7 @@ class Report:
             with_token = sum(bool(hop.seen) for hop in self.hops)
             lines = [
                 Text.assemble(("✓ No service received a token that it must not have.", "bold green")),
-                Text(f"  {len(self.hops)} hops. {with_token} had a token, each time that of the user who had called."),
+                Text(f"  {len(self.hops)} hops. {with_token} had a token, always that of the user who had called."),
                 Text(f"  {unlisted} was called {len(to_unlisted)} times and received no token."),
                 Text("  The spans and logs of the services contain no token."),
                 Text("✓ profile-service accepted every valid token and rejected every other one.", "bold green"),
@@ -118,7 +119,7 @@ class Report:
         self._print(Text(), *lines)
 
     def print_failure(self, message: str) -> None:
-        """Print why the demo cannot run."""
+        """Print the reason why the demo cannot run."""
         self._print(Text(f"✗ {message}", "red"))
 
     @staticmethod
@@ -130,7 +131,7 @@ class Report:
         return Text(cell, _STYLES.get(cell, ""))
 
     def _fit(self, text: Text) -> Text:
-        """Replace characters that the encoding does not support."""
+        """Replace characters that the console's encoding does not support."""
         if not self._console.options.ascii_only:
             return text
         fitted = text.copy()
@@ -148,7 +149,7 @@ class Report:
 
 
 def hop_cells(hop: Hop) -> tuple[str, ...]:
-    """Return the cells of a hop: user, sender, receiver, client, decision, reason, received token."""
+    """Return a hop's table cells: user, sender, receiver, client, decision, reason, received token."""
     receiver = hop.note.receiver
     return (
         hop.call.user or NO_USER,
@@ -162,5 +163,5 @@ def hop_cells(hop: Hop) -> tuple[str, ...]:
 
 
 def check_cells(outcome: Outcome) -> tuple[str, str, str]:
-    """Return the cells of a token check: description of the token, response, reason."""
+    """Return a token check's table cells: token description, response, reason."""
     return outcome.check.what, f"{outcome.status} {outcome.error or outcome.name}".rstrip(), outcome.reason

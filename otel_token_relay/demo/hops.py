@@ -1,8 +1,8 @@
-"""Join the senders' decisions with the requests that were received, and find faults.
+"""Join the senders' decisions with the received requests, and find faults.
 
-The decisions come from the senders' telemetry: CLIENT spans as OpenTelemetry's console exporter writes
-them. The received requests come from the recorders' notes. The sender's span id, which is part of each
-request, joins the two. This module does no I/O.
+The decisions come from the senders' telemetry, as CLIENT spans that OpenTelemetry's console exporter has
+written. The received requests come from the recorders' notes. Each request contains its sender's span ID,
+which is used to join the two. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from otel_token_relay.decisions import DECISION_ATTRIBUTE, REASON_ATTRIBUTE
 from otel_token_relay.demo.recorder import Note
 
 MISSING = "?"
-"""The decision and reason of a span without a decision: the relay did not run."""
+"""The decision and reason shown for a span that has neither, which means that the relay did not run."""
 ANONYMOUS = "anonymous"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request from outside, which begins a trace.
+    """A request from outside, which begins a trace.
 
     Attributes:
-        user: ``None`` for an anonymous caller.
+        user: The calling user; ``None`` for an anonymous caller.
         token: The digest of the user's token; see `recorder.digest`.
     """
 
@@ -35,13 +35,13 @@ class Call:
     token: str | None
 
     def traceparent(self) -> str:
-        """Return the header that begins the trace."""
+        """Return the value of the ``traceparent`` header, which begins the trace."""
         return f"00-{self.trace_id}-{secrets.token_hex(8)}-01"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """One request from one service to the next.
+    """A request from one service to the next.
 
     Attributes:
         sender: The service that recorded the span.
@@ -63,7 +63,7 @@ class Hop:
 
 
 def read_spans(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the spans that the console exporter has written, except an incomplete last one."""
+    """Yield the spans that the console exporter has written, except for an incomplete last one."""
     decoder = json.JSONDecoder()
     position = text.find("{")
     while position >= 0:
@@ -76,10 +76,10 @@ def read_spans(text: str) -> Iterator[dict[str, Any]]:
 
 
 def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Iterable[Note]) -> list[Hop] | None:
-    """Return every hop of these calls in the order in which they began.
+    """Return all hops of *calls*, in the order in which the hops began.
 
     Returns:
-        ``None`` while the span or the note of a hop is missing.
+        The hops, or ``None`` while the span or note of any hop is still missing.
     """
     by_trace = {call.trace_id: call for call in calls}
     sent = {}
@@ -117,11 +117,11 @@ def _hex(number: str) -> str:
 def find_faults(
     calls: Sequence[Call], hops: Sequence[Hop], notes: Iterable[Note], *, listed: frozenset[str]
 ) -> list[str]:
-    """Return a description of each fault: a token that was received by mistake, or that is missing.
+    """Return a description of each fault, such as a token that is missing or was received by mistake.
 
     Args:
-        notes: All notes, including those of requests that are not hops.
-        listed: The receivers that may have the caller's token.
+        notes: All notes, including those about requests that are not hops.
+        listed: The receivers that may receive the caller's token.
     """
     by_trace = {call.trace_id: call for call in calls}
     faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed)]
@@ -141,7 +141,7 @@ def _find_misdirected(note: Note, by_trace: Mapping[str, Call], listed: frozense
     call = by_trace.get(note.trace_id)
     for token, subject in note.tokens:
         if note.receiver not in listed | {"user-service"}:
-            yield f"{note.receiver} received a token of {subject}"
+            yield f"{note.receiver} received {subject}'s token"
         elif call is None or token != call.token:
             caller = (call.user if call else None) or ANONYMOUS
-            yield f"{note.receiver} received a token of {subject} in a request of {caller}"
+            yield f"{note.receiver} received {subject}'s token in a request from {caller}"

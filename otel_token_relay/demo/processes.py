@@ -1,4 +1,4 @@
-"""Start programs, each in its own process group, and end all of them."""
+"""Start programs, each in its own process group, and end them all."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from types import FrameType, TracebackType
 
 
 class StartFailed(Exception):
-    """A program ended, or was not ready in time. The message quotes the end of its log."""
+    """A program ended or was not ready in time. The message quotes the end of the program's log."""
 
 
 class Signals:
-    """Raise an exception for each signal that ends a program, within the block, but not while `held`.
+    """Within the block, raise an exception when a terminating signal arrives, unless signals are `held`.
 
-    ``SIGINT`` raises `KeyboardInterrupt`, the other signals raise `SystemExit`. Only the first signal
-    raises: a second one must not interrupt the cleanup.
+    ``SIGINT`` raises `KeyboardInterrupt`; the other signals raise `SystemExit`. Only the first signal
+    raises an exception, because a second one must not interrupt the cleanup.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # the return value of signal()
+            signal.signal(number, handler)  # type: ignore[arg-type]  # signal() has returned it
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
@@ -57,7 +57,7 @@ class Signals:
 
     @contextmanager
     def held(self) -> Generator[None, None, None]:
-        """Postpone a signal until the end of the block."""
+        """Postpone signals until the end of the block."""
         before = self._received
         self._is_held = True
         try:
@@ -69,11 +69,12 @@ class Signals:
 
 
 class Processes:
-    """The programs of one run. Leaving the block kills them and every process that they have started.
+    """The programs in one run. Leaving the block kills them and every process that they have started.
 
     Args:
-        folder: Contains the output of each program: ``NAME.out`` and ``NAME.err``.
-        signals: Held while a program is started: otherwise a signal could come before the program is recorded.
+        folder: The folder for each program's output: ``NAME.out`` and ``NAME.err``.
+        signals: The `Signals` to hold while a program is started; otherwise, a signal could arrive before the
+            program is recorded.
     """
 
     def __init__(self, folder: Path, signals: Signals) -> None:
@@ -89,7 +90,7 @@ class Processes:
     ) -> None:
         with self._signals.held():
             for process in self._running.values():
-                # SIGKILL, because they have nothing to save.
+                # Use SIGKILL, because the programs have nothing to save.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
             for process in self._running.values():
@@ -101,7 +102,7 @@ class Processes:
         """Start a program.
 
         Args:
-            listener: A socket that the program inherits, with the same file descriptor.
+            listener: A socket that the program inherits under the same file descriptor.
         """
         with self.output(name).open("wb") as out, self.log(name).open("wb") as err, self._signals.held():
             self._running[name] = subprocess.Popen(  # noqa: S603  # the commands are fixed
@@ -118,10 +119,10 @@ class Processes:
         """Wait until a program is ready.
 
         Args:
-            is_ready: Called repeatedly until it returns true.
+            is_ready: A callable, which is called repeatedly until it returns true.
 
         Raises:
-            StartFailed: The program ended, or is not ready in time.
+            StartFailed: The program ended or was not ready in time.
         """
         deadline = time.monotonic() + seconds
         while not is_ready():
@@ -133,11 +134,11 @@ class Processes:
             time.sleep(0.03)
 
     def output(self, name: str) -> Path:
-        """Return the file with the standard output of a program."""
+        """Return the file that contains a program's standard output."""
         return self._folder / f"{name}.out"
 
     def log(self, name: str) -> Path:
-        """Return the file with the standard error of a program."""
+        """Return the file that contains a program's standard error."""
         return self._folder / f"{name}.err"
 
     def _end_of_log(self, name: str) -> str:
@@ -145,7 +146,7 @@ class Processes:
 
 
 def listen() -> tuple[socket.socket, str]:
-    """Return a socket that listens on a free loopback port, to be passed to a program, and its URL.
+    """Listen on a free loopback port. Return the socket, which can be passed to a program, and its URL.
 
     The port is reserved immediately, so no other process can take it before the program is ready.
     """

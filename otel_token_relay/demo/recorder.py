@@ -1,6 +1,6 @@
-"""Record every request that a service receives, without a change to the service.
+"""Record every request that a service receives, without changing the service.
 
-A note contains the subject and the SHA-256 digest of each token, never the token.
+A note contains the subject and SHA-256 digest of each token, never the token itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ APP_VARIABLE = "DEMO_APP"
 NAME_VARIABLE = "DEMO_RECEIVER"
 NOTES_VARIABLE = "DEMO_NOTES"
 
-# A signed JWT. Its header begins with {" in base64url.
+# This matches a signed JWT, whose header begins with {" encoded as base64url.
 _find_tokens = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
 _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}").match
 
@@ -32,10 +32,10 @@ class Note:
     Attributes:
         receiver: The service that received it.
         trace_id: 32 hexadecimal digits; empty if the request has no traceparent.
-        span_id: The sender's span, 16 hexadecimal digits; empty as above.
-        client: The first word of the User-Agent, ``python-httpx/0.28.1``.
+        span_id: The sender's span ID, 16 hexadecimal digits; empty if the request has no traceparent.
+        client: The first word of the User-Agent, such as ``python-httpx/0.28.1``.
         credentials: The number of Authorization lines.
-        tokens: The digest and the subject of each token found in the target, the headers or the body.
+        tokens: The digest and subject of each token found in the target, headers or body.
     """
 
     receiver: str
@@ -53,7 +53,7 @@ class Note:
 
 
 class Recorder:
-    """An ASGI middleware that appends one line of JSON to a file for each request."""
+    """An ASGI middleware that appends a line of JSON to a file for each request."""
 
     def __init__(self, app: App, receiver: str, path: str) -> None:
         self._app = app
@@ -68,7 +68,7 @@ class Recorder:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         note = take_note(self._receiver, scope, b"".join(message.get("body", b"") for message in messages))
-        # One short write in append mode, so that the lines of several processes do not mix.
+        # Make one short write in append mode, so that lines from several processes do not mix.
         with open(self._path, "a", encoding="utf-8", buffering=1) as notes:
             notes.write(json.dumps(asdict(note)) + "\n")
 
@@ -79,7 +79,7 @@ class Recorder:
 
 
 def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
-    """Return the note of a request. Every part of the request is searched for tokens."""
+    """Return a note about a request, after searching every part of the request for tokens."""
     headers: list[tuple[bytes, bytes]] = list(scope["headers"])
     first = {name: value.decode("latin-1") for name, value in reversed(headers)}
     trace = _read_traceparent(first.get(b"traceparent", ""))
@@ -95,12 +95,12 @@ def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
 
 
 def digest(token: bytes) -> str:
-    """Return an identifier of a token that does not reveal it."""
+    """Return an identifier for a token without revealing the token."""
     return hashlib.sha256(token).hexdigest()
 
 
 def _subject(token: bytes) -> str:
-    """Return the unverified subject of a token."""
+    """Return a token's subject without verifying the token."""
     try:
         payload = token.split(b".")[1]
         return str(json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["sub"])
@@ -109,6 +109,6 @@ def _subject(token: bytes) -> str:
 
 
 def build() -> Recorder:
-    """Return the application that the environment names, in a recorder, for ``uvicorn --factory``."""
+    """Wrap the application that the environment names in a recorder, for ``uvicorn --factory``."""
     app = import_from_string(os.environ[APP_VARIABLE])
     return Recorder(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])

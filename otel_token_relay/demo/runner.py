@@ -1,4 +1,4 @@
-"""Run the demo: start the processes, call the services with valid, invalid and no tokens, and print the results."""
+"""Run the demo: start the processes, call the services with and without valid tokens, and print the results."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ USER_SERVICE: Final = "user-service"
 PROFILE_SERVICE: Final = "profile-service"
 THIRD_PARTY: Final = "third-party"
 
-# The same as the script of that name, whose location depends on the installation.
+# This does the same as the opentelemetry-instrument script, whose location depends on the installation.
 _OPENTELEMETRY_INSTRUMENT: Final = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
 
 _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
 
-# Variables of the user's shell that must not affect the demo.
+# Prefixes of variables in the user's shell that must not affect the demo.
 _FOREIGN: Final = ("OTEL_", "DEMO_", "UVICORN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -66,7 +66,7 @@ class Runner:
     """One run of the demo: its processes, users and calls.
 
     Args:
-        folder: For outputs and notes; removed when the demo ends.
+        folder: The folder for output and notes, which is removed when the demo ends.
     """
 
     def __init__(self, folder: Path, processes: Processes, report: Report, console: Console) -> None:
@@ -77,7 +77,7 @@ class Runner:
         self._console = console
         self._urls: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
-        # The user and value of every token. None may appear in the output of the services.
+        # The user and value of every token. None of the tokens may appear in the services' output.
         self._known: list[tuple[str, str]] = []
         self._calls: list[Call] = []
 
@@ -94,7 +94,7 @@ class Runner:
         return 1 if faults else 0
 
     def _start(self) -> dict[str, str]:
-        """Start the four processes and sign alice and bob in.
+        """Start the four processes, then sign in alice and bob.
 
         Returns:
             The variables that configure the relay.
@@ -123,7 +123,7 @@ class Runner:
         self._processes.start(AUTHORIZATION_SERVER, command, _environment(), listener)
 
     def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
-        """Start an application, under OpenTelemetry if it has settings for the relay."""
+        """Start an application, and run it under OpenTelemetry if it has relay settings."""
         command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
         command += ["--factory", "otel_token_relay.demo.recorder:build"]
         environment = _environment() | {
@@ -140,7 +140,7 @@ class Runner:
         self._processes.start(name, command, environment, listener)
 
     async def _relay_tokens(self) -> list[str]:
-        """Call user-service in several steps, print the hops of each, and return the faults."""
+        """Call user-service in several steps, print each step's hops, and return the faults."""
         steps: tuple[tuple[str, list[str | None]], ...] = (
             ("alice calls with her token", ["alice"]),
             ("an anonymous caller uses the connection that alice has just used", [None]),
@@ -208,7 +208,7 @@ class Runner:
         return call
 
     async def _call(self, connection: httpx.AsyncClient, call: Call) -> str | None:
-        """Call user-service as that user and return the fault, if there is one."""
+        """Call user-service as the user of *call*, and return the fault, if there is one."""
         headers = {"traceparent": call.traceparent()}
         if call.user is not None:
             headers["authorization"] = f"Bearer {self._tokens[call.user]}"
@@ -220,7 +220,7 @@ class Runner:
         return None if name == call.user else f"user-service identified {caller} as {name or ANONYMOUS}"
 
     async def _wait_for_hops(self, calls: Sequence[Call]) -> list[Hop]:
-        """Wait until the spans of the calls are exported, and return the hops."""
+        """Wait until the calls' spans have been exported, then return the hops."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             spans = [span for name in (USER_SERVICE, PROFILE_SERVICE) for span in read_spans(self._read_output(name))]
@@ -239,9 +239,9 @@ class Runner:
         return [recorder.Note.from_json(line) for line in self._notes.read_text().splitlines()]
 
     def _find_leaks(self) -> list[str]:
-        """Return a fault for each file of spans, logs or notes that contains a token."""
+        """Return a fault for each file that contains a token among its spans, logs or notes."""
         found = (
-            f"{path.name} contains a token of {user}"
+            f"{path.name} contains {user}'s token"
             for path in sorted(self._folder.iterdir())
             for user, token in self._known
             if token in path.read_text(errors="replace")
@@ -254,14 +254,14 @@ def _environment() -> dict[str, str]:
 
 
 def _telemetry() -> dict[str, str]:
-    """Return the variables that write the spans to standard output and switch the other exporters off."""
+    """Return the variables that send spans to standard output and switch off the other exporters."""
     others = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")} - _INSTRUMENTED
     return {
         "OTEL_TRACES_EXPORTER": "console",
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        # Each would import a library that the demo does not use, which takes seconds if many are installed.
+        # Each of these would import a library that the demo does not use. If many are installed, this takes seconds.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
     }
 

@@ -1,4 +1,4 @@
-"""Sign a user of the demo in and out; this script takes the part of the browser.
+"""Sign a demo user in and out. This module plays the part of the browser.
 
 Source: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
 """
@@ -14,16 +14,16 @@ import httpx
 
 CLIENT_ID = "web"
 REDIRECT_URI = "http://127.0.0.1/signed-in"
-"""The URI that receives the code. No server listens there: the script reads the code from the redirect."""
+"""The URI that receives the code. No server listens there: `sign_in` reads the code from the redirect."""
 
 
 def sign_in(
     issuer: str, user: str, *, client_id: str = CLIENT_ID, scope: str = "profile", resource: str | None = None
 ) -> str:
-    """Return a new access token for *user*, by authorization code with PKCE.
+    """Return a new access token for *user*, obtained with an authorization code and PKCE.
 
     Args:
-        client_id: A public client.
+        client_id: The ID of a public client.
         resource: The service that the token is for (RFC 8707); ``None`` for profile-service.
 
     Raises:
@@ -31,7 +31,7 @@ def sign_in(
     """
     verifier = secrets.token_urlsafe(48)
     state = secrets.token_urlsafe(16)
-    # A proxy from the environment must not be used for loopback.
+    # Do not use the environment's proxy for loopback.
     with httpx.Client(base_url=issuer, trust_env=False, timeout=10) as client:
         redirect = client.get(
             "/authorize",
@@ -66,7 +66,7 @@ def sign_in(
 
 
 def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
-    """Revoke an access token as the client that it was issued to.
+    """Revoke an access token as the client to which it was issued.
 
     Raises:
         RuntimeError: The authorization server rejected the request. The message does not quote the response.
@@ -78,5 +78,5 @@ def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
 
 
 def code_challenge(verifier: str) -> str:
-    """Return the ``S256`` challenge of a verifier (RFC 7636, section 4.2)."""
+    """Return the ``S256`` challenge for a verifier (RFC 7636, section 4.2)."""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

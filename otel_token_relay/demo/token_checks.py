@@ -21,8 +21,8 @@ class TokenCheck:
 
     Attributes:
         what: A description of the token.
-        call: The user, and the trace of the request.
-        token: ``None`` for a request without one.
+        call: The user and the trace of the request.
+        token: The token to send; ``None`` for a request without one.
         reason: The expected reason for rejection; empty if the token must be accepted.
     """
 
@@ -39,7 +39,7 @@ class Outcome:
     Attributes:
         error: The error code in the challenge (RFC 6750, section 3.1); empty if there is none.
         name: The user that profile-service identified; empty if it rejected the request.
-        reason: The reason for the rejection in the log of profile-service.
+        reason: The reason for the rejection, from profile-service's log.
     """
 
     check: TokenCheck
@@ -53,8 +53,8 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path) -> Outcome:
     """Call profile-service and return the outcome.
 
     Args:
-        client: Its base URL is that of profile-service.
-        log: The log of profile-service, which writes the reason before it responds.
+        client: A client whose base URL is that of profile-service.
+        log: The log of profile-service, which logs the reason before it responds.
     """
     headers = {"traceparent": check.call.traceparent()}
     if check.token is not None:
@@ -75,7 +75,7 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path) -> Outcome:
 
 
 def find_fault(outcome: Outcome) -> str | None:
-    """Return a description of the difference from the expected outcome; ``None`` if there is none."""
+    """Return a description of how the outcome differs from the expected one; ``None`` if it does not."""
     check = outcome.check
     actual = (outcome.status, outcome.error, outcome.name, outcome.reason)
     if not check.reason:

@@ -1,4 +1,4 @@
-"""The service that users call. Its code contains nothing about tokens or the relay."""
+"""The service that users call. Its code does not mention tokens or the relay."""
 
 import os
 

@@ -1,6 +1,6 @@
-"""Verify incoming tokens. Requires the extra ``verify``.
+"""Verify incoming tokens. Requires the ``verify`` extra.
 
-PyJWT is imported when a verifier or the authenticator is first accessed, not before.
+PyJWT is not imported until a verifier or the authenticator is first accessed.
 """
 
 from __future__ import annotations

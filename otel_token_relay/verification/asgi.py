@@ -17,21 +17,21 @@ __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 class BearerAuthMiddleware:
     """Accept only requests with a valid bearer token.
 
-    Other HTTP requests get a response with status 400, 401, 403 or 503; WebSockets are rejected before
-    they are accepted. The application finds a `Principal` in ``scope["user"]`` and its scopes in
-    ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` expect them.
+    Any other HTTP request receives a 400, 401, 403 or 503 response; any other WebSocket is rejected
+    during the handshake. The application finds a `Principal` in ``scope["user"]`` and the token's scopes
+    in ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` expect them.
 
     Args:
         app: The ASGI 3 application.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither blocks the event loop here.
-        authenticator: A `BearerAuthenticator` of your own, in place of *verifier* and *options*.
-        settings: The settings that name the headers with the token, if no outer boundary has read them;
-            ``None`` for the installed settings, or else those of the environment.
-        options: The options of `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
+        authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
+        settings: The settings that name the token headers; these settings are used only if no outer boundary
+            has read the headers. ``None`` uses the installed settings or, if there are none, the environment.
+        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values`` and ``max_age``.
 
     Raises:
-        ConfigurationError: An option cannot be used; the error names it.
+        ConfigurationError: An option is invalid; the error names it.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The authenticator: verifies the token of each request and builds the error response if it is not accepted.
+"""Verify the token in each request, and build the error response to any request that is not accepted.
 
-The same authenticator works for every kind of server, in a middleware and at the server boundary. It takes
-the credentials that the boundary has read and reads no header itself.
+The same authenticator works with every kind of server, both in a middleware and at the server boundary. It
+takes the credentials that the boundary has read; it does not read any headers itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Outcome = Literal["accepted", "refused", "unavailable"]
 
 
 class Verifier(Protocol):
-    """Verify one token: one of our verifiers, or any object with such a method, also an asynchronous one."""
+    """A verifier: one of ours, or any object with this method, which may also be asynchronous."""
 
     def verify(self, token: str) -> VerifiedToken | Awaitable[VerifiedToken]:
         """Return the verified token, or raise `TokenRejected` or `KeysUnavailable`."""
@@ -66,20 +66,20 @@ class BearerAuthenticator:
     Args:
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; both work with every kind of server, and
             neither blocks an event loop.
-        realm: Sent with each challenge; ``None`` for ``api``.
-        required_scopes: The token must contain all of them.
-        exclude: Paths that need no token, compared exactly with the path that the application routes by,
-            without the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
-            ``/healthz/`` nor ``/healthz/deep``. For gRPC full method names, ``/package.Service/Method``.
+        realm: The realm sent in every challenge; ``None`` for ``api``.
+        required_scopes: The scopes that every accepted token must have.
+        exclude: Paths that need no token. Each is compared exactly with the path that the application routes
+            on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
+            ``/healthz/`` nor ``/healthz/deep``. For gRPC, use full method names: ``/package.Service/Method``.
         resource_metadata: The URL of this resource's metadata (RFC 9728).
-        acr_values: The token's ``acr`` must be one of these (RFC 9470).
+        acr_values: The accepted values of the token's ``acr`` (RFC 9470).
         max_age: The maximum number of seconds since the token's ``auth_time`` (RFC 9470).
-        mode: ``report`` accepts every request, and only counts and logs.
-        span_claims: Returns the claims that become attributes of the SERVER span.
-        now: Seconds since the epoch.
+        mode: ``enforce`` rejects requests; ``report`` accepts every request and only counts and logs.
+        span_claims: A callable that returns the claims to set as SERVER span attributes.
+        now: A clock that returns the seconds since the epoch.
 
     Raises:
-        ConfigurationError: An option cannot be used; the error names it.
+        ConfigurationError: An option is invalid; the error names it.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class BearerAuthenticator:
         self._recorder = _Recorder(mode)
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response to a request that is not accepted; see `Authenticator`."""
+        """Return the error response if the request is not accepted; see `Authenticator`."""
         if path.is_one_of(self._exclude):
             return None
         if isinstance(credentials, Reason):
@@ -128,11 +128,11 @@ class BearerAuthenticator:
             else:
                 verified = cast("VerifiedToken", verifier.verify(token))
             return self._check_verified(credentials, verified)
-        except Exception as error:  # no error of a verifier may let a request pass
+        except Exception as error:  # no verifier error may let a request through
             return self._reject_after(error)
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Do the same as `check`, without blocking the event loop."""
+        """Do the same as `check`, but without blocking the event loop."""
         if path.is_one_of(self._exclude):
             return None
         if isinstance(credentials, Reason):
@@ -150,7 +150,7 @@ class BearerAuthenticator:
             return self._reject_after(error)
 
     def prepare(self) -> None:
-        """Create the counter; see `otel_token_relay.credentials.Authenticator`."""
+        """Create the counter; see `otel_token_relay.authentication.Authenticator`."""
         self._recorder.prepare()
 
     def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> ErrorResponse | None:
@@ -177,7 +177,7 @@ class BearerAuthenticator:
         if isinstance(error, TokenRejected):
             return self._reject(self.challenges.invalid_token, error.reason)
         if not isinstance(error, KeysUnavailable):
-            # Log the type only: the message of an error of another class may quote the token.
+            # Log only the type: the message of an unexpected error may quote the token.
             _logger.error("a verifier raised %s", type(error).__name__)
         retry_after = error.retry_after if isinstance(error, KeysUnavailable) else 1.0
         return self._reject(self.challenges.unavailable(retry_after), "unavailable", "unavailable")
@@ -188,7 +188,7 @@ class BearerAuthenticator:
 
 
 def authenticator_from(settings: Settings) -> BearerAuthenticator:
-    """Build the authenticator of the server boundary, for services without a middleware in their code.
+    """Build the authenticator for the server boundary of a service whose code contains no middleware.
 
     Raises:
         ConfigurationError: The settings are not sufficient to verify tokens.
@@ -213,11 +213,12 @@ def choose_authenticator(
     """Return *authenticator*, or build one from *verifier* and *options*.
 
     Raises:
-        ConfigurationError: Neither is given, or *authenticator* together with *verifier* or *options*.
+        ConfigurationError: Both *authenticator* and *verifier* are missing, or *authenticator* is combined
+            with *verifier* or *options*.
     """
     if authenticator is not None:
         if verifier is not None or options:
-            raise ConfigurationError("authenticator", "expected neither a verifier nor options beside it")
+            raise ConfigurationError("authenticator", "cannot be combined with a verifier or options")
         return authenticator
     if verifier is None:
         raise ConfigurationError("verifier", "expected a verifier or an authenticator")
@@ -225,11 +226,11 @@ def choose_authenticator(
 
 
 class _Recorder:
-    """Count every verification, and log rejected requests; as warnings in `report` mode."""
+    """Count every verification and log rejected requests: as warnings in `report` mode, otherwise at level DEBUG."""
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests by the result of verifying their token.")
+        self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests, by the result of their token verification.")
         self._warned: dict[str, tuple[float, int]] = {}
 
     def prepare(self) -> None:
@@ -241,7 +242,7 @@ class _Recorder:
             counter = self._counter.created or self._counter.create()
             attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
             counter.add(1, attributes)
-        except Exception:  # an error of the application's meter does not change the result
+        except Exception:  # an error in the application's meter must not change the result
             _logger.debug("a verification could not be counted")
         if reason is None:
             return

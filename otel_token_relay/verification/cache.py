@@ -1,4 +1,4 @@
-"""A bounded cache of verification results, keyed by a hash so that no token is kept."""
+"""A bounded cache of verification results. Its keys are hashes, so that no token is stored."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _Entry = TypeVar("_Entry")
 
 
 def digest(token: str) -> bytes:
-    """Return the cache key of *token*, its SHA-256."""
+    """Return the cache key for *token*, which is its SHA-256 digest."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 class Cache(Generic[_Entry]):
-    """A least-recently-used cache. Safe to share between threads without a lock.
+    """A least-recently-used cache that threads can share safely without a lock.
 
-    Every step is one dictionary operation. Between two steps another thread may remove the entry,
-    and a lost entry costs one more verification.
+    Each step is a single dictionary operation. Another thread may remove an entry between two steps;
+    a lost entry costs only one more verification.
     """
 
     __slots__ = ("_entries", "_size")
@@ -29,7 +29,7 @@ class Cache(Generic[_Entry]):
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
     def get(self, key: bytes) -> _Entry | None:
-        """Return the entry and mark it as used."""
+        """Return the entry for *key* and mark it as recently used; return ``None`` if it is missing."""
         entry = self._entries.get(key)
         if entry is not None:
             with contextlib.suppress(KeyError):
@@ -37,7 +37,7 @@ class Cache(Generic[_Entry]):
         return entry
 
     def put(self, key: bytes, entry: _Entry) -> None:
-        """Store an entry and evict the oldest entries beyond the limit."""
+        """Store an entry, then evict the least recently used entries until the cache is within its limit."""
         if self._size < 1:
             return
         self._entries[key] = entry
@@ -46,7 +46,7 @@ class Cache(Generic[_Entry]):
                 self._entries.popitem(last=False)
 
     def drop(self, key: bytes) -> None:
-        """Remove an entry if present."""
+        """Remove the entry for *key*, if there is one."""
         self._entries.pop(key, None)
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
-"""The error responses to rejected requests, built at start-up. Pure.
+"""Error responses to rejected requests, most of them built at startup. No I/O.
 
-They never contain any part of the request: no token, no claim, no path.
+The responses never contain any part of the request: no token, claim or path.
 
 Source: RFC 6750, section 3; RFC 9728, section 5.1; RFC 9470, section 3; RFC 9110, section 15.5.2.
 """
@@ -15,8 +15,8 @@ from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 
-# RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E, so no quote and no backslash; a scope
-# must not contain a space either (RFC 6749, section 3.3).
+# RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E, which excludes quotes and backslashes; a scope
+# must not contain spaces either (RFC 6749, section 3.3).
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 _is_scope = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
@@ -30,14 +30,14 @@ class Challenges:
     """The error responses of one protected resource.
 
     Args:
-        realm: Always sent, since ``Bearer`` alone is not a challenge (RFC 6750, section 3).
-        required_scopes: Sent in the challenge, so that a client knows which scopes to request.
+        realm: Always sent, since ``Bearer`` alone is not a valid challenge (RFC 6750, section 3).
+        required_scopes: Sent in the challenge so that a client knows which scopes to request.
         resource_metadata: The URL of this resource's metadata (RFC 9728); ``None`` to omit it.
         acr_values: The accepted authentication contexts (RFC 9470).
         max_age: The maximum number of seconds since the user authenticated (RFC 9470).
 
     Raises:
-        ConfigurationError: A value contains characters that a challenge cannot contain.
+        ConfigurationError: A value contains a character that is not allowed in a challenge.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Challenges:
         """Build the error response to a valid token that lacks a scope.
 
         Raises:
-            ConfigurationError: A scope contains characters that a challenge cannot contain.
+            ConfigurationError: A scope contains a character that is not allowed in a challenge.
         """
         _check_words("scopes", scopes)
         error = "insufficient_scope"
         return self._challenge(403, error, error, *([("scope", " ".join(scopes))] if scopes else []))
 
     def without_token(self, reason: Reason) -> ErrorResponse:
-        """Return the error response to a request from whose headers no token could be read."""
+        """Return the error response to a request whose headers contain no readable token."""
         if reason is Reason.ABSENT:
             return self.unauthenticated
         return self.invalid_token if reason is Reason.TOO_LONG else self.invalid_request

@@ -1,9 +1,9 @@
-"""A circuit breaker that distinguishes a failing endpoint from tokens that the endpoint fails on. Pure.
+"""A circuit breaker that distinguishes a failing endpoint from tokens that make the endpoint fail. No I/O.
 
-Callers can send any token, and an attacker may know tokens for which the endpoint returns an error or
-closes the connection. If each such failure opened the circuit, the attacker could lock out all other
-callers. So failures alone never open it: after several in a row the owner probes the endpoint with a
-random token, and the result of the probe decides.
+Callers can send any token, and an attacker may know tokens that make the endpoint return an error or
+close the connection. If such failures could open the circuit, the attacker could lock out all other
+callers. Failures alone therefore never open the circuit: after several in a row, the breaker's owner
+probes the endpoint with a random token, and the circuit opens only if the probe fails too.
 
 * Closed: every call is allowed.
 * Open: no call is allowed for `OPEN_SECONDS`.
@@ -17,16 +17,16 @@ from typing import Final
 
 from otel_token_relay.token import Clock
 
-# The number of failures in a row after which the endpoint is probed.
+# The number of consecutive failures after which the endpoint is probed.
 FAILURES_BEFORE_PROBE: Final = 3
 OPEN_SECONDS: Final = 1.0
 
 
 class CircuitBreaker:
-    """Decide which calls an endpoint receives. Safe to share between threads.
+    """Decide which calls may reach an endpoint. Safe to share between threads.
 
     Args:
-        monotonic: Seconds on a clock that never goes back.
+        monotonic: A clock that returns seconds and never goes backward.
     """
 
     def __init__(self, monotonic: Clock) -> None:
@@ -37,7 +37,7 @@ class CircuitBreaker:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget the calls that were running: in a forked child their threads do not exist."""
+        """Forget all running calls, because their threads do not exist in a forked child."""
         self._lock = threading.Lock()
         self._half_open_call: bytes | None = None
         self._is_probing = False
@@ -45,8 +45,8 @@ class CircuitBreaker:
     def allows(self, key: bytes) -> bool:
         """Return whether a call may start.
 
-        In the half-open state the call must end in `record_success`, `record_failure` or `cancel`.
-        No other call is allowed before that.
+        In the half-open state, the caller must then call `record_success`, `record_failure` or `cancel`.
+        Until then, no other call is allowed.
         """
         with self._lock:
             if not self._is_open:
@@ -62,23 +62,23 @@ class CircuitBreaker:
             return not self._is_open or key == self._half_open_call
 
     def cancel(self, key: bytes) -> None:
-        """Record that an allowed call was not made, which says nothing about the endpoint."""
+        """Record that an allowed call was not made and therefore revealed nothing about the endpoint."""
         with self._lock:
             if key == self._half_open_call:
                 self._half_open_call = None
 
     def record_success(self) -> None:
-        """Close the circuit after any response, valid token or not."""
+        """Close the circuit after any response, regardless of whether the token was valid."""
         with self._lock:
             self._failures = 0
             self._is_open = False
             self._half_open_call = None
 
     def record_failure(self, key: bytes) -> bool:
-        """Record a failure that may be caused by the endpoint or by the token.
+        """Record a failure that either the endpoint or the token may have caused.
 
         Returns:
-            Whether the caller must probe the endpoint now and then call `end_probe`.
+            Whether the caller must probe the endpoint and call `end_probe` afterward.
         """
         with self._lock:
             self._failures += 1
@@ -92,7 +92,7 @@ class CircuitBreaker:
             return True
 
     def end_probe(self, *, succeeded: bool) -> None:
-        """Close the circuit if the probe succeeded; open it otherwise."""
+        """Close the circuit if the probe succeeded; otherwise, open it."""
         with self._lock:
             self._is_probing = False
             self._failures = 0

@@ -1,7 +1,7 @@
-"""The rules for the header and claims of an access token. Pure: no clock, no keys, no I/O.
+"""The rules for an access token's header and claims. This module uses no clock, no keys and no I/O.
 
-Order: `jws.parse_jws` parses the token, the caller checks the signature, then `check_type` and
-`check_claims` run. Before that, only ``iss`` may be used, to select the keys.
+First, `jws.parse_jws` parses the token; then the caller checks the signature; finally, `check_type` and
+`check_claims` run. Before the signature has been checked, ``iss`` alone may be used, only to select the keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError, TokenRejected
 from otel_token_relay.verification.jws import Claims, has_control_character
 
-# RFC 7519, section 2: a NumericDate counts seconds since 1970. This one is in the year 36812.
+# RFC 7519, section 2: a NumericDate counts seconds since 1970. This limit is in the year 36812.
 MAX_NUMERIC_DATE: Final = 2**40
 
 # RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types
@@ -29,7 +29,7 @@ _REQUIRED_GENERIC: Final = ("iss", "exp", "aud", "sub")
 
 # OpenID Connect Core, sections 2 and 3.3.2.11: only ID tokens have these claims.
 _ID_TOKEN_CLAIMS: Final = ("nonce", "at_hash", "c_hash")
-# Keycloak puts the kind of a token into a claim: ID, Refresh, Offline, Logout, DPoP and more.
+# Keycloak puts the token type in the ``typ`` claim: ID, Refresh, Offline, Logout, DPoP and more.
 _ACCESS_TOKEN_TYP_CLAIMS: Final = frozenset({"bearer", "jwt", "at+jwt"})
 
 _NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
@@ -37,16 +37,16 @@ _NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The rules that the claims of a token must satisfy.
+    """The rules that a token's claims must satisfy.
 
     Attributes:
-        audience: ``aud`` must contain one of these; empty to skip the check, which only
-            introspection allows.
+        audience: The accepted audiences; ``aud`` must contain at least one of them. Empty to skip this
+            check, which is allowed only with introspection.
         profile: ``rfc9068`` for access tokens that follow that RFC; ``generic`` for issuers that send
-            ``typ: JWT``, or no type, and omit ``jti``, ``client_id`` or ``iat``.
-        leeway: Seconds that the clocks of issuer and service may differ.
-        scope_claims: The claims that contain scopes; the first one present counts. A dot leads
-            into an object: ``realm_access.roles``.
+            ``typ: JWT`` or no ``typ``, and that omit ``jti``, ``client_id`` or ``iat``.
+        leeway: The number of seconds by which the issuer's clock and the service's clock may differ.
+        scope_claims: The names of claims that contain scopes; the first one present is used. A dot
+            separates the names of nested members: ``realm_access.roles``.
     """
 
     audience: tuple[str, ...]
@@ -64,7 +64,7 @@ class Rules:
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Reject tokens that are signed by the same keys but are not access tokens.
+    """Reject tokens that are signed with the same keys but are not access tokens.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """
@@ -87,13 +87,13 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
     """Check the claims of a token whose signature and issuer have been verified.
 
     Args:
-        now: Seconds since the epoch.
+        now: The current time in seconds since the epoch.
 
     Returns:
-        The scopes.
+        The token's scopes.
 
     Raises:
-        TokenRejected: The first rule that fails.
+        TokenRejected: The token violates a rule; the reason identifies the first such rule.
 
     Source: RFC 7519, section 4.1; RFC 9068, sections 2.2 and 4.
     """
@@ -131,7 +131,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
     for name in ("exp", "nbf", "iat"):
         if name in claims:
             value = claims[name]
-            # type(), because bool is a subclass of int. A numeric string is not a NumericDate.
+            # Use type(), because bool is a subclass of int. A numeric string is not a NumericDate.
             if type(value) not in (int, float) or not 0 <= value < MAX_NUMERIC_DATE:  # type: ignore[operator]
                 raise TokenRejected("invalid_claim")
             dates[name] = value
@@ -144,7 +144,7 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
 
 
 def check_audience(value: object, accepted: Sequence[str]) -> None:
-    """Check that ``aud`` contains one of *accepted*; every entry must be a string."""
+    """Check that every entry in ``aud`` is a string and that at least one of them is in *accepted*."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise TokenRejected("missing_claim" if value is None else "invalid_claim")
@@ -153,9 +153,9 @@ def check_audience(value: object, accepted: Sequence[str]) -> None:
 
 
 def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset[str]:
-    """Return the scopes from the first of the named claims that is present.
+    """Return the scopes from the first claim in *names* that is present.
 
-    Source: RFC 8693, section 4.2 (space-separated text); many issuers send a list.
+    Source: RFC 8693, section 4.2 (a space-separated string). Many issuers send a list instead.
     """
     for name in names:
         found, value = _look_up(claims, name)

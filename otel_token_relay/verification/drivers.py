@@ -1,7 +1,7 @@
-"""Run one generator core from threads and from event loops.
+"""Run the same generator in threads and on event loops.
 
-Code that may have to wait is written once, as a generator that yields each `Wait`. `drive` runs the
-generator in a thread, `drive_async` in a task on asyncio or trio.
+Code that may have to wait is written once, as a generator (the "core") that yields a `Wait` when it has to.
+`drive` runs the core in a thread; `drive_async` runs it in an asyncio or trio task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 class Wait(NamedTuple):
-    """A future that a core waits for, and the maximum number of seconds."""
+    """A future that a core waits for, and the maximum number of seconds to wait."""
 
     future: Future[Any]
     seconds: float
@@ -35,7 +35,7 @@ def drive(core: Generator[Wait, None, _Result]) -> _Result:
 
 
 async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
-    """Run *core* in this task. If the task is cancelled, the call continues for the other waiting callers."""
+    """Run *core* in this task. If the task is canceled, the awaited work continues for other callers."""
     try:
         while True:
             wait = next(core)

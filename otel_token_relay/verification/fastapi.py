@@ -1,12 +1,12 @@
-"""FastAPI dependencies that require a `BearerAuthMiddleware`, or verification at the server boundary::
+"""FastAPI dependencies that require `BearerAuthMiddleware` or verification at the server boundary::
 
     app.add_middleware(BearerAuthMiddleware, verifier=verifier)
 
     @app.get("/profiles/{user}")
     def show(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]): ...
 
-They read the result of the verification and verify nothing themselves. If no middleware verifies the
-request, they fail with a server error and never accept it.
+The dependencies read the verification result; they do not verify anything themselves. If the request has
+not been verified, they fail with a server error and never accept it.
 """
 
 from collections.abc import Callable, Coroutine
@@ -29,16 +29,16 @@ __all__ = ["Principal", "current_principal", "require_scopes"]
 
 
 class _BearerScheme(OAuth2):
-    """Appear in OpenAPI as the HTTP scheme Bearer, and return the principal of the request.
+    """Appear in OpenAPI as the HTTP Bearer scheme, and return the request's principal.
 
-    For FastAPI it is an OAuth2 scheme, since older versions document no scopes for other schemes.
+    The base class is OAuth2, because older FastAPI versions document scopes only for OAuth2 schemes.
     """
 
     def __init__(self) -> None:
         self.model = HTTPBearerModel(bearerFormat="JWT")
         self.scheme_name = "BearerAuth"
 
-    def __call__(  # type: ignore[override]  # FastAPI accepts any return type of a dependency
+    def __call__(  # type: ignore[override]  # FastAPI allows a dependency to return any type
         self,
         request: HTTPConnection,
     ) -> Principal:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,11 +56,11 @@ async def current_principal(
     scopes: SecurityScopes,
     principal: Principal = Security(_SCHEME),  # noqa: B008  # how FastAPI declares a dependency
 ) -> Principal:
-    """Return the principal of the request: ``Depends(current_principal)``.
+    """Return the request's principal. Use as ``Depends(current_principal)``.
 
     Raises:
-        HTTPException: 401 without a valid token; 403 if a scope that is required by
-            ``Security(current_principal, scopes=[...])`` is missing.
+        HTTPException: Status 401 if the request has no valid token; 403 if the token lacks a scope that
+            ``Security(current_principal, scopes=[...])`` requires.
     """
     if not principal.scopes.issuperset(scopes.scopes):
         raise _error(challenges_of(request.scope).build_insufficient_scope(scopes.scopes))
@@ -68,7 +68,7 @@ async def current_principal(
 
 
 def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]]:
-    """Build a dependency that returns the principal if the token contains all of *scopes*."""
+    """Build a dependency that returns the principal if the token has all of *scopes*."""
 
     async def principal_with_scopes(
         principal: Principal = Security(current_principal, scopes=scopes),  # noqa: B008

@@ -1,8 +1,9 @@
 """The HTTP client for issuer metadata, key sets and introspection endpoints.
 
-Requests run in an empty context, so that they carry no caller's token, and with instrumentation
-suppressed. Redirects are not followed, https is required except on loopback, time and size are
-limited. The client uses ``http.client``, below everything that instrumentation and this package hook.
+Requests run in an empty context, so that they do not carry a caller's token, and with instrumentation
+suppressed. Redirects are not followed, https is required except on loopback, and both time and size
+are limited. The client uses ``http.client``, which is below every layer that instrumentation and this
+package hook into.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ MAX_BODY_BYTES: Final = 512 * 1024
 
 
 class FetchFailed(Exception):
-    """Raise when no usable response arrived in time. The message does not quote the response."""
+    """No usable response arrived in time. The error message does not quote the response."""
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return text for a log: only the type of an error of another class, which may quote the response."""
+        """Return a description that is safe to log: for an error of another class, only the name of that class."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
 class Response(NamedTuple):
-    """A complete response. Header names are in lower case."""
+    """A complete response. Its header names are in lowercase."""
 
     status: int
     headers: Mapping[str, str]
@@ -47,7 +48,7 @@ def check_url(setting: str, url: object) -> str:
     """Return *url* if it is secure enough to fetch keys from.
 
     Raises:
-        ConfigurationError: The URL is neither https nor on loopback, or two parsers could read it
+        ConfigurationError: The URL is neither https nor on loopback, or different parsers could read it
             differently.
     """
     if not isinstance(url, str) or not is_trustworthy(url):
@@ -56,36 +57,36 @@ def check_url(setting: str, url: object) -> str:
 
 
 def is_trustworthy(url: str) -> bool:
-    """Return whether an attacker on the network cannot change the response of *url*."""
+    """Return whether responses from *url* are protected against tampering by an attacker on the network."""
     origin = Origin.parse(url)
     return origin is not None and origin.is_secure and url.isascii() and "#" not in url
 
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    # Reading the certificate store takes about 20 ms. SSL_CERT_FILE is honored.
+    # Cached, because reading the certificate store takes about 20 ms. SSL_CERT_FILE is honored.
     return ssl.create_default_context()
 
 
 def fetch(url: str, *, timeout: float, form: bytes | None = None, authorization: str | None = None) -> Response:
-    """Send one request and return the complete response. Blocks: call it from a background thread.
+    """Send one request and return the complete response. This blocks, so call it from a background thread.
 
     Args:
         url: A URL for which `is_trustworthy` returns true.
-        timeout: Seconds for the whole exchange.
-        form: The body, sent by POST as ``application/x-www-form-urlencoded``; ``None`` for GET.
-        authorization: The credential of this service, if the endpoint requires one.
+        timeout: The maximum number of seconds for the whole exchange.
+        form: The body of a POST request, sent as ``application/x-www-form-urlencoded``; ``None`` for GET.
+        authorization: This service's credential, if the endpoint requires one.
 
     Raises:
         FetchFailed: Connecting, sending or reading failed, or the response exceeds a limit.
     """
-    # An empty context, not a copy: instrumentation of threads and pools may have copied a caller's
+    # Use an empty context, not a copy: thread and pool instrumentation may have copied a caller's
     # context, including the token, into this thread.
     return contextvars.Context().run(_fetch, url, timeout, form, authorization)
 
 
 def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | None) -> Response:
-    # Not at the top: it imports opentelemetry.propagate, which may be importing this package.
+    # Not imported at the top: it imports opentelemetry.propagate, which may itself be importing this package.
     from opentelemetry.instrumentation.utils import suppress_instrumentation
 
     deadline = time.monotonic() + timeout
@@ -108,8 +109,8 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
 
 
 def _build_connection(parts: SplitResult, target: str, timeout: float) -> tuple[http.client.HTTPConnection, str]:
-    """Return the connection and the request target, through the environment's proxy if one applies."""
-    # Importing this takes 10 ms, and most services that relay tokens verify none.
+    """Return the connection, which uses the environment's proxy if one applies, and the request target."""
+    # Importing urllib.request takes 10 ms, and most services that relay tokens do not verify any.
     from urllib.request import getproxies, proxy_bypass
 
     host, port = parts.hostname or "", parts.port
@@ -120,7 +121,7 @@ def _build_connection(parts: SplitResult, target: str, timeout: float) -> tuple[
         if secure:
             return http.client.HTTPSConnection(host, port, timeout=timeout, context=_tls()), target
         return http.client.HTTPConnection(host, port, timeout=timeout), target
-    # Only https reaches this point, since http is limited to loopback.
+    # Only https URLs reach this point, since http is allowed only on loopback.
     via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     tunnel = http.client.HTTPSConnection(via.hostname or "", via.port or 3128, timeout=timeout, context=_tls())
     credentials = {}
@@ -133,7 +134,7 @@ def _build_connection(parts: SplitResult, target: str, timeout: float) -> tuple[
 
 @contextlib.contextmanager
 def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Generator[None, None, None]:
-    """Shut the connection down at the deadline: the timeout of a socket starts again with each byte received."""
+    """Shut down the connection at the deadline, because a socket's timeout restarts with each byte received."""
     sock = connection.sock
 
     def cut() -> None:
@@ -154,7 +155,7 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> Response:
     if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # The request did not accept an encoding, and a compressed response may expand to any size.
+        # The request did not ask for an encoding, and a compressed response may expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = response.read(MAX_BODY_BYTES + 1)
     if len(body) > MAX_BODY_BYTES:

@@ -1,9 +1,9 @@
-"""Ask the authorization server whether a token is active: RFC 7662.
+"""Ask the authorization server whether a token is active (RFC 7662).
 
-Introspection verifies opaque tokens and, if configured, checks JWTs for revocation. It fails closed: if the
-server does not respond, the request fails with 503; the token is not reported as invalid. A failure counts
-for the token that was looked up. It counts for all tokens only if the endpoint fails on a random token too:
-see `circuit_breaker`.
+Introspection verifies opaque tokens and, if configured, checks whether JWTs have been revoked. It fails
+closed: if the server does not respond, the request fails with status 503, and the token is not reported as
+invalid. A failed lookup affects only the token that was looked up; it affects all tokens only if looking up
+a random token fails too (see `circuit_breaker`).
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from otel_token_relay.verification.jws import parse_object
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_REUSE_SECONDS: Final = 60.0
-# A token that has just been issued may be unknown to one node of the server for a moment.
+# A newly issued token may briefly be unknown to one of the server's nodes.
 NEGATIVE_REUSE_SECONDS: Final = 5.0
-# How long a token is not looked up again after the server has refused to introspect it.
+# How long to wait before looking up a token again after the server has refused to introspect it.
 REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
-# In each worker pool.
+# The maximum number of calls that may be running or waiting in each worker pool.
 MAX_PENDING: Final = 256
-# Refreshes have no waiting caller. They are few, so that a lookup behind them is served in time.
+# Callers do not wait for refreshes. This limit is low, so that a lookup queued behind them is served in time.
 MAX_REFRESHES: Final = 32
-# How long a dropped refresh is not tried again, so that not every request tries.
+# How long to wait before retrying a dropped refresh; otherwise, every request would retry it.
 REFRESH_PAUSE_SECONDS: Final = 1.0
 _LOOKUP_WORKERS: Final = 8
 _REFRESH_WORKERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
-# The 4xx responses that indicate a problem with our credentials, URL or request rate, not with the
-# token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
+# The 4xx statuses that indicate a problem with our credentials, URL or request rate rather than with
+# the token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
 _NOT_ABOUT_TOKEN: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
 
 
 class _TokenRefused(FetchFailed):
-    """Raise when the server responds but refuses to introspect this token."""
+    """The server responded but refused to introspect this token."""
 
 
 class IntrospectionResult(NamedTuple):
-    """The response of the server about one token.
+    """The server's response about one token.
 
     Attributes:
         claims: The members of an ``active`` response; ``None`` if the token is not active.
-        until: Seconds on the monotonic clock, after which the result is not used.
-        refresh_at: The time from which the result is refreshed in the background.
+        until: The time on the monotonic clock, in seconds, at which the result expires.
+        refresh_at: The time on that clock from which using the result triggers a background refresh.
     """
 
     claims: Mapping[str, Any] | None
@@ -70,7 +70,7 @@ class IntrospectionResult(NamedTuple):
 
 
 class _WorkerPool:
-    """Some workers and the number of calls that run or wait. The lock of the owner guards it."""
+    """A thread pool and the number of its running and waiting calls. The owner's lock guards both."""
 
     __slots__ = ("_name", "_workers", "executor", "load")
 
@@ -80,7 +80,7 @@ class _WorkerPool:
         self.start_over()
 
     def start_over(self) -> None:
-        """Use new workers, which start when they are needed."""
+        """Replace the workers with new ones, which start when they are needed."""
         self.executor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
 
     @property
@@ -90,14 +90,15 @@ class _WorkerPool:
 
 
 class Introspection:
-    """The introspection endpoint of one server. Safe to share between threads, tasks and loops.
+    """One server's introspection endpoint. Safe to share between threads, tasks and event loops.
 
     Args:
-        endpoint: An https URL, or http on loopback.
-        client_id: The name of this service at the endpoint; required with *client_secret*, and only then.
-        client_secret: The secret of this service at the endpoint.
-        timeout: Seconds for one response.
-        size: How many active results are cached, and as many inactive ones.
+        endpoint: An https URL, or an http URL on loopback.
+        client_id: The client ID with which this service identifies itself to the endpoint; requires
+            *client_secret*.
+        client_secret: This service's client secret at the endpoint; requires *client_id*.
+        timeout: The maximum number of seconds to wait for one response.
+        size: The maximum number of active results to cache; the same limit applies to inactive ones.
     """
 
     def __init__(
@@ -119,9 +120,9 @@ class Introspection:
         self._timeout = timeout
         self._monotonic = monotonic
         self._active: Cache[IntrospectionResult] = Cache(size)
-        # Separate, so that invented tokens do not evict active ones.
+        # Kept separately, so that made-up tokens do not evict active ones.
         self._inactive: Cache[IntrospectionResult] = Cache(size)
-        # The time until which a token is not looked up again: separate and limited for the same reason.
+        # When each failed token may be looked up again. Kept separately and limited for the same reason.
         self._failed: Cache[float] = Cache(size)
         self._breaker = CircuitBreaker(monotonic)
         self._warn_at = float("-inf")
@@ -131,8 +132,8 @@ class Introspection:
     def _start_over(self) -> None:
         self._lock = threading.Lock()
         self._pending: dict[bytes, Future[IntrospectionResult | None]] = {}
-        # Separate pools, so that invented tokens do not delay tokens that were active a moment ago, and
-        # refreshes, which can wait, do not delay the first lookup of a token.
+        # The pools are separate: made-up tokens must not delay tokens that were active a moment ago, and
+        # refreshes, which can wait, must not delay a token's first lookup.
         self._lookups = _WorkerPool("introspection", _LOOKUP_WORKERS)
         self._refreshes = _WorkerPool("refresh", _REFRESH_WORKERS)
         self._breaker.start_over()
@@ -145,7 +146,7 @@ class Introspection:
 
         Args:
             key: The digest of the token.
-            token: If given, a result that expires soon is refreshed in the background.
+            token: The token itself. If given, a result that expires soon is refreshed in the background.
         """
         result = self._active.get(key) or self._inactive.get(key)
         now = self._monotonic()
@@ -162,10 +163,10 @@ class Introspection:
             _logger.debug("an introspection result that expires soon could not be refreshed")
 
     def look_up(self, key: bytes, token: str) -> Wait:
-        """Start a lookup, or join the pending lookup of the same token.
+        """Start a lookup, or join a pending lookup of the same token.
 
         Returns:
-            The future to wait for. Its result is ``None`` after a failure.
+            The future to wait for. Its result is ``None`` if the lookup fails.
 
         Raises:
             KeysUnavailable: The endpoint is down, the last lookup of this token failed a moment ago, or
@@ -196,8 +197,8 @@ class Introspection:
         pool.load += 1
         try:
             pool.executor.submit(self._run, pool, key, token, future, deadline)
-        except RuntimeError:  # no thread can be started: the process is at its limit, or is ending
-            # The executor may have queued the call all the same and run it once it has a thread.
+        except RuntimeError:  # no thread can be started: the process has reached its limit or is ending
+            # The executor may have queued the call anyway, and would run it once it has a thread.
             if future.cancel():
                 self._cancel(pool, key)
                 raise KeysUnavailable from None
@@ -208,7 +209,7 @@ class Introspection:
         pool.load -= 1
         self._breaker.cancel(key)
         if not pool.load:
-            # The queue of the executor may never be emptied, and tokens would accumulate in it.
+            # The executor's queue might never be emptied, so tokens would accumulate in it.
             pool.start_over()
 
     def _pool(self, key: bytes, is_refresh: bool) -> _WorkerPool:
@@ -216,15 +217,15 @@ class Introspection:
             return self._refreshes
         if self._active.get(key) is None:
             return self._lookups
-        # The token was active a moment ago and a caller waits for it: do not queue it behind refreshes if
-        # a lookup worker is idle.
+        # The token was active a moment ago, and a caller is waiting: do not queue the lookup behind refreshes
+        # if a lookup worker is idle.
         return self._lookups if self._refreshes.is_busy and not self._lookups.is_busy else self._refreshes
 
     def _postpone_refresh(self, key: bytes) -> None:
-        """Pause refreshes of *key* after one was dropped.
+        """Postpone refreshing *key* after a refresh was dropped.
 
-        Only the caller that may look up *key* at this moment calls this: otherwise a newer result could
-        be overwritten.
+        Only the caller that may currently look up *key* may call this method; any other caller could
+        overwrite a newer result.
         """
         result = self._active.get(key)
         if result is not None:
@@ -240,13 +241,13 @@ class Introspection:
             if self._monotonic() < deadline and self._breaker.still_allows(key):
                 result = self._store(key, self._introspect(token))
                 self._breaker.record_success()
-            else:  # it was queued until all callers had given up, or until the circuit opened
+            else:  # the call stayed in the queue until all callers had given up or the circuit had opened
                 self._postpone_refresh(key)
                 probe_is_due = self._breaker.record_failure(key)
         except _TokenRefused as error:
             self._record_failure(key, REFUSED_REUSE_SECONDS, error)
             self._breaker.record_success()
-        except Exception as error:  # the waiting callers find no result
+        except Exception as error:  # the waiting callers receive no result
             self._record_failure(key, OPEN_SECONDS, error)
             probe_is_due = self._breaker.record_failure(key)
         finally:
@@ -260,14 +261,14 @@ class Introspection:
     def _record_failure(self, key: bytes, seconds: float, error: Exception) -> None:
         now = self._monotonic()
         self._failed.put(key, now + seconds)
-        # Callers can send tokens that fail, and could fill the log.
+        # Callers can send tokens whose lookup fails, and could otherwise fill the log.
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
             self._warn_at = now + WARNING_SECONDS
         _log(level, "introspection failed: %s", error)
 
     def _probe(self) -> bool:
-        """Look up a random token, which the server must report as not active (RFC 7662, section 2.2)."""
+        """Return whether a random token can be looked up. It must be inactive (RFC 7662, section 2.2)."""
         try:
             self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except _TokenRefused:
@@ -307,12 +308,12 @@ class Introspection:
 
 
 def _log(level: int, text: str, error: Exception) -> None:
-    with contextlib.suppress(Exception):  # a logging filter of the application may raise; the worker goes on
+    with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
         _logger.log(level, text, FetchFailed.describe(error))
 
 
 def basic_credentials(client_id: str, client_secret: str) -> str:
-    """Build the ``Authorization`` header of the client (RFC 6749, section 2.3.1: form-urlencoded parts)."""
-    # A space is written as %20, which form decoders accept as well as servers that decode percents only.
+    """Build the client's ``Authorization`` header, whose parts are form-urlencoded (RFC 6749, section 2.3.1)."""
+    # Encode a space as %20, which both form decoders and servers that decode only percent signs accept.
     pair = f"{quote(client_id, safe='')}:{quote(client_secret, safe='')}"
     return "Basic " + base64.b64encode(pair.encode("ascii")).decode("ascii")

@@ -1,7 +1,7 @@
-"""Published keys, each bound to the algorithms that it may verify. No I/O.
+"""Published keys, each bound to the algorithms that it may be used with. No I/O.
 
-A key is used for one issuer, one ``kid`` and one algorithm of its type and curve. The algorithm is
-determined by the key and the configured list, never by the token.
+Each `Key` is used for one issuer, one ``kid`` and one algorithm that fits its type and curve. The key and
+the configured list determine the algorithm; the token never does.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _logger = logging.getLogger(__name__)
 # a key set that publishes them leaks its keys, and PyJWT would build a private key from them.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
 
-# Python's decoder would also accept white space and other characters.
+# Python's decoder would also accept whitespace and other characters.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
 
-# The largest RSA modulus that is accepted, 8192 bits, in base64url characters: larger ones take too long.
+# The length of the largest accepted RSA modulus, 8192 bits, in base64url characters: larger ones take too long.
 _MAX_MODULUS_LENGTH: Final = 1366
 
 
 def check_algorithms(names: Sequence[str]) -> frozenset[str]:
-    """Return the ``alg`` header values that the list allows.
+    """Return the ``alg`` header values that *names* allows.
 
     Raises:
         ConfigurationError: The list is empty, or contains a symmetric or unknown algorithm.
@@ -44,15 +44,15 @@ def check_algorithms(names: Sequence[str]) -> frozenset[str]:
         raise ConfigurationError("algorithms", "expected a list of names such as RS256")
     for name in names:
         if name not in KEY_TYPES:
-            # With a symmetric algorithm, every public key would be a secret known to all.
+            # With a symmetric algorithm, the public key would be the secret, and any attacker could sign tokens.
             raise ConfigurationError("algorithms", f"unsupported algorithm; expected one of {', '.join(KEY_TYPES)}")
     allowed = frozenset(names)
-    # RFC 9864, section 4.1: Ed25519 is the new name of EdDSA on that curve.
+    # RFC 9864, section 4.1: Ed25519 is the new name for EdDSA on that curve.
     return allowed | {"Ed25519"} if "EdDSA" in allowed else allowed
 
 
 class Key(NamedTuple):
-    """A public key and the PyJWT implementation of the algorithm that it verifies."""
+    """A public key and PyJWT's implementation of the algorithm that it is used with."""
 
     algorithm: Algorithm
     material: Any
@@ -61,12 +61,12 @@ class Key(NamedTuple):
         """Return whether the signature was made with this key."""
         try:
             return self.algorithm.verify(signing_input, self.material, signature)
-        except Exception:  # cryptography raises various errors for broken signatures
+        except Exception:  # cryptography raises various errors for malformed signatures
             return False
 
 
 class KeySet:
-    """The usable keys of one issuer. Immutable: changed keys are another object."""
+    """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this one."""
 
     __slots__ = ("_by_use", "_kids", "contents")
 
@@ -79,8 +79,8 @@ class KeySet:
     def parse(cls, document: Mapping[str, Any], algorithms: frozenset[str]) -> KeySet:
         """Parse a JWK set and skip keys that cannot or must not verify a token.
 
-        Skipped are keys for encryption, keys without a configured algorithm, short or broken keys,
-        and all keys that share a ``kid`` with a different key, since the token would be ambiguous.
+        Encryption keys, keys for which no algorithm is configured, keys that are too short or malformed,
+        and all keys that share a ``kid`` with a different key are skipped; a shared ``kid`` is ambiguous.
 
         Raises:
             ValueError: The document is not a JWK set.
@@ -97,7 +97,7 @@ class KeySet:
                 by_kid.setdefault(jwk["kid"], set()).add(_identity(jwk))
         ambiguous = {kid for kid, identities in by_kid.items() if len(identities) > 1}
         if ambiguous:
-            _logger.warning("skipped all keys of %d kid(s) that a key set uses for several keys", len(ambiguous))
+            _logger.warning("skipped all keys with %d kid(s) that a key set uses for several keys", len(ambiguous))
         by_use: dict[tuple[str | None, str], tuple[Key, ...]] = {}
         contents = set()
         for jwk in usable:
@@ -112,11 +112,11 @@ class KeySet:
         return cls(by_use, frozenset(contents))
 
     def find(self, kid: str | None, algorithm: str) -> tuple[Key, ...]:
-        """Return the keys for a token header; several only if the keys have no ``kid``."""
+        """Return the keys that match a token header. There are several only if the keys have no ``kid``."""
         return self._by_use.get((kid, algorithm), ())
 
     def knows(self, kid: str | None) -> bool:
-        """Return whether there is a key with that ``kid``, for any algorithm."""
+        """Return whether there is a key with that ``kid``, regardless of its algorithm."""
         return kid in self._kids
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ def _identity(jwk: Mapping[str, Any]) -> object:
 
 
 def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
-    """Return the algorithms of a key: its ``alg``, or all that its type and curve allow."""
+    """Return a key's algorithms: its ``alg`` or, if it has none, all that its type and curve allow."""
     kind = (jwk["kty"], None if jwk["kty"] == "RSA" else jwk.get("crv"))
     fitting = frozenset(name for name, kinds in KEY_TYPES.items() if kind in kinds)
     if "alg" not in jwk:
@@ -163,7 +163,7 @@ def _build(jwk: Mapping[str, Any], name: str) -> Key | None:
         material = algorithm.from_jwk(public)
         if algorithm.check_key_length(material) is not None:
             return None
-    except Exception:  # a key with any error is skipped
-        _logger.debug("skipped an unusable key of a key set")
+    except Exception:  # skip the key, regardless of the error
+        _logger.debug("skipped an unusable key in a key set")
         return None
     return Key(algorithm, material)

@@ -1,17 +1,17 @@
-"""Fetch the keys of each issuer, outside the request path.
+"""Fetch each issuer's keys outside the request path.
 
 Invariants:
 
-* A request whose key is known never waits. The lock is held for assignments only, never during a
-  fetch, and a fetch runs in a background thread that all waiting callers share.
-* Forged tokens cannot occupy all threads of a server: a request with an unknown ``kid`` waits only for a
-  fetch that started a moment ago, and the number of waiting requests is limited.
-* However many tokens contain an unknown ``kid``, and however the endpoint fails, there is at most
-  one fetch for each cooldown. Forging a ``kid`` costs nothing, so it must not cost the issuer.
+* A request whose key is known never waits. The lock is held only for assignments, never during a
+  fetch. Each fetch runs in a background thread, and all waiting callers share it.
+* Forged tokens cannot occupy all of a server's threads: a request with an unknown ``kid`` waits only for
+  a fetch that started a moment ago, and the number of waiting requests is limited.
+* Regardless of how many tokens contain an unknown ``kid`` and of how the endpoint fails, there is at most
+  one fetch per cooldown period. Forging a ``kid`` costs nothing, so it must not put load on the issuer.
 * If the issuer is down, its keys are used for another *max_stale* seconds: stale keys are better than
-  no service, but they must not be used without limit.
-* A source without any keys raises `KeysUnavailable` within *timeout*, and much sooner if the last
-  fetch failed: requests with tokens of other issuers may be waiting for the threads.
+  no service, but they must not be used indefinitely.
+* A source that has no keys raises `KeysUnavailable` within *timeout* seconds, and much sooner if the last
+  fetch failed, because requests with tokens from other issuers may be waiting for a thread.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls,
 
 _logger = logging.getLogger("otel_token_relay")
 
-# How long a request waits for keys that may not exist, counted from the start of the fetch: longer
-# than a fetch takes, and short enough for a server with a few threads.
+# How long after the start of a fetch a request stops waiting for keys that may not exist. This is longer
+# than a fetch takes, but short enough for a server with few threads.
 PATIENCE_SECONDS: Final = 1.0
-# Requests that may wait at the same time: on an event loop they occupy memory, not threads.
+# The maximum number of requests that may wait at once. On an event loop, they occupy memory, not threads.
 MAX_WAITING: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTimes:
-    """The time limits of a key source, in seconds.
+    """A key source's time limits, in seconds.
 
     Attributes:
-        cooldown: Between two fetches for an unknown ``kid``, and after a failed fetch.
-        timeout: For one refresh, including discovery. No request waits longer, and only a request
-            without any keys waits as long.
-        max_stale: How long keys are used after they stopped being fresh, if they cannot be refreshed.
+        cooldown: The minimum time between two fetches for an unknown ``kid``, and after a failed fetch.
+        timeout: The maximum time for one refresh, including discovery. No request waits longer, and a
+            request waits that long only if the source has no keys.
+        max_stale: How long keys that cannot be refreshed are still used once they are no longer fresh.
     """
 
     cooldown: float = 10.0
@@ -70,9 +70,9 @@ class _Flight:
     """A running fetch (single flight), shared by all callers that wait for it.
 
     Attributes:
-        end: Done when the fetch has ended, successful or not.
-        started: Seconds on the real clock, which tests do not replace.
-        waiting: How many callers have joined.
+        end: A future that is done when the fetch has succeeded or failed.
+        started: The start time in seconds on the real monotonic clock, which tests do not replace.
+        waiting: The number of callers that have joined.
     """
 
     __slots__ = ("end", "started", "waiting")
@@ -84,12 +84,12 @@ class _Flight:
 
 
 class KeySource:
-    """The keys of one issuer. Safe to share between threads, tasks and event loops; survives a fork.
+    """One issuer's keys. Safe to share between threads, tasks and event loops, and usable after a fork.
 
     Args:
-        issuer: Exactly as in ``iss``.
+        issuer: The issuer, exactly as in ``iss``.
         algorithms: The algorithms that `KeySet.parse` may use.
-        jwks_uri: The URL of the key set; ``None`` to read it from the issuer's metadata.
+        jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
     """
 
     def __init__(
@@ -116,18 +116,18 @@ class KeySource:
         call_in_child(self, KeySource._start_over)
 
     def _start_over(self) -> None:
-        # Also in a forked child: the thread of a fetch does not exist there, and the lock may be held
-        # by a thread that does not exist either.
+        # Also called in a forked child, where the thread of a running fetch does not exist, and where the
+        # lock may still be held by another thread that does not exist there.
         self._lock = threading.Lock()
         if self._flight is not None:
-            # The cooldown may be that of this fetch, which never brings the key.
+            # The cooldown may have been started by this fetch, which will never return the key.
             self._next_for_unknown = float("-inf")
             self._flight = None
 
     def current(self) -> KeySet | None:
-        """Return the present keys without waiting; ``None`` if there are none or they are too old.
+        """Return the current keys without waiting; ``None`` if there are none or they are too old.
 
-        Starts a refresh in the background if one is due.
+        If a refresh is due, it is started in the background.
         """
         now = self._monotonic()
         if now >= self._refresh_at:
@@ -141,7 +141,7 @@ class KeySource:
         """Return the fetch to wait for if `current` returns no keys.
 
         Raises:
-            KeysUnavailable: The last fetch failed a moment ago, or the running one takes too long.
+            KeysUnavailable: The last fetch failed a moment ago, or the running one is taking too long.
         """
         remaining = self._next_after_failure - self._monotonic()
         if remaining > 0:
@@ -152,10 +152,11 @@ class KeySource:
         """Return the fetch to wait for if a token contains an unknown ``kid``.
 
         Returns:
-            ``None`` within the cooldown: the key is then treated as nonexistent.
+            ``None`` during the cooldown, when the key is treated as nonexistent.
 
         Raises:
-            KeysUnavailable: A fetch that may return the key is running, but takes too long to wait for.
+            KeysUnavailable: A fetch that may return the key is running but is taking too long, or too many
+                callers are waiting for it.
         """
         now = self._monotonic()
         with self._lock:
@@ -169,7 +170,7 @@ class KeySource:
     def _join(self, flight: _Flight, patience: float) -> Wait:
         remaining = min(patience, self._times.timeout) - (time.monotonic() - flight.started)
         with self._lock:
-            # Callers stop waiting at the same time at the latest, so the number is never decreased.
+            # The number is never decreased: all callers have stopped waiting by the same deadline.
             flight.waiting += 1
             is_full = flight.waiting > MAX_WAITING
         if not flight.end.done() and (is_full or remaining <= 0):
@@ -189,7 +190,7 @@ class KeySource:
             self._flight = flight
         try:
             threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
-        except RuntimeError:  # no thread can be started: the process is at its limit, or is ending
+        except RuntimeError:  # no thread can be started: the process has reached its limit or is ending
             self._end(flight, failed=True)
         return flight
 
@@ -198,8 +199,8 @@ class KeySource:
         try:
             self._refresh()
             failed = False
-        except Exception as error:  # requests continue with the present keys
-            _logger.warning("the keys of an issuer could not be refreshed: %s", FetchFailed.describe(error))
+        except Exception as error:  # requests continue with the current keys
+            _logger.warning("an issuer's keys could not be refreshed: %s", FetchFailed.describe(error))
         finally:
             self._end(flight, failed=failed)
 
@@ -224,22 +225,22 @@ class KeySource:
             raise FetchFailed(f"the key set URL responded with status {response.status}")
         document = parse_object(response.body)
         if not document.get("keys"):
-            # An empty key set is a mistake of the issuer; the present keys were valid until now.
+            # An empty key set is the issuer's mistake; the current keys have been valid until now.
             raise FetchFailed("the key set is empty")
         self._accept(KeySet.parse(document, self._algorithms), fresh_seconds(response.headers))
 
     def _accept(self, keys: KeySet, fresh: float) -> None:
         now = self._monotonic()
         if self._keys is None or self._keys.contents != keys.contents:
-            # Cached verifications refer to the old object and end when it is replaced.
+            # Cached verifications refer to the old object; they become invalid when it is replaced.
             self._keys = keys
-        # Well before the keys expire, and not at the same moment in all instances of a service.
+        # Refresh well before the keys expire, and not at the same moment in all instances of a service.
         self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret
         self._unusable_at = now + fresh + self._times.max_stale
         self._next_after_failure = float("-inf")
 
     def _discover(self, fetch_in_time: Callable[[str], Response]) -> str:
-        """Return the ``jwks_uri`` of the issuer's metadata, cached for an hour.
+        """Return the ``jwks_uri`` from the issuer's metadata, cached for an hour.
 
         Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, sections 3 and 3.3.
         """
@@ -252,8 +253,8 @@ class KeySource:
             try:
                 jwks_uri = read_metadata(parse_object(response.body), self.issuer)
             except ValueError:
-                continue  # a web application that serves its start page at every path
+                continue  # probably a web application that serves its start page at every path
             if jwks_uri is not None:
                 self._discovered = jwks_uri, self._monotonic() + 3600.0
                 return jwks_uri
-        raise FetchFailed("no usable jwks_uri in the metadata of the issuer")
+        raise FetchFailed("no usable jwks_uri in the issuer's metadata")

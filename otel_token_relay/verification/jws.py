@@ -1,8 +1,8 @@
-"""Read a compact JWS and the JSON in it, strictly. Pure: no clock, no keys, no I/O.
+"""Read a compact JWS and its JSON strictly. This module uses no clock, no keys and no I/O.
 
-A verifier that reads JSON more loosely than a later reader of the same token is a hole: duplicate member
-names, a number written as a string, UTF-16. So everything is read strictly before any rule is applied, and
-size and depth are limited before any work is done.
+If a verifier parses JSON less strictly than a later reader of the same token, an attacker can exploit the
+difference: duplicate member names, a number written as a string, UTF-16. Therefore, everything is parsed
+strictly before any rule is applied, and size and depth are limited before any work is done.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MAX_INTEGER_DIGITS: Final = 20
 # RFC 7515, section 7.1: three base64url parts separated by dots. Section 2: no padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
-# C0, DEL, C1 and the two Unicode line breaks: such a name could forge log lines or break a header.
+# C0, DEL, C1 and the two Unicode line breaks: names that contain them could forge log lines or break a header.
 has_control_character: Callable[[str], re.Match[str] | None] = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
 class Jws(NamedTuple):
-    """A parsed compact JWS. It has not been verified."""
+    """A parsed compact JWS that has not been verified."""
 
     header: Claims
     claims: Claims
@@ -70,8 +70,8 @@ _decode = json.JSONDecoder(
 ).decode
 
 
-# The closing quote is optional so that the pattern never backtracks. Otherwise an unclosed string full
-# of escaped quotes would be read again from each quote, which takes most of a second.
+# The closing quote is optional so that the pattern never backtracks. Otherwise, an unclosed string full
+# of escaped quotes would be scanned again from each quote, which would take most of a second.
 _strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
@@ -90,7 +90,7 @@ def parse_object(data: bytes) -> Claims:
     """Read a JSON object strictly: UTF-8, unique names, finite numbers, bounded depth.
 
     Raises:
-        ValueError: The data is not such an object. The message does not quote it.
+        ValueError: The data is not such an object. The error message does not quote the data.
     """
     try:
         text = data.decode("utf-8")
@@ -98,7 +98,7 @@ def parse_object(data: bytes) -> Claims:
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         value = _decode(text)
         if "\\u" in text:
-            # A lone surrogate cannot be encoded: code that writes the claims out later would fail.
+            # A lone surrogate cannot be encoded, so code that later serializes the claims would fail.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         raise ValueError("invalid JSON") from None
@@ -112,7 +112,7 @@ def _decode_segment(segment: str) -> bytes:
     if missing == 3:
         raise ValueError("invalid base64url length")
     data = binascii.a2b_base64(segment.translate(_TO_BASE64) + "=" * missing)
-    # The unused bits of the last character must be zero, or one token would have several spellings.
+    # The unused bits of the last character must be zero; otherwise, one token would have several spellings.
     if missing and binascii.b2a_base64(data[-(3 - missing) :], newline=False).rstrip(b"=") != segment[
         -(4 - missing) :
     ].translate(_TO_BASE64).encode("ascii"):
@@ -127,11 +127,12 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
     """Parse a compact JWS whose payload is a set of claims.
 
     Args:
-        token: As received.
-        max_length: Characters. A longer token costs one comparison.
+        token: The token as received.
+        max_length: The maximum number of characters. Rejecting a longer token costs only one comparison.
 
     Raises:
-        TokenRejected: ``too_long``, ``malformed``, or ``algorithm_not_allowed`` if ``alg`` is not text.
+        TokenRejected: The reason is ``too_long``, ``malformed``, or, if ``alg`` is not a string,
+            ``algorithm_not_allowed``.
 
     Source: RFC 7515, sections 4, 5.2 and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
     """
@@ -154,11 +155,11 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
 
 
 def _check_header(header: Claims) -> None:
-    """Check the rules that apply to every profile. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never read."""
+    """Check the header rules that all profiles share. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never read."""
     if not isinstance(header.get("alg"), str):
         raise TokenRejected("algorithm_not_allowed")
-    # RFC 7515, section 4.1.11: critical extensions must be understood, and none is supported. An
-    # empty or superfluous list is not allowed either. RFC 7797: "b64" requires "crit".
+    # RFC 7515, section 4.1.11: critical extensions must be understood, and none are supported. Empty
+    # or superfluous lists are not allowed either. RFC 7797: "b64" requires "crit".
     if "crit" in header or "b64" in header:
         raise TokenRejected("malformed")
     kid = header.get("kid", "-")
@@ -170,7 +171,7 @@ def _check_header(header: Claims) -> None:
 
 
 def looks_like_jws(token: str) -> bool:
-    """Return whether *token* has three parts and the first is a JSON object with an ``alg``."""
+    """Return whether *token* has three parts, the first of which encodes a JSON object with an ``alg``."""
     match = _segments(token)
     if match is None:
         return False
@@ -181,7 +182,7 @@ def looks_like_jws(token: str) -> bool:
 
 
 def copy_json(value: Any) -> Any:
-    """Return a deep copy of a JSON value, so that one request cannot change the claims of another."""
+    """Return a deep copy of a JSON value, so that one request cannot change another request's claims."""
     if isinstance(value, dict):
         return {name: copy_json(member) for name, member in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Issuer metadata: where it is, what in it can be trusted, and how long a response stays fresh. No I/O.
+"""Issuer metadata: where to find it, which parts of it to trust, and how long a response stays fresh. No I/O.
 
 Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, section 3.
 """
@@ -15,7 +15,7 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.settings import is_issuer
 from otel_token_relay.verification.http_client import is_trustworthy
 
-# How long keys are fresh if the response does not specify it, and the bounds for what it specifies.
+# How long keys stay fresh if the response specifies no time, and the bounds for a time that it specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -25,10 +25,11 @@ _forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGN
 
 
 def check_issuer(issuer: object) -> str:
-    """Return *issuer* if its metadata can be fetched.
+    """Return *issuer* if it is a URL for which metadata can be fetched.
 
     Raises:
-        ConfigurationError: The issuer is not an https URL, or has a query or a fragment.
+        ConfigurationError: The issuer is neither an https URL nor an http URL on loopback, or has a query
+            or a fragment.
     """
     if not isinstance(issuer, str) or not is_issuer(issuer):
         raise ConfigurationError("issuers", "expected an https URL without a query, or an http URL on loopback")
@@ -36,7 +37,7 @@ def check_issuer(issuer: object) -> str:
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Return the possible metadata URLs: OpenID appends to the path, RFC 8414 inserts before it."""
+    """Return both possible metadata URLs: OpenID appends to the issuer's path; RFC 8414 inserts before it."""
     parts = urlsplit(issuer)
     path = parts.path.rstrip("/")
     base = f"{parts.scheme}://{parts.netloc}"
@@ -47,10 +48,10 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
 
 
 def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
-    """Return the ``jwks_uri`` of a document, or ``None`` if the document cannot be trusted.
+    """Return the document's ``jwks_uri``, or ``None`` if the document cannot be trusted.
 
-    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise an
-    attacker who controls another path of that host could have their keys trusted.
+    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an
+    attacker who controls another path on that host could make this service trust the attacker's keys.
     """
     jwks_uri = document.get("jwks_uri")
     if document.get("issuer") != issuer or not isinstance(jwks_uri, str) or not is_trustworthy(jwks_uri):
@@ -62,7 +63,7 @@ def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """Return for how many seconds a response is fresh, within bounds (RFC 9111, sections 4.2 and 5.2.2)."""
+    """Return the number of seconds for which a response is fresh, within bounds (RFC 9111, sections 4.2, 5.2.2)."""
     control = headers.get("cache-control", "")
     if _forbids_reuse(control):
         return MIN_FRESH_SECONDS

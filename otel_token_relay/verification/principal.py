@@ -1,4 +1,4 @@
-"""The identity that a verified request speaks for, as applications read it."""
+"""The identity behind a verified request, in the form that applications read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from otel_token_relay.verification.verifier import VerifiedToken
 
 
 class Principal:
-    """The identity of a request, in the form that Starlette and similar frameworks expect of a user.
+    """A request's identity, in the form that Starlette and similar frameworks expect of a user object.
 
     Attributes:
         token: The verified token; ``None`` on a path that needs no token.
@@ -36,27 +36,27 @@ class Principal:
 
     @property
     def client_id(self) -> str | None:
-        """The client that the token was issued to."""
+        """The client to which the token was issued."""
         return None if self.token is None else self.token.client_id
 
     @property
     def scopes(self) -> frozenset[str]:
-        """The scopes of the token; empty without a token."""
+        """The token's scopes; empty if the request has no token."""
         return frozenset() if self.token is None else self.token.scopes
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """The verified claims, read-only."""
+        """The verified claims, as a read-only mapping; empty if the request has no token."""
         return {} if self.token is None else self.token.claims
 
     @property
     def display_name(self) -> str:
-        """The subject, or the empty string."""
+        """The subject, or an empty string if there is none."""
         return self.subject or ""
 
     @property
     def identity(self) -> str:
-        """The subject, or the empty string."""
+        """The subject, or an empty string if there is none."""
         return self.subject or ""
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Principal:
 
 
 class AuthCredentials:
-    """The scopes of a request, in the form that Starlette's ``requires`` expects."""
+    """A request's scopes, in the form that Starlette's ``requires`` expects."""
 
     __slots__ = ("scopes",)
 
@@ -76,7 +76,7 @@ def principal_of(request: MutableMapping[str, Any]) -> Principal:
     """Return the principal of an ASGI scope or a WSGI environ.
 
     Raises:
-        ConfigurationError: No authenticator has checked this request: neither a `BearerAuthMiddleware`
+        ConfigurationError: No authenticator has checked this request, because neither `BearerAuthMiddleware`
             nor the server boundary verifies tokens for this application.
     """
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
@@ -87,7 +87,7 @@ def principal_of(request: MutableMapping[str, Any]) -> Principal:
 
 
 def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
-    """Return the error responses of the authenticator that accepted this request last."""
+    """Return the error responses of the last authenticator that accepted this request."""
     boundary: Boundary | None = request.get(BOUNDARY_KEY)
     admitted_by = () if boundary is None else boundary.admitted_by
     return next(

@@ -1,8 +1,8 @@
-"""Write the chosen claims of verified tokens to the SERVER span.
+"""Write chosen claims of verified tokens to the SERVER span.
 
-A middleware in the application runs within the SERVER span; the server boundary runs before the span
-starts. So claims are written when the token is verified, if the span exists, and otherwise when the
-span starts.
+A middleware in the application runs within the SERVER span, whereas the server boundary runs before the
+span starts. Therefore, if the span already exists when the token is verified, the claims are written at
+once; otherwise, they are written when the span starts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class SpanClaimsInForce:
-    """The chosen claims, under settings that may be installed later.
+    """The claims chosen in the settings, which may be installed later.
 
     Args:
-        settings: Returns the settings that apply now.
+        settings: A callable that returns the settings currently in force.
     """
 
     def __init__(self, settings: SettingsInForce) -> None:
@@ -36,7 +36,7 @@ class SpanClaimsInForce:
         self._known: tuple[Settings | None, SpanClaims | None] = None, None
 
     def __call__(self) -> SpanClaims | None:
-        """Return the chosen claims; ``None`` if no claim is chosen."""
+        """Return the chosen claims; ``None`` if none are chosen."""
         settings = self._settings()
         known, claims = self._known
         if settings is not known:
@@ -46,10 +46,10 @@ class SpanClaimsInForce:
 
 
 class SpanClaims:
-    """The claims that are written to the span, and their attribute names.
+    """The claims to write to the span, and the name of each claim's attribute.
 
     Args:
-        pairs: Each is ``claim:attribute``, such as ``sub:enduser.id``.
+        pairs: Strings of the form ``claim:attribute``, such as ``sub:enduser.id``.
     """
 
     def __init__(self, pairs: Sequence[str]) -> None:
@@ -59,11 +59,11 @@ class SpanClaims:
 
     @classmethod
     def of(cls, settings: Settings) -> SpanClaims | None:
-        """Build it from the settings; ``None`` if no claim is chosen."""
+        """Build an instance from the settings; return ``None`` if no claims are chosen."""
         return cls(settings.span_claims) if settings.span_claims else None
 
     def describe(self, verification: Verification, span: trace.Span) -> None:
-        """Write the chosen claims to *span*, except those whose value cannot be an attribute value."""
+        """Write the chosen claims to *span*, except those whose values are not valid attribute values."""
         claims: Mapping[str, Any] = verification.claims
         for claim, attribute in self._names.items():
             value = claims.get(claim)
@@ -73,13 +73,13 @@ class SpanClaims:
                 span.set_attribute(attribute, value)
 
     def describe_current(self, verification: Verification) -> None:
-        """Write the claims to the current span if it is the SERVER span."""
+        """Write the chosen claims to the current span if it is a SERVER span."""
         span = trace.get_current_span()
         if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.SERVER:
             self.describe(verification, span)
 
     def attach(self) -> None:
-        """Write to the spans of the current tracer provider if it is one of the SDK."""
+        """Add the span processor to the current tracer provider if it is an SDK tracer provider."""
         provider = trace.get_tracer_provider()
         add = getattr(provider, "add_span_processor", None)
         if add is not None and provider is not self._attached_to:
@@ -87,8 +87,8 @@ class SpanClaims:
             add(self.processor())
 
     def processor(self) -> SpanProcessor:
-        """Build the span processor that writes claims to SERVER spans when they start."""
-        # Not at the top: the SDK may not be installed.
+        """Build the span processor that writes the chosen claims to each SERVER span when it starts."""
+        # Not imported at the top: the SDK may not be installed.
         from opentelemetry.sdk.trace import SpanProcessor
 
         chosen = self

@@ -1,8 +1,9 @@
 """Verify access tokens: issuer, signature, audience, lifetime and revocation.
 
-The steps: size limits and strict parsing (`jws`), the issuer by its exact name, the keys of that issuer
-(`jwks_client`), the signature, the claims (`claims`), introspection if configured, the revocation hook.
-`TokenVerifier` and `AsyncTokenVerifier` differ only in how they wait.
+Verification limits the size and parses strictly (`jws`), finds the issuer by its exact name, gets that
+issuer's keys (`jwks_client`), checks the signature and the claims (`claims`), introspects the token if
+configured to, and calls the revocation hook. `TokenVerifier` and `AsyncTokenVerifier` differ only in how
+they wait.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from otel_token_relay.verification.metadata import check_issuer
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
 
-# RFC 7662, section 2.2: token_type as in RFC 6749, section 5.1. Servers that introspect refresh
-# tokens report it here, and a refresh token must not be accepted as an access token.
+# RFC 7662, section 2.2: token_type is as in RFC 6749, section 5.1. Servers that also introspect refresh
+# tokens mark them here, and a refresh token must not be accepted as an access token.
 _BEARER_TYPES: Final = frozenset({"bearer", "access_token"})
 
 
 class _Accepted(NamedTuple):
-    """The result of a verification, shared by all requests with that token.
+    """A verification result, shared by all requests with the same token.
 
     Attributes:
-        keys: The keys that were used; ``None`` without a signature check.
-        until: Seconds on the monotonic clock, after which the result is not used.
-        introspected: The introspection response that was checked; ``None`` without introspection.
+        keys: The keys used to check the signature; ``None`` if no signature was checked.
+        until: The time on the monotonic clock, in seconds, at which the result expires.
+        introspected: The introspection response that was checked; ``None`` if there was none.
     """
 
     claims: Claims
@@ -52,12 +53,12 @@ class _Accepted(NamedTuple):
 
 
 class VerifiedToken:
-    """A verified access token, as one request sees it. It does not contain the token itself.
+    """One request's view of a verified access token. It does not contain the token itself.
 
     Attributes:
-        scopes: The scopes of the token (RFC 6749, section 3.3).
-        expires_at: Seconds since the epoch; ``None`` if an introspected token has no ``exp``.
-        issuer: The ``iss``; ``None`` if an introspected token has none.
+        scopes: The token's scopes (RFC 6749, section 3.3).
+        expires_at: The ``exp`` claim in seconds since the epoch; ``None`` if an introspected token has none.
+        issuer: The ``iss`` claim; ``None`` if an introspected token has none.
     """
 
     __slots__ = ("_claims", "_is_valid", "_shared", "expires_at", "issuer", "scopes")
@@ -72,7 +73,7 @@ class VerifiedToken:
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """All claims, read-only. Each request has its own copy and cannot change the claims of another."""
+        """All claims, as a read-only mapping. Each request has its own copy, so it cannot affect other requests."""
         if self._claims is None:
             self._claims = MappingProxyType(copy_json(self._shared))
         return self._claims
@@ -84,14 +85,14 @@ class VerifiedToken:
 
     @property
     def client_id(self) -> str | None:
-        """The client that the token was issued to: ``client_id``, ``azp``, ``cid`` or ``appid``."""
+        """The client to which the token was issued: ``client_id``, ``azp``, ``cid`` or ``appid``."""
         return next((self._shared[n] for n in ("client_id", "azp", "cid", "appid") if n in self._shared), None)
 
     def is_still_valid(self) -> bool:
-        """Return whether the token has not been revoked. Never waits; returns false if this is unknown."""
+        """Return true if the token is known not to be revoked, and false otherwise. Never waits."""
         try:
             return self._is_valid()
-        except Exception:  # if the revocation hook fails, the state of the token is unknown
+        except Exception:  # if the revocation hook fails, the token's state is unknown
             return False
 
     def __repr__(self) -> str:
@@ -102,34 +103,36 @@ class VerifierCore:
     """The rules, key sources and cache that both verifiers share.
 
     Args:
-        issuers: The trusted issuers, exactly as in ``iss``; https, or http on loopback. The keys of an
-            issuer verify only its own tokens.
-        audience: The name of this service in ``aud``; one name or several.
-        algorithms: The accepted signature algorithms, asymmetric ones only (RFC 8725, section 3.1).
+        issuers: The trusted issuers, exactly as in ``iss``: https URLs, or http URLs on loopback. An
+            issuer's keys verify only that issuer's tokens.
+        audience: The name that identifies this service in ``aud``, or several such names.
+        algorithms: The accepted signature algorithms, which must be asymmetric (RFC 8725, section 3.1).
         profile: ``rfc9068``, or ``generic`` for issuers that do not send ``typ: at+jwt``.
-        leeway: Seconds that clocks may differ.
-        jwks_uri: The URL of the key set, with one issuer only; ``None`` to read it from the metadata.
-        introspection_endpoint: Look up every token there (RFC 7662). Without *issuers* this is the
-            whole verification; with issuers, JWTs are verified as well. A response is reused for at
-            most 60 seconds.
-        client_id: The name of this service at the introspection endpoint.
-        client_secret: The secret of this service at the introspection endpoint.
-        is_revoked: Called with the verified claims, at each use of a token and at each hop that
-            relays it. It is also called on event loops: it must return at once and do no I/O.
-        scope_claims: The claims that contain scopes; the first one present counts. A dot leads into
-            an object.
-        max_length: Characters; longer tokens are rejected.
-        cache_size: The number of verified tokens that are cached, by their hash; 0 for none.
-        cache_seconds: How long they are cached: never past ``exp``, a change of keys, or the reuse of
-            an introspection response.
-        cooldown: Seconds between two fetches for an unknown key, and after a failed fetch.
-        timeout: The maximum number of seconds that a request waits if there are no keys.
-        max_stale: Seconds that keys are used after they expired, while the issuer is down.
-        now: Seconds since the epoch.
-        monotonic: Seconds on a clock that never goes back.
+        leeway: The number of seconds by which clocks may differ.
+        jwks_uri: The key set's URL, which requires exactly one issuer; ``None`` to read the URL from the
+            issuer's metadata.
+        introspection_endpoint: The URL at which every token is looked up (RFC 7662). Without *issuers*,
+            tokens are verified by introspection alone; with *issuers*, the signature and claims of JWTs
+            are verified as well. A response is reused for at most 60 seconds.
+        client_id: The client ID with which this service identifies itself to the introspection endpoint.
+        client_secret: This service's client secret at the introspection endpoint.
+        is_revoked: A callable that receives the verified claims each time a token is used and at each hop
+            that relays it. It is also called on event loops, so it must return at once and do no I/O.
+        scope_claims: The names of claims that contain scopes; the first one present is used. A dot
+            separates the names of nested members.
+        max_length: The maximum token length in characters; longer tokens are rejected.
+        cache_size: The maximum number of verified tokens to cache, each under its hash; 0 to cache none.
+        cache_seconds: How long a verified token is cached. Caching also ends when the token expires, the
+            keys change, or an introspection response may no longer be reused.
+        cooldown: The minimum number of seconds between two fetches for an unknown key, and after a failed
+            fetch.
+        timeout: The maximum number of seconds for which a request waits if there are no keys.
+        max_stale: The number of seconds for which expired keys are still used while the issuer is down.
+        now: A clock that returns the seconds since the epoch.
+        monotonic: A clock that returns seconds and never goes backward.
 
     Raises:
-        ConfigurationError: A setting cannot be used; the error names it.
+        ConfigurationError: A setting is invalid; the error names it.
     """
 
     def __init__(
@@ -175,7 +178,7 @@ class VerifierCore:
                 client_id=client_id,
                 client_secret=client_secret,
                 timeout=timeout,
-                # Each hop looks the result up again, so some cache is needed in any case.
+                # Each hop looks up the result again, so a cache is needed even if cache_size is 0.
                 size=max(cache_size, 1024),
                 monotonic=monotonic,
             )
@@ -187,7 +190,7 @@ class VerifierCore:
         self._monotonic = monotonic
 
     def cached(self, token: str) -> VerifiedToken | None:
-        """Return the cached verification of *token* if nothing has changed since; ``None`` to verify again.
+        """Return the cached verification of *token*; ``None`` if the token must be verified again.
 
         Raises:
             TokenRejected: The token has been revoked.
@@ -200,13 +203,13 @@ class VerifierCore:
         if accepted is None or self._monotonic() >= accepted.until:
             return None
         if accepted.keys is not None:
-            # When keys are withdrawn or too old, the tokens that they verified must be verified again.
+            # If keys have been withdrawn or are too old, tokens verified with them must be verified again.
             source = self._sources.get(accepted.issuer or "")
             if source is None or source.current() is not accepted.keys:
                 return None
         if self._introspection is not None:
             result = self._introspection.cached(key, token)
-            # A newer response may grant less: it is checked like the first one, which needs no waiting.
+            # A newer response may grant less, so it is checked like the first one. This does not require waiting.
             if result is None or result.claims is None or result.claims is not accepted.introspected:
                 return None
         if accepted.expires_at is not None and self._now() >= accepted.expires_at + self._rules.leeway:
@@ -214,11 +217,11 @@ class VerifierCore:
         return self._check_revocation(accepted, key, token)
 
     def steps(self, token: str) -> Generator[Wait, None, VerifiedToken]:
-        """Verify a token, as a core for `drive` and `drive_async`.
+        """Verify a token. This generator is run by `drive` or `drive_async`.
 
         Raises:
-            TokenRejected: The first rule that fails.
-            KeysUnavailable: The issuer does not respond.
+            TokenRejected: The token violates a rule; the reason identifies the first such rule.
+            KeysUnavailable: The issuer or the introspection endpoint does not respond.
         """
         if not isinstance(token, str):
             raise TokenRejected("malformed")
@@ -245,7 +248,7 @@ class VerifierCore:
         jws = parse_jws(token, max_length=self._max_length)
         if jws.header["alg"] not in self._algorithms:
             raise TokenRejected("algorithm_not_allowed")
-        # The issuer is not verified yet; it only selects one of the trusted issuers.
+        # The token's issuer is not verified yet; it only selects one of the trusted issuers.
         issuer = jws.claims.get("iss")
         if "iss" not in jws.claims:
             raise TokenRejected("missing_claim")
@@ -267,7 +270,7 @@ class VerifierCore:
                 raise source.unavailable()
         kid = jws.header.get("kid")
         if not keys.knows(kid) or (kid is None and not _verifies(jws, keys.find(kid, jws.header["alg"]))):
-            # The issuer may have new keys. A forged kid remains unknown.
+            # The issuer may have new keys. If the kid is forged, it remains unknown after a fetch.
             wait = source.wait_for_unknown()
             if wait is not None:
                 yield wait
@@ -306,7 +309,7 @@ class VerifierCore:
         if issuer is not None and (not isinstance(issuer, str) or (self._sources and issuer not in self._sources)):
             raise TokenRejected("unknown_issuer")
         rules = replace(self._rules, audience=audience)
-        # Servers send null for unknown members.
+        # Some servers send null for members whose value they do not know.
         claims = {name: value for name, value in claims.items() if value is not None}
         scopes = check_values(claims, rules, now=self._now())
         expires_at = float(claims["exp"]) if "exp" in claims else None
@@ -314,12 +317,12 @@ class VerifierCore:
         return _Accepted(claims, scopes, expires_at, None, issuer, until, introspected)
 
     def _check_revocation(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
-        """Return the request's own view of the token, unless the hook reports that it is revoked."""
+        """Return this request's view of the token, or raise an error if the hook reports that it is revoked."""
         is_revoked, introspection = self._is_revoked, self._introspection
         if is_revoked is not None:
             try:
                 revoked = is_revoked(MappingProxyType(accepted.claims))
-            except Exception:  # not a mistake of the caller: the state of the token is unknown
+            except Exception:  # not the caller's mistake: the token's state is unknown
                 raise KeysUnavailable from None
             if revoked:
                 raise TokenRejected("revoked")
@@ -355,8 +358,8 @@ def _check_sources(issuers: tuple[str, ...], rules: Rules, jwks_uri: str | None,
     if not issuers and endpoint is None:
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if issuers and not rules.audience:
-        # RFC 9068, section 4: without it, tokens for any other service would be accepted.
-        raise ConfigurationError("audience", "expected the name of this service, as in aud")
+        # RFC 9068, section 4: without an audience, tokens for any other service would be accepted.
+        raise ConfigurationError("audience", "expected this service's name, as in aud")
     if jwks_uri is not None:
         check_url("jwks_uri", jwks_uri)
         if len(issuers) != 1:
@@ -364,13 +367,13 @@ def _check_sources(issuers: tuple[str, ...], rules: Rules, jwks_uri: str | None,
 
 
 class TokenVerifier(VerifierCore):
-    """Verify access tokens, in threads. Create one verifier for the process and share it."""
+    """Verify access tokens in threads. Create one verifier per process and share it."""
 
     def verify(self, token: str) -> VerifiedToken:
-        """Return the verified *token*, which is given without ``Bearer``.
+        """Verify *token*, passed without the ``Bearer`` prefix, and return the result.
 
         Raises:
-            TokenRejected: The first rule that fails.
+            TokenRejected: The token violates a rule; the reason identifies the first such rule.
             KeysUnavailable: The token cannot be verified now; try again later.
         """
         verified = self.cached(token)
@@ -378,13 +381,13 @@ class TokenVerifier(VerifierCore):
 
 
 class AsyncTokenVerifier(VerifierCore):
-    """Verify access tokens, in tasks on asyncio or trio. It never blocks the event loop."""
+    """Verify access tokens in asyncio or trio tasks, without ever blocking the event loop."""
 
     async def verify(self, token: str) -> VerifiedToken:
-        """Return the verified *token*, which is given without ``Bearer``.
+        """Verify *token*, passed without the ``Bearer`` prefix, and return the result.
 
         Raises:
-            TokenRejected: The first rule that fails.
+            TokenRejected: The token violates a rule; the reason identifies the first such rule.
             KeysUnavailable: The token cannot be verified now; try again later.
         """
         verified = self.cached(token)

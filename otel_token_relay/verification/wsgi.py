@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for WSGI applications: Flask, Django, Falcon and more; scopes for single views."""
+"""`BearerAuthMiddleware` for WSGI applications (Flask, Django, Falcon and more), and a scope check for views."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PRINCIPAL_KEY: Final = "otel_token_relay.principal"
 class BearerAuthMiddleware:
     """Accept only requests with a valid bearer token.
 
-    Other requests get a response with status 400, 401, 403 or 503. The application finds a `Principal` in
+    Any other request receives a 400, 401, 403 or 503 response. The application finds a `Principal` in
     ``environ["otel_token_relay.principal"]``.
 
     Args:
         app: The WSGI application; for Flask, ``app.wsgi_app``.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
-        authenticator: A `BearerAuthenticator` of your own, in place of *verifier* and *options*.
-        settings: The settings that name the headers with the token, if no outer boundary has read them;
-            ``None`` for the installed settings, or else those of the environment.
-        options: The options of `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
+        authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
+        settings: The settings that name the token headers; these settings are used only if no outer boundary
+            has read the headers. ``None`` uses the installed settings or, if there are none, the environment.
+        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values`` and ``max_age``.
 
     Raises:
-        ConfigurationError: An option cannot be used; the error names it.
+        ConfigurationError: An option is invalid; the error names it.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class BearerAuthMiddleware:
 
 
 class Response(NamedTuple):
-    """A complete response, in the order in which Flask accepts one from a view.
+    """A complete response, with its fields in the order that Flask accepts from a view.
 
     Attributes:
-        body: The same for every request.
-        status: 401 or 403.
+        body: The body, which is the same for every request.
+        status: The status code, 401 or 403.
         headers: All headers, including the challenge.
     """
 
@@ -72,18 +72,19 @@ class Response(NamedTuple):
 
 
 def refuse_without(environ: Environ, *scopes: str) -> Response | None:
-    """Return the error response to a caller whose token lacks one of *scopes*; ``None`` if it has all of them::
+    """Return the error response if the caller's token lacks any of *scopes*; ``None`` if it has all of them::
 
         if refusal := refuse_without(request.environ, "profiles:read"):
             return refusal
 
     Args:
-        environ: Flask's ``request.environ``, Django's ``request.META``.
-        scopes: Named in the challenge (RFC 6750, section 3.1). Without any, every valid token is accepted.
+        environ: The WSGI environ: Flask's ``request.environ`` or Django's ``request.META``.
+        scopes: The required scopes, which the challenge names (RFC 6750, section 3.1). If there are none,
+            every valid token is accepted.
 
     Raises:
-        ConfigurationError: No authenticator has checked this request, or a scope contains characters that
-            a challenge cannot contain.
+        ConfigurationError: No authenticator has checked this request, or a scope contains a character that
+            is not allowed in a challenge.
     """
     principal, challenges = principal_of(environ), challenges_of(environ)
     insufficient = challenges.build_insufficient_scope(scopes)

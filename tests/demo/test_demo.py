@@ -185,7 +185,7 @@ def test_demo_reports_a_token_in_the_output_of_a_service(start, change):
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 1, output
-    assert faults_of(output) == [f"profile-service.out contains a token of {user}" for user in ("alice", "bob")]
+    assert faults_of(output) == [f"profile-service.out contains {user}'s token" for user in ("alice", "bob")]
     assert "eyJ" not in output
 
 
@@ -322,11 +322,11 @@ def test_expected_hops_are_not_faults():
 @pytest.mark.parametrize(
     ("hop", "words"),
     [
-        (hop_of(ALICE, note_of("third-party", ALICE, OWN), "relayed"), "third-party received a token of alice"),
-        (hop_of(ALICE, note_of("profile-service", ALICE, OTHER), "relayed"), "token of bob in a request of alice"),
+        (hop_of(ALICE, note_of("third-party", ALICE, OWN), "relayed"), "third-party received alice's token"),
+        (hop_of(ALICE, note_of("profile-service", ALICE, OTHER), "relayed"), "bob's token in a request from alice"),
         (
             hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS, OWN), "relayed"),
-            "token of alice in a request of anonymous",
+            "alice's token in a request from anonymous",
         ),
         (hop_of(ALICE, note_of("profile-service", ALICE)), "was not received"),
         (hop_of(ALICE, note_of("profile-service", ALICE, OWN)), "the decision was withheld"),
@@ -348,7 +348,7 @@ def test_token_in_a_request_of_no_call_is_a_fault():
     stray = replace(note_of("profile-service", ALICE, OWN), trace_id="")
 
     assert find_faults([ALICE], [], [stray], listed=LISTED) == [
-        "profile-service received a token of alice in a request of anonymous"
+        "profile-service received alice's token in a request from anonymous"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The soak tests: many users at once through real processes, and no wrong token.
+"""The soak tests: many users call real processes at once, and no user's token may go astray.
 
 python -m tools.soak            two hops
 python -m tools.soak.threads    three hops, through threads and tasks

@@ -1,4 +1,4 @@
-"""Run the soak test of two hops."""
+"""Run the soak test with two hops."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""Many users, two hops between real processes, and no wrong token: ``python -m tools.soak``.
+"""Check that each of many users gets the right token over two real hops: ``python -m tools.soak``.
 
 user-service relays to profile-service, which responds with the Authorization line that it received.
 user-service runs once as FastAPI on uvicorn with httpx, and once as Flask on threaded gunicorn with
-requests. Every response is compared with the user that sent the request. Some requests carry no token.
+requests. Every response is compared with the token of the user who sent the request. Some requests do not
+carry a token.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ ANONYMOUS_SHARE = 0.2
 LARGE_BODY_SHARE = 0.1
 LARGE_BODY_BYTES = 100_000
 WARM_UP_SHARE = 0.25
-# Pools, caches and the allocator settle during the warm-up. Growth per request shows after it.
+# Pools, caches and the allocator settle during the warm-up. Any growth afterward is due to the requests.
 MEMORY_GROWTH_LIMIT = 0.05
 CALL_TIMEOUT_SECONDS = 60.0
 
 
-# These run in the services. None of them imports our package.
+# The following functions run in the services. None of them imports our package.
 
 
 def profile_service() -> Any:
@@ -69,7 +70,7 @@ def user_service() -> Any:
 
 
 def threaded_user_service() -> Any:
-    """Call profile-service with requests, with one session for each thread."""
+    """Call profile-service with the requests library, using one session per thread."""
     import os
 
     import requests
@@ -116,7 +117,7 @@ class Result:
 
     @property
     def memory_growth(self) -> float:
-        """The largest relative growth of a service's memory after the warm-up."""
+        """The largest relative growth in any service's memory after the warm-up."""
         return max((after - before) / before for before, after in self.memory.values())
 
     def __str__(self) -> str:
@@ -132,7 +133,7 @@ class Result:
 
 @contextmanager
 def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[int, dict[str, int]]]:
-    """Run both services. Yield user-service's port and the process IDs by name."""
+    """Run both services. Yield user-service's port, and the process IDs keyed by service name."""
     with ExitStack() as stack:
         profile_port, profile_process = stack.enter_context(
             process(
@@ -153,7 +154,7 @@ def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process and its children, or 0 if the system does not report it."""
+    """Return the resident memory of a process and its children; return 0 if the system does not report it."""
     pids = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         pids += [int(child) for child in task.read_text().split()]
@@ -166,8 +167,8 @@ def resident_bytes(pid: int) -> int:
 
 
 def ask(port: int, numbers: range, users: int, deadline: float, result: Result, lock: threading.Lock) -> None:
-    """Send requests over one keep-alive connection, each with the token of a random user."""
-    choice = random.Random(numbers.start)  # reproducible, and not a secret
+    """Send requests over one keep-alive connection, each with a random user's token or without a token."""
+    choice = random.Random(numbers.start)  # must be reproducible, and need not be secret
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_SECONDS)
     sent = wrong = missing = failed = 0
     try:
@@ -206,8 +207,8 @@ def soak(
         requests: The maximum number of requests, including the warm-up.
         users: The number of different tokens.
         connections: The number of concurrent clients, each with one connection.
-        seconds: Send no more requests after this time.
-        propagators: The propagators of user-service.
+        seconds: The number of seconds after which sending stops.
+        propagators: The propagators that user-service uses.
     """
     result, lock = Result(variant), threading.Lock()
     warm_up = int(requests * WARM_UP_SHARE)
@@ -233,9 +234,9 @@ def soak(
 
 
 def main() -> int:
-    """Run the soak test and print its result. Return 1 if a token was wrong or missing, or memory grew."""
+    """Run the soak test and print its result. Return 1 if a token was wrong or missing or if memory grew."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=20_000, help="for both variants together")
+    parser.add_argument("--requests", type=int, default=20_000, help="the total for both variants")
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=900.0, help="time limit for each variant")

@@ -1,13 +1,13 @@
-"""The soak test through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
+"""A soak test that goes through threads, tasks and three frameworks: FastAPI, Flask and aiohttp.web.
 
     python -m tools.soak.threads [REQUESTS] [USERS]
 
-Three real processes without a line about tokens, one user in ten anonymous, with random delays,
-clients that go away, time limits, retries, worker threads and work that outlives its request. Some of
-the threads belong to pools that one user's request makes and other users' requests share.
+The test runs three real processes whose code does not relay tokens itself. One request in ten is anonymous.
+There are random delays, clients that disconnect, time limits, retries, worker threads and work that outlives
+its request. Some threads belong to pools that one user's request creates and other users' requests share.
 
 ``wrong`` counts calls with another user's token. ``missing`` counts completed requests in which a call
-had no token. ``after_lease`` counts calls with a token from work whose request had ended.
+lacked its token. ``after_lease`` counts calls that had a token although their request had ended.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Soak:
         self._random = random.Random(20261123)
 
     async def send(self, requests: int) -> None:
-        """Send *requests* requests, several at a time."""
+        """Send the given number of requests, several at a time."""
         numbers = iter(range(requests))
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as session:
 
@@ -87,7 +87,7 @@ class Soak:
             self.counts["aborted"] += 1
 
     async def settle(self) -> None:
-        """Wait until the work that outlives its requests has ended, and add up the counts of the services."""
+        """Wait until all work that outlives its request has ended, then add up the services' counts."""
         while _stats(self.services["front"])["left_behind"]:
             await asyncio.sleep(0.05)
         for one in self.services.values():
@@ -95,7 +95,7 @@ class Soak:
             self.counts.update({name: stats[name] for name in ("calls", "wrong", "after_lease")})
 
     def memory(self) -> dict[str, int]:
-        """Return the resident kilobytes of each service and its children, or 0 on a platform without /proc."""
+        """Return the resident kilobytes of each service and its children; 0 on platforms without /proc."""
         return {name: _resident_kilobytes(one.process.pid) for name, one in self.services.items()}
 
 
@@ -131,7 +131,7 @@ def run(requests: int, users: int) -> tuple[Counter[str], dict[str, int]]:
     """Run the soak test.
 
     Returns:
-        The counts, and the growth of each service after the first tenth of the requests, in kilobytes.
+        The counts, and each service's memory growth in kilobytes after the first tenth of the requests.
     """
     with ExitStack() as stack:
         soak = Soak(stack, users)

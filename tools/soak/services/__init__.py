@@ -1,6 +1,6 @@
 """Three services that call each other in every way and check that each token belongs to the expected user.
 
-The query string names the user and the way. No service derives them from the token.
+The query string names the user and the way to call. The services do not derive either from the token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Tally:
     def check(self, user: str, authorization: str | None, *, late: bool) -> bool:
         """Record one call, and return whether its token is the user's.
 
-        A late call comes from work that outlives its request. It must not have any token.
+        A late call comes from work that outlives its request, so the call must not have any token.
         """
         token = authorization and authorization.removeprefix("Bearer ")
         with self._lock:
@@ -52,14 +52,14 @@ SUBMIT: tuple[Callable[[ThreadPool, Callable[..., bool], tuple[Any, ...]], list[
     lambda pool, call, args: list(pool.imap_unordered(lambda args: call(*args), [args, args])),
     lambda pool, call, args: list(pool.imap_unordered(lambda args: call(*args), [args, args], 2)),
 )
-"""Every method of a pool that submits tasks."""
+"""Every pool method that submits tasks."""
 
 
 class LazyPool:
-    """A pool of threads, made during the request that needs it first and shared with the requests after it.
+    """A thread pool that is created by the first request that needs it and shared with later requests.
 
-    After *uses* requests the next one makes another, so that there is often one that is in use
-    while the request that made it is still being served.
+    After every *uses* requests, the next request creates another pool. Other requests therefore often use a
+    pool while the request that created the pool is still being served.
     """
 
     def __init__(self, threads: int = 4, uses: int = 25) -> None:
@@ -71,7 +71,7 @@ class LazyPool:
         self._ways = itertools.cycle(SUBMIT)
 
     def run(self, call: Callable[..., bool], *args: Any) -> bool:
-        """Have the pool call *call*, by each of its methods in turn, and return whether all results are true."""
+        """Call *call* in the pool, using the next submit method, and return whether all results are true."""
         with self._taken() as pool:
             with self._lock:
                 submit = next(self._ways)

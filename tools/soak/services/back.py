@@ -24,7 +24,7 @@ async def back(request: web.Request) -> web.Response:
     user, late = request.query["user"], request.query["late"] == "1"
     is_right = tally.check(user, request.headers.get("Authorization"), late=late)
     await asyncio.sleep(random.random() * MAX_DELAY)
-    # This service sends no request. It checks which token it would send, from here and from a thread.
+    # This service does not send requests. It checks which token it would send from here and from a thread.
     is_right &= tally.check(user, seen(), late=late)
     is_right &= tally.check(user, await asyncio.to_thread(seen), late=late)
     return web.Response(text="right" if is_right else "not right")

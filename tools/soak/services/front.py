@@ -72,7 +72,7 @@ async def front(request: Request, user: str, way: str) -> bool:
                 found = [response.text == "right"]
                 break
     elif way == "timeout":
-        # As in a circuit breaker: the thread goes on, and its second call is sent after the response.
+        # As with a circuit breaker, the thread goes on, and its second call is sent after the response.
         found = [await _with_time_limit(user), await ask(client, _url(user, way="requests"))]
     else:
         task = asyncio.create_task(_later(client, _url(user, way=random.choice(("requests", "pool")), late=1)))

@@ -28,7 +28,7 @@ manager = urllib3.PoolManager(maxsize=64)
 
 
 def ask(user: str, late: bool) -> bool:
-    """Call the third service with requests, as most applications do."""
+    """Call the third service with the requests library, as most applications do."""
     return session.get(f"{BACK}/back?user={user}&late={int(late)}", timeout=60).text == "right"
 
 
