@@ -1,4 +1,4 @@
-"""Origins and origin patterns, compared by what clients connect to.
+"""Origins and origin patterns, compared by the host and port that clients connect to.
 
 An `Origin` is a scheme, a host and a port (RFC 6454, section 4), without a path.
 A host is stored as it is sent: in lower case, with A-labels (RFC 5890) and without a trailing

@@ -26,7 +26,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     relay = runtime.relay
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
-        """A request's headers, with ours added when they are all written.
+        """A request's headers, with ours added as they are written.
 
         This object shares the original headers' state instead of copying it: Tornado's copy method rejects values
         that Tornado would otherwise send, and the headers that Tornado sets while writing must stay on the request.

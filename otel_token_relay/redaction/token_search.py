@@ -42,7 +42,7 @@ ANY_BEARER: Final = "bearer"
 
 # A line break, plain or escaped once or twice, followed by the next line's indentation.
 _LINE_BREAK: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
-# The maximum number of characters that an escape puts between two parts of a token.
+# The maximum number of characters that an escape can put between two parts of a token.
 _MAX_GAP: Final = 4
 
 LONGEST_SURVIVOR: Final = 16

@@ -94,7 +94,7 @@ def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[Mod
 
     Args:
         class_name: The name of the application class.
-        route: Returns the path by which applications of this class route.
+        route: Returns the path that applications of this class use to route requests.
     """
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:

@@ -26,7 +26,7 @@ Settle = Callable[[], Terms | None]
 # The position of the argument `interceptors` in both `grpc.server` and `grpc.aio.server`.
 _INTERCEPTORS_POSITION = 2
 
-# Over HTTP, a malformed header gets 400; gRPC treats such a header as missing.
+# Over HTTP, a malformed header gets a 400 response; gRPC treats such a header as missing.
 _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
 _TRAILING: Final = ("www-authenticate", "retry-after")
 

@@ -314,6 +314,6 @@ def _log(level: int, text: str, error: Exception) -> None:
 
 def basic_credentials(client_id: str, client_secret: str) -> str:
     """Build the client's ``Authorization`` header, whose parts are form-urlencoded (RFC 6749, section 2.3.1)."""
-    # Encode a space as %20, which both form decoders and servers that decode only percent signs accept.
+    # Encode a space as %20, which is accepted both by form decoders and by servers that decode only percent escapes.
     pair = f"{quote(client_id, safe='')}:{quote(client_secret, safe='')}"
     return "Basic " + base64.b64encode(pair.encode("ascii")).decode("ascii")
