@@ -35,7 +35,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         Work of the same kind. It runs without a token if the caller has none.
 
     Raises:
-        TypeError: *work* is of another kind. A task already runs in its own context. A context manager
+        TypeError: *work* is of an unsupported kind. A task already runs in its own context. A context manager
             does not run the body of its ``with`` block, so carry the function that contains the block.
     """
     if isinstance(work, _MANAGERS) or getattr(work, "__code__", None) in _MANAGER_CODES:

@@ -1,4 +1,4 @@
-"""Hop decisions and their records: span attributes, a counter and a debug log line, none of which has the token.
+"""Hop decisions and their records: span attributes, a counter and a debug log line, none of which contains the token.
 
 If the span is not recording, the meter has no SDK and the logger's level is above ``DEBUG``, recording a
 decision costs only the time to check these three conditions.

@@ -1,7 +1,7 @@
 """Patch modules when they are imported, and undo the patches.
 
 wrapt's import hooks handle modules that are imported later, but not a module that is already being imported.
-There are such modules, because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation
+Such modules exist because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation
 packages import ``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
 """
 
@@ -133,7 +133,7 @@ _waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
 
 
 class _ObservedSpec(ModuleSpec):
-    """A module spec that reports the end of the module's import, which the import system marks on the spec.
+    """A module spec that reports when the import system marks the module's import as finished.
 
     Source: ``importlib._bootstrap._load_unlocked``. The import statement reads the same mark.
     """

@@ -175,7 +175,7 @@ def _in_this_context(function: Function) -> Function:
 
 def _without_token(original: Function) -> Function:
     def without_token(*args: Any, **kwargs: Any) -> Any:
-        """Run or start work for all requests without the token of the request that happens to start it."""
+        """Run or start work that serves all requests, but without the token of the request that happens to start it."""
         if TOKEN_KEY not in otel_context.get_current():
             return original(*args, **kwargs)
         attached = otel_context.attach(with_token(None))

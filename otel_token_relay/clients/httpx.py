@@ -107,7 +107,7 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
     if function is None or method.__self__ is not transport:
         return
     for original, replacement in hooked.items():
-        # A former installation's function, which no longer has any effect, has the same code in another closure.
+        # A previous installation's function, which no longer has any effect, has the same code but another closure.
         is_former = function.__code__ is replacement.__code__ and function.__wrapped__ is original
         if function is original or (is_former and function is not replacement):
             bound = MethodType(replacement, transport)

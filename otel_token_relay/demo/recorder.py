@@ -68,7 +68,7 @@ class Recorder:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         note = take_note(self._receiver, scope, b"".join(message.get("body", b"") for message in messages))
-        # Make one short write in append mode, so that lines from several processes do not mix.
+        # Make one short write in append mode, so that lines from several processes are not interleaved.
         with open(self._path, "a", encoding="utf-8", buffering=1) as notes:
             notes.write(json.dumps(asdict(note)) + "\n")
 

@@ -228,7 +228,7 @@ def looks_secret(value: str) -> bool:
 
 # A shorter token could easily match something that operators need to read.
 _MIN_CREDENTIAL_LENGTH: Final = 20
-# The minimum number of characters that a credential has in unreadable runs.
+# The minimum total length of a credential's unreadable runs.
 _MIN_RANDOM: Final = 12
 _CACHED: Final = 512
 

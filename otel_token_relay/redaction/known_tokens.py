@@ -6,8 +6,8 @@ never had the context. In such cases, the trace or the thread identifies the tok
 Callers choose their tokens and may choose their traces, so not every token is remembered:
 
 * A record's *own* tokens are the one that is bound in its context, while the lease is open, and those that its
-  span holds because they were bound when the span started or while it was current. Every own token is masked,
-  even if it is a plain word.
+  span holds because they were bound when the span started or while it was current. All of these are masked,
+  even plain words.
 * Other records are searched only for *lasting* tokens, which are found by the trace, by the thread, or among the
   last tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
   accepted by a verifier. What it masks in other records is limited, too: see `token_search`.

@@ -221,7 +221,7 @@ def known_from_one(value: str) -> KnownTokens:
 
 @lru_cache(maxsize=_CACHED)
 def known_from(*values: str) -> KnownTokens:
-    """Return the known tokens of a record that has only these own tokens. Results are cached."""
+    """Return the known tokens of a record that has only these tokens of its own. Results are cached."""
     return known_from_one(*values) if len(values) == 1 else KnownTokens(values)
 
 

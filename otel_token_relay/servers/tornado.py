@@ -48,7 +48,7 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
     try:
         return await boundary.check_async(authenticator, RequestPath(path, path))
     except BaseException:
-        # This request was not accepted. Without a response, its body would still be passed to `data_received`.
+        # This request was not accepted. Without a response, the request body would still be passed to `data_received`.
         _respond(handler, ErrorResponse.build(503, "temporarily_unavailable"))
         raise
 

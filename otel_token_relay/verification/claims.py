@@ -15,7 +15,7 @@ from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError, TokenRejected
 from otel_token_relay.verification.jws import Claims, has_control_character
 
-# RFC 7519, section 2: a NumericDate counts seconds since 1970. This limit is in the year 36812.
+# RFC 7519, section 2: a NumericDate counts seconds since 1970. This limit falls in the year 36812.
 MAX_NUMERIC_DATE: Final = 2**40
 
 # RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types
