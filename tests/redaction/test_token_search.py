@@ -128,6 +128,7 @@ def test_benign_text_contains_no_token() -> None:
         pytest.param("a1b2c3d4", "see A1b2c3d4, a1b2c3d4", ["A1b2c3d4, a1b2c3d4"], id="8 characters"),
         pytest.param("a1b2c3d4", "a1b2c3d4 and a1b2c3d4", ["a1b2c3d4", "a1b2c3d4"], id="twice"),
         pytest.param("a1b2c3d4", "a1b2c3d", [], id="truncated"),
+        pytest.param("~" * 12, f"<{'fn5-' * 4}>", ["fn5-" * 4], id="base64url"),
         pytest.param("a1b2c3d4e5f6", "<a1b2c3d4e5f6>", ["a1b2c3d4e5f6"], id="12 characters"),
         pytest.param("a1/b2+c3", quote("a1/b2+c3", safe=""), ["a1%2Fb2%2Bc3"], id="percent-encoded"),
         pytest.param("a1b2c3d4e5f6", base64_of("a1b2c3d4e5f6"), [base64_of("a1b2c3d4e5f6")], id="base64"),
