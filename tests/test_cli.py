@@ -377,14 +377,6 @@ def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "pip install 'otel-token-relay[demo]'" in capsys.readouterr().err
 
 
-def test_the_script_and_the_module_are_the_same() -> None:
-    """``otel-token-relay`` and ``python -m otel_token_relay`` have the same result."""
-    script = Path(sys.executable).parent / "otel-token-relay"
-    command = ("explain", "https://a")
-
-    assert run(*command, program=(str(script),)) == run(*command)
-
-
 def test_output_to_a_closed_pipe_is_not_an_error() -> None:
     """``otel-token-relay check | head -1`` ends without an error message."""
     reader = f"{sys.executable} -m otel_token_relay check | head -1"

@@ -1,6 +1,5 @@
 """Hooks are lazy, innermost, idempotent and reversible. A hook that fails leaves its library unchanged."""
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -9,14 +8,12 @@ import types
 
 import httpx
 import pytest
-import wrapt
 from opentelemetry import propagate
 from opentelemetry.propagators.composite import CompositePropagator
 
 from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall
 from otel_token_relay import installation as module
 from otel_token_relay.clients import httpx as httpx_client
-from otel_token_relay.patching import Patches
 
 LISTED = Settings(destinations=("https://a",))
 
@@ -35,79 +32,6 @@ def run(program, **environ):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
-
-
-class Target:
-    """A class to patch."""
-
-    def method(self, value):
-        return [value]
-
-
-def add(mark):
-    """Return a function that wraps a method and adds *mark* to its result."""
-    return lambda original: lambda self, value: [*original(self, value), mark]
-
-
-def proxy(mark):
-    """Wrap the method as instrumentation does."""
-    wrapt.wrap_function_wrapper(Target, "method", lambda wrapped, _, args, kwargs: [*wrapped(*args, **kwargs), mark])
-
-
-@pytest.fixture
-def target():
-    """The class with its original method, which is restored after the test."""
-    original = Target.__dict__["method"]
-    yield Target()
-    Target.method = original
-
-
-def test_our_wrapper_is_innermost_in_every_order(target):
-    """Instrumentation sees the request without the token, whether it wraps before or after us."""
-    patches = Patches()
-
-    proxy("earlier")
-    proxy("outer")
-    patches.wrap(Target, "method", add("ours"))
-    proxy("later")
-
-    assert target.method(1) == [1, "ours", "earlier", "outer", "later"]
-    patches.undo()
-    assert target.method(1) == [1, "earlier", "outer", "later"]
-
-
-def test_instrumentation_removes_only_its_own_wrapper(target):
-    """`unwrap` removes the outermost proxy, and our wrapper is not a proxy."""
-    from opentelemetry.instrumentation.utils import unwrap
-
-    patches = Patches()
-    patches.wrap(Target, "method", add("ours"))
-    unwrap(Target, "method")
-    assert target.method(1) == [1, "ours"]
-
-    proxy("otel")
-    unwrap(Target, "method")
-    assert target.method(1) == [1, "ours"]
-    patches.undo()
-    assert target.method(1) == [1]
-
-
-def test_a_wrapper_inside_a_plain_function_stays(target):
-    """It cannot be removed, so it must do nothing (the relay is closed)."""
-    patches = Patches()
-    patches.wrap(Target, "method", add("ours"))
-    ours = Target.__dict__["method"]
-    Target.method = lambda self, value: [*ours(self, value), "plain"]
-
-    patches.undo()
-
-    assert target.method(1) == [1, "ours", "plain"]
-
-
-def test_a_missing_method_cannot_be_patched():
-    """An inherited method would be patched for every other subclass too."""
-    with pytest.raises(AttributeError, match="Child has no method"):
-        Patches().wrap(type("Child", (Target,), {}), "method", add("ours"))
 
 
 def test_uninstall_restores_the_previous_state():
@@ -191,35 +115,6 @@ def test_libraries_are_hooked_when_the_application_imports_them():
     assert first == "[]"
     assert "'httpx'" in second
     assert "'starlette.applications'" in second
-
-
-# Only newer releases of Starlette and FastAPI import OpenTelemetry.
-SELF_IMPORTING = [
-    name
-    for name in (
-        "fastapi",
-        "opentelemetry.instrumentation.asgi",
-        "opentelemetry.instrumentation.wsgi",
-        "starlette.middleware.opentelemetry",
-    )
-    if importlib.util.find_spec(name) is not None
-]
-
-
-@pytest.mark.parametrize("first_import", SELF_IMPORTING)
-def test_a_module_that_imports_the_package_is_hooked(first_import):
-    """The module is only partly imported when OpenTelemetry loads the propagator."""
-    out, err = run(
-        f"import {first_import}\nimport opentelemetry.propagate, colorsys\n"
-        "from otel_token_relay.installation import hook_states\n"
-        "import sys; states = hook_states()\n"
-        "print([n for n, s in states.items() if n in sys.modules and s != 'hooked'], len(states))",
-        OTEL_PROPAGATORS="tracecontext,baggage,token_relay",
-    )
-
-    assert out.startswith("[] ")
-    assert not out.endswith(" 0")
-    assert err == ""
 
 
 def test_the_entry_point_never_raises(monkeypatch, caplog):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from otel_token_relay.authentication import RequestPath
 from tests.support import served
 from tests.support.issuers import Issuer, issuing
 from tests.support.served import Server, serving
@@ -115,26 +114,3 @@ def test_h01_excluded_paths_stay_open(server: Server) -> None:
             if app.endswith(("a middleware", "ProxyFix")):  # in these servers, that header is the mount point
                 continue
             assert (app, target, reply.status) == (app, target, 200)
-
-
-@pytest.mark.parametrize(
-    ("routed", "whole", "headers", "expected"),
-    [
-        ("/healthz", "/healthz", (), True),
-        ("/healthz", "/healthz", ("/healthz", "/", ""), True),
-        ("/healthz", "/api/healthz", (), True),
-        ("/healthz", "/api/healthz", ("/api",), False),
-        ("/healthz", "/api/healthz", ("x, /api/",), False),
-        ("/healthz", "/api/healthz", ("%2Fapi",), False),
-        ("/health/live", "/health/live", ("/health/live",), True),
-        ("/health/live", "/health/live", ("health",), False),
-        ("/health/live", "/health/live", ("/heal",), True),
-        (None, "/healthz", (), False),
-        ("/live", "/live", (), False),
-    ],
-)
-def test_h01_exclusion_needs_a_mount_point_of_the_operator(
-    routed: str | None, whole: str, headers: tuple[str, ...], expected: bool
-) -> None:
-    """A mount point in a header is chosen by the client."""
-    assert RequestPath(routed, whole, lambda: headers).is_one_of(EXCLUDED) is expected

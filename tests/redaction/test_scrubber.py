@@ -380,17 +380,6 @@ def test_the_callers_objects_are_not_modified():
     assert cleaned == {"a": [MASK, {"b": MASK}], "c": 1}
 
 
-def test_known_tokens_are_not_printed():
-    """Neither `repr` nor `str` shows a token."""
-    for shown in (
-        repr(known_from(OWN["opaque"])),
-        str(KnownTokens((OWN["opaque"],))),
-        f"{[known_from(*OWN.values())]}",
-    ):
-        assert not surviving(OWN["opaque"], shown)
-        assert not surviving(OWN["jwt"], shown)
-
-
 class Hostile:
     """Raises when it is converted to text."""
 

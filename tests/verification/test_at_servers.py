@@ -152,30 +152,6 @@ def test_enforcement_that_cannot_start_accepts_no_request(
     assert any(record.levelno == logging.ERROR for record in caplog.records)
 
 
-@pytest.mark.parametrize(
-    "environ",
-    [
-        pytest.param({}, id="no issuer, no audience"),
-        pytest.param({"ISSUERS": "https://idp.example"}, id="no audience"),
-        pytest.param({"AUDIENCE": AUDIENCE}, id="no issuer"),
-        pytest.param({"ISSUERS": "http://idp.example", "AUDIENCE": AUDIENCE}, id="issuer over plain http"),
-        pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "HS256"}, id="symmetric"),
-        pytest.param({"ISSUERS": "https://i.example", "AUDIENCE": "a", "ALGORITHMS": "RS256,x"}, id="unknown"),
-    ],
-)
-def test_settings_that_cannot_verify_deny_every_request(environ: dict[str, str]) -> None:
-    """Each kind of insufficient settings is a problem, and every request is rejected."""
-    variables = {PREFIX + name: value for name, value in (environ | {"VERIFY": "enforce"}).items()}
-    settings = Settings.from_env(variables)
-    authenticator = build_authenticator(settings)
-
-    assert any("verification requires issuers" in problem for problem in settings.problems)
-    assert authenticator is not None
-    error_response = authenticator.check(None, RequestPath("/", "/"))  # type: ignore[arg-type]  # it ignores the credentials
-    assert error_response is not None
-    assert error_response.status == 503
-
-
 @every_server
 def test_issuer_that_is_down_is_unavailable(row: str) -> None:
     """Without keys no token is accepted, and none is reported as invalid."""

@@ -1,0 +1,259 @@
+"""Known tokens are found in whole or in part, in any encoding, and words of remembered tokens are not."""
+
+from __future__ import annotations
+
+import base64
+from itertools import pairwise
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.redaction import token_search
+from otel_token_relay.redaction.token_search import (
+    LONGEST_SURVIVOR,
+    NOTHING,
+    KnownTokens,
+    ascii_lower,
+    clear_caches,
+    known_from,
+    known_from_one,
+    known_with_remembered,
+    merge,
+)
+from tests.redaction.corpus import BENIGN, OWN, OWN_BASE64, OWN_FORMS, OWN_OPAQUE
+from tests.redaction.test_scrubber import surviving
+
+B64TOKEN = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/=", min_size=17, max_size=90)
+# Not random: a caller may choose the name of a service as its token.
+WORDS = "profile-service.internal.example"
+# Its parts cannot be found in other encodings, since it has too many of them.
+ODD = "Qk7dW3xPz0+sVbN5mL2rT/" * 100
+
+
+def found(text: str, *own: str, remembered: tuple[str, ...] = ()) -> list[str]:
+    """Return the parts of a text that contain parts of tokens."""
+    return [text[start:end] for start, end in KnownTokens(own, remembered).intervals_in(text)]
+
+
+def base64_of(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "lowered"),
+    [
+        ("ABC xyz", "abc xyz"),
+        ("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}STANBUL", "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}stanbul"),
+        ("GRÖSSE", "grÖsse"),
+        ("", ""),
+    ],
+)
+def test_lower_case_keeps_the_length_of_a_text(text: str, lowered: str) -> None:
+    """Positions in the lowercase text are positions in the original."""
+    assert ascii_lower(text) == lowered
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(OWN_OPAQUE, OWN_OPAQUE, id="whole"),
+        pytest.param(f"see {OWN_OPAQUE}, sorry", OWN_OPAQUE, id="in a sentence"),
+        pytest.param(f"({OWN_OPAQUE.upper()})", OWN_OPAQUE.upper(), id="in another case"),
+        pytest.param(f"{OWN_OPAQUE[:17]}...", OWN_OPAQUE[:17], id="the first 17 characters"),
+        pytest.param(f"...{OWN_OPAQUE[-17:]}", OWN_OPAQUE[-17:], id="the last 17 characters"),
+        pytest.param(
+            f"{OWN_OPAQUE[:20]}\n   {OWN_OPAQUE[20:]}", f"{OWN_OPAQUE[:20]}\n   {OWN_OPAQUE[20:]}", id="wrapped"
+        ),
+        pytest.param(
+            f"'{OWN_OPAQUE[:9]}\\n{OWN_OPAQUE[9:]}'",
+            f"{OWN_OPAQUE[:9]}\\n{OWN_OPAQUE[9:]}",
+            id="with an escaped line break",
+        ),
+        pytest.param(f"{OWN_OPAQUE}\r\n{OWN_OPAQUE}", f"{OWN_OPAQUE}\r\n{OWN_OPAQUE}", id="two lines"),
+    ],
+)
+def test_the_interval_covers_exactly_the_part_of_the_token(text: str, expected: str) -> None:
+    """The surrounding text is not masked. Line breaks within the token are."""
+    assert found(text, OWN_OPAQUE) == [expected]
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda token: quote(token, safe=""),
+        lambda token: quote(quote(token, safe=""), safe=""),
+        lambda token: token.replace("/", "\\/"),
+        lambda token: token.replace("+", "\\u002b").replace("=", "\\u003d"),
+        lambda token: token.replace("+", "&#43;").replace("/", "&#47;").replace("=", "&#61;"),
+        lambda token: token.replace("+", " "),
+    ],
+    ids=["percent", "percent twice", "escaped slash", "JSON", "HTML", "form"],
+)
+def test_the_whole_encoded_token_is_one_interval(encode: object) -> None:
+    """The characters that an encoder writes differently are part of it."""
+    text = encode(OWN_BASE64)  # type: ignore[operator]
+
+    assert found(f"a={text}&b", OWN_BASE64) == [text]
+
+
+@pytest.mark.parametrize("token", OWN.values(), ids=OWN)
+@pytest.mark.parametrize("form", [name for name in OWN_FORMS if isinstance(OWN_FORMS[name](OWN_OPAQUE), str)])
+def test_every_form_of_a_token_contains_one_of_its_needles(form: str, token: str) -> None:
+    """The cheap check finds what the thorough search would find."""
+    text = OWN_FORMS[form](token)
+    assert isinstance(text, str)
+
+    assert KnownTokens((token,)).may_be_in(text)
+    assert KnownTokens((), (token,)).may_be_in(text)
+    assert KnownTokens((token,)).intervals_in(text)
+
+
+def test_benign_text_contains_no_token() -> None:
+    """`Bearer` alone is not part of a token, and neither are other words."""
+    known = known_from(*OWN.values())
+    texts = [text for text in BENIGN if text not in OWN.values()]
+
+    assert [text for text in texts if known.may_be_in(text)] == []
+    assert [text for text in texts if known.intervals_in(text)] == []
+    assert NOTHING.needles_in("the bearer of news") == ["bearer"]
+    assert NOTHING.intervals_in(f"the bearer of {OWN_OPAQUE}") == []
+
+
+@pytest.mark.parametrize(
+    ("token", "text", "expected"),
+    [
+        pytest.param("a1b2c3d", "see a1b2c3d", [], id="7 characters are any word"),
+        pytest.param("a1b2c3d4", "see A1b2c3d4, a1b2c3d4", ["A1b2c3d4, a1b2c3d4"], id="8 characters"),
+        pytest.param("a1b2c3d4", "a1b2c3d4 and a1b2c3d4", ["a1b2c3d4", "a1b2c3d4"], id="twice"),
+        pytest.param("a1b2c3d4", "a1b2c3d", [], id="truncated"),
+        pytest.param("~" * 12, f"<{'fn5-' * 4}>", ["fn5-" * 4], id="base64url"),
+        pytest.param("a1b2c3d4e5f6", "<a1b2c3d4e5f6>", ["a1b2c3d4e5f6"], id="12 characters"),
+        pytest.param("a1/b2+c3", quote("a1/b2+c3", safe=""), ["a1%2Fb2%2Bc3"], id="percent-encoded"),
+        pytest.param("a1b2c3d4e5f6", base64_of("a1b2c3d4e5f6"), [base64_of("a1b2c3d4e5f6")], id="base64"),
+    ],
+)
+def test_a_short_token_is_found_only_in_whole(token: str, text: str, expected: list[str]) -> None:
+    """Its parts could be any word."""
+    known = KnownTokens((token,))
+
+    assert found(text, token) == expected
+    assert known.may_be_in(text) or not expected
+
+
+def test_a_token_with_too_many_encodings_masks_the_whole_text() -> None:
+    """Only the plain token is searched for, so a text that may contain another encoding is masked as a whole."""
+    encoded, plain = f"see {quote(ODD, safe='')} there", f"see {ODD[:60]} there"
+
+    assert found(encoded, ODD) == [encoded]
+    assert found(plain, ODD) == found(plain, remembered=(ODD,)) == [plain]
+    assert found("see nothing here", ODD) == found("see nothing here", remembered=(ODD,)) == []
+
+
+@pytest.mark.parametrize(
+    ("token", "text", "expected"),
+    [
+        pytest.param(OWN_OPAQUE, f"see {OWN_OPAQUE}!", [OWN_OPAQUE], id="random, in whole"),
+        pytest.param(OWN_OPAQUE, f"see {OWN_OPAQUE[:20]}!", [OWN_OPAQUE[:20]], id="random, in part"),
+        pytest.param(OWN_OPAQUE, f"see {OWN_OPAQUE[:16]}!", [], id="random, but too short"),
+        pytest.param(WORDS, f"to {WORDS}!", [WORDS], id="words, in whole"),
+        pytest.param(WORDS, "to profile-service.internal now", [], id="words, in part"),
+        pytest.param(f"{OWN_OPAQUE}.{WORDS}", f"to {WORDS} now", [], id="the words of a random token"),
+        pytest.param("a1b2c3d4", "see a1b2c3d4!", ["a1b2c3d4"], id="short, in whole"),
+        pytest.param("a1b2c3d", "see a1b2c3d!", [], id="too short"),
+    ],
+)
+def test_only_unlikely_parts_of_a_remembered_token_are_found(token: str, text: str, expected: list[str]) -> None:
+    """A caller chooses the token, and must not be able to mask a name in the telemetry of other requests."""
+    assert found(text, remembered=(token,)) == expected
+
+
+def test_a_long_text_is_masked_for_a_remembered_token_only_if_it_is_complete() -> None:
+    """The text is masked as a whole, so a part is enough only for a token of its own request."""
+    part = f"see {OWN_OPAQUE[:20]}"
+
+    assert KnownTokens((OWN_OPAQUE,)).may_be_in_long(part)
+    assert not KnownTokens((), (OWN_OPAQUE,)).may_be_in_long(part)
+    assert KnownTokens((), (OWN_OPAQUE,)).may_be_in_long(f"see {OWN_OPAQUE}")
+    assert KnownTokens((OWN["hex"],), (OWN_OPAQUE,)).may_be_in_long(f"see {OWN['hex'][:20]}")
+    assert not KnownTokens((OWN["hex"],), (OWN_OPAQUE,)).may_be_in_long("see nothing")
+
+
+def test_known_tokens_are_shared_until_the_caches_are_cleared() -> None:
+    """Records of one request have the same object, so that its needles are computed once."""
+    one, two = OWN_OPAQUE, OWN["hex"]
+
+    assert known_from(one) is known_from_one(one) is known_with_remembered((one,), ())
+    assert known_from(one, two) is known_with_remembered((one, two), ())
+    assert known_with_remembered((), ()) is NOTHING
+    with_remembered = known_with_remembered((one,), (two,))
+    assert with_remembered is known_with_remembered((one,), (two,))
+    assert (with_remembered.values, with_remembered.remembered) == ((one,), (two,))
+    before = known_from(one)
+    clear_caches()
+    assert known_from(one) is not before
+    assert token_search._index_of.cache_info().currsize == 0
+
+
+def test_needles_and_clean_rows_are_created_at_first_use() -> None:
+    """Each is created once. Another attribute does not exist."""
+    known = KnownTokens((OWN_OPAQUE,))
+
+    assert known.needles is known.needles
+    assert known.needles[0] == "bearer"
+    known.clean_rows.add(("key", "value"))
+    assert known.clean_rows == {("key", "value")}
+    with pytest.raises(AttributeError, match="other"):
+        _ = known.other
+
+
+def test_known_tokens_are_not_printed():
+    """Neither `repr` nor `str` shows a token."""
+    for shown in (
+        repr(known_from(OWN["opaque"])),
+        str(KnownTokens((OWN["opaque"],))),
+        f"{[known_from(*OWN.values())]}",
+    ):
+        assert not surviving(OWN["opaque"], shown)
+        assert not surviving(OWN["jwt"], shown)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "gap", "expected"),
+    [
+        ([], 0, []),
+        ([(5, 9), (0, 2)], 0, [(0, 2), (5, 9)]),
+        ([(0, 9), (2, 4)], 0, [(0, 9)]),
+        ([(0, 4), (4, 8)], 0, [(0, 8)]),
+        ([(0, 4), (5, 8)], 0, [(0, 4), (5, 8)]),
+        ([(0, 4), (8, 9)], 4, [(0, 9)]),
+        ([(0, 4), (9, 12)], 4, [(0, 4), (9, 12)]),
+    ],
+)
+def test_intervals_are_merged(intervals: list[tuple[int, int]], gap: int, expected: list[tuple[int, int]]) -> None:
+    """They are sorted, and joined if they overlap or if at most *gap* characters are between them."""
+    assert merge(intervals, gap=gap) == expected
+
+
+@given(B64TOKEN, st.text(max_size=20), st.text(max_size=20), st.data())
+def test_every_long_part_of_any_token_is_found(token: str, before: str, after: str, data: st.DataObject) -> None:
+    """This holds for any surrounding text, also one that an attacker chooses. The intervals do not overlap."""
+    start = data.draw(st.integers(0, len(token) - LONGEST_SURVIVOR - 1))
+    part = token[start : start + LONGEST_SURVIVOR + 1]
+    text = f"{before}{part}{after}"
+    known = KnownTokens((token,))
+
+    intervals = known.intervals_in(text)
+
+    assert any(begin < len(before) + len(part) and len(before) < end for begin, end in intervals)
+    assert all(left[1] < right[0] for left, right in pairwise(intervals))
+
+
+@given(B64TOKEN, st.text(max_size=20), st.text(max_size=20), st.integers(LONGEST_SURVIVOR + 1, 90))
+def test_the_cheap_check_finds_every_truncated_token(token: str, before: str, after: str, length: int) -> None:
+    """The beginning or the end of a token is enough, in any surrounding text."""
+    known = KnownTokens((token,))
+
+    assert known.may_be_in(f"{before}{token[:length]}{after}")
+    assert known.may_be_in(f"{before}{token[-length:]}{after}")

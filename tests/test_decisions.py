@@ -1,0 +1,222 @@
+"""A decision is recorded on the CLIENT span, in the counter and in the log, and recording it never raises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.metrics._internal import _ProxyMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanKind
+
+from otel_token_relay.decisions import COUNTER_NAME, Decision, DecisionRecorder
+from otel_token_relay.reasons import Reason
+
+GLOBAL = "opentelemetry.metrics._internal._METER_PROVIDER"
+TRACER = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+
+
+@pytest.fixture
+def without_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without a metrics SDK, regardless of what other tests have set."""
+    monkeypatch.setattr(GLOBAL, _ProxyMeterProvider())
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
+    """A meter provider that replaces the global one, which can be set only once."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(GLOBAL, provider)
+    yield reader
+    provider.shutdown()
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log of the package, at debug level and above."""
+    caplog.set_level(logging.DEBUG, "otel_token_relay")
+    return caplog
+
+
+def counted(reader: InMemoryMetricReader) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the value and the attributes of each series."""
+    data = reader.get_metrics_data()
+    return [
+        (point.value, dict(point.attributes or {}))  # type: ignore[union-attr]
+        for resource in (data.resource_metrics if data else ())
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == COUNTER_NAME
+        for point in metric.data.data_points
+    ]
+
+
+def context_with(kind: SpanKind) -> tuple[Any, Context]:
+    """Return a recording span and a context that contains it."""
+    span = TRACER.start_span("call", kind=kind)
+    return span, trace.set_span_in_context(span, Context())
+
+
+@pytest.mark.parametrize("reason", Reason, ids=str)
+def test_each_reason_has_one_outcome(reason: Reason) -> None:
+    """Only two reasons mean that a token was sent."""
+    expected = reason.value if reason in (Reason.RELAYED, Reason.EXCHANGED) else "withheld"
+
+    assert Decision(reason).outcome == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "address", "is_known", "attributes", "line"),
+    [
+        pytest.param(
+            Reason.RELAYED,
+            "profile-service",
+            True,
+            {
+                "token_relay.decision": "relayed",
+                "token_relay.reason": "relayed",
+                "server.address": "profile-service",
+            },
+            "relayed: relayed, destination profile-service",
+            id="listed",
+        ),
+        pytest.param(
+            Reason.DESTINATION_NOT_LISTED,
+            None,
+            True,
+            {"token_relay.decision": "withheld", "token_relay.reason": "destination_not_listed"},
+            "withheld: destination_not_listed, destination not listed",
+            id="not listed",
+        ),
+        pytest.param(
+            Reason.DESTINATION_UNKNOWN,
+            None,
+            False,
+            {"token_relay.decision": "withheld", "token_relay.reason": "destination_unknown"},
+            "withheld: destination_unknown, destination unknown",
+            id="unknown",
+        ),
+    ],
+)
+def test_a_decision_is_recorded_in_three_places(
+    reason: Reason,
+    address: str | None,
+    is_known: bool,
+    attributes: dict[str, str],
+    line: str,
+    meter: InMemoryMetricReader,
+    log: pytest.LogCaptureFixture,
+) -> None:
+    """Repeated decisions are one series. The span has no address of ours: instrumentation sets the actual one."""
+    recorder = DecisionRecorder()
+    span, context = context_with(SpanKind.CLIENT)
+
+    for _ in range(2):
+        recorder.record(reason, context, address, is_known=is_known)
+
+    assert counted(meter) == [(2, attributes)]
+    assert dict(span.attributes) == {key: value for key, value in attributes.items() if key != "server.address"}
+    assert log.messages == [line] * 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SpanKind if kind is not SpanKind.CLIENT], ids=lambda kind: kind.name)
+def test_a_span_of_another_kind_is_not_described(kind: SpanKind, meter: InMemoryMetricReader) -> None:
+    """It belongs to the whole request. The decision is counted all the same."""
+    span, context = context_with(kind)
+
+    DecisionRecorder().record(Reason.RELAYED, context)
+
+    assert not span.attributes
+    assert len(counted(meter)) == 1
+
+
+@pytest.mark.usefixtures("without_sdk")
+def test_without_telemetry_a_decision_is_not_watched(caplog: pytest.LogCaptureFixture) -> None:
+    """A span of another kind, a span that is not recording and a higher log level do not change that."""
+    caplog.set_level(logging.INFO, "otel_token_relay")
+    recorder = DecisionRecorder()
+    ended, with_ended = context_with(SpanKind.CLIENT)
+    ended.end()
+
+    for context in (Context(), context_with(SpanKind.SERVER)[1], with_ended):
+        assert not recorder.is_watched(context)
+        recorder.record(Reason.RELAYED, context)
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("without_sdk")
+def test_a_client_span_or_the_debug_level_watches(caplog: pytest.LogCaptureFixture) -> None:
+    """Either is enough without a metrics SDK."""
+    caplog.set_level(logging.INFO, "otel_token_relay")
+    recorder = DecisionRecorder()
+
+    assert recorder.is_watched(context_with(SpanKind.CLIENT)[1])
+    caplog.set_level(logging.DEBUG, "otel_token_relay")
+    assert recorder.is_watched(Context())
+
+
+def test_a_metrics_sdk_watches_from_the_moment_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The counter that `prepare` has created counts from then on."""
+    caplog.set_level(logging.INFO, "otel_token_relay")
+    proxy, reader = _ProxyMeterProvider(), InMemoryMetricReader()
+    monkeypatch.setattr(GLOBAL, proxy)
+    recorder = DecisionRecorder()
+    recorder.prepare()
+    prepared = recorder._counter.created
+    assert not recorder.is_watched(Context())
+
+    provider = MeterProvider([reader])
+    proxy.on_set_meter_provider(provider)
+    recorder.record(Reason.NO_TOKEN, Context())
+
+    assert recorder.is_watched(Context())
+    assert recorder._counter.created is prepared is not None
+    assert [value for value, _ in counted(reader)] == [1]
+    provider.shutdown()
+
+
+def test_a_suppressed_context_creates_no_counter(meter: InMemoryMetricReader, caplog: pytest.LogCaptureFixture) -> None:
+    """In an export, the meter provider may hold its lock."""
+    caplog.set_level(logging.INFO, "otel_token_relay")
+    recorder = DecisionRecorder()
+
+    with suppress_instrumentation():
+        assert not recorder.is_watched(Context())
+        recorder.record(Reason.RELAYED, Context())
+
+    assert recorder._counter.created is None
+    assert counted(meter) == []
+
+
+class HostileSpan(trace.NonRecordingSpan):
+    """A span of an application, which raises at every use."""
+
+    def __init__(self) -> None:
+        super().__init__(trace.INVALID_SPAN_CONTEXT)
+
+    def is_recording(self) -> bool:
+        raise RuntimeError("no")
+
+
+@pytest.mark.usefixtures("without_sdk")
+def test_a_span_that_raises_does_not_stop_the_request(log: pytest.LogCaptureFixture) -> None:
+    """The decision counts as watched, so that it is recorded, which logs the error."""
+    recorder = DecisionRecorder()
+    context = trace.set_span_in_context(HostileSpan(), Context())
+    log.set_level(logging.INFO, "otel_token_relay")
+
+    assert recorder.is_watched(context)
+    log.set_level(logging.DEBUG, "otel_token_relay")
+    recorder.record(Reason.RELAYED, context)
+
+    assert log.messages == ["a decision could not be recorded"]

@@ -1,0 +1,101 @@
+"""The table of hooks fits the installed libraries, and reading it imports none of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import subprocess
+import sys
+import warnings
+from dataclasses import FrozenInstanceError
+from importlib.metadata import packages_distributions
+from types import ModuleType
+
+import pytest
+
+from otel_token_relay import Settings
+from otel_token_relay.hooks import CARRIER_HOOKS, CLIENT_HOOKS, HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.patching import Patches, layers_of
+from otel_token_relay.runtime import Runtime
+
+every_hook = pytest.mark.parametrize(
+    "hook", HOOKS, ids=[f"{hook.module}-{number}" for number, hook in enumerate(HOOKS)]
+)
+
+
+distributions = functools.cache(packages_distributions)
+
+
+def module_of(hook: Hook) -> ModuleType:
+    """Import the module of a hook, or skip the test if the installed release does not have it."""
+    top = hook.module.partition(".")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries warn about each other
+        if importlib.util.find_spec(top) is None or importlib.util.find_spec(hook.module) is None:
+            pytest.skip(f"{hook.module} is not installed")
+        return importlib.import_module(hook.module)
+
+
+@every_hook
+def test_each_hook_patches_its_library_and_can_be_undone(hook: Hook) -> None:
+    """Each method that it names exists in the installed release, and afterwards it is the original again."""
+    module, patches = module_of(hook), Patches()
+
+    hook.patch(module, Runtime(Settings()), patches)
+    done = list(patches._done)
+    patches.undo()
+
+    assert done
+    for owner, name, original, replacement in done:
+        functions = [layer for _, layer in layers_of(vars(owner)[name])]
+        assert functions[-1] is original
+        assert replacement not in functions
+
+
+@every_hook
+def test_each_hook_names_the_package_that_contains_its_module(hook: Hook) -> None:
+    """`otel-token-relay check` prints its version. The standard library has none."""
+    module_of(hook)
+    top = hook.module.partition(".")[0]
+
+    if hook.distribution is None:
+        assert top in sys.stdlib_module_names
+    elif top == "opentelemetry":  # shared by many packages
+        assert hook.distribution.startswith("opentelemetry-instrumentation-")
+    else:
+        found = [name.lower().replace("_", "-") for name in distributions()[top]]
+        assert hook.distribution.lower() in found
+
+
+def test_no_hook_is_listed_twice() -> None:
+    """Clients and servers may share a module, but each patch is applied once."""
+    assert HOOKS == CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS
+    assert len(set(HOOKS)) == len(HOOKS)
+    assert len({(hook.module, hook.patch) for hook in HOOKS}) == len(HOOKS)
+
+
+def test_fastapi_is_hooked_before_starlette() -> None:
+    """Its own telemetry extracts before it calls Starlette's method."""
+    modules = [hook.module for hook in SERVER_HOOKS]
+
+    assert modules.index("fastapi.applications") < modules.index("starlette.applications")
+
+
+def test_a_hook_cannot_be_modified() -> None:
+    """Installations remember their hooks as keys."""
+    hook = HOOKS[0]
+
+    with pytest.raises(FrozenInstanceError):
+        hook.module = "another"  # type: ignore[misc]  # this is the mistake
+    assert hook == Hook(hook.module, hook.patch, hook.distribution)
+
+
+def test_reading_the_table_imports_no_library() -> None:
+    """Applications pay only for the libraries that they use."""
+    libraries = {hook.module.partition(".")[0] for hook in HOOKS if hook.distribution is not None} - {"opentelemetry"}
+    program = f"import sys, otel_token_relay.hooks; print(sorted({libraries!r} & sys.modules.keys()))"
+
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")

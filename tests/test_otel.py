@@ -1,0 +1,72 @@
+"""The private names of OpenTelemetry that the core uses still mean what it assumes."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.utils import (
+    is_instrumentation_enabled,
+    suppress_http_instrumentation,
+    suppress_instrumentation,
+)
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from otel_token_relay.otel import OLD_SUPPRESS_KEY, SPAN_KEY, SUPPRESS_KEY, is_suppressed, parts_of
+
+
+def test_a_context_keeps_its_span_under_the_key() -> None:
+    """It is the same object that the public function returns."""
+    span = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+    context = trace.set_span_in_context(span, Context())
+
+    assert context[SPAN_KEY] is trace.get_current_span(context) is span
+    assert SPAN_KEY not in Context()
+
+
+def test_telemetrys_own_work_is_suppressed() -> None:
+    """Exporters mark their calls in this way, and instrumentation reads the same mark."""
+    assert not is_suppressed(otel_context.get_current())
+    with suppress_instrumentation():
+        assert is_suppressed(otel_context.get_current())
+        assert not is_instrumentation_enabled()
+    assert not is_suppressed(otel_context.get_current())
+
+
+def test_a_call_of_the_application_in_an_instrumented_client_is_not_suppressed() -> None:
+    """The instrumentation of requests suppresses only that of urllib3 inside it, and the call must be relayed."""
+    with suppress_http_instrumentation():
+        assert not is_suppressed(otel_context.get_current())
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, False),
+        ({SUPPRESS_KEY: True}, True),
+        ({OLD_SUPPRESS_KEY: True}, True),
+        ({SUPPRESS_KEY: False, OLD_SUPPRESS_KEY: True}, True),
+        ({SUPPRESS_KEY: False}, False),
+        ({"suppress_http_instrumentation": True}, False),
+    ],
+    ids=str,
+)
+def test_either_key_suppresses(values: dict[str, object], expected: bool) -> None:
+    """Older releases of exporters set another key."""
+    assert is_suppressed(Context(values)) is expected
+
+
+def test_the_parts_of_a_composite_are_listed_in_order() -> None:
+    """The list is a copy. A propagator without parts is its own only part."""
+    first, second = TraceContextTextMapPropagator(), W3CBaggagePropagator()
+    composite = CompositePropagator([first, second])
+
+    parts = parts_of(composite)
+    parts.clear()
+
+    assert parts_of(composite) == [first, second]
+    assert parts_of(first) == [first]
+    assert parts_of(CompositePropagator([])) == []

@@ -1,0 +1,61 @@
+"""Names that differ by at most two edits resemble each other."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.spelling import resembles
+
+
+def distance(left: str, right: str) -> int:
+    """Return the Levenshtein distance, computed by its definition."""
+    if not left or not right:
+        return len(left) + len(right)
+    if left[0] == right[0]:
+        return distance(left[1:], right[1:])
+    return 1 + min(distance(left[1:], right), distance(left, right[1:]), distance(left[1:], right[1:]))
+
+
+@given(st.text("AB_", max_size=7), st.text("AB_", max_size=7))
+def test_h15_two_edits_are_a_misspelling_and_three_are_not(left: str, right: str) -> None:
+    """The comparison agrees with the definition, in either direction and any case."""
+    assert resembles(left, right) == resembles(right, left.lower()) == (distance(left, right) <= 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param("required", True, id="equal"),
+        pytest.param("REQUIRED", True, id="another case"),
+        pytest.param("requird", True, id="a letter missing"),
+        pytest.param("requirred", True, id="a letter too many"),
+        pytest.param("raquired", True, id="a wrong letter"),
+        pytest.param("erquired", True, id="two letters swapped"),
+        pytest.param("require", True, id="another ending"),
+        pytest.param("requi", False, id="three letters missing"),
+        pytest.param("rqeuierd", False, id="twice two letters swapped"),
+        pytest.param("audience", False, id="another word"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_common_mistakes_are_recognized(name: str, expected: bool) -> None:
+    """The parameter `;required` as an example."""
+    assert resembles(name, "required") is expected
+    assert resembles("required", name) is expected
+
+
+def test_short_names_resemble_each_other() -> None:
+    """Callers compare names that are long enough for the result to mean something."""
+    assert resembles("", "")
+    assert resembles("ab", "")
+    assert not resembles("abc", "")
+    assert resembles("ab", "xy")
+
+
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_any_text_can_be_compared(left: str, right: str) -> None:
+    """Environment variables may have any name. Some letters change their number in upper case."""
+    assert resembles(left, right) is resembles(right, left)
+    assert resembles(left, left)
