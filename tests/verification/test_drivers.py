@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import pytest
 
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
@@ -105,20 +104,24 @@ def test_tasks_continue_when_the_future_is_done(backend: str) -> None:
     future: Future[str] = Future()
     waits: list[Wait] = []
     found: list[str] = []
+    setter = threading.Thread(target=future.set_result, args=("done",))
 
     async def wait() -> None:
         found.append(await drive_async(waiting_for(future, waits=waits)))
 
     async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for _ in range(3):
-                group.start_soon(wait)
-            while len(waits) < 3:
-                await anyio.lowlevel.checkpoint()
-            assert found == []
-            await anyio.to_thread.run_sync(future.set_result, "done")
+        # A loop that is not woken would continue when the wait is over, which is later.
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(wait)
+                while len(waits) < 3:
+                    await anyio.lowlevel.checkpoint()
+                assert found == []
+                setter.start()
 
     anyio.run(main, backend=backend)
+    setter.join(60)
 
     assert found == ["done"] * 3
 
