@@ -1,20 +1,17 @@
-"""Applications behind the middleware: Starlette, FastAPI, WebSockets, nested boundaries, and the caller they see."""
+"""Applications behind the middleware: Starlette, WebSockets, nested boundaries, and the caller they see."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import threading
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
-import fastapi
 import httpx
 import pytest
 import uvicorn
 import websockets.sync.client
-from fastapi import Depends, Security
 from starlette.applications import Starlette
 from starlette.authentication import requires
 from starlette.requests import Request
@@ -23,8 +20,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from uvicorn.config import WS_PROTOCOLS
 
-from otel_token_relay import Settings, current_token, install, uninstall
-from otel_token_relay.errors import ConfigurationError
+from otel_token_relay import Settings, current_token
 from otel_token_relay.servers.asgi import TokenRelayMiddleware as AsgiBoundary
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware as WsgiBoundary
 from otel_token_relay.verification import (
@@ -36,7 +32,6 @@ from otel_token_relay.verification import (
 )
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from otel_token_relay.verification.authenticator import BearerAuthenticator
-from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
 from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
 from tests.support.issuers import Issuer, issuing, wait_until
@@ -84,82 +79,6 @@ def test_starlette_sees_user_and_auth(issuer: Issuer, kind: Any) -> None:
     assert client.get("/rule", headers=bearer(issuer)).status_code == 403
     assert client.get("/write").status_code == 401
     assert client.get("/open").json() == {"known": False, "scopes": []}
-
-
-def make_fastapi(verifier: TokenVerifier | None) -> fastapi.FastAPI:
-    app = fastapi.FastAPI()
-    if verifier is not None:
-        app.add_middleware(BearerAuthMiddleware, verifier=verifier, exclude=("/excluded", "/openapi.json"))
-
-    @app.get("/me")
-    def me(caller: Annotated[Principal, Depends(current_principal)]) -> dict[str, Any]:
-        return {"sub": caller.subject, "client": caller.client_id, "scopes": sorted(caller.scopes)}
-
-    @app.get("/profiles")
-    def profiles(caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]) -> str | None:
-        return caller.subject
-
-    @app.get("/admin", dependencies=[Depends(require_scopes("profiles:read", "admin"))])
-    def admin() -> None: ...
-
-    @app.get("/security")
-    def security(caller: Annotated[Principal, Security(current_principal, scopes=["admin"])]) -> None: ...
-
-    @app.get("/excluded")
-    def excluded(caller: Annotated[Principal, Depends(current_principal)]) -> None: ...
-
-    return app
-
-
-def test_fastapi_dependency_gives_the_principal(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """The dependency returns the principal that the middleware has verified."""
-    client = TestClient(make_fastapi(verifier))
-
-    assert client.get("/me", headers=bearer(issuer)).json() == {
-        "sub": "alice",
-        "client": "web",
-        "scopes": ["profiles:read", "profiles:write"],
-    }
-    assert client.get("/profiles", headers=bearer(issuer)).json() == "alice"
-
-
-@pytest.mark.parametrize(("path", "scope"), [("/admin", "profiles:read admin"), ("/security", "admin")])
-def test_fastapi_scopes_are_required(issuer: Issuer, verifier: TokenVerifier, path: str, scope: str) -> None:
-    """A missing scope is 403 with the required scopes; a token with all of them is accepted."""
-    client = TestClient(make_fastapi(verifier))
-
-    refused = client.get(path, headers=bearer(issuer))
-    assert refused.status_code == 403
-    assert refused.headers["www-authenticate"] == f'Bearer realm="api", error="insufficient_scope", scope="{scope}"'
-    assert refused.headers["cache-control"] == "no-store"
-    assert client.get(path, headers=bearer(issuer, scope="profiles:read admin")).status_code == 200
-
-
-def test_fastapi_dependency_on_an_excluded_path_still_asks(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """A path that is excluded from the middleware is not verified, so it has no principal."""
-    client = TestClient(make_fastapi(verifier))
-
-    refused = client.get("/excluded", headers=bearer(issuer))
-    assert refused.status_code == 401
-    assert refused.headers["www-authenticate"] == 'Bearer realm="api"'
-
-
-def test_fastapi_dependency_without_a_middleware_is_an_error_of_the_server(issuer: Issuer) -> None:
-    """A missing middleware is an error, never access."""
-    with pytest.raises(ConfigurationError):
-        TestClient(make_fastapi(None)).get("/me", headers=bearer(issuer))
-
-
-def test_fastapi_shows_scheme_and_scopes_in_openapi(verifier: TokenVerifier) -> None:
-    """The API description tells clients to send a bearer token."""
-    description = TestClient(make_fastapi(verifier)).get("/openapi.json").json()
-
-    assert description["components"]["securitySchemes"] == {
-        "BearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-    }
-    assert description["paths"]["/me"]["get"]["security"] == [{"BearerAuth": []}]
-    assert description["paths"]["/profiles"]["get"]["security"] == [{"BearerAuth": ["profiles:read"]}]
-    assert description["paths"]["/admin"]["get"]["security"] == [{"BearerAuth": ["profiles:read", "admin"]}]
 
 
 def test_header_is_read_once(issuer: Issuer, verifier: TokenVerifier) -> None:
@@ -287,114 +206,11 @@ def test_what_is_excluded_on_one_path_is_not_on_another(verifier: TokenVerifier)
     assert answers == [401]
 
 
-def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:
-    """Any object with a verify method works, awaited or not; no error of it accepts a request."""
-    own = TokenVerifier([issuer.url], AUDIENCE)
-
-    class Foreign:
-        def verify(self, token: str) -> Any:
-            if token == "broken":
-                raise RuntimeError("the token was " + token)
-            return own.verify(token)
-
-    class Awaited:
-        async def verify(self, token: str) -> Any:
-            return own.verify(token)
-
-    async def asgi(scope: Any, receive: Any, send: Any) -> None:
-        await JSONResponse({"user": scope["user"].identity})(scope, receive, send)
-
-    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
-        start_response("200 OK", [])
-        return [json.dumps({"user": environ[PRINCIPAL_KEY].identity}).encode()]
-
-    clients = [
-        TestClient(BearerAuthMiddleware(asgi, Foreign())),
-        TestClient(BearerAuthMiddleware(asgi, Awaited())),
-        httpx.Client(transport=httpx.WSGITransport(app=WsgiAuth(wsgi, Foreign())), base_url="http://test"),
-    ]
-    for client in clients:
-        assert client.get("/", headers=bearer(issuer)).json() == {"user": "alice"}
-        assert client.get("/", headers=bearer(issuer, exp=1)).status_code == 401
-    for client in (clients[0], clients[2]):
-        assert client.get("/", headers={"Authorization": "Bearer broken"}).status_code == 503
-
-
-@pytest.mark.parametrize(
-    ("claimed", "status"),
-    [
-        pytest.param({"acr": "gold", "auth_time": 1}, 401, id="too long ago"),
-        pytest.param({"acr": "bronze", "auth_time": 2e9}, 401, id="not strong enough"),
-        pytest.param({"auth_time": 2e9}, 401, id="no acr"),
-        pytest.param({"acr": "gold"}, 401, id="no auth_time"),
-        pytest.param({"acr": "gold", "auth_time": "2000000000"}, 401, id="auth_time a text"),
-        pytest.param({"acr": "gold", "auth_time": 2e9}, 200, id="good enough"),
-    ],
-)
-def test_step_up_is_asked_for(issuer: Issuer, verifier: TokenVerifier, claimed: dict[str, Any], status: int) -> None:
-    """Row 18: RFC 9470, section 3."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await JSONResponse({})(scope, receive, send)
-
-    client = TestClient(BearerAuthMiddleware(app, verifier, acr_values=("gold", "silver"), max_age=300))
-    reply = client.get("/", headers=bearer(issuer, **claimed))
-
-    assert reply.status_code == status
-    if status == 401:
-        assert reply.headers["www-authenticate"] == (
-            'Bearer realm="api", error="insufficient_user_authentication", acr_values="gold silver", max_age="300"'
-        )
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"realm": ""}, id="empty realm"),
-        pytest.param({"realm": 'a"b'}, id="quote in the realm"),
-        pytest.param({"realm": "a\\b"}, id="backslash in the realm"),
-        pytest.param({"realm": "a\r\nX: y"}, id="line break in the realm"),
-        pytest.param({"realm": "é"}, id="realm beyond ASCII"),
-        pytest.param({"required_scopes": ("a b",)}, id="space in a scope"),
-        pytest.param({"required_scopes": "profiles:read"}, id="scopes as one text"),
-        pytest.param({"resource_metadata": "https://a.example/\n"}, id="line break in the metadata"),
-        pytest.param({"exclude": "/healthz"}, id="paths as one text"),
-        pytest.param({"exclude": ("healthz",)}, id="path without a slash"),
-        pytest.param({"acr_values": ('a"b',)}, id="quote in acr"),
-    ],
-)
-@pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
-def test_option_that_would_break_the_challenge_is_refused(
-    verifier: TokenVerifier, kind: Any, options: dict[str, Any]
-) -> None:
-    """The error is raised at construction, not with the first request."""
-    with pytest.raises(ConfigurationError):
-        kind(None, verifier, **options)
-
-
 @pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
 def test_misspelled_option_is_an_error(verifier: TokenVerifier, kind: Any) -> None:
     """An option that would be ignored silently could open the application."""
     with pytest.raises(TypeError, match="required_scope"):
         kind(None, verifier, required_scope=("admin",))
-
-
-@pytest.mark.parametrize("kind", [BearerAuthMiddleware, WsgiAuth], ids=["asgi", "wsgi"])
-@pytest.mark.parametrize(
-    ("with_verifier", "with_authenticator", "options"),
-    [
-        pytest.param(False, False, {}, id="neither"),
-        pytest.param(True, True, {}, id="both"),
-        pytest.param(False, True, {"required_scopes": ("admin",)}, id="authenticator and options"),
-    ],
-)
-def test_middleware_takes_either_a_verifier_or_an_authenticator(
-    verifier: TokenVerifier, kind: Any, with_verifier: bool, with_authenticator: bool, options: dict[str, Any]
-) -> None:
-    """Ambiguous arguments are an error at construction."""
-    authenticator = BearerAuthenticator(verifier) if with_authenticator else None
-    with pytest.raises(ConfigurationError):
-        kind(None, verifier if with_verifier else None, authenticator=authenticator, **options)
 
 
 def test_middleware_uses_the_given_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
@@ -483,52 +299,3 @@ def test_websocket_is_closed_where_the_server_cannot_answer(issuer: Issuer, veri
     anyio.run(BearerAuthMiddleware(app, verifier), scope, receive, send)
 
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
-
-
-def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
-    """The verification is shared, the claims are copies: one request cannot change those of the next."""
-    verifier = TokenVerifier([issuer.url], AUDIENCE)
-    token = make_token(claims(issuer.url, roles=["reader"]))
-
-    first = verifier.verify(token)
-    first.claims["roles"].append("admin")
-    with pytest.raises(TypeError):
-        first.claims["sub"] = "admin"  # type: ignore[index]
-
-    assert verifier.verify(token).claims["roles"] == ["reader"]
-
-
-def test_verified_token_does_not_print_its_claims(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """Neither the verified token nor the principal shows the caller or the token."""
-    token = make_token(claims(issuer.url, sub="alice-the-secret"))
-    verified = verifier.verify(token)
-
-    for shown in (repr(verified), str(Principal(verified)), f"{verified}"):
-        assert "alice" not in shown
-        assert token not in shown
-
-
-def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> None:
-    """The error, its cause and its arguments contain the name of the rule only."""
-    token = make_token(claims(issuer.url, aud="elsewhere"))
-    with pytest.raises(TokenRejected) as refused:
-        verifier.verify(token)
-
-    assert refused.value.reason == "wrong_audience"
-    assert token not in repr(refused.value.args) + str(refused.value) + repr(refused.value.__cause__)
-
-
-def test_installed_boundary_and_middleware_are_one(issuer: Issuer, verifier: TokenVerifier) -> None:
-    """With the hooks installed, the relayed token is the verified one."""
-    install(Settings())
-    try:
-        app = make_fastapi(verifier)
-
-        @app.get("/token")
-        async def token() -> Any:
-            current = current_token()
-            return None if current is None or current.claims is None else current.claims["sub"]
-
-        assert TestClient(app).get("/token", headers=bearer(issuer)).json() == "alice"
-    finally:
-        uninstall()

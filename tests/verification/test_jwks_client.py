@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 import os
-import socket
 import threading
 import time
 import urllib.request
@@ -19,15 +16,11 @@ import anyio
 import pytest
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 from opentelemetry.instrumentation.urllib import URLLibInstrumentor
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
-from otel_token_relay import Settings, current_token, install, uninstall, use_token
-from otel_token_relay.errors import ConfigurationError
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
-from otel_token_relay.verification.http_client import FetchFailed, fetch
 from otel_token_relay.verification.jwks_client import KeySource
-from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, read_metadata
 from otel_token_relay.verification.verifier import VerifierCore
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
@@ -128,38 +121,6 @@ def test_metadata_of_another_issuer_is_not_believed(issuer: Issuer) -> None:
     with pytest.raises(KeysUnavailable):
         verifier_of(issuer).verify(token_of(issuer))
     assert issuer.fetches == 0
-
-
-@pytest.mark.parametrize(
-    ("issuer_url", "jwks_uri", "believed"),
-    [
-        pytest.param("https://idp.example", "https://idp.example/jwks", True, id="same host"),
-        pytest.param("https://idp.example", "https://keys.example/jwks", True, id="other host"),
-        pytest.param("https://idp.example", "http://idp.example/jwks", False, id="plain http"),
-        pytest.param("https://idp.example", "http://127.0.0.1/jwks", False, id="https points to loopback"),
-        pytest.param("https://idp.example", "file:///etc/passwd", False, id="file"),
-        pytest.param("https://idp.example", "https://a@idp.example/jwks", False, id="userinfo"),
-        pytest.param("https://idp.example", None, False, id="missing"),
-        pytest.param("https://idp.example", ["https://idp.example/jwks"], False, id="a list"),
-        pytest.param("http://127.0.0.1:1", "http://127.0.0.1:2/jwks", True, id="loopback"),
-        pytest.param("http://127.0.0.1:1", "http://idp.example/jwks", False, id="loopback points outside"),
-    ],
-)
-def test_metadata_is_trusted_only_if_its_keys_cannot_be_changed_in_transit(
-    issuer_url: str, jwks_uri: object, believed: bool
-) -> None:
-    """https, or http on loopback for an issuer on loopback."""
-    found = read_metadata({"issuer": issuer_url, "jwks_uri": jwks_uri}, issuer_url)
-
-    assert found == (jwks_uri if believed else None)
-
-
-def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
-    """OpenID appends to the path, RFC 8414, section 3.1, inserts before it."""
-    assert metadata_urls("https://idp.example/realms/a/") == (
-        "https://idp.example/realms/a/.well-known/openid-configuration",
-        "https://idp.example/.well-known/oauth-authorization-server/realms/a",
-    )
 
 
 def test_rotation_is_noticed_by_the_first_token_under_the_new_key(issuer: Issuer) -> None:
@@ -381,28 +342,6 @@ def test_keys_are_refreshed_ahead_in_the_background(issuer: Issuer) -> None:
     wait_until(lambda: issuer.fetches == 2)
 
 
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        pytest.param({}, 300.0, id="nothing said"),
-        pytest.param({"cache-control": "max-age=600"}, 600.0, id="max-age"),
-        pytest.param({"cache-control": "max-age=600", "age": "100"}, 500.0, id="age"),
-        pytest.param({"cache-control": "max-age=600", "age": "nonsense"}, 600.0, id="broken age"),
-        pytest.param({"cache-control": "max-age=1"}, 30.0, id="too short"),
-        pytest.param({"cache-control": "max-age=0"}, 30.0, id="zero"),
-        pytest.param({"cache-control": "max-age=9999999"}, 86400.0, id="too long"),
-        pytest.param({"cache-control": "no-store"}, 30.0, id="no-store"),
-        pytest.param({"cache-control": "no-cache, max-age=600"}, 30.0, id="no-cache"),
-        pytest.param({"cache-control": "s-maxage=600"}, 300.0, id="s-maxage is for proxies"),
-        pytest.param({"cache-control": "max-age=-5"}, 300.0, id="negative"),
-        pytest.param({"cache-control": "PUBLIC,MAX-AGE=600"}, 600.0, id="upper case"),
-    ],
-)
-def test_cache_control_is_followed_within_bounds(headers: dict[str, str], seconds: float) -> None:
-    """An issuer can neither make the verifier fetch all the time nor keep its keys for a week."""
-    assert fresh_seconds(headers) == seconds
-
-
 def test_missing_keys_fail_in_time_and_are_not_fetched_again_at_once(issuer: Issuer) -> None:
     """If the issuer hangs, the first request waits for the timeout, the next ones do not."""
     issuer.behave = issuer.hang
@@ -508,25 +447,6 @@ def test_redirects_are_not_followed(issuer: Issuer, status: int) -> None:
             verifier_of(issuer, jwks_uri=f"{issuer.url}/jwks").verify(token_of(issuer))
 
         assert outsider.requests == []
-
-
-def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
-    """The token would be ambiguous."""
-    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second")]
-    verifier = verifier_of(issuer)
-
-    for name in ("first", "second"):
-        with pytest.raises(TokenRejected, match="unknown_key"):
-            verifier.verify(token_of(issuer, name=name))
-
-
-def test_duplicate_key_verifies(issuer: Issuer) -> None:
-    """The same key for two algorithms is not ambiguous."""
-    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", alg="PS256"), public_jwk("RS256", "k1")]
-    verifier = verifier_of(issuer)
-
-    for alg in ("RS256", "PS256"):
-        assert verifier.verify(make_token(claims(issuer.url), alg)).subject == "alice"
 
 
 def test_keys_without_kid_and_alg_are_tried(issuer: Issuer) -> None:
@@ -704,114 +624,3 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
     assert len(issuer.seen) == 3
     assert not any("the-callers-own-token" in text or "authorization" in text.lower() for text in issuer.seen)
     assert not any("traceparent" in text.lower() for text in issuer.seen)
-
-
-def test_our_own_requests_run_in_an_empty_context_and_suppressed(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hook below our client finds no token, and suppressed instrumentation."""
-    seen: list[object] = []
-    original = http.client.HTTPConnection.request
-
-    def request(self: Any, *args: Any, **kwargs: Any) -> None:
-        seen.append((current_token(), is_instrumentation_enabled()))
-        original(self, *args, **kwargs)
-
-    monkeypatch.setattr(http.client.HTTPConnection, "request", request)
-    with use_token("the-callers-own-token"):
-        assert current_token() is not None
-        fetch(f"{issuer.url}/jwks", timeout=3.0)
-
-    assert seen == [(None, False)]
-
-
-def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
-    """The timeout applies to the whole exchange, not to each byte."""
-    outlived = threading.Event()
-
-    def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
-        for _ in range(400):
-            handler.wfile.write(b"H")
-            time.sleep(0.05)
-        outlived.set()
-        return True
-
-    issuer.behave = drip
-    with pytest.raises(FetchFailed):
-        fetch(f"{issuer.url}/jwks", timeout=0.5)
-
-    assert not outlived.is_set()
-
-
-@pytest.mark.parametrize(
-    ("options", "setting"),
-    [
-        pytest.param({"issuers": []}, "issuers", id="no issuer"),
-        pytest.param({"issuers": ["http://idp.example"]}, "issuers", id="plain http"),
-        pytest.param({"issuers": ["https://idp.example?x=1"]}, "issuers", id="query"),
-        pytest.param({"issuers": ["idp.example"]}, "issuers", id="no scheme"),
-        pytest.param({"issuers": [1]}, "issuers", id="no text"),
-        pytest.param({"audience": None}, "audience", id="no audience"),
-        pytest.param({"audience": [""]}, "audience", id="empty audience"),
-        pytest.param({"algorithms": []}, "algorithms", id="no algorithm"),
-        pytest.param({"algorithms": ["HS256"]}, "algorithms", id="symmetric"),
-        pytest.param({"algorithms": ["RS256", "none"]}, "algorithms", id="none"),
-        pytest.param({"algorithms": "RS256"}, "algorithms", id="a text"),
-        pytest.param({"profile": "strict"}, "profile", id="unknown profile"),
-        pytest.param({"leeway": -1}, "leeway", id="negative leeway"),
-        pytest.param({"leeway": float("nan")}, "leeway", id="leeway not a number"),
-        pytest.param({"cooldown": -1}, "cooldown", id="negative cooldown"),
-        pytest.param({"timeout": 0}, "timeout", id="no time"),
-        pytest.param({"jwks_uri": "http://idp.example/jwks"}, "jwks_uri", id="keys over plain http"),
-        pytest.param(
-            {"jwks_uri": "https://a.example/jwks", "issuers": ["https://a.example", "https://b.example"]},
-            "jwks_uri",
-            id="one key set for two issuers",
-        ),
-        pytest.param({"introspection_endpoint": "http://a.example"}, "introspection_endpoint", id="plain endpoint"),
-        pytest.param(
-            {"introspection_endpoint": "https://a.example", "client_id": "a"}, "client_secret", id="half a credential"
-        ),
-    ],
-)
-@pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
-def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any], setting: str) -> None:
-    """An insecure verifier cannot be built."""
-    with pytest.raises(ConfigurationError) as refused:
-        kind(**({"issuers": ["https://idp.example"], "audience": AUDIENCE} | options))
-
-    assert refused.value.setting == setting
-
-
-def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client connects to a server on loopback directly, even if a proxy is set."""
-    with third_party() as proxy, issuing() as issuer:
-        monkeypatch.setenv("http_proxy", proxy.url)
-
-        assert fetch(f"{issuer.url}/jwks", timeout=3.0).status == 200
-        assert proxy.requests == []
-
-
-def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy gets a CONNECT request with its own credential, and sees no path."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        seen: list[bytes] = []
-
-        def refuse() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                seen.append(connection.recv(65536))
-                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
-
-        proxy = threading.Thread(target=refuse)
-        proxy.start()
-        monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{listener.getsockname()[1]}")
-        monkeypatch.delenv("no_proxy", raising=False)
-
-        with pytest.raises(FetchFailed):
-            fetch("https://idp.example/jwks", timeout=3.0)
-        proxy.join(5)
-
-    assert seen[0].startswith(b"CONNECT idp.example:443 ")
-    assert b"Proxy-Authorization: Basic " + base64.b64encode(b"user:p@ss") in seen[0]
-    assert b"/jwks" not in seen[0]

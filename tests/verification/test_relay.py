@@ -11,26 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as OtelAsgi
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from otel_token_relay import BearerToken, Settings, carry, counters, current_token, install, uninstall, use_token
-from otel_token_relay.authentication import RequestPath
+from otel_token_relay import BearerToken, Settings, carry, current_token, install, uninstall, use_token
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import ThirdParty, third_party
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from otel_token_relay.verification.authenticator import BearerAuthenticator
-from otel_token_relay.verification.span_claims import SpanClaims
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
@@ -249,27 +240,6 @@ def test_boundary_of_ones_own_does_not_let_enforcement_be_skipped(issuer: Issuer
         assert client.get("/", headers=bearer(make_token(claims(issuer.url)))).json() == {"claims": "alice"}
 
 
-def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By outcome and reason, both of closed sets."""
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    monkeypatch.setattr(counters.metrics, "get_meter", provider.get_meter)
-    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE))
-    for token in (make_token(claims(issuer.url)), make_token(claims(issuer.url, exp=1)), "opaque"):
-        authenticator.check(BearerToken(token), RequestPath("/", "/"))
-
-    data = reader.get_metrics_data()
-    assert data is not None
-    points = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
-    counted = {tuple(sorted((point.attributes or {}).items())): point.value for point in points}  # type: ignore[union-attr]
-    assert counted == {
-        (("token_relay.verification", "accepted"),): 1,
-        (("token_relay.reason", "expired"), ("token_relay.verification", "refused")): 1,
-        (("token_relay.reason", "malformed"), ("token_relay.verification", "refused")): 1,
-    }
-    provider.shutdown()
-
-
 def test_extra_that_is_missing_lets_nobody_in() -> None:
     """Without PyJWT the error names the extra and no request is served; without VERIFY it is not needed."""
     program = """
@@ -302,71 +272,3 @@ print([name for name in sys.modules if name.split(".")[0] in ("jwt", "cryptograp
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert ran.stdout.strip() == "[]"
-
-
-@pytest.fixture
-def spans() -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    yield provider, exporter
-    provider.shutdown()
-
-
-def server_span(exporter: InMemorySpanExporter) -> dict[str, Any]:
-    found = [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
-    others = [span for span in exporter.get_finished_spans() if span.kind.name != "SERVER"]
-    assert not any("enduser.id" in (span.attributes or {}) for span in others)
-    assert len(found) == 1
-    return dict(found[0].attributes or {})
-
-
-def test_chosen_claims_are_written_by_a_middleware_within_the_span(
-    issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter]
-) -> None:
-    """The SERVER span exists when the token is verified."""
-    provider, exporter = spans
-    app = BearerAuthMiddleware(
-        hello_app(),
-        TokenVerifier([issuer.url], AUDIENCE),
-        settings=Settings(span_claims=("sub:enduser.id", "client_id:client.id", "act:act", "roles:roles")),
-    )
-    token = make_token(claims(issuer.url, act={"sub": "b"}, roles=["a", "b"]))
-    TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(token))
-
-    attributes = server_span(exporter)
-    assert attributes["enduser.id"] == "alice"
-    assert attributes["client.id"] == "web"
-    assert attributes["roles"] == ("a", "b")
-    assert "act" not in attributes
-
-
-def test_chosen_claims_are_written_by_the_boundary_before_the_span(
-    issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the boundary the token is verified first, and the SERVER span starts later."""
-    provider, exporter = spans
-    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
-    with verifying_without_code(issuer, span_claims=("sub:enduser.id",)):
-        app = hello_app()
-        app.add_middleware(OtelAsgi, tracer_provider=provider)
-        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
-        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url, exp=1))))
-    assert server_span(exporter)["enduser.id"] == "alice"
-
-    exporter.clear()
-    with verifying_without_code(issuer):
-        app = hello_app()
-        app.add_middleware(OtelAsgi, tracer_provider=provider)
-        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
-    assert "enduser.id" not in server_span(exporter)
-
-
-def test_no_claim_is_written_by_default(issuer: Issuer, spans: tuple[TracerProvider, InMemorySpanExporter]) -> None:
-    """Claims are personal data; they are written only if configured."""
-    provider, exporter = spans
-    app = BearerAuthMiddleware(hello_app(), TokenVerifier([issuer.url], AUDIENCE), settings=Settings())
-    TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(make_token(claims(issuer.url))))
-
-    assert "alice" not in str(server_span(exporter))
-    assert SpanClaims.of(Settings()) is None

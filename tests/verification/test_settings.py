@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
-from otel_token_relay.verification.jwk import check_algorithms
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 COMPLETE = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "profile-service"}
@@ -96,14 +94,6 @@ def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as refused:
         Settings(**{name: value})
     assert refused.value.setting == name
-
-
-def test_settings_and_verifier_know_the_same_algorithms() -> None:
-    """Settings and verifier share one list, which needs no PyJWT."""
-    assert check_algorithms(ALGORITHMS) == set(ALGORITHMS)
-    assert Settings().algorithms == DEFAULT_ALGORITHMS
-    with pytest.raises(ConfigurationError):
-        check_algorithms(["HS256"])
 
 
 @pytest.mark.parametrize(

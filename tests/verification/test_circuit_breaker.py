@@ -1,0 +1,175 @@
+"""The circuit breaker of the introspection endpoint: its states, and what an attacker can do to it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from otel_token_relay.verification.circuit_breaker import FAILURES_BEFORE_PROBE, OPEN_SECONDS, CircuitBreaker
+
+
+class Clock:
+    """A clock that the test sets forward."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> CircuitBreaker:
+    return CircuitBreaker(clock)
+
+
+def open_circuit(breaker: CircuitBreaker) -> None:
+    """Let calls fail until a probe is due, and let the probe fail."""
+    while not breaker.record_failure(b"call"):
+        assert breaker.allows(b"call")
+    breaker.end_probe(succeeded=False)
+
+
+def test_failures_alone_do_not_open_the_circuit(breaker: CircuitBreaker) -> None:
+    """After several in a row one probe is due, however many calls fail while it runs."""
+    due = [breaker.record_failure(b"attack") for _ in range(FAILURES_BEFORE_PROBE + 5)]
+
+    assert due == [False] * (FAILURES_BEFORE_PROBE - 1) + [True] + [False] * 5
+    assert breaker.allows(b"user")
+    assert breaker.still_allows(b"user")
+
+
+def test_a_success_starts_the_count_again(breaker: CircuitBreaker) -> None:
+    """Only failures in a row make a probe due."""
+    for _ in range(10):
+        for _ in range(FAILURES_BEFORE_PROBE - 1):
+            assert not breaker.record_failure(b"attack")
+        breaker.record_success()
+
+
+def test_a_probe_that_succeeds_leaves_the_circuit_closed(breaker: CircuitBreaker) -> None:
+    """The endpoint fails on some tokens only, and the count starts again."""
+    for _ in range(3):
+        due = [breaker.record_failure(b"attack") for _ in range(FAILURES_BEFORE_PROBE)]
+        breaker.end_probe(succeeded=True)
+
+        assert due[-1] is True
+        assert breaker.allows(b"user")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_allowed"), [(0.0, False), (OPEN_SECONDS - 0.25, False), (OPEN_SECONDS, True), (1e6, True)]
+)
+def test_an_open_circuit_allows_no_call_for_its_time(
+    breaker: CircuitBreaker, clock: Clock, seconds: float, is_allowed: bool
+) -> None:
+    """Then it is half-open, and allows one call."""
+    open_circuit(breaker)
+
+    clock.now += seconds
+    assert breaker.allows(b"user") is is_allowed
+    assert not breaker.allows(b"another")
+
+
+def test_calls_that_wait_for_a_worker_end_when_the_circuit_opens(breaker: CircuitBreaker, clock: Clock) -> None:
+    """Only the half-open call is still made."""
+    assert breaker.allows(b"waiting")
+    open_circuit(breaker)
+    assert not breaker.still_allows(b"waiting")
+
+    clock.now += OPEN_SECONDS
+    assert breaker.allows(b"half-open")
+    assert breaker.still_allows(b"half-open")
+    assert not breaker.still_allows(b"waiting")
+
+
+def test_a_response_to_the_half_open_call_closes_the_circuit(breaker: CircuitBreaker, clock: Clock) -> None:
+    """All further calls are allowed."""
+    open_circuit(breaker)
+    clock.now += OPEN_SECONDS
+    assert breaker.allows(b"half-open")
+
+    breaker.record_success()
+    assert all(breaker.allows(bytes([number])) for number in range(3))
+
+
+def test_a_half_open_call_that_fails_is_followed_by_a_probe(breaker: CircuitBreaker, clock: Clock) -> None:
+    """The probe decides, so that an attacker whose token fails cannot keep the circuit open."""
+    open_circuit(breaker)
+    clock.now += OPEN_SECONDS
+    assert breaker.allows(b"attack")
+
+    assert not breaker.record_failure(b"a call from before")
+    assert breaker.record_failure(b"attack")
+    assert not breaker.allows(b"user")
+    breaker.end_probe(succeeded=True)
+    assert breaker.allows(b"user")
+
+
+def test_a_probe_that_fails_opens_the_circuit_again(breaker: CircuitBreaker, clock: Clock) -> None:
+    """The time starts when the probe ends."""
+    open_circuit(breaker)
+    clock.now += OPEN_SECONDS
+    assert breaker.allows(b"user")
+    assert breaker.record_failure(b"user")
+    clock.now += 5.0
+    breaker.end_probe(succeeded=False)
+
+    assert not breaker.allows(b"user")
+    clock.now += OPEN_SECONDS
+    assert breaker.allows(b"user")
+
+
+def test_a_half_open_call_that_was_not_made_is_replaced(breaker: CircuitBreaker, clock: Clock) -> None:
+    """Only that call can be canceled, not another one in its name."""
+    open_circuit(breaker)
+    clock.now += OPEN_SECONDS
+    assert breaker.allows(b"half-open")
+
+    breaker.cancel(b"another")
+    assert not breaker.allows(b"another")
+    breaker.cancel(b"half-open")
+    assert breaker.allows(b"another")
+
+
+@pytest.mark.parametrize("is_probing", [False, True], ids=["half-open call", "probe"])
+def test_a_forked_child_does_not_wait_for_calls_of_its_parent(
+    breaker: CircuitBreaker, clock: Clock, is_probing: bool
+) -> None:
+    """The circuit stays open, but the call or the probe that was running is forgotten."""
+    open_circuit(breaker)
+    clock.now += OPEN_SECONDS
+    assert breaker.allows(b"of the parent")
+    if is_probing:
+        assert breaker.record_failure(b"of the parent")
+    assert not breaker.allows(b"of the child")
+
+    breaker.start_over()
+    assert breaker.allows(b"of the child")
+    assert not breaker.allows(b"another")
+
+
+def test_one_of_many_threads_makes_the_half_open_call(breaker: CircuitBreaker, clock: Clock) -> None:
+    """Threads that arrive at once do not all reach an endpoint that has just recovered."""
+    open_circuit(breaker)
+    clock.now += OPEN_SECONDS
+    start = threading.Barrier(8)
+    allowed: list[bool] = []
+
+    def call(number: int) -> None:
+        start.wait(10)
+        allowed.append(breaker.allows(bytes([number])))
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert sorted(allowed) == [False] * 7 + [True]

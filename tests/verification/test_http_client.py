@@ -1,0 +1,251 @@
+"""The client for issuers: which URLs it accepts, what it sends, and which responses it refuses to read."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+
+from otel_token_relay import current_token, use_token
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.testing import third_party
+from otel_token_relay.verification import http_client
+from otel_token_relay.verification.http_client import (
+    MAX_BODY_BYTES,
+    FetchFailed,
+    check_url,
+    fetch,
+    is_trustworthy,
+)
+from tests.support.issuers import Issuer, issuing
+from tests.support.loopback import Status, certificate, party
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with issuing() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("url", "is_accepted"),
+    [
+        pytest.param("https://idp.example/jwks", True, id="https"),
+        pytest.param("https://idp.example:8443/jwks?tenant=a", True, id="port and query"),
+        pytest.param("http://localhost:8080/jwks", True, id="localhost"),
+        pytest.param("http://127.1.2.3/jwks", True, id="loopback"),
+        pytest.param("http://[::1]/jwks", True, id="IPv6 loopback"),
+        pytest.param("http://idp.example/jwks", False, id="plain http"),
+        pytest.param("http://localhost.evil.example/jwks", False, id="a name that starts like loopback"),
+        pytest.param("http://127.1/jwks", False, id="an address that clients read differently"),
+        pytest.param("https://idp.example/jwks#a", False, id="fragment"),
+        pytest.param("https://a:b@idp.example/jwks", False, id="credentials"),
+        pytest.param("https://idp.example\\@evil.example/", False, id="backslash"),
+        pytest.param("https://idp.example/jwks\r\nX: y", False, id="line break"),
+        pytest.param("https://idp.example/jwks y", False, id="space"),
+        pytest.param("https://idp.example/é", False, id="beyond ASCII"),
+        pytest.param("ftp://idp.example/jwks", False, id="ftp"),
+        pytest.param("/jwks", False, id="no host"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_a_url_must_be_unambiguous_and_secure(url: str, is_accepted: bool) -> None:
+    """Keys come over https, or over http from the same machine."""
+    assert is_trustworthy(url) is is_accepted
+    if is_accepted:
+        assert check_url("jwks_uri", url) == url
+        return
+
+    with pytest.raises(ConfigurationError) as rejected:
+        check_url("jwks_uri", url)
+    assert rejected.value.setting == "jwks_uri"
+    assert url == "" or url not in str(rejected.value)
+
+
+def test_a_url_that_is_not_text_is_a_configuration_error() -> None:
+    """Settings may contain any object."""
+    with pytest.raises(ConfigurationError):
+        check_url("jwks_uri", b"https://idp.example")
+
+
+def test_a_form_is_posted_with_the_given_credential() -> None:
+    """A request without a form is a GET, and has no credential unless it is given one."""
+    with party() as server:
+        fetch(f"{server.url}?a=b%20c", timeout=5.0)
+        fetch(f"{server.url}/introspect", timeout=5.0, form=b"token=abc", authorization="Basic YTpi")
+
+    plain, posted = server.requests
+    assert (plain.method, plain.target, plain.body) == ("GET", "/?a=b%20c", b"")
+    assert plain.header_lines("Authorization") == plain.header_lines("Content-Type") == []
+    assert plain.header_lines("User-Agent") == ["otel-token-relay"]
+    assert (posted.method, posted.target, posted.body) == ("POST", "/introspect", b"token=abc")
+    assert posted.header_lines("Authorization") == ["Basic YTpi"]
+    assert posted.header_lines("Content-Type") == ["application/x-www-form-urlencoded"]
+
+
+@pytest.mark.parametrize("status", [204, 302, 404, 503])
+def test_any_status_is_returned_and_no_redirect_is_followed(status: int) -> None:
+    """The caller decides what a status means. Header names are in lower case."""
+    with party() as server, third_party() as outsider:
+        server.answers.append(Status(status, (("Location", outsider.url), ("X-Some-Header", "Value"))))
+        response = fetch(server.url, timeout=5.0, authorization="Basic YTpi")
+
+    assert response.status == status
+    assert response.headers["x-some-header"] == "Value"
+    assert len(server.requests) == 1
+    assert outsider.requests == []
+
+
+def responding(body: bytes, **headers: str) -> Any:
+    """Return a behavior: status 200 with exactly these headers and this body."""
+
+    def behave(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        handler.send_response(200)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        return True
+
+    return behave
+
+
+def failure_of(url: str) -> tuple[str, BaseException | None]:
+    """Return the message and the cause. The error itself is not kept: its traceback would keep the connection."""
+    try:
+        fetch(url, timeout=10.0)
+    except FetchFailed as error:
+        return str(error), error.__cause__
+    raise AssertionError("no error was raised")
+
+
+LARGE = f"response larger than {MAX_BODY_BYTES} bytes"
+FULL = b"a" * MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("behave", "problem"),
+    [
+        pytest.param(responding(FULL), None, id="as large as allowed"),
+        pytest.param(responding(FULL, Content_Length=str(len(FULL))), None, id="as large as allowed, announced"),
+        pytest.param(responding(FULL + b"a"), LARGE, id="too large"),
+        pytest.param(responding(b"", Content_Length=str(MAX_BODY_BYTES + 1)), LARGE, id="too large, announced"),
+        pytest.param(responding(b"", Content_Length="9" * 5000), LARGE, id="a length that is too long"),
+        pytest.param(responding(b"secret", Content_Length="-1"), LARGE, id="negative length"),
+        pytest.param(
+            responding(b"secret", Content_Encoding="gzip"), "unexpected Content-Encoding in the response", id="encoded"
+        ),
+        pytest.param(responding(b"secret", Content_Encoding="IDENTITY"), None, id="identity"),
+        pytest.param(lambda handler, path: bool(handler.wfile.write(b"secret\r\n")), "BadStatusLine", id="not HTTP"),
+        pytest.param(lambda handler, path: True, "RemoteDisconnected", id="no response"),
+    ],
+)
+def test_a_response_that_is_broken_or_too_large_is_a_failure(issuer: Issuer, behave: Any, problem: str | None) -> None:
+    """The message names the problem and quotes no part of the response."""
+    issuer.behave = behave
+    if problem is None:
+        assert fetch(issuer.url, timeout=10.0).body in (FULL, b"secret")
+        return
+
+    assert failure_of(issuer.url) == (problem, None)
+
+
+def test_an_error_of_another_class_is_described_by_its_type() -> None:
+    """Its message may quote the response."""
+    assert FetchFailed.describe(FetchFailed("the response took too long")) == "the response took too long"
+    assert FetchFailed.describe(ValueError("a secret of the server")) == "ValueError"
+
+
+def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificates of the system are trusted, or those of ``SSL_CERT_FILE``."""
+    http_client._tls.cache_clear()
+    try:
+        with party(tls=True) as server:
+            with pytest.raises(FetchFailed, match="SSLCertVerificationError"):
+                fetch(server.url, timeout=5.0, authorization="Basic YTpi")
+            assert server.requests == []
+
+            monkeypatch.setenv("SSL_CERT_FILE", certificate())
+            http_client._tls.cache_clear()
+            assert fetch(server.url, timeout=5.0, authorization="Basic YTpi").status == 200
+    finally:
+        http_client._tls.cache_clear()
+
+
+def test_our_own_requests_run_in_an_empty_context_and_suppressed(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook below our client finds no token, and suppressed instrumentation."""
+    seen: list[object] = []
+    original = http.client.HTTPConnection.request
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((current_token(), is_instrumentation_enabled()))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", request)
+    with use_token("the-callers-own-token"):
+        assert current_token() is not None
+        fetch(f"{issuer.url}/jwks", timeout=3.0)
+
+    assert seen == [(None, False)]
+
+
+def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
+    """The timeout applies to the whole exchange, not to each byte."""
+    outlived = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        for _ in range(400):
+            handler.wfile.write(b"H")
+            time.sleep(0.05)
+        outlived.set()
+        return True
+
+    issuer.behave = drip
+    with pytest.raises(FetchFailed):
+        fetch(f"{issuer.url}/jwks", timeout=0.5)
+
+    assert not outlived.is_set()
+
+
+def test_fetch_refuses_to_be_sent_elsewhere_by_a_proxy_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client connects to a server on loopback directly, even if a proxy is set."""
+    with third_party() as proxy, issuing() as issuer:
+        monkeypatch.setenv("http_proxy", proxy.url)
+
+        assert fetch(f"{issuer.url}/jwks", timeout=3.0).status == 200
+        assert proxy.requests == []
+
+
+def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy gets a CONNECT request with its own credential, and sees no path."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seen: list[bytes] = []
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                seen.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+        proxy = threading.Thread(target=refuse)
+        proxy.start()
+        monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+
+        with pytest.raises(FetchFailed):
+            fetch("https://idp.example/jwks", timeout=3.0)
+        proxy.join(5)
+
+    assert seen[0].startswith(b"CONNECT idp.example:443 ")
+    assert b"Proxy-Authorization: Basic " + base64.b64encode(b"user:p@ss") in seen[0]
+    assert b"/jwks" not in seen[0]

@@ -1,0 +1,121 @@
+"""Issuer metadata: its URLs, what is trusted in it, and how long a response stays fresh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.verification.metadata import check_issuer, fresh_seconds, metadata_urls, read_metadata
+from tests.support.json_values import json_values
+
+
+@pytest.mark.parametrize(
+    ("issuer", "is_usable"),
+    [
+        pytest.param("https://idp.example", True, id="https"),
+        pytest.param("https://idp.example:8443/realms/a/", True, id="port and path"),
+        pytest.param("http://127.0.0.1:8080", True, id="loopback"),
+        pytest.param("http://[::1]:8080", True, id="IPv6 loopback"),
+        pytest.param("http://idp.example", False, id="plain http"),
+        pytest.param("http://127.0.0.1.evil.example", False, id="a name that starts like loopback"),
+        pytest.param("https://idp.example?tenant=a", False, id="query"),
+        pytest.param("https://idp.example#a", False, id="fragment"),
+        pytest.param("https://a@idp.example", False, id="user name"),
+        pytest.param("https://idp.example\\@evil.example", False, id="backslash"),
+        pytest.param("https://ídp.example", False, id="beyond ASCII"),
+        pytest.param("idp.example", False, id="no scheme"),
+        pytest.param("file:///etc/passwd", False, id="file"),
+        pytest.param("", False, id="empty"),
+        pytest.param(None, False, id="no text"),
+    ],
+)
+def test_an_issuer_is_an_https_url_or_on_loopback(issuer: Any, is_usable: bool) -> None:
+    """An attacker on the network could change the metadata of any other issuer."""
+    if is_usable:
+        assert check_issuer(issuer) == issuer
+        return
+
+    with pytest.raises(ConfigurationError) as rejected:
+        check_issuer(issuer)
+    assert rejected.value.setting == "issuers"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param({}, id="empty"),
+        pytest.param({"jwks_uri": "https://idp.example/jwks"}, id="no issuer"),
+        pytest.param({"issuer": "https://evil.example", "jwks_uri": "https://idp.example/jwks"}, id="another issuer"),
+        pytest.param({"issuer": "https://idp.example/", "jwks_uri": "https://idp.example/jwks"}, id="a slash more"),
+        pytest.param({"issuer": "https://IDP.example", "jwks_uri": "https://idp.example/jwks"}, id="upper case"),
+        pytest.param({"issuer": ["https://idp.example"], "jwks_uri": "https://idp.example/jwks"}, id="a list"),
+    ],
+)
+def test_metadata_must_name_the_configured_issuer(document: dict[str, Any]) -> None:
+    """The issuers are compared as text (RFC 8414, section 3.3)."""
+    assert read_metadata(document, "https://idp.example") is None
+
+
+@pytest.mark.parametrize(
+    ("issuer_url", "jwks_uri", "believed"),
+    [
+        pytest.param("https://idp.example", "https://idp.example/jwks", True, id="same host"),
+        pytest.param("https://idp.example", "https://keys.example/jwks", True, id="other host"),
+        pytest.param("https://idp.example", "http://idp.example/jwks", False, id="plain http"),
+        pytest.param("https://idp.example", "http://127.0.0.1/jwks", False, id="https points to loopback"),
+        pytest.param("https://idp.example", "file:///etc/passwd", False, id="file"),
+        pytest.param("https://idp.example", "https://a@idp.example/jwks", False, id="userinfo"),
+        pytest.param("https://idp.example", None, False, id="missing"),
+        pytest.param("https://idp.example", ["https://idp.example/jwks"], False, id="a list"),
+        pytest.param("http://127.0.0.1:1", "http://127.0.0.1:2/jwks", True, id="loopback"),
+        pytest.param("http://127.0.0.1:1", "http://idp.example/jwks", False, id="loopback points outside"),
+    ],
+)
+def test_metadata_is_trusted_only_if_its_keys_cannot_be_changed_in_transit(
+    issuer_url: str, jwks_uri: object, believed: bool
+) -> None:
+    """https, or http on loopback for an issuer on loopback."""
+    found = read_metadata({"issuer": issuer_url, "jwks_uri": jwks_uri}, issuer_url)
+
+    assert found == (jwks_uri if believed else None)
+
+
+def test_metadata_of_an_issuer_with_a_path_has_two_urls() -> None:
+    """OpenID appends to the path, RFC 8414, section 3.1, inserts before it."""
+    assert metadata_urls("https://idp.example/realms/a/") == (
+        "https://idp.example/realms/a/.well-known/openid-configuration",
+        "https://idp.example/.well-known/oauth-authorization-server/realms/a",
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        pytest.param({}, 300.0, id="nothing said"),
+        pytest.param({"cache-control": "max-age=600"}, 600.0, id="max-age"),
+        pytest.param({"cache-control": "max-age=600", "age": "100"}, 500.0, id="age"),
+        pytest.param({"cache-control": "max-age=600", "age": "nonsense"}, 600.0, id="broken age"),
+        pytest.param({"cache-control": "max-age=1"}, 30.0, id="too short"),
+        pytest.param({"cache-control": "max-age=0"}, 30.0, id="zero"),
+        pytest.param({"cache-control": "max-age=9999999"}, 86400.0, id="too long"),
+        pytest.param({"cache-control": "no-store"}, 30.0, id="no-store"),
+        pytest.param({"cache-control": "no-cache, max-age=600"}, 30.0, id="no-cache"),
+        pytest.param({"cache-control": "s-maxage=600"}, 300.0, id="s-maxage is for proxies"),
+        pytest.param({"cache-control": "max-age=-5"}, 300.0, id="negative"),
+        pytest.param({"cache-control": "PUBLIC,MAX-AGE=600"}, 600.0, id="upper case"),
+    ],
+)
+def test_cache_control_is_followed_within_bounds(headers: dict[str, str], seconds: float) -> None:
+    """An issuer can neither make the verifier fetch all the time nor keep its keys for a week."""
+    assert fresh_seconds(headers) == seconds
+
+
+@given(document=st.dictionaries(st.sampled_from(["issuer", "jwks_uri"]), json_values), control=st.text())
+def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control: str) -> None:
+    """Metadata and headers of any form."""
+    assert read_metadata(document, "https://idp.example") is None
+    assert 30.0 <= fresh_seconds({"cache-control": control, "age": control}) <= 86400.0

@@ -1,0 +1,120 @@
+"""The identity of a request, as applications read it from an ASGI scope or a WSGI environ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from otel_token_relay import BearerToken, Settings
+from otel_token_relay.authentication import ErrorResponse, RequestPath
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.verification import TokenVerifier
+from otel_token_relay.verification.authenticator import BearerAuthenticator
+from otel_token_relay.verification.principal import AuthCredentials, Principal, challenges_of, principal_of
+from tests.support.issuers import Issuer, issuing
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def verifier(issuer: Issuer) -> TokenVerifier:
+    return TokenVerifier([issuer.url], AUDIENCE)
+
+
+class Foreign:
+    """An authenticator that is not ours, and accepts every request."""
+
+    def check(self, credentials: object, path: RequestPath) -> ErrorResponse | None:
+        if isinstance(credentials, BearerToken):
+            credentials.mark_verified(self)  # type: ignore[arg-type]
+        return None
+
+
+def request_with(token: str | None, *authenticators: Any, path: str = "/") -> dict[str, Any]:
+    """Return a request that these authenticators have checked, outermost first."""
+    lines = [] if token is None else [f"Bearer {token}"]
+    boundary = Boundary(lambda name: lines if name.lower() == "authorization" else [], Settings())
+    for authenticator in authenticators:
+        assert boundary.check(authenticator, RequestPath(path, path)) is None
+    return {BOUNDARY_KEY: boundary}
+
+
+def test_a_principal_shows_what_was_verified(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """Frameworks find the subject under two more names."""
+    token = make_token(claims(issuer.url, scope="a b"))
+    principal = principal_of(request_with(token, BearerAuthenticator(verifier)))
+
+    assert principal.is_authenticated
+    assert principal.subject == principal.display_name == principal.identity == "alice"
+    assert principal.client_id == "web"
+    assert principal.scopes == {"a", "b"}
+    assert principal.claims["jti"] == "j-1"
+    with pytest.raises(TypeError):
+        principal.claims["sub"] = "admin"  # type: ignore[index]
+
+
+def test_a_principal_without_a_token_has_no_identity(verifier: TokenVerifier) -> None:
+    """An excluded path needs no token, and a token on it is not verified."""
+    authenticator = BearerAuthenticator(verifier, exclude=("/open",))
+    for token in (None, "opaque"):
+        principal = principal_of(request_with(token, authenticator, path="/open"))
+
+        assert not principal.is_authenticated
+        assert (principal.token, principal.subject, principal.client_id) == (None, None, None)
+        assert principal.display_name == principal.identity == ""
+        assert principal.scopes == frozenset()
+        assert dict(principal.claims) == {}
+
+
+def test_a_request_that_was_not_checked_is_an_error(issuer: Issuer) -> None:
+    """A missing middleware must not look like a request without a token."""
+    for request in ({}, {BOUNDARY_KEY: None}, request_with(None), request_with(make_token(claims(issuer.url)))):
+        with pytest.raises(ConfigurationError, match="BearerAuthMiddleware") as rejected:
+            principal_of(request)
+        assert rejected.value.setting == "verification"
+
+
+def test_a_result_of_another_kind_is_not_a_principal() -> None:
+    """An authenticator of the application may mark tokens with a result that has none of these properties."""
+    principal = principal_of(request_with("opaque", Foreign()))
+
+    assert not principal.is_authenticated
+
+
+def test_the_challenges_are_those_of_the_last_authenticator(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """Without one of ours, the challenge has the default realm."""
+    token = make_token(claims(issuer.url))
+    outer, inner = (BearerAuthenticator(verifier, realm=realm) for realm in ("outer", "inner"))
+
+    assert challenges_of(request_with(token, outer, inner)) is inner.challenges
+    assert challenges_of(request_with(token, outer, Foreign())) is outer.challenges
+    for request in ({}, request_with(token), request_with(token, Foreign())):
+        challenge = dict(challenges_of(request).unauthenticated.headers)["WWW-Authenticate"]
+        assert challenge == 'Bearer realm="api"'
+
+
+def test_the_scopes_for_starlette_are_a_list_of_its_own() -> None:
+    """Starlette's ``requires`` looks them up in a list."""
+    scopes = ["a", "b"]
+    credentials = AuthCredentials(scopes)
+    scopes.append("admin")
+
+    assert credentials.scopes == ["a", "b"]
+
+
+def test_verified_token_does_not_print_its_claims(issuer: Issuer, verifier: TokenVerifier) -> None:
+    """Neither the verified token nor the principal shows the caller or the token."""
+    token = make_token(claims(issuer.url, sub="alice-the-secret"))
+    verified = verifier.verify(token)
+
+    for shown in (repr(verified), str(Principal(verified)), f"{verified}"):
+        assert "alice" not in shown
+        assert token not in shown

@@ -1,0 +1,231 @@
+"""The claims on the SERVER span: which, when, and never by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as OtelAsgi
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from otel_token_relay import Settings, install, uninstall, use_token
+from otel_token_relay.context import with_token
+from otel_token_relay.runtime import SettingsInForce
+from otel_token_relay.token import BearerToken
+from otel_token_relay.verification import TokenVerifier
+from otel_token_relay.verification.asgi import BearerAuthMiddleware
+from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
+from tests.support.issuers import Issuer, issuing
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+Spans = tuple[TracerProvider, InMemorySpanExporter]
+
+
+class Verified:
+    """The result of a verifier."""
+
+    expires_at = None
+
+    def __init__(self, **claims: object) -> None:
+        self.claims = claims
+
+    def is_still_valid(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@contextmanager
+def verifying_without_code(issuer: Issuer, **options: Any) -> Iterator[None]:
+    install(Settings(verify="enforce", issuers=(issuer.url,), audience=(AUDIENCE,), **options))
+    try:
+        yield
+    finally:
+        uninstall()
+
+
+def hello_app() -> Starlette:
+    return Starlette(routes=[Route("/", lambda request: JSONResponse({}))])
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider, exporter
+    provider.shutdown()
+
+
+def server_span(exporter: InMemorySpanExporter) -> dict[str, Any]:
+    found = [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
+    others = [span for span in exporter.get_finished_spans() if span.kind.name != "SERVER"]
+    assert not any("enduser.id" in (span.attributes or {}) for span in others)
+    assert len(found) == 1
+    return dict(found[0].attributes or {})
+
+
+def test_chosen_claims_are_written_by_a_middleware_within_the_span(issuer: Issuer, spans: Spans) -> None:
+    """The SERVER span exists when the token is verified."""
+    provider, exporter = spans
+    app = BearerAuthMiddleware(
+        hello_app(),
+        TokenVerifier([issuer.url], AUDIENCE),
+        settings=Settings(span_claims=("sub:enduser.id", "client_id:client.id", "act:act", "roles:roles")),
+    )
+    token = make_token(claims(issuer.url, act={"sub": "b"}, roles=["a", "b"]))
+    TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(token))
+
+    attributes = server_span(exporter)
+    assert attributes["enduser.id"] == "alice"
+    assert attributes["client.id"] == "web"
+    assert attributes["roles"] == ("a", "b")
+    assert "act" not in attributes
+
+
+def test_chosen_claims_are_written_by_the_boundary_before_the_span(
+    issuer: Issuer, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the boundary the token is verified first, and the SERVER span starts later."""
+    provider, exporter = spans
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
+    with verifying_without_code(issuer, span_claims=("sub:enduser.id",)):
+        app = hello_app()
+        app.add_middleware(OtelAsgi, tracer_provider=provider)
+        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
+        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url, exp=1))))
+    assert server_span(exporter)["enduser.id"] == "alice"
+
+    exporter.clear()
+    with verifying_without_code(issuer):
+        app = hello_app()
+        app.add_middleware(OtelAsgi, tracer_provider=provider)
+        TestClient(app).get("/", headers=bearer(make_token(claims(issuer.url))))
+    assert "enduser.id" not in server_span(exporter)
+
+
+def test_no_claim_is_written_by_default(issuer: Issuer, spans: Spans) -> None:
+    """Claims are personal data; they are written only if configured."""
+    provider, exporter = spans
+    app = BearerAuthMiddleware(hello_app(), TokenVerifier([issuer.url], AUDIENCE), settings=Settings())
+    TestClient(OtelAsgi(app, tracer_provider=provider)).get("/", headers=bearer(make_token(claims(issuer.url))))
+
+    assert "alice" not in str(server_span(exporter))
+    assert SpanClaims.of(Settings()) is None
+
+
+def test_only_values_that_an_attribute_can_have_are_written(spans: Spans) -> None:
+    """An attribute has its own name, and a claim that is absent or an object is not written."""
+    provider, exporter = spans
+    chosen = SpanClaims([f"{claim}:a.{claim}" for claim in ("s", "n", "f", "t", "l", "o", "e", "m", "z", "absent")])
+    verified = Verified(s="Åsa", n=1, f=1.5, t=True, l=["a", "b"], o={"a": 1}, e=[], m=["a", 1], z=None, other="x")
+    with provider.get_tracer("test").start_as_current_span("a") as span:
+        chosen.describe(verified, span)
+
+    (exported,) = exporter.get_finished_spans()
+    assert dict(exported.attributes or {}) == {"a.s": "Åsa", "a.n": 1, "a.f": 1.5, "a.t": True, "a.l": ("a", "b")}
+
+
+def test_an_attribute_name_may_contain_a_colon(spans: Spans) -> None:
+    """The name of the claim ends at the first one."""
+    provider, exporter = spans
+    with provider.get_tracer("test").start_as_current_span("a") as span:
+        SpanClaims(["sub:user:name"]).describe(Verified(sub="alice"), span)
+
+    assert dict(exporter.get_finished_spans()[0].attributes or {}) == {"user:name": "alice"}
+
+
+@pytest.mark.parametrize("kind", SpanKind)
+def test_only_the_server_span_gets_claims(spans: Spans, kind: SpanKind) -> None:
+    """A span of another kind may be exported by code that must not know the caller."""
+    provider, exporter = spans
+    chosen = SpanClaims(["sub:enduser.id"])
+    provider.add_span_processor(chosen.processor())
+    tracer = provider.get_tracer("test")
+    with tracer.start_as_current_span("current", kind=kind):
+        chosen.describe_current(Verified(sub="alice"))
+    with use_token("opaque") as token:
+        assert token is not None
+        token.mark_verified(Verified(sub="alice"))
+        tracer.start_span("started", kind=kind).end()
+
+    expected = {"enduser.id": "alice"} if kind is SpanKind.SERVER else {}
+    assert [dict(span.attributes or {}) for span in exporter.get_finished_spans()] == [expected] * 2
+
+
+def test_without_a_span_nothing_is_written() -> None:
+    """A service without tracing verifies all the same."""
+    SpanClaims(["sub:enduser.id"]).describe_current(Verified(sub="alice"))
+
+    assert not trace.get_current_span().is_recording()
+
+
+def test_a_span_gets_the_claims_of_its_own_request(spans: Spans) -> None:
+    """The token is that of the parent context, verified and in use; the processor can be turned off."""
+    provider, exporter = spans
+    chosen = SpanClaims(["sub:enduser.id"])
+    provider.add_span_processor(chosen.processor())
+    tracer = provider.get_tracer("test")
+    alice, unverified = BearerToken("alice-token"), BearerToken("unverified-token")
+    alice.mark_verified(Verified(sub="alice"))
+    with use_token("bob-token") as bob:
+        assert bob is not None
+        bob.mark_verified(Verified(sub="bob"))
+        for parent in (with_token(alice), with_token(unverified), with_token(None), None):
+            tracer.start_span("a", context=parent, kind=SpanKind.SERVER).end()
+        chosen.is_on = False
+        tracer.start_span("off", kind=SpanKind.SERVER).end()
+
+    found = [(span.attributes or {}).get("enduser.id") for span in exporter.get_finished_spans()]
+    assert found == ["alice", None, None, "bob", None]
+
+
+def test_the_processor_is_added_once_to_each_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that is not of the SDK, as before it is configured, is left alone."""
+    added: list[object] = []
+
+    class Provider:
+        def add_span_processor(self, processor: object) -> None:
+            added.append((self, processor))
+
+    chosen = SpanClaims(["sub:enduser.id"])
+    first, second = Provider(), Provider()
+    for provider in (trace.ProxyTracerProvider(), first, first, second):
+        monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda provider=provider: provider)
+        chosen.attach()
+
+    assert [provider for provider, _ in added] == [first, second]  # type: ignore[misc]
+
+
+def test_the_choice_follows_the_installed_settings() -> None:
+    """The same settings have the same object, so that it is not built for each request."""
+    in_force = SpanClaimsInForce(SettingsInForce(None))
+    install(Settings())
+    assert in_force() is None
+    uninstall()
+    install(Settings(span_claims=("sub:enduser.id",)))
+    chosen = in_force()
+
+    assert chosen is not None
+    assert in_force() is chosen
+    uninstall()
+    install(Settings())
+    assert in_force() is None

@@ -1,0 +1,355 @@
+"""The verifiers: the order of the rules, the verified token, introspection and revocation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
+from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+
+OPAQUE = "2YotnFZFEjr1zCsicMWpAA"
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with issuing(public_jwk("RS256", "k1")) as running:
+        running.introspect = lambda token: active()
+        yield running
+
+
+@pytest.fixture
+def verifier(issuer: Issuer) -> TokenVerifier:
+    return TokenVerifier([issuer.url], AUDIENCE)
+
+
+def active(**changes: Any) -> dict[str, Any]:
+    """Return an active response of the server; a change to ``...`` removes a member."""
+    found = {"active": True, "sub": "alice", "aud": AUDIENCE, "scope": "profiles:read", "client_id": "web"}
+    found |= {"exp": int(time.time()) + 600, "token_type": "Bearer"} | changes
+    return {name: value for name, value in found.items() if value is not ...}
+
+
+def opaque_verifier(issuer: Issuer, **options: Any) -> TokenVerifier:
+    options = {"audience": AUDIENCE, "client_id": "profiles", "client_secret": "s3:cret &"} | options
+    return TokenVerifier(introspection_endpoint=f"{issuer.url}/introspect", **options)
+
+
+def both_verifier(issuer: Issuer, **options: Any) -> TokenVerifier:
+    return TokenVerifier([issuer.url], AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect", **options)
+
+
+def asked(issuer: Issuer) -> int:
+    return issuer.hits.count("/introspect")
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        pytest.param({"issuers": []}, "issuers", id="no issuer"),
+        pytest.param({"issuers": ["http://idp.example"]}, "issuers", id="plain http"),
+        pytest.param({"issuers": ["https://idp.example?x=1"]}, "issuers", id="query"),
+        pytest.param({"issuers": ["idp.example"]}, "issuers", id="no scheme"),
+        pytest.param({"issuers": [1]}, "issuers", id="no text"),
+        pytest.param({"audience": None}, "audience", id="no audience"),
+        pytest.param({"audience": [""]}, "audience", id="empty audience"),
+        pytest.param({"algorithms": []}, "algorithms", id="no algorithm"),
+        pytest.param({"algorithms": ["HS256"]}, "algorithms", id="symmetric"),
+        pytest.param({"algorithms": ["RS256", "none"]}, "algorithms", id="none"),
+        pytest.param({"algorithms": "RS256"}, "algorithms", id="a text"),
+        pytest.param({"profile": "strict"}, "profile", id="unknown profile"),
+        pytest.param({"leeway": -1}, "leeway", id="negative leeway"),
+        pytest.param({"leeway": float("nan")}, "leeway", id="leeway not a number"),
+        pytest.param({"cooldown": -1}, "cooldown", id="negative cooldown"),
+        pytest.param({"timeout": 0}, "timeout", id="no time"),
+        pytest.param({"jwks_uri": "http://idp.example/jwks"}, "jwks_uri", id="keys over plain http"),
+        pytest.param(
+            {"jwks_uri": "https://a.example/jwks", "issuers": ["https://a.example", "https://b.example"]},
+            "jwks_uri",
+            id="one key set for two issuers",
+        ),
+        pytest.param({"introspection_endpoint": "http://a.example"}, "introspection_endpoint", id="plain endpoint"),
+        pytest.param(
+            {"introspection_endpoint": "https://a.example", "client_id": "a"}, "client_secret", id="half a credential"
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])
+def test_bad_option_is_said_at_construction(kind: type, options: dict[str, Any], setting: str) -> None:
+    """An insecure verifier cannot be built."""
+    with pytest.raises(ConfigurationError) as refused:
+        kind(**({"issuers": ["https://idp.example"], "audience": AUDIENCE} | options))
+
+    assert refused.value.setting == setting
+
+
+def test_claims_of_one_request_are_its_own(issuer: Issuer) -> None:
+    """The verification is shared, the claims are copies: one request cannot change those of the next."""
+    verifier = TokenVerifier([issuer.url], AUDIENCE)
+    token = make_token(claims(issuer.url, roles=["reader"]))
+
+    first = verifier.verify(token)
+    first.claims["roles"].append("admin")
+    with pytest.raises(TypeError):
+        first.claims["sub"] = "admin"  # type: ignore[index]
+
+    assert verifier.verify(token).claims["roles"] == ["reader"]
+
+
+def test_rejection_holds_no_token(verifier: TokenVerifier, issuer: Issuer) -> None:
+    """The error, its cause and its arguments contain the name of the rule only."""
+    token = make_token(claims(issuer.url, aud="elsewhere"))
+    with pytest.raises(TokenRejected) as refused:
+        verifier.verify(token)
+
+    assert refused.value.reason == "wrong_audience"
+    assert token not in repr(refused.value.args) + str(refused.value) + repr(refused.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param({"active": False}, "inactive", id="inactive"),
+        pytest.param({"active": False, "sub": "alice", "aud": AUDIENCE}, "inactive", id="inactive with claims"),
+        pytest.param(active(aud="billing-service"), "wrong_audience", id="for another service"),
+        pytest.param(active(aud=...), "missing_claim", id="without aud"),
+        pytest.param(active(aud=None), "missing_claim", id="aud null"),
+        pytest.param(active(exp=1), "expired", id="expired"),
+        pytest.param(active(exp="9999999999"), "invalid_claim", id="exp a text"),
+        pytest.param(active(nbf=9_999_999_999), "not_yet_valid", id="not yet"),
+        pytest.param(active(sub=1), "invalid_claim", id="sub a number"),
+        pytest.param(active(sub="a\nb"), "invalid_claim", id="sub of two lines"),
+        pytest.param(active(scope=1), "invalid_claim", id="scope a number"),
+        pytest.param(active(token_type="refresh_token"), "wrong_type", id="a refresh token"),
+        pytest.param(active(token_type="DPoP"), "wrong_type", id="DPoP"),
+        pytest.param(active(token_type=1), "wrong_type", id="type a number"),
+        pytest.param(active(cnf={"jkt": "x"}), "sender_constrained", id="bound to a key"),
+    ],
+)
+def test_answer_is_held_against_the_rules(issuer: Issuer, answer: Any, reason: str) -> None:
+    """A token that the server reports as active must still satisfy the rules of this service."""
+    issuer.introspect = lambda token: answer
+
+    with pytest.raises(TokenRejected) as refused:
+        opaque_verifier(issuer).verify(OPAQUE)
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(active(), id="all there"),
+        pytest.param(active(exp=time.time() + 600.5), id="exp with a fraction"),
+        pytest.param(active(exp=..., token_type=..., sub=..., client_id=..., scope=...), id="the least"),
+        pytest.param(active(exp=None, nbf=None, sub=None), id="null for unknown"),
+        pytest.param(active(token_type="bearer"), id="type in lower case"),
+        pytest.param(active(token_type="access_token"), id="type by another name"),
+        pytest.param(active(aud=["billing-service", AUDIENCE]), id="several audiences"),
+    ],
+)
+def test_missing_optional_members_are_accepted(issuer: Issuer, answer: Any) -> None:
+    """RFC 7662, section 2.2: all members but ``active`` are optional."""
+    issuer.introspect = lambda token: answer
+
+    assert opaque_verifier(issuer).verify(OPAQUE).is_still_valid()
+
+
+def test_jwt_is_verified_and_introspected(issuer: Issuer) -> None:
+    """A valid signature does not save a revoked token, and an active response does not save a bad signature."""
+    verifier = both_verifier(issuer)
+    token = make_token(claims(issuer.url))
+    assert verifier.verify(token).claims["jti"] == "j-1"
+
+    issuer.introspect = lambda token: {"active": False}
+    with pytest.raises(TokenRejected, match="inactive"):
+        verifier.verify(make_token(claims(issuer.url, jti="j-2")))
+    issuer.introspect = lambda token: active()
+    for bad in (make_token(claims(issuer.url), name="second"), make_token(claims(issuer.url, aud="elsewhere"))):
+        with pytest.raises(TokenRejected):
+            verifier.verify(bad)
+    assert verifier.verify(OPAQUE).subject == "alice"
+
+
+def test_answer_of_another_issuer_is_refused(issuer: Issuer) -> None:
+    """If issuers are configured, the response about a token of another issuer is rejected."""
+    issuer.introspect = lambda token: active(iss="https://elsewhere.example")
+
+    with pytest.raises(TokenRejected, match="unknown_issuer"):
+        both_verifier(issuer).verify(OPAQUE)
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a,b", "é", "a\n", "\ud800", "x" * 20_000], ids=ascii)
+def test_what_is_no_token_is_not_sent_to_the_server(issuer: Issuer, token: str) -> None:
+    """Only a b64token of a permitted length is looked up."""
+    with pytest.raises(TokenRejected):
+        opaque_verifier(issuer).verify(token)
+    assert asked(issuer) == 0
+
+
+def test_revocation_hook_is_called_at_each_use(issuer: Issuer) -> None:
+    """The hook also runs for cached tokens, and does not run if another rule fails first."""
+    denied: set[object] = set()
+    seen: list[object] = []
+
+    def is_revoked(found: Any) -> bool:
+        seen.append(found["jti"])
+        return found["jti"] in denied
+
+    verifier = TokenVerifier([issuer.url], AUDIENCE, is_revoked=is_revoked)
+    token = make_token(claims(issuer.url))
+    verified = verifier.verify(token)
+    verifier.verify(token)
+    assert seen == ["j-1", "j-1"]
+    denied.add("j-1")
+
+    with pytest.raises(TokenRejected, match="revoked"):
+        verifier.verify(token)
+    assert not verified.is_still_valid()
+    with pytest.raises(TokenRejected, match="expired"):
+        verifier.verify(make_token(claims(issuer.url, exp=1, jti="j-1")))
+    assert len(seen) == 4
+
+
+def test_failing_revocation_hook_accepts_no_token(issuer: Issuer) -> None:
+    """A failing hook is a server error, and the response does not show what the hook raised."""
+
+    def is_revoked(found: Any) -> bool:
+        raise RuntimeError(found["sub"])
+
+    with pytest.raises(KeysUnavailable) as outage:
+        TokenVerifier([issuer.url], AUDIENCE, is_revoked=is_revoked).verify(make_token(claims(issuer.url)))
+    assert outage.value.__cause__ is None
+
+
+@pytest.mark.parametrize("backend", [None, "asyncio", "trio"], ids=["threads", "asyncio", "trio"])
+def test_a_verified_token_shows_what_the_issuer_signed(issuer: Issuer, backend: str | None) -> None:
+    """Both verifiers return the same, and verify a cached token without the issuer."""
+    payload = claims(issuer.url, azp="other", roles=["reader"])
+    token = make_token(payload)
+
+    async def verify() -> list[Any]:
+        verifier = AsyncTokenVerifier([issuer.url], AUDIENCE)
+        return [await verifier.verify(token) for _ in range(2)]
+
+    if backend is None:
+        threaded = TokenVerifier([issuer.url], AUDIENCE)
+        found = [threaded.verify(token) for _ in range(2)]
+    else:
+        found = anyio.run(verify, backend=backend)
+
+    assert issuer.fetches == 1
+    for verified in found:
+        assert dict(verified.claims) == payload
+        assert (verified.subject, verified.client_id, verified.issuer) == ("alice", "web", issuer.url)
+        assert verified.scopes == {"profiles:read", "profiles:write"}
+        assert verified.expires_at == payload["exp"]
+        assert verified.is_still_valid()
+        assert repr(verified) == f"VerifiedToken({len(payload)} claims, 2 scopes)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "client_id"),
+    [
+        ({"client_id": "a", "azp": "b"}, "a"),
+        ({"client_id": ..., "azp": "b", "cid": "c"}, "b"),
+        ({"client_id": ..., "cid": "c", "appid": "d"}, "c"),
+        ({"client_id": ..., "appid": "d"}, "d"),
+        ({"client_id": ...}, None),
+    ],
+)
+def test_the_client_is_found_under_the_names_of_common_issuers(
+    issuer: Issuer, changes: dict[str, Any], client_id: str | None
+) -> None:
+    """The name of the RFC comes first."""
+    verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
+
+    assert verifier.verify(make_token(claims(issuer.url, **changes))).client_id == client_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "members", "reason"),
+    [
+        pytest.param({"iss": "https://evil.example"}, {"alg": "none"}, "algorithm_not_allowed", id="algorithm first"),
+        pytest.param({"iss": ..., "exp": 1}, {"kid": "forged"}, "missing_claim", id="then the issuer"),
+        pytest.param({"iss": 1}, {"kid": "forged"}, "invalid_claim", id="an issuer that is not text"),
+        pytest.param({"iss": "https://evil.example"}, {"kid": "forged"}, "unknown_issuer", id="another issuer"),
+        pytest.param({"exp": 1}, {"kid": "forged", "typ": "JWT"}, "unknown_key", id="then the key"),
+        pytest.param({"exp": 1}, {"alg": "PS256", "typ": "JWT"}, "bad_signature", id="then the signature"),
+        pytest.param({"exp": 1}, {"typ": "JWT"}, "wrong_type", id="then the type"),
+        pytest.param({"exp": 1, "aud": "billing-service"}, {}, "expired", id="then the claims"),
+    ],
+)
+def test_the_rules_are_applied_in_a_fixed_order(
+    issuer: Issuer, changes: dict[str, Any], members: dict[str, Any], reason: str
+) -> None:
+    """An attacker without a key learns nothing about the claims that this service expects."""
+    issuer.keys = [public_jwk("RS256", "k1", alg=None)]
+    header = {"alg": "RS256", "typ": "at+jwt", "kid": "k1"} | members
+    with pytest.raises(TokenRejected) as rejected:
+        TokenVerifier([issuer.url], AUDIENCE).verify(make_token(claims(issuer.url, **changes), header=header))
+
+    assert rejected.value.reason == reason
+
+
+def test_a_token_is_not_valid_while_its_state_is_unknown(issuer: Issuer) -> None:
+    """A hop neither waits nor raises if the hook fails or the introspection result has expired."""
+    ahead = 0.0
+    hook_fails = False
+
+    def is_revoked(found: object) -> bool:
+        if hook_fails:
+            raise RuntimeError("the list cannot be read")
+        return False
+
+    verifier = opaque_verifier(issuer, is_revoked=is_revoked, monotonic=lambda: time.monotonic() + ahead)
+    verified = verifier.verify(OPAQUE)
+    assert verified.is_still_valid()
+
+    hook_fails = True
+    assert not verified.is_still_valid()
+    hook_fails = False
+    issuer.behave = issuer.fail
+    ahead = 61.0
+    assert not verified.is_still_valid()
+    # The lookup for the next hop.
+    wait_until(lambda: asked(issuer) == 2 and not verifier._introspection._pending)  # type: ignore[union-attr]
+
+
+def test_a_cached_verification_ends_with_the_token_and_with_its_key(issuer: Issuer) -> None:
+    """The cache never accepts a token that would be rejected without it."""
+    ahead = 0.0
+    verifier = TokenVerifier([issuer.url], AUDIENCE, now=lambda: time.time() + ahead, cache_seconds=1e6)
+    short, long = (make_token(claims(issuer.url, exp=int(time.time()) + seconds)) for seconds in (600, 100_000))
+    assert verifier.verify(short).subject == verifier.verify(long).subject == "alice"
+
+    ahead = 700.0
+    with pytest.raises(TokenRejected, match="expired"):
+        verifier.verify(short)
+    assert verifier.verify(long).subject == "alice"
+
+    issuer.keys = [public_jwk("RS256", "k2", name="second")]
+    ahead = 0.0
+    assert verifier.verify(make_token(claims(issuer.url), kid="k2", name="second")).subject == "alice"
+    with pytest.raises(TokenRejected, match="unknown_key"):
+        verifier.verify(long)
+
+
+def test_a_token_is_not_invalid_because_the_issuer_is_down(issuer: Issuer) -> None:
+    """Without keys or without a response, the token can be neither accepted nor rejected."""
+    issuer.behave = issuer.fail
+    for verifier, token in (
+        (TokenVerifier([issuer.url], AUDIENCE), make_token(claims(issuer.url))),
+        (opaque_verifier(issuer), OPAQUE),
+    ):
+        with pytest.raises(KeysUnavailable) as outage:
+            verifier.verify(token)
+        assert outage.value.retry_after > 0
+        for text in (None, "", "a b", "x" * 20_000):
+            with pytest.raises(TokenRejected):
+                verifier.verify(text)  # type: ignore[arg-type]
