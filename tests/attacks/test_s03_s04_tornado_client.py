@@ -12,10 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import httpx
 import pytest
 import tornado
-import urllib3
 from tornado import simple_httpclient
 from tornado.httpclient import HTTPRequest
 from tornado.httputil import HTTPHeaders
@@ -25,7 +23,7 @@ from tornado.websocket import websocket_connect
 
 from otel_token_relay import Settings, install, uninstall, use_token
 from tests.support.clients import Client, every_client
-from tests.support.loopback import Party, Status, party, proxy, trust
+from tests.support.loopback import Party, Status
 
 TOKEN = "s03-canary-token-0001"
 LINE = f"Authorization: Bearer {TOKEN}".encode()
@@ -201,70 +199,6 @@ def test_s03_our_header_is_only_in_the_written_lines() -> None:
     assert LINE in lines
     assert len(seen) == 1
     assert TOKEN not in str(seen)
-
-
-def _urllib3_tunnelled(headers: Any) -> list[list[str]]:
-    with party(tls=True) as one, proxy() as between, use_token(TOKEN):
-        install(Settings(destinations=[one.url]))
-        with urllib3.ProxyManager(between.url, ssl_context=trust()) as manager:
-            manager.connection_from_url(one.url).urlopen("GET", "/", headers=headers)
-        return [*one.lines("x-many"), *one.lines()]
-
-
-class _Frozen(dict[str, str]):
-    """Immutable headers, whose copy is immutable too."""
-
-    def copy(self) -> _Frozen:
-        return self
-
-    def __setitem__(self, name: str, value: str) -> None:
-        raise TypeError("frozen")
-
-
-class _ReadOnly:
-    """The methods that urllib3 needs of headers for a tunnel."""
-
-    def __init__(self, *pairs: tuple[str, str]) -> None:
-        self._pairs = pairs
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self._pairs)
-
-    def items(self) -> Any:
-        return self._pairs
-
-
-@pytest.mark.parametrize(
-    ("headers", "values"),
-    [
-        pytest.param(_ReadOnly(("X-Many", "a"), ("X-Many", "b")), ["a", "b"], id="repeated"),
-        pytest.param(_Frozen({"X-Many": "a"}), ["a"], id="frozen"),
-        pytest.param(types.MappingProxyType({"X-Many": "a"}), ["a"], id="proxy"),
-        pytest.param(urllib3.HTTPHeaderDict([("X-Many", "a"), ("x-many", "b")]), ["a", "b"], id="HTTPHeaderDict"),
-    ],
-)
-def test_s03_urllib3_loses_and_rejects_no_header_because_of_the_token(headers: Any, values: list[str]) -> None:
-    """Repeated names remain repeated, and immutable headers are sent with the token."""
-    assert _urllib3_tunnelled(headers) == [values, [LINE.decode().partition(": ")[2]]]
-
-
-def test_s03_httpx_keeps_the_encoding_of_the_headers() -> None:
-    """A transport reads the same header values with the token as without."""
-    seen: list[str] = []
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        seen.append(request.headers["x-user"])
-        return httpx.Response(200)
-
-    with httpx.Client(transport=httpx.MockTransport(handle)) as client:
-        for token in (None, TOKEN):
-            install(Settings(destinations=["http://listed"]))
-            request = httpx.Request("GET", "http://listed/", headers=[(b"X-User", "Zofi\u00eb".encode())])
-            request.headers.encoding = "iso-8859-1"
-            with use_token(token):
-                client.send(request)
-
-    assert seen == ["Zofi\u00c3\u00ab"] * 2
 
 
 class _NeverAnswers(Resolver):

@@ -1,8 +1,6 @@
 """The authorization server of the demo, over real HTTP, tested with PyJWT against its standards."""
 
 import secrets
-import subprocess
-import sys
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -13,23 +11,6 @@ from otel_token_relay.demo.sign_in import CLIENT_ID, REDIRECT_URI, code_challeng
 
 SERVICE = ("profile-service", "profile-service-secret")
 VERIFIER = secrets.token_urlsafe(48)
-
-
-@pytest.fixture(scope="module")
-def issuer():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "otel_token_relay.demo.authorization_server", "--lifetime", "120"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        ready, url = process.stdout.readline().split()
-        assert ready == "ready"
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.fixture

@@ -130,6 +130,17 @@ class _UnixServer(_Server):
         self.server_name, self.server_port = "localhost", 0
 
 
+PLACEHOLDER = "http://localhost"
+"""The host in the URL of a request that goes to a Unix socket."""
+
+
+def unix_socket(path: str) -> socket.socket:
+    """Return a socket that is connected to a Unix socket."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    opened.connect(path)
+    return opened
+
+
 @contextmanager
 def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
     """Run a server on a Unix socket for the block. Yields it, whose URL has ``localhost``, and the socket's path."""

@@ -26,11 +26,11 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from otel_token_relay import Settings
-from otel_token_relay.authentication import RequestPath
 from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.testing import assert_never_leaked, third_party
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerAuthenticator
+from tests.support.enforcement import FaultyAuthenticator, application_reached, bearer, settings_for
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.protected_servers import (
     BY_HAND,
@@ -41,10 +41,9 @@ from tests.support.protected_servers import (
     downstream,
     installed,
     reached,
-    serve_aiohttp,
 )
-from tests.support.served import Reply, parse_reply
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.served import Reply
+from tests.support.tokens import AUDIENCE, public_jwk
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
@@ -64,20 +63,6 @@ def forget() -> Iterator[None]:
     reached.clear()
     yield
     build_authenticator.cache_clear()
-
-
-def settings_for(issuer: Issuer, mode: Any = "enforce", **options: Any) -> Settings:
-    options = {"verify_exclude": ("/healthz",)} | options
-    return Settings(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,), **options)
-
-
-def bearer(issuer: Issuer, **changes: Any) -> bytes:
-    return f" Bearer {make_token(claims(issuer.url, **changes))}".encode()
-
-
-def application_reached() -> list[str]:
-    """Return the parts of the application that ran. Its access log may run for rejected requests as well."""
-    return [name for name in reached if not name.startswith("log ")]
 
 
 @every_server
@@ -178,21 +163,11 @@ def test_missing_scope_is_forbidden(issuer: Issuer, row: str) -> None:
         assert server.send(bearer(issuer, scope="admin")).status == 200
 
 
-class BrokenGate:
-    """An authenticator with a bug."""
-
-    def check(self, reading: Any, path: Any) -> Any:
-        raise RuntimeError("this gate is broken")
-
-    async def check_async(self, reading: Any, path: Any) -> Any:
-        raise RuntimeError("this gate is broken")
-
-
 @every_server
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_authenticator_with_a_bug_accepts_no_request(issuer: Issuer, row: str) -> None:
     """If the check fails with any error, the request does not reach the application."""
-    with ROWS[row](Settings(), BrokenGate()) as server:
+    with ROWS[row](Settings(), FaultyAuthenticator()) as server:
         assert server.send(bearer(issuer)).status >= 500
 
     assert application_reached() == []
@@ -316,15 +291,6 @@ def test_websocket_is_refused_before_it_is_accepted(issuer: Issuer, row: str) ->
             assert json.loads(connection.recv()) == {"user": "alice", "claims": "alice"}
 
 
-@pytest.mark.parametrize("row", ["aiohttp.web", "aiohttp.web by hand"])
-def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) -> None:
-    """aiohttp routes ``/a%2Fb`` as one segment, so it is not the excluded ``/a/b``."""
-    with ROWS[row](settings_for(issuer, verify_exclude=("/a/b",)), None) as server:
-        assert server.send(target="/a/b").status == 200
-        assert server.send(target="/a%2Fb").status == 401
-        assert server.send(target="/a%2fb").status == 401
-
-
 def test_mounted_application_is_excluded_by_the_whole_path(issuer: Issuer) -> None:
     """A path excluded with its mount point is open; a path of that name inside the mount is not."""
     inner = Starlette(routes=[Route("/{name:path}", lambda request: PlainTextResponse("inner"))])
@@ -353,91 +319,6 @@ def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
         pass
     assert "cannot hook tornado.web" in caplog.text
     assert "verified" not in caplog.text
-
-
-def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer) -> None:
-    """Tornado routes by the path as sent, so exclusions are compared with that path."""
-    with HOOKED["Tornado"](settings_for(issuer), None) as server:
-        assert server.send(target="/health%7A").status == 401
-
-
-def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) -> None:
-    """aiohttp responds with 400 itself; a challenge would mislead the client."""
-    with HOOKED["aiohttp.web"](settings_for(issuer), None) as server:
-        reply = server.send_raw(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nbroken\r\n\r\n")
-
-    assert reply.status == 400
-    assert "www-authenticate" not in reply.headers
-    assert application_reached() == []
-
-
-def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The aiohttp middleware joins the boundary around it."""
-    from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
-
-    settings = settings_for(issuer)
-    authenticator = build_authenticator(settings)
-    checked: list[str] = []
-    check_async = authenticator.check_async  # type: ignore[union-attr]
-
-    async def count(reading: Any, path: RequestPath) -> Any:
-        checked.append(path.routed)
-        return await check_async(reading, path)
-
-    monkeypatch.setattr(authenticator, "check_async", count)
-    with installed(settings), serve_aiohttp(TokenRelayMiddleware(settings)) as server:
-        assert server.send(bearer(issuer)).status == 200
-
-    assert checked == ["/"]
-
-
-def test_inner_authenticator_runs_within_the_hooked_boundary(issuer: Issuer) -> None:
-    """An outer boundary with a laxer authenticator, or without any, does not replace the inner check."""
-    from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
-
-    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
-    for settings in (Settings(), settings_for(issuer)):
-        with installed(settings), serve_aiohttp(TokenRelayMiddleware(Settings(), authenticator)) as server:
-            assert server.send().status == 401
-            assert server.send(bearer(issuer)).status == 403
-            assert server.send(bearer(issuer, scope="admin")).status == 200
-
-
-@pytest.mark.parametrize("path", ["/", "/prepared"])
-def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str) -> None:
-    """Neither prepare nor on_finish runs; the request is logged, and the connection serves the next one."""
-    body = b"x" * 100_000
-    with HOOKED["Tornado"](settings_for(issuer), None) as server:
-        refused = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
-        accepted = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization:" + bearer(issuer) + b"\r\n\r\n"
-        reply = server.send_raw(refused + body + accepted)
-        wait_until(lambda: "on_finish" in reached)
-
-    assert reply.status == 401
-    length = int(reply.headers["content-length"])
-    assert json.loads(reply.body[:length]) == {"error": "unauthenticated"}
-    assert parse_reply(reply.body[length:]).status == 200
-    assert sorted(reached) == sorted(["log 401", "/", "log 200", "on_finish"])
-
-
-def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
-    """A handler that streams its body receives none of it; the response is sent at once."""
-    request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n"
-    with HOOKED["Tornado"](settings_for(issuer), None) as server:
-        assert server.send_raw(request + b"\r\n").status == 401
-        assert server.send_raw(request + b"\r\nhello").status == 401
-        assert application_reached() == []
-        assert server.send_raw(request + b"Authorization:" + bearer(issuer) + b"\r\n\r\nhello").status == 200
-        assert "data_received" in reached
-
-
-def test_tornado_streams_no_body_past_an_authenticator_with_a_bug() -> None:
-    """The handler's ``data_received`` would receive the body of a rejected request."""
-    request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
-    with HOOKED["Tornado"](Settings(), BrokenGate()) as server:
-        assert server.send_raw(request).status == 503
-
-    assert application_reached() == []
 
 
 GRPC_ROWS = [row for row in ROWS if row.startswith("gRPC")]

@@ -1,0 +1,28 @@
+"""The authorization server of the demo, for the tests of its parts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[str]:
+    """The URL of an authorization server in its own process."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "otel_token_relay.demo.authorization_server", "--lifetime", "120"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        ready, url = process.stdout.readline().split()
+        assert ready == "ready"
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,142 @@
+"""The hops of the demo: how decisions and received requests are joined, and what is a fault."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from otel_token_relay.demo.hops import Call, Hop, find_faults, join_hops, read_spans
+from otel_token_relay.demo.recorder import Note
+
+LISTED = frozenset({"profile-service"})
+
+ALICE = Call(trace_id="a" * 32, user="alice", token="digest of alice's")
+
+ANONYMOUS = Call(trace_id="b" * 32, user=None, token=None)
+
+
+def note_of(receiver, call, *tokens, **changes):
+    values = {"span_id": "1" * 16, "client": "python-httpx/0", "credentials": len(tokens)} | changes
+    return Note(receiver=receiver, trace_id=call.trace_id, tokens=tokens, **values)
+
+
+def hop_of(call, note, decision="withheld"):
+    return Hop(call=call, sender="user-service", decision=decision, reason="…", redirected=False, note=note)
+
+
+OWN = ("digest of alice's", "alice")
+
+OTHER = ("digest of bob's", "bob")
+
+
+def faults_in(*hops):
+    return find_faults([ALICE, ANONYMOUS], hops, [hop.note for hop in hops], listed=LISTED)
+
+
+def test_expected_hops_are_not_faults():
+    """It is not a fault if only the listed service received the caller's token."""
+    assert (
+        faults_in(
+            hop_of(ALICE, note_of("profile-service", ALICE, OWN), "relayed"),
+            hop_of(ALICE, note_of("third-party", ALICE)),
+            hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS)),
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("hop", "words"),
+    [
+        (hop_of(ALICE, note_of("third-party", ALICE, OWN), "relayed"), "third-party received alice's token"),
+        (hop_of(ALICE, note_of("profile-service", ALICE, OTHER), "relayed"), "bob's token in a request from alice"),
+        (
+            hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS, OWN), "relayed"),
+            "alice's token in a request from anonymous",
+        ),
+        (hop_of(ALICE, note_of("profile-service", ALICE)), "was not received"),
+        (hop_of(ALICE, note_of("profile-service", ALICE, OWN)), "the decision was withheld"),
+        (hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS), "relayed"), "the decision was relayed"),
+        (hop_of(ALICE, note_of("profile-service", ALICE, OWN, credentials=2), "relayed"), "2 Authorization lines"),
+    ],
+    ids=["third party", "another user", "anonymous", "missing", "unreported", "only reported", "two lines"],
+)
+def test_wrong_token_is_a_fault(hop, words):
+    """A token that was received by mistake, or that is missing, is reported."""
+    faults = faults_in(hop)
+
+    assert faults
+    assert any(words in fault for fault in faults)
+
+
+def test_token_in_a_request_of_no_call_is_a_fault():
+    """A token in a request that is not one of the demo's calls is reported."""
+    stray = replace(note_of("profile-service", ALICE, OWN), trace_id="")
+
+    assert find_faults([ALICE], [], [stray], listed=LISTED) == [
+        "profile-service received alice's token in a request from anonymous"
+    ]
+
+
+def span_of(call, span_id, start, status=200, **attributes):
+    return {
+        "kind": "SpanKind.CLIENT",
+        "context": {"trace_id": f"0x{call.trace_id}", "span_id": f"0x{span_id}"},
+        "start_time": start,
+        "attributes": {"http.status_code": status, **attributes},
+        "resource": {"attributes": {"service.name": "user-service"}},
+    }
+
+
+def test_hops_are_joined_when_both_halves_are_there():
+    """Spans and notes are joined by span id, in the order of the spans; the result is ``None`` until both exist."""
+    first, second = "1" * 16, "2" * 16
+    spans = [
+        span_of(ALICE, second, "2026-01-01T00:00:01Z"),
+        span_of(ALICE, first, "2026-01-01T00:00:00Z", 307, **{"token_relay.decision": "relayed"}),
+    ]
+    notes = [
+        note_of("user-service", ALICE, span_id="0" * 16),
+        note_of("profile-service", ALICE, span_id=first),
+        note_of("third-party", ALICE, span_id=second),
+    ]
+
+    hops = join_hops([ALICE], spans, notes)
+
+    assert [(hop.note.receiver, hop.decision, hop.redirected) for hop in hops] == [
+        ("profile-service", "relayed", False),
+        ("third-party", "?", True),
+    ]
+    assert join_hops([ALICE], spans[1:], notes) is None
+    assert join_hops([ALICE], spans, notes[:2]) is None
+    assert join_hops([ALICE], spans, notes[1:]) is None
+
+
+def test_spans_are_read_while_they_are_written():
+    """Other text between the spans is skipped, and so is an incomplete last span."""
+    text = 'a line of a log\n{\n "n": 1\n}\n{"n": {"m": 2}}\n{"n":'
+
+    assert [json.dumps(span) for span in read_spans(text)] == ['{"n": 1}', '{"n": {"m": 2}}']
+
+
+def test_a_call_begins_its_own_trace():
+    """The header has the trace of the call, and another span each time."""
+    first, second = ALICE.traceparent(), ALICE.traceparent()
+
+    assert re.fullmatch(rf"00-{ALICE.trace_id}-[0-9a-f]{{16}}-01", first)
+    assert first != second
+
+
+def test_a_hop_names_each_received_subject_once():
+    """A token may be in several parts of a request."""
+    assert hop_of(ALICE, note_of("third-party", ALICE)).seen == ()
+    assert hop_of(ALICE, note_of("third-party", ALICE, OWN, OTHER, OWN)).seen == ("alice", "bob")
+
+
+@pytest.mark.parametrize("text", ["", "no spans", "{", '{"n": 1', "}{"])
+def test_a_log_without_a_complete_span_has_none(text):
+    """The exporter may be writing the first span."""
+    assert list(read_spans(text)) == []

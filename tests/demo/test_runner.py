@@ -1,0 +1,183 @@
+"""The run of the demo in this process: its result, its environment, and the faults that it finds."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from otel_token_relay.demo import runner
+from otel_token_relay.demo.console import Report
+from otel_token_relay.demo.hops import Call
+from otel_token_relay.demo.processes import Processes, Signals
+from otel_token_relay.demo.runner import Runner, run_demo
+from tests.support.loopback import Status, party
+from tests.support.servers import serve_wsgi
+
+ALICE = Call(trace_id="a" * 32, user="alice", token="digest")
+ANONYMOUS = Call(trace_id="b" * 32, user=None, token=None)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[Runner]:
+    """A runner that has not started anything."""
+    console = Console(file=io.StringIO())
+    with Signals() as signals, Processes(tmp_path, signals) as processes:
+        yield Runner(tmp_path, processes, Report(console), console)
+
+
+def run() -> tuple[int, str]:
+    """Run the demo. Return its exit status and its output."""
+    with redirect_stdout(io.StringIO()) as printed:
+        status = run_demo()
+    return status, printed.getvalue()
+
+
+def test_the_demo_succeeds_and_leaves_nothing(files: Path) -> None:
+    """Every hop and every token check has its expected result; files and signal handlers are restored."""
+    before = signal.getsignal(signal.SIGINT)
+    status, printed = run()
+
+    assert status == 0, printed
+    assert "16 hops. 6 had a token" in printed
+    assert "✗" not in printed
+    assert "eyJ" not in printed
+    assert list(files.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_program_that_does_not_start_ends_the_demo(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is 1, and the output names the program and contains the end of its log."""
+    (tmp_path / "joserfc.py").write_text("raise RuntimeError('broken on purpose')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    status, printed = run()
+
+    assert status == 1
+    assert "✗ authorization-server ended with status 1" in printed
+    assert "broken on purpose" in printed
+    assert list(files.iterdir()) == []
+
+
+def test_an_interrupted_demo_has_the_exit_status_of_a_shell(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C prints no traceback."""
+    monkeypatch.setattr(Runner, "run", lambda self: os.kill(os.getpid(), signal.SIGINT))
+
+    assert run() == (130, "")
+    assert list(files.iterdir()) == []
+
+
+def test_another_operating_system_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets cannot be passed to programs there."""
+    monkeypatch.setattr(runner, "os", SimpleNamespace(name="nt"))
+    status, printed = run()
+
+    assert status == 1
+    assert "requires Linux or macOS" in " ".join(printed.split())
+
+
+def test_variables_of_the_shell_do_not_affect_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of OpenTelemetry, uvicorn and proxies are removed, in any case; other variables remain."""
+    foreign = ("OTEL_PROPAGATORS", "DEMO_APP", "UVICORN_PORT", "HTTP_PROXY", "https_proxy", "ALL_PROXY")
+    for name in (*foreign, "KEPT_VARIABLE"):
+        monkeypatch.setenv(name, "x")
+
+    environment = runner._environment()
+
+    assert not environment.keys() & {*foreign}
+    assert environment["KEPT_VARIABLE"] == "x"
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_only_the_instrumentation_of_the_demo_is_loaded() -> None:
+    """The spans are written to standard output, and no other exporter is used."""
+    telemetry = runner._telemetry()
+    disabled = telemetry["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"].split(",")
+
+    assert telemetry["OTEL_TRACES_EXPORTER"] == "console"
+    assert telemetry["OTEL_METRICS_EXPORTER"] == telemetry["OTEL_LOGS_EXPORTER"] == "none"
+    assert "urllib3" in disabled
+    assert not {"fastapi", "httpx", "threading"} & {*disabled}
+
+
+def test_a_server_is_ready_when_it_responds() -> None:
+    """An error is a response too."""
+    with party() as one:
+        assert runner._is_ready(one.url)
+        one.answers.append(Status(503))
+        assert runner._is_ready(one.url)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert not runner._is_ready(url)
+
+
+def test_a_token_in_any_file_is_found(stopped: Runner, tmp_path: Path) -> None:
+    """The fault names the file and the user, and not the token; files may contain invalid text."""
+    stopped._known += [("alice", "eyJ.first.x"), ("alice", "eyJ.second.x"), ("bob", "eyJ.third.x")]
+    (tmp_path / "notes").write_text("nothing")
+    (tmp_path / "user-service.out").write_bytes(b"\xff eyJ.first.x eyJ.second.x")
+    (tmp_path / "third-party.err").write_text("aeyJ.third.xb")
+
+    assert stopped._find_leaks() == [
+        "third-party.err contains a token of bob",
+        "user-service.out contains a token of alice",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "name", "expected"),
+    [
+        (ALICE, "200 OK", "alice", None),
+        (ANONYMOUS, "200 OK", None, None),
+        (ALICE, "200 OK", "bob", "user-service identified alice as bob"),
+        (ALICE, "200 OK", None, "user-service identified alice as anonymous"),
+        (ANONYMOUS, "200 OK", "alice", "user-service identified anonymous as alice"),
+        (ALICE, "500 Error", "alice", "user-service responded to alice with status 500"),
+    ],
+    ids=["expected", "anonymous", "another user", "no user", "unexpected user", "error"],
+)
+def test_a_response_for_another_user_is_a_fault(
+    stopped: Runner, call: Call, status: str, name: str | None, expected: str | None
+) -> None:
+    """A user's call has that user's token, and an anonymous call has none."""
+    seen: list[tuple[str | None, str]] = []
+    stopped._tokens["alice"] = "alice-sample-token"
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        seen.append((environ.get("HTTP_AUTHORIZATION"), environ["HTTP_TRACEPARENT"]))
+        start_response(status, [])
+        return [json.dumps({"name": name}).encode()]
+
+    async def send(port: int) -> str | None:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as connection:
+            return await stopped._call(connection, call)
+
+    with serve_wsgi(app) as port:
+        assert asyncio.run(send(port)) == expected
+
+    ((authorization, traceparent),) = seen
+    assert authorization == (None if call is ANONYMOUS else "Bearer alice-sample-token")
+    assert call.trace_id in traceparent

@@ -1,0 +1,109 @@
+"""The service of the demo that users call: whom it calls, and which of them gets the token."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from otel_token_relay import Settings, install
+from tests.support.loopback import Party, party
+from tests.support.servers import serve_wsgi
+
+MODULE = "otel_token_relay.demo.user_service"
+TOKEN = "user-service-sample-token"
+
+
+class ProfileService:
+    """A profile-service that knows one caller and redirects to the third party."""
+
+    def __init__(self, third_party: str) -> None:
+        self.third_party = third_party
+        self.requests: list[tuple[str, str | None]] = []
+
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        path, authorization = environ["PATH_INFO"], environ.get("HTTP_AUTHORIZATION")
+        self.requests.append((path, authorization))
+        if path == "/picture":
+            start_response("307 Away", [("Location", f"{self.third_party}/picture")])
+            return []
+        if authorization != f"Bearer {TOKEN}":
+            start_response("401 Unauthorized", [])
+            return [b"{}"]
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps({"name": "alice"}).encode()]
+
+
+@pytest.fixture
+def third_party() -> Iterator[Party]:
+    """A server that is not on the list."""
+    with party() as one:
+        yield one
+
+
+@pytest.fixture
+def profile_service(third_party: Party) -> ProfileService:
+    """The service that user-service calls."""
+    return ProfileService(third_party.url)
+
+
+@contextmanager
+def started(profile_service: ProfileService, third_party: Party) -> Iterator[TestClient]:
+    """Run user-service with the relay switched on for profile-service."""
+    with pytest.MonkeyPatch.context() as patched, serve_wsgi(profile_service) as port:
+        patched.setenv("PROFILE_SERVICE", f"http://127.0.0.1:{port}")
+        patched.setenv("THIRD_PARTY", third_party.url)
+        patched.delitem(sys.modules, MODULE, raising=False)
+        install(Settings(destinations=[f"http://127.0.0.1:{port}"]))
+        module = importlib.import_module(MODULE)
+        with TestClient(module.app) as client:
+            yield client
+            assert client.portal is not None
+            client.portal.call(module.client.aclose)
+        del sys.modules[MODULE]
+
+
+def test_only_the_listed_service_gets_the_token_of_the_caller(
+    profile_service: ProfileService, third_party: Party
+) -> None:
+    """The third party gets no token, neither directly nor after a redirect by the listed service."""
+    with started(profile_service, third_party) as client:
+        response = client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
+
+    assert (response.status_code, response.json()) == (200, {"name": "alice"})
+    assert profile_service.requests == [("/profile", f"Bearer {TOKEN}"), ("/picture", f"Bearer {TOKEN}")]
+    assert [(seen.target, seen.authorization) for seen in third_party.requests] == [
+        ("/weather", None),
+        ("/picture", None),
+    ]
+
+
+def test_an_anonymous_call_after_another_users_call_sends_no_token(
+    profile_service: ProfileService, third_party: Party
+) -> None:
+    """The client and its connections are shared by all requests."""
+    with started(profile_service, third_party) as client:
+        client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
+        profile_service.requests.clear()
+        response = client.get("/me")
+
+    assert response.json() == {"name": None}
+    assert profile_service.requests == [("/profile", None), ("/picture", None)]
+    third_party.assert_saw_no(TOKEN)
+
+
+def test_a_caller_whom_the_profile_service_rejects_has_no_name(
+    profile_service: ProfileService, third_party: Party
+) -> None:
+    """The other services are called all the same."""
+    with started(profile_service, third_party) as client:
+        response = client.get("/me", headers={"Authorization": "Bearer another-token"})
+
+    assert (response.status_code, response.json()) == (200, {"name": None})
+    assert len(third_party.requests) == 2

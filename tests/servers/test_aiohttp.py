@@ -1,0 +1,135 @@
+"""The boundary for aiohttp.web: behavior that other servers do not have. The tables of servers cover the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from otel_token_relay import Settings, current_token, uninstall
+from otel_token_relay.authentication import RequestPath
+from otel_token_relay.configured_authenticator import build_authenticator
+from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
+from otel_token_relay.verification import TokenVerifier
+from otel_token_relay.verification.authenticator import BearerAuthenticator
+from tests.support.apps import NONE
+from tests.support.enforcement import application_reached, bearer, settings_for
+from tests.support.issuers import Issuer
+from tests.support.protected_servers import HOOKED, ROWS, installed, serve_aiohttp
+from tests.support.servers import SERVERS, Server, served
+from tests.support.tokens import AUDIENCE
+
+A, B = "token-of-a", "token-of-b"
+
+pytestmark = pytest.mark.usefixtures("forget")
+
+every_server = pytest.mark.parametrize(
+    "server", [row for row in SERVERS if row.name.startswith("aiohttp.web")], ids=lambda server: server.name
+)
+
+
+@every_server
+def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
+    """The handler, and the stream that it returns, see the token of their request or none."""
+    with served(server) as one, one.connection() as connection:
+        for user in (A, None, B, None):
+            assert connection.call("/token", user).text == (user or NONE)
+            assert connection.call("/stream", user).text.split() == [user or NONE] * 3
+
+
+def test_after_uninstall_an_open_connection_binds_no_token() -> None:
+    """The connection was accepted while the boundary was installed."""
+    (server,) = (row for row in SERVERS if row.name == "aiohttp.web")
+    with served(server) as one, one.connection() as connection:
+        assert connection.call("/token", A).text == A
+        uninstall()
+        assert connection.call("/token", A).text == NONE
+
+
+@pytest.mark.parametrize(
+    "replaced", [None, [], ["Bearer another"], ["Bearer another", "Bearer third"]], ids=["same", "none", "one", "two"]
+)
+def test_an_inner_boundary_reads_credentials_that_a_middleware_replaced(replaced: list[str] | None) -> None:
+    """With the same credentials, both middlewares use one boundary; two lines bind no token."""
+    seen: list[str | None] = []
+
+    @web.middleware
+    async def exchange(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> Any:
+        if replaced is None:
+            return await handler(request)
+        headers = request.headers.copy()
+        del headers["Authorization"]
+        for value in replaced:
+            headers.add("Authorization", value)
+        return await handler(request.clone(headers=headers))
+
+    async def handle(request: web.Request) -> web.Response:
+        token = current_token()
+        seen.append(token and token.reveal())
+        return web.Response()
+
+    async def run() -> None:
+        app = web.Application(
+            middlewares=[TokenRelayMiddleware(Settings()), exchange, TokenRelayMiddleware(Settings())]
+        )
+        app.router.add_get("/", handle)
+        async with TestClient(TestServer(app)) as client:
+            for _ in range(2):
+                async with client.get("/", headers={"Authorization": f"Bearer {A}"}) as response:
+                    assert response.status == 200
+
+    asyncio.run(run())
+
+    expected = A if replaced is None else "another" if len(replaced) == 1 else None
+    assert seen == [expected] * 2
+
+
+@pytest.mark.parametrize("row", ["aiohttp.web", "aiohttp.web by hand"])
+def test_encoded_slash_does_not_make_an_excluded_path(issuer: Issuer, row: str) -> None:
+    """aiohttp routes ``/a%2Fb`` as one segment, so it is not the excluded ``/a/b``."""
+    with ROWS[row](settings_for(issuer, verify_exclude=("/a/b",)), None) as server:
+        assert server.send(target="/a/b").status == 200
+        assert server.send(target="/a%2Fb").status == 401
+        assert server.send(target="/a%2fb").status == 401
+
+
+def test_request_that_cannot_be_parsed_is_no_matter_of_tokens(issuer: Issuer) -> None:
+    """aiohttp responds with 400 itself; a challenge would mislead the client."""
+    with HOOKED["aiohttp.web"](settings_for(issuer), None) as server:
+        reply = server.send_raw(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nbroken\r\n\r\n")
+
+    assert reply.status == 400
+    assert "www-authenticate" not in reply.headers
+    assert application_reached() == []
+
+
+def test_by_hand_within_the_hooked_boundary_is_one_check(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aiohttp middleware joins the boundary around it."""
+    settings = settings_for(issuer)
+    authenticator = build_authenticator(settings)
+    checked: list[str] = []
+    check_async = authenticator.check_async  # type: ignore[union-attr]
+
+    async def count(reading: Any, path: RequestPath) -> Any:
+        checked.append(path.routed)
+        return await check_async(reading, path)
+
+    monkeypatch.setattr(authenticator, "check_async", count)
+    with installed(settings), serve_aiohttp(TokenRelayMiddleware(settings)) as server:
+        assert server.send(bearer(issuer)).status == 200
+
+    assert checked == ["/"]
+
+
+def test_inner_authenticator_runs_within_the_hooked_boundary(issuer: Issuer) -> None:
+    """An outer boundary with a laxer authenticator, or without any, does not replace the inner check."""
+    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("admin",))
+    for settings in (Settings(), settings_for(issuer)):
+        with installed(settings), serve_aiohttp(TokenRelayMiddleware(Settings(), authenticator)) as server:
+            assert server.send().status == 401
+            assert server.send(bearer(issuer)).status == 403
+            assert server.send(bearer(issuer, scope="admin")).status == 200

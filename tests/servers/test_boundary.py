@@ -1,0 +1,250 @@
+"""The boundary of one request: its credentials, its lease, and which applications share it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+from otel_token_relay import Settings, TokenRelayPropagator, current_token, use_token
+from otel_token_relay.authentication import ErrorResponse, RequestPath
+from otel_token_relay.credentials import Credentials
+from otel_token_relay.reasons import Reason
+from otel_token_relay.servers.boundary import Boundary
+from otel_token_relay.token import BearerToken
+
+A, B = "token-of-a", "token-of-b"
+SETTINGS = Settings()
+
+ValuesOf = Callable[[str], Sequence[str | bytes]]
+
+
+def headers(*authorization: str | bytes) -> ValuesOf:
+    """Return a function that looks headers up, as servers do."""
+    return lambda name: authorization if name == "authorization" else ()
+
+
+def broken(name: str) -> Sequence[str]:
+    """Look a header up in a request that the server cannot read."""
+    raise UnicodeDecodeError("ascii", b"\xff", 0, 1, name)
+
+
+@contextmanager
+def current(boundary: Boundary) -> Iterator[None]:
+    """Run the block in the context of the request."""
+    attached = otel_context.attach(boundary.context())
+    try:
+        yield
+    finally:
+        otel_context.detach(attached)
+
+
+def shown() -> str | None:
+    token = current_token()
+    return token and token.reveal()
+
+
+class Authenticator:
+    """Accept the credentials if *accepts* is true. Record each path that is checked."""
+
+    def __init__(self, *, accepts: bool = True, verifies: bool = False) -> None:
+        self.accepts = accepts
+        self.verifies = verifies
+        self.checked: list[str] = []
+
+    def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
+        self.checked.append(path.whole)
+        if not self.accepts:
+            return ErrorResponse.build(401, "invalid_token")
+        if self.verifies and isinstance(credentials, BearerToken):
+            credentials.mark_verified(Verified())
+        return None
+
+    async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
+        await asyncio.sleep(0)
+        return self.check(credentials, path)
+
+    def prepare(self) -> None: ...
+
+
+class Verified:
+    """The result of a verifier."""
+
+    expires_at = None
+
+    @property
+    def claims(self) -> dict[str, object]:
+        return {"sub": "alice"}
+
+    def is_still_valid(self) -> bool:
+        return True
+
+
+Check = Callable[[Boundary, Authenticator | None, RequestPath], ErrorResponse | None]
+
+
+def check_async(boundary: Boundary, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
+    return asyncio.run(boundary.check_async(authenticator, path))
+
+
+both_checks = pytest.mark.parametrize("check", [Boundary.check, check_async], ids=["check", "check_async"])
+
+
+@pytest.mark.parametrize(
+    ("values_of", "expected"),
+    [
+        pytest.param(headers(f"Bearer {A}"), A, id="text"),
+        pytest.param(headers(f"Bearer {A}".encode()), A, id="bytes"),
+        pytest.param(headers(), Reason.ABSENT, id="no header"),
+        pytest.param(headers("Basic dTpw"), Reason.ABSENT, id="another scheme"),
+        pytest.param(headers("Bearer a b"), Reason.MALFORMED, id="malformed"),
+        pytest.param(headers(f"Bearer {A}", f"Bearer {A}"), Reason.AMBIGUOUS, id="two lines"),
+        pytest.param(headers("Bearer " + "a" * 20_000), Reason.TOO_LONG, id="too long"),
+        pytest.param(broken, Reason.MALFORMED, id="unreadable"),
+        pytest.param(headers(None), Reason.MALFORMED, id="not text"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_request_has_its_token_or_the_reason_why_it_has_none(values_of: ValuesOf, expected: str | Reason) -> None:
+    """Invalid headers do not fail the request, and the token of an outer context is not used."""
+    with use_token(B):
+        boundary = Boundary(values_of, SETTINGS)
+        with current(boundary):
+            assert shown() == (expected if isinstance(expected, str) else None)
+
+    if isinstance(expected, str):
+        assert boundary.token == boundary.credentials == BearerToken(expected)
+    else:
+        assert boundary.token is None
+        assert boundary.credentials is expected
+
+
+def test_a_rejected_header_is_logged_without_its_value(caplog: pytest.LogCaptureFixture) -> None:
+    """The log names the reason only."""
+    caplog.set_level("DEBUG", "otel_token_relay")
+    Boundary(headers("Bearer one-token two"), SETTINGS)
+    Boundary(headers(), SETTINGS)
+    Boundary(headers("Basic dTpw"), SETTINGS)
+
+    assert len(caplog.records) == 1
+    assert "one-token" not in caplog.text
+
+
+def test_instrumentation_extracts_no_token_that_the_boundary_rejected() -> None:
+    """Instrumentation may see only one of two lines. After the response, the context rejects nothing more."""
+    propagator = TokenRelayPropagator(SETTINGS)
+    carrier = {"authorization": f"Bearer {A}"}
+    boundary = Boundary(headers(f"Bearer {A}", f"Bearer {B}"), SETTINGS)
+    with current(boundary):
+        assert current_token(propagator.extract(carrier)) is None
+        inner = Boundary(headers(f"Bearer {B}"), SETTINGS)
+        with current(inner):
+            assert current_token(propagator.extract({"authorization": f"Bearer {B}"})) is not None
+        assert current_token(propagator.extract(carrier)) is None
+        boundary.close()
+        assert current_token(propagator.extract(carrier)) is not None
+
+
+@pytest.mark.parametrize("linger", [0.0, 60.0])
+def test_the_lease_ends_with_the_response_or_after_lingering(linger: float) -> None:
+    """A context that is kept after the response has no token."""
+    boundary = Boundary(headers(f"Bearer {A}"), Settings(linger=linger))
+    with current(boundary):
+        assert shown() == A
+        boundary.close()
+        assert shown() == (A if linger else None)
+        assert not boundary.still_applies_to(headers(f"Bearer {A}"))
+
+
+@both_checks
+def test_only_successful_checks_are_cached_for_their_path(check: Check) -> None:
+    """A failed check runs again, and so does one of another path or of another authenticator."""
+    boundary = Boundary(headers(f"Bearer {A}"), SETTINGS)
+    one, other = Authenticator(accepts=False), Authenticator()
+    path = RequestPath("/a", "/a")
+    failed = check(boundary, one, path)
+    one.accepts = True
+
+    assert failed is not None
+    assert failed.status == 401
+    assert boundary.admitted_by == ()
+    for _ in range(2):
+        assert check(boundary, one, path) is None
+        assert check(boundary, other, path) is None
+        assert check(boundary, one, RequestPath("/b", "/b")) is None
+        assert check(boundary, None, path) is None
+    assert one.checked == ["/a", "/a", "/b"]
+    assert other.checked == ["/a"]
+    assert boundary.admitted_by == ((one, "/a"), (other, "/a"), (one, "/b"))
+
+
+@both_checks
+@pytest.mark.parametrize("verifies", [True, False], ids=["verified", "excluded"])
+def test_an_exclusion_does_not_apply_below_a_mount_point_that_the_client_chose(check: Check, verifies: bool) -> None:
+    """A request that was accepted without a verified token is checked again there."""
+    boundary = Boundary(headers(f"Bearer {A}"), SETTINGS)
+    authenticator = Authenticator(verifies=verifies)
+    moved = RequestPath("/a", "/mount/a", lambda: ["/mount"])
+    assert moved.is_mount_chosen
+    check(boundary, authenticator, RequestPath("/mount/a", "/mount/a"))
+    check(boundary, authenticator, moved)
+
+    assert authenticator.checked == ["/mount/a"] * (1 if verifies else 2)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        pytest.param([f"Bearer {A}"], [f"Bearer {A}"], True, id="same token"),
+        pytest.param([f"Bearer {A}"], [f"bearer  {A}"], True, id="same token in other words"),
+        pytest.param([f"Bearer {A}"], [f"Bearer {A}".encode()], True, id="same token in bytes"),
+        pytest.param([f"Bearer {A}"], [f"Bearer {B}"], False, id="exchanged"),
+        pytest.param([f"Bearer {A}"], [], False, id="removed"),
+        pytest.param([], [f"Bearer {A}"], False, id="added"),
+        pytest.param([], ["Basic dTpw"], True, id="another scheme"),
+        pytest.param([f"Bearer {A}"], [f"Bearer {A}"] * 2, False, id="repeated"),
+        pytest.param(["Bearer a b"], ["Bearer a b"], True, id="malformed"),
+        pytest.param(["Bearer a b"], [f"Bearer {A}"], False, id="repaired"),
+    ],
+)
+def test_an_inner_application_shares_the_boundary_if_the_credentials_are_the_same(
+    outer: list[str | bytes], inner: list[str | bytes], expected: bool
+) -> None:
+    """Middleware between two boundaries may replace or remove the credentials."""
+    boundary = Boundary(headers(*outer), SETTINGS)
+    with current(boundary):
+        assert boundary.still_applies_to(headers(*inner)) is expected
+        # With the same lines, the headers are not read.
+        boundary.lines = ("x",)
+        assert boundary.still_applies_to(broken, ("x",))
+        assert boundary.still_applies_to(headers(*inner), ("y",)) is expected
+
+
+def test_an_unreadable_request_shares_only_the_boundary_of_an_unreadable_request() -> None:
+    """A middleware that makes the headers unreadable has changed them."""
+    unreadable, readable = Boundary(broken, SETTINGS), Boundary(headers(f"Bearer {A}"), SETTINGS)
+    with current(unreadable):
+        assert unreadable.still_applies_to(broken)
+        assert not unreadable.still_applies_to(headers(f"Bearer {A}"))
+    with current(readable):
+        assert not readable.still_applies_to(broken)
+
+
+def test_a_boundary_does_not_apply_in_the_context_of_another_request() -> None:
+    """A worker task may run in the context of the request that started it, or in an empty one."""
+    values_of = headers(f"Bearer {A}")
+    boundary, other = Boundary(values_of, SETTINGS), Boundary(values_of, SETTINGS)
+    with current(other):
+        assert not boundary.still_applies_to(values_of)
+        with current(boundary):
+            assert boundary.still_applies_to(values_of)
+            with use_token(B):
+                assert boundary.still_applies_to(values_of)
+            attached = otel_context.attach(Context())
+            try:
+                assert not boundary.still_applies_to(values_of)
+            finally:
+                otel_context.detach(attached)

@@ -1,0 +1,99 @@
+"""The boundary for Tornado: behavior that other servers do not have. The tables of servers cover the rest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from otel_token_relay import Settings, uninstall
+from tests.support.apps import NONE
+from tests.support.enforcement import FaultyAuthenticator, application_reached, bearer, settings_for
+from tests.support.issuers import Issuer, wait_until
+from tests.support.protected_servers import HOOKED, reached
+from tests.support.served import parse_reply
+from tests.support.servers import SERVERS, Server, served
+
+A, B = "token-of-a", "token-of-b"
+
+pytestmark = pytest.mark.usefixtures("forget")
+
+every_server = pytest.mark.parametrize(
+    "server", [row for row in SERVERS if row.name.startswith("tornado")], ids=lambda server: server.name
+)
+
+
+@every_server
+def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
+    """The handler, and the stream that it writes, see the token of their request or none."""
+    with served(server) as one, one.connection() as connection:
+        for user in (A, None, B, None):
+            assert connection.call("/token", user).text == (user or NONE)
+            assert connection.call("/stream", user).text.split() == [user or NONE] * 3
+
+
+def test_after_uninstall_an_open_connection_binds_no_token() -> None:
+    """The connection was accepted while the boundary was installed."""
+    (server,) = (row for row in SERVERS if row.name == "tornado")
+    with served(server) as one, one.connection() as connection:
+        assert connection.call("/token", A).text == A
+        uninstall()
+        assert connection.call("/token", A).text == NONE
+
+
+def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:
+    """It has the headers of the response to a GET request, and the connection serves the next request."""
+    head = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        expected = server.send()
+        both = server.send_raw(head + b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+
+    assert expected.status == both.status == 401
+    assert both.headers["content-length"] == expected.headers["content-length"] != "0"
+    assert both.headers["www-authenticate"] == expected.headers["www-authenticate"]
+    following = parse_reply(both.body)
+    assert (following.status, following.body) == (401, expected.body)
+    assert application_reached() == []
+
+
+def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer) -> None:
+    """Tornado routes by the path as sent, so exclusions are compared with that path."""
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        assert server.send(target="/health%7A").status == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/prepared"])
+def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str) -> None:
+    """Neither prepare nor on_finish runs; the request is logged, and the connection serves the next one."""
+    body = b"x" * 100_000
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        refused = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
+        accepted = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization:" + bearer(issuer) + b"\r\n\r\n"
+        reply = server.send_raw(refused + body + accepted)
+        wait_until(lambda: "on_finish" in reached)
+
+    assert reply.status == 401
+    length = int(reply.headers["content-length"])
+    assert json.loads(reply.body[:length]) == {"error": "unauthenticated"}
+    assert parse_reply(reply.body[length:]).status == 200
+    assert sorted(reached) == sorted(["log 401", "/", "log 200", "on_finish"])
+
+
+def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:
+    """A handler that streams its body receives none of it; the response is sent at once."""
+    request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n"
+    with HOOKED["Tornado"](settings_for(issuer), None) as server:
+        assert server.send_raw(request + b"\r\n").status == 401
+        assert server.send_raw(request + b"\r\nhello").status == 401
+        assert application_reached() == []
+        assert server.send_raw(request + b"Authorization:" + bearer(issuer) + b"\r\n\r\nhello").status == 200
+        assert "data_received" in reached
+
+
+def test_tornado_streams_no_body_past_an_authenticator_with_a_bug() -> None:
+    """The handler's ``data_received`` would receive the body of a rejected request."""
+    request = b"POST /streamed HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
+    with HOOKED["Tornado"](Settings(), FaultyAuthenticator()) as server:
+        assert server.send_raw(request).status == 503
+
+    assert application_reached() == []

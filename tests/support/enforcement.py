@@ -1,0 +1,34 @@
+"""Settings that verify tokens of a test's issuer, and what a request has reached behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from otel_token_relay import Settings
+from tests.support.issuers import Issuer
+from tests.support.protected_servers import reached
+from tests.support.tokens import AUDIENCE, claims, make_token
+
+
+def settings_for(issuer: Issuer, mode: Any = "enforce", **options: Any) -> Settings:
+    options = {"verify_exclude": ("/healthz",)} | options
+    return Settings(verify=mode, issuers=(issuer.url,), audience=(AUDIENCE,), **options)
+
+
+def bearer(issuer: Issuer, **changes: Any) -> bytes:
+    return f" Bearer {make_token(claims(issuer.url, **changes))}".encode()
+
+
+def application_reached() -> list[str]:
+    """Return the parts of the application that ran. Its access log may run for rejected requests as well."""
+    return [name for name in reached if not name.startswith("log ")]
+
+
+class FaultyAuthenticator:
+    """An authenticator with a bug."""
+
+    def check(self, reading: Any, path: Any) -> Any:
+        raise RuntimeError("this authenticator is broken")
+
+    async def check_async(self, reading: Any, path: Any) -> Any:
+        raise RuntimeError("this authenticator is broken")
