@@ -142,8 +142,8 @@ def test_a_token_in_any_file_is_found(stopped: Runner, tmp_path: Path) -> None:
     (tmp_path / "third-party.err").write_text("aeyJ.third.xb")
 
     assert stopped._find_leaks() == [
-        "third-party.err contains a token of bob",
-        "user-service.out contains a token of alice",
+        "third-party.err contains bob's token",
+        "user-service.out contains alice's token",
     ]
 
 
