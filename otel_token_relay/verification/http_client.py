@@ -103,7 +103,8 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
             connection.connect()
             with _cut_at(connection, deadline):
                 connection.request("GET" if form is None else "POST", target, body=form, headers=headers)
-                return _read(connection.getresponse(), deadline)
+                with contextlib.closing(connection.getresponse()) as response:
+                    return _read(response, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise FetchFailed(type(error).__name__) from None
 
@@ -162,4 +163,6 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> Response:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if time.monotonic() >= deadline:
         raise FetchFailed("the response took too long")
+    if response.length:  # what is missing of Content-Length: a limited read does not raise IncompleteRead
+        raise FetchFailed("the response is incomplete")
     return Response(response.status, {name.lower(): value for name, value in response.headers.items()}, body)

@@ -249,3 +249,20 @@ def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatc
     assert seen[0].startswith(b"CONNECT idp.example:443 ")
     assert b"Proxy-Authorization: Basic " + base64.b64encode(b"user:p@ss") in seen[0]
     assert b"/jwks" not in seen[0]
+
+
+def test_a_truncated_response_is_not_a_response() -> None:
+    """A server that closes the connection before the end of the body must not replace a key set with half of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}")
+
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        with pytest.raises(FetchFailed, match="incomplete"):
+            fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/jwks", timeout=10)
+        server.join(10)
