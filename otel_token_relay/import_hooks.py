@@ -94,7 +94,8 @@ class ImportHooks(Generic[HookT]):
 
     def _on_import(self, hook: HookT, module: ModuleType) -> None:
         with self.lock:
-            self._apply(hook, module)
+            if hook not in self.states:  # a hook that failed in `switch_on` would only fail again
+                self._apply(hook, module)
 
     def _apply(self, hook: HookT, module: ModuleType) -> None:
         if hook not in self._hooks or hook in self._applied:
