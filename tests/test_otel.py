@@ -52,7 +52,7 @@ def test_a_call_of_the_application_in_an_instrumented_client_is_not_suppressed()
         ({SUPPRESS_KEY: False}, False),
         ({"suppress_http_instrumentation": True}, False),
     ],
-    ids=str,
+    ids=["neither", "new", "old", "old, new off", "new off", "HTTP only"],
 )
 def test_either_key_suppresses(values: dict[str, object], expected: bool) -> None:
     """Older releases of exporters set another key."""
