@@ -231,8 +231,17 @@ def runs_in(data: bytes) -> int:
     return sum(run.lower().encode() in lowered for token in (OWN_OPAQUE, OWN_JWT) for run in fragments(token))
 
 
-@pytest.mark.parametrize("redaction", [True, False], ids=["on", "off"])
-@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+# Without redaction the search must find a token. A start takes seconds, so the first program shows that, and all of
+# them if FULL_MATRIX is set.
+RUNS = [
+    pytest.param(program, redaction, id=f"{name}-{'on' if redaction else 'off'}")
+    for number, (name, program) in enumerate(PROGRAMS.items())
+    for redaction in (True, False)
+    if redaction or number == 0 or os.environ.get("FULL_MATRIX")
+]
+
+
+@pytest.mark.parametrize(("program", "redaction"), RUNS)
 def test_the_receiver_gets_no_token(program, redaction, tmp_path):
     """Real programs export traces, logs and metrics. No 17 consecutive characters of a token are in the bytes."""
     data, requests = run(program, tmp_path, redaction=redaction)
