@@ -20,6 +20,8 @@ from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
 
+_CONTEXT_NAME = "_token_relay_context"
+
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``tornado.simple_httpclient``."""
@@ -48,20 +50,20 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def build_fetch(original: Function) -> Function:
         def fetch_impl(self: Any, request: Any, callback: Any) -> Any:
             # *request* is a proxy for the caller's request, created only for this fetch.
-            request._token_relay_context = otel_context.get_current()
+            vars(request)[_CONTEXT_NAME] = otel_context.get_current()
             return original(self, request, callback)
 
         return fetch_impl
 
     def build_run(original: Function) -> Function:
         async def run(self: Any) -> Any:
-            context = getattr(self.request, "_token_relay_context", None)
+            # If the request fails, Tornado's exception and its frames form a reference cycle. Neither the request nor
+            # this frame may keep the context, and the token in it, until the garbage collector runs.
+            context = vars(self.request).pop(_CONTEXT_NAME, None)
             if context is None:  # a request from before the installation
                 return await original(self)
             attached = otel_context.attach(context)
-            # If the request fails, Tornado's exception and its frames form a reference cycle. Deleting both references
-            # keeps that cycle from holding the context, and the token in it, until the garbage collector runs.
-            del context, self.request._token_relay_context
+            del context
             try:
                 return await original(self)
             finally:

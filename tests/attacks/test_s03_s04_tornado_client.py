@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import socket
+import sys
 import types
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -311,7 +312,8 @@ def _saving() -> Iterator[list[Any]]:
 
 def _types(found: list[Any]) -> Counter[str]:
     # Before Python 3.13, the attributes of an object become a dictionary as soon as its `__dict__` is read.
-    return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in found if type(one) is not dict)
+    counted = [one for one in found if type(one) is not dict or sys.version_info >= (3, 13)]
+    return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in counted)
 
 
 @pytest.mark.parametrize("user", [TOKEN, None], ids=["token", "no token"])
