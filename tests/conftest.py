@@ -16,9 +16,10 @@ from otel_token_relay.installation import hook_states, uninstall
 from tests.support.echo import echo, settings
 
 if TYPE_CHECKING:
+    from tests.support.issuers import Issuer
     from tests.support.loopback import Party
 
-__all__ = ["clean_process", "echo", "one", "settings"]
+__all__ = ["clean_process", "echo", "issuer", "one", "settings"]
 
 # `benchmarks` and `tools` are not installed. At the end of the path, the checkout does not replace an installed wheel.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -39,6 +40,16 @@ def clean_process():
     yield
     uninstall()
     set_global_textmap(textmap)
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    """An issuer with one key."""
+    from tests.support.issuers import issuing  # not at the top: the oldest environment lacks what it needs
+    from tests.support.tokens import public_jwk
+
+    with issuing(public_jwk("RS256", "k1")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.support import served
-from tests.support.issuers import Issuer, issuing
+from tests.support.issuers import Issuer
 from tests.support.served import Server, serving
-from tests.support.tokens import claims, make_token, public_jwk
+from tests.support.tokens import claims, make_token
 
 EXCLUDED = ("/healthz", "/healthz/", "/health/live", "/health/deep/live")
 # The applications of `tests.support.mounted_apps`.
@@ -55,13 +55,6 @@ MOVES = (
     ("/admin/healthz", "/admin"),
 )
 HEADERS = ("Daphne-Root-Path", "SCRIPT_NAME", "X-Forwarded-Prefix", "X-Script-Name")
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    """The issuer that signs every token in these tests."""
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=["daphne", "uvicorn", "gunicorn"])

@@ -14,9 +14,9 @@ import pytest
 from otel_token_relay import Settings, TokenRelayPropagator, current_token, install, uninstall
 from otel_token_relay.redaction import RedactingFilter
 from otel_token_relay.servers import asgi, wsgi
-from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.issuers import Issuer, wait_until
 from tests.support.processes import BIN, INSTRUMENT, RELAY, service
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 ASGI_APP, WSGI_APP = "tests.support.unaware_apps:asgi_app", "tests.support.unaware_apps:wsgi_app"
 MODELS = {
@@ -53,13 +53,6 @@ PAIRS = [
     for number, setting in enumerate(TELEMETRY)
     if os.environ.get("FULL_MATRIX") or number == at
 ]
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    """The issuer that signs every token in these tests."""
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
 
 
 def variables(issuer: Issuer) -> dict[str, str]:

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.support.issuers import Issuer
-
-# The imports are in the fixtures because the oldest environment does not have all of these libraries.
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    """An issuer with one key."""
-    from tests.support.issuers import issuing
-    from tests.support.tokens import public_jwk
-
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
+# The imports are in the fixture because the oldest environment does not have all of these libraries.
 
 
 @pytest.fixture

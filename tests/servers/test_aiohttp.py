@@ -10,17 +10,20 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from otel_token_relay import Settings, current_token, uninstall
+from otel_token_relay import Settings, current_token
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.servers.aiohttp import TokenRelayMiddleware
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerAuthenticator
-from tests.support.apps import NONE
+from tests.servers.connections import (
+    check_an_open_connection_binds_no_token_after_uninstall,
+    check_each_request_has_its_own_token,
+)
 from tests.support.enforcement import application_reached, bearer, settings_for
 from tests.support.issuers import Issuer
 from tests.support.protected_servers import HOOKED, ROWS, installed, serve_aiohttp
-from tests.support.servers import SERVERS, Server, served
+from tests.support.servers import SERVERS, Server
 from tests.support.tokens import AUDIENCE
 
 A, B = "token-of-a", "token-of-b"
@@ -35,19 +38,13 @@ every_server = pytest.mark.parametrize(
 @every_server
 def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
     """The handler, and the stream that it returns, see the token of their request or none."""
-    with served(server) as one, one.connection() as connection:
-        for user in (A, None, B, None):
-            assert connection.call("/token", user).text == (user or NONE)
-            assert connection.call("/stream", user).text.split() == [user or NONE] * 3
+    check_each_request_has_its_own_token(server)
 
 
 def test_after_uninstall_an_open_connection_binds_no_token() -> None:
     """The connection was accepted while the boundary was installed."""
     (server,) = (row for row in SERVERS if row.name == "aiohttp.web")
-    with served(server) as one, one.connection() as connection:
-        assert connection.call("/token", A).text == A
-        uninstall()
-        assert connection.call("/token", A).text == NONE
+    check_an_open_connection_binds_no_token_after_uninstall(server)
 
 
 @pytest.mark.parametrize(

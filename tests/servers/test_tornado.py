@@ -6,15 +6,16 @@ import json
 
 import pytest
 
-from otel_token_relay import Settings, uninstall
-from tests.support.apps import NONE
+from otel_token_relay import Settings
+from tests.servers.connections import (
+    check_an_open_connection_binds_no_token_after_uninstall,
+    check_each_request_has_its_own_token,
+)
 from tests.support.enforcement import FaultyAuthenticator, application_reached, bearer, settings_for
 from tests.support.issuers import Issuer, wait_until
 from tests.support.protected_servers import HOOKED, reached
 from tests.support.served import parse_reply
-from tests.support.servers import SERVERS, Server, served
-
-A, B = "token-of-a", "token-of-b"
+from tests.support.servers import SERVERS, Server
 
 pytestmark = pytest.mark.usefixtures("forget")
 
@@ -26,19 +27,13 @@ every_server = pytest.mark.parametrize(
 @every_server
 def test_each_request_of_a_connection_has_its_own_token(server: Server) -> None:
     """The handler, and the stream that it writes, see the token of their request or none."""
-    with served(server) as one, one.connection() as connection:
-        for user in (A, None, B, None):
-            assert connection.call("/token", user).text == (user or NONE)
-            assert connection.call("/stream", user).text.split() == [user or NONE] * 3
+    check_each_request_has_its_own_token(server)
 
 
 def test_after_uninstall_an_open_connection_binds_no_token() -> None:
     """The connection was accepted while the boundary was installed."""
     (server,) = (row for row in SERVERS if row.name == "tornado")
-    with served(server) as one, one.connection() as connection:
-        assert connection.call("/token", A).text == A
-        uninstall()
-        assert connection.call("/token", A).text == NONE
+    check_an_open_connection_binds_no_token_after_uninstall(server)
 
 
 def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:

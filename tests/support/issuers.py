@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
+from tests.support.tokens import claims, make_token
+
 
 class Issuer:
     """The responses of the server, and the requests that it has received.
@@ -111,6 +113,11 @@ def issuing(*keys: dict[str, Any]) -> Iterator[Issuer]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
+    """Return the header of a token from *issuer*; *changes* are changed claims."""
+    return {"Authorization": f"Bearer {make_token(claims(issuer.url, **changes))}"}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -34,23 +33,8 @@ from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from otel_token_relay.verification.authenticator import BearerAuthenticator
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
 from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
-from tests.support.issuers import Issuer, issuing, wait_until
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def verifier(issuer: Issuer) -> TokenVerifier:
-    return TokenVerifier([issuer.url], AUDIENCE)
-
-
-def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
-    return {"Authorization": f"Bearer {make_token(claims(issuer.url, **changes))}"}
+from tests.support.issuers import Issuer, bearer, wait_until
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 
 @pytest.mark.parametrize("kind", [TokenVerifier, AsyncTokenVerifier], ids=["sync", "async"])

@@ -43,17 +43,11 @@ from tests.support.protected_servers import (
     reached,
 )
 from tests.support.served import Reply
-from tests.support.tokens import AUDIENCE, public_jwk
+from tests.support.tokens import AUDIENCE
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 
 every_server = pytest.mark.parametrize("row", ROWS)
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

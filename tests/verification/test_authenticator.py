@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -30,25 +29,10 @@ from otel_token_relay.verification.authenticator import (
 )
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY
 from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
-from tests.support.issuers import Issuer, issuing
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.issuers import Issuer, bearer
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 PATH = RequestPath("/", "/")
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def verifier(issuer: Issuer) -> TokenVerifier:
-    return TokenVerifier([issuer.url], AUDIENCE)
-
-
-def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
-    return {"Authorization": f"Bearer {make_token(claims(issuer.url, **changes))}"}
 
 
 def token_of(issuer: Issuer, **changes: Any) -> BearerToken:

@@ -6,16 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import served as servers
-from tests.support.issuers import Issuer, issuing
+from tests.support.issuers import Issuer
 from tests.support.protected_servers import GrpcServer
 from tests.support.served import serving
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 EXAMPLES = {
     "fastapi": ("uvicorn-httptools", "examples.verify_fastapi.profile_service:app"),
@@ -31,12 +30,6 @@ QUIET = {
     "OTEL_LOGS_EXPORTER": "none",
 }
 LAUNCHER = Path(sys.executable).with_name("opentelemetry-instrument")
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
 
 
 def bearer(issuer: Issuer, **changes: object) -> bytes:

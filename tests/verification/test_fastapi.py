@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import fastapi
@@ -15,23 +14,7 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
-from tests.support.issuers import Issuer, issuing
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def verifier(issuer: Issuer) -> TokenVerifier:
-    return TokenVerifier([issuer.url], AUDIENCE)
-
-
-def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
-    return {"Authorization": f"Bearer {make_token(claims(issuer.url, **changes))}"}
+from tests.support.issuers import Issuer, bearer
 
 
 def make_fastapi(verifier: TokenVerifier | None) -> fastapi.FastAPI:

@@ -9,11 +9,11 @@ import pytest
 
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerAuthenticator
-from tests.support.issuers import Issuer, issuing
+from tests.support.issuers import Issuer
 from tests.support.protected_apps import OPTIONS
 from tests.support.protected_servers import OWN_INTERFACE, GrpcServer, Protected, serving_behind
 from tests.support.served import COMMANDS, Server, serving
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 APPS = {"asgi": "tests.support.protected_apps:asgi_app", "wsgi": "tests.support.protected_apps:wsgi_app"}
 
@@ -73,12 +73,6 @@ MALFORMED = {
     "two lines, Basic last": [b" Bearer @", b" Basic YWxpY2U6c2VjcmV0"],
     "two lines, one empty": [b" Bearer @", b""],
 }
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=(*COMMANDS, *OWN_INTERFACE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,19 +13,8 @@ from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerAuthenticator
 from otel_token_relay.verification.principal import AuthCredentials, Principal, challenges_of, principal_of
-from tests.support.issuers import Issuer, issuing
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def verifier(issuer: Issuer) -> TokenVerifier:
-    return TokenVerifier([issuer.url], AUDIENCE)
+from tests.support.issuers import Issuer
+from tests.support.tokens import claims, make_token
 
 
 class Foreign:

@@ -22,14 +22,8 @@ from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.testing import ThirdParty, third_party
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from tests.support.issuers import Issuer, issuing, wait_until
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
+from tests.support.issuers import Issuer, wait_until
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from otel_token_relay.token import BearerToken
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
-from tests.support.issuers import Issuer, issuing
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.issuers import Issuer
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 Spans = tuple[TracerProvider, InMemorySpanExporter]
 
@@ -41,12 +41,6 @@ class Verified:
 
     def is_still_valid(self) -> bool:
         return True
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
+from tests.support.introspection import active, asked, both_verifier, opaque_verifier
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
@@ -27,26 +28,6 @@ def issuer() -> Iterator[Issuer]:
 @pytest.fixture
 def verifier(issuer: Issuer) -> TokenVerifier:
     return TokenVerifier([issuer.url], AUDIENCE)
-
-
-def active(**changes: Any) -> dict[str, Any]:
-    """Return an active response of the server; a change to ``...`` removes a member."""
-    found = {"active": True, "sub": "alice", "aud": AUDIENCE, "scope": "profiles:read", "client_id": "web"}
-    found |= {"exp": int(time.time()) + 600, "token_type": "Bearer"} | changes
-    return {name: value for name, value in found.items() if value is not ...}
-
-
-def opaque_verifier(issuer: Issuer, **options: Any) -> TokenVerifier:
-    options = {"audience": AUDIENCE, "client_id": "profiles", "client_secret": "s3:cret &"} | options
-    return TokenVerifier(introspection_endpoint=f"{issuer.url}/introspect", **options)
-
-
-def both_verifier(issuer: Issuer, **options: Any) -> TokenVerifier:
-    return TokenVerifier([issuer.url], AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect", **options)
-
-
-def asked(issuer: Issuer) -> int:
-    return issuer.hits.count("/introspect")
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,11 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.wsgi import PRINCIPAL_KEY, BearerAuthMiddleware, refuse_without
 from tests.support import served
-from tests.support.issuers import Issuer, issuing
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.issuers import Issuer, bearer
+from tests.support.tokens import AUDIENCE
 
 METADATA = "https://profiles.example/.well-known/oauth-protected-resource"
 OPTIONS: dict[str, Any] = {"realm": "profiles", "exclude": ("/open",), "resource_metadata": METADATA}
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    with issuing(public_jwk("RS256", "k1")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -41,10 +35,6 @@ def client(issuer: Issuer) -> Iterator[httpx.Client]:
     guarded = BearerAuthMiddleware(app, TokenVerifier([issuer.url], AUDIENCE), **OPTIONS)
     with httpx.Client(transport=httpx.WSGITransport(app=guarded), base_url="http://test") as running:
         yield running
-
-
-def bearer(issuer: Issuer, **changes: Any) -> dict[str, str]:
-    return {"Authorization": f"Bearer {make_token(claims(issuer.url, **changes))}"}
 
 
 def test_refused_head_is_answered_by_hypercorn_too(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
