@@ -26,7 +26,7 @@ from tests.support.protected_servers import HOOKED, ROWS, installed, serve_aioht
 from tests.support.servers import SERVERS, Server
 from tests.support.tokens import AUDIENCE
 
-A, B = "token-of-a", "token-of-b"
+A = "token-of-a"
 
 pytestmark = pytest.mark.usefixtures("forget")
 
