@@ -15,7 +15,7 @@ from otel_token_relay import Settings, TokenRelayPropagator, current_token, inst
 from otel_token_relay.redaction import RedactingFilter
 from otel_token_relay.servers import asgi, wsgi
 from tests.support.issuers import Issuer, wait_until
-from tests.support.processes import BIN, INSTRUMENT, RELAY, service
+from tests.support.processes import BIN, INSTRUMENT, RELAY, service, unused_port
 from tests.support.tokens import AUDIENCE, claims, make_token
 
 ASGI_APP, WSGI_APP = "tests.support.unaware_apps:asgi_app", "tests.support.unaware_apps:wsgi_app"
@@ -75,8 +75,7 @@ def test_h02_h21_no_process_serves_unverified(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, model: str, telemetry: str
 ) -> None:
     """Every worker of every server rejects anonymous and forged requests, and serves authenticated ones."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()
     program, *options = (word.format(port=port) for word in MODELS[model])
     environ = RELAY | variables(issuer)
     for name, value in TELEMETRY[telemetry].items():

@@ -29,6 +29,7 @@ from otel_token_relay import Destination, Reason, errors, uninstall
 from otel_token_relay.origin import Origin
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.settings import VARIABLES
+from tests.support.processes import unused_port
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -182,12 +183,6 @@ def services_block() -> Block:
     return block
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline and process.poll() is None:
@@ -220,7 +215,7 @@ def curl(command: str) -> str:
 @pytest.fixture
 def five_minutes(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Start the README's services on free ports. Yield the ports that replace the README's ports."""
-    ports = {"8000": str(free_port()), "8001": str(free_port())}
+    ports = {"8000": str(unused_port()), "8001": str(unused_port())}
     sources = re.findall(r"`(\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert [name for name, _ in sources] == ["profile_service.py", "user_service.py"]
     for name, source in sources:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +25,18 @@ RELAY = {
 }
 
 _LISTENING = re.compile(r"https?://(?:127\.0\.0\.1|localhost|0\.0\.0\.0):(\d+)")
+
+
+def unused_port() -> int:
+    """Return a free port that no other test is given.
+
+    The system gives out ports from 32768 on, so that a server of a test that runs meanwhile cannot get this one
+    before the program that is told its number.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Service:
