@@ -18,7 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
 from otel_token_relay import Settings, carry, install, uninstall, use_token
-from otel_token_relay.servers.boundary import Boundary
+from otel_token_relay.boundary import Boundary
 
 SETTINGS = Settings(destinations=("https://profile-service",))
 TOKEN = "t" * 900
@@ -111,13 +111,13 @@ def _carry_ratio(count: int, rounds: int) -> float:
 def _lease_bytes(count: int) -> float:
     """Return the number of bytes that an open boundary with a 900-character token takes."""
     headers = [f"Bearer {number:0900d}" for number in range(count)]
-    Boundary(lambda _: [headers[0]], SETTINGS)
+    Boundary.of(lambda _: [headers[0]], SETTINGS)
     gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         # Each lambda keeps only the header, which the server keeps anyway.
-        kept = [Boundary(lambda _, value=value: [value], SETTINGS) for value in headers]
+        kept = [Boundary.of(lambda _, value=value: [value], SETTINGS) for value in headers]
         after, _ = tracemalloc.get_traced_memory()
         return (after - before) / len(kept)
     finally:

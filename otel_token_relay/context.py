@@ -14,6 +14,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.origin import Origin
+from otel_token_relay.otel import get_current
 from otel_token_relay.token import BearerToken, Lease
 
 _logger = logging.getLogger(__name__)
@@ -40,9 +41,15 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
             prepare()
         if token_watchers:
             announce(token, context)
-    if context is not None and not context:
-        return Context({TOKEN_KEY: token})  # propagators start with an empty context, so there is nothing to copy
-    return otel_context.set_value(TOKEN_KEY, token, context)
+    return bind(token, get_current() if context is None else context)
+
+
+def bind(token: BearerToken | None, context: Context) -> Context:
+    """Return a copy of *context* with *token*, without announcing the token."""
+    bound = Context(context)
+    # `opentelemetry.context.set_value` copies the context twice.
+    dict.__setitem__(bound, TOKEN_KEY, token)
+    return bound
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:

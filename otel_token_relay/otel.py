@@ -6,12 +6,17 @@ is upgraded. The adapters (clients, servers, redaction) contain the private name
 
 from __future__ import annotations
 
-from typing import Final
+import logging
+from collections.abc import Callable
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.propagators.textmap import TextMapPropagator
+
+_logger = logging.getLogger("otel_token_relay")
 
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 """The key under which a context stores its span.
@@ -38,3 +43,24 @@ def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
     """Return the parts of a composite propagator, which does not expose them publicly."""
     parts = getattr(propagator, "_propagators", None)
     return [propagator] if parts is None else list(parts)
+
+
+# OpenTelemetry's functions call a method of its runtime context, which calls a context variable. Every request and
+# every hop use them several times, so the variable is used directly unless OTEL_PYTHON_CONTEXT selects another
+# runtime context.
+_runtime_context: Final = getattr(otel_context, "_RUNTIME_CONTEXT", None)
+_variable: Final[Any] = (
+    getattr(_runtime_context, "_current_context", None) if type(_runtime_context) is ContextVarsRuntimeContext else None
+)
+
+get_current: Final[Callable[[], Context]] = otel_context.get_current if _variable is None else _variable.get
+attach: Final[Callable[[Context], Any]] = otel_context.attach if _variable is None else _variable.set
+_reset: Final[Callable[[Any], None]] = otel_context.detach if _variable is None else _variable.reset
+
+
+def detach(attached: Any) -> None:
+    """Do the same as ``opentelemetry.context.detach``: a context that cannot be detached is logged."""
+    try:
+        _reset(attached)
+    except Exception:  # for example, if the event loop closes a coroutine in another task
+        _logger.debug("a context could not be detached", exc_info=True)

@@ -26,11 +26,15 @@ from opentelemetry.propagators.textmap import (
 )
 
 from otel_token_relay import runtime
-from otel_token_relay.context import DESTINATION_KEY, TOKEN_KEY, bound_token, is_refused, with_token
-from otel_token_relay.credentials import token_or_none
+from otel_token_relay.boundary import BOUNDARY_KEY, Boundary, RequestLease
+from otel_token_relay.context import DESTINATION_KEY, bind, bound_token, is_refused, with_token
+from otel_token_relay.credentials import Credentials, find, read
 from otel_token_relay.origin import Origin, Target
+from otel_token_relay.otel import get_current
+from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
+from otel_token_relay.token import BearerToken
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -73,27 +77,37 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> Context:
         """Bind the carrier's token, or ``None`` if it has none.
 
-        The context key is always written, so that no token from another request remains. Within a server
-        boundary, a token that the boundary has bound keeps its lease. If the boundary has rejected the
-        credentials, no token is bound.
+        The context key is always written, so that no token from another request remains. Within a server boundary:
+
+        * The request itself (an ASGI scope or a WSGI environ) is not read again: its boundary has read it.
+        * A carrier with the request's own token keeps the binding, and so the lease.
+        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task in which the
+          boundary runs. A task that a request runs in place thus has the caller's token. A consumer that a request
+          merely starts, and that outlives it, does not.
+        * If the boundary has rejected the request's credentials, no token is bound.
 
         Args:
             context: The context to extend; ``None`` for the root context, as in other propagators.
         """
+        if context is None:
+            context = Context()
+        boundary: object = carrier.get(BOUNDARY_KEY) if isinstance(carrier, dict) else None
+        if isinstance(boundary, Boundary) and boundary.encloses(carrier):
+            # Not announced again: redaction knows the token, and learns its trace when the span starts.
+            return bind(boundary.token, context)
+        current = get_current()
+        if is_refused(current):
+            return bind(None, context)
         try:
-            token = token_or_none(partial(_read, getter, carrier), self.relay.settings)
+            settings = self.relay.settings
+            credentials = read(find(partial(_read, getter, carrier), settings), settings)
         except Exception:  # extract must not raise, and a carrier can be any object
             _logger.debug("cannot read the carrier", exc_info=True)
-            token = None
-        if token is not None:
-            current = otel_context.get_current()
-            bound = bound_token(current)
-            if is_refused(current):
-                token = None
-            elif bound is not None and bound.lease is not None and bound.is_usable and bound == token:
-                # This token is not announced again: redaction knows it, and learns its trace when the span starts.
-                return otel_context.set_value(TOKEN_KEY, bound, Context() if context is None else context)
-        return with_token(token, Context() if context is None else context)
+            credentials = Reason.MALFORMED
+        bound = bound_token(current)
+        if bound is not None and bound.is_usable and _keeps(bound, credentials):
+            return bind(bound, context)
+        return with_token(credentials if isinstance(credentials, BearerToken) else None, context)
 
     def inject(
         self,
@@ -139,6 +153,14 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
                 values += getter.get(carrier, key) or ()
         return values
     return getter.get(carrier, name) or getter.get(carrier, name.title()) or ()
+
+
+def _keeps(bound: BearerToken, credentials: Credentials) -> bool:
+    """Return whether `extract` keeps the current context's token for a carrier with *credentials*."""
+    lease = bound.lease
+    if credentials is Reason.ABSENT:
+        return isinstance(lease, RequestLease) and lease.is_here
+    return lease is not None and credentials == bound
 
 
 @lru_cache(maxsize=32)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
 from otel_token_relay.authentication import Authenticator, RequestPath
+from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.credentials import locate
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, TermsInForce
-from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
 
 Handler = Callable[[Any], Awaitable[Any]]
@@ -44,7 +46,7 @@ class TokenRelayMiddleware:
     async def __call__(self, request: Any, handler: Handler) -> Any:
         settings, authenticator = self._terms()
         outer: Boundary | None = vars(request).get(BOUNDARY_KEY)
-        if outer is not None and outer.still_applies_to(_values_of(request)):
+        if outer is not None and outer.still_applies_to(partial(locate, _values_of(request))):
             return await _guard(handler, outer, authenticator)(request)
         with _binding(request, settings) as boundary:
             return await _guard(handler, boundary, authenticator)(request)
@@ -74,7 +76,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 @contextmanager
 def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None]:
     # Not stored as a request item: items belong to the application, and aiohttp warns about string keys.
-    vars(request)[BOUNDARY_KEY] = boundary = Boundary(_values_of(request), settings)
+    vars(request)[BOUNDARY_KEY] = boundary = Boundary.of(_values_of(request), settings)
     attached = otel_context.attach(boundary.context())
     try:
         yield boundary

@@ -5,19 +5,20 @@ Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from functools import partial
-from operator import is_
+import sys
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from functools import lru_cache, partial
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
-from opentelemetry import context as otel_context
-
+from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
-from otel_token_relay.context import with_token
+from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.context import bind
+from otel_token_relay.credentials import Source, locate
+from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms, TermsInForce
-from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -26,10 +27,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
-
-# Above this number of header lines, inner boundaries compare the lines instead of reading them again: some servers
-# do not limit the number.
-_MANY_LINES: Final = 64
 
 
 class TokenRelayMiddleware:
@@ -74,19 +71,60 @@ def whole_path(scope: Scope) -> str:
 
 def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_without_mount) -> None:
     """Put the boundary around ``owner.__call__``, which accepts scope, receive and send."""
+    relay = runtime.relay
 
     def build(original: Function) -> Function:
-        async def __call__(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
-            if runtime.relay.is_closed:
-                await original(self, scope, receive, send)
-                return
+        def __call__(self: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            boundary: Boundary | None = scope.get(BOUNDARY_KEY)
+            authenticator = runtime.terms.authenticator
+            if relay.is_closed or (
+                boundary is not None
+                and boundary.encloses(scope)
+                and (authenticator is None or boundary.is_verified_for(authenticator, scope.get("path", "")))
+            ):
+                return original(self, scope, receive, send)  # type: ignore[no-any-return]
+            return serve(partial(original, self), scope, receive, send, runtime.terms, route)
 
-            # `partial` saves another coroutine: a request passes through several of these wrappers.
-            await serve(partial(original, self), scope, receive, send, runtime.terms, route)
-
-        return __call__
+        return _as_coroutine_function(__call__)
 
     patches.wrap(owner, "__call__", build)
+
+
+def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function:
+    """Make a function that returns a coroutine look like a coroutine function: servers inspect applications.
+
+    A real one would cost another coroutine for each boundary that a request passes through.
+    """
+    if sys.version_info >= (3, 12):
+        import inspect
+
+        return inspect.markcoroutinefunction(function)
+
+    async def __call__(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        await function(self, scope, receive, send)
+
+    return __call__
+
+
+class EnclosedApp:
+    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+
+    Everything but the call is handed through to the application.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.__wrapped__ = app
+
+    def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        installed = in_force.installed
+        if installed is None:
+            return self.__wrapped__(scope, receive, send)
+        return serve(self.__wrapped__, scope, receive, send, installed.terms)
+
+    __call__ = _as_coroutine_function(_serve)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
 
 
 def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
@@ -120,55 +158,100 @@ async def serve(
     if scope["type"] == "lifespan":
         await app(scope, receive, send)
         return
-    headers = scope.get("headers") or ()
-    if type(headers) is not list and not isinstance(headers, (list, tuple)):
-        # The specification allows any iterable, and the application must still be able to read the headers.
-        scope["headers"] = headers = list(headers)
-
-    def values_of(name: str) -> list[bytes]:
-        nonlocal headers
-        wanted = name.encode("latin-1")
-        size = len(wanted)
-        while True:
-            try:
-                # Indexing consumes nothing of a pair that can be read only once. Values of any length are
-                # passed on undecoded, because `parse_credentials` checks the length first.
-                return [pair[1] for pair in headers if len(pair[0]) == size and pair[0].lower() == wanted]
-            except TypeError:
-                kept = [_keep(pair) for pair in headers]
-                if all(map(is_, kept, headers)):
-                    raise
-                scope["headers"] = headers = kept
-
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
-    if outer is not None and outer.still_applies_to(values_of, headers):
-        await (
-            app(scope, receive, send)
-            if authenticator is None
-            else _enter(app, scope, receive, send, outer, authenticator, route)
-        )
+    if outer is not None and (outer.encloses(scope) or outer.still_applies_to(partial(_locate, scope))):
+        if authenticator is None:
+            await app(scope, receive, send)
+        else:
+            await _enter(app, scope, receive, send, outer, authenticator, route)
         return
 
-    scope[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
-    if len(headers) > _MANY_LINES and set(map(type, headers)) == {tuple}:
-        boundary.lines = headers[:]
-    attached = otel_context.attach(boundary.context())
+    scope[BOUNDARY_KEY] = boundary = _AsgiBoundary(scope, settings)
+    attached = attach(boundary.context())
     try:
         if boundary.token is not None:
             receive, send = _without_token(receive), _without_token(send)
-        await (
-            app(scope, receive, send)
-            if authenticator is None
-            else _enter(app, scope, receive, send, boundary, authenticator, route)
-        )
+        if authenticator is None:
+            await app(scope, receive, send)
+        else:
+            await _enter(app, scope, receive, send, boundary, authenticator, route)
     finally:
         boundary.close()
-        otel_context.detach(attached)
+        detach(attached)
 
 
-def _keep(pair: Any) -> Any:
-    """Return *pair* in a form that can be read repeatedly. The specification allows any iterable."""
-    return pair if isinstance(pair, (tuple, list)) or not isinstance(pair, Iterable) else tuple(pair)
+class _AsgiBoundary(Boundary):
+    """The boundary of one ASGI scope."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, scope: Scope, settings: Settings) -> None:
+        # A copy: middleware can change the scope's own list, and the pairs in it.
+        self._lines = lines = _header_lines(scope)
+        super().__init__(_locate_in(lines, settings), settings)
+
+    def encloses(self, request: Any) -> bool:
+        """Return whether the scope's headers and the current context are still this request's."""
+        # Comparing two lists compares the identities of their elements first, which takes one step in C.
+        return request.get("headers") == self._lines and self._is_current
+
+
+def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
+    """Return a copy of the header lines that no one can change; ``None`` if the lines are no pairs.
+
+    The specification allows any iterables, for the headers and for each pair. The application must still be able
+    to read those that can be read only once.
+    """
+    headers = scope.get("headers") or ()
+    if not isinstance(headers, (list, tuple)):
+        scope["headers"] = headers = list(headers)
+    try:
+        lines = [*map(tuple, headers)]
+    except TypeError:
+        return None
+    if lines != headers and any(not isinstance(pair, (list, tuple)) for pair in headers):
+        scope["headers"] = lines.copy()
+    return lines
+
+
+_Names = tuple[tuple[str, bytes], ...]
+
+
+@lru_cache(maxsize=32)
+def _encode(names: Sequence[str]) -> _Names:
+    return tuple((name, name.encode("latin-1")) for name in names)
+
+
+def _locate(scope: Scope, settings: Settings) -> Source:
+    """Return the header that contains the credentials; see `otel_token_relay.credentials.locate`."""
+    return _locate_in(_header_lines(scope), settings)
+
+
+def _locate_in(lines: list[tuple[Any, ...]] | None, settings: Settings) -> Source:
+    """Return the header that contains the credentials; see `otel_token_relay.credentials.locate`.
+
+    Values of any length are passed on undecoded, because `parse_credentials` checks the length first.
+    """
+    try:
+        by_name = dict(lines or ())
+        names = b"".join(by_name)
+        if len(by_name) == len(lines or ()) and names == names.lower():
+            # Each name appears once, in lower case, as the specification requires.
+            for name, encoded in _encode(settings.source_headers):
+                if encoded in by_name:
+                    return name, (by_name[encoded],)
+            return None
+    except (TypeError, ValueError):
+        pass  # a line that is no pair of bytes
+
+    def values_of(name: str) -> list[bytes]:
+        if lines is None:
+            raise TypeError("the headers are no pairs")
+        wanted = name.encode("latin-1")
+        size = len(wanted)
+        return [pair[1] for pair in lines if len(pair[0]) == size and pair[0].lower() == wanted]
+
+    return locate(values_of, settings)
 
 
 async def _enter(
@@ -218,10 +301,10 @@ def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     """
 
     async def outside(*message: Any) -> Any:
-        attached = otel_context.attach(with_token(None))
+        attached = attach(bind(None, get_current()))
         try:
             return await call(*message)
         finally:
-            otel_context.detach(attached)
+            detach(attached)
 
     return outside

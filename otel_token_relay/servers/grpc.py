@@ -16,9 +16,9 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.boundary import Boundary
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms, TermsInForce
-from otel_token_relay.servers.boundary import Boundary
 from otel_token_relay.settings import Settings
 
 Settle = Callable[[], Terms | None]
@@ -177,7 +177,7 @@ class _Call:
         self._module = module
         self._path = RequestPath(details.method, details.method)
         self._authenticator = terms.authenticator
-        self._boundary = Boundary(_values_in(details.invocation_metadata or ()), terms.settings)
+        self._boundary = Boundary.of(_values_in(details.invocation_metadata or ()), terms.settings)
         self._context = self._boundary.context()
         self.close = self._boundary.close
 

@@ -14,9 +14,9 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.boundary import Boundary
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
-from otel_token_relay.servers.boundary import Boundary
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -26,7 +26,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         async def _execute(self: Any, *args: Any, **kwargs: Any) -> Any:
             if runtime.relay.is_closed:
                 return await original(self, *args, **kwargs)
-            boundary = Boundary(self.request.headers.get_list, runtime.terms.settings)
+            boundary = Boundary.of(self.request.headers.get_list, runtime.terms.settings)
             attached = otel_context.attach(boundary.context())
             try:
                 # The raw path is checked, because Tornado routes by it.

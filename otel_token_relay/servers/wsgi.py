@@ -5,19 +5,21 @@ Source: PEP 3333.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import lru_cache, partial
 from http import HTTPStatus
 from types import ModuleType
 from typing import Any, cast
 
-from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, RequestPath
+from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.credentials import Source
+from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms, TermsInForce
-from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.settings import Settings
 
 Environ = dict[str, Any]
@@ -45,16 +47,43 @@ class TokenRelayMiddleware:
 
 def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__") -> None:
     """Put the boundary around a method of *owner* that accepts environ and start_response."""
+    relay = runtime.relay
 
     def build(original: Function) -> Function:
         def application(self: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-            if runtime.relay.is_closed:
+            boundary: Boundary | None = environ.get(BOUNDARY_KEY)
+            authenticator = runtime.terms.authenticator
+            if relay.is_closed or (
+                boundary is not None
+                and boundary.encloses(environ)
+                and (authenticator is None or boundary.is_verified_for(authenticator, _whole_path(environ)))
+            ):
                 return original(self, environ, start_response)  # type: ignore[no-any-return]
-            return serve(lambda e, s: original(self, e, s), environ, start_response, runtime.terms)
+            return serve(partial(original, self), environ, start_response, runtime.terms)
 
         return application
 
     patches.wrap(owner, name, build)
+
+
+class EnclosedApp:
+    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+
+    Everything but the call is handed through to the application.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.__wrapped__ = app
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        installed = in_force.installed
+        if installed is None:
+            return self.__wrapped__(environ, start_response)
+        return serve(self.__wrapped__, environ, start_response, installed.terms)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
 
 
 def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Runtime, Patches], None]:
@@ -78,25 +107,20 @@ def serve(
     The token stays bound while the response is streamed.
     """
     settings, authenticator = terms
-
-    def values_of(name: str) -> list[str]:
-        value = environ.get("HTTP_" + name.upper().replace("-", "_"))
-        return [] if value is None else [value]
-
     outer: Boundary | None = environ.get(BOUNDARY_KEY)
-    if outer is not None and outer.still_applies_to(values_of):
+    if outer is not None and (outer.encloses(environ) or outer.still_applies_to(partial(_locate, environ))):
         return _enter(app, environ, start_response, outer, authenticator)
 
-    environ[BOUNDARY_KEY] = boundary = Boundary(values_of, settings)
-    attached = otel_context.attach(boundary.context())
+    environ[BOUNDARY_KEY] = boundary = _WsgiBoundary(environ, settings)
+    attached = attach(boundary.context())
     try:
         body = _enter(app, environ, start_response, boundary, authenticator)
-        context = otel_context.get_current()
+        context = get_current()
     except BaseException:
         boundary.close()
         raise
     finally:
-        otel_context.detach(attached)
+        detach(attached)
     file_wrapper = environ.get("wsgi.file_wrapper")
     if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
         # No more application code runs, and servers recognize these types: they derive Content-Length from
@@ -105,6 +129,39 @@ def serve(
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
     return kind(body, boundary, context)
+
+
+class _WsgiBoundary(Boundary):
+    """The boundary of one WSGI environ."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, environ: Environ, settings: Settings) -> None:
+        super().__init__(_locate(environ, settings), settings)
+        self._values = _values(environ, settings)
+
+    def encloses(self, request: Any) -> bool:
+        """Return whether the environ's source headers and the current context are still this request's."""
+        return self._values == _values(request, self._settings) and self._is_current
+
+
+@lru_cache(maxsize=32)
+def _keys(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys under which an environ contains the headers *names*."""
+    return tuple("HTTP_" + name.upper().replace("-", "_") for name in names)
+
+
+def _values(environ: Environ, settings: Settings) -> list[str | None]:
+    """Return the values of the source headers; ``None`` for each header that is missing."""
+    return [*map(environ.get, _keys(settings.source_headers))]
+
+
+def _locate(environ: Environ, settings: Settings) -> Source:
+    """Return the header that contains the credentials; see `otel_token_relay.credentials.locate`."""
+    for name, value in zip(settings.source_headers, _values(environ, settings), strict=True):
+        if value is not None:
+            return name, (value,)
+    return None
 
 
 def _enter(
@@ -122,10 +179,13 @@ def _enter(
 
 def _path(environ: Environ) -> RequestPath:
     """Return the decoded path. WSGI passes the path's bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
-    path: str = environ.get("PATH_INFO", "")
-    whole = _as_text(environ.get("SCRIPT_NAME", "") + path)
     # Django and Werkzeug route an empty path like the root path.
-    return RequestPath(_as_text(path) or "/", whole, partial(_header_values, environ))
+    routed = _as_text(environ.get("PATH_INFO", "")) or "/"
+    return RequestPath(routed, _whole_path(environ), partial(_header_values, environ))
+
+
+def _whole_path(environ: Environ) -> str:
+    return _as_text(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
 
 
 def _as_text(path: str) -> str:
@@ -172,22 +232,22 @@ class _Body:
     def __del__(self) -> None:
         # This is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
         # detaches its span at that point would attach our context to the thread.
-        if otel_context is None:  # at shutdown, after the interpreter has cleared this module
+        if attach is None:  # at shutdown, after the interpreter has cleared this module
             return
         self._boundary.close()
-        attached = otel_context.attach(self._context)
+        attached = attach(self._context)
         try:
             del self._iterator, self._body
         finally:
-            otel_context.detach(attached)
+            detach(attached)
 
     def _step(self, step: Callable[[], Any]) -> Any:
-        attached = otel_context.attach(self._context)
+        attached = attach(self._context)
         try:
             return step()
         finally:
-            self._context = otel_context.get_current()
-            otel_context.detach(attached)
+            self._context = get_current()
+            detach(attached)
 
 
 class _SizedBody(_Body):

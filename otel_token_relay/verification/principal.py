@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
+from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.verification.authenticator import DEFAULT_REALM, BearerAuthenticator
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.verifier import VerifiedToken
@@ -93,7 +93,7 @@ def challenges_of(request: MutableMapping[str, Any]) -> Challenges:
     return next(
         (
             authenticator.challenges
-            for authenticator, _ in reversed(admitted_by)
+            for authenticator, _, _ in reversed(admitted_by)
             if isinstance(authenticator, BearerAuthenticator)
         ),
         Challenges(realm=DEFAULT_REALM),

@@ -242,6 +242,8 @@ def background_scheduler(echo, settings):
     with being_served(ALICE, settings, scheduler.start):
         served(BOB, settings, lambda: scheduler.add_job(lambda: seen.put(send(echo))))
         found = seen.get(timeout=PATIENCE)
+    while scheduler.get_jobs():  # the scheduler's thread removes the job after it has run it
+        time.sleep(0.01)
     scheduler.shutdown()
     return found
 

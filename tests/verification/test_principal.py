@@ -8,8 +8,8 @@ import pytest
 
 from otel_token_relay import BearerToken, Settings
 from otel_token_relay.authentication import ErrorResponse, RequestPath
+from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.servers.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerAuthenticator
 from otel_token_relay.verification.principal import AuthCredentials, Principal, challenges_of, principal_of
@@ -29,7 +29,7 @@ class Foreign:
 def request_with(token: str | None, *authenticators: Any, path: str = "/") -> dict[str, Any]:
     """Return a request that these authenticators have checked, outermost first."""
     lines = [] if token is None else [f"Bearer {token}"]
-    boundary = Boundary(lambda name: lines if name.lower() == "authorization" else [], Settings())
+    boundary = Boundary.of(lambda name: lines if name.lower() == "authorization" else [], Settings())
     for authenticator in authenticators:
         assert boundary.check(authenticator, RequestPath(path, path)) is None
     return {BOUNDARY_KEY: boundary}

@@ -1,0 +1,203 @@
+"""The part that all server boundaries share: the token and the lease of one request."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
+from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
+from otel_token_relay.credentials import Credentials, Source, locate, read
+from otel_token_relay.otel import get_current
+from otel_token_relay.reasons import Reason
+from otel_token_relay.settings import Settings
+from otel_token_relay.token import BearerToken, Lease
+
+_logger = logging.getLogger(__name__)
+
+ValuesOf = Callable[[str], Sequence[str | bytes]]
+
+# The key under which a request (an ASGI scope or a WSGI environ) stores its boundary, so that nested
+# applications, instrumentation and middleware use the same one.
+BOUNDARY_KEY = "otel_token_relay.boundary"
+
+
+class RequestLease(Lease):
+    """The lease of a request, as opposed to one that `use_token` opens.
+
+    It knows the thread and, under asyncio, the task that opened it.
+    """
+
+    __slots__ = ("_task", "_thread")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._task = _current_task()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the code that asks runs in the thread and, under asyncio, the task that serves the request."""
+        return self._thread == threading.get_ident() and self._task == _current_task()
+
+
+def _current_task() -> int | None:
+    """Return the id of the current asyncio task. It is unique as long as the task runs, and keeps no task alive."""
+    asyncio: Any = sys.modules.get("asyncio")  # importing it would take 30 ms
+    if asyncio is None or (loop := asyncio._get_running_loop()) is None:
+        return None
+    return id(asyncio.current_task(loop))
+
+
+class Boundary:
+    """A request's token, if it has one, and the lease that ends with the response.
+
+    Args:
+        source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
+        settings: Say how the header is read, and how long the lease lingers.
+
+    Attributes:
+        credentials: The token, or the reason why there is none.
+        token: The token, or ``None``.
+        admitted_by: The authenticators that have accepted this request, each with the whole path and the routed path
+            that it accepted; see `RequestPath`.
+    """
+
+    __slots__ = ("_is_responding", "_lease", "_settings", "_source", "admitted_by", "credentials", "token")
+
+    credentials: Credentials
+    token: BearerToken | None
+    admitted_by: tuple[tuple[Authenticator, str, str | None], ...]
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        self._source = source
+        self._settings = settings
+        self._is_responding = True
+        self.admitted_by = ()
+        if source is None:
+            self._lease: RequestLease | None = None
+            self.credentials, self.token = Reason.ABSENT, None
+            return
+        self._lease = RequestLease()
+        self.credentials = credentials = read(source, settings, lease=self._lease)
+        self.token = credentials if isinstance(credentials, BearerToken) else None
+        if self._is_refused:
+            _logger.debug("no token taken from the request: %s", credentials)
+
+    @classmethod
+    def of(cls, values_of: ValuesOf, settings: Settings) -> Boundary:
+        """Return the boundary of a request whose header lines *values_of* returns."""
+        return cls(locate(values_of, settings), settings)
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether the request has credentials, but none that can be used."""
+        return self.token is None and self.credentials is not Reason.ABSENT
+
+    def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
+        """Return the error response; ``None`` if *authenticator* accepts or has already accepted this request and path.
+
+        Only successful checks are cached. Middleware may retry a request or split it into several, so failed
+        and pending checks run again.
+
+        Args:
+            authenticator: ``None`` if requests are not verified.
+            path: The path at this boundary. For gRPC, this is the full method name.
+        """
+        if authenticator is None or self._was_admitted(authenticator, path):
+            return None
+        return self._note(authenticator, path, authenticator.check(self.credentials, path))
+
+    async def check_async(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
+        """Do the same as `check` without blocking the event loop."""
+        if authenticator is None or self._was_admitted(authenticator, path):
+            return None
+        return self._note(authenticator, path, await authenticator.check_async(self.credentials, path))
+
+    def is_verified_for(self, authenticator: Authenticator, whole_path: str) -> bool:
+        """Return whether *authenticator* has verified this request's token for this path, mount point included."""
+        return (
+            self.token is not None
+            and self.token.verification is not None
+            and any(admitted_by is authenticator and whole == whole_path for admitted_by, whole, _ in self.admitted_by)
+        )
+
+    def _was_admitted(self, authenticator: Authenticator, path: RequestPath) -> bool:
+        """Return whether this request needs no other check at a boundary that is further in.
+
+        A verified token is valid for every part of the application. An exclusion applies further in only if the
+        path is the same and the application there removes at least as much of it as the outer boundary did, and
+        never below a mount point that the client chose.
+        """
+        return self.is_verified_for(authenticator, path.whole) or any(
+            admitted_by is authenticator
+            and whole == path.whole
+            and len(path.routed or "") <= len(routed or "")
+            and not path.is_mount_chosen
+            for admitted_by, whole, routed in self.admitted_by
+        )
+
+    def _note(
+        self, authenticator: Authenticator, path: RequestPath, error_response: ErrorResponse | None
+    ) -> ErrorResponse | None:
+        if error_response is None:
+            self.admitted_by = (*self.admitted_by, (authenticator, path.whole, path.routed))
+        return error_response
+
+    def context(self) -> Context:
+        """Return the current context with the request's token, or with no token.
+
+        Instrumentation may see only one of two duplicate headers and accept it. Rejected credentials are
+        therefore marked, so that ``extract`` ignores them until the request ends.
+        """
+        context = with_token(self.token)
+        if self._is_refused or REFUSED_KEY in context:
+            context = otel_context.set_value(REFUSED_KEY, self._lease if self._is_refused else None, context)
+        return context
+
+    def encloses(self, request: Any) -> bool:
+        """Return whether code further in serves the very request that the boundary was opened for.
+
+        This is quick, and so conservative: it returns ``False`` if that takes more than one comparison.
+
+        Args:
+            request: The request's ASGI scope or WSGI environ.
+        """
+        return False
+
+    @property
+    def _is_current(self) -> bool:
+        """Whether the current context is the request's, unchanged, and the response is not complete."""
+        return self._is_responding and get_current().get(TOKEN_KEY, self) is self.token
+
+    def still_applies_to(self, locate_now: Callable[[Settings], Source]) -> bool:
+        """Return whether an inner application may use this boundary.
+
+        It must not do so once the response is complete, or if middleware has replaced or removed the credentials.
+        The same applies if the current context is empty or belongs to another request, as in a worker task. A
+        token that the application has bound with `use_token` stays bound.
+
+        Args:
+            locate_now: Returns the header that contains the credentials now, according to this boundary's settings.
+        """
+        context = get_current()
+        if not self._is_responding or TOKEN_KEY not in context:
+            return False
+        bound = bound_token(context)
+        if bound is not None and bound.lease is not self._lease and isinstance(bound.lease, RequestLease):
+            return False
+        source = locate_now(self._settings)
+        # Identical header lines contain the same token, so they are not parsed again.
+        return source == self._source or read(source, self._settings) == self.credentials
+
+    def close(self) -> None:
+        """End the lease, because the response is complete or has been aborted."""
+        self._is_responding = False
+        if self._lease is not None:
+            self._lease.end(linger=self._settings.linger)
