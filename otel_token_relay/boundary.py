@@ -38,6 +38,10 @@ class RequestLease(Lease):
 
     def __init__(self) -> None:
         super().__init__()
+        self.move_here()
+
+    def move_here(self) -> None:
+        """Make the current thread and task those that serve the request."""
         self._thread = threading.get_ident()
         self._task = _current_task()
 
@@ -195,6 +199,11 @@ class Boundary:
         source = locate_now(self._settings)
         # Identical header lines contain the same token, so they are not parsed again.
         return source == self._source or read(source, self._settings) == self.credentials
+
+    def move_here(self) -> None:
+        """Make the current thread and task those that serve the request; see `RequestLease`."""
+        if self._lease is not None:
+            self._lease.move_here()
 
     def close(self) -> None:
         """End the lease, because the response is complete or has been aborted."""

@@ -13,7 +13,7 @@ from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urll
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import aiohttp as aiohttp_server
-from otel_token_relay.servers import asgi, wsgi
+from otel_token_relay.servers import asgi, sanic, web_servers, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.threads import SHARED_WORKERS, patch_joblib, patch_pools, patch_shared_workers
@@ -47,7 +47,22 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-SERVER_HOOKS = (
+# What each server calls, whatever application it serves.
+BOUNDARY_HOOKS = (
+    *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
+    Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),
+    Hook("granian.server.mp", web_servers.patch_granian, "granian"),
+    Hook("granian.server.mt", web_servers.patch_granian, "granian"),
+    Hook("granian.server.embed", web_servers.patch_granian, "granian"),
+    Hook("sanic.server.protocols.http_protocol", sanic.patch, "sanic"),
+    Hook("aiohttp.web_protocol", aiohttp_server.patch, "aiohttp"),
+    Hook("tornado.httpserver", tornado_server.patch_server, "tornado"),
+    Hook("grpc", grpc_server.patch, "grpcio"),
+    Hook("grpc.aio", grpc_server.patch, "grpcio"),
+)
+
+# For servers that have no such place (uWSGI, mod_wsgi), and for test clients.
+FRAMEWORK_HOOKS = (
     # Wraps FastAPI's own telemetry, which extracts the context before it calls Starlette's __call__.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
@@ -58,12 +73,12 @@ SERVER_HOOKS = (
     Hook("django.core.handlers.wsgi", wsgi.patcher("WSGIHandler"), "django"),
     # Applications commonly wrap wsgi_app in middleware, and pass either the Flask object or wsgi_app to the server.
     Hook("flask.app", wsgi.patcher("Flask", "__call__", "wsgi_app"), "flask"),
+    Hook("bottle", wsgi.patcher("Bottle"), "bottle"),
+    Hook("pyramid.router", wsgi.patcher("Router"), "pyramid"),
     Hook("quart.app", asgi.patcher("Quart"), "quart"),
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
-    Hook("aiohttp.web_protocol", aiohttp_server.patch, "aiohttp"),
+    # A WebSocket's handler runs longer than the exchange that its server sees.
     Hook("tornado.web", tornado_server.patch, "tornado"),
-    Hook("grpc", grpc_server.patch, "grpcio"),
-    Hook("grpc.aio", grpc_server.patch, "grpcio"),
     # For applications of any other framework that are wrapped in the instrumentation's own middleware.
     Hook(
         "opentelemetry.instrumentation.asgi",
@@ -76,6 +91,8 @@ SERVER_HOOKS = (
         "opentelemetry-instrumentation-wsgi",
     ),
 )
+
+SERVER_HOOKS = BOUNDARY_HOOKS + FRAMEWORK_HOOKS
 
 CARRIER_HOOKS = (
     Hook("multiprocessing.pool", patch_pools, None),

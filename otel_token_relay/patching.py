@@ -36,11 +36,61 @@ def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
     yield proxy, function
 
 
+MISSING: Final = object()
+
+
+class _EnclosedAttribute:
+    """An attribute of a class that shows the enclosed value and stores the value itself where it was stored before.
+
+    Args:
+        stored: The class's own attribute: a slot, a default value, or `MISSING`.
+    """
+
+    def __init__(self, name: str, stored: Any, enclose: Callable[[Any], Any], is_ready: Callable[[Any], bool]) -> None:
+        self._name = name
+        self._slot = stored if hasattr(type(stored), "__set__") else None
+        self._default = stored
+        self._enclose = enclose
+        self._is_ready = is_ready
+        self._last: tuple[Any, Any] = (None, None)  # most processes have one value
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self if self._default is MISSING else self._default
+        if self._slot is not None:
+            value = self._slot.__get__(instance, owner)
+        else:
+            value = vars(instance).get(self._name, self._default)
+        if value is MISSING:
+            raise AttributeError(f"{type(instance).__name__!r} object has no attribute {self._name!r}")
+        if value is None or not self._is_ready(instance):
+            return value
+        last, enclosed = self._last
+        if value is not last:
+            enclosed = self._enclose(value)
+            self._last = value, enclosed
+        return enclosed
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self._slot is not None:
+            self._slot.__set__(instance, value)
+        else:
+            vars(instance)[self._name] = value
+
+    def __delete__(self, instance: Any) -> None:
+        if self._slot is not None:
+            self._slot.__delete__(instance)
+        elif self._name in vars(instance):
+            del vars(instance)[self._name]
+        else:
+            raise AttributeError(self._name)
+
+
 class Patches:
     """Keep track of replaced methods so that all of them can be restored."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[type | ModuleType, str, Function, Function]] = []
+        self._done: list[tuple[type | ModuleType, str, Any, Any]] = []
 
     def wrap(
         self,
@@ -73,10 +123,42 @@ class Patches:
             proxy.__wrapped__ = replacement
         self._done.append((owner, name, original, replacement))
 
+    def wrap_attribute(
+        self,
+        owner: type,
+        name: str,
+        enclose: Callable[[Any], Any],
+        is_ready: Callable[[Any], bool] = lambda instance: True,
+    ) -> None:
+        """Show ``enclose(value)`` to whatever reads an instance attribute. The instances themselves do not change.
+
+        This also applies to existing instances and to values that are assigned later.
+
+        Args:
+            owner: The class whose instances have the attribute.
+            name: The attribute's name.
+            enclose: Returns what is shown for a value.
+            is_ready: Returns whether an instance shows the enclosed value already.
+
+        Raises:
+            AttributeError: None of the methods of *owner* assigns an attribute of this name.
+        """
+        methods = [value for base in owner.__mro__ for value in vars(base).values() if inspect.isfunction(value)]
+        if not any(name in method.__code__.co_names for method in methods):
+            raise AttributeError(f"{owner.__qualname__} has no {name}")
+        previous = vars(owner).get(name, MISSING)
+        replacement = _EnclosedAttribute(name, inspect.getattr_static(owner, name, MISSING), enclose, is_ready)
+        setattr(owner, name, replacement)
+        self._done.append((owner, name, previous, replacement))
+
     def undo(self) -> None:
         """Remove every wrapper. One that another library has wrapped in a plain function stays but does nothing."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
+            if isinstance(replacement, _EnclosedAttribute):
+                if vars(owner).get(name) is replacement:
+                    delattr(owner, name) if original is MISSING else setattr(owner, name, original)
+                continue
             for proxy, layer in layers_of(vars(owner).get(name)):
                 if layer is not replacement:
                     continue

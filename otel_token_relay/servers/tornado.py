@@ -1,22 +1,121 @@
-"""The boundary for Tornado.
+"""The boundary for Tornado's HTTP server, whatever serves the request: handlers, callbacks or delegates.
 
-``RequestHandler._execute`` runs the whole request, including ``prepare`` and a WebSocket's messages,
-in a separate task.
+``HTTPServer.start_request`` returns the delegate that receives one request. The boundary encloses that delegate and
+ends when the response is finished. ``RequestHandler._execute`` runs in a separate task, which goes on after a
+WebSocket's handshake, so there the boundary ends with that task.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from types import ModuleType
 from typing import Any
 
-from opentelemetry import context as otel_context
-
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
-from otel_token_relay.boundary import Boundary
+from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.credentials import locate
+from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.runtime import Runtime
+from otel_token_relay.runtime import Runtime, Terms
+
+_logger = logging.getLogger("otel_token_relay")
+# Tornado's applications write their access log themselves.
+_access_logger = logging.getLogger("tornado.access")
+
+
+def patch_server(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the servers of *module*, which is ``tornado.httpserver``."""
+
+    def build(original: Function) -> Function:
+        def start_request(self: Any, server_conn: Any, request_conn: Any) -> Any:
+            delegate = original(self, server_conn, request_conn)
+            if runtime.relay.is_closed:
+                return delegate
+            return _EnclosedDelegate(delegate, request_conn, runtime.terms)
+
+        return start_request
+
+    patches.wrap(module.HTTPServer, "start_request", build, ("self", "server_conn", "request_conn"))
+
+
+class _EnclosedDelegate:
+    """What receives one request, inside the request's boundary.
+
+    The context is kept from step to step, because instrumentation attaches its span in the first step.
+    """
+
+    def __init__(self, delegate: Any, connection: Any, terms: Terms) -> None:
+        self._delegate = delegate
+        self._connection = connection
+        self._terms = terms
+        self._start_line: Any = None
+        self._error_response: ErrorResponse | None = ErrorResponse.build(503, "temporarily_unavailable")
+
+    async def headers_received(self, start_line: Any, headers: Any) -> None:
+        self._start_line = start_line
+        boundary = Boundary.of(headers.get_list, self._terms.settings)
+        vars(self._connection)[BOUNDARY_KEY] = boundary
+        self._connection._finish_future.add_done_callback(lambda _: self._finished())
+        self._context = boundary.context()
+        # The raw path is checked, because Tornado routes by it.
+        path = start_line.path.partition("?")[0]
+        try:
+            self._error_response = await boundary.check_async(self._terms.authenticator, RequestPath(path, path))
+        except Exception as error:  # the request was not accepted, and gets the response 503
+            _logger.error("an authenticator raised %s", type(error).__name__)
+        if self._error_response is None:
+            await self._run(self._delegate.headers_received, start_line, headers)
+        elif headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
+            # The client waits for a response before it sends the body, or there will be no other request.
+            self._refuse(("Connection", "close"))
+
+    async def data_received(self, chunk: bytes) -> None:
+        if self._error_response is None:
+            await self._run(self._delegate.data_received, chunk)
+
+    def finish(self) -> None:
+        if self._error_response is None:
+            self._step(self._delegate.finish)
+        else:  # read to its end, so that the connection can serve the next request
+            self._refuse()
+
+    def _refuse(self, *more_headers: tuple[str, str]) -> None:
+        error_response, start_line = self._error_response, self._start_line
+        _write(self._connection, start_line.method, error_response, *more_headers)
+        peer = getattr(self._connection.context, "remote_ip", None)
+        _access_logger.warning("%d %s %s (%s)", error_response.status, start_line.method, start_line.path, peer)
+
+    def on_connection_close(self) -> None:
+        if self._error_response is None:
+            self._step(self._delegate.on_connection_close)
+        self._finished()
+
+    def _finished(self) -> None:
+        boundary = vars(self._connection).pop(BOUNDARY_KEY, None)
+        if boundary is not None:
+            boundary.close()
+
+    def _step(self, method: Callable[[], Any]) -> None:
+        attached = attach(self._context)
+        try:
+            method()
+        finally:
+            self._context = get_current()
+            detach(attached)
+
+    async def _run(self, method: Function, *args: Any) -> None:
+        attached = attach(self._context)
+        try:
+            waiting = method(*args)
+            if waiting is not None:
+                await waiting
+        finally:
+            self._context = get_current()
+            detach(attached)
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -26,21 +125,30 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         async def _execute(self: Any, *args: Any, **kwargs: Any) -> Any:
             if runtime.relay.is_closed:
                 return await original(self, *args, **kwargs)
-            boundary = Boundary.of(self.request.headers.get_list, runtime.terms.settings)
-            attached = otel_context.attach(boundary.context())
+            boundary = _take_over(self.request) or Boundary.of(self.request.headers.get_list, runtime.terms.settings)
+            attached = attach(boundary.context())
             try:
-                # The raw path is checked, because Tornado routes by it.
                 error_response = await _check(boundary, runtime.terms.authenticator, self)
                 return (
                     await original(self, *args, **kwargs) if error_response is None else _respond(self, error_response)
                 )
             finally:
                 boundary.close()
-                otel_context.detach(attached)
+                detach(attached)
 
         return _execute
 
     patches.wrap(module.RequestHandler, "_execute", build)
+
+
+def _take_over(request: Any) -> Boundary | None:
+    """Return the boundary of the request's connection, which then ends with the handler; ``None`` if there is none."""
+    boundary: Boundary | None = getattr(request.connection, BOUNDARY_KEY, None)
+    if boundary is None or not boundary.still_applies_to(partial(locate, request.headers.get_list)):
+        return None
+    del vars(request.connection)[BOUNDARY_KEY]
+    boundary.move_here()
+    return boundary
 
 
 async def _check(boundary: Boundary, authenticator: Authenticator | None, handler: Any) -> ErrorResponse | None:
@@ -53,18 +161,21 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
         raise
 
 
-def _respond(handler: Any, error_response: ErrorResponse) -> None:
-    """Write the response without the handler, whose own code (`on_finish`, `write_error`) must not run."""
+def _write(connection: Any, method: str, error_response: Any, *more_headers: tuple[str, str]) -> None:
     from tornado import httputil
 
-    headers = httputil.HTTPHeaders({"Date": httputil.format_timestamp(time.time())} | dict(error_response.headers))
+    date = httputil.format_timestamp(time.time())
+    headers = httputil.HTTPHeaders({"Date": date} | dict((*error_response.headers, *more_headers)))
     start_line = httputil.ResponseStartLine("", error_response.status, HTTPStatus(error_response.status).phrase)
     # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
-    body = b"" if handler.request.method == "HEAD" else error_response.body
-    connection = handler.request.connection
-    connection.set_close_callback(None)
-    connection.write_headers(start_line, headers, body)
+    connection.write_headers(start_line, headers, b"" if method == "HEAD" else error_response.body)
     connection.finish()
+
+
+def _respond(handler: Any, error_response: ErrorResponse) -> None:
+    """Write the response without the handler, whose own code (`on_finish`, `write_error`) must not run."""
+    handler.request.connection.set_close_callback(None)
+    _write(handler.request.connection, handler.request.method, error_response)
     handler._finished = True
     prepared = handler._prepared_future
     if prepared is not None and not prepared.done():

@@ -270,7 +270,7 @@ def test_without_the_boundary_the_next_request_gets_the_previous_token(server, s
 @pytest.mark.parametrize(("server", "send"), WAYS)
 @pytest.mark.parametrize("name", ["plain-contrib", "plain-middleware", "fastapi", "starlette"])
 def test_with_the_boundary_each_request_has_its_own_token(server, send, name):
-    """The requests are the same. Code outside the boundary sees no token."""
+    """The requests are the same. A middleware outside a boundary in code sees no token."""
     if name != "plain-middleware":
         install(Settings())
     sightings = []
@@ -279,7 +279,7 @@ def test_with_the_boundary_each_request_has_its_own_token(server, send, name):
         responses = [response.strip() for response in send(port)]
 
     assert responses == [A, NONE, C][: len(responses)]
-    assert sightings == [NONE] * len(responses)
+    assert sightings == ([NONE] * len(responses) if name == "plain-middleware" else responses)
 
 
 @pytest.mark.parametrize("server", UVICORNS)
@@ -305,6 +305,6 @@ def test_the_token_of_background_work_does_not_leak_into_the_next_request(server
             time.sleep(0.01)
 
     assert responses == [A, NONE]
-    assert sightings == [NONE, NONE]
+    assert sightings == [A, NONE]
     assert running == [], "the background work ended before the second request"
     assert apps.noted == [A]

@@ -58,7 +58,7 @@ def test_encoded_letter_does_not_make_an_excluded_path_in_tornado(issuer: Issuer
 
 
 @pytest.mark.parametrize("path", ["/", "/prepared"])
-def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str) -> None:
+def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str, caplog: pytest.LogCaptureFixture) -> None:
     """Neither prepare nor on_finish runs; the request is logged, and the connection serves the next one."""
     body = b"x" * 100_000
     with HOOKED["Tornado"](settings_for(issuer), None) as server:
@@ -71,7 +71,10 @@ def test_tornado_runs_nothing_of_a_refused_handler(issuer: Issuer, path: str) ->
     length = int(reply.headers["content-length"])
     assert json.loads(reply.body[:length]) == {"error": "unauthenticated"}
     assert parse_reply(reply.body[length:]).status == 200
-    assert sorted(reached) == sorted(["log 401", "/", "log 200", "on_finish"])
+    assert sorted(reached) == sorted(["/", "log 200", "on_finish"])
+    assert [record.message for record in caplog.records if record.name == "tornado.access"] == [
+        f"401 POST {path} (127.0.0.1)"
+    ]
 
 
 def test_tornado_streams_no_body_that_is_refused(issuer: Issuer) -> None:

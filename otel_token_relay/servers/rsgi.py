@@ -1,0 +1,55 @@
+"""The boundary for RSGI applications, which are called by Granian only.
+
+Source: RSGI specification 1.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from otel_token_relay import runtime as in_force
+from otel_token_relay.authentication import RequestPath
+from otel_token_relay.boundary import Boundary
+from otel_token_relay.otel import attach, detach
+from otel_token_relay.runtime import Terms
+
+App = Callable[[Any, Any], Awaitable[Any]]
+
+
+class EnclosedApp:
+    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+
+    Everything but the call is handed through to the application.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.__wrapped__ = app
+
+    async def __call__(self, scope: Any, protocol: Any) -> Any:
+        """Serve one request or one WebSocket."""
+        installed = in_force.installed
+        if installed is None:
+            return await self.__wrapped__(scope, protocol)
+        return await serve(self.__wrapped__, scope, protocol, installed.terms)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+
+async def serve(app: App, scope: Any, protocol: Any, terms: Terms) -> Any:
+    """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request."""
+    boundary = Boundary.of(scope.headers.get_all, terms.settings)
+    attached = attach(boundary.context())
+    try:
+        error_response = await boundary.check_async(terms.authenticator, RequestPath(scope.path, scope.path))
+        if error_response is None:
+            return await app(scope, protocol)
+        if scope.proto == "ws":
+            return protocol.close(error_response.status)
+        # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
+        body = b"" if scope.method == "HEAD" else error_response.body
+        return protocol.response_bytes(error_response.status, list(error_response.headers), body)
+    finally:
+        boundary.close()
+        detach(attached)

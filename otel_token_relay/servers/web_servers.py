@@ -1,0 +1,97 @@
+"""The boundary at the place where each server calls its application.
+
+It covers every ASGI and WSGI application, whatever its framework: plain, wrapped in middleware or mounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.runtime import Runtime
+from otel_token_relay.servers import asgi, rsgi, wsgi
+
+
+class Place(NamedTuple):
+    """The attribute from which a server reads its application.
+
+    Attributes:
+        owner: The name of the class whose instances have the attribute.
+        attribute: The attribute's name.
+        enclose: Encloses the application in a boundary.
+        is_ready: Returns whether the attribute is the application as it is served.
+    """
+
+    owner: str
+    attribute: str
+    enclose: Callable[[Any], Any]
+    is_ready: Callable[[Any], bool] = lambda server: True
+
+
+PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
+    # While it is loaded, the attribute may be a factory or a WSGI application.
+    "uvicorn.config": (
+        "uvicorn",
+        (Place("Config", "loaded_app", asgi.EnclosedApp, lambda config: bool(config.loaded)),),
+    ),
+    "hypercorn.app_wrappers": (
+        "hypercorn",
+        (Place("ASGIWrapper", "app", asgi.EnclosedApp), Place("WSGIWrapper", "app", wsgi.EnclosedApp)),
+    ),
+    "daphne.server": ("daphne", (Place("Server", "application", asgi.EnclosedApp),)),
+    "gunicorn.workers.gasgi": ("gunicorn", (Place("ASGIWorker", "asgi", asgi.EnclosedApp),)),
+    # Not their base class, from which uvicorn's and Tornado's workers derive: those serve no WSGI applications.
+    "gunicorn.workers.sync": ("gunicorn", (Place("SyncWorker", "wsgi", wsgi.EnclosedApp),)),
+    "gunicorn.workers.gthread": ("gunicorn", (Place("ThreadWorker", "wsgi", wsgi.EnclosedApp),)),
+    "gunicorn.workers.base_async": ("gunicorn", (Place("AsyncWorker", "wsgi", wsgi.EnclosedApp),)),
+    "waitress.server": ("waitress", (Place("BaseWSGIServer", "application", wsgi.EnclosedApp),)),
+    "werkzeug.serving": ("werkzeug", (Place("BaseWSGIServer", "app", wsgi.EnclosedApp),)),
+    "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.EnclosedApp),)),
+    "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.EnclosedApp),)),
+}
+"""For each module, its package on PyPI and the places in it."""
+
+
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the places that `PLACES` lists for *module*."""
+    for place in PLACES[module.__name__][1]:
+        patches.wrap_attribute(getattr(module, place.owner), place.attribute, place.enclose, place.is_ready)
+
+
+def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook *module*, which is ``wsgiref.handlers``. Django's ``runserver`` and CGI use it, too."""
+
+    def build(original: Function) -> Function:
+        def run(self: Any, application: wsgi.App) -> None:
+            original(self, wsgi.EnclosedApp(application))
+
+        return run
+
+    patches.wrap(module.BaseHandler, "run", build, ("self", "application"))
+
+
+# The functions that adapt an application to Granian's own interface, as Granian's servers import them.
+_GRANIAN_ADAPTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "_asgi_call_wrap": asgi.EnclosedApp,
+    "_wsgi_call_wrap": wsgi.EnclosedApp,
+    "_rsgi_call_wrap": rsgi.EnclosedApp,
+}
+
+
+def patch_granian(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook *module*, one of Granian's kinds of servers. The embedded server has no WSGI."""
+    for name, enclose in _GRANIAN_ADAPTERS.items():
+        if name != "_wsgi_call_wrap" or hasattr(module, name):
+            patches.wrap(module, name, _enclosing_first_argument(enclose))
+
+
+def _enclosing_first_argument(enclose: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    def build(original: Function) -> Function:
+        def adapt(callback: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(enclose(callback), *args, **kwargs)
+
+        return adapt
+
+    return build
