@@ -71,7 +71,7 @@ class _EnclosedDelegate:
             await self._run(self._delegate.headers_received, start_line, headers)
         elif headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
             # The client waits for a response before it sends the body, or there will be no other request.
-            self._refuse(("Connection", "close"))
+            self._refuse(self._error_response, ("Connection", "close"))
 
     async def data_received(self, chunk: bytes) -> None:
         if self._error_response is None:
@@ -81,10 +81,10 @@ class _EnclosedDelegate:
         if self._error_response is None:
             self._step(self._delegate.finish)
         else:  # read to its end, so that the connection can serve the next request
-            self._refuse()
+            self._refuse(self._error_response)
 
-    def _refuse(self, *more_headers: tuple[str, str]) -> None:
-        error_response, start_line = self._error_response, self._start_line
+    def _refuse(self, error_response: ErrorResponse, *more_headers: tuple[str, str]) -> None:
+        start_line = self._start_line
         _write(self._connection, start_line.method, error_response, *more_headers)
         peer = getattr(self._connection.context, "remote_ip", None)
         _access_logger.warning("%d %s %s (%s)", error_response.status, start_line.method, start_line.path, peer)
@@ -161,7 +161,7 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
         raise
 
 
-def _write(connection: Any, method: str, error_response: Any, *more_headers: tuple[str, str]) -> None:
+def _write(connection: Any, method: str, error_response: ErrorResponse, *more_headers: tuple[str, str]) -> None:
     from tornado import httputil
 
     date = httputil.format_timestamp(time.time())
