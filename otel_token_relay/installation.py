@@ -21,13 +21,14 @@ import os
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Final
 
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_token_relay import context, runtime
 from otel_token_relay.hooks import HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.import_hooks import ImportHooks
-from otel_token_relay.otel import parts_of
+from otel_token_relay.otel import keeps_unknown_keys, parts_of
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.redaction import installation as redaction
@@ -37,6 +38,11 @@ from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 from otel_token_relay.verification.span_claims import SpanClaims
 
 _logger = logging.getLogger("otel_token_relay")
+
+CONTEXT_PROBLEM: Final = (
+    "no token is relayed, because OpenTelemetry's context does not keep it. OTEL_PYTHON_CONTEXT, or a tracer such as"
+    " Datadog's (DD_TRACE_OTEL_ENABLED), selects a context that keeps only spans. Unset these variables."
+)
 
 
 @dataclass(slots=True)
@@ -226,6 +232,8 @@ def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Insta
     if _installed is None:
         settings = Settings.from_env() if settings is None else settings
         _log_problems(settings)
+        if not keeps_unknown_keys():
+            _logger.error("token relay: %s", CONTEXT_PROBLEM)
         _installed = _Installation(Runtime(settings), SpanClaims.of(settings))
         runtime.installed = _installed.runtime
         redaction.start(settings)

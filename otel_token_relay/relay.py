@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from otel_token_relay import context as binding
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.decisions import Decision, DecisionRecorder
 from otel_token_relay.destinations import Destination
@@ -51,6 +52,7 @@ class Relay:
         self._recorder = DecisionRecorder()
         self._record = self._recorder.record
         self._is_watched = self._recorder.is_watched
+        self._has_warned = False
         self.is_closed: bool = False
 
     def prepare(self) -> None:
@@ -94,38 +96,65 @@ class Relay:
         elif is_suppressed(context):
             return None
         token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
-        if token is None and not self.policy.has_required:
-            if not self._is_watched(context):
-                return None
-            if self.policy.is_empty:
-                self._record(Reason.NO_TOKEN, context)
+        missing = Reason.NO_TOKEN
+        if token is None:
+            if TOKEN_KEY not in context:
+                missing = Reason.NO_BOUNDARY
+            if self._may_ignore(missing, context):
                 return None
         try:
             destination = self.policy.find(*target_of(request))
-            reason = self._reason(token, destination, request, has_header)
+            reason = self._reason(token or missing, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
             # Do not log the message: it may quote the URL, which may contain a password.
             _logger.debug("cannot decide about a request, so it is sent without the token: %s", type(error).__name__)
-            self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
+            self._record(missing if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
         self._record(reason, context, None if destination is None else destination.pattern.host)
         if reason is Reason.RELAYED and token is not None:
             return self._prefix + token.reveal()
+        if reason is Reason.NO_BOUNDARY and destination is not None:
+            self._warn_once(destination)
         # A call with its own credential is authenticated, so `;required` does not stop it.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
 
+    def _may_ignore(self, reason: Reason, context: Context) -> bool:
+        """Return whether a hop without a token needs no decision. Record it if its destination does not matter."""
+        will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
+        if self.policy.has_required or will_warn:
+            return False
+        if not self._is_watched(context):
+            return True
+        if self.policy.is_empty:
+            self._record(reason, context)
+        return self.policy.is_empty
+
+    def _warn_once(self, destination: Destination) -> None:
+        if self._has_warned or binding.has_bound:
+            return
+        self._has_warned = True
+        _logger.warning(
+            "token relay: a request to %s is sent without a token. This process has not served any request: the call"
+            " was made by other work, or the server is not hooked, which otel-token-relay check shows.",
+            destination,
+        )
+
     def _reason(
         self,
-        token: BearerToken | None,
+        token: BearerToken | Reason,
         destination: Destination | None,
         request: Request,
         has_header: Callable[[Request, str], HasHeader],
     ) -> Reason:
-        """Return the first reason to withhold the token, or ``RELAYED``."""
+        """Return the first reason to withhold the token, or ``RELAYED``.
+
+        Args:
+            token: The token, or the reason why there is none.
+        """
         if destination is None:
-            return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
+            return token if isinstance(token, Reason) else Reason.DESTINATION_NOT_LISTED
         try:
             held = has_header(request, self.header)
         except Exception as error:  # headers that cannot be read may contain a credential
@@ -133,8 +162,8 @@ class Relay:
             held = "fixed"
         if held and (self._keeps_explicit or held == "fixed"):
             return Reason.EXPLICIT_CREDENTIAL
-        if token is None:
-            return Reason.NO_TOKEN
+        if isinstance(token, Reason):
+            return token
         return self._reason_of_token(token) or self._reason_of_destination(destination) or Reason.RELAYED
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:

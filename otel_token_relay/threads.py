@@ -25,6 +25,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, with_token
+from otel_token_relay.otel import without_choosing_conventions
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
 
@@ -74,7 +75,8 @@ class ThreadCarriage:
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
-            instrumentor.instrument(skip_dep_check=True)
+            with without_choosing_conventions():
+                instrumentor.instrument(skip_dep_check=True)
             self._ours = instrumentor
         self._patches.wrap(futures_thread, "_worker", _without_token)
 

@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from otel_token_relay import BearerToken, Settings
+from otel_token_relay import context as context_module
 from otel_token_relay.context import with_token
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.reasons import Reason
@@ -261,3 +262,43 @@ def test_a_url_is_explained(url, reason):
     relay = Relay(Settings(destinations=("https://a", "https://c;audience=c")))
 
     assert relay.explain(url)[0].reason is reason
+
+
+def unbound(relay, target=LISTED):
+    """Decide one hop of a context that no boundary and no `use_token` has ever touched."""
+    reasons = []
+    relay._record = lambda reason, *_, **__: reasons.append(reason)
+    relay._is_watched = lambda _: True
+    relay.decide(Request(target), lambda r: r.target, lambda r, name: False, Context())
+    return reasons
+
+
+def test_a_call_outside_any_request_has_a_reason_of_its_own():
+    """It is not the request that lacks a token: there is no request, or its context was lost."""
+    relay = Relay(Settings(destinations=("https://a",)))
+    assert unbound(relay) == unbound(relay, ("https", "b", None)) == [Reason.NO_BOUNDARY]
+    assert unbound(Relay(Settings())) == [Reason.NO_BOUNDARY]
+
+
+@pytest.mark.parametrize(
+    ("target", "bound_before", "warnings"),
+    [(LISTED, False, 1), (LISTED, True, 0), (("https", "b", None), False, 0)],
+    ids=["listed", "something was bound", "not listed"],
+)
+def test_a_process_that_never_bound_anything_warns_once(monkeypatch, caplog, target, bound_before, warnings):
+    """It lists a destination, but serves no request: probably its server is not hooked."""
+    monkeypatch.setattr("otel_token_relay.context.has_bound", bound_before)
+    relay = Relay(Settings(destinations=("https://a",)))
+    for _ in range(3):
+        unbound(relay, target)
+
+    messages = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(messages) == warnings
+    assert all("https://a" in message and "not hooked" in message for message in messages)
+
+
+def test_a_bound_token_or_its_absence_is_remembered(monkeypatch):
+    """Afterwards, the process is known to serve requests."""
+    monkeypatch.setattr("otel_token_relay.context.has_bound", False)
+    with_token(None, Context())
+    assert context_module.has_bound
