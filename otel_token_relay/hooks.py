@@ -13,7 +13,7 @@ from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urll
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import aiohttp as aiohttp_server
-from otel_token_relay.servers import asgi, sanic, web_servers, wsgi
+from otel_token_relay.servers import asgi, refusing, sanic, web_servers, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
 from otel_token_relay.threads import SHARED_WORKERS, patch_joblib, patch_pools, patch_shared_workers
@@ -93,6 +93,11 @@ FRAMEWORK_HOOKS = (
 )
 
 SERVER_HOOKS = BOUNDARY_HOOKS + FRAMEWORK_HOOKS
+
+# Switched on only if requests must be verified and a server cannot be hooked.
+REFUSAL_HOOK = Hook("socket", refusing.patch, None)
+# Switched on if requests must be verified, and idle until then: the server may import uvloop much later.
+UVLOOP_REFUSAL_HOOK = Hook("uvloop", refusing.patch_uvloop, "uvloop")
 
 CARRIER_HOOKS = (
     Hook("multiprocessing.pool", patch_pools, None),
