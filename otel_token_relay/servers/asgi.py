@@ -14,7 +14,7 @@ from typing import Any
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
-from otel_token_relay.context import bind
+from otel_token_relay.context import TOKEN_KEY, bind
 from otel_token_relay.credentials import Source, locate
 from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
@@ -193,7 +193,11 @@ class _AsgiBoundary(Boundary):
     def encloses(self, request: Any) -> bool:
         """Return whether the scope's headers and the current context are still this request's."""
         # Comparing two lists compares the identities of their elements first, which takes one step in C.
-        return request.get("headers") == self._lines and self._is_current
+        return (
+            request.get("headers") == self._lines
+            and self._is_responding
+            and get_current().get(TOKEN_KEY, self) is self.token
+        )
 
 
 def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
