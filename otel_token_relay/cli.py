@@ -134,6 +134,11 @@ def _risks(settings: Settings) -> list[str]:
         warnings.append(_HOW_TO_SWITCH_ON)
     if not settings.destinations:
         warnings.append("no destination is listed, so no token is relayed")
+    if settings.verify != "off" and not _has_module("_otel_token_relay_startup"):
+        warnings.append(
+            "requests are verified only if OpenTelemetry starts, because the package is not installed in site-packages,"
+            " where Python would read otel_token_relay.pth"
+        )
     if settings.require_verified and settings.verify == "off":
         warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
     warnings += [
