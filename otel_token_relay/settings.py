@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, cast
 from otel_token_relay import environment_variables as env
 from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, PROFILES, Profile
 from otel_token_relay.destinations import Destination, read_destinations, split_entries
+from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.spelling import resembles
@@ -268,9 +269,7 @@ class Settings:
         if self.on_conflict not in ("keep", "replace"):
             raise ConfigurationError("on_conflict", "expected keep or replace")
         for name in ("max_age", "linger", "min_ttl"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ConfigurationError(name, "expected a number of seconds, 0 or more")
+            check_seconds(name, getattr(self, name))
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
             raise ConfigurationError("max_length", "expected a whole number above 0")
         _check_verification(self)

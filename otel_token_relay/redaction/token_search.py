@@ -19,7 +19,7 @@ import html
 import re
 import string
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -122,27 +122,19 @@ class KnownTokens:
             cached here so that they are dropped together with the tokens.
     """
 
-    __slots__ = ("clean_rows", "needles", "remembered", "values")
-
-    needles: tuple[str, ...]
-    clean_rows: set[tuple[Any, ...]]
-
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
         self.values: tuple[str, ...] = values
         self.remembered: tuple[str, ...] = remembered
 
-    def __getattr__(self, name: str) -> Any:
-        # Called once for each attribute. For many requests, no telemetry is read, so no attribute is computed.
-        made: Any
-        if name == "needles":
-            found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
-            made = tuple(dict.fromkeys([ANY_BEARER, *found]))
-        elif name == "clean_rows":
-            made = set()
-        else:
-            raise AttributeError(name)
-        setattr(self, name, made)
-        return made
+    # Computed at first use, because for many requests, no telemetry is read.
+    @cached_property
+    def needles(self) -> tuple[str, ...]:
+        found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
+        return tuple(dict.fromkeys([ANY_BEARER, *found]))
+
+    @cached_property
+    def clean_rows(self) -> set[tuple[Any, ...]]:
+        return set()
 
     def __repr__(self) -> str:
         return f"KnownTokens({len(self.values)} own, {len(self.remembered)} remembered)"
@@ -270,26 +262,16 @@ def _needles_of(value: str) -> tuple[str, ...]:
         # The token is too short to be searched for in parts.
         lowered = ascii_lower(value)
         return (max(_UNRESERVED.findall(lowered), key=len, default=lowered), *coded)
+    ends = (_unreserved(value[:17]), _unreserved(value[-17:]), *coded)
     middle = len(value) // 2
-    if not _has_reserved(value):
-        ends = (value[:_NGRAM_LENGTH].lower(), value[-_NGRAM_LENGTH:].lower(), *coded)
-        return ends if len(value) < 48 else (value[middle : middle + _NGRAM_LENGTH].lower(), *ends)
-    ends = (_unreserved(value[:17], first=True), _unreserved(value[-17:], first=False), *coded)
-    return ends if len(value) < 48 else (_unreserved(value[middle - 8 : middle + 9], first=True), *ends)
+    return ends if len(value) < 48 else (_unreserved(value[middle - 8 : middle + 9]), *ends)
 
 
-def _unreserved(window: str, *, first: bool) -> str:
+def _unreserved(window: str) -> str:
     window = ascii_lower(window)
-    runs = _UNRESERVED.findall(window)
-    longest = max(runs, key=len, default="")
-    if len(longest) < 4:
-        # A token such as ++//++ has no unreserved run, so its characters are used as they are.
-        longest = window
-    return longest[:_NGRAM_LENGTH] if first else longest[-_NGRAM_LENGTH:]
-
-
-def _has_reserved(value: str) -> bool:
-    return "+" in value or "/" in value or "=" in value
+    longest = max(_UNRESERVED.findall(window), key=len, default="")
+    # A token such as ++//++ has no unreserved run, so its characters are used as they are.
+    return (longest if len(longest) >= 4 else window)[:_NGRAM_LENGTH]
 
 
 @lru_cache(maxsize=_CACHED)
