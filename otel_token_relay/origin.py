@@ -141,6 +141,12 @@ class Origin(NamedTuple):
         return str(OriginPattern(*self))
 
 
+def is_trustworthy(url: str) -> bool:
+    """Return whether responses from *url* are protected against tampering by an attacker on the network."""
+    origin = Origin.parse(url)
+    return origin is not None and origin.is_secure and url.isascii() and "#" not in url
+
+
 def origin_of_proxied(url: str) -> Target:
     """Return the origin of a URL that a forward proxy, rather than the client, parses.
 

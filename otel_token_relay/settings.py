@@ -19,7 +19,7 @@ from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, PROFILES
 from otel_token_relay.destinations import Destination, read_destinations, split_entries
 from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import Origin, OriginPattern
+from otel_token_relay.origin import OriginPattern, is_trustworthy
 from otel_token_relay.spelling import resembles
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
@@ -375,10 +375,7 @@ RELAY_VARIABLES: Final = tuple(
 
 def is_issuer(url: str) -> bool:
     """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
-    origin = Origin.parse(url)
-    if origin is None or not url.isascii() or "?" in url or "#" in url:
-        return False
-    return origin.is_secure
+    return is_trustworthy(url) and "?" not in url
 
 
 # Ignoring a misspelled name for one of these would accept or relay more than intended.

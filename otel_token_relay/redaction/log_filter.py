@@ -84,10 +84,7 @@ class _Masking:
         }
         changes |= self._message()
         changes |= self._traceback()
-        stack = self._record.stack_info
-        if stack and (new := self._clean(stack)) is not stack:
-            changes["stack_info"] = new
-        for name in _NAMES:
+        for name in ("stack_info", *_NAMES):
             value = getattr(self._record, name, None)
             if value is not None and (new := self._clean(value)) is not value:
                 changes[name] = new

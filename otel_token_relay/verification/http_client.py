@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import Origin
+from otel_token_relay.origin import Origin, is_trustworthy
 
 MAX_BODY_BYTES: Final = 512 * 1024
 
@@ -54,12 +54,6 @@ def check_url(setting: str, url: object) -> str:
     if not isinstance(url, str) or not is_trustworthy(url):
         raise ConfigurationError(setting, "expected an https URL, or an http URL on loopback")
     return url
-
-
-def is_trustworthy(url: str) -> bool:
-    """Return whether responses from *url* are protected against tampering by an attacker on the network."""
-    origin = Origin.parse(url)
-    return origin is not None and origin.is_secure and url.isascii() and "#" not in url
 
 
 @lru_cache(maxsize=1)
