@@ -80,8 +80,11 @@ def _bind_function(work: Callable[..., Any], token: BearerToken | None) -> Calla
 
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Any:
-        with _bound(token):
+        attached = otel_context.attach(with_token(token))
+        try:
             result = work(*args, **kwargs)
+        finally:
+            otel_context.detach(attached)
         return _bind_running(result, token) if isinstance(result, _RUNNING) else result
 
     return bound

@@ -269,9 +269,11 @@ def _needles_of(value: str) -> tuple[str, ...]:
 
 def _unreserved(window: str) -> str:
     window = ascii_lower(window)
-    longest = max(_UNRESERVED.findall(window), key=len, default="")
-    # A token such as ++//++ has no unreserved run, so its characters are used as they are.
-    return (longest if len(longest) >= 4 else window)[:_NGRAM_LENGTH]
+    if "+" in window or "/" in window or "=" in window:
+        longest = max(_UNRESERVED.findall(window), key=len, default="")
+        # A token such as ++//++ has no unreserved run, so its characters are used as they are.
+        window = longest if len(longest) >= 4 else window
+    return window[:_NGRAM_LENGTH]
 
 
 @lru_cache(maxsize=_CACHED)

@@ -130,7 +130,7 @@ def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Generato
     """Shut down the connection at the deadline, because a socket's timeout restarts with each byte received."""
 
     def cut() -> None:
-        # There is no socket yet, or TLS has just replaced it: connecting and a TLS handshake have one timeout each.
+        # The socket does not exist yet, or TLS is replacing it: connecting and the handshake have a timeout each.
         with contextlib.suppress(OSError, AttributeError):
             connection.sock.shutdown(socket.SHUT_RDWR)
 
