@@ -125,16 +125,13 @@ class KnownTokens:
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
         self.values: tuple[str, ...] = values
         self.remembered: tuple[str, ...] = remembered
+        self.clean_rows: set[tuple[Any, ...]] = set()
 
     # Computed at first use, because for many requests, no telemetry is read.
     @cached_property
     def needles(self) -> tuple[str, ...]:
         found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
         return tuple(dict.fromkeys([ANY_BEARER, *found]))
-
-    @cached_property
-    def clean_rows(self) -> set[tuple[Any, ...]]:
-        return set()
 
     def __repr__(self) -> str:
         return f"KnownTokens({len(self.values)} own, {len(self.remembered)} remembered)"
