@@ -296,6 +296,8 @@ def _base64_encodings(value: str) -> Iterator[str]:
 
 def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interval:
     """Return the longest interval around a hit in which the text matches the encoding."""
+    if at >= offset and text.startswith(encoding, at - offset):  # a whole token, which is the most frequent case
+        return at - offset, at - offset + len(encoding)
     start, end, left, right = at, at + size, offset, offset + size
     while start and left and text[start - 1] == encoding[left - 1]:
         start, left = start - 1, left - 1
