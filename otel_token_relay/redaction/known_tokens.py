@@ -94,19 +94,24 @@ class RememberedTokens:
 
     def __init__(self, traces: int = _MAX_RECENT_TRACES) -> None:
         self._max_recent = traces
-        self.recent_traces: dict[int, KnownTokens] = {}
-        self._older_traces: dict[int, KnownTokens] = {}
-        self._traces_to_renew: deque[int] = deque(maxlen=traces)
-        self._recent_characters = 0
-        self._without_trace: dict[str, None] = {}
-        self._last_without_trace = ""
-        self._verified: dict[str, None] = {}
-        self._of_thread = threading.local()
         self.renew_lock()
+        self.forget()
 
     def renew_lock(self) -> None:
         """Replace the lock. In a forked child, the thread that held the old lock does not exist."""
         self._lock = threading.RLock()
+
+    def forget(self) -> None:
+        """Forget all tokens."""
+        with self._lock:
+            self.recent_traces: dict[int, KnownTokens] = {}
+            self._older_traces: dict[int, KnownTokens] = {}
+            self._traces_to_renew: deque[int] = deque(maxlen=self._max_recent)
+            self._recent_characters = 0
+            self._without_trace: dict[str, None] = {}
+            self._last_without_trace = ""
+            self._verified: dict[str, None] = {}
+            self._of_thread = threading.local()
 
     def __repr__(self) -> str:
         return f"RememberedTokens({len(self.recent_traces) + len(self._older_traces)} traces)"
@@ -192,16 +197,6 @@ class RememberedTokens:
         traces = [*self._older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.copy(), *values])))
-
-    def forget(self) -> None:
-        """Forget all tokens."""
-        with self._lock:
-            self.recent_traces, self._older_traces, self._recent_characters = {}, {}, 0
-            self._traces_to_renew.clear()
-            self._without_trace.clear()
-            self._last_without_trace = ""
-            self._verified.clear()
-            self._of_thread = threading.local()
 
     def _keep(self, trace_id: int, known: KnownTokens) -> None:
         self.recent_traces[trace_id] = known
