@@ -47,7 +47,7 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-# What each server calls, whatever application it serves.
+# Where each server calls its application, of any kind.
 BOUNDARY_HOOKS = (
     *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
     Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),

@@ -130,7 +130,7 @@ class Patches:
         enclose: Callable[[Any], Any],
         is_ready: Callable[[Any], bool] = lambda instance: True,
     ) -> None:
-        """Show ``enclose(value)`` to whatever reads an instance attribute. The instances themselves do not change.
+        """Show ``enclose(value)`` to any code that reads an instance attribute. The instances themselves do not change.
 
         This also applies to existing instances and to values that are assigned later.
 

@@ -274,7 +274,7 @@ def unbound(relay, target=LISTED):
 
 
 def test_a_call_outside_any_request_has_a_reason_of_its_own():
-    """It is not the request that lacks a token: there is no request, or its context was lost."""
+    """It is not the request that lacks a token: the call belongs to none, or its context was lost."""
     relay = Relay(Settings(destinations=("https://a",)))
     assert unbound(relay) == unbound(relay, ("https", "b", None)) == [Reason.NO_BOUNDARY]
     assert unbound(Relay(Settings())) == [Reason.NO_BOUNDARY]

@@ -201,7 +201,7 @@ class _AsgiBoundary(Boundary):
 
 
 def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
-    """Return a copy of the header lines that no one can change; ``None`` if the lines are no pairs.
+    """Return an immutable copy of each header line; ``None`` if a line is not a pair.
 
     The specification allows any iterables, for the headers and for each pair. The application must still be able
     to read those that can be read only once.
@@ -246,11 +246,11 @@ def _locate_in(lines: list[tuple[Any, ...]] | None, settings: Settings) -> Sourc
                     return name, (by_name[encoded],)
             return None
     except (TypeError, ValueError):
-        pass  # a line that is no pair of bytes
+        pass  # a line that is not a pair of bytes
 
     def values_of(name: str) -> list[bytes]:
         if lines is None:
-            raise TypeError("the headers are no pairs")
+            raise TypeError("a header line is not a pair")
         wanted = name.encode("latin-1")
         size = len(wanted)
         return [pair[1] for pair in lines if len(pair[0]) == size and pair[0].lower() == wanted]

@@ -86,7 +86,10 @@ def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 class _Refusal:
-    """A protocol that responds with 503 and closes. It is no ``asyncio.Protocol``, which takes 30 ms to import."""
+    """A protocol that responds with 503 and closes.
+
+    It does not derive from ``asyncio.Protocol``, since importing asyncio takes 30 ms.
+    """
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport

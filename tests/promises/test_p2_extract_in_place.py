@@ -1,7 +1,7 @@
 """P2: what `extract` binds inside a server boundary, for a carrier other than the request itself.
 
-Work that the request runs in place keeps the caller's token, whatever its instrumentation extracts. Work that the
-request merely starts, and that handles other messages, has the token of each message, or none.
+Work that the request runs in place keeps the caller's token, regardless of what its instrumentation extracts. Work
+that the request merely starts, and that handles other messages, has the token of each message, or none.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def test_a_celery_task_that_runs_in_place_has_the_callers_token(celery: Celery) 
 
 
 def test_a_celery_worker_that_a_request_starts_has_no_token(celery: Celery) -> None:
-    """The worker's thread has the request's context, and serves everybody's tasks."""
+    """The worker's thread has the request's context, and serves the tasks of all callers."""
     found: list[str | None] = []
 
     @celery.task(name="in-a-worker")
@@ -187,7 +187,7 @@ def test_an_event_loop_callback_has_no_token_of_its_own() -> None:
 
 
 def test_a_warm_serverless_handler_has_each_events_token() -> None:
-    """There is no boundary: the process, its thread and its imports are those of the last event."""
+    """Without a boundary, the process, its thread and its imports are those of the last event."""
     assert [handle(OF_BOB), handle(NOTHING), handle({"Authorization": f"Bearer {ALICE}"}), handle(NOTHING)] == [
         BOB,
         None,
