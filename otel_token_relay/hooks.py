@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
+from otel_token_relay.clients import aiohttp, grpc, httpcore, httpx, tornado, urllib, urllib3
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import aiohttp as aiohttp_server
@@ -39,6 +39,14 @@ class Hook:
 CLIENT_HOOKS = (
     Hook("httpx", httpx.patch, "httpx"),
     Hook("httpx2", httpx.patch, "httpx2"),
+    Hook("httpcore._sync.http11", httpcore.patch, "httpcore"),
+    Hook("httpcore._async.http11", httpcore.patch, "httpcore"),
+    Hook("httpcore._sync.http2", httpcore.patch, "httpcore"),
+    Hook("httpcore._async.http2", httpcore.patch, "httpcore"),
+    Hook("httpcore2._sync.http11", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._async.http11", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._sync.http2", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._async.http2", httpcore.patch, "httpcore2"),
     Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
