@@ -16,7 +16,13 @@ from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, refusing, sanic, web_servers, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
-from otel_token_relay.threads import SHARED_WORKERS, patch_joblib, patch_pools, patch_shared_workers
+from otel_token_relay.threads import (
+    SHARED_WORKERS,
+    patch_finalizers,
+    patch_joblib,
+    patch_pools,
+    patch_shared_workers,
+)
 
 Patch = Callable[[ModuleType, Runtime, Patches], None]
 
@@ -111,6 +117,8 @@ CARRIER_HOOKS = (
     Hook("multiprocessing.pool", patch_pools, None),
     Hook("multiprocess.pool", patch_pools, "multiprocess"),
     Hook("joblib.parallel", patch_joblib, "joblib"),
+    Hook("asyncio.base_events", patch_finalizers, None),
+    Hook("uvloop", patch_finalizers, "uvloop"),
     *(Hook(module, patch_shared_workers, package) for module, (package, _) in SHARED_WORKERS.items()),
 )
 
