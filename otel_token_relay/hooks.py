@@ -9,14 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
+from otel_token_relay.clients import aiohttp, grpc, httpcore, httpx, tornado, urllib, urllib3
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import aiohttp as aiohttp_server
 from otel_token_relay.servers import asgi, refusing, sanic, web_servers, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
-from otel_token_relay.threads import SHARED_WORKERS, patch_joblib, patch_pools, patch_shared_workers
+from otel_token_relay.threads import (
+    SHARED_WORKERS,
+    patch_finalizers,
+    patch_joblib,
+    patch_pools,
+    patch_shared_workers,
+)
 
 Patch = Callable[[ModuleType, Runtime, Patches], None]
 
@@ -39,6 +45,14 @@ class Hook:
 CLIENT_HOOKS = (
     Hook("httpx", httpx.patch, "httpx"),
     Hook("httpx2", httpx.patch, "httpx2"),
+    Hook("httpcore._sync.http11", httpcore.patch, "httpcore"),
+    Hook("httpcore._async.http11", httpcore.patch, "httpcore"),
+    Hook("httpcore._sync.http2", httpcore.patch, "httpcore"),
+    Hook("httpcore._async.http2", httpcore.patch, "httpcore"),
+    Hook("httpcore2._sync.http11", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._async.http11", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._sync.http2", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._async.http2", httpcore.patch, "httpcore2"),
     Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
@@ -103,6 +117,8 @@ CARRIER_HOOKS = (
     Hook("multiprocessing.pool", patch_pools, None),
     Hook("multiprocess.pool", patch_pools, "multiprocess"),
     Hook("joblib.parallel", patch_joblib, "joblib"),
+    Hook("asyncio.base_events", patch_finalizers, None),
+    Hook("uvloop", patch_finalizers, "uvloop"),
     *(Hook(module, patch_shared_workers, package) for module, (package, _) in SHARED_WORKERS.items()),
 )
 

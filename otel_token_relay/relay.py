@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, overload
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -63,13 +63,35 @@ class Relay:
         """Relay no more tokens, not even through wrappers that can no longer be removed."""
         self.is_closed = True
 
+    @overload
     def decide(
         self,
         request: Request,
         target_of: Callable[[Request], Target],
         has_header: Callable[[Request, str], HasHeader],
         context: Context | None = None,
-    ) -> str | None:
+    ) -> str | None: ...
+
+    @overload
+    def decide(
+        self,
+        request: Request,
+        target_of: Callable[[Request], Target],
+        has_header: Callable[[Request, str], HasHeader],
+        context: Context | None = None,
+        *,
+        is_final: Literal[False],
+    ) -> Hop | None: ...
+
+    def decide(
+        self,
+        request: Request,
+        target_of: Callable[[Request], Target],
+        has_header: Callable[[Request, str], HasHeader],
+        context: Context | None = None,
+        *,
+        is_final: bool = True,
+    ) -> str | Hop | None:
         """Decide one hop and record the decision.
 
         Args:
@@ -78,9 +100,11 @@ class Relay:
             has_header: Returns whether the request already has the header with the given lower-case name,
                 ignoring case; ``"fixed"`` if it has one that the adapter cannot replace.
             context: The context that contains the token; ``None`` for the current context.
+            is_final: ``False`` if the request may still wait before it is sent, for example for a connection.
+                A decision to relay is then recorded by the returned `Hop`.
 
         Returns:
-            The header value to write, or ``None`` to leave the request unchanged.
+            The header value to write (or the `Hop`), or ``None`` to leave the request unchanged.
 
         Raises:
             TokenUnavailable: The destination requires a token, and none can be relayed.
@@ -110,6 +134,8 @@ class Relay:
             _logger.debug("cannot decide about a request, so it is sent without the token: %s", type(error).__name__)
             self._record(missing if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
+        if not is_final and reason is Reason.RELAYED and token is not None and destination is not None:
+            return Hop(self, token, destination, context)
         self._record(reason, context, None if destination is None else destination.pattern.host)
         if reason is Reason.RELAYED and token is not None:
             return self._prefix + token.reveal()
@@ -202,3 +228,69 @@ class Relay:
         if self.settings.require_verified and self.settings.verify == "off":
             return Decision(Reason.NOT_VERIFIED), destination
         return Decision(self._reason_of_destination(destination) or Reason.RELAYED), destination
+
+
+class Hop:
+    """A decision to relay that is made before the request waits, and is checked again when the request is sent.
+
+    It does not print its token, so it can accompany the request through a client library.
+
+    Attributes:
+        is_recorded: Whether the decision has been recorded.
+        replaced: For the adapter: the header lines that the token's header has replaced.
+    """
+
+    __slots__ = ("_context", "_destination", "_relay", "_token", "is_recorded", "replaced")
+
+    def __init__(self, relay: Relay, token: BearerToken, destination: Destination, context: Context) -> None:
+        self._relay = relay
+        self._token = token
+        self._destination = destination
+        self._context = context
+        self.is_recorded: bool = False
+        self.replaced: list[tuple[bytes, bytes]] | None = None
+
+    def __deepcopy__(self, memo: object) -> Hop:
+        return self
+
+    @property
+    def header(self) -> str:
+        """The name of the header to write, in lower case."""
+        return self._relay.header
+
+    def reveal(self) -> str:
+        """Return the header value to write."""
+        return self._relay._prefix + self._token.reveal()
+
+    def confirm(self) -> bool:
+        """Check the token again and record the decision. Call this once, when the request no longer waits.
+
+        A client that sends the request again on another connection calls this again: that is another hop.
+
+        Returns:
+            Whether the request may be sent with the token. Otherwise, it must be sent without the header.
+
+        Raises:
+            TokenUnavailable: The destination requires a token, and the token may no longer be sent.
+        """
+        relay = self._relay
+        if relay.is_closed:
+            self.is_recorded = True
+            return False
+        try:
+            reason = relay._reason_of_token(self._token)
+        except Exception as error:  # the application's request continues without the token
+            _logger.debug("cannot check a token again, so it is not sent: %s", type(error).__name__)
+            reason = Reason.NOT_VERIFIED
+        if reason is None:
+            self.record()
+            return True
+        self.record(reason)
+        if self._destination.required:
+            raise TokenUnavailable(reason, str(self._destination))
+        return False
+
+    def record(self, reason: Reason = Reason.RELAYED) -> None:
+        """Record the decision without checking the token again, because the request has been sent."""
+        self.is_recorded = True
+        self._relay._record(reason, self._context, self._destination.pattern.host)
