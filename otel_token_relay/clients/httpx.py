@@ -31,27 +31,38 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the transports of *module*, which is httpx or httpx2."""
     relay = runtime.relay
     headers_class, header = module.Headers, relay.settings.header
-    wanted, length = relay.header.encode("ascii"), len(relay.header)
+    line_name, wanted, length = header.encode("ascii"), relay.header.encode("ascii"), len(relay.header)
     replaces = relay.settings.on_conflict == "replace"
+    fast_class = headers_class if _has_plain_lines(headers_class) else None
     hooked: dict[Function, Function] = {}
 
     def has_header(call: tuple[Any, Any], _: str) -> bool:
-        # `in` would first decode every header to determine the encoding, which instrumentation's copy has not cached.
-        return wanted in [key.lower() for key, _ in call[1].headers.raw if len(key) == length]
+        headers = call[1].headers
+        if type(headers) is fast_class:
+            return wanted in [line[1] for line in headers._list]
+        # `in` would first decode every header to determine the encoding, which is rarely cached.
+        return wanted in [key.lower() for key, _ in headers.raw if len(key) == length]
 
     def with_header(request: Any, value: str) -> Any:
         # The library's own way of copying a request drops its stream. This copy shares everything but the headers,
         # so the transport reads the original body.
-        headers = headers_class(request.headers)
-        headers[header] = value
+        copy = shallow_copy(request)
+        if type(request.headers) is fast_class and not replaces:
+            copy.headers = headers = shallow_copy(request.headers)
+            headers._list = [*headers._list, (line_name, wanted, value.encode("ascii"))]
+        else:
+            copy.headers = _with_item(request.headers, value)
+        return copy
+
+    def _with_item(headers: Any, value: str) -> Any:
+        copy = headers_class(headers)
+        copy[header] = value
         try:
             # The copy lacks the encoding, which is set only after our header, because ours must be encoded as ASCII.
-            if (encoding := request.headers._encoding) is not None:
-                headers.encoding = encoding
+            if (encoding := headers._encoding) is not None:
+                copy.encoding = encoding
         except AttributeError:
             pass
-        copy = shallow_copy(request)
-        copy.headers = headers
         return copy
 
     def with_hop(request: Any, hop: Hop) -> Any:
@@ -145,6 +156,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
         if "_transport_for_url" in vars(client):  # private; without it, such transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
+
+
+def _has_plain_lines(headers_class: Any) -> bool:
+    """Return whether the class stores lines of the original name, the name in lower case, and the value."""
+    lines = getattr(headers_class({"Name": "value"}), "_list", None)
+    return lines == [(b"Name", b"name", b"value")]
 
 
 def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
-
+from otel_token_relay.otel import get_current
 from otel_token_relay.redaction.known_tokens import listen, tokens_in_context
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import FAILED, MASK
@@ -51,7 +50,7 @@ class RedactingFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
         """Let every record pass, with its tokens masked."""
         try:
-            known = tokens_in_context(otel_context.get_current())
+            known = tokens_in_context(get_current())
             changes = _changes(record, partial(self._find_scrubber().redact, known=known))
         except Exception:  # fail closed; the application continues
             changes = _wiped(record)

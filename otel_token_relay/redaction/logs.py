@@ -11,9 +11,8 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
-from opentelemetry import context as otel_context
-
 from otel_token_relay.copying import shallow_copy, with_changes
+from otel_token_relay.otel import get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DEFERRED, deferred_class
 from otel_token_relay.redaction.known_tokens import tokens_in_context, with_later_tokens
@@ -73,7 +72,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 def tokens_of_record(record: Any) -> KnownTokens:
     """Return a log record's known tokens: those of the context in which it was written, and those of its trace."""
-    return tokens_in_context(record.context or otel_context.get_current(), record.trace_id)
+    return tokens_in_context(record.context or get_current(), record.trace_id)
 
 
 def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from opentelemetry.context import get_current
-
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.copying import shallow_copy, with_changes
+from otel_token_relay.otel import get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
 from otel_token_relay.redaction.known_tokens import hold_token, tokens_of_span, with_later_tokens
