@@ -44,6 +44,7 @@ class Decision:
         return _SENT.get(self.reason, "withheld")
 
 
+_CLIENT: Final = trace.SpanKind.CLIENT
 _SPAN_ATTRIBUTES: Final = {
     reason: {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value} for reason in Reason
 }
@@ -70,7 +71,7 @@ class DecisionRecorder:
             if real is not None and type(real) is not metrics.NoOpCounter:
                 return True
             span: Any = context.get(SPAN_KEY)
-            if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
+            if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 return True
             return _logger.isEnabledFor(logging.DEBUG)
         except Exception:  # `record` logs the error
@@ -89,7 +90,7 @@ class DecisionRecorder:
         try:
             span: Any = context.get(SPAN_KEY)
             # A span of another kind belongs to the whole request, which can have many hops.
-            if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
+            if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 span.set_attributes(_SPAN_ATTRIBUTES[reason])
             counter = self._counter.created or self._counter.create()
             counter.add(1, self._attributes.get((reason, address)) or self._build_attributes(reason, address))

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Literal, TypeVar, overload
 
-from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay import context as binding
@@ -20,7 +19,7 @@ from otel_token_relay.decisions import Decision, DecisionRecorder
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.origin import Origin, Target
-from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, is_suppressed
+from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, get_current, is_suppressed
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
@@ -111,7 +110,7 @@ class Relay:
         """
         if self.is_closed:
             return None
-        current = otel_context.get_current()
+        current = get_current()
         # This check comes first, and does not call `is_suppressed`, because it runs at every hop.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
