@@ -17,6 +17,7 @@ from tools.suites import (
     Outcome,
     Suite,
     compare,
+    constraints,
     counts_of,
     read_configuration,
     read_outcomes,
@@ -137,6 +138,16 @@ def test_pins_are_read_from_a_requirements_file() -> None:
     text = "# comment\nflask==3.1.3 \\\n    --hash=sha256:00\ncolorama==0.4.6 ; sys_platform == 'win32'\n"
 
     assert read_pins(text) == {"flask": "3.1.3", "colorama": "0.4.6"}
+
+
+def test_a_required_version_overrides_the_pin() -> None:
+    """A suite may need an older release of a distribution than the rest of the project."""
+    pins = {"flask": "3.1.3", "pytest": "9.2.0", "rich": "15.0.0", "trio": "0.34.0"}
+
+    assert constraints(pins, ["flask[async]==3.1.2", "pytest<9", "trio", "pytest-timeout"]) == [
+        "rich==15.0.0",
+        "trio==0.34.0",
+    ]
 
 
 def test_counts_name_every_outcome() -> None:
