@@ -19,6 +19,7 @@ from tools.suites import (
     compare,
     constraints,
     counts_of,
+    describe,
     read_configuration,
     read_outcomes,
     read_pins,
@@ -93,10 +94,29 @@ def test_addresses_in_the_names_of_tests_are_ignored() -> None:
 )
 def test_an_entry_is_about_the_tests_that_it_names(suite: str, mode: str, test: str, is_expected: bool) -> None:
     """In the name of the test, only the asterisk is special, so that brackets of parameters need no escape."""
-    entry = Expected("flask", "tests/test_a.py::test_b[*]", "It compares all headers.", ("bound",))
+    entry = Expected(
+        "flask", ("tests/test_z.py::*", "tests/test_a.py::test_b[*]"), "It compares all headers.", ("bound",)
+    )
     found = reason_for([entry], suite, mode, Difference(test, "passed", "failed", ""))
 
     assert found is (entry if is_expected else None)
+
+
+def test_expected_differences_take_one_line_per_entry() -> None:
+    """Only what is unexpected is listed test by test, with the error."""
+    entry = Expected("flask", ("tests/test_a.py::*",), "It compares all headers.", ("bound",))
+    reasons = {
+        Difference("tests/test_a.py::a", "passed", "failed", "headers differ"): entry,
+        Difference("tests/test_a.py::b", "passed", "failed", "headers differ"): entry,
+        Difference("tests/test_b.py::a", "passed", "failed", "KeyError: 'a'"): None,
+        Difference("tests/test_b.py::b", "passed", "failed", ""): None,
+    }
+
+    assert list(describe(reasons, {"tests/test_b.py::a"})) == [
+        "    expected    2 of tests/test_a.py::*: It compares all headers.",
+        "    UNEXPECTED  tests/test_b.py::a: passed → failed (KeyError: 'a')",
+        "    unstable    tests/test_b.py::b: passed → failed",
+    ]
 
 
 def test_suites_and_expected_differences_are_read() -> None:
@@ -109,21 +129,21 @@ def test_suites_and_expected_differences_are_read() -> None:
 
         [[expected]]
         suite = "flask"
-        test = "tests/test_a.py::*"
+        tests = ["tests/test_a.py::*"]
         reason = "It compares all headers."
         """
     )
 
     assert suites == {"flask": Suite(name="flask", requires=("asgiref",))}
-    assert expected == [Expected("flask", "tests/test_a.py::*", "It compares all headers.", ("listed", "bound"))]
+    assert expected == [Expected("flask", ("tests/test_a.py::*",), "It compares all headers.", ("listed", "bound"))]
 
 
 @pytest.mark.parametrize(
     "text",
     [
         pytest.param('[[suite]]\nname = "flask"\nrequire = []', id="unknown key of a suite"),
-        pytest.param('[[expected]]\nsuite = "flask"\ntest = "*"\nreason = "…"', id="unknown suite"),
-        pytest.param('[[suite]]\nname = "flask"\n[[expected]]\nsuite = "flask"\ntest = "*"', id="no reason"),
+        pytest.param('[[expected]]\nsuite = "flask"\ntests = ["*"]\nreason = "…"', id="unknown suite"),
+        pytest.param('[[suite]]\nname = "flask"\n[[expected]]\nsuite = "flask"\ntests = ["*"]', id="no reason"),
         pytest.param("[[suites]]\nname = 'flask'", id="unknown table"),
     ],
 )
@@ -201,6 +221,8 @@ def test_the_mode_lists_every_host() -> None:
 def test_the_page_lists_every_expected_difference() -> None:
     """The page has a row for each entry, with the same reason."""
     _, expected = read_configuration(CONFIGURATION.read_text(encoding="utf-8"))
-    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| ([a-z, ]+) \| (.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([^`]+)` \| (`.+`) \| ([a-z, ]+) \| (.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
 
-    assert rows == [(one.suite, one.test, ", ".join(one.modes), one.reason) for one in expected]
+    assert rows == [
+        (one.suite, ", ".join(f"`{test}`" for test in one.tests), ", ".join(one.modes), one.reason) for one in expected
+    ]

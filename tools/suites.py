@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,19 +64,19 @@ class Expected:
 
     Attributes:
         suite: The name of the suite.
-        test: The name of the test, in which ``*`` is any text.
+        tests: The names of the tests, in which ``*`` is any text.
         reason: One sentence.
         modes: The modes in which the outcome differs.
     """
 
     suite: str
-    test: str
+    tests: tuple[str, ...]
     reason: str
     modes: tuple[str, ...] = ("listed", "bound")
 
     def matches(self, suite: str, mode: str, test: str) -> bool:
         """Return whether this entry is about the test."""
-        pattern = ".*".join(map(re.escape, self.test.split("*")))
+        pattern = "|".join(".*".join(map(re.escape, one.split("*"))) for one in self.tests)
         return suite == self.suite and mode in self.modes and re.fullmatch(pattern, test) is not None
 
 
@@ -324,6 +324,15 @@ def counts_of(outcomes: Mapping[str, Outcome]) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
 
 
+def describe(reasons: Mapping[Difference, Expected | None], repeated: Collection[str]) -> Iterator[str]:
+    """Yield a line for each entry that applies, with the number of its tests, and one for each other difference."""
+    for entry, count in Counter(entry for entry in reasons.values() if entry is not None).items():
+        yield f"    expected    {count} of {', '.join(entry.tests)}: {entry.reason}"
+    for one, reason in reasons.items():
+        if reason is None:
+            yield f"    {'UNEXPECTED' if one.test in repeated else 'unstable':10}  {one}"
+
+
 def check(
     suite: Suite, modes: Sequence[str], expected: Sequence[Expected], pins: Mapping[str, str], wheel: Path
 ) -> bool:
@@ -348,16 +357,12 @@ def check(
         unexpected = [one for one, entry in reasons.items() if entry is None]
         repeated = differs_again(unexpected, suite, mode, source, python, home) if unexpected else set()
         print(f"  {mode:7} {len(reasons)} tests differ, {len(repeated)} of them unexpectedly", flush=True)
-        for one, entry in reasons.items():
-            if entry is not None:
-                print(f"    expected    {one}\n                {entry.reason}")
-                used.add(entry)
-            else:
-                print(f"    {'UNEXPECTED' if one.test in repeated else 'unstable':10}  {one}")
+        print(*describe(reasons, repeated), sep="\n", end="\n" * bool(reasons), flush=True)
+        used |= {entry for entry in reasons.values() if entry is not None}
         is_clean = is_clean and not repeated
     for entry in expected:
         if entry.suite == suite.name and entry not in used and set(entry.modes) & set(modes):
-            print(f"  no test differs as expected in suites.toml: {entry.test}")
+            print(f"  no test differs as expected in suites.toml: {', '.join(entry.tests)}")
     return is_clean
 
 
