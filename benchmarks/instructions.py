@@ -66,6 +66,9 @@ class Program:
     mode: str
     anonymous: bool
 
+    def __str__(self) -> str:
+        return f"{self.stack}, {self.mode}{', anonymous' if self.anonymous else ''}"
+
     def command(self, count: int) -> list[str]:
         """Return the command line that serves *count* requests."""
         flags = ["--anonymous"] if self.anonymous else []
@@ -193,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for program, count in zip(wanted, pool.map(lambda one: instructions_of(one, counter), wanted), strict=True):
                 counts[program] = count
-                print(f"counted {' '.join(program.command(MANY)[3:])}", file=sys.stderr)
+                print(f"{program}: {count / 1000:,.1f} thousand instructions", file=sys.stderr, flush=True)
         except CannotCount as error:
             pool.shutdown(cancel_futures=True)
             print(error, file=sys.stderr)
