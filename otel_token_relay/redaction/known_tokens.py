@@ -216,9 +216,10 @@ def _add(values: dict[str, None], value: str, limit: int) -> bool:
         values.pop(value, None)
     values[value] = None
     if len(values) > limit:
-        # If a finalizer binds a token at this moment, one value too few is dropped.
-        with contextlib.suppress(RuntimeError):
+        try:  # noqa: SIM105  # `suppress` costs more than the rest of this function
             values.pop(next(iter(values)), None)
+        except RuntimeError:  # a finalizer has bound a token at this moment: one value too few is dropped
+            pass
     return is_new
 
 
@@ -291,15 +292,20 @@ def note_start(span: Any, context: Context | None) -> None:
         hold_token(span, token)
 
 
-def hold_token(span: Any, token: BearerToken) -> None:
-    """Store a token in an SDK span that is starting, and in the span's trace if the token is lasting."""
-    value = token.reveal()
+def hold_token(span: Any, token: Any) -> None:
+    """Store a `BearerToken` in an SDK span that is starting, and in the span's trace if the token is lasting."""
     trace_id = span._context.trace_id
     known = REMEMBERED.recent_traces.get(trace_id)
+    # Nearly always: the token's request is being served, and its trace has only this token. This runs for each span,
+    # so it does without calls. Sharing the object speeds up the comparison in `tokens_of_span`.
+    lease = token.lease
+    if known is not None and known.values == (token._value,) and (lease is None or lease._deadline == _NO_DEADLINE):
+        span._token_relay_known = known
+        return
+    value = token.reveal()
     if known is None or value not in known.values:
         known = REMEMBERED.remember(trace_id, value) if REMEMBERED.is_lasting(token) else known_from_one(value)
     if _is_own(token):
-        # The trace nearly always has only this token. Sharing the object speeds up the comparison in `tokens_of_span`.
         span._token_relay_known = known if len(known.values) == 1 else known_from_one(value)
 
 
@@ -315,7 +321,7 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     if held is None:
         if token is None and known is None and not REMEMBERED.may_be_old(trace_id):
             return REMEMBERED.of_thread()  # nearly always, if the request has no token
-    elif held is known and (token is None or token.reveal() in held.values):
+    elif held is known and (token is None or token._value in held.values):
         return held  # nearly always, if the request has a token
     found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
     return REMEMBERED.of_thread() if found is NOTHING else found
