@@ -70,9 +70,8 @@ class Application:
 
 
 @pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
+def _clean() -> None:
     apps.kept.clear()
-    yield
 
 
 def call(app: Any, *scopes: Scope) -> list[Any]:

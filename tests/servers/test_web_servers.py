@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -14,6 +17,9 @@ from itertools import count
 import httpx
 import pytest
 
+from otel_token_relay import install
+from otel_token_relay.installation import hook_states
+from tests.support.enforcement import settings_for
 from tests.support.issuers import Issuer, wait_until
 from tests.support.tokens import AUDIENCE, claims, make_token
 from tests.support.unknown_servers import (
@@ -85,7 +91,7 @@ class Caller:
 
 
 @pytest.mark.parametrize("configuration", ROWS)
-def test_a_server_covers_whatever_it_serves(configuration: Configuration, issuer: Issuer, listed: Destination) -> None:
+def test_a_server_covers_every_application(configuration: Configuration, issuer: Issuer, listed: Destination) -> None:
     """Every application gets its own caller's token, until the response ends, and no unverified request."""
     environ = {
         "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
@@ -161,3 +167,21 @@ def check_websockets(caller: Caller, listed: Destination) -> None:
         for number in ("socket-1", "socket-2"):
             socket.send(number)
             assert socket.recv(TIMEOUT_SECONDS) == token
+
+
+def test_a_server_whose_attribute_was_renamed_is_reported(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says that its requests are not verified, and the state names the attribute."""
+    module = types.ModuleType("daphne.server")
+    module.Server = type("Server", (), {"__init__": lambda self, app: setattr(self, "app", app)})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "daphne.server", module)
+
+    install(settings_for(issuer))
+
+    assert hook_states()["daphne.server"] == "AttributeError: Server has no application"
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert messages == [
+        "token relay cannot hook daphne.server, which is left unchanged: Server has no application",
+        "token relay: requests to daphne.server servers are NOT verified",
+    ]

@@ -147,7 +147,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "granian asgi, threads": _asgi(
         f"{_GRANIAN} asgi {APPS}:asgi_app --runtime-mode mt --runtime-threads 2 --access-log", "granian"
     ),
-    "granian HTTP/2": _asgi(f"{_GRANIAN} asginl {APPS}:asgi_app --http 2", "granian", "h2", is_http2=True),
+    # It then serves no WebSockets, whose handshake is a request of HTTP/1.1.
+    "granian HTTP/2": Configuration(f"{_GRANIAN} asginl {APPS}:asgi_app --http 2", ("granian", "h2"), is_http2=True),
     "granian wsgi": Configuration(f"{_GRANIAN} wsgi {APPS}:wsgi_app --blocking-threads 8 --workers 2", ("granian",)),
     "granian rsgi": _asgi(f"{_GRANIAN} rsgi {APPS}:rsgi_app --workers 2", "granian", is_short=True),
     "granian in code": _in_code("granian", "granian", has_sockets=True),
