@@ -6,7 +6,7 @@ import importlib.util
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -218,10 +218,12 @@ def running(command: list[str], port: int, environ: Mapping[str, str]) -> Iterat
 
 
 @contextmanager
-def unknown_server(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[tuple[str, Service]]:
-    """Run a configuration under ``opentelemetry-instrument``. Yield its host and port, and its process."""
+def unknown_server(
+    configuration: Configuration, environ: Mapping[str, str], *, launcher: Sequence[str] = INSTRUMENT
+) -> Iterator[tuple[str, Service]]:
+    """Run a configuration, by default under ``opentelemetry-instrument``. Yield its host and port, and its process."""
     skip_without(*configuration.needs)
     port = unused_port()
-    command = [*INSTRUMENT, *configuration.arguments(port)]
+    command = [*launcher, *configuration.arguments(port)]
     with running(command, port, RELAY | dict(configuration.environ) | dict(environ)) as process:
         yield f"127.0.0.1:{port}", process
