@@ -93,5 +93,4 @@ async def _respond(request: Any, error_response: ErrorResponse) -> None:
     # Not `request.respond`, which runs the application's response middleware.
     response: Any = HTTPResponse(status=error_response.status, headers=dict(error_response.headers))
     response = request.stream.respond(response)
-    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
-    await response.send(None if request.method == "HEAD" else error_response.body, end_stream=True)
+    await response.send(error_response.body, end_stream=True)  # Sanic sends no body in response to HEAD

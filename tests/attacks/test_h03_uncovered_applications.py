@@ -1,4 +1,4 @@
-"""h03: whatever a server serves is verified, not only what is an application of a known framework."""
+"""h03: every request is verified, even if its application is not one of a known framework."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from opentelemetry.context import Context, get_current
 
 from otel_token_relay import Settings, current_token, install, uninstall
 from otel_token_relay.servers.rsgi import EnclosedApp
@@ -80,7 +81,10 @@ def call(app: Any, *scopes: Scope) -> list[Any]:
 
     async def serve() -> None:
         for scope in scopes:
-            await app(scope, protocol)
+            try:
+                await app(scope, protocol)
+            finally:
+                assert get_current() == Context(), "a context is still attached"
 
     asyncio.run(serve())
     return protocol.sent

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -23,11 +23,13 @@ pytestmark = pytest.mark.usefixtures("forget")
 
 A, B = "token-of-a", "token-of-b"
 called: list[str] = []
+signaled: list[str] = []
 
 
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
     called.clear()
+    signaled.clear()
     apps.kept.clear()
     sanic.Sanic._app_registry.clear()
     yield
@@ -53,6 +55,10 @@ def create_app() -> Any:
         called.append(f"error handler, {apps.seen()}")
         return sanic.text("from the error handler", 500)
 
+    @app.signal("http.lifecycle.request")
+    async def on_signal(request: Any) -> None:
+        signaled.append(apps.seen())
+
     @app.route("/token", methods=["GET", "POST", "HEAD"], ignore_body=False)
     async def token(request: Any) -> Any:
         called.append("handler")
@@ -72,7 +78,7 @@ def create_app() -> Any:
 
     @app.get("/peek")
     async def peek(request: Any) -> Any:
-        return sanic.text(apps.report())
+        return sanic.text(apps.peek())
 
     return app
 
@@ -106,24 +112,30 @@ def serving() -> Iterator[int]:
 def test_each_request_of_a_connection_has_its_own_token_until_it_ends() -> None:
     """Handlers, streams and error handlers see the token of their request or none."""
     install(Settings())
-    with serving() as port:
-        client = Client(port)
+    with serving() as port, closing(Client(port)) as client:
         for user in (A, None, B, None):
             assert client.call("/token", user).text == (user or NONE)
             assert client.call("/stream", user).text.split() == [user or NONE] * 3
             assert client.call("/boom", user).status == 500
         wait_until(lambda: all(entry[0] == NONE for entry in json.loads(client.call("/peek").text)))
-        client.close()
 
     assert [entry for entry in called if entry.startswith("error")] == [
         f"error handler, {user}" for user in (A, NONE, B, NONE)
     ]
 
 
+def test_what_precedes_the_next_request_of_a_connection_has_no_token() -> None:
+    """Sanic serves a connection in one task, and sends its own signals there, before a request reaches the boundary."""
+    install(Settings(linger=60))
+    with serving() as port, closing(Client(port)) as client:
+        assert [client.call("/token", user).text for user in (A, None, B)] == [A, NONE, B]
+
+    assert signaled == [NONE] * 3
+
+
 def test_the_boundary_follows_install_and_uninstall_while_the_server_runs() -> None:
     """An open connection and a new one are treated alike."""
-    with serving() as port:
-        client = Client(port)
+    with serving() as port, closing(Client(port)) as client:
         assert client.call("/token", A).text == NONE
         install(Settings())
         assert (client.call("/token", A).text, get(port, "/token", A).text) == (A, A)
@@ -131,20 +143,17 @@ def test_the_boundary_follows_install_and_uninstall_while_the_server_runs() -> N
         assert client.call("/token", A, headers=[("X-Token", B)]).text == B
         uninstall()
         assert (client.call("/token", A).text, get(port, "/token", A).text) == (NONE, NONE)
-        client.close()
 
 
 def test_a_refused_request_runs_no_code_of_the_application(issuer: Issuer) -> None:
     """Neither handlers nor middleware run, and the connection serves the next request."""
     install(settings_for(issuer))
     token = bearer(issuer).decode().removeprefix(" Bearer ")
-    with serving() as port:
-        client = Client(port)
+    with serving() as port, closing(Client(port)) as client:
         refused = [client.call("/token"), client.call("/token", "forged"), client.call("/nowhere")]
         refused.append(client.call("/token", method="POST", body=b"x" * 100_000))
         assert called == []
         served = client.call("/token", token)
-        client.close()
 
     assert [response.status for response in refused] == [401] * 4
     assert {response.headers["www-authenticate"].split()[0] for response in refused} == {"Bearer"}
@@ -155,10 +164,8 @@ def test_a_refused_request_runs_no_code_of_the_application(issuer: Issuer) -> No
 def test_the_response_to_a_rejected_head_request_has_no_body(issuer: Issuer) -> None:
     """It has the headers of the response to a GET request, and the connection serves the next request."""
     install(settings_for(issuer))
-    with serving() as port:
-        client = Client(port)
+    with serving() as port, closing(Client(port)) as client:
         head, following = client.call("/token", method="HEAD"), client.call("/token")
-        client.close()
 
     assert (head.status, head.text) == (following.status, "") == (401, "")
     assert head.headers["content-length"] == following.headers["content-length"] == str(len(following.text))

@@ -16,7 +16,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -226,7 +226,7 @@ SHORT_LATE = ("uvicorn",)
 def test_an_application_that_installs_the_package_itself_is_covered(
     issuer: Issuer, listed: Destination, name: str
 ) -> None:
-    """The server is imported before, and is loading the application by its name. There is no launcher."""
+    """The server is imported before, and is loading the application by its name. It is not started by the launcher."""
     configuration = CONFIGURATIONS[LATE[name]]
     late = replace(configuration, command=configuration.command.replace(APPS, "tests.support.late_apps"))
     with unknown_server(late, variables(issuer, listed), launcher=()) as (host, process):
@@ -356,11 +356,10 @@ def test_a_running_server_follows_the_settings_in_force(issuer: Issuer, name: st
     """New connections do, and those that were accepted while the package was installed."""
     token = make_token(claims(issuer.url))
     both = [("X-Token", "token-of-b")]
-    with RUNNING[name]() as port:
+    with RUNNING[name]() as port, closing(Client(port)) as kept:
         assert get(port, "/token", token).text == NONE
         install(Settings())
         assert get(port, "/token", token).text == token
-        kept = Client(port)
         assert kept.call("/token", token).text == token
         install(settings_for(issuer))
         assert [kept.call("/token").status, get(port, "/token").status] == [401, 401]
@@ -374,4 +373,3 @@ def test_a_running_server_follows_the_settings_in_force(issuer: Issuer, name: st
         assert kept.call("/token").status == (200 if name == "tornado callback" else 401)
         assert [kept.call("/token").status, get(port, "/token").status] == [401, 401]
         assert kept.call("/token", token).text == get(port, "/token", token).text == token
-        kept.close()

@@ -345,7 +345,7 @@ IN_CODE: dict[str, Callable[[int], None]] = {
     "tornado-wsgi-threads": _tornado(_tornado_wsgi),
 }
 
-# For Django's runserver, which serves the callable that WSGI_APPLICATION names, whatever it is.
+# For Django's runserver, which serves any callable that WSGI_APPLICATION names.
 DEBUG = True
 SECRET_KEY = "only for tests"
 ALLOWED_HOSTS = ["*"]
