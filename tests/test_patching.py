@@ -189,3 +189,181 @@ def test_a_method_that_does_not_exist_cannot_be_overridden() -> None:
     """The hook fails, and the class is not changed."""
     with pytest.raises(AttributeError):
         Patches().override(Target, "other", add("ours"))
+
+
+def slotted():
+    """Return a class of servers whose attribute is a slot."""
+
+    class Slotted:
+        __slots__ = ("app",)
+
+        def __init__(self, app=None):
+            self.app = app
+
+    return Slotted
+
+
+def defaulted():
+    """Return a class of servers that has a default application."""
+
+    class Defaulted:
+        app = "default"
+
+        def configure(self, app):
+            self.app = app
+
+    return Defaulted
+
+
+def plain():
+    """Return a class of servers whose attribute is stored in the instance only."""
+
+    class Plain:
+        def __init__(self, app=None):
+            self.app = app
+
+    return Plain
+
+
+@pytest.fixture(params=[slotted, defaulted, plain], ids=lambda shape: shape.__name__)
+def server(request):
+    """A class whose methods assign an application."""
+    return request.param()
+
+
+def enclose(value):
+    """Return what a server is shown instead of its application."""
+    return f"enclosed {value}"
+
+
+def with_app(server, app):
+    """Return an instance that has the application."""
+    instance = server()
+    instance.app = app
+    return instance
+
+
+def test_an_attribute_shows_the_enclosed_value_however_it_is_assigned(server) -> None:
+    """Existing instances, new ones and later assignments show it. Values of `None` are not enclosed."""
+    existing, patches = with_app(server, "first"), Patches()
+
+    patches.wrap_attribute(server, "app", enclose)
+
+    assert existing.app == "enclosed first"
+    existing.app = "second"
+    assert (existing.app, existing.app) == ("enclosed second", "enclosed second")
+    setattr(existing, "app", "third")  # noqa: B010
+    assert existing.app == "enclosed third"
+    new = with_app(server, "fourth")
+    assert (new.app, existing.app, new.app) == ("enclosed fourth", "enclosed third", "enclosed fourth")
+    new.app = None
+    assert new.app is None
+
+
+def test_the_same_value_is_enclosed_in_the_same_object(server) -> None:
+    """Enclosing costs nothing at the next request, and comparisons of what is shown stay true."""
+    count = []
+    app = object()
+    one, other = with_app(server, app), with_app(server, app)
+    Patches().wrap_attribute(server, "app", lambda value: count.append(value) or [value])
+
+    assert one.app is one.app is other.app
+    assert count == [app]
+
+
+def test_undo_restores_the_class_and_its_instances_exactly(server) -> None:
+    """The instances have the values that were last assigned, and the class has its own attribute again or none."""
+    before = dict(vars(server))
+    existing, patches = with_app(server, "first"), Patches()
+    patches.wrap_attribute(server, "app", enclose)
+    new = with_app(server, "second")
+    existing.app = "third"
+
+    patches.undo()
+    patches.undo()
+
+    assert dict(vars(server)) == before
+    assert (existing.app, new.app) == ("third", "second")
+    existing.app = "fourth"
+    assert existing.app == "fourth"
+
+
+def test_an_attribute_can_be_deleted(server) -> None:
+    """It then shows the default of the class, or is missing, as before."""
+    instance = with_app(server, "first")
+    Patches().wrap_attribute(server, "app", enclose)
+
+    del instance.app
+
+    if server.__name__ == "Defaulted":
+        assert instance.app == "enclosed default"
+    else:
+        with pytest.raises(AttributeError, match="app"):
+            _ = instance.app
+        assert not hasattr(instance, "app")
+    with pytest.raises(AttributeError, match="app"):
+        del instance.app
+
+
+def test_the_class_shows_what_it_showed_before() -> None:
+    """A default value is not enclosed until an instance is asked for it."""
+    Patches().wrap_attribute(server := defaulted(), "app", enclose)
+
+    assert server.app == "default"
+    assert server().app == "enclosed default"
+
+
+def test_an_instance_that_is_not_ready_shows_its_value(server) -> None:
+    """While it loads, the attribute may be something else than the application."""
+    ready = []
+    instance = with_app(server, "factory")
+    Patches().wrap_attribute(server, "app", enclose, lambda asked: ready)
+
+    assert instance.app == "factory"
+    ready.append(instance)
+    assert instance.app == "enclosed factory"
+
+
+def test_subclasses_show_the_enclosed_value(server) -> None:
+    """Also those that are defined later, and those with slots of their own."""
+    early = type("Early", (server,), {})
+    Patches().wrap_attribute(server, "app", enclose)
+    late = type("Late", (server,), {"__slots__": ("more",)})
+
+    assert (with_app(early, "first").app, with_app(late, "second").app) == ("enclosed first", "enclosed second")
+
+
+def test_an_inherited_slot_or_default_is_stored_where_it_was(server) -> None:
+    """The hook is for the subclass. Instances of the base class show their own values."""
+    child, patches = type("Child", (server,), {}), Patches()
+    existing = with_app(child, "first")
+    patches.wrap_attribute(child, "app", enclose)
+    new = with_app(child, "second")
+
+    assert (existing.app, new.app) == ("enclosed first", "enclosed second")
+    assert with_app(server, "third").app == "third"
+    patches.undo()
+    assert (existing.app, new.app) == ("first", "second")
+    assert "app" not in vars(child)
+
+
+def test_a_class_without_such_an_attribute_cannot_be_patched(server) -> None:
+    """Otherwise, a later release of a server that has renamed it would be served without a boundary."""
+    before = dict(vars(server))
+
+    with pytest.raises(AttributeError, match=f"{server.__qualname__} has no application"):
+        Patches().wrap_attribute(server, "application", enclose)
+
+    assert dict(vars(server)) == before
+
+
+def test_undo_leaves_an_attribute_that_another_library_has_replaced(server) -> None:
+    """It may enclose ours, which then does nothing."""
+    patches = Patches()
+    patches.wrap_attribute(server, "app", enclose)
+    theirs = property(lambda self: "theirs")
+    server.app = theirs
+
+    patches.undo()
+
+    assert vars(server)["app"] is theirs

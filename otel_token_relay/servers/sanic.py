@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any
@@ -10,8 +11,10 @@ from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import ErrorResponse, RequestPath
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.otel import attach, detach
-from otel_token_relay.patching import Patches
+from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms
+
+_logger = logging.getLogger("otel_token_relay")
 
 Handler = Callable[[Any], Awaitable[None]]
 
@@ -25,6 +28,28 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     # A subclass with slots has its own attribute.
     for name in ("HttpProtocol", "Http3Protocol"):
         patches.wrap_attribute(getattr(module, name), "request_handler", _enclose)
+    # Outside the handler, this runs middleware and error handlers of the application: for a request that cannot be
+    # parsed, and for one that was canceled before it was accepted.
+    patches.wrap(module.HttpProtocol.HTTP_CLASS, "error_response", _build_error_response, ("self", "exception"))
+    from sanic.http import http3  # the module has imported it
+
+    patches.wrap(http3.HTTPReceiver, "error_response", _build_error_response, ("self", "exception"))
+
+
+def _build_error_response(original: Function) -> Function:
+    async def error_response(self: Any, exception: Exception) -> None:
+        installed = in_force.installed
+        stage = type(self.stage)
+        if installed is None or self.stage not in (stage.REQUEST, stage.HANDLER):  # nothing can be sent
+            await original(self, exception)
+            return
+        if self.stage is stage.REQUEST:
+            self.stage, self.keep_alive = stage.HANDLER, False  # as the original does
+        if self.request is None:
+            self.create_empty_request()
+        await serve(lambda request: original(self, exception), self.request, installed.terms)
+
+    return error_response
 
 
 def _enclose(handler: Handler) -> Handler:
@@ -43,8 +68,7 @@ async def serve(handler: Handler, request: Any, terms: Terms) -> None:
     boundary = Boundary.of(lambda name: request.headers.getall(name, []), terms.settings)
     attached = attach(boundary.context())
     try:
-        # Sanic routes by this path.
-        error_response = await boundary.check_async(terms.authenticator, RequestPath(request.path, request.path))
+        error_response = await _check(boundary, request, terms)
         if error_response is None:
             await handler(request)
         else:
@@ -54,11 +78,19 @@ async def serve(handler: Handler, request: Any, terms: Terms) -> None:
         detach(attached)
 
 
+async def _check(boundary: Boundary, request: Any, terms: Terms) -> ErrorResponse | None:
+    try:
+        # Sanic routes by this path.
+        return await boundary.check_async(terms.authenticator, RequestPath(request.path, request.path))
+    except Exception as error:  # Sanic would call the application's error handlers
+        _logger.error("an authenticator raised %s", type(error).__name__)
+        return ErrorResponse.build(503, "temporarily_unavailable")
+
+
 async def _respond(request: Any, error_response: ErrorResponse) -> None:
     from sanic.response import HTTPResponse
 
     # Not `request.respond`, which runs the application's response middleware.
     response: Any = HTTPResponse(status=error_response.status, headers=dict(error_response.headers))
     response = request.stream.respond(response)
-    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
-    await response.send(None if request.method == "HEAD" else error_response.body, end_stream=True)
+    await response.send(error_response.body, end_stream=True)  # Sanic sends no body in response to HEAD

@@ -15,12 +15,13 @@ from http import HTTPStatus
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.credentials import locate
 from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.runtime import Runtime, Terms
+from otel_token_relay.runtime import Runtime
 
 _logger = logging.getLogger("otel_token_relay")
 # Tornado's applications write their access log themselves.
@@ -32,10 +33,7 @@ def patch_server(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
     def build(original: Function) -> Function:
         def start_request(self: Any, server_conn: Any, request_conn: Any) -> Any:
-            delegate = original(self, server_conn, request_conn)
-            if runtime.relay.is_closed:
-                return delegate
-            return _EnclosedDelegate(delegate, request_conn, runtime.terms)
+            return _EnclosedDelegate(original(self, server_conn, request_conn), request_conn)
 
         return start_request
 
@@ -43,28 +41,33 @@ def patch_server(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 class _EnclosedDelegate:
-    """What receives one request, inside the request's boundary.
+    """The delegate that receives one request, inside the request's boundary.
 
     The context is kept from step to step, because instrumentation attaches its span in the first step.
     """
 
-    def __init__(self, delegate: Any, connection: Any, terms: Terms) -> None:
+    def __init__(self, delegate: Any, connection: Any) -> None:
         self._delegate = delegate
         self._connection = connection
-        self._terms = terms
         self._start_line: Any = None
         self._error_response: ErrorResponse | None = ErrorResponse.build(503, "temporarily_unavailable")
 
     async def headers_received(self, start_line: Any, headers: Any) -> None:
+        # Not in `start_request`, which is called when the connection begins to wait for its next request.
+        installed = in_force.installed
+        if installed is None:
+            self._error_response, self._context = None, get_current()
+            await self._run(self._delegate.headers_received, start_line, headers)
+            return
         self._start_line = start_line
-        boundary = Boundary.of(headers.get_list, self._terms.settings)
+        boundary = Boundary.of(headers.get_list, installed.terms.settings)
         vars(self._connection)[BOUNDARY_KEY] = boundary
         self._connection._finish_future.add_done_callback(lambda _: self._finished())
         self._context = boundary.context()
         # The raw path is checked, because Tornado routes by it.
         path = start_line.path.partition("?")[0]
         try:
-            self._error_response = await boundary.check_async(self._terms.authenticator, RequestPath(path, path))
+            self._error_response = await boundary.check_async(installed.terms.authenticator, RequestPath(path, path))
         except Exception as error:  # the request was not accepted, and gets the response 503
             _logger.error("an authenticator raised %s", type(error).__name__)
         if self._error_response is None:

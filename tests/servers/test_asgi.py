@@ -9,11 +9,15 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware, asgi_getter
 
-from otel_token_relay import Settings, install, uninstall, use_token
+from otel_token_relay import Settings, TokenRelayPropagator, current_token, install, uninstall, use_token
 from otel_token_relay import credentials as door
-from otel_token_relay.servers.asgi import TokenRelayMiddleware
+from otel_token_relay.boundary import BOUNDARY_KEY
+from otel_token_relay.patching import Patches
+from otel_token_relay.runtime import Runtime
+from otel_token_relay.servers import asgi
+from otel_token_relay.servers.asgi import EnclosedApp, TokenRelayMiddleware, patch
 from tests.support import apps
 from tests.support.apps import NONE
 from tests.support.servers import get, serve_asgi
@@ -422,3 +426,217 @@ def test_an_inner_boundary_does_not_parse_the_same_header_again(monkeypatch):
 
     assert recorder.saw == [A, B]
     assert len(parsed) == 2
+
+
+# What a middleware between two boundaries can do to a scope, and whose token its request then has.
+
+
+def swapped(scope):
+    scope["headers"][-1] = (b"authorization", f"Bearer {B}".encode())
+    return scope
+
+
+def changed_pair(scope):
+    scope["headers"][-1][1] = f"Bearer {B}".encode()
+    return scope
+
+
+def renamed_pair(scope):
+    scope["headers"][-1][0] = b"x-authorization"
+    return scope
+
+
+def dropped(scope):
+    del scope["headers"][-1]
+    return scope
+
+
+def emptied(scope):
+    scope["headers"] = []
+    return scope
+
+
+def doubled(scope):
+    scope["headers"].append((b"authorization", f"Bearer {B}".encode()))
+    return scope
+
+
+def equal_list(scope):
+    scope["headers"] = [tuple(bytes(bytearray(part)) for part in pair) for pair in scope["headers"]]
+    return scope
+
+
+def more_headers(scope):
+    scope["headers"].insert(0, (b"x-request-id", b"1"))
+    return scope
+
+
+def copied(scope):
+    return {**scope, "headers": list(scope["headers"])}
+
+
+def exchanged(scope):
+    return {**scope, "headers": bearer(B)}
+
+
+def dropped_in_copy(scope):
+    return {**scope, "headers": []}
+
+
+CHANGES = {
+    "line swapped in place": (swapped, B),
+    "value of a mutable pair": (changed_pair, B),
+    "name of a mutable pair": (renamed_pair, None),
+    "line dropped in place": (dropped, None),
+    "new empty list": (emptied, None),
+    "second line": (doubled, None),
+    "new equal list": (equal_list, A),
+    "another header": (more_headers, A),
+    "copied scope": (copied, A),
+    "copied scope, exchanged": (exchanged, B),
+    "copied scope, dropped": (dropped_in_copy, None),
+}
+each_change = pytest.mark.parametrize(("change", "user"), CHANGES.values(), ids=CHANGES.keys())
+
+
+def mutable_request(token):
+    """Return a scope whose header lines are lists, which the specification allows."""
+    return request(token) | {"headers": [[b"host", b"a"], *map(list, bearer(token))]}
+
+
+def by_hand(app):
+    return TokenRelayMiddleware(app, Settings())
+
+
+def by_server(app):
+    install(Settings())
+    return EnclosedApp(app)
+
+
+def by_hook(app):
+    """Return an application of a class that is hooked."""
+
+    class Framework:
+        async def __call__(self, scope, receive, send):
+            await app(scope, receive, send)
+
+    patch(Framework, Runtime(Settings()), Patches())
+    return Framework()
+
+
+PLACES = [by_hand, by_server, by_hook]
+each_outer = pytest.mark.parametrize("outer", PLACES, ids=lambda place: f"outer-{place.__name__}")
+each_inner = pytest.mark.parametrize("inner", PLACES, ids=lambda place: f"inner-{place.__name__}")
+
+
+@each_change
+@each_outer
+@each_inner
+def test_an_inner_boundary_uses_what_the_scope_contains_now(outer, inner, change, user):
+    """After the inner application, the rest of the request still has the outer boundary's token."""
+    recorder = Recorder()
+    innermost = inner(recorder)
+
+    async def middleware(scope, receive, send):
+        await innermost(change(scope), receive, send)
+        recorder.saw.append(apps.seen())
+
+    run(outer(middleware), mutable_request(A))
+
+    assert recorder.saw == [user or NONE, A]
+
+
+@each_change
+@each_outer
+def test_extract_uses_what_the_scope_contains_now(outer, change, user):
+    """Where the request is served, a scope without credentials keeps the binding; elsewhere it binds none."""
+    seen = []
+
+    def extract(scope):
+        token = current_token(TokenRelayPropagator(Settings()).extract(scope, getter=asgi_getter))
+        seen.append(NONE if token is None else token.reveal())
+
+    async def app(scope, receive, send):
+        scope = change(scope)
+        extract(scope)
+        await asyncio.gather(asyncio.to_thread(extract, scope))
+
+    run(outer(app), mutable_request(A))
+
+    here = A if user is None and change is not doubled else user or NONE
+    assert seen == [here, user or NONE]
+
+
+@each_outer
+@each_inner
+def test_the_scope_of_another_request_has_its_own_token(outer, inner):
+    """A's scope is served in the context of B's request, and the other way round."""
+    recorder = Recorder()
+    innermost = inner(recorder)
+    scopes = []
+
+    async def middleware(scope, receive, send):
+        scopes.append(scope)
+        if len(scopes) == 1:
+            await outer(middleware)(mutable_request(B), receive, send)
+        else:
+            await innermost(scopes[0], receive, send)
+            await innermost(scopes[1], receive, send)
+            token = current_token(TokenRelayPropagator(Settings()).extract(scopes[0], getter=asgi_getter))
+            recorder.saw.append(token.reveal())
+            recorder.saw.append(apps.seen())
+
+    run(outer(middleware), mutable_request(A))
+
+    assert recorder.saw == [A, B, A, B]
+
+
+@each_outer
+@each_inner
+def test_after_the_response_a_scope_is_a_new_request(outer, inner):
+    """The inner boundary opens a lease of its own, which ends, too. The kept context relays nothing."""
+    recorder = Recorder()
+    scopes = []
+
+    async def app(scope, receive, send):
+        scopes.append(scope)
+        await recorder(scope, receive, send)
+
+    run(outer(app), mutable_request(A))
+    boundary = scopes[0][BOUNDARY_KEY]
+
+    async def later():
+        token = otel_context.attach(recorder.context)
+        try:
+            assert not boundary.encloses(scopes[0])
+            assert apps.hop() == (None, "lease_ended")
+            await inner(recorder)(scopes[0], receive, send)
+            assert apps.hop() == (None, "lease_ended")
+        finally:
+            otel_context.detach(token)
+
+    asyncio.run(later())
+
+    assert recorder.saw == [A, A]
+    assert scopes[0][BOUNDARY_KEY] is not boundary
+
+
+@each_outer
+@each_inner
+def test_an_unchanged_scope_is_joined_without_being_read_again(outer, inner, monkeypatch):
+    """The inner boundary and `extract` compare it once each, if its pairs are tuples, as those of all servers are."""
+    recorder = Recorder()
+    innermost = inner(recorder)
+    located = []
+    locate = asgi._locate_in
+    monkeypatch.setattr(asgi, "_locate_in", lambda *args: located.append(1) or locate(*args))
+
+    async def app(scope, receive, send):
+        await innermost(scope, receive, send)
+        token = current_token(TokenRelayPropagator(Settings()).extract(scope, getter=asgi_getter))
+        recorder.saw.append(token.reveal())
+
+    run(outer(app), request(A))
+
+    assert recorder.saw == [A, A]
+    assert located == [1]

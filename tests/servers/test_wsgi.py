@@ -1,5 +1,6 @@
 """The WSGI boundary: what it binds, what streams see, and that it changes nothing else."""
 
+import contextvars
 import gc
 import io
 import threading
@@ -9,10 +10,14 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware, wsgi_getter
 
-from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall, use_token
-from otel_token_relay.servers.wsgi import TokenRelayMiddleware
+from otel_token_relay import Settings, TokenRelayPropagator, current_token, install, uninstall, use_token
+from otel_token_relay.boundary import BOUNDARY_KEY
+from otel_token_relay.patching import Patches
+from otel_token_relay.runtime import Runtime
+from otel_token_relay.servers import wsgi
+from otel_token_relay.servers.wsgi import EnclosedApp, TokenRelayMiddleware, patch
 from tests.support import apps
 from tests.support.apps import NONE
 from tests.support.servers import get, serve_wsgi
@@ -345,3 +350,183 @@ def test_flask_with_another_middleware_is_covered():
         assert [get(port, "/token", token).text for token in (A, None)] == [A, NONE]
 
     assert outer == [A, NONE]
+
+
+# What a middleware between two boundaries can do to an environ, and whose token its request then has.
+
+
+def swapped(environment):
+    environment["HTTP_AUTHORIZATION"] = f"Bearer {B}"
+    return environment
+
+
+def dropped(environment):
+    del environment["HTTP_AUTHORIZATION"]
+    return environment
+
+
+def doubled(environment):
+    environment["HTTP_AUTHORIZATION"] += f", Bearer {B}"
+    return environment
+
+
+def equal_value(environment):
+    environment["HTTP_AUTHORIZATION"] = "".join(["Bearer ", A])
+    return environment
+
+
+def more_headers(environment):
+    environment["HTTP_X_REQUEST_ID"] = "1"
+    return environment
+
+
+def copied(environment):
+    return dict(environment)
+
+
+def exchanged(environment):
+    return {**environment, "HTTP_AUTHORIZATION": f"Bearer {B}"}
+
+
+def dropped_in_copy(environment):
+    return {key: value for key, value in environment.items() if key != "HTTP_AUTHORIZATION"}
+
+
+CHANGES = {
+    "value swapped in place": (swapped, B),
+    "dropped in place": (dropped, None),
+    "second credentials": (doubled, None),
+    "equal value": (equal_value, A),
+    "another header": (more_headers, A),
+    "copied environ": (copied, A),
+    "copied environ, exchanged": (exchanged, B),
+    "copied environ, dropped": (dropped_in_copy, None),
+}
+each_change = pytest.mark.parametrize(("change", "user"), CHANGES.values(), ids=CHANGES.keys())
+
+
+def by_hand(app):
+    return TokenRelayMiddleware(app, Settings())
+
+
+def by_server(app):
+    install(Settings())
+    return EnclosedApp(app)
+
+
+def by_hook(app):
+    """Return an application of a class that is hooked."""
+
+    class Framework:
+        def __call__(self, environment, start_response):
+            return app(environment, start_response)
+
+    patch(Framework, Runtime(Settings()), Patches())
+    return Framework()
+
+
+PLACES = [by_hand, by_server, by_hook]
+each_outer = pytest.mark.parametrize("outer", PLACES, ids=lambda place: f"outer-{place.__name__}")
+each_inner = pytest.mark.parametrize("inner", PLACES, ids=lambda place: f"inner-{place.__name__}")
+
+
+def extracted(environment):
+    """Return the token that instrumentation would bind for the environ."""
+    token = current_token(TokenRelayPropagator(Settings()).extract(environment, getter=wsgi_getter))
+    return NONE if token is None else token.reveal()
+
+
+@each_change
+@each_outer
+@each_inner
+def test_an_inner_boundary_uses_what_the_environ_contains_now(outer, inner, change, user):
+    """After the inner application, the rest of the request still has the outer boundary's token."""
+    innermost = inner(listing)
+
+    def between(environment, start_response):
+        return [read(innermost, change(environment)).encode(), b" ", apps.seen().encode()]
+
+    assert read(outer(between), environ(A)).split() == [user or NONE, A]
+
+
+@each_change
+@each_outer
+def test_extract_uses_what_the_environ_contains_now(outer, change, user):
+    """In the thread of the request, an environ without credentials keeps the binding; elsewhere it binds none."""
+    seen = []
+
+    def app(environment, start_response):
+        environment = change(environment)
+        seen.append(extracted(environment))
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=lambda: seen.append(context.run(extracted, environment)))
+        thread.start()
+        thread.join()
+        return []
+
+    read(outer(app), environ(A))
+
+    here = A if user is None and change is not doubled else user or NONE
+    assert seen == [here, user or NONE]
+
+
+@each_outer
+@each_inner
+def test_the_environ_of_another_request_has_its_own_token(outer, inner):
+    """A's environ is served in the context of B's request, and the other way round."""
+    innermost = inner(listing)
+    both = []
+    saw = []
+
+    def between(environment, start_response):
+        both.append(environment)
+        if len(both) == 1:
+            read(outer(between), environ(B))
+        else:
+            saw.extend([read(innermost, both[0]), read(innermost, both[1]), extracted(both[0]), apps.seen()])
+        return []
+
+    read(outer(between), environ(A))
+
+    assert saw == [A, B, A, B]
+
+
+@each_outer
+@each_inner
+def test_after_the_response_an_environ_is_a_new_request(outer, inner):
+    """The inner boundary opens a lease of its own, which ends, too. The kept context relays nothing."""
+    environment = environ(A)
+    contexts = []
+
+    def app(environment, start_response):
+        contexts.append(otel_context.get_current())
+        return [apps.seen().encode()]
+
+    assert read(outer(app), environment) == A
+    boundary = environment[BOUNDARY_KEY]
+    token = otel_context.attach(contexts[0])
+    try:
+        assert not boundary.encloses(environment)
+        assert apps.hop() == (None, "lease_ended")
+        assert read(inner(app), environment) == A
+        assert apps.hop() == (None, "lease_ended")
+    finally:
+        otel_context.detach(token)
+
+    assert environment[BOUNDARY_KEY] is not boundary
+
+
+@each_outer
+@each_inner
+def test_an_unchanged_environ_is_joined_without_being_read_again(outer, inner, monkeypatch):
+    """The inner boundary and `extract` compare it once."""
+    innermost = inner(listing)
+    located = []
+    locate = wsgi._locate
+    monkeypatch.setattr(wsgi, "_locate", lambda *args: located.append(1) or locate(*args))
+
+    def app(environment, start_response):
+        return [read(innermost, environment).encode(), b" ", extracted(environment).encode()]
+
+    assert read(outer(app), environ(A)).split() == [A, A]
+    assert located == [1]

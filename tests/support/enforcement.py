@@ -32,3 +32,6 @@ class FaultyAuthenticator:
 
     async def check_async(self, reading: Any, path: Any) -> Any:
         raise RuntimeError("this authenticator is broken")
+
+    def prepare(self) -> None:
+        """Do nothing in advance."""
