@@ -127,6 +127,11 @@ class EnclosedApp:
         return getattr(self.__wrapped__, name)
 
 
+def enclose(app: App) -> EnclosedApp:
+    """Return the application as a server calls it, enclosed once."""
+    return app if isinstance(app, EnclosedApp) else EnclosedApp(app)
+
+
 def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
     """Return a hook that patches the class with this name in a module.
 

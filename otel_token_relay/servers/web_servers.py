@@ -31,25 +31,29 @@ class Place(NamedTuple):
 
 
 PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
-    # While it is loaded, the attribute may be a factory or a WSGI application.
+    # While it is loaded, the attribute may be a factory or a WSGI application. Each connection copies it.
     "uvicorn.config": (
         "uvicorn",
-        (Place("Config", "loaded_app", asgi.EnclosedApp, lambda config: bool(config.loaded)),),
+        (Place("Config", "loaded_app", asgi.enclose, lambda config: bool(config.loaded)),),
     ),
+    "uvicorn.protocols.http.h11_impl": ("uvicorn", (Place("H11Protocol", "app", asgi.enclose),)),
+    "uvicorn.protocols.http.httptools_impl": ("uvicorn", (Place("HttpToolsProtocol", "app", asgi.enclose),)),
+    "uvicorn.protocols.http.zttp_impl": ("uvicorn", (Place("ZttpProtocol", "app", asgi.enclose),)),
+    "uvicorn.protocols.http.zttp_h2_impl": ("uvicorn", (Place("ZttpH2Protocol", "app", asgi.enclose),)),
     "hypercorn.app_wrappers": (
         "hypercorn",
-        (Place("ASGIWrapper", "app", asgi.EnclosedApp), Place("WSGIWrapper", "app", wsgi.EnclosedApp)),
+        (Place("ASGIWrapper", "app", asgi.enclose), Place("WSGIWrapper", "app", wsgi.enclose)),
     ),
-    "daphne.server": ("daphne", (Place("Server", "application", asgi.EnclosedApp),)),
-    "gunicorn.workers.gasgi": ("gunicorn", (Place("ASGIWorker", "asgi", asgi.EnclosedApp),)),
+    "daphne.server": ("daphne", (Place("Server", "application", asgi.enclose),)),
+    "gunicorn.workers.gasgi": ("gunicorn", (Place("ASGIWorker", "asgi", asgi.enclose),)),
     # Not their base class, from which uvicorn's and Tornado's workers derive: those serve no WSGI applications.
-    "gunicorn.workers.sync": ("gunicorn", (Place("SyncWorker", "wsgi", wsgi.EnclosedApp),)),
-    "gunicorn.workers.gthread": ("gunicorn", (Place("ThreadWorker", "wsgi", wsgi.EnclosedApp),)),
-    "gunicorn.workers.base_async": ("gunicorn", (Place("AsyncWorker", "wsgi", wsgi.EnclosedApp),)),
-    "waitress.server": ("waitress", (Place("BaseWSGIServer", "application", wsgi.EnclosedApp),)),
-    "werkzeug.serving": ("werkzeug", (Place("BaseWSGIServer", "app", wsgi.EnclosedApp),)),
-    "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.EnclosedApp),)),
-    "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.EnclosedApp),)),
+    "gunicorn.workers.sync": ("gunicorn", (Place("SyncWorker", "wsgi", wsgi.enclose),)),
+    "gunicorn.workers.gthread": ("gunicorn", (Place("ThreadWorker", "wsgi", wsgi.enclose),)),
+    "gunicorn.workers.base_async": ("gunicorn", (Place("AsyncWorker", "wsgi", wsgi.enclose),)),
+    "waitress.server": ("waitress", (Place("BaseWSGIServer", "application", wsgi.enclose),)),
+    "werkzeug.serving": ("werkzeug", (Place("BaseWSGIServer", "app", wsgi.enclose),)),
+    "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.enclose),)),
+    "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.enclose),)),
 }
 """For each module, its package on PyPI and the places in it."""
 
@@ -65,7 +69,7 @@ def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 
     def build(original: Function) -> Function:
         def run(self: Any, application: wsgi.App) -> None:
-            original(self, wsgi.EnclosedApp(application))
+            original(self, wsgi.enclose(application))
 
         return run
 
@@ -74,8 +78,8 @@ def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 
 # The functions that adapt an application to Granian's own interface, as Granian's servers import them.
 _GRANIAN_ADAPTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "_asgi_call_wrap": asgi.EnclosedApp,
-    "_wsgi_call_wrap": wsgi.EnclosedApp,
+    "_asgi_call_wrap": asgi.enclose,
+    "_wsgi_call_wrap": wsgi.enclose,
     "_rsgi_call_wrap": rsgi.EnclosedApp,
 }
 
