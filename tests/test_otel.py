@@ -15,7 +15,14 @@ from opentelemetry.instrumentation.utils import (
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from otel_token_relay.otel import OLD_SUPPRESS_KEY, SPAN_KEY, SUPPRESS_KEY, is_suppressed, parts_of
+from otel_token_relay.otel import (
+    OLD_SUPPRESS_KEY,
+    SPAN_KEY,
+    SUPPRESS_KEY,
+    is_server_suppressed,
+    is_suppressed,
+    parts_of,
+)
 
 
 def test_a_context_keeps_its_span_under_the_key() -> None:
@@ -70,3 +77,11 @@ def test_the_parts_of_a_composite_are_listed_in_order() -> None:
     assert parts_of(composite) == [first, second]
     assert parts_of(first) == [first]
     assert parts_of(CompositePropagator([])) == []
+
+
+def test_either_scope_suppresses_a_server() -> None:
+    """As for instrumentation of servers."""
+    assert not is_server_suppressed(otel_context.get_current())
+    for suppress in (suppress_instrumentation, suppress_http_instrumentation):
+        with suppress():
+            assert is_server_suppressed(otel_context.get_current())
