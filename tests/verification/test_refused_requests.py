@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import http.client
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import fastapi
@@ -30,7 +33,9 @@ from otel_token_relay import Settings, refusals
 from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.rate_limits import RateLimit
 from otel_token_relay.refusals import OPT_IN_VARIABLE, SPANS_PER_SECOND
+from otel_token_relay.runtime import Terms
 from otel_token_relay.servers import aiohttp as aiohttp_server
+from otel_token_relay.servers import rsgi, sanic
 from otel_token_relay.testing import assert_never_leaked
 from otel_token_relay.verification import BearerAuthenticator, TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware as AsgiAuth
@@ -50,8 +55,9 @@ from tests.support.protected_servers import (
     serve_tornado,
 )
 from tests.support.served import Server
-from tests.support.servers import serve_asgi, serve_wsgi
+from tests.support.servers import get, process, script, serve_asgi, serve_wsgi, uvicorn_command
 from tests.support.telemetry import Telemetry, recording
+from tests.support.tokens import AUDIENCE
 
 OLD, NEW = "http.server.duration", "http.server.request.duration"
 COUNTER = "token_relay.verifications"
@@ -466,3 +472,118 @@ def test_the_previous_request_on_a_connection_is_another_one(issuer: Issuer, row
     assert [attributes_of(span).get("http.status_code") for span in refused] == [401, 401]
     if row.endswith("inside"):
         assert [span.parent for span in refused] == [None, None]
+
+
+class _Headers:
+    """Headers as Granian and Sanic pass them."""
+
+    def __init__(self, **values: str) -> None:
+        self._values = values
+
+    def get_all(self, name: str) -> list[str]:
+        return [self._values[name]] if name in self._values else []
+
+    def getall(self, name: str, default: list[str]) -> list[str]:
+        return self.get_all(name) or default
+
+
+@pytest.mark.parametrize(("proto", "status"), [("http", 401), ("ws", 401)])
+def test_refused_rsgi_request_is_recorded(issuer: Issuer, telemetry: Telemetry, proto: str, status: int) -> None:
+    """Granian may be missing, and its interface is small."""
+    responses: list[int] = []
+
+    class Protocol:
+        def response_bytes(self, status: int, headers: Any, body: bytes) -> None:
+            responses.append(status)
+
+        def close(self, status: int) -> None:
+            responses.append(status)
+
+    headers = _Headers(authorization=bearer(issuer, exp=1).decode().strip(), traceparent=TRACEPARENT.decode()[13:])
+    scope = SimpleNamespace(proto=proto, method="GET", path="/me", scheme="http", headers=headers)
+    settings = settings_for(issuer)
+    asyncio.run(rsgi.serve(fail, scope, Protocol(), Terms(settings, _authenticator(settings))))
+
+    (span,) = telemetry.server_spans
+    assert responses == [status]
+    assert span.name == "GET"
+    assert span.parent is not None
+    assert attributes_of(span) == {
+        "url.path": "/me",
+        "http.method": "GET",
+        "http.scheme": "http",
+        "http.status_code": 401,
+        "token_relay.verification": "refused",
+        "token_relay.reason": "expired",
+    }
+    assert telemetry.count(OLD) == 1
+
+
+def test_refused_sanic_request_is_recorded(
+    issuer: Issuer, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sanic may be missing. The scheme is that of the connection, not one from a header."""
+    sent: list[Any] = []
+
+    class Response:
+        async def send(self, body: bytes, end_stream: bool) -> None:
+            sent.append(body)
+
+    monkeypatch.setitem(sys.modules, "sanic", ModuleType("sanic"))
+    monkeypatch.setitem(sys.modules, "sanic.response", SimpleNamespace(HTTPResponse=dict))  # type: ignore[arg-type]
+    request = SimpleNamespace(
+        method="POST",
+        path="/me",
+        scheme="https",
+        conn_info=SimpleNamespace(ssl=False),
+        headers=_Headers(traceparent=TRACEPARENT.decode()[13:]),
+        stream=SimpleNamespace(respond=lambda response: Response()),
+    )
+    settings = settings_for(issuer)
+    asyncio.run(sanic.serve(fail, request, Terms(settings, _authenticator(settings))))
+
+    (span,) = telemetry.server_spans
+    assert sent == [b'{"error":"unauthenticated"}']
+    assert span.name == "POST"
+    assert span.parent is not None
+    assert attributes_of(span)["http.scheme"] == "http"
+    assert attributes_of(span)["token_relay.reason"] == "absent"
+    assert telemetry.count(OLD) == 1
+
+
+def test_zero_code_shows_refused_requests(tmp_path: Path) -> None:
+    """Environment variables alone. The warning is on standard error, although logs are exported to nowhere."""
+    command = [script("opentelemetry-instrument"), *uvicorn_command("tests.support.unaware_apps:asgi_app")]
+    variables = {
+        "OTEL_TRACES_EXPORTER": "console",
+        "OTEL_METRICS_EXPORTER": "console",
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "OTEL_METRIC_EXPORT_INTERVAL": "200",
+        "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
+        "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
+        "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://idp.example",
+        "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": AUDIENCE,
+        "OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE": "/me",
+    }
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    with (
+        output.open("w") as to_output,
+        errors.open("w") as to_errors,
+        process(command, stdout=to_output, stderr=to_errors, **variables) as (port, _),
+    ):
+        assert get(port, f"{TARGET}?access_token=secret").status == 401
+        assert get(port, "/me").status == 200
+
+        def is_exported() -> bool:
+            return all(word in output.read_text() for word in ("SpanKind.SERVER", '"url.path"', NEW, COUNTER, "/me"))
+
+        wait_until(is_exported, 30)
+
+    text = output.read_text()
+    assert text.count("SpanKind.SERVER") == 2
+    assert '"token_relay.reason": "absent"' in text
+    assert f'"url.path": "{TARGET}"' in text
+    assert '"token_relay.verification": "excluded"' in text
+    assert '"http.response.status_code": 401' in text
+    assert "secret" not in text
+    assert errors.read_text().count("request rejected (absent); 0 more since the last warning") == 1
