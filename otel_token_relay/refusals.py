@@ -206,7 +206,8 @@ def _harmless(message: str) -> Generator[None, None, None]:
 def _span_around(context: Context) -> trace.Span | None:
     """Return the span of the instrumentation that encloses the boundary; ``None`` if there is none.
 
-    A span that is not sampled has no kind and no end. The span of an in-process client is not the server's.
+    A span that is not sampled has no kind and no end. The span of an in-process client is not the server's, nor is
+    the root span in which the application has started the server.
     """
     span = context.get(SPAN_KEY)
     if not isinstance(span, trace.Span):
@@ -217,7 +218,8 @@ def _span_around(context: Context) -> trace.Span | None:
     if getattr(span, "end_time", None) is not None:
         return None  # of the previous request on this connection
     kind = getattr(span, "kind", trace.SpanKind.SERVER)
-    return span if kind in (trace.SpanKind.SERVER, trace.SpanKind.INTERNAL) else None
+    is_inner = kind is trace.SpanKind.INTERNAL and getattr(span, "parent", None) is not None
+    return span if is_inner or kind is trace.SpanKind.SERVER else None
 
 
 def _has_tracer_provider() -> bool:

@@ -301,12 +301,14 @@ def test_another_requests_context_is_not_used_at_the_server(telemetry: Telemetry
 def spans_around(telemetry: Telemetry) -> dict[str, trace.Span]:
     tracer = telemetry.tracer_provider.get_tracer("tests")
     dropping = TracerProvider(sampler=ALWAYS_OFF).get_tracer("tests")
+    server = tracer.start_span("server", kind=SpanKind.SERVER)
     ended = tracer.start_span("ended", kind=SpanKind.SERVER)
     ended.end()
     return {
-        "recording": tracer.start_span("server", kind=SpanKind.SERVER),
+        "recording": server,
         "not sampled": dropping.start_span("server", kind=SpanKind.SERVER),
-        "internal": tracer.start_span("internal"),
+        "internal": tracer.start_span("internal", trace.set_span_in_context(server)),
+        "root": tracer.start_span("main"),
         "ended": ended,
         "client": tracer.start_span("client", kind=SpanKind.CLIENT),
         "remote": trace.NonRecordingSpan(trace.SpanContext(TRACE_ID, SPAN_ID, is_remote=True)),
@@ -327,9 +329,9 @@ def test_instrumentation_that_encloses_the_boundary_records_the_request(telemetr
         assert dict(span.attributes) == {"token_relay.verification": "refused", "token_relay.reason": "expired"}
 
 
-@pytest.mark.parametrize("around", ["ended", "client", "remote", "invalid"])
+@pytest.mark.parametrize("around", ["ended", "client", "root", "remote", "invalid"])
 def test_a_span_that_does_not_serve_the_request_is_not_used(telemetry: Telemetry, around: str) -> None:
-    """That of the previous request, of the client in the same process, or of the caller."""
+    """That of the previous request, of the client in the same process, of the program, or of the caller."""
     span: Any = spans_around(telemetry)[around]
     telemetry.exporter.clear()
     refuse(context=trace.set_span_in_context(span), is_at_server=False)

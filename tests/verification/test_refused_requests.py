@@ -7,17 +7,20 @@ import http.client
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import falcon
 import fastapi
 import flask
+import httpx
 import pytest
 import websockets.sync.client
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as OtelAsgi
+from opentelemetry.instrumentation.falcon import FalconInstrumentor
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorServer, GrpcInstrumentorServer
@@ -27,9 +30,9 @@ from opentelemetry.propagate import set_global_textmap
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 
-from otel_token_relay import Settings, refusals
+from otel_token_relay import Settings, install, refusals
 from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.rate_limits import RateLimit
 from otel_token_relay.refusals import OPT_IN_VARIABLE, SPANS_PER_SECOND
@@ -44,6 +47,7 @@ from tests.support.enforcement import application_reached, bearer, settings_for
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.protected_servers import (
     HOOKED,
+    OWN_INTERFACE,
     ROWS,
     GrpcServer,
     Serve,
@@ -53,6 +57,7 @@ from tests.support.protected_servers import (
     serve_grpc,
     serve_grpc_aio,
     serve_tornado,
+    serving_behind,
 )
 from tests.support.served import Server
 from tests.support.servers import get, process, script, serve_asgi, serve_wsgi, uvicorn_command
@@ -437,6 +442,71 @@ def test_with_instrumentation_each_request_is_recorded_once(
         assert telemetry.count(OLD) == (0 if isinstance(server, GrpcServer) else 3)
         told = [attributes_of(span).get("token_relay.reason") for span in telemetry.server_spans]
         assert told == ([None, "expired", None] if is_sampled else [])
+
+
+def _falcon_app(settings: Settings) -> Any:
+    class Resource:
+        def on_get(self, request: Any, response: Any) -> None:
+            response.media = {}
+
+    install(settings)
+    app = falcon.App()
+    app.add_route(TARGET, Resource())
+    return app
+
+
+def _flask_app(settings: Settings) -> Any:
+    app = flask.Flask("protected")
+    app.add_url_rule(TARGET, view_func=dict, endpoint="any")
+    app.wsgi_app = WsgiAuth(app.wsgi_app, authenticator=_authenticator(settings))  # type: ignore[method-assign]
+    FlaskInstrumentor().instrument_app(app)
+    return app
+
+
+@pytest.mark.parametrize(("instrumentor", "build"), [(FalconInstrumentor, _falcon_app), (None, _flask_app)])
+def test_instrumentation_around_a_framework_without_a_server(
+    issuer: Issuer, telemetry: Telemetry, instrumentor: Any, build: Callable[[Settings], Any]
+) -> None:
+    """As in a test client or under uWSGI, where no hook encloses instrumentation that replaces the application."""
+    with _instrumented(instrumentor()) if instrumentor else nullcontext():
+        app = build(settings_for(issuer))
+        with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://app") as client:
+            for token, status in ((bearer(issuer), 200), (bearer(issuer, exp=1), 401)):
+                response = client.get(TARGET, headers={"Authorization": token.decode().strip()})
+                assert response.status_code == status
+
+    told = [attributes_of(span).get("token_relay.reason") for span in telemetry.server_spans]
+    assert told == [None, "expired"]
+    assert telemetry.count(OLD) == 2
+
+
+@pytest.mark.parametrize("row", OWN_INTERFACE)
+def test_hook_of_a_framework_alone_records_it_too(issuer: Issuer, row: str, telemetry: Telemetry) -> None:
+    """Tornado has two hooks, and its handlers may be reached without the server's."""
+    with serving_behind(_authenticator(settings_for(issuer)), row) as server:
+        assert server.send(bearer(issuer, exp=1), target=f"{TARGET}?access_token=secret").status == 401
+
+    (span,) = telemetry.server_spans
+    assert attributes_of(span)["token_relay.reason"] == "expired"
+    assert "secret" not in telemetry.text
+
+
+@pytest.mark.parametrize("row", HOOKED)
+def test_span_in_which_the_server_was_started_is_not_the_requests(
+    issuer: Issuer, row: str, telemetry: Telemetry
+) -> None:
+    """Threads and event loops keep the context in which they were started."""
+    tracer = telemetry.tracer_provider.get_tracer("tests")
+    # At the server's own place, even a SERVER span belongs to another request.
+    kind = SpanKind.INTERNAL if row.startswith("gRPC") else SpanKind.SERVER
+    install(Settings())  # which makes new threads keep the context
+    with tracer.start_as_current_span("main", kind=kind) as main, HOOKED[row](settings_for(issuer), None) as server:
+        assert server.send(target=TARGET).status == 401
+        (span,) = telemetry.server_spans
+
+    assert attributes_of(span)["token_relay.reason"] == "absent"
+    assert span.parent is None
+    assert "token_relay.reason" not in main.attributes  # type: ignore[attr-defined]
 
 
 class _KeptAlive:
