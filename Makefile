@@ -5,7 +5,10 @@
 #   make docs          write the generated pages of docs/ again
 #   make dist          build the source distribution and the wheel, and check them
 #   make bench         measure the cost, compared with OpenTelemetry's own code
+#   make bench-instructions
+#                      count the instructions of one request, compared with OpenTelemetry alone; needs valgrind
 #   make soak          a long run: many users, two hops, and no user gets another user's token
+#   make suites        run other projects' test suites with the relay off and on: SUITES="starlette flask" BOUND=1
 #   make matrix        run the tests on every Python present, and with the oldest allowed dependencies
 #   make coverage      the same, and fail if too few branches are covered
 #   make requirements  pin the newest versions of the development environment
@@ -18,7 +21,7 @@ UV = $(BIN)/uv
 PYTEST_ARGS ?= -n $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())') --dist worksteal
 PINS := requirements/development.txt
 
-.PHONY: demo test check docs dist bench soak matrix coverage requirements clean
+.PHONY: demo test check docs dist bench bench-instructions soak suites matrix coverage requirements clean
 
 $(VENV)/.ready: pyproject.toml $(PINS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "otel-token-relay needs Python 3.11 or newer: run make with PYTHON=python3.13")'
@@ -60,9 +63,15 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.carry
 	$(BIN)/python -m benchmarks.verification
 
+bench-instructions: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.instructions
+
 soak: $(VENV)/.ready
 	$(BIN)/python -m tools.soak
 	$(BIN)/python -m tools.soak.threads
+
+suites: $(VENV)/.ready
+	$(BIN)/python -m tools.suites $(if $(BOUND),--bound) $(SUITES)
 
 matrix: $(VENV)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nox

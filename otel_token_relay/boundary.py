@@ -175,11 +175,6 @@ class Boundary:
         """
         return False
 
-    @property
-    def _is_current(self) -> bool:
-        """Whether the current context is the request's, unchanged, and the response is not complete."""
-        return self._is_responding and get_current().get(TOKEN_KEY, self) is self.token
-
     def still_applies_to(self, locate_now: Callable[[Settings], Source]) -> bool:
         """Return whether an inner application may use this boundary.
 

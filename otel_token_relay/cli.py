@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from otel_token_relay.decisions import Decision
 from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
-from otel_token_relay.installation import hook_states, install
+from otel_token_relay.installation import CONTEXT_PROBLEM, hook_states, install
 from otel_token_relay.origin import Origin
+from otel_token_relay.otel import keeps_unknown_keys
 from otel_token_relay.reasons import Reason
 from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.relay import Relay
@@ -101,6 +102,8 @@ def check() -> int:
     problems = [*settings.problems, *_install_hooks()]
     if settings.verify != "off" and importlib.util.find_spec("jwt") is None:
         problems.append("requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'")
+    if not keeps_unknown_keys():
+        problems.append(CONTEXT_PROBLEM)
     problems += _check_hooks("Clients", CLIENT_HOOKS)
     for name in UNCOVERED_CLIENTS:
         if (version := _version(name)) is not None:
@@ -131,6 +134,11 @@ def _risks(settings: Settings) -> list[str]:
         warnings.append(_HOW_TO_SWITCH_ON)
     if not settings.destinations:
         warnings.append("no destination is listed, so no token is relayed")
+    if settings.verify != "off" and not _has_module("_otel_token_relay_startup"):
+        warnings.append(
+            "requests are verified only if OpenTelemetry starts, because the package is not installed in site-packages,"
+            " where Python would read otel_token_relay.pth"
+        )
     if settings.require_verified and settings.verify == "off":
         warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
     warnings += [

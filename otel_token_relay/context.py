@@ -34,8 +34,14 @@ token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 
 
+has_bound = False
+"""Whether this process has ever bound a token, or the absence of one."""
+
+
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
     """Return a context with *token*, or without any token if *token* is ``None``, even if *context* has one."""
+    global has_bound
+    has_bound = True
     if token is not None:
         if (prepare := before_first_token) is not None:
             prepare()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -11,4 +11,14 @@ def shallow_copy(original: _T) -> _T:
     """Return a new object with the same state, without running a constructor that might modify that state."""
     new = object.__new__(type(original))
     new.__dict__.update(original.__dict__)
+    return new
+
+
+def with_changes(original: _T, **fields: Any) -> _T:
+    """Return a shallow copy with these attributes, or *original* itself if it already has exactly these objects."""
+    if all(getattr(original, name) is value for name, value in fields.items()):
+        return original
+    new = shallow_copy(original)
+    for name, value in fields.items():
+        setattr(new, name, value)
     return new

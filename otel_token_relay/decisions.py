@@ -44,6 +44,12 @@ class Decision:
         return _SENT.get(self.reason, "withheld")
 
 
+_CLIENT: Final = trace.SpanKind.CLIENT
+_SPAN_ATTRIBUTES: Final = {
+    reason: {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value} for reason in Reason
+}
+
+
 class DecisionRecorder:
     """Record decisions through the OpenTelemetry API. Safe to share between threads."""
 
@@ -65,7 +71,7 @@ class DecisionRecorder:
             if real is not None and type(real) is not metrics.NoOpCounter:
                 return True
             span: Any = context.get(SPAN_KEY)
-            if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
+            if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 return True
             return _logger.isEnabledFor(logging.DEBUG)
         except Exception:  # `record` logs the error
@@ -84,9 +90,8 @@ class DecisionRecorder:
         try:
             span: Any = context.get(SPAN_KEY)
             # A span of another kind belongs to the whole request, which can have many hops.
-            if span is not None and span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.CLIENT:
-                span.set_attribute(DECISION_ATTRIBUTE, Decision(reason).outcome)
-                span.set_attribute(REASON_ATTRIBUTE, reason.value)
+            if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
+                span.set_attributes(_SPAN_ATTRIBUTES[reason])
             counter = self._counter.created or self._counter.create()
             counter.add(1, self._attributes.get((reason, address)) or self._build_attributes(reason, address))
             if _logger.isEnabledFor(logging.DEBUG):
@@ -96,7 +101,7 @@ class DecisionRecorder:
             _logger.debug("a decision could not be recorded", exc_info=True)
 
     def _build_attributes(self, reason: Reason, address: str | None) -> dict[str, str]:
-        attributes = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
+        attributes: dict[str, str] = dict(_SPAN_ATTRIBUTES[reason])
         if address is not None:
             attributes[ADDRESS_ATTRIBUTE] = address
         self._attributes[reason, address] = attributes

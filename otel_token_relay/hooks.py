@@ -9,14 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from otel_token_relay.clients import aiohttp, grpc, httpx, tornado, urllib, urllib3
+from otel_token_relay.clients import aiohttp, grpc, httpcore, httpx, tornado, urllib, urllib3
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.servers import aiohttp as aiohttp_server
-from otel_token_relay.servers import asgi, sanic, web_servers, wsgi
+from otel_token_relay.servers import asgi, refusing, sanic, web_servers, wsgi
 from otel_token_relay.servers import grpc as grpc_server
 from otel_token_relay.servers import tornado as tornado_server
-from otel_token_relay.threads import SHARED_WORKERS, patch_joblib, patch_pools, patch_shared_workers
+from otel_token_relay.threads import (
+    SHARED_WORKERS,
+    patch_finalizers,
+    patch_joblib,
+    patch_pools,
+    patch_shared_workers,
+)
 
 Patch = Callable[[ModuleType, Runtime, Patches], None]
 
@@ -39,6 +45,14 @@ class Hook:
 CLIENT_HOOKS = (
     Hook("httpx", httpx.patch, "httpx"),
     Hook("httpx2", httpx.patch, "httpx2"),
+    Hook("httpcore._sync.http11", httpcore.patch, "httpcore"),
+    Hook("httpcore._async.http11", httpcore.patch, "httpcore"),
+    Hook("httpcore._sync.http2", httpcore.patch, "httpcore"),
+    Hook("httpcore._async.http2", httpcore.patch, "httpcore"),
+    Hook("httpcore2._sync.http11", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._async.http11", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._sync.http2", httpcore.patch, "httpcore2"),
+    Hook("httpcore2._async.http2", httpcore.patch, "httpcore2"),
     Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
@@ -47,7 +61,7 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-# What each server calls, whatever application it serves.
+# Where each server calls its application, of any kind.
 BOUNDARY_HOOKS = (
     *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
     Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),
@@ -94,10 +108,17 @@ FRAMEWORK_HOOKS = (
 
 SERVER_HOOKS = BOUNDARY_HOOKS + FRAMEWORK_HOOKS
 
+# Switched on only if requests must be verified and a server cannot be hooked.
+REFUSAL_HOOK = Hook("socket", refusing.patch, None)
+# Switched on if requests must be verified, and idle until then: the server may import uvloop much later.
+UVLOOP_REFUSAL_HOOK = Hook("uvloop", refusing.patch_uvloop, "uvloop")
+
 CARRIER_HOOKS = (
     Hook("multiprocessing.pool", patch_pools, None),
     Hook("multiprocess.pool", patch_pools, "multiprocess"),
     Hook("joblib.parallel", patch_joblib, "joblib"),
+    Hook("asyncio.base_events", patch_finalizers, None),
+    Hook("uvloop", patch_finalizers, "uvloop"),
     *(Hook(module, patch_shared_workers, package) for module, (package, _) in SHARED_WORKERS.items()),
 )
 

@@ -21,13 +21,22 @@ import os
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Final
 
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_token_relay import context, runtime
-from otel_token_relay.hooks import HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.hooks import (
+    BOUNDARY_HOOKS,
+    FRAMEWORK_HOOKS,
+    HOOKS,
+    REFUSAL_HOOK,
+    SERVER_HOOKS,
+    UVLOOP_REFUSAL_HOOK,
+    Hook,
+)
 from otel_token_relay.import_hooks import ImportHooks
-from otel_token_relay.otel import parts_of
+from otel_token_relay.otel import keeps_unknown_keys, parts_of
 from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.redaction import installation as redaction
@@ -37,6 +46,11 @@ from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 from otel_token_relay.verification.span_claims import SpanClaims
 
 _logger = logging.getLogger("otel_token_relay")
+
+CONTEXT_PROBLEM: Final = (
+    "no token is relayed, because OpenTelemetry's context does not keep it. OTEL_PYTHON_CONTEXT, or a tracer such as"
+    " Datadog's (DD_TRACE_OTEL_ENABLED), selects a context that keeps only spans. Unset these variables."
+)
 
 
 @dataclass(slots=True)
@@ -54,13 +68,29 @@ def _patch(hook: Hook, module: ModuleType, patches: Patches) -> str:
     if _installed is None:
         raise RuntimeError("nothing is installed")
     hook.patch(module, _installed.runtime, patches)
+    if hook in FRAMEWORK_HOOKS:
+        _installed.runtime.refuses_all = False
     return "hooked"
 
 
 def _report_failure(hook: Hook, error: Exception) -> None:
     _logger.error("token relay cannot hook %s, which is left unchanged: %s", hook.module, error)
-    if hook in SERVER_HOOKS and _installed is not None and _installed.runtime.terms.authenticator is not None:
-        _logger.error("token relay: requests to %s servers are NOT verified", hook.module)
+    if hook not in SERVER_HOOKS or _installed is None or _installed.runtime.terms.authenticator is None:
+        return
+    if hook not in BOUNDARY_HOOKS or _installed.runtime.settings.verify != "enforce":
+        _logger.error("token relay: requests to %s are NOT verified", hook.module)
+    elif any(map(_hooks.is_applied, FRAMEWORK_HOOKS)):
+        _logger.error(
+            "token relay: requests to %s are verified only if a hooked framework serves them, and NOT in other"
+            " applications",
+            hook.module,
+        )
+    else:
+        _logger.error(
+            "token relay: requests to %s cannot be verified, so every connection gets the response 503", hook.module
+        )
+        _installed.runtime.refuses_all = True
+        _hooks.switch_on((REFUSAL_HOOK,))
 
 
 _hooks: ImportHooks[Hook] = ImportHooks(_patch, _report_failure)
@@ -180,19 +210,22 @@ def pre_instrument() -> None:
             _installed.runtime.prepare()
 
 
+def verify_from_the_start() -> None:
+    """Install the server boundary before OpenTelemetry starts, and even if it never does; see `startup`."""
+    settings = Settings.from_env()
+    if settings.verify != "off":
+        with _lock:
+            if _installed is None:
+                _install_hooks(settings, SERVER_HOOKS)
+        _watch_imports()
+
+
 def _start_verification() -> None:
     """Install the server boundary if requests are to be verified and the relay has not already installed it."""
     # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
     import opentelemetry.propagate  # noqa: F401
 
-    with _lock:
-        if _installed is not None:
-            return
-        settings = Settings.from_env()
-        if settings.verify == "off":
-            return
-        _install_hooks(settings, SERVER_HOOKS)
-    _watch_imports()
+    verify_from_the_start()
 
 
 def _prepare_threads() -> None:
@@ -226,13 +259,15 @@ def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Insta
     if _installed is None:
         settings = Settings.from_env() if settings is None else settings
         _log_problems(settings)
+        if not keeps_unknown_keys():
+            _logger.error("token relay: %s", CONTEXT_PROBLEM)
         _installed = _Installation(Runtime(settings), SpanClaims.of(settings))
         runtime.installed = _installed.runtime
         redaction.start(settings)
     if hooks is HOOKS:
         _installed.runtime.clients_are_hooked = True
         context.before_first_token = _carry_into_threads
-    _hooks.switch_on(hooks)
+    _hooks.switch_on((*hooks, UVLOOP_REFUSAL_HOOK) if _installed.runtime.settings.verify == "enforce" else hooks)
     return _installed
 
 

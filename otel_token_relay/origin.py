@@ -138,9 +138,13 @@ class Origin(NamedTuple):
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = self.port == DEFAULT_PORTS.get(self.scheme)
-        return f"{self.scheme}://{host}" if default else f"{self.scheme}://{host}:{self.port}"
+        return str(OriginPattern(*self))
+
+
+def is_trustworthy(url: str) -> bool:
+    """Return whether responses from *url* are protected against tampering by an attacker on the network."""
+    origin = Origin.parse(url)
+    return origin is not None and origin.is_secure and url.isascii() and "#" not in url
 
 
 def origin_of_proxied(url: str) -> Target:
@@ -197,11 +201,6 @@ class OriginPattern(NamedTuple):
         return cls(scheme, _parse_host_pattern(authority["host"]), port)
 
     @property
-    def is_exact(self) -> bool:
-        """Whether the pattern matches exactly one origin."""
-        return self.port is not ANY_PORT and "*" not in self.host
-
-    @property
     def is_loopback(self) -> bool:
         """Whether every matching origin is on this machine (RFC 6761, section 6.3)."""
         if self.host == "localhost" or self.host.endswith(".localhost"):
@@ -213,10 +212,10 @@ class OriginPattern(NamedTuple):
         return address.is_loopback
 
     def __str__(self) -> str:
-        if self.port is not None:
-            return str(Origin(self.scheme, self.host, self.port))
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:*"
+        if self.port == DEFAULT_PORTS.get(self.scheme):
+            return f"{self.scheme}://{host}"
+        return f"{self.scheme}://{host}:{'*' if self.port is ANY_PORT else self.port}"
 
 
 def _parse_host_pattern(text: str) -> str:

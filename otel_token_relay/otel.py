@@ -7,7 +7,8 @@ is upgraded. The adapters (clients, servers, redaction) contain the private name
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
@@ -69,3 +70,33 @@ def detach(attached: Any) -> None:
         _reset(attached)
     except Exception:  # for example, if the event loop closes a coroutine in another task
         _logger.debug("a context could not be detached", exc_info=True)
+
+
+def keeps_unknown_keys() -> bool:
+    """Return whether a context that is attached can be read back with the keys that it has.
+
+    A runtime context that OTEL_PYTHON_CONTEXT selects may keep only what it knows. Datadog's keeps the span.
+    """
+    key = otel_context.create_key("token-relay-check")
+    attached = otel_context.attach(otel_context.set_value(key, True))
+    try:
+        return get_current().get(key) is True and otel_context.get_value(key) is True
+    finally:
+        otel_context.detach(attached)
+
+
+@contextmanager
+def without_choosing_conventions() -> Generator[None, None, None]:
+    """Run an instrumentor without fixing the semantic conventions, which the first instrumentor of a process does.
+
+    The application may set OTEL_SEMCONV_STABILITY_OPT_IN in code, before it instruments anything itself.
+    """
+    from opentelemetry.instrumentation import _semconv
+
+    chosen: Any = getattr(_semconv, "_OpenTelemetrySemanticConventionStability", None)
+    was_chosen = getattr(chosen, "_initialized", True)
+    try:
+        yield
+    finally:
+        if not was_chosen:
+            chosen._initialized = False

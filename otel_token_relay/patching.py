@@ -130,7 +130,7 @@ class Patches:
         enclose: Callable[[Any], Any],
         is_ready: Callable[[Any], bool] = lambda instance: True,
     ) -> None:
-        """Show ``enclose(value)`` to whatever reads an instance attribute. The instances themselves do not change.
+        """Show ``enclose(value)`` to any code that reads an instance attribute. The instances themselves do not change.
 
         This also applies to existing instances and to values that are assigned later.
 
@@ -151,6 +151,20 @@ class Patches:
         setattr(owner, name, replacement)
         self._done.append((owner, name, previous, replacement))
 
+    def override(self, owner: type, name: str, build: Callable[[Function], Function]) -> None:
+        """Wrap a method that *owner* may inherit from a class that cannot be modified.
+
+        Raises:
+            AttributeError: *owner* has no method *name*.
+        """
+        if name in vars(owner):
+            self.wrap(owner, name, build)
+            return
+        inherited = getattr(owner, name)
+        replacement = functools.update_wrapper(build(inherited), inherited)
+        setattr(owner, name, replacement)
+        self._done.append((owner, name, MISSING, replacement))
+
     def undo(self) -> None:
         """Remove every wrapper. One that another library has wrapped in a plain function stays but does nothing."""
         while self._done:
@@ -162,8 +176,10 @@ class Patches:
             for proxy, layer in layers_of(vars(owner).get(name)):
                 if layer is not replacement:
                     continue
-                if proxy is None:
-                    setattr(owner, name, original)
+                if proxy is not None:
+                    proxy.__wrapped__ = replacement.__wrapped__ if original is MISSING else original
+                elif original is MISSING:
+                    delattr(owner, name)
                 else:
-                    proxy.__wrapped__ = original
+                    setattr(owner, name, original)
                 break

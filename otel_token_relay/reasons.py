@@ -40,9 +40,15 @@ class Reason(Enum):
     # No token was sent.
     NO_TOKEN = (
         "no_token",
-        "The request being served has no usable token, or the call was made outside any request.",
-        "Check that the caller sends `Authorization: Bearer …`, that `otel-token-relay check` shows the server as"
-        " hooked, and that work on other threads runs in the request's context.",
+        "The request being served has no usable token, or `use_token(None)` hides it.",
+        "Check that the caller sends `Authorization: Bearer …`.",
+    )
+    NO_BOUNDARY = (
+        "no_boundary",
+        "The call was made outside any request: neither a server boundary nor `use_token` has bound a token, or the"
+        " absence of one.",
+        "If the call belongs to a request, check that `otel-token-relay check` shows the server as hooked, and that"
+        " work on other threads runs in the request's context. Otherwise, bind a token with `use_token`.",
     )
     DESTINATION_UNKNOWN = (
         "destination_unknown",

@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, overload
 
-from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from otel_token_relay import context as binding
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.decisions import Decision, DecisionRecorder
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.origin import Origin, Target
-from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, is_suppressed
+from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, get_current, is_suppressed
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
@@ -51,6 +51,7 @@ class Relay:
         self._recorder = DecisionRecorder()
         self._record = self._recorder.record
         self._is_watched = self._recorder.is_watched
+        self._has_warned = False
         self.is_closed: bool = False
 
     def prepare(self) -> None:
@@ -61,13 +62,35 @@ class Relay:
         """Relay no more tokens, not even through wrappers that can no longer be removed."""
         self.is_closed = True
 
+    @overload
     def decide(
         self,
         request: Request,
         target_of: Callable[[Request], Target],
         has_header: Callable[[Request, str], HasHeader],
         context: Context | None = None,
-    ) -> str | None:
+    ) -> str | None: ...
+
+    @overload
+    def decide(
+        self,
+        request: Request,
+        target_of: Callable[[Request], Target],
+        has_header: Callable[[Request, str], HasHeader],
+        context: Context | None = None,
+        *,
+        is_final: Literal[False],
+    ) -> Hop | None: ...
+
+    def decide(
+        self,
+        request: Request,
+        target_of: Callable[[Request], Target],
+        has_header: Callable[[Request, str], HasHeader],
+        context: Context | None = None,
+        *,
+        is_final: bool = True,
+    ) -> str | Hop | None:
         """Decide one hop and record the decision.
 
         Args:
@@ -76,16 +99,18 @@ class Relay:
             has_header: Returns whether the request already has the header with the given lower-case name,
                 ignoring case; ``"fixed"`` if it has one that the adapter cannot replace.
             context: The context that contains the token; ``None`` for the current context.
+            is_final: ``False`` if the request may still wait before it is sent, for example for a connection.
+                A decision to relay is then recorded by the returned `Hop`.
 
         Returns:
-            The header value to write, or ``None`` to leave the request unchanged.
+            The header value to write (or the `Hop`), or ``None`` to leave the request unchanged.
 
         Raises:
             TokenUnavailable: The destination requires a token, and none can be relayed.
         """
         if self.is_closed:
             return None
-        current = otel_context.get_current()
+        current = get_current()
         # This check comes first, and does not call `is_suppressed`, because it runs at every hop.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
@@ -94,38 +119,67 @@ class Relay:
         elif is_suppressed(context):
             return None
         token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
-        if token is None and not self.policy.has_required:
-            if not self._is_watched(context):
-                return None
-            if self.policy.is_empty:
-                self._record(Reason.NO_TOKEN, context)
+        missing = Reason.NO_TOKEN
+        if token is None:
+            if TOKEN_KEY not in context:
+                missing = Reason.NO_BOUNDARY
+            if self._may_ignore(missing, context):
                 return None
         try:
             destination = self.policy.find(*target_of(request))
-            reason = self._reason(token, destination, request, has_header)
+            reason = self._reason(token or missing, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
             # Do not log the message: it may quote the URL, which may contain a password.
             _logger.debug("cannot decide about a request, so it is sent without the token: %s", type(error).__name__)
-            self._record(Reason.NO_TOKEN if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
+            self._record(missing if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
+        if not is_final and reason is Reason.RELAYED and token is not None and destination is not None:
+            return Hop(self, token, destination, context)
         self._record(reason, context, None if destination is None else destination.pattern.host)
         if reason is Reason.RELAYED and token is not None:
             return self._prefix + token.reveal()
+        if reason is Reason.NO_BOUNDARY and destination is not None:
+            self._warn_once(destination)
         # A call with its own credential is authenticated, so `;required` does not stop it.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
 
+    def _may_ignore(self, reason: Reason, context: Context) -> bool:
+        """Return whether a hop without a token needs no decision. Record it if its destination does not matter."""
+        will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
+        if self.policy.has_required or will_warn:
+            return False
+        if not self._is_watched(context):
+            return True
+        if self.policy.is_empty:
+            self._record(reason, context)
+        return self.policy.is_empty
+
+    def _warn_once(self, destination: Destination) -> None:
+        if self._has_warned or binding.has_bound:
+            return
+        self._has_warned = True
+        _logger.warning(
+            "token relay: a request to %s is sent without a token. This process has not served any request: the call"
+            " was made by other work, or the server is not hooked, which otel-token-relay check shows.",
+            destination,
+        )
+
     def _reason(
         self,
-        token: BearerToken | None,
+        token: BearerToken | Reason,
         destination: Destination | None,
         request: Request,
         has_header: Callable[[Request, str], HasHeader],
     ) -> Reason:
-        """Return the first reason to withhold the token, or ``RELAYED``."""
+        """Return the first reason to withhold the token, or ``RELAYED``.
+
+        Args:
+            token: The token, or the reason why there is none.
+        """
         if destination is None:
-            return Reason.NO_TOKEN if token is None else Reason.DESTINATION_NOT_LISTED
+            return token if isinstance(token, Reason) else Reason.DESTINATION_NOT_LISTED
         try:
             held = has_header(request, self.header)
         except Exception as error:  # headers that cannot be read may contain a credential
@@ -133,8 +187,8 @@ class Relay:
             held = "fixed"
         if held and (self._keeps_explicit or held == "fixed"):
             return Reason.EXPLICIT_CREDENTIAL
-        if token is None:
-            return Reason.NO_TOKEN
+        if isinstance(token, Reason):
+            return token
         return self._reason_of_token(token) or self._reason_of_destination(destination) or Reason.RELAYED
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
@@ -173,3 +227,69 @@ class Relay:
         if self.settings.require_verified and self.settings.verify == "off":
             return Decision(Reason.NOT_VERIFIED), destination
         return Decision(self._reason_of_destination(destination) or Reason.RELAYED), destination
+
+
+class Hop:
+    """A decision to relay that is made before the request waits, and is checked again when the request is sent.
+
+    It does not print its token, so it can accompany the request through a client library.
+
+    Attributes:
+        is_recorded: Whether the decision has been recorded.
+        replaced: For the adapter: the header lines that the token's header has replaced.
+    """
+
+    __slots__ = ("_context", "_destination", "_relay", "_token", "is_recorded", "replaced")
+
+    def __init__(self, relay: Relay, token: BearerToken, destination: Destination, context: Context) -> None:
+        self._relay = relay
+        self._token = token
+        self._destination = destination
+        self._context = context
+        self.is_recorded: bool = False
+        self.replaced: list[tuple[bytes, bytes]] | None = None
+
+    def __deepcopy__(self, memo: object) -> Hop:
+        return self
+
+    @property
+    def header(self) -> str:
+        """The name of the header to write, in lower case."""
+        return self._relay.header
+
+    def reveal(self) -> str:
+        """Return the header value to write."""
+        return self._relay._prefix + self._token.reveal()
+
+    def confirm(self) -> bool:
+        """Check the token again and record the decision. Call this once, when the request no longer waits.
+
+        A client that sends the request again on another connection calls this again: that is another hop.
+
+        Returns:
+            Whether the request may be sent with the token. Otherwise, it must be sent without the header.
+
+        Raises:
+            TokenUnavailable: The destination requires a token, and the token may no longer be sent.
+        """
+        relay = self._relay
+        if relay.is_closed:
+            self.is_recorded = True
+            return False
+        try:
+            reason = relay._reason_of_token(self._token)
+        except Exception as error:  # the application's request continues without the token
+            _logger.debug("cannot check a token again, so it is not sent: %s", type(error).__name__)
+            reason = Reason.NOT_VERIFIED
+        if reason is None:
+            self.record()
+            return True
+        self.record(reason)
+        if self._destination.required:
+            raise TokenUnavailable(reason, str(self._destination))
+        return False
+
+    def record(self, reason: Reason = Reason.RELAYED) -> None:
+        """Record the decision without checking the token again, because the request has been sent."""
+        self.is_recorded = True
+        self._relay._record(reason, self._context, self._destination.pattern.host)

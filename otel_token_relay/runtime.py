@@ -29,14 +29,16 @@ class Runtime:
         relay: Decides whether outgoing requests get the token.
         terms: How incoming requests are served.
         clients_are_hooked: Whether outgoing requests reach the relay without ``inject``.
+        refuses_all: Whether every connection gets the response 503, because no hook can verify its requests.
     """
 
-    __slots__ = ("clients_are_hooked", "relay", "terms")
+    __slots__ = ("clients_are_hooked", "refuses_all", "relay", "terms")
 
     def __init__(self, settings: Settings) -> None:
         self.relay: Relay = Relay(settings)
         self.terms: Terms = Terms(settings, build_authenticator(settings))
         self.clients_are_hooked: bool = False
+        self.refuses_all: bool = False
 
     @property
     def settings(self) -> Settings:

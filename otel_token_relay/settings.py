@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, cast
 
 from otel_token_relay import environment_variables as env
 from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, PROFILES, Profile
 from otel_token_relay.destinations import Destination, read_destinations, split_entries
+from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import Origin, OriginPattern
+from otel_token_relay.origin import OriginPattern, is_trustworthy
 from otel_token_relay.spelling import resembles
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
@@ -268,15 +269,13 @@ class Settings:
         if self.on_conflict not in ("keep", "replace"):
             raise ConfigurationError("on_conflict", "expected keep or replace")
         for name in ("max_age", "linger", "min_ttl"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ConfigurationError(name, "expected a number of seconds, 0 or more")
+            check_seconds(name, getattr(self, name))
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
             raise ConfigurationError("max_length", "expected a whole number above 0")
-        _check_verification(self)
+        _check_choices_and_lists(self)
         if not isinstance(self.redaction, bool):
             raise ConfigurationError("redaction", "expected true or false")
-        _set(self, "redact_keys", _read_keys(self.redact_keys))
+        _set(self, "redact_keys", tuple(key.strip().lower() for key in self.redact_keys))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -376,10 +375,7 @@ RELAY_VARIABLES: Final = tuple(
 
 def is_issuer(url: str) -> bool:
     """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
-    origin = Origin.parse(url)
-    if origin is None or not url.isascii() or "?" in url or "#" in url:
-        return False
-    return origin.is_secure
+    return is_trustworthy(url) and "?" not in url
 
 
 # Ignoring a misspelled name for one of these would accept or relay more than intended.
@@ -412,7 +408,7 @@ def _raise(setting: str, problem: str) -> None:
     raise ConfigurationError(setting, problem)
 
 
-def _check_verification(settings: Settings) -> None:
+def _check_choices_and_lists(settings: Settings) -> None:
     for name, choices in (("verify", ("off", "report", "enforce")), ("profile", PROFILES)):
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"expected one of {', '.join(choices)}")
@@ -421,14 +417,16 @@ def _check_verification(settings: Settings) -> None:
         ("audience", "expected names of this service, none of them empty", bool),
         ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
         ("verify_exclude", "expected paths that start with /", _is_path),
+        ("redact_keys", "expected a sequence of non-empty attribute keys", str.strip),
         ("span_claims", "expected claim:attribute pairs, such as sub:enduser.id", _is_pair),
     ):
         values = getattr(settings, name)
         if name == "audience" and isinstance(values, str) and values:
             values = (values,)
-        if isinstance(values, str) or not all(isinstance(value, str) and is_good(value) for value in values):
+        read = () if isinstance(values, str) else tuple(values)  # a generator can be read only once
+        if isinstance(values, str) or not all(isinstance(value, str) and is_good(value) for value in read):
             raise ConfigurationError(name, rule)
-        _set(settings, name, tuple(values))
+        _set(settings, name, read)
 
 
 def _is_path(text: str) -> bool:
@@ -438,15 +436,6 @@ def _is_path(text: str) -> bool:
 def _is_pair(text: str) -> bool:
     claim, colon, attribute = text.partition(":")
     return bool(claim and colon and attribute)
-
-
-def _read_keys(keys: Iterable[object]) -> tuple[str, ...]:
-    if isinstance(keys, str):
-        raise ConfigurationError("redact_keys", "expected a sequence of attribute keys, not a single string")
-    read = tuple(keys)
-    if not all(isinstance(key, str) and key.strip() for key in read):
-        raise ConfigurationError("redact_keys", "expected non-empty attribute keys")
-    return tuple(key.strip().lower() for key in cast("tuple[str, ...]", read))
 
 
 def _read_header(setting: str, name: object) -> str:

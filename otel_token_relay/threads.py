@@ -15,6 +15,7 @@ this module's hooks remove the token from threads that outlive the request.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from concurrent.futures import thread as futures_thread
 from threading import Timer
@@ -25,6 +26,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, with_token
+from otel_token_relay.otel import without_choosing_conventions
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
 
@@ -74,7 +76,8 @@ class ThreadCarriage:
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
-            instrumentor.instrument(skip_dep_check=True)
+            with without_choosing_conventions():
+                instrumentor.instrument(skip_dep_check=True)
             self._ours = instrumentor
         self._patches.wrap(futures_thread, "_worker", _without_token)
 
@@ -96,6 +99,26 @@ def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches)
     for name in names:
         class_name, _, function_name = name.rpartition(".")
         patches.wrap(getattr(module, class_name) if class_name else module, function_name, _without_token)
+
+
+# The event loops' method that schedules the closing of an abandoned asynchronous generator.
+_FINALIZER: Final = "_asyncgen_finalizer_hook"
+
+
+def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Close abandoned asynchronous generators without a token.
+
+    *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection runs in an arbitrary request, and the task
+    that closes the generator of another request would get a copy of this request's context.
+    """
+    loop_class: type = module.BaseEventLoop if hasattr(module, "BaseEventLoop") else module.Loop
+    patches.override(loop_class, _FINALIZER, _without_token)
+    # A loop that is running keeps the method that it found when it started. Some servers import the application,
+    # and thereby install the relay, in a running loop.
+    finalizer = sys.get_asyncgen_hooks().finalizer
+    loop = getattr(finalizer, "__self__", None)
+    if isinstance(loop, loop_class) and getattr(finalizer, "__name__", "") == _FINALIZER:
+        sys.set_asyncgen_hooks(finalizer=getattr(loop, _FINALIZER))
 
 
 def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:

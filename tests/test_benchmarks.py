@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry import context as otel_context
 
+from benchmarks import instructions
 from benchmarks.figures import Figure
 from benchmarks.hops import clients, relay
+from benchmarks.in_process import STACKS, WARM_UP
+from benchmarks.instructions import TARGETS, Program, environment, lines, programs
 from benchmarks.measure import Effort, side_by_side, statement
 from benchmarks.samples import context_of_request, jwt, scope
 from otel_token_relay.token import peek
@@ -67,6 +71,79 @@ def test_the_separate_programs_print_one_figure_per_line(name: str, count: int) 
 
     assert len(re.findall(r"[+-]?\d+\.\d+%?", re.sub(r"target\D*[\d.]+", "", done.stdout))) == count
     assert "Traceback" not in done.stderr
+
+
+def in_process(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.in_process", *arguments, "--report"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=QUICK_SECONDS, check=True
+    )
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.mark.parametrize("anonymous", [False, True], ids=["token", "anonymous"])
+@pytest.mark.parametrize("mode", STACKS["fastapi"])
+@pytest.mark.parametrize("stack", ["fastapi", "flask"])
+def test_counted_requests_relay_their_own_token(stack: str, mode: str, anonymous: bool) -> None:
+    """The service's own request has the caller's token in all modes except OpenTelemetry alone, and a CLIENT span."""
+    report = in_process(stack, mode, "3", *["--anonymous"] * anonymous)
+
+    relayed = mode != "otel" and not anonymous
+    assert report["statuses"] == [200, 200, 200]
+    assert report["without"] == (0 if relayed else 3)
+    assert report["own"] == (3 if relayed or anonymous else 0)
+    assert report["spans"]["CLIENT"] == report["spans"]["SERVER"] == 3 + WARM_UP
+    assert report["redaction"] is {"relay": False, "redaction": True}.get(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "own", "traces"), [("nothing", 0, 0), ("tracecontext", 0, 3), ("relay", 3, 0)], ids=STACKS["extract"]
+)
+def test_counted_extractions_return_what_the_request_contains(mode: str, own: int, traces: int) -> None:
+    """Each propagator extracts its own part of the request."""
+    report = in_process("extract", mode, "3")
+
+    assert (report["own"], report["traces"]) == (own, traces)
+
+
+def test_instructions_are_divided_by_those_of_the_same_kind_of_caller() -> None:
+    """A line is compared with OpenTelemetry alone, with the same kind of caller and less the base mode."""
+    counts = {
+        Program("fastapi", "otel", False): 2000.0,
+        Program("fastapi", "relay", False): 2100.0,
+        Program("fastapi", "otel", True): 1000.0,
+        Program("fastapi", "redaction", True): 1040.0,
+        Program("extract", "nothing", False): 500.0,
+        Program("extract", "tracecontext", False): 540.0,
+        Program("extract", "relay", False): 510.0,
+    }
+    found = {(line.program.stack, line.program.mode): line for line in lines(counts)}
+
+    assert found["fastapi", "relay"].ratio == pytest.approx(1.05)
+    assert found["fastapi", "relay"].target == 1.06
+    assert found["fastapi", "redaction"].ratio == pytest.approx(1.04)
+    assert found["fastapi", "redaction"].target == 1.04
+    assert found["extract", "relay"].ratio == pytest.approx(0.25)
+    assert found["extract", "relay"].target == 0.25
+    assert ("extract", "nothing") not in found
+
+
+def test_every_target_is_one_of_a_counted_program() -> None:
+    """A target without a program would be missing from the table."""
+    counted = {(one.stack, one.mode, one.anonymous) for one in programs(list(STACKS))}
+
+    assert set(TARGETS) <= counted
+
+
+def test_missing_valgrind_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the Debian package."""
+    monkeypatch.setenv("PATH", "")
+
+    assert instructions.main([]) == 1
+    assert capsys.readouterr().err == "valgrind is not installed; on Debian and Ubuntu: apt-get install valgrind\n"
 
 
 def test_hops_with_and_without_a_token_are_timed() -> None:

@@ -6,7 +6,7 @@ import urllib.request
 
 import httpx
 
-from otel_token_relay.copying import shallow_copy
+from otel_token_relay.copying import shallow_copy, with_changes
 
 
 def test_a_copy_has_the_same_state_and_is_independent() -> None:
@@ -34,3 +34,14 @@ def test_no_constructor_runs() -> None:
     assert copy.made == 1
     assert copy.stream is original.stream
     assert copy.url == original.url
+
+
+def test_a_changed_copy_is_made_only_if_something_changes() -> None:
+    """The same objects result in the same object, so that callers can tell what is unchanged."""
+    request = urllib.request.Request("http://profile-service/me", headers={"X-Own": "1"})
+
+    assert with_changes(request, host=request.host, headers=request.headers) is request
+    copy = with_changes(request, host="other", headers=request.headers)
+    assert (type(copy), copy.host, copy.selector) == (type(request), "other", "/me")
+    assert copy.headers is request.headers
+    assert request.host == "profile-service"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import logging.config
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,7 +81,8 @@ def _stop_propagation() -> None:
         pytest.param(lambda: _add(logging.NullHandler()), id="a handler that drops all"),
         pytest.param(lambda: _add(Keeping(), logging.ERROR), id="a handler for errors only"),
         pytest.param(_stop_propagation, id="no propagation to the handler"),
-        pytest.param(lambda: logging.config.dictConfig({"version": 1}), id="disabled by dictConfig"),
+        # `logging.config.dictConfig` does this to every existing logger, also to those of other tests.
+        pytest.param(lambda: setattr(LOGGER, "disabled", True), id="disabled by dictConfig"),
     ],
 )
 def test_standard_error_shows_what_no_handler_shows(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -19,8 +21,12 @@ from otel_token_relay.otel import (
     OLD_SUPPRESS_KEY,
     SPAN_KEY,
     SUPPRESS_KEY,
+    attach,
+    detach,
+    get_current,
     is_server_suppressed,
     is_suppressed,
+    keeps_unknown_keys,
     parts_of,
 )
 
@@ -85,3 +91,35 @@ def test_either_scope_suppresses_a_server() -> None:
     for suppress in (suppress_instrumentation, suppress_http_instrumentation):
         with suppress():
             assert is_server_suppressed(otel_context.get_current())
+
+
+def test_the_current_context_is_opentelemetrys() -> None:
+    """The shorter way to it reads and writes the same variable."""
+    before = get_current()
+    assert otel_context.get_current() is before
+
+    ours = attach(Context({"ours": 1}))
+    assert otel_context.get_current() == {"ours": 1}
+    theirs = otel_context.attach(Context({"theirs": 1}))
+    assert get_current() == {"theirs": 1}
+    otel_context.detach(theirs)
+    detach(ours)
+    assert get_current() is before
+
+
+def test_a_context_that_cannot_be_detached_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The event loop may close a coroutine in another task than the one that ran it."""
+    caplog.set_level("DEBUG", "otel_token_relay")
+    foreign = contextvars.copy_context().run(attach, Context({"other": 1}))
+    before = get_current()
+    detach(foreign)
+
+    assert get_current() is before
+    assert "could not be detached" in caplog.text
+
+
+def test_the_default_context_keeps_unknown_keys() -> None:
+    """Another runtime context may not, which `test_r15_lossy_context` tries."""
+    before = otel_context.get_current()
+    assert keeps_unknown_keys()
+    assert otel_context.get_current() is before

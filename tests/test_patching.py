@@ -168,3 +168,24 @@ def test_layers_are_listed_from_the_outermost() -> None:
         True
     ] * 3
     assert list(layers_of(function)) == [(None, function)]
+
+
+@pytest.mark.parametrize("owner", [type("Derived", (Target,), {}), Target], ids=["inherited", "own"])
+def test_a_method_can_be_wrapped_in_a_derived_class(owner: type) -> None:
+    """The class from which it is inherited is not changed, and undoing removes what was added."""
+    before = vars(owner).get("method")
+    patches = Patches()
+    patches.override(owner, "method", add("ours"))
+    assert owner().method(1) == [1, "ours"]
+    assert owner is Target or Target().method(1) == [1]
+
+    patches.undo()
+
+    assert owner().method(1) == [1]
+    assert vars(owner).get("method") is before
+
+
+def test_a_method_that_does_not_exist_cannot_be_overridden() -> None:
+    """The hook fails, and the class is not changed."""
+    with pytest.raises(AttributeError):
+        Patches().override(Target, "other", add("ours"))

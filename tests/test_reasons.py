@@ -18,6 +18,7 @@ def test_the_strings_are_stable() -> None:
         "relayed",
         "exchanged",
         "no_token",
+        "no_boundary",
         "destination_unknown",
         "destination_not_listed",
         "explicit_credential",

@@ -1,8 +1,10 @@
 """The decision about one hop, rule by rule, for a request that has only a target and headers."""
 
 import base64
+import copy
 import json
 import logging
+import pickle
 
 import pytest
 from opentelemetry import context as otel_context
@@ -10,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from otel_token_relay import BearerToken, Settings
+from otel_token_relay import context as context_module
 from otel_token_relay.context import with_token
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.reasons import Reason
@@ -261,3 +264,146 @@ def test_a_url_is_explained(url, reason):
     relay = Relay(Settings(destinations=("https://a", "https://c;audience=c")))
 
     assert relay.explain(url)[0].reason is reason
+
+
+def unbound(relay, target=LISTED):
+    """Decide one hop of a context that no boundary and no `use_token` has ever touched."""
+    reasons = []
+    relay._record = lambda reason, *_, **__: reasons.append(reason)
+    relay._is_watched = lambda _: True
+    relay.decide(Request(target), lambda r: r.target, lambda r, name: False, Context())
+    return reasons
+
+
+def test_a_call_outside_any_request_has_a_reason_of_its_own():
+    """It is not the request that lacks a token: the call belongs to none, or its context was lost."""
+    relay = Relay(Settings(destinations=("https://a",)))
+    assert unbound(relay) == unbound(relay, ("https", "b", None)) == [Reason.NO_BOUNDARY]
+    assert unbound(Relay(Settings())) == [Reason.NO_BOUNDARY]
+
+
+@pytest.mark.parametrize(
+    ("target", "bound_before", "warnings"),
+    [(LISTED, False, 1), (LISTED, True, 0), (("https", "b", None), False, 0)],
+    ids=["listed", "something was bound", "not listed"],
+)
+def test_a_process_that_never_bound_anything_warns_once(monkeypatch, caplog, target, bound_before, warnings):
+    """It lists a destination, but serves no request: probably its server is not hooked."""
+    monkeypatch.setattr("otel_token_relay.context.has_bound", bound_before)
+    relay = Relay(Settings(destinations=("https://a",)))
+    for _ in range(3):
+        unbound(relay, target)
+
+    messages = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(messages) == warnings
+    assert all("https://a" in message and "not hooked" in message for message in messages)
+
+
+def test_a_bound_token_or_its_absence_is_remembered(monkeypatch):
+    """Afterwards, the process is known to serve requests."""
+    monkeypatch.setattr("otel_token_relay.context.has_bound", False)
+    with_token(None, Context())
+    assert context_module.has_bound
+
+
+def early(token=None, *, entry="https://a", now=lambda: NOW, **settings):
+    """Decide one hop of a request that may wait. Return the relay, the hop and the reasons that are recorded."""
+    relay = Relay(Settings(destinations=(entry,), **settings), now=now)
+    reasons = []
+    relay._record = lambda reason, *_, **__: reasons.append(reason)
+    relay._is_watched = lambda _: True
+    token = BearerToken(OPAQUE, lease=Lease()) if token is None else token
+    hop = relay.decide(
+        Request(),
+        lambda r: r.target,
+        lambda r, name: name in r.headers,
+        with_token(token, Context()),
+        is_final=False,
+    )
+    return relay, hop, reasons
+
+
+def test_a_hop_that_waits_is_recorded_when_it_is_confirmed():
+    """The header value is the one that `decide` returns for other requests."""
+    _, hop, reasons = early()
+    assert (reasons, hop.is_recorded) == ([], False)
+
+    assert hop.confirm()
+    assert (reasons, hop.is_recorded) == ([Reason.RELAYED], True)
+    assert (hop.header, hop.reveal()) == ("authorization", f"Bearer {OPAQUE}")
+
+
+@pytest.mark.parametrize("entry", ["https://b", "https://a;audience=x"])
+def test_a_hop_that_gets_no_token_is_recorded_at_once(entry):
+    """There is nothing to check again."""
+    _, hop, reasons = early(entry=entry)
+
+    assert hop is None
+    assert len(reasons) == 1
+
+
+@pytest.mark.parametrize("entry", ["https://a", "https://a;required"])
+def test_a_lease_that_ends_before_the_hop_is_confirmed(entry):
+    """The token may not be sent, and a required token stops the request."""
+    token = BearerToken(OPAQUE, lease=Lease())
+    _, hop, reasons = early(token, entry=entry)
+    token.lease.end()
+
+    if entry.endswith("required"):
+        with pytest.raises(TokenUnavailable) as caught:
+            hop.confirm()
+        assert caught.value.reason is Reason.LEASE_ENDED
+    else:
+        assert not hop.confirm()
+    assert (reasons, hop.is_recorded) == ([Reason.LEASE_ENDED], True)
+
+
+@pytest.mark.parametrize(("later", "reason"), [(9, Reason.RELAYED), (10, Reason.EXPIRED)])
+def test_a_token_that_has_expired_by_the_time_the_hop_is_confirmed(later, reason):
+    """The minimum time to live counts from then."""
+    times = [NOW]
+    _, hop, reasons = early(BearerToken(jwt(exp=NOW + 60)), now=lambda: times[-1], min_ttl=50)
+    times.append(NOW + later)
+
+    assert hop.confirm() is (reason is Reason.RELAYED)
+    assert reasons == [reason]
+
+
+def test_a_closed_relay_confirms_nothing():
+    """It records nothing either."""
+    relay, hop, reasons = early()
+    relay.close()
+
+    assert not hop.confirm()
+    assert (reasons, hop.is_recorded) == ([], True)
+
+
+def test_a_check_that_raises_withholds_the_token():
+    """The application's request continues."""
+
+    class Broken:
+        claims, expires_at = {}, None
+
+        def is_still_valid(self):
+            if states:
+                raise RuntimeError
+            return True
+
+    states = []
+    token = BearerToken(OPAQUE, lease=Lease())
+    token.mark_verified(Broken())
+    _, hop, reasons = early(token)
+    states.append("broken")
+
+    assert not hop.confirm()
+    assert reasons == [Reason.NOT_VERIFIED]
+
+
+def test_a_hop_does_not_show_its_token():
+    """It accompanies the request through a client library."""
+    _, hop, _ = early()
+
+    assert OPAQUE not in repr(hop)
+    assert copy.deepcopy({"hop": hop})["hop"] is hop
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(hop)

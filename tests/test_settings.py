@@ -225,3 +225,15 @@ def test_redact_keys_are_read_from_the_environment():
     settings = Settings.from_env({"OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS": " X-Api-Key, tenant.id ,"})
 
     assert settings.redact_keys == ("x-api-key", "tenant.id")
+
+
+@pytest.mark.parametrize("name", ["issuers", "audience", "algorithms", "verify_exclude", "redact_keys", "span_claims"])
+def test_a_list_may_be_any_iterable_but_not_a_string(name):
+    """A generator's values are all kept. A single string would be read as a list of characters."""
+    values = {"issuers": "https://idp.example", "algorithms": "RS256", "verify_exclude": "/healthz"}
+    value = values.get(name, "sub:enduser.id")
+
+    assert getattr(Settings(**{name: (each for each in [value])}), name) == (value,)
+    if name != "audience":  # which may be one name
+        with pytest.raises(ConfigurationError, match=name):
+            Settings(**{name: value})

@@ -1,12 +1,14 @@
 """The hook for aiohttp's client.
 
 ``ClientRequest.send`` runs once for each outgoing request, including redirects and WebSocket handshakes.
-The request belongs to the session, but errors and responses expose its headers, so the added header is
-removed once the headers have been written.
+The request belongs to the session, and middleware may send it twice at the same time. Each ``send`` therefore runs
+on a twin that shares the request's state and has its own headers. Responses and errors expose these headers, so the
+added header is removed once they have been written.
 """
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -23,24 +25,39 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
     replaces = relay.settings.on_conflict == "replace"
 
+    @functools.lru_cache(maxsize=16)
+    def twin_class(kind: Any) -> Any:
+        # A slot takes precedence over the instance's dictionary, which the twin shares with its request.
+        slots = {"__slots__": ("_token_relay_covers", "headers"), "__module__": kind.__module__}
+        return type(kind)(kind.__name__, (kind,), slots)
+
+    def target_of(call: tuple[Any, Any]) -> Target:
+        kind: Any = type(call[0])
+        twin_class(kind)  # if the application's class cannot be derived from, the request gets no token
+        return _target_of(call)
+
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
             # A CONNECT request goes to the proxy in clear text.
-            value = None if self.method == "CONNECT" else relay.decide((self, conn), _target_of, _has_header)
+            value = None if self.method == "CONNECT" else relay.decide((self, conn), target_of, _has_header)
             if value is None:
                 return await original(self, conn)
-            headers = self.headers
-            self._token_relay_covers = covered = headers.getall(name, []) if replaces else []
+            own = self.headers
+            headers = own.copy()
+            kind: Any = type(self)
+            twin = object.__new__(twin_class(kind))
+            twin.__dict__ = self.__dict__
+            twin.headers = headers
+            twin._token_relay_covers = covered = headers.getall(name, []) if replaces else []
             headers[name] = value
             del value  # error trackers send the local variables of every frame an exception passes through
             try:
-                return await original(self, conn)
+                return await original(twin, conn)
             finally:
-                del self._token_relay_covers
-                if covered:
-                    _restore(headers, name, covered)
-                else:
-                    headers.popall(name, None)
+                _restore(headers, name, covered)
+                if len(headers) != len(own):  # `send` adds headers, which the application can see on the request
+                    for key, default in headers.items():
+                        own.setdefault(key, default)
 
         return send
 

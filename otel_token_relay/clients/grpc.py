@@ -4,24 +4,37 @@ Our interceptor runs inside all other interceptors. The destination is the chann
 ``https`` if the channel uses TLS and ``http`` if it does not. A target with no host, or with several possible
 hosts, gets no token.
 
+A call with ``wait_for_ready`` may wait for a connection until its caller's request has ended. If it would carry the
+token, it therefore waits here, and is decided when the channel is ready. This is not possible for synchronous calls
+that return before the response arrives: futures and response streams.
+
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
-from collections.abc import Callable, Iterable
+import time
+import weakref
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from otel_token_relay.clients.connections import check_tls_name
 from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import HasHeader, Relay
+from otel_token_relay.relay import HasHeader, Hop, Relay
 from otel_token_relay.runtime import Runtime
+
+_logger = logging.getLogger("otel_token_relay")
 
 # The resolver uses this port if the target contains none, whether or not the channel uses TLS.
 DEFAULT_PORT = 443
+
+# gRPC's own thread that watches a channel checks this often, in seconds, whether the channel has been closed.
+_WATCH_INTERVAL = 0.2
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
@@ -107,14 +120,35 @@ def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
     return any(key.lower() == name for key, _ in call[1].metadata or ())
 
 
-def _with_token(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
-    """Return the metadata to send, or ``None`` to leave the call unchanged."""
+def _decide(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
+    """Decide a call that does not wait. Return the metadata to send, or ``None`` to leave the call unchanged."""
     value = relay.decide((channel, details), _target_of, _has_header)
-    if value is None:
-        return None
+    return None if value is None else _with_header(details, relay.header, value)
+
+
+def _decide_early(relay: Relay, channel: _Channel, details: Any) -> Hop | None:
+    """Decide a call before it waits for a connection."""
+    return relay.decide((channel, details), _target_of, _has_header, is_final=False)
+
+
+def _with_header(details: Any, name: str, value: str) -> list[tuple[str, Any]]:
     # gRPC rejects keys that are not in lower case.
-    kept = [(key, held) for key, held in details.metadata or () if key.lower() != relay.header]
-    return [*kept, (relay.header, value)]
+    kept = [(key, held) for key, held in details.metadata or () if key.lower() != name]
+    return [*kept, (name, value)]
+
+
+class _Wait(NamedTuple):
+    """The end of a call's wait: whether the channel is ready, and what is left of the call's timeout."""
+
+    is_ready: bool
+    timeout: float | None
+
+
+def _metadata_after(wait: _Wait, details: Any, hop: Hop) -> Any:
+    """Return the metadata of a call that has waited. If the channel is not ready, gRPC ends the call unsent."""
+    if not wait.is_ready or (wait.timeout is not None and wait.timeout <= 0) or not hop.confirm():
+        return details.metadata
+    return _with_header(details, hop.header, hop.reveal())
 
 
 class _Details(NamedTuple):
@@ -126,9 +160,9 @@ class _Details(NamedTuple):
     compression: Any
 
 
-def _replace(details: Any, metadata: Iterable[tuple[str, Any]]) -> _Details:
+def _replace(details: Any, metadata: Any, **changed: Any) -> _Details:
     values = {name: getattr(details, name, None) for name in _Details._fields}
-    return _Details(**{**values, "metadata": metadata})
+    return _Details(**{**values, "metadata": metadata, **changed})
 
 
 # Creates a channel with our interceptor, given the channel's description, the original function and its arguments.
@@ -137,7 +171,16 @@ Join = Callable[[_Channel, Function, Any, Any], Any]
 
 def _joiner(module: Any, relay: Relay) -> Join:
     def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
-        metadata = _with_token(relay, self.channel, details)
+        if details.wait_for_ready and _is_blocking(continuation):
+            hop = _decide_early(relay, self.channel, details)
+            if hop is None or _is_closed(self.inner()):
+                return continuation(details, request)
+            wait = _wait_until_ready(module, self.inner(), details.timeout)
+            if wait is None:  # gRPC cancels the calls that are waiting when their channel is closed
+                return _cancelled(module) or continuation(details, request)
+            metadata = _metadata_after(wait, details, hop)
+            return continuation(_replace(details, metadata, timeout=wait.timeout), request)
+        metadata = _decide(relay, self.channel, details)
         return continuation(details if metadata is None else _replace(details, metadata), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
@@ -145,17 +188,76 @@ def _joiner(module: Any, relay: Relay) -> Join:
     interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
 
     def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
-        return module.intercept_channel(original(*args, **kwargs), interceptor(channel))
+        inner = original(*args, **kwargs)
+        ours = interceptor(channel)
+        ours.inner = lambda: inner
+        return module.intercept_channel(inner, ours)
 
     return join
 
 
+def _is_blocking(continuation: Function) -> bool:
+    """Return whether the calling thread waits for the response. gRPC does not tell its interceptors otherwise."""
+    return "_with_call.<locals>" in getattr(continuation, "__qualname__", "")
+
+
+# A closed channel raises ValueError. The other errors would come from a gRPC whose private names differ.
+def _is_closed(channel: Any) -> bool:
+    try:
+        channel._channel.check_connectivity_state(False)
+    except ValueError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _wait_until_ready(module: Any, channel: Any, timeout: float | None) -> _Wait | None:
+    """Wait until a synchronous channel has a connection. Return ``None`` if it is closed meanwhile.
+
+    ``channel_ready_future`` does not report that a channel is closed, so it would wait forever.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    ready = module.ChannelConnectivity.READY.value[0]
+    try:
+        core = channel._channel
+        while (state := core.check_connectivity_state(True)) != ready:
+            left = _WATCH_INTERVAL if deadline is None else min(_WATCH_INTERVAL, deadline - time.monotonic())
+            if left <= 0:
+                return _Wait(False, left)
+            core.watch_connectivity_state(state, time.time() + left)
+    except ValueError:
+        return None
+    except Exception as error:  # the call is decided before it waits
+        _logger.debug("cannot wait for a gRPC channel: %s", type(error).__name__)
+    return _Wait(True, None if deadline is None else deadline - time.monotonic())
+
+
+def _cancelled(module: Any) -> Any:
+    """Return the result of a call whose channel was closed, or ``None`` if it cannot be built."""
+    try:
+        kinds = module._channel
+        state = kinds._RPCState((), (), (), module.StatusCode.CANCELLED, "Channel closed!")
+        return kinds._InactiveRpcError(state)
+    except Exception:  # without these private names, gRPC raises ValueError, as for a new call
+        return None
+
+
 def _joiner_aio(module: Any, relay: Relay) -> Join:
+    def replace(details: Any, metadata: Any, timeout: float | None) -> Any:
+        metadata = module.Metadata(*metadata or ())
+        return module.ClientCallDetails(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
+
     async def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
-        metadata = _with_token(relay, self.channel, details)
+        if details.wait_for_ready:
+            hop = _decide_early(relay, self.channel, details)
+            if hop is not None:
+                wait = await _wait_until_ready_aio(self.inner(), details.timeout)
+                details = replace(details, _metadata_after(wait, details, hop), wait.timeout)
+            return await continuation(details, request)
+        metadata = _decide(relay, self.channel, details)
         if metadata is not None:
-            values = (details.method, details.timeout, module.Metadata(*metadata), details.credentials)
-            details = module.ClientCallDetails(*values, details.wait_for_ready)
+            details = replace(details, metadata, details.timeout)
         return await continuation(details, request)
 
     # A channel sorts its interceptors by class and uses each one for only one kind of call.
@@ -169,14 +271,31 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
             args = (*args[:position], [*(args[position] or ()), *ours], *args[position + 1 :])
         else:
             kwargs["interceptors"] = [*(kwargs.get("interceptors") or ()), *ours]
-        return original(*args, **kwargs)
+        made = original(*args, **kwargs)
+        for one in ours:
+            one.inner = weakref.ref(made)  # the channel has a reference to its interceptors
+        return made
 
     return join
+
+
+async def _wait_until_ready_aio(channel: Any, timeout: float | None) -> _Wait:
+    """Wait until an aio channel has a connection."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    is_ready = True
+    try:
+        async with asyncio.timeout(timeout):
+            await channel.channel_ready()
+    except Exception as error:  # out of time, or closed
+        is_ready = False
+        _logger.debug("a gRPC channel did not become ready: %s", type(error).__name__)
+    return _Wait(is_ready, None if deadline is None else deadline - time.monotonic())
 
 
 def _interceptor_class(bases: tuple[type, ...], methods: dict[str, Function]) -> Any:
     def __init__(self: Any, channel: _Channel) -> None:
         self.channel = channel
+        self.inner = lambda: None  # returns gRPC's own channel
 
     return type("TokenRelayInterceptor", bases, {"__init__": __init__, **methods})
 

@@ -2,59 +2,120 @@
 
 The hooked transport method runs once for each outgoing request, including redirects, retries and authentication
 flows. The caller's request is not changed: the transport gets a copy.
+
+A transport with a connection pool may let the request wait. It passes the decision on in the copy's extensions, and
+`otel_token_relay.clients.httpcore` checks and records the decision when the request is sent.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MethodType, ModuleType
 from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name
+from otel_token_relay.clients.httpcore import HOP, checks_when_sending
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
+from otel_token_relay.relay import Hop
 from otel_token_relay.runtime import Runtime
 
-SYNC_TRANSPORTS = ("HTTPTransport", "MockTransport", "WSGITransport")
-ASYNC_TRANSPORTS = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
-
-TargetOf = Callable[[tuple[Any, Any]], Target]
+# These transports send without a connection, so their requests do not wait.
+SYNC_TRANSPORTS = ("MockTransport", "WSGITransport")
+ASYNC_TRANSPORTS = ("MockTransport", "ASGITransport")
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the transports of *module*, which is httpx or httpx2."""
     relay = runtime.relay
     headers_class, header = module.Headers, relay.settings.header
-    wanted, length = relay.header.encode("ascii"), len(relay.header)
+    line_name, wanted, length = header.encode("ascii"), relay.header.encode("ascii"), len(relay.header)
+    replaces = relay.settings.on_conflict == "replace"
+    fast_class = headers_class if _has_plain_lines(headers_class) else None
     hooked: dict[Function, Function] = {}
 
     def has_header(call: tuple[Any, Any], _: str) -> bool:
-        # `in` would first decode every header to determine the encoding, which instrumentation's copy has not cached.
-        return wanted in [key.lower() for key, _ in call[1].headers.raw if len(key) == length]
+        headers = call[1].headers
+        if type(headers) is fast_class:
+            return wanted in [line[1] for line in headers._list]
+        # `in` would first decode every header to determine the encoding, which is rarely cached.
+        return wanted in [key.lower() for key, _ in headers.raw if len(key) == length]
 
     def with_header(request: Any, value: str) -> Any:
         # The library's own way of copying a request drops its stream. This copy shares everything but the headers,
         # so the transport reads the original body.
-        headers = headers_class(request.headers)
-        headers[header] = value
+        copy = shallow_copy(request)
+        if type(request.headers) is fast_class and not replaces:
+            copy.headers = headers = shallow_copy(request.headers)
+            headers._list = [*headers._list, (line_name, wanted, value.encode("ascii"))]
+        else:
+            copy.headers = _with_item(request.headers, value)
+        return copy
+
+    def _with_item(headers: Any, value: str) -> Any:
+        copy = headers_class(headers)
+        copy[header] = value
         try:
             # The copy lacks the encoding, which is set only after our header, because ours must be encoded as ASCII.
-            if (encoding := request.headers._encoding) is not None:
-                headers.encoding = encoding
+            if (encoding := headers._encoding) is not None:
+                copy.encoding = encoding
         except AttributeError:
             pass
-        copy = shallow_copy(request)
-        copy.headers = headers
         return copy
+
+    def with_hop(request: Any, hop: Hop) -> Any:
+        copy = with_header(request, hop.reveal())
+        copy.extensions = {**request.extensions, HOP: hop}
+        if replaces:
+            hop.replaced = [line for line in request.headers.raw if line[0].lower() == wanted]
+        return copy
+
+    def record_failed(transport: Any, hop: Hop) -> None:
+        # A request that failed before it was sent is not a hop. Without the hook of httpcore, it may have been sent.
+        if not hop.is_recorded and not checks_when_sending(relay, getattr(transport, "_pool", None)):
+            hop.record()
+
+    def build_pooled(original: Function) -> Function:
+        def handle_request(self: Any, request: Any) -> Any:
+            hop = relay.decide((self, request), _target_of_pooled, has_header, is_final=False)
+            if hop is None:
+                return original(self, request)
+            try:
+                response = original(self, with_hop(request, hop))
+            except BaseException:
+                record_failed(self, hop)
+                raise
+            if not hop.is_recorded:
+                hop.record()
+            return response
+
+        hooked[original] = handle_request
+        return handle_request
+
+    def build_pooled_async(original: Function) -> Function:
+        async def handle_async_request(self: Any, request: Any) -> Any:
+            hop = relay.decide((self, request), _target_of_pooled, has_header, is_final=False)
+            if hop is None:
+                return await original(self, request)
+            try:
+                response = await original(self, with_hop(request, hop))
+            except BaseException:
+                record_failed(self, hop)
+                raise
+            if not hop.is_recorded:
+                hop.record()
+            return response
+
+        hooked[original] = handle_async_request
+        return handle_async_request
 
     # Error trackers send the local variables of every frame that an exception passes through, so the value
     # is deleted before the request is sent.
-    def build_sync(target_of: TargetOf, original: Function) -> Function:
+    def build_sync(original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
-            value = relay.decide((self, request), target_of, has_header)
+            value = relay.decide((self, request), _target_of, has_header)
             if value is not None:
                 request = with_header(request, value)
                 del value
@@ -63,9 +124,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         hooked[original] = handle_request
         return handle_request
 
-    def build_async(target_of: TargetOf, original: Function) -> Function:
+    def build_async(original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
-            value = relay.decide((self, request), target_of, has_header)
+            value = relay.decide((self, request), _target_of, has_header)
             if value is not None:
                 request = with_header(request, value)
                 del value
@@ -86,15 +147,21 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return build
 
+    patches.wrap(module.HTTPTransport, "handle_request", build_pooled)
+    patches.wrap(module.AsyncHTTPTransport, "handle_async_request", build_pooled_async)
     for name in SYNC_TRANSPORTS:
-        target_of = _target_of_pooled if name == "HTTPTransport" else _target_of
-        patches.wrap(getattr(module, name), "handle_request", partial(build_sync, target_of))
+        patches.wrap(getattr(module, name), "handle_request", build_sync)
     for name in ASYNC_TRANSPORTS:
-        target_of = _target_of_pooled if name == "AsyncHTTPTransport" else _target_of
-        patches.wrap(getattr(module, name), "handle_async_request", partial(build_async, target_of))
+        patches.wrap(getattr(module, name), "handle_async_request", build_async)
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
         if "_transport_for_url" in vars(client):  # private; without it, such transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
+
+
+def _has_plain_lines(headers_class: Any) -> bool:
+    """Return whether the class stores lines of the original name, the name in lower case, and the value."""
+    lines = getattr(headers_class({"Name": "value"}), "_list", None)
+    return lines == [(b"Name", b"name", b"value")]
 
 
 def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:
@@ -140,6 +207,8 @@ def _target_of_pooled(call: tuple[Any, Any]) -> Target:
 
 def _target_of(call: tuple[Any, Any]) -> Target:
     request = call[1]
+    if request.method == "CONNECT":
+        raise ValueError("a CONNECT request goes to a proxy")
     url, extensions = request.url, request.extensions
     # raw_host is passed to the resolver. It is in IDNA 2008 encoding, regardless of how the URL was written.
     target = url.scheme, url.raw_host.decode("ascii"), url.port

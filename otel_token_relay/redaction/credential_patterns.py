@@ -233,7 +233,8 @@ _MIN_RANDOM: Final = 12
 _CACHED: Final = 512
 
 _ATOM: Final = re.compile(r"[A-Za-z0-9]+")
-_RUN: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_LETTERS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_DIGITS: Final = re.compile(r"[0-9]+")
 # A word has a vowel and does not have five consonants in a row.
 _is_word = re.compile(r"(?=[^aeiouyAEIOUY]*[aeiouyAEIOUY])(?!.*[^aeiouyAEIOUY]{5})[A-Za-z]{3,}").fullmatch
 # Trace IDs, UUIDs, object IDs and truncated digests. Some frameworks create tokens with more hexadecimal digits.
@@ -286,12 +287,11 @@ def _is_readable(atom: str) -> bool:
     has_one_case = atom.islower() or atom.isupper()
     if has_one_case and (size <= _MAX_SUFFIX or _is_ulid(atom)):
         return True
-    runs = _RUN.findall(atom)
-    words = [run for run in runs if not run.isdecimal()]
-    in_words = sum(map(len, words))
+    words = _LETTERS.findall(atom)
     if has_one_case:
         # 20261126T083000Z, AKIAIOSFODNN7EXAMPLE
-        return len(runs) <= 4 and 5 * _count_unpronounceable(words) <= size
+        return len(words) + len(_DIGITS.findall(atom)) <= 4 and 5 * _count_unpronounceable(words) <= size
+    in_words = len("".join(words))
     # Words in CamelCase have at least 3.5 letters on average.
     return 2 * in_words >= 7 * len(words) and 10 * _count_unpronounceable(words) <= 3 * in_words
 

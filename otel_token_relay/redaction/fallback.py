@@ -56,11 +56,18 @@ def patch_metrics(module: ModuleType, scrubber: Scrubber, patches: Patches) -> N
     patches.wrap(module.PeriodicExportingMetricReader, "__init__", build)
 
 
-class _LogProcessor:
-    def __init__(self, processor: Any, scrubber: Scrubber) -> None:
-        self._processor = processor
+class _Wrapper:
+    """Have all methods of the wrapped object except those that a subclass replaces."""
+
+    def __init__(self, wrapped: Any, scrubber: Scrubber) -> None:
+        self._wrapped = wrapped
         self._scrubber = scrubber
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+
+class _LogProcessor(_Wrapper):
     def on_emit(self, log_record: Any) -> None:
         copy = shallow_copy(log_record)
         try:
@@ -68,23 +75,16 @@ class _LogProcessor:
             logs.redact(copy, self._scrubber, logs.tokens_of_record(record))
         except Exception:  # fail closed
             logs.wipe(copy)
-        self._processor.on_emit(copy)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
+        self._wrapped.on_emit(copy)
 
 
-class _MetricExporter:
-    def __init__(self, exporter: Any, scrubber: Scrubber) -> None:
-        self._exporter = exporter
-        self._scrubber = scrubber
-
+class _MetricExporter(_Wrapper):
     def export(self, metrics_data: Any, *args: Any, **kwargs: Any) -> Any:
         cleaned = metrics.clean_collected(metrics_data, self._scrubber)
         for resource_metrics in cleaned.resource_metrics:
             for scope_metrics in resource_metrics.scope_metrics:
                 scope_metrics.metrics[:] = [self._clean(metric) for metric in scope_metrics.metrics]
-        return self._exporter.export(cleaned, *args, **kwargs)
+        return self._wrapped.export(cleaned, *args, **kwargs)
 
     def _clean(self, metric: Any) -> Any:
         points = [self._clean_point(point) for point in metric.data.data_points]
@@ -103,6 +103,3 @@ class _MetricExporter:
         except Exception:  # fail closed, but keep the number
             attributes, exemplars = {"redaction": FAILED}, []
         return dataclasses.replace(point, attributes=attributes, exemplars=exemplars)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._exporter, name)

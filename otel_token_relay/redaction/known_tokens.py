@@ -24,12 +24,11 @@ import threading
 from collections import deque
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.context import TOKEN_KEY, token_watchers, verification_watchers
 from otel_token_relay.forks import call_in_child
-from otel_token_relay.otel import SPAN_KEY
+from otel_token_relay.otel import SPAN_KEY, get_current
 from otel_token_relay.redaction.credential_patterns import looks_like_credential
 from otel_token_relay.redaction.token_search import (
     NOTHING,
@@ -94,19 +93,24 @@ class RememberedTokens:
 
     def __init__(self, traces: int = _MAX_RECENT_TRACES) -> None:
         self._max_recent = traces
-        self.recent_traces: dict[int, KnownTokens] = {}
-        self._older_traces: dict[int, KnownTokens] = {}
-        self._traces_to_renew: deque[int] = deque(maxlen=traces)
-        self._recent_characters = 0
-        self._without_trace: dict[str, None] = {}
-        self._last_without_trace = ""
-        self._verified: dict[str, None] = {}
-        self._of_thread = threading.local()
         self.renew_lock()
+        self.forget()
 
     def renew_lock(self) -> None:
         """Replace the lock. In a forked child, the thread that held the old lock does not exist."""
         self._lock = threading.RLock()
+
+    def forget(self) -> None:
+        """Forget all tokens."""
+        with self._lock:
+            self.recent_traces: dict[int, KnownTokens] = {}
+            self._older_traces: dict[int, KnownTokens] = {}
+            self._traces_to_renew: deque[int] = deque(maxlen=self._max_recent)
+            self._recent_characters = 0
+            self._without_trace: dict[str, None] = {}
+            self._last_without_trace = ""
+            self._verified: dict[str, None] = {}
+            self._of_thread = threading.local()
 
     def __repr__(self) -> str:
         return f"RememberedTokens({len(self.recent_traces) + len(self._older_traces)} traces)"
@@ -187,21 +191,15 @@ class RememberedTokens:
         self._traces_to_renew.append(trace_id)
         return known
 
+    def may_be_old(self, trace_id: int) -> bool:
+        """Return whether the trace is one of the older ones."""
+        return trace_id in self._older_traces
+
     def all_tokens(self) -> KnownTokens:
         """Return the tokens of all traces and those bound without a trace. This is expensive."""
         traces = [*self._older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.copy(), *values])))
-
-    def forget(self) -> None:
-        """Forget all tokens."""
-        with self._lock:
-            self.recent_traces, self._older_traces, self._recent_characters = {}, {}, 0
-            self._traces_to_renew.clear()
-            self._without_trace.clear()
-            self._last_without_trace = ""
-            self._verified.clear()
-            self._of_thread = threading.local()
 
     def _keep(self, trace_id: int, known: KnownTokens) -> None:
         self.recent_traces[trace_id] = known
@@ -270,7 +268,7 @@ def _remember_verified(token: BearerToken) -> None:
     value = token.reveal()
     if not REMEMBERED.was_lasting(value):
         REMEMBERED.remember_verified(value)
-        _remember_bound(token, otel_context.get_current())
+        _remember_bound(token, get_current())
 
 
 def _add_to_span(span: Any, value: str) -> None:
@@ -288,7 +286,7 @@ def _add_to_span(span: Any, value: str) -> None:
 
 def note_start(span: Any, context: Context | None) -> None:
     """Remember the token that is bound when an SDK span starts."""
-    token: Any = (otel_context.get_current() if context is None else context).get(TOKEN_KEY)
+    token: Any = (get_current() if context is None else context).get(TOKEN_KEY)
     if token is not None:
         hold_token(span, token)
 
@@ -313,9 +311,12 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     """
     known = REMEMBERED.recent_traces.get(trace_id)
     held: KnownTokens | None = getattr(span, _HELD, None)
-    token: Any = otel_context.get_current().get(TOKEN_KEY)
-    if held is not None and held is known and (token is None or token.reveal() in held.values):
-        return held  # nearly always
+    token: Any = get_current().get(TOKEN_KEY)
+    if held is None:
+        if token is None and known is None and not REMEMBERED.may_be_old(trace_id):
+            return REMEMBERED.of_thread()  # nearly always, if the request has no token
+    elif held is known and (token is None or token.reveal() in held.values):
+        return held  # nearly always, if the request has a token
     found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
     return REMEMBERED.of_thread() if found is NOTHING else found
 
@@ -359,7 +360,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
 
 def lasting_tokens() -> KnownTokens:
     """Return the current context's lasting tokens, for objects that are created once and kept."""
-    context = otel_context.get_current()
+    context = get_current()
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
     trace_id = 0 if span is None else span.get_span_context().trace_id

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
-
+from otel_token_relay.otel import get_current
 from otel_token_relay.redaction.known_tokens import listen, tokens_in_context
 from otel_token_relay.redaction.records import ScrubberInForce
-from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
-from otel_token_relay.redaction.token_search import KnownTokens
+from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.settings import Settings
 
 # Every record has the standard attributes. The application adds more (``extra=``) and chooses the values of `_NAMES`.
@@ -22,6 +22,9 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 _MAY_REPLACE: Final = sys.version_info >= (3, 12)
 
 _exceptions = logging.Formatter()
+
+# Returns a value with its tokens masked, or the same object if it contains none.
+Clean = Callable[[Any], Any]
 
 
 class RedactingFilter(logging.Filter):
@@ -47,8 +50,8 @@ class RedactingFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
         """Let every record pass, with its tokens masked."""
         try:
-            known = tokens_in_context(otel_context.get_current())
-            changes = _Masking(record, self._find_scrubber(), known).changes()
+            known = tokens_in_context(get_current())
+            changes = _changes(record, partial(self._find_scrubber().redact, known=known))
         except Exception:  # fail closed; the application continues
             changes = _wiped(record)
         if not changes:
@@ -68,90 +71,80 @@ def _wiped(record: logging.LogRecord) -> dict[str, Any]:
     return {**extras, "msg": FAILED, "args": kept, "exc_info": None, "exc_text": None, "stack_info": None}
 
 
-class _Masking:
-    """The changes that mask the tokens in one record."""
+def _changes(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
+    """Return the attributes to replace in order to mask the tokens in a record."""
+    changes = {
+        name: new
+        for name, value in record.__dict__.items()
+        if name not in _STANDARD and (new := _clean_named(name, value, clean)) is not value
+    }
+    changes |= _changed_message(record, clean)
+    changes |= _changed_traceback(record, clean)
+    for name in ("stack_info", *_NAMES):
+        value = getattr(record, name, None)
+        if value is not None and (new := clean(value)) is not value:
+            changes[name] = new
+    return changes
 
-    def __init__(self, record: logging.LogRecord, scrubber: Scrubber, known: KnownTokens) -> None:
-        self._record = record
-        self._scrubber = scrubber
-        self._known = known
 
-    def changes(self) -> dict[str, Any]:
-        changes = {
-            name: new
-            for name, value in self._record.__dict__.items()
-            if name not in _STANDARD and (new := self._clean_named(name, value)) is not value
-        }
-        changes |= self._message()
-        changes |= self._traceback()
-        stack = self._record.stack_info
-        if stack and (new := self._clean(stack)) is not stack:
-            changes["stack_info"] = new
-        for name in _NAMES:
-            value = getattr(self._record, name, None)
-            if value is not None and (new := self._clean(value)) is not value:
-                changes[name] = new
-        return changes
+def _clean_named(name: str, value: Any, clean: Clean) -> Any:
+    holder = {name: value}
+    cleaned = clean(holder)
+    if cleaned is holder:
+        return value
+    return cleaned.get(name, MASK) if isinstance(cleaned, dict) else FAILED
 
-    def _clean(self, value: Any) -> Any:
-        return self._scrubber.redact(value, self._known)
 
-    def _clean_named(self, name: str, value: Any) -> Any:
-        holder = {name: value}
-        cleaned = self._clean(holder)
-        if cleaned is holder:
-            return value
-        return cleaned.get(name, MASK) if isinstance(cleaned, dict) else FAILED
-
-    def _message(self) -> dict[str, Any]:
-        record = self._record
-        message, args = record.msg, record.args
-        changes: dict[str, Any] = {}
-        if (clean_message := self._clean(message)) is not message:
-            changes["msg"] = message = clean_message
-        if isinstance(args, tuple):
-            cleaned: Any = tuple(self._clean(arg) for arg in args)
-            if any(new is not old for new, old in zip(cleaned, args, strict=True)):
-                changes["args"] = args = cleaned
-        elif args and (cleaned := self._clean(args)) is not args:
+def _changed_message(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
+    message, args = record.msg, record.args
+    changes: dict[str, Any] = {}
+    if (clean_message := clean(message)) is not message:
+        changes["msg"] = message = clean_message
+    if isinstance(args, tuple):
+        cleaned: Any = tuple(clean(arg) for arg in args)
+        if any(new is not old for new, old in zip(cleaned, args, strict=True)):
             changes["args"] = args = cleaned
-        return changes | self._arguments(message, args)
+    elif args and (cleaned := clean(args)) is not args:
+        changes["args"] = args = cleaned
+    return changes | _changed_arguments(message, args, clean)
 
-    def _arguments(self, message: Any, args: Any) -> dict[str, Any]:
-        """Mask tokens that are recognizable only once the arguments are in the message, as in ``"Bearer %s"``."""
-        if not args or not isinstance(message, str):
-            return {}
-        try:
-            text = message % args
-        except Exception:  # logging itself reports this error
-            return {}
-        if self._clean(text) is text:
-            return {}
-        if not isinstance(args, tuple):
-            return {"args": {key: _masked(arg) for key, arg in args.items()}}
-        for at in range(len(args)):
-            masked = (*args[:at], _masked(args[at]), *args[at + 1 :])
-            if self._is_clean(message, masked):
-                return {"args": masked}
-        masked = tuple(_masked(arg) for arg in args)
-        return {"args": masked} if self._is_clean(message, masked) else {"args": masked, "msg": self._clean(message)}
 
-    def _is_clean(self, message: str, args: Any) -> bool:
-        try:
-            text = message % args
-        except Exception:
-            return False
-        return self._clean(text) is text
+def _changed_arguments(message: Any, args: Any, clean: Clean) -> dict[str, Any]:
+    """Mask tokens that are recognizable only once the arguments are in the message, as in ``"Bearer %s"``."""
+    if not args or not isinstance(message, str):
+        return {}
+    try:
+        text = message % args
+    except Exception:  # logging itself reports this error
+        return {}
+    if clean(text) is text:
+        return {}
+    if not isinstance(args, tuple):
+        return {"args": {key: _masked(arg) for key, arg in args.items()}}
+    for at in range(len(args)):
+        masked = (*args[:at], _masked(args[at]), *args[at + 1 :])
+        if _is_clean(message, masked, clean):
+            return {"args": masked}
+    masked = tuple(_masked(arg) for arg in args)
+    return {"args": masked} if _is_clean(message, masked, clean) else {"args": masked, "msg": clean(message)}
 
-    def _traceback(self) -> dict[str, Any]:
-        record = self._record
-        text = record.exc_text
-        if not text and record.exc_info and record.exc_info[0] is not None:
-            text = _exceptions.formatException(record.exc_info)
-        if not text or (new := self._clean(text)) is text:
-            return {}
-        # Formatters prefer exc_text. If they formatted the exception, they would print the token.
-        return {"exc_text": new, "exc_info": None}
+
+def _is_clean(message: str, args: Any, clean: Clean) -> bool:
+    try:
+        text = message % args
+    except Exception:
+        return False
+    return clean(text) is text
+
+
+def _changed_traceback(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
+    text = record.exc_text
+    if not text and record.exc_info and record.exc_info[0] is not None:
+        text = _exceptions.formatException(record.exc_info)
+    if not text or (new := clean(text)) is text:
+        return {}
+    # Formatters prefer exc_text. If they formatted the exception, they would print the token.
+    return {"exc_text": new, "exc_info": None}
 
 
 def _masked(arg: Any) -> Any:

@@ -11,9 +11,8 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
-from opentelemetry import context as otel_context
-
-from otel_token_relay.copying import shallow_copy
+from otel_token_relay.copying import shallow_copy, with_changes
+from otel_token_relay.otel import get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DEFERRED, deferred_class
 from otel_token_relay.redaction.known_tokens import tokens_in_context, with_later_tokens
@@ -73,7 +72,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 def tokens_of_record(record: Any) -> KnownTokens:
     """Return a log record's known tokens: those of the context in which it was written, and those of its trace."""
-    return tokens_in_context(record.context or otel_context.get_current(), record.trace_id)
+    return tokens_in_context(record.context or get_current(), record.trace_id)
 
 
 def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
@@ -105,15 +104,10 @@ def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
 
 
 def _cleaned(record: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    new = shallow_copy(record)
-    new.body = scrubber.clean(record.body, known)
-    new.attributes = clean_attributes(record.attributes, scrubber, known)
-    new.event_name = scrubber.clean(record.event_name, known)
-    new.severity_text = scrubber.clean(record.severity_text, known)
-    if getattr(record, "exception", None) is not None:
-        # The attributes already describe the exception. The exception object refers to frames and their values.
-        new.exception = None
-    return new
+    texts = {name: scrubber.clean(getattr(record, name), known) for name in ("body", "event_name", "severity_text")}
+    # The attributes already describe the exception. The exception object refers to frames and their values.
+    exception = {"exception": None} if hasattr(record, "exception") else {}
+    return with_changes(record, attributes=clean_attributes(record.attributes, scrubber, known), **texts, **exception)
 
 
 def wipe(readable: Any) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from otel_token_relay.copying import shallow_copy
+from otel_token_relay.copying import with_changes
 from otel_token_relay.redaction.scrubber import Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 from otel_token_relay.runtime import SettingsInForce
@@ -56,9 +56,7 @@ def clean_attributes(attributes: Any, scrubber: Scrubber, known: KnownTokens) ->
         return attributes
     if not hasattr(attributes, "_dict"):
         return cleaned
-    new = shallow_copy(attributes)
-    new._dict = type(attributes._dict)(cleaned)
-    return new
+    return with_changes(attributes, _dict=type(attributes._dict)(cleaned))
 
 
 def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:

@@ -17,7 +17,7 @@ if the record is suspect, and then over the whole record. This stage guarantees 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from otel_token_relay.redaction.credential_patterns import (
@@ -98,13 +98,52 @@ class Scrubber:
             kind = type(value)
             if kind is str:
                 strings.append(value)
-            elif kind is not int and kind not in _NUMBERS and _gather(value, strings, self, known, _Budget()):
+            elif kind is not int and kind not in _NUMBERS and self.gather_value(value, strings, known):
                 suspect = True
         return suspect
 
-    def gather_value(self, value: object, strings: list[str], known: KnownTokens) -> bool:
-        """Append all strings in any value to *strings*, and return whether its keys or structure are suspect."""
-        return _gather(value, strings, self, known, _Budget())
+    def gather_value(
+        self, value: Any, strings: list[str], known: KnownTokens, nodes: Iterator[int] | None = None, depth: int = 0
+    ) -> bool:
+        """Append all strings in any value to *strings*, and return whether its keys or structure are suspect.
+
+        *nodes* has one item for each value that may still be visited.
+        """
+        # The type is checked instead of ``__class__``, which a proxy takes from another object.
+        kind = type(value)
+        if issubclass(kind, str):
+            strings.append(str.__str__(value))
+            return False
+        if value is None or issubclass(kind, (int, float)):
+            return False
+        if issubclass(kind, _BYTES):
+            strings.append(_text_of(value))
+            return False
+        if issubclass(kind, Mapping):
+            children: Iterable[object] = value.values()
+            suspect = self._gather_keys(value, strings, known)
+        elif issubclass(kind, _SEQUENCES):
+            children = value
+            suspect = False
+            if len(value) > 1:
+                # A token may be split across the elements at any position.
+                strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
+        else:
+            # Exporters convert any other object to a string.
+            strings.append(str(value))
+            return False
+        if depth >= _MAX_DEPTH:
+            return True
+        nodes = iter(range(_MAX_NODES)) if nodes is None else nodes
+        for child in children:
+            kind = type(child)
+            if kind is str:
+                strings.append(child)  # type: ignore[arg-type]
+            elif kind not in _NUMBERS:
+                if next(nodes, None) is None:
+                    return True
+                suspect = self.gather_value(child, strings, known, nodes, depth + 1) or suspect
+        return suspect
 
     def _gather_keys(self, values: Mapping[Any, Any], strings: list[str], known: KnownTokens) -> bool:
         suspect = False
@@ -112,7 +151,7 @@ class Scrubber:
             if key in self.known_keys:
                 continue
             if not issubclass(type(key), str):
-                suspect = _gather(key, strings, self, known, _Budget()) or suspect
+                suspect = self.gather_value(key, strings, known) or suspect
             elif self.is_sensitive(key) or _is_weak(key):
                 suspect = True
             else:
@@ -142,7 +181,7 @@ class Scrubber:
         """Return *value* with its tokens masked, or the same object if it contains none. Never raise `Exception`."""
         try:
             strings: list[str] = []
-            if not _gather(value, strings, self, known, _Budget()) and not self.is_suspect("\0".join(strings), known):
+            if not self.gather_value(value, strings, known) and not self.is_suspect("\0".join(strings), known):
                 return value
             return self.clean(value, known)
         except Exception:  # the value's own code may raise any error
@@ -181,62 +220,13 @@ def _masked(text: str, intervals: list[tuple[int, int]]) -> str:
     return "".join([*parts, text[done:]])
 
 
-class _Budget:
-    """The number of values that one run may still visit."""
-
-    __slots__ = ("left",)
-
-    def __init__(self) -> None:
-        self.left = _MAX_NODES
-
-
-def _gather(
-    value: Any, strings: list[str], scrubber: Scrubber, known: KnownTokens, budget: _Budget, depth: int = 0
-) -> bool:
-    # The type is checked instead of ``__class__``, which a proxy takes from another object.
-    kind = type(value)
-    if issubclass(kind, str):
-        strings.append(str.__str__(value))
-        return False
-    if value is None or issubclass(kind, (int, float)):
-        return False
-    if issubclass(kind, _BYTES):
-        strings.append(_text_of(value))
-        return False
-    if issubclass(kind, Mapping):
-        children: Iterable[object] = value.values()
-        suspect = scrubber._gather_keys(value, strings, known)
-    elif issubclass(kind, _SEQUENCES):
-        children = value
-        suspect = False
-        if len(value) > 1:
-            # A token may be split across the elements at any position.
-            strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
-    else:
-        # Exporters convert any other object to a string.
-        strings.append(str(value))
-        return False
-    if depth >= _MAX_DEPTH:
-        return True
-    for child in children:
-        kind = type(child)
-        if kind is str:
-            strings.append(child)  # type: ignore[arg-type]
-        elif kind not in _NUMBERS:
-            budget.left -= 1
-            if budget.left < 0:
-                return True
-            suspect = _gather(child, strings, scrubber, known, budget, depth + 1) or suspect
-    return suspect
-
-
 class _Cleaning:
     """One run of the thorough stage."""
 
     def __init__(self, scrubber: Scrubber, known: KnownTokens) -> None:
         self._scrubber = scrubber
         self._known = known
-        self._budget = _Budget()
+        self._nodes = _MAX_NODES
         self._characters = _MAX_CHARACTERS
 
     def value(self, value: Any, depth: int) -> Any:
@@ -251,8 +241,8 @@ class _Cleaning:
             text = _text_of(value)
             cleaned = self._text(text)
             return value if cleaned == text else cleaned.encode("latin-1")
-        self._budget.left -= 1
-        if self._budget.left < 0 or depth > _MAX_DEPTH:
+        self._nodes -= 1
+        if self._nodes < 0 or depth > _MAX_DEPTH:
             return MASK
         if issubclass(kind, Mapping):
             return self._mapping(value, depth)
@@ -362,6 +352,4 @@ def _normalize_key(key: str) -> str:
 
 
 def _is_named(normal: str, names: frozenset[str]) -> bool:
-    if not names:
-        return False
     return normal in names or any(normal.endswith("." + name) for name in names)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -95,18 +94,16 @@ def is_caught_in_resources() -> bool:
     """Return whether a resource is clean if it is created while the test token is bound."""
     from opentelemetry.sdk.resources import Resource
 
-    with _bind_test_token() as token:
-        resource = Resource({"self_test": token}, token)
-    return _is_clean(token, resource.to_json())
+    return _is_caught_while_bound(lambda token: Resource({"self_test": token}, token).to_json())
 
 
 def is_caught_in_scopes() -> bool:
     """Return whether an instrumentation scope is clean if it is created while the test token is bound."""
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    with _bind_test_token() as token:
-        scope = InstrumentationScope(token, token, token, {"self_test": token})
-    return _is_clean(token, scope.to_json())
+    return _is_caught_while_bound(
+        lambda token: InstrumentationScope(token, token, token, {"self_test": token}).to_json()
+    )
 
 
 def is_caught_in_tracers() -> bool:
@@ -114,31 +111,34 @@ def is_caught_in_tracers() -> bool:
     from opentelemetry.metrics import NoOpMeterProvider
     from opentelemetry.sdk.trace import Tracer
 
-    with _bind_test_token() as token:
+    def build(token: str) -> str:
         info: Any = SimpleNamespace(name=token, version=token, schema_url=token)
         nothing: Any = None  # no span is started
         tracer = Tracer(nothing, nothing, nothing, nothing, info, nothing, nothing, meter_provider=NoOpMeterProvider())
-    return _is_clean(token, repr(tracer.instrumentation_info))
+        return repr(tracer.instrumentation_info)
+
+    return _is_caught_while_bound(build)
 
 
 def is_caught_in_instruments() -> bool:
     """Return whether instruments are clean if they are created while the test token is bound."""
     from opentelemetry.sdk.metrics._internal import instrument
 
-    sdk: Any = instrument
-    with _bind_test_token() as token:
+    def build(token: str) -> str:
+        sdk: Any = instrument
         # Neither a scope nor a consumer is needed, since nothing is measured.
         made = sdk._Counter(token, None, None, "", token), sdk._ObservableCounter(token, None, None, (), "", token)
-    return _is_clean(token, repr([(each.name, each.description) for each in made]))
+        return repr([(each.name, each.description) for each in made])
+
+    return _is_caught_while_bound(build)
 
 
-@contextmanager
-def _bind_test_token() -> Generator[str, None, None]:
-    """Bind a test token that is not remembered."""
+def _is_caught_while_bound(build: Callable[[str], str]) -> bool:
+    """Return whether the text that *build* returns is clean. The test token is bound, but not remembered."""
     token = f"self-test-{secrets.token_hex(24)}"
     attached = otel_context.attach(Context({TOKEN_KEY: BearerToken(token)}))
     try:
-        yield token
+        return _is_clean(token, build(token))
     finally:
         otel_context.detach(attached)
 

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from opentelemetry.context import get_current
-
 from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.copying import shallow_copy
+from otel_token_relay.copying import shallow_copy, with_changes
+from otel_token_relay.otel import get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
 from otel_token_relay.redaction.known_tokens import hold_token, tokens_of_span, with_later_tokens
@@ -162,9 +161,7 @@ def _clean(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
     span._parent = _clean_context(span._parent, scrubber, known)
     status = span._status
     if status.description:
-        description = scrubber.clean(status.description, known)
-        if description is not status.description:
-            span._status = type(status)(status.status_code, description)
+        span._status = type(status)(status.status_code, scrubber.clean(status.description, known))
 
 
 def _clean_items(items: Any, clean: Any) -> Any:
@@ -176,29 +173,17 @@ def _clean_items(items: Any, clean: Any) -> Any:
         return items
     if not hasattr(items, "_dq"):
         return tuple(cleaned)
-    new_items = shallow_copy(items)
-    new_items._dq = type(items._dq)(cleaned, items._dq.maxlen)
-    return new_items
+    return with_changes(items, _dq=type(items._dq)(cleaned, items._dq.maxlen))
 
 
 def _clean_event(event: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    name = scrubber.clean(event._name, known)
     attributes = clean_attributes(event._attributes, scrubber, known)
-    if name is event._name and attributes is event._attributes:
-        return event
-    new = shallow_copy(event)
-    new._name, new._attributes = name, attributes
-    return new
+    return with_changes(event, _name=scrubber.clean(event._name, known), _attributes=attributes)
 
 
 def _clean_link(link: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    context = _clean_context(link.context, scrubber, known)
-    attributes = clean_attributes(link.attributes, scrubber, known)
-    if context is link.context and attributes is link.attributes:
-        return link
-    new = shallow_copy(link)
-    new._context, new._attributes = context, attributes
-    return new
+    attributes = clean_attributes(link._attributes, scrubber, known)
+    return with_changes(link, _context=_clean_context(link._context, scrubber, known), _attributes=attributes)
 
 
 def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:

@@ -7,6 +7,9 @@ Callers choose their tokens and thereby what is searched for. Every part of a re
 if it is a plain word. A part of a remembered token is found only if other requests cannot contain it by chance:
 the part must look random as written in the text (`is_random`). A token that consists of a random prefix and a
 service name, or of a name in mixed case, therefore does not mask that name in other requests' telemetry.
+
+Only the plain token and its base64 forms are searched for. Text in another encoding is decoded first, and an
+encoded part masks the whole text, since the positions of its characters are unknown.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import html
 import re
 import string
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from otel_token_relay.redaction.credential_patterns import Interval, is_random, looks_like_credential
 
@@ -28,12 +31,8 @@ _NGRAM_LENGTH: Final = 12
 # An n-gram starts at every sixth position, so every run of 17 characters contains a whole one.
 _STRIDE: Final = 6
 # 17 characters are encoded as at least 21 complete base64 characters.
-_BASE64_STRIDE: Final = 9
+_BASE64_STRIDE: Final = 10
 _CACHED: Final = 512
-# The client chooses the token, and each reserved character lengthens its encodings. Beyond these limits, only
-# parts of the plain token are searched for, and text that may contain another encoding is masked as a whole.
-_MAX_ENCODED: Final = 4096
-_MAX_RESERVED: Final = 128
 _CACHED_INDEXES: Final = 32
 
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -42,6 +41,7 @@ ANY_BEARER: Final = "bearer"
 
 # A line break, plain or escaped once or twice, followed by the next line's indentation.
 _LINE_BREAK: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
+_JSON_ESCAPE: Final = re.compile(r"\\u00([0-9A-Fa-f]{2})")
 # The maximum number of characters that an escape can put between two parts of a token.
 _MAX_GAP: Final = 4
 
@@ -54,58 +54,60 @@ def ascii_lower(text: str) -> str:
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
-class _Index(NamedTuple):
-    """The parts of one token, in all its encodings, for searching lowercase text.
+class _Part(NamedTuple):
+    """A part of a token in a text.
 
     Attributes:
-        ngrams: Parts of `_NGRAM_LENGTH` characters, each with the encoding that contains it and its position
-            there. Every run of 17 characters of the token contains such a part, so a search that looks up each
-            position in a text finds every such run.
-        short: Encodings that are at most as long as an n-gram.
-        is_whole: Whether all encodings are included.
+        interval: Its position in the text.
+        is_complete: Whether the part is the whole token, or the whole of one of its encodings.
+        is_plain: Whether the part is written as in the token, apart from upper and lower case.
+    """
+
+    interval: Interval
+    is_complete: bool
+    is_plain: bool
+
+
+class _Index(NamedTuple):
+    """The parts of one token, plain and in base64, for searching lowercase text.
+
+    Attributes:
+        ngrams: Parts of `size` characters, each with the encoding that contains it and its position there. Every
+            run of 17 characters of the token contains such a part, so a search that looks up each position in a
+            text finds every such run.
+        size: `_NGRAM_LENGTH`, or the length of a shorter token.
     """
 
     ngrams: dict[str, tuple[str, int]]
-    short: tuple[str, ...]
-    is_whole: bool
+    size: int
 
     @classmethod
     def of(cls, value: str) -> _Index:
-        is_whole = len(value) <= _MAX_ENCODED and sum(map(value.count, "+/=")) <= _MAX_RESERVED
-        encoded = [(value, _STRIDE)]
-        if is_whole:
-            encoded += [(text, _STRIDE) for text in _encodings(value)]
-            encoded += [(text, _BASE64_STRIDE) for text in _base64_encodings(value)]
+        size = min(_NGRAM_LENGTH, len(value))
+        # Form data contains a space instead of a plus sign.
+        encodings = dict.fromkeys((value, value.replace("+", " ")), _STRIDE)
+        encodings.update(dict.fromkeys(_base64_encodings(value), _BASE64_STRIDE))
         ngrams: dict[str, tuple[str, int]] = {}
-        short: dict[str, None] = {}
-        for text, stride in dict.fromkeys((ascii_lower(text), stride) for text, stride in encoded):
-            last = len(text) - _NGRAM_LENGTH
-            if last <= 0:
-                if len(text) >= _MIN_TOKEN_LENGTH:
-                    short[text] = None
-                continue
+        for encoding, stride in encodings.items():
+            lowered = ascii_lower(encoding)
+            last = len(lowered) - size
             for at in (*range(0, last, stride), last):
-                ngrams.setdefault(text[at : at + _NGRAM_LENGTH], (text, at))
-        return cls(ngrams, tuple(short), is_whole)
+                ngrams.setdefault(lowered[at : at + size], (lowered, at))
+        return cls(ngrams, size)
 
-    def find(self, lowered: str) -> Iterator[tuple[Interval, bool]]:
-        """Yield the interval of each part, and whether the part is a complete encoding. Intervals may overlap."""
-        for text in self.short:
-            at = lowered.find(text)
-            while at >= 0:
-                yield (at, at + len(text)), True
-                at = lowered.find(text, at + 1)
-        if not self.ngrams:
-            return
-        at, last, find = 0, len(lowered) - _NGRAM_LENGTH, self.ngrams.get
-        while at <= last:
-            hit = find(lowered[at : at + _NGRAM_LENGTH])
+    def find(self, lowered: str, value: str) -> Iterator[_Part]:
+        """Yield the parts of the token *value* in a lowercase text. They may overlap."""
+        plain = ascii_lower(value)
+        at, size, find = 0, self.size, self.ngrams.get
+        while at + size <= len(lowered):
+            hit = find(lowered[at : at + size])
             if hit is None:
                 at += 1
                 continue
-            start, end = _extend(lowered, at, *hit)
-            yield (start, end), end - start == len(hit[0])
-            at = max(at + 1, end - _NGRAM_LENGTH + 1)
+            encoding, offset = hit
+            start, end = _extend(lowered, at, size, encoding, offset)
+            yield _Part((start, end), end - start == len(encoding), encoding == plain)
+            at = max(at + 1, end - size + 1)
 
 
 class KnownTokens:
@@ -120,27 +122,16 @@ class KnownTokens:
             cached here so that they are dropped together with the tokens.
     """
 
-    __slots__ = ("clean_rows", "needles", "remembered", "values")
-
-    needles: tuple[str, ...]
-    clean_rows: set[tuple[Any, ...]]
-
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
         self.values: tuple[str, ...] = values
         self.remembered: tuple[str, ...] = remembered
+        self.clean_rows: set[tuple[Any, ...]] = set()
 
-    def __getattr__(self, name: str) -> Any:
-        # Called once for each attribute. For many requests, no telemetry is read, so no attribute is computed.
-        made: Any
-        if name == "needles":
-            found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
-            made = tuple(dict.fromkeys([ANY_BEARER, *found]))
-        elif name == "clean_rows":
-            made = set()
-        else:
-            raise AttributeError(name)
-        setattr(self, name, made)
-        return made
+    # Computed at first use, because for many requests, no telemetry is read.
+    @cached_property
+    def needles(self) -> tuple[str, ...]:
+        found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
+        return tuple(dict.fromkeys([ANY_BEARER, *found]))
 
     def __repr__(self) -> str:
         return f"KnownTokens({len(self.values)} own, {len(self.remembered)} remembered)"
@@ -173,32 +164,22 @@ class KnownTokens:
         """Return the sorted, non-overlapping intervals that contain parts of tokens."""
         if len(text) < _MIN_TOKEN_LENGTH or not (self.values or self.remembered):
             return []
-        lowered = ascii_lower(text)
-        found = self._find(text, lowered)
-        if "\n" in lowered or "\\n" in lowered:
-            # A line-wrapped token is found in the text without line breaks, and the breaks are masked with it.
-            flat, positions = _unwrap(lowered)
-            in_flat = self._find("".join([text[at] for at in positions]), flat)
-            found += [(positions[start], positions[end - 1] + 1) for start, end in in_flat]
-        return merge(found, gap=_MAX_GAP)
+        parts = self._find(text)
+        found = merge([part.interval for part in parts], gap=_MAX_GAP)
+        is_encoded = not all(part.is_plain for part in parts)
+        if not is_encoded and (decoded := _decode(text)) != text:
+            is_encoded = _count(self._find(decoded)) > _count(parts)
+        return [(0, len(text))] if is_encoded else found
 
-    def _find(self, text: str, lowered: str) -> list[Interval]:
-        found: list[Interval] = []
-        for value in self.values:
-            index = _index_of(value)
-            if not index.is_whole and any(needle in lowered for needle in _needles_of(value)):
-                return [(0, len(text))]
-            found += [interval for interval, _ in index.find(lowered)]
+    def _find(self, text: str) -> list[_Part]:
+        lowered = ascii_lower(text)
+        found = [part for value in self.values for part in _index_of(value).find(lowered, value)]
         for value in self.remembered:
-            index = _index_of(value)
-            unlikely = _unlikely_by_chance(value, index.find(lowered), text)
-            if unlikely and not index.is_whole:
-                return [(0, len(text))]
-            found += unlikely
+            found += _unlikely_by_chance(value, _index_of(value).find(lowered, value), text)
         return found
 
 
-def _unlikely_by_chance(value: str, parts: Iterable[tuple[Interval, bool]], text: str) -> list[Interval]:
+def _unlikely_by_chance(value: str, parts: Iterable[_Part], text: str) -> list[_Part]:
     """Return the parts of a remembered token that other requests cannot contain by chance.
 
     Each part is checked separately and as written in the text: adjacent parts may be other identifiers, and
@@ -206,8 +187,21 @@ def _unlikely_by_chance(value: str, parts: Iterable[tuple[Interval, bool]], text
     """
     if not looks_like_credential(value):
         # The token is remembered because it was verified. As it is short or made of words, it must appear in full.
-        return [interval for interval, is_whole in parts if is_whole]
-    return [(start, end) for (start, end), _ in parts if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
+        return [part for part in parts if part.is_complete]
+    spans = ((part, *part.interval) for part in parts)
+    return [part for part, start, end in spans if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
+
+
+def _count(parts: Iterable[_Part]) -> int:
+    """Return the number of characters in the parts."""
+    return sum(end - start for start, end in merge([part.interval for part in parts]))
+
+
+def _decode(text: str) -> str:
+    """Return the text without line breaks, percent-encoding (single or double) and the escapes of JSON and HTML."""
+    text = _LINE_BREAK.sub("", unquote(unquote(text)))
+    text = _JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
+    return html.unescape(text).replace("\\", "")
 
 
 NOTHING: Final = KnownTokens()
@@ -249,7 +243,7 @@ def clear_caches() -> None:
 @lru_cache(maxsize=_CACHED_INDEXES)
 def _index_of(value: str) -> _Index:
     """Return a token's index, which is built on first use: most tokens are never found and need no index."""
-    return _Index.of(value) if len(value) >= _MIN_TOKEN_LENGTH else _Index({}, (), True)
+    return _Index.of(value) if len(value) >= _MIN_TOKEN_LENGTH else _Index({}, _NGRAM_LENGTH)
 
 
 def _needles_of(value: str) -> tuple[str, ...]:
@@ -265,26 +259,18 @@ def _needles_of(value: str) -> tuple[str, ...]:
         # The token is too short to be searched for in parts.
         lowered = ascii_lower(value)
         return (max(_UNRESERVED.findall(lowered), key=len, default=lowered), *coded)
+    ends = (_unreserved(value[:17]), _unreserved(value[-17:]), *coded)
     middle = len(value) // 2
-    if not _has_reserved(value):
-        ends = (value[:_NGRAM_LENGTH].lower(), value[-_NGRAM_LENGTH:].lower(), *coded)
-        return ends if len(value) < 48 else (value[middle : middle + _NGRAM_LENGTH].lower(), *ends)
-    ends = (_unreserved(value[:17], first=True), _unreserved(value[-17:], first=False), *coded)
-    return ends if len(value) < 48 else (_unreserved(value[middle - 8 : middle + 9], first=True), *ends)
+    return ends if len(value) < 48 else (_unreserved(value[middle - 8 : middle + 9]), *ends)
 
 
-def _unreserved(window: str, *, first: bool) -> str:
+def _unreserved(window: str) -> str:
     window = ascii_lower(window)
-    runs = _UNRESERVED.findall(window)
-    longest = max(runs, key=len, default="")
-    if len(longest) < 4:
+    if "+" in window or "/" in window or "=" in window:
+        longest = max(_UNRESERVED.findall(window), key=len, default="")
         # A token such as ++//++ has no unreserved run, so its characters are used as they are.
-        longest = window
-    return longest[:_NGRAM_LENGTH] if first else longest[-_NGRAM_LENGTH:]
-
-
-def _has_reserved(value: str) -> bool:
-    return "+" in value or "/" in value or "=" in value
+        window = longest if len(longest) >= 4 else window
+    return window[:_NGRAM_LENGTH]
 
 
 @lru_cache(maxsize=_CACHED)
@@ -293,36 +279,9 @@ def _base64_needles(head: str) -> tuple[str, ...]:
 
     These needles are the same for all JWTs with the same header, so they are rarely computed.
     """
-    found = (ascii_lower(text[:_NGRAM_LENGTH]) for text in _base64_encodings(head))
+    forms = [form for text in _base64_encodings(head) for form in (text, quote(text, safe=""))]
+    found = dict.fromkeys(ascii_lower(form[:_NGRAM_LENGTH]) for form in forms)
     return tuple(needle for needle in found if len(needle) >= _MIN_TOKEN_LENGTH)
-
-
-def _encodings(value: str) -> Iterator[str]:
-    """Yield the token as it is, and with ``+``, ``/`` and ``=`` written as various encoders write them."""
-    yield value
-    if not _has_reserved(value):
-        return
-    percent = quote(value, safe="")
-    yield percent
-    yield quote(value, safe="/")
-    yield quote(percent, safe="")
-    yield value.replace("/", "\\/")
-    yield value.replace("/", "\\\\/")
-    for plus, slash, equals in (
-        ("\\u002b", "/", "\\u003d"),
-        ("\\u002b", "\\u002f", "\\u003d"),
-        ("\\u002b", "\\/", "\\u003d"),
-        ("\\u002b", "/", "="),
-        ("&#43;", "&#47;", "&#61;"),
-        ("&#x2b;", "&#x2f;", "&#x3d;"),
-        ("+", "&#x2f;", "&#x3d;"),
-        ("+", "&#x2f;", "="),
-        ("+", "/", "&#x3d;"),
-        ("&plus;", "&sol;", "&equals;"),
-        (" ", "/", "="),  # a plus sign that was decoded as form data
-    ):
-        yield value.replace("=", equals).replace("/", slash).replace("+", plus)
-    yield html.escape(value)
 
 
 def _base64_encodings(value: str) -> Iterator[str]:
@@ -332,33 +291,19 @@ def _base64_encodings(value: str) -> Iterator[str]:
         coded = base64.b64encode(b"\0" * before + raw).decode("ascii")
         coded = coded[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
         yield coded
-        if "+" in coded or "/" in coded:
-            yield coded.replace("+", "-").replace("/", "_")
-            yield quote(coded, safe="")
+        yield coded.replace("+", "-").replace("/", "_")
 
 
-def _extend(text: str, at: int, encoding: str, offset: int) -> Interval:
+def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interval:
     """Return the longest interval around a hit in which the text matches the encoding."""
-    start, end, left, right = at, at + _NGRAM_LENGTH, offset, offset + _NGRAM_LENGTH
+    if at >= offset and text.startswith(encoding, at - offset):  # a whole token, which is the most frequent case
+        return at - offset, at - offset + len(encoding)
+    start, end, left, right = at, at + size, offset, offset + size
     while start and left and text[start - 1] == encoding[left - 1]:
         start, left = start - 1, left - 1
     while end < len(text) and right < len(encoding) and text[end] == encoding[right]:
         end, right = end + 1, right + 1
     return start, end
-
-
-def _unwrap(text: str) -> tuple[str, list[int]]:
-    """Return the text without line breaks, and each remaining character's original position."""
-    pieces: list[str] = []
-    positions: list[int] = []
-    done = 0
-    for line_break in _LINE_BREAK.finditer(text):
-        pieces.append(text[done : line_break.start()])
-        positions += range(done, line_break.start())
-        done = line_break.end()
-    pieces.append(text[done:])
-    positions += range(done, len(text))
-    return "".join(pieces), positions
 
 
 def merge(found: list[Interval], *, gap: int = 0) -> list[Interval]:

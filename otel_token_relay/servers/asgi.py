@@ -15,7 +15,7 @@ from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
-from otel_token_relay.context import bind
+from otel_token_relay.context import TOKEN_KEY, bind
 from otel_token_relay.credentials import Source, locate
 from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
@@ -195,11 +195,15 @@ class _AsgiBoundary(Boundary):
     def encloses(self, request: Any) -> bool:
         """Return whether the scope's headers and the current context are still this request's."""
         # Comparing two lists compares the identities of their elements first, which takes one step in C.
-        return request.get("headers") == self._lines and self._is_current
+        return (
+            request.get("headers") == self._lines
+            and self._is_responding
+            and get_current().get(TOKEN_KEY, self) is self.token
+        )
 
 
 def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
-    """Return a copy of the header lines that no one can change; ``None`` if the lines are no pairs.
+    """Return an immutable copy of each header line; ``None`` if a line is not a pair.
 
     The specification allows any iterables, for the headers and for each pair. The application must still be able
     to read those that can be read only once.
@@ -244,11 +248,11 @@ def _locate_in(lines: list[tuple[Any, ...]] | None, settings: Settings) -> Sourc
                     return name, (by_name[encoded],)
             return None
     except (TypeError, ValueError):
-        pass  # a line that is no pair of bytes
+        pass  # a line that is not a pair of bytes
 
     def values_of(name: str) -> list[bytes]:
         if lines is None:
-            raise TypeError("the headers are no pairs")
+            raise TypeError("a header line is not a pair")
         wanted = name.encode("latin-1")
         size = len(wanted)
         return [pair[1] for pair in lines if len(pair[0]) == size and pair[0].lower() == wanted]

@@ -1,4 +1,4 @@
-"""The boundary for Tornado's HTTP server, whatever serves the request: handlers, callbacks or delegates.
+"""The boundary for Tornado's HTTP server, for handlers, callbacks and delegates alike.
 
 ``HTTPServer.start_request`` returns the delegate that receives one request. The boundary encloses that delegate and
 ends when the response is finished. ``RequestHandler._execute`` runs in a separate task, which goes on after a

@@ -1,6 +1,6 @@
 """The boundary at the place where each server calls its application.
 
-It covers every ASGI and WSGI application, whatever its framework: plain, wrapped in middleware or mounted.
+It covers every ASGI and WSGI application of any framework or none: plain, wrapped in middleware or mounted.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
+from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.credentials import Source
 from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
@@ -144,7 +145,11 @@ class _WsgiBoundary(Boundary):
 
     def encloses(self, request: Any) -> bool:
         """Return whether the environ's source headers and the current context are still this request's."""
-        return self._values == _values(request, self._settings) and self._is_current
+        return (
+            self._values == _values(request, self._settings)
+            and self._is_responding
+            and get_current().get(TOKEN_KEY, self) is self.token
+        )
 
 
 @lru_cache(maxsize=32)

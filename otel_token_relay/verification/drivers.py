@@ -54,16 +54,8 @@ def _is_trio() -> bool:
 
 
 async def _wait_asyncio(wait: Wait) -> None:
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def wake(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            loop.call_soon_threadsafe(done.set)
-
-    wait.future.add_done_callback(wake)
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(done.wait(), wait.seconds)
+    # This cancels nothing, neither after the timeout nor if this task is canceled.
+    await asyncio.wait([asyncio.wrap_future(wait.future)], timeout=wait.seconds)
 
 
 async def _wait_trio(wait: Wait) -> None:

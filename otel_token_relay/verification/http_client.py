@@ -19,10 +19,10 @@ import time
 from collections.abc import Generator, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import Origin
+from otel_token_relay.origin import Origin, is_trustworthy
 
 MAX_BODY_BYTES: Final = 512 * 1024
 
@@ -54,12 +54,6 @@ def check_url(setting: str, url: object) -> str:
     if not isinstance(url, str) or not is_trustworthy(url):
         raise ConfigurationError(setting, "expected an https URL, or an http URL on loopback")
     return url
-
-
-def is_trustworthy(url: str) -> bool:
-    """Return whether responses from *url* are protected against tampering by an attacker on the network."""
-    origin = Origin.parse(url)
-    return origin is not None and origin.is_secure and url.isascii() and "#" not in url
 
 
 @lru_cache(maxsize=1)
@@ -97,10 +91,10 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
         headers["Authorization"] = authorization
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    connection, target = _build_connection(parts, target, timeout)
-    with suppress_instrumentation(), contextlib.closing(connection):
+    with suppress_instrumentation(), contextlib.closing(_build_connection(url, timeout)) as connection:
         try:
-            connection.connect()
+            with _cut_at(connection, deadline):
+                connection.connect()
             with _cut_at(connection, deadline):
                 connection.request("GET" if form is None else "POST", target, body=form, headers=headers)
                 with contextlib.closing(connection.getresponse()) as response:
@@ -109,20 +103,18 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
             raise FetchFailed(type(error).__name__) from None
 
 
-def _build_connection(parts: SplitResult, target: str, timeout: float) -> tuple[http.client.HTTPConnection, str]:
-    """Return the connection, which uses the environment's proxy if one applies, and the request target."""
+def _build_connection(url: str, timeout: float) -> http.client.HTTPConnection:
+    """Return the connection, which uses the environment's proxy if one applies."""
     # Importing urllib.request takes 10 ms, and most services that relay tokens do not verify any.
     from urllib.request import getproxies, proxy_bypass
 
+    parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port
-    secure = parts.scheme == "https"
-    origin = Origin.parse(parts.geturl())
-    proxy = getproxies().get(parts.scheme)
+    if parts.scheme == "http":  # which is allowed only on loopback, and a proxy would connect to its own loopback
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+    proxy, origin = getproxies().get("https"), Origin.parse(url)
     if not proxy or origin is None or origin.is_loopback or proxy_bypass(host):
-        if secure:
-            return http.client.HTTPSConnection(host, port, timeout=timeout, context=_tls()), target
-        return http.client.HTTPConnection(host, port, timeout=timeout), target
-    # Only https URLs reach this point, since http is allowed only on loopback.
+        return http.client.HTTPSConnection(host, port, timeout=timeout, context=_tls())
     via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     tunnel = http.client.HTTPSConnection(via.hostname or "", via.port or 3128, timeout=timeout, context=_tls())
     credentials = {}
@@ -130,17 +122,17 @@ def _build_connection(parts: SplitResult, target: str, timeout: float) -> tuple[
         pair = f"{unquote(via.username)}:{unquote(via.password or '')}".encode()
         credentials["Proxy-Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
     tunnel.set_tunnel(host, port, headers=credentials)
-    return tunnel, target
+    return tunnel
 
 
 @contextlib.contextmanager
 def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Generator[None, None, None]:
     """Shut down the connection at the deadline, because a socket's timeout restarts with each byte received."""
-    sock = connection.sock
 
     def cut() -> None:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        # The socket does not exist yet, or TLS is replacing it: connecting and the handshake have a timeout each.
+        with contextlib.suppress(OSError, AttributeError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
     timer.daemon = True

@@ -153,14 +153,9 @@ class Introspection:
         if result is None or now >= result.until:
             return None
         if token is not None and result.claims is not None and now >= result.refresh_at:
-            self._refresh(key, token)
+            with contextlib.suppress(KeysUnavailable):  # the next use tries again
+                self._submit(key, token, is_refresh=True)
         return result
-
-    def _refresh(self, key: bytes, token: str) -> None:
-        try:
-            self._submit(key, token, is_refresh=True)
-        except KeysUnavailable:
-            _logger.debug("an introspection result that expires soon could not be refreshed")
 
     def look_up(self, key: bytes, token: str) -> Wait:
         """Start a lookup, or join a pending lookup of the same token.

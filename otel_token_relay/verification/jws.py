@@ -7,7 +7,7 @@ strictly before any rule is applied, and size and depth are limited before any w
 
 from __future__ import annotations
 
-import binascii
+import base64
 import json
 import math
 import re
@@ -108,19 +108,11 @@ def parse_object(data: bytes) -> Claims:
 
 
 def _decode_segment(segment: str) -> bytes:
-    missing = -len(segment) % 4
-    if missing == 3:
-        raise ValueError("invalid base64url length")
-    data = binascii.a2b_base64(segment.translate(_TO_BASE64) + "=" * missing)
+    data = base64.urlsafe_b64decode(segment + "==")
     # The unused bits of the last character must be zero; otherwise, one token would have several spellings.
-    if missing and binascii.b2a_base64(data[-(3 - missing) :], newline=False).rstrip(b"=") != segment[
-        -(4 - missing) :
-    ].translate(_TO_BASE64).encode("ascii"):
+    if base64.urlsafe_b64encode(data).rstrip(b"=") != segment.encode("ascii"):
         raise ValueError("unused bits of base64url are set")
     return data
-
-
-_TO_BASE64: Final = str.maketrans("-_", "+/")
 
 
 def parse_jws(token: str, *, max_length: int) -> Jws:

@@ -11,9 +11,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import Origin
+from otel_token_relay.origin import Origin, is_trustworthy
 from otel_token_relay.settings import is_issuer
-from otel_token_relay.verification.http_client import is_trustworthy
 
 # How long keys stay fresh if the response specifies no time, and the bounds for a time that it specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0

@@ -326,8 +326,6 @@ class VerifierCore:
                 raise KeysUnavailable from None
             if revoked:
                 raise TokenRejected("revoked")
-        if is_revoked is None and introspection is None:
-            return VerifiedToken(accepted, _always)
 
         def is_valid() -> bool:
             if introspection is not None:
@@ -340,10 +338,6 @@ class VerifierCore:
             return is_revoked is None or not is_revoked(MappingProxyType(accepted.claims))
 
         return VerifiedToken(accepted, is_valid)
-
-
-def _always() -> bool:
-    return True
 
 
 def _verifies(jws: Jws, candidates: Sequence[Key]) -> bool:

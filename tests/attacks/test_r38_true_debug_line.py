@@ -15,7 +15,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_token_relay import BearerToken, Settings, install
+from otel_token_relay import BearerToken, Settings, install, use_token
 from otel_token_relay.context import with_token
 from otel_token_relay.relay import Relay
 from tests.support.clients import Client, every_client
@@ -92,7 +92,8 @@ def test_r38_an_anonymous_hop_to_a_listed_destination(
     """The debug line and the counter contain the destination, for every client."""
     with client.party() as listed:
         install(Settings(destinations=[listed.url]))
-        client.call(listed.url)
+        with use_token(None):
+            client.call(listed.url)
 
     assert lines(log) == ["withheld: no_token, destination 127.0.0.1"]
     assert [attributes["server.address"] for attributes in counted(meter)] == ["127.0.0.1"]
@@ -105,7 +106,8 @@ def test_r38_an_anonymous_hop_to_another_destination(
     """Only an unlisted destination is called `not listed`, and its host adds no value to the counter."""
     with client.party() as listed, client.party() as other:
         install(Settings(destinations=[listed.url]))
-        client.call(other.url)
+        with use_token(None):
+            client.call(other.url)
 
     assert lines(log) == ["withheld: no_token, destination not listed"]
     assert ["server.address" in attributes for attributes in counted(meter)] == [False]
@@ -116,7 +118,7 @@ def test_r38_a_url_that_cannot_be_read(token: str | None, reason: str, log: pyte
     """It is not called `not listed`, because the list is not the cause."""
     with party() as one, party() as other:
         install(Settings(destinations=[one.url, other.url]))
-        with urllib3.connectionpool.connection_from_url(one.url) as pool:
+        with use_token(None), urllib3.connectionpool.connection_from_url(one.url) as pool:
             pool.urlopen("GET", f"{other.url}/", assert_same_host=False)
     relay = Relay(Settings(destinations=[one.url]))
     hop(relay, Request(None), token)

@@ -111,7 +111,7 @@ def test_a_changed_library_is_not_patched(
 def test_required_stops_the_request_before_it_is_sent(client: Client, one: Party) -> None:
     """Without a token, the call to a `;required` destination fails, and the server receives nothing."""
     install(Settings(destinations=[f"{one.url};required"]))
-    with pytest.raises(TokenUnavailable) as caught:
+    with use_token(None), pytest.raises(TokenUnavailable) as caught:
         client.call(one.url)
 
     assert caught.value.reason is Reason.NO_TOKEN

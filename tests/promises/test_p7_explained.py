@@ -151,13 +151,17 @@ class Case:
     parameters: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     listed: bool = True
+    is_bound: bool = True
     detail: str = ""
 
 
 CASES = [
     Case(reason=Reason.RELAYED),
     Case(reason=Reason.RELAYED, token=lambda: BearerToken(jwt(exp=time.time() + 60)), detail=", a valid JWT"),
-    Case(reason=Reason.NO_TOKEN, token=lambda: None, listed=False),
+    Case(reason=Reason.NO_TOKEN, token=lambda: None),
+    Case(reason=Reason.NO_TOKEN, token=lambda: None, listed=False, detail=", not listed"),
+    Case(reason=Reason.NO_BOUNDARY, token=lambda: None, is_bound=False),
+    Case(reason=Reason.NO_BOUNDARY, token=lambda: None, is_bound=False, listed=False, detail=", not listed"),
     Case(reason=Reason.DESTINATION_NOT_LISTED, listed=False),
     Case(reason=Reason.EXPLICIT_CREDENTIAL, headers={"authorization": "Basic own"}),
     Case(reason=Reason.EXPIRED, token=lambda: BearerToken(jwt(exp=time.time() - 1))),
@@ -184,8 +188,8 @@ def test_each_reason_is_recorded(case: Case, client: Client, telemetry: Telemetr
     with party() as one, instrumented(client, telemetry), ExitStack() as stack:
         url = one.url if case.listed else "http://elsewhere.example"
         install(Settings(destinations=[url + case.parameters], **case.settings))
-        if token is not None:
-            stack.enter_context(bound(token))
+        if case.is_bound:
+            stack.enter_context(use_token(None) if token is None else bound(token))
         client.call(one.url, headers=case.headers)
 
     is_relayed = case.reason is Reason.RELAYED

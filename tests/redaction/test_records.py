@@ -10,6 +10,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_token_relay import Settings, install, uninstall
+from otel_token_relay.copying import shallow_copy
 from otel_token_relay.redaction import records
 from otel_token_relay.redaction.records import (
     ScrubberInForce,
@@ -21,7 +22,6 @@ from otel_token_relay.redaction.records import (
     gather_scope,
     plain,
     scrubber_for,
-    shallow_copy,
 )
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, known_from

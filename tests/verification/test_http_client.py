@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import socket
 import threading
@@ -213,6 +214,30 @@ def test_fetch_ends_in_time_whatever_drips_in(issuer: Issuer) -> None:
     issuer.behave = drip
     with pytest.raises(FetchFailed):
         fetch(f"{issuer.url}/jwks", timeout=0.5)
+
+    assert not outlived.is_set()
+
+
+def test_fetch_ends_in_time_if_a_proxy_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeout applies to the whole exchange, which includes the proxy's response to CONNECT."""
+    outlived = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\nX: " + b"a" * 400:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.05)
+                outlived.set()
+
+        proxy = threading.Thread(target=drip)
+        proxy.start()
+        monkeypatch.setenv("https_proxy", f"127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(FetchFailed):
+            fetch("https://idp.example/jwks", timeout=0.5)
+        proxy.join(60)
 
     assert not outlived.is_set()
 

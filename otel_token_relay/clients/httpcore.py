@@ -1,0 +1,85 @@
+"""The hook for the connections of httpcore and httpcore2, through which httpx and httpx2 send.
+
+The transports of httpx decide before they ask the pool for a connection, and a request may wait there until its
+caller's request has ended. ``_send_request_headers`` is httpcore's last method before the wire: the connection is
+open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free stream. The transport's decision is checked
+again there, and the header is removed if the token may no longer be sent.
+
+Requests that do not come from a hooked transport are not changed.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from otel_token_relay.copying import shallow_copy
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Hop, Relay
+from otel_token_relay.runtime import Runtime
+
+HOP: Final = "otel_token_relay.hop"
+"""The extension of a request that contains the transport's decision."""
+
+# The connection classes, and the parameters that the sending method must have.
+_CONNECTIONS: Final = {
+    "HTTP11Connection": ("self", "request"),
+    "AsyncHTTP11Connection": ("self", "request"),
+    "HTTP2Connection": ("self", "request", "stream_id"),
+    "AsyncHTTP2Connection": ("self", "request", "stream_id"),
+}
+
+# For each relay, the packages whose connections are hooked.
+_hooked: Final[WeakKeyDictionary[Relay, set[str]]] = WeakKeyDictionary()
+
+
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the connection class of *module*, such as ``httpcore._sync.http11``."""
+
+    # An asynchronous method is wrapped in a plain function: it is checked when it is called, which is
+    # when it starts, because httpcore awaits it immediately.
+    def build_http1(original: Function) -> Function:
+        def _send_request_headers(self: Any, request: Any) -> Any:
+            hop = request.extensions.get(HOP)
+            return original(self, request if hop is None else _confirmed(request, hop))
+
+        return _send_request_headers
+
+    def build_http2(original: Function) -> Function:
+        def _send_request_headers(self: Any, request: Any, stream_id: int) -> Any:
+            hop = request.extensions.get(HOP)
+            return original(self, request if hop is None else _confirmed(request, hop), stream_id)
+
+        return _send_request_headers
+
+    found = False
+    for name, parameters in _CONNECTIONS.items():
+        if name in vars(module):
+            found = True
+            build = build_http2 if "stream_id" in parameters else build_http1
+            patches.wrap(getattr(module, name), "_send_request_headers", build, parameters)
+    if not found:
+        raise AttributeError(f"{module.__name__} has none of the connection classes {', '.join(_CONNECTIONS)}")
+    _hooked.setdefault(runtime.relay, set()).add(_package_of(module.__name__))
+
+
+def checks_when_sending(relay: Relay, pool: object) -> bool:
+    """Return whether the connections of *pool* check the decisions of *relay* again."""
+    packages = _hooked.get(relay, ())
+    return any(_package_of(kind.__module__) in packages for kind in type(pool).__mro__)
+
+
+def _package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _confirmed(request: Any, hop: Hop) -> Any:
+    """Return the request to send: *request*, or a copy without the token. The body is read from *request*."""
+    # A tunnel's CONNECT request has the same extensions, but neither the token nor a decision.
+    if request.method == b"CONNECT" or hop.confirm():
+        return request
+    header = hop.header.encode("ascii")
+    copy = shallow_copy(request)
+    copy.headers = [line for line in request.headers if line[0].lower() != header] + (hop.replaced or [])
+    return copy

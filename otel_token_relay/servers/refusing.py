@@ -1,0 +1,107 @@
+"""Respond to every connection with 503: the last resort if requests must be verified, and no hook can do it.
+
+This is cruder than a boundary. It takes each TCP connection that any server of the process accepts, before the server
+sees it, and it does not reach servers that accept connections in native code, except uvloop's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.runtime import Runtime
+
+_RESPONSE: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 35\r\n"
+    b'Cache-Control: no-store\r\nConnection: close\r\n\r\n{"error":"temporarily_unavailable"}'
+)
+_SECONDS: Final = 2.0
+_threads: Final = threading.Semaphore(64)
+
+
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the sockets of *module*, which is ``socket``, for as long as ``runtime.refuses_all`` is set."""
+
+    def build(original: Function) -> Function:
+        def accept(self: socket.socket) -> tuple[socket.socket, Any]:
+            while True:
+                connection, address = original(self)
+                if not runtime.refuses_all or self.family not in (socket.AF_INET, socket.AF_INET6):
+                    return connection, address
+                _refuse(connection)
+                if self.gettimeout() == 0:
+                    raise BlockingIOError("the connection was refused: requests cannot be verified")
+
+        return accept
+
+    patches.wrap(module.socket, "accept", build, ("self",))
+
+
+def _refuse(connection: socket.socket) -> None:
+    if not _threads.acquire(blocking=False):
+        connection.close()
+        return
+    threading.Thread(target=_respond, args=(connection,), daemon=True).start()
+
+
+def _respond(connection: socket.socket) -> None:
+    try:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(_SECONDS)
+            connection.recv(65536)
+            connection.sendall(_RESPONSE)
+            # If the connection were closed with data unread, the client might lose the response.
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+    finally:
+        _threads.release()
+
+
+def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the event loops of *module*, which is ``uvloop``: they accept connections in native code."""
+
+    def build(original: Function) -> Function:
+        async def create_server(self: Any, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+            def choose() -> Any:
+                return _Refusal() if runtime.refuses_all else protocol_factory()
+
+            return await original(self, choose, *args, **kwargs)
+
+        return create_server
+
+    if "create_server" not in vars(module.Loop):  # inherited from a class in native code
+        native = module.Loop.create_server
+
+        async def create_server(self: Any, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+            return await native(self, protocol_factory, *args, **kwargs)
+
+        module.Loop.create_server = create_server
+    patches.wrap(module.Loop, "create_server", build)
+
+
+class _Refusal:
+    """A protocol that responds with 503 and closes.
+
+    It does not derive from ``asyncio.Protocol``, since importing asyncio takes 30 ms.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(_RESPONSE)
+        self._transport.close()
+
+    def eof_received(self) -> None: ...
+
+    def connection_lost(self, error: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...

@@ -1,0 +1,63 @@
+"""Hook servers if requests are to be verified, even if OpenTelemetry does not start.
+
+A missing exporter, a missing configuration file or ``python -I`` keeps OpenTelemetry from calling this package. The
+wheel therefore contains ``otel_token_relay.pth``, which imports this module at the start of each process, under the
+name ``_otel_token_relay_startup``, if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` is set. Until the process imports a server or
+a web framework, nothing else is imported.
+
+Python reads ``.pth`` files in site-packages only, and not with ``python -S``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# The packages that contain servers and frameworks with a hook. They are repeated here because the table of hooks
+# cannot be imported without OpenTelemetry.
+TRIGGERS = frozenset(
+    {
+        "aiohttp",
+        "bottle",
+        "cheroot",
+        "daphne",
+        "django",
+        "falcon",
+        "fastapi",
+        "flask",
+        "gevent",
+        "granian",
+        "grpc",
+        "gunicorn",
+        "hypercorn",
+        "litestar",
+        "pyramid",
+        "quart",
+        "sanic",
+        "starlette",
+        "tornado",
+        "uvicorn",
+        "waitress",
+        "werkzeug",
+        "wsgiref",
+    }
+)
+
+
+class ServerFinder:
+    """An import finder that finds nothing. It starts verification just before the first server is imported."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Start verification if *name* is one of `TRIGGERS`."""
+        if name not in TRIGGERS or self not in sys.meta_path:
+            return
+        sys.meta_path.remove(self)
+        try:
+            from otel_token_relay.installation import verify_from_the_start
+
+            verify_from_the_start()
+        except Exception as error:  # the application's import continues
+            sys.stderr.write(f"otel-token-relay: requests are NOT verified: {type(error).__name__}: {error}\n")
+
+
+if __name__ == "_otel_token_relay_startup":
+    sys.meta_path.insert(0, ServerFinder())

@@ -1,0 +1,138 @@
+"""Requests are verified even if OpenTelemetry never starts: the wheel's ``.pth`` file hooks servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from otel_token_relay import startup
+from otel_token_relay.hooks import SERVER_HOOKS
+from tests.support.processes import ROOT, service, unused_port
+from tests.support.servers import get
+
+SOURCE = Path(startup.__file__).parent
+ENFORCE = {
+    "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
+    "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://issuer.example",
+    "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": "this-service",
+}
+NO_EXPORTERS = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+LOADED = "import sys; print(*sorted(name for name in sys.modules if name.partition('.')[0] in {names}))"
+APP = "tests.support.plain_app:app"
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of an environment whose site-packages contains what the wheel installs there."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    site.joinpath("libraries.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{SOURCE.parent}\n{ROOT}\n")
+    shutil.copy(SOURCE / "startup.pth", site / "otel_token_relay.pth")
+    shutil.copy(SOURCE / "startup.py", site / "_otel_token_relay_startup.py")
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sources() -> None:
+    """The files are part of the wheel and of the checkout, but not of an installed package."""
+    if not SOURCE.joinpath("startup.pth").exists():
+        pytest.skip("the package is installed from a wheel")
+
+
+def run(python: Path, *arguments: str, **variables: str) -> str:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return subprocess.run(
+        [str(python), *arguments], env=environ | variables, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+@pytest.mark.parametrize("value", ["", "off", " OFF "])
+def test_nothing_is_imported_unless_requests_are_verified(python: Path, value: str) -> None:
+    """Every Python process of the environment reads the file."""
+    names = {"otel_token_relay", "_otel_token_relay_startup", "opentelemetry", "wrapt"}
+    code = LOADED.format(names=names) + "; import wsgiref.handlers; " + LOADED.format(names=names)
+    assert run(python, "-c", code, OTEL_PYTHON_TOKEN_RELAY_VERIFY=value).split() == []
+
+
+def test_only_the_finder_is_imported_before_a_server(python: Path) -> None:
+    """A process that never serves pays for one small module."""
+    names = {"otel_token_relay", "_otel_token_relay_startup", "opentelemetry", "wrapt"}
+    code = LOADED.format(names=names) + "; import wsgiref.handlers; print('otel_token_relay.boundary' in sys.modules)"
+    assert run(python, "-c", code, **ENFORCE).split() == ["_otel_token_relay_startup", "True"]
+
+
+def test_a_start_that_fails_is_reported_and_stops_no_import(python: Path) -> None:
+    """The message is written to standard error, because logging may not be configured yet."""
+    code = "import sys; sys.modules['otel_token_relay.installation'] = None\nimport wsgiref.handlers; print('imported')"
+    environ = {**os.environ, **ENFORCE}
+    done = subprocess.run([str(python), "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "imported\n"
+    assert "requests are NOT verified: ModuleNotFoundError" in done.stderr
+
+
+def served(python: Path, *command: str, port: int, **variables: str) -> Iterator[int]:
+    """Start a server, and yield the status of an anonymous request to it."""
+    with service(str(python), *command, environ={**ENFORCE, **NO_EXPORTERS, "PYTHONPATH": "", **variables}) as running:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                yield get(port, "/").status
+                return
+            except OSError:
+                assert running.process.poll() is None, running.log
+                assert time.monotonic() < deadline, running.log
+                time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("command", "variables"),
+    [
+        pytest.param(["-m"], {}, id="without OpenTelemetry"),
+        pytest.param(["-I", "-m"], {}, id="isolated"),
+        pytest.param(["-E", "-m"], {"OTEL_PROPAGATORS": "tracecontext"}, id="no PYTHON variables"),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_refuses_although_opentelemetry_does_not_start(
+    python: Path, command: list[str], variables: dict[str, str], workers: str
+) -> None:
+    """In each worker process, too."""
+    port = unused_port()
+    options = ["uvicorn", APP, "--port", str(port), "--log-level", "warning", "--workers", workers]
+    assert list(served(python, *command, *options, port=port, **variables)) == [401]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({"OTEL_TRACES_EXPORTER": "nope"}, id="missing exporter"),
+        pytest.param({"OTEL_CONFIG_FILE": "/nonexistent.yaml"}, id="missing configuration file"),
+        pytest.param({"OTEL_PYTHON_CONFIGURATOR": "nope"}, id="missing configurator"),
+        pytest.param({"OTEL_PROPAGATORS": "tracecontext,token_relay"}, id="nothing missing"),
+    ],
+)
+def test_a_server_refuses_although_opentelemetry_fails(python: Path, variables: dict[str, str]) -> None:
+    """Instrumentation ends before it would call this package, or starts the relay as well."""
+    port = unused_port()
+    code = (
+        "import sys; from opentelemetry.instrumentation import auto_instrumentation;"
+        "auto_instrumentation.initialize(); sys.argv = ['uvicorn', *sys.argv[1:]];"
+        "import runpy; runpy.run_module('uvicorn', run_name='__main__')"
+    )
+    options = ["-c", code, APP, "--port", str(port), "--log-level", "warning"]
+    assert list(served(python, *options, port=port, **variables)) == [401]
+
+
+def test_every_hooked_server_and_framework_is_a_trigger() -> None:
+    """The finder cannot import the table of hooks."""
+    roots = {hook.module.partition(".")[0] for hook in SERVER_HOOKS} - {"opentelemetry"}
+    assert roots == startup.TRIGGERS
