@@ -7,10 +7,13 @@ python docs/reference.py --check    exit 1 if a page is out of date
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
+from otel_token_relay.configured_authenticator import CANNOT_START
 from otel_token_relay.decisions import Decision
+from otel_token_relay.errors import RejectReason
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import VARIABLES, Variable
 
@@ -93,14 +96,34 @@ Without a token, the reason is `explicit_credential` if the destination is liste
 ## Incoming credentials
 
 The credentials of an incoming request are read once.
-These reasons appear only in the debug log; a hop of that request is then withheld with the reason `no_token`.
+These reasons appear in the debug log and, if requests are verified, as reasons of the [verification](#verification).
+A hop of that request is withheld with the reason `no_token`.
 
 | reason | what it means | what to do |
 |---|---|---|
 {credentials}
+
+## Verification
+
+A request that is not accepted has one of these reasons in the counter `token_relay.verifications`, in the warning and, if it is rejected, on its SERVER span; see [what operators see](verification.md#what-operators-see).
+
+| reason | outcome |
+|---|---|
+{verification}
+
+In `report` mode, the outcome is `reported` for each of them.
 """
 
 _OF_CREDENTIALS = (Reason.ABSENT, Reason.MALFORMED, Reason.AMBIGUOUS, Reason.TOO_LONG)
+
+_VERIFICATION: Sequence[tuple[Iterable[str], str]] = (
+    (tuple(r.value for r in _OF_CREDENTIALS), "`refused`: the request has no readable token"),
+    (get_args(RejectReason), "`refused`: the token is not valid; `TokenRejected.reason`"),
+    (("insufficient_scope",), "`refused` with 403: the token lacks a required scope"),
+    (("insufficient_user_authentication",), "`refused`: `acr_values` or `max_age` is not met"),
+    (("unavailable",), "`unavailable`: the issuer's keys or the introspection endpoint cannot be reached"),
+    ((CANNOT_START,), "`unavailable`: `…_VERIFY=enforce` is set, but verification is not configured; see the log"),
+)
 
 
 def build_pages() -> dict[Path, str]:
@@ -116,6 +139,7 @@ def build_pages() -> dict[Path, str]:
             note=_NOTE,
             hop=_rows((f"`{r}`", Decision(r).outcome, r.meaning, r.advice) for r in Reason if r not in _OF_CREDENTIALS),
             credentials=_rows((f"`{r}`", r.meaning, r.advice) for r in _OF_CREDENTIALS),
+            verification=_rows((", ".join(f"`{r}`" for r in reasons), outcome) for reasons, outcome in _VERIFICATION),
         ),
     }
 

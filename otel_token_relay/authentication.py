@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -35,12 +35,15 @@ class ErrorResponse:
         error: One word from a closed set.
         headers: All headers of the HTTP response.
         body: The error as JSON.
+        reason: Why the request is refused, for operators; one word from a closed set. The response does not contain
+            it. ``None`` if it is *error*.
     """
 
     status: int
     error: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    reason: str | None = field(default=None, compare=False)
 
     @classmethod
     def build(cls, status: int, error: str, *headers: tuple[str, str]) -> ErrorResponse:
@@ -52,6 +55,10 @@ class ErrorResponse:
             ("Cache-Control", "no-store"),
         )
         return cls(status, error, (*fixed, *headers), body)
+
+    def because(self, reason: str) -> ErrorResponse:
+        """Return the same response with a *reason*."""
+        return replace(self, reason=reason)
 
 
 class RequestPath:

@@ -177,6 +177,9 @@ def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
             continue
         try:
             importlib.import_module(hook.module)
+        except ModuleNotFoundError as error:  # an optional part of the library
+            print(f"  {hook.module} ({label}): requires {error.name}, which is not installed")
+            continue
         except Exception as error:  # importing a library may raise any exception
             print(f"  {hook.module} ({label}): cannot be imported: {type(error).__name__}")
             continue

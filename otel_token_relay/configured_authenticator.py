@@ -10,13 +10,18 @@ from __future__ import annotations
 import importlib
 import logging
 from functools import lru_cache
+from typing import Final
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.credentials import Credentials
 from otel_token_relay.errors import RelayError
 from otel_token_relay.settings import Settings
+from otel_token_relay.verifications import VerificationRecorder
 
 _logger = logging.getLogger("otel_token_relay")
+
+# The reason of every request that is refused because verification cannot start.
+CANNOT_START: Final = "cannot_start"
 
 
 @lru_cache(maxsize=8)
@@ -43,15 +48,22 @@ class DenyAll:
 
     def __init__(self, settings: Settings) -> None:
         self._exclude = frozenset(settings.verify_exclude)
-        self._error_response = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
+        error_response = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
+        self._error_response = error_response.because(CANNOT_START)
+        self._recorder = VerificationRecorder("enforce")
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Return the error response, or ``None`` for an excluded path."""
-        return None if path.is_one_of(self._exclude) else self._error_response
+        if path.is_one_of(self._exclude):
+            self._recorder.record("excluded")
+            return None
+        self._recorder.record("unavailable", CANNOT_START)
+        return self._error_response
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Do the same as `check`."""
         return self.check(credentials, path)
 
     def prepare(self) -> None:
-        """Do nothing, because there is nothing to prepare."""
+        """Create the counter; see `otel_token_relay.authentication.Authenticator`."""
+        self._recorder.prepare()

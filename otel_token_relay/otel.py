@@ -40,6 +40,11 @@ def is_suppressed(context: Context) -> bool:
     return bool(context.get(SUPPRESS_KEY) or context.get(OLD_SUPPRESS_KEY))
 
 
+def is_server_suppressed(context: Context) -> bool:
+    """Return whether instrumentation of servers is suppressed in *context*."""
+    return is_suppressed(context) or bool(context.get(otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY))
+
+
 def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
     """Return the parts of a composite propagator, which does not expose them publicly."""
     parts = getattr(propagator, "_propagators", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from otel_token_relay import refusals
 from otel_token_relay.authentication import Authenticator
 from otel_token_relay.configured_authenticator import build_authenticator
 from otel_token_relay.relay import Relay
@@ -53,6 +54,7 @@ class Runtime:
         self.relay.prepare()
         if self.terms.authenticator is not None:
             self.terms.authenticator.prepare()
+            refusals.prepare()
 
 
 installed: Runtime | None = None

@@ -114,3 +114,15 @@ def test_the_error_is_one_word_in_ascii() -> None:
     """Text that the client sent could contain other characters, and must not be the error."""
     with pytest.raises(UnicodeEncodeError):
         ErrorResponse.build(401, "ungültig")
+
+
+def test_the_reason_is_not_part_of_the_response() -> None:
+    """It is for operators. The response is the same for every reason."""
+    error_response = ErrorResponse.build(401, "invalid_token", ("WWW-Authenticate", "Bearer"))
+    with_reason = error_response.because("wrong_audience")
+
+    assert error_response.reason is None
+    assert with_reason.reason == "wrong_audience"
+    assert with_reason == error_response
+    assert b"wrong_audience" not in with_reason.body
+    assert all("wrong_audience" not in pair for pair in with_reason.headers)

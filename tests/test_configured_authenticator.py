@@ -93,9 +93,11 @@ def test_an_authenticator_that_cannot_start_denies_every_request(caplog: pytest.
         assert asyncio.run(authenticator.check_async(Reason.ABSENT, RequestPath(path, path))) is expected
         if expected is not None:
             assert (expected.status, expected.error) == (503, "temporarily_unavailable")
+            assert expected.reason == "cannot_start"
             assert ("Retry-After", "60") in expected.headers
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert "verification cannot start" in caplog.text
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
+    assert "verification cannot start" in caplog.messages[0]
+    assert "tokens cannot be verified (cannot_start)" in caplog.messages[1]
 
 
 def test_a_path_that_the_client_has_moved_is_denied() -> None:

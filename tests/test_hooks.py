@@ -34,7 +34,10 @@ def module_of(hook: Hook) -> ModuleType:
         warnings.simplefilter("ignore")  # libraries warn about each other
         if importlib.util.find_spec(top) is None or importlib.util.find_spec(hook.module) is None:
             pytest.skip(f"{hook.module} is not installed")
-        return importlib.import_module(hook.module)
+        try:
+            return importlib.import_module(hook.module)
+        except ModuleNotFoundError as error:  # an optional part of the library
+            pytest.skip(f"{hook.module} requires {error.name}")
 
 
 @every_hook

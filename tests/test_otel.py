@@ -24,6 +24,7 @@ from otel_token_relay.otel import (
     attach,
     detach,
     get_current,
+    is_server_suppressed,
     is_suppressed,
     keeps_unknown_keys,
     parts_of,
@@ -82,6 +83,14 @@ def test_the_parts_of_a_composite_are_listed_in_order() -> None:
     assert parts_of(composite) == [first, second]
     assert parts_of(first) == [first]
     assert parts_of(CompositePropagator([])) == []
+
+
+def test_either_scope_suppresses_a_server() -> None:
+    """As for instrumentation of servers."""
+    assert not is_server_suppressed(otel_context.get_current())
+    for suppress in (suppress_instrumentation, suppress_http_instrumentation):
+        with suppress():
+            assert is_server_suppressed(otel_context.get_current())
 
 
 def test_the_current_context_is_opentelemetrys() -> None:

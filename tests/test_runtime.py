@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from otel_token_relay import Settings, install, runtime, uninstall
+from otel_token_relay import Settings, install, refusals, runtime, uninstall
 from otel_token_relay.authentication import ErrorResponse, RequestPath
 from otel_token_relay.configured_authenticator import DenyAll, build_authenticator
 from otel_token_relay.credentials import Credentials
@@ -141,3 +141,18 @@ def test_the_environment_that_cannot_verify_denies_every_request(monkeypatch: py
     monkeypatch.setenv(VERIFY, "enforce")
 
     assert isinstance(TermsInForce(None)().authenticator, DenyAll)
+
+
+def test_preparing_a_runtime_that_verifies_prepares_the_records_of_refused_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A runtime that verifies nothing refuses nothing."""
+    calls: list[bool] = []
+    monkeypatch.setattr(refusals, "prepare", lambda: calls.append(True))
+    made = Runtime(Settings())
+    made.prepare()
+    assert calls == []
+
+    made.terms = Terms(Settings(), AcceptAll())
+    made.prepare()
+    assert calls == [True]

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay import refusals
 from otel_token_relay.authentication import Authenticator, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.credentials import locate
@@ -47,9 +48,9 @@ class TokenRelayMiddleware:
         settings, authenticator = self._terms()
         outer: Boundary | None = vars(request).get(BOUNDARY_KEY)
         if outer is not None and outer.still_applies_to(partial(locate, _values_of(request))):
-            return await _guard(handler, outer, authenticator)(request)
+            return await _guard(handler, outer, authenticator, is_at_server=False)(request)
         with _binding(request, settings) as boundary:
-            return await _guard(handler, boundary, authenticator)(request)
+            return await _guard(handler, boundary, authenticator, is_at_server=False)(request)
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -65,7 +66,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             with _binding(request, settings) as boundary:
                 # If the request cannot be parsed, the server responds with 400 and runs no application code.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
-                    handler = _guard(handler, boundary, authenticator)
+                    handler = _guard(handler, boundary, authenticator, is_at_server=True)
                 return await original(self, request, start_time, handler, *args, **kwargs)
 
         return _handle_request
@@ -85,7 +86,7 @@ def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None
         otel_context.detach(attached)
 
 
-def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | None) -> Handler:
+def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | None, *, is_at_server: bool) -> Handler:
     """Return a handler that calls *handler* only for requests (including WebSockets) that *authenticator* accepts."""
 
     async def guarded(request: Any) -> Any:
@@ -98,11 +99,17 @@ def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | 
             return await handler(request)
         from aiohttp import web
 
+        describe = partial(_describe, request)
+        refusals.record(error_response, otel_context.get_current(), describe, is_at_server=is_at_server)
         return web.Response(
             status=error_response.status, headers=dict(error_response.headers), body=error_response.body
         )
 
     return handler if authenticator is None else guarded
+
+
+def _describe(request: Any) -> refusals.HttpRequest:
+    return refusals.HttpRequest(request.method, request.rel_url.raw_path, request.scheme, _values_of(request))
 
 
 def _values_of(request: Any) -> Callable[[str], list[str]]:

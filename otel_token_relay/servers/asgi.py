@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
@@ -119,7 +120,7 @@ class EnclosedApp:
         installed = in_force.installed
         if installed is None:
             return self.__wrapped__(scope, receive, send)
-        return serve(self.__wrapped__, scope, receive, send, installed.terms)
+        return serve(self.__wrapped__, scope, receive, send, installed.terms, is_at_server=True)
 
     __call__ = _as_coroutine_function(_serve)
 
@@ -153,6 +154,7 @@ async def serve(
     send: Send,
     terms: Terms,
     route: Route = path_without_mount,
+    is_at_server: bool = False,
 ) -> None:
     """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request.
 
@@ -168,7 +170,7 @@ async def serve(
         if authenticator is None:
             await app(scope, receive, send)
         else:
-            await _enter(app, scope, receive, send, outer, authenticator, route)
+            await _enter(app, scope, receive, send, outer, authenticator, route, is_at_server)
         return
 
     scope[BOUNDARY_KEY] = boundary = _AsgiBoundary(scope, settings)
@@ -179,7 +181,7 @@ async def serve(
         if authenticator is None:
             await app(scope, receive, send)
         else:
-            await _enter(app, scope, receive, send, boundary, authenticator, route)
+            await _enter(app, scope, receive, send, boundary, authenticator, route, is_at_server)
     finally:
         boundary.close()
         detach(attached)
@@ -264,19 +266,30 @@ def _locate_in(lines: list[tuple[Any, ...]] | None, settings: Settings) -> Sourc
 
 
 async def _enter(
-    app: App, scope: Scope, receive: Receive, send: Send, boundary: Boundary, authenticator: Authenticator, route: Route
+    app: App,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    boundary: Boundary,
+    authenticator: Authenticator,
+    route: Route,
+    is_at_server: bool,
 ) -> None:
     error_response = await boundary.check_async(authenticator, _path(scope, route))
     if error_response is None:
         await app(scope, receive, send)
     elif scope["type"] == "http":
+        refusals.record(error_response, get_current(), partial(_describe, scope), is_at_server=is_at_server)
         # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
         # If the server can respond to a handshake, it sends the error response. Otherwise, the connection is
         # closed before it is accepted, and the server responds with 403.
         await receive()
-        if "websocket.http.response" in (scope.get("extensions") or {}):
+        can_respond = "websocket.http.response" in (scope.get("extensions") or {})
+        describe = partial(_describe, scope, None if can_respond else 403)
+        refusals.record(error_response, get_current(), describe, is_at_server=is_at_server)
+        if can_respond:
             await _respond("websocket.http", send, error_response, error_response.body)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
@@ -284,6 +297,15 @@ async def _enter(
         # An unknown protocol's response format is unknown, too. According to the specification, an application
         # rejects a scope by raising an exception.
         raise RuntimeError(f"the application was not called for this scope: {error_response.error}")
+
+
+def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
+    def values_of(name: str) -> list[bytes]:
+        wanted = name.encode("latin-1")
+        return [value for key, value in scope["headers"] if key.lower() == wanted]
+
+    method = scope["method"] if scope["type"] == "http" else "GET"
+    return refusals.HttpRequest(method, scope["path"], scope.get("scheme"), values_of, status)
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:

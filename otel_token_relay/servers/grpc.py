@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
+from otel_token_relay import refusals
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.patching import Function, Patches
@@ -185,6 +186,7 @@ class _Call:
         """Abort the call by raising an exception, unless the authenticator accepts the call."""
         error_response = self._boundary.check(self._authenticator, self._path)
         if error_response is not None:
+            self._record(error_response, context)
             context.set_trailing_metadata(_trailing_metadata(error_response))
             context.abort(self._code(error_response), error_response.error)
             # In older grpcio releases, aborting the context that aio passes to synchronous methods does not
@@ -195,8 +197,16 @@ class _Call:
         """Do the same as `check` without blocking the event loop."""
         error_response = await self._boundary.check_async(self._authenticator, self._path)
         if error_response is not None:
+            self._record(error_response, context)
             context.set_trailing_metadata(_trailing_metadata(error_response))
             await context.abort(self._code(error_response), error_response.error)
+
+    def _record(self, error_response: ErrorResponse, context: Any) -> None:
+        def describe() -> refusals.GrpcCall:
+            values_of = _values_in(context.invocation_metadata() or ())
+            return refusals.GrpcCall(self._path.whole, self._code(error_response).value[0], values_of)
+
+        refusals.record(error_response, self._context, describe, is_at_server=False)
 
     def _code(self, error_response: ErrorResponse) -> Any:
         return getattr(self._module.StatusCode, _CODES[error_response.status])

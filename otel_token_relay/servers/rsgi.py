@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.boundary import Boundary
-from otel_token_relay.otel import attach, detach
+from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.runtime import Terms
 
 App = Callable[[Any, Any], Awaitable[Any]]
@@ -45,6 +46,7 @@ async def serve(app: App, scope: Any, protocol: Any, terms: Terms) -> Any:
         error_response = await boundary.check_async(terms.authenticator, RequestPath(scope.path, scope.path))
         if error_response is None:
             return await app(scope, protocol)
+        refusals.record(error_response, get_current(), lambda: _describe(scope), is_at_server=True)
         if scope.proto == "ws":
             return protocol.close(error_response.status)
         # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
@@ -53,3 +55,7 @@ async def serve(app: App, scope: Any, protocol: Any, terms: Terms) -> Any:
     finally:
         boundary.close()
         detach(attached)
+
+
+def _describe(scope: Any) -> refusals.HttpRequest:
+    return refusals.HttpRequest(scope.method, scope.path, scope.scheme, scope.headers.get_all)

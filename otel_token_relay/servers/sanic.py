@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import ErrorResponse, RequestPath
 from otel_token_relay.boundary import Boundary
-from otel_token_relay.otel import attach, detach
+from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms
 
@@ -65,13 +66,14 @@ def _enclose(handler: Handler) -> Handler:
 
 async def serve(handler: Handler, request: Any, terms: Terms) -> None:
     """Bind this request's token, or none, until *handler* returns. Run it if the authenticator accepts the request."""
-    boundary = Boundary.of(lambda name: request.headers.getall(name, []), terms.settings)
+    boundary = Boundary.of(_values_of(request), terms.settings)
     attached = attach(boundary.context())
     try:
         error_response = await _check(boundary, request, terms)
         if error_response is None:
             await handler(request)
         else:
+            refusals.record(error_response, get_current(), lambda: _describe(request), is_at_server=True)
             await _respond(request, error_response)
     finally:
         boundary.close()
@@ -85,6 +87,16 @@ async def _check(boundary: Boundary, request: Any, terms: Terms) -> ErrorRespons
     except Exception as error:  # Sanic would call the application's error handlers
         _logger.error("an authenticator raised %s", type(error).__name__)
         return ErrorResponse.build(503, "temporarily_unavailable")
+
+
+def _values_of(request: Any) -> Callable[[str], list[str]]:
+    return lambda name: request.headers.getall(name, [])
+
+
+def _describe(request: Any) -> refusals.HttpRequest:
+    # `request.scheme` may come from a header.
+    scheme = "https" if request.conn_info.ssl else "http"
+    return refusals.HttpRequest(request.method, request.path, scheme, _values_of(request))
 
 
 async def _respond(request: Any, error_response: ErrorResponse) -> None:

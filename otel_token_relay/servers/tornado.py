@@ -15,6 +15,7 @@ from http import HTTPStatus
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
@@ -72,7 +73,9 @@ class _EnclosedDelegate:
             _logger.error("an authenticator raised %s", type(error).__name__)
         if self._error_response is None:
             await self._run(self._delegate.headers_received, start_line, headers)
-        elif headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
+            return
+        self._headers = headers
+        if headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
             # The client waits for a response before it sends the body, or there will be no other request.
             self._refuse(self._error_response, ("Connection", "close"))
 
@@ -88,9 +91,13 @@ class _EnclosedDelegate:
 
     def _refuse(self, error_response: ErrorResponse, *more_headers: tuple[str, str]) -> None:
         start_line = self._start_line
+        describe = partial(_describe, start_line, self._headers, self._connection.context)
+        refusals.record(error_response, self._context, describe, is_at_server=True)
         _write(self._connection, start_line.method, error_response, *more_headers)
         peer = getattr(self._connection.context, "remote_ip", None)
-        _access_logger.warning("%d %s %s (%s)", error_response.status, start_line.method, start_line.path, peer)
+        # Without the query, which may contain a token.
+        path = start_line.path.partition("?")[0]
+        _access_logger.warning("%d %s %s (%s)", error_response.status, start_line.method, path, peer)
 
     def on_connection_close(self) -> None:
         if self._error_response is None:
@@ -164,6 +171,10 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
         raise
 
 
+def _describe(start: Any, headers: Any, connection: Any) -> refusals.HttpRequest:
+    return refusals.HttpRequest(start.method, start.path.partition("?")[0], connection.protocol, headers.get_list)
+
+
 def _write(connection: Any, method: str, error_response: ErrorResponse, *more_headers: tuple[str, str]) -> None:
     from tornado import httputil
 
@@ -177,8 +188,12 @@ def _write(connection: Any, method: str, error_response: ErrorResponse, *more_he
 
 def _respond(handler: Any, error_response: ErrorResponse) -> None:
     """Write the response without the handler, whose own code (`on_finish`, `write_error`) must not run."""
-    handler.request.connection.set_close_callback(None)
-    _write(handler.request.connection, handler.request.method, error_response)
+    request = handler.request
+    # Instrumentation begins in `prepare`, which has not run yet.
+    describe = partial(_describe, request, request.headers, request)
+    refusals.record(error_response, get_current(), describe, is_at_server=True)
+    request.connection.set_close_callback(None)
+    _write(request.connection, request.method, error_response)
     handler._finished = True
     prepared = handler._prepared_future
     if prepared is not None and not prepared.done():

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from opentelemetry.context import Context
 
+from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
@@ -81,7 +82,7 @@ class EnclosedApp:
         installed = in_force.installed
         if installed is None:
             return self.__wrapped__(environ, start_response)
-        return serve(self.__wrapped__, environ, start_response, installed.terms)
+        return serve(self.__wrapped__, environ, start_response, installed.terms, is_at_server=True)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__wrapped__, name)
@@ -107,6 +108,7 @@ def serve(
     environ: Environ,
     start_response: StartResponse,
     terms: Terms,
+    is_at_server: bool = False,
 ) -> Iterable[bytes]:
     """Bind this request's token, or none, and run *app* if the authenticator accepts the request.
 
@@ -115,12 +117,12 @@ def serve(
     settings, authenticator = terms
     outer: Boundary | None = environ.get(BOUNDARY_KEY)
     if outer is not None and (outer.encloses(environ) or outer.still_applies_to(partial(_locate, environ))):
-        return _enter(app, environ, start_response, outer, authenticator)
+        return _enter(app, environ, start_response, outer, authenticator, is_at_server)
 
     environ[BOUNDARY_KEY] = boundary = _WsgiBoundary(environ, settings)
     attached = attach(boundary.context())
     try:
-        body = _enter(app, environ, start_response, boundary, authenticator)
+        body = _enter(app, environ, start_response, boundary, authenticator, is_at_server)
         context = get_current()
     except BaseException:
         boundary.close()
@@ -175,16 +177,30 @@ def _locate(environ: Environ, settings: Settings) -> Source:
 
 
 def _enter(
-    app: App, environ: Environ, start_response: StartResponse, boundary: Boundary, authenticator: Authenticator | None
+    app: App,
+    environ: Environ,
+    start_response: StartResponse,
+    boundary: Boundary,
+    authenticator: Authenticator | None,
+    is_at_server: bool,
 ) -> Iterable[bytes]:
     error_response = None if authenticator is None else boundary.check(authenticator, _path(environ))
     if error_response is None:
         return app(environ, start_response)
+    refusals.record(error_response, get_current(), partial(_describe, environ), is_at_server=is_at_server)
     phrase = HTTPStatus(error_response.status).phrase
     start_response(f"{error_response.status} {phrase}", list(error_response.headers))
     # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
     # The body is one empty chunk, because Hypercorn does not start a response before its first chunk.
     return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else error_response.body]
+
+
+def _describe(environ: Environ) -> refusals.HttpRequest:
+    def values_of(name: str) -> list[str]:
+        return [value for value in map(environ.get, _keys((name,))) if value is not None]
+
+    path, scheme = _whole_path(environ), environ["wsgi.url_scheme"]
+    return refusals.HttpRequest(environ["REQUEST_METHOD"], path, scheme, values_of)
 
 
 def _path(environ: Environ) -> RequestPath:

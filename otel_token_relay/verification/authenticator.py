@@ -10,11 +10,10 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypedDict, cast
+from typing import Any, Final, Protocol, TypedDict, cast
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import announce_verified
-from otel_token_relay.counters import LazyCounter
 from otel_token_relay.credentials import Credentials
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.reasons import Reason
@@ -25,20 +24,11 @@ from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.drivers import drive, drive_async
 from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
 from otel_token_relay.verification.verifier import TokenVerifier, VerifiedToken, VerifierCore
+from otel_token_relay.verifications import Mode, Outcome, VerificationRecorder
 
 _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
-
-COUNTER_NAME: Final = "token_relay.verifications"
-OUTCOME_ATTRIBUTE: Final = "token_relay.verification"
-REASON_ATTRIBUTE: Final = "token_relay.reason"
-
-# In `report` mode, the minimum number of seconds between two warnings with the same reason.
-REPORT_SECONDS: Final = 60.0
-
-Mode = Literal["report", "enforce"]
-Outcome = Literal["accepted", "refused", "unavailable"]
 
 
 class Verifier(Protocol):
@@ -113,11 +103,12 @@ class BearerAuthenticator:
         self._mode = mode
         self._span_claims = span_claims
         self._now = now
-        self._recorder = _Recorder(mode)
+        self._recorder = VerificationRecorder(mode)
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Return the error response if the request is not accepted; see `Authenticator`."""
         if path.is_one_of(self._exclude):
+            self._recorder.record("excluded")
             return None
         if isinstance(credentials, Reason):
             return self._reject(self.challenges.without_token(credentials), credentials.value)
@@ -134,6 +125,7 @@ class BearerAuthenticator:
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Do the same as `check`, but without blocking the event loop."""
         if path.is_one_of(self._exclude):
+            self._recorder.record("excluded")
             return None
         if isinstance(credentials, Reason):
             return self._reject(self.challenges.without_token(credentials), credentials.value)
@@ -162,7 +154,7 @@ class BearerAuthenticator:
         announce_verified(token)
         if self._span_claims is not None and (claims := self._span_claims()) is not None:
             claims.describe_current(verified)
-        self._recorder.record("accepted", None)
+        self._recorder.record("accepted")
         return None
 
     def _is_fresh_enough(self, claims: Mapping[str, Any]) -> bool:
@@ -184,7 +176,7 @@ class BearerAuthenticator:
 
     def _reject(self, error_response: ErrorResponse, reason: str, outcome: Outcome = "refused") -> ErrorResponse | None:
         self._recorder.record(outcome, reason)
-        return error_response if self._mode == "enforce" else None
+        return error_response.because(reason) if self._mode == "enforce" else None
 
 
 def authenticator_from(settings: Settings) -> BearerAuthenticator:
@@ -223,42 +215,3 @@ def choose_authenticator(
     if verifier is None:
         raise ConfigurationError("verifier", "expected a verifier or an authenticator")
     return BearerAuthenticator(verifier, span_claims=SpanClaimsInForce(settings), **options)
-
-
-class _Recorder:
-    """Count every verification and log rejected requests: as warnings in `report` mode, otherwise at level DEBUG."""
-
-    def __init__(self, mode: Mode) -> None:
-        self._mode = mode
-        self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests, by the result of their token verification.")
-        self._warned: dict[str, tuple[float, int]] = {}
-
-    def prepare(self) -> None:
-        """Create the counter now, so that no request has to. Never raises."""
-        self._counter.prepare()
-
-    def record(self, outcome: Outcome, reason: str | None) -> None:
-        try:
-            counter = self._counter.created or self._counter.create()
-            attributes = {OUTCOME_ATTRIBUTE: outcome} | ({} if reason is None else {REASON_ATTRIBUTE: reason})
-            counter.add(1, attributes)
-        except Exception:  # an error in the application's meter must not change the result
-            _logger.debug("a verification could not be counted")
-        if reason is None:
-            return
-        if self._mode == "report":
-            self._report(reason)
-        elif _logger.isEnabledFor(logging.DEBUG):
-            _logger.debug("request rejected: %s", reason)
-
-    def _report(self, reason: str) -> None:
-        # The reasons are a closed set, so this dictionary stays small.
-        now = time.monotonic()
-        last, count = self._warned.get(reason, (float("-inf"), 0))
-        if now - last < REPORT_SECONDS:
-            self._warned[reason] = last, count + 1
-            return
-        self._warned[reason] = now, 0
-        _logger.warning(
-            "report mode: request would have been rejected (%s); %d more since the last warning", reason, count
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextvars
 import dataclasses
 import json
 import logging
@@ -465,7 +466,8 @@ def _service(telemetry: Telemetry) -> Any:
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"] + [(b"host", b"checkout.example")]
         await app({**scope, **here, "headers": headers}, receive, send)
         # Servers write the access log like this: without the request's context, in the same thread.
-        logger.warning('%s "GET %s HTTP/1.1" %s', ADDRESS, scope["path"], " ".join(ALL_TEXTS))
+        line = ADDRESS, scope["path"], " ".join(ALL_TEXTS)
+        contextvars.Context().run(logger.warning, '%s "GET %s HTTP/1.1" %s', *line)
 
     return outside
 

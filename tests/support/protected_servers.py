@@ -184,6 +184,9 @@ class GrpcServer:
         fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", target.encode()), (b":authority", b"a")]
         fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
         fields += [(b"authorization", value.removeprefix(b" ")) for value in authorization]
+        for line in headers:
+            name, _, value = line.partition(b":")
+            fields.append((name.lower(), value.strip()))
         config = h2.config.H2Configuration(
             header_encoding=None,
             validate_outbound_headers=False,

@@ -207,7 +207,9 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def process(
+    command: Sequence[str], *, stdout: Any = subprocess.DEVNULL, stderr: Any = subprocess.DEVNULL, **variables: str
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """Run a server in its own process. ``{fd}`` in the command becomes the number of its listening socket.
 
     Yields:
@@ -220,8 +222,8 @@ def process(command: Sequence[str], **variables: str) -> Iterator[tuple[int, sub
             cwd=ROOT,
             env=environment(**variables),
             pass_fds=(fd,),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
         )
         port = listener.getsockname()[1]
         # Now the child has the only copy: if the child dies, connections are refused.

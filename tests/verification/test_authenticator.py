@@ -62,12 +62,14 @@ def test_a_valid_token_is_accepted_and_marked_as_verified(issuer: Issuer, kind: 
         assert accepted.claims is not None
         assert accepted.claims["sub"] == "alice"
 
-    for changes, expected in (
-        ({"exp": 1}, authenticator.challenges.invalid_token),
-        ({"scope": "profiles:write"}, authenticator.challenges.insufficient_scope),
+    for changes, expected, reason in (
+        ({"exp": 1}, authenticator.challenges.invalid_token, "expired"),
+        ({"scope": "profiles:write"}, authenticator.challenges.insufficient_scope, "insufficient_scope"),
     ):
         rejected = token_of(issuer, **changes)
-        assert check(authenticator, rejected) is expected
+        response = check(authenticator, rejected)
+        assert response == expected
+        assert response.reason == reason
         assert rejected.verification is None
 
 
@@ -119,7 +121,8 @@ def test_a_verifier_that_fails_accepts_no_request(
     assert dict(response.headers)["Retry-After"] == retry_after
     assert token.verification is None
     expected = [] if isinstance(error, KeysUnavailable) else [f"a verifier raised {type(error).__name__}"]
-    assert [record.getMessage() for record in caplog.records] == expected
+    warning = "request failed with 503 because tokens cannot be verified (unavailable); 0 more since the last warning"
+    assert [record.getMessage() for record in caplog.records] == [*expected, warning]
     assert "secret-token" not in caplog.text
 
 
@@ -144,7 +147,7 @@ def test_report_mode_accepts_every_request_and_warns_once_for_each_reason(
 def test_the_reason_is_logged_for_operators_only(
     issuer: Issuer, verifier: TokenVerifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The response contains one word for all invalid tokens; the log line is at the level DEBUG."""
+    """The response contains one word for all invalid tokens; each request has a log line at the level DEBUG."""
     authenticator = BearerAuthenticator(verifier)
     with caplog.at_level(logging.DEBUG, logger="otel_token_relay"):
         response = check(authenticator, token_of(issuer, aud="billing-service"))
@@ -221,9 +224,10 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(counters.metrics, "get_meter", provider.get_meter)
-    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE))
+    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), exclude=("/healthz",))
     for token in (make_token(claims(issuer.url)), make_token(claims(issuer.url, exp=1)), "opaque"):
         authenticator.check(BearerToken(token), RequestPath("/", "/"))
+    authenticator.check(Reason.ABSENT, RequestPath("/healthz", "/healthz"))
 
     data = reader.get_metrics_data()
     assert data is not None
@@ -231,6 +235,7 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
     counted = {tuple(sorted((point.attributes or {}).items())): point.value for point in points}  # type: ignore[union-attr]
     assert counted == {
         (("token_relay.verification", "accepted"),): 1,
+        (("token_relay.verification", "excluded"),): 1,
         (("token_relay.reason", "expired"), ("token_relay.verification", "refused")): 1,
         (("token_relay.reason", "malformed"), ("token_relay.verification", "refused")): 1,
     }

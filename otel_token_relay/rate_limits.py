@@ -1,0 +1,53 @@
+"""A limit on the number of warnings and spans that requests can cause."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+# A custom authenticator may name any number of reasons. Those beyond this number share one limit.
+_MAX_KEYS: Final = 64
+
+
+class _Window:
+    __slots__ = ("admitted", "opened_at", "skipped")
+
+    def __init__(self, opened_at: float) -> None:
+        self.opened_at = opened_at
+        self.admitted = 1
+        self.skipped = 0
+
+
+class RateLimit:
+    """Admit a number of events for each key within a number of seconds, which the first event begins.
+
+    Safe to share between threads. Two threads at the same moment may both be admitted, because a lock would cost
+    more than one event too many.
+
+    Args:
+        limit: The number of events.
+        seconds: The number of seconds.
+        clock: Returns the time in seconds and never goes backwards.
+    """
+
+    def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._clock = clock
+        self._windows: dict[str, _Window] = {}
+
+    def admit(self, key: str) -> int | None:
+        """Return the number of events that were skipped since the last admitted one; ``None`` to skip this one."""
+        windows = self._windows
+        if key not in windows and len(windows) >= _MAX_KEYS:
+            key = ""
+        window, now = windows.get(key), self._clock()
+        if window is None or now - window.opened_at >= self._seconds:
+            windows[key] = _Window(now)
+            return 0 if window is None else window.skipped
+        if window.admitted < self._limit:
+            window.admitted += 1
+            return 0
+        window.skipped += 1
+        return None

@@ -1,0 +1,337 @@
+"""The SERVER span and the duration of requests that the application, and so its instrumentation, never sees.
+
+Invariants:
+
+* A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, its span and
+  its metrics count, and the span gets our attributes. Otherwise, they are ours.
+* The caller chooses the parent of the span only if the application would have used it: the global propagator reads
+  it. The span of another request, which may be current on a connection that serves several, is never the parent.
+* The number of spans is limited, because any caller can send requests that are refused. The metrics are not.
+* No attribute contains a header, a query or an unknown method, and no metric contains anything that a caller can
+  choose from an open set.
+* Nothing here raises or changes the response.
+
+Source: semantic conventions for HTTP and RPC, as OpenTelemetry's instrumentation follows them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter
+
+from otel_token_relay.authentication import ErrorResponse
+from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token
+from otel_token_relay.otel import SPAN_KEY, is_server_suppressed
+from otel_token_relay.rate_limits import RateLimit
+from otel_token_relay.verifications import OUTCOME_ATTRIBUTE, REASON_ATTRIBUTE
+
+_logger = logging.getLogger("otel_token_relay")
+
+# For each reason, the maximum number of spans in one second.
+SPANS_PER_SECOND: Final = 10
+
+# The variable that selects the old names, the new ones (`http`) or both (`http/dup`) in OpenTelemetry's
+# instrumentation. Ours follow it, because dashboards would otherwise show only one part of the requests.
+OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
+
+# RFC 9110, section 9.1; RFC 5789; RFC 10008. The list in OpenTelemetry's instrumentation is the same.
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"))
+_SCHEMES: Final = frozenset(("http", "https", "ws", "wss"))
+
+# The bucket boundaries that the semantic conventions recommend, in seconds.
+_SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+ValuesOf = Callable[[str], Sequence[str | bytes]]
+Attributes = dict[str, str | int]
+
+
+class HttpRequest(NamedTuple):
+    """A refused HTTP request, as its server knows it.
+
+    Attributes:
+        method: The method; for a WebSocket's handshake, GET.
+        path: The path, mount point included. A query or an authority is removed.
+        scheme: The scheme, which must not come from a header.
+        values_of: Returns the values of the header with the given lower-case name.
+        status: The status code, if it is not the error response's own.
+    """
+
+    method: str
+    path: str
+    scheme: str | None
+    values_of: ValuesOf
+    status: int | None = None
+
+
+class GrpcCall(NamedTuple):
+    """A refused gRPC call.
+
+    Attributes:
+        method: The full name, ``/package.Service/Method``.
+        status: The gRPC status code.
+        values_of: Returns the values of the metadata entries with the given key.
+    """
+
+    method: str
+    status: int
+    values_of: ValuesOf
+
+
+class _Duration(NamedTuple):
+    """A histogram of OpenTelemetry's HTTP instrumentation."""
+
+    name: str
+    unit: str
+    description: str
+    per_second: float
+    is_whole: bool
+    buckets: Sequence[float] | None
+
+
+_OLD: Final = _Duration(
+    "http.server.duration", "ms", "Measures the duration of inbound HTTP requests.", 1000.0, True, None
+)
+_NEW: Final = _Duration(
+    "http.server.request.duration", "s", "Duration of HTTP server requests.", 1.0, False, _SECONDS_BUCKETS
+)
+
+
+def record(
+    error_response: ErrorResponse,
+    context: Context,
+    describe: Callable[[], HttpRequest | GrpcCall],
+    *,
+    is_at_server: bool,
+) -> None:
+    """Record a refused request before its error response is sent. Never raises.
+
+    Args:
+        error_response: The response.
+        context: The request's context, with its token.
+        describe: Describes the request. It may raise, because it reads what a server has parsed.
+        is_at_server: Whether the boundary is at the place where the server calls its application. Instrumentation
+            cannot enclose it there, so a span that is current belongs to another request.
+    """
+    _recorder.record(error_response, context, describe, is_at_server)
+
+
+def prepare() -> None:
+    """Create the histograms before the first request. Never raises."""
+    _recorder.prepare()
+
+
+class RefusalRecorder:
+    """Record refused requests through the OpenTelemetry API. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._spans = RateLimit(SPANS_PER_SECOND, 1.0)
+        self._histograms: dict[str, metrics.Histogram] = {}
+
+    def prepare(self) -> None:
+        """Create the histograms; see `otel_token_relay.counters`."""
+        for duration in _durations_in_force():
+            with _harmless("a histogram cannot be created yet"):
+                self._histogram(duration)
+
+    def record(
+        self,
+        error_response: ErrorResponse,
+        context: Context,
+        describe: Callable[[], HttpRequest | GrpcCall],
+        is_at_server: bool,
+    ) -> None:
+        """See `record`."""
+        with _harmless("a refused request could not be recorded"):
+            if is_server_suppressed(context):
+                return
+            attributes: Attributes = {
+                OUTCOME_ATTRIBUTE: "unavailable" if error_response.status == 503 else "refused",
+                REASON_ATTRIBUTE: error_response.reason or error_response.error,
+            }
+            if not is_at_server and (span := _span_around(context)) is not None:
+                span.set_attributes(attributes)
+                return
+            ended_at, seconds = time.time_ns(), _seconds_since_arrival(context)
+            request = describe()
+            described = _describe(request, error_response)
+            # Nothing else of the context: the span and the baggage may be those of another request.
+            context = Context({key: context[key] for key in (TOKEN_KEY, REFUSED_KEY) if key in context})
+            if self._spans.admit(str(attributes[REASON_ATTRIBUTE])) is not None:
+                with _harmless("a refused request has no span"):
+                    attributes |= described.attributes
+                    context = _record_span(
+                        described.name, attributes, _extract(request, context), error_response, ended_at, seconds
+                    )
+            if is_at_server or _has_tracer_provider():
+                for duration, labels in described.durations:
+                    with _harmless("a refused request could not be counted"):
+                        value = seconds * duration.per_second
+                        value = round(value) if duration.is_whole else value
+                        self._histogram(duration).record(value, labels, context)
+
+    def _histogram(self, duration: _Duration) -> metrics.Histogram:
+        histogram = self._histograms.get(duration.name)
+        if histogram is None:
+            histogram = self._histograms[duration.name] = metrics.get_meter("otel_token_relay").create_histogram(
+                duration.name,
+                duration.unit,
+                duration.description,
+                explicit_bucket_boundaries_advisory=duration.buckets,
+            )
+        return histogram
+
+
+_recorder = RefusalRecorder()
+
+
+@contextmanager
+def _harmless(message: str) -> Generator[None, None, None]:
+    """Log errors of the application's propagator, tracer or meter at level DEBUG. An error while logging is lost."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            _logger.debug(message, exc_info=True)
+
+
+def _span_around(context: Context) -> trace.Span | None:
+    """Return the span of the instrumentation that encloses the boundary; ``None`` if there is none.
+
+    A span that is not sampled has no kind and no end. The span of an in-process client is not the server's, nor is
+    the root span in which the application has started the server.
+    """
+    span = context.get(SPAN_KEY)
+    if not isinstance(span, trace.Span):
+        return None
+    span_context = span.get_span_context()
+    if not span_context.is_valid or span_context.is_remote:
+        return None
+    if getattr(span, "end_time", None) is not None:
+        return None  # of the previous request on this connection
+    kind = getattr(span, "kind", trace.SpanKind.SERVER)
+    is_inner = kind is trace.SpanKind.INTERNAL and getattr(span, "parent", None) is not None
+    return span if is_inner or kind is trace.SpanKind.SERVER else None
+
+
+def _has_tracer_provider() -> bool:
+    """Return whether instrumentation that encloses the boundary has spans, and thus can be recognized.
+
+    Without a provider, it may count this request without being recognized. If instrumentation is missing, no other
+    request is counted.
+    """
+    return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+
+
+def _seconds_since_arrival(context: Context) -> float:
+    """Return the time since the boundary has read the token. Without a token, a request is refused at once."""
+    token = bound_token(context)
+    return 0.0 if token is None else max(0.0, time.monotonic() - token.received_at)
+
+
+class _HeaderGetter(Getter[ValuesOf]):
+    """Reads a header by its name. Names that propagators look for by prefix contain baggage, which is not needed."""
+
+    def get(self, carrier: ValuesOf, key: str) -> list[str] | None:
+        values = carrier(key.lower())
+        return [value if isinstance(value, str) else value.decode("latin-1") for value in values] or None
+
+    def keys(self, carrier: ValuesOf) -> list[str]:
+        return []
+
+
+_GETTER: Final = _HeaderGetter()
+
+
+def _extract(request: HttpRequest | GrpcCall, context: Context) -> Context:
+    """Return *context* with what the global propagator reads from the request."""
+    # Not imported at the top: it may itself be importing this package.
+    from opentelemetry import propagate
+
+    with _harmless("the caller's context cannot be read"):
+        return propagate.extract(request.values_of, context, _GETTER)
+    return context
+
+
+def _record_span(
+    name: str,
+    attributes: Attributes,
+    parent: Context,
+    error_response: ErrorResponse,
+    ended_at: int,
+    seconds: float,
+) -> Context:
+    """Record the SERVER span, and return a context with it."""
+    span = trace.get_tracer("otel_token_relay").start_span(
+        name,
+        context=parent,
+        kind=trace.SpanKind.SERVER,
+        attributes=attributes,
+        start_time=ended_at - int(seconds * 1e9),
+    )
+    # A 4xx status is the caller's error, not the server's.
+    if error_response.status >= 500:
+        span.set_status(trace.StatusCode.ERROR)
+    span.end(ended_at)
+    return trace.set_span_in_context(span, parent)
+
+
+class _Described(NamedTuple):
+    """What a refused request is called in spans and metrics."""
+
+    name: str
+    attributes: Attributes
+    durations: Sequence[tuple[_Duration, Attributes]] = ()
+
+
+def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) -> _Described:
+    if isinstance(request, GrpcCall):
+        service, _, method = request.method.removeprefix("/").rpartition("/")
+        # As OpenTelemetry's instrumentation of gRPC servers, which has no metrics.
+        return _Described(
+            request.method,
+            {
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": method,
+                "rpc.grpc.status_code": request.status,
+            },
+        )
+    method = request.method.upper()
+    method = method if method in _METHODS else "_OTHER"
+    status = error_response.status if request.status is None else request.status
+    scheme = request.scheme if request.scheme in _SCHEMES else None
+    old: Attributes = {"http.method": method, "http.status_code": status}
+    new: Attributes = {"http.request.method": method, "http.response.status_code": status}
+    if scheme is not None:
+        old["http.scheme"] = new["url.scheme"] = scheme
+    if status >= 500:
+        new["error.type"] = str(status)
+    durations = tuple((duration, new if duration is _NEW else old) for duration in _durations_in_force())
+    attributes: Attributes = {"url.path": _path_of(request.path)}
+    for _, labels in durations:
+        attributes |= labels
+    return _Described("HTTP" if method == "_OTHER" else method, attributes, durations)
+
+
+def _durations_in_force() -> tuple[_Duration, ...]:
+    """Return the histograms that OpenTelemetry's instrumentation uses."""
+    chosen = [name.strip() for name in os.environ.get(OPT_IN_VARIABLE, "").split(",")]
+    if "http/dup" in chosen:
+        return _OLD, _NEW
+    return (_NEW,) if "http" in chosen else (_OLD,)
+
+
+def _path_of(target: str) -> str:
+    """Return the path of a request target (RFC 9112, section 3.2), without a query, a user name or a host."""
+    if target.startswith("/"):
+        return target
+    return urlsplit(target).path

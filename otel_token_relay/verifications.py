@@ -1,0 +1,79 @@
+"""Records of verifications: a counter and log lines, none of which contains any part of the request."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, Literal
+
+from otel_token_relay import operator_log
+from otel_token_relay.counters import LazyCounter
+from otel_token_relay.rate_limits import RateLimit
+
+_logger = logging.getLogger("otel_token_relay")
+
+COUNTER_NAME: Final = "token_relay.verifications"
+OUTCOME_ATTRIBUTE: Final = "token_relay.verification"
+REASON_ATTRIBUTE: Final = "token_relay.reason"
+
+# The minimum number of seconds between two warnings with the same reason.
+WARNING_SECONDS: Final = 60.0
+
+Mode = Literal["report", "enforce"]
+Outcome = Literal["accepted", "reported", "refused", "unavailable", "excluded"]
+
+_WARNINGS: Final[dict[Outcome, str]] = {
+    "reported": "report mode: request would have been rejected (%s); %d more since the last warning",
+    "refused": "request rejected (%s); %d more since the last warning",
+    "unavailable": "request failed with 503 because tokens cannot be verified (%s); %d more since the last warning",
+}
+
+
+class VerificationRecorder:
+    """Record the verifications of one authenticator. Safe to share between threads.
+
+    Each request that is not accepted is logged at level DEBUG, and once a minute for each reason as a warning.
+
+    Args:
+        mode: In ``report`` mode, a request that would not be accepted counts as reported.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+        self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests, by the result of their token verification.")
+        self._warnings = RateLimit(1, WARNING_SECONDS)
+        # By reason or, without one, by outcome. Both are closed sets, and each reason has one outcome.
+        self._attributes: dict[str, dict[str, str]] = {}
+
+    def prepare(self) -> None:
+        """Create the counter now, so that no request has to. Never raises."""
+        self._counter.prepare()
+
+    def record(self, outcome: Outcome, reason: str | None = None) -> None:
+        """Count a request and, if there is a *reason* not to accept it, log it. Never raises."""
+        if reason is not None and self._mode == "report":
+            outcome = "reported"
+        attributes = self._attributes.get(reason or outcome) or self._build_attributes(outcome, reason)
+        try:
+            counter = self._counter.created or self._counter.create()
+            counter.add(1, attributes)
+        except Exception:  # an error in the application's meter must not change the result
+            self._log("a verification could not be counted")
+        if reason is None:
+            return
+        self._log("request rejected: %s", reason)
+        skipped = self._warnings.admit(reason)
+        if skipped is not None:
+            operator_log.warn(_WARNINGS[outcome], reason, skipped)
+
+    def _build_attributes(self, outcome: Outcome, reason: str | None) -> dict[str, str]:
+        attributes: dict[str, str] = {OUTCOME_ATTRIBUTE: outcome}
+        if reason is not None:
+            attributes[REASON_ATTRIBUTE] = reason
+        self._attributes[reason or outcome] = attributes
+        return attributes
+
+    def _log(self, message: str, *args: object) -> None:
+        try:
+            _logger.debug(message, *args)
+        except Exception:  # an error in the application's logging must not change the result either
+            return

@@ -1,0 +1,122 @@
+"""What is counted and logged about each verification."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from otel_token_relay import verifications
+from otel_token_relay.rate_limits import RateLimit
+from otel_token_relay.verifications import COUNTER_NAME, VerificationRecorder
+from tests.support.telemetry import Telemetry, recording
+
+
+def counted(telemetry: Telemetry) -> dict[tuple[str, ...], int]:
+    return {tuple(value for _, value in labels): value for labels, value in telemetry.points(COUNTER_NAME).items()}
+
+
+@pytest.mark.parametrize(
+    ("mode", "not_accepted"),
+    [
+        ("enforce", {("expired", "refused"): 2, ("unavailable", "unavailable"): 1}),
+        ("report", {("expired", "reported"): 2, ("unavailable", "reported"): 1}),
+    ],
+)
+def test_outcomes_and_reasons_are_counted(
+    monkeypatch: pytest.MonkeyPatch, mode: Any, not_accepted: dict[tuple[str, ...], int]
+) -> None:
+    """Report mode serves what enforcement would refuse, so it counts neither as refused nor as unavailable."""
+    with recording(monkeypatch) as telemetry:
+        recorder = VerificationRecorder(mode)
+        recorder.record("accepted")
+        recorder.record("accepted")
+        recorder.record("excluded")
+        recorder.record("refused", "expired")
+        recorder.record("refused", "expired")
+        recorder.record("unavailable", "unavailable")
+
+        assert counted(telemetry) == {("accepted",): 2, ("excluded",): 1} | not_accepted
+
+
+@pytest.mark.parametrize(
+    ("mode", "texts"),
+    [
+        (
+            "enforce",
+            [
+                "request rejected (expired); 0 more since the last warning",
+                "request failed with 503 because tokens cannot be verified (unavailable);"
+                " 0 more since the last warning",
+                "request rejected (expired); 2 more since the last warning",
+            ],
+        ),
+        (
+            "report",
+            [
+                "report mode: request would have been rejected (expired); 0 more since the last warning",
+                "report mode: request would have been rejected (unavailable); 0 more since the last warning",
+                "report mode: request would have been rejected (expired); 2 more since the last warning",
+            ],
+        ),
+    ],
+)
+def test_each_reason_is_a_warning_once_a_minute(caplog: pytest.LogCaptureFixture, mode: Any, texts: list[str]) -> None:
+    """The number of requests since then is in the next warning. Accepted requests are not logged."""
+    now = 0.0
+    recorder = VerificationRecorder(mode)
+    recorder._warnings = RateLimit(1, verifications.WARNING_SECONDS, lambda: now)
+    for _ in range(3):
+        recorder.record("refused", "expired")
+    recorder.record("unavailable", "unavailable")
+    recorder.record("accepted")
+    recorder.record("excluded")
+    now = 60.0
+    recorder.record("refused", "expired")
+
+    assert caplog.messages == texts
+
+
+def test_every_request_is_in_the_debug_log(caplog: pytest.LogCaptureFixture) -> None:
+    """This is not limited, because an operator switches it on to find one request."""
+    recorder = VerificationRecorder("enforce")
+    with caplog.at_level(logging.DEBUG, "otel_token_relay"):
+        for _ in range(3):
+            recorder.record("refused", "expired")
+
+    assert caplog.messages.count("request rejected: expired") == 3
+
+
+def test_the_attributes_of_accepted_requests_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accepted requests are the most frequent ones."""
+    seen: list[object] = []
+
+    class Counter:
+        def add(self, amount: int, attributes: object) -> None:
+            seen.append(attributes)
+
+    recorder = VerificationRecorder("enforce")
+    monkeypatch.setattr(recorder._counter, "created", Counter())
+    recorder.record("accepted")
+    recorder.record("accepted")
+
+    assert seen[0] is seen[1]
+
+
+@pytest.mark.parametrize("broken", ["meter", "logger", "both"])
+def test_broken_telemetry_is_harmless(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Neither an error of the application's meter nor of its logging reaches the request."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("not today")
+
+    recorder = VerificationRecorder("enforce")
+    if broken != "logger":
+        monkeypatch.setattr("opentelemetry.metrics.get_meter", fail)
+    if broken != "meter":
+        monkeypatch.setattr(logging.getLogger("otel_token_relay"), "debug", fail)
+        monkeypatch.setattr(logging.getLogger("otel_token_relay"), "warning", fail)
+
+    recorder.prepare() if broken == "logger" else None
+    recorder.record("refused", "expired")
