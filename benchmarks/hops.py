@@ -102,7 +102,7 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
         async def handle_async_request(self, request: Any) -> None: ...
 
     if relay is not None:
-        names = (*httpx_client.SYNC_TRANSPORTS, *httpx_client.ASYNC_TRANSPORTS)
+        names = (*httpx_client.SYNC_TRANSPORTS, *httpx_client.ASYNC_TRANSPORTS, "AsyncHTTPTransport")
         others = {name: type(name, (), dict(vars(Transport))) for name in names if name != "HTTPTransport"}
         clients = {name: type(name, (), {}) for name in ("Client", "AsyncClient")}
         module = SimpleNamespace(Headers=library.Headers, HTTPTransport=Transport, **others, **clients)

@@ -79,7 +79,8 @@ def test_check_shows_every_setting_and_every_hook() -> None:
         )
         assert f"  {variable.name} = {shown}\n" in output
     for hook in CLIENT_HOOKS + SERVER_HOOKS:
-        assert re.search(rf"^  {re.escape(hook.module)}( \(.*\): hooked|: not i.*)$", output, re.MULTILINE)
+        shown = rf"^  {re.escape(hook.module)}( \(.*\): (hooked|requires zttp, .*)|: not i.*)$"
+        assert re.search(shown, output, re.MULTILINE)
     assert re.search(r"^  httpx \(httpx [0-9.]+\): hooked$", output, re.MULTILINE)
     assert "  urllib.request (standard library): hooked\n" in output
     not_covered = "not covered; name the destination yourself with to_destination()"

@@ -161,7 +161,7 @@ class _Raises(SpanProcessor):
         def refuse(*args: object) -> None:
             raise RuntimeError("no attributes here")
 
-        span.set_attribute = refuse  # type: ignore[method-assign]
+        span.set_attribute = span.set_attributes = refuse  # type: ignore[method-assign]
 
 
 @every_client

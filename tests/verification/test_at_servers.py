@@ -306,7 +306,7 @@ def test_server_that_cannot_be_hooked_is_said_to_be_unverified(
     monkeypatch.setattr("tornado.web.RequestHandler", object)
     with installed(settings_for(issuer)):
         pass
-    assert "requests to tornado.web servers are NOT verified" in caplog.text
+    assert "requests to tornado.web are NOT verified" in caplog.text
 
     caplog.clear()
     with installed(Settings()):
