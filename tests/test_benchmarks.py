@@ -23,6 +23,7 @@ from benchmarks.in_process import STACKS, WARM_UP
 from benchmarks.instructions import TARGETS, Program, environment, lines, programs
 from benchmarks.measure import Effort, side_by_side, statement
 from benchmarks.samples import context_of_request, jwt, scope
+from otel_token_relay.relay import Hop
 from otel_token_relay.token import peek
 
 ROOT = Path(__file__).parent.parent
@@ -163,9 +164,10 @@ def test_hops_with_and_without_a_token_are_timed() -> None:
         assert without is None, name
 
 
-def _note(values: list[str | None], hop: Callable[..., str | None], *arguments: object) -> str | None:
-    values.append(hop(*arguments))
-    return values[-1]
+def _note(values: list[str | None], decide: Callable[..., Any], *arguments: object, **options: object) -> Any:
+    decided = decide(*arguments, **options)
+    values.append(decided.reveal() if isinstance(decided, Hop) else decided)
+    return decided
 
 
 def test_each_round_times_everything_the_same_number_of_times() -> None:
