@@ -57,7 +57,7 @@ _NO_DEADLINE: Final = math.inf
 class RememberedTokens:
     """The lasting tokens of recent requests, in bounded collections. Safe to share between threads.
 
-    ``recent_traces`` and ``_older_traces`` contain the tokens of each trace, ``_without_trace`` the last ones bound
+    ``recent_traces`` and ``older_traces`` contain the tokens of each trace, ``_without_trace`` the last ones bound
     while no span was current, ``_of_thread`` the last ones that each thread bound, and ``_verified`` those that a
     verifier accepted. Each record is compared with its own tokens, if it has any, and with these remembered tokens:
 
@@ -104,7 +104,7 @@ class RememberedTokens:
         """Forget all tokens."""
         with self._lock:
             self.recent_traces: dict[int, KnownTokens] = {}
-            self._older_traces: dict[int, KnownTokens] = {}
+            self.older_traces: dict[int, KnownTokens] = {}
             self._traces_to_renew: deque[int] = deque(maxlen=self._max_recent)
             self._recent_characters = 0
             self._without_trace: dict[str, None] = {}
@@ -113,7 +113,7 @@ class RememberedTokens:
             self._of_thread = threading.local()
 
     def __repr__(self) -> str:
-        return f"RememberedTokens({len(self.recent_traces) + len(self._older_traces)} traces)"
+        return f"RememberedTokens({len(self.recent_traces) + len(self.older_traces)} traces)"
 
     def is_lasting(self, token: BearerToken) -> bool:
         """Return whether a token may be remembered beyond the records of its own request."""
@@ -134,7 +134,7 @@ class RememberedTokens:
         if known is not None and value in known.values:
             return known
         with self._lock:
-            known = self.recent_traces.get(trace_id) or self._older_traces.get(trace_id)
+            known = self.recent_traces.get(trace_id) or self.older_traces.get(trace_id)
             if known is None:
                 known = known_from_one(value)
             elif value not in known.values:
@@ -142,8 +142,8 @@ class RememberedTokens:
             self._keep(trace_id, known)
             while self._traces_to_renew:
                 trace_id = self._traces_to_renew.popleft()
-                if trace_id not in self.recent_traces and trace_id in self._older_traces:
-                    self._keep(trace_id, self._older_traces[trace_id])
+                if trace_id not in self.recent_traces and trace_id in self.older_traces:
+                    self._keep(trace_id, self.older_traces[trace_id])
         return known
 
     def remember_without_trace(self, value: str) -> None:
@@ -185,19 +185,15 @@ class RememberedTokens:
         known = self.recent_traces.get(trace_id)
         if known is not None:
             return known
-        known = self._older_traces.get(trace_id)
+        known = self.older_traces.get(trace_id)
         if known is None:
             return NOTHING
         self._traces_to_renew.append(trace_id)
         return known
 
-    def may_be_old(self, trace_id: int) -> bool:
-        """Return whether the trace is one of the older ones."""
-        return trace_id in self._older_traces
-
     def all_tokens(self) -> KnownTokens:
         """Return the tokens of all traces and those bound without a trace. This is expensive."""
-        traces = [*self._older_traces.copy().values(), *self.recent_traces.copy().values()]
+        traces = [*self.older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.copy(), *values])))
 
@@ -206,7 +202,7 @@ class RememberedTokens:
         # Callers choose traces and tokens, so the total number of characters is limited as well.
         self._recent_characters += sum(map(len, known.values))
         if len(self.recent_traces) > self._max_recent or self._recent_characters > _MAX_CHARACTERS:
-            self._older_traces, self.recent_traces, self._recent_characters = self.recent_traces, {}, 0
+            self.older_traces, self.recent_traces, self._recent_characters = self.recent_traces, {}, 0
 
 
 def _add(values: dict[str, None], value: str, limit: int) -> bool:
@@ -319,7 +315,7 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     held: KnownTokens | None = getattr(span, _HELD, None)
     token: Any = get_current().get(TOKEN_KEY)
     if held is None:
-        if token is None and known is None and not REMEMBERED.may_be_old(trace_id):
+        if token is None and known is None and trace_id not in REMEMBERED.older_traces:
             return REMEMBERED.of_thread()  # nearly always, if the request has no token
     elif held is known and (token is None or token._value in held.values):
         return held  # nearly always, if the request has a token
