@@ -218,7 +218,7 @@ def _add(values: dict[str, None], value: str, limit: int) -> bool:
     if len(values) > limit:
         try:  # noqa: SIM105  # `suppress` costs more than the rest of this function
             values.pop(next(iter(values)), None)
-        except RuntimeError:  # a finalizer bound a token at the same time, so one value too few is dropped
+        except RuntimeError:  # a finalizer bound a token at the same time, so one extra value is kept
             pass
     return is_new
 
