@@ -41,18 +41,18 @@ class RequestLease(Lease):
         self.move_here()
 
     def move_here(self) -> None:
-        """Make the current thread and task those that serve the request."""
+        """Record the current thread and task as those that serve the request."""
         self._thread = threading.get_ident()
         self._task = _current_task()
 
     @property
     def is_here(self) -> bool:
-        """Whether the code that asks runs in the thread and, under asyncio, the task that serves the request."""
+        """Whether the calling code runs in the thread and, under asyncio, in the task that serves the request."""
         return self._thread == threading.get_ident() and self._task == _current_task()
 
 
 def _current_task() -> int | None:
-    """Return the id of the current asyncio task. It is unique as long as the task runs, and keeps no task alive."""
+    """Return the id of the current asyncio task, which is unique while the task runs and does not keep it alive."""
     asyncio: Any = sys.modules.get("asyncio")  # importing it would take 30 ms
     if asyncio is None or (loop := asyncio._get_running_loop()) is None:
         return None
@@ -64,7 +64,7 @@ class Boundary:
 
     Args:
         source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
-        settings: Say how the header is read, and how long the lease lingers.
+        settings: Determine how the header is read and how long the lease lingers.
 
     Attributes:
         credentials: The token, or the reason why there is none.
@@ -133,11 +133,11 @@ class Boundary:
         )
 
     def _was_admitted(self, authenticator: Authenticator, path: RequestPath) -> bool:
-        """Return whether this request needs no other check at a boundary that is further in.
+        """Return whether this request needs no further check at an inner boundary.
 
-        A verified token is valid for every part of the application. An exclusion applies further in only if the
-        path is the same and the application there removes at least as much of it as the outer boundary did, and
-        never below a mount point that the client chose.
+        A verified token is valid for every part of the application. An exclusion applies at an inner boundary only
+        if the path is the same and the inner application removes at least as much of it as the outer boundary did.
+        It never applies below a mount point that the client chose.
         """
         return self.is_verified_for(authenticator, path.whole) or any(
             admitted_by is authenticator
@@ -166,9 +166,9 @@ class Boundary:
         return context
 
     def encloses(self, request: Any) -> bool:
-        """Return whether code further in serves the very request that the boundary was opened for.
+        """Return whether inner code serves the same request that the boundary was opened for.
 
-        This is quick, and so conservative: it returns ``False`` if that takes more than one comparison.
+        This check is fast and therefore conservative: it returns ``False`` if it would need more than one comparison.
 
         Args:
             request: The request's ASGI scope or WSGI environ.
@@ -196,7 +196,7 @@ class Boundary:
         return source == self._source or read(source, self._settings) == self.credentials
 
     def move_here(self) -> None:
-        """Make the current thread and task those that serve the request; see `RequestLease`."""
+        """Record the current thread and task as those that serve the request; see `RequestLease`."""
         if self._lease is not None:
             self._lease.move_here()
 

@@ -28,7 +28,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         work: A function, a coroutine function, a sync or async generator function, a coroutine or a
             generator. If a function returns a coroutine or a generator, as a lambda or a
             ``functools.partial`` can, the returned object is carried as well.
-        seconds: How long the token may be used, counted from now; ``None`` for ``…_MAX_AGE`` seconds, as
+        seconds: How long the token may be used, starting now; ``None`` for ``…_MAX_AGE`` seconds, as
             with any token that has no lease. Work that has already been carried keeps its token.
 
     Returns:

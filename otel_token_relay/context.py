@@ -35,7 +35,7 @@ verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 
 
 has_bound = False
-"""Whether this process has ever bound a token, or the absence of one."""
+"""Whether this process has ever bound a token, or ``None`` in place of one."""
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:

@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 Credentials = BearerToken | Reason
 # A header's name and its field lines as received.
 HeaderLines = tuple[str, Sequence[str | bytes]]
-# The header that contains a request's credentials; ``None`` if there is none, or why the headers cannot be read.
+# The header that contains a request's credentials, ``None`` if there is none, or why the headers cannot be read.
 Source = HeaderLines | Reason | None
 
 # The seven characters that a header line may contain besides its token: the scheme and one space.
@@ -58,7 +58,7 @@ def parse_credentials(
         return Reason.AMBIGUOUS if values else Reason.ABSENT
     line = values[0]
     if type(line) is bytes and line[:_SCHEME_LENGTH] == b"Bearer " and len(line) <= max_length + _SCHEME_LENGTH:
-        # What nearly every request contains, in one pass.
+        # Handle the form that nearly every request uses in a single pass.
         token_bytes = line[_SCHEME_LENGTH:]
         if token_bytes and not token_bytes.translate(None, B64TOKEN_ALPHABET):
             return token_bytes.decode("ascii")

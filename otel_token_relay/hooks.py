@@ -61,7 +61,7 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-# Where each server calls its application, of any kind.
+# The places where servers call their applications, of any kind.
 BOUNDARY_HOOKS = (
     *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
     Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),
@@ -110,7 +110,8 @@ SERVER_HOOKS = BOUNDARY_HOOKS + FRAMEWORK_HOOKS
 
 # Switched on only if requests must be verified and a server cannot be hooked.
 REFUSAL_HOOK = Hook("socket", refusing.patch, None)
-# Switched on if requests must be verified, and idle until then: the server may import uvloop much later.
+# Switched on if requests must be verified, because the server may import uvloop much later. It has no effect until
+# a server cannot be hooked.
 UVLOOP_REFUSAL_HOOK = Hook("uvloop", refusing.patch_uvloop, "uvloop")
 
 CARRIER_HOOKS = (

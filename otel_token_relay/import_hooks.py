@@ -154,7 +154,7 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread may have finished the import meanwhile, and another import system's spec does not report the end.
+    # Another thread may have finished the import by now, and another import system's spec does not report the end.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 

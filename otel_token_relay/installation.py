@@ -1,7 +1,7 @@
 """Start and stop the relay in this process.
 
 There are two switches. The relay is on if ``OTEL_PROPAGATORS`` names it or `install` is called.
-Verification is on if ``…_VERIFY`` says so, regardless of OpenTelemetry's settings. If only verification is
+Verification is on if ``…_VERIFY`` enables it, regardless of OpenTelemetry's settings. If only verification is
 on, only the server hooks are on. A hook that fails leaves its library unchanged and logs one error.
 
 All of the package's process-wide state:
@@ -48,8 +48,8 @@ from otel_token_relay.verification.span_claims import SpanClaims
 _logger = logging.getLogger("otel_token_relay")
 
 CONTEXT_PROBLEM: Final = (
-    "no token is relayed, because OpenTelemetry's context does not keep it. OTEL_PYTHON_CONTEXT, or a tracer such as"
-    " Datadog's (DD_TRACE_OTEL_ENABLED), selects a context that keeps only spans. Unset these variables."
+    "no token is relayed, because OpenTelemetry's context does not keep tokens. OTEL_PYTHON_CONTEXT, or a tracer such"
+    " as Datadog's (DD_TRACE_OTEL_ENABLED), selects a context that keeps only spans. Unset these variables."
 )
 
 
@@ -282,7 +282,7 @@ def _carry_into_threads() -> None:
         # Called without holding the lock, which another thread may need in the middle of an import.
         instrumentor = load_instrumentor()
         with _lock:
-            # The callback is cleared only at the end, so that a thread that binds a token meanwhile waits for the lock.
+            # The callback is cleared only at the end. Until then, any thread that binds a token waits for the lock.
             if _installed is not None and context.before_first_token is not None:
                 _installed.threads.switch_on(instrumentor)
     except Exception:

@@ -1,7 +1,7 @@
 """Warnings that operators see even if the application's logging configuration would lose them.
 
-`opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. Then Python no
-longer writes warnings to standard error, as it does without any handler.
+`opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. With that handler,
+Python no longer writes warnings to standard error, as it does without any handler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def warn(message: str, *args: object) -> None:
     """
     try:
         if _logger.manager.disable >= logging.WARNING or _logger.getEffectiveLevel() > logging.WARNING:
-            return  # this is what the application has asked for
+            return  # the application has switched warnings off
         is_shown = _is_shown()
         _logger.warning(message, *args, stacklevel=2)
         if not is_shown:
@@ -55,7 +55,7 @@ def _is_silent(handler: logging.Handler) -> bool:
 
 
 class _StandardErrorHandler(logging.Handler):
-    """Write to what is standard error at that moment."""
+    """Write to the stream that is standard error when the record is emitted."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:

@@ -52,7 +52,7 @@ def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
 
 
 # OpenTelemetry's functions call a method of its runtime context, which calls a context variable. Every request and
-# every hop use them several times, so the variable is used directly unless OTEL_PYTHON_CONTEXT selects another
+# every hop uses them several times, so the variable is used directly unless OTEL_PYTHON_CONTEXT selects another
 # runtime context.
 _runtime_context: Final = getattr(otel_context, "_RUNTIME_CONTEXT", None)
 _variable: Final[Any] = (
@@ -65,7 +65,7 @@ _reset: Final[Callable[[Any], None]] = otel_context.detach if _variable is None 
 
 
 def detach(attached: Any) -> None:
-    """Do the same as ``opentelemetry.context.detach``: a context that cannot be detached is logged."""
+    """Do the same as ``opentelemetry.context.detach``: if the context cannot be detached, log the error."""
     try:
         _reset(attached)
     except Exception:  # for example, if the event loop closes a coroutine in another task
@@ -73,9 +73,10 @@ def detach(attached: Any) -> None:
 
 
 def keeps_unknown_keys() -> bool:
-    """Return whether a context that is attached can be read back with the keys that it has.
+    """Return whether an attached context can be read back with all of its keys.
 
-    A runtime context that OTEL_PYTHON_CONTEXT selects may keep only what it knows. Datadog's keeps the span.
+    A runtime context that OTEL_PYTHON_CONTEXT selects may keep only the keys that it knows. Datadog's context keeps
+    only the span.
     """
     key = otel_context.create_key("token-relay-check")
     attached = otel_context.attach(otel_context.set_value(key, True))
@@ -87,7 +88,7 @@ def keeps_unknown_keys() -> bool:
 
 @contextmanager
 def without_choosing_conventions() -> Generator[None, None, None]:
-    """Run an instrumentor without fixing the semantic conventions, which the first instrumentor of a process does.
+    """Run an instrumentor without fixing the semantic conventions, as the first instrumentor in a process would.
 
     The application may set OTEL_SEMCONV_STABILITY_OPT_IN in code, before it instruments anything itself.
     """

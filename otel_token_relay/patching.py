@@ -40,7 +40,7 @@ MISSING: Final = object()
 
 
 class _EnclosedAttribute:
-    """An attribute of a class that shows the enclosed value and stores the value itself where it was stored before.
+    """A class attribute that shows the enclosed value, and stores the original value where it was stored before.
 
     Args:
         stored: The class's own attribute: a slot, a default value, or `MISSING`.
@@ -138,7 +138,7 @@ class Patches:
             owner: The class whose instances have the attribute.
             name: The attribute's name.
             enclose: Returns what is shown for a value.
-            is_ready: Returns whether an instance shows the enclosed value already.
+            is_ready: Returns whether an instance should already show the enclosed value.
 
         Raises:
             AttributeError: None of the methods of *owner* assigns an attribute of this name.
@@ -166,7 +166,7 @@ class Patches:
         self._done.append((owner, name, MISSING, replacement))
 
     def undo(self) -> None:
-        """Remove every wrapper. One that another library has wrapped in a plain function stays but does nothing."""
+        """Remove every wrapper. A wrapper inside another library's plain function stays but does nothing."""
         while self._done:
             owner, name, original, replacement = self._done.pop()
             if isinstance(replacement, _EnclosedAttribute):

@@ -20,15 +20,15 @@ class _Window:
 
 
 class RateLimit:
-    """Admit a number of events for each key within a number of seconds, which the first event begins.
+    """Admit a limited number of events for each key within a period that starts with the key's first event.
 
-    Safe to share between threads. Two threads at the same moment may both be admitted, because a lock would cost
-    more than one event too many.
+    Safe to share between threads. Events from two threads at the same moment may both be admitted, because a lock
+    would cost more than an occasional extra event.
 
     Args:
-        limit: The number of events.
-        seconds: The number of seconds.
-        clock: Returns the time in seconds and never goes backwards.
+        limit: The maximum number of events in each period.
+        seconds: The length of the period, in seconds.
+        clock: Returns the time in seconds and never goes backward.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -45,8 +45,7 @@ class Reason(Enum):
     )
     NO_BOUNDARY = (
         "no_boundary",
-        "The call was made outside any request: neither a server boundary nor `use_token` has bound a token, or the"
-        " absence of one.",
+        "The call was made outside any request: its context was set by neither a server boundary nor `use_token`.",
         "If the call belongs to a request, check that `otel-token-relay check` shows the server as hooked, and that"
         " work on other threads runs in the request's context. Otherwise, bind a token with `use_token`.",
     )

@@ -3,15 +3,16 @@
 Invariants:
 
 * A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, its span and
-  its metrics count, and the span gets our attributes. Otherwise, they are ours.
-* The caller chooses the parent of the span only if the application would have used it: the global propagator reads
-  it. The span of another request, which may be current on a connection that serves several, is never the parent.
-* The number of spans is limited, because any caller can send requests that are refused. The metrics are not.
+  its metrics are used, and the span gets our attributes. Otherwise, this module records both.
+* The caller can choose the span's parent only if the application would also have used that parent, because the global
+  propagator reads it. The span of another request, which may be current on a connection that serves several, is never
+  the parent.
+* The number of spans is limited, because any caller can send requests that are refused. The metrics are not limited.
 * No attribute contains a header, a query or an unknown method, and no metric contains anything that a caller can
   choose from an open set.
 * Nothing here raises or changes the response.
 
-Source: semantic conventions for HTTP and RPC, as OpenTelemetry's instrumentation follows them.
+Source: semantic conventions for HTTP and RPC, as implemented by OpenTelemetry's instrumentation.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _logger = logging.getLogger("otel_token_relay")
 SPANS_PER_SECOND: Final = 10
 
 # The variable that selects the old names, the new ones (`http`) or both (`http/dup`) in OpenTelemetry's
-# instrumentation. Ours follow it, because dashboards would otherwise show only one part of the requests.
+# instrumentation. Our names follow it, because dashboards would otherwise show only some of the requests.
 OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 # RFC 9110, section 9.1; RFC 5789; RFC 10008. The list in OpenTelemetry's instrumentation is the same.
@@ -62,7 +63,7 @@ class HttpRequest(NamedTuple):
         path: The path, mount point included. A query or an authority is removed.
         scheme: The scheme, which must not come from a header.
         values_of: Returns the values of the header with the given lower-case name.
-        status: The status code, if it is not the error response's own.
+        status: The status code, if it differs from that of the error response.
     """
 
     method: str
@@ -119,7 +120,7 @@ def record(
         context: The request's context, with its token.
         describe: Describes the request. It may raise, because it reads what a server has parsed.
         is_at_server: Whether the boundary is at the place where the server calls its application. Instrumentation
-            cannot enclose it there, so a span that is current belongs to another request.
+            cannot enclose it there, so the current span, if any, belongs to another request.
     """
     _recorder.record(error_response, context, describe, is_at_server)
 
@@ -163,7 +164,7 @@ class RefusalRecorder:
             ended_at, seconds = time.time_ns(), _seconds_since_arrival(context)
             request = describe()
             described = _describe(request, error_response)
-            # Nothing else of the context: the span and the baggage may be those of another request.
+            # Keep nothing else from the context: its span and baggage may belong to another request.
             context = Context({key: context[key] for key in (TOKEN_KEY, REFUSED_KEY) if key in context})
             if self._spans.admit(str(attributes[REASON_ATTRIBUTE])) is not None:
                 with _harmless("a refused request has no span"):
@@ -195,7 +196,7 @@ _recorder = RefusalRecorder()
 
 @contextmanager
 def _harmless(message: str) -> Generator[None, None, None]:
-    """Log errors of the application's propagator, tracer or meter at level DEBUG. An error while logging is lost."""
+    """Log errors from the application's propagator, tracer or meter at level DEBUG. Ignore errors while logging."""
     try:
         yield
     except Exception:
@@ -207,7 +208,7 @@ def _span_around(context: Context) -> trace.Span | None:
     """Return the span of the instrumentation that encloses the boundary; ``None`` if there is none.
 
     A span that is not sampled has no kind and no end. The span of an in-process client is not the server's, nor is
-    the root span in which the application has started the server.
+    the root span in which the application started the server.
     """
     span = context.get(SPAN_KEY)
     if not isinstance(span, trace.Span):
@@ -216,7 +217,7 @@ def _span_around(context: Context) -> trace.Span | None:
     if not span_context.is_valid or span_context.is_remote:
         return None
     if getattr(span, "end_time", None) is not None:
-        return None  # of the previous request on this connection
+        return None  # the span of the previous request on this connection
     kind = getattr(span, "kind", trace.SpanKind.SERVER)
     is_inner = kind is trace.SpanKind.INTERNAL and getattr(span, "parent", None) is not None
     return span if is_inner or kind is trace.SpanKind.SERVER else None
@@ -225,20 +226,20 @@ def _span_around(context: Context) -> trace.Span | None:
 def _has_tracer_provider() -> bool:
     """Return whether instrumentation that encloses the boundary has spans, and thus can be recognized.
 
-    Without a provider, it may count this request without being recognized. If instrumentation is missing, no other
-    request is counted.
+    Without a provider, instrumentation may count this request without being recognized, so it must not be counted
+    again. Without instrumentation, other requests are not counted either.
     """
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
 
 def _seconds_since_arrival(context: Context) -> float:
-    """Return the time since the boundary has read the token. Without a token, a request is refused at once."""
+    """Return the time since the boundary read the token. A request without a token is refused at once."""
     token = bound_token(context)
     return 0.0 if token is None else max(0.0, time.monotonic() - token.received_at)
 
 
 class _HeaderGetter(Getter[ValuesOf]):
-    """Reads a header by its name. Names that propagators look for by prefix contain baggage, which is not needed."""
+    """Reads a header by its name. Headers that propagators find by prefix contain baggage, which is not needed."""
 
     def get(self, carrier: ValuesOf, key: str) -> list[str] | None:
         values = carrier(key.lower())
@@ -285,7 +286,7 @@ def _record_span(
 
 
 class _Described(NamedTuple):
-    """What a refused request is called in spans and metrics."""
+    """The name and attributes that describe a refused request in spans and metrics."""
 
     name: str
     attributes: Attributes
@@ -295,7 +296,7 @@ class _Described(NamedTuple):
 def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) -> _Described:
     if isinstance(request, GrpcCall):
         service, _, method = request.method.removeprefix("/").rpartition("/")
-        # As OpenTelemetry's instrumentation of gRPC servers, which has no metrics.
+        # The same as in OpenTelemetry's instrumentation of gRPC servers, which has no metrics.
         return _Described(
             request.method,
             {

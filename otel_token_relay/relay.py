@@ -32,7 +32,7 @@ HasHeader = bool | Literal["fixed"]
 
 
 class Relay:
-    """Decide hops according to one `Settings` object. Safe to share between threads and tasks.
+    """Make the decision for each hop according to one `Settings` object. Safe to share between threads and tasks.
 
     Attributes:
         settings: The settings, which are immutable.
@@ -91,7 +91,7 @@ class Relay:
         *,
         is_final: bool = True,
     ) -> str | Hop | None:
-        """Decide one hop and record the decision.
+        """Make and record the decision for one hop.
 
         Args:
             request: Passed to *target_of* and *has_header*.
@@ -130,7 +130,7 @@ class Relay:
             reason = self._reason(token or missing, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
             # Do not log the message: it may quote the URL, which may contain a password.
-            _logger.debug("cannot decide about a request, so it is sent without the token: %s", type(error).__name__)
+            _logger.debug("cannot make a decision, so a request is sent without the token: %s", type(error).__name__)
             self._record(missing if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
             return None
         if not is_final and reason is Reason.RELAYED and token is not None and destination is not None:
@@ -146,7 +146,7 @@ class Relay:
         return None
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
-        """Return whether a hop without a token needs no decision. Record it if its destination does not matter."""
+        """Return whether a hop without a token needs no decision. Record the hop if its destination is irrelevant."""
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
         if self.policy.has_required or will_warn:
             return False
@@ -161,8 +161,8 @@ class Relay:
             return
         self._has_warned = True
         _logger.warning(
-            "token relay: a request to %s is sent without a token. This process has not served any request: the call"
-            " was made by other work, or the server is not hooked, which otel-token-relay check shows.",
+            "token relay: a request to %s is sent without a token. This process has not served any request: either the"
+            " call does not belong to a request, or the server is not hooked, which otel-token-relay check shows.",
             destination,
         )
 
@@ -236,7 +236,7 @@ class Hop:
 
     Attributes:
         is_recorded: Whether the decision has been recorded.
-        replaced: For the adapter: the header lines that the token's header has replaced.
+        replaced: The header lines that the token's header replaced, for use by the adapter.
     """
 
     __slots__ = ("_context", "_destination", "_relay", "_token", "is_recorded", "replaced")

@@ -108,8 +108,8 @@ _FINALIZER: Final = "_asyncgen_finalizer_hook"
 def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Close abandoned asynchronous generators without a token.
 
-    *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection runs in an arbitrary request, and the task
-    that closes the generator of another request would get a copy of this request's context.
+    *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection can run during any request, and the task that
+    closes another request's generator would get a copy of the current request's context.
     """
     loop_class: type = module.BaseEventLoop if hasattr(module, "BaseEventLoop") else module.Loop
     patches.override(loop_class, _FINALIZER, _without_token)

@@ -68,7 +68,7 @@ class Lease:
 
         Args:
             seconds: The time after which the lease ends by itself; ``None`` if only `end` ends it.
-            clock: Returns the time in seconds and never goes backwards.
+            clock: Returns the time in seconds and never goes backward.
         """
         self._clock = clock
         self._deadline = math.inf if seconds is None else clock() + seconds

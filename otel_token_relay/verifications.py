@@ -31,7 +31,7 @@ _WARNINGS: Final[dict[Outcome, str]] = {
 class VerificationRecorder:
     """Record the verifications of one authenticator. Safe to share between threads.
 
-    Each request that is not accepted is logged at level DEBUG, and once a minute for each reason as a warning.
+    Each request that is not accepted is logged at level DEBUG. For each reason, at most one warning a minute is logged.
 
     Args:
         mode: In ``report`` mode, a request that would not be accepted counts as reported.

@@ -33,7 +33,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def target_of(call: tuple[Any, Any]) -> Target:
         kind: Any = type(call[0])
-        twin_class(kind)  # if the application's class cannot be derived from, the request gets no token
+        twin_class(kind)  # if the application's class cannot be subclassed, the request gets no token
         return _target_of(call)
 
     def build_send(original: Function) -> Function:

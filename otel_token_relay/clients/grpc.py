@@ -5,8 +5,8 @@ Our interceptor runs inside all other interceptors. The destination is the chann
 hosts, gets no token.
 
 A call with ``wait_for_ready`` may wait for a connection until its caller's request has ended. If it would carry the
-token, it therefore waits here, and is decided when the channel is ready. This is not possible for synchronous calls
-that return before the response arrives: futures and response streams.
+token, it therefore waits here, and the decision is made when the channel is ready. This is not possible for synchronous
+calls that return before the response arrives: futures and response streams.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
@@ -33,7 +33,7 @@ _logger = logging.getLogger("otel_token_relay")
 # The resolver uses this port if the target contains none, whether or not the channel uses TLS.
 DEFAULT_PORT = 443
 
-# gRPC's own thread that watches a channel checks this often, in seconds, whether the channel has been closed.
+# How often, in seconds, gRPC's own thread that watches a channel checks whether the channel has been closed.
 _WATCH_INTERVAL = 0.2
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -121,13 +121,13 @@ def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
 
 
 def _decide(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
-    """Decide a call that does not wait. Return the metadata to send, or ``None`` to leave the call unchanged."""
+    """Make the decision for a call that does not wait. Return its metadata; ``None`` to leave the call unchanged."""
     value = relay.decide((channel, details), _target_of, _has_header)
     return None if value is None else _with_header(details, relay.header, value)
 
 
 def _decide_early(relay: Relay, channel: _Channel, details: Any) -> Hop | None:
-    """Decide a call before it waits for a connection."""
+    """Make the decision for a call before the call waits for a connection."""
     return relay.decide((channel, details), _target_of, _has_header, is_final=False)
 
 
@@ -138,14 +138,14 @@ def _with_header(details: Any, name: str, value: str) -> list[tuple[str, Any]]:
 
 
 class _Wait(NamedTuple):
-    """The end of a call's wait: whether the channel is ready, and what is left of the call's timeout."""
+    """The result of a call's wait: whether the channel is ready, and what is left of the call's timeout."""
 
     is_ready: bool
     timeout: float | None
 
 
 def _metadata_after(wait: _Wait, details: Any, hop: Hop) -> Any:
-    """Return the metadata of a call that has waited. If the channel is not ready, gRPC ends the call unsent."""
+    """Return the metadata of a call that has waited. If the channel is not ready, gRPC does not send the call."""
     if not wait.is_ready or (wait.timeout is not None and wait.timeout <= 0) or not hop.confirm():
         return details.metadata
     return _with_header(details, hop.header, hop.reveal())
@@ -197,11 +197,11 @@ def _joiner(module: Any, relay: Relay) -> Join:
 
 
 def _is_blocking(continuation: Function) -> bool:
-    """Return whether the calling thread waits for the response. gRPC does not tell its interceptors otherwise."""
+    """Return whether the calling thread waits for the response. gRPC does not report this to interceptors."""
     return "_with_call.<locals>" in getattr(continuation, "__qualname__", "")
 
 
-# A closed channel raises ValueError. The other errors would come from a gRPC whose private names differ.
+# A closed channel raises ValueError. Any other error would come from a gRPC version whose private names differ.
 def _is_closed(channel: Any) -> bool:
     try:
         channel._channel.check_connectivity_state(False)
@@ -213,7 +213,7 @@ def _is_closed(channel: Any) -> bool:
 
 
 def _wait_until_ready(module: Any, channel: Any, timeout: float | None) -> _Wait | None:
-    """Wait until a synchronous channel has a connection. Return ``None`` if it is closed meanwhile.
+    """Wait until a synchronous channel has a connection. Return ``None`` if it is closed in the meantime.
 
     ``channel_ready_future`` does not report that a channel is closed, so it would wait forever.
     """
@@ -228,7 +228,7 @@ def _wait_until_ready(module: Any, channel: Any, timeout: float | None) -> _Wait
             core.watch_connectivity_state(state, time.time() + left)
     except ValueError:
         return None
-    except Exception as error:  # the call is decided before it waits
+    except Exception as error:  # the decision is then made before gRPC itself waits
         _logger.debug("cannot wait for a gRPC channel: %s", type(error).__name__)
     return _Wait(True, None if deadline is None else deadline - time.monotonic())
 
@@ -286,7 +286,7 @@ async def _wait_until_ready_aio(channel: Any, timeout: float | None) -> _Wait:
     try:
         async with asyncio.timeout(timeout):
             await channel.channel_ready()
-    except Exception as error:  # out of time, or closed
+    except Exception as error:  # the wait timed out, or the channel is closed
         is_ready = False
         _logger.debug("a gRPC channel did not become ready: %s", type(error).__name__)
     return _Wait(is_ready, None if deadline is None else deadline - time.monotonic())

@@ -1,9 +1,9 @@
 """The hook for the connections of httpcore and httpcore2, through which httpx and httpx2 send.
 
-The transports of httpx decide before they ask the pool for a connection, and a request may wait there until its
-caller's request has ended. ``_send_request_headers`` is httpcore's last method before the wire: the connection is
-open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free stream. The transport's decision is checked
-again there, and the header is removed if the token may no longer be sent.
+The transports of httpx make the decision before they request a connection from the pool, where a request may wait
+until its caller's request has ended. ``_send_request_headers`` is httpcore's last method before the wire: the
+connection is open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free stream. The transport's decision
+is checked again there, and the header is removed if the token may no longer be sent.
 
 Requests that do not come from a hooked transport are not changed.
 """
@@ -37,8 +37,8 @@ _hooked: Final[WeakKeyDictionary[Relay, set[str]]] = WeakKeyDictionary()
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the connection class of *module*, such as ``httpcore._sync.http11``."""
 
-    # An asynchronous method is wrapped in a plain function: it is checked when it is called, which is
-    # when it starts, because httpcore awaits it immediately.
+    # An asynchronous method is wrapped in a plain function: the decision is checked when the method is called,
+    # which is when it starts, because httpcore awaits it immediately.
     def build_http1(original: Function) -> Function:
         def _send_request_headers(self: Any, request: Any) -> Any:
             hop = request.extensions.get(HOP)
@@ -75,7 +75,7 @@ def _package_of(module: str) -> str:
 
 
 def _confirmed(request: Any, hop: Hop) -> Any:
-    """Return the request to send: *request*, or a copy without the token. The body is read from *request*."""
+    """Return the request to send: *request*, or a copy without the token. The body is always read from *request*."""
     # A tunnel's CONNECT request has the same extensions, but neither the token nor a decision.
     if request.method == b"CONNECT" or hop.confirm():
         return request

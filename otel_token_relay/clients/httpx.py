@@ -73,7 +73,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return copy
 
     def record_failed(transport: Any, hop: Hop) -> None:
-        # A request that failed before it was sent is not a hop. Without the hook of httpcore, it may have been sent.
+        # A request that failed before it was sent is not a hop. Without the httpcore hook, it may have been sent.
         if not hop.is_recorded and not checks_when_sending(relay, getattr(transport, "_pool", None)):
             hop.record()
 

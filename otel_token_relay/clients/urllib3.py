@@ -98,7 +98,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
         if "connect" in attributes or "_new_conn" in attributes:
             raise ValueError("the connection replaces a function with which urllib3 connects")
         opened = connection.sock
-        # The second check repeats the first one in `is_tcp`, which saves a call.
+        # The second condition repeats the first check in `is_tcp` to save a call.
         if opened is not None and getattr(opened, "proto", None) != TCP and not is_tcp(opened):
             raise ValueError("not a TCP connection")
         tunnel = connection._tunnel_host

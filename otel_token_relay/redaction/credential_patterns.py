@@ -258,7 +258,7 @@ def looks_like_credential(token: str) -> bool:
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
     head = token[start : start + _MAX_NAME + 1]
     if len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
-        return True  # `is_random` would return the same; nearly every JWT ends here
+        return True  # `is_random` would return the same; nearly every JWT takes this branch
     return len(token) >= _MIN_CREDENTIAL_LENGTH and is_random(token[start:])
 
 

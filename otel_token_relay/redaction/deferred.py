@@ -60,10 +60,10 @@ class _RedactOnAccess:
 
 
 def deferred_class(base: type, fields: Iterable[str], finish: Callable[[Any], Any]) -> type:
-    """Return the class that a record has until its first access. The caller sets `DEFERRED` on each instance.
+    """Return the class of a record before it is first accessed. The caller sets `DEFERRED` on each instance.
 
     Args:
-        base: The SDK class that the record has after its first access.
+        base: The SDK class of the record after it is first accessed.
         fields: The names of the fields of a *base* instance.
         finish: Makes a redacted *base* instance from the value of `DEFERRED`. It must not raise an exception,
             and it may be called twice.

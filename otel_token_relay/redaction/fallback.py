@@ -57,7 +57,7 @@ def patch_metrics(module: ModuleType, scrubber: Scrubber, patches: Patches) -> N
 
 
 class _Wrapper:
-    """Have all methods of the wrapped object except those that a subclass replaces."""
+    """Delegate to the wrapped object, except for the methods that a subclass replaces."""
 
     def __init__(self, wrapped: Any, scrubber: Scrubber) -> None:
         self._wrapped = wrapped

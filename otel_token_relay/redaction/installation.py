@@ -120,7 +120,7 @@ _active: _Redaction | None = None
 
 
 def start(settings: Settings) -> None:
-    """Redact under these settings from now on, in all SDK modules that are already imported. Idempotent.
+    """Start redacting with these settings in all SDK modules that are already imported. Idempotent.
 
     Call `watch_imports` afterwards to cover an SDK that is imported later.
     """

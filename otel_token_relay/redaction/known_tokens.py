@@ -5,9 +5,9 @@ never had the context. In such cases, the trace or the thread identifies the tok
 
 Callers choose their tokens and may choose their traces, so not every token is remembered:
 
-* A record's *own* tokens are the one that is bound in its context, while the lease is open, and those that its
-  span holds because they were bound when the span started or while it was current. All of these are masked,
-  even plain words.
+* A record's *own* tokens consist of the token that is bound in its context, while the lease is open, and the tokens
+  that its span holds because they were bound when the span started or while it was current. All of these are
+  masked, even plain words.
 * Other records are searched only for *lasting* tokens, which are found by the trace, by the thread, or among the
   last tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
   accepted by a verifier. What it masks in other records is limited, too: see `token_search`.
@@ -67,7 +67,7 @@ class RememberedTokens:
     span at start            none; its own token is added to    other records of the trace may contain the token
                              its trace
     span at end              those of its trace; if no token is the token may have been bound elsewhere in the trace
-                             known, those of its thread         or while the span was given its attributes
+                             known, those of its thread         or while the span's attributes were set
     span at first access     those of its trace, read again     a token may have been bound since the span ended
     log record, measurement, those of its trace; if the trace   a server writes its access log after the request, in
     `RedactingFilter`        is forgotten, the credentials that the same thread but without the request's trace
@@ -181,7 +181,7 @@ class RememberedTokens:
         return known_with_remembered((), tuple(self._without_trace.copy()))
 
     def of_trace(self, trace_id: int) -> KnownTokens:
-        """Return a trace's tokens. If the trace is an older one, the next write moves it back to the recent ones."""
+        """Return a trace's tokens. If the trace is an older one, the next write moves it back among the recent ones."""
         known = self.recent_traces.get(trace_id)
         if known is not None:
             return known
@@ -214,7 +214,7 @@ def _add(values: dict[str, None], value: str, limit: int) -> bool:
     if len(values) > limit:
         try:  # noqa: SIM105  # `suppress` costs more than the rest of this function
             values.pop(next(iter(values)), None)
-        except RuntimeError:  # a finalizer has bound a token at this moment: one value too few is dropped
+        except RuntimeError:  # a finalizer bound a token at the same time, so one extra value is kept
             pass
     return is_new
 
@@ -292,8 +292,8 @@ def hold_token(span: Any, token: Any) -> None:
     """Store a `BearerToken` in an SDK span that is starting, and in the span's trace if the token is lasting."""
     trace_id = span._context.trace_id
     known = REMEMBERED.recent_traces.get(trace_id)
-    # Nearly always: the token's request is being served, and its trace has only this token. This runs for each span,
-    # so it does without calls. Sharing the object speeds up the comparison in `tokens_of_span`.
+    # The usual case: the token's request is being served, and its trace has only this token. This code runs for each
+    # span, so it avoids function calls. Sharing the object speeds up the comparison in `tokens_of_span`.
     lease = token.lease
     if known is not None and known.values == (token._value,) and (lease is None or lease._deadline == _NO_DEADLINE):
         span._token_relay_known = known
@@ -308,8 +308,8 @@ def hold_token(span: Any, token: Any) -> None:
 def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     """Return a span's tokens: its own, the one in the context in which the span ends, and those of its trace.
 
-    For a span with none of these, return the last tokens that the thread bound: a span outside a request may
-    have been given its attributes while a token was bound.
+    For a span with none of these, return the last tokens that the thread bound: the attributes of a span outside
+    a request may have been set while a token was bound.
     """
     known = REMEMBERED.recent_traces.get(trace_id)
     held: KnownTokens | None = getattr(span, _HELD, None)

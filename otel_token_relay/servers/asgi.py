@@ -92,9 +92,9 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
 
 
 def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function:
-    """Make a function that returns a coroutine look like a coroutine function: servers inspect applications.
+    """Make a function that returns a coroutine look like a coroutine function, because servers inspect applications.
 
-    A real one would cost another coroutine for each boundary that a request passes through.
+    A real coroutine function would cost another coroutine for each boundary that a request passes through.
     """
     if sys.version_info >= (3, 12):
         import inspect
@@ -110,7 +110,7 @@ def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function
 class EnclosedApp:
     """An application as its server calls it: inside a boundary, if the package is installed at that time.
 
-    Everything but the call is handed through to the application.
+    Everything but the call is passed through to the application.
     """
 
     def __init__(self, app: App) -> None:
@@ -129,7 +129,7 @@ class EnclosedApp:
 
 
 def enclose(app: App) -> EnclosedApp:
-    """Return the application as a server calls it, enclosed once."""
+    """Return the application as a server calls it. An application that is already enclosed is returned unchanged."""
     return app if isinstance(app, EnclosedApp) else EnclosedApp(app)
 
 
@@ -210,8 +210,8 @@ class _AsgiBoundary(Boundary):
 def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
     """Return an immutable copy of each header line; ``None`` if a line is not a pair.
 
-    The specification allows any iterables, for the headers and for each pair. The application must still be able
-    to read those that can be read only once.
+    The specification allows any iterable for the headers and for each pair. The application must still be able
+    to read an iterable that can be read only once.
     """
     headers = scope.get("headers") or ()
     if not isinstance(headers, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Respond to every connection with 503: the last resort if requests must be verified, and no hook can do it.
+"""Respond to every connection with 503: the last resort if requests must be verified but no hook can verify them.
 
-This is cruder than a boundary. It takes each TCP connection that any server of the process accepts, before the server
-sees it, and it does not reach servers that accept connections in native code, except uvloop's.
+This is cruder than a boundary. It intercepts each TCP connection that any server in the process accepts, before the
+server sees the connection. It does not cover servers that accept connections in native code, except those of uvloop.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 class _Refusal:
-    """A protocol that responds with 503 and closes.
+    """A protocol that responds with 503 and closes the connection.
 
     It does not derive from ``asyncio.Protocol``, since importing asyncio takes 30 ms.
     """

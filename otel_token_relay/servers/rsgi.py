@@ -1,4 +1,4 @@
-"""The boundary for RSGI applications, which are called by Granian only.
+"""The boundary for RSGI applications, which only Granian calls.
 
 Source: RSGI specification 1.6.
 """
@@ -21,7 +21,7 @@ App = Callable[[Any, Any], Awaitable[Any]]
 class EnclosedApp:
     """An application as its server calls it: inside a boundary, if the package is installed at that time.
 
-    Everything but the call is handed through to the application.
+    Everything but the call is passed through to the application.
     """
 
     def __init__(self, app: App) -> None:

@@ -23,14 +23,14 @@ Handler = Callable[[Any], Awaitable[None]]
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the connections of *module*, which is ``sanic.server.protocols.http_protocol``.
 
-    Not ``Sanic.handle_request``, from which the connections take their handler: when the application starts, Sanic
-    compiles that method again from its source, without any wrapper.
+    The hook does not wrap ``Sanic.handle_request``, which the connections use as their handler: when the application
+    starts, Sanic compiles that method again from its source, which removes any wrapper.
     """
     # A subclass with slots has its own attribute.
     for name in ("HttpProtocol", "Http3Protocol"):
         patches.wrap_attribute(getattr(module, name), "request_handler", _enclose)
-    # Outside the handler, this runs middleware and error handlers of the application: for a request that cannot be
-    # parsed, and for one that was canceled before it was accepted.
+    # This method runs the application's middleware and error handlers outside the request handler, for a request that
+    # cannot be parsed or that was canceled before it was accepted.
     patches.wrap(module.HttpProtocol.HTTP_CLASS, "error_response", _build_error_response, ("self", "exception"))
     from sanic.http import http3  # the module has imported it
 

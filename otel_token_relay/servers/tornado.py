@@ -1,8 +1,8 @@
 """The boundary for Tornado's HTTP server, for handlers, callbacks and delegates alike.
 
 ``HTTPServer.start_request`` returns the delegate that receives one request. The boundary encloses that delegate and
-ends when the response is finished. ``RequestHandler._execute`` runs in a separate task, which goes on after a
-WebSocket's handshake, so there the boundary ends with that task.
+ends when the response is finished. ``RequestHandler._execute`` runs in a separate task, which continues after a
+WebSocket's handshake, so for these handlers, the boundary ends with that task.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _EnclosedDelegate:
     def finish(self) -> None:
         if self._error_response is None:
             self._step(self._delegate.finish)
-        else:  # read to its end, so that the connection can serve the next request
+        else:  # the request was read to its end, so that the connection can serve the next one
             self._refuse(self._error_response)
 
     def _refuse(self, error_response: ErrorResponse, *more_headers: tuple[str, str]) -> None:
@@ -152,7 +152,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _take_over(request: Any) -> Boundary | None:
-    """Return the boundary of the request's connection, which then ends with the handler; ``None`` if there is none."""
+    """Take the boundary from the request's connection, so that it ends with the handler; ``None`` if there is none."""
     boundary: Boundary | None = getattr(request.connection, BOUNDARY_KEY, None)
     if boundary is None or not boundary.still_applies_to(partial(locate, request.headers.get_list)):
         return None

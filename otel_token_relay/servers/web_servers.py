@@ -1,6 +1,6 @@
 """The boundary at the place where each server calls its application.
 
-It covers every ASGI and WSGI application of any framework or none: plain, wrapped in middleware or mounted.
+It covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware or mounted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Place(NamedTuple):
         owner: The name of the class whose instances have the attribute.
         attribute: The attribute's name.
         enclose: Encloses the application in a boundary.
-        is_ready: Returns whether the attribute is the application as it is served.
+        is_ready: Returns whether the attribute already contains the application that is served.
     """
 
     owner: str
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
-    # While it is loaded, the attribute may be a factory or a WSGI application. Each connection copies it.
+    # Until the application is loaded, the attribute may be a factory or a WSGI application. Each connection copies it.
     "uvicorn.config": (
         "uvicorn",
         (Place("Config", "loaded_app", asgi.enclose, lambda config: bool(config.loaded)),),
@@ -46,7 +46,7 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     ),
     "daphne.server": ("daphne", (Place("Server", "application", asgi.enclose),)),
     "gunicorn.workers.gasgi": ("gunicorn", (Place("ASGIWorker", "asgi", asgi.enclose),)),
-    # Not their base class, from which uvicorn's and Tornado's workers derive: those serve no WSGI applications.
+    # Their base class is not hooked: uvicorn's and Tornado's workers extend it, but do not serve WSGI applications.
     "gunicorn.workers.sync": ("gunicorn", (Place("SyncWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.gthread": ("gunicorn", (Place("ThreadWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.base_async": ("gunicorn", (Place("AsyncWorker", "wsgi", wsgi.enclose),)),
@@ -55,7 +55,7 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.enclose),)),
     "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.enclose),)),
 }
-"""For each module, its package on PyPI and the places in it."""
+"""For each module, its package on PyPI and the module's places."""
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -85,7 +85,7 @@ _GRANIAN_ADAPTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def patch_granian(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook *module*, one of Granian's kinds of servers. The embedded server has no WSGI."""
+    """Hook *module*, which contains one kind of Granian server. The embedded server does not support WSGI."""
     for name, enclose in _GRANIAN_ADAPTERS.items():
         if name != "_wsgi_call_wrap" or hasattr(module, name):
             patches.wrap(module, name, _enclosing_first_argument(enclose))

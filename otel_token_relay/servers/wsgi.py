@@ -71,7 +71,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 class EnclosedApp:
     """An application as its server calls it: inside a boundary, if the package is installed at that time.
 
-    Everything but the call is handed through to the application.
+    Everything but the call is passed through to the application.
     """
 
     def __init__(self, app: App) -> None:
@@ -89,7 +89,7 @@ class EnclosedApp:
 
 
 def enclose(app: App) -> EnclosedApp:
-    """Return the application as a server calls it, enclosed once."""
+    """Return the application as a server calls it. An application that is already enclosed is returned unchanged."""
     return app if isinstance(app, EnclosedApp) else EnclosedApp(app)
 
 

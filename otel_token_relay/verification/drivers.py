@@ -54,7 +54,7 @@ def _is_trio() -> bool:
 
 
 async def _wait_asyncio(wait: Wait) -> None:
-    # This cancels nothing, neither after the timeout nor if this task is canceled.
+    # This does not cancel the future, either after the timeout or if this task is canceled.
     await asyncio.wait([asyncio.wrap_future(wait.future)], timeout=wait.seconds)
 
 

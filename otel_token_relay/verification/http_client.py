@@ -130,7 +130,7 @@ def _cut_at(connection: http.client.HTTPConnection, deadline: float) -> Generato
     """Shut down the connection at the deadline, because a socket's timeout restarts with each byte received."""
 
     def cut() -> None:
-        # The socket does not exist yet, or TLS is replacing it: connecting and the handshake have a timeout each.
+        # If the socket does not exist yet or TLS is replacing it, connecting and the handshake have their own timeouts.
         with contextlib.suppress(OSError, AttributeError):
             connection.sock.shutdown(socket.SHUT_RDWR)
 
@@ -155,6 +155,6 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> Response:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if time.monotonic() >= deadline:
         raise FetchFailed("the response took too long")
-    if response.length:  # what is missing of Content-Length: a limited read does not raise IncompleteRead
+    if response.length:  # the number of missing bytes: a limited read does not raise IncompleteRead
         raise FetchFailed("the response is incomplete")
     return Response(response.status, {name.lower(): value for name, value in response.headers.items()}, body)

@@ -141,7 +141,7 @@ class KeySource:
         """Return the fetch to wait for if `current` returns no keys.
 
         Raises:
-            KeysUnavailable: The last fetch failed a moment ago, or the running one is taking too long.
+            KeysUnavailable: The last fetch failed a moment ago, or the fetch in progress is taking too long.
         """
         remaining = self._next_after_failure - self._monotonic()
         if remaining > 0:
@@ -182,7 +182,7 @@ class KeySource:
         return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
 
     def _launch(self) -> _Flight:
-        """Start a fetch, or return the running one."""
+        """Start a fetch, or return the one in progress."""
         with self._lock:
             if self._flight is not None:
                 return self._flight

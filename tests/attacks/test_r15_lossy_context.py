@@ -55,5 +55,5 @@ def test_r15_a_service_reports_it_once_when_it_starts(environ: dict[str, str]) -
     """The log contains one error, and no token is relayed."""
     done = run(sys.executable, "-c", SERVICE, environ=environ)
     assert done.stdout.strip() == "None", done.stderr
-    assert done.stderr.count("OpenTelemetry's context does not keep it") == 1
+    assert done.stderr.count("OpenTelemetry's context does not keep tokens") == 1
     assert "DD_TRACE_OTEL_ENABLED" in done.stderr
