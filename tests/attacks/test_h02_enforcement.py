@@ -46,6 +46,8 @@ TELEMETRY: Mapping[str, Mapping[str, str | None]] = {
     "excluded URLs": {"OTEL_PROPAGATORS": None, "OTEL_PYTHON_EXCLUDED_URLS": ".*"},
     "no sampling": {"OTEL_PROPAGATORS": "baggage", "OTEL_TRACES_SAMPLER": "always_off"},
 }
+# Instrumentation takes most of a start, and each worker starts with it.
+INSTRUMENTATION = {} if os.environ.get("FULL_MATRIX") else {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"}
 # A start takes seconds of processor time. All pairs run if FULL_MATRIX is set, as in `make matrix`.
 PAIRS = [
     pytest.param(model, setting, id=f"{model}, {setting}")
@@ -77,7 +79,7 @@ def test_h02_h21_no_process_serves_unverified(
     """Every worker of every server rejects anonymous and forged requests, and serves authenticated ones."""
     port = unused_port()
     program, *options = (word.format(port=port) for word in MODELS[model])
-    environ = RELAY | variables(issuer)
+    environ = RELAY | variables(issuer) | INSTRUMENTATION
     for name, value in TELEMETRY[telemetry].items():
         environ.pop(name, None)
         monkeypatch.delenv(name, raising=False)

@@ -14,7 +14,7 @@ from otel_token_relay.settings import VARIABLES
 from tests.support import apps
 from tests.support.loopback import party
 from tests.support.servers import get, serve_asgi
-from tests.test_cli import run
+from tests.test_cli import WITHOUT_LIBRARIES, run
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 VERIFY, REQUIRE = PREFIX + "VERIFY", PREFIX + "REQUIRE_VERIFIED"
@@ -162,7 +162,8 @@ def test_h15_a_misspelled_require_verified_relays_nothing_unverified(
 )
 def test_h15_check_exits_with_1(name: str, shown: str) -> None:
     """It prints the effective value, marked as replaced, and the problem."""
-    status, output = run("check", **{name: "true", "OTEL_PROPAGATORS": "tracecontext,token_relay", **ISSUER})
+    variables = {name: "true", "OTEL_PROPAGATORS": "tracecontext,token_relay", **ISSUER}
+    status, output = run("check", program=("-c", WITHOUT_LIBRARIES), **variables)
 
     assert status == 1
     assert f"{shown}  (invalid value replaced, see Problems)" in output

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import BIN, RELAY
+from tests.support.processes import RELAY
+from tests.test_cli import WITHOUT_LIBRARIES
 
 CONTEXT = """
 from opentelemetry.context.context import Context
@@ -46,7 +47,7 @@ def run(*command: str, environ: dict[str, str]) -> subprocess.CompletedProcess[s
 
 def test_r15_check_reports_a_context_that_loses_the_token(environ: dict[str, str]) -> None:
     """It is a problem, not a warning."""
-    done = run(str(BIN / "otel-token-relay"), "check", environ=environ)
+    done = run(sys.executable, "-c", WITHOUT_LIBRARIES, "check", environ=environ)
     assert done.returncode == 1
     assert "OTEL_PYTHON_CONTEXT" in done.stdout.partition("Problems")[2]
 

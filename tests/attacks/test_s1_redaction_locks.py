@@ -79,7 +79,7 @@ def older_trace() -> int:
     """Return a trace in the older generation, which a read once moved to the recent one, under the lock."""
     trace_id = 4711
     REMEMBERED.remember(trace_id, OWN_OPAQUE)
-    REMEMBERED._older_traces, REMEMBERED.recent_traces = REMEMBERED.recent_traces, {}
+    REMEMBERED.older_traces, REMEMBERED.recent_traces = REMEMBERED.recent_traces, {}
     return trace_id
 
 
@@ -208,4 +208,4 @@ def test_s1_reading_a_trace_extends_how_long_it_is_remembered() -> None:
         assert remembered.of_trace(1).values == (OWN_OPAQUE,)
         remembered.remember(number + 2, f"another-token-{number:06}")
 
-    assert len(remembered.recent_traces) + len(remembered._older_traces) <= 10
+    assert len(remembered.recent_traces) + len(remembered.older_traces) <= 10

@@ -26,7 +26,7 @@ def test_a_span_that_outlives_thousands_of_traces_is_masked():
         span.set_attribute("a", OWN_OPAQUE)
         span.end()
         exported = pipeline.exported()
-        kept = len(known_tokens.REMEMBERED.recent_traces) + len(known_tokens.REMEMBERED._older_traces)
+        kept = len(known_tokens.REMEMBERED.recent_traces) + len(known_tokens.REMEMBERED.older_traces)
     finally:
         pipeline.close()
 
