@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -80,13 +80,13 @@ class ImportHooks(Generic[HookT]):
                 self._watched.add(hook)
                 when_imported(hook.module, partial(self._on_import, hook))
 
-    def switch_off(self) -> None:
-        """Undo every hook."""
+    def switch_off(self, kept: Collection[HookT] = ()) -> None:
+        """Undo every hook except those in *kept*, which stay applied if they are."""
         with self.lock:
-            self._hooks = ()
-            self.states.clear()
-            while self._applied:
-                self._applied.popitem()[1].undo()
+            self._hooks = tuple(hook for hook in self._hooks if hook in kept)
+            self.states = {hook: state for hook, state in self.states.items() if hook in kept and hook in self._applied}
+            for hook in [hook for hook in self._applied if hook not in kept]:
+                self._applied.pop(hook).undo()
 
     def is_applied(self, hook: HookT) -> bool:
         """Return whether the hook has patched its module."""

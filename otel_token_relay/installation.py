@@ -124,17 +124,21 @@ def uninstall() -> None:
     global _installed
     redaction.stop()
     with _lock:
-        if _installed is None:
-            return
-        installation, _installed = _installed, None
-        runtime.installed = None
-        installation.runtime.relay.close()
-        context.before_first_token = None
-        installation.threads.switch_off()
-        if installation.span_claims is not None:
-            installation.span_claims.is_on = False
-        _hooks.switch_off()
-        _leave_global_textmap(installation)
+        if _installed is not None:
+            installation, _installed = _installed, None
+            _undo(installation, None)
+
+
+def _undo(installation: _Installation, successor: Runtime | None) -> None:
+    """Undo an installation. With a successor, servers' own hooks stay: every request is served by one of the two."""
+    runtime.installed = successor
+    installation.runtime.relay.close()
+    context.before_first_token = None
+    installation.threads.switch_off()
+    if installation.span_claims is not None:
+        installation.span_claims.is_on = False
+    _hooks.switch_off(kept=() if successor is None else BOUNDARY_HOOKS)
+    _leave_global_textmap(installation)
 
 
 def hook_states() -> dict[str, str]:
@@ -253,22 +257,24 @@ def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Insta
         hooks: `HOOKS`, or `SERVER_HOOKS` to verify without relaying. Hooks that are already on stay on.
     """
     global _installed
-    if _installed is not None and settings not in (None, _installed.runtime.settings):
-        hooks = HOOKS if _installed.runtime.clients_are_hooked else hooks
-        uninstall()
-    if _installed is None:
+    current = _installed
+    if current is None or settings not in (None, current.runtime.settings):
         settings = Settings.from_env() if settings is None else settings
         _log_problems(settings)
         if not keeps_unknown_keys():
             _logger.error("token relay: %s", CONTEXT_PROBLEM)
-        _installed = _Installation(Runtime(settings), SpanClaims.of(settings))
-        runtime.installed = _installed.runtime
+        previous, current = current, _Installation(Runtime(settings), SpanClaims.of(settings))
+        _installed, runtime.installed = current, current.runtime
+        if previous is not None:
+            hooks = HOOKS if previous.runtime.clients_are_hooked else hooks
+            redaction.stop()
+            _undo(previous, current.runtime)
         redaction.start(settings)
     if hooks is HOOKS:
-        _installed.runtime.clients_are_hooked = True
+        current.runtime.clients_are_hooked = True
         context.before_first_token = _carry_into_threads
-    _hooks.switch_on((*hooks, UVLOOP_REFUSAL_HOOK) if _installed.runtime.settings.verify == "enforce" else hooks)
-    return _installed
+    _hooks.switch_on((*hooks, UVLOOP_REFUSAL_HOOK) if current.runtime.settings.verify == "enforce" else hooks)
+    return current
 
 
 def _watch_imports() -> None:

@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 import types
+from typing import Any
 
 import httpx
 import pytest
 from opentelemetry import propagate
 from opentelemetry.propagators.composite import CompositePropagator
 
-from otel_token_relay import Settings, TokenRelayPropagator, install, uninstall
+from otel_token_relay import Settings, TokenRelayPropagator, install, runtime, uninstall
 from otel_token_relay import installation as module
 from otel_token_relay.clients import httpx as httpx_client
+from otel_token_relay.servers.asgi import EnclosedApp
 
 LISTED = Settings(destinations=("https://a",))
 
@@ -158,3 +160,27 @@ def test_settings_without_the_propagator_cause_a_warning(monkeypatch, caplog):
     install(LISTED)
     module.pre_instrument()
     assert caplog.text == ""
+
+
+def test_servers_stay_enclosed_while_other_settings_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two installations, a server would serve requests without a boundary, and so unverified."""
+    uvicorn = pytest.importorskip("uvicorn")
+
+    async def app(scope: object, receive: object, send: object) -> None: ...
+
+    config = uvicorn.Config(app)
+    config.load()
+    install(Settings(destinations=("https://a",)))
+    leave = module._leave_global_textmap
+    seen: list[bool] = []
+
+    def watch(installation: Any) -> None:
+        seen.append(isinstance(config.loaded_app, EnclosedApp) and runtime.installed is not None)
+        leave(installation)
+
+    monkeypatch.setattr(module, "_leave_global_textmap", watch)
+    install(Settings(destinations=("https://b",)))
+    uninstall()
+
+    assert seen == [True, False]
+    assert not isinstance(config.loaded_app, EnclosedApp)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 
 from otel_token_relay import refusals
+from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.credentials import locate
@@ -60,9 +61,10 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         async def _handle_request(
             self: Any, request: Any, start_time: Any, handler: Handler, *args: Any, **kwargs: Any
         ) -> Any:
-            if runtime.relay.is_closed:
+            installed = in_force.installed
+            if installed is None:
                 return await original(self, request, start_time, handler, *args, **kwargs)
-            settings, authenticator = runtime.terms
+            settings, authenticator = installed.terms
             with _binding(request, settings) as boundary:
                 # If the request cannot be parsed, the server responds with 400 and runs no application code.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):

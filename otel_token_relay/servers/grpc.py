@@ -16,6 +16,7 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 
 from otel_token_relay import refusals
+from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.patching import Function, Patches
@@ -61,7 +62,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     is_aio = module.__name__ == "grpc.aio"
 
     def settle() -> Terms | None:
-        return None if runtime.relay.is_closed else runtime.terms
+        return None if (installed := in_force.installed) is None else installed.terms
 
     def build(original: Function) -> Function:
         def server(*args: Any, **kwargs: Any) -> Any:
