@@ -34,7 +34,7 @@ token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 
 
-has_bound = False
+has_bound: bool = False
 """Whether this process has ever bound a token, or ``None`` in place of one."""
 
 

@@ -122,7 +122,7 @@ class EnclosedApp:
             return self.__wrapped__(scope, receive, send)
         return serve(self.__wrapped__, scope, receive, send, installed.terms, is_at_server=True)
 
-    __call__ = _as_coroutine_function(_serve)
+    __call__: Function = _as_coroutine_function(_serve)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__wrapped__, name)
