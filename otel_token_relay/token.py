@@ -270,12 +270,13 @@ def peek(token: str) -> tuple[float | None, bool]:
 
     Source: RFC 7519, section 4.1.4; RFC 7800, section 3.1.
     """
-    segments = token.split(".")
-    if len(segments) != 3:
-        return None, False
+    start = token.find(".") + 1
+    end = token.find(".", start)
+    if not start or end < 0 or token.find(".", end + 1) >= 0:
+        return None, False  # not three segments
     try:
         # More padding than necessary is ignored.
-        payload = binascii.a2b_base64(segments[1].replace("-", "+").replace("_", "/") + "==")
+        payload = binascii.a2b_base64(token[start:end].replace("-", "+").replace("_", "/") + "==")
         claims = _read_json(payload.decode().lstrip("\ufeff \t\n\r"))[0]
     except (ValueError, RecursionError):
         return None, False
