@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from otel_token_relay import startup
+import otel_token_relay
 from otel_token_relay.hooks import SERVER_HOOKS
 from tests.support.processes import ROOT, service, unused_port
 from tests.support.servers import get
 
-SOURCE = Path(startup.__file__).parent
+SITE = sysconfig.get_paths()["purelib"]
+PACKAGE = Path(otel_token_relay.__file__).parent
+# A wheel contains both files under the names that they have in site-packages, and a checkout does not.
+FILES = {"otel_token_relay.pth": PACKAGE / "startup.pth", "_otel_token_relay_startup.py": PACKAGE / "startup.py"}
+if not PACKAGE.joinpath("startup.py").exists():
+    FILES = {name: Path(SITE, name) for name in FILES}
 ENFORCE = {
     "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
     "OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://issuer.example",
@@ -35,17 +41,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     site = next(folder.glob("lib/python*/site-packages"))
-    site.joinpath("libraries.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{SOURCE.parent}\n{ROOT}\n")
-    shutil.copy(SOURCE / "startup.pth", site / "otel_token_relay.pth")
-    shutil.copy(SOURCE / "startup.py", site / "_otel_token_relay_startup.py")
+    site.joinpath("libraries.pth").write_text(f"{SITE}\n{PACKAGE.parent}\n{ROOT}\n")
+    for name, source in FILES.items():
+        shutil.copy(source, site / name)
     return folder / "bin" / "python"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sources() -> None:
-    """The files are part of the wheel and of the checkout, but not of an installed package."""
-    if not SOURCE.joinpath("startup.pth").exists():
-        pytest.skip("the package is installed from a wheel")
 
 
 def run(python: Path, *arguments: str, **variables: str) -> str:
@@ -134,4 +133,4 @@ def test_a_server_refuses_although_opentelemetry_fails(python: Path, variables: 
 def test_every_hooked_server_and_framework_is_a_trigger() -> None:
     """The finder cannot import the table of hooks."""
     roots = {hook.module.partition(".")[0] for hook in SERVER_HOOKS} - {"opentelemetry"}
-    assert roots == startup.TRIGGERS
+    assert roots == runpy.run_path(str(FILES["_otel_token_relay_startup.py"]))["TRIGGERS"]

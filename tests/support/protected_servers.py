@@ -29,6 +29,7 @@ import tornado.websocket
 from aiohttp import web
 
 from otel_token_relay import Settings, current_token, install, installation, uninstall
+from otel_token_relay import runtime as in_force
 from otel_token_relay.authentication import Authenticator
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.patching import Patches
@@ -375,9 +376,11 @@ def serving_behind(authenticator: Authenticator, name: str) -> Iterator[Any]:
     patch, module, serve = _PATCHES[name]
     runtime, patches = Runtime(Settings()), Patches()
     runtime.terms = Terms(Settings(), authenticator)
+    in_force.installed = runtime
     patch(module, runtime, patches)
     try:
         with serve() as server:
             yield server
     finally:
         patches.undo()
+        in_force.installed = None
