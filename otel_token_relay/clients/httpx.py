@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from types import MethodType, ModuleType
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def has_header(call: tuple[Any, Any], _: str) -> bool:
         headers = call[1].headers
         if type(headers) is fast_class:
-            return wanted in [line[1] for line in headers._list]
+            return wanted in map(_lower_name_of, headers._list)
         # `in` would first decode every header to determine the encoding, which is rarely cached.
         return wanted in [key.lower() for key, _ in headers.raw if len(key) == length]
 
@@ -156,6 +157,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
         if "_transport_for_url" in vars(client):  # private; without it, such transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
+
+
+_lower_name_of: Final = itemgetter(1)
 
 
 def _has_plain_lines(headers_class: Any) -> bool:
