@@ -28,7 +28,6 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from otel_token_relay import context, runtime
 from otel_token_relay.hooks import (
     BOUNDARY_HOOKS,
-    FRAMEWORK_HOOKS,
     HOOKS,
     REFUSAL_HOOK,
     SERVER_HOOKS,
@@ -68,8 +67,6 @@ def _patch(hook: Hook, module: ModuleType, patches: Patches) -> str:
     if _installed is None:
         raise RuntimeError("nothing is installed")
     hook.patch(module, _installed.runtime, patches)
-    if hook in FRAMEWORK_HOOKS:
-        _installed.runtime.refuses_all = False
     return "hooked"
 
 
@@ -79,13 +76,8 @@ def _report_failure(hook: Hook, error: Exception) -> None:
         return
     if hook not in BOUNDARY_HOOKS or _installed.runtime.settings.verify != "enforce":
         _logger.error("token relay: requests to %s are NOT verified", hook.module)
-    elif any(map(_hooks.is_applied, FRAMEWORK_HOOKS)):
-        _logger.error(
-            "token relay: requests to %s are verified only if a hooked framework serves them, and NOT in other"
-            " applications",
-            hook.module,
-        )
     else:
+        # Hooked frameworks would verify their own requests, but a server can run other applications beside them.
         _logger.error(
             "token relay: requests to %s cannot be verified, so every connection gets the response 503", hook.module
         )
