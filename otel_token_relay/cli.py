@@ -1,54 +1,27 @@
-"""The command line: ``otel-token-relay check | explain URL | demo``."""
+"""The command line: parse the arguments and run one of `otel_token_relay.commands`."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import importlib.metadata
-import importlib.util
 import io
-import json
-import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
-from otel_token_relay.decisions import Decision
-from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
-from otel_token_relay.installation import CONTEXT_PROBLEM, hook_states, install
-from otel_token_relay.origin import Origin
-from otel_token_relay.otel import keeps_unknown_keys
-from otel_token_relay.reasons import Reason
-from otel_token_relay.redaction import installation as redaction
-from otel_token_relay.relay import Relay
-from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.commands import PROBLEM, USAGE_ERROR, check, demo, explain
 
-# Clients that send requests themselves and are not hooked: use `to_destination` with them. Libraries built on
-# a hooked client are not listed. `docs/servers-and-clients.md` contains the same list.
-UNCOVERED_CLIENTS = (
-    "curl_cffi",
-    "geventhttpclient",
-    "grpclib",
-    "httplib2",
-    "niquests",
-    "primp",
-    "pycurl",
-    "pyreqwest",
-    "Twisted",
-    "websocket-client",
-    "websockets",
-)
-
-_NOT_COVERED = "not covered; name the destination yourself with to_destination()"
-
-_HOW_TO_SWITCH_ON = (
-    "OTEL_PROPAGATORS does not contain token_relay, so no token is relayed unless the application calls install()"
-)
+_EXAMPLES = """\
+examples:
+  otel-token-relay check
+  otel-token-relay explain https://profile-service/v1/me
+  otel-token-relay demo
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 for success, 1 if it found a problem, 2 for a usage error."""
+    """Run the command and return its exit status; see `otel_token_relay.commands`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The output quotes the user's own input, which the terminal's encoding may not support.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -56,236 +29,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help(sys.stderr)
-        return 2
+        return USAGE_ERROR
     try:
-        status = _run(options)
+        status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return PROBLEM
     return status
-
-
-def _run(options: argparse.Namespace) -> int:
-    if options.command == "check":
-        return check()
-    if options.command == "explain":
-        return explain(options.url, as_json=options.json)
-    return demo()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="otel-token-relay", description="Relay the caller's bearer token to listed destinations."
+        prog="otel-token-relay",
+        description="Relay the caller's bearer token to listed destinations.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    commands.add_parser("check", help="print the settings and the hooked libraries; exit with 1 if there is a problem")
-    explained = commands.add_parser(
-        "explain", help="print whether the token would be relayed to a URL; exit with 1 if not"
-    )
-    explained.add_argument("url", metavar="URL")
-    explained.add_argument("--json", action="store_true", help="print one JSON object on one line")
-    commands.add_parser("demo", help="run two services, a third party and an authorization server on loopback")
+    for command in (check, explain, demo):
+        command.add_parser(commands)
     return parser
 
 
-def check() -> int:
-    """Print the settings, the hooked libraries, the warnings and the problems.
-
-    Returns:
-        1 if a setting is invalid or an installed library cannot be hooked, otherwise 0.
-    """
-    # Without this handler, the hooks and settings would also log to stderr what is printed here.
-    logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
-    settings = Settings.from_env()
-    _print_settings(settings)
-    problems = [*settings.problems, *_install_hooks()]
-    if settings.verify != "off" and importlib.util.find_spec("jwt") is None:
-        problems.append("requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'")
-    if not keeps_unknown_keys():
-        problems.append(CONTEXT_PROBLEM)
-    problems += _check_hooks("Clients", CLIENT_HOOKS)
-    for name in UNCOVERED_CLIENTS:
-        if (version := _version(name)) is not None:
-            print(f"  {name} {version}: {_NOT_COVERED}")
-    print(f"  http.client (standard library), used directly: {_NOT_COVERED}")
-    problems += _check_hooks("Servers", SERVER_HOOKS)
-    problems += _check_redaction(settings)
-    for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):
-        if lines:
-            print(title, *(f"  {line}" for line in lines), sep="\n")
-    print("No problems found." if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)} found.")
-    return 1 if problems else 0
-
-
-def _print_settings(settings: Settings) -> None:
-    print("Settings")
-    print(f"  OTEL_PROPAGATORS = {os.environ.get('OTEL_PROPAGATORS') or '(empty)'}")
-    for name, variable in VARIABLES.items():
-        origin = "set" if os.environ.get(variable.name, "").strip() else "default"
-        if any(problem.startswith(f"{variable.name}:") for problem in settings.problems):
-            origin = "invalid value replaced, see Problems"
-        print(f"  {variable.name} = {_shown(getattr(settings, name))}  ({origin})")
-
-
-def _risks(settings: Settings) -> list[str]:
-    warnings = list(settings.warnings)
-    if not _is_switched_on():
-        warnings.append(_HOW_TO_SWITCH_ON)
-    if not settings.destinations:
-        warnings.append("no destination is listed, so no token is relayed")
-    if settings.verify != "off" and not _has_module("_otel_token_relay_startup"):
-        warnings.append(
-            "requests are verified only if OpenTelemetry starts, because the package is not installed in site-packages,"
-            " where Python would read otel_token_relay.pth"
-        )
-    if settings.require_verified and settings.verify == "off":
-        warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
-    warnings += [
-        f"the destination {entry} receives no token: it requires an exchanged one, which this version cannot obtain"
-        for entry in settings.entries
-        if entry.needs_exchange
-    ]
-    return warnings
-
-
-def _is_switched_on() -> bool:
-    return "token_relay" in [name.strip() for name in os.environ.get("OTEL_PROPAGATORS", "").split(",")]
-
-
-def _install_hooks() -> list[str]:
-    """Install the hooks, which also loads the propagators in OTEL_PROPAGATORS as an application does at startup."""
+def _versions() -> str:
     try:
-        install(Settings())
-    except Exception as error:  # OTEL_PROPAGATORS may contain a propagator from any package
-        return [f"OTEL_PROPAGATORS cannot be loaded, so the application would not start: {error}"]
-    return []
-
-
-def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
-    """Import each installed library so that its hook runs, print the results and return the problems."""
-    print(title)
-    problems = []
-    for hook in hooks:
-        version = None if hook.distribution is None else _version(hook.distribution)
-        label = "standard library" if hook.distribution is None else f"{hook.distribution} {version}"
-        if hook.distribution is not None and version is None:
-            print(f"  {hook.module}: not installed")
-            continue
-        if not _has_module(hook.module):
-            print(f"  {hook.module}: not in {label}")
-            continue
-        try:
-            importlib.import_module(hook.module)
-        except ModuleNotFoundError as error:  # an optional part of the library
-            print(f"  {hook.module} ({label}): requires {error.name}, which is not installed")
-            continue
-        except Exception as error:  # importing a library may raise any exception
-            print(f"  {hook.module} ({label}): cannot be imported: {type(error).__name__}")
-            continue
-        states = hook_states()
-        state = states.get(hook.module, "not tried")  # if the hooks could not be installed
-        print(f"  {hook.module} ({label}): {state}")
-        if states and state != "hooked":
-            problems.append(f"{hook.module} cannot be hooked: {state}")
-    return problems
-
-
-def _check_redaction(settings: Settings) -> list[str]:
-    """Install redaction in the SDK, print the results and return the problems."""
-    redaction.start(settings)
-    for signal in redaction.SIGNALS:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(signal.module)
-    states = redaction.states()
-    print("Redaction")
-    for name, state in states.items():
-        print(f"  {name}: {state if settings.redaction else 'switched off'}")
-    return [f"{name} cannot be redacted: {state}" for name, state in states.items() if state.startswith("NOT ")]
-
-
-def _has_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "(empty)"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def explain(url: str, *, as_json: bool) -> int:
-    """Print the decision for a URL in the current environment and the reason for it.
-
-    Returns:
-        0 if a valid bearer token would be relayed, 1 if it would be withheld.
-    """
-    settings = Settings.from_env()
-    decision, destination = Relay(settings).explain(url)
-    entry = None if destination is None else str(destination)
-    warnings = [] if _is_switched_on() else [_HOW_TO_SWITCH_ON]
-    if as_json:
-        explanation = {
-            "url": _without_secrets(url),
-            "decision": decision.outcome,
-            "reason": decision.reason.value,
-            "destination": entry,
-            "problems": list(settings.problems),
-            "warnings": warnings,
-        }
-        print(json.dumps(explanation))
-    else:
-        _print_explanation(decision, entry)
-        print(*(f"  warning: {warning}" for warning in warnings), sep="\n", end="\n" * bool(warnings))
-        print(*(f"  problem: {problem}" for problem in settings.problems), sep="\n", end="\n" * bool(settings.problems))
-    return 0 if decision.outcome != "withheld" else 1
-
-
-def _print_explanation(decision: Decision, entry: str | None) -> None:
-    if decision.reason is Reason.RELAYED:
-        print("relayed")
-        print("  A request there carries the caller's token, unless it has a credential of its own.")
-    else:
-        print(f"{decision.outcome}: {decision.reason}")
-        print(f"  {_plain(decision.reason.meaning)}")
-        print(f"  What to do: {_plain(decision.reason.advice)}")
-    if entry is not None:
-        print(f"  entry: {entry}")
-
-
-def _plain(markdown: str) -> str:
-    return markdown.replace("`", "")
-
-
-def _without_secrets(url: str) -> str:
-    """Return the URL without its user info and query."""
-    if Origin.parse(url) is None and "@" in url:
-        url = "***@" + url.rpartition("@")[2]
-    path, mark, _ = url.partition("?")
-    return f"{path}?***" if mark else path
-
-
-def demo() -> int:
-    """Run the demo, which requires the `demo` extra."""
-    from otel_token_relay.demo import run
-
-    try:
-        return run()
-    except ModuleNotFoundError as error:
-        print(
-            f"the demo requires the 'demo' extra: pip install 'otel-token-relay[demo]' ({error.name} is missing)",
-            file=sys.stderr,
-        )
-        return 2
+        opentelemetry = metadata.version("opentelemetry-api")
+    except metadata.PackageNotFoundError:
+        opentelemetry = "not installed"
+    return (
+        f"otel-token-relay {metadata.version('otel-token-relay')}"
+        f" (Python {platform.python_version()}, OpenTelemetry {opentelemetry})"
+    )

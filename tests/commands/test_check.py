@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from opentelemetry import propagate
 
 from otel_token_relay import cli, uninstall
+from otel_token_relay.commands import check
 from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.settings import VARIABLES, Settings
 
@@ -26,7 +27,8 @@ SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
 
 # `check` without libraries: importing all of them takes seconds.
 WITHOUT_LIBRARIES = (
-    "from otel_token_relay import cli; cli.CLIENT_HOOKS = cli.SERVER_HOOKS = (); raise SystemExit(cli.main())"
+    "from otel_token_relay import cli; from otel_token_relay.commands import check;"
+    " check.CLIENT_HOOKS = check.SERVER_HOOKS = (); raise SystemExit(cli.main())"
 )
 
 
@@ -58,9 +60,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Return the environment for a check in this process that skips the libraries, which take seconds."""
-    environment.setattr(cli, "CLIENT_HOOKS", ())
-    environment.setattr(cli, "SERVER_HOOKS", ())
-    environment.setattr(cli, "UNCOVERED_CLIENTS", ())
+    environment.setattr(check, "CLIENT_HOOKS", ())
+    environment.setattr(check, "SERVER_HOOKS", ())
+    environment.setattr(check, "UNCOVERED_CLIENTS", ())
     textmap = propagate.get_global_textmap()
     yield environment
     uninstall()
@@ -96,10 +98,10 @@ def test_check_shows_every_setting_and_every_hook() -> None:
 
 def test_the_page_names_the_same_clients_as_check() -> None:
     """The page lists each client that check reports as not covered, with the alternative."""
-    page = (Path(__file__).parents[1] / "docs" / "servers-and-clients.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "servers-and-clients.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| ") and line.endswith("| `to_destination` |")]
 
-    assert [name for name in (*cli.UNCOVERED_CLIENTS, "http.client") if name not in row] == []
+    assert [name for name in (*check.UNCOVERED_CLIENTS, "http.client") if name not in row] == []
 
 
 @pytest.mark.parametrize(
@@ -190,8 +192,8 @@ def test_check_continues_without_libraries(
         Hook("pytest.no_such_module", lambda *_: None, "pytest"),
         Hook("broken_library", lambda *_: None, "pytest"),
     )
-    without_hooks.setattr(cli, "SERVER_HOOKS", hooks)
-    without_hooks.setattr(cli, "UNCOVERED_CLIENTS", ("pytest", "missing-library"))
+    without_hooks.setattr(check, "SERVER_HOOKS", hooks)
+    without_hooks.setattr(check, "UNCOVERED_CLIENTS", ("pytest", "missing-library"))
 
     status = cli.main(["check"])
 

@@ -1,0 +1,47 @@
+"""Print text for a terminal: wrapped to its width, with everything except printable ASCII escaped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from typing import Final
+
+# Longer lines are hard to read, even on a wide terminal.
+_MAX_WIDTH: Final = 120
+
+
+def escape(text: str) -> str:
+    """Return *text* with each character that is not printable ASCII escaped, such as a terminal control sequence."""
+    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str = "", *, indent: int = 0) -> None:
+    """Print one paragraph. It is wrapped only if standard output is a terminal, so that programs can read the lines.
+
+    Args:
+        text: A sentence, or an item of a list.
+        indent: The number of spaces before the first line. Further lines have two more.
+    """
+    text = escape(text)
+    first = " " * indent
+    if not sys.stdout.isatty():
+        print(first + text)
+        return
+    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
+    lines = textwrap.wrap(
+        text,
+        max(width, 20),
+        initial_indent=first,
+        subsequent_indent=first + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print(*lines or [""], sep="\n")
+
+
+def emphasize(text: str) -> str:
+    """Return *text* in bold if standard output is a terminal and NO_COLOR is not set. Do not pass it to `say`."""
+    is_plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if is_plain else f"\x1b[1m{text}\x1b[0m"

@@ -1,0 +1,34 @@
+"""The environment of another process, for ``--pid``. Nothing of that process is imported or run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class ProcessUnreadable(Exception):
+    """The process's environment cannot be read. The message says why and is safe to print."""
+
+
+def environment_of(pid: int) -> Mapping[str, str]:
+    """Return the environment variables with which a process of the same user was started.
+
+    They include the flags of ``opentelemetry-instrument``, which passes them on as variables.
+
+    Raises:
+        ProcessUnreadable: There is no such process, it belongs to another user, or the system is not Linux.
+    """
+    if not Path("/proc/self/environ").exists():
+        raise ProcessUnreadable("--pid requires Linux: it reads /proc/PID/environ")
+    path = Path("/proc", str(pid), "environ")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ProcessUnreadable(f"there is no process {pid}") from None
+    except PermissionError:
+        raise ProcessUnreadable(f"process {pid} belongs to another user") from None
+    except OSError as error:
+        raise ProcessUnreadable(f"the environment of process {pid} cannot be read: {error.strerror}") from None
+    pairs = (item.partition("=") for item in os.fsdecode(content).split("\0") if "=" in item)
+    return {name: value for name, _, value in pairs}
