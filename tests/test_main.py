@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import run
+from tests.commands.test_check import run
 
 
 def test_the_script_and_the_module_are_the_same() -> None:
