@@ -13,7 +13,7 @@ from otel_token_relay.destinations import Destination, split_entries
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import OriginPattern
 from otel_token_relay.relay import Relay
-from tests.test_cli import WITHOUT_LIBRARIES, run
+from tests.commands.test_check import WITHOUT_LIBRARIES, run
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 

@@ -14,7 +14,7 @@ from otel_token_relay.settings import VARIABLES
 from tests.support import apps
 from tests.support.loopback import party
 from tests.support.servers import get, serve_asgi
-from tests.test_cli import WITHOUT_LIBRARIES, run
+from tests.commands.test_check import WITHOUT_LIBRARIES, run
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 VERIFY, REQUIRE = PREFIX + "VERIFY", PREFIX + "REQUIRE_VERIFIED"

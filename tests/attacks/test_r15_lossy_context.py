@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import RELAY
-from tests.test_cli import WITHOUT_LIBRARIES
+from tests.commands.test_check import WITHOUT_LIBRARIES
 
 CONTEXT = """
 from opentelemetry.context.context import Context

@@ -13,7 +13,7 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
-from tests.test_cli import WITHOUT_LIBRARIES
+from tests.commands.test_check import WITHOUT_LIBRARIES
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 COMPLETE = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "profile-service"}
