@@ -26,6 +26,7 @@ from typing import Final
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_token_relay import context, runtime
+from otel_token_relay.configuration_file import read_configuration_file
 from otel_token_relay.hooks import (
     BOUNDARY_HOOKS,
     HOOKS,
@@ -40,7 +41,7 @@ from otel_token_relay.patching import Patches
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.runtime import Runtime
-from otel_token_relay.settings import RELAY_VARIABLES, Settings
+from otel_token_relay.settings import RELAY_SETTINGS, VARIABLES, Settings
 from otel_token_relay.threads import ThreadCarriage, load_instrumentor
 from otel_token_relay.verification.span_claims import SpanClaims
 
@@ -96,19 +97,25 @@ def install(settings: Settings | None = None) -> None:
     Idempotent. Settings that differ from the installed ones replace them.
 
     Args:
-        settings: ``None`` for the installed settings, or for those from the environment if none are installed.
+        settings: The settings from code; see `Settings.load` for how the other sources complete them. ``None`` for the
+            installed settings, or for those of the other sources if none are installed.
     """
     # Imported before the lock is taken: if another thread is importing this module, that thread holds the
     # import lock and waits for our lock in the factory below.
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
-        installation = _install_hooks(settings, HOOKS)
+        installation = _install_hooks(None if settings is None else _complete(settings), HOOKS)
         _join_global_textmap(installation)
         _describe_spans(installation)
     _watch_imports()
     _prepare_threads()
     installation.runtime.prepare()
+
+
+def _complete(settings: Settings) -> Settings:
+    completed = Settings.load(code=settings)
+    return settings if completed == settings else completed
 
 
 def uninstall() -> None:
@@ -154,16 +161,19 @@ def propagator_from_env(**options: object) -> TokenRelayPropagator:
     would keep the application from starting.
 
     Args:
-        options: The keys under ``token_relay:`` in OpenTelemetry's configuration file. Settings are not yet
-            read from that file, so each key is reported as a problem.
+        options: The keys under ``token_relay:`` in a configuration file that OpenTelemetry has read. They are needed
+            only if the application has loaded that file, because `Settings.load` reads the one in OTEL_CONFIG_FILE.
     """
     try:
         if _is_launcher():
             # The launcher has not read its own flags yet, and the application runs in the next process.
             return TokenRelayPropagator(Settings())
         with _lock:
-            base = Settings.from_env() if _installed is None else _installed.runtime.settings
-            relay = _install_hooks(base.with_unread(options) if options else None, HOOKS).runtime.relay
+            settings = None
+            if options and not read_configuration_file(os.environ).sections:
+                current = None if _installed is None else _installed.runtime.settings
+                settings = Settings.load(code=current, passed=options)
+            relay = _install_hooks(settings, HOOKS).runtime.relay
         _watch_imports()
         return TokenRelayPropagator(relay=relay)
     except Exception:
@@ -192,13 +202,7 @@ def pre_instrument() -> None:
         _logger.exception("token relay could not start verification: requests are NOT verified")
     relays = _installed is not None and _installed.runtime.clients_are_hooked
     if not relays:
-        configured = next((name for name in RELAY_VARIABLES if os.environ.get(name)), None)
-        if configured is not None:
-            _logger.warning(
-                "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay, so no token is relayed."
-                " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay.",
-                configured,
-            )
+        _warn_of_unused_settings()
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
@@ -206,9 +210,30 @@ def pre_instrument() -> None:
             _installed.runtime.prepare()
 
 
-def verify_from_the_start() -> None:
-    """Install the server boundary before OpenTelemetry starts, and even if it never does; see `startup`."""
-    settings = Settings.from_env()
+def _warn_of_unused_settings() -> None:
+    """Warn if there are settings for the relay although it is off, and of problems that no installation has logged."""
+    settings = Settings.load()
+    if _installed is None:
+        _log_problems(settings)
+    default = Settings()
+    configured = next((n for n in RELAY_SETTINGS if getattr(settings, n) != getattr(default, n)), None)
+    if configured is not None:
+        _logger.warning(
+            "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay, so no token is relayed."
+            " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay or, in a configuration file, add token_relay to"
+            " propagator.composite.",
+            VARIABLES[configured].name,
+        )
+
+
+def start_before_servers() -> None:
+    """Start what the settings switch on before OpenTelemetry starts, and even if it never does; see `startup`."""
+    _verify_from_the_start()
+    _relay_from_the_start()
+
+
+def _verify_from_the_start() -> None:
+    settings = Settings.load()
     if settings.verify != "off":
         with _lock:
             if _installed is None:
@@ -216,12 +241,19 @@ def verify_from_the_start() -> None:
         _watch_imports()
 
 
+def _relay_from_the_start() -> None:
+    """Install the relay if a configuration file switches it on, because OpenTelemetry may not use that file."""
+    is_on = _installed is not None and _installed.runtime.clients_are_hooked
+    if not is_on and read_configuration_file(os.environ).names_propagator:
+        install()
+
+
 def _start_verification() -> None:
     """Install the server boundary if requests are to be verified and the relay has not already installed it."""
     # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
     import opentelemetry.propagate  # noqa: F401
 
-    verify_from_the_start()
+    start_before_servers()
 
 
 def _prepare_threads() -> None:
@@ -235,7 +267,7 @@ def _prepare_threads() -> None:
 def _start_redaction() -> None:
     """Start redaction even if no token is relayed, because requests contain tokens all the same."""
     with _lock:
-        settings = Settings.from_env() if _installed is None else _installed.runtime.settings
+        settings = Settings.load() if _installed is None else _installed.runtime.settings
     redaction.start(settings)
     redaction.watch_imports()
 
@@ -251,7 +283,7 @@ def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Insta
     global _installed
     current = _installed
     if current is None or settings not in (None, current.runtime.settings):
-        settings = Settings.from_env() if settings is None else settings
+        settings = Settings.load() if settings is None else settings
         _log_problems(settings)
         if not keeps_unknown_keys():
             _logger.error("token relay: %s", CONTEXT_PROBLEM)

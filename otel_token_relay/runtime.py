@@ -65,8 +65,8 @@ class SettingsInForce:
     """The settings that apply to one object. Safe to share between threads.
 
     Args:
-        given: ``None`` to use the installed settings or, if there are none, those that the environment
-            variables specify at first use.
+        given: ``None`` to use the installed settings or, if there are none, those that the configuration file and
+            the environment variables specify at first use.
     """
 
     __slots__ = ("_given", "_of_environment")
@@ -82,7 +82,7 @@ class SettingsInForce:
         if (current := installed) is not None:
             return current.settings
         if self._of_environment is None:
-            self._of_environment = Settings.from_env()
+            self._of_environment = Settings.load()
         return self._of_environment
 
 

@@ -2,8 +2,9 @@
 
 A missing exporter, a missing configuration file or ``python -I`` keeps OpenTelemetry from calling this package. The
 wheel therefore contains ``otel_token_relay.pth``, which imports this module at the start of each process, under the
-name ``_otel_token_relay_startup``, if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` is set. Until the process imports a server or
-a web framework, nothing else is imported.
+name ``_otel_token_relay_startup``, if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` or a similar name is set, or if
+``OTEL_CONFIG_FILE`` is, since that file may contain settings. Until the process imports a server or a web framework,
+nothing else is imported.
 
 Python reads ``.pth`` files in site-packages only, and not with ``python -S``.
 """
@@ -44,17 +45,17 @@ TRIGGERS = frozenset(
 
 
 class ServerFinder:
-    """An import finder that finds nothing. It starts verification just before the first server is imported."""
+    """An import finder that finds nothing. It starts this package just before the first server is imported."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Start verification if *name* is one of `TRIGGERS`."""
+        """Start what the settings switch on if *name* is one of `TRIGGERS`."""
         if name not in TRIGGERS or self not in sys.meta_path:
             return
         sys.meta_path.remove(self)
         try:
-            from otel_token_relay.installation import verify_from_the_start
+            from otel_token_relay.installation import start_before_servers
 
-            verify_from_the_start()
+            start_before_servers()
         except Exception as error:  # the application's import continues
             sys.stderr.write(f"otel-token-relay: requests are NOT verified: {type(error).__name__}: {error}\n")
 

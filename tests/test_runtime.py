@@ -117,7 +117,8 @@ def test_a_given_authenticator_replaces_the_configured_one(
 
     assert terms().authenticator is authenticator
     install(INSTALLED)
-    assert terms() == Terms(INSTALLED if settings is None else GIVEN, authenticator)
+    assert runtime.installed is not None
+    assert terms() == Terms(runtime.installed.settings if settings is None else GIVEN, authenticator)
 
 
 def test_given_settings_that_cannot_verify_are_reported_when_the_middleware_is_created(

@@ -3,120 +3,156 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import importlib.metadata
-import importlib.util
+import json
 import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Final
 
-from otel_token_relay.commands import OK, PROBLEM
-from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
-from otel_token_relay.installation import CONTEXT_PROBLEM, hook_states, install
+from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands.activation import relay_problem
+from otel_token_relay.commands.coverage import (
+    KINDS,
+    NOT_COVERED,
+    Kind,
+    Library,
+    has_module,
+    installed_libraries,
+    try_hooks,
+    try_redaction,
+)
+from otel_token_relay.commands.output import emphasize, say
+from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
+from otel_token_relay.installation import CONTEXT_PROBLEM, install
 from otel_token_relay.otel import keeps_unknown_keys
-from otel_token_relay.reasons import Reason
-from otel_token_relay.redaction import installation as redaction
-from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.settings import RELAY_SETTINGS, VARIABLES, Settings, load_sources
 
-# Clients that send requests themselves and are not hooked: use `to_destination` with them. Libraries built on
-# a hooked client are not listed. `docs/servers-and-clients.md` contains the same list.
-UNCOVERED_CLIENTS = (
-    "curl_cffi",
-    "geventhttpclient",
-    "grpclib",
-    "httplib2",
-    "niquests",
-    "primp",
-    "pycurl",
-    "pyreqwest",
-    "Twisted",
-    "websocket-client",
-    "websockets",
-)
+PARTS: Final = ("relay", "verify")
 
-_NOT_COVERED = "not covered; name the destination yourself with to_destination()"
+_EXAMPLES = """\
+exit status:
+  0  everything that is configured works
+  1  something does not work, nothing is configured, or a required part is off
+  2  usage error
+  3  an endpoint does not respond (with --online)
 
-_HOW_TO_SWITCH_ON = (
-    "OTEL_PROPAGATORS does not contain token_relay, so no token is relayed unless the application calls install()"
-)
+examples:
+  otel-token-relay check
+  otel-token-relay check --pid "$(pgrep -o gunicorn)"
+  otel-token-relay check --require relay,verify --strict
+"""
+
+
+@dataclass(slots=True)
+class Setting:
+    """A setting that differs from its default.
+
+    Attributes:
+        name: The environment variable.
+        value: The value that applies.
+        source: Where the value comes from: ``environment``, or a path in the configuration file.
+        is_replaced: Whether the configured value is invalid, so that *value* is the strict value.
+    """
+
+    name: str
+    value: str
+    source: str
+    is_replaced: bool
+
+
+@dataclass(slots=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        relay: Whether the relay is on.
+        verify: The value of ``…_VERIFY`` that applies.
+        problems: One sentence for each part of the configuration that does not work.
+        warnings: One sentence for each part that works but is probably not intended.
+        libraries: The installed clients, servers and frameworks.
+        settings: The settings that differ from their defaults.
+    """
+
+    relay: bool
+    verify: str
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    libraries: list[Library] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
+    summary = "report whether everything that is configured works"
     parser = commands.add_parser(
-        "check", help="print the settings and the hooked libraries; exit with 1 if there is a problem"
+        "check",
+        help=summary,
+        description=summary.capitalize() + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--pid", type=int, metavar="N", help="check the environment of process N instead of this one")
+    parser.add_argument(
+        "--require", type=_parts, default=(), metavar="PARTS", help="fail if one of relay,verify is not switched on"
+    )
+    parser.add_argument("--strict", action="store_true", help="fail if there are warnings")
+    parser.add_argument("--all", action="store_true", help="import every installed library and try its hooks")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     parser.set_defaults(run=run)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    if not set(parts) <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"expected one or more of {','.join(PARTS)}")
+    return parts
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
-    return check()
-
-
-def check() -> int:
-    """Print the settings, the hooked libraries, the warnings and the problems.
-
-    Returns:
-        1 if a setting is invalid or an installed library cannot be hooked, otherwise 0.
-    """
     # Without this handler, the hooks and settings would also log to stderr what is printed here.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
-    settings = Settings.from_env()
-    _print_settings(settings)
-    problems = [*settings.problems, *_install_hooks()]
-    if settings.verify != "off" and importlib.util.find_spec("jwt") is None:
-        problems.append("requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'")
-    if not keeps_unknown_keys():
-        problems.append(CONTEXT_PROBLEM)
-    problems += _check_hooks("Clients", CLIENT_HOOKS)
-    for name in UNCOVERED_CLIENTS:
-        if (version := _version(name)) is not None:
-            print(f"  {name} {version}: {_NOT_COVERED}")
-    print(f"  http.client (standard library), used directly: {_NOT_COVERED}")
-    problems += _check_hooks("Servers", SERVER_HOOKS)
-    problems += _check_redaction(settings)
-    for title, lines in (("Warnings", _risks(settings)), ("Problems", problems)):
-        if lines:
-            print(title, *(f"  {line}" for line in lines), sep="\n")
-    print("No problems found." if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)} found.")
-    return PROBLEM if problems else OK
+    try:
+        environ = os.environ if options.pid is None else environment_of(options.pid)
+    except ProcessUnreadable as error:
+        print(f"otel-token-relay check: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    report = build_report(environ, options)
+    is_good = not report.problems and not (options.strict and report.warnings)
+    if options.json:
+        print(json.dumps({"ok": is_good} | asdict(report)))
+    else:
+        _print(report, options)
+    return OK if is_good else PROBLEM
 
 
-def _print_settings(settings: Settings) -> None:
-    print("Settings")
-    print(f"  OTEL_PROPAGATORS = {os.environ.get('OTEL_PROPAGATORS') or '(empty)'}")
+def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Report:
+    """Check the settings in *environ* and the libraries of this environment."""
+    settings = Settings.load(environ)
+    report = Report(relay=relay_problem(environ) is None, verify=settings.verify)
+    report.settings = list(_differing(environ, settings))
+    report.problems += settings.problems
+    if options.all:
+        report.problems += _install_hooks()
+        report.libraries = [*try_hooks(), *(try_redaction(settings) if settings.redaction else ())]
+    else:
+        report.libraries = installed_libraries()
+    report.problems += _problems(environ, settings, report, options)
+    report.warnings = [*settings.warnings, *_warnings(environ, settings, report, options)]
+    return report
+
+
+def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setting]:
+    sources, default = load_sources(environ), Settings()
     for name, variable in VARIABLES.items():
-        origin = "set" if os.environ.get(variable.name, "").strip() else "default"
-        if any(problem.startswith(f"{variable.name}:") for problem in settings.problems):
-            origin = "invalid value replaced, see Problems"
-        print(f"  {variable.name} = {_shown(getattr(settings, name))}  ({origin})")
-
-
-def _risks(settings: Settings) -> list[str]:
-    warnings = list(settings.warnings)
-    if not _is_switched_on():
-        warnings.append(_HOW_TO_SWITCH_ON)
-    if not settings.destinations:
-        warnings.append("no destination is listed, so no token is relayed")
-    if settings.verify != "off" and not _has_module("_otel_token_relay_startup"):
-        warnings.append(
-            "requests are verified only if OpenTelemetry starts, because the package is not installed in site-packages,"
-            " where Python would read otel_token_relay.pth"
-        )
-    if settings.require_verified and settings.verify == "off":
-        warnings.append(f"no token is relayed: {_plain(Reason.NOT_VERIFIED.advice)}")
-    warnings += [
-        f"the destination {entry} receives no token: it requires an exchanged one, which this version cannot obtain"
-        for entry in settings.entries
-        if entry.needs_exchange
-    ]
-    return warnings
-
-
-def _is_switched_on() -> bool:
-    return "token_relay" in [name.strip() for name in os.environ.get("OTEL_PROPAGATORS", "").split(",")]
+        value = getattr(settings, name)
+        found = [source for source in sources if name in source.values]
+        # Of the settings that protect, the strictest value applies, not the first.
+        source = next((source for source in found if source.values[name] == value), found[0] if found else None)
+        if source is not None and (value != getattr(default, name) or name in source.invalid):
+            yield Setting(variable.name, _shown(value), source.name, name in source.invalid)
 
 
 def _install_hooks() -> list[str]:
@@ -128,69 +164,120 @@ def _install_hooks() -> list[str]:
     return []
 
 
-def _check_hooks(title: str, hooks: Sequence[Hook]) -> list[str]:
-    """Import each installed library so that its hook runs, print the results and return the problems."""
-    print(title)
-    problems = []
-    for hook in hooks:
-        version = None if hook.distribution is None else _version(hook.distribution)
-        label = "standard library" if hook.distribution is None else f"{hook.distribution} {version}"
-        if hook.distribution is not None and version is None:
-            print(f"  {hook.module}: not installed")
-            continue
-        if not _has_module(hook.module):
-            print(f"  {hook.module}: not in {label}")
-            continue
-        try:
-            importlib.import_module(hook.module)
-        except ModuleNotFoundError as error:  # an optional part of the library
-            print(f"  {hook.module} ({label}): requires {error.name}, which is not installed")
-            continue
-        except Exception as error:  # importing a library may raise any exception
-            print(f"  {hook.module} ({label}): cannot be imported: {type(error).__name__}")
-            continue
-        states = hook_states()
-        state = states.get(hook.module, "not tried")  # if the hooks could not be installed
-        print(f"  {hook.module} ({label}): {state}")
-        if states and state != "hooked":
-            problems.append(f"{hook.module} cannot be hooked: {state}")
-    return problems
+def _problems(
+    environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
+) -> Iterator[str]:
+    relay_off = relay_problem(environ)
+    is_configured = any(setting.name == VARIABLES[name].name for setting in report.settings for name in RELAY_SETTINGS)
+    if relay_off is not None and ("relay" in options.require or is_configured):
+        yield relay_off
+    if relay_off is None and not settings.destinations:
+        yield f"no destination is listed, so no token is relayed: set {VARIABLES['destinations'].name}"
+    if "verify" in options.require and settings.verify != "enforce":
+        yield f"requests are not refused if they have no valid token: set {VARIABLES['verify'].name}=enforce"
+    if relay_off is not None and not is_configured and settings.verify == "off" and not settings.problems:
+        yield (
+            "nothing is configured: to relay tokens, set OTEL_PROPAGATORS=tracecontext,baggage,token_relay and"
+            f" {VARIABLES['destinations'].name}; to verify them, set {VARIABLES['verify'].name}=enforce"
+        )
+    yield from _problems_of_environment(environ, settings, report, options)
 
 
-def _check_redaction(settings: Settings) -> list[str]:
-    """Install redaction in the SDK, print the results and return the problems."""
-    redaction.start(settings)
-    for signal in redaction.SIGNALS:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(signal.module)
-    states = redaction.states()
-    print("Redaction")
-    for name, state in states.items():
-        print(f"  {name}: {state if settings.redaction else 'switched off'}")
-    return [f"{name} cannot be redacted: {state}" for name, state in states.items() if state.startswith("NOT ")]
+def _problems_of_environment(
+    environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
+) -> Iterator[str]:
+    """Yield what the installed packages make impossible."""
+    if settings.verify != "off" and not has_module("jwt"):
+        yield "requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'"
+    context = environ.get("OTEL_PYTHON_CONTEXT", "contextvars_context") or "contextvars_context"
+    if context != "contextvars_context" or (options.pid is None and not keeps_unknown_keys()):
+        yield CONTEXT_PROBLEM
+    if (report.relay or settings.verify != "off") and not any(
+        library.is_covered and library.version is not None and library.kind != "signal" for library in report.libraries
+    ):
+        yield (
+            "no client, server or framework with a hook is installed in this environment, only Python's own: run this"
+            " command in the environment of the service"
+        )
+    for library in report.libraries:
+        if not library.is_covered and library.state != NOT_COVERED:
+            yield str(library)
+    for entry in settings.entries:
+        if entry.needs_exchange:
+            yield (
+                f"the destination {entry} receives no token: it requires an exchanged one, which this version cannot"
+                " obtain"
+            )
 
 
-def _has_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _warnings(
+    environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
+) -> Iterator[str]:
+    if settings.verify != "off" and options.pid is None and not has_module("_otel_token_relay_startup"):
+        yield (
+            "requests are verified only if OpenTelemetry starts, because the package is not installed in site-packages,"
+            " where Python would read otel_token_relay.pth"
+        )
+    if settings.require_verified and settings.verify == "off":
+        yield (
+            f"no token is relayed unless the application verifies it in code: set {VARIABLES['verify'].name}=enforce,"
+            " or use BearerAuthMiddleware"
+        )
+    if settings.verify == "report":
+        yield "requests without a valid token are reported, but not refused"
 
 
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "(empty)"
+        return ",".join(map(str, value)) or "(empty)"
     if isinstance(value, float):
         return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _plain(markdown: str) -> str:
-    return markdown.replace("`", "")
+def _print(report: Report, options: argparse.Namespace) -> None:
+    print(emphasize(_verdict(report, options)))
+    _print_list("Problems", report.problems)
+    _print_list("Warnings", report.warnings)
+    covered = [library for library in report.libraries if library.is_covered]
+    title = "Hooked" if options.all else "Can be hooked (to try the hooks, add --all)"
+    _print_list(title, [line for kind in KINDS if (line := _line_of(kind, covered))])
+    _print_list("Not covered", [str(library) for library in report.libraries if not library.is_covered])
+    _print_list(
+        "Settings that differ from their defaults",
+        [f"{setting.name} = {setting.value} ({_origin(setting)})" for setting in report.settings],
+    )
+
+
+def _line_of(kind: Kind, covered: Sequence[Library]) -> str:
+    """Return the libraries of one kind in one line; empty if there are none."""
+    names = [f"{library.name} {library.version or '(standard library)'}" for library in covered if library.kind == kind]
+    return f"{KINDS[kind]}: {', '.join(names)}" if names else ""
+
+
+def _print_list(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        print()
+        say(title)
+        for line in lines:
+            say(line, indent=2)
+
+
+def _origin(setting: Setting) -> str:
+    return f"{setting.source}; the configured value is invalid" if setting.is_replaced else setting.source
+
+
+def _verdict(report: Report, options: argparse.Namespace) -> str:
+    state = (
+        f"The relay is {'on' if report.relay else 'off'}; requests are"
+        f" {'not verified' if report.verify == 'off' else f'verified ({report.verify})'}."
+    )
+    if report.problems:
+        return f"{_count(report.problems, 'problem')} found. {state}"
+    if options.strict and report.warnings:
+        return f"{_count(report.warnings, 'warning')}, which --strict treats as problems. {state}"
+    return f"No problem found. {state}"
+
+
+def _count(lines: Sequence[str], noun: str) -> str:
+    return f"{len(lines)} {noun}{'s' * (len(lines) > 1)}"

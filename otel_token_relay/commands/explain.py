@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 from otel_token_relay.commands import OK, PROBLEM
-from otel_token_relay.commands.check import _HOW_TO_SWITCH_ON, _is_switched_on, _plain
+from otel_token_relay.commands.activation import relay_problem
 from otel_token_relay.decisions import Decision
 from otel_token_relay.origin import Origin
 from otel_token_relay.reasons import Reason
@@ -35,10 +36,11 @@ def explain(url: str, *, as_json: bool) -> int:
     Returns:
         0 if a valid bearer token would be relayed, 1 if it would be withheld.
     """
-    settings = Settings.from_env()
+    settings = Settings.load()
     decision, destination = Relay(settings).explain(url)
     entry = None if destination is None else str(destination)
-    warnings = [] if _is_switched_on() else [_HOW_TO_SWITCH_ON]
+    off = relay_problem(os.environ)
+    warnings = [] if off is None else [off]
     if as_json:
         explanation = {
             "url": _without_secrets(url),
@@ -62,8 +64,8 @@ def _print_explanation(decision: Decision, entry: str | None) -> None:
         print("  A request there carries the caller's token, unless it has a credential of its own.")
     else:
         print(f"{decision.outcome}: {decision.reason}")
-        print(f"  {_plain(decision.reason.meaning)}")
-        print(f"  What to do: {_plain(decision.reason.advice)}")
+        print(f"  {decision.reason.meaning}")
+        print(f"  What to do: {decision.reason.advice}")
     if entry is not None:
         print(f"  entry: {entry}")
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
+
 
 class ProcessUnreadable(Exception):
     """The process's environment cannot be read. The message says why and is safe to print."""
@@ -14,7 +16,8 @@ class ProcessUnreadable(Exception):
 def environment_of(pid: int) -> Mapping[str, str]:
     """Return the environment variables with which a process of the same user was started.
 
-    They include the flags of ``opentelemetry-instrument``, which passes them on as variables.
+    They include the flags of ``opentelemetry-instrument``, which passes them on as variables. The name of the
+    configuration file is replaced with one that leads to the same file from here, even out of a container.
 
     Raises:
         ProcessUnreadable: There is no such process, it belongs to another user, or the system is not Linux.
@@ -31,4 +34,7 @@ def environment_of(pid: int) -> Mapping[str, str]:
     except OSError as error:
         raise ProcessUnreadable(f"the environment of process {pid} cannot be read: {error.strerror}") from None
     pairs = (item.partition("=") for item in os.fsdecode(content).split("\0") if "=" in item)
-    return {name: value for name, _, value in pairs}
+    environ = {name: value for name, _, value in pairs}
+    if file := environ.get(FILE_VARIABLE, "").strip():
+        environ[FILE_VARIABLE] = f"/proc/{pid}/root{file}" if file.startswith("/") else f"/proc/{pid}/cwd/{file}"
+    return environ

@@ -13,7 +13,7 @@ from otel_token_relay.destinations import Destination, split_entries
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import OriginPattern
 from otel_token_relay.relay import Relay
-from tests.commands.test_check import WITHOUT_LIBRARIES, run
+from tests.commands.test_check import run
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 
@@ -114,7 +114,7 @@ def test_h07_no_problem_shows_a_password(text: str) -> None:
 def test_h07_check_and_explain_report_the_problem() -> None:
     """Both commands exit with 1, and the word is not listed as a destination."""
     variables = {"OTEL_PROPAGATORS": "tracecontext,token_relay", DESTINATIONS: SKIPPED[0]}
-    status, output = run("check", program=("-c", WITHOUT_LIBRARIES), **variables)
+    status, output = run("check", **variables)
     explained, explanation = run("explain", "https://billing.x/", **variables)
 
     assert (status, explained) == (1, 1)

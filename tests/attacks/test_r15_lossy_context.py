@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import RELAY
-from tests.commands.test_check import WITHOUT_LIBRARIES
 
 CONTEXT = """
 from opentelemetry.context.context import Context
@@ -47,7 +46,7 @@ def run(*command: str, environ: dict[str, str]) -> subprocess.CompletedProcess[s
 
 def test_r15_check_reports_a_context_that_loses_the_token(environ: dict[str, str]) -> None:
     """It is a problem, not a warning."""
-    done = run(sys.executable, "-c", WITHOUT_LIBRARIES, "check", environ=environ)
+    done = run(sys.executable, "-m", "otel_token_relay", "check", environ=environ)
     assert done.returncode == 1
     assert "OTEL_PYTHON_CONTEXT" in done.stdout.partition("Problems")[2]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,19 +17,13 @@ from hypothesis import strategies as st
 from opentelemetry import propagate
 
 from otel_token_relay import cli, uninstall
-from otel_token_relay.commands import check
+from otel_token_relay.commands import check, coverage
+from otel_token_relay.commands.coverage import version_of
 from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
-from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.settings import Settings
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
-
-
-# `check` without libraries: importing all of them takes seconds.
-WITHOUT_LIBRARIES = (
-    "from otel_token_relay import cli; from otel_token_relay.commands import check;"
-    " check.CLIENT_HOOKS = check.SERVER_HOOKS = (); raise SystemExit(cli.main())"
-)
 
 
 def run(*arguments: str, program: tuple[str, ...] = ("-m", "otel_token_relay"), **environment: str) -> tuple[int, str]:
@@ -60,9 +54,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Return the environment for a check in this process that skips the libraries, which take seconds."""
-    environment.setattr(check, "CLIENT_HOOKS", ())
-    environment.setattr(check, "SERVER_HOOKS", ())
-    environment.setattr(check, "UNCOVERED_CLIENTS", ())
+    environment.setattr(coverage, "UNCOVERED_CLIENTS", ())
     textmap = propagate.get_global_textmap()
     yield environment
     uninstall()
@@ -72,28 +64,80 @@ def without_hooks(environment: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatc
 # check
 
 
-def test_check_shows_every_setting_and_every_hook() -> None:
-    """Without a problem, check prints the defaults and each hooked module, and exits with 0."""
+def checked(*arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
+    """Return the exit status and the report of a check in JSON."""
+    status, output = run("check", "--json", *arguments, **environment)
+    return status, json.loads(output)
+
+
+def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
+    """A working configuration has no problem. Nothing that is hooked from outside is claimed to be hooked."""
     status, output = run("check", **{DESTINATIONS: "https://profile-service"})
 
     assert status == 0
-    assert output.endswith("\nNo problems found.\n")
+    assert output.startswith("No problem found. The relay is on; requests are not verified.\n")
+    assert "Problems" not in output
     assert "Warnings" not in output
-    for variable in VARIABLES.values():
-        shown = (
-            "https://profile-service  (set)"
-            if variable.name == DESTINATIONS
-            else f"{variable.default.replace(',', ', ') or '(empty)'}  (default)"
-        )
-        assert f"  {variable.name} = {shown}\n" in output
+    assert output.partition("Settings that differ from their defaults\n")[2] == (
+        f"  {DESTINATIONS} = https://profile-service (environment)\n"
+    )
+    assert f"httpx {version('httpx')}" in output.partition("\nCan be hooked (to try the hooks, add --all)\n")[2]
+    assert f"  websockets {version('websockets')}: no hook; name the destination with to_destination()\n" in output
+
+
+def test_check_imports_no_library() -> None:
+    """A broken library must not break the check, and importing all of them takes seconds."""
+    names = "{'httpx', 'fastapi', 'grpc', 'jwt', 'requests', 'yaml', 'opentelemetry.sdk'}"
+    program = (
+        f"import sys; from otel_token_relay import cli; cli.main(['check']); print(sorted({names} & set(sys.modules)))"
+    )
+
+    _, output = run(program=("-c", program), **{DESTINATIONS: "https://a", "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce"})
+
+    assert output.endswith("\n[]\n")
+
+
+def test_check_all_imports_every_library_and_tries_its_hooks() -> None:
+    """Each installed library is hooked, and each signal passes the self-test."""
+    status, report = checked("--all", **{DESTINATIONS: "https://a"})
+
+    assert (status, report["problems"]) == (0, [])
+    states = {library["name"]: library["state"] for library in report["libraries"]}
     for hook in CLIENT_HOOKS + SERVER_HOOKS:
-        shown = rf"^  {re.escape(hook.module)}( \(.*\): (hooked|requires zttp, .*)|: not i.*)$"
-        assert re.search(shown, output, re.MULTILINE)
-    assert re.search(r"^  httpx \(httpx [0-9.]+\): hooked$", output, re.MULTILINE)
-    assert "  urllib.request (standard library): hooked\n" in output
-    not_covered = "not covered; name the destination yourself with to_destination()"
-    assert f"  websockets {version('websockets')}: {not_covered}\n" in output
-    assert f"  http.client (standard library), used directly: {not_covered}\n" in output
+        name = hook.distribution or hook.module
+        assert states.get(name) == ("hooked" if hook.distribution is None or version_of(name) else None), name
+    assert {states[signal] for signal in ("spans", "logs", "metrics")} == {"redacted at the conversion point"}
+
+
+def test_check_all_fails_if_a_library_cannot_be_hooked() -> None:
+    """A release without the method that is hooked is a problem: its requests would have no token."""
+    program = (
+        "import sys, httpx; del httpx.HTTPTransport\nfrom otel_token_relay import cli\n"
+        "sys.exit(cli.main(['check', '--all', '--json']))"
+    )
+    status, output = run(program=("-W", "ignore", "-c", program), **{DESTINATIONS: "https://a"})
+
+    assert status == 1
+    (problem,) = json.loads(output)["problems"]
+    assert problem.startswith(f"httpx {version('httpx')}: cannot be hooked: httpx: AttributeError")
+
+
+def test_a_release_without_the_module_is_a_problem(without_hooks: pytest.MonkeyPatch) -> None:
+    """The file of the module is looked for, and nothing is imported."""
+    hooks = (
+        Hook("missing_library", lambda *_: None, "missing-library"),
+        Hook("pytest.no_such_module", lambda *_: None, "pytest"),
+        Hook("_pytest.mark", lambda *_: None, "iniconfig"),
+        Hook("_pytest.mark.structures", lambda *_: None, "pluggy"),
+    )
+    without_hooks.setattr(coverage, "BOUNDARY_HOOKS", hooks)
+
+    found = {library.name: library for library in coverage.installed_libraries()}
+
+    assert "missing-library" not in found
+    assert not found["pytest"].is_covered
+    assert found["pytest"].state == "cannot be hooked: this release has no module pytest.no_such_module"
+    assert found["iniconfig"].state == found["pluggy"].state == "can be hooked"
 
 
 def test_the_page_names_the_same_clients_as_check() -> None:
@@ -101,111 +145,142 @@ def test_the_page_names_the_same_clients_as_check() -> None:
     page = (Path(__file__).parents[2] / "docs" / "servers-and-clients.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| ") and line.endswith("| `to_destination` |")]
 
-    assert [name for name in (*check.UNCOVERED_CLIENTS, "http.client") if name not in row] == []
+    assert [name for name in (*coverage.UNCOVERED_CLIENTS, "http.client") if name not in row] == []
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "used"),
-    [
-        pytest.param(DESTINATIONS, "https://a,https://b/path", "https://a", id="destination with a path"),
-        pytest.param(DESTINATIONS, "https://a,https://b,b;required", "https://a", id="contradicting destinations"),
-        pytest.param("OTEL_PYTHON_TOKEN_RELAY_MAX_AGE", "soon", "0", id="not a number"),
-        pytest.param("OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED", "maybe", "true", id="neither true nor false"),
-    ],
-)
-def test_check_names_invalid_settings(
-    name: str, value: str, used: str, without_hooks: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_problems_are_printed_before_warnings_and_coverage(
+    without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An invalid value is a problem, the strict value is printed, and check exits with 1."""
-    without_hooks.setenv(name, value)
+    """A reader sees first what does not work."""
+    without_hooks.setenv(DESTINATIONS, "http://a,https://b/path")
 
-    status = cli.main(["check"])
+    assert cli.main(["check"]) == 1
+    output = capsys.readouterr().out
+    titles = [line for line in output.splitlines() if line and not line.startswith(" ")]
 
-    output = capfd.readouterr().out
-    assert status == 1
-    assert f"  {name} = {used}  (invalid value replaced, see Problems)\n" in output
-    assert re.search(rf"^Problems\n  {name}: .+\n1 problem found\.\n\Z", output, re.MULTILINE)
+    assert titles[0].startswith("1 problem found. ")
+    assert titles[1:3] == ["Problems", "Warnings"]
+    assert titles[-1] == "Settings that differ from their defaults"
+
+
+def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """check prints the strict value that applies, also if it equals the default."""
+    without_hooks.setenv(DESTINATIONS, "https://a")
+    without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_MAX_AGE", "soon")
+    without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_LINGER", "long")
+
+    assert cli.main(["check"]) == 1
+    output = capsys.readouterr().out
+    assert "  OTEL_PYTHON_TOKEN_RELAY_MAX_AGE = 0 (environment; the configured value is invalid)\n" in output
+    assert "  OTEL_PYTHON_TOKEN_RELAY_LINGER = 0 (environment; the configured value is invalid)\n" in output
 
 
 @pytest.mark.parametrize(
-    ("environment_variables", "warning"),
+    ("arguments", "environment_variables", "status", "words"),
     [
-        pytest.param({"OTEL_PROPAGATORS": "tracecontext"}, "OTEL_PROPAGATORS does not contain", id="not switched on"),
-        pytest.param({DESTINATIONS: ""}, "no destination is listed", id="no destination"),
-        pytest.param({DESTINATIONS: "http://a"}, "http://a sends tokens unencrypted", id="plain http"),
-        pytest.param({DESTINATIONS: "https://*"}, "https://* sends every caller's token to any host", id="any host"),
-        pytest.param({DESTINATIONS: "a;audience=a"}, "requires an exchanged one", id="exchange"),
+        pytest.param([], {DESTINATIONS: ""}, 1, "no destination is listed", id="no destination"),
+        pytest.param([], {DESTINATIONS: "", "OTEL_PROPAGATORS": ""}, 1, "nothing is configured", id="nothing"),
+        pytest.param([], {"OTEL_PROPAGATORS": "b"}, 1, "there is no propagator b", id="unknown propagator"),
+        pytest.param([], {"OTEL_PROPAGATORS": "tracecontext"}, 1, "the relay is off", id="destinations, relay off"),
+        pytest.param(["--require", "relay"], {}, 0, "No problem found", id="relay is on"),
+        pytest.param(["--require", "relay,verify"], {}, 1, "are not refused", id="verify is off"),
+        pytest.param(["--strict"], {DESTINATIONS: "http://a"}, 1, "1 warning, which --strict", id="strict"),
+        pytest.param([], {DESTINATIONS: "http://a"}, 0, "sends tokens unencrypted", id="warning"),
+        pytest.param([], {DESTINATIONS: "https://*"}, 0, "to any host", id="any host"),
+        pytest.param([], {DESTINATIONS: "https://a;audience=a"}, 1, "requires an exchanged one", id="exchange"),
         pytest.param(
-            {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"},
-            "no token is relayed: Verify tokens in this service",
-            id="verified",
+            ["--strict"],
+            {DESTINATIONS: "http://a", "OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_HOSTS": "a"},
+            0,
+            "No problem found",
+            id="plaintext is deliberate",
+        ),
+        pytest.param(
+            [], {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"}, 0, "unless the application verifies", id="require"
+        ),
+        pytest.param([], {"OTEL_PYTHON_CONTEXT": "datadog_context"}, 1, "does not keep tokens", id="context"),
+        pytest.param(
+            [], {"OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://i"}, 0, "requests are not verified: set", id="issuers only"
         ),
     ],
 )
-def test_check_warns_of_risky_settings(
+def test_check_has_the_right_status(
+    arguments: list[str],
     environment_variables: dict[str, str],
-    warning: str,
+    status: int,
+    words: str,
     without_hooks: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A valid setting that is probably a mistake is a warning; check still exits with 0."""
+    """What does not work is a problem, what works but is risky is a warning, and JSON contains the same."""
     for name, value in ({DESTINATIONS: "https://a"} | environment_variables).items():
         without_hooks.setenv(name, value)
 
-    status = cli.main(["check"])
+    assert cli.main(["check", *arguments]) == status
+    text = capfd.readouterr().out
+    assert cli.main(["check", "--json", *arguments]) == status
+    report = json.loads(capfd.readouterr().out)
 
-    output = capfd.readouterr().out
-    assert status == 0
-    assert warning in output.partition("Warnings\n")[2]
-
-
-def test_check_says_when_the_application_would_not_start() -> None:
-    """check reports a propagator that is not installed: with it no instrumented application starts."""
-    variables = {"OTEL_PROPAGATORS": "tracecontext,token_rely", DESTINATIONS: "https://a"}
-    status, output = run("check", **variables)
-
-    assert status == 1
-    assert "OTEL_PROPAGATORS cannot be loaded, so the application would not start" in output
-    assert "token_rely" in output.partition("Problems")[2]
-    assert "httpx (httpx" in output
+    assert words in text
+    assert report["ok"] == (status == 0)
+    assert all(sentence in text for sentence in (*report["problems"], *report["warnings"]))
+    assert ("No problem found" in text) == (status == 0)
 
 
-def test_check_fails_if_a_library_cannot_be_hooked() -> None:
-    """A release without the method that we hook is a problem: its requests would have no token."""
-    program = "import sys, httpx, otel_token_relay.cli as cli; del httpx.HTTPTransport; sys.exit(cli.main(['check']))"
-
-    status, output = run(program=("-c", program), **{DESTINATIONS: "https://a"})
-
-    assert status == 1
-    assert "httpx cannot be hooked: AttributeError" in output.partition("Problems")[2]
-    assert re.search(r"^  httpx2 \(.*\): hooked$", output, re.MULTILINE)
-
-
-def test_check_continues_without_libraries(
-    tmp_path: Path, without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_environment_without_libraries_is_a_problem(
+    without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A library that is missing, older than the hooked module or broken is named, but is not a problem."""
-    (tmp_path / "broken_library.py").write_text("raise RuntimeError('secret')\n")
-    without_hooks.syspath_prepend(tmp_path)
-    hooks = (
-        Hook("missing_library", lambda *_: None, "missing-library"),
-        Hook("pytest.no_such_module", lambda *_: None, "pytest"),
-        Hook("broken_library", lambda *_: None, "pytest"),
-    )
-    without_hooks.setattr(check, "SERVER_HOOKS", hooks)
-    without_hooks.setattr(check, "UNCOVERED_CLIENTS", ("pytest", "missing-library"))
+    """The command was probably installed apart from the service."""
+    without_hooks.setenv(DESTINATIONS, "https://a")
+    without_hooks.setattr(check, "installed_libraries", lambda: [])
 
-    status = cli.main(["check"])
+    assert cli.main(["check"]) == 1
+    assert "run this command in the environment of the service" in capsys.readouterr().out
 
-    output = capsys.readouterr().out
-    assert status == 0
-    assert "  missing_library: not installed\n" in output
-    assert f"  pytest.no_such_module: not in pytest {pytest.__version__}\n" in output
-    assert f"  broken_library (pytest {pytest.__version__}): cannot be imported: RuntimeError\n" in output
-    assert (
-        f"  pytest {pytest.__version__}: not covered; name the destination yourself with to_destination()\n" in output
+
+def test_check_reads_the_environment_of_another_process(tmp_path: Path) -> None:
+    """Its variables count, not those of the command, and a relative configuration file is found in its directory."""
+    (tmp_path / "otel.json").write_text(
+        json.dumps({"propagator": {"composite": [{"token_relay": {"destinations": ["https://a"], "max_age": "x"}}]}})
     )
-    assert "secret" not in output
+    environ = {"OTEL_CONFIG_FILE": "otel.json"}
+    with subprocess.Popen(["sleep", "60"], env=environ, cwd=tmp_path) as process:
+        try:
+            status, report = checked("--pid", str(process.pid), **{DESTINATIONS: "https://b", "OTEL_PROPAGATORS": ""})
+        finally:
+            process.kill()
+
+    assert status == 1
+    assert report["relay"]
+    path = "propagator.composite[0].token_relay"
+    assert [setting["source"] for setting in report["settings"]] == [path, path]
+    assert report["problems"][0].startswith(f"{path}.max_age: expected a number of seconds")
+
+
+@pytest.mark.parametrize("pid", ["999999999", "0", "-1"])
+def test_a_process_that_cannot_be_read_is_a_usage_error(pid: str) -> None:
+    """The message names the process."""
+    status, output = run("check", "--pid", pid)
+
+    assert status == 2
+    assert output.startswith(f"otel-token-relay check: there is no process {pid}")
+
+
+@pytest.mark.parametrize("columns", ["40", "100"])
+def test_lines_fit_the_terminal(columns: str) -> None:
+    """Text is wrapped for a terminal only, and it contains an escape sequence only if NO_COLOR is not set."""
+    program = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn([sys.executable, *sys.argv[1:]])))"
+    arguments = ("-m", "otel_token_relay", "check")
+    variables = {DESTINATIONS: "http://a", "COLUMNS": columns, "TERM": "xterm"}
+    _, wide = run(program=("-c", program, *arguments), **variables)
+    _, plain = run(program=("-c", program, *arguments), NO_COLOR="1", **variables)
+
+    assert "\x1b[1m" in wide
+    assert "\x1b" not in plain
+    lines = plain.partition("Warnings")[2].splitlines()
+    assert max(map(len, lines)) <= int(columns) or all(
+        " " not in line.strip() for line in lines if len(line) > int(columns)
+    )
 
 
 # explain
@@ -360,7 +435,7 @@ def test_secrets_of_the_url_are_not_shown(url: str, flags: list[str], capsys: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param([], "print the settings", id="no command"),
+        pytest.param([], "report whether everything", id="no command"),
         pytest.param(["chek"], "chek", id="no such command"),
         pytest.param(["explain"], "URL", id="explain without a URL"),
         pytest.param(["explain", "https://a", "--yaml"], "--yaml", id="no such flag"),
@@ -389,18 +464,17 @@ def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_output_to_a_closed_pipe_is_not_an_error() -> None:
     """``otel-token-relay check | head -1`` ends without an error message."""
-    reader = f"{sys.executable} -c '{WITHOUT_LIBRARIES}' check | head -1"
+    reader = f"{sys.executable} -m otel_token_relay check | head -1"
 
     ran = subprocess.run(["bash", "-c", reader], timeout=120, capture_output=True, text=True, check=True)
 
-    assert (ran.stdout, ran.stderr) == ("Settings\n", "")
+    assert (ran.stdout, ran.stderr) == ("1 problem found. The relay is off; requests are not verified.\n", "")
 
 
 def test_output_to_a_terminal_with_another_encoding() -> None:
     """Characters that the terminal does not support are escaped."""
     variables = {"OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher"}
 
-    program = ("-c", WITHOUT_LIBRARIES)
-    _, output = run("check", program=program, PYTHONIOENCODING="ascii", PYTHONUTF8="1", **variables)
+    _, output = run("check", PYTHONIOENCODING="ascii", PYTHONUTF8="1", **variables)
 
     assert r"OTEL_PYTHON_TOKEN_RELAY_AUDIENCE = b\xfccher" in output

@@ -13,7 +13,6 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
-from tests.commands.test_check import WITHOUT_LIBRARIES
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
 COMPLETE = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "profile-service"}
@@ -110,7 +109,7 @@ def test_explain_knows_whether_anything_verifies(verify: Any, reason: Reason) ->
 def test_check_names_what_is_wrong() -> None:
     """``otel-token-relay check`` exits with 1 if tokens cannot be verified."""
     environ = {**os.environ, PREFIX + "VERIFY": "enforce", PREFIX + "AUDIENCE": "a"}
-    program = f"import sys; sys.modules['jwt'] = None; {WITHOUT_LIBRARIES}"
+    program = "import sys; sys.modules['jwt'] = None; from otel_token_relay import cli; sys.exit(cli.main())"
     ran = subprocess.run(
         [sys.executable, "-c", program, "check"], env=environ, capture_output=True, text=True, timeout=120
     )

@@ -1,0 +1,169 @@
+"""Which installed libraries have hooks.
+
+`installed_libraries` imports nothing: it reads the metadata of the installed packages and looks for the modules that
+have hooks. `try_hooks` imports every installed library, as an application does, and returns what happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from otel_token_relay.hooks import BOUNDARY_HOOKS, CLIENT_HOOKS, FRAMEWORK_HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.installation import hook_states
+from otel_token_relay.redaction import installation as redaction
+from otel_token_relay.settings import Settings
+
+Kind = Literal["client", "server", "framework", "signal"]
+KINDS: Final[dict[Kind, str]] = {
+    "client": "clients",
+    "server": "servers",
+    "framework": "frameworks",
+    "signal": "redacted signals",
+}
+
+# Clients that send requests themselves and have no hook. Libraries built on a client with a hook are not listed.
+# `docs/servers-and-clients.md` contains the same list.
+UNCOVERED_CLIENTS: Final = (
+    "curl_cffi",
+    "geventhttpclient",
+    "grpclib",
+    "httplib2",
+    "niquests",
+    "primp",
+    "pycurl",
+    "pyreqwest",
+    "Twisted",
+    "websocket-client",
+    "websockets",
+)
+NOT_COVERED: Final = "no hook; name the destination with to_destination()"
+CAN_BE_HOOKED: Final = "can be hooked"
+HOOKED: Final = "hooked"
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """One installed library.
+
+    Attributes:
+        kind: What the library is for.
+        name: The package; for the standard library, the module.
+        version: ``None`` for the standard library.
+        state: `CAN_BE_HOOKED`, `HOOKED`, `NOT_COVERED`, or why the library is not hooked.
+        is_covered: Whether the library is hooked, or will be.
+    """
+
+    kind: Kind
+    name: str
+    version: str | None
+    state: str
+    is_covered: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version or '(standard library)'}: {self.state}"
+
+
+def installed_libraries() -> list[Library]:
+    """Return the libraries that are installed in this environment, without importing any of them."""
+    return [*_libraries(_state_of_modules), *_uncovered()]
+
+
+def try_hooks() -> list[Library]:
+    """Import every installed library that has hooks, and return whether the hooks were applied.
+
+    The caller must have installed the hooks.
+    """
+    for hook in (*CLIENT_HOOKS, *SERVER_HOOKS):
+        if hook.distribution is None or version_of(hook.distribution) is not None:
+            _import(hook.module)
+    states = hook_states()
+
+    def state_of(hooks: list[Hook]) -> tuple[str, bool]:
+        found = {hook.module: states[hook.module] for hook in hooks if hook.module in states}
+        failed = [f"{name}: {state}" for name, state in found.items() if state not in (HOOKED, "not imported")]
+        if failed:
+            return f"cannot be hooked: {'; '.join(failed)}", False
+        if HOOKED in found.values():
+            return HOOKED, True
+        return "cannot be hooked: no module with a hook could be imported", False
+
+    return [*_libraries(state_of), *_uncovered()]
+
+
+def try_redaction(settings: Settings) -> list[Library]:
+    """Import the SDK, redact a test token in each signal, and return the results."""
+    redaction.start(settings)
+    for signal in redaction.SIGNALS:
+        _import(signal.module)
+    version = version_of("opentelemetry-sdk")
+    return [
+        Library("signal", name, version, state, state == redaction.HOOKED) for name, state in redaction.states().items()
+    ]
+
+
+def _import(module: str) -> None:
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # importing a library may raise any exception
+        warnings.simplefilter("ignore")
+        importlib.import_module(module)
+
+
+def version_of(distribution: str) -> str | None:
+    """Return the version of an installed package, or ``None``."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def has_module(name: str) -> bool:
+    """Return whether a module is installed, without importing its package."""
+    root, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(root)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or not rest:
+        return spec is not None
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder, *rest[:-1])
+        if path.joinpath(rest[-1], "__init__.py").exists() or any(path.glob(f"{rest[-1]}.*")):
+            return True
+    return False
+
+
+def _state_of_modules(hooks: list[Hook]) -> tuple[str, bool]:
+    if any(has_module(hook.module) for hook in hooks):
+        return CAN_BE_HOOKED, True
+    return f"cannot be hooked: this release has no module {hooks[0].module}", False
+
+
+def _libraries(state_of: Callable[[list[Hook]], tuple[str, bool]]) -> Iterator[Library]:
+    kinds: tuple[tuple[Kind, Iterable[Hook]], ...] = (
+        ("client", CLIENT_HOOKS),
+        ("server", BOUNDARY_HOOKS),
+        ("framework", FRAMEWORK_HOOKS),
+    )
+    for kind, hooks in kinds:
+        by_name: dict[str, list[Hook]] = {}
+        for hook in hooks:
+            by_name.setdefault(hook.distribution or hook.module, []).append(hook)
+        for name, group in by_name.items():
+            version = None if group[0].distribution is None else version_of(name)
+            if group[0].distribution is None or version is not None:
+                state, is_covered = state_of(group)
+                yield Library(kind, name, version, state, is_covered)
+
+
+def _uncovered() -> Iterator[Library]:
+    for name in UNCOVERED_CLIENTS:
+        if (version := version_of(name)) is not None:
+            yield Library("client", name, version, NOT_COVERED, False)
+    yield Library("client", "http.client used directly", None, NOT_COVERED, False)

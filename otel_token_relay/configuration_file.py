@@ -1,0 +1,194 @@
+"""Read the settings in OpenTelemetry's configuration file, which OTEL_CONFIG_FILE names.
+
+OpenTelemetry passes a part of the file to the propagator, but only if it starts. This module reads the file itself, so
+that the settings apply in any case: if the file has ``disabled: true``, if ``composite_list`` names the propagator, or
+if OpenTelemetry fails to start.
+
+The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item of
+``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` stand for environment
+variables.
+
+Source: OpenTelemetry specification, "Declarative configuration: environment variable substitution".
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+VARIABLE: Final = "OTEL_CONFIG_FILE"
+KEY: Final = "token_relay"
+
+_INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
+# A file of settings is far smaller; a device or a pipe may have no end.
+_MAX_BYTES: Final = 4 * 1024 * 1024
+
+_substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}\n]*))?\}").sub
+
+
+class Section(NamedTuple):
+    """One place in the file that contains settings.
+
+    Attributes:
+        path: Where it is, for messages: ``propagator.composite[2].token_relay``.
+        content: What the file contains there, which may be anything.
+        duplicates: Keys that the section contains more than once, such as ``destinations[0].audience``.
+    """
+
+    path: str
+    content: object
+    duplicates: tuple[str, ...] = ()
+
+
+class ConfigurationFile(NamedTuple):
+    """What the file contains about this package.
+
+    Attributes:
+        sections: The places that contain settings, in order of precedence.
+        names_propagator: Whether the file switches the relay on.
+        problem: Why the file cannot be read; ``None`` if it can.
+        is_unknown: Whether the file cannot be read although it may contain settings.
+    """
+
+    sections: tuple[Section, ...] = ()
+    names_propagator: bool = False
+    problem: str | None = None
+    is_unknown: bool = False
+
+
+class _Mapping(dict[Any, Any]):
+    """A mapping that remembers duplicate keys, of which a parser keeps the last."""
+
+    duplicates: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Any, Any]]) -> _Mapping:
+        pairs = list(pairs)
+        found = cls(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            found.duplicates = tuple(sorted({str(key) for key in keys if keys.count(key) > 1}))
+        return found
+
+
+def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
+    """Return what the file contains about this package; nothing if OTEL_CONFIG_FILE is not set. Never raises.
+
+    Args:
+        environ: The environment variables, which also replace ``${NAME}`` in the file.
+    """
+    name = environ.get(VARIABLE, "").strip()
+    if not name:
+        return ConfigurationFile()
+    try:
+        with open(name, "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            return _unreadable(f"it is larger than {_MAX_BYTES // 1024 // 1024} MiB")
+    except (OSError, ValueError) as error:
+        return _unreadable(getattr(error, "strerror", None) or "its name is invalid")
+    try:
+        document = _parse(content, Path(name).suffix.lower())
+        return ConfigurationFile(tuple(_sections(document, environ)), _names_propagator(document, environ))
+    except ModuleNotFoundError:
+        reason = "reading YAML requires opentelemetry-configuration: pip install opentelemetry-configuration"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except Exception as error:  # whatever a parser raises; its message may quote the file, which may contain secrets
+        reason = f"it cannot be parsed ({_position(error)})"
+    return _unreadable(reason, is_unknown=KEY.encode() in content)
+
+
+def _unreadable(reason: str, *, is_unknown: bool = True) -> ConfigurationFile:
+    return ConfigurationFile(problem=reason, is_unknown=is_unknown)
+
+
+def _position(error: Exception) -> str:
+    """Return where the parser stopped."""
+    mark = getattr(error, "problem_mark", None)
+    line = getattr(error, "lineno", None) or (None if mark is None else mark.line + 1)
+    return type(error).__name__ if line is None else f"{type(error).__name__} in line {line}"
+
+
+def _parse(content: bytes, suffix: str) -> object:
+    text = content.decode("utf-8-sig")
+    if suffix == ".json":
+        return json.loads(text, object_pairs_hook=_Mapping.of)
+    # The package that reads the file for OpenTelemetry requires PyYAML, so this package does not have to.
+    yaml: Any = importlib.import_module("yaml")
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})
+
+    def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
+        found = _Mapping()
+        yield found  # before its values, because they may refer to it
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        names = [parser.construct_object(key) for key in keys]
+        found.update(parser.construct_mapping(node))
+        found.duplicates = tuple(sorted({str(name) for name in names if names.count(name) > 1}))
+
+    loader.add_constructor("tag:yaml.org,2002:map", construct)
+    return yaml.load(text, loader)  # the class is a SafeLoader
+
+
+def _sections(document: object, environ: Mapping[str, str]) -> Iterator[Section]:
+    found, path = document, ""
+    for key in _INSTRUMENTATION:
+        if not isinstance(found, Mapping) or key not in found:
+            break
+        found, path = found[key], f"{path}.{key}".lstrip(".")
+    else:
+        yield _section(path, found, environ)
+    for index, item in enumerate(_composite(document)):
+        if isinstance(item, Mapping) and KEY in item:
+            yield _section(f"propagator.composite[{index}].{KEY}", item[KEY], environ)
+
+
+def _section(path: str, content: object, environ: Mapping[str, str]) -> Section:
+    return Section(path, _substitute(content, environ), tuple(_duplicates(content)))
+
+
+def _duplicates(content: object, prefix: str = "", depth: int = 4) -> Iterator[str]:
+    if isinstance(content, _Mapping):
+        yield from (f"{prefix}{name}" for name in content.duplicates)
+    if depth and isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _duplicates(value, f"{prefix}{key}.", depth - 1)
+    elif depth and isinstance(content, list):
+        for index, value in enumerate(content):
+            yield from _duplicates(value, f"{prefix.rstrip('.')}[{index}].", depth - 1)
+
+
+def _composite(document: object) -> list[object]:
+    propagator = document.get("propagator") if isinstance(document, Mapping) else None
+    composite = propagator.get("composite") if isinstance(propagator, Mapping) else None
+    return composite if isinstance(composite, list) else []
+
+
+def _names_propagator(document: object, environ: Mapping[str, str]) -> bool:
+    if any(isinstance(item, Mapping) and KEY in item for item in _composite(document)):
+        return True
+    propagator = document.get("propagator") if isinstance(document, Mapping) else None
+    names = propagator.get("composite_list") if isinstance(propagator, Mapping) else None
+    text = _substitute(names, environ)
+    return isinstance(text, str) and KEY in (name.strip() for name in text.split(","))
+
+
+def _substitute(value: object, environ: Mapping[str, str], depth: int = 4) -> object:
+    """Replace references to environment variables in the values, but not in the keys."""
+    if isinstance(value, str):
+        return _substitutions(lambda found: _value_of(found, environ), value)
+    if depth == 0:  # no setting is nested this deeply, and a YAML alias may refer to itself
+        return value
+    if isinstance(value, Mapping):
+        return {key: _substitute(item, environ, depth - 1) for key, item in value.items()}
+    return [_substitute(item, environ, depth - 1) for item in value] if isinstance(value, list) else value
+
+
+def _value_of(found: re.Match[str], environ: Mapping[str, str]) -> str:
+    if found[1] is None:
+        return "$"
+    return environ.get(found[1], found[2] or "")

@@ -1,0 +1,194 @@
+"""How settings are written: as text in an environment variable, or as a value in a configuration file.
+
+A value in a file may also be the text that the environment variable would have, because ``${NAME}`` is replaced with
+text there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from otel_token_relay.destinations import split_entries
+
+# The keys of a destination in a configuration file, besides ``origin``; the parameters of an entry.
+_ENTRY_FLAGS: Final = ("required", "never")
+_ENTRY_TEXTS: Final = ("audience", "scope", "resource")
+_TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_FALSE: Final = frozenset({"false", "0", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The type of a setting.
+
+    Attributes:
+        read: Converts text; raises `ValueError` with a one-sentence message.
+        read_value: Converts a value that is not text; raises `ValueError` in the same way.
+        schema: The JSON Schema of the value in a configuration file.
+    """
+
+    read: Callable[[str], Any]
+    read_value: Callable[[object], Any]
+    schema: Mapping[str, object]
+
+    def read_any(self, value: object) -> Any:
+        """Convert a value from a configuration file.
+
+        Raises:
+            ValueError: The value has the wrong type or form. The message is one sentence.
+        """
+        return self.read(value.strip()) if isinstance(value, str) else self.read_value(value)
+
+
+def is_off(value: object) -> bool:
+    """Return whether a value means that a feature is off: it is missing, blank, ``off``, ``false``, ``no`` or ``0``."""
+    return value is None or str(value).strip().lower() in _FALSE | {""}
+
+
+def _expected(what: str) -> Callable[[object], Any]:
+    def refuse(value: object) -> Any:
+        raise ValueError(f"expected {what}")
+
+    return refuse
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
+
+
+def _items(value: object) -> tuple[object, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError("expected a list")
+    return tuple(value)
+
+
+def _read_strings(value: object) -> tuple[str, ...]:
+    items = _items(value)
+    for index, item in enumerate(items):
+        if not isinstance(item, str) or not item.strip():
+            raise ValueError(f"expected text for item {index}")
+    return tuple(str(item).strip() for item in items)
+
+
+def _read_entries(value: object) -> tuple[str, ...]:
+    return tuple(_entry(index, item) for index, item in enumerate(_items(value)))
+
+
+def _entry(index: int, item: object) -> str:
+    """Return a destination, which a file may contain as a mapping, in the form that the environment variable has."""
+    if isinstance(item, str):
+        return item.strip()
+    if not isinstance(item, Mapping):
+        raise ValueError(f"expected text or a mapping for item {index}")
+    origin = item.get("origin")
+    if not isinstance(origin, str) or not origin.strip() or ";" in origin or "," in origin:
+        raise ValueError(f"expected one origin, such as https://profile-service, for origin in item {index}")
+    parts = [origin.strip()]
+    for name, given in item.items():
+        if name == "origin" or given is None or (given is False and name in _ENTRY_FLAGS):
+            continue
+        if name in _ENTRY_FLAGS and given is True:
+            parts.append(name)
+        elif name in _ENTRY_TEXTS and isinstance(given, str):
+            parts.append(f"{name}={quote(given, safe='')}")
+        elif name in _ENTRY_FLAGS or name in _ENTRY_TEXTS:
+            raise ValueError(
+                f"expected {'true or false' if name in _ENTRY_FLAGS else 'text'} for {name} in item {index}"
+            )
+        else:
+            raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}")
+    return ";".join(parts)
+
+
+def _read_number(text: str) -> float:
+    try:
+        # float() also accepts 1_000 and digits from other scripts.
+        value = float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("expected a number of seconds, such as 30 or 0.5")
+    return value
+
+
+def _read_number_value(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("expected a number of seconds, such as 30 or 0.5")
+    return _read_number(str(value))
+
+
+def _read_count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError("expected a whole number above 0")
+    return int(text)
+
+
+def _read_count_value(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("expected a whole number above 0")
+    return _read_count(str(value))
+
+
+def _read_flag(text: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError("expected true or false")
+    return text.lower() in _TRUE
+
+
+def _read_flag_value(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
+
+
+def choice(*choices: str) -> Kind:
+    """Return the kind of a setting that has one of a few values."""
+
+    def read_value(value: object) -> str:
+        if value is False and "off" in choices:  # YAML reads an unquoted off as false
+            return "off"
+        raise ValueError(f"expected one of {', '.join(word for word in choices if word)}")
+
+    return Kind(str, read_value, {"enum": [*choices, False] if "off" in choices else [*choices]})
+
+
+_STRING: Final = {"type": "string"}
+
+TEXT: Final = Kind(str, _expected("text"), _STRING)
+WORDS: Final = Kind(
+    _split,
+    _read_strings,
+    {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]},
+)
+NUMBER: Final = Kind(_read_number, _read_number_value, {"oneOf": [{"type": "number", "minimum": 0}, _STRING]})
+COUNT: Final = Kind(_read_count, _read_count_value, {"oneOf": [{"type": "integer", "minimum": 1}, _STRING]})
+FLAG: Final = Kind(_read_flag, _read_flag_value, {"oneOf": [{"type": "boolean"}, _STRING]})
+ENTRIES: Final = Kind(
+    split_entries,
+    _read_entries,
+    {
+        "oneOf": [
+            _STRING,
+            {
+                "type": "array",
+                "items": {
+                    "oneOf": [
+                        {"type": "string", "minLength": 1},
+                        {
+                            "type": "object",
+                            "properties": {"origin": {"type": "string", "minLength": 1}}
+                            | {name: {"type": "boolean"} for name in _ENTRY_FLAGS}
+                            | {name: {"type": "string", "minLength": 1} for name in _ENTRY_TEXTS},
+                            "required": ["origin"],
+                            "additionalProperties": False,
+                        },
+                    ]
+                },
+            },
+        ]
+    },
+)

@@ -1,0 +1,223 @@
+"""Where settings come from, and which source applies if several contain the same setting.
+
+Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting by
+setting. For the settings that protect, the strictest of all sources applies. A value that cannot be read is replaced
+with the setting's strict value, and nothing in this module raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
+from otel_token_relay.configuration_file import ConfigurationFile, Section
+from otel_token_relay.destinations import read_destinations
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.origin import OriginPattern
+from otel_token_relay.setting_kinds import Kind, is_off
+from otel_token_relay.spelling import nearest
+
+PREFIX: Final = "OTEL_PYTHON_TOKEN_RELAY_"
+
+STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
+    "verify": ("off", "report", "enforce"),
+    "require_verified": (False, True),
+    "redaction": (False, True),
+}
+"""The settings that protect, with their values in order of strictness."""
+
+# Ignoring a misspelled name for one of these would accept or relay more than intended.
+_GUARDED: Final = ("verify", "require_verified")
+
+# A name with another prefix that was probably meant to be one of ours. Kubernetes sets TOKEN_RELAY_SERVICE_HOST and
+# similar variables for a service named token-relay, so the rest of the name must resemble a setting's.
+_similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """How one setting is read, and how the reference page describes it.
+
+    Attributes:
+        name: The environment variable.
+        kind: The setting's type.
+        strict: The value that replaces an invalid one. It never causes more to be relayed than intended.
+        meaning: The description on the reference page, in Markdown.
+        default: The default as a user would type it; empty if there is none.
+    """
+
+    name: str
+    kind: Kind
+    strict: Any
+    meaning: str
+    default: str
+
+
+@dataclass(slots=True)
+class Source:
+    """The settings from one source.
+
+    Attributes:
+        name: The source, for messages.
+        values: The values, by setting. They include the strict values of settings that cannot be read.
+        invalid: The settings that have their strict value.
+        problems: One sentence for each value or name that cannot be read.
+        refused: The origins of skipped destinations.
+    """
+
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+    invalid: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    refused: set[OriginPattern] = field(default_factory=set)
+
+
+class SourceReader:
+    """Read settings from any source.
+
+    Args:
+        variables: All settings.
+        check: Returns a setting's value as it is stored; raises `ConfigurationError` if it is invalid.
+    """
+
+    def __init__(self, variables: Mapping[str, Variable], check: Callable[[str, Any], Any]) -> None:
+        self._variables = variables
+        self._check = check
+        self._by_name = {variable.name: setting for setting, variable in variables.items()}
+
+    def read_environment(self, environ: Mapping[str, str]) -> Source:
+        """Read the environment variables, including misspelled ones."""
+        source = Source("environment")
+        for setting, variable in self._variables.items():
+            text = environ.get(variable.name, "").strip()
+            if text:
+                self._read(source, setting, variable.name, variable.kind.read, text)
+        for found, meant in self._misspelled(environ):
+            self._report_misspelled(source, found, meant, environ[found])
+        return source
+
+    def read_file(self, file: ConfigurationFile) -> list[Source]:
+        """Read the sections of the configuration file."""
+        if file.problem is not None:
+            return [self._read_nothing(file)]
+        return [self.read_section(section) for section in file.sections]
+
+    def read_section(self, section: Section) -> Source:
+        """Read one section of the configuration file."""
+        source = Source(section.path)
+        if section.content is None:
+            return source
+        if not isinstance(section.content, Mapping):
+            source.problems.append(f"{section.path}: expected a mapping")
+            self._be_strict(source)
+            return source
+        for key, value in section.content.items():
+            setting = key if isinstance(key, str) and key in self._variables else None
+            if setting is None:
+                self._report_unknown_key(source, key, value)
+            elif value is not None and value != "":
+                self._read(source, setting, f"{section.path}.{setting}", self._variables[setting].kind.read_any, value)
+        for path in section.duplicates:
+            source.problems.append(f"{section.path}.{_shown(path)}: duplicate key")
+            setting = re.split(r"[.\[]", path, maxsplit=1)[0]
+            if setting in self._variables:
+                self._replace(source, setting)
+        return source
+
+    def _read(self, source: Source, setting: str, label: str, read: Callable[[Any], Any], value: object) -> None:
+        try:
+            found = read(value)
+            if setting == "destinations":
+                found = read_destinations(found, lambda _, problem: _report(source, label, problem), source.refused)
+            source.values[setting] = self._check(setting, found)
+        except ValueError as error:
+            _report(source, label, error.problem if isinstance(error, ConfigurationError) else str(error))
+            self._replace(source, setting)
+
+    def _read_nothing(self, file: ConfigurationFile) -> Source:
+        source = Source(FILE_VARIABLE)
+        effect = "OpenTelemetry does not start"
+        if file.is_unknown:
+            self._be_strict(source)
+            effect = (
+                "because it may contain settings, no token is relayed and every request must have a valid token until"
+                " the file can be read or the variable is unset"
+            )
+        source.problems.append(f"{FILE_VARIABLE}: the file cannot be read: {file.problem}; {effect}")
+        return source
+
+    def _replace(self, source: Source, setting: str) -> None:
+        source.values[setting] = self._variables[setting].strict
+        source.invalid.add(setting)
+
+    def _be_strict(self, source: Source) -> None:
+        for setting in (*STRICTNESS, "destinations"):
+            self._replace(source, setting)
+
+    def _report_unknown_key(self, source: Source, key: object, value: object) -> None:
+        name = str(key)
+        meant = nearest(name.replace("-", "_"), self._variables)
+        hint = "" if meant is None else f"; did you mean {meant}?"
+        source.problems.append(f"{source.name}.{_shown(name)}: unknown key{hint}")
+        if meant in _GUARDED and not is_off(value):
+            self._replace(source, meant)
+
+    def _misspelled(self, environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+        """Yield the name of each variable that is not one of ours but was meant to be, and the name that was meant."""
+        for found in environ:
+            upper = found.upper()
+            if found in self._by_name or not ("RELAY" in upper or "TOKEN" in upper) or not environ[found].strip():
+                continue
+            meant = nearest(found, self._by_name)
+            if meant is None and (match := _similar_prefix(found.strip())):
+                rest = {name.removeprefix(PREFIX): name for name in self._by_name}
+                meant = rest.get(nearest(match[1].replace("-", "_"), rest) or "")
+            if meant is not None or found.startswith(PREFIX):
+                yield found, meant
+
+    def _report_misspelled(self, source: Source, found: str, meant: str | None, text: str) -> None:
+        if meant is None:
+            source.problems.append(f"{_shown(found)}: unknown variable; the page on configuration lists all variables")
+            return
+        setting = self._by_name[meant]
+        effect = ""
+        if setting in _GUARDED and setting not in source.values and not is_off(text):
+            self._replace(source, setting)
+        if setting in source.invalid:
+            effect = f" Until the name is corrected or that variable is set, {_lower(source.values[setting])} applies."
+        source.problems.append(f"{_shown(found)}: unknown variable; did you mean {meant}?{effect}")
+
+
+def merge(sources: Iterable[Source]) -> Source:
+    """Return what applies if *sources* are in order of precedence, beginning with the highest."""
+    sources = list(sources)
+    merged = Source("all")
+    for source in reversed(sources):
+        merged.values.update(source.values)
+        merged.problems[:0] = source.problems
+        if "destinations" in source.values:
+            merged.refused = source.refused
+        merged.invalid = (merged.invalid - source.values.keys()) | source.invalid
+    for setting, order in STRICTNESS.items():
+        values = [source.values[setting] for source in sources if setting in source.values]
+        if values:
+            merged.values[setting] = max(values, key=order.index)
+    if "header" in merged.invalid:
+        # The token must not be sent in a header that was not configured.
+        merged.values["destinations"] = ()
+    return merged
+
+
+def _report(source: Source, label: str, problem: str) -> None:
+    source.problems.append(f"{label}: {problem}")
+
+
+def _shown(name: str) -> str:
+    return ascii(name)[1:-1][:100]
+
+
+def _lower(value: object) -> str:
+    return str(value).lower()

@@ -1,0 +1,187 @@
+"""The reader of OpenTelemetry's configuration file, for each form that a file can have."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otel_token_relay.configuration_file import ConfigurationFile, Section, read_configuration_file
+
+INSTRUMENTATION = "instrumentation/development.python.token_relay"
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def read(tmp_path: Path, text: str | bytes, name: str = "otel.yaml", **environ: str) -> ConfigurationFile:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_configuration_file({"OTEL_CONFIG_FILE": str(path), **environ})
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_without_the_variable_there_is_no_file(name: str) -> None:
+    """A blank variable is the same as an unset one."""
+    assert read_configuration_file({"OTEL_CONFIG_FILE": name}) == ConfigurationFile()
+    assert read_configuration_file({}) == ConfigurationFile()
+
+
+def test_both_places_are_read_in_order(tmp_path: Path) -> None:
+    """The instrumentation's section takes precedence over the propagator's."""
+    text = """
+propagator: {composite: [{tracecontext: null}, {token_relay: {max_age: 1}}]}
+instrumentation/development: {python: {token_relay: {max_age: 2}, flask: {}}, java: {token_relay: {max_age: 3}}}
+"""
+    assert read(tmp_path, text) == ConfigurationFile(
+        (Section(INSTRUMENTATION, {"max_age": 2}), Section("propagator.composite[1].token_relay", {"max_age": 1})),
+        names_propagator=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_named"),
+    [
+        ("propagator: {composite: [{token_relay: null}]}", True),
+        ("propagator: {composite: [{token_relay: {}}]}", True),
+        ("propagator: {composite_list: 'tracecontext, token_relay'}", True),
+        ("propagator: {composite_list: '${LIST}'}", True),
+        ("propagator: {composite_list: 'tracecontext,token_relays'}", False),
+        ("propagator: {composite: [{tracecontext: null}]}", False),
+        ("instrumentation/development: {python: {token_relay: {}}}", False),
+        ("disabled: true\npropagator: {composite: [{token_relay: {}}]}", True),
+        ("propagator: {composite: token_relay}", False),
+        ("propagator: [token_relay]", False),
+        ("[token_relay]", False),
+        ("", False),
+    ],
+)
+def test_the_file_may_name_the_propagator(tmp_path: Path, text: str, is_named: bool) -> None:
+    """Both lists of propagators switch the relay on, also if the SDK is disabled."""
+    assert read(tmp_path, text, LIST="token_relay").names_propagator == is_named
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        ("${A}", "a"),
+        ("${env:A}", "a"),
+        ("x${A}y${B:-b}z", "xaybz"),
+        ("${B}", ""),
+        ("${B:-}", ""),
+        ("$${A}", "${A}"),
+        ("$A", "$A"),
+        ("${A", "${A"),
+        ("${1A}", "${1A}"),
+    ],
+)
+@pytest.mark.parametrize("name", ["otel.yaml", "otel.yml", "otel.json"])
+def test_environment_variables_are_substituted_in_values_only(
+    tmp_path: Path, written: str, read_as: str, name: str
+) -> None:
+    """Keys are never changed, and a substituted value is not substituted again."""
+    section = {"header": written, "destinations": [written, {"origin": written}], written: 1}
+    text = json.dumps({"instrumentation/development": {"python": {"token_relay": section}}})
+
+    (found,) = read(tmp_path, text, name, A="a").sections
+
+    assert found.content == {"header": read_as, "destinations": [read_as, {"origin": read_as}], written: 1}
+
+
+@pytest.mark.parametrize("name", ["otel.yaml", "otel.json"])
+def test_duplicate_keys_are_found(tmp_path: Path, name: str) -> None:
+    """A parser keeps the last value without a word, and the one that protects may be the first."""
+    text = """{"instrumentation/development": {"python": {"token_relay": {
+        "verify": "enforce", "verify": "off",
+        "destinations": [{"origin": "https://a"}, {"origin": "https://b", "audience": "b", "audience": "c"}]}}}}"""
+
+    (section,) = read(tmp_path, text, name).sections
+
+    assert section.duplicates == ("verify", "destinations[1].audience")
+
+
+def test_anchors_and_merge_keys_are_not_duplicates(tmp_path: Path) -> None:
+    """A key that overrides a merged one is how YAML is meant to be used."""
+    text = """
+x: &base {max_age: 1, linger: 2}
+instrumentation/development: {python: {token_relay: {<<: *base, max_age: 3}}}
+"""
+    (section,) = read(tmp_path, text).sections
+
+    assert section == Section(INSTRUMENTATION, {"max_age": 3, "linger": 2})
+
+
+def test_a_mapping_that_contains_itself_ends(tmp_path: Path) -> None:
+    """YAML aliases can build one."""
+    text = "instrumentation/development: {python: {token_relay: &a {destinations: [*a]}}}"
+
+    (section,) = read(tmp_path, text).sections
+
+    assert isinstance(section.content, dict)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "reason"),
+    [
+        (b"a: [token_relay", "otel.yaml", "cannot be parsed (ParserError in line 1)"),
+        (b"a: 1\n\ttoken_relay: 2", "otel.yaml", "cannot be parsed (ScannerError in line 2)"),
+        (b"a: !!python/object:token_relay {}", "otel.yaml", "cannot be parsed (ConstructorError in line 1)"),
+        (b"? {token_relay: 1}\n: 2", "otel.yaml", "cannot be parsed"),
+        (b'{"a": token_relay}', "otel.json", "cannot be parsed (JSONDecodeError in line 1)"),
+        (b"token_relay: \xff", "otel.yaml", "cannot be parsed (UnicodeDecodeError)"),
+        (b"token_relay: " + b"[" * 3000, "otel.yaml", "nested too deeply"),
+        (b"token_relay" + b" " * (4 * 1024 * 1024), "otel.yaml", "larger than 4 MiB"),
+    ],
+)
+def test_a_file_that_may_contain_settings_is_a_problem(tmp_path: Path, content: bytes, name: str, reason: str) -> None:
+    """The reason names the line, but does not quote the file, which may contain a secret."""
+    found = read(tmp_path, content, name)
+
+    assert found.problem is not None
+    assert reason in found.problem
+    assert "token_relay" not in found.problem
+    assert found.is_unknown
+
+
+def test_a_file_about_something_else_is_not_strict(tmp_path: Path) -> None:
+    """OpenTelemetry cannot read it either, but it contains no settings."""
+    found = read(tmp_path, "a: [b")
+
+    assert found.problem is not None
+    assert not found.is_unknown
+
+
+@pytest.mark.parametrize("name", ["/nonexistent/otel.yaml", "/", "otel\0.yaml", "/dev/null/x"])
+def test_a_file_that_cannot_be_opened_is_unknown(name: str) -> None:
+    """It may contain anything."""
+    found = read_configuration_file({"OTEL_CONFIG_FILE": name})
+
+    assert found.problem is not None
+    assert found.is_unknown
+
+
+def test_yaml_without_its_parser_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The problem names the package that is missing, and JSON needs none."""
+    monkeypatch.setitem(sys.modules, "yaml", None)
+
+    assert "pip install opentelemetry-configuration" in str(read(tmp_path, "token_relay: 1").problem)
+    assert read(tmp_path, "{}", "otel.json") == ConfigurationFile()
+
+
+@settings(deadline=None, max_examples=60)
+@given(document=JSON_VALUES, section=JSON_VALUES)
+def test_no_document_raises(tmp_path_factory: pytest.TempPathFactory, document: Any, section: Any) -> None:
+    """Whatever the file contains, the application starts."""
+    folder = tmp_path_factory.mktemp("files")
+    read(folder, json.dumps(document), "otel.json")
+    whole = {"propagator": {"composite": [{"token_relay": section}]}}
+    for text, name in ((json.dumps(whole), "otel.json"), (yaml.safe_dump(whole, allow_unicode=True), "otel.yaml")):
+        assert read(folder, text, name).names_propagator
