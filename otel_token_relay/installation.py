@@ -206,6 +206,8 @@ def pre_instrument() -> None:
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
+            # A configuration file may have replaced the propagators that OTEL_PROPAGATORS names.
+            _join_global_textmap(_installed)
             _prepare_threads()
             _installed.runtime.prepare()
 

@@ -118,7 +118,7 @@ class SourceReader:
             setting = key if isinstance(key, str) and key in self._variables else None
             if setting is None:
                 self._report_unknown_key(source, key, value)
-            elif value is not None and value != "":
+            elif value is not None and not (isinstance(value, str) and not value.strip()):
                 self._read(source, setting, f"{section.path}.{setting}", self._variables[setting].kind.read_any, value)
         for path in section.duplicates:
             source.problems.append(f"{section.path}.{_shown(path)}: duplicate key")
