@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -127,15 +127,34 @@ _REASONS = """\
 Each hop produces one decision: `relayed`, `exchanged` or `withheld`.
 Each decision has one reason from a closed set. The strings are stable.
 
+| kind | reasons | where |
+|---|---|---|
+{sets}
+
 ## Where to find them
 
-- On the CLIENT span of the call, if it is recorded: `token_relay.decision` and `token_relay.reason`.
-- In the counter `token_relay.decisions`, with the same two attributes, and with `server.address` if the destination is listed.
-  For a wildcard entry, the address is the text of the entry, such as `*.svc.cluster.local`.
-- In the debug log of `otel_token_relay`, with the destination: the host of its entry, `not listed`, or `unknown` if the URL cannot be read.
+- On the CLIENT span of the call, if it is recorded: `token_relay.decision` and `token_relay.reason`, and either `token_relay.entry`, the entry that matches, or `token_relay.origin`, the origin that no entry matches.
+- In the counter `token_relay.decisions`: `token_relay.decision` and `token_relay.reason`, and if the destination is listed, `token_relay.entry`.
+  If the entry names an exact host, `server.address` contains it.
+- On standard error, with `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`; see [the decision log](#decision-log).
+- In the debug log of `otel_token_relay`, with the entry or the origin.
 - Before the call: `otel-token-relay explain URL`.
 
 None of them contains the token.
+
+## Decision log
+
+With `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`, each hop and each verification writes one line to standard error, whatever the application's logging configuration is:
+
+```text
+2026-11-27T06:45:36.123Z otel-token-relay decision=relayed reason=relayed origin=https://profile-service entry=https://profile-service trace_id=0af7651916cd43dd8448eb211c80319c
+2026-11-27T06:45:36.131Z otel-token-relay decision=withheld reason=destination_not_listed origin=https://profile-service:8443 closest_entry="https://profile-service; the port differs: 8443, not 443" trace_id=0af7651916cd43dd8448eb211c80319c
+2026-11-27T06:45:36.140Z otel-token-relay verification=refused reason=wrong_audience cause="aud: expected orders; the token has billing"
+```
+
+`OTEL_PYTHON_TOKEN_RELAY_LOG=debug` also writes the debug messages of this package.
+Lines are ASCII; all other characters are escaped.
+A line has at most 500 bytes, and at most 100 lines are written in a second; `skipped_lines` in the next line says how many are missing.
 
 ## Hops
 
@@ -191,11 +210,31 @@ def build_pages() -> dict[Path, str]:
         ),
         DOCS / "reasons.md": _REASONS.format(
             note=_NOTE,
+            sets=_rows(_reason_sets()),
             hop=_rows((f"`{r}`", Decision(r).outcome, r.meaning, r.advice) for r in Reason if r not in _OF_CREDENTIALS),
             credentials=_rows((f"`{r}`", r.meaning, r.advice) for r in _OF_CREDENTIALS),
             verification=_rows((", ".join(f"`{r}`" for r in reasons), outcome) for reasons, outcome in _VERIFICATION),
         ),
     }
+
+
+def _reason_sets() -> Iterator[tuple[str, ...]]:
+    hops = [str(reason) for reason in Reason if reason not in _OF_CREDENTIALS]
+    verification = [reason for reasons, _ in _VERIFICATION for reason in reasons]
+    for kind, reasons, where in (
+        (
+            "[hop](#hops)",
+            hops,
+            "CLIENT span, `token_relay.decisions`, decision log, `explain`, `TokenUnavailable.reason`",
+        ),
+        ("[credentials](#incoming-credentials)", _OF_CREDENTIALS, "debug log, and as reasons of a verification"),
+        (
+            "[verification](#verification)",
+            verification,
+            "SERVER span, `token_relay.verifications`, decision log, `verify`, `TokenRejected.reason`",
+        ),
+    ):
+        yield kind, ", ".join(f"`{reason}`" for reason in reasons), where
 
 
 _UNSET = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": r"^\s*$"}]}

@@ -1,19 +1,24 @@
-"""Hop decisions and their records: span attributes, a counter and a debug log line, none of which contains the token.
+"""Hop decisions and their records: span attributes, a counter and log lines, none of which contains the token.
 
-If the span is not recording, the meter has no SDK and the logger's level is above ``DEBUG``, recording a
-decision costs only the time to check these three conditions.
+If the span is not recording, the meter has no SDK, the logger's level is above ``DEBUG`` and ``…_LOG`` is not set,
+recording a decision costs only the time to check these conditions.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
+from otel_token_relay import operator_log
 from otel_token_relay.counters import LazyCounter
+from otel_token_relay.destinations import Destination
+from otel_token_relay.operator_log import DecisionLog
+from otel_token_relay.origin import Origin, Target
 from otel_token_relay.otel import SPAN_KEY
 from otel_token_relay.reasons import Reason
 
@@ -21,9 +26,12 @@ _logger = logging.getLogger("otel_token_relay")
 
 DECISION_ATTRIBUTE: Final = "token_relay.decision"
 REASON_ATTRIBUTE: Final = "token_relay.reason"
+ENTRY_ATTRIBUTE: Final = "token_relay.entry"
+ORIGIN_ATTRIBUTE: Final = "token_relay.origin"
 ADDRESS_ATTRIBUTE: Final = "server.address"
 COUNTER_NAME: Final = "token_relay.decisions"
 
+Closest = Callable[[Origin], str | None]
 Outcome = Literal["relayed", "exchanged", "withheld"]
 _SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "exchanged"}
 
@@ -53,8 +61,10 @@ class DecisionRecorder:
 
     def __init__(self) -> None:
         self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
-        # Bounded: a key combines a reason from a closed set with a host from the configuration.
-        self._attributes: dict[tuple[Reason, str | None], dict[str, str]] = {}
+        # Bounded: a key combines a reason from a closed set with a destination from the settings, or with no
+        # destination, because callers could otherwise create any number of time series by choosing hosts. The
+        # destination is compared by identity, which costs less than its hash: it lives as long as the settings do.
+        self._attributes: dict[tuple[Reason, int], dict[str, str]] = {}
 
     def prepare(self) -> None:
         """Create the counter before the first hop. Never raises."""
@@ -71,38 +81,83 @@ class DecisionRecorder:
             span: Any = context.get(SPAN_KEY)
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 return True
-            return _logger.isEnabledFor(logging.DEBUG)
+            return operator_log.decisions is not None or _logger.isEnabledFor(logging.DEBUG)
         except Exception:  # `record` logs the error
             return True
 
-    def record(self, reason: Reason, context: Context, address: str | None = None, *, is_known: bool = True) -> None:
+    def record(
+        self,
+        reason: Reason,
+        context: Context,
+        destination: Destination | None = None,
+        target: Target | None = None,
+        closest: Closest | None = None,
+    ) -> None:
         """Record one decision. Never raises: a decision must not depend on the application's span or meter.
 
         Args:
             reason: Why the token is sent or withheld.
             context: Contains the hop's CLIENT span, if there is one.
-            address: The host in the destination's entry; ``None`` if the destination is not listed, since
-                callers could otherwise create an unlimited number of time series by choosing hosts.
-            is_known: Whether the destination could be determined.
+            destination: The entry that matches; ``None`` if no entry matches.
+            target: Where the request goes; ``None`` if that is unknown.
+            closest: Returns the closest entry for an origin that no entry matches, and what differs.
         """
         try:
+            attributes = self._attributes.get((reason, id(destination))) or self._build_attributes(reason, destination)
             span: Any = context.get(SPAN_KEY)
             # A span of another kind belongs to the whole request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
-                # `set_attributes` costs more than two calls.
+                # `set_attributes` costs more than three calls.
                 span.set_attribute(DECISION_ATTRIBUTE, _OUTCOMES[reason])
                 span.set_attribute(REASON_ATTRIBUTE, reason.value)
+                if destination is not None:
+                    span.set_attribute(ENTRY_ATTRIBUTE, attributes[ENTRY_ATTRIBUTE])
+                elif target is not None and (origin := Origin.of(*target)) is not None:
+                    span.set_attribute(ORIGIN_ATTRIBUTE, str(origin))
             counter = self._counter.created or self._counter.create()
-            counter.add(1, self._attributes.get((reason, address)) or self._build_attributes(reason, address))
+            counter.add(1, attributes)
+            if operator_log.decisions is not None:
+                _write(operator_log.decisions, reason, context, destination, target, closest)
             if _logger.isEnabledFor(logging.DEBUG):
-                destination = address or ("not listed" if is_known else "unknown")
-                _logger.debug("%s: %s, destination %s", Decision(reason).outcome, reason, destination)
+                _logger.debug("%s: %s, %s", _OUTCOMES[reason], reason, _describe(destination, target))
         except Exception:
             _logger.debug("a decision could not be recorded", exc_info=True)
 
-    def _build_attributes(self, reason: Reason, address: str | None) -> dict[str, str]:
+    def _build_attributes(self, reason: Reason, destination: Destination | None) -> dict[str, str]:
         attributes: dict[str, str] = {DECISION_ATTRIBUTE: _OUTCOMES[reason], REASON_ATTRIBUTE: reason.value}
-        if address is not None:
-            attributes[ADDRESS_ATTRIBUTE] = address
-        self._attributes[reason, address] = attributes
+        if destination is not None:
+            attributes[ENTRY_ATTRIBUTE] = str(destination)
+            if "*" not in destination.pattern.host:
+                attributes[ADDRESS_ATTRIBUTE] = destination.pattern.host
+        self._attributes[reason, id(destination)] = attributes
         return attributes
+
+
+def _origin_of(target: Target | None) -> Origin | None:
+    return None if target is None else Origin.of(*target)
+
+
+def _describe(destination: Destination | None, target: Target | None) -> str:
+    if destination is not None:
+        return f"entry {destination}"
+    return f"origin {_origin_of(target) or 'unknown'}"
+
+
+def _write(
+    log: DecisionLog,
+    reason: Reason,
+    context: Context,
+    destination: Destination | None,
+    target: Target | None,
+    closest: Closest | None,
+) -> None:
+    origin = _origin_of(target)
+    trace_id = trace.get_current_span(context).get_span_context().trace_id
+    log.write(
+        decision=_OUTCOMES[reason],
+        reason=reason.value,
+        origin="unknown" if origin is None else str(origin),
+        entry=None if destination is None else str(destination),
+        closest_entry=closest(origin) if destination is None and origin is not None and closest is not None else None,
+        trace_id=trace.format_trace_id(trace_id) if trace_id else None,
+    )

@@ -8,6 +8,7 @@ All of the package's process-wide state:
 
 * the installation in this module, and `otel_token_relay.runtime.installed`, which all other modules read;
 * the `ImportHooks` here and in `otel_token_relay.redaction.installation`, and what they have patched;
+* in `otel_token_relay.operator_log`: the decision log and, with ``…_LOG=debug``, the logger's class;
 * in `otel_token_relay.context`: the callbacks for new tokens and for verified tokens;
 * in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources and scopes;
 * caches: authenticators, by settings; signing keys and introspection results, by issuer;
@@ -25,7 +26,7 @@ from typing import Final
 
 from opentelemetry.propagators.textmap import TextMapPropagator
 
-from otel_token_relay import context, runtime
+from otel_token_relay import context, operator_log, runtime
 from otel_token_relay.configuration_file import read_configuration_file
 from otel_token_relay.hooks import (
     BOUNDARY_HOOKS,
@@ -126,6 +127,7 @@ def uninstall() -> None:
         if _installed is not None:
             installation, _installed = _installed, None
             _undo(installation, None)
+            operator_log.follow("")
 
 
 def _undo(installation: _Installation, successor: Runtime | None) -> None:
@@ -216,6 +218,7 @@ def _warn_of_unused_settings() -> None:
     """Warn if there are settings for the relay although it is off, and of problems that no installation has logged."""
     settings = Settings.load()
     if _installed is None:
+        operator_log.follow(settings.log)
         _log_problems(settings)
     default = Settings()
     configured = next((n for n in RELAY_SETTINGS if getattr(settings, n) != getattr(default, n)), None)
@@ -291,6 +294,7 @@ def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Insta
             _logger.error("token relay: %s", CONTEXT_PROBLEM)
         previous, current = current, _Installation(Runtime(settings), SpanClaims.of(settings))
         _installed, runtime.installed = current, current.runtime
+        operator_log.follow(settings.log)
         if previous is not None:
             hooks = HOOKS if previous.runtime.clients_are_hooked else hooks
             redaction.stop()

@@ -1,14 +1,26 @@
-"""Warnings that operators see even if the application's logging configuration would lose them.
+"""Messages that operators see even if the application's logging configuration would lose them.
 
 `opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. With that handler,
-Python no longer writes warnings to standard error, as it does without any handler.
+Python no longer writes warnings to standard error, as it does without any handler. `warn` writes such a warning.
+
+``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` this package's log records as well, whatever
+the logging configuration is. No line contains a token: callers pass only values from closed sets, from the settings,
+and origins.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Final
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from otel_token_relay.rate_limits import RateLimit
+
+MAX_LINE_BYTES: Final = 500
+MAX_LINES_PER_SECOND: Final = 100
 
 _logger: Final = logging.getLogger("otel_token_relay")
 
@@ -65,3 +77,73 @@ class _StandardErrorHandler(logging.Handler):
 
 _standard_error: Final = _StandardErrorHandler()
 _standard_error.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
+
+
+class DecisionLog:
+    """Write lines to standard error: ASCII, at most 500 bytes each, and at most 100 in a second.
+
+    Safe to share between threads.
+
+    Args:
+        clock: Returns the time in seconds and never goes backward.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = RateLimit(MAX_LINES_PER_SECOND, 1.0, clock)
+
+    def write(self, **fields: str | None) -> None:
+        """Write one line with those *fields* that have a value. Never raises."""
+        try:
+            skipped = self._limit.admit("")
+            if skipped is None or sys.stderr is None:
+                return
+            if skipped:
+                fields["skipped_lines"] = str(skipped)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            pairs = (f"{name}={_quote(value)}" for name, value in fields.items() if value is not None)
+            line = f"{now} otel-token-relay {' '.join(pairs)}"
+            # One call, so that lines from several threads are not mixed.
+            sys.stderr.write((line if len(line) < MAX_LINE_BYTES else line[: MAX_LINE_BYTES - 4] + "...") + "\n")
+            sys.stderr.flush()
+        except Exception:  # standard error may be closed; the request continues
+            return
+
+
+def _quote(value: str) -> str:
+    text = value.encode("ascii", "backslashreplace").decode("ascii")
+    text = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+    return text if text and not set(text) & set(' "=') else '"' + text.replace('"', '\\"') + '"'
+
+
+class _DebugLogger(logging.Logger):
+    """Pass each record to the decision log, and to the application's handlers only as before."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        return True
+
+    def handle(self, record: logging.LogRecord) -> None:
+        if decisions is not None:
+            # Without the traceback, whose last line may quote a value.
+            decisions.write(level=record.levelname.lower(), message=record.getMessage())
+        if super().isEnabledFor(record.levelno):
+            super().handle(record)
+
+
+decisions: DecisionLog | None = None
+"""The log of decisions; ``None`` if it is off. `follow` sets it."""
+
+
+def follow(mode: str) -> None:
+    """Switch the decision log on or off.
+
+    Args:
+        mode: ``decisions``; ``debug`` to write log records as well; empty to write nothing.
+    """
+    global decisions
+    decisions = (decisions or DecisionLog()) if mode else None
+    kind: type[Any] = type(_logger)
+    if mode == "debug" and not issubclass(kind, _DebugLogger):
+        # Another library may have changed the class of loggers.
+        _logger.__class__ = type("_DebugLogger", (_DebugLogger, kind), {"before": kind})
+    elif mode != "debug" and issubclass(kind, _DebugLogger):
+        _logger.__class__ = kind.__dict__["before"]

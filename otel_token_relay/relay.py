@@ -14,6 +14,7 @@ from typing import Literal, TypeVar, overload
 from opentelemetry.context import Context
 
 from otel_token_relay import context as binding
+from otel_token_relay import operator_log
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.decisions import Decision, DecisionRecorder
 from otel_token_relay.destinations import Destination
@@ -126,16 +127,17 @@ class Relay:
             if self._may_ignore(missing, context):
                 return None
         try:
-            destination = self.policy.find(*target_of(request))
+            target = target_of(request)
+            destination = self.policy.find(*target)
             reason = self._reason(token or missing, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
             # Do not log the message: it may quote the URL, which may contain a password.
             _logger.debug("cannot make a decision, so a request is sent without the token: %s", type(error).__name__)
-            self._record(missing if token is None else Reason.DESTINATION_UNKNOWN, context, is_known=False)
+            self._record(missing if token is None else Reason.DESTINATION_UNKNOWN, context)
             return None
         if not is_final and reason is Reason.RELAYED and token is not None and destination is not None:
-            return Hop(self, token, destination, context)
-        self._record(reason, context, None if destination is None else destination.pattern.host)
+            return Hop(self, token, destination, target, context)
+        self._record(reason, context, destination, target)
         if reason is Reason.RELAYED and token is not None:
             return self._prefix + token.reveal()
         if reason is Reason.NO_BOUNDARY and destination is not None:
@@ -152,9 +154,10 @@ class Relay:
             return False
         if not self._is_watched(context):
             return True
-        if self.policy.is_empty:
+        if self.policy.is_empty and operator_log.decisions is None:
             self._record(reason, context)
-        return self.policy.is_empty
+            return True
+        return False
 
     def _warn_once(self, destination: Destination) -> None:
         if self._has_warned or binding.has_bound:
@@ -239,12 +242,15 @@ class Hop:
         replaced: The header lines that the token's header replaced, for use by the adapter.
     """
 
-    __slots__ = ("_context", "_destination", "_relay", "_token", "is_recorded", "replaced")
+    __slots__ = ("_context", "_destination", "_relay", "_target", "_token", "is_recorded", "replaced")
 
-    def __init__(self, relay: Relay, token: BearerToken, destination: Destination, context: Context) -> None:
+    def __init__(
+        self, relay: Relay, token: BearerToken, destination: Destination, target: Target, context: Context
+    ) -> None:
         self._relay = relay
         self._token = token
         self._destination = destination
+        self._target = target
         self._context = context
         self.is_recorded: bool = False
         self.replaced: list[tuple[bytes, bytes]] | None = None
@@ -292,4 +298,4 @@ class Hop:
     def record(self, reason: Reason = Reason.RELAYED) -> None:
         """Record the decision without checking the token again, because the request has been sent."""
         self.is_recorded = True
-        self._relay._record(reason, self._context, self._destination.pattern.host)
+        self._relay._record(reason, self._context, self._destination, self._target)

@@ -16,7 +16,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind
 
+from otel_token_relay import operator_log
 from otel_token_relay.decisions import COUNTER_NAME, Decision, DecisionRecorder
+from otel_token_relay.destinations import Destination
 from otel_token_relay.reasons import Reason
 
 GLOBAL = "opentelemetry.metrics._internal._METER_PROVIDER"
@@ -73,44 +75,66 @@ def test_each_reason_has_one_outcome(reason: Reason) -> None:
     assert Decision(reason).outcome == expected
 
 
+LISTED = Destination.parse("https://profile-service;required")
+TARGET = ("https", "Profile-Service", None)
+
+
 @pytest.mark.parametrize(
-    ("reason", "address", "is_known", "attributes", "line"),
+    ("reason", "destination", "target", "in_counter", "on_span", "line"),
     [
         pytest.param(
             Reason.RELAYED,
-            "profile-service",
-            True,
-            {
-                "token_relay.decision": "relayed",
-                "token_relay.reason": "relayed",
-                "server.address": "profile-service",
-            },
-            "relayed: relayed, destination profile-service",
+            LISTED,
+            TARGET,
+            {"token_relay.entry": "https://profile-service;required", "server.address": "profile-service"},
+            {"token_relay.entry": "https://profile-service;required"},
+            "relayed: relayed, entry https://profile-service;required",
             id="listed",
+        ),
+        pytest.param(
+            Reason.EXPIRED,
+            Destination.parse("https://*.internal:*"),
+            TARGET,
+            {"token_relay.entry": "https://*.internal:*"},
+            {"token_relay.entry": "https://*.internal:*"},
+            "withheld: expired, entry https://*.internal:*",
+            id="wildcard",
         ),
         pytest.param(
             Reason.DESTINATION_NOT_LISTED,
             None,
-            True,
-            {"token_relay.decision": "withheld", "token_relay.reason": "destination_not_listed"},
-            "withheld: destination_not_listed, destination not listed",
+            TARGET,
+            {},
+            {"token_relay.origin": "https://profile-service"},
+            "withheld: destination_not_listed, origin https://profile-service",
             id="not listed",
         ),
         pytest.param(
             Reason.DESTINATION_UNKNOWN,
             None,
-            False,
-            {"token_relay.decision": "withheld", "token_relay.reason": "destination_unknown"},
-            "withheld: destination_unknown, destination unknown",
+            None,
+            {},
+            {},
+            "withheld: destination_unknown, origin unknown",
             id="unknown",
+        ),
+        pytest.param(
+            Reason.DESTINATION_NOT_LISTED,
+            None,
+            ("ftp", "a b", None),
+            {},
+            {},
+            "withheld: destination_not_listed, origin unknown",
+            id="no origin",
         ),
     ],
 )
 def test_a_decision_is_recorded_in_three_places(
     reason: Reason,
-    address: str | None,
-    is_known: bool,
-    attributes: dict[str, str],
+    destination: Destination | None,
+    target: tuple[str, str, int | None] | None,
+    in_counter: dict[str, str],
+    on_span: dict[str, str],
     line: str,
     meter: InMemoryMetricReader,
     log: pytest.LogCaptureFixture,
@@ -118,13 +142,35 @@ def test_a_decision_is_recorded_in_three_places(
     """Repeated decisions are one series. The span has no address of ours: instrumentation sets the actual one."""
     recorder = DecisionRecorder()
     span, context = context_with(SpanKind.CLIENT)
+    both = {"token_relay.decision": Decision(reason).outcome, "token_relay.reason": reason.value}
 
     for _ in range(2):
-        recorder.record(reason, context, address, is_known=is_known)
+        recorder.record(reason, context, destination, target)
 
-    assert counted(meter) == [(2, attributes)]
-    assert dict(span.attributes) == {key: value for key, value in attributes.items() if key != "server.address"}
+    assert counted(meter) == [(2, both | in_counter)]
+    assert dict(span.attributes) == both | on_span
     assert log.messages == [line] * 2
+
+
+def test_the_decision_log_names_origin_entry_and_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line for each decision, on standard error, whatever the logging configuration is."""
+    monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
+    span, context = context_with(SpanKind.CLIENT)
+    recorder = DecisionRecorder()
+    recorder.record(Reason.RELAYED, context, LISTED, TARGET)
+    recorder.record(Reason.DESTINATION_NOT_LISTED, context, None, TARGET, lambda origin: f"near {origin}")
+    recorder.record(Reason.DESTINATION_UNKNOWN, Context())
+
+    trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+    assert [line.partition(" otel-token-relay ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        f"decision=relayed reason=relayed origin=https://profile-service entry=https://profile-service;required"
+        f" trace_id={trace_id}",
+        "decision=withheld reason=destination_not_listed origin=https://profile-service"
+        f' closest_entry="near https://profile-service" trace_id={trace_id}',
+        "decision=withheld reason=destination_unknown origin=unknown",
+    ]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SpanKind if kind is not SpanKind.CLIENT], ids=lambda kind: kind.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,3 +127,118 @@ def test_a_handler_that_raises_is_harmless() -> None:
 
     _add(Broken())
     warn()
+
+
+# The decision log
+
+
+@pytest.fixture
+def decision_log() -> Iterator[operator_log.DecisionLog]:
+    """The log of a process with ``…_LOG=decisions``."""
+    operator_log.follow("decisions")
+    assert operator_log.decisions is not None
+    yield operator_log.decisions
+    operator_log.follow("")
+
+
+def written(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.partition(" otel-token-relay ")[2] for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_line_contains_the_fields_that_have_a_value(
+    decision_log: operator_log.DecisionLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It begins with the time, in UTC."""
+    decision_log.write(decision="withheld", entry=None, reason="no token")
+
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z otel-token-relay decision=withheld reason=\"no token\"\n",
+        capsys.readouterr().err,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("https://a", "https://a"),
+        ("", '""'),
+        ("a b", '"a b"'),
+        ('a"b', '"a\\"b"'),
+        ("a=b", '"a=b"'),
+        ("a\nb", "a\\nb"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("ä\u2028\U0001f600\udc80", "\\xe4\\u2028\\U0001f600\\udc80"),
+    ],
+)
+def test_a_value_is_printable_ascii(
+    decision_log: operator_log.DecisionLog, value: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value cannot end the line, nor control a terminal."""
+    decision_log.write(a=value)
+
+    assert written(capsys) == [f"a={shown}"]
+
+
+def test_a_line_has_at_most_500_bytes(
+    decision_log: operator_log.DecisionLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A longer one ends with three dots."""
+    decision_log.write(a="x" * 1000)
+
+    line = capsys.readouterr().err
+    assert len(line.encode()) == 500
+    assert line.endswith("x...\n")
+
+
+def test_at_most_100_lines_are_written_in_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    """The next line that is written says how many are missing."""
+    now = 0.0
+    log = operator_log.DecisionLog(clock=lambda: now)
+    for _ in range(150):
+        log.write(a="1")
+    assert len(written(capsys)) == 100
+
+    now = 1.0
+    log.write(a="2")
+    assert written(capsys) == ["a=2 skipped_lines=50"]
+
+
+@pytest.mark.parametrize("stream", ["closed", "missing"])
+def test_without_standard_error_nothing_raises(
+    decision_log: operator_log.DecisionLog, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service may have closed it."""
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed if stream == "closed" else None)
+
+    decision_log.write(a="1")
+
+
+@pytest.mark.parametrize("configuration", ["disabled", "level", "disable", "no propagation"])
+def test_debug_writes_log_records_whatever_the_configuration_is(
+    configuration: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The application's handlers get what they got before, and nothing remains after the switch is off."""
+    handler = Keeping()
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.ERROR if configuration == "level" else logging.INFO)
+    LOGGER.disabled = configuration == "disabled"
+    LOGGER.propagate = configuration != "no propagation"
+    if configuration == "disable":
+        LOGGER.manager.disable = logging.CRITICAL
+    kind = type(LOGGER)
+    try:
+        operator_log.follow("debug")
+        operator_log.follow("debug")
+        LOGGER.debug("a %s", "message")
+        LOGGER.warning("important")
+        assert written(capsys) == ['level=debug message="a message"', "level=warning message=important"]
+        assert handler.kept == (["important"] if configuration == "no propagation" else [])
+    finally:
+        operator_log.follow("")
+
+    assert type(LOGGER) is kind
+    LOGGER.debug("no more")
+    assert written(capsys) == []
+    assert operator_log.decisions is None

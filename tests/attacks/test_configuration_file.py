@@ -184,7 +184,9 @@ def test_each_malformed_mapping_is_reported_with_its_path(tmp_path: Path, place:
         problems = [problem for problem in settings.problems if problem.startswith(f"{prefix}.")]
         key = ascii(next(iter(mapping)))[1:-1][:100]
         if not is_in_schema(mapping):
-            assert any(problem.startswith(f"{prefix}.{key}: ") or key == "destinations" for problem in problems), mapping
+            assert any(problem.startswith(f"{prefix}.{key}: ") or key == "destinations" for problem in problems), (
+                mapping
+            )
         assert not problems or all("pw@" not in problem for problem in problems), mapping
         (values,) = (source.values for source in load_sources({"OTEL_CONFIG_FILE": str(path)})[:1])
         assert not problems or "destinations" not in mapping or "https://u" not in str(values)

@@ -99,13 +99,13 @@ def test_each_client_explains_its_hops(client: Client, telemetry: Telemetry) -> 
             client.call(listed.url)
             client.call(outsider.url)
 
-    relayed = {"token_relay.decision": "relayed", "token_relay.reason": "relayed"}
+    relayed = {"token_relay.decision": "relayed", "token_relay.reason": "relayed", "token_relay.entry": listed.url}
     withheld = {"token_relay.decision": "withheld", "token_relay.reason": "destination_not_listed"}
-    assert telemetry.explained() == [relayed, withheld]
+    assert telemetry.explained() == [relayed, {**withheld, "token_relay.origin": outsider.url}]
     assert all(span.kind is trace.SpanKind.CLIENT for span in telemetry.spans.get_finished_spans())
     assert telemetry.decisions() == [(1, {**relayed, "server.address": "127.0.0.1"}), (1, withheld)]
-    assert "relayed: relayed, destination 127.0.0.1" in telemetry.log.text
-    assert "withheld: destination_not_listed, destination not listed" in telemetry.log.text
+    assert f"relayed: relayed, entry {listed.url}" in telemetry.log.text
+    assert f"withheld: destination_not_listed, origin {outsider.url}" in telemetry.log.text
     telemetry.check_it_never_holds(TOKEN)
 
 
@@ -183,7 +183,7 @@ CASES = [
 @pytest.mark.parametrize("client", [CLIENTS[0], CLIENTS[4]], ids=lambda client: client.name)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.reason}{case.detail}")
 def test_each_reason_is_recorded(case: Case, client: Client, telemetry: Telemetry) -> None:
-    """Span, counter and log contain the reason. The counter contains the address only if it is listed."""
+    """Span, counter and log contain the reason. The counter contains the entry and its address only if it is listed."""
     token = case.token()
     with party() as one, instrumented(client, telemetry), ExitStack() as stack:
         url = one.url if case.listed else "http://elsewhere.example"
@@ -197,8 +197,9 @@ def test_each_reason_is_recorded(case: Case, client: Client, telemetry: Telemetr
     said = {"token_relay.decision": outcome, "token_relay.reason": case.reason.value}
     value = TOKEN if token is None else token.reveal()
     assert one.requests[0].holds(value) is is_relayed
-    assert telemetry.explained() == [said]
-    assert telemetry.decisions() == [(1, said | ({"server.address": "127.0.0.1"} if case.listed else {}))]
+    entry = {"token_relay.entry": url + case.parameters} if case.listed else {}
+    assert telemetry.explained() == [said | (entry or {"token_relay.origin": one.url})]
+    assert telemetry.decisions() == [(1, said | entry | ({"server.address": "127.0.0.1"} if case.listed else {}))]
     assert f"{outcome}: {case.reason}" in telemetry.log.text
     telemetry.check_it_never_holds(value)
 
@@ -238,13 +239,18 @@ def test_suppressed_calls_are_not_recorded(client: Client, telemetry: Telemetry)
 def test_hosts_from_outside_make_no_series(telemetry: Telemetry) -> None:
     """Hosts that are not listed, or that a wildcard covers, add no value to the counter's attributes."""
     httpx_call = CLIENTS[0].call
-    with party() as one:
+    with party() as one, party() as outsider:
         install(Settings(destinations=[f"http://*:{one.port}"]))
         with use_token(TOKEN):
-            httpx_call(one.url)
-            httpx_call(f"http://localhost:{one.port}")
+            for port in (one.port, outsider.port):
+                httpx_call(f"http://127.0.0.1:{port}")
+                httpx_call(f"http://localhost:{port}")
 
-    assert [(n, attributes["server.address"]) for n, attributes in telemetry.decisions()] == [(2, "*")]
+    names = ("token_relay.reason", "token_relay.entry", "server.address")
+    assert [(n, *map(attributes.get, names)) for n, attributes in telemetry.decisions()] == [
+        (2, "relayed", f"http://*:{one.port}", None),
+        (2, "destination_not_listed", None, None),
+    ]
 
 
 def test_a_span_of_another_kind_is_not_changed(telemetry: Telemetry) -> None:
