@@ -98,7 +98,7 @@ An invalid value falls back to the strict value, which never relays more than in
 ### Misspelled names
 
 Each variable that begins with `OTEL_PYTHON_TOKEN_RELAY_` but does not exist is reported, with the name that is nearest to it.
-So is a variable whose name differs from a setting's by at most two characters, by case or by its prefix, such as `OTEL_TOKEN_RELAY_VERIFY`.
+So is a variable whose name differs from a setting's by at most two characters, by case or by its prefix, such as `TOKEN_RELAY_VERIFY`.
 In a configuration file, each unknown key is reported with its path, and so is a duplicate key.
 
 `OTEL_PYTHON_TOKEN_RELAY_VERIFY` and `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` also take their strict value if the name is misspelled, the variable itself is not set, and the value is not blank, `off`, `false`, `no` or `0`.

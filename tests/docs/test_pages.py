@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -16,16 +17,22 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+import jsonschema
 import pytest
 from opentelemetry import propagate
+from opentelemetry.configuration import load_config_file
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from otel_token_relay import Destination, Reason, errors, uninstall
+from otel_token_relay import Destination, Reason, Settings, errors, uninstall
+from otel_token_relay.commands.activation import relay_problem
+from otel_token_relay.configuration_file import read_configuration_file
+from otel_token_relay.operator_log import DecisionLog
 from otel_token_relay.origin import Origin
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.settings import VARIABLES
@@ -88,8 +95,8 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=name_of)
 def test_every_block_is_of_a_tested_kind(block: Block) -> None:
-    """A fenced block is Python, a console session or shell commands. The tests below run all three."""
-    assert block.language in {"python", "console", "sh"}
+    """A fenced block is Python, a console session, shell commands, a configuration file or log lines, all tested."""
+    assert block.language in {"python", "console", "sh", "yaml", "text"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -99,6 +106,35 @@ def test_every_fence_is_found(page: Path) -> None:
 
     assert len(re.findall(r"^\s*(```|~~~)", text, re.MULTILINE)) == 2 * len(blocks_of(page))
     assert not re.search(r"skip|invisible", " ".join(re.findall(r"<!--.*?-->", text, re.DOTALL)))
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=name_of)
+def test_configuration_files_are_read(block: Block, tmp_path: Path) -> None:
+    """The file switches the relay on, has no problem and is in the schemas of OpenTelemetry and of this package."""
+    path = tmp_path / "otel.yaml"
+    path.write_text(block.text)
+    environ = {"OTEL_CONFIG_FILE": str(path)}
+
+    assert Settings.load(environ).problems == ()
+    assert relay_problem(environ) is None
+    load_config_file(path)
+    schema = json.loads(resources.files("otel_token_relay").joinpath("settings.schema.json").read_text("utf-8"))
+    for section in read_configuration_file(environ).sections:
+        jsonschema.validate(section.content, schema, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "text"], ids=name_of)
+def test_log_lines_are_written_like_this(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line has the form of the decision log, and its words are from the closed sets."""
+    log = DecisionLog()
+    for line in block.text.splitlines():
+        start, _, pairs = line.partition(" otel-token-relay ")
+        fields = dict(pair.split("=", 1) for pair in shlex.split(pairs))
+        log.write(**fields)
+        written = capsys.readouterr().err.rstrip("\n")
+        assert len(start) == len(written.partition(" ")[0])
+        assert written.partition(" otel-token-relay ")[2] == pairs
+        assert fields["reason"] in {str(reason) for reason in Reason} | set(get_args(errors.RejectReason))
 
 
 @pytest.mark.usefixtures("restored")
