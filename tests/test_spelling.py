@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.spelling import resembles
+from otel_token_relay.spelling import nearest, resembles
 
 
 def distance(left: str, right: str) -> int:
@@ -59,3 +59,28 @@ def test_any_text_can_be_compared(left: str, right: str) -> None:
     """Environment variables may have any name. Some letters change their number in upper case."""
     assert resembles(left, right) is resembles(right, left)
     assert resembles(left, left)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("verify", "verify"),
+        ("VERFY", "verify"),
+        ("header", "header"),
+        ("haeder", "header"),
+        ("logs", "log"),
+        ("port", None),
+        ("ogg", None),
+        ("gol", None),
+        ("", None),
+        ("colour", None),
+    ],
+)
+def test_the_nearest_name_is_found(name: str, meant: str | None) -> None:
+    """A short name resembles too many others, so it allows one edit less."""
+    assert nearest(name, ["header", "headers_of", "verify", "log"]) == meant
+
+
+def test_of_two_equally_near_names_the_first_is_returned() -> None:
+    """The result does not depend on the order of a set."""
+    assert nearest("axxb", ["axxc", "axxd"]) == "axxc"

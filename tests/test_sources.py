@@ -1,0 +1,175 @@
+"""Which source of a setting applies, and how names that do not exist are reported."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.configuration_file import ConfigurationFile, Section
+from otel_token_relay.origin import OriginPattern
+from otel_token_relay.settings import READER, VARIABLES, Settings
+from otel_token_relay.sources import PREFIX, STRICTNESS, Source, merge
+
+A = OriginPattern.parse("https://a")
+
+
+def problems(**environ: str) -> list[str]:
+    return READER.read_environment(environ).problems
+
+
+def source(name: str, **values: object) -> Source:
+    return Source(name, values)
+
+
+def test_the_first_source_applies_to_each_setting() -> None:
+    """Settings of other sources stay."""
+    merged = merge([source("code", a=1), source("file", a=2, b=2), source("environment", a=3, b=3, c=3)])
+
+    assert merged.values == {"a": 1, "b": 2, "c": 3}
+
+
+@pytest.mark.parametrize(("setting", "order"), STRICTNESS.items())
+def test_the_strictest_value_applies_to_what_protects(setting: str, order: list[object]) -> None:
+    """Wherever it is."""
+    for index in range(3):
+        sources = [source(name, **{setting: order[0]}) for name in "abc"]
+        sources[index].values[setting] = order[-1]
+        assert merge(sources).values[setting] == order[-1]
+    assert merge([source("a"), source("b")]).values == {}
+
+
+def test_the_settings_that_protect_are_ordered_from_off_to_on() -> None:
+    """The last value is the strict one."""
+    for setting, order in STRICTNESS.items():
+        assert VARIABLES[setting].strict == order[-1]
+
+
+def test_problems_are_in_the_order_of_the_sources() -> None:
+    """All of them are reported, also for values that do not apply."""
+    one, other = Source("code", problems=["1", "2"]), Source("environment", problems=["3"])
+
+    assert merge([one, other]).problems == ["1", "2", "3"]
+
+
+def test_only_the_skipped_entries_of_the_list_that_applies_are_refused() -> None:
+    """The other list has no effect."""
+    winning, other = Source("file", {"destinations": ()}), Source("environment", {"destinations": ()}, refused={A})
+
+    assert merge([winning, other]).refused == set()
+    assert merge([other, winning]).refused == {A}
+    assert merge([Source("code"), other]).refused == {A}
+
+
+def test_an_invalid_header_removes_the_destinations_unless_another_source_replaces_it() -> None:
+    """The token must not be sent in a header that was not configured."""
+    listed = source("code", destinations=("https://a",))
+    invalid = Source("environment", {"header": "Authorization"}, invalid={"header"})
+
+    assert merge([listed, invalid]).values["destinations"] == ()
+    assert merge([listed, source("file", header="x-token"), invalid]).values["destinations"] == ("https://a",)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", [variable.name for variable in VARIABLES.values()])
+@pytest.mark.parametrize("change", ["missing", "doubled", "lower", "short prefix", "hyphens", "no package"])
+def test_each_misspelled_variable_is_reported_with_the_name_that_was_meant(name: str, change: str) -> None:
+    """A variable that does not exist is otherwise ignored without a word."""
+    misspelled = {
+        "missing": name[:-2] + name[-1],
+        "doubled": name + name[-1],
+        "lower": name.lower(),
+        "short prefix": name.replace("OTEL_PYTHON_", "OTEL_"),
+        "hyphens": name.replace("_", "-"),
+        "no package": name.replace("OTEL_PYTHON_", ""),
+    }[change]
+
+    (problem,) = problems(**{misspelled: "1"})
+
+    assert problem.startswith(f"{misspelled}: unknown variable; did you mean {name}?")
+
+
+@pytest.mark.parametrize("rest", ["", "COLOR", "X_Y_Z", "VERIFICATION_MODE"])
+def test_any_other_variable_with_the_prefix_is_reported(rest: str) -> None:
+    """There is no name to suggest."""
+    assert problems(**{PREFIX + rest: "1"}) == [
+        f"{PREFIX}{rest}: unknown variable; the page on configuration lists all variables"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TOKEN_RELAY_SERVICE_HOST",
+        "TOKEN_RELAY_SERVICE_PORT",
+        "TOKEN_RELAY_SERVICE_PORT_HTTP",
+        "TOKEN_RELAY_PORT",
+        "TOKEN_RELAY_PORT_8080_TCP",
+        "TOKEN_RELAY_PORT_8080_TCP_ADDR",
+        "OTEL_TOKEN_RELAY_SERVICE_HOST",
+        "GITHUB_TOKEN",
+        "RELAY_HEADER",
+        "OTEL_PROPAGATORS",
+        "OTEL_PYTHON_LOG_CORRELATION",
+        "MY_TOKEN_RELAY_VERIFY",
+    ],
+)
+def test_variables_of_others_are_not_reported(name: str) -> None:
+    """Kubernetes sets the first ones for a service named token-relay."""
+    assert problems(**{name: "1"}) == []
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_blank_variable_is_not_reported(text: str) -> None:
+    """It is the same as an unset one."""
+    assert problems(**{PREFIX + "COLOR": text}) == []
+
+
+def test_a_hostile_name_is_escaped_and_shortened() -> None:
+    """Names come from outside, too."""
+    (problem,) = problems(**{PREFIX + "\x1b[31m" + "x" * 500: "1"})
+
+    assert "\x1b" not in problem
+    assert len(problem) < 250
+
+
+@given(st.dictionaries(st.text(alphabet="OTEL_PYHNKRAVIFx-", max_size=40), st.text(max_size=5), max_size=4))
+def test_no_environment_raises(environ: dict[str, str]) -> None:
+    """The application starts."""
+    Settings.from_env(environ)
+
+
+# Files
+
+
+def test_keys_are_reported_with_their_path() -> None:
+    """The path leads to the key in the file."""
+    read = READER.read_section(Section("p.token_relay", {"max_age": "x", "colour": 1, 5: 2, "linger": 1}))
+
+    assert read.problems == [
+        "p.token_relay.max_age: expected a number of seconds, such as 30 or 0.5",
+        "p.token_relay.colour: unknown key",
+        "p.token_relay.5: unknown key",
+    ]
+    assert read.values == {"max_age": 0.0, "linger": 1.0}
+    assert read.invalid == {"max_age"}
+
+
+def test_a_duplicate_key_takes_the_strict_value() -> None:
+    """It is unknown which value was meant."""
+    read = READER.read_section(Section("p", {"verify": "off", "destinations": []}, ("verify", "destinations[0].scope")))
+
+    assert read.values == {"verify": "enforce", "destinations": ()}
+    assert read.problems == ["p.verify: duplicate key", "p.destinations[0].scope: duplicate key"]
+
+
+@pytest.mark.parametrize("is_unknown", [True, False])
+def test_a_file_that_cannot_be_read(is_unknown: bool) -> None:
+    """It is strict only if it may contain settings."""
+    (read,) = READER.read_file(ConfigurationFile(problem="it is on fire", is_unknown=is_unknown))
+
+    assert read.problems[0].startswith("OTEL_CONFIG_FILE: the file cannot be read: it is on fire; ")
+    strict = {"verify": "enforce", "require_verified": True, "redaction": True, "destinations": ()}
+    assert read.values == (strict if is_unknown else {})
