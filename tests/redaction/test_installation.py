@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 from opentelemetry import context as otel_context
@@ -54,24 +53,13 @@ def test_uninstall_removes_redaction():
     assert installation.states() == dict.fromkeys(("spans", "logs", "metrics"), "not redacted")
 
 
-def test_check_prints_how_each_signal_is_redacted(capsys):
-    """`otel-token-relay check` lists the three signals."""
-    from otel_token_relay.cli import main
+def test_check_tries_redaction_in_each_signal():
+    """`otel-token-relay check --all` lists the three signals with the results of their self-tests."""
+    from otel_token_relay.commands.coverage import try_redaction
 
-    main(["check"])
+    found = {(library.name, library.state, library.is_covered) for library in try_redaction(Settings())}
 
-    text = capsys.readouterr().out
-    assert (
-        textwrap.dedent(
-            f"""\
-        Redaction
-          spans: {installation.HOOKED}
-          logs: {installation.HOOKED}
-          metrics: {installation.HOOKED}
-        """
-        )
-        in text
-    )
+    assert found == {(signal, installation.HOOKED, True) for signal in ("spans", "logs", "metrics")}
 
 
 def test_the_context_of_the_application_is_not_changed():
