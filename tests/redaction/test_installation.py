@@ -57,6 +57,7 @@ def test_check_tries_redaction_in_each_signal():
     """`otel-token-relay check --all` lists the three signals with the results of their self-tests."""
     from otel_token_relay.commands.coverage import try_redaction
 
+    uninstall()
     found = {(library.name, library.state, library.is_covered) for library in try_redaction(Settings())}
 
     assert found == {(signal, installation.HOOKED, True) for signal in ("spans", "logs", "metrics")}
