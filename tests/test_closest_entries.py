@@ -33,17 +33,17 @@ def closest(url: str, *entries: str, refused: tuple[str, ...] = ()) -> str | Non
         ("https://a:8443", "https://a", "the port differs: 8443, not 443"),
         ("http://a:8080", "https://a", "the scheme differs: http, not https; the port differs: 8080, not 443"),
         (
-            "https://profile-servce",
+            "https://profile-servic",
             "https://profile-service",
-            "the host differs: profile-servce; did you mean profile-service?",
+            "the host differs: profile-servic; did you mean profile-service?",
         ),
         (
-            "http://profile-servce:1",
+            "http://profile-servic:1",
             "https://profile-service",
-            "the scheme differs: http, not https; the port differs: 1, not 443; the host differs: profile-servce;"
+            "the scheme differs: http, not https; the port differs: 1, not 443; the host differs: profile-servic;"
             " did you mean profile-service?",
         ),
-        ("https://a.servce.x", "https://a.service.x", "the host differs: a.servce.x; did you mean a.service.x?"),
+        ("https://a.servic.x", "https://a.service.x", "the host differs: a.servic.x; did you mean a.service.x?"),
         ("https://example.com", "https://*.example.com", "*.example.com does not match example.com itself"),
         (
             "https://bad-example.com",
@@ -97,7 +97,7 @@ def test_the_difference_is_named(url: str, entry: str, expected: str) -> None:
     ("url", "entry"),
     [
         ("https://elsewhere", "https://profile-service"),
-        ("https://abc", "https://abd"),
+        ("https://abc", "https://abx"),
         ("https://10.0.0.1", "https://10.0.0.2"),
         ("https://api-a.test", "https://billing-b.test"),
         ("http://elsewhere:81", "https://*"),
@@ -114,7 +114,7 @@ def test_an_origin_that_gets_the_token_has_no_closest_entry() -> None:
 
 
 def test_an_entry_that_excludes_the_origin_is_named() -> None:
-    """It decides alone, although others match."""
+    """It decides alone, although a wider one matches."""
     found = closest_entry(Origin("https", "a.x", 443), policy("https://*", "https://*.x;never", "http://a.x"))
 
     assert found is not None
@@ -133,7 +133,7 @@ def test_a_skipped_entry_is_named() -> None:
 
 def test_the_smallest_difference_wins_in_any_order() -> None:
     """Scheme or port, then the host."""
-    entries = ["https://servise:1", "http://service", "https://service:2", "https://*.service", "https://*:3"]
+    entries = ["https://servicd:1", "http://service", "https://service:2", "https://*.service", "https://*:3"]
 
     for order in (entries, entries[::-1]):
         assert closest("https://service", *order) == "https://service:2; the port differs: 443, not 2"
@@ -163,7 +163,7 @@ def test_a_target_that_cannot_be_read_has_no_closest_entry(target: tuple[object,
 
 
 HOSTS = st.sampled_from(
-    ["a", "service", "servise", "x.service", "localhost", "127.0.0.1", "::1", "xn--bcher-kva.x", "xn--a"]
+    ["a", "service", "servicd", "x.service", "localhost", "127.0.0.1", "::1", "xn--bcher-kva.x", "xn--a"]
 )
 ORIGINS = st.builds(Origin, st.sampled_from(["http", "https"]), HOSTS, st.sampled_from([80, 443, 8443]))
 PATTERNS = st.builds(

@@ -191,7 +191,7 @@ def is_invalid(entry: str) -> bool:
 
 @given(GOOD, ENTRIES, GOOD)
 def test_a_skipped_entry_never_widens_the_list(before: list[str], text: str, after: list[str]) -> None:
-    """Whatever an operator mistypes, no origin gets a token that it would not get without the entry."""
+    """If an operator mistypes an entry, no origin gets a token that it would not get without the entry."""
     if not all(map(is_invalid, split_entries(text))):
         return
     with_text = relayed(",".join([*before, text, *after]), *URLS)

@@ -107,7 +107,7 @@ def test_clients_behave_as_the_notes_say(form: str, expected: list[str], monkeyp
     ],
 )
 def test_the_problem_of_a_url_is_named(url: str, words: str) -> None:
-    """There is no origin, and the problem says what to write."""
+    """The URL has no origin, and the problem says what to write."""
     read = read_url(url)
 
     assert read.origin is None

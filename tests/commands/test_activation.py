@@ -69,7 +69,7 @@ NAMES = st.sampled_from(["tracecontext", "baggage", "token_relay", "none", "NONE
 
 @given(st.lists(NAMES, max_size=4).map(",".join))
 def test_the_problem_agrees_with_opentelemetry(value: str) -> None:
-    """OpenTelemetry loads the relay's propagator exactly if there is no problem."""
+    """OpenTelemetry loads the relay's propagator exactly if no problem is reported."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv("OTEL_PROPAGATORS", value)

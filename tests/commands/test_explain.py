@@ -87,7 +87,7 @@ def test_the_decision_is_printed(
     [
         ("http://profile-service/", "https://profile-service; the scheme differs: http, not https", "Correct the URL"),
         ("https://profile-service:1/", "https://profile-service; the port differs: 1, not 443", "Correct the URL"),
-        ("https://profile-servce/", "https://profile-service; the host differs: profile-servce; did you", "Correct"),
+        ("https://profile-servic/", "https://profile-service; the host differs: profile-servic; did you", "Correct"),
         ("https://internal/", "https://*.internal; *.internal does not match internal itself", "Correct the URL"),
         ("https://elsewhere.example", None, "Add the origin"),
     ],
@@ -283,7 +283,7 @@ def test_a_process_that_does_not_exist_is_a_usage_error(pid: str, capsys: pytest
     assert cli.main(["explain", "--pid", pid, "https://a"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert f"there is no process {pid}" in output.err
+    assert f"no process {pid}" in output.err
 
 
 # The command
