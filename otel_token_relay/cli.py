@@ -15,7 +15,7 @@ from otel_token_relay.commands import PROBLEM, USAGE_ERROR, check, demo, explain
 _EXAMPLES = """\
 examples:
   otel-token-relay check
-  otel-token-relay explain https://profile-service/v1/me
+  otel-token-relay explain https://profile-service/v1/me 'https://billing.internal/invoices?year=2026'
   otel-token-relay demo
 """
 

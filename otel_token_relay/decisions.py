@@ -31,7 +31,7 @@ ORIGIN_ATTRIBUTE: Final = "token_relay.origin"
 ADDRESS_ATTRIBUTE: Final = "server.address"
 COUNTER_NAME: Final = "token_relay.decisions"
 
-Closest = Callable[[Origin], str | None]
+Closest = Callable[[str, str, int | None], object | None]
 Outcome = Literal["relayed", "exchanged", "withheld"]
 _SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "exchanged"}
 
@@ -57,9 +57,14 @@ _OUTCOMES: Final = {reason: Decision(reason).outcome for reason in Reason}
 
 
 class DecisionRecorder:
-    """Record decisions through the OpenTelemetry API. Safe to share between threads."""
+    """Record decisions through the OpenTelemetry API. Safe to share between threads.
 
-    def __init__(self) -> None:
+    Args:
+        closest: Returns the closest entry and what differs, for a target that no entry matches; ``None`` for none.
+    """
+
+    def __init__(self, closest: Closest | None = None) -> None:
+        self._closest = closest
         self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
         # Bounded: a key combines a reason from a closed set with a destination from the settings, or with no
         # destination, because callers could otherwise create any number of time series by choosing hosts. The
@@ -91,7 +96,6 @@ class DecisionRecorder:
         context: Context,
         destination: Destination | None = None,
         target: Target | None = None,
-        closest: Closest | None = None,
     ) -> None:
         """Record one decision. Never raises: a decision must not depend on the application's span or meter.
 
@@ -100,7 +104,6 @@ class DecisionRecorder:
             context: Contains the hop's CLIENT span, if there is one.
             destination: The entry that matches; ``None`` if no entry matches.
             target: Where the request goes; ``None`` if that is unknown.
-            closest: Returns the closest entry for an origin that no entry matches, and what differs.
         """
         try:
             attributes = self._attributes.get((reason, id(destination))) or self._build_attributes(reason, destination)
@@ -117,7 +120,7 @@ class DecisionRecorder:
             counter = self._counter.created or self._counter.create()
             counter.add(1, attributes)
             if operator_log.decisions is not None:
-                _write(operator_log.decisions, reason, context, destination, target, closest)
+                _write(operator_log.decisions, reason, context, destination, target, self._closest)
             if _logger.isEnabledFor(logging.DEBUG):
                 _logger.debug("%s: %s, %s", _OUTCOMES[reason], reason, _describe(destination, target))
         except Exception:
@@ -152,12 +155,13 @@ def _write(
     closest: Closest | None,
 ) -> None:
     origin = _origin_of(target)
+    near = closest(*target) if destination is None and target is not None and closest is not None else None
     trace_id = trace.get_current_span(context).get_span_context().trace_id
     log.write(
         decision=_OUTCOMES[reason],
         reason=reason.value,
         origin="unknown" if origin is None else str(origin),
         entry=None if destination is None else str(destination),
-        closest_entry=closest(origin) if destination is None and origin is not None and closest is not None else None,
+        closest_entry=None if near is None else str(near),
         trace_id=trace.format_trace_id(trace_id) if trace_id else None,
     )

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from otel_token_relay.entry_mistakes import (
+    CONTAINS_COMMA,
+    FLAGS,
+    TEXT_PARAMETERS,
+    describe,
+    hide_user_info,
+    is_parameter,
+    may_have_parameters,
+    origins_of,
+)
 from otel_token_relay.origin import OriginPattern
 
-_TEXT_PARAMETERS: Final = ("audience", "scope", "resource")
+_MAX_SHOWN: Final = 200
+_IS_PART: Final = "it contains a user name or password, or a part of one; expected scheme://host[:port]"
 
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 # RFC 3986, section 2.1: a percent sign must be followed by two hexadecimal digits.
@@ -19,9 +29,7 @@ _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 # Characters that must be encoded in a value, including leading and trailing spaces, which parsing would remove.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
-_split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
-# If the text after a colon is not a port, it may be the first half of a password that contains a comma.
-_hide_half_userinfo: Final = re.compile(r"^([^\[\]/:]*:)(?!(?:[0-9]{1,5}|\*)(?:[;/?#]|$)).*", re.DOTALL).sub
+_starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +43,10 @@ class Destination:
         audience: The audience to request in a token exchange (RFC 8693, section 2.1).
         scope: The scope to request in the exchange.
         resource: The resource to request in the exchange.
+        never: Whether no token is sent there, although a wider entry may match. It excludes the other parameters.
 
     Raises:
-        ValueError: A value is empty or not printable ASCII.
+        ValueError: A value is empty or not printable ASCII, or *never* is combined with another parameter.
     """
 
     pattern: OriginPattern
@@ -45,25 +54,33 @@ class Destination:
     audience: str | None = None
     scope: str | None = None
     resource: str | None = None
+    never: bool = False
 
     def __post_init__(self) -> None:
-        for name in _TEXT_PARAMETERS:
+        for name in TEXT_PARAMETERS:
             value = getattr(self, name)
             if value is not None and not _is_printable_ascii(value):
                 raise ValueError(f"the value of ;{name}= must be printable ASCII, even after percent-decoding")
+        if self.never and (self.required or self.needs_exchange):
+            raise ValueError(";never excludes all other parameters; remove them or ;never")
 
     @classmethod
     def parse(cls, entry: str) -> Destination:
         """Parse ``ORIGIN[;param[=value]]…`` and percent-decode the values.
 
         Raises:
-            ValueError: The entry is invalid. The message is a single sentence.
+            ValueError: The entry is invalid. The message is a single sentence without user info. It says what is
+                wrong and, if possible, what to write instead.
         """
+        try:
+            return cls._parse(entry)
+        except ValueError as error:
+            raise ValueError(describe(entry, str(error), _are_valid)) from None
+
+    @classmethod
+    def _parse(cls, entry: str) -> Destination:
         if "," in entry:
-            raise ValueError(
-                "it contains a comma; write a comma in a value as %2C, start an entry after parameters with its scheme,"
-                " such as https://, and in code pass each entry as a separate string"
-            )
+            raise ValueError(CONTAINS_COMMA)
         origin, *parameters = (part.strip() for part in entry.split(";"))
         pattern = OriginPattern.parse(origin)
         seen: dict[str, str | None] = {}
@@ -71,20 +88,21 @@ class Destination:
             name, equals, value = (part.strip() for part in parameter.partition("="))
             if name in seen:
                 raise ValueError(f"duplicate parameter: {name}")
-            if name == "required" and not equals:
+            if name in FLAGS and not equals:
                 seen[name] = None
-            elif name in _TEXT_PARAMETERS and value:
+            elif name in TEXT_PARAMETERS and value:
                 seen[name] = _decode(name, value)
-            elif name in _TEXT_PARAMETERS:
-                raise ValueError(f"the parameter {name} requires a value: ;{name}=…")
+            elif name in TEXT_PARAMETERS:
+                raise ValueError(f"the parameter {name} requires a value: ;{name}=...")
             else:
-                raise ValueError("invalid parameter; expected required, audience=…, scope=… or resource=…")
+                raise ValueError("invalid parameter")
         return cls(
             pattern,
             required="required" in seen,
             audience=seen.get("audience"),
             scope=seen.get("scope"),
             resource=seen.get("resource"),
+            never="never" in seen,
         )
 
     @property
@@ -94,9 +112,8 @@ class Destination:
 
     def __str__(self) -> str:
         parts = [str(self.pattern)]
-        if self.required:
-            parts.append("required")
-        values = ((name, getattr(self, name)) for name in _TEXT_PARAMETERS)
+        parts += [name for name in FLAGS if getattr(self, name)]
+        values = ((name, getattr(self, name)) for name in TEXT_PARAMETERS)
         parts += [f"{name}={_encode(value)}" for name, value in values if value is not None]
         return ";".join(parts)
 
@@ -105,14 +122,16 @@ def split_entries(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of entries.
 
     After parameters, an item without a scheme may be the rest of a value with an unencoded comma. Such
-    an item stays in the same entry, which `Destination.parse` then rejects.
+    an item stays in the same entry, which `Destination.parse` then rejects. So does an item that is a parameter
+    with a comma before it instead of a semicolon: the entry must not apply without it.
     """
     entries: list[str] = []
     follows_parameters = False
     for item in filter(None, map(str.strip, text.split(","))):
         scheme = _starts_with_scheme(item)
-        if scheme is None and follows_parameters:
+        if scheme is None and (follows_parameters or (entries and is_parameter(item))):
             entries[-1] += f",{item}"
+            follows_parameters = True
             continue
         entries.append(item)
         # An item with any other scheme is not an entry, so the next item still follows the parameters.
@@ -137,22 +156,27 @@ def read_destinations(
     if isinstance(entries, str):
         report("destinations", "expected a sequence of entries, not a single string")
         return ()
-    found: dict[object, Destination] = {}
-    contradicted = set()
-    refused = set() if refused is None else refused
-    for entry in entries:
+    given = tuple(entries)
+    found: dict[OriginPattern, Destination] = {}
+    contradicted: set[OriginPattern] = set()
+    skipped: set[OriginPattern] = set()
+    plain: set[OriginPattern] = set()
+    for position, entry in enumerate(given):
         try:
             destination = Destination.parse(entry) if isinstance(entry, str) else entry
         except ValueError as error:
-            report("destinations", f"the entry {_show(entry)} is skipped: {error}")
-            refused.update(_origins_of_unreadable(str(entry)))
+            report("destinations", _skip(str(entry), str(error), given, position))
+            (skipped if may_have_parameters(str(entry)) else plain).update(origins_of(str(entry)))
             continue
         if found.setdefault(destination.pattern, destination) != destination:
             contradicted.add(destination.pattern)
     for pattern in sorted(contradicted, key=str):
         report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
-    refused |= contradicted
-    return tuple(d for d in found.values() if d.pattern not in refused)
+    listed = tuple(d for d in found.values() if d.pattern not in contradicted | skipped)
+    if refused is not None:
+        # A skipped entry without parameters is not stricter than a valid entry for the same origin.
+        refused |= contradicted | skipped | (plain - {d.pattern for d in listed})
+    return listed
 
 
 def _encode(value: str) -> str:
@@ -170,25 +194,37 @@ def _decode(name: str, value: str) -> str:
         raise ValueError(f"the value of ;{name}= must be printable ASCII, even after percent-decoding") from None
 
 
-def _origins_of_unreadable(entry: str) -> Iterator[OriginPattern]:
-    """Yield each origin that can be read from an invalid entry with parameters.
+def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> str:
+    """Return the message about a skipped entry, with user info masked."""
+    shown = hide_user_info(entry)
+    if _contains_user_info_of(given[position + 1 :]):
+        # The user info contains a comma: it starts in this entry or in the one before it, and ends in a later one.
+        is_start = position == 0 or _starts_with_web_scheme(entry)
+        hidden = hide_user_info(entry, is_open=True) if is_start else "***"
+        if hidden != shown:
+            shown = hidden
+            problem = _IS_PART
+    elif position and "@" in shown and not _starts_with_web_scheme(entry):
+        # It ends here, so what looks like a scheme may belong to it.
+        shown = f"***@{shown.rpartition('***@')[2]}"
+        problem = _IS_PART
+    shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
+    return f"the entry {shown!a} is skipped: {problem}"
 
-    An entry without parameters is never stricter than a wider entry. One entry may contain several
-    items; see `split_entries`.
-    """
-    for item in entry.split(","):
-        origin, semicolon, _ = item.partition(";")
-        scheme, rest = _split_scheme(origin.strip()).groups()  # type: ignore[union-attr]  # it matches any string
-        authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-        if semicolon:
-            with suppress(ValueError):
-                yield OriginPattern.parse(scheme + authority)
+
+def _contains_user_info_of(later: Sequence[object]) -> bool:
+    """Return whether user info ends in one of the entries before the next scheme."""
+    for entry in map(str, later):
+        if _starts_with_web_scheme(entry):
+            return False
+        if "@" in entry:
+            return True
+    return False
 
 
-def _show(entry: object) -> str:
-    """Return an entry for use in a message, with anything that may be a password masked."""
-    scheme, rest = _split_scheme(str(entry)).groups()  # type: ignore[union-attr]  # it matches any string
-    _, at, host = rest.rpartition("@")
-    items = (_hide_half_userinfo(r"\1***", item) for item in rest.split(","))
-    text = scheme + (f"***@{host}" if at else ",".join(items))
-    return ascii(text if len(text) <= 200 else text[:200] + "...")
+def _are_valid(text: str) -> bool:
+    """Return whether every entry of a list is valid."""
+    try:
+        return all(Destination._parse(entry) for entry in split_entries(text)) and bool(text)
+    except ValueError:
+        return False

@@ -23,19 +23,28 @@ class RelayPolicy:
     """Look up the allow-list entry for an origin. Immutable and safe to share between threads.
 
     If several entries match, the most specific one applies: first the exact host, then the longest
-    wildcard, and ``*`` last. An entry for a specific port takes precedence over one for any port.
+    wildcard, and ``*`` last. An entry for a specific port takes precedence over one for any port. If the most specific
+    entry has ``;never``, the origin gets no token.
 
     Args:
         destinations: The allow-list entries.
         refused: Origins that must not match any entry, not even a wider one.
+
+    Attributes:
+        entries: The entries, by pattern, including those with ``;never``.
+        refused: The refused patterns.
+        is_empty: Whether no origin gets a token.
+        has_required: Whether any entry has ``;required``.
     """
 
     def __init__(self, destinations: Iterable[Destination], refused: Iterable[OriginPattern] = ()) -> None:
-        entries = {d.pattern: d for d in destinations}
-        self._by_pattern: Mapping[OriginPattern, Destination | None] = {**entries, **dict.fromkeys(refused)}
+        self.entries: Mapping[OriginPattern, Destination] = {d.pattern: d for d in destinations}
+        self.refused: frozenset[OriginPattern] = frozenset(refused)
+        relayed = {pattern: None if d.never else d for pattern, d in self.entries.items()}
+        self._by_pattern: Mapping[OriginPattern, Destination | None] = {**relayed, **dict.fromkeys(self.refused)}
         self._has_wildcards = any(pattern.host.startswith("*") for pattern in self._by_pattern)
-        self.is_empty: bool = not entries
-        self.has_required: bool = any(d.required for d in entries.values())
+        self.is_empty: bool = not any(self._by_pattern.values())
+        self.has_required: bool = any(d.required for d in self.entries.values())
         # A client passes the same scheme, host and port at every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 
@@ -48,12 +57,25 @@ class RelayPolicy:
         return None if origin is None else self.match(origin)
 
     def match(self, origin: Origin) -> Destination | None:
-        """Return the entry that matches *origin*, or ``None``."""
+        """Return the entry according to which *origin* gets a token, or ``None`` if it gets none."""
+        pattern = self.deciding_pattern(origin)
+        return None if pattern is None else self._by_pattern[pattern]
+
+    def deciding_entry(self, origin: Origin) -> Destination | None:
+        """Return the most specific entry that matches *origin*, even if it has ``;never``."""
+        pattern = self.deciding_pattern(origin)
+        return None if pattern is None or pattern in self.refused else self.entries[pattern]
+
+    def deciding_pattern(self, origin: Origin) -> OriginPattern | None:
+        """Return the most specific pattern that matches *origin*.
+
+        It may belong to an entry with ``;never`` or to a skipped entry.
+        """
         for host in self._host_patterns(origin.host):
             for port in (origin.port, ANY_PORT):
                 pattern = OriginPattern(origin.scheme, host, port)
                 if pattern in self._by_pattern:
-                    return self._by_pattern[pattern]
+                    return pattern
         return None
 
     def _host_patterns(self, host: str) -> Iterable[str]:

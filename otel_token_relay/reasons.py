@@ -58,7 +58,7 @@ class Reason(Enum):
     )
     DESTINATION_NOT_LISTED = (
         "destination_not_listed",
-        "No entry of OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS matches this scheme, host and port.",
+        "No entry of OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS relays to this scheme, host and port.",
         "Add the origin if it may receive the caller's token. A different scheme or port is a different origin.",
     )
     EXPLICIT_CREDENTIAL = (

@@ -8,28 +8,48 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Literal, TypeVar, overload
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple, TypeVar, overload
 
 from opentelemetry.context import Context
 
 from otel_token_relay import context as binding
 from otel_token_relay import operator_log
+from otel_token_relay.closest_entries import ClosestEntries, ClosestEntry, closest_entry
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.decisions import Decision, DecisionRecorder
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import TokenUnavailable
-from otel_token_relay.origin import Origin, Target
+from otel_token_relay.origin import Target
 from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, get_current, is_suppressed
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
-from otel_token_relay.token import BearerToken, Clock
+from otel_token_relay.token import BearerToken, Clock, Lease
+from otel_token_relay.urls import read_url
 
 _logger = logging.getLogger("otel_token_relay")
 
 Request = TypeVar("Request")
 HasHeader = bool | Literal["fixed"]
+
+
+class Explanation(NamedTuple):
+    """The decision for a URL before any request is sent.
+
+    Attributes:
+        decision: The decision.
+        entry: The most specific entry that matches, which may have ``;never``; ``None`` if no entry matches.
+        closest: If the list is the reason to withhold the token: the entry that differs least, or that excludes the
+            origin. ``None`` if there is none.
+        fails: Whether the call raises `TokenUnavailable`.
+    """
+
+    decision: Decision
+    entry: Destination | None = None
+    closest: ClosestEntry | None = None
+    fails: bool = False
 
 
 class Relay:
@@ -49,7 +69,7 @@ class Relay:
         self._keeps_explicit = settings.on_conflict == "keep"
         self._now = now
         self._monotonic = monotonic
-        self._recorder = DecisionRecorder()
+        self._recorder = DecisionRecorder(ClosestEntries(self.policy).find)
         self._record = self._recorder.record
         self._is_watched = self._recorder.is_watched
         self._has_warned = False
@@ -216,20 +236,49 @@ class Relay:
         # The caller's own token must not go to a destination that requires an exchanged one.
         return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
 
-    def explain(self, url: str) -> tuple[Decision, Destination | None]:
-        """Return the decision for a request to *url* that has a valid token and no other credential.
+    def explain(self, url: str, *, without_user: bool = False) -> Explanation:
+        """Return the decision for a request to *url*, made by the same rules as that for a hop.
 
-        Also return the matching entry, or ``None`` if no entry matches.
+        The request has no credential except the URL's user info, which most clients send as a header.
+
+        Args:
+            url: The URL, as passed to a client.
+            without_user: Whether no request is being served. Otherwise, the token is a plain, living, verified one.
         """
-        origin = Origin.parse(url)
-        if origin is None:
-            return Decision(Reason.DESTINATION_UNKNOWN), None
-        destination = self.policy.match(origin)
-        if destination is None:
-            return Decision(Reason.DESTINATION_NOT_LISTED), None
-        if self.settings.require_verified and self.settings.verify == "off":
-            return Decision(Reason.NOT_VERIFIED), destination
-        return Decision(self._reason_of_destination(destination) or Reason.RELAYED), destination
+        read = read_url(url)
+        if read.origin is None:
+            return Explanation(Decision(Reason.NO_BOUNDARY if without_user else Reason.DESTINATION_UNKNOWN))
+        destination = self.policy.match(read.origin)
+        reason = self._reason(
+            Reason.NO_BOUNDARY if without_user else self._sample_token(),
+            destination,
+            read,
+            lambda read, name: read.has_credential and name == "authorization",
+        )
+        is_withheld = reason not in (Reason.RELAYED, Reason.EXPLICIT_CREDENTIAL)
+        return Explanation(
+            Decision(reason),
+            entry=self.policy.deciding_entry(read.origin),
+            closest=None if destination else closest_entry(read.origin, self.policy),
+            fails=is_withheld and destination is not None and destination.required,
+        )
+
+    def _sample_token(self) -> BearerToken:
+        """Return a token that can be relayed, and that is verified if this service verifies tokens."""
+        token = BearerToken("sample", lease=Lease(), received_at=self._monotonic())
+        if self.settings.verify != "off":
+            token.mark_verified(_Accepted())
+        return token
+
+
+class _Accepted:
+    """The verification of a token that exists only for `Relay.explain`."""
+
+    claims: Mapping[str, object] = MappingProxyType({})
+    expires_at: float | None = None
+
+    def is_still_valid(self) -> bool:
+        return True
 
 
 class Hop:

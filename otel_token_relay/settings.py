@@ -318,6 +318,8 @@ class Settings:
             )
         for destination in self.entries:
             pattern = destination.pattern
+            if destination.never:
+                continue
             if pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
             elif pattern.scheme == "http" and not pattern.is_loopback and not self._is_plaintext(pattern):

@@ -158,9 +158,9 @@ def test_the_decision_log_names_origin_entry_and_trace(
     """One line for each decision, on standard error, whatever the logging configuration is."""
     monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
     span, context = context_with(SpanKind.CLIENT)
-    recorder = DecisionRecorder()
+    recorder = DecisionRecorder(lambda *target: f"near {target[1]}")
     recorder.record(Reason.RELAYED, context, LISTED, TARGET)
-    recorder.record(Reason.DESTINATION_NOT_LISTED, context, None, TARGET, lambda origin: f"near {origin}")
+    recorder.record(Reason.DESTINATION_NOT_LISTED, context, None, TARGET)
     recorder.record(Reason.DESTINATION_UNKNOWN, Context())
 
     trace_id = trace.format_trace_id(span.get_span_context().trace_id)
@@ -168,7 +168,7 @@ def test_the_decision_log_names_origin_entry_and_trace(
         f"decision=relayed reason=relayed origin=https://profile-service entry=https://profile-service;required"
         f" trace_id={trace_id}",
         "decision=withheld reason=destination_not_listed origin=https://profile-service"
-        f' closest_entry="near https://profile-service" trace_id={trace_id}',
+        f' closest_entry="near Profile-Service" trace_id={trace_id}',
         "decision=withheld reason=destination_unknown origin=unknown",
     ]
 

@@ -1,8 +1,26 @@
-"""Entries of the list of destinations: their parameters."""
+"""Entries of the list of destinations: their parameters, and which origins a skipped entry takes from wider ones."""
+
+from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from otel_token_relay.destinations import Destination
+from otel_token_relay import Settings
+from otel_token_relay.destinations import Destination, split_entries
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.origin import Origin, OriginPattern
+from otel_token_relay.policy import RelayPolicy
+
+DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
+
+
+def relayed(text: str, *urls: str) -> list[str]:
+    """Return the URLs that get the token with this list."""
+    settings = Settings.from_env({DESTINATIONS: text})
+    policy = RelayPolicy(settings.entries, settings.refused)
+    origins = {url: Origin.parse(url) for url in urls}
+    return [url for url, origin in origins.items() if origin is not None and policy.match(origin) is not None]
 
 
 @pytest.mark.parametrize(
@@ -10,11 +28,14 @@ from otel_token_relay.destinations import Destination
     [
         ("https://a ; required", "https://a;required"),
         ("https://a;audience=b;scope=c d;resource=e", "https://a;audience=b;scope=c d;resource=e"),
+        ("a ;never", "https://a;never"),
+        ("http://*.a.b:*;never", "http://*.a.b:*;never"),
     ],
 )
-def test_parameters_are_read(entry, shown):
-    """White space around parameters is ignored."""
+def test_parameters_are_read(entry: str, shown: str) -> None:
+    """White space around parameters is ignored, and the text parses to the same entry."""
     assert str(Destination.parse(entry)) == shown
+    assert Destination.parse(shown) == Destination.parse(entry)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +47,168 @@ def test_parameters_are_read(entry, shown):
         "https://a;audience",
         "https://a;audience=",
         "https://a;required;required",
+        "https://a;never;never",
+        "https://a;never=",
+        "https://a;never=true",
+        "https://a;never;required",
+        "https://a;audience=b;never",
     ],
 )
-def test_an_invalid_parameter_makes_the_entry_invalid(entry):
+def test_an_invalid_parameter_makes_the_entry_invalid(entry: str) -> None:
     """An entry with a misspelled `required` must not become a plain entry."""
-    with pytest.raises(ValueError, match="parameter"):
+    with pytest.raises(ValueError, match=r";|parameter"):
         Destination.parse(entry)
+
+
+@pytest.mark.parametrize("other", [{"required": True}, {"audience": "b"}, {"scope": "b"}, {"resource": "b"}], ids=str)
+def test_never_excludes_other_parameters_in_code(other: dict[str, str]) -> None:
+    """They would have no effect."""
+    with pytest.raises(ValueError, match=";never"):
+        Destination(OriginPattern.parse("https://a"), never=True, **other)  # type: ignore[arg-type]
+
+
+def test_never_is_not_a_problem_and_causes_no_warning() -> None:
+    """The entry is deliberate, and no token is sent in plain text or to any host."""
+    settings = Settings.from_env({DESTINATIONS: "http://a;never,https://*;never,https://b;never"})
+
+    assert [str(entry) for entry in settings.entries] == ["http://a;never", "https://*;never", "https://b;never"]
+    assert (settings.problems, settings.warnings, settings.refused) == ((), (), ())
+
+
+def test_never_contradicts_another_entry_for_the_same_origin() -> None:
+    """It is unclear which one is meant, so the origin gets no token."""
+    assert relayed("https://*,https://a,https://a;never", "https://a", "https://b") == ["https://b"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("https://a,never", id="comma before the parameter"),
+        pytest.param("https://a, required", id="comma and blank before the parameter"),
+        pytest.param("https://a,;never", id="comma and semicolon"),
+        pytest.param("https://a,audience=b", id="comma before a parameter with a value"),
+        pytest.param("https://a,audiance = b", id="misspelled"),
+        pytest.param("https://a,required;scope=b", id="two parameters"),
+    ],
+)
+def test_a_parameter_after_a_comma_belongs_to_its_entry(text: str) -> None:
+    """The entry must not apply without it, nor may a wider one."""
+    settings = Settings.from_env({DESTINATIONS: f"https://*,{text}"})
+
+    assert [str(entry) for entry in settings.entries] == ["https://*"]
+    assert len(settings.problems) == 1
+    assert "https://a;" in settings.problems[0].partition("is skipped")[2]
+    assert relayed(f"https://*,{text}", "https://a", "https://b") == ["https://b"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '"https://a.x;never"',
+        "'https://a.x;never",
+        "https://a.x;nevr",
+        "https://a.x;deny",
+        "https://a.x never",
+        "https://a.x%3Bnever",
+        "https://a.x/api;never",
+        "https:/a.x;never",
+        "https//a.x;never",
+        "//a.x;never",
+        "https:\\\\a.x;never",
+        "htps://a.x;never",
+        "grpcs://a.x;never",
+        "grpc://a.x;never",
+        "foo://a.x;never",
+        "https://a.x:443x;never",
+        "https://a.x:0;never",
+        "https://a.x:;never",
+        "https://me:pw@a.x;never",
+        "https://b.x|https://a.x;never",
+        "https://b.x https://a.x;never",
+        "https://b.x\nhttps://a.x;never",
+        "https://b.x;https://a.x;never",
+        "https://b.x;required;a.x:443;never",
+        "https://a*.x;never",
+        "https://*.*.x;never",
+        "https://.x;never",
+        r"https://.*\.x;never",
+        "[https://a.x;never]",
+        "DESTINATIONS=https://a.x;never",
+    ],
+)
+@pytest.mark.parametrize("wider", ["https://*.x", "https://*", "https://*:*"])
+def test_a_wider_entry_does_not_cover_the_origin_of_a_mistyped_entry(entry: str, wider: str) -> None:
+    """The mistyped entry is stricter than the wider one."""
+    assert relayed(f"{wider},{entry}", "https://a.x", "https://other.y") in ([], ["https://other.y"])
+    assert relayed(wider, "https://a.x") == ["https://a.x"]
+
+
+def test_a_skipped_plain_entry_takes_its_origin_only_from_wider_entries() -> None:
+    """It is not stricter than a valid entry for the same origin. An entry with parameters may be."""
+    text = "https://*,https://a/api,https://a,https://b/api"
+
+    assert relayed(text, "https://a", "https://b", "https://c") == ["https://a", "https://c"]
+    assert relayed("https://a,https://a/api;required", "https://a") == []
+
+
+PIECES = st.sampled_from(
+    [
+        *",;=% @|\n\"'[]\\?${}(.^#&",
+        "%2C",
+        "a",
+        "b.x",
+        "*",
+        "*.x",
+        ":*",
+        ":80",
+        ":http",
+        "https://",
+        "http://c",
+        "ftp://",
+        "//",
+        "grpc://",
+        "dns:///",
+        "::1",
+        "required",
+        "requird",
+        "never",
+        "audience=",
+        "scope=",
+    ]
+)
+ENTRIES = st.lists(PIECES | st.text(max_size=3), max_size=14).map("".join)
+GOOD = st.lists(st.sampled_from(["https://*", "https://*.x", "https://b.x", "a;required", "http://c", "http://*:*"]))
+URLS = ("https://a", "https://b.x", "https://a.b.x", "http://c", "https://c", "http://a:80", "https://b.x:8443")
+
+
+def is_invalid(entry: str) -> bool:
+    try:
+        Destination.parse(entry)
+    except ValueError:
+        return True
+    return False
+
+
+@given(GOOD, ENTRIES, GOOD)
+def test_a_skipped_entry_never_widens_the_list(before: list[str], text: str, after: list[str]) -> None:
+    """If an operator mistypes an entry, no origin gets a token that it would not get without the entry."""
+    if not all(map(is_invalid, split_entries(text))):
+        return
+    with_text = relayed(",".join([*before, text, *after]), *URLS)
+
+    assert set(with_text) <= set(relayed(",".join([*before, *after]), *URLS))
+
+
+@given(ENTRIES)
+def test_any_text_is_read_or_skipped(text: str) -> None:
+    """An entry is either listed, or a problem names it. Nothing raises."""
+    settings = Settings.from_env({DESTINATIONS: text})
+
+    assert len(settings.entries) + len(settings.problems) >= bool(split_entries(text))
+    assert all(Destination.parse(str(entry)) == entry for entry in settings.entries)
+
+
+def test_an_entry_that_is_dropped_because_of_another_is_in_the_error() -> None:
+    """In code, the first invalid entry raises."""
+    with pytest.raises(ConfigurationError, match=r"did you mean https://a;required\?"):
+        Settings(destinations=["https://a;require"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.destinations import Destination
-from otel_token_relay.origin import Origin
+from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.policy import RelayPolicy
 
 labels = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=8).filter(lambda s: not s.isdigit())
@@ -127,3 +127,43 @@ def test_an_origin_that_is_too_long_is_not_cached(scheme, host):
 
     assert policy.find(scheme, host, None) is None
     assert policy._remembered.cache_info().currsize == 0
+
+
+NEVER = ("https://*.x", "https://*.secret.x;never", "https://open.secret.x", "https://a:*", "https://a:1;never")
+
+
+@pytest.mark.parametrize(
+    ("url", "entry", "gets"),
+    [
+        ("https://a.x", "https://*.x", True),
+        ("https://a.secret.x", "https://*.secret.x;never", False),
+        ("https://open.secret.x", "https://open.secret.x", True),
+        ("https://a:1", "https://a:1;never", False),
+        ("https://a:2", "https://a:*", True),
+        ("https://b", None, False),
+    ],
+)
+def test_an_entry_with_never_decides_alone(url, entry, gets):
+    """A wider entry does not apply, and a more specific one does."""
+    for entries in (NEVER, NEVER[::-1]):
+        policy = RelayPolicy(map(Destination.parse, entries))
+        origin = Origin.parse(url)
+        deciding = policy.deciding_entry(origin)
+
+        assert (policy.match(origin) is not None) is gets
+        assert (policy.find(*origin) is not None) is gets
+        assert (None if deciding is None else str(deciding)) == entry
+
+
+def test_a_list_of_excluded_origins_is_empty():
+    """It relays nothing, so hops without a token need no lookup."""
+    assert RelayPolicy([Destination.parse("https://a;never")]).is_empty
+    assert not RelayPolicy([Destination.parse("https://a;never"), Destination.parse("https://b")]).is_empty
+
+
+def test_a_refused_pattern_has_no_entry():
+    """It is the pattern of a skipped entry."""
+    policy = RelayPolicy([Destination.parse("https://*")], [OriginPattern.parse("https://a")])
+
+    assert policy.deciding_pattern(Origin.parse("https://a")) == OriginPattern.parse("https://a")
+    assert policy.deciding_entry(Origin.parse("https://a")) is None

@@ -255,15 +255,54 @@ def test_a_span_or_meter_that_raises_does_not_change_the_decision():
     [
         ("https://a/x", Reason.RELAYED),
         ("https://b/x", Reason.DESTINATION_NOT_LISTED),
-        ("https://u@a/x", Reason.DESTINATION_UNKNOWN),
+        ("https://u@a/x", Reason.EXPLICIT_CREDENTIAL),
+        ("https://u@a@b/x", Reason.DESTINATION_UNKNOWN),
         ("https://c/x", Reason.EXCHANGE_FAILED),
+        ("https://d/x", Reason.DESTINATION_NOT_LISTED),
     ],
 )
 def test_a_url_is_explained(url, reason):
     """The explanation assumes a valid token."""
-    relay = Relay(Settings(destinations=("https://a", "https://c;audience=c")))
+    relay = Relay(Settings(destinations=("https://a", "https://c;audience=c", "https://d;never")))
 
-    assert relay.explain(url)[0].reason is reason
+    assert relay.explain(url).decision.reason is reason
+
+
+ENTRIES = ("https://a", "https://*;required", "https://b;audience=b", "https://b:1;never")
+
+
+@pytest.mark.parametrize("credential", ["", "me:pw@"])
+@pytest.mark.parametrize("host", ["a", "b", "c"])
+@pytest.mark.parametrize("port", [None, 1])
+@pytest.mark.parametrize("settings", [{}, {"on_conflict": "replace"}, {"require_verified": True}], ids=str)
+@pytest.mark.parametrize("without_user", [False, True])
+def test_the_explanation_is_the_decision(credential, host, port, settings, without_user):
+    """A hop with the same target and headers has the same reason, and fails if the explanation says so."""
+    settings = Settings(destinations=ENTRIES, **settings)
+    explanation = Relay(settings).explain(
+        f"https://{credential}{host}{'' if port is None else f':{port}'}/x", without_user=without_user
+    )
+    relay = Relay(settings)
+    reasons = []
+    relay._record = lambda reason, *_, **__: reasons.append(reason)
+    relay._is_watched = lambda _: True
+    request = Request(("https", host, port), *(["authorization"] if credential else []))
+    context = Context() if without_user else with_token(BearerToken(OPAQUE, lease=Lease()), Context())
+    try:
+        relay.decide(request, lambda r: r.target, lambda r, name: name in r.headers, context)
+        failed = False
+    except TokenUnavailable:
+        failed = True
+
+    assert (explanation.decision.reason, explanation.fails) == (*reasons, failed)
+
+
+def test_an_excluded_destination_gets_no_token():
+    """It is not listed, whether the token is usable or not, and a wider entry does not apply."""
+    excluded = {"destinations": ("https://*;required", "https://a;never")}
+
+    assert decide(OPAQUE, **excluded) == (None, Reason.DESTINATION_NOT_LISTED)
+    assert decide(None, **excluded) == (None, Reason.NO_TOKEN)
 
 
 def unbound(relay, target=LISTED):

@@ -1,50 +1,56 @@
-"""Whether the relay is switched on, judged from outside the process. Nothing is imported."""
+"""Whether the relay is switched on, judged from outside the process. Entry points are looked up by name only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Final
 
 from otel_token_relay.configuration_file import KEY, read_configuration_file
+from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
 from otel_token_relay.spelling import nearest
 
 VARIABLE: Final = "OTEL_PROPAGATORS"
 _DEFAULT: Final = "tracecontext,baggage"
-_HOW: Final = f"set {VARIABLE}=tracecontext,baggage,token_relay"
 
 
 def relay_problem(environ: Mapping[str, str]) -> str | None:
-    """Return why no token is relayed, in one sentence; ``None`` if the relay is on.
+    """Return why no token is relayed and what to set, in one sentence; ``None`` if the relay is on.
 
     An application that calls `otel_token_relay.install` switches the relay on as well, which cannot be seen from
     outside.
     """
     known = {point.name for point in entry_points(group="opentelemetry_propagator")}
     names = [name.strip() for name in (environ.get(VARIABLE) or _DEFAULT).split(",")]
+    proposal = f"set {VARIABLE}={_proposal(names, known)}"
+    if environ.get(FILE_VARIABLE, "").strip():
+        proposal = f"add {KEY} to propagator.composite in the configuration file, or {proposal}"
     is_on = read_configuration_file(environ).names_propagator
-    off = f"{VARIABLE} does not contain {KEY}"
+    off = "does not contain" if environ.get(VARIABLE) else "is not set, so it does not contain"
     # OpenTelemetry loads the propagators one by one, up to the first none.
     for name in names:
         if name.lower() == "none":
-            off = f"{VARIABLE} contains none before any {KEY}"
+            off = "contains none before any"
             break
         if name not in known:
-            return f"{VARIABLE} cannot be loaded, so the application does not start: {_unknown(name, known)}"
+            return f"{VARIABLE} contains {_unknown(name, known)}, so the application does not start: {proposal}"
         is_on = is_on or name == KEY
-    return None if is_on else f"the relay is off, because {off}: {_how(environ)}"
+    return None if is_on else f"the relay is off, because {VARIABLE} {off} {KEY}: {proposal}, or call install()"
 
 
-def _how(environ: Mapping[str, str]) -> str:
-    if environ.get("OTEL_CONFIG_FILE", "").strip():
-        return f"add {KEY} to propagator.composite in the configuration file, or {_HOW}"
-    return f"{_HOW}, unless the application calls install()"
+def _unknown(name: str, known: Collection[str]) -> str:
+    shown = ascii(name)[1:-1][:60] or "an empty name"
+    meant = _meant(name, known)
+    return f"{shown}, {'' if meant is None else f'not {meant}, '}which no installed package provides"
 
 
-def _unknown(name: str, known: set[str]) -> str:
-    shown = ascii(name)[1:-1][:60]
-    meant = nearest(name.replace("-", "_").replace(" ", "_"), sorted(known))
-    if name.replace("-", "").replace("_", "").lower() == KEY.replace("_", ""):
-        meant = KEY
-    hint = f"; did you mean {meant}?" if meant is not None else "; install the package that contains it"
-    return f"there is no propagator {shown or '(empty)'}{hint}"
+def _meant(name: str, known: Collection[str]) -> str | None:
+    """Return the name of a propagator that resembles *name*."""
+    plain = name.replace("-", "_").replace(" ", "_").replace(".", "_")
+    return next(iter({plain.lower()} & {KEY}), None) or nearest(plain, [KEY, *sorted(known)])
+
+
+def _proposal(names: Sequence[str], known: Collection[str]) -> str:
+    """Return the same list with the relay, and without names that cannot be loaded."""
+    kept = [name for name in dict.fromkeys(names) if name in known and name not in (KEY, "none")]
+    return ",".join([*(kept or _DEFAULT.split(",")), KEY])

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final, Literal
 
@@ -126,10 +127,8 @@ def version_of(distribution: str) -> str | None:
 def has_module(name: str) -> bool:
     """Return whether a module is installed, without importing its package."""
     root, *rest = name.split(".")
-    try:
-        spec = importlib.util.find_spec(root)
-    except (ImportError, ValueError):
-        return False
+    # Other finders may react to being asked, as ours does, which starts verification before a server is imported.
+    spec = None if root in sys.modules and sys.modules[root] is None else PathFinder.find_spec(root)
     if spec is None or not rest:
         return spec is not None
     for folder in spec.submodule_search_locations or ():

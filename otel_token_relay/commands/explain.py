@@ -1,78 +1,220 @@
-"""``otel-token-relay explain``: print the decision for a URL."""
+"""``otel-token-relay explain``: print the decision for each URL, the reason for it, and the closest entry."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from otel_token_relay.commands import OK, PROBLEM
+from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import relay_problem
-from otel_token_relay.decisions import Decision
-from otel_token_relay.origin import Origin
+from otel_token_relay.commands.output import emphasize, escape, say
+from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
+from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
 from otel_token_relay.reasons import Reason
-from otel_token_relay.relay import Relay
+from otel_token_relay.relay import Explanation, Relay
 from otel_token_relay.settings import Settings
+from otel_token_relay.urls import ReadUrl, read_url
+
+_EPILOG: Final = """\
+The settings are those of this shell's environment, or with --pid those with which a running process was started.
+In a shell, put entries with parameters and URLs in single quotes: an unquoted ; ends the command, and the rest of the
+value is lost.
+
+examples:
+  export OTEL_PROPAGATORS=tracecontext,baggage,token_relay
+  export OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS='https://profile-service;required,https://*.internal'
+  otel-token-relay explain 'https://profile-service/v1/me' 'https://billing.internal/invoices?year=2026'
+  otel-token-relay explain --pid "$(pgrep -o gunicorn)" https://profile-service/v1/me
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
-        "explain", help="print whether the token would be relayed to a URL; exit with 1 if not"
+        "explain",
+        help="print whether the token would be relayed to a URL; exit with 1 if not",
+        description="Print the decision for a request to each URL, with a token that is valid and, if this service"
+        " verifies tokens, verified.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("url", metavar="URL")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
+    parser.add_argument("urls", metavar="URL", nargs="+", help="a URL as the application passes it to its client")
+    parser.add_argument("--without-user", action="store_true", help="explain a call while no request is served")
+    parser.add_argument("--pid", type=int, metavar="N", help="use the environment of process N (Linux)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on one line for each URL")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
-    return explain(options.url, as_json=options.json)
+    environ: Mapping[str, str] = os.environ
+    if options.pid is not None:
+        try:
+            environ = environment_of(options.pid)
+        except ProcessUnreadable as error:
+            print(f"otel-token-relay explain: error: {error}", file=sys.stderr)
+            return USAGE_ERROR
+    return explain(options.urls, environ, pid=options.pid, without_user=options.without_user, as_json=options.json)
 
 
-def explain(url: str, *, as_json: bool) -> int:
-    """Print the decision for a URL in the current environment and the reason for it.
+def explain(
+    urls: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    pid: int | None = None,
+    without_user: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Print the decision for each URL and the reason for it.
+
+    Args:
+        urls: The URLs, as passed to a client.
+        environ: The environment variables that contain the settings.
+        pid: The process to which *environ* belongs; ``None`` for this shell.
+        without_user: Whether to explain calls that are made while no request is served.
+        as_json: Whether to print JSON.
 
     Returns:
-        0 if a valid bearer token would be relayed, 1 if it would be withheld.
+        0 if a token would be sent to all of them, 1 if it would be withheld from any.
     """
-    settings = Settings.load()
-    decision, destination = Relay(settings).explain(url)
-    entry = None if destination is None else str(destination)
-    off = relay_problem(os.environ)
-    warnings = [] if off is None else [off]
-    if as_json:
-        explanation = {
-            "url": _without_secrets(url),
-            "decision": decision.outcome,
-            "reason": decision.reason.value,
-            "destination": entry,
-            "problems": list(settings.problems),
-            "warnings": warnings,
+    settings = _load_settings(environ)
+    relay = Relay(settings)
+    results = [
+        _Result(
+            read_url(url),
+            relay.explain(url, without_user=without_user),
+            relay_problem(environ),
+            None if settings.entries else _unset_destinations(environ, pid),
+        )
+        for url in urls
+    ]
+    for number, result in enumerate(results):
+        if as_json:
+            print(json.dumps(result.as_json() | {"problems": list(settings.problems)}))
+        else:
+            if number:
+                say()
+            result.print(with_url=len(results) > 1)
+    if not as_json:
+        for problem in settings.problems:
+            say(f"problem: {problem}", indent=2)
+    return PROBLEM if any(result.is_withheld for result in results) else OK
+
+
+def _load_settings(environ: Mapping[str, str]) -> Settings:
+    return Settings.load(environ)
+
+
+def _unset_destinations(environ: Mapping[str, str], pid: int | None) -> str | None:
+    """Return the likely cause if no destination is set at all."""
+    if environ.get(DESTINATIONS, "").strip():
+        return None
+    if pid is not None:
+        return f"{DESTINATIONS} is not set in the environment of process {pid}."
+    return (
+        f"{DESTINATIONS} is not set in this environment. explain reads the environment of this shell: use --pid with"
+        " the process id of the running service, or export the service's variables first."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """The result for one URL.
+
+    Attributes:
+        url: The URL.
+        explanation: The relay's decision.
+        relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
+        unset: Why no destination is set; ``None`` if there are destinations.
+    """
+
+    url: ReadUrl
+    explanation: Explanation
+    relay_problem: str | None
+    unset: str | None
+
+    @property
+    def is_withheld(self) -> bool:
+        return self.relay_problem is not None or self.explanation.decision.outcome == "withheld"
+
+    @property
+    def advice(self) -> str:
+        """What to do, in one or two sentences."""
+        if self.relay_problem is not None:
+            return f"{self.relay_problem}. {self.unset or ''}".strip()
+        if self.url.problem:
+            return _sentence(self.url.problem)
+        if self.unset is not None:
+            return self.unset
+        closest = self.explanation.closest
+        if closest is not None and closest.is_deliberate:
+            return "Nothing, if this is intended. Otherwise, remove the entry, or its ;never."
+        if closest is not None and closest.is_skipped:
+            return "Correct the entry: see the problem below."
+        if closest is not None and self.explanation.decision.reason is Reason.DESTINATION_NOT_LISTED:
+            return "Correct the URL or the entry, or add the origin if it may receive the caller's token."
+        return _plain(self.explanation.decision.reason.advice)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the result with the keys that ``docs/command-line.md`` describes, except ``problems``."""
+        explanation = self.explanation
+        return {
+            "url": self.url.shown,
+            "decision": "withheld" if self.is_withheld else explanation.decision.outcome,
+            "reason": explanation.decision.reason.value if self.relay_problem is None else None,
+            "relay_off": self.relay_problem,
+            "entry": None if explanation.entry is None else str(explanation.entry),
+            "closest_entry": None if explanation.closest is None else explanation.closest.entry,
+            "difference": None if explanation.closest is None else explanation.closest.difference,
+            "raises": explanation.fails and self.relay_problem is None,
+            "advice": self.advice,
+            "note": self.url.note or None,
         }
-        print(json.dumps(explanation))
-    else:
-        _print_explanation(decision, entry)
-        print(*(f"  warning: {warning}" for warning in warnings), sep="\n", end="\n" * bool(warnings))
-        print(*(f"  problem: {problem}" for problem in settings.problems), sep="\n", end="\n" * bool(settings.problems))
-    return OK if decision.outcome != "withheld" else PROBLEM
+
+    def print(self, *, with_url: bool) -> None:
+        """Print the decision first, then the reason for it and what to do."""
+        reason = self.explanation.decision.reason
+        verdict = _verdict(self.explanation) if self.relay_problem is None else "withheld: the relay is off"
+        print(emphasize(escape(f"{verdict} ({self.url.shown})" if with_url else verdict)))
+        if self.relay_problem is None:
+            say(_meaning(reason), indent=2)
+            if self.explanation.fails:
+                say("The entry has ;required, so the call raises TokenUnavailable and sends nothing.", indent=2)
+        self._print_entry()
+        if reason is not Reason.RELAYED or self.relay_problem is not None:
+            say(f"What to do: {self.advice}", indent=2)
+        if self.relay_problem is not None:
+            say(f"With the relay on: {_verdict(self.explanation)}", indent=2)
+        if self.url.note:
+            say(f"note: {self.url.note}", indent=2)
+
+    def _print_entry(self) -> None:
+        if self.explanation.entry is not None:
+            is_never = self.explanation.entry.never
+            say(f"entry: {self.explanation.entry}{', so this origin never gets a token' * is_never}", indent=2)
+        elif self.explanation.closest is not None:
+            say(f"closest entry: {self.explanation.closest}", indent=2)
 
 
-def _print_explanation(decision: Decision, entry: str | None) -> None:
-    if decision.reason is Reason.RELAYED:
-        print("relayed")
-        print("  A request there carries the caller's token, unless it has a credential of its own.")
-    else:
-        print(f"{decision.outcome}: {decision.reason}")
-        print(f"  {decision.reason.meaning}")
-        print(f"  What to do: {decision.reason.advice}")
-    if entry is not None:
-        print(f"  entry: {entry}")
+def _verdict(explanation: Explanation) -> str:
+    reason = explanation.decision.reason
+    return "relayed" if reason is Reason.RELAYED else f"{explanation.decision.outcome}: {reason}"
 
 
-def _without_secrets(url: str) -> str:
-    """Return the URL without its user info and query."""
-    if Origin.parse(url) is None and "@" in url:
-        url = "***@" + url.rpartition("@")[2]
-    path, mark, _ = url.partition("?")
-    return f"{path}?***" if mark else path
+def _meaning(reason: Reason) -> str:
+    if reason is Reason.RELAYED:
+        return "A request there carries the caller's token, unless it has a credential of its own."
+    return _plain(reason.meaning)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("`", "").replace("\N{HORIZONTAL ELLIPSIS}", "...")

@@ -95,7 +95,9 @@ def test_h07_the_problem_names_the_entry_and_what_to_do(text: str) -> None:
     [
         "https://me:hunter2@g.x;audience=a,b",
         "https://g.x;audience=a,me:hunter2@b.x",
-        "https://g.x;audience=a,me:hunter2",
+        "https://g.x;audience=a,me:hunter2,x@b.x",
+        "https://me:hunter2,x@b.x",
+        "https://me:pw,hunter2/,x@b.x",
         "https://g.x;audience=a,b,me:hun,ter2@b.x",
         "https://me:hunt,er2@g.x;audience=a,b",
         "https://g.x;audience=a,b,https://me:hunter2@c.x",

@@ -1,0 +1,203 @@
+"""Find the entry that differs least from an origin that no entry matches, so that a decision can be explained.
+
+Comparing is pure and costs time for each entry, so `ClosestEntries` remembers the results for a limited number of
+origins. It never raises: an explanation must not affect a request.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from ipaddress import ip_address
+from itertools import islice
+from typing import Final, NamedTuple
+
+from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, OriginPattern
+from otel_token_relay.policy import RelayPolicy
+from otel_token_relay.spelling import resembles
+
+# Origins can come from the network, through redirects.
+_CACHED_ORIGINS: Final = 1024
+# A longer list is compared only up to here: each unlisted origin costs time for each entry, and more for its spelling.
+_MAX_COMPARED: Final = 1000
+_MAX_SPELLED: Final = 100
+# In shorter names, two edits are no sign of a misspelling.
+_MIN_LENGTH: Final = 4
+
+_LOOPBACK: Final = "{} and {} are different origins, even if both are this machine"
+
+
+class ClosestEntry(NamedTuple):
+    """The entry that differs least from an origin.
+
+    Attributes:
+        entry: The entry as text.
+        difference: What differs, or why a matching entry does not apply, as one clause.
+        is_deliberate: Whether the entry matches and has ``;never``.
+        is_skipped: Whether the entry matches, but is skipped.
+    """
+
+    entry: str
+    difference: str
+    is_deliberate: bool = False
+    is_skipped: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.entry}; {self.difference}"
+
+
+class ClosestEntries:
+    """Look up the closest entry for each origin that gets no token. Safe to share between threads.
+
+    Args:
+        policy: The policy with the entries.
+    """
+
+    def __init__(self, policy: RelayPolicy) -> None:
+        self._policy = policy
+        self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
+
+    def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
+        """Return the closest entry for the server that a client will connect to; see `Origin.of`.
+
+        This never raises. It returns ``None`` if no entry is close, or if an entry that relays matches.
+        """
+        try:
+            origin = Origin.of(scheme, host, port)
+            return None if origin is None else self._remembered(origin)
+        except Exception:  # a client can have been given any object as its target
+            return None
+
+    def _find(self, origin: Origin) -> ClosestEntry | None:
+        return closest_entry(origin, self._policy)
+
+
+def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
+    """Return the entry that differs least from *origin*; ``None`` if none is close, or if an entry that relays matches.
+
+    The result does not depend on the order of the list. Use `ClosestEntries` for hops.
+    """
+    pattern = policy.deciding_pattern(origin)
+    if pattern is not None:
+        return _withheld_by(pattern, policy)
+    candidates = (
+        (*difference, str(destination))
+        for number, destination in enumerate(islice(policy.entries.values(), _MAX_COMPARED))
+        if not destination.never
+        and (difference := _difference(origin, destination.pattern, is_spelled=number < _MAX_SPELLED)) is not None
+    )
+    best = min(candidates, default=None)
+    return None if best is None else ClosestEntry(best[2], best[1])
+
+
+def _withheld_by(pattern: OriginPattern, policy: RelayPolicy) -> ClosestEntry | None:
+    """Return why the entry with the matching *pattern* relays nothing."""
+    if pattern in policy.refused:
+        difference = "the entry is skipped, because it is invalid or contradicts another entry"
+        return ClosestEntry(str(pattern), difference, is_skipped=True)
+    destination = policy.entries[pattern]
+    return ClosestEntry(str(destination), "the entry has ;never", is_deliberate=True) if destination.never else None
+
+
+def _difference(origin: Origin, pattern: OriginPattern, *, is_spelled: bool) -> tuple[int, str] | None:
+    """Return the rank of the difference, smaller for a closer pattern, and its description.
+
+    Return ``None`` if the pattern is not close.
+    """
+    scheme = f"the scheme differs: {origin.scheme}, not {pattern.scheme}" if origin.scheme != pattern.scheme else ""
+    port = _port_difference(origin, pattern)
+    if _covers(pattern.host, origin.host):
+        if pattern.host == ANY_HOST and scheme and port:
+            return None
+        return (3 if scheme and port else 2 if scheme else 1) + 3 * pattern.host.startswith("*"), _join(scheme, port)
+    rank, host = _host_difference(origin.host, pattern.host) or (0, "")
+    if not host and is_spelled and _is_misspelled(origin.host, name := pattern.host.removeprefix("*.")):
+        rank, host = 16, f"the host differs: {origin.host}; did you mean {name}?"
+    if not host:
+        return None
+    return rank + bool(scheme) + bool(port), _join(host, scheme, port)
+
+
+def _join(*differences: str) -> str:
+    """Join the clauses; a proposal, which ends with a question mark, comes last."""
+    return "; ".join(sorted(filter(None, differences), key=lambda text: text.endswith("?")))
+
+
+def _port_difference(origin: Origin, pattern: OriginPattern) -> str:
+    if pattern.port in (ANY_PORT, origin.port):
+        return ""
+    # The default port differs whenever the scheme does, which is said already.
+    if origin.port == DEFAULT_PORTS[origin.scheme] and pattern.port == DEFAULT_PORTS[pattern.scheme]:
+        return ""
+    return f"the port differs: {origin.port}, not {pattern.port}"
+
+
+def _covers(pattern: str, host: str) -> bool:
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:]) and not _is_address(host)
+    return pattern in (ANY_HOST, host)
+
+
+def _host_difference(host: str, pattern: str) -> tuple[int, str] | None:
+    """Return the rank and the description of the difference between two hosts."""
+    name = pattern.removeprefix("*.")
+    if pattern.startswith("*."):
+        if host == name:
+            return 10, f"{pattern} does not match {host} itself"
+        if host.endswith(name):
+            return 12, f"{pattern} matches whole labels only, so it does not match {host}"
+    if _is_local(host) and _is_local(name):
+        return 11, _LOOPBACK.format(host, name)
+    if _is_address(host) or _is_address(name):
+        return None
+    if host.endswith(f".{name}"):
+        return 14, f"the host differs: {host} is below {name}, which does not include the names below it"
+    if name.startswith(f"{host}.") or host.startswith(f"{name}."):
+        return 13, f"the host differs: {host}, not {name}"
+    if _to_unicode(host) != host or _to_unicode(name) != name:
+        readable, meant = _to_unicode(host), _to_unicode(name)
+        if _without_accents(readable) == _without_accents(meant):
+            return 15, f"the host differs: {host} and {name} are different names (IDNA)"
+    return None
+
+
+def _is_misspelled(host: str, name: str) -> bool:
+    """Return whether one label differs by at most two edits and all other labels are equal."""
+    if _is_address(host) or _is_address(name):
+        return False
+    labels, meant = host.split("."), name.split(".")
+    if len(labels) != len(meant):
+        return False
+    different = [(label, other) for label, other in zip(labels, meant, strict=True) if label != other]
+    if len(different) != 1:
+        return False
+    label, other = different[0]
+    # Each of two edits adds and removes at most one kind of letter. This is faster to compare than the edits.
+    return min(len(label), len(other)) >= _MIN_LENGTH and len(set(label) ^ set(other)) <= 4 and resembles(label, other)
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.rpartition(".")[2].isdigit()
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    # Programs listen on the unspecified address, and their URLs are often copied from their output.
+    return _is_address(host) and (ip_address(host).is_loopback or ip_address(host).is_unspecified)
+
+
+def _to_unicode(host: str) -> str:
+    """Return a host with A-labels in readable form, or the host itself."""
+    if "xn--" not in host:
+        return host
+    import idna
+
+    try:
+        return idna.decode(host)
+    except (idna.IDNAError, UnicodeError):
+        return host
+
+
+def _without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

@@ -1,0 +1,539 @@
+"""Find out what is wrong with an invalid entry of the list of destinations, and what to write instead.
+
+Parsing is strict and never uses what is repaired here: an invalid entry is skipped. The repaired text appears in the
+message, and its origins are refused to wider entries, because the operator may have intended a stricter entry.
+
+User info is removed before anything else, so no message contains it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv6Address
+from typing import Final
+
+from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern
+from otel_token_relay.spelling import resembles
+
+FLAGS: Final = ("required", "never")
+TEXT_PARAMETERS: Final = ("audience", "scope", "resource")
+PARAMETERS: Final = FLAGS + TEXT_PARAMETERS
+
+CONTAINS_COMMA: Final = (
+    "it contains a comma; write a comma in a value as %2C, start an entry after parameters with its scheme, such as"
+    " https://, and in code pass each entry as a separate string"
+)
+
+_EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
+# Names that are not near misses but are used for the same thing elsewhere.
+_SYNONYMS: Final = {"aud": "audience", "scp": "scope", "deny": "never", "block": "never", "exclude": "never"}
+
+_MAX_SHOWN: Final = 200
+_MAX_QUOTED: Final = 60
+
+# What shells, YAML, JSON, Markdown and regular expressions put around an origin.
+_WRAPPING: Final = "\"'`<>(){}^$\u2018\u2019\u201c\u201d\u00ab\u00bb\ufeff\u200b"
+_VARIABLE: Final = re.compile(r"\$\{[^{}]*\}|\$\([^()]*\)|\$[A-Za-z_][A-Za-z0-9_]*|\{\{[^{}]*\}\}")
+
+_split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
+# The start of the next origin: a scheme that is not part of a longer word or of a value.
+_next_origin: Final = re.compile(r"(?<![A-Za-z0-9+.=/:%_-])[A-Za-z][A-Za-z0-9+.-]*:/{1,3}(?=[^/])")
+_any_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/*(.*)", re.DOTALL).fullmatch
+_has_value: Final = re.compile(rf"\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=").match
+_in_value: Final = re.compile(rf";\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=[^;]*").search
+_is_flag: Final = re.compile(rf"\s*;|\s*(?:{'|'.join(FLAGS)})\s*(?:;|$)").match
+_is_assignment: Final = re.compile(r"\s*[A-Za-z_-]+\s*=").match
+_variable_name: Final = re.compile(r"([A-Za-z_]+\s*=\s*)[\"'A-Za-z]+[./:\w]*").match
+_looks_like_regex: Final = re.compile(r"\\\.|(?:^|//)\.[*+]|\(\?").search
+_read_authority: Final = re.compile(r"(\[[^\]]*\]|[^:]*)(?::(.*))?", re.DOTALL).fullmatch
+_is_port: Final = re.compile(r"\*|[0-9]{1,5}", re.ASCII).fullmatch
+_is_range: Final = re.compile(r"[0-9.]+|\[[0-9A-Fa-f:.]+\]").fullmatch
+_bad_in_host: Final = re.compile(r"[^A-Za-z0-9._*\-\[\]:\u0080-\U0010ffff]").findall
+# If user info contains a comma, the text after the first delimiter may be a part of the password.
+_hide_open: Final = re.compile(r"([^:/?#;]*[:/?#;])(?!(?:[0-9]{1,5}|\*)$).*", re.DOTALL).fullmatch
+
+_BLANKS: Final = {"\n": "line break", "\r": "line break", "\t": "tab"}
+
+# gRPC's own schemes, and those of URLs for gRPC that other programs use.
+_GRPC: Final = frozenset({"grpc", "grpcs", "dns", "ipv4", "ipv6", "passthrough"})
+_UNREACHABLE: Final = frozenset({"unix", "unix-abstract", "vsock", "xds", "xdstp", "google-c2p"})
+_BOTH: Final = ("https", "http")
+_MEANT: Final = {"ws": ("http",), "wss": ("https",), "grpcs": ("https",)}
+
+
+def is_parameter(item: str) -> bool:
+    """Return whether an item of the list is a parameter of the entry before it, written after a comma."""
+    return bool(_is_flag(item) or _is_assignment(item))
+
+
+def hide_user_info(entry: str, *, is_open: bool = False) -> str:
+    """Return *entry* with its user info masked.
+
+    Args:
+        entry: An entry or a part of one.
+        is_open: Whether user info may start in this entry and end in a later one, because it contains a comma.
+    """
+    scheme, rest = _scheme_and_rest(entry)
+    end = _end_of_user_info(entry) - len(scheme)
+    if end > 0:
+        return f"{scheme}***" if is_open else f"{scheme}***@{rest[end:]}"
+    if is_open and (hidden := _hide_open(rest)):
+        rest = f"{hidden[1]}***"
+    return scheme + rest
+
+
+def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
+    """Return what is wrong with an invalid entry and what to write instead, in one sentence without user info.
+
+    Args:
+        entry: The entry.
+        problem: What the parser reports, in case nothing more can be said. It must not contain user info.
+        is_valid: Whether a text is a valid list of entries. Only valid text is proposed.
+    """
+    repair = _Repair(entry)
+    if not repair.problems:
+        return problem
+    message = "; ".join(repair.problems)
+    proposals = [text for text in repair.proposals() if len(text) <= _MAX_SHOWN and is_valid(text)]
+    if not proposals:
+        return message
+    shown = " or ".join(proposals)
+    return f"{message}; did you mean {shown}?" if repair.is_guess else f"{message}; write {shown}"
+
+
+def origins_of(entry: str) -> Iterator[OriginPattern]:
+    """Yield each origin that can be read from an invalid entry, and more if the port or the scheme cannot be read."""
+    for item in _Repair(entry).items:
+        for text in (*item.origins, *item.also_refused):
+            with suppress(ValueError):
+                yield OriginPattern.parse(text)
+
+
+def may_have_parameters(entry: str) -> bool:
+    """Return whether an invalid entry may be meant to be stricter than a plain one."""
+    text = entry.lower()
+    return any(mark in text for mark in (";", "=", "%3b")) or bool(set(re.findall("[a-z]+", text)) & set(PARAMETERS))
+
+
+@dataclass(slots=True)
+class _Item:
+    """One repaired entry.
+
+    Attributes:
+        origins: The origin, or several that may be meant. Empty if it cannot be repaired.
+        parameters: The repaired parameters.
+        also_refused: Origins that may be meant as well, because a part cannot be read.
+    """
+
+    origins: tuple[str, ...] = ()
+    parameters: list[str] = field(default_factory=list)
+    also_refused: tuple[str, ...] = ()
+
+
+class _Repair:
+    """Read an invalid entry as well as possible.
+
+    Attributes:
+        problems: What is wrong, one clause each.
+        is_guess: Whether the repaired text is a guess.
+        items: The repaired entries.
+    """
+
+    def __init__(self, entry: str) -> None:
+        self.problems: list[str] = []
+        self.is_guess = False
+        self._has_comma = False
+        text = self._without_user_info(entry)
+        self.items: list[_Item] = []
+        for item in self._split(text):
+            self._add(item)
+
+    def proposals(self) -> list[str]:
+        """Return the repaired list of entries. There are several if it is unclear which origin is meant."""
+        if not self.items or not all(item.origins for item in self.items):
+            return []
+        count = max(len(item.origins) for item in self.items)
+        found = [self._join(number) for number in range(count)]
+        if self._has_comma and (encoded := self._with_encoded_comma()):
+            found.insert(0, encoded)
+        return found
+
+    def _join(self, number: int) -> str:
+        return ",".join(";".join((i.origins[min(number, len(i.origins) - 1)], *i.parameters)) for i in self.items)
+
+    def _with_encoded_comma(self) -> str:
+        """Return the text in which everything after the first comma belongs to the value before it."""
+        first, *others = self.items
+        if not first.parameters or not _has_value(first.parameters[-1]) or any(item.parameters for item in others):
+            return ""
+        hosts = [item.origins[0].removeprefix("https://") for item in others]
+        return "%2C".join((";".join((first.origins[0], *first.parameters)), *hosts))
+
+    def _say(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _unexpected(self, characters: str) -> None:
+        found = dict.fromkeys(characters)
+        if named := [_quote(character) for character in found if not character.isspace()]:
+            self._say(f"unexpected character{'s' * (len(named) > 1)} {', '.join(named)}")
+        for blank in found:
+            if blank.isspace():
+                self._say(f"unexpected {_BLANKS.get(blank, 'blank')}")
+
+    def _without_user_info(self, entry: str) -> str:
+        end = _end_of_user_info(entry)
+        if end <= 0:
+            return entry
+        self._say("an entry must not contain a user name or password")
+        return _scheme_and_rest(entry)[0] + entry[end:]
+
+    # Separators
+
+    def _split(self, text: str) -> list[str]:
+        if _VARIABLE.search(text):
+            return [text.strip()]
+        if name := _variable_name(text):
+            self._unexpected_text(name[1])
+            text = text[name.end(1) :]
+        items = [item for item in map(str.strip, text.split(",")) if item]
+        if len(items) > 1 and not is_parameter(items[1]):
+            self._has_comma = True
+            self._say(CONTAINS_COMMA)
+        return [piece for item in items for piece in self._split_item(item)]
+
+    def _split_item(self, item: str) -> Iterator[str]:
+        """Split an item at separators other than a comma."""
+        if "%3B" in item.partition(";")[0].upper():
+            self._unexpected_text("%3B")
+            item = re.sub("%3B", ";", item, flags=re.IGNORECASE)
+        origin, semicolon, parameters = item.partition(";")
+        pieces = self._split_origin(origin)
+        if not semicolon:
+            yield from pieces
+            return
+        yield from pieces[:-1]
+        current = pieces[-1] if pieces else ""
+        for parameter in parameters.split(";"):
+            start = None if _has_value(parameter) else _next_origin.search(parameter)
+            if start is None and not _is_other_origin(parameter):
+                current += f";{parameter}"
+                continue
+            before, after = (parameter[: start.start()], parameter[start.start() :]) if start else ("", parameter)
+            self._separated_by(";" if not before.strip() else before.strip()[-1:] if "|" in before else " ")
+            yield f"{current};{before.strip(' |')}" if before.strip(" |\t\r\n") else current
+            current = after
+        yield current
+
+    def _split_origin(self, text: str) -> list[str]:
+        if is_parameter(text):
+            return [text]
+        if (start := _next_origin.search(text, 1)) and (before := text[: start.start()]).strip(_WRAPPING + "[] "):
+            core = before.rstrip("|&+/:;- \t\r\n")
+            self._separated_by(before[len(core) :].strip() or before[len(core) :][:1])
+            return [*self._split_origin(core), *self._split_origin(text[start.start() :])]
+        words = [word for word in re.split(r"[\s|]+", text) if word]
+        if len(words) < 2:
+            if text.strip("|") != text:
+                self._unexpected("|")
+            return words or [""]
+        marks = re.findall(r"[\s|]", text.strip())
+        parts = [words[0]]
+        for word in words[1:]:
+            if _is_flag(word) or _is_assignment(word):
+                self._say(f"{word.partition('=')[0]} is a parameter, which follows a semicolon")
+                parts[-1] += f";{word}"
+            elif "|" not in marks and (word.startswith((":", "/")) or parts[-1].endswith((":", "/"))):
+                self._unexpected("".join(marks))
+                parts[-1] += word
+            else:
+                self._separated_by("|" if "|" in marks else marks[0])
+                self.is_guess = True
+                parts.append(word)
+        return parts
+
+    def _separated_by(self, mark: str) -> None:
+        self._unexpected(mark)
+        self._say("separate entries with commas")
+
+    # One entry
+
+    def _add(self, text: str) -> None:
+        origin, *parameters = text.split(";")
+        if self.items and is_parameter(text):
+            name = text.strip(" ;").partition("=")[0].strip()
+            self._say(f"{_plain(name)} is a parameter, which follows a semicolon")
+            self.items[-1].parameters += self._parameters([text.strip(" ;"), *parameters[1:]])
+            return
+        item = self._origin(origin)
+        item.parameters = self._parameters(parameters)
+        self.items.append(item)
+
+    def _origin(self, text: str) -> _Item:
+        text = self._unwrap(text)
+        if variable := _VARIABLE.search(text):
+            self._say(f"the variable {_quote(variable[0])} has not been replaced by its value")
+            return _Item()
+        if _looks_like_regex(text):
+            self._say("an entry is not a regular expression")
+            self.is_guess = True
+            text = text.replace("\\.", ".").replace(".*.", "*.")
+        if "\\" in text:
+            self._unexpected("\\")
+            text = text.replace("\\", "/")
+        schemes, is_certain, rest = self._scheme(text)
+        authority = self._without_path(rest)
+        if authority is None:
+            return _Item()
+        host, port = self._authority(authority)
+        refused, host = self._host(host)
+        text, is_known = self._port(port)
+        origins = tuple(f"{scheme}://{host}{text}" for scheme in schemes)
+        if host and is_known and is_certain:
+            return _Item(origins)
+        unclear = tuple(f"{scheme}://{refused}{text}" for scheme in schemes if refused)
+        return _Item(also_refused=unclear if is_known else (*unclear, *(f"{origin}:*" for origin in unclear)))
+
+    def _authority(self, text: str) -> tuple[str, str | None]:
+        if text.count(":") > 1 and _is_ipv6(text.strip("[]")) and not (text.startswith("[") and text.endswith("]")):
+            self._say("an IPv6 address must be in brackets")
+            return f"[{text.strip('[]')}]", None
+        host, port = _read_authority(text).groups()  # type: ignore[union-attr]  # it matches any string
+        return host, port
+
+    def _unwrap(self, text: str) -> str:
+        if _VARIABLE.search(text):
+            return text
+        core = text.strip().strip(_WRAPPING + " ")
+        if core.startswith("[") and core.count("[") > core.count("]"):
+            core = core[1:]
+        if core.endswith("]") and core.count("]") > core.count("["):
+            core = core[:-1]
+        if core.startswith("[") and core.endswith("]") and not _is_range(core):
+            core = core[1:-1]
+        core = core.strip(_WRAPPING + " ")
+        removed = [c for c in text.replace(core, "", 1) if not c.isspace()] if core else []
+        if removed:
+            self._unexpected("".join(removed))
+        return core
+
+    def _scheme(self, text: str) -> tuple[tuple[str, ...], bool, str]:
+        """Return the schemes that may be meant, whether they can be proposed, and the text after the scheme."""
+        scheme, rest = _scheme_and_rest(text)
+        name = scheme[:-3].lower()
+        if not scheme:
+            return self._without_scheme(text)
+        if name not in DEFAULT_PORTS:
+            return self._other_scheme(name, rest)
+        if rest.startswith("/") and rest.strip("/"):
+            self._say(f'expected "{name}://" before the host')
+            rest = rest.lstrip("/")
+        return (name,), True, rest
+
+    def _without_scheme(self, text: str) -> tuple[tuple[str, ...], bool, str]:
+        found = _any_scheme(text)
+        if found and not _is_port(found[2]):
+            name = found[1].lower()
+            if name in DEFAULT_PORTS:
+                self._say(f'expected "{name}://" before the host')
+                return (name,), True, found[2]
+            if name in _GRPC | _UNREACHABLE or text[len(name) + 1 :].startswith("/"):
+                return self._other_scheme(name, found[2])
+        for known in DEFAULT_PORTS:
+            if text.lower().startswith(f"{known}//"):
+                self._say(f'expected "{known}://" before the host')
+                return (known,), True, text[len(known) + 2 :]
+        if text.startswith("*://"):
+            self._say('the scheme must be http or https, not "*"')
+            return _BOTH, True, text[4:]
+        if text.startswith(("//", "://")) and text.strip(":/"):
+            self._say('expected "https://" before the host')
+            return ("https",), True, text.lstrip(":/")
+        return ("https",), True, text
+
+    def _other_scheme(self, name: str, rest: str) -> tuple[tuple[str, ...], bool, str]:
+        if name in _UNREACHABLE:
+            self._say(f"the scheme {name} is not supported: a request to such a target never gets a token")
+            return _BOTH, False, rest.lstrip("/")
+        if name in _GRPC:
+            self._say(
+                f"the scheme {name} is not supported: a gRPC target is written https://host:port with TLS and"
+                " http://host:port without TLS"
+            )
+            rest = rest.lstrip("/")
+            # gRPC connects to port 443 if a target contains none, with or without TLS.
+            has_port = ":" in rest.rpartition("]")[2] or not rest
+            return _MEANT.get(name, _BOTH), True, rest if has_port else f"{rest}:443"
+        if name in _MEANT:
+            self._say(f"the scheme must be {_MEANT[name][0]}, which includes {name}")
+            return _MEANT[name], True, rest
+        self._say(f"the scheme must be http or https, not {_quote(name)}")
+        near = tuple(known for known in _BOTH if name[:1] == "h" and resembles(name, known))
+        if not near:
+            return _BOTH, False, rest
+        self.is_guess = True
+        return near if name.endswith("p") else ("https",), True, rest
+
+    def _without_path(self, rest: str) -> str | None:
+        authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        path = rest[len(authority) :]
+        if re.match(r"/[0-9]+$", path) and _is_range(authority):
+            self._say(f"unexpected characters {_quote(path)}; list each address, because ranges are not supported")
+            return None
+        if path:
+            self._unexpected_text(path)
+            self._say("an entry must not contain a path, query or fragment")
+        return authority
+
+    def _unexpected_text(self, text: str) -> None:
+        self._say(f"unexpected characters {_quote(text)}" if len(text) > 1 else f"unexpected character {_quote(text)}")
+
+    def _host(self, host: str) -> tuple[str, str]:
+        """Return a pattern that covers the hosts that may be meant, and the repaired host. Both can be empty."""
+        if not host:
+            self._say("the host is missing; expected scheme://host[:port]")
+            return "", ""
+        if host == "*.":
+            self._say("the name after *. is missing")
+            return "", ""
+        if bad := _bad_in_host(host):
+            self._unexpected("".join(bad))
+            return "", ""
+        if "*" in host and not re.fullmatch(r"\*|\*\.[^*]+", host):
+            return self._star(host)
+        if host.startswith(".") and host.strip("."):
+            self._say("a host must not start with a dot")
+            self.is_guess = True
+            host = f"*{host}"
+        try:
+            OriginPattern.parse(f"https://{host}")
+        except ValueError:
+            self._say(f"{_quote(host)} is neither a host name nor an IP address in canonical form")
+            return "", ""
+        return host, host
+
+    def _star(self, host: str) -> tuple[str, str]:
+        self._say("a * must be the whole host or its first label, as in https://*.example.com")
+        suffix = host.rpartition("*")[2]
+        if re.fullmatch(r"[*.]*\*", host.removesuffix(suffix)) and suffix.strip("."):
+            # *example.com or *.*.example.com
+            self.is_guess = True
+            meant = f"*.{suffix.lstrip('.')}"
+            return meant, meant
+        parent = suffix.partition(".")[2]
+        return f"*.{parent}" if parent else "*", ""
+
+    def _port(self, port: str | None) -> tuple[str, bool]:
+        """Return the port with its colon, and whether it is known."""
+        if port is None:
+            return "", True
+        if not port.strip():
+            self._say('the port after ":" is missing')
+            return "", True
+        if _is_port(port) and (port == "*" or 0 < int(port) < 65536):
+            return f":{port}", True
+        if port.lower() in DEFAULT_PORTS:
+            self._say(f"the port {_quote(port)} is not a number")
+            self.is_guess = True
+            return f":{DEFAULT_PORTS[port.lower()]}", True
+        kind = "between 1 and 65535" if port.isdigit() else "a number"
+        self._say(f"the port {_quote(port)} is not {kind}; write one entry for each port, or :* for any port")
+        return "", False
+
+    # Parameters
+
+    def _parameters(self, parameters: list[str]) -> list[str]:
+        return [repaired for text in parameters if (repaired := self._parameter(text))]
+
+    def _parameter(self, text: str) -> str:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        core = name.strip(_WRAPPING)
+        if core != name or (not equals and name.rstrip("]") != name):
+            self._unexpected("".join(c for c in name if c in _WRAPPING + "]"))
+            name = core.rstrip("]")
+        if not name and not equals:
+            self._unexpected(";")
+            return ""
+        if name in FLAGS:
+            if equals:
+                self._say(f";{name} takes no value")
+            return name
+        if name in TEXT_PARAMETERS:
+            return f"{name}={value}" if equals else name
+        meant = _SYNONYMS.get(name.lower()) or next((known for known in PARAMETERS if _is_near(name, known)), None)
+        if meant is None:
+            self._say(f"unknown parameter ;{_plain(name)}; {_EXPECTED}")
+            return f"{name}{equals}{value}"
+        self._say(f"unknown parameter ;{_plain(name)}")
+        self.is_guess = True
+        return meant if meant in FLAGS else f"{meant}={value}"
+
+
+def _is_near(name: str, known: str) -> bool:
+    return len(name) > 2 and (resembles(name, known) or resembles(name, f"{known}s"))
+
+
+def _is_other_origin(parameter: str) -> bool:
+    """Return whether text in the place of a parameter is an origin without a scheme, such as ``b.internal:8443``."""
+    if "=" in parameter or not re.search(r"[.:]", parameter):
+        return False
+    try:
+        OriginPattern.parse(parameter.strip())
+    except ValueError:
+        return False
+    return True
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+def _scheme_and_rest(text: str) -> tuple[str, str]:
+    scheme, rest = _split_scheme(text).groups()  # type: ignore[union-attr]  # it matches any string
+    return scheme, rest
+
+
+def _end_of_user_info(entry: str) -> int:
+    """Return the position after the last ``@`` that may end user info, or 0.
+
+    A password may contain any character, even if it should be encoded. So everything before an ``@`` may be user info,
+    except in the value of a parameter of a valid origin.
+    """
+    end = entry.rfind("@")
+    while end >= 0:
+        if not _is_in_value(entry[:end].rpartition(",")[2]):
+            return end + 1
+        end = entry.rfind("@", 0, end)
+    return 0
+
+
+def _is_in_value(before: str) -> bool:
+    origin, semicolon, parameters = before.partition(";")
+    last = f";{parameters.rpartition(';')[2]}"
+    if not semicolon or _in_value(last) is None or "://" in last:
+        return False
+    try:
+        OriginPattern.parse(origin.strip())
+    except ValueError:
+        return False
+    return True
+
+
+def _quote(text: str) -> str:
+    """Return a part of an entry for use in a message."""
+    shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+    if len(shown) > _MAX_QUOTED:
+        shown = f"{shown[:_MAX_QUOTED]}..."
+    return f"'{shown}'" if '"' in shown else f'"{shown}"'
+
+
+def _plain(text: str) -> str:
+    """Return a name for use in a message, escaped and shortened."""
+    return ascii(text)[1:-1][:_MAX_QUOTED]

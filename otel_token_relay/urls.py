@@ -1,0 +1,126 @@
+"""Read a URL as HTTP clients read it, to explain the decision before a client does.
+
+At a hop, the relay is given the target that the client has parsed. These functions predict that target, and describe
+how clients differ. Measured with httpx 0.28, requests 2.34, urllib3 2.8, aiohttp 3.14 and urllib of Python 3.13.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from otel_token_relay.origin import Origin
+from otel_token_relay.spelling import resembles
+
+# RFC 3986, section 3.2.1: user info ends at the first @ and contains neither slashes nor delimiters of later parts.
+_split_user_info: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#@\s\\]*)@(.*)", re.DOTALL).fullmatch
+_split_authority: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s\\]+)([/?#].*|)", re.DOTALL).fullmatch
+_scheme_of: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL).fullmatch
+_without_slashes: Final = re.compile(r"(https?):/?([^/\s].*)", re.DOTALL | re.IGNORECASE).fullmatch
+_starts_like_host: Final = re.compile(r"(?://)?[A-Za-z0-9_*\[][^\s@\\]*", re.DOTALL).fullmatch
+_starts_with_port: Final = re.compile(r"[0-9]{1,5}(?:[/?#]|$)").match
+
+_USER_INFO: Final = (
+    "httpx and aiohttp send the user info as Authorization: Basic, and so does requests if there is a password."
+    " urllib3 ignores it, so its request is decided as if the URL had none. urllib cannot open such a URL."
+)
+_BLANK_AROUND: Final = (
+    "Clients treat blanks around a URL differently: httpx and urllib3 reject leading ones, while requests, aiohttp and"
+    " urllib remove them; trailing ones are sent as %20, or requests and urllib3 reject the URL. Remove the blanks."
+)
+_BLANK_INSIDE: Final = "Clients send the blank in this URL as %20, but urllib rejects the URL."
+_MISSING: Final = "httpx, requests and urllib reject a URL without a scheme; urllib3 uses http"
+
+
+class ReadUrl(NamedTuple):
+    """A URL as most clients read it.
+
+    Attributes:
+        origin: The origin, or ``None`` if clients reject the URL or read it differently.
+        has_credential: Whether most clients send user info of the URL as a credential.
+        problem: Why the URL has no origin, and what to write; empty if it has one.
+        note: How clients treat an unusual part of the URL; empty if there is none.
+        shown: The URL without user info, query and fragment.
+    """
+
+    origin: Origin | None
+    has_credential: bool
+    problem: str
+    note: str
+    shown: str
+
+
+def read_url(url: str) -> ReadUrl:
+    """Read *url*. This never raises, and no text in the result contains user info, the query or the fragment."""
+    text = url.strip(" ")
+    user_info, bare = _without_user_info(text)
+    shown = show_url(text)
+    origin = Origin.parse(bare)
+    note = _BLANK_AROUND if text != url else ""
+    if origin is None and (parts := _split_authority(bare)) and not re.search(r"[\x00-\x1f\x7f]", parts[2]):
+        origin = Origin.parse(parts[1])
+        note = note or _BLANK_INSIDE * (" " in parts[2])
+    if user_info:
+        note = f"{_USER_INFO} {note}".strip()
+    problem = "" if origin else _find_problem(bare, shown)
+    return ReadUrl(origin, bool(user_info), problem, note, shown)
+
+
+def show_url(url: str) -> str:
+    """Return *url* without user info, query and fragment; ``***`` replaces them."""
+    user_info, bare = _without_user_info(url)
+    mask = "***@" if user_info else ""
+    if "@" in bare and Origin.parse(bare) is None:
+        # A password can contain any character, even if it should be encoded.
+        bare, mask = bare.rpartition("@")[2], "***@"
+    scheme, separator, rest = bare.partition("://") if not mask or user_info else ("", "", bare)
+    bare = f"{scheme}{separator}{mask}{rest}" if separator else f"{mask}{bare}"
+    end = min((bare.find(mark) for mark in "?#" if mark in bare), default=len(bare))
+    return bare if end == len(bare) else f"{bare[: end + 1]}***"
+
+
+def _without_user_info(url: str) -> tuple[str, str]:
+    found = _split_user_info(url)
+    return (found[2], found[1] + found[3]) if found else ("", url)
+
+
+def _find_problem(bare: str, shown: str) -> str:
+    """Return why clients reject a URL or read it differently."""
+    text = re.split(r"[?#]", shown.removeprefix("***@"), maxsplit=1)[0]
+    if not text:
+        return "the URL is empty"
+    if found := _without_slashes(text):
+        return f'expected "://" after the scheme{_propose(f"{found[1].lower()}://{found[2]}")}'
+    scheme = _scheme_of(text)
+    if scheme and scheme[2].startswith("//"):
+        return _problem_of_scheme(scheme[1].lower(), scheme[2])
+    if "***@" in shown and "://" in bare:
+        return "the user info contains characters that must be percent-encoded, so clients read the URL differently"
+    if _starts_like_host(text) and (scheme is None or _starts_with_port(scheme[2])):
+        return f"a URL needs a scheme{_propose('https://' + text.removeprefix('//'))} ({_MISSING})"
+    return f"{_wrong_characters(text)}expected scheme://host[:port]/path"
+
+
+def _problem_of_scheme(name: str, rest: str) -> str:
+    if name not in ("http", "https", "ws", "wss"):
+        meant = next((known for known in ("https", "http") if resembles(name, known) and name[:1] == "h"), None)
+        proposal = _propose(f"{meant}:{rest}") if meant else ""
+        return f"the scheme must be http or https, not {name[:60]}{proposal}"
+    host = rest[2:].partition("/")[0]
+    if not host or host.startswith(":"):
+        return (
+            f"the host is missing{_propose(f'{name}://' + rest.lstrip('/')) or '; expected scheme://host[:port]/path'}"
+        )
+    if Origin.parse(f"{name}://{host}") is not None:
+        return f"{_wrong_characters(rest)}clients read such a URL differently"
+    return f"{_wrong_characters(host)}the host or the port is not valid; expected scheme://host[:port]/path"
+
+
+def _propose(url: str) -> str:
+    return f": did you mean {url}?" if Origin.parse(url) else ""
+
+
+def _wrong_characters(text: str) -> str:
+    found = dict.fromkeys(c for c in text if c <= " " or c in '\\%|"<>^`{}\x7f')
+    names = ", ".join("a blank" if c == " " else f'"{c}"' if c > " " else ascii(c)[1:-1] for c in found)
+    return f"unexpected characters: {names}; " if found else ""
