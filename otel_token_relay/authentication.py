@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import unquote
 
 from otel_token_relay.credentials import Credentials
@@ -59,6 +59,10 @@ class ErrorResponse:
     def because(self, reason: str) -> ErrorResponse:
         """Return the same response with a *reason*."""
         return replace(self, reason=reason)
+
+
+CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
+"""The response if requests must be verified and an operator must first correct a setting or a program."""
 
 
 class RequestPath:

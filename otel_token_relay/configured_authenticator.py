@@ -12,7 +12,7 @@ import logging
 from functools import lru_cache
 from typing import Final
 
-from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.authentication import CANNOT_VERIFY, Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.credentials import Credentials
 from otel_token_relay.errors import RelayError
 from otel_token_relay.settings import Settings
@@ -48,8 +48,7 @@ class DenyAll:
 
     def __init__(self, settings: Settings) -> None:
         self._exclude = frozenset(settings.verify_exclude)
-        error_response = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
-        self._error_response = error_response.because(CANNOT_START)
+        self._error_response = CANNOT_VERIFY.because(CANNOT_START)
         self._recorder = VerificationRecorder("enforce")
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:

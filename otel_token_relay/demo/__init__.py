@@ -8,6 +8,7 @@ and no login page. Importing this package does not load any of the servers.
 from __future__ import annotations
 
 import importlib.util
+import signal
 from typing import Final
 
 # One module for each package in the extra, so that a missing package is reported before anything starts.
@@ -27,6 +28,8 @@ _NEEDED: Final = (
     "uvicorn",
 )
 
+_START: Final = "Starting an authorization server, two services and a third party on loopback."
+
 
 def run() -> int:
     """Run the demo and return its exit status.
@@ -41,7 +44,14 @@ def run() -> int:
     for name in _NEEDED:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    try:
+        from otel_token_relay.demo.processes import keep_standard_streams_open
 
-    from otel_token_relay.demo.runner import run_demo
+        keep_standard_streams_open()
+        # Importing the rest takes a second, during which the user should not have to guess.
+        print(_START, flush=True)  # noqa: T201
+        from otel_token_relay.demo.runner import run_demo
 
-    return run_demo()
+        return run_demo()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT

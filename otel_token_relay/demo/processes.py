@@ -1,12 +1,14 @@
-"""Start programs, each in its own process group, and end them all."""
+"""Start programs, each in its own process group, and end them all, also if this process is killed."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,9 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from otel_token_relay.demo.lifeline import tie
+
 
 class StartFailed(Exception):
-    """A program ended or was not ready in time. The message quotes the end of the program's log."""
+    """The demo cannot run. If a program ended or was not ready in time, the message quotes the end of its log."""
 
 
 class Signals:
@@ -71,6 +75,8 @@ class Signals:
 class Processes:
     """The programs in one run. Leaving the block kills them and every process that they have started.
 
+    If this process is killed instead, the same processes end; see `otel_token_relay.demo.lifeline`.
+
     Args:
         folder: The folder for each program's output: ``NAME.out`` and ``NAME.err``.
         signals: The `Signals` to hold while a program is started; otherwise, a signal could arrive before the
@@ -81,6 +87,7 @@ class Processes:
         self._folder = folder
         self._signals = signals
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._lifeline, self._our_end = os.pipe()
 
     def __enter__(self) -> Processes:
         return self
@@ -95,6 +102,8 @@ class Processes:
                     os.killpg(process.pid, signal.SIGKILL)
             for process in self._running.values():
                 process.wait()
+            os.close(self._lifeline)
+            os.close(self._our_end)
 
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], listener: socket.socket | None = None
@@ -104,14 +113,15 @@ class Processes:
         Args:
             listener: A socket that the program inherits under the same file descriptor.
         """
+        inherited = (self._lifeline,) if listener is None else (self._lifeline, listener.fileno())
         with self.output(name).open("wb") as out, self.log(name).open("wb") as err, self._signals.held():
             self._running[name] = subprocess.Popen(  # noqa: S603  # the commands are fixed
-                command,
+                tie(command, self._lifeline),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                pass_fds=() if listener is None else (listener.fileno(),),
+                pass_fds=inherited,
                 start_new_session=True,
             )
 
@@ -145,12 +155,55 @@ class Processes:
         return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
 
 
+@contextmanager
+def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
+    """Create a folder and remove it at the end of the block. No signal interrupts either.
+
+    Raises:
+        StartFailed: The folder cannot be created.
+    """
+    try:
+        with signals.held():
+            folder = tempfile.TemporaryDirectory(prefix="otel-token-relay-")
+    except OSError as error:
+        raise StartFailed(f"The demo cannot create a temporary folder: {error.strerror}.") from None
+    try:
+        yield Path(folder.name)
+    finally:
+        with signals.held():
+            folder.cleanup()
+
+
+def keep_standard_streams_open() -> None:
+    """Replace each closed standard stream with the null device.
+
+    Otherwise, the next file or socket would get its file descriptor, which a program would then use as a standard
+    stream, and `sys.stdout` would be ``None``.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def listen() -> tuple[socket.socket, str]:
     """Listen on a free loopback port. Return the socket, which can be passed to a program, and its URL.
 
     The port is reserved immediately, so no other process can take it before the program is ready.
+
+    Raises:
+        StartFailed: No port can be used.
     """
-    listener = socket.create_server(("127.0.0.1", 0))
+    try:
+        listener = socket.create_server(("127.0.0.1", 0))
+        # Fails if the loopback interface is down. Its addresses can be bound nevertheless.
+        socket.create_connection(listener.getsockname(), 5).close()
+    except OSError as error:
+        reason = "no port is free" if error.errno == errno.EADDRINUSE else error.strerror or type(error).__name__
+        raise StartFailed(f"The demo cannot listen on 127.0.0.1: {reason}.") from None
     # Connections inherit this option. uvicorn cannot set it on a socket that it receives.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +22,7 @@ from otel_token_relay import environment_variables as env
 from otel_token_relay.demo import recorder
 from otel_token_relay.demo.console import Report
 from otel_token_relay.demo.hops import ANONYMOUS, Call, Hop, find_faults, join_hops, read_spans
-from otel_token_relay.demo.processes import Processes, Signals, StartFailed, listen
+from otel_token_relay.demo.processes import Processes, Signals, StartFailed, listen, temporary_folder
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 from otel_token_relay.demo.token_checks import TokenCheck, find_fault, run_check, tamper
 
@@ -51,15 +49,13 @@ def run_demo() -> int:
     try:
         with (
             Signals() as signals,
-            tempfile.TemporaryDirectory(prefix="otel-token-relay-") as name,
-            Processes(folder := Path(name), signals) as processes,
+            temporary_folder(signals) as folder,
+            Processes(folder, signals) as processes,
         ):
             return Runner(folder, processes, report, console).run()
     except StartFailed as failure:
         report.print_failure(str(failure))
         return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
 
 
 class Runner:
@@ -83,7 +79,7 @@ class Runner:
 
     def run(self) -> int:
         """Run all steps and return the exit status."""
-        with self._console.status("Starting four processes on loopback …"):
+        with self._console.status("Waiting until the processes respond …"):
             settings = self._start()
         self._report.print_introduction(settings, {url: name for name, url in self._urls.items()})
         faults = asyncio.run(self._relay_tokens())

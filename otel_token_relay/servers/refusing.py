@@ -13,13 +13,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
+from otel_token_relay.authentication import CANNOT_VERIFY
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
 
-_RESPONSE: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 35\r\n"
-    b'Cache-Control: no-store\r\nConnection: close\r\n\r\n{"error":"temporarily_unavailable"}'
-)
+_HEADERS: Final = (*CANNOT_VERIFY.headers, ("Connection", "close"))
+_HEAD: Final = "".join(f"{name}: {value}\r\n" for name, value in _HEADERS)
+_RESPONSE: Final = f"HTTP/1.1 503 Service Unavailable\r\n{_HEAD}\r\n".encode("ascii") + CANNOT_VERIFY.body
 _SECONDS: Final = 2.0
 _threads: Final = threading.Semaphore(64)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
-from otel_token_relay.authentication import ErrorResponse, RequestPath
+from otel_token_relay.authentication import CANNOT_VERIFY, ErrorResponse, RequestPath
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
@@ -86,7 +86,7 @@ async def _check(boundary: Boundary, request: Any, terms: Terms) -> ErrorRespons
         return await boundary.check_async(terms.authenticator, RequestPath(request.path, request.path))
     except Exception as error:  # Sanic would call the application's error handlers
         _logger.error("an authenticator raised %s", type(error).__name__)
-        return ErrorResponse.build(503, "temporarily_unavailable")
+        return CANNOT_VERIFY
 
 
 def _values_of(request: Any) -> Callable[[str], list[str]]:

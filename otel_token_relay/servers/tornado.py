@@ -17,7 +17,7 @@ from typing import Any
 
 from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
-from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.authentication import CANNOT_VERIFY, Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.credentials import locate
 from otel_token_relay.otel import attach, detach, get_current
@@ -51,7 +51,7 @@ class _EnclosedDelegate:
         self._delegate = delegate
         self._connection = connection
         self._start_line: Any = None
-        self._error_response: ErrorResponse | None = ErrorResponse.build(503, "temporarily_unavailable")
+        self._error_response: ErrorResponse | None = CANNOT_VERIFY
 
     async def headers_received(self, start_line: Any, headers: Any) -> None:
         # Not in `start_request`, which is called when the connection begins to wait for its next request.
@@ -167,7 +167,7 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
         return await boundary.check_async(authenticator, RequestPath(path, path))
     except BaseException:
         # This request was not accepted. Without a response, the request body would still be passed to `data_received`.
-        _respond(handler, ErrorResponse.build(503, "temporarily_unavailable"))
+        _respond(handler, CANNOT_VERIFY)
         raise
 
 

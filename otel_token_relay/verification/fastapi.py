@@ -7,16 +7,24 @@
 
 The dependencies read the verification result; they do not verify anything themselves. If the request has
 not been verified, they fail with a server error and never accept it.
+
+A dependency cannot return a response, only raise an exception, and FastAPI would send the detail of an
+`HTTPException` instead of the body that every other part of this package sends. Therefore, the dependencies raise a
+subclass, for which they add a handler to the application's own handlers. Starlette passes these handlers to the
+application's code in the scope. An application that does not use the dependencies is not changed, and a handler of
+the application's own for `HTTPException` or for the status code takes precedence.
 """
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, MutableMapping
+from typing import Any, Final
 
 try:
     from fastapi import HTTPException, Security
+    from fastapi.exception_handlers import http_exception_handler
     from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
     from fastapi.security import OAuth2, SecurityScopes
     from starlette.requests import HTTPConnection
+    from starlette.responses import Response
 except ImportError as _import_error:
     raise ImportError(
         "these dependencies require FastAPI: pip install 'otel-token-relay[verify]' fastapi", name=_import_error.name
@@ -44,7 +52,7 @@ class _BearerScheme(OAuth2):
     ) -> Principal:  # pyright: ignore[reportIncompatibleMethodOverride]
         principal = principal_of(request.scope)
         if not principal.is_authenticated:
-            raise _error(challenges_of(request.scope).unauthenticated)
+            raise _build_error(request.scope, challenges_of(request.scope).unauthenticated)
         return principal
 
 
@@ -63,7 +71,7 @@ async def current_principal(
             ``Security(current_principal, scopes=[...])`` requires.
     """
     if not principal.scopes.issuperset(scopes.scopes):
-        raise _error(challenges_of(request.scope).build_insufficient_scope(scopes.scopes))
+        raise _build_error(request.scope, challenges_of(request.scope).build_insufficient_scope(scopes.scopes))
     return principal
 
 
@@ -78,7 +86,40 @@ def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]
     return principal_with_scopes
 
 
-def _error(error_response: ErrorResponse) -> HTTPException:
-    kept = ("WWW-Authenticate", "Cache-Control")
-    headers = {name: value for name, value in error_response.headers if name in kept}
-    return HTTPException(error_response.status, headers=headers)
+class _Rejected(HTTPException):
+    """Carries a complete error response.
+
+    The status, the challenge and ``Cache-Control`` are also where handlers of the application's own look for them.
+    """
+
+    def __init__(self, error_response: ErrorResponse) -> None:
+        kept = ("WWW-Authenticate", "Cache-Control")
+        headers = {name: value for name, value in error_response.headers if name in kept}
+        super().__init__(error_response.status, headers=headers)
+        self.error_response: ErrorResponse = error_response
+
+
+def _build_error(scope: MutableMapping[str, Any], error_response: ErrorResponse) -> _Rejected:
+    _add_handler(scope)
+    return _Rejected(error_response)
+
+
+# Here, each application puts its handlers by class and those by status code.
+_HANDLERS_KEY: Final = "starlette.exception_handlers"
+
+
+def _add_handler(scope: MutableMapping[str, Any]) -> None:
+    """Add the handler, unless the application has its own. Without handlers in the scope, FastAPI's body is sent."""
+    found = scope.get(_HANDLERS_KEY)
+    if not (isinstance(found, tuple) and found and isinstance(found[0], dict)):
+        return
+    handlers = found[0]
+    if next((handlers[kind] for kind in _Rejected.__mro__ if kind in handlers), None) is http_exception_handler:
+        handlers[_Rejected] = _respond
+
+
+async def _respond(request: HTTPConnection, error: _Rejected) -> Response:
+    error_response = error.error_response
+    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
+    body = b"" if request.scope.get("method") == "HEAD" else error_response.body
+    return Response(body, error_response.status, dict(error_response.headers))

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.processes import end, start
+
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[str]:
     """The URL of an authorization server in its own process."""
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, "-m", "otel_token_relay.demo.authorization_server", "--lifetime", "120"],
         stdout=subprocess.PIPE,
         text=True,
@@ -23,6 +25,5 @@ def issuer() -> Iterator[str]:
         assert ready == "ready"
         yield url
     finally:
-        process.kill()
-        process.wait()
+        end(process)
         process.stdout.close()

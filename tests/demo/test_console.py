@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -168,6 +169,15 @@ def test_an_unexpected_outcome_is_shown_in_red() -> None:
     assert "\x1b[32m200 alice" in accepted
     assert "\x1b[33m401 invalid_token" in rejected
     assert "\x1b[1;31m200" in fault
+
+
+def test_a_terminal_without_colors_gets_none() -> None:
+    """NO_COLOR is respected; see https://no-color.org."""
+    one, printed = report(force_terminal=True, color_system="standard", _environ={"NO_COLOR": "1"})
+    everything(one)
+
+    assert re.findall(r"\x1b\[[\d;]*m", printed.getvalue().decode())
+    assert not re.search(r"\x1b\[(\d+;)*[34]\d", printed.getvalue().decode())
 
 
 def test_markup_in_received_text_is_shown_as_text() -> None:

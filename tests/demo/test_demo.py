@@ -14,6 +14,7 @@ import pytest
 import otel_token_relay
 
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
+START = "Starting an authorization server, two services and a third party on loopback."
 
 
 def find_processes(mark):
@@ -44,9 +45,9 @@ def start(tmp_path):
     }
     started = []
 
-    def start(cwd=None, **changes):
+    def start(cwd=None, command=COMMAND, **changes):
         process = subprocess.Popen(
-            COMMAND, env=environment | changes, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=environment | changes, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         started.append(process)
         return process, lambda: find_processes(mark)
@@ -187,11 +188,7 @@ def test_demo_reports_a_token_in_the_output_of_a_service(start, change):
 def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
     """If the demo is interrupted while its programs start, they are ended and its files are removed."""
     process, survivors = start()
-    deadline = time.monotonic() + 60
-    while len(survivors()) < 4:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(survivors()) > 4, process)
 
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -200,6 +197,92 @@ def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
     assert "Traceback" not in output
     assert survivors() == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("programs", [1, 8], ids=["while it starts", "while it runs"])
+def test_killed_demo_leaves_no_process(start, programs):
+    """If the demo is killed, its programs end, although nothing can tell them to. Half of these are guards."""
+    process, survivors = start()
+    wait_until(lambda: len(survivors()) > programs, process)
+
+    process.kill()
+    process.wait()
+
+    wait_until(lambda: survivors() == [])
+
+
+def wait_until(condition, process=None):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process is None or process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("redirection", ["<&-", "<&- 2>&-"], ids=["no input", "no input and no errors"])
+def test_demo_runs_without_standard_streams(start, tmp_path, redirection):
+    """The demo succeeds from cron or a supervisor, also in a folder that cannot be written."""
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", *COMMAND]
+
+    process, survivors = start(cwd="/proc", command=command)
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 0, output
+    assert "✓ No service received a token that it must not have." in output
+    assert survivors() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_without_standard_output_succeeds(start, tmp_path):
+    """Its exit status is its result."""
+    process, survivors = start(command=["sh", "-c", '"$@" >&-', "sh", *COMMAND])
+    output, _ = process.communicate(timeout=120)
+
+    assert (process.returncode, output) == (0, "")
+    assert survivors() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_ends_if_its_output_is_not_read(start, tmp_path):
+    """The demo exits with 1, without a traceback, and leaves nothing behind."""
+    process, survivors = start(command=["sh", "-c", '{ "$@"; echo "status $?" >&2; } | head -n 1', "sh", *COMMAND])
+    output, _ = process.communicate(timeout=120)
+
+    assert output.splitlines() == [START, "status 1"]
+    assert survivors() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+NOT_YET = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "otel_token_relay.demo.runner":
+            raise SystemExit(f"imported: {sorted({'fastapi', 'httpx', 'rich'} & sys.modules.keys())}")
+
+from otel_token_relay.cli import main
+sys.meta_path.insert(0, Finder())
+sys.exit(main(["demo"]))
+"""
+
+
+def test_demo_says_at_once_that_it_starts(start):
+    """The first line is printed before anything is imported that takes long."""
+    process, _ = start(command=[sys.executable, "-c", NOT_YET])
+    output, _ = process.communicate(timeout=60)
+
+    assert output.splitlines() == [START, "imported: []"]
+
+
+def test_interrupt_while_modules_are_imported_prints_no_traceback(start):
+    """Ctrl-C has the exit status of a shell at any time after the first line."""
+    code = re.sub(r"raise SystemExit\(.*\)", "raise KeyboardInterrupt", NOT_YET)
+    process, _ = start(command=[sys.executable, "-c", code])
+    output, _ = process.communicate(timeout=60)
+
+    assert (process.returncode, output.splitlines()) == (130, [START])
 
 
 def test_program_that_does_not_start_is_named(start, tmp_path):

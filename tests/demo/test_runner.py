@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -19,11 +20,12 @@ import httpx
 import pytest
 from rich.console import Console
 
+from otel_token_relay import demo
 from otel_token_relay.demo import runner
 from otel_token_relay.demo.console import Report
 from otel_token_relay.demo.hops import Call
 from otel_token_relay.demo.processes import Processes, Signals
-from otel_token_relay.demo.runner import Runner, run_demo
+from otel_token_relay.demo.runner import Runner
 from tests.support.loopback import Status, party
 from tests.support.servers import serve_wsgi
 
@@ -48,11 +50,15 @@ def stopped(tmp_path: Path) -> Iterator[Runner]:
         yield Runner(tmp_path, processes, Report(console), console)
 
 
+START = "Starting an authorization server, two services and a third party on loopback.\n"
+
+
 def run() -> tuple[int, str]:
-    """Run the demo. Return its exit status and its output."""
+    """Run the demo. Return its exit status and what it prints after its first line."""
     with redirect_stdout(io.StringIO()) as printed:
-        status = run_demo()
-    return status, printed.getvalue()
+        status = demo.run()
+    assert printed.getvalue().startswith(START)
+    return status, printed.getvalue().removeprefix(START)
 
 
 def test_the_demo_succeeds_and_leaves_nothing(files: Path) -> None:
@@ -88,6 +94,38 @@ def test_an_interrupted_demo_has_the_exit_status_of_a_shell(files: Path, monkeyp
 
     assert run() == (130, "")
     assert list(files.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(errno.EADDRINUSE, "no port is free"), (errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))],
+    ids=["no free port", "no such address"],
+)
+def test_an_address_that_cannot_be_used_is_reported_in_one_sentence(
+    files: Path, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    """The result is 1, and no program is started."""
+    real, calls = socket.create_server, iter([True, False])
+
+    def create_server(*args: Any, **kwargs: Any) -> socket.socket:
+        if next(calls):
+            return real(*args, **kwargs)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    monkeypatch.setattr(Processes, "start", lambda *args: pytest.fail("a program was started"))
+
+    assert run() == (1, f"✗ The demo cannot listen on 127.0.0.1: {reason}.\n")
+    assert list(files.iterdir()) == []
+
+
+def test_a_missing_temporary_folder_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is 1."""
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+    status, printed = run()
+
+    assert status == 1
+    assert printed == "✗ The demo cannot create a temporary folder: No such file or directory.\n"
 
 
 def test_another_operating_system_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

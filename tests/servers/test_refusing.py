@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from otel_token_relay.authentication import CANNOT_VERIFY
 from tests.support.processes import RELAY, Service, service, unused_port
+from tests.support.served import Server
 from tests.support.servers import get
 
 SETTINGS = {
@@ -76,6 +78,17 @@ def test_a_server_that_cannot_be_hooked_responds_with_503(name: str) -> None:
         assert [status(port, process) for _ in range(3)] == [503] * 3
         process.stop()
         assert "cannot be verified, so every connection gets the response 503" in process.log
+
+
+def test_the_last_resort_sends_the_response_of_a_boundary() -> None:
+    """It is the response that every part sends if requests cannot be verified, and the connection is closed."""
+    with running(PROGRAMS["uvicorn"], OTEL_PYTHON_TOKEN_RELAY_VERIFY="enforce") as (port, process):
+        status(port, process)
+        reply = Server("uvicorn", port).send()
+
+    headers = {name.lower(): value for name, value in CANNOT_VERIFY.headers}
+    assert reply == (503, headers | {"connection": "close"}, CANNOT_VERIFY.body)
+    assert headers["retry-after"] == "60"
 
 
 @pytest.mark.parametrize("mode", ["off", "report"])

@@ -61,7 +61,9 @@ class AuthorizationServer:
 @contextmanager
 def authorizing() -> Iterator[AuthorizationServer]:
     """Run the server on a free port of loopback for the length of the block."""
-    process = subprocess.Popen(
+    from tests.support.processes import end, start  # not at the top, because the server runs this file as a script
+
+    process = start(
         [sys.executable, "-W", "ignore", __file__], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
@@ -72,8 +74,7 @@ def authorizing() -> Iterator[AuthorizationServer]:
         yield server
         server.close()
     finally:
-        process.kill()
-        process.wait(10)
+        end(process)
         if process.stdout is not None:
             process.stdout.close()
 

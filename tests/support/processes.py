@@ -11,9 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from otel_token_relay.demo.lifeline import tie
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -23,6 +26,9 @@ RELAY = {
     "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
     **{f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
 }
+
+# This process alone holds the write end, so a test run that is killed leaves no server behind.
+_lifeline, _our_end = os.pipe()
 
 _LISTENING = re.compile(r"https?://(?:127\.0\.0\.1|localhost|0\.0\.0\.0):(\d+)")
 
@@ -37,6 +43,22 @@ def unused_port() -> int:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+def start(command: Sequence[str], *, pass_fds: Sequence[int] = (), **options: Any) -> subprocess.Popen[Any]:
+    """Start a program in a process group of its own, which ends when this process ends, even by SIGKILL.
+
+    Args:
+        options: Other arguments of `subprocess.Popen`.
+    """
+    return subprocess.Popen(tie(command, _lifeline), pass_fds=(_lifeline, *pass_fds), start_new_session=True, **options)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a program that `start` has started, and everything that is left in its process group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
 
 
 class Service:
@@ -73,29 +95,23 @@ class Service:
 
     def stop(self) -> None:
         """Stop the process and all of its workers."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, sign)
-                self.process.wait(10)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-            break
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(10)
+        end(self.process)
         self._reader.join(10)
 
 
 @contextmanager
 def service(*command: str, cwd: Path = ROOT, environ: Mapping[str, str] = {}) -> Iterator[Service]:
     """Run a command that prints its address to stdout or stderr, until the block ends."""
-    process = subprocess.Popen(
+    process = start(
         command,
         cwd=cwd,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     running = Service(process)
     try:

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
+
+from tests.support.processes import end, start
 
 # Each server takes over a listening socket.
 COMMANDS = {
@@ -92,7 +94,7 @@ def serving(name: str, app: Mapping[str, str], environ: Mapping[str, str]) -> It
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.set_inheritable(True)
         arguments = command.format(python=sys.executable, app=app[kind], fd=listener.fileno()).split()
-        process = subprocess.Popen(
+        process = start(
             arguments,
             pass_fds=(listener.fileno(),),
             env={**os.environ, **environ},
@@ -103,8 +105,6 @@ def serving(name: str, app: Mapping[str, str], environ: Mapping[str, str]) -> It
             yield Server(name, listener.getsockname()[1])
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10)
+            end(process)

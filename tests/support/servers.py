@@ -27,7 +27,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from otel_token_relay import Settings, install, uninstall
-from tests.support import apps
+from tests.support import apps, processes
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 90
@@ -217,7 +217,7 @@ def process(
     """
     with listening_socket() as listener:
         fd = listener.fileno()
-        child = subprocess.Popen(
+        child = processes.start(
             [argument.replace("{fd}", str(fd)) for argument in command],
             cwd=ROOT,
             env=environment(**variables),
@@ -234,9 +234,7 @@ def process(
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(10)
-            if child.poll() is None:
-                child.kill()
-                child.wait(10)
+            processes.end(child)
 
 
 def script(name: str) -> str:

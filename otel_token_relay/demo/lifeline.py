@@ -1,0 +1,58 @@
+"""End a program and everything that it has started as soon as the process that started it ends, even by SIGKILL.
+
+The parent keeps the write end of a pipe, and the operating system closes it when the parent ends. This file runs as
+a script between the two: it forks a guard, which waits for the end of the pipe, and then becomes the program, so the
+program has the process ID that the parent knows. The end of a pipe is permanent, so it does not matter whether the
+parent ends before or after the guard begins to wait.
+
+The program must lead a process group (``start_new_session=True``). The guard belongs to that group and ends all of
+it. It ignores the signals by which programs are asked to end, so the parent must finally send SIGKILL to the group.
+
+Importing this module loads nothing else from this package, which would take the script longer than its work.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+# The program inherits only file descriptors that its parent names, which are below this number. On systems without
+# the call `close_range`, closing all possible ones would take long.
+_ABOVE_ALL_FDS = 1 << 16
+
+
+def tie(command: Sequence[str], lifeline: int) -> list[str]:
+    """Return the command that runs *command* for as long as the process that holds the pipe's write end lives.
+
+    Args:
+        lifeline: The read end of the pipe, which the program must inherit (``pass_fds``). Only the parent may hold
+            the write end.
+    """
+    return [sys.executable, "-I", "-S", __file__, str(lifeline), *command]
+
+
+def main() -> None:
+    """Fork the guard, then become the program."""
+    lifeline = int(sys.argv[1])
+    if os.fork() == 0:
+        _guard(lifeline)
+    os.close(lifeline)
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  # the caller chooses the command
+
+
+def _guard(lifeline: int) -> None:
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        # Keep neither the program's output nor its listener open.
+        os.closerange(0, lifeline)
+        os.closerange(lifeline + 1, _ABOVE_ALL_FDS)
+        os.read(lifeline, 1)
+    finally:
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
