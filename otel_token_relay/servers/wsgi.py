@@ -142,16 +142,17 @@ def serve(
 class _WsgiBoundary(Boundary):
     """The boundary of one WSGI environ."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_keys", "_values")
 
     def __init__(self, environ: Environ, settings: Settings) -> None:
-        super().__init__(_locate(environ, settings), settings)
-        self._values = _values(environ, settings)
+        self._keys = keys = _keys(settings.source_headers)
+        self._values = values = [*map(environ.get, keys)]
+        super().__init__(_locate_in(values, settings), settings)
 
     def encloses(self, request: Any) -> bool:
         """Return whether the environ's source headers and the current context are still this request's."""
         return (
-            self._values == _values(request, self._settings)
+            [*map(request.get, self._keys)] == self._values
             and self._is_responding
             and get_current().get(TOKEN_KEY, self) is self.token
         )
@@ -163,14 +164,14 @@ def _keys(names: Sequence[str]) -> tuple[str, ...]:
     return tuple("HTTP_" + name.upper().replace("-", "_") for name in names)
 
 
-def _values(environ: Environ, settings: Settings) -> list[str | None]:
-    """Return the values of the source headers; ``None`` for each header that is missing."""
-    return [*map(environ.get, _keys(settings.source_headers))]
-
-
 def _locate(environ: Environ, settings: Settings) -> Source:
     """Return the header that contains the credentials; see `otel_token_relay.credentials.locate`."""
-    for name, value in zip(settings.source_headers, _values(environ, settings), strict=True):
+    return _locate_in([*map(environ.get, _keys(settings.source_headers))], settings)
+
+
+def _locate_in(values: Sequence[str | None], settings: Settings) -> Source:
+    """Return the header that contains the credentials, given the values of all source headers."""
+    for name, value in zip(settings.source_headers, values, strict=True):
         if value is not None:
             return name, (value,)
     return None
@@ -239,19 +240,26 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        return cast("bytes", self._step(self._next))
-
-    def _next(self) -> bytes:
-        if self._iterator is None:
-            self._iterator = iter(self._body)
-        return next(self._iterator)
+        attached = attach(self._context)
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._body)
+            return next(self._iterator)
+        finally:
+            self._context = get_current()
+            detach(attached)
 
     def close(self) -> None:
         """Close the application's iterable and end the lease (PEP 3333, "Specification Details")."""
         try:
             close = getattr(self._body, "close", None)
             if close is not None:
-                self._step(close)
+                attached = attach(self._context)
+                try:
+                    close()
+                finally:
+                    self._context = get_current()
+                    detach(attached)
         finally:
             self._boundary.close()
 
@@ -265,14 +273,6 @@ class _Body:
         try:
             del self._iterator, self._body
         finally:
-            detach(attached)
-
-    def _step(self, step: Callable[[], Any]) -> Any:
-        attached = attach(self._context)
-        try:
-            return step()
-        finally:
-            self._context = get_current()
             detach(attached)
 
 

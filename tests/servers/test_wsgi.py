@@ -522,8 +522,8 @@ def test_an_unchanged_environ_is_joined_without_being_read_again(outer, inner, m
     """The inner boundary and `extract` compare it once."""
     innermost = inner(listing)
     located = []
-    locate = wsgi._locate
-    monkeypatch.setattr(wsgi, "_locate", lambda *args: located.append(1) or locate(*args))
+    locate = wsgi._locate_in
+    monkeypatch.setattr(wsgi, "_locate_in", lambda *args: located.append(1) or locate(*args))
 
     def app(environment, start_response):
         return [read(innermost, environment).encode(), b" ", extracted(environment).encode()]
