@@ -6,8 +6,8 @@ Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -225,14 +225,6 @@ def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
     return lines
 
 
-_Names = tuple[tuple[str, bytes], ...]
-
-
-@lru_cache(maxsize=32)
-def _encode(names: Sequence[str]) -> _Names:
-    return tuple((name, name.encode("latin-1")) for name in names)
-
-
 def _locate(scope: Scope, settings: Settings) -> Source:
     """Return the header that contains the credentials; see `otel_token_relay.credentials.locate`."""
     return _locate_in(_header_lines(scope), settings)
@@ -243,17 +235,6 @@ def _locate_in(lines: list[tuple[Any, ...]] | None, settings: Settings) -> Sourc
 
     Values of any length are passed on undecoded, because `parse_credentials` checks the length first.
     """
-    try:
-        by_name = dict(lines or ())
-        names = b"".join(by_name)
-        if len(by_name) == len(lines or ()) and names == names.lower():
-            # Each name appears once, in lower case, as the specification requires.
-            for name, encoded in _encode(settings.source_headers):
-                if encoded in by_name:
-                    return name, (by_name[encoded],)
-            return None
-    except (TypeError, ValueError):
-        pass  # a line that is not a pair of bytes
 
     def values_of(name: str) -> list[bytes]:
         if lines is None:

@@ -228,6 +228,10 @@ class Name(bytes):
 
     scans = 0
 
+    def __len__(self) -> int:
+        type(self).scans += 1
+        return super().__len__()
+
     def __hash__(self) -> int:
         type(self).scans += 1
         return super().__hash__()
