@@ -52,10 +52,7 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 
 def bind(token: BearerToken | None, context: Context) -> Context:
     """Return a copy of *context* with *token*, without announcing the token."""
-    bound = Context(context)
-    # `opentelemetry.context.set_value` copies the context twice.
-    dict.__setitem__(bound, TOKEN_KEY, token)
-    return bound
+    return Context(context | {TOKEN_KEY: token})
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
