@@ -53,7 +53,6 @@ class Decision:
 
 
 _CLIENT: Final = trace.SpanKind.CLIENT
-_OUTCOMES: Final = {reason: Decision(reason).outcome for reason in Reason}
 
 
 class DecisionRecorder:
@@ -111,8 +110,8 @@ class DecisionRecorder:
             # A span of another kind belongs to the whole request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 # `set_attributes` costs more than three calls.
-                span.set_attribute(DECISION_ATTRIBUTE, _OUTCOMES[reason])
-                span.set_attribute(REASON_ATTRIBUTE, reason.value)
+                span.set_attribute(DECISION_ATTRIBUTE, attributes[DECISION_ATTRIBUTE])
+                span.set_attribute(REASON_ATTRIBUTE, attributes[REASON_ATTRIBUTE])
                 if destination is not None:
                     span.set_attribute(ENTRY_ATTRIBUTE, attributes[ENTRY_ATTRIBUTE])
                 elif target is not None and (origin := Origin.of(*target)) is not None:
@@ -122,12 +121,12 @@ class DecisionRecorder:
             if operator_log.decisions is not None:
                 _write(operator_log.decisions, reason, context, destination, target, self._closest)
             if _logger.isEnabledFor(logging.DEBUG):
-                _logger.debug("%s: %s, %s", _OUTCOMES[reason], reason, _describe(destination, target))
+                _logger.debug("%s: %s, %s", Decision(reason).outcome, reason, _describe(destination, target))
         except Exception:
             _logger.debug("a decision could not be recorded", exc_info=True)
 
     def _build_attributes(self, reason: Reason, destination: Destination | None) -> dict[str, str]:
-        attributes: dict[str, str] = {DECISION_ATTRIBUTE: _OUTCOMES[reason], REASON_ATTRIBUTE: reason.value}
+        attributes: dict[str, str] = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
         if destination is not None:
             attributes[ENTRY_ATTRIBUTE] = str(destination)
             if "*" not in destination.pattern.host:
@@ -158,7 +157,7 @@ def _write(
     near = closest(*target) if destination is None and target is not None and closest is not None else None
     trace_id = trace.get_current_span(context).get_span_context().trace_id
     log.write(
-        decision=_OUTCOMES[reason],
+        decision=Decision(reason).outcome,
         reason=reason.value,
         origin="unknown" if origin is None else str(origin),
         entry=None if destination is None else str(destination),

@@ -35,6 +35,7 @@ class RelayPolicy:
         refused: The refused patterns.
         is_empty: Whether no origin gets a token.
         has_required: Whether any entry has ``;required``.
+        has_exchanged: Whether any entry requires an exchanged token.
     """
 
     def __init__(self, destinations: Iterable[Destination], refused: Iterable[OriginPattern] = ()) -> None:
@@ -45,6 +46,7 @@ class RelayPolicy:
         self._has_wildcards = any(pattern.host.startswith("*") for pattern in self._by_pattern)
         self.is_empty: bool = not any(self._by_pattern.values())
         self.has_required: bool = any(d.required for d in self.entries.values())
+        self.has_exchanged: bool = any(d.needs_exchange for d in self.entries.values())
         # A client passes the same scheme, host and port at every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 

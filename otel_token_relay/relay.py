@@ -212,7 +212,10 @@ class Relay:
             return Reason.EXPLICIT_CREDENTIAL
         if isinstance(token, Reason):
             return token
-        return self._reason_of_token(token) or self._reason_of_destination(destination) or Reason.RELAYED
+        reason = self._reason_of_token(token)
+        if reason is None and self.policy.has_exchanged:
+            reason = self._reason_of_destination(destination)
+        return reason or Reason.RELAYED
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
         if not token.is_own_process:
