@@ -138,7 +138,9 @@ def _owner(kind: type, name: str) -> type:
 def _has_header(call: tuple[Any, Any], name: str) -> bool:
     keys, length = call[1], len(name)
     if type(keys) is not dict:
-        keys = keys._store if _is_requests(keys) else keys or ()
+        if _is_requests(keys):
+            return name in keys._store or name.encode("latin-1") in keys._store
+        keys = keys or ()
     return name in [lower(key) for key in keys if len(key) == length]
 
 
