@@ -73,7 +73,16 @@ class Boundary:
             that it accepted; see `RequestPath`.
     """
 
-    __slots__ = ("_is_responding", "_lease", "_settings", "_source", "admitted_by", "credentials", "token")
+    __slots__ = (
+        "_is_refused",
+        "_is_responding",
+        "_lease",
+        "_settings",
+        "_source",
+        "admitted_by",
+        "credentials",
+        "token",
+    )
 
     credentials: Credentials
     token: BearerToken | None
@@ -87,10 +96,13 @@ class Boundary:
         if source is None:
             self._lease: RequestLease | None = None
             self.credentials, self.token = Reason.ABSENT, None
+            self._is_refused = False
             return
         self._lease = RequestLease()
         self.credentials = credentials = read(source, settings, lease=self._lease)
         self.token = credentials if isinstance(credentials, BearerToken) else None
+        # Whether the request has credentials, but none that can be used.
+        self._is_refused = self.token is None and credentials is not Reason.ABSENT
         if self._is_refused:
             _logger.debug("no token taken from the request: %s", credentials)
 
@@ -98,11 +110,6 @@ class Boundary:
     def of(cls, values_of: ValuesOf, settings: Settings) -> Boundary:
         """Return the boundary of a request whose header lines *values_of* returns."""
         return cls(locate(values_of, settings), settings)
-
-    @property
-    def _is_refused(self) -> bool:
-        """Whether the request has credentials, but none that can be used."""
-        return self.token is None and self.credentials is not Reason.ABSENT
 
     def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
         """Return the error response; ``None`` if *authenticator* accepts or has already accepted this request and path.
