@@ -200,7 +200,8 @@ def listen() -> tuple[socket.socket, str]:
     try:
         listener = socket.create_server(("127.0.0.1", 0))
         # Fails if the loopback interface is down. Its addresses can be bound nevertheless.
-        socket.create_connection(listener.getsockname(), 5).close()
+        with socket.create_connection(listener.getsockname(), 5), listener.accept()[0]:
+            pass
     except OSError as error:
         reason = "no port is free" if error.errno == errno.EADDRINUSE else error.strerror or type(error).__name__
         raise StartFailed(f"The demo cannot listen on 127.0.0.1: {reason}.") from None
