@@ -1,0 +1,50 @@
+"""Name the difference between two URLs or names that look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import SplitResult, urlsplit
+
+
+def describe_difference(expected: str, actual: str) -> str | None:
+    """Return how *actual* differs from *expected*, or ``None`` if they are equal or have little in common.
+
+    The description contains neither of them.
+    """
+    if actual == expected:
+        return None
+    if actual == f"{expected}/":
+        return "a trailing slash more"
+    if f"{actual}/" == expected:
+        return "a trailing slash less"
+    if actual.strip() == expected.strip():
+        return "white space around it"
+    if actual.casefold() == expected.casefold():
+        return "upper and lower case differ"
+    if expected in (f"api://{actual}", actual.removeprefix("api://")):
+        return "the prefix api:// differs"
+    return _compare_urls(_split(expected), _split(actual))
+
+
+def closest_difference(expected: Iterable[str], actual: str) -> str | None:
+    """Return the first difference that `describe_difference` can name between *actual* and one of *expected*."""
+    return next((found for value in expected if (found := describe_difference(value, actual)) is not None), None)
+
+
+def _split(text: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return None
+    return parts if parts.scheme and parts.netloc else None
+
+
+def _compare_urls(expected: SplitResult | None, actual: SplitResult | None) -> str | None:
+    if expected is None or actual is None:
+        return None
+    if expected.netloc.casefold() != actual.netloc.casefold():
+        is_same_host = expected.hostname == actual.hostname and "@" not in actual.netloc
+        return "the port differs" if is_same_host and expected.scheme == actual.scheme else None
+    if expected.path.rstrip("/") != actual.path.rstrip("/"):
+        return "the path differs"
+    return "the scheme differs" if expected.scheme != actual.scheme else None
