@@ -179,17 +179,25 @@ class BearerAuthenticator:
         return error_response.because(reason) if self._mode == "enforce" else None
 
 
+def verifier_from(settings: Settings) -> TokenVerifier:
+    """Build the verifier that the settings configure.
+
+    Raises:
+        ConfigurationError: The settings are not sufficient to verify tokens.
+    """
+    return TokenVerifier(
+        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
+    )
+
+
 def authenticator_from(settings: Settings) -> BearerAuthenticator:
     """Build the authenticator for the server boundary of a service whose code contains no middleware.
 
     Raises:
         ConfigurationError: The settings are not sufficient to verify tokens.
     """
-    verifier = TokenVerifier(
-        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
-    )
     return BearerAuthenticator(
-        verifier,
+        verifier_from(settings),
         exclude=settings.verify_exclude,
         mode="report" if settings.verify == "report" else "enforce",
         span_claims=SpanClaimsInForce(SettingsInForce(settings)),
