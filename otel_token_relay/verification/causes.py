@@ -79,6 +79,7 @@ class Expectations:
         max_length: The maximum number of characters.
         required_scopes: The scopes that every request needs.
         keys: The ``kid`` and the ``alg`` of each key of the token's issuer; ``None`` if they are not known.
+        unusable_keys: The ``kid`` and the problem of each key in the key set that cannot be used.
     """
 
     rules: Rules
@@ -87,6 +88,7 @@ class Expectations:
     max_length: int = DEFAULT_MAX_LENGTH
     required_scopes: tuple[str, ...] = ()
     keys: tuple[tuple[str | None, str], ...] | None = None
+    unusable_keys: tuple[tuple[str | None, str], ...] = ()
 
 
 def join_names(names: Iterable[str]) -> str:

@@ -159,13 +159,24 @@ def _explain_issuer(case: _Case) -> Cause | None:
 
 
 def _explain_key(case: _Case) -> Cause:
-    keys = case.expectations.keys
+    keys, kid = case.expectations.keys, case.header.get("kid")
+    problem = next((text for name, text in case.expectations.unusable_keys if name == kid), None)
+    if problem is not None and kid is not None:
+        return Cause(
+            check="kid",
+            problem=f"the key {case.show(kid)} of the issuer's key set cannot be used: {problem}",
+            advice="The issuer must publish a key that the accepted algorithms"
+            f" ({env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS}) fit.",
+            actual=(case.show(kid),),
+        )
     known = None if keys is None else list(dict.fromkeys("(no kid)" if kid is None else kid for kid, _ in keys))
     expected = () if known is None else case.show_all(known)
     actual = case.show_all(_present(case.header, "kid"))
     token_has = f"the token has {actual[0]}" if actual else "the token has none"
     if known is None:
         problem = f"expected a key of the issuer; {token_has}"
+    elif not known:
+        problem = "the issuer's key set has no key that can be used"
     else:
         problem = f"expected {_one_of(expected)} of the issuer's key set; {token_has}"
     return Cause(

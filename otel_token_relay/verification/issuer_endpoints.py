@@ -119,7 +119,7 @@ class InThread(Generic[_Result]):
         self._thread.start()
 
     def result(self, deadline: float) -> _Result | None:
-        """Wait for the result until *deadline* on the monotonic clock; return ``None`` if it has not arrived or the call failed."""
+        """Wait for the result until *deadline* on the monotonic clock; return ``None`` without one."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._result
 

@@ -97,7 +97,7 @@ def _find_bad_encoding(name: str, part: str) -> tuple[str, str] | None:
 
 def _find_bad_json(parts: list[str]) -> tuple[str, str] | None:
     objects = []
-    for name, part in zip(_PART_NAMES, parts[:2], strict=True):
+    for name, part in zip(_PART_NAMES[:2], parts[:2], strict=True):
         try:
             objects.append(parse_object(decode_segment(part)))
         except ValueError as error:

@@ -269,6 +269,7 @@ class VerifierCore:
             max_length=self._max_length,
             required_scopes=tuple(required_scopes),
             keys=None if keys is None else keys.uses,
+            unusable_keys=() if keys is None else keys.skipped,
         )
         return explain(token, reason, expectations, now=self._now())
 
