@@ -242,7 +242,7 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
     if not missing:
         return None
     advice = "The issuer must add them, for example with a claim mapper."
-    if case.rules.profile == "rfc9068" and case.would_pass_as_generic():
+    if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         advice = f"Set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
     return Cause(
         check="claims",
