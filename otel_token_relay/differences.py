@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 from urllib.parse import SplitResult, urlsplit
+
+# Differences of whole parts of a URL. The remaining ones are smaller.
+_OF_PARTS: Final = frozenset({"the scheme differs", "the port differs", "the path differs"})
 
 
 def describe_difference(expected: str, actual: str) -> str | None:
@@ -27,8 +31,9 @@ def describe_difference(expected: str, actual: str) -> str | None:
 
 
 def closest_difference(expected: Iterable[str], actual: str) -> str | None:
-    """Return the first difference that `describe_difference` can name between *actual* and one of *expected*."""
-    return next((found for value in expected if (found := describe_difference(value, actual)) is not None), None)
+    """Return the smallest difference that `describe_difference` can name between *actual* and one of *expected*."""
+    found = [difference for value in expected if (difference := describe_difference(value, actual)) is not None]
+    return min(found, key=_OF_PARTS.__contains__, default=None)
 
 
 def _split(text: str) -> SplitResult | None:

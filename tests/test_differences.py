@@ -48,7 +48,10 @@ def test_the_prefix_of_an_application_id() -> None:
 
 
 def test_the_closest_of_several_values() -> None:
-    """The first value with a difference that can be named."""
+    """The smallest difference that can be named."""
+    assert closest_difference(["https://idp.example/realms/b", ISSUER[:-1], f"{ISSUER}/"], ISSUER) == (
+        "a trailing slash less"
+    )
     assert closest_difference(["billing", f"{ISSUER}/", ISSUER.upper()], ISSUER) == "a trailing slash less"
     assert closest_difference(["billing"], ISSUER) is None
     assert closest_difference([], ISSUER) is None

@@ -13,10 +13,9 @@ from typing import Final, NoReturn
 
 from otel_token_relay.printable import escape
 from otel_token_relay.redaction.credential_patterns import intervals_by_rule, looks_like_credential
-from otel_token_relay.redaction.scrubber import Scrubber
+from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 
-MASK: Final = "[not shown]"
 # No command and no option is longer than this.
 _MAX_SHOWN: Final = 40
 
@@ -32,7 +31,7 @@ def looks_like_token(argument: str) -> bool:
     return (
         looks_like_credential(argument)
         or bool(intervals_by_rule(argument))
-        or argument.lower().startswith("bearer")
+        or argument.lower().startswith("bearer ")
         or (_has_dotted_parts(argument) is not None and "://" not in argument)
     )
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
@@ -238,7 +238,7 @@ class _Verification:
             cause=cause,
             asked=tuple(map(self._conceal_name, self._names)),
             claims=self._read_claims(),
-            issuers=issuers,
+            issuers=tuple(map(self._conceal_report, issuers)),
             advice=_advise(result, reason, cause, issuers),
             problems=problems,
             notes=notes,
@@ -273,6 +273,14 @@ class _Verification:
             if is_present:
                 found[self._conceal_name(name)] = self._conceal(value)
         return found
+
+    def _conceal_report(self, report: IssuerReport) -> IssuerReport:
+        # The issuer chooses the names of its keys, and a forged signature can contain one.
+        endpoints = [
+            replace(endpoint, result=self._concealment.text(endpoint.result, MAX_CLAIM_LENGTH))
+            for endpoint in report.endpoints
+        ]
+        return replace(report, endpoints=tuple(endpoints))
 
     def _conceal_name(self, name: str) -> str:
         return self._concealment.text(name, _MAX_NAME_LENGTH)

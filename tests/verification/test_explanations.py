@@ -456,7 +456,7 @@ def test_a_rule_that_the_token_satisfies_is_not_named_as_its_mistake(reason: Exp
 def test_an_introspection_response_that_is_rejected_is_explained(issuer: Issuer) -> None:
     """The cause says where to look."""
     issuer.introspect = lambda token: active(aud="billing")
-    verifier = TokenVerifier((), AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect")
+    verifier = TokenVerifier((), AUDIENCE, introspection_endpoint=f"{issuer.url}/introspect", now=lambda: NOW)
 
     with pytest.raises(TokenRejected, match="wrong_audience"):
         verifier.verify("2YotnFZFEjr1zCsicMWpAA")
