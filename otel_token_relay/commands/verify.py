@@ -177,7 +177,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _verify(names: Sequence[str]) -> Outcome:
-    settings = _load_settings()
+    settings = Settings.load(os.environ)
     problems = tuple(map(escape, settings.problems))
     missing = [VARIABLES[name].name for name in ("issuers", "audience", "algorithms") if not getattr(settings, name)]
     if missing:
@@ -194,13 +194,6 @@ def _verify(names: Sequence[str]) -> Outcome:
     if settings.verify == "off":
         notes.append(f"{VARIABLES['verify'].name} is off, so the service does not verify any request.")
     return _Verification(settings, verifier, token, tuple(names)).run(problems, tuple(notes))
-
-
-def _load_settings() -> Settings:
-    # `Settings.load` also reads OpenTelemetry's configuration file.
-    load: Any = getattr(Settings, "load", Settings.from_env)
-    settings: Settings = load(os.environ)
-    return settings
 
 
 def _not_configured(advice: str, problems: tuple[str, ...]) -> Outcome:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from hypothesis import strategies as st
 
 from otel_token_relay import cli
 from otel_token_relay.commands import verify
-from otel_token_relay.settings import Settings
 from otel_token_relay.verification.http_client import FetchFailed
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.processes import unused_port
@@ -138,12 +138,16 @@ def test_the_settings_of_the_service_apply(issuer: Issuer, environment: pytest.M
     assert "  alg: expected ES256; the token has RS256\n" in run(token)[1]
 
 
-def test_all_sources_of_settings_are_read(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
-    """If `Settings.load` exists, it also reads OpenTelemetry's configuration file."""
-    loaded = Settings(issuers=(issuer.url,), audience=("billing",), verify="enforce")
-    environment.setattr(Settings, "load", staticmethod(lambda environ: loaded), raising=False)
+def test_all_sources_of_settings_are_read(issuer: Issuer, environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """OpenTelemetry's configuration file takes precedence over the environment."""
+    file = tmp_path / "otel.yaml"
+    section = {"instrumentation/development": {"python": {"token_relay": {"audience": "billing"}}}}
+    file.write_text(json.dumps({"file_format": "1.0"} | section), "utf-8")
+    environment.setenv("OTEL_CONFIG_FILE", str(file))
 
-    assert run(make_token(claims(issuer.url, aud="billing")))[0] == 0
+    status, output, _ = run(make_token(claims(issuer.url, aud="billing")))
+
+    assert status == 0, output
 
 
 # Clocks
