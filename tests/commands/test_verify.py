@@ -507,6 +507,23 @@ def test_a_terminal_is_asked_and_does_not_show_the_token(issuer: Issuer) -> None
     assert output.startswith("accepted\n")
 
 
+def test_warnings_are_not_printed_twice(issuer: Issuer) -> None:
+    """The verifier logs why it has no keys, which the output contains."""
+    issuer.behave = issuer.fail
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "otel_token_relay", "verify"],
+        env=os.environ | environment_of(issuer),
+        input=make_token(claims(issuer.url)),
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stderr) == (3, "")
+
+
 def test_ctrl_c_while_an_issuer_hangs_ends_quietly(issuer: Issuer) -> None:
     """Nothing is printed, and no thread keeps the process alive."""
     issuer.behave = issuer.hang

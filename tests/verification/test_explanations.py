@@ -447,10 +447,25 @@ def test_a_rule_that_the_token_satisfies_is_not_named_as_its_mistake(reason: Exp
     if reason in ("bad_signature", "unknown_key", "too_long"):
         return  # these concern the token itself
 
-    cause = explain(token, reason, EXPECTED, now=NOW)
+    expected = Expectations(rules=EXPECTED.rules, issuers=(ISSUER,), keys=(("k1", "RS256"),))
+    cause = explain(token, reason, expected, now=NOW)
 
     assert not cause.problem.startswith("expected")
     assert cause.expected == cause.actual == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "within", "beyond"),
+    [("exp", "expired", -29, -30), ("nbf", "not_yet_valid", 30, 31), ("iat", "not_yet_valid", 30, 31)],
+)
+def test_a_time_within_the_leeway_is_not_the_cause(
+    name: str, reason: ExplainedReason, within: int, beyond: int
+) -> None:
+    """The border is that of the verifier."""
+    for offset, is_cause in ((within, False), (beyond, True)):
+        token = make_token(claims(ISSUER, **{name: NOW + offset}))
+
+        assert (explain(token, reason, EXPECTED, now=NOW).actual != ()) is is_cause
 
 
 def test_an_introspection_response_that_is_rejected_is_explained(issuer: Issuer) -> None:
