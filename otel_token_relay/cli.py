@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from otel_token_relay.commands import PROBLEM, USAGE_ERROR, check, demo, explain
+from otel_token_relay.commands import INTERRUPTED, PROBLEM, USAGE_ERROR, check, demo, explain, verify
+from otel_token_relay.commands.arguments import Parser, describe_unrecognized
 
 _EXAMPLES = """\
 examples:
   otel-token-relay check
   otel-token-relay explain https://profile-service/v1/me 'https://billing.internal/invoices?year=2026'
+  otel-token-relay verify --claims sub < token.txt
   otel-token-relay demo
 """
 
@@ -26,21 +28,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The output quotes the user's own input, which the terminal's encoding may not support.
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unrecognized = parser.parse_known_args(arguments)
+    if unrecognized:
+        parser.error(describe_unrecognized(unrecognized, getattr(options, "takes_no_arguments", None)))
     if options.command is None:
         parser.print_help(sys.stderr)
         return USAGE_ERROR
     try:
         status: int = options.run(options)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PROBLEM
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="otel-token-relay",
         description="Relay the caller's bearer token to listed destinations.",
         epilog=_EXAMPLES,
@@ -48,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for command in (check, explain, demo):
+    for command in (check, explain, verify, demo):
         command.add_parser(commands)
     return parser
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from otel_token_relay.entry_mistakes import (
-    CONTAINS_COMMA,
-    FLAGS,
-    TEXT_PARAMETERS,
-    describe,
-    hide_user_info,
-    is_parameter,
-    may_have_parameters,
-    origins_of,
-)
+from otel_token_relay.entry_syntax import CONTAINS_COMMA, FLAGS, TEXT_PARAMETERS, is_parameter
 from otel_token_relay.origin import OriginPattern
 
 _MAX_SHOWN: Final = 200
@@ -75,7 +68,7 @@ class Destination:
         try:
             return cls._parse(entry)
         except ValueError as error:
-            raise ValueError(describe(entry, str(error), _are_valid)) from None
+            raise ValueError(_mistakes().describe(entry, str(error), _are_valid)) from None
 
     @classmethod
     def _parse(cls, entry: str) -> Destination:
@@ -166,7 +159,8 @@ def read_destinations(
             destination = Destination.parse(entry) if isinstance(entry, str) else entry
         except ValueError as error:
             report("destinations", _skip(str(entry), str(error), given, position))
-            (skipped if may_have_parameters(str(entry)) else plain).update(origins_of(str(entry)))
+            may_be_stricter = _mistakes().may_have_parameters(str(entry))
+            (skipped if may_be_stricter else plain).update(_mistakes().origins_of(str(entry)))
             continue
         if found.setdefault(destination.pattern, destination) != destination:
             contradicted.add(destination.pattern)
@@ -177,6 +171,11 @@ def read_destinations(
         # A skipped entry without parameters is not stricter than a valid entry for the same origin.
         refused |= contradicted | skipped | (plain - {d.pattern for d in listed})
     return listed
+
+
+def _mistakes() -> ModuleType:
+    """Import the module that only an invalid entry needs: its regular expressions take 20 ms to compile."""
+    return importlib.import_module("otel_token_relay.entry_mistakes")
 
 
 def _encode(value: str) -> str:
@@ -196,6 +195,7 @@ def _decode(name: str, value: str) -> str:
 
 def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> str:
     """Return the message about a skipped entry, with user info masked."""
+    hide_user_info = _mistakes().hide_user_info
     shown = hide_user_info(entry)
     if _contains_user_info_of(given[position + 1 :]):
         # The user info contains a comma: it starts in this entry or in the one before it, and ends in a later one.

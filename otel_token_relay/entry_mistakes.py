@@ -15,17 +15,9 @@ from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
+from otel_token_relay.entry_syntax import CONTAINS_COMMA, FLAGS, PARAMETERS, TEXT_PARAMETERS, is_parameter
 from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern
 from otel_token_relay.spelling import resembles
-
-FLAGS: Final = ("required", "never")
-TEXT_PARAMETERS: Final = ("audience", "scope", "resource")
-PARAMETERS: Final = FLAGS + TEXT_PARAMETERS
-
-CONTAINS_COMMA: Final = (
-    "it contains a comma; write a comma in a value as %2C, start an entry after parameters with its scheme, such as"
-    " https://, and in code pass each entry as a separate string"
-)
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
 # Names that are not near misses but are used for the same thing elsewhere.
@@ -44,8 +36,6 @@ _next_origin: Final = re.compile(r"(?<![A-Za-z0-9+.=/:%_-])[A-Za-z][A-Za-z0-9+.-
 _any_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/*(.*)", re.DOTALL).fullmatch
 _has_value: Final = re.compile(rf"\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=").match
 _in_value: Final = re.compile(rf";\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=[^;]*").search
-_is_flag: Final = re.compile(rf"\s*;|\s*(?:{'|'.join(FLAGS)})\s*(?:;|$)").match
-_is_assignment: Final = re.compile(r"\s*[A-Za-z_-]+\s*=").match
 _variable_name: Final = re.compile(r"([A-Za-z_]+\s*=\s*)[\"'A-Za-z]+[./:\w]*").match
 _looks_like_regex: Final = re.compile(r"\\\.|(?:^|//)\.[*+]|\(\?").search
 _read_authority: Final = re.compile(r"(\[[^\]]*\]|[^:]*)(?::(.*))?", re.DOTALL).fullmatch
@@ -62,11 +52,6 @@ _GRPC: Final = frozenset({"grpc", "grpcs", "dns", "ipv4", "ipv6", "passthrough"}
 _UNREACHABLE: Final = frozenset({"unix", "unix-abstract", "vsock", "xds", "xdstp", "google-c2p"})
 _BOTH: Final = ("https", "http")
 _MEANT: Final = {"ws": ("http",), "wss": ("https",), "grpcs": ("https",)}
-
-
-def is_parameter(item: str) -> bool:
-    """Return whether an item of the list is a parameter of the entry before it, written after a comma."""
-    return bool(_is_flag(item) or _is_assignment(item))
 
 
 def hide_user_info(entry: str, *, is_open: bool = False) -> str:
@@ -243,7 +228,7 @@ class _Repair:
         marks = re.findall(r"[\s|]", text.strip())
         parts = [words[0]]
         for word in words[1:]:
-            if _is_flag(word) or _is_assignment(word):
+            if is_parameter(word):
                 self._say(f"{word.partition('=')[0]} is a parameter, which follows a semicolon")
                 parts[-1] += f";{word}"
             elif "|" not in marks and (word.startswith((":", "/")) or parts[-1].endswith((":", "/"))):

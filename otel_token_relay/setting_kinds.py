@@ -13,10 +13,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from otel_token_relay.destinations import split_entries
+from otel_token_relay.entry_syntax import FLAGS, TEXT_PARAMETERS
 
-# The keys of a destination in a configuration file, besides ``origin``; the parameters of an entry.
-_ENTRY_FLAGS: Final = ("required", "never")
-_ENTRY_TEXTS: Final = ("audience", "scope", "resource")
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
 
@@ -89,16 +87,14 @@ def _entry(index: int, item: object) -> str:
         raise ValueError(f"expected one origin, such as https://profile-service, for origin in item {index}")
     parts = [origin.strip()]
     for name, given in item.items():
-        if name == "origin" or given is None or (given is False and name in _ENTRY_FLAGS):
+        if name == "origin" or given is None or (given is False and name in FLAGS):
             continue
-        if name in _ENTRY_FLAGS and given is True:
+        if name in FLAGS and given is True:
             parts.append(name)
-        elif name in _ENTRY_TEXTS and isinstance(given, str):
+        elif name in TEXT_PARAMETERS and isinstance(given, str):
             parts.append(f"{name}={quote(given, safe='')}")
-        elif name in _ENTRY_FLAGS or name in _ENTRY_TEXTS:
-            raise ValueError(
-                f"expected {'true or false' if name in _ENTRY_FLAGS else 'text'} for {name} in item {index}"
-            )
+        elif name in FLAGS or name in TEXT_PARAMETERS:
+            raise ValueError(f"expected {'true or false' if name in FLAGS else 'text'} for {name} in item {index}")
         else:
             raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}")
     return ";".join(parts)
@@ -181,8 +177,8 @@ ENTRIES: Final = Kind(
                         {
                             "type": "object",
                             "properties": {"origin": {"type": "string", "minLength": 1}}
-                            | {name: {"type": "boolean"} for name in _ENTRY_FLAGS}
-                            | {name: {"type": "string", "minLength": 1} for name in _ENTRY_TEXTS},
+                            | {name: {"type": "boolean"} for name in FLAGS}
+                            | {name: {"type": "string", "minLength": 1} for name in TEXT_PARAMETERS},
                             "required": ["origin"],
                             "additionalProperties": False,
                         },

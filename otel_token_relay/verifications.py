@@ -1,12 +1,19 @@
-"""Records of verifications: a counter and log lines, none of which contains any part of the request."""
+"""Records of verifications: a counter and log lines, none of which contains any part of the request.
+
+The decision log, which an operator switches on, also contains values of claims.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final, Literal
+
+from opentelemetry import trace
 
 from otel_token_relay import operator_log
 from otel_token_relay.counters import LazyCounter
+from otel_token_relay.operator_log import DecisionLog
 from otel_token_relay.rate_limits import RateLimit
 
 _logger = logging.getLogger("otel_token_relay")
@@ -48,8 +55,15 @@ class VerificationRecorder:
         """Create the counter now, so that no request has to. Never raises."""
         self._counter.prepare()
 
-    def record(self, outcome: Outcome, reason: str | None = None) -> None:
-        """Count a request and, if there is a *reason* not to accept it, log it. Never raises."""
+    def record(self, outcome: Outcome, reason: str | None = None, cause: Callable[[], str] | None = None) -> None:
+        """Count a request and, if there is a *reason* not to accept it, log it. Never raises.
+
+        Args:
+            outcome: The result.
+            reason: Why the request is not accepted; ``None`` if it is.
+            cause: Returns what was expected and what the token has, in one line without any part of the token. It is
+                called only if the decision log is on.
+        """
         if reason is not None and self._mode == "report":
             outcome = "reported"
         attributes = self._attributes.get(reason or outcome) or self._build_attributes(outcome, reason)
@@ -58,6 +72,8 @@ class VerificationRecorder:
             counter.add(1, attributes)
         except Exception:  # an error in the application's meter must not change the result
             self._log("a verification could not be counted")
+        if operator_log.decisions is not None:
+            _write(operator_log.decisions, outcome, reason, cause)
         if reason is None:
             return
         self._log("request rejected: %s", reason)
@@ -77,3 +93,16 @@ class VerificationRecorder:
             _logger.debug(message, *args)
         except Exception:  # an error in the application's logging must not change the result either
             return
+
+
+def _write(log: DecisionLog, outcome: Outcome, reason: str | None, cause: Callable[[], str] | None) -> None:
+    try:
+        trace_id = trace.get_current_span().get_span_context().trace_id
+        log.write(
+            verification=outcome,
+            reason=reason,
+            cause=None if cause is None else cause(),
+            trace_id=trace.format_trace_id(trace_id) if trace_id else None,
+        )
+    except Exception:  # an error in the application's span must not change the result
+        return

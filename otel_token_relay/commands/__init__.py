@@ -12,3 +12,4 @@ OK: Final = 0
 PROBLEM: Final = 1
 USAGE_ERROR: Final = 2
 NO_RESPONSE: Final = 3
+INTERRUPTED: Final = 130  # as in shells: 128 and the number of SIGINT

@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import relay_problem
 from otel_token_relay.commands.coverage import (
     KINDS,
@@ -29,6 +29,9 @@ from otel_token_relay.installation import CONTEXT_PROBLEM, install
 from otel_token_relay.otel import keeps_unknown_keys
 from otel_token_relay.settings import RELAY_SETTINGS, VARIABLES, Settings, load_sources
 
+if TYPE_CHECKING:
+    from otel_token_relay.verification.issuer_endpoints import IssuerDocument
+
 PARTS: Final = ("relay", "verify")
 
 _EXAMPLES = """\
@@ -41,7 +44,7 @@ exit status:
 examples:
   otel-token-relay check
   otel-token-relay check --pid "$(pgrep -o gunicorn)"
-  otel-token-relay check --require relay,verify --strict
+  otel-token-relay check --online --require relay,verify --strict
 """
 
 
@@ -73,6 +76,7 @@ class Report:
         warnings: One sentence for each part that works but is probably not intended.
         libraries: The installed clients, servers and frameworks.
         settings: The settings that differ from their defaults.
+        issuers: What the issuers' endpoints responded, with ``--online``.
     """
 
     relay: bool
@@ -81,6 +85,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     libraries: list[Library] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
+    issuers: list[IssuerDocument] = field(default_factory=list)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,6 +98,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--online", action="store_true", help="ask the issuers for their metadata and keys")
     parser.add_argument("--pid", type=int, metavar="N", help="check the environment of process N instead of this one")
     parser.add_argument(
         "--require", type=_parts, default=(), metavar="PARTS", help="fail if one of relay,verify is not switched on"
@@ -120,12 +126,23 @@ def run(options: argparse.Namespace) -> int:
         print(f"otel-token-relay check: {error}", file=sys.stderr)
         return USAGE_ERROR
     report = build_report(environ, options)
-    is_good = not report.problems and not (options.strict and report.warnings)
+    status = _status(report, options)
     if options.json:
-        print(json.dumps({"ok": is_good} | asdict(report)))
+        print(json.dumps({"ok": status == OK} | asdict(report)))
     else:
         _print(report, options)
-    return OK if is_good else PROBLEM
+    return status
+
+
+def _status(report: Report, options: argparse.Namespace) -> int:
+    if report.problems or (options.strict and report.warnings):
+        return PROBLEM
+    return NO_RESPONSE if _unreachable(report) else OK
+
+
+def _unreachable(report: Report) -> list[str]:
+    """Return the issuers that do not respond."""
+    return [issuer["issuer"] for issuer in report.issuers if issuer["state"] == "no_response"]
 
 
 def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Report:
@@ -140,8 +157,30 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
     else:
         report.libraries = installed_libraries()
     report.problems += _problems(environ, settings, report, options)
+    if options.online:
+        report.issuers = _ask_issuers(settings, report)
     report.warnings = [*settings.warnings, *_warnings(environ, settings, report, options)]
     return report
+
+
+def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
+    """Ask the issuers, and add a problem for each whose response cannot be used."""
+    if not settings.issuers or not has_module("jwt"):
+        return []
+    # Imported here, because PyJWT is optional and takes 60 ms to import.
+    from otel_token_relay.verification.issuer_endpoints import ask_issuers
+
+    issuers = [issuer.as_dict() for issuer in ask_issuers(settings.issuers, settings.algorithms)]
+    report.problems += [
+        f"{issuer['issuer']}: tokens of this issuer cannot be verified: {'; '.join(_failures(issuer))}"
+        for issuer in issuers
+        if issuer["state"] == "problem"
+    ]
+    return issuers
+
+
+def _failures(issuer: IssuerDocument) -> list[str]:
+    return [f"{e['kind']} {e['url']}: {e['result']}" for e in issuer["endpoints"] if e["state"] not in ("ok", "unused")]
 
 
 def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setting]:
@@ -239,6 +278,10 @@ def _print(report: Report, options: argparse.Namespace) -> None:
     print(emphasize(_verdict(report, options)))
     _print_list("Problems", report.problems)
     _print_list("Warnings", report.warnings)
+    _print_list(
+        "Endpoints",
+        [f"{e['kind']} {e['url']}: {e['result']}" for issuer in report.issuers for e in issuer["endpoints"]],
+    )
     covered = [library for library in report.libraries if library.is_covered]
     title = "Hooked" if options.all else "Can be hooked (to try the hooks, add --all)"
     _print_list(title, [line for kind in KINDS if (line := _line_of(kind, covered))])
@@ -276,6 +319,8 @@ def _verdict(report: Report, options: argparse.Namespace) -> str:
         return f"{_count(report.problems, 'problem')} found. {state}"
     if options.strict and report.warnings:
         return f"{_count(report.warnings, 'warning')}, which --strict treats as problems. {state}"
+    if unreachable := _unreachable(report):
+        return f"No response from {', '.join(unreachable)}. {state}"
     return f"No problem found. {state}"
 
 

@@ -8,13 +8,12 @@ import sys
 import textwrap
 from typing import Final
 
+from otel_token_relay.printable import escape
+
+__all__ = ["emphasize", "escape", "say"]
+
 # Longer lines are hard to read, even on a wide terminal.
 _MAX_WIDTH: Final = 120
-
-
-def escape(text: str) -> str:
-    """Return *text* with each character that is not printable ASCII escaped, such as a terminal control sequence."""
-    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
 
 
 def say(text: str = "", *, indent: int = 0) -> None:

@@ -10,6 +10,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypedDict, cast
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
@@ -20,6 +21,7 @@ from otel_token_relay.reasons import Reason
 from otel_token_relay.runtime import SettingsInForce
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock
+from otel_token_relay.verification.causes import ExplainedReason
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.drivers import drive, drive_async
 from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
@@ -120,7 +122,7 @@ class BearerAuthenticator:
                 verified = cast("VerifiedToken", verifier.verify(token))
             return self._check_verified(credentials, verified)
         except Exception as error:  # no verifier error may let a request through
-            return self._reject_after(error)
+            return self._reject_after(error, credentials)
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Do the same as `check`, but without blocking the event loop."""
@@ -139,7 +141,7 @@ class BearerAuthenticator:
             found = verifier.verify(token)
             return self._check_verified(credentials, await found if inspect.isawaitable(found) else found)
         except Exception as error:
-            return self._reject_after(error)
+            return self._reject_after(error, credentials)
 
     def prepare(self) -> None:
         """Create the counter; see `otel_token_relay.authentication.Authenticator`."""
@@ -147,7 +149,8 @@ class BearerAuthenticator:
 
     def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> ErrorResponse | None:
         if not self._required_scopes <= verified.scopes:
-            return self._reject(self.challenges.insufficient_scope, "insufficient_scope")
+            cause = partial(self._explain, token, "insufficient_scope")
+            return self._reject(self.challenges.insufficient_scope, "insufficient_scope", cause=cause)
         if not self._is_fresh_enough(verified.claims if self._acr_values or self._max_age is not None else {}):
             return self._reject(self.challenges.insufficient_authentication, "insufficient_user_authentication")
         token.mark_verified(verified)
@@ -165,18 +168,42 @@ class BearerAuthenticator:
         authenticated_at = claims.get("auth_time")
         return type(authenticated_at) in (int, float) and self._now() - authenticated_at <= self._max_age  # type: ignore[operator]
 
-    def _reject_after(self, error: Exception) -> ErrorResponse | None:
+    def _reject_after(self, error: Exception, token: BearerToken) -> ErrorResponse | None:
         if isinstance(error, TokenRejected):
-            return self._reject(self.challenges.invalid_token, error.reason)
+            cause = partial(self._explain, token, error.reason)
+            return self._reject(self.challenges.invalid_token, error.reason, cause=cause)
         if not isinstance(error, KeysUnavailable):
             # Log only the type: the message of an unexpected error may quote the token.
             _logger.error("a verifier raised %s", type(error).__name__)
         retry_after = error.retry_after if isinstance(error, KeysUnavailable) else 1.0
         return self._reject(self.challenges.unavailable(retry_after), "unavailable", "unavailable")
 
-    def _reject(self, error_response: ErrorResponse, reason: str, outcome: Outcome = "refused") -> ErrorResponse | None:
-        self._recorder.record(outcome, reason)
+    def _reject(
+        self,
+        error_response: ErrorResponse,
+        reason: str,
+        outcome: Outcome = "refused",
+        cause: Callable[[], str] | None = None,
+    ) -> ErrorResponse | None:
+        self._recorder.record(outcome, reason, cause)
         return error_response.because(reason) if self._mode == "enforce" else None
+
+    def _explain(self, token: BearerToken, reason: ExplainedReason) -> str:
+        """Return what was expected and what the token has; empty if the application's own verifier rejected it."""
+        if not isinstance(self._verifier, VerifierCore):
+            return ""
+        return self._verifier.explain(token.reveal(), reason, required_scopes=sorted(self._required_scopes)).line()
+
+
+def verifier_from(settings: Settings) -> TokenVerifier:
+    """Build the verifier that the settings configure.
+
+    Raises:
+        ConfigurationError: The settings are not sufficient to verify tokens.
+    """
+    return TokenVerifier(
+        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
+    )
 
 
 def authenticator_from(settings: Settings) -> BearerAuthenticator:
@@ -185,11 +212,8 @@ def authenticator_from(settings: Settings) -> BearerAuthenticator:
     Raises:
         ConfigurationError: The settings are not sufficient to verify tokens.
     """
-    verifier = TokenVerifier(
-        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
-    )
     return BearerAuthenticator(
-        verifier,
+        verifier_from(settings),
         exclude=settings.verify_exclude,
         mode="report" if settings.verify == "report" else "enforce",
         span_claims=SpanClaimsInForce(SettingsInForce(settings)),

@@ -28,11 +28,11 @@ _REQUIRED_RFC9068: Final = ("iss", "exp", "aud", "sub", "client_id", "iat", "jti
 _REQUIRED_GENERIC: Final = ("iss", "exp", "aud", "sub")
 
 # OpenID Connect Core, sections 2 and 3.3.2.11: only ID tokens have these claims.
-_ID_TOKEN_CLAIMS: Final = ("nonce", "at_hash", "c_hash")
+ID_TOKEN_CLAIMS: Final = ("nonce", "at_hash", "c_hash")
 # Keycloak puts the token type in the ``typ`` claim: ID, Refresh, Offline, Logout, DPoP and more.
 _ACCESS_TOKEN_TYP_CLAIMS: Final = frozenset({"bearer", "jwt", "at+jwt"})
 
-_NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
+NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +75,17 @@ def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
         return
     if typ is not None and typ.lower() not in _GENERIC_TYPES:
         raise TokenRejected("wrong_type")
-    if any(name in claims for name in _ID_TOKEN_CLAIMS):
+    if any(name in claims for name in ID_TOKEN_CLAIMS):
         raise TokenRejected("wrong_type")
     if "typ" in claims:
         kind = claims["typ"]
         if not isinstance(kind, str) or kind.lower() not in _ACCESS_TOKEN_TYP_CLAIMS:
             raise TokenRejected("wrong_type")
+
+
+def required_claims(profile: Profile) -> tuple[str, ...]:
+    """Return the names of the claims that every token must have."""
+    return _REQUIRED_RFC9068 if profile == "rfc9068" else _REQUIRED_GENERIC
 
 
 def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
@@ -97,16 +102,14 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
     Source: RFC 7519, section 4.1; RFC 9068, sections 2.2 and 4.
     """
-    required = _REQUIRED_RFC9068 if rules.profile == "rfc9068" else _REQUIRED_GENERIC
-    for name in required:
-        if name not in claims:
-            raise TokenRejected("missing_claim")
+    if not all(name in claims for name in required_claims(rules.profile)):
+        raise TokenRejected("missing_claim")
     return check_values(claims, rules, now=now)
 
 
 def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
     """Check the claims that are present. Missing claims are accepted, except ``aud`` if an audience is required."""
-    for name in _NAMES:
+    for name in NAMES:
         if name in claims:
             check_name(claims[name])
     scopes = read_scopes(claims, rules.scope_claims)
@@ -158,7 +161,7 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
     Source: RFC 8693, section 4.2 (a space-separated string). Many issuers send a list instead.
     """
     for name in names:
-        found, value = _look_up(claims, name)
+        found, value = look_up(claims, name)
         if not found:
             continue
         words = value.split(" ") if isinstance(value, str) else value
@@ -168,7 +171,8 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
     return frozenset()
 
 
-def _look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
+def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
+    """Return whether there is a claim with that name, and its value. A dot separates the names of nested members."""
     if name in claims:
         return True, claims[name]
     value: object = claims

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import contextvars
+import errno
 import http.client
 import socket
 import ssl
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from otel_token_relay.errors import ConfigurationError
@@ -27,8 +28,45 @@ from otel_token_relay.origin import Origin, is_trustworthy
 MAX_BODY_BYTES: Final = 512 * 1024
 
 
+FetchCause = Literal[
+    "connection_refused",
+    "host_not_found",  # the name does not exist
+    "name_server_failed",
+    "network_unreachable",
+    "proxy_refused",
+    "certificate_not_trusted",
+    "tls_failed",
+    "timed_out",
+    "connection_closed",  # without a complete response
+    "bad_response",  # a response arrived, but cannot be used
+]
+
+# Codes of OpenSSL (x509_vfy.h). Its own messages may quote the certificate.
+_CERTIFICATE_PROBLEMS: Final = {
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: "it is self-signed",
+    19: "its certificate authority is not trusted",
+    20: "its certificate authority is not trusted",
+    21: "its certificate authority is not trusted",
+    62: "it is for another host name",
+    64: "it is for another IP address",
+}
+
+
 class FetchFailed(Exception):
-    """No usable response arrived in time. The error message does not quote the response."""
+    """No usable response arrived in time. The error message does not quote the response.
+
+    Attributes:
+        cause: Which kind of failure it was.
+    """
+
+    def __init__(self, message: str, cause: FetchCause = "bad_response") -> None:
+        super().__init__(message, cause)
+        self.cause: FetchCause = cause
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
     @staticmethod
     def describe(error: Exception) -> str:
@@ -83,6 +121,8 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
     # Not imported at the top: it imports opentelemetry.propagate, which may itself be importing this package.
     from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+    if timeout <= 0:  # the caller has used up its time
+        raise FetchFailed("timed out", "timed_out")
     deadline = time.monotonic() + timeout
     headers = {"Accept": "application/json", "User-Agent": "otel-token-relay", "Connection": "close"}
     if form is not None:
@@ -100,7 +140,51 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
                 with contextlib.closing(connection.getresponse()) as response:
                     return _read(response, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise FetchFailed(type(error).__name__) from None
+            raise _failure(error, is_late=time.monotonic() >= deadline, is_proxied=_has_tunnel(connection)) from None
+
+
+def _failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed:
+    """Return the failure that describes an error of the connection, without any text from outside this process."""
+    if is_late or isinstance(error, TimeoutError):
+        return FetchFailed("timed out", "timed_out")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"OpenSSL's code is {error.verify_code}")
+        return FetchFailed(f"certificate not trusted: {problem}", "certificate_not_trusted")
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return FetchFailed("connection closed during the TLS handshake", "connection_closed")
+    if isinstance(error, ssl.SSLError):
+        speaks_http = error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+        hint = "; the server does not speak https on this port" if speaks_http else ""
+        return FetchFailed(f"TLS handshake failed{hint}", "tls_failed")
+    if isinstance(error, ConnectionError):  # RemoteDisconnected is an HTTPException as well
+        if isinstance(error, ConnectionRefusedError):
+            return _connection_failure("connection refused", "connection_refused", is_proxied)
+        return FetchFailed("connection closed without a response", "connection_closed")
+    if isinstance(error, http.client.IncompleteRead):
+        return FetchFailed("the response is incomplete", "connection_closed")
+    if isinstance(error, OSError):
+        return _network_failure(error, is_proxied)
+    return FetchFailed("the response is not valid HTTP")
+
+
+def _network_failure(error: OSError, is_proxied: bool) -> FetchFailed:
+    if isinstance(error, socket.gaierror):
+        if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL):
+            return _connection_failure("the name server does not respond", "name_server_failed", is_proxied)
+        return _connection_failure("host name not found", "host_not_found", is_proxied)
+    if is_proxied and error.errno is None:  # http.client raises a plain OSError with the proxy's own text
+        return FetchFailed("the proxy refused to connect to the host", "proxy_refused")
+    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
+        return _connection_failure("network unreachable", "network_unreachable", is_proxied)
+    return FetchFailed(f"connection failed: {errno.errorcode.get(error.errno or 0, 'OSError')}", "connection_closed")
+
+
+def _connection_failure(text: str, cause: FetchCause, is_proxied: bool) -> FetchFailed:
+    return FetchFailed(f"{text} (of the proxy that https_proxy names)" if is_proxied else text, cause)
+
+
+def _has_tunnel(connection: http.client.HTTPConnection) -> bool:
+    return getattr(connection, "_tunnel_host", None) is not None
 
 
 def _build_connection(url: str, timeout: float) -> http.client.HTTPConnection:
@@ -154,7 +238,7 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> Response:
     if len(body) > MAX_BODY_BYTES:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if time.monotonic() >= deadline:
-        raise FetchFailed("the response took too long")
+        raise FetchFailed("timed out", "timed_out")
     if response.length:  # the number of missing bytes: a limited read does not raise IncompleteRead
-        raise FetchFailed("the response is incomplete")
+        raise FetchFailed("the response is incomplete", "connection_closed")
     return Response(response.status, {name.lower(): value for name, value in response.headers.items()}, body)

@@ -65,15 +65,45 @@ class Key(NamedTuple):
             return False
 
 
+class KeyUse(NamedTuple):
+    """The ``kid`` and the ``alg`` of the tokens that a key may verify. A key without ``kid`` has ``None``."""
+
+    kid: str | None
+    algorithm: str
+
+
+class SkippedKey(NamedTuple):
+    """A member of a key set that cannot verify a token. The problem is one of this module's texts."""
+
+    kid: str | None
+    problem: str
+
+
 class KeySet:
-    """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this one."""
+    """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this one.
 
-    __slots__ = ("_by_use", "_kids", "contents")
+    Attributes:
+        contents: Identifies the keys: two key sets with equal contents verify the same tokens.
+        skipped: The members that cannot verify a token.
+    """
 
-    def __init__(self, by_use: Mapping[tuple[str | None, str], tuple[Key, ...]], contents: frozenset[object]) -> None:
+    __slots__ = ("_by_use", "_kids", "contents", "skipped")
+
+    def __init__(
+        self,
+        by_use: Mapping[tuple[str | None, str], tuple[Key, ...]],
+        contents: frozenset[object],
+        skipped: Sequence[SkippedKey] = (),
+    ) -> None:
         self._by_use = by_use
         self._kids = frozenset(kid for kid, _ in by_use)
         self.contents: frozenset[object] = contents
+        self.skipped: tuple[SkippedKey, ...] = tuple(skipped)
+
+    @property
+    def uses(self) -> tuple[KeyUse, ...]:
+        """What the keys may be used for, in the order of the key set."""
+        return tuple(KeyUse(kid, algorithm) for kid, algorithm in self._by_use)
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], algorithms: frozenset[str]) -> KeySet:
@@ -90,7 +120,7 @@ class KeySet:
         members = document.get("keys")
         if not isinstance(members, list):
             raise ValueError("expected a JWK set")
-        usable = [member for member in members if isinstance(member, dict) and _is_for_signatures(member)]
+        usable, skipped = _split(members)
         by_kid: dict[str, set[object]] = {}
         for jwk in usable:
             if "kid" in jwk:
@@ -101,15 +131,23 @@ class KeySet:
         by_use: dict[tuple[str | None, str], tuple[Key, ...]] = {}
         contents = set()
         for jwk in usable:
-            if jwk.get("kid") in ambiguous:
+            kid = jwk.get("kid")
+            if kid in ambiguous:
+                skipped.append(SkippedKey(kid, "another key has the same kid"))
                 continue
-            for name in _algorithms_of(jwk) & algorithms:
+            names = _algorithms_of(jwk) & algorithms
+            problem = None if names else "no accepted algorithm fits it"
+            for name in sorted(names):
                 key = _build(jwk, name)
-                use = (jwk.get("kid"), name)
-                if key is not None and (use, _identity(jwk)) not in contents:
+                use = (kid, name)
+                if isinstance(key, str):
+                    problem = key
+                elif (use, _identity(jwk)) not in contents:
                     contents.add((use, _identity(jwk)))
                     by_use[use] = (*by_use.get(use, ()), key)
-        return cls(by_use, frozenset(contents))
+            if problem is not None:
+                skipped.append(SkippedKey(kid, problem))
+        return cls(by_use, frozenset(contents), skipped)
 
     def find(self, kid: str | None, algorithm: str) -> tuple[Key, ...]:
         """Return the keys that match a token header. There are several only if the keys have no ``kid``."""
@@ -123,16 +161,29 @@ class KeySet:
         return len(self.contents)
 
 
-def _is_for_signatures(jwk: Mapping[str, Any]) -> bool:
+def _split(members: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[SkippedKey]]:
+    """Return the members that are public keys for signatures, and those that are not."""
+    usable, skipped = [], []
+    for member in members:
+        problem = _problem_with(member)
+        if problem is None:
+            usable.append(member)
+        else:
+            kid = member.get("kid") if isinstance(member, dict) else None
+            skipped.append(SkippedKey(kid if isinstance(kid, str) else None, problem))
+    return usable, skipped
+
+
+def _problem_with(jwk: object) -> str | None:
+    names = ("kid", "kty", "crv", "alg")
+    if not isinstance(jwk, dict) or not all(isinstance(jwk.get(name, ""), str) for name in names):
+        return "malformed"
+    if jwk.get("kty") not in _PUBLIC_MEMBERS:
+        return "its type is not RSA, EC or OKP"
     operations = jwk.get("key_ops", ["verify"])
-    return (
-        isinstance(jwk.get("kid", ""), str)
-        and all(isinstance(jwk.get(name, ""), str) for name in ("kty", "crv", "alg"))
-        and jwk.get("kty") in _PUBLIC_MEMBERS
-        and jwk.get("use", "sig") == "sig"
-        and isinstance(operations, list)
-        and "verify" in operations
-    )
+    if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
+        return "not for signatures"
+    return None
 
 
 def _identity(jwk: Mapping[str, Any]) -> object:
@@ -150,20 +201,21 @@ def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
     return fitting & same
 
 
-def _build(jwk: Mapping[str, Any], name: str) -> Key | None:
+def _build(jwk: Mapping[str, Any], name: str) -> Key | str:
+    """Return the key for the algorithm *name*, or why it cannot be used."""
     public = {member: jwk.get(member) for member in _PUBLIC_MEMBERS[jwk["kty"]]}
     values = [public[member] for member in ("n", "e", "x", "y") if member in public]
     if not all(
         isinstance(value, str) and len(value) <= _MAX_MODULUS_LENGTH and _is_base64url(value) for value in values
     ):
-        return None
+        return "malformed"
     # PyJWT does not know the name Ed25519, only EdDSA.
     algorithm = get_default_algorithms()["EdDSA" if name == "Ed25519" else name]
     try:
         material = algorithm.from_jwk(public)
         if algorithm.check_key_length(material) is not None:
-            return None
+            return "too short"
     except Exception:  # skip the key, regardless of the error
         _logger.debug("skipped an unusable key in a key set")
-        return None
+        return "malformed"
     return Key(algorithm, material)

@@ -33,7 +33,7 @@ from otel_token_relay.verification.drivers import Wait
 from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
 from otel_token_relay.verification.jwk import KeySet
 from otel_token_relay.verification.jws import parse_object
-from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, read_metadata
+from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, problem_with_metadata, read_metadata
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -200,7 +200,7 @@ class KeySource:
             self._refresh()
             failed = False
         except Exception as error:  # requests continue with the current keys
-            _logger.warning("an issuer's keys could not be refreshed: %s", FetchFailed.describe(error))
+            _logger.warning("the keys of %s could not be refreshed: %s", self.issuer, FetchFailed.describe(error))
         finally:
             self._end(flight, failed=failed)
 
@@ -246,15 +246,21 @@ class KeySource:
         """
         if self._discovered is not None and self._monotonic() < self._discovered[1]:
             return self._discovered[0]
+        problems = []
         for url in metadata_urls(self.issuer):
             response = fetch_in_time(url)
             if response.status != 200:
+                problems.append(f"status {response.status}")
                 continue
             try:
-                jwks_uri = read_metadata(parse_object(response.body), self.issuer)
-            except ValueError:
-                continue  # probably a web application that serves its start page at every path
+                document = parse_object(response.body)
+            except ValueError:  # probably a web application that serves its start page at every path
+                problems.append("the response is not a JSON object")
+                continue
+            jwks_uri = read_metadata(document, self.issuer)
             if jwks_uri is not None:
                 self._discovered = jwks_uri, self._monotonic() + 3600.0
                 return jwks_uri
-        raise FetchFailed("no usable jwks_uri in the issuer's metadata")
+            problems.append(problem_with_metadata(document, self.issuer) or "")
+        openid, rfc8414 = problems
+        raise FetchFailed(f"no usable jwks_uri in the issuer's metadata (OpenID: {openid}; RFC 8414: {rfc8414})")

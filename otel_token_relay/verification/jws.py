@@ -90,7 +90,7 @@ def parse_object(data: bytes) -> Claims:
     """Read a JSON object strictly: UTF-8, unique names, finite numbers, bounded depth.
 
     Raises:
-        ValueError: The data is not such an object. The error message does not quote the data.
+        ValueError: The data is not such an object. The error message says why and does not quote the data.
     """
     try:
         text = data.decode("utf-8")
@@ -100,14 +100,23 @@ def parse_object(data: bytes) -> Claims:
         if "\\u" in text:
             # A lone surrogate cannot be encoded, so code that later serializes the claims would fail.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError):
-        raise ValueError("invalid JSON") from None
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("not JSON") from None
     if not isinstance(value, dict):
-        raise ValueError("expected a JSON object")
+        raise ValueError("not a JSON object")
     return value
 
 
-def _decode_segment(segment: str) -> bytes:
+def decode_segment(segment: str) -> bytes:
+    """Decode one part of a JWS (RFC 7515, section 2).
+
+    Raises:
+        ValueError: The part is not the one canonical base64url encoding of its bytes.
+    """
     data = base64.urlsafe_b64decode(segment + "==")
     # The unused bits of the last character must be zero; otherwise, one token would have several spellings.
     if base64.urlsafe_b64encode(data).rstrip(b"=") != segment.encode("ascii"):
@@ -137,9 +146,9 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
         raise TokenRejected("malformed")
     header_segment, payload_segment, signature_segment = match.groups()
     try:
-        header = parse_object(_decode_segment(header_segment))
-        claims = parse_object(_decode_segment(payload_segment))
-        signature = _decode_segment(signature_segment)
+        header = parse_object(decode_segment(header_segment))
+        claims = parse_object(decode_segment(payload_segment))
+        signature = decode_segment(signature_segment)
     except ValueError:
         raise TokenRejected("malformed") from None
     _check_header(header)
@@ -168,7 +177,7 @@ def looks_like_jws(token: str) -> bool:
     if match is None:
         return False
     try:
-        return "alg" in parse_object(_decode_segment(match[1]))
+        return "alg" in parse_object(decode_segment(match[1]))
     except ValueError:
         return False
 

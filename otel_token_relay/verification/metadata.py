@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from otel_token_relay.differences import describe_difference
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, is_trustworthy
 from otel_token_relay.settings import is_issuer
@@ -52,13 +53,24 @@ def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
     RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an
     attacker who controls another path on that host could make this service trust the attacker's keys.
     """
+    return None if problem_with_metadata(document, issuer) else document["jwks_uri"]
+
+
+def problem_with_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
+    """Return why the document cannot be trusted, or ``None``. The text does not quote the document."""
+    named = document.get("issuer")
+    if not isinstance(named, str):
+        return "the document does not name an issuer"
+    if named != issuer:
+        difference = describe_difference(issuer, named)
+        return "the document names another issuer" + (f" ({difference})" if difference else "")
     jwks_uri = document.get("jwks_uri")
-    if document.get("issuer") != issuer or not isinstance(jwks_uri, str) or not is_trustworthy(jwks_uri):
-        return None
-    own, named = Origin.parse(issuer), Origin.parse(jwks_uri)
-    if own is None or named is None or (own.scheme == "https" and named.scheme != "https"):
-        return None
-    return jwks_uri
+    if not isinstance(jwks_uri, str):
+        return "the document has no jwks_uri"
+    own, keys = Origin.parse(issuer), Origin.parse(jwks_uri)
+    if own is None or keys is None or not is_trustworthy(jwks_uri) or (own.scheme, keys.scheme) == ("https", "http"):
+        return "the document's jwks_uri is not an https URL"
+    return None
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:

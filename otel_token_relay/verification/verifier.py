@@ -18,13 +18,16 @@ from otel_token_relay.algorithms import DEFAULT_ALGORITHMS, Profile
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock, is_b64token
 from otel_token_relay.verification.cache import Cache, digest
+from otel_token_relay.verification.causes import Cause, Expectations, ExplainedReason
 from otel_token_relay.verification.claims import Rules, check_claims, check_type, check_values
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
+from otel_token_relay.verification.explanations import explain
 from otel_token_relay.verification.http_client import check_url
 from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import Key, KeySet, check_algorithms
 from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
 from otel_token_relay.verification.jws import Claims, Jws, copy_json, looks_like_jws, parse_jws
+from otel_token_relay.verification.malformations import read_unverified
 from otel_token_relay.verification.metadata import check_issuer
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
@@ -160,6 +163,7 @@ class VerifierCore:
     ) -> None:
         names = _as_tuple(issuers)
         self._algorithms = check_algorithms(algorithms)
+        self._algorithm_names = tuple(algorithms)
         self._rules = Rules(
             audience=_as_tuple(audience), profile=profile, leeway=leeway, scope_claims=_as_tuple(scope_claims)
         )
@@ -243,6 +247,31 @@ class VerifierCore:
         verified = self._check_revocation(accepted, key, token)
         self._cache.put(key, accepted)
         return verified
+
+    def explain(self, token: str, reason: ExplainedReason, *, required_scopes: Sequence[str] = ()) -> Cause:
+        """Return why *token* was rejected, for an operator. Never raises, and neither waits nor fetches keys.
+
+        The cause contains values of some claims and header members, but never a part of the token itself.
+
+        Args:
+            token: The token, passed without the ``Bearer`` prefix.
+            reason: The reason of `TokenRejected`, or ``insufficient_scope``.
+            required_scopes: The scopes that the request needs.
+        """
+        read = read_unverified(token) if len(token) <= self._max_length else None
+        issuer = None if read is None else read[1].get("iss")
+        source = self._sources.get(issuer) if isinstance(issuer, str) else None
+        keys = None if source is None else source.current()
+        expectations = Expectations(
+            rules=self._rules,
+            issuers=tuple(self._sources),
+            algorithms=self._algorithm_names,
+            max_length=self._max_length,
+            required_scopes=tuple(required_scopes),
+            keys=None if keys is None else keys.uses,
+            unusable_keys=() if keys is None else keys.skipped,
+        )
+        return explain(token, reason, expectations, now=self._now())
 
     def _verify_jwt(self, token: str) -> Generator[Wait, None, _Accepted]:
         jws = parse_jws(token, max_length=self._max_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import http.client
 import socket
 import threading
@@ -28,6 +29,7 @@ from otel_token_relay.verification.http_client import (
 )
 from tests.support.issuers import Issuer, issuing
 from tests.support.loopback import Status, certificate, party
+from tests.support.processes import unused_port
 
 
 @pytest.fixture
@@ -145,8 +147,12 @@ FULL = b"a" * MAX_BODY_BYTES
             responding(b"secret", Content_Encoding="gzip"), "unexpected Content-Encoding in the response", id="encoded"
         ),
         pytest.param(responding(b"secret", Content_Encoding="IDENTITY"), None, id="identity"),
-        pytest.param(lambda handler, path: bool(handler.wfile.write(b"secret\r\n")), "BadStatusLine", id="not HTTP"),
-        pytest.param(lambda handler, path: True, "RemoteDisconnected", id="no response"),
+        pytest.param(
+            lambda handler, path: bool(handler.wfile.write(b"secret\r\n")),
+            "the response is not valid HTTP",
+            id="not HTTP",
+        ),
+        pytest.param(lambda handler, path: True, "connection closed without a response", id="no response"),
     ],
 )
 def test_a_response_that_is_broken_or_too_large_is_a_failure(issuer: Issuer, behave: Any, problem: str | None) -> None:
@@ -161,7 +167,7 @@ def test_a_response_that_is_broken_or_too_large_is_a_failure(issuer: Issuer, beh
 
 def test_an_error_of_another_class_is_described_by_its_type() -> None:
     """Its message may quote the response."""
-    assert FetchFailed.describe(FetchFailed("the response took too long")) == "the response took too long"
+    assert FetchFailed.describe(FetchFailed("timed out", "timed_out")) == "timed out"
     assert FetchFailed.describe(ValueError("a secret of the server")) == "ValueError"
 
 
@@ -170,7 +176,7 @@ def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch)
     http_client._tls.cache_clear()
     try:
         with party(tls=True) as server:
-            with pytest.raises(FetchFailed, match="SSLCertVerificationError"):
+            with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
                 fetch(server.url, timeout=5.0, authorization="Basic YTpi")
             assert server.requests == []
 
@@ -300,3 +306,120 @@ def test_a_truncated_response_is_not_a_response(head_and_body: bytes) -> None:
         with pytest.raises(FetchFailed, match=r"(?i)incomplete"):
             fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/jwks", timeout=10)
         server.join(10)
+
+
+def failure_at(url: str, *, timeout: float = 5.0) -> tuple[str, str]:
+    """Return the cause and the message of the failure."""
+    try:
+        fetch(url, timeout=timeout)
+    except FetchFailed as error:
+        return error.cause, str(error)
+    raise AssertionError("no error was raised")
+
+
+def test_a_port_on_which_nothing_listens_is_named() -> None:
+    """The most frequent mistake of a local setup."""
+    assert failure_at(f"http://127.0.0.1:{unused_port()}") == ("connection_refused", "connection refused")
+
+
+@pytest.mark.parametrize(
+    ("number", "failure"),
+    [
+        pytest.param(socket.EAI_NONAME, ("host_not_found", "host name not found"), id="no such name"),
+        pytest.param(socket.EAI_AGAIN, ("name_server_failed", "the name server does not respond"), id="no name server"),
+    ],
+)
+def test_a_name_that_is_not_resolved_is_named(
+    number: int, failure: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A misspelled host differs from a name server that is down."""
+
+    def getaddrinfo(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(number, "text of the system")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setenv("no_proxy", "*")
+
+    assert failure_at("https://idp.example") == failure
+
+
+def test_an_unreachable_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A route may be missing inside a container. Other errors of the system are named by their symbol."""
+    monkeypatch.setenv("no_proxy", "*")
+    for number, failure in (
+        (errno.ENETUNREACH, ("network_unreachable", "network unreachable")),
+        (errno.EPERM, ("connection_closed", "connection failed: EPERM")),
+    ):
+
+        def create_connection(*args: object, number: int = number, **kwargs: object) -> None:
+            raise OSError(number, "text of the system")
+
+        monkeypatch.setattr(socket, "create_connection", create_connection)
+        assert failure_at("https://idp.example") == failure
+
+
+def test_a_server_that_hangs_is_named(issuer: Issuer) -> None:
+    """The failure is the same, whether the server sends nothing or the deadline cuts the connection."""
+    issuer.behave = issuer.hang
+
+    assert failure_at(issuer.url, timeout=0.3) == ("timed_out", "timed out")
+
+
+def test_a_timeout_that_is_over_is_named(issuer: Issuer) -> None:
+    """A caller passes what is left of its own time, which may be less than nothing."""
+    assert failure_at(issuer.url, timeout=-1.0) == ("timed_out", "timed out")
+
+
+def test_a_server_without_tls_is_named(issuer: Issuer) -> None:
+    """An https URL with the port of a plain server."""
+    cause, message = failure_at(issuer.url.replace("http:", "https:"))
+
+    assert (cause, message) == ("tls_failed", "TLS handshake failed; the server does not speak https on this port")
+
+
+def test_a_certificate_for_another_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate of loopback is for localhost and 127.0.0.1, and the message does not quote it."""
+    monkeypatch.setenv("SSL_CERT_FILE", certificate())
+    http_client._tls.cache_clear()
+    try:
+        with party(tls=True) as server:
+            monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
+            for host, kind in (("127.0.0.2", "IP address"), ("other.localhost", "host name")):
+                assert failure_at(f"https://{host}:{server.port}") == (
+                    "certificate_not_trusted",
+                    f"certificate not trusted: it is for another {kind}",
+                ), host
+    finally:
+        http_client._tls.cache_clear()
+
+
+def resolving_to(address: str) -> Any:
+    original = socket.getaddrinfo
+    return lambda host, *args, **kwargs: original(address, *args, **kwargs)
+
+
+@pytest.mark.parametrize("is_listening", [True, False], ids=["refuses", "is down"])
+def test_a_failure_of_the_proxy_is_not_attributed_to_the_host(
+    is_listening: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that the proxy sends is not quoted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1] if is_listening else unused_port()
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 407 secret\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+
+        failure = failure_at("https://idp.example")
+
+    assert failure == (
+        ("proxy_refused", "the proxy refused to connect to the host")
+        if is_listening
+        else ("connection_refused", "connection refused (of the proxy that https_proxy names)")
+    )

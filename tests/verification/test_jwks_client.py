@@ -23,6 +23,7 @@ from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, T
 from otel_token_relay.verification.jwks_client import KeySource
 from otel_token_relay.verification.verifier import VerifierCore
 from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.processes import unused_port
 from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
 
 BACKENDS = ["asyncio", "trio"]
@@ -624,3 +625,42 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
     assert len(issuer.seen) == 3
     assert not any("the-callers-own-token" in text or "authorization" in text.lower() for text in issuer.seen)
     assert not any("traceparent" in text.lower() for text in issuer.seen)
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        pytest.param("down", "connection refused", id="down"),
+        pytest.param(
+            "metadata",
+            "no usable jwks_uri in the issuer's metadata (OpenID: the document names another issuer (a trailing slash"
+            " more); RFC 8414: status 404)",
+            id="another issuer",
+        ),
+        pytest.param(
+            "start page",
+            "no usable jwks_uri in the issuer's metadata (OpenID: the response is not a JSON object; RFC 8414: status"
+            " 404)",
+            id="start page",
+        ),
+        pytest.param("keys", "the key set is empty", id="no keys"),
+    ],
+)
+def test_the_log_names_the_issuer_and_the_cause(
+    issuer: Issuer, fault: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator finds the mistake without asking the issuer, and the response is not quoted."""
+    url = f"http://127.0.0.1:{unused_port()}" if fault == "down" else issuer.url
+    if fault == "metadata":
+        issuer.metadata["issuer"] += "/"
+    elif fault == "start page":
+        issuer.metadata = b"<html>secret</html>"  # type: ignore[assignment]
+    elif fault == "keys":
+        issuer.keys = []
+
+    with pytest.raises(KeysUnavailable):
+        TokenVerifier([url], AUDIENCE).verify(make_token(claims(url)))
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"the keys of {url} could not be refreshed: {cause}"
+    ]

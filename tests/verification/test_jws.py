@@ -68,33 +68,43 @@ def test_a_json_object_is_parsed(text: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "problem"),
     [
-        pytest.param(b"", id="empty"),
-        pytest.param(b'{"sub": "alice", "sub": "admin"}', id="a name twice"),
-        pytest.param(b'{"a": {"sub": 1, "s\\u0075b": 2}}', id="a name twice, one with an escape"),
-        pytest.param(b'{"a": NaN}', id="NaN"),
-        pytest.param(b'{"a": -Infinity}', id="infinite"),
-        pytest.param(b'{"a": 1e400}', id="beyond a double"),
-        pytest.param(b'{"a": ' + b"9" * (MAX_INTEGER_DIGITS + 1) + b"}", id="an integer that is too long"),
-        pytest.param(b'{"a": ' + b"9" * 10_000 + b"}", id="an integer that Python itself does not parse"),
-        pytest.param(b'{"a": "\\ud800"}', id="a lone surrogate"),
-        pytest.param(b'\xef\xbb\xbf{"a": 1}', id="a byte order mark"),
-        pytest.param('{"a": 1}'.encode("utf-16"), id="UTF-16"),
-        pytest.param(b'{"a": "\xe9"}', id="Latin-1"),
-        pytest.param(b'{"a": 1} {}', id="two objects"),
-        pytest.param(b'{"a": "' + b'\\"' * 5000, id="an open text full of escaped quotes"),
-        pytest.param(b'["alice"]', id="a list"),
-        pytest.param(b'"alice"', id="a text"),
-        pytest.param(b"null", id="null"),
+        pytest.param(b"", "not JSON", id="empty"),
+        pytest.param(b'{"sub": "alice", "sub": "admin"}', "duplicate member name", id="a name twice"),
+        pytest.param(
+            b'{"a": {"sub": 1, "s\\u0075b": 2}}', "duplicate member name", id="a name twice, one with an escape"
+        ),
+        pytest.param(b'{"a": NaN}', "NaN and Infinity are not valid JSON", id="NaN"),
+        pytest.param(b'{"a": -Infinity}', "NaN and Infinity are not valid JSON", id="infinite"),
+        pytest.param(b'{"a": 1e400}', "a number must not exceed the range of a double", id="beyond a double"),
+        pytest.param(
+            b'{"a": ' + b"9" * (MAX_INTEGER_DIGITS + 1) + b"}",
+            "an integer must not have more than 20 digits",
+            id="an integer that is too long",
+        ),
+        pytest.param(
+            b'{"a": ' + b"9" * 10_000 + b"}",
+            "an integer must not have more than 20 digits",
+            id="an integer that Python itself does not parse",
+        ),
+        pytest.param(b'{"a": "\\ud800"}', "half of a surrogate pair", id="a lone surrogate"),
+        pytest.param(b'\xef\xbb\xbf{"a": 1}', "not JSON", id="a byte order mark"),
+        pytest.param('{"a": 1}'.encode("utf-16"), "not UTF-8", id="UTF-16"),
+        pytest.param(b'{"a": "\xe9"}', "not UTF-8", id="Latin-1"),
+        pytest.param(b'{"a": 1} {}', "not JSON", id="two objects"),
+        pytest.param(b'{"a": "' + b'\\"' * 5000, "not JSON", id="an open text full of escaped quotes"),
+        pytest.param(b'["alice"]', "not a JSON object", id="a list"),
+        pytest.param(b'"alice"', "not a JSON object", id="a text"),
+        pytest.param(b"null", "not a JSON object", id="null"),
     ],
 )
-def test_other_json_is_rejected_without_being_quoted(data: bytes) -> None:
+def test_other_json_is_rejected_without_being_quoted(data: bytes, problem: str) -> None:
     """Two readers could understand it differently, and the message contains no part of it."""
-    with pytest.raises(ValueError, match="JSON") as rejected:
+    with pytest.raises(ValueError) as rejected:  # noqa: PT011  # the whole message is compared below
         parse_object(data)
 
-    assert str(rejected.value) in ("invalid JSON", "expected a JSON object")
+    assert str(rejected.value) == problem
     assert rejected.value.__cause__ is None
 
 
@@ -109,7 +119,7 @@ def test_depth_is_limited(opening: str) -> None:
 
     assert "x" in parse_object(nested(MAX_DEPTH))
     for depth in (MAX_DEPTH + 1, 100_000):
-        with pytest.raises(ValueError, match="invalid JSON"):
+        with pytest.raises(ValueError, match="nested more than 32 levels deep"):
             parse_object(nested(depth))
 
 

@@ -1,0 +1,70 @@
+"""Parse arguments without repeating a credential that was passed by mistake.
+
+Other users of the machine can read a program's arguments, and argparse quotes an argument that it does not
+expect. So a token does not belong there, and an error message must not copy it into a log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from otel_token_relay.printable import escape
+from otel_token_relay.redaction.credential_patterns import intervals_by_rule, looks_like_credential
+from otel_token_relay.redaction.scrubber import MASK, Scrubber
+from otel_token_relay.redaction.token_search import NOTHING
+
+# No command and no option is longer than this.
+_MAX_SHOWN: Final = 40
+
+_has_dotted_parts = re.compile(r"[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII).search
+_is_option = re.compile(r"--?[a-z][a-z-]*", re.ASCII).fullmatch
+# argparse quotes the value in `--json=value` here, regardless of what the value is.
+_EXPLICIT: Final = re.compile(r"(?<=ignored explicit argument ).*", re.DOTALL)
+_WORD: Final = re.compile(r"[^\s'\"(),]+")
+
+
+def looks_like_token(argument: str) -> bool:
+    """Return whether an argument may be a credential, or contain one."""
+    return (
+        looks_like_credential(argument)
+        or bool(intervals_by_rule(argument))
+        or argument.lower().startswith("bearer ")
+        or (_has_dotted_parts(argument) is not None and "://" not in argument)
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors mask arguments that are long or look like credentials. Its subparsers do the same."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the masked *message*, and exit with 2."""
+        super().error(mask_arguments(message))
+
+
+def mask_arguments(message: str) -> str:
+    """Return argparse's *message* without any argument that is long or looks like a credential."""
+    message = Scrubber().clean_text(_EXPLICIT.sub(MASK, message), NOTHING)
+    return escape(_WORD.sub(lambda word: _mask_word(word[0]), message))
+
+
+def describe_unrecognized(arguments: Sequence[str], instead: str | None) -> str:
+    """Return the error message about arguments that the command does not have.
+
+    Args:
+        arguments: The arguments.
+        instead: The message if one of them is not an option; ``None`` to name it.
+    """
+    names = [argument.partition("=")[0] if argument.startswith("-") else argument for argument in arguments]
+    if instead is not None and not all(map(_is_option, names)):
+        return instead
+    return f"unrecognized arguments: {' '.join(names)}"
+
+
+def _mask_word(word: str) -> str:
+    name, equals, _ = word.partition("=")
+    if equals and name.startswith("-"):
+        word = name
+    return MASK if len(word) > _MAX_SHOWN or "@" in word or looks_like_token(word) else word

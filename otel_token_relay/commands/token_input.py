@@ -1,0 +1,56 @@
+"""Read a token from standard input."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import sys
+from typing import Final
+
+# Larger input is not a token. The verifier's own limit is much lower.
+MAX_BYTES: Final = 1024 * 1024
+# The maximum length of a line that a terminal passes on, on Linux and macOS (N_TTY, MAX_CANON).
+_LONGEST_TYPED: Final = {"linux": 4095, "darwin": 1024}
+
+_PREFIX: Final = re.compile(r"(?:authorization[ \t]*:[ \t]*)?bearer[ \t]+", re.IGNORECASE)
+
+
+class NoToken(Exception):
+    """Standard input contains no token. The message says why and is safe to print."""
+
+
+def read_token() -> tuple[str, list[str]]:
+    """Return the token, without surrounding white space and ``Bearer``, and a note for each correction.
+
+    If standard input is a terminal, the token is not shown while it is typed.
+
+    Raises:
+        NoToken: The input is empty, too large, or cut by the terminal.
+    """
+    text = (_ask() if sys.stdin is not None and sys.stdin.isatty() else _read()).strip()
+    notes = []
+    if (prefix := _PREFIX.match(text)) is not None:
+        text = text[prefix.end() :]
+        notes.append('The input begins with "Bearer", which was removed.')
+    if not text:
+        raise NoToken("standard input contains no token; pass it as in: otel-token-relay verify < token.txt")
+    return text, notes
+
+
+def _read() -> str:
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise NoToken(f"standard input has more than {MAX_BYTES} bytes; expected one token")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes files
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "replace")
+
+
+def _ask() -> str:
+    try:
+        text = getpass.getpass("Token (not shown): ", stream=sys.stderr)
+    except EOFError:
+        return ""
+    if len(text) >= _LONGEST_TYPED.get(sys.platform, MAX_BYTES):
+        raise NoToken("a terminal cuts long lines; pass the token as in: otel-token-relay verify < token.txt")
+    return text

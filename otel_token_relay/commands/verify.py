@@ -1,0 +1,303 @@
+"""``otel-token-relay verify``: read a token from standard input, and report whether this service accepts it.
+
+No output contains the token or a part of it. Values from the token are masked, escaped and cut to a limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands.arguments import looks_like_token
+from otel_token_relay.commands.output import say
+from otel_token_relay.commands.token_input import NoToken, read_token
+from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
+from otel_token_relay.printable import escape
+from otel_token_relay.settings import VARIABLES, Settings
+from otel_token_relay.verification.causes import Cause, describe_time
+from otel_token_relay.verification.claims import look_up
+from otel_token_relay.verification.concealment import Concealment
+from otel_token_relay.verification.malformations import read_unverified
+
+if TYPE_CHECKING:  # these modules import PyJWT, which may be missing
+    from otel_token_relay.verification.issuer_endpoints import InThread, IssuerReport
+    from otel_token_relay.verification.verifier import TokenVerifier
+
+Result = Literal["accepted", "rejected", "unavailable", "not_configured"]
+
+NO_ARGUMENTS: Final = (
+    "the token is read from standard input, not from the arguments, which other users of this machine can read;"
+    " pass it as in: otel-token-relay verify < token.txt"
+)
+MAX_CLAIM_LENGTH: Final = 2000
+_MAX_NAME_LENGTH: Final = 200
+_STATUS: Final[dict[Result, int]] = {
+    "accepted": OK,
+    "rejected": PROBLEM,
+    "unavailable": NO_RESPONSE,
+    "not_configured": PROBLEM,
+}
+_WITHOUT_EXTRA: Final = "tokens cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "verify",
+        help="read a token from standard input; print whether it is accepted or why not; exit with 1 if not",
+        description="Read a token from standard input, and verify it as the service with this environment would.",
+        epilog="example:\n  otel-token-relay verify --claims sub scope < token.txt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--claims", nargs="+", metavar="NAME", default=[], help="print the values of these claims")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
+    parser.set_defaults(run=run, takes_no_arguments=NO_ARGUMENTS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command with its parsed *options*."""
+    if (position := _find_token(options.claims)) is not None:
+        return _fail(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}", USAGE_ERROR)
+    # Without this handler, Python would print the package's warnings, which the result contains in more detail.
+    logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
+    try:
+        outcome = _verify(options.claims)
+    except NoToken as error:
+        return _fail(str(error), USAGE_ERROR)
+    except Exception as error:  # a traceback or a message could contain the token
+        return _fail(f"the token could not be verified: {type(error).__name__}", PROBLEM)
+    if options.json:
+        print(json.dumps(outcome.as_dict()))
+    else:
+        outcome.print()
+    return _STATUS[outcome.result]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The result of the command. All text is printable ASCII.
+
+    Attributes:
+        result: Whether the token is accepted.
+        reason: Why it was rejected, as `TokenRejected.reason`.
+        summary: What else to say about the result; empty if there is nothing.
+        cause: Why it was rejected, with the expected and the actual values.
+        asked: The names of the claims to print.
+        claims: The values of those that the token has.
+        issuers: What the issuers' endpoints responded.
+        advice: What to do.
+        problems: The problems of the settings.
+        notes: Remarks about the input and the settings.
+    """
+
+    result: Result
+    reason: str | None = None
+    summary: tuple[str, ...] = ()
+    cause: Cause | None = None
+    asked: tuple[str, ...] = ()
+    claims: dict[str, Any] = field(default_factory=dict)
+    issuers: Sequence[IssuerReport] = ()
+    advice: str | None = None
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def clock_difference(self) -> float | None:
+        """By how many seconds the issuer's clock is ahead, if it is clear which issuer has issued the token."""
+        return self.issuers[0].clock_difference if len(self.issuers) == 1 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON; `docs/command-line.md` describes it."""
+        return {
+            "result": self.result,
+            "reason": self.reason,
+            "cause": None if self.cause is None else self.cause.as_dict(),
+            "claims": self.claims,
+            "claims_verified": self.result == "accepted",
+            "clock_difference": self.clock_difference,
+            "issuers": [report.as_dict() for report in self.issuers],
+            "advice": self.advice,
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+        }
+
+    def print(self) -> None:
+        """Print the outcome as text."""
+        say(self.result.replace("_", " ") if self.reason is None else f"{self.result}: {self.reason}")
+        for line in (*self.summary, *([] if self.cause is None else [str(self.cause)])):
+            say(line, indent=2)
+        self._print_endpoints()
+        if self.advice is not None:
+            say(f"What to do: {self.advice}", indent=2)
+        self._print_claims()
+        for title, lines in (("problem", self.problems), ("note", self.notes)):
+            for line in lines:
+                say(f"{title}: {line}", indent=2)
+
+    def _print_endpoints(self) -> None:
+        from otel_token_relay.verification.endpoints import describe_clock
+
+        clock = describe_clock(self.clock_difference)
+        if clock is not None:
+            say(clock, indent=2)
+        if self.result == "unavailable":
+            for endpoint in (endpoint for report in self.issuers for endpoint in report.endpoints):
+                say(str(endpoint), indent=2)
+
+    def _print_claims(self) -> None:
+        if not self.asked or self.result == "not_configured":
+            return
+        indent = 2
+        if self.result != "accepted":
+            say("unverified claims:", indent=2)
+            indent = 4
+        for name in self.asked:
+            value = self.claims.get(name, "(absent)")
+            say(f"{name}: {value if isinstance(value, str) else json.dumps(value)}", indent=indent)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"otel-token-relay verify: error: {message}", file=sys.stderr)
+    return status
+
+
+def _verify(names: Sequence[str]) -> Outcome:
+    settings = Settings.load(os.environ)
+    problems = tuple(map(escape, settings.problems))
+    missing = [VARIABLES[name].name for name in ("issuers", "audience", "algorithms") if not getattr(settings, name)]
+    if missing:
+        return _not_configured(f"Set {' and '.join(missing)}.", problems)
+    try:
+        from otel_token_relay.verification.authenticator import verifier_from
+    except ImportError:
+        return _not_configured(_WITHOUT_EXTRA, problems)
+    try:
+        verifier = verifier_from(settings)
+    except ConfigurationError as error:
+        return _not_configured(escape(str(error)), problems)
+    token, notes = read_token()
+    if settings.verify == "off":
+        notes.append(f"{VARIABLES['verify'].name} is off, so the service does not verify any request.")
+    return _Verification(settings, verifier, token, tuple(names)).run(problems, tuple(notes))
+
+
+def _not_configured(advice: str, problems: tuple[str, ...]) -> Outcome:
+    summary = ("Verification is not configured, so no token can be verified.",)
+    return Outcome(result="not_configured", summary=summary, advice=advice, problems=problems)
+
+
+def _find_token(names: Sequence[str]) -> int | None:
+    """Return the position of the first name that may be a token, counted from 1."""
+    return next(
+        (at for at, name in enumerate(names, 1) if len(name) > _MAX_NAME_LENGTH or looks_like_token(name)), None
+    )
+
+
+class _Verification:
+    """One run of the verifier and, at the same time, of the requests to the issuer's endpoints."""
+
+    def __init__(self, settings: Settings, verifier: TokenVerifier, token: str, names: tuple[str, ...]) -> None:
+        self._settings = settings
+        self._verifier = verifier
+        self._token = token
+        self._names = names
+        self._concealment = Concealment(token)
+        read = read_unverified(token) if len(token) <= settings.max_length else None
+        self._claims = {} if read is None else read[1]
+
+    def run(self, problems: tuple[str, ...], notes: tuple[str, ...]) -> Outcome:
+        asking = self._ask_issuers()
+        result, reason, cause, summary = self._verify()
+        issuers = () if asking is None else asking.result(time.monotonic() + 60.0) or ()
+        return Outcome(
+            result=result,
+            reason=reason,
+            summary=summary,
+            cause=cause,
+            asked=tuple(map(self._conceal_name, self._names)),
+            claims=self._read_claims(),
+            issuers=tuple(map(self._conceal_report, issuers)),
+            advice=_advise(result, reason, cause, issuers),
+            problems=problems,
+            notes=notes,
+        )
+
+    def _verify(self) -> tuple[Result, str | None, Cause | None, tuple[str, ...]]:
+        try:
+            verified = self._verifier.verify(self._token)
+        except TokenRejected as error:
+            return "rejected", error.reason, self._verifier.explain(self._token, error.reason), ()
+        except KeysUnavailable:
+            return "unavailable", None, None, ("The issuer's keys are not available, so no token can be verified.",)
+        expires = verified.expires_at
+        if expires is None:
+            return "accepted", None, None, ()
+        return "accepted", None, None, (f"exp: {describe_time(expires)}, {expires - time.time():.0f} s from now",)
+
+    def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
+        """Ask the token's issuer or, if it is not a trusted one, all of them; none if the token names no issuer."""
+        from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers
+
+        if "iss" not in self._claims:
+            return None
+        trusted = self._settings.issuers
+        issuers = [issuer for issuer in trusted if issuer == self._claims["iss"]] or trusted
+        return InThread(lambda: ask_issuers(issuers, self._settings.algorithms))
+
+    def _read_claims(self) -> dict[str, Any]:
+        found = {}
+        for name in self._names:
+            is_present, value = look_up(self._claims, name)
+            if is_present:
+                found[self._conceal_name(name)] = self._conceal(value)
+        return found
+
+    def _conceal_report(self, report: IssuerReport) -> IssuerReport:
+        # The issuer chooses the names of its keys, and a forged signature can contain one.
+        endpoints = [
+            replace(endpoint, result=self._concealment.text(endpoint.result, MAX_CLAIM_LENGTH))
+            for endpoint in report.endpoints
+        ]
+        return replace(report, endpoints=tuple(endpoints))
+
+    def _conceal_name(self, name: str) -> str:
+        return self._concealment.text(name, _MAX_NAME_LENGTH)
+
+    def _conceal(self, value: Any) -> Any:
+        """Return a claim's value for printing: a number or a constant as it is, and anything else as text."""
+        shown = self._concealment.value(value, MAX_CLAIM_LENGTH)
+        is_plain = value is None or isinstance(value, (bool, int, float))
+        return value if is_plain and shown == json.dumps(value) else shown
+
+
+def _advise(result: Result, reason: str | None, cause: Cause | None, issuers: Sequence[IssuerReport]) -> str | None:
+    if result == "accepted":
+        return None
+    if cause is not None:
+        return _advise_about_clocks(reason, issuers) or cause.advice
+    if any(report.state == "problem" for report in issuers):
+        return "Correct the endpoint that the list names; until then, every request fails with 503."
+    return "Make sure that this machine can reach the issuer; until then, every request fails with 503."
+
+
+def _advise_about_clocks(reason: str | None, issuers: Sequence[IssuerReport]) -> str | None:
+    """Return the advice that follows from the measured clock difference; ``None`` if the clocks are not the cause."""
+    from otel_token_relay.verification.endpoints import MIN_CLOCK_DIFFERENCE
+
+    difference = issuers[0].clock_difference if len(issuers) == 1 else None
+    if difference is None or reason not in ("expired", "not_yet_valid"):
+        return None
+    is_ahead, is_behind = difference >= MIN_CLOCK_DIFFERENCE, difference <= -MIN_CLOCK_DIFFERENCE
+    if is_ahead if reason == "not_yet_valid" else is_behind:
+        return "Synchronize the clocks of the issuer and of this machine."
+    if reason == "not_yet_valid":
+        return "The issuer has issued the token for later use. The caller must wait, or get another token."
+    return None

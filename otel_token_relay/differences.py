@@ -1,0 +1,55 @@
+"""Name the difference between two URLs or names that look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+# Differences of whole parts of a URL. The remaining ones are smaller.
+_OF_PARTS: Final = frozenset({"the scheme differs", "the port differs", "the path differs"})
+
+
+def describe_difference(expected: str, actual: str) -> str | None:
+    """Return how *actual* differs from *expected*, or ``None`` if they are equal or have little in common.
+
+    The description contains neither of them.
+    """
+    if actual == expected:
+        return None
+    if actual == f"{expected}/":
+        return "a trailing slash more"
+    if f"{actual}/" == expected:
+        return "a trailing slash less"
+    if actual.strip() == expected.strip():
+        return "white space around it"
+    if actual.casefold() == expected.casefold():
+        return "upper and lower case differ"
+    if expected in (f"api://{actual}", actual.removeprefix("api://")):
+        return "the prefix api:// differs"
+    return _compare_urls(_split(expected), _split(actual))
+
+
+def closest_difference(expected: Iterable[str], actual: str) -> str | None:
+    """Return the smallest difference that `describe_difference` can name between *actual* and one of *expected*."""
+    found = [difference for value in expected if (difference := describe_difference(value, actual)) is not None]
+    return min(found, key=_OF_PARTS.__contains__, default=None)
+
+
+def _split(text: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return None
+    return parts if parts.scheme and parts.netloc else None
+
+
+def _compare_urls(expected: SplitResult | None, actual: SplitResult | None) -> str | None:
+    if expected is None or actual is None:
+        return None
+    if expected.netloc.casefold() != actual.netloc.casefold():
+        is_same_host = expected.hostname == actual.hostname and "@" not in actual.netloc
+        return "the port differs" if is_same_host and expected.scheme == actual.scheme else None
+    if expected.path.rstrip("/") != actual.path.rstrip("/"):
+        return "the path differs"
+    return "the scheme differs" if expected.scheme != actual.scheme else None

@@ -1,0 +1,105 @@
+"""The cause of a rejection, and what a verifier accepts. Pure values: no I/O and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal, TypedDict
+
+from otel_token_relay.algorithms import DEFAULT_ALGORITHMS
+from otel_token_relay.errors import RejectReason
+from otel_token_relay.printable import escape, shorten
+from otel_token_relay.token import DEFAULT_MAX_LENGTH
+from otel_token_relay.verification.claims import Rules
+
+ExplainedReason = RejectReason | Literal["insufficient_scope", "insufficient_user_authentication"]
+
+MAX_VALUE_LENGTH: Final = 100
+MAX_VALUES: Final = 5
+MAX_LINE_LENGTH: Final = 500
+
+_LAST_DATE: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that `datetime` supports
+
+
+class CauseDocument(TypedDict):
+    """A cause as JSON."""
+
+    check: str
+    problem: str
+    expected: list[str]
+    actual: list[str]
+    advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Why a token was rejected. All text is printable ASCII.
+
+    Attributes:
+        check: What was checked: a claim, a member of the header, ``signature``, ``form`` or ``length``.
+        problem: What was expected and what the token has, in one sentence.
+        expected: The accepted values; empty if the rule has no list of them.
+        actual: The token's values; empty if it has none.
+        advice: What to do, in one or two sentences.
+    """
+
+    check: str
+    problem: str
+    advice: str
+    expected: tuple[str, ...] = ()
+    actual: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.problem}"
+
+    def line(self, limit: int = MAX_LINE_LENGTH) -> str:
+        """Return the cause without the advice, as one line of at most *limit* bytes."""
+        return shorten(str(self), limit)
+
+    def as_dict(self) -> CauseDocument:
+        """Return the cause as JSON."""
+        return {
+            "check": self.check,
+            "problem": self.problem,
+            "expected": list(self.expected),
+            "actual": list(self.actual),
+            "advice": self.advice,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectations:
+    """What a verifier accepts.
+
+    Attributes:
+        rules: The rules for claims.
+        issuers: The trusted issuers.
+        algorithms: The accepted values of ``alg``.
+        max_length: The maximum number of characters.
+        required_scopes: The scopes that every request needs.
+        keys: The ``kid`` and the ``alg`` of each key of the token's issuer; ``None`` if they are not known.
+        unusable_keys: The ``kid`` and the problem of each key in the key set that cannot be used.
+    """
+
+    rules: Rules
+    issuers: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = DEFAULT_ALGORITHMS
+    max_length: int = DEFAULT_MAX_LENGTH
+    required_scopes: tuple[str, ...] = ()
+    keys: tuple[tuple[str | None, str], ...] | None = None
+    unusable_keys: tuple[tuple[str | None, str], ...] = ()
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Return printable names as an enumeration, cut to the limits of this module."""
+    names = list(names)
+    shown = [shorten(escape(name), MAX_VALUE_LENGTH) for name in names[:MAX_VALUES]]
+    return ", ".join([*shown, f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else shown)
+
+
+def describe_time(seconds: float) -> str:
+    """Return a time in UTC as in RFC 3339, or the number itself if it is beyond the year 9999."""
+    if not 0 <= seconds <= _LAST_DATE:
+        return f"{seconds:.0f}"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

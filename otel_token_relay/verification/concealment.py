@@ -1,0 +1,75 @@
+"""Make values from an unverified token safe to print: no credential, only printable ASCII, a limited length. Pure.
+
+A hostile token can contain a copy of its own encoded header in ``aud``, another caller's token in ``iss``, or
+sequences that control a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from otel_token_relay.printable import escape, shorten
+from otel_token_relay.redaction.scrubber import MASK, Scrubber
+from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR, KnownTokens
+
+# Searching takes time for each character, and callers choose how long a value is. So a value is cut before it is
+# searched, but far enough from the end of what is shown that a credential in it is still recognized.
+_MIN_SEARCHED: Final = 1024
+_SEARCHED_FOR_EACH_SHOWN: Final = 4
+_scrubber: Final = Scrubber()
+
+
+class Concealment:
+    """Conceals one token. All text that comes from this token must pass through one of the methods.
+
+    Args:
+        token: The token as received.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._known = KnownTokens((token,))
+
+    def text(self, text: str, limit: int) -> str:
+        """Return *text* with every credential masked, escaped, and cut to *limit* characters.
+
+        No run of 17 characters of the token remains, plain or encoded.
+        """
+        # The text is searched again after it has been escaped: an escape ends in letters and digits, which might
+        # extend a shorter run.
+        searched = text[: max(_MIN_SEARCHED, _SEARCHED_FOR_EACH_SHOWN * limit)]
+        escaped = escape(_scrubber.clean_text(searched, self._known))
+        return shorten(self._mask_runs(escaped), limit)
+
+    def value(self, value: Any, limit: int) -> str:
+        """Do the same for any JSON value. A value other than a string is written as JSON."""
+        return self.text(value if isinstance(value, str) else to_json(value), limit)
+
+    def values(self, values: Iterable[Any], *, limit: int, count: int) -> tuple[str, ...]:
+        """Return at most *count* values, and the number of the remaining ones."""
+        values = list(values)
+        shown = [self.value(value, limit) for value in values[:count]]
+        return (*shown, f"{len(values) - count} more") if len(values) > count else tuple(shown)
+
+    def _mask_runs(self, text: str) -> str:
+        size = LONGEST_SURVIVOR + 1
+        if len(self._token) < size:
+            return text
+        masked, done, at = [], 0, 0
+        while at + size <= len(text):
+            end = at + size
+            if text[at:end] not in self._token:
+                at += 1
+                continue
+            while end < len(text) and text[at : end + 1] in self._token:
+                end += 1
+            masked += [text[done:at], MASK]
+            done = at = end
+        return "".join([*masked, text[done:]])
+
+
+def to_json(value: Any) -> str:
+    """Return a JSON value as text, even if JSON cannot represent a part of it."""
+    return json.dumps(value, default=lambda part: type(part).__name__)

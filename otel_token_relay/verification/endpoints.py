@@ -1,0 +1,161 @@
+"""Ask an endpoint of an authorization server, and report what it responds.
+
+The texts never quote a response, except for the ``kid`` of keys, and are printable ASCII.
+
+To add a kind of endpoint, write a function that examines its response, and pass it to `ask` in an `Endpoint`.
+`issuer_endpoints` contains those for metadata and key sets.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC
+from typing import Any, Final, Literal, NamedTuple, TypedDict
+
+from otel_token_relay.printable import escape
+from otel_token_relay.token import Clock
+from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
+
+EndpointKind = Literal["metadata", "key set", "introspection", "token"]
+EndpointState = Literal[
+    "ok",
+    "unused",  # it cannot be used, but another endpoint is used instead
+    "problem",  # it responds, but the response cannot be used
+    "no_response",
+]
+
+# ``Date`` has whole seconds, and the response takes time, so a smaller difference cannot be measured.
+MIN_CLOCK_DIFFERENCE: Final = 2.0
+
+
+class EndpointDocument(TypedDict):
+    """A report as JSON."""
+
+    kind: EndpointKind
+    url: str
+    state: EndpointState
+    result: str
+    seconds: float
+    clock_difference: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointReport:
+    """What one endpoint responded.
+
+    Attributes:
+        kind: What the endpoint is for.
+        url: Its URL.
+        state: Whether it can be used.
+        result: What it responded, or why it did not respond.
+        seconds: How long that took.
+        clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if it is
+            behind, and ``None`` if the response has no usable ``Date``.
+        found: What the response contains, if it can be used; its type depends on the kind.
+    """
+
+    kind: EndpointKind
+    url: str
+    state: EndpointState
+    result: str
+    seconds: float
+    clock_difference: float | None = None
+    found: Any = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {escape(self.url)}: {self.result} ({self.seconds:.2f} s)"
+
+    def as_dict(self) -> EndpointDocument:
+        """Return the report as JSON."""
+        return {
+            "kind": self.kind,
+            "url": escape(self.url),
+            "state": self.state,
+            "result": self.result,
+            "seconds": round(self.seconds, 3),
+            "clock_difference": self.clock_difference,
+        }
+
+
+class Finding(NamedTuple):
+    """The result of examining a response; see `EndpointReport`."""
+
+    state: EndpointState
+    result: str
+    found: Any = None
+
+
+class Endpoint(NamedTuple):
+    """An endpoint, and how to examine its response. The last two members are arguments of `fetch`."""
+
+    kind: EndpointKind
+    url: str
+    examine: Callable[[Response], Finding]
+    form: bytes | None = None
+    authorization: str | None = None
+
+
+def ask(endpoint: Endpoint, *, timeout: float, now: Clock = time.time) -> EndpointReport:
+    """Ask one endpoint. Never raises `FetchFailed`.
+
+    Args:
+        endpoint: The endpoint. Its URL must be one for which `is_trustworthy` returns true.
+        timeout: The maximum number of seconds, apart from the name lookup.
+        now: A clock that returns the seconds since the epoch.
+    """
+    started, sent, difference = time.monotonic(), now(), None
+    try:
+        response = fetch(endpoint.url, timeout=timeout, form=endpoint.form, authorization=endpoint.authorization)
+    except FetchFailed as error:
+        finding = Finding("problem" if error.cause == "bad_response" else "no_response", str(error))
+    else:
+        difference = read_clock_difference(response, (sent + now()) / 2)
+        finding = endpoint.examine(response)
+    return EndpointReport(
+        kind=endpoint.kind,
+        url=endpoint.url,
+        state=finding.state,
+        result=finding.result,
+        seconds=time.monotonic() - started,
+        clock_difference=difference,
+        found=finding.found,
+    )
+
+
+def problem_with_status(response: Response) -> str | None:
+    """Return why a response's status is not the expected one, or ``None`` if it is 200."""
+    if response.status == 200:
+        return None
+    note = "; redirects are not followed" if 300 <= response.status < 400 else ""
+    return f"status {response.status}{note}"
+
+
+def read_clock_difference(response: Response, at: float) -> float | None:
+    """Return by how many seconds the server's clock was ahead of ours, or ``None`` if the response does not say.
+
+    Args:
+        response: A response with the headers ``Date`` and, if it comes from a cache, ``Age``.
+        at: When the response was created, in seconds since the epoch on our clock.
+
+    Source: RFC 9110, section 6.6.1; RFC 9111, section 5.1.
+    """
+    try:
+        date = email.utils.parsedate_to_datetime(response.headers["date"])
+        created = date.replace(tzinfo=date.tzinfo or UTC).timestamp()
+        # ``Date`` is cut to whole seconds, so half a second is added.
+        return round(created + 0.5 + int(response.headers.get("age", "0")[:9]) - at, 1)
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def describe_clock(difference: float | None) -> str | None:
+    """Return the clock difference as a sentence, or ``None`` if it is not known."""
+    if difference is None:
+        return None
+    if abs(difference) < MIN_CLOCK_DIFFERENCE:
+        return "The clocks of the issuer and of this machine agree."
+    direction = "ahead of" if difference > 0 else "behind"
+    return f"The issuer's clock is {abs(difference):.0f} s {direction} this machine's clock."

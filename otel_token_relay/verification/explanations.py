@@ -1,0 +1,469 @@
+"""Explain why a token was rejected: which check failed, what was expected, and what the token has instead.
+
+`explain` is pure: it uses no I/O, no keys and no clock, and it never raises. The explanation contains values of
+``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes and times. They come from an unverified token, so each of them
+passes through `concealment`. The explanation never contains the token or its signature.
+
+A token may also be rejected because of an introspection response, which this module does not see. If the token
+itself satisfies the rule that failed, the explanation says so and contains no values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeGuard
+
+from otel_token_relay import environment_variables as env
+from otel_token_relay.algorithms import Profile
+from otel_token_relay.differences import closest_difference
+from otel_token_relay.errors import TokenRejected
+from otel_token_relay.verification.causes import (
+    MAX_VALUE_LENGTH,
+    MAX_VALUES,
+    Cause,
+    Expectations,
+    ExplainedReason,
+    describe_time,
+    join_names,
+)
+from otel_token_relay.verification.claims import (
+    ID_TOKEN_CLAIMS,
+    MAX_NUMERIC_DATE,
+    NAMES,
+    Rules,
+    check_audience,
+    check_name,
+    check_type,
+    look_up,
+    read_scopes,
+    required_claims,
+)
+from otel_token_relay.verification.concealment import Concealment
+from otel_token_relay.verification.jws import Claims
+from otel_token_relay.verification.malformations import find_malformation, read_unverified
+
+
+def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, now: float) -> Cause:
+    """Return why *token* was rejected. Never raises.
+
+    Args:
+        token: The token as received, without ``Bearer``.
+        reason: The reason of `TokenRejected`, or of a 403 response.
+        expectations: What the verifier accepts.
+        now: The time of the verification, in seconds since the epoch.
+    """
+    # A log line must not fail the request, and a wrong explanation is worse than a short one.
+    with contextlib.suppress(Exception):
+        if reason in _WITHOUT_CLAIMS:
+            return _WITHOUT_CLAIMS[reason](token, expectations)
+        read = read_unverified(token) if len(token) <= expectations.max_length else None
+        if read is not None:
+            header, claims = read
+            cause = _CHECKS[reason](_Case(header, claims, expectations, Concealment(token), now))
+            if cause is not None:
+                return cause
+    return _ELSEWHERE.get(reason, _UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A token, and what the verifier accepts."""
+
+    header: Claims
+    claims: Claims
+    expectations: Expectations
+    concealment: Concealment
+    now: float
+
+    @property
+    def rules(self) -> Rules:
+        return self.expectations.rules
+
+    def show(self, value: Any) -> str:
+        return self.concealment.value(value, MAX_VALUE_LENGTH)
+
+    def show_all(self, values: Iterable[Any]) -> tuple[str, ...]:
+        return self.concealment.values(values, limit=MAX_VALUE_LENGTH, count=MAX_VALUES)
+
+    def has_type_of(self, profile: Profile) -> bool:
+        """Return whether the token is an access token according to *profile*."""
+        return _is_accepted_by(check_type)(self.header, self.claims, profile)
+
+    def would_pass_as_generic(self) -> bool:
+        """Return whether the token has the type and all claims that the profile ``generic`` requires."""
+        return self.has_type_of("generic") and all(name in self.claims for name in required_claims("generic"))
+
+
+# Checks before the claims
+
+
+def _explain_form(token: str, expectations: Expectations) -> Cause:
+    found = find_malformation(token)
+    if found is None:
+        return _ELSEWHERE["malformed"]
+    return Cause(check="form", problem=found[0], advice=found[1], expected=("a signed token (JWS)",))
+
+
+def _explain_length(token: str, expectations: Expectations) -> Cause:
+    limit = expectations.max_length
+    return Cause(
+        check="length",
+        problem=f"expected at most {limit} characters; the token has {len(token)}",
+        advice=f"Have the issuer put fewer claims into the token, or raise {env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH}.",
+        expected=(f"at most {limit}",),
+        actual=(str(len(token)),),
+    )
+
+
+# Header, issuer and signature
+
+
+def _explain_algorithm(case: _Case) -> Cause | None:
+    alg, allowed = case.header.get("alg"), case.expectations.algorithms
+    if isinstance(alg, str) and alg in allowed:
+        return _explain_algorithm_of_key(case, alg)
+    if not isinstance(alg, str):
+        advice = "The issuer must write the name of its signature algorithm into the header."
+    elif alg.lower() == "none":
+        advice = "The token is not signed, so anyone can have made it. The caller must get its token from the issuer."
+    elif alg.upper().startswith("HS"):
+        advice = "Tokens signed with a shared secret are not supported. Have the issuer sign with RS256 or ES256."
+    else:
+        advice = (
+            f"If the issuer uses this algorithm, add it to {env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS}, or have the"
+            " issuer use one of the accepted algorithms."
+        )
+    return _mismatch(case, "alg", allowed, _present(case.header, "alg"), advice)
+
+
+def _explain_algorithm_of_key(case: _Case, alg: str) -> Cause | None:
+    kid = case.header.get("kid")
+    of_key = [algorithm for key, algorithm in case.expectations.keys or () if key == kid]
+    if not of_key or alg in of_key:
+        return None
+    advice = "The key must be used with its own algorithm. Look for a mistake in the issuer's key set or its signing."
+    return _mismatch(case, "alg", of_key, [alg], advice, note="the issuer's key is only for the expected algorithm")
+
+
+def _explain_issuer(case: _Case) -> Cause | None:
+    issuer, trusted = case.claims.get("iss"), case.expectations.issuers
+    if not isinstance(issuer, str) or issuer in trusted:
+        return None
+    advice = (
+        f"If you trust this issuer, write it in {env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS} exactly as in the token."
+        " Otherwise, the caller must get its token from an issuer on the list."
+    )
+    return _mismatch(case, "iss", trusted, [issuer], advice, note=closest_difference(trusted, issuer))
+
+
+def _explain_key(case: _Case) -> Cause:
+    keys, kid = case.expectations.keys, case.header.get("kid")
+    problem = next((text for name, text in case.expectations.unusable_keys if name == kid), None)
+    if problem is not None and kid is not None:
+        return Cause(
+            check="kid",
+            problem=f"the key {case.show(kid)} of the issuer's key set cannot be used: {problem}",
+            advice="The issuer must publish a key that the accepted algorithms"
+            f" ({env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS}) fit.",
+            actual=(case.show(kid),),
+        )
+    known = None if keys is None else list(dict.fromkeys("(no kid)" if kid is None else kid for kid, _ in keys))
+    expected = () if known is None else case.show_all(known)
+    actual = case.show_all(_present(case.header, "kid"))
+    token_has = f"the token has {actual[0]}" if actual else "the token has none"
+    if known is None:
+        problem = f"expected a key of the issuer; {token_has}"
+    elif not known:
+        problem = "the issuer's key set has no key that can be used"
+    else:
+        problem = f"expected {_one_of(expected)} of the issuer's key set; {token_has}"
+    return Cause(
+        check="kid",
+        problem=problem,
+        advice="Check that the token comes from this issuer and not from another environment of it. If the issuer has"
+        " changed its keys a moment ago, try again in 10 seconds."
+        if actual
+        else "The issuer must write the kid of the signing key into the header.",
+        expected=expected,
+        actual=actual,
+    )
+
+
+def _explain_signature(case: _Case) -> Cause:
+    kid = case.show_all(_present(case.header, "kid"))
+    key = f"the issuer's key {kid[0]}" if kid else "any of the issuer's keys"
+    return Cause(
+        check="signature",
+        problem=f"it was not made with {key}, or the token was changed afterwards",
+        advice="Copy the whole token again. If it is complete, another system has signed it: look for a second"
+        " environment of the issuer that uses the same iss and kid.",
+    )
+
+
+# Type and claims
+
+
+def _explain_type(case: _Case) -> Cause | None:
+    if case.has_type_of(case.rules.profile):
+        return None
+    markers = [name for name in ID_TOKEN_CLAIMS if name in case.claims]
+    typ = _present(case.header, "typ")
+    if case.rules.profile == "rfc9068":
+        advice = f"The issuer must send access tokens of type at+jwt (RFC 9068). {_SEND_ACCESS_TOKEN}"
+        if markers:
+            advice = f"This is an ID token, because it has the claim {markers[0]}. {_SEND_ACCESS_TOKEN}"
+        elif case.would_pass_as_generic():
+            advice = (
+                f"Set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have another type"
+                " than at+jwt. Make sure that the caller does not send an ID token."
+            )
+        return _mismatch(case, "typ", ["at+jwt"], typ, advice)
+    if markers:
+        problem = f"expected an access token; the token has the claim {markers[0]}, which only ID tokens have"
+        return Cause(check=markers[0], problem=problem, advice=_SEND_ACCESS_TOKEN, actual=tuple(markers))
+    if "typ" in case.claims:
+        advice = f"The claim typ says that this is another kind of token. {_SEND_ACCESS_TOKEN}"
+        cause = _mismatch(case, "claim typ", ["Bearer", "JWT", "at+jwt"], [case.claims["typ"]], advice)
+        if str(case.claims["typ"]).lower() not in ("bearer", "jwt", "at+jwt"):
+            return cause
+    return _mismatch(case, "typ", ["at+jwt", "JWT", "no typ"], typ, _SEND_ACCESS_TOKEN)
+
+
+_SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
+
+
+def _explain_missing_claim(case: _Case) -> Cause | None:
+    required = required_claims(case.rules.profile)
+    missing = [name for name in required if name not in case.claims]
+    if not missing and case.claims.get("aud", ...) is None:
+        missing = ["aud"]
+    if not missing:
+        return None
+    advice = "The issuer must add them, for example with a claim mapper."
+    if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
+        advice = f"Set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
+    return Cause(
+        check="claims",
+        problem=f"expected {', '.join(required)}; the token lacks {', '.join(missing)}",
+        advice=advice,
+        expected=required,
+        actual=tuple(name for name in required if name not in missing),
+    )
+
+
+def _explain_invalid_claim(case: _Case) -> Cause | None:
+    for name, expected, is_good in (
+        ("iss", "a string", lambda value: isinstance(value, str)),
+        *((name, "a non-empty string on one line", _is_accepted_by(check_name)) for name in NAMES),
+        *((name, "a string or a list of strings", None) for name in case.rules.scope_claims),
+        *((name, "a number of seconds since 1970", _is_date) for name in ("exp", "nbf", "iat")),
+        ("aud", "a string or a list of strings", lambda value: _is_string_or_strings(value)),
+    ):
+        found, value = look_up(case.claims, name)
+        if not found or (_has_scopes(case, name) if is_good is None else is_good(value)):
+            continue
+        return Cause(
+            check=name,
+            problem=f"expected {expected}; the token has {_describe_kind(value)}",
+            advice="The issuer must send this claim in the form of RFC 7519 and RFC 9068.",
+            expected=(expected,),
+            actual=(_describe_kind(value),),
+        )
+    return None
+
+
+def _explain_audience(case: _Case) -> Cause | None:
+    value, accepted = case.claims.get("aud"), case.rules.audience
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or _is_accepted_by(check_audience)(value, accepted):
+        return None
+    note = next((found for name in names if (found := closest_difference(accepted, name)) is not None), None)
+    advice = (
+        f"If this is a name of this service, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the caller"
+        " must request a token for this service."
+    )
+    return _mismatch(case, "aud", accepted, names, advice, note=note)
+
+
+def _explain_expiry(case: _Case) -> Cause | None:
+    exp, leeway = case.claims.get("exp"), case.rules.leeway
+    if not _is_date(exp) or case.now < exp + leeway:
+        return None
+    return Cause(
+        check="exp",
+        problem=f"{describe_time(exp)}, {case.now - exp:.0f} s ago; leeway {leeway:g} s",
+        advice="The caller must get a new token. If it did so a moment ago, compare the clocks of the machines.",
+        expected=(f"later than {describe_time(case.now - leeway)}",),
+        actual=(describe_time(exp),),
+    )
+
+
+def _explain_start(case: _Case) -> Cause | None:
+    leeway = case.rules.leeway
+    for name in ("nbf", "iat"):
+        value = case.claims.get(name)
+        if _is_date(value) and case.now < value - leeway:
+            return Cause(
+                check=name,
+                problem=f"{describe_time(value)}, {value - case.now:.0f} s from now; leeway {leeway:g} s",
+                advice="The clocks of the issuer and of this machine probably differ: synchronize them.",
+                expected=(f"not later than {describe_time(case.now + leeway)}",),
+                actual=(describe_time(value),),
+            )
+    return None
+
+
+def _explain_confirmation(case: _Case) -> Cause | None:
+    if "cnf" not in case.claims:
+        return None
+    cnf = case.claims["cnf"]
+    methods = {"jkt": "DPoP (jkt)", "x5t#S256": "a client certificate (x5t#S256)"}
+    used = tuple(text for name, text in methods.items() if isinstance(cnf, Mapping) and name in cnf) or ("a key",)
+    return Cause(
+        check="cnf",
+        problem=f"expected a bearer token without cnf; the token is bound to {' and '.join(used)}",
+        advice="Have the issuer send this client bearer tokens: switch off DPoP or certificate binding for it.",
+        expected=("no cnf",),
+        actual=used,
+    )
+
+
+def _explain_scope(case: _Case) -> Cause | None:
+    required = case.expectations.required_scopes
+    scopes = read_scopes(case.claims, case.rules.scope_claims)
+    missing = [scope for scope in required if scope not in scopes]
+    if not missing:
+        return None
+    expected, actual = case.show_all(required), case.show_all(sorted(scopes))
+    return Cause(
+        check="scope",
+        problem=f"expected {', '.join(expected)}; the token has {', '.join(actual) or 'none'}",
+        advice=f"The caller must request the scopes that are missing: {join_names(missing)}.",
+        expected=expected,
+        actual=actual,
+    )
+
+
+# Parts of explanations
+
+
+def _mismatch(
+    case: _Case, check: str, expected: Sequence[str], actual: Sequence[Any], advice: str, *, note: str | None = None
+) -> Cause:
+    wanted, found = case.show_all(expected), case.show_all(actual)
+    return Cause(
+        check=check,
+        problem=f"expected {_one_of(wanted)}; the token has {', '.join(found) or 'none'}{f' ({note})' if note else ''}",
+        advice=advice,
+        expected=wanted,
+        actual=found,
+    )
+
+
+def _one_of(values: Sequence[str]) -> str:
+    return f"one of {', '.join(values)}" if len(values) > 1 else "".join(values) or "nothing"
+
+
+def _present(members: Claims, name: str) -> list[Any]:
+    return [members[name]] if name in members else []
+
+
+def _is_date(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and 0 <= value < MAX_NUMERIC_DATE
+
+
+def _is_string_or_strings(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def _has_scopes(case: _Case, name: str) -> bool:
+    return _is_accepted_by(read_scopes)(case.claims, (name,))
+
+
+def _is_accepted_by(check: Callable[..., object]) -> Callable[..., bool]:
+    def is_accepted(*values: Any) -> bool:
+        try:
+            check(*values)
+        except TokenRejected:
+            return False
+        return True
+
+    return is_accepted
+
+
+def _describe_kind(value: Any) -> str:
+    """Return what kind of JSON value a claim has, without the value."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, str):
+        if not value:
+            return "an empty string"
+        return "a string" if _is_accepted_by(check_name)(value) else "a string with control characters"
+    if isinstance(value, (int, float)):
+        return "a number" if value >= 0 else "a negative number"
+    return "an object" if isinstance(value, Mapping) else "a list"
+
+
+_WITHOUT_CLAIMS: Final[dict[str, Callable[[str, Expectations], Cause]]] = {
+    "malformed": _explain_form,
+    "too_long": _explain_length,
+}
+_CHECKS: Final[dict[str, Callable[[_Case], Cause | None]]] = {
+    "algorithm_not_allowed": _explain_algorithm,
+    "wrong_type": _explain_type,
+    "unknown_issuer": _explain_issuer,
+    "unknown_key": _explain_key,
+    "bad_signature": _explain_signature,
+    "missing_claim": _explain_missing_claim,
+    "invalid_claim": _explain_invalid_claim,
+    "wrong_audience": _explain_audience,
+    "expired": _explain_expiry,
+    "not_yet_valid": _explain_start,
+    "sender_constrained": _explain_confirmation,
+    "insufficient_scope": _explain_scope,
+    "inactive": lambda case: None,
+    "revoked": lambda case: None,
+    "insufficient_user_authentication": lambda case: None,
+}
+
+_ASK_ISSUER: Final = "Look up the token in the authorization server's own log or console."
+
+
+def _of_response(check: str) -> Cause:
+    return Cause(
+        check=check, problem="the introspection response, not the token, does not satisfy the rule", advice=_ASK_ISSUER
+    )
+
+
+_UNKNOWN: Final = Cause(check="token", problem="it does not satisfy the rules", advice=_ASK_ISSUER)
+# The causes that cannot be found in the token itself.
+_ELSEWHERE: Final[dict[str, Cause]] = {
+    "malformed": _of_response("form"),
+    "algorithm_not_allowed": replace(_UNKNOWN, check="alg", problem="no key of the issuer fits this algorithm"),
+    "wrong_type": _of_response("token_type"),
+    "unknown_issuer": _of_response("iss"),
+    "missing_claim": _of_response("claims"),
+    "invalid_claim": _of_response("claims"),
+    "wrong_audience": _of_response("aud"),
+    "expired": _of_response("exp"),
+    "not_yet_valid": _of_response("nbf"),
+    "sender_constrained": _of_response("cnf"),
+    "insufficient_scope": _of_response("scope"),
+    "inactive": Cause(
+        check="active",
+        problem="the authorization server says that the token is not active",
+        advice="The token has expired, was revoked, or belongs to another server. The caller must get a new token.",
+    ),
+    "revoked": Cause(
+        check="revocation",
+        problem="the service's own check (is_revoked) says that the token has been revoked",
+        advice="The caller must get a new token.",
+    ),
+    "insufficient_user_authentication": Cause(
+        check="acr",
+        problem="the user did not authenticate recently or strongly enough (acr_values, max_age)",
+        advice="The caller must have the user sign in again (RFC 9470).",
+    ),
+}

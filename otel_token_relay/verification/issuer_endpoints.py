@@ -1,0 +1,248 @@
+"""Ask each issuer for its metadata and its keys, as the verifier would, and report what it responds.
+
+Everything ends within *timeout* seconds: all issuers are asked in parallel, in threads that are abandoned at the
+deadline, because a name lookup cannot be canceled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Generic, TypedDict, TypeVar
+
+from otel_token_relay.printable import escape, shorten
+from otel_token_relay.token import Clock
+from otel_token_relay.verification.endpoints import (
+    Endpoint,
+    EndpointDocument,
+    EndpointReport,
+    EndpointState,
+    Finding,
+    ask,
+    problem_with_status,
+)
+from otel_token_relay.verification.http_client import Response
+from otel_token_relay.verification.jwk import KeySet, check_algorithms
+from otel_token_relay.verification.jws import Claims, parse_object
+from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
+
+DEFAULT_TIMEOUT: Final = 4.0
+# The time in which a thread reports what has arrived, before it is abandoned.
+_REPORTING_SECONDS: Final = 0.2
+_MAX_KEYS: Final = 5
+_MAX_KID_LENGTH: Final = 100
+
+_Result = TypeVar("_Result")
+
+
+class IssuerDocument(TypedDict):
+    """A report as JSON."""
+
+    issuer: str
+    state: EndpointState
+    endpoints: list[EndpointDocument]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuerReport:
+    """What the endpoints of one issuer responded.
+
+    Attributes:
+        issuer: The issuer, as configured.
+        endpoints: The reports, in the order in which the verifier asks the endpoints.
+    """
+
+    issuer: str
+    endpoints: tuple[EndpointReport, ...]
+
+    def as_dict(self) -> IssuerDocument:
+        """Return the report as JSON; `docs/command-line.md` describes it."""
+        endpoints = [endpoint.as_dict() for endpoint in self.endpoints]
+        return {"issuer": escape(self.issuer), "state": self.state, "endpoints": endpoints}
+
+    @property
+    def keys(self) -> KeySet | None:
+        """The usable keys; ``None`` if tokens of this issuer cannot be verified."""
+        return next((report.found for report in self.endpoints if isinstance(report.found, KeySet)), None)
+
+    @property
+    def state(self) -> EndpointState:
+        """``ok`` if tokens of this issuer can be verified; otherwise, ``no_response`` or ``problem``."""
+        if self.keys is not None:
+            return "ok"
+        return "no_response" if any(report.state == "no_response" for report in self.endpoints) else "problem"
+
+    @property
+    def clock_difference(self) -> float | None:
+        """The clock difference of the first response that has one; see `EndpointReport`."""
+        return next((r.clock_difference for r in self.endpoints if r.clock_difference is not None), None)
+
+
+def ask_issuers(
+    issuers: Sequence[str],
+    algorithms: Sequence[str],
+    *,
+    jwks_uri: str | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+    now: Clock = time.time,
+) -> tuple[IssuerReport, ...]:
+    """Ask the metadata and key set endpoints of all *issuers* in parallel.
+
+    Args:
+        issuers: The trusted issuers, for which `check_issuer` must succeed.
+        algorithms: The accepted algorithms.
+        jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
+        timeout: The maximum number of seconds for everything. The verifier has the same.
+        now: A clock that returns the seconds since the epoch.
+    """
+    deadline = time.monotonic() + timeout
+    allowed = check_algorithms(algorithms)
+    inquiries = [_Inquiry(issuer, allowed, jwks_uri, deadline - _REPORTING_SECONDS, now) for issuer in issuers]
+    started = [InThread(inquiry.run) for inquiry in inquiries]
+    reports = [running.result(deadline) for running in started]
+    return tuple(
+        inquiry.timed_out() if report is None else report for inquiry, report in zip(inquiries, reports, strict=True)
+    )
+
+
+def describe_keys(keys: KeySet) -> str:
+    """Return the number of usable and of unusable keys, with their ``kid`` and their algorithms or problems."""
+    algorithms: dict[str | None, list[str]] = {}
+    for kid, algorithm in keys.uses:
+        algorithms.setdefault(kid, []).append(algorithm)
+    usable = [f"{_show_kid(kid)} ({', '.join(names)})" for kid, names in algorithms.items()]
+    skipped = [f"{_show_kid(kid)} ({problem})" for kid, problem in keys.skipped]
+    found = [_enumerate("usable", usable)] if usable else ["no usable key"]
+    return "; ".join([*found, _enumerate("unusable", skipped)] if skipped else found)
+
+
+class InThread(Generic[_Result]):
+    """A call in a thread that does not keep the process alive."""
+
+    def __init__(self, function: Callable[[], _Result]) -> None:
+        self._result: _Result | None = None
+
+        def run() -> None:
+            with contextlib.suppress(Exception):  # Python would print the traceback
+                self._result = function()
+
+        self._thread = threading.Thread(target=run, name="token-relay-endpoint", daemon=True)
+        self._thread.start()
+
+    def result(self, deadline: float) -> _Result | None:
+        """Wait for the result until *deadline* on the monotonic clock; return ``None`` without one."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return self._result
+
+
+class _Inquiry:
+    """The requests to one issuer, which end at *deadline* on the monotonic clock."""
+
+    def __init__(
+        self, issuer: str, algorithms: frozenset[str], jwks_uri: str | None, deadline: float, now: Clock
+    ) -> None:
+        self._issuer = issuer
+        self._algorithms = algorithms
+        self._jwks_uri = jwks_uri
+        self._deadline = deadline
+        self._now = now
+        self._started = time.monotonic()
+
+    def run(self) -> IssuerReport:
+        """Ask the endpoints in the verifier's order, but ask for both metadata documents at the same time."""
+        if self._jwks_uri is not None:
+            return self._report([self._ask(self._key_set(self._jwks_uri))])
+        running = [(endpoint, self._start(endpoint)) for endpoint in self._metadata()]
+        metadata, keys = [self._wait(*running[0])], []
+        # If the first document does not arrive, the verifier does not ask for the second one either.
+        if metadata[0].state == "problem":
+            metadata.append(self._wait(*running[1]))
+        jwks_uri = next((report.found for report in metadata if report.found is not None), None)
+        if jwks_uri is not None:
+            keys.append(self._ask(self._key_set(jwks_uri)))
+        if len(metadata) == 1:
+            metadata.append(self._wait(*running[1]))
+        if jwks_uri is not None:
+            metadata = [_without_need(report) for report in metadata]
+        return self._report(metadata + keys)
+
+    def timed_out(self) -> IssuerReport:
+        """Return the report if `run` did not return in time, for example because of a name lookup."""
+        endpoint = self._metadata()[0] if self._jwks_uri is None else self._key_set(self._jwks_uri)
+        return self._report([self._late(endpoint)])
+
+    def _report(self, endpoints: list[EndpointReport]) -> IssuerReport:
+        return IssuerReport(issuer=self._issuer, endpoints=tuple(endpoints))
+
+    def _ask(self, endpoint: Endpoint) -> EndpointReport:
+        return ask(endpoint, timeout=self._deadline - time.monotonic(), now=self._now)
+
+    def _start(self, endpoint: Endpoint) -> InThread[EndpointReport]:
+        return InThread(lambda: self._ask(endpoint))
+
+    def _wait(self, endpoint: Endpoint, running: InThread[EndpointReport]) -> EndpointReport:
+        return running.result(self._deadline + _REPORTING_SECONDS / 2) or self._late(endpoint)
+
+    def _late(self, endpoint: Endpoint) -> EndpointReport:
+        now = time.monotonic()
+        return EndpointReport(
+            kind=endpoint.kind,
+            url=endpoint.url,
+            state="no_response",
+            result="timed out" if now >= self._deadline else "the request failed for an unknown reason",
+            seconds=now - self._started,
+        )
+
+    def _metadata(self) -> list[Endpoint]:
+        return [Endpoint("metadata", url, self._examine_metadata) for url in metadata_urls(self._issuer)]
+
+    def _key_set(self, url: str) -> Endpoint:
+        return Endpoint("key set", url, self._examine_key_set)
+
+    def _examine_metadata(self, response: Response) -> Finding:
+        document = _read_document(response)
+        problem = document if isinstance(document, str) else problem_with_metadata(document, self._issuer)
+        if isinstance(document, str) or problem is not None:
+            return Finding("problem", str(problem))
+        return Finding("ok", "the document names this issuer and its key set", document["jwks_uri"])
+
+    def _examine_key_set(self, response: Response) -> Finding:
+        document = _read_document(response)
+        if isinstance(document, str):
+            return Finding("problem", document)
+        if document.get("keys") == []:
+            return Finding("problem", "the key set is empty")
+        try:
+            keys = KeySet.parse(document, self._algorithms)
+        except ValueError:
+            return Finding("problem", "the response is not a key set")
+        return Finding("ok", describe_keys(keys), keys) if keys.uses else Finding("problem", describe_keys(keys))
+
+
+def _read_document(response: Response) -> Claims | str:
+    """Return the response's JSON object, or the problem."""
+    problem = problem_with_status(response)
+    if problem is not None:
+        return problem
+    try:
+        return parse_object(response.body)
+    except ValueError as error:
+        return f"the response is not a JSON document: {error}"
+
+
+def _without_need(report: EndpointReport) -> EndpointReport:
+    if report.state == "ok":
+        return report
+    return replace(report, state="unused", result=f"{report.result}; not needed")
+
+
+def _enumerate(kind: str, keys: list[str]) -> str:
+    shown = [*keys[:_MAX_KEYS], f"{len(keys) - _MAX_KEYS} more"] if len(keys) > _MAX_KEYS else keys
+    return f"{len(keys)} {kind} key{'s' * (len(keys) > 1)}: {', '.join(shown)}"
+
+
+def _show_kid(kid: str | None) -> str:
+    return "no kid" if kid is None else shorten(escape(kid), _MAX_KID_LENGTH)

@@ -1,0 +1,117 @@
+"""Name what is malformed in a token. Pure: no I/O and no clock.
+
+No description contains any part of the token. It may name a position, a number, or a kind of character.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from typing import Final
+
+from otel_token_relay.token import is_b64token
+from otel_token_relay.verification.jws import Claims, decode_segment, has_control_character, parse_object
+
+_PART_NAMES: Final = ("header", "payload", "signature")
+_QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019"
+_is_base64url = re.compile(r"[A-Za-z0-9_-]*", re.ASCII).fullmatch
+_has_bearer_prefix = re.compile(r"(?:authorization\s*:\s*)?bearer\b", re.IGNORECASE).match
+
+# The advice for each kind of mistake.
+_PASS_TOKEN_ALONE: Final = "Pass the token alone, as it follows 'Authorization: Bearer '."
+_COPY_AGAIN: Final = "Copy the whole token again: it was probably cut or changed on the way."
+_NOT_A_JWT: Final = (
+    "Check that this is the access token. An opaque token has no parts and can be verified only by introspection."
+)
+
+
+def find_malformation(token: str) -> tuple[str, str] | None:
+    """Return what is malformed and what to do, or ``None`` if the token is a well-formed JWS.
+
+    The rules are those of `jws.parse_jws`, in the same order.
+    """
+    if problem := _find_foreign_characters(token):
+        return problem
+    parts = token.split(".")
+    if len(parts) == 5:
+        return "it has five parts, so it is an encrypted token (JWE)", "Have the issuer only sign its tokens."
+    if len(parts) != 3:
+        count = "one part" if len(parts) == 1 else f"{len(parts)} parts"
+        is_cut = token.startswith("eyJ") and len(parts) < 3
+        return f"it has {count}; a signed token has three, separated by dots", _COPY_AGAIN if is_cut else _NOT_A_JWT
+    for name, part in zip(_PART_NAMES, parts, strict=True):
+        if problem := _find_bad_encoding(name, part):
+            return problem
+    return _find_bad_json(parts)
+
+
+def read_unverified(token: str) -> tuple[Claims, Claims] | None:
+    """Return the header and the claims of a token that has not been verified, or ``None`` if they cannot be read."""
+    header, _, rest = token.partition(".")
+    try:
+        return parse_object(decode_segment(header)), parse_object(decode_segment(rest.partition(".")[0]))
+    except (ValueError, UnicodeError):
+        return None
+
+
+def _find_foreign_characters(token: str) -> tuple[str, str] | None:
+    if not token:
+        return "it is empty", _PASS_TOKEN_ALONE
+    if _has_bearer_prefix(token):
+        return 'it begins with "Bearer"', _PASS_TOKEN_ALONE
+    if token[0] in _QUOTES or token[-1] in _QUOTES:
+        return "it is in quotation marks", "Remove the quotation marks."
+    if token[0] in "{[":
+        return "it is a JSON document", "Pass only the value of its member access_token."
+    for kind, is_found in (
+        ("line breaks", any(c in token for c in "\r\n\u2028\u2029")),
+        ("white space", any(c.isspace() for c in token)),
+        ("control characters", has_control_character(token) is not None),
+        ("characters that are not ASCII", not token.isascii()),
+    ):
+        if is_found:
+            return f"it contains {kind}", "Remove them: a token is one word of ASCII characters."
+    if "%" in token:
+        return "it contains percent signs", "Decode it: it is encoded as in a URL."
+    return None if is_b64token(token) else ("it contains characters that no token contains", _COPY_AGAIN)
+
+
+def _find_bad_encoding(name: str, part: str) -> tuple[str, str] | None:
+    if not part:
+        unsigned = "The token is not signed. " if name == "signature" else ""
+        return f"its {name} is empty", unsigned + _COPY_AGAIN
+    if part.endswith("="):
+        return f"its {name} ends in padding (=)", "The issuer must encode it as base64url without padding (RFC 7515)."
+    if "+" in part or "/" in part:
+        return f"its {name} is base64, not base64url", "The issuer must encode it as base64url (RFC 7515)."
+    if not _is_base64url(part):
+        return f"its {name} is not base64url", _COPY_AGAIN
+    try:
+        decode_segment(part)
+    except binascii.Error:
+        return f"its {name} is not base64url: the length is impossible", _COPY_AGAIN
+    except ValueError:
+        return f"its {name} is not base64url: unused bits are set", _COPY_AGAIN
+    return None
+
+
+def _find_bad_json(parts: list[str]) -> tuple[str, str] | None:
+    objects = []
+    for name, part in zip(_PART_NAMES[:2], parts[:2], strict=True):
+        try:
+            objects.append(parse_object(decode_segment(part)))
+        except ValueError as error:
+            return f"its {name} is not strict JSON: {error}", _COPY_AGAIN
+    return _find_bad_header(objects[0])
+
+
+def _find_bad_header(header: Claims) -> tuple[str, str] | None:
+    for name in ("crit", "b64"):
+        if name in header:
+            return f"its header contains {name}, which is not supported", "The issuer must omit this member."
+    kid = header.get("kid", "-")
+    if not isinstance(kid, str) or not kid or has_control_character(kid):
+        return "the kid in its header is not a usable name", "The issuer must write it as a string."
+    if not isinstance(header.get("typ", ""), str):
+        return "the typ in its header is not a string", "The issuer must write it as a string."
+    return None
