@@ -154,13 +154,17 @@ def _write(
     closest: Closest | None,
 ) -> None:
     origin = _origin_of(target)
-    near = closest(*target) if destination is None and target is not None and closest is not None else None
+
+    def closest_entry() -> str | None:
+        near = closest(*target) if target is not None and closest is not None else None
+        return None if near is None else str(near)
+
     trace_id = trace.get_current_span(context).get_span_context().trace_id
     log.write(
         decision=Decision(reason).outcome,
         reason=reason.value,
         origin="unknown" if origin is None else str(origin),
         entry=None if destination is None else str(destination),
-        closest_entry=None if near is None else str(near),
+        closest_entry=closest_entry if destination is None else None,
         trace_id=trace.format_trace_id(trace_id) if trace_id else None,
     )

@@ -91,8 +91,12 @@ class DecisionLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = RateLimit(MAX_LINES_PER_SECOND, 1.0, clock)
 
-    def write(self, **fields: str | None) -> None:
-        """Write one line with those *fields* that have a value. Never raises."""
+    def write(self, **fields: str | Callable[[], str | None] | None) -> None:
+        """Write one line with those *fields* that have a value. Never raises.
+
+        Args:
+            fields: The values, or callables that return them, which are not called for a line that is skipped.
+        """
         try:
             skipped = self._limit.admit("")
             if skipped is None or sys.stderr is None:
@@ -100,7 +104,8 @@ class DecisionLog:
             if skipped:
                 fields["skipped_lines"] = str(skipped)
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            pairs = (f"{name}={_quote(value)}" for name, value in fields.items() if value is not None)
+            values = ((name, value() if callable(value) else value) for name, value in fields.items())
+            pairs = (f"{name}={_quote(value)}" for name, value in values if value)
             line = f"{now} otel-token-relay {' '.join(pairs)}"
             # One call, so that lines from several threads are not mixed.
             sys.stderr.write((line if len(line) < MAX_LINE_BYTES else line[: MAX_LINE_BYTES - 4] + "...") + "\n")

@@ -101,7 +101,7 @@ def _write(log: DecisionLog, outcome: Outcome, reason: str | None, cause: Callab
         log.write(
             verification=outcome,
             reason=reason,
-            cause=None if cause is None else cause(),
+            cause=cause,
             trace_id=trace.format_trace_id(trace_id) if trace_id else None,
         )
     except Exception:  # an error in the application's span must not change the result

@@ -161,7 +161,6 @@ def test_a_line_contains_the_fields_that_have_a_value(
     ("value", "shown"),
     [
         ("https://a", "https://a"),
-        ("", '""'),
         ("a b", '"a b"'),
         ('a"b', '"a\\"b"'),
         ("a=b", '"a=b"'),
@@ -177,6 +176,22 @@ def test_a_value_is_printable_ascii(
     decision_log.write(a=value)
 
     assert written(capsys) == [f"a={shown}"]
+
+
+def test_a_value_is_computed_only_for_a_line_that_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """Explaining a token costs more than rejecting it. A callable may return nothing."""
+    log = operator_log.DecisionLog(clock=lambda: 0.0)
+    calls: list[int] = []
+
+    def value() -> str | None:
+        calls.append(1)
+        return "x" if len(calls) == 1 else None
+
+    for _ in range(150):
+        log.write(a="1", b=value)
+
+    assert len(calls) == 100
+    assert written(capsys)[:2] == ["a=1 b=x", "a=1"]
 
 
 def test_a_line_has_at_most_500_bytes(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from otel_token_relay.commands import check, coverage
 from otel_token_relay.commands.coverage import version_of
 from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.settings import Settings
+from tests.support.issuers import issuing
+from tests.support.tokens import public_jwk
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
@@ -283,6 +286,58 @@ def test_lines_fit_the_terminal(columns: str) -> None:
     assert max(map(len, lines)) <= int(columns) or all(
         " " not in line.strip() for line in lines if len(line) > int(columns)
     )
+
+
+# Online
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "words"),
+    [
+        (None, 0, ["No problem found", "Endpoints", "/jwks: 1 usable key"]),
+        ("metadata", 1, ["1 problem found", "tokens of this issuer cannot be verified", "another issuer"]),
+        ("keys", 1, ["tokens of this issuer cannot be verified: key set", "empty"]),
+        ("down", 3, ["No response from http://127.0.0.1", "connection refused"]),
+    ],
+)
+def test_check_asks_the_issuers(
+    fault: str | None,
+    status: int,
+    words: list[str],
+    without_hooks: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A response that cannot be used is a problem, and no response has a status of its own."""
+    with ExitStack() as stack:
+        issuer = stack.enter_context(issuing(public_jwk("RS256", "k1")))
+        if fault == "metadata":
+            issuer.metadata["issuer"] = "https://other.example"
+        elif fault == "keys":
+            issuer.keys = []
+        elif fault == "down":
+            stack.close()
+        for name, value in (("VERIFY", "enforce"), ("ISSUERS", issuer.url), ("AUDIENCE", "orders")):
+            without_hooks.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
+        without_hooks.setenv(DESTINATIONS, "https://a")
+
+        assert cli.main(["check", "--online"]) == status
+        text = capsys.readouterr().out
+        assert cli.main(["check", "--online", "--json"]) == status
+        report = json.loads(capsys.readouterr().out)
+
+    assert [word for word in words if word not in text] == []
+    assert report["ok"] == (status == 0)
+    assert [found["issuer"] for found in report["issuers"]] == [issuer.url]
+    assert issuer.hits if fault != "down" else not issuer.hits
+
+
+def test_without_online_no_issuer_is_asked(without_hooks: pytest.MonkeyPatch) -> None:
+    """check sends nothing by default."""
+    with issuing(public_jwk("RS256", "k1")) as issuer:
+        without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_ISSUERS", issuer.url)
+        cli.main(["check"])
+
+        assert issuer.hits == []
 
 
 # Secrets

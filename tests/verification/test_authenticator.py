@@ -14,13 +14,13 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
-from otel_token_relay import BearerToken, Settings, counters
+from otel_token_relay import BearerToken, Settings, counters, operator_log
 from otel_token_relay.authentication import RequestPath
 from otel_token_relay.credentials import Credentials
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 from otel_token_relay.runtime import SettingsInForce
-from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenVerifier
+from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from otel_token_relay.verification.authenticator import (
     BearerAuthenticator,
@@ -240,6 +240,42 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
         (("token_relay.reason", "malformed"), ("token_relay.verification", "refused")): 1,
     }
     provider.shutdown()
+
+
+@both_ways
+def test_the_decision_log_contains_the_cause(
+    issuer: Issuer, check: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line for each request: the outcome, the reason, what was expected and what the token has."""
+    monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
+    authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("write",))
+    tokens = [token_of(issuer, aud="billing"), token_of(issuer, scope="read"), token_of(issuer, scope="write")]
+    for credentials in (*tokens, Reason.AMBIGUOUS):
+        check(authenticator, credentials)
+
+    written = capsys.readouterr().err
+    assert [line.partition(" otel-token-relay ")[2] for line in written.splitlines()] == [
+        f'verification=refused reason=wrong_audience cause="aud: expected {AUDIENCE}; the token has billing"',
+        'verification=refused reason=insufficient_scope cause="scope: expected write; the token has read"',
+        "verification=accepted",
+        "verification=refused reason=ambiguous",
+    ]
+    assert not any(token.reveal() in written for token in tokens)
+
+
+def test_a_verifier_of_the_application_has_no_cause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only its reason is known."""
+
+    class Own:
+        def verify(self, token: str) -> Any:
+            raise TokenRejected("revoked")
+
+    monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
+    BearerAuthenticator(Own()).check(BearerToken("some-token"), PATH)
+
+    assert capsys.readouterr().err.rstrip().endswith(" verification=refused reason=revoked")
 
 
 def test_foreign_verifier_does_for_asgi_and_wsgi(issuer: Issuer) -> None:
