@@ -144,7 +144,7 @@ None of them contains the token.
 
 ## Decision log
 
-With `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`, each hop and each verification writes one line to standard error, whatever the application's logging configuration is:
+With `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`, each hop and each verification writes one line to standard error, regardless of the application's logging configuration:
 
 ```text
 2026-11-27T06:45:36.123Z otel-token-relay decision=relayed reason=relayed origin=https://profile-service entry=https://profile-service trace_id=0af7651916cd43dd8448eb211c80319c
@@ -250,7 +250,7 @@ def build_schema() -> dict[str, object]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "otel-token-relay: the mapping `token_relay` in OpenTelemetry's configuration file",
         "type": ["object", "null"],
-        # A blank value means that the setting is not set, because ${NAME} may stand for a missing variable.
+        # A blank value means that the setting is not set, because ${NAME} may name a variable that is missing.
         "properties": {name: {"anyOf": [schema, _UNSET]} for name, schema in properties.items()},
         "additionalProperties": False,
     }

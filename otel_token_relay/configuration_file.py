@@ -5,7 +5,7 @@ that the settings apply in any case: if the file has ``disabled: true``, if ``co
 if OpenTelemetry fails to start.
 
 The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item of
-``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` stand for environment
+``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` are replaced with environment
 variables.
 
 Source: OpenTelemetry specification, "Declarative configuration: environment variable substitution".
@@ -98,7 +98,9 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         reason = "reading YAML requires opentelemetry-configuration: pip install opentelemetry-configuration"
     except RecursionError:
         reason = "it is nested too deeply"
-    except Exception as error:  # whatever a parser raises; its message may quote the file, which may contain secrets
+    except (
+        Exception
+    ) as error:  # a parser may raise any error; its message may quote the file, which may contain secrets
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
 

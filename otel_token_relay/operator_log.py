@@ -3,8 +3,8 @@
 `opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. With that handler,
 Python no longer writes warnings to standard error, as it does without any handler. `warn` writes such a warning.
 
-``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` this package's log records as well, whatever
-the logging configuration is. No line contains a token: callers pass only values from closed sets, from the settings,
+``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` this package's log records as well,
+regardless of the logging configuration. No line contains a token: callers pass only values from closed sets, from the settings,
 and origins.
 """
 

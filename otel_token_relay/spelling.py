@@ -17,7 +17,7 @@ def resembles(name: str, other: str) -> bool:
 def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str | None:
     """Return the first of the *names* that the fewest edits turn *name* into; ``None`` if it takes more than allowed.
 
-    Case is ignored. A name of fewer than four characters allows one edit less, because it resembles too many others.
+    Case is ignored. A name of fewer than four characters allows one edit less, because it resembles too many names.
     """
     found = None
     for candidate in names:

@@ -179,7 +179,7 @@ def test_yaml_without_its_parser_is_unknown(tmp_path: Path, monkeypatch: pytest.
 @settings(deadline=None, max_examples=60)
 @given(document=JSON_VALUES, section=JSON_VALUES)
 def test_no_document_raises(tmp_path_factory: pytest.TempPathFactory, document: Any, section: Any) -> None:
-    """Whatever the file contains, the application starts."""
+    """The application starts with any file."""
     folder = tmp_path_factory.mktemp("files")
     read(folder, json.dumps(document), "otel.json")
     whole = {"propagator": {"composite": [{"token_relay": section}]}}

@@ -155,7 +155,7 @@ def test_a_decision_is_recorded_in_three_places(
 def test_the_decision_log_names_origin_entry_and_trace(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line for each decision, on standard error, whatever the logging configuration is."""
+    """One line for each decision, on standard error, regardless of the logging configuration."""
     monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
     span, context = context_with(SpanKind.CLIENT)
     recorder = DecisionRecorder(lambda *target: f"near {target[1]}")

@@ -68,7 +68,7 @@ def test_each_form_is_read(kind: Kind, value: Any, read: Any) -> None:
         (ENTRIES, [{"origin": "a,b"}], "for origin in item 0"),
         (ENTRIES, [{"origin": "a", "required": "yes"}], "expected true or false for required in item 0"),
         (ENTRIES, [{"origin": "a", "audience": 1}], "expected text for audience in item 0"),
-        (ENTRIES, [{"origin": "a", "colour\x1b": 1}], r"unknown key 'colour\x1b' in item 0"),
+        (ENTRIES, [{"origin": "a", "hue\x1b": 1}], r"unknown key 'hue\x1b' in item 0"),
     ],
 )
 def test_each_other_form_is_refused(kind: Kind, value: Any, message: str) -> None:

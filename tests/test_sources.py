@@ -93,7 +93,7 @@ def test_each_misspelled_variable_is_reported_with_the_name_that_was_meant(name:
 
 @pytest.mark.parametrize("rest", ["", "COLOR", "X_Y_Z", "VERIFICATION_MODE"])
 def test_any_other_variable_with_the_prefix_is_reported(rest: str) -> None:
-    """There is no name to suggest."""
+    """No name is near enough to be suggested."""
     assert problems(**{PREFIX + rest: "1"}) == [
         f"{PREFIX}{rest}: unknown variable; the page on configuration lists all variables"
     ]
@@ -146,11 +146,11 @@ def test_no_environment_raises(environ: dict[str, str]) -> None:
 
 def test_keys_are_reported_with_their_path() -> None:
     """The path leads to the key in the file."""
-    read = READER.read_section(Section("p.token_relay", {"max_age": "x", "colour": 1, 5: 2, "linger": 1}))
+    read = READER.read_section(Section("p.token_relay", {"max_age": "x", "hue": 1, 5: 2, "linger": 1}))
 
     assert read.problems == [
         "p.token_relay.max_age: expected a number of seconds, such as 30 or 0.5",
-        "p.token_relay.colour: unknown key",
+        "p.token_relay.hue: unknown key",
         "p.token_relay.5: unknown key",
     ]
     assert read.values == {"max_age": 0.0, "linger": 1.0}

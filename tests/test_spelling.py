@@ -65,19 +65,19 @@ def test_any_text_can_be_compared(left: str, right: str) -> None:
     ("name", "meant"),
     [
         ("verify", "verify"),
-        ("VERFY", "verify"),
+        ("VERIF", "verify"),
         ("header", "header"),
-        ("haeder", "header"),
+        ("headder", "header"),
         ("logs", "log"),
         ("port", None),
         ("ogg", None),
         ("gol", None),
         ("", None),
-        ("colour", None),
+        ("hue", None),
     ],
 )
 def test_the_nearest_name_is_found(name: str, meant: str | None) -> None:
-    """A short name resembles too many others, so it allows one edit less."""
+    """A short name resembles too many names, so it allows one edit less."""
     assert nearest(name, ["header", "headers_of", "verify", "log"]) == meant
 
 

@@ -128,7 +128,7 @@ def has_module(name: str) -> bool:
     """Return whether a module is installed, without importing its package."""
     root, *rest = name.split(".")
     # Other finders may react to being asked, as ours does, which starts verification before a server is imported.
-    spec = None if root in sys.modules and sys.modules[root] is None else PathFinder.find_spec(root)
+    spec = None if root in sys.modules and not sys.modules[root] else PathFinder.find_spec(root)
     if spec is None or not rest:
         return spec is not None
     for folder in spec.submodule_search_locations or ():

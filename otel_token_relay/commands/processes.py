@@ -20,7 +20,7 @@ def environment_of(pid: int) -> Mapping[str, str]:
     configuration file is replaced with one that leads to the same file from here, even out of a container.
 
     Raises:
-        ProcessUnreadable: There is no such process, it belongs to another user, or the system is not Linux.
+        ProcessUnreadable: The process does not exist, it belongs to another user, or the system is not Linux.
     """
     if not Path("/proc/self/environ").exists():
         raise ProcessUnreadable("--pid requires Linux: it reads /proc/PID/environ")
@@ -28,7 +28,7 @@ def environment_of(pid: int) -> Mapping[str, str]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ProcessUnreadable(f"there is no process {pid}") from None
+        raise ProcessUnreadable(f"process {pid} does not exist") from None
     except PermissionError:
         raise ProcessUnreadable(f"process {pid} belongs to another user") from None
     except OSError as error:

@@ -47,7 +47,7 @@ MAPPINGS: list[dict[Any, Any]] = [
     *({name: value} for name, value in itertools.product(VARIABLES, WRONG_VALUES)),
     *(
         {name: "1"}
-        for name in ("", "destination", "Destinations", "DESTINATIONS", "verfy", "requireVerified", "x" * 500)
+        for name in ("", "destination", "Destinations", "DESTINATIONS", "verif", "requireVerified", "x" * 500)
     ),
     *(
         {"destinations": [{"origin": "https://a", key: value}]}
@@ -229,7 +229,7 @@ def test_each_valid_form_is_in_the_schema(in_file: Any, mapping: dict[str, Any])
     assert Settings.load(in_file(in_instrumentation(mapping))).problems == ()
 
 
-@pytest.mark.parametrize("key", ["verify", "verfy", "require_verified", "required_verified"])
+@pytest.mark.parametrize("key", ["verify", "verif", "require_verified", "required_verified"])
 def test_a_guarded_key_that_cannot_be_read_is_strict(in_file: Any, key: str) -> None:
     """Also if the name is misspelled."""
     settings = Settings.load(in_file(in_instrumentation({key: ["enforce"]})))

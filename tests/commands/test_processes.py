@@ -42,7 +42,7 @@ def test_the_configuration_file_is_found_from_here(tmp_path: Path, is_absolute: 
 @pytest.mark.parametrize("pid", [-1, 0, 2**31])
 def test_a_process_that_does_not_exist_is_an_error(pid: int) -> None:
     """The message names it."""
-    with pytest.raises(ProcessUnreadable, match=f"there is no process {pid}"):
+    with pytest.raises(ProcessUnreadable, match=f"process {pid} does not exist"):
         environment_of(pid)
 
 

@@ -1,4 +1,4 @@
-"""A rejected request has the same response in code and without, whatever the server and the framework."""
+"""A rejected request has the same response in code and without, with every server and framework."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fault(NamedTuple):
     Attributes:
         authorization: Its Authorization lines.
         status, error: The expected status and error.
-        challenge: The expected attributes of the challenge after the realm; ``None`` if there is no challenge.
+        challenge: The expected attributes of the challenge after the realm; ``None`` for none.
         scopes: The scopes that the service requires.
         method: The method of the request.
     """
