@@ -100,7 +100,7 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         reason = "it is nested too deeply"
     except (
         Exception
-    ) as error:  # a parser may raise any error; its message may quote the file, which may contain secrets
+    ) as error:  # of any kind; its message may quote a secret
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
 

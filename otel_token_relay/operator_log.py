@@ -4,8 +4,8 @@
 Python no longer writes warnings to standard error, as it does without any handler. `warn` writes such a warning.
 
 ``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` this package's log records as well,
-regardless of the logging configuration. No line contains a token: callers pass only values from closed sets, from the settings,
-and origins.
+regardless of the logging configuration. No line contains a token: callers pass only values from closed sets, from
+the settings, and origins.
 """
 
 from __future__ import annotations

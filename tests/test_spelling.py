@@ -67,7 +67,7 @@ def test_any_text_can_be_compared(left: str, right: str) -> None:
         ("verify", "verify"),
         ("VERIF", "verify"),
         ("header", "header"),
-        ("headder", "header"),
+        ("heeder", "header"),
         ("logs", "log"),
         ("port", None),
         ("ogg", None),
