@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,7 +26,7 @@ VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
-# A file of settings is far smaller; a device or a pipe may have no end.
+# A file of settings is far smaller.
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 _substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}\n]*))?\}").sub
@@ -85,6 +87,8 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
     if not name:
         return ConfigurationFile()
     try:
+        if not stat.S_ISREG(os.stat(name).st_mode):
+            return _unreadable("it is not a regular file")  # reading a pipe would wait for its other end
         with open(name, "rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:

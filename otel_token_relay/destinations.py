@@ -21,6 +21,8 @@ _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 # Characters that must be encoded in a value, including leading and trailing spaces, which parsing would remove.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
+# A variable with a token may be set by mistake.
+_jwt: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.-]*")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
 
@@ -68,7 +70,8 @@ class Destination:
         try:
             return cls._parse(entry)
         except ValueError as error:
-            raise ValueError(_mistakes().describe(entry, str(error), _are_valid)) from None
+            message = _mistakes().describe(entry, str(error), _are_valid)
+            raise ValueError(_jwt.sub("***", message)) from None
 
     @classmethod
     def _parse(cls, entry: str) -> Destination:
@@ -208,6 +211,7 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
         # It ends here, so what looks like a scheme may belong to it.
         shown = f"***@{shown.rpartition('***@')[2]}"
         problem = _IS_PART
+    shown = _jwt.sub("***", shown)
     shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
     return f"the entry {shown!a} is skipped: {problem}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,13 +160,22 @@ def test_a_file_about_something_else_is_not_strict(tmp_path: Path) -> None:
     assert not found.is_unknown
 
 
-@pytest.mark.parametrize("name", ["/nonexistent/otel.yaml", "/", "otel\0.yaml", "/dev/null/x"])
+@pytest.mark.parametrize("name", ["/nonexistent/otel.yaml", "/", "otel\0.yaml", "/dev/null/x", "/dev/zero"])
 def test_a_file_that_cannot_be_opened_is_unknown(name: str) -> None:
     """It may contain anything."""
     found = read_configuration_file({"OTEL_CONFIG_FILE": name})
 
     assert found.problem is not None
     assert found.is_unknown
+
+
+def test_a_pipe_does_not_stop_the_start(tmp_path: Path) -> None:
+    """Opening it would wait until another program writes to it."""
+    os.mkfifo(tmp_path / "otel.yaml")
+
+    found = read_configuration_file({"OTEL_CONFIG_FILE": str(tmp_path / "otel.yaml")})
+
+    assert found.problem == "it is not a regular file"
 
 
 def test_yaml_without_its_parser_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

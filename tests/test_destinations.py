@@ -212,3 +212,16 @@ def test_an_entry_that_is_dropped_because_of_another_is_in_the_error() -> None:
     """In code, the first invalid entry raises."""
     with pytest.raises(ConfigurationError, match=r"did you mean https://a;required\?"):
         Settings(destinations=["https://a;require"])
+
+
+@pytest.mark.parametrize("form", ["Bearer {}", "https://a/?token={}", "https://a;{}", "https://a;{}=1", "https://a:{}"])
+def test_a_token_in_an_entry_is_masked(form: str) -> None:
+    """A variable with a token may be set by mistake."""
+    token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlc2lnbmF0dXJl"
+    problems: list[str] = []
+
+    assert read_destinations([form.format(token)], lambda _, problem: problems.append(problem)) == ()
+    with pytest.raises(ValueError, match=r"\A") as refused:
+        Destination.parse(form.format(token))
+    assert "***" in problems[0]
+    assert "eyJ" not in problems[0] + str(refused.value)
