@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay import Settings
-from otel_token_relay.destinations import Destination, split_entries
+from otel_token_relay.destinations import Destination, read_destinations, split_entries
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.policy import RelayPolicy
