@@ -61,7 +61,7 @@ class TokenRelayPropagator(TextMapPropagator):
         if (installed := runtime.installed) is not None:
             return installed.relay
         if self._relay_of_environment is None:
-            self._relay_of_environment = Relay(Settings.from_env())
+            self._relay_of_environment = Relay(Settings.load())
         return self._relay_of_environment
 
     @property
