@@ -75,10 +75,27 @@ PROPAGATORS: Final = [
         explain=says(1, "the relay is off", f"{PREFIX}DESTINATIONS is not set in this environment", "--pid"),
     ),
     off("propagators unset", None, "OTEL_PROPAGATORS is not set", startup=DOES_NOT_NAME),
-    off("propagators without ours", "tracecontext,baggage", "does not contain token_relay", startup=DOES_NOT_NAME),
+    off(
+        "propagators without ours",
+        "tracecontext,baggage",
+        "OTEL_PROPAGATORS does not contain token_relay",
+        startup=DOES_NOT_NAME,
+    ),
     off("none before ours", "none,token_relay", "contains none before any token_relay", startup=DOES_NOT_NAME),
-    off("hyphen", "tracecontext,baggage,token-relay", "did you mean token_relay?", startup=DOES_NOT_START),
-    off("upper case", "tracecontext,baggage,TOKEN_RELAY", "did you mean token_relay?", startup=DOES_NOT_START),
+    off(
+        "hyphen",
+        "tracecontext,baggage,token-relay",
+        "contains token-relay,",
+        "did you mean token_relay?",
+        startup=DOES_NOT_START,
+    ),
+    off(
+        "upper case",
+        "tracecontext,baggage,TOKEN_RELAY",
+        "contains TOKEN_RELAY,",
+        "did you mean token_relay?",
+        startup=DOES_NOT_START,
+    ),
     off("misspelled propagator", "tracecontext,baggage,token_rely", "contains token_rely,", startup=DOES_NOT_START),
     off(
         "semicolons between propagators",
@@ -399,7 +416,7 @@ ENTRIES: Final = [
     entry("slash", f"{PROFILE}/", 'unexpected character "/"', f"write {PROFILE}"),
     entry("quotes", f'"{PROFILE}"', f"unexpected character '\"'; write {PROFILE}"),
     entry("quotes around a list", f'"{PROFILE},https://billing"', "unexpected character '\"'; write https://billing"),
-    entry("JSON list", f'["{PROFILE}"]', "unexpected characters", f"write {PROFILE}"),
+    entry("JSON list", f'["{PROFILE}"]', 'unexpected characters "["', f"write {PROFILE}"),
     entry("blank between entries", f"{PROFILE} https://billing", "unexpected blank; separate entries with commas"),
     entry("line break", f"{PROFILE}\nhttps://billing", "unexpected line break; separate entries with commas"),
     entry("semicolon", f"{PROFILE};https://billing", 'unexpected character ";"; separate entries with commas'),
@@ -964,7 +981,15 @@ ISSUERS: Final = [
         lambda issuer: setattr(issuer, "keys", "none"),
         "the response is not a key set",
     ),
-    issuer_of("no metadata", lambda issuer: setattr(issuer, "metadata_path", "/none"), "status 404"),
+    issuer_of(
+        "no metadata",
+        lambda issuer: setattr(issuer, "metadata_path", "/none"),
+        "status 404",
+        check=says(
+            1, "/.well-known/openid-configuration: status 404; metadata", "oauth-authorization-server: status 404"
+        ),
+        startup=("(OpenID: status 404; RFC 8414: status 404)",),
+    ),
     issuer_of(
         "down",
         None,
