@@ -99,9 +99,12 @@ An invalid value falls back to the strict value, which never relays more than in
 
 Each variable that begins with `OTEL_PYTHON_TOKEN_RELAY_` but does not exist is reported, with the name that is nearest to it.
 So is a variable whose name differs from a setting's by at most two characters, by case or by its prefix, such as `TOKEN_RELAY_VERIFY`.
+The same applies to the names `OTEL_PROPAGATORS` and `OTEL_CONFIG_FILE`.
 In a configuration file, each unknown key is reported with its path, and so is a duplicate key.
+So is a section with a name that resembles `token_relay`, in the place of one of ours: it has no effect.
 
 `OTEL_PYTHON_TOKEN_RELAY_VERIFY` and `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` also take their strict value if the name is misspelled, the variable itself is not set, and the value is not blank, `off`, `false`, `no` or `0`.
+The same applies to the keys of a configuration file, also in a section with a misspelled name.
 For example, `…_VERIFIY=report` applies `enforce` until the name is corrected or the variable itself is set.
 
 ## In code

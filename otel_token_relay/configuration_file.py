@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from otel_token_relay.spelling import resembles
+
 VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
@@ -51,12 +53,14 @@ class ConfigurationFile(NamedTuple):
 
     Attributes:
         sections: The places that contain settings, in order of precedence.
+        misspelled: The places with a similar name, which have no effect, each with the path that was probably meant.
         names_propagator: Whether the file switches the relay on.
         problem: Why the file cannot be read; ``None`` if it can.
         is_unknown: Whether the file cannot be read although it may contain settings.
     """
 
     sections: tuple[Section, ...] = ()
+    misspelled: tuple[tuple[Section, str], ...] = ()
     names_propagator: bool = False
     problem: str | None = None
     is_unknown: bool = False
@@ -97,7 +101,11 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         return _unreadable(getattr(error, "strerror", None) or "its name is invalid")
     try:
         document = _parse(content, Path(name).suffix.lower())
-        return ConfigurationFile(tuple(_sections(document, environ)), _names_propagator(document, environ))
+        return ConfigurationFile(
+            tuple(_sections(document, environ)),
+            tuple(_misspelled(document, environ)),
+            _names_propagator(document, environ),
+        )
     except ModuleNotFoundError:
         reason = "reading YAML requires opentelemetry-configuration: pip install opentelemetry-configuration"
     except RecursionError:
@@ -151,6 +159,30 @@ def _sections(document: object, environ: Mapping[str, str]) -> Iterator[Section]
     for index, item in enumerate(_composite(document)):
         if isinstance(item, Mapping) and KEY in item:
             yield _section(f"propagator.composite[{index}].{KEY}", item[KEY], environ)
+
+
+def _misspelled(document: object, environ: Mapping[str, str]) -> Iterator[tuple[Section, str]]:
+    for top, languages in _items(document):
+        if not _resembles(str(top).partition("/")[0], "instrumentation"):
+            continue
+        for language, libraries in _items(languages):
+            for key, content in _items(libraries):
+                is_similar = _resembles(language, _INSTRUMENTATION[1]) and _resembles(key, KEY)
+                if is_similar and (top, language, key) != _INSTRUMENTATION:
+                    yield _section(f"{top}.{language}.{key}", content, environ), ".".join(_INSTRUMENTATION)
+    for index, item in enumerate(_composite(document)):
+        for key, content in _items(item):
+            if key != KEY and _resembles(key, KEY):
+                path = f"propagator.composite[{index}]"
+                yield _section(f"{path}.{key}", content, environ), f"{path}.{KEY}"
+
+
+def _items(value: object) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, Mapping) else ()
+
+
+def _resembles(key: object, name: str) -> bool:
+    return isinstance(key, str) and resembles(key.replace("-", "_"), name)
 
 
 def _section(path: str, content: object, environ: Mapping[str, str]) -> Section:

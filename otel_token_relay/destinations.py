@@ -75,6 +75,8 @@ class Destination:
 
     @classmethod
     def _parse(cls, entry: str) -> Destination:
+        if not entry.strip():
+            raise ValueError("it is empty; if it refers to a variable, that variable is not set")
         if "," in entry:
             raise ValueError(CONTAINS_COMMA)
         origin, *parameters = (part.strip() for part in entry.split(";"))

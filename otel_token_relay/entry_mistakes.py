@@ -342,7 +342,7 @@ class _Repair:
     def _other_scheme(self, name: str, rest: str) -> tuple[tuple[str, ...], bool, str]:
         if name in _UNREACHABLE:
             self._say(f"the scheme {name} is not supported: a request to such a target never gets a token")
-            return _BOTH, False, rest.lstrip("/")
+            return _BOTH, False, rest.lstrip("/").partition("/")[0]
         if name in _GRPC:
             self._say(
                 f"the scheme {name} is not supported: a gRPC target is written https://host:port with TLS and"

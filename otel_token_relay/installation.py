@@ -222,7 +222,8 @@ def _warn_of_unused_settings() -> None:
         _log_problems(settings)
     default = Settings()
     configured = next((n for n in RELAY_SETTINGS if getattr(settings, n) != getattr(default, n)), None)
-    if configured is not None:
+    # If the file cannot be read, the settings are strict, and that has been logged.
+    if configured is not None and read_configuration_file(os.environ).problem is None:
         _logger.warning(
             "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay, so no token is relayed."
             " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay or, in a configuration file, add token_relay to"

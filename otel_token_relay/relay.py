@@ -253,7 +253,7 @@ class Relay:
             return Explanation(Decision(Reason.NO_BOUNDARY if without_user else Reason.DESTINATION_UNKNOWN))
         destination = self.policy.match(read.origin)
         reason = self._reason(
-            Reason.NO_BOUNDARY if without_user else self._sample_token(),
+            Reason.NO_BOUNDARY if without_user else self._sample(),
             destination,
             read,
             lambda read, name: read.has_credential and name == "authorization",
@@ -266,10 +266,15 @@ class Relay:
             fails=is_withheld and destination is not None and destination.required,
         )
 
-    def _sample_token(self) -> BearerToken:
-        """Return a token that can be relayed, and that is verified if this service verifies tokens."""
+    def _sample(self) -> BearerToken | Reason:
+        """Return a token that can be relayed, and that is verified if this service verifies tokens.
+
+        Return a reason if this service reads no token from any request.
+        """
+        if not self.settings.source_headers:
+            return Reason.NO_TOKEN
         token = BearerToken("sample", lease=Lease(), received_at=self._monotonic())
-        if self.settings.verify != "off":
+        if self.settings.verify != "off" and not self.settings.missing_to_verify:
             token.mark_verified(_Accepted())
         return token
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from otel_token_relay.destinations import split_entries
-from otel_token_relay.entry_syntax import FLAGS, TEXT_PARAMETERS
+from otel_token_relay.entry_syntax import FLAGS, PARAMETERS, TEXT_PARAMETERS
+from otel_token_relay.spelling import nearest
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
@@ -96,7 +97,9 @@ def _entry(index: int, item: object) -> str:
         elif name in FLAGS or name in TEXT_PARAMETERS:
             raise ValueError(f"expected {'true or false' if name in FLAGS else 'text'} for {name} in item {index}")
         else:
-            raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}")
+            meant = nearest(str(name), ("origin", *PARAMETERS))
+            hint = "" if meant is None else f"; did you mean {meant}?"
+            raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}{hint}")
     return ";".join(parts)
 
 

@@ -293,14 +293,24 @@ class Settings:
         merged = merge(sources)
         settings = cls(**merged.values)
         problems = list(dict.fromkeys(merged.problems))
-        if settings.verify != "off" and not (settings.issuers and settings.audience and settings.algorithms):
-            problems.append(f"{VARIABLES['verify'].name}: verification requires issuers, audience and algorithms")
+        if settings.verify != "off" and (missing := settings.missing_to_verify):
+            names = " and ".join(VARIABLES[name].name for name in missing)
+            effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
+            problems.append(
+                f"{VARIABLES['verify'].name}: verification cannot start, because {names}"
+                f" {'has' if len(missing) == 1 else 'have'} no valid value; until then, {effect}"
+            )
         return replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
 
     @property
     def entries(self) -> tuple[Destination, ...]:
         """The parsed destinations."""
         return cast("tuple[Destination, ...]", self.destinations)
+
+    @property
+    def missing_to_verify(self) -> tuple[str, ...]:
+        """The settings without a value that verification requires."""
+        return tuple(name for name in ("issuers", "audience", "algorithms") if not getattr(self, name))
 
     @property
     def header_is_authorization(self) -> bool:

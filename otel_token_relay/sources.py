@@ -29,12 +29,22 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
 }
 """The settings that protect, with their values in order of strictness."""
 
+# Variables of OpenTelemetry that switch on this package or contain its settings.
+_SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
+
 # Ignoring a misspelled name for one of these would accept or relay more than intended.
 _GUARDED: Final = ("verify", "require_verified")
 
 # A name with another prefix that was probably meant to be one of ours. Kubernetes sets TOKEN_RELAY_SERVICE_HOST and
 # similar variables for a service named token-relay, so the rest of the name must resemble a setting's.
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
+
+
+# What follows from the strict value if that is not obvious.
+_EFFECTS: Final = {
+    "header": "; until this is corrected, no token is relayed",
+    "source_headers": "; until this is corrected, no token is read from any request",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,8 @@ class SourceReader:
         """Read the sections of the configuration file."""
         if file.problem is not None:
             return [self._read_nothing(file)]
-        return [self.read_section(section) for section in file.sections]
+        sections = [self.read_section(section) for section in file.sections]
+        return sections + [self._read_misspelled(section, meant) for section, meant in file.misspelled]
 
     def read_section(self, section: Section) -> Source:
         """Read one section of the configuration file."""
@@ -134,7 +145,8 @@ class SourceReader:
                 found = read_destinations(found, lambda _, problem: _report(source, label, problem), source.refused)
             source.values[setting] = self._check(setting, found)
         except ValueError as error:
-            _report(source, label, error.problem if isinstance(error, ConfigurationError) else str(error))
+            problem = error.problem if isinstance(error, ConfigurationError) else str(error)
+            _report(source, label, f"{problem}{_EFFECTS.get(setting, '')}")
             self._replace(source, setting)
 
     def _read_nothing(self, file: ConfigurationFile) -> Source:
@@ -147,6 +159,14 @@ class SourceReader:
                 " the file can be read or the variable is unset"
             )
         source.problems.append(f"{FILE_VARIABLE}: the file cannot be read: {file.problem}; {effect}")
+        return source
+
+    def _read_misspelled(self, section: Section, meant: str) -> Source:
+        """Report a section under a misspelled name, and be strict if it contains one of the guarded settings."""
+        source = Source(section.path, problems=[f"{section.path}: unknown key; did you mean {meant}?"])
+        for setting in _GUARDED:
+            if isinstance(section.content, Mapping) and not is_off(section.content.get(setting)):
+                self._replace(source, setting)
         return source
 
     def _replace(self, source: Source, setting: str) -> None:
@@ -169,7 +189,12 @@ class SourceReader:
         """Yield the name of each variable that is not one of ours but was meant to be, and the name that was meant."""
         for found in environ:
             upper = found.upper()
-            if found in self._by_name or not ("RELAY" in upper or "TOKEN" in upper) or not environ[found].strip():
+            if found in self._by_name or found in _SWITCHES or not environ[found].strip():
+                continue
+            if upper.startswith("OTEL") and (meant := nearest(found.replace("-", "_"), _SWITCHES)):
+                yield found, meant
+                continue
+            if not ("RELAY" in upper or "TOKEN" in upper):
                 continue
             meant = nearest(found, self._by_name)
             if meant is None and (match := _similar_prefix(found.strip())):
@@ -182,8 +207,8 @@ class SourceReader:
         if meant is None:
             source.problems.append(f"{_shown(found)}: unknown variable; the page on configuration lists all variables")
             return
-        setting = self._by_name[meant]
         effect = ""
+        setting = self._by_name.get(meant, "")
         if setting in _GUARDED and setting not in source.values and not is_off(text):
             self._replace(source, setting)
         if setting in source.invalid:
@@ -209,6 +234,27 @@ def merge(sources: Iterable[Source]) -> Source:
         # The token must not be sent in a header that was not configured.
         merged.values["destinations"] = ()
     return merged
+
+
+def are_given(setting: str, sources: Iterable[Source]) -> bool:
+    """Return whether any source contains the setting, or has made it strict."""
+    return any(setting in source.values for source in sources)
+
+
+def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Variable]) -> Iterator[str]:
+    """Yield one sentence for each setting of the environment that has no effect because a file contains it as well.
+
+    Args:
+        sources: The sources in order of precedence, without code.
+        variables: All settings.
+    """
+    *files, environment = sources
+    for setting, value in environment.values.items():
+        file = next((source for source in files if setting in source.values), None)
+        if file is None or file.name == FILE_VARIABLE:  # a file that cannot be read is a problem, which says the same
+            continue
+        if setting not in STRICTNESS and file.values[setting] != value:
+            yield f"{variables[setting].name} has no effect, because {file.name}.{setting} takes precedence"
 
 
 def _report(source: Source, label: str, problem: str) -> None:

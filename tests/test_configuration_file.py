@@ -97,6 +97,41 @@ def test_environment_variables_are_substituted_in_values_only(
     assert found.content == {"header": read_as, "destinations": [read_as, {"origin": read_as}], written: 1}
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "meant"),
+    [
+        ("propagator: {composite: [{a: 1}, {token-relay: 2}]}", "propagator.composite[1].token-relay", None),
+        ("propagator: {composite: [{Token_Relay: 2}]}", "propagator.composite[0].Token_Relay", None),
+        ("instrumentation: {python: {token_relay: 2}}", "instrumentation.python.token_relay", INSTRUMENTATION),
+        ("instrumentation/dev: {python: {token_relay: 2}}", "instrumentation/dev.python.token_relay", INSTRUMENTATION),
+        (
+            "instrumentation/development: {pyton: {tokenrelay: 2}}",
+            "instrumentation/development.pyton.tokenrelay",
+            INSTRUMENTATION,
+        ),
+    ],
+)
+def test_misspelled_sections_are_found(tmp_path: Path, text: str, path: str, meant: str | None) -> None:
+    """OpenTelemetry ignores such a section, and nothing else would report it."""
+    file = read(tmp_path, text)
+
+    assert file.sections == ()
+    assert file.misspelled == ((Section(path, 2), meant or f"{path.rpartition('.')[0]}.token_relay"),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "instrumentation/development: {java: {token_relay: {}}, python: {flask: {}, 5: {}, token_relay: {}}}",
+        "propagator: {composite: [{token_relay: {}}, {b3: {}}, 5, {5: {}}, tokenrelay]}",
+        "{resource: {python: {token-relay: {}}}, 5: 6, instrumentation: [python]}",
+    ],
+)
+def test_other_sections_are_not_misspelled(tmp_path: Path, text: str) -> None:
+    """The file is OpenTelemetry's, and most of it does not concern this package."""
+    assert read(tmp_path, text).misspelled == ()
+
+
 @pytest.mark.parametrize("name", ["otel.yaml", "otel.json"])
 def test_duplicate_keys_are_found(tmp_path: Path, name: str) -> None:
     """A parser keeps the last value without a word, and the one that protects may be the first."""

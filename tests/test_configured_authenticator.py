@@ -56,7 +56,7 @@ def test_settings_that_cannot_verify_deny_every_request(environ: dict[str, str])
     settings = Settings.from_env(variables)
     authenticator = build_authenticator(settings)
 
-    assert any("verification requires issuers" in problem for problem in settings.problems)
+    assert any("verification cannot start, because" in problem for problem in settings.problems)
     assert authenticator is not None
     error_response = authenticator.check(None, RequestPath("/", "/"))  # type: ignore[arg-type]  # it ignores the credentials
     assert error_response is not None

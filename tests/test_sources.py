@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from otel_token_relay.configuration_file import ConfigurationFile, Section
 from otel_token_relay.origin import OriginPattern
 from otel_token_relay.settings import READER, VARIABLES, Settings
-from otel_token_relay.sources import PREFIX, STRICTNESS, Source, merge
+from otel_token_relay.sources import PREFIX, STRICTNESS, Source, describe_overridden, merge
 
 A = OriginPattern.parse("https://a")
 
@@ -121,6 +121,21 @@ def test_variables_of_others_are_not_reported(name: str) -> None:
     assert problems(**{name: "1"}) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("OTEL_PROPAGATOR", "OTEL_PROPAGATORS"),
+        ("OTEL_PROPOGATORS", "OTEL_PROPAGATORS"),
+        ("otel_propagators", "OTEL_PROPAGATORS"),
+        ("OTEL_CONFIGFILE", "OTEL_CONFIG_FILE"),
+        ("OTEL-CONFIG-FILE", "OTEL_CONFIG_FILE"),
+    ],
+)
+def test_a_misspelled_variable_of_opentelemetry_that_switches_the_relay_on(name: str, meant: str) -> None:
+    """Without it, the relay is off, and OpenTelemetry ignores the name without a word."""
+    assert problems(**{name: "token_relay"}) == [f"{name}: unknown variable; did you mean {meant}?"]
+
+
 @pytest.mark.parametrize("text", ["", "  "])
 def test_a_blank_variable_is_not_reported(text: str) -> None:
     """It is the same as an unset one."""
@@ -173,3 +188,37 @@ def test_a_file_that_cannot_be_read(is_unknown: bool) -> None:
     assert read.problems[0].startswith("OTEL_CONFIG_FILE: the file cannot be read: it is on fire; ")
     strict = {"verify": "enforce", "require_verified": True, "redaction": True, "destinations": ()}
     assert read.values == (strict if is_unknown else {})
+
+
+def test_a_misspelled_section_is_strict_if_it_contains_a_guarded_setting() -> None:
+    """It has no effect, so requests would not be verified although the operator has written that they are."""
+    sections = [({"verify": "enforce", "max_age": 1}, {"verify": "enforce"}), ({"verify": "off"}, {}), (["verify"], {})]
+
+    for content, values in sections:
+        (read,) = READER.read_file(
+            ConfigurationFile(misspelled=((Section("a.token-relay", content), "a.token_relay"),))
+        )
+
+        assert read.problems == ["a.token-relay: unknown key; did you mean a.token_relay?"]
+        assert read.values == values
+
+
+def test_a_variable_that_the_file_replaces_is_described() -> None:
+    """Values of the settings that protect are combined, and equal values have the same effect."""
+    environment = {"max_age": 1.0, "linger": 2.0, "verify": "report", "min_ttl": 3.0}
+    sources = [source("a.b", max_age=5.0, linger=2.0, verify="off"), source("environment", **environment)]
+
+    assert list(describe_overridden(sources, VARIABLES)) == [
+        f"{PREFIX}MAX_AGE has no effect, because a.b.max_age takes precedence"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "effect"),
+    [("header", "no token is relayed"), ("source_headers", "no token is read from any request")],
+)
+def test_the_effect_of_a_strict_value_is_described(setting: str, effect: str) -> None:
+    """It is not obvious that an invalid header stops the relay."""
+    read = READER.read_section(Section("p", {setting: "a:b"}))
+
+    assert read.problems == [f"p.{setting}: expected a header name; until this is corrected, {effect}"]

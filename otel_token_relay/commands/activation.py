@@ -8,10 +8,14 @@ from typing import Final
 
 from otel_token_relay.configuration_file import KEY, read_configuration_file
 from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
+from otel_token_relay.installation import CONTEXT_PROBLEM
+from otel_token_relay.printable import escape
 from otel_token_relay.spelling import nearest
 
 VARIABLE: Final = "OTEL_PROPAGATORS"
 _DEFAULT: Final = "tracecontext,baggage"
+_CONTEXT: Final = "OTEL_PYTHON_CONTEXT"
+_DEFAULT_CONTEXT: Final = "contextvars_context"
 
 
 def relay_problem(environ: Mapping[str, str]) -> str | None:
@@ -23,34 +27,51 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
     known = {point.name for point in entry_points(group="opentelemetry_propagator")}
     names = [name.strip() for name in (environ.get(VARIABLE) or _DEFAULT).split(",")]
     proposal = f"set {VARIABLE}={_proposal(names, known)}"
-    if environ.get(FILE_VARIABLE, "").strip():
-        proposal = f"add {KEY} to propagator.composite in the configuration file, or {proposal}"
-    is_on = read_configuration_file(environ).names_propagator
+    file = read_configuration_file(environ)
     off = "does not contain" if environ.get(VARIABLE) else "is not set, so it does not contain"
+    if file.problem is not None:
+        proposal = f"correct {FILE_VARIABLE}, if that file names {KEY}, or {proposal}"
+    elif environ.get(FILE_VARIABLE, "").strip():
+        proposal = f"add {KEY} to propagator.composite in the configuration file, or {proposal}"
+    is_on = file.names_propagator
     # OpenTelemetry loads the propagators one by one, up to the first none.
     for name in names:
         if name.lower() == "none":
             off = "contains none before any"
             break
         if name not in known:
-            return f"{VARIABLE} contains {_unknown(name, known)}, so the application does not start: {proposal}"
+            return f"{VARIABLE} contains {_unknown(name, known)} The application does not start: {proposal}"
         is_on = is_on or name == KEY
     return None if is_on else f"the relay is off, because {VARIABLE} {off} {KEY}: {proposal}, or call install()"
 
 
+def context_problem(environ: Mapping[str, str]) -> str | None:
+    """Return what is wrong with the runtime context that OTEL_PYTHON_CONTEXT selects; ``None`` if it is the default."""
+    name = environ.get(_CONTEXT) or _DEFAULT_CONTEXT
+    if name == _DEFAULT_CONTEXT:
+        return None
+    if not entry_points(group="opentelemetry_context", name=name):
+        return (
+            f"{_CONTEXT} contains {escape(name)[:60]}, which no installed package provides, so OpenTelemetry logs an"
+            " error and uses its default context: unset this variable"
+        )
+    return CONTEXT_PROBLEM
+
+
 def _unknown(name: str, known: Collection[str]) -> str:
-    shown = ascii(name)[1:-1][:60] or "an empty name"
+    shown = escape(name)[:60] or "an empty name"
     meant = _meant(name, known)
-    return f"{shown}, {'' if meant is None else f'not {meant}, '}which no installed package provides"
+    return f"{shown}, which no installed package provides{'.' if meant is None else f'; did you mean {meant}?'}"
 
 
 def _meant(name: str, known: Collection[str]) -> str | None:
     """Return the name of a propagator that resembles *name*."""
-    plain = name.replace("-", "_").replace(" ", "_").replace(".", "_")
+    plain = name.strip("\"'").replace("-", "_").replace(" ", "_").replace(".", "_")
     return next(iter({plain.lower()} & {KEY}), None) or nearest(plain, [KEY, *sorted(known)])
 
 
 def _proposal(names: Sequence[str], known: Collection[str]) -> str:
-    """Return the same list with the relay, and without names that cannot be loaded."""
-    kept = [name for name in dict.fromkeys(names) if name in known and name not in (KEY, "none")]
+    """Return the same list with the relay, with corrected names, and without names that cannot be loaded."""
+    meant = dict.fromkeys(name if name in known else _meant(name, known) for name in names)
+    kept = [name for name in meant if name is not None and name not in (KEY, "none")]
     return ",".join([*(kept or _DEFAULT.split(",")), KEY])

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
-from otel_token_relay.commands.activation import relay_problem
+from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.coverage import (
     KINDS,
     NOT_COVERED,
@@ -28,6 +28,7 @@ from otel_token_relay.commands.processes import ProcessUnreadable, environment_o
 from otel_token_relay.installation import CONTEXT_PROBLEM, install
 from otel_token_relay.otel import keeps_unknown_keys
 from otel_token_relay.settings import RELAY_SETTINGS, VARIABLES, Settings, load_sources
+from otel_token_relay.sources import are_given, describe_overridden
 
 if TYPE_CHECKING:
     from otel_token_relay.verification.issuer_endpoints import IssuerDocument
@@ -211,7 +212,11 @@ def _problems(
     if relay_off is not None and ("relay" in options.require or is_configured):
         yield relay_off
     if relay_off is None and not settings.destinations:
-        yield f"no destination is listed, so no token is relayed: set {VARIABLES['destinations'].name}"
+        yield (
+            "no destination is left, so no token is relayed: see the problems above"
+            if settings.problems and are_given("destinations", load_sources(environ))
+            else f"no destination is listed, so no token is relayed: set {VARIABLES['destinations'].name}"
+        )
     if "verify" in options.require and settings.verify != "enforce":
         yield f"requests are not refused if they have no valid token: set {VARIABLES['verify'].name}=enforce"
     if relay_off is not None and not is_configured and settings.verify == "off" and not settings.problems:
@@ -228,9 +233,11 @@ def _problems_of_environment(
     """Yield what the installed packages make impossible."""
     if settings.verify != "off" and not has_module("jwt"):
         yield "requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'"
-    context = environ.get("OTEL_PYTHON_CONTEXT", "contextvars_context") or "contextvars_context"
-    if context != "contextvars_context" or (options.pid is None and not keeps_unknown_keys()):
-        yield CONTEXT_PROBLEM
+    context = context_problem(environ)
+    if context is None and options.pid is None and not keeps_unknown_keys():
+        context = CONTEXT_PROBLEM
+    if context is not None:
+        yield context
     if (report.relay or settings.verify != "off") and not any(
         library.is_covered and library.version is not None and library.kind != "signal" for library in report.libraries
     ):
@@ -262,6 +269,7 @@ def _warnings(
             f"no token is relayed unless the application verifies it in code: set {VARIABLES['verify'].name}=enforce,"
             " or use BearerAuthMiddleware"
         )
+    yield from describe_overridden(load_sources(environ), VARIABLES)
     if settings.verify == "report":
         yield "requests without a valid token are reported, but not refused"
 
@@ -271,7 +279,7 @@ def _shown(value: object) -> str:
         return ",".join(map(str, value)) or "(empty)"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value) or "(empty)"
 
 
 def _print(report: Report, options: argparse.Namespace) -> None:

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
-from otel_token_relay.commands.activation import relay_problem
+from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
+from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS as SOURCE_HEADERS
+from otel_token_relay.installation import CONTEXT_PROBLEM
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Explanation, Relay
-from otel_token_relay.settings import Settings
+from otel_token_relay.settings import VARIABLES, Settings, load_sources
+from otel_token_relay.sources import are_given, describe_overridden
 from otel_token_relay.urls import ReadUrl, read_url
 
 _EPILOG: Final = """\
@@ -84,15 +87,8 @@ def explain(
     """
     settings = _load_settings(environ)
     relay = Relay(settings)
-    results = [
-        _Result(
-            read_url(url),
-            relay.explain(url, without_user=without_user),
-            relay_problem(environ),
-            None if settings.entries else _unset_destinations(environ, pid),
-        )
-        for url in urls
-    ]
+    off, unset = _relay_off(environ), None if settings.entries else _no_destinations(environ, settings, pid)
+    results = [_Result(read_url(url), relay.explain(url, without_user=without_user), off, unset) for url in urls]
     for number, result in enumerate(results):
         if as_json:
             print(json.dumps(result.as_json() | {"problems": list(settings.problems)}))
@@ -103,6 +99,8 @@ def explain(
     if not as_json:
         for problem in settings.problems:
             say(f"problem: {problem}", indent=2)
+        for note in describe_overridden(load_sources(environ), VARIABLES):
+            say(f"note: {note}", indent=2)
     return PROBLEM if any(result.is_withheld for result in results) else OK
 
 
@@ -110,12 +108,22 @@ def _load_settings(environ: Mapping[str, str]) -> Settings:
     return Settings.load(environ)
 
 
-def _unset_destinations(environ: Mapping[str, str], pid: int | None) -> str | None:
-    """Return the likely cause if no destination is set at all."""
-    if environ.get(DESTINATIONS, "").strip():
-        return None
+def _relay_off(environ: Mapping[str, str]) -> str | None:
+    """Return why no token is relayed to any destination; ``None`` if the relay is on."""
+    context = context_problem(environ)
+    # The other problem of a context, that no package provides it, does not stop the relay.
+    return relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
+
+
+def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
+    """Return the likely reason why there is no destination at all."""
+    if are_given("destinations", load_sources(environ)):
+        return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
+    place = "this environment" if pid is None else f"the environment of process {pid}"
+    if any("destinations" in problem.lower() for problem in settings.problems):  # under a misspelled name
+        return f"{DESTINATIONS} is not set in {place}: see the problem below."
     if pid is not None:
-        return f"{DESTINATIONS} is not set in the environment of process {pid}."
+        return f"{DESTINATIONS} is not set in {place}."
     return (
         f"{DESTINATIONS} is not set in this environment. explain reads the environment of this shell: use --pid with"
         " the process id of the running service, or export the service's variables first."
@@ -130,7 +138,7 @@ class _Result:
         url: The URL.
         explanation: The relay's decision.
         relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
-        unset: Why no destination is set; ``None`` if there are destinations.
+        unset: Why there is no destination; ``None`` if there are destinations.
     """
 
     url: ReadUrl
@@ -149,13 +157,15 @@ class _Result:
             return f"{self.relay_problem}. {self.unset or ''}".strip()
         if self.url.problem:
             return _sentence(self.url.problem)
-        if self.unset is not None:
-            return self.unset
+        if self.explanation.decision.reason is Reason.NO_TOKEN:
+            return f"Correct {SOURCE_HEADERS}: no token is read from any request."
         closest = self.explanation.closest
         if closest is not None and closest.is_deliberate:
             return "Nothing, if this is intended. Otherwise, remove the entry, or its ;never."
         if closest is not None and closest.is_skipped:
             return "Correct the entry: see the problem below."
+        if self.unset is not None:
+            return self.unset
         if closest is not None and self.explanation.decision.reason is Reason.DESTINATION_NOT_LISTED:
             return "Correct the URL or the entry, or add the origin if it may receive the caller's token."
         return _plain(self.explanation.decision.reason.advice)

@@ -172,7 +172,7 @@ def _fail(message: str, status: int) -> int:
 def _verify(names: Sequence[str]) -> Outcome:
     settings = Settings.load(os.environ)
     problems = tuple(map(escape, settings.problems))
-    missing = [VARIABLES[name].name for name in ("issuers", "audience", "algorithms") if not getattr(settings, name)]
+    missing = [VARIABLES[name].name for name in settings.missing_to_verify]
     if missing:
         return _not_configured(f"Set {' and '.join(missing)}.", problems)
     try:

@@ -113,7 +113,7 @@ class BearerAuthenticator:
             self._recorder.record("excluded")
             return None
         if isinstance(credentials, Reason):
-            return self._reject(self.challenges.without_token(credentials), credentials.value)
+            return self._reject_without_token(credentials)
         try:
             verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
@@ -130,7 +130,7 @@ class BearerAuthenticator:
             self._recorder.record("excluded")
             return None
         if isinstance(credentials, Reason):
-            return self._reject(self.challenges.without_token(credentials), credentials.value)
+            return self._reject_without_token(credentials)
         try:
             verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
@@ -167,6 +167,9 @@ class BearerAuthenticator:
             return True
         authenticated_at = claims.get("auth_time")
         return type(authenticated_at) in (int, float) and self._now() - authenticated_at <= self._max_age  # type: ignore[operator]
+
+    def _reject_without_token(self, reason: Reason) -> ErrorResponse | None:
+        return self._reject(self.challenges.without_token(reason), reason.value, cause=lambda: reason.meaning)
 
     def _reject_after(self, error: Exception, token: BearerToken) -> ErrorResponse | None:
         if isinstance(error, TokenRejected):

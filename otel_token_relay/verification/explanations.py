@@ -402,6 +402,8 @@ def _describe_kind(value: Any) -> str:
             return "an empty string"
         return "a string" if _is_accepted_by(check_name)(value) else "a string with control characters"
     if isinstance(value, (int, float)):
+        if value >= MAX_NUMERIC_DATE:
+            return "a larger number, such as one of milliseconds"
         return "a number" if value >= 0 else "a negative number"
     return "an object" if isinstance(value, Mapping) else "a list"
 

@@ -223,11 +223,18 @@ class KeySource:
         response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
         if response.status != 200:
             raise FetchFailed(f"the key set URL responded with status {response.status}")
-        document = parse_object(response.body)
-        if not document.get("keys"):
+        try:
+            document = parse_object(response.body)
+        except ValueError:
+            raise FetchFailed("key set: the response is not a JSON object") from None
+        if document.get("keys") == []:
             # An empty key set is the issuer's mistake; the current keys have been valid until now.
             raise FetchFailed("the key set is empty")
-        self._accept(KeySet.parse(document, self._algorithms), fresh_seconds(response.headers))
+        try:
+            keys = KeySet.parse(document, self._algorithms)
+        except ValueError:
+            raise FetchFailed("the response is not a key set") from None
+        self._accept(keys, fresh_seconds(response.headers))
 
     def _accept(self, keys: KeySet, fresh: float) -> None:
         now = self._monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from otel_token_relay.commands.activation import relay_problem
+from otel_token_relay.commands.activation import context_problem, relay_problem
 
 ALL = "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay"
 
@@ -27,13 +27,27 @@ ALL = "set OTEL_PROPAGATORS=tracecontext,baggage,token_relay"
         (" ", ["contains an empty name", "does not start", ALL]),
         ("token_relay,", ["contains an empty name", "does not start"]),
         ("tracecontext;token_relay", ["contains tracecontext;token_relay, which no installed", ALL]),
-        ("tracecontext,token-relay", ["token-relay, not token_relay, which", "=tracecontext,token_relay"]),
-        ("token relay", ["not token_relay"]),
-        ("tokenrelay", ["not token_relay"]),
-        ("TOKEN_RELAY", ["not token_relay"]),
-        ("Token-Relay", ["not token_relay"]),
-        ("token_rely", ["not token_relay"]),
-        ("tracecontex,token_relay", ["contains tracecontex, not tracecontext, which"]),
+        (
+            "tracecontext,token-relay",
+            [
+                "token-relay, which no installed package provides; did you mean token_relay?",
+                "=tracecontext,token_relay",
+            ],
+        ),
+        ("token relay", ["did you mean token_relay?"]),
+        ("tokenrelay", ["did you mean token_relay?"]),
+        ("TOKEN_RELAY", ["did you mean token_relay?"]),
+        ("Token-Relay", ["did you mean token_relay?"]),
+        ("token_rely", ["did you mean token_relay?"]),
+        (
+            "tracecontex,token_relay",
+            [
+                "contains tracecontex, which",
+                "did you mean tracecontext?",
+                "set OTEL_PROPAGATORS=tracecontext,token_relay",
+            ],
+        ),
+        ('"tracecontext,token_relay"', ["did you mean tracecontext?", "set OTEL_PROPAGATORS=tracecontext,token_relay"]),
         ("zipkin9,token_relay", ["contains zipkin9, which no installed package provides"]),
         ("\x1b[31m" + "x" * 200, ["contains \\x1b[31mxxx"]),
     ],
@@ -61,3 +75,17 @@ def test_the_configuration_file_may_switch_the_relay_on(tmp_path: Path) -> None:
     path.write_text("{}")
     assert "add token_relay to propagator.composite" in (relay_problem(environ) or "")
     assert relay_problem({**environ, "OTEL_PROPAGATORS": "token_relay"}) is None
+
+    path.write_text("{")
+    assert f"correct OTEL_CONFIG_FILE, if that file names token_relay, or {ALL}" in (relay_problem(environ) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [(None, None), ("", None), ("contextvars_context", None), ("x\x1b", "contains x\\x1b, which no installed package")],
+)
+def test_the_runtime_context(name: str | None, words: str | None) -> None:
+    """OpenTelemetry replaces a context that it cannot load with the default."""
+    problem = context_problem({} if name is None else {"OTEL_PYTHON_CONTEXT": name})
+
+    assert problem is None if words is None else words in (problem or "")

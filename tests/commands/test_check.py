@@ -203,7 +203,7 @@ def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: p
         pytest.param(
             [], {"OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED": "true"}, 0, "unless the application verifies", id="require"
         ),
-        pytest.param([], {"OTEL_PYTHON_CONTEXT": "datadog_context"}, 1, "does not keep tokens", id="context"),
+        pytest.param([], {"OTEL_PYTHON_CONTEXT": "datadog_context"}, 1, "uses its default context", id="context"),
         pytest.param(
             [], {"OTEL_PYTHON_TOKEN_RELAY_ISSUERS": "https://i"}, 0, "requests are not verified: set", id="issuers only"
         ),

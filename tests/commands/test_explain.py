@@ -211,6 +211,23 @@ def test_user_info_is_a_credential_in_one_header(
     assert "note: httpx and aiohttp send the user info as Authorization: Basic" in result
 
 
+def test_verification_that_cannot_start_verifies_no_token(capsys: pytest.CaptureFixture[str]) -> None:
+    """In report mode, requests are served all the same, and no hop gets their tokens."""
+    names = {"REQUIRE_VERIFIED": "true", "VERIFY": "report"}
+    environ = ON | {DESTINATIONS: "a"} | {f"OTEL_PYTHON_TOKEN_RELAY_{name}": value for name, value in names.items()}
+
+    assert Explained(capsys, "https://a", environ=environ).verdict == "withheld: not_verified"
+
+
+def test_a_service_that_reads_no_token_relays_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid list of source headers is replaced by an empty one."""
+    environ = ON | {DESTINATIONS: "a", "OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS": "a:b"}
+    result = Explained(capsys, "https://a", environ=environ)
+
+    assert result.verdict == "withheld: no_token"
+    assert "What to do: Correct OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS" in result
+
+
 # The relay is off
 
 

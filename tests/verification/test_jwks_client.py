@@ -644,6 +644,8 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
             id="start page",
         ),
         pytest.param("keys", "the key set is empty", id="no keys"),
+        pytest.param("no list", "the response is not a key set", id="not a key set"),
+        pytest.param("sign-in page", "key set: the response is not a JSON object", id="sign-in page"),
     ],
 )
 def test_the_log_names_the_issuer_and_the_cause(
@@ -657,6 +659,12 @@ def test_the_log_names_the_issuer_and_the_cause(
         issuer.metadata = b"<html>secret</html>"  # type: ignore[assignment]
     elif fault == "keys":
         issuer.keys = []
+    elif fault == "no list":
+        issuer.keys = "secret"
+    elif fault == "sign-in page":
+        issuer.answer = lambda path, body, answer=issuer.answer: (  # type: ignore[method-assign]
+            (200, b"<html>secret</html>") if path == "/jwks" else answer(path, body)
+        )
 
     with pytest.raises(KeysUnavailable):
         TokenVerifier([url], AUDIENCE).verify(make_token(claims(url)))

@@ -101,9 +101,12 @@ def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:
 )
 def test_explain_knows_whether_anything_verifies(verify: Any, reason: Reason) -> None:
     """REQUIRE_VERIFIED alone relays nothing; together with verification at the boundary it relays."""
-    settings = Settings(destinations=("https://a.example",), require_verified=True, verify=verify)
+    relays = {"destinations": ("https://a.example",), "require_verified": True}
+    verifies = {"issuers": ("https://idp.example",), "audience": ("a",)}
 
-    assert Relay(settings).explain("https://a.example/x")[0].reason is reason
+    assert Relay(Settings(**relays, **verifies, verify=verify)).explain("https://a.example/x")[0].reason is reason
+    # Without these settings, verification cannot start.
+    assert Relay(Settings(**relays, verify=verify)).explain("https://a.example/x")[0].reason is Reason.NOT_VERIFIED
 
 
 def test_check_names_what_is_wrong() -> None:
@@ -115,4 +118,4 @@ def test_check_names_what_is_wrong() -> None:
     )
 
     assert ran.returncode == 1
-    assert "verification requires issuers" in ran.stdout
+    assert "verification cannot start, because" in ran.stdout
