@@ -12,6 +12,7 @@ from typing import Final
 
 from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import relay_problem
+from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
@@ -86,7 +87,7 @@ def explain(
     relay = Relay(settings)
     results = [
         _Result(
-            read_url(url),
+            _read(url, environ, pid),
             relay.explain(url, without_user=without_user),
             relay_problem(environ),
             None if settings.entries else _unset_destinations(environ, pid),
@@ -108,6 +109,13 @@ def explain(
 
 def _load_settings(environ: Mapping[str, str]) -> Settings:
     return Settings.load(environ)
+
+
+def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
+    """Read *url*, with a note about the netrc entry of its host, if there is one."""
+    read = read_url(url)
+    netrc_note = "" if read.origin is None else describe_netrc(read.origin.host, environ, pid)
+    return read._replace(note=f"{read.note} {netrc_note}".strip())
 
 
 def _unset_destinations(environ: Mapping[str, str], pid: int | None) -> str | None:
@@ -146,7 +154,7 @@ class _Result:
     def advice(self) -> str:
         """What to do, in one or two sentences."""
         if self.relay_problem is not None:
-            return f"{self.relay_problem}. {self.unset or ''}".strip()
+            return f"{_sentence(self.relay_problem)} {self.unset or ''}".strip()
         if self.url.problem:
             return _sentence(self.url.problem)
         if self.unset is not None:

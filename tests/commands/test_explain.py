@@ -232,7 +232,7 @@ def test_the_relay_is_off(value: str, words: str, capsys: pytest.CaptureFixture[
     assert (result.status, result.verdict) == (1, "withheld: the relay is off")
     assert (found["decision"], found["reason"], found["raises"]) == ("withheld", None, False)
     assert words in found["relay_off"]
-    assert f"What to do: {found['relay_off']}" in result
+    assert f"What to do: {found['relay_off'][0].upper()}{found['relay_off'][1:]}." in result
     assert "set OTEL_PROPAGATORS=" in result
     assert "With the relay on: relayed\n" in result
 
