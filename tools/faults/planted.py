@@ -41,13 +41,11 @@ class Fault:
 # The numbers are not in the order of the page, so that they do not reveal the section.
 FAULTS = {
     1: Fault("The token is for another audience", at=PROFILE_SERVICE, environment={f"{PREFIX}AUDIENCE": "profiles"}),
-    2: Fault(
-        "The destination differs from the entry", environment={f"{PREFIX}DESTINATIONS": "{profile_host}"}
-    ),
+    2: Fault("The destination differs from the entry", environment={f"{PREFIX}DESTINATIONS": "{profile_host}"}),
     3: Fault(
         "The request has a credential of its own",
-        environment={"NETRC": "{folder}/netrc"},
-        files={"netrc": "machine 127.0.0.1\nlogin reports\npassword nightly-job\n"},
+        environment={"HOME": "{folder}"},
+        files={".netrc": "machine 127.0.0.1\nlogin reports\npassword nightly-job\n"},
     ),
     4: Fault("The issuer's tokens have another type", at=PROFILE_SERVICE, issuer={"token_type": "JWT"}),
     5: Fault("The relay is off", environment={"OTEL_PROPAGATORS": "tracecontext,baggage"}),

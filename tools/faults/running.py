@@ -105,8 +105,19 @@ class Running:
     def send(self) -> Reply:
         """Send the requests and return the last response."""
         for method, path in self.calls:
-            reply = self._request(method, path)
+            reply = self.request(method, path)
         return reply
+
+    def request(self, method: str, path: str) -> Reply:
+        """Send one request to user-service, with the user's token."""
+        name, _, value = self.header_file.read_text().strip().partition(": ")
+        connection = http.client.HTTPConnection(urlsplit(self.urls[USER_SERVICE]).netloc, timeout=60)
+        try:
+            connection.request(method, path, headers={name: value})
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read().decode())
+        finally:
+            connection.close()
 
     def sign_in(self) -> None:
         """Get a new token for the user and write it to the files."""
@@ -178,16 +189,6 @@ class Running:
             if self._processes[name].poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} has not started:\n{log}")
             time.sleep(0.03)
-
-    def _request(self, method: str, path: str) -> Reply:
-        name, _, value = self.header_file.read_text().strip().partition(": ")
-        connection = http.client.HTTPConnection(urlsplit(self.urls[USER_SERVICE]).netloc, timeout=60)
-        try:
-            connection.request(method, path, headers={name: value})
-            response = connection.getresponse()
-            return Reply(response.status, dict(response.getheaders()), response.read().decode())
-        finally:
-            connection.close()
 
 
 def _shell() -> dict[str, str]:
