@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="send the request once, print the response, and exit")
     options = parser.parse_args()
     fault = FAULTS[options.fault]
-    # Leave the block, which ends the services, also when this process is asked to end.
+    # Leave the block, which ends the services, when this process is asked to end. Shells ignore SIGINT in background
+    # jobs, and Python keeps that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with Running(fault) as running:
