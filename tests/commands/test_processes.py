@@ -13,12 +13,15 @@ import pytest
 from otel_token_relay.commands import processes
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
 from otel_token_relay.configuration_file import read_configuration_file
+from tests.support.issuers import wait_until
 
 
 @contextmanager
 def process(tmp_path: Path, **environ: str) -> Iterator[int]:
     with subprocess.Popen(["sleep", "60"], env=environ, cwd=tmp_path) as running:
         try:
+            # Empty for a moment, until the program has started.
+            wait_until(lambda: Path(f"/proc/{running.pid}/environ").read_bytes() != b"")
             yield running.pid
         finally:
             running.kill()
