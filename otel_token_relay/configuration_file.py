@@ -110,9 +110,7 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         reason = "reading YAML requires opentelemetry-configuration: pip install opentelemetry-configuration"
     except RecursionError:
         reason = "it is nested too deeply"
-    except (
-        Exception
-    ) as error:  # of any kind; its message may quote a secret
+    except Exception as error:  # of any kind; its message may quote a secret
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
 

@@ -169,13 +169,22 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
     if not settings.issuers or not has_module("jwt"):
         return []
     # Imported here, because PyJWT is optional and takes 60 ms to import.
+    from otel_token_relay.verification.claims import DEFAULT_LEEWAY
+    from otel_token_relay.verification.endpoints import describe_clock
     from otel_token_relay.verification.issuer_endpoints import ask_issuers
 
-    issuers = [issuer.as_dict() for issuer in ask_issuers(settings.issuers, settings.algorithms)]
+    reports = ask_issuers(settings.issuers, settings.algorithms)
+    issuers = [issuer.as_dict() for issuer in reports]
     report.problems += [
         f"{issuer['issuer']}: tokens of this issuer cannot be verified: {'; '.join(_failures(issuer))}"
         for issuer in issuers
         if issuer["state"] == "problem"
+    ]
+    report.problems += [
+        f"{issuer.issuer}: {describe_clock(issuer.clock_difference)} If the clocks differ by more than"
+        f" {DEFAULT_LEEWAY:.0f} s, valid tokens are rejected: synchronize them"
+        for issuer in reports
+        if abs(issuer.clock_difference or 0.0) > DEFAULT_LEEWAY
     ]
     return issuers
 

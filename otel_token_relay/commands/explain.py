@@ -12,6 +12,7 @@ from typing import Final
 
 from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import context_problem, relay_problem
+from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
@@ -88,7 +89,9 @@ def explain(
     settings = _load_settings(environ)
     relay = Relay(settings)
     off, unset = _relay_off(environ), None if settings.entries else _no_destinations(environ, settings, pid)
-    results = [_Result(read_url(url), relay.explain(url, without_user=without_user), off, unset) for url in urls]
+    results = [
+        _Result(_read(url, environ, pid), relay.explain(url, without_user=without_user), off, unset) for url in urls
+    ]
     for number, result in enumerate(results):
         if as_json:
             print(json.dumps(result.as_json() | {"problems": list(settings.problems)}))
@@ -113,6 +116,13 @@ def _relay_off(environ: Mapping[str, str]) -> str | None:
     context = context_problem(environ)
     # The other problem of a context, that no package provides it, does not stop the relay.
     return relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
+
+
+def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
+    """Read *url*, with a note about the netrc entry of its host, if there is one."""
+    read = read_url(url)
+    netrc_note = "" if read.origin is None else describe_netrc(read.origin.host, environ, pid)
+    return read._replace(note=f"{read.note} {netrc_note}".strip())
 
 
 def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
@@ -154,7 +164,7 @@ class _Result:
     def advice(self) -> str:
         """What to do, in one or two sentences."""
         if self.relay_problem is not None:
-            return f"{self.relay_problem}. {self.unset or ''}".strip()
+            return f"{_sentence(self.relay_problem)} {self.unset or ''}".strip()
         if self.url.problem:
             return _sentence(self.url.problem)
         if self.explanation.decision.reason is Reason.NO_TOKEN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,15 +27,28 @@ def environment_of(pid: int) -> Mapping[str, str]:
         raise ProcessUnreadable("--pid requires Linux: it reads /proc/PID/environ")
     path = Path("/proc", str(pid), "environ")
     try:
-        content = path.read_bytes()
+        # Empty for a moment, until a process that has just been started runs its program.
+        content = path.read_bytes() or _read_later(path)
     except FileNotFoundError:
         raise ProcessUnreadable(f"process {pid} does not exist") from None
     except PermissionError:
         raise ProcessUnreadable(f"process {pid} belongs to another user") from None
     except OSError as error:
         raise ProcessUnreadable(f"the environment of process {pid} cannot be read: {error.strerror}") from None
+    return _located(_parse(content), pid)
+
+
+def _read_later(path: Path) -> bytes:
+    time.sleep(0.1)
+    return path.read_bytes()
+
+
+def _parse(content: bytes) -> dict[str, str]:
     pairs = (item.partition("=") for item in os.fsdecode(content).split("\0") if "=" in item)
-    environ = {name: value for name, _, value in pairs}
+    return {name: value for name, _, value in pairs}
+
+
+def _located(environ: dict[str, str], pid: int) -> dict[str, str]:
     if file := environ.get(FILE_VARIABLE, "").strip():
         environ[FILE_VARIABLE] = f"/proc/{pid}/root{file}" if file.startswith("/") else f"/proc/{pid}/cwd/{file}"
     return environ

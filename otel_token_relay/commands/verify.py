@@ -11,13 +11,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.arguments import looks_like_token
 from otel_token_relay.commands.output import say
+from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
 from otel_token_relay.commands.token_input import NoToken, read_token
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.printable import escape
@@ -37,6 +38,11 @@ NO_ARGUMENTS: Final = (
     "the token is read from standard input, not from the arguments, which other users of this machine can read;"
     " pass it as in: otel-token-relay verify < token.txt"
 )
+_EXAMPLES: Final = """\
+examples:
+  otel-token-relay verify --claims sub scope < token.txt
+  otel-token-relay verify --pid "$(pgrep -o gunicorn)" < token.txt
+"""
 MAX_CLAIM_LENGTH: Final = 2000
 _MAX_NAME_LENGTH: Final = 200
 _STATUS: Final[dict[Result, int]] = {
@@ -54,10 +60,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "verify",
         help="read a token from standard input; print whether it is accepted or why not; exit with 1 if not",
         description="Read a token from standard input, and verify it as the service with this environment would.",
-        epilog="example:\n  otel-token-relay verify --claims sub scope < token.txt",
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--claims", nargs="+", metavar="NAME", default=[], help="print the values of these claims")
+    parser.add_argument("--pid", type=int, metavar="N", help="use the environment of process N (Linux)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     parser.set_defaults(run=run, takes_no_arguments=NO_ARGUMENTS)
 
@@ -69,8 +76,9 @@ def run(options: argparse.Namespace) -> int:
     # Without this handler, Python would print the package's warnings, which the result contains in more detail.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     try:
-        outcome = _verify(options.claims)
-    except NoToken as error:
+        environ = os.environ if options.pid is None else environment_of(options.pid)
+        outcome = _verify(environ, options.claims)
+    except (NoToken, ProcessUnreadable) as error:
         return _fail(str(error), USAGE_ERROR)
     except Exception as error:  # a traceback or a message could contain the token
         return _fail(f"the token could not be verified: {type(error).__name__}", PROBLEM)
@@ -169,8 +177,8 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-def _verify(names: Sequence[str]) -> Outcome:
-    settings = Settings.load(os.environ)
+def _verify(environ: Mapping[str, str], names: Sequence[str]) -> Outcome:
+    settings = Settings.load(environ)
     problems = tuple(map(escape, settings.problems))
     missing = [VARIABLES[name].name for name in settings.missing_to_verify]
     if missing:

@@ -32,6 +32,7 @@ ID_TOKEN_CLAIMS: Final = ("nonce", "at_hash", "c_hash")
 # Keycloak puts the token type in the ``typ`` claim: ID, Refresh, Offline, Logout, DPoP and more.
 _ACCESS_TOKEN_TYP_CLAIMS: Final = frozenset({"bearer", "jwt", "at+jwt"})
 
+DEFAULT_LEEWAY: Final = 30.0
 NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
 
 
@@ -51,7 +52,7 @@ class Rules:
 
     audience: tuple[str, ...]
     profile: Profile = "rfc9068"
-    leeway: float = 30.0
+    leeway: float = DEFAULT_LEEWAY
     scope_claims: tuple[str, ...] = ("scope", "scp")
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRe
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock, is_b64token
 from otel_token_relay.verification.cache import Cache, digest
 from otel_token_relay.verification.causes import Cause, Expectations, ExplainedReason
-from otel_token_relay.verification.claims import Rules, check_claims, check_type, check_values
+from otel_token_relay.verification.claims import DEFAULT_LEEWAY, Rules, check_claims, check_type, check_values
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.explanations import explain
 from otel_token_relay.verification.http_client import check_url
@@ -144,7 +144,7 @@ class VerifierCore:
         audience: str | Sequence[str] | None = None,
         algorithms: Sequence[str] = DEFAULT_ALGORITHMS,
         profile: Profile = "rfc9068",
-        leeway: float = 30.0,
+        leeway: float = DEFAULT_LEEWAY,
         jwks_uri: str | None = None,
         *,
         introspection_endpoint: str | None = None,

@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from otel_token_relay.commands import check, coverage
 from otel_token_relay.commands.coverage import version_of
 from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.settings import Settings
-from tests.support.issuers import issuing
+from tests.support.issuers import Issuer, issuing
 from tests.support.tokens import public_jwk
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
@@ -432,3 +435,32 @@ def test_output_to_a_terminal_with_another_encoding() -> None:
     _, output = run("check", PYTHONIOENCODING="ascii", PYTHONUTF8="1", **variables)
 
     assert r"OTEL_PYTHON_TOKEN_RELAY_AUDIENCE = b\xfccher" in output
+
+
+@pytest.mark.parametrize(("offset", "words"), [(-7200, "7200 s behind"), (60, "60 s ahead of"), (20, None)])
+def test_clocks_that_differ_are_a_problem(
+    offset: int,
+    words: str | None,
+    issuer: Issuer,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With ``--online``, the clock of the issuer is compared with that of this machine."""
+
+    def respond(handler: BaseHTTPRequestHandler, path: str) -> bool:
+        handler.date_time_string = lambda timestamp=None: formatdate(time.time() + offset, usegmt=True)  # type: ignore[method-assign]
+        return False
+
+    environment.setenv("OTEL_PYTHON_TOKEN_RELAY_VERIFY", "enforce")
+    environment.setenv("OTEL_PYTHON_TOKEN_RELAY_ISSUERS", issuer.url)
+    environment.setenv("OTEL_PYTHON_TOKEN_RELAY_AUDIENCE", "profile-service")
+    environment.setenv("OTEL_PROPAGATORS", "tracecontext")
+    environment.setattr(issuer, "behave", respond)
+
+    status = cli.main(["check", "--online"])
+
+    output = capsys.readouterr().out
+    assert status == (words is not None)
+    assert ("No problem found" in output) is (words is None)
+    if words is not None:
+        assert f"{issuer.url}: The issuer's clock is {words} this machine's clock. If the clocks differ" in output

@@ -249,7 +249,7 @@ def test_the_relay_is_off(value: str, words: str, capsys: pytest.CaptureFixture[
     assert (result.status, result.verdict) == (1, "withheld: the relay is off")
     assert (found["decision"], found["reason"], found["raises"]) == ("withheld", None, False)
     assert words in found["relay_off"]
-    assert f"What to do: {found['relay_off']}" in result
+    assert f"What to do: {found['relay_off'][0].upper()}{found['relay_off'][1:]}." in result
     assert "set OTEL_PROPAGATORS=" in result
     assert "With the relay on: relayed\n" in result
 
@@ -300,7 +300,7 @@ def test_a_process_that_does_not_exist_is_a_usage_error(pid: str, capsys: pytest
     assert cli.main(["explain", "--pid", pid, "https://a"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert f"no process {pid}" in output.err
+    assert f"process {pid} does not exist" in output.err
 
 
 # The command

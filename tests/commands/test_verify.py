@@ -480,6 +480,33 @@ def test_an_unexpected_error_is_not_a_traceback(environment: pytest.MonkeyPatch,
     assert errors == "otel-token-relay verify: error: the token could not be verified: FetchFailed\n"
 
 
+def test_the_settings_of_a_process(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
+    """With ``--pid``, the environment is that with which the process was started, not that of this process."""
+    token = make_token(claims(issuer.url))
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], env=environment_of(issuer), stdin=subprocess.PIPE
+    ) as other:
+        environment.setenv(f"{PREFIX}AUDIENCE", "another-service")
+        try:
+            wait_until(lambda: Path(f"/proc/{other.pid}/environ").read_bytes() != b"")
+            with_pid = run(token, "--pid", str(other.pid))
+            without = run(token)
+        finally:
+            other.kill()
+
+    assert (with_pid[0], with_pid[1].splitlines()[0]) == (0, "accepted")
+    assert (without[0], without[1].splitlines()[0]) == (1, "rejected: wrong_audience")
+
+
+def test_a_process_that_cannot_be_read(issuer: Issuer) -> None:
+    """The error names the process, and the status is that of a usage error."""
+    status, output, errors = run(make_token(claims(issuer.url)), "--pid", "999999999")
+
+    assert (status, output) == (2, "")
+    assert errors.startswith("otel-token-relay verify: error: ")
+    assert "process 999999999 does not exist" in errors
+
+
 def test_a_terminal_is_asked_and_does_not_show_the_token(issuer: Issuer) -> None:
     """The prompt is on the terminal, the result on standard output."""
     token = make_token(claims(issuer.url))

@@ -1,0 +1,41 @@
+"""Find the netrc entry that makes a client add a credential of its own, which takes precedence over the token.
+
+The files are read, but nothing of them is kept or printed.
+"""
+
+from __future__ import annotations
+
+import netrc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+# The names that requests looks for in the home directory, in this order.
+_NAMES: Final = (".netrc", "_netrc")
+
+
+def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> str:
+    """Return which netrc file has an entry for *host*, and what follows, in one sentence; empty if there is none.
+
+    Args:
+        host: The host of a request.
+        environ: The environment of the client's process.
+        pid: The process, whose files may differ from those of this one; ``None`` for this one.
+    """
+    names = [environ["NETRC"]] if "NETRC" in environ else [f"{environ.get('HOME', '~')}/{name}" for name in _NAMES]
+    name = next((name for name in names if _file(name, pid).exists()), None)
+    try:
+        if name is None or not any(netrc.netrc(_file(name, pid)).authenticators(host) or ()):
+            return ""
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):  # which clients ignore
+        return ""
+    return (
+        f"{name} has an entry for this host. requests, and aiohttp with trust_env, send it as Authorization: Basic, so"
+        " such a request does not carry the token (explicit_credential)."
+    )
+
+
+def _file(name: str, pid: int | None) -> Path:
+    if pid is None:
+        return Path(name)
+    return Path(f"/proc/{pid}/root{name}" if name.startswith("/") else f"/proc/{pid}/cwd/{name}")

@@ -1,0 +1,1 @@
+"""The two services. Their code does not mention tokens."""
