@@ -19,7 +19,7 @@ from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("otel_token_relay")
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
 

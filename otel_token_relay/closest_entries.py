@@ -19,7 +19,7 @@ from otel_token_relay.spelling import resembles
 # Origins can come from the network, through redirects.
 _CACHED_ORIGINS: Final = 1024
 # A longer list is compared only up to here: each unlisted origin costs time for each entry, and more for its spelling.
-_MAX_COMPARED: Final = 1000
+_MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
 # In shorter names, two edits are no sign of a misspelling.
 _MIN_LENGTH: Final = 4

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -54,6 +55,7 @@ class ConfigurationFile(NamedTuple):
     Attributes:
         sections: The places that contain settings, in order of precedence.
         misspelled: The places with a similar name, which have no effect, each with the path that was probably meant.
+        duplicates: The paths of keys that are repeated, one of which leads to the settings.
         names_propagator: Whether the file switches the relay on.
         problem: Why the file cannot be read; ``None`` if it can.
         is_unknown: Whether the file cannot be read although it may contain settings.
@@ -61,6 +63,7 @@ class ConfigurationFile(NamedTuple):
 
     sections: tuple[Section, ...] = ()
     misspelled: tuple[tuple[Section, str], ...] = ()
+    duplicates: tuple[str, ...] = ()
     names_propagator: bool = False
     problem: str | None = None
     is_unknown: bool = False
@@ -77,8 +80,12 @@ class _Mapping(dict[Any, Any]):
         found = cls(pairs)
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
-            found.duplicates = tuple(sorted({str(key) for key in keys if keys.count(key) > 1}))
+            found.duplicates = _repeated(keys)
         return found
+
+
+def _repeated(keys: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(sorted(str(key) for key, count in Counter(keys).items() if count > 1))
 
 
 def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
@@ -104,12 +111,15 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         return ConfigurationFile(
             tuple(_sections(document, environ)),
             tuple(_misspelled(document, environ)),
+            tuple(_repeated_on_the_way(document)),
             _names_propagator(document, environ),
         )
     except ModuleNotFoundError:
         reason = "reading YAML requires opentelemetry-configuration: pip install opentelemetry-configuration"
     except RecursionError:
         reason = "it is nested too deeply"
+    except UnicodeDecodeError:
+        return _unreadable("it is not in UTF-8")  # so it cannot be searched for the key either
     except Exception as error:  # of any kind; its message may quote a secret
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
@@ -140,7 +150,7 @@ def _parse(content: bytes, suffix: str) -> object:
         keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         names = [parser.construct_object(key) for key in keys]
         found.update(parser.construct_mapping(node))
-        found.duplicates = tuple(sorted({str(name) for name in names if names.count(name) > 1}))
+        found.duplicates = _repeated(names)
 
     loader.add_constructor("tag:yaml.org,2002:map", construct)
     return yaml.load(text, loader)  # the class is a SafeLoader
@@ -181,6 +191,20 @@ def _items(value: object) -> Iterable[tuple[Any, Any]]:
 
 def _resembles(key: object, name: str) -> bool:
     return isinstance(key, str) and resembles(key.replace("-", "_"), name)
+
+
+def _repeated_on_the_way(document: object) -> Iterator[str]:
+    """Yield the path of each repeated key that leads to a section."""
+    for path in (_INSTRUMENTATION, ("propagator", "composite")):
+        found: object = document
+        names: list[str] = []
+        for key in path:
+            if key in getattr(found, "duplicates", ()):
+                yield ".".join([*names, key])
+            found, names = found.get(key) if isinstance(found, Mapping) else None, [*names, key]
+    for index, item in enumerate(_composite(document)):
+        if KEY in getattr(item, "duplicates", ()):
+            yield f"propagator.composite[{index}].{KEY}"
 
 
 def _section(path: str, content: object, environ: Mapping[str, str]) -> Section:
@@ -227,4 +251,5 @@ def _substitute(value: object, environ: Mapping[str, str], depth: int = 4) -> ob
 def _value_of(found: re.Match[str], environ: Mapping[str, str]) -> str:
     if found[1] is None:
         return "$"
-    return environ.get(found[1], found[2] or "")
+    # The default also applies if the variable is empty.
+    return environ.get(found[1]) or found[2] or ""

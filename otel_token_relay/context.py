@@ -17,7 +17,7 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.otel import get_current
 from otel_token_relay.token import BearerToken, Lease
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("otel_token_relay")
 
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 # The lease of a request whose credentials were rejected.

@@ -14,7 +14,7 @@ from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import B64TOKEN_ALPHABET, DEFAULT_MAX_LENGTH, BearerToken, Lease, is_b64token
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("otel_token_relay")
 
 # A request's token, or the reason why it has none.
 Credentials = BearerToken | Reason

@@ -165,6 +165,6 @@ def _write(
         reason=reason.value,
         origin="unknown" if origin is None else str(origin),
         entry=None if destination is None else str(destination),
-        closest_entry=closest_entry if destination is None else None,
         trace_id=trace.format_trace_id(trace_id) if trace_id else None,
+        closest_entry=closest_entry if destination is None else None,  # last, because a long line is cut
     )

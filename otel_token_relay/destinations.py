@@ -159,6 +159,7 @@ def read_destinations(
     contradicted: set[OriginPattern] = set()
     skipped: set[OriginPattern] = set()
     plain: set[OriginPattern] = set()
+    hides_origin = False
     for position, entry in enumerate(given):
         try:
             destination = Destination.parse(entry) if isinstance(entry, str) else entry
@@ -166,11 +167,16 @@ def read_destinations(
             report("destinations", _skip(str(entry), str(error), given, position))
             may_be_stricter = _mistakes().may_have_parameters(str(entry))
             (skipped if may_be_stricter else plain).update(_mistakes().origins_of(str(entry)))
+            hides_origin = hides_origin or (may_be_stricter and _mistakes().is_illegible(str(entry)))
             continue
         if found.setdefault(destination.pattern, destination) != destination:
             contradicted.add(destination.pattern)
     for pattern in sorted(contradicted, key=str):
         report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
+    if hides_origin and (wide := [d for d in found.values() if d.pattern.host.startswith("*")]):
+        # Which origins the skipped entry was meant for is unknown, so no wildcard may include them.
+        report("destinations", f"{', '.join(map(str, wide))}: skipped until the entry above can be read")
+        skipped.update(d.pattern for d in wide)
     listed = tuple(d for d in found.values() if d.pattern not in contradicted | skipped)
     if refused is not None:
         # A skipped entry without parameters is not stricter than a valid entry for the same origin.

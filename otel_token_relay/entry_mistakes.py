@@ -40,6 +40,11 @@ _variable_name: Final = re.compile(r"([A-Za-z_]+\s*=\s*)[\"'A-Za-z]+[./:\w]*").m
 _looks_like_regex: Final = re.compile(r"\\\.|(?:^|//)\.[*+]|\(\?").search
 _read_authority: Final = re.compile(r"(\[[^\]]*\]|[^:]*)(?::(.*))?", re.DOTALL).fullmatch
 _is_port: Final = re.compile(r"\*|[0-9]{1,5}", re.ASCII).fullmatch
+_leading_scheme: Final = re.compile(r"^\W*[A-Za-z][A-Za-z0-9+.:-]*:/+").sub
+_value: Final = re.compile(r"=[^;]*")
+_looks_like_host: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9_]))*").findall
+# A variable, an encoded character, an inner wildcard or a range of addresses: the host is not what is written.
+_cannot_be_read: Final = re.compile(r"[${}%\\]|\*.*\*|[A-Za-z0-9]\*|\.\*|[0-9]/[0-9]").search
 _is_range: Final = re.compile(r"[0-9.]+|\[[0-9A-Fa-f:.]+\]").fullmatch
 _bad_in_host: Final = re.compile(r"[^A-Za-z0-9._*\-\[\]:\u0080-\U0010ffff]").findall
 # If user info contains a comma, the text after the first delimiter may be a part of the password.
@@ -82,19 +87,50 @@ def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
     if not repair.problems:
         return problem
     message = "; ".join(repair.problems)
-    proposals = [text for text in repair.proposals() if len(text) <= _MAX_SHOWN and is_valid(text)]
+    proposals = [
+        text
+        for text in repair.proposals()
+        if len(text) <= _MAX_SHOWN and is_valid(text) and not _lacks_parameter(text, entry)
+    ]
     if not proposals:
         return message
     shown = " or ".join(proposals)
     return f"{message}; did you mean {shown}?" if repair.is_guess else f"{message}; write {shown}"
 
 
+def _lacks_parameter(proposal: str, entry: str) -> bool:
+    """Return whether the entry contains a flag that the proposal would remove."""
+    return any(re.search(rf";\s*{name}\b", entry, re.IGNORECASE) and f";{name}" not in proposal for name in FLAGS)
+
+
 def origins_of(entry: str) -> Iterator[OriginPattern]:
     """Yield each origin that can be read from an invalid entry, and more if the port or the scheme cannot be read."""
-    for item in _Repair(entry).items:
-        for text in (*item.origins, *item.also_refused):
-            with suppress(ValueError):
-                yield OriginPattern.parse(text)
+    texts = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
+    found = [pattern for text in texts if (pattern := _parse(text)) is not None]
+    yield from found
+    if may_have_parameters(entry):
+        # Any other host that can be read in the entry may be the one that was meant.
+        known = {pattern.host for pattern in found}
+        others = [f"{scheme}://{host}:*" for host in _hosts(entry) for scheme in _BOTH]
+        yield from (pattern for text in others if (pattern := _parse(text)) is not None and pattern.host not in known)
+
+
+def _parse(text: str) -> OriginPattern | None:
+    with suppress(ValueError):
+        return OriginPattern.parse(text)
+    return None
+
+
+def is_illegible(entry: str) -> bool:
+    """Return whether no host can be read in an invalid entry, so that any wildcard may include the intended one."""
+    origin = _leading_scheme("", entry.partition(";")[0])
+    return _cannot_be_read(origin) is not None or not any(map(_parse, _hosts(entry)))
+
+
+def _hosts(entry: str) -> list[str]:
+    """Return everything in an entry that looks like a host, except values of parameters."""
+    text = _leading_scheme("", _value.sub("", hide_user_info(entry)))
+    return [name for name in _looks_like_host(text) if name not in PARAMETERS]
 
 
 def may_have_parameters(entry: str) -> bool:

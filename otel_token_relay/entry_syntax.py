@@ -14,7 +14,7 @@ CONTAINS_COMMA: Final = (
     " https://, and in code pass each entry as a separate string"
 )
 
-_is_parameter: Final = re.compile(rf"\s*(?:;|(?:{'|'.join(FLAGS)})\s*(?:;|$)|[A-Za-z_-]+\s*=)").match
+_is_parameter: Final = re.compile(rf"\s*(?:;|(?:{'|'.join(FLAGS)})\s*(?:;|$)|[A-Za-z_-]+\s*=)", re.IGNORECASE).match
 
 
 def is_parameter(item: str) -> bool:

@@ -56,9 +56,14 @@ CONTEXT_PROBLEM: Final = (
 
 @dataclass(slots=True)
 class _Installation:
-    """What is installed and what `uninstall` has to undo."""
+    """What is installed and what `uninstall` has to undo.
+
+    Attributes:
+        code: The settings that were passed to `install`; ``None`` if all come from other sources.
+    """
 
     runtime: Runtime
+    code: Settings | None
     span_claims: SpanClaims | None
     threads: ThreadCarriage = field(default_factory=ThreadCarriage)
     previous_textmap: TextMapPropagator | None = None
@@ -106,7 +111,7 @@ def install(settings: Settings | None = None) -> None:
     import opentelemetry.propagate  # noqa: F401
 
     with _lock:
-        installation = _install_hooks(None if settings is None else _complete(settings), HOOKS)
+        installation = _install_hooks(None if settings is None else _complete(settings), HOOKS, code=settings)
         _join_global_textmap(installation)
         _describe_spans(installation)
     _watch_imports()
@@ -173,8 +178,8 @@ def propagator_from_env(**options: object) -> TokenRelayPropagator:
         with _lock:
             settings = None
             if options and not read_configuration_file(os.environ).sections:
-                current = None if _installed is None else _installed.runtime.settings
-                settings = Settings.load(code=current, passed=options)
+                code = None if _installed is None else _installed.code
+                settings = Settings.load(code=code, passed=options)
             relay = _install_hooks(settings, HOOKS).runtime.relay
         _watch_imports()
         return TokenRelayPropagator(relay=relay)
@@ -250,8 +255,11 @@ def _verify_from_the_start() -> None:
 def _relay_from_the_start() -> None:
     """Install the relay if a configuration file switches it on, because OpenTelemetry may not use that file."""
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
-    if not is_on and read_configuration_file(os.environ).names_propagator:
-        install()
+    try:
+        if not is_on and read_configuration_file(os.environ).names_propagator:
+            install()
+    except Exception:  # OTEL_PROPAGATORS may contain a propagator of any package
+        _logger.exception("token relay could not start from the configuration file; no token is relayed")
 
 
 def _start_verification() -> None:
@@ -278,22 +286,27 @@ def _start_redaction() -> None:
     redaction.watch_imports()
 
 
-def _install_hooks(settings: Settings | None, hooks: tuple[Hook, ...]) -> _Installation:
+def _install_hooks(
+    settings: Settings | None, hooks: tuple[Hook, ...], *, code: Settings | None = None
+) -> _Installation:
     """Install *hooks* with *settings*.
 
     Args:
         settings: ``None`` for the installed settings, or for those from the environment if none are
             installed. Settings that differ from the installed ones replace them.
         hooks: `HOOKS`, or `SERVER_HOOKS` to verify without relaying. Hooks that are already on stay on.
+        code: See `_Installation`.
     """
     global _installed
     current = _installed
+    if current is not None:
+        code = code or current.code
     if current is None or settings not in (None, current.runtime.settings):
         settings = Settings.load() if settings is None else settings
         _log_problems(settings)
         if not keeps_unknown_keys():
             _logger.error("token relay: %s", CONTEXT_PROBLEM)
-        previous, current = current, _Installation(Runtime(settings), SpanClaims.of(settings))
+        previous, current = current, _Installation(Runtime(settings), code, SpanClaims.of(settings))
         _installed, runtime.installed = current, current.runtime
         operator_log.follow(settings.log)
         if previous is not None:

@@ -115,8 +115,8 @@ class DecisionLog:
 
 
 def _quote(value: str) -> str:
-    text = value.encode("ascii", "backslashreplace").decode("ascii")
-    text = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+    # A backslash is doubled, so that a value cannot end its quotation marks and begin another field.
+    text = "".join(c if " " <= c <= "~" and c != "\\" else ascii(c)[1:-1] for c in value[:MAX_LINE_BYTES])
     return text if text and not set(text) & set(' "=') else '"' + text.replace('"', '\\"') + '"'
 
 
@@ -151,4 +151,4 @@ def follow(mode: str) -> None:
         # Another library may have changed the class of loggers.
         _logger.__class__ = type("_DebugLogger", (_DebugLogger, kind), {"before": kind})
     elif mode != "debug" and issubclass(kind, _DebugLogger):
-        _logger.__class__ = kind.__dict__["before"]
+        _logger.__class__ = getattr(kind, "before", kind)

@@ -235,9 +235,11 @@ class Settings:
     given: frozenset[str] = field(init=False, repr=False, compare=False)
     """The names of the settings that were passed explicitly."""
 
-    def __new__(cls, **values: object) -> Settings:
+    def __new__(cls, *args: object, **values: object) -> Settings:
         settings = object.__new__(cls)
-        _set(settings, "given", frozenset(values))
+        # `dataclasses.replace` passes every field, so then only those that differ from the defaults count.
+        is_copy = VARIABLES.keys() <= values.keys()
+        _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _default_of(n)))
         return settings
 
     def __post_init__(self) -> None:
@@ -300,7 +302,9 @@ class Settings:
                 f"{VARIABLES['verify'].name}: verification cannot start, because {names}"
                 f" {'has' if len(missing) == 1 else 'have'} no valid value; until then, {effect}"
             )
-        return replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
+        loaded = replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
+        _set(loaded, "given", frozenset(merged.values))
+        return loaded
 
     @property
     def entries(self) -> tuple[Destination, ...]:
@@ -347,6 +351,11 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     f.name: cast("Variable", f.metadata["variable"]) for f in fields(Settings) if "variable" in f.metadata
 }
 
+
+def _default_of(name: str) -> object:
+    return next((f.default for f in fields(Settings) if f.name == name), None)
+
+
 RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
 """The settings that have an effect only if the relay is on."""
 
@@ -371,10 +380,8 @@ def load_sources(
     passed: Mapping[str, object] | None = None,
 ) -> list[Source]:
     """Return what each source contains, beginning with the one that takes precedence; see `Settings.load`."""
-    sources = READER.read_file(read_configuration_file(environ))
-    if passed is not None:
-        sources.append(READER.read_section(Section("propagator.composite[].token_relay", passed)))
-    sources.append(READER.read_environment(environ))
+    section = None if passed is None else Section("propagator.composite[].token_relay", passed)
+    sources = READER.read(read_configuration_file(environ), section, environ)
     if code is not None:
         values = {name: getattr(code, name) for name in VARIABLES if name in code.given}
         sources.insert(0, Source("code", values, problems=list(code.problems), refused=set(code.refused)))

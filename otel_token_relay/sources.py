@@ -32,7 +32,7 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
 # Variables of OpenTelemetry that switch on this package or contain its settings.
 _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
 
-# Ignoring a misspelled name for one of these would accept or relay more than intended.
+# If the name of one of these is misspelled, a value that switches it off changes nothing.
 _GUARDED: Final = ("verify", "require_verified")
 
 # A name with another prefix that was probably meant to be one of ours. Kubernetes sets TOKEN_RELAY_SERVICE_HOST and
@@ -98,6 +98,28 @@ class SourceReader:
         self._check = check
         self._by_name = {variable.name: setting for setting, variable in variables.items()}
 
+    def read(self, file: ConfigurationFile, passed: Section | None, environ: Mapping[str, str]) -> list[Source]:
+        """Read all sources except code, in order of precedence. Never raises.
+
+        Args:
+            file: The configuration file.
+            passed: A section of a configuration file that the application has loaded.
+            environ: The environment variables.
+        """
+        sources = self._safely(FILE_VARIABLE, self.read_file, file)
+        if passed is not None:
+            sources += self._safely(passed.path, lambda: [self.read_section(passed)])
+        return sources + self._safely("environment", lambda: [self.read_environment(environ)])
+
+    def _safely(self, name: str, read: Callable[..., list[Source]], *args: object) -> list[Source]:
+        """Call *read*. If it raises, which no known value makes it do, the source is strict."""
+        try:
+            return read(*args)
+        except Exception as error:  # the application starts, and what the source may have required applies
+            source = Source(name, problems=[f"{name}: cannot be read: {type(error).__name__}"])
+            self._be_strict(source)
+            return [source]
+
     def read_environment(self, environ: Mapping[str, str]) -> Source:
         """Read the environment variables, including misspelled ones."""
         source = Source("environment")
@@ -113,8 +135,14 @@ class SourceReader:
         """Read the sections of the configuration file."""
         if file.problem is not None:
             return [self._read_nothing(file)]
-        sections = [self.read_section(section) for section in file.sections]
-        return sections + [self._read_misspelled(section, meant) for section, meant in file.misspelled]
+        sources = [self.read_section(section) for section in file.sections]
+        sources += [self._read_misspelled(section, meant) for section, meant in file.misspelled]
+        for path in file.duplicates:
+            # A parser keeps the last one, and the one that protects may be the first.
+            source = Source(path, problems=[f"{path}: duplicate key"])
+            self._be_strict(source)
+            sources.append(source)
+        return sources
 
     def read_section(self, section: Section) -> Source:
         """Read one section of the configuration file."""
@@ -129,7 +157,9 @@ class SourceReader:
             setting = key if isinstance(key, str) and key in self._variables else None
             if setting is None:
                 self._report_unknown_key(source, key, value)
-            elif value is not None and not (isinstance(value, str) and not value.strip()):
+            elif isinstance(value, str) and not value.strip():
+                self._read_blank(source, setting)
+            elif value is not None:
                 self._read(source, setting, f"{section.path}.{setting}", self._variables[setting].kind.read_any, value)
         for path in section.duplicates:
             source.problems.append(f"{section.path}.{_shown(path)}: duplicate key")
@@ -137,6 +167,12 @@ class SourceReader:
             if setting in self._variables:
                 self._replace(source, setting)
         return source
+
+    def _read_blank(self, source: Source, setting: str) -> None:
+        """Leave a setting unset. One that is guarded was probably meant to be a variable that is not set."""
+        if setting in _GUARDED:
+            source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
+            self._replace(source, setting)
 
     def _read(self, source: Source, setting: str, label: str, read: Callable[[Any], Any], value: object) -> None:
         try:
@@ -162,12 +198,17 @@ class SourceReader:
         return source
 
     def _read_misspelled(self, section: Section, meant: str) -> Source:
-        """Report a section under a misspelled name, and be strict if it contains one of the guarded settings."""
+        """Report a section under a misspelled name, and apply the strict value of each setting that it contains."""
         source = Source(section.path, problems=[f"{section.path}: unknown key; did you mean {meant}?"])
-        for setting in _GUARDED:
-            if isinstance(section.content, Mapping) and not is_off(section.content.get(setting)):
-                self._replace(source, setting)
+        for setting, value in section.content.items() if isinstance(section.content, Mapping) else ():
+            if setting in self._variables:
+                self._be_strict_if_unset(source, setting, value)
         return source
+
+    def _be_strict_if_unset(self, source: Source, setting: str, value: object) -> None:
+        """Apply a setting's strict value because its name is misspelled, unless *value* would only switch it off."""
+        if setting not in source.values and not (setting in _GUARDED and is_off(value)):
+            self._replace(source, setting)
 
     def _replace(self, source: Source, setting: str) -> None:
         source.values[setting] = self._variables[setting].strict
@@ -178,12 +219,12 @@ class SourceReader:
             self._replace(source, setting)
 
     def _report_unknown_key(self, source: Source, key: object, value: object) -> None:
-        name = str(key)
+        name = key if isinstance(key, str) else ascii(key)
         meant = nearest(name.replace("-", "_"), self._variables)
         hint = "" if meant is None else f"; did you mean {meant}?"
         source.problems.append(f"{source.name}.{_shown(name)}: unknown key{hint}")
-        if meant in _GUARDED and not is_off(value):
-            self._replace(source, meant)
+        if meant is not None:
+            self._be_strict_if_unset(source, meant, value)
 
     def _misspelled(self, environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
         """Yield the name of each variable that is not one of ours but was meant to be, and the name that was meant."""
@@ -208,11 +249,11 @@ class SourceReader:
             source.problems.append(f"{_shown(found)}: unknown variable; the page on configuration lists all variables")
             return
         effect = ""
-        setting = self._by_name.get(meant, "")
-        if setting in _GUARDED and setting not in source.values and not is_off(text):
-            self._replace(source, setting)
+        setting = self._by_name.get(meant)
+        if setting is not None:
+            self._be_strict_if_unset(source, setting, text)
         if setting in source.invalid:
-            effect = f" Until the name is corrected or that variable is set, {_lower(source.values[setting])} applies."
+            effect = f" Until the name is corrected or that variable is set, {_effect(setting, source)}."
         source.problems.append(f"{_shown(found)}: unknown variable; did you mean {meant}?{effect}")
 
 
@@ -265,5 +306,9 @@ def _shown(name: str) -> str:
     return ascii(name)[1:-1][:100]
 
 
-def _lower(value: object) -> str:
-    return str(value).lower()
+def _effect(setting: str, source: Source) -> str:
+    """Return what a setting's strict value causes."""
+    if setting in _EFFECTS:
+        return _EFFECTS[setting].partition(", ")[2]
+    value = source.values[setting]
+    return f"{str(value).lower() if value != () else 'an empty list'} applies"

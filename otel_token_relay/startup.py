@@ -2,9 +2,9 @@
 
 A missing exporter, a missing configuration file or ``python -I`` keeps OpenTelemetry from calling this package. The
 wheel therefore contains ``otel_token_relay.pth``, which imports this module at the start of each process, under the
-name ``_otel_token_relay_startup``, if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` or a similar name is set, or if
-``OTEL_CONFIG_FILE`` is, since that file may contain settings. Until the process imports a server or a web framework,
-nothing else is imported.
+name ``_otel_token_relay_startup``, if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` may be set, perhaps under a misspelled name,
+or if ``OTEL_CONFIG_FILE`` is, since that file may contain settings. Until the process imports a server or a web
+framework, nothing else is imported.
 
 Python reads ``.pth`` files in site-packages only, and not with ``python -S``.
 """
@@ -57,7 +57,14 @@ class ServerFinder:
 
             start_before_servers()
         except Exception as error:  # the application's import continues
-            sys.stderr.write(f"otel-token-relay: requests are NOT verified: {type(error).__name__}: {error}\n")
+            _report(f"otel-token-relay: requests are NOT verified: {type(error).__name__}: {error}\n")
+
+
+def _report(message: str) -> None:
+    try:
+        sys.stderr.write(message)
+    except Exception:  # standard error may be closed or missing
+        return
 
 
 if __name__ == "_otel_token_relay_startup":

@@ -101,8 +101,8 @@ def _write(log: DecisionLog, outcome: Outcome, reason: str | None, cause: Callab
         log.write(
             verification=outcome,
             reason=reason,
-            cause=cause,
             trace_id=trace.format_trace_id(trace_id) if trace_id else None,
+            cause=cause,  # last, because a long line is cut
         )
     except Exception:  # an error in the application's span must not change the result
         return

@@ -168,7 +168,7 @@ def test_the_decision_log_names_origin_entry_and_trace(
         f"decision=relayed reason=relayed origin=https://profile-service entry=https://profile-service;required"
         f" trace_id={trace_id}",
         "decision=withheld reason=destination_not_listed origin=https://profile-service"
-        f' closest_entry="near Profile-Service" trace_id={trace_id}',
+        f' trace_id={trace_id} closest_entry="near Profile-Service"',
         "decision=withheld reason=destination_unknown origin=unknown",
     ]
 

@@ -225,3 +225,33 @@ def test_a_token_in_an_entry_is_masked(form: str) -> None:
         Destination.parse(form.format(token))
     assert "***" in problems[0]
     assert "eyJ" not in problems[0] + str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        'https://"pay.internal;never',
+        "https://pay.internal!;never",
+        "https://pay.internal..;never",
+        "https://[pay.internal];never",
+        "https://pay%2Einternal;never",
+        "https;//pay.internal;never",
+        "-https://pay.internal;never",
+        "h:tps://pay.internal;audience=x",
+        "https://${NAME}.internal;never",
+        "https://pay.internal;nevr",
+        "https://pay.internal,Never",
+    ],
+)
+def test_a_skipped_entry_protects_its_origin_also_if_it_is_hard_to_read(skipped: str) -> None:
+    """A host that can be read in it is refused to wildcards; if none can be read, no wildcard applies."""
+    listed = f"https://*.internal,https://exact.internal,{skipped}"
+
+    assert relayed(listed, "https://pay.internal/", "https://exact.internal/") == ["https://exact.internal/"]
+
+
+def test_no_proposal_removes_a_parameter() -> None:
+    """Following the advice must not list an origin that the operator wanted to exclude."""
+    (problem,) = Settings.from_env({DESTINATIONS: "https://pay.internal;never:443"}).problems
+
+    assert "write" not in problem

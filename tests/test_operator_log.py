@@ -164,6 +164,7 @@ def test_a_line_contains_the_fields_that_have_a_value(
         ("a b", '"a b"'),
         ('a"b', '"a\\"b"'),
         ("a=b", '"a=b"'),
+        ('x\\" verification=accepted y="', '"x\\\\\\" verification=accepted y=\\""'),
         ("a\nb", "a\\nb"),
         ("\x1b[31m", "\\x1b[31m"),
         ("ä\u2028\U0001f600\udc80", "\\xe4\\u2028\\U0001f600\\udc80"),

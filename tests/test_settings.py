@@ -1,6 +1,9 @@
 """Invalid settings in code raise. Invalid settings in the environment never raise, and fail closed."""
 
+import copy
 import dataclasses
+import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -237,3 +240,15 @@ def test_a_list_may_be_any_iterable_but_not_a_string(name):
     if name != "audience":  # which may be one name
         with pytest.raises(ConfigurationError, match=name):
             Settings(**{name: value})
+
+
+def test_only_explicit_values_are_given() -> None:
+    """`dataclasses.replace` passes every field, of which only those that differ from the defaults count."""
+    settings = Settings(destinations=["https://a"], max_age=300)
+
+    assert settings.given == {"destinations", "max_age"}
+    assert replace(settings, linger=1).given == {"destinations", "linger"}
+    assert copy.copy(settings).given == pickle.loads(pickle.dumps(settings)).given == settings.given
+    assert Settings.from_env({PREFIX + "DESTINATIONS": "https://a"}).given == {"destinations"}
+    assert settings == replace(settings)
+    assert hash(settings) == hash(replace(settings))

@@ -156,6 +156,43 @@ def test_no_environment_raises(environ: dict[str, str]) -> None:
     Settings.from_env(environ)
 
 
+@pytest.mark.parametrize(
+    ("misspelled", "setting", "strict"),
+    [
+        ("MAX_AEG", "max_age", 0.0),
+        ("ALGORITHM", "algorithms", ()),
+        ("SOURCE_HEADER", "source_headers", ()),
+        ("REDACTON", "redaction", True),
+        ("LINGR", "linger", 0.0),
+    ],
+)
+def test_the_strict_value_applies_if_a_name_is_misspelled(misspelled: str, setting: str, strict: object) -> None:
+    """The operator has set something, so the default may admit more than intended. The right name takes precedence."""
+    name = PREFIX + misspelled
+
+    assert READER.read_environment({name: "9"}).values == {setting: strict}
+    both = READER.read_environment({name: "9", VARIABLES[setting].name: VARIABLES[setting].default or "0"})
+    assert setting not in both.invalid
+
+
+def test_a_misspelled_header_removes_the_destinations() -> None:
+    """The token must not be sent in another header than the one that was meant."""
+    settings = Settings.from_env({PREFIX + "HEADR": "x-token", PREFIX + "DESTINATIONS": "https://a"})
+
+    assert settings.destinations == ()
+    assert "no token is relayed" in settings.problems[0]
+
+
+def test_a_source_that_raises_is_strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it may have required applies, and the application starts."""
+    monkeypatch.setattr(READER, "read_environment", lambda environ: 1 / 0)
+
+    settings = Settings.load({PREFIX + "VERIFY": "off"})
+
+    assert (settings.verify, settings.require_verified, settings.destinations) == ("enforce", True, ())
+    assert settings.problems[0] == "environment: cannot be read: ZeroDivisionError"
+
+
 # Files
 
 
@@ -190,9 +227,13 @@ def test_a_file_that_cannot_be_read(is_unknown: bool) -> None:
     assert read.values == (strict if is_unknown else {})
 
 
-def test_a_misspelled_section_is_strict_if_it_contains_a_guarded_setting() -> None:
+def test_a_misspelled_section_is_strict_for_the_settings_that_it_contains() -> None:
     """It has no effect, so requests would not be verified although the operator has written that they are."""
-    sections = [({"verify": "enforce", "max_age": 1}, {"verify": "enforce"}), ({"verify": "off"}, {}), (["verify"], {})]
+    sections = [
+        ({"verify": "enforce", "max_age": 1, "x": 1}, {"verify": "enforce", "max_age": 0.0}),
+        ({"verify": "off"}, {}),
+        (["verify"], {}),
+    ]
 
     for content, values in sections:
         (read,) = READER.read_file(

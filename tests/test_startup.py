@@ -11,10 +11,14 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import otel_token_relay
+from otel_token_relay import Settings
 from otel_token_relay.hooks import SERVER_HOOKS
 from tests.support.processes import ROOT, service, unused_port
 from tests.support.servers import get
@@ -134,3 +138,22 @@ def test_every_hooked_server_and_framework_is_a_trigger() -> None:
     """The finder cannot import the table of hooks."""
     roots = {hook.module.partition(".")[0] for hook in SERVER_HOOKS} - {"opentelemetry"}
     assert roots == runpy.run_path(str(FILES["_otel_token_relay_startup.py"]))["TRIGGERS"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("rid"), st.integers(0, 29), st.sampled_from("AEIRVXY_-")), min_size=1, max_size=2
+    )
+)
+def test_every_misspelling_that_enforces_starts_the_finder(edits: list[tuple[str, int, str]]) -> None:
+    """The ``.pth`` file cannot compare names as carefully as the settings do, so it starts for more names."""
+    name = "OTEL_PYTHON_TOKEN_RELAY_VERIFY"
+    for kind, at, letter in edits:
+        name = name[:at] + ("" if kind == "d" else letter) + name[at + (kind != "i") :]
+    condition = FILES["otel_token_relay.pth"].read_text().partition("; ")[2].partition(" and __import__")[0]
+    is_strict = Settings.from_env({name: "enforce"}).verify == "enforce"
+
+    starts = eval(condition, {"os": SimpleNamespace(environ={name: "enforce"})})
+
+    assert starts or not is_strict

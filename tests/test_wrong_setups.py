@@ -171,9 +171,9 @@ def unknown_name(name: str, *, meant: str = f"{PREFIX}DESTINATIONS") -> SetUp:
     return SetUp(
         name=f"variable {name}",
         variables=ON | {name: PROFILE},
-        check=says(1, problem, "no destination is listed"),
+        check=says(1, problem, "no destination is left"),
         explain=says(
-            1, "DESTINATIONS is not set in this environment: see the problem below", problem, never=("--pid",)
+            1, "Correct the settings: see the problem below", problem, never=("--pid",)
         ),
         startup=(problem,),
         line=("decision=withheld", "reason=destination_not_listed", f"origin={PROFILE}"),
@@ -1096,7 +1096,7 @@ FILES: Final = [
         "misspelled destinations",
         (f"destination: [{PROFILE}]",),
         f"{SECTION}.destination: unknown key; did you mean destinations?",
-        check=says(1, f"{SECTION}.destination: unknown key; did you mean destinations?", "no destination is listed"),
+        check=says(1, f"{SECTION}.destination: unknown key; did you mean destinations?", "no destination is left"),
         explain=says(1, "see the problem below", "did you mean destinations?", never=("--pid",)),
     ),
     in_file(

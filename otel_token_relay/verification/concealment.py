@@ -41,7 +41,8 @@ class Concealment:
         # extend a shorter run.
         searched = text[: max(_MIN_SEARCHED, _SEARCHED_FOR_EACH_SHOWN * limit)]
         escaped = escape(_scrubber.clean_text(searched, self._known))
-        return shorten(self._mask_runs(escaped), limit)
+        # Each character may have become ten. Of what is searched, only the first *limit* characters are shown.
+        return shorten(self._mask_runs(escaped[: _SEARCHED_FOR_EACH_SHOWN * limit + LONGEST_SURVIVOR]), limit)
 
     def value(self, value: Any, limit: int) -> str:
         """Do the same for any JSON value. A value other than a string is written as JSON."""

@@ -131,7 +131,11 @@ def _fetch(url: str, timeout: float, form: bytes | None, authorization: str | No
         headers["Authorization"] = authorization
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    with suppress_instrumentation(), contextlib.closing(_build_connection(url, timeout)) as connection:
+    try:
+        built = _build_connection(url, timeout)
+    except ValueError:  # its message may quote a password
+        raise FetchFailed("the URL in https_proxy cannot be read", "proxy_refused") from None
+    with suppress_instrumentation(), contextlib.closing(built) as connection:
         try:
             with _cut_at(connection, deadline):
                 connection.connect()

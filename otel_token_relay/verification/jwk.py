@@ -21,7 +21,7 @@ except ImportError as _import_error:  # pragma: no cover - tested in an interpre
 from otel_token_relay.algorithms import KEY_TYPES
 from otel_token_relay.errors import ConfigurationError
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("otel_token_relay")
 
 # RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are omitted on purpose:
 # a key set that publishes them leaks its keys, and PyJWT would build a private key from them.

@@ -17,7 +17,7 @@ import pytest
 
 from otel_token_relay import Settings, install, uninstall
 from otel_token_relay.commands.activation import relay_problem
-from otel_token_relay.installation import propagator_from_env
+from otel_token_relay.installation import propagator_from_env, start_before_servers
 from otel_token_relay.settings import VARIABLES, load_sources
 from otel_token_relay.testing import third_party
 from tests.support.processes import BIN, INSTRUMENT, RELAY, ROOT, service
@@ -242,6 +242,44 @@ def test_a_guarded_key_that_cannot_be_read_is_strict(in_file: Any, key: str) -> 
     assert any(problem.startswith(f"{INSTRUMENTATION}.{key}: ") for problem in settings.problems)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"instrumentation/development": {"python": {"token_relay": {"verify": "enforce"}, "token_relay": {}}}}',
+        '{"instrumentation/development": {"python": {"token_relay": {"verify": "enforce"}}, "python": {}}}',
+        '{"instrumentation/development": {"python": {"token_relay": {"verify": "enforce"}}},'
+        ' "instrumentation/development": {}}',
+        '{"propagator": {"composite": [{"token_relay": {"verify": "enforce"}}], "composite": []}}',
+        '{"propagator": {"composite": [{"token_relay": {"verify": "enforce"}, "token_relay": null}]}}',
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_repeated_key_on_the_way_to_the_settings_is_strict(tmp_path: Path, text: str, suffix: str) -> None:
+    """A parser keeps the last one, and the settings may be in the first."""
+    path = tmp_path / f"otel.{suffix}"
+    path.write_text(text)
+    settings = Settings.load({"OTEL_CONFIG_FILE": str(path)})
+
+    assert settings.verify == "enforce"
+    assert "duplicate key" in settings.problems[0]
+
+
+@pytest.mark.parametrize("value", ["${MODE:-enforce}", "${MODE}", " "])
+def test_a_blank_variable_does_not_switch_verification_off(in_file: Any, value: str) -> None:
+    """The default also applies if the variable is empty; without one, it is unknown what was meant."""
+    settings = Settings.load(in_file(in_instrumentation({"verify": value}), MODE=""))
+
+    assert settings.verify == "enforce"
+
+
+def test_a_number_that_python_does_not_print_is_strict(tmp_path: Path) -> None:
+    """YAML reads hexadecimal numbers of any length."""
+    path = tmp_path / "otel.yaml"
+    path.write_text("instrumentation/development: {python: {token_relay: {verfy: 0x" + "f" * 4000 + "}}}")
+
+    assert Settings.load({"OTEL_CONFIG_FILE": str(path)}).verify == "enforce"
+
+
 # Without OTEL_CONFIG_FILE
 
 
@@ -251,6 +289,18 @@ def test_a_file_that_the_application_loads_itself_is_read_from_the_options(caplo
 
     assert [str(entry) for entry in settings.destinations] == ["https://a"]
     assert "propagator.composite[].token_relay.color: unknown key" in caplog.text
+
+
+def test_options_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if verification has been installed before, with the settings of the environment."""
+    monkeypatch.setenv(VARIABLES["destinations"].name, "https://*.internal")
+    monkeypatch.setenv(VARIABLES["verify"].name, "report")
+    start_before_servers()
+
+    settings = propagator_from_env(destinations=["https://profile.internal"], min_ttl=60).relay.settings
+
+    assert [str(entry) for entry in settings.destinations] == ["https://profile.internal"]
+    assert (settings.min_ttl, settings.verify) == (60, "report")
 
 
 def test_options_complete_the_installed_settings() -> None:
