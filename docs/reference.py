@@ -74,7 +74,7 @@ That item may contain settings as well, which apply unless `instrumentation/deve
 A key is the name of a field of `Settings`.
 A list may also be text with commas, as in the variable.
 A destination is text or a mapping of `origin` and its parameters.
-An empty value, such as a `${{NAME}}` that is not set, leaves the setting unset.
+An empty value, such as a `${{NAME}}` that is not set, leaves the setting unset, except `verify` and `require_verified`, which take their strict value.
 
 The package reads the file itself when the process starts.
 The settings therefore also apply if the file has `disabled: true`, or if OpenTelemetry fails to start for another reason.
@@ -101,11 +101,11 @@ Each variable that begins with `OTEL_PYTHON_TOKEN_RELAY_` but does not exist is 
 So is a variable whose name differs from a setting's by at most two characters, by case or by its prefix, such as `TOKEN_RELAY_VERIFY`.
 The same applies to the names `OTEL_PROPAGATORS` and `OTEL_CONFIG_FILE`.
 In a configuration file, each unknown key is reported with its path, and so is a duplicate key.
-So is a section with a name that resembles `token_relay`, in the place of one of ours: it has no effect.
+A section whose name only resembles `token_relay` is also reported, because its settings have no effect.
 
-`OTEL_PYTHON_TOKEN_RELAY_VERIFY` and `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` also take their strict value if the name is misspelled, the variable itself is not set, and the value is not blank, `off`, `false`, `no` or `0`.
-The same applies to the keys of a configuration file, also in a section with a misspelled name.
-For example, `…_VERIFIY=report` applies `enforce` until the name is corrected or the variable itself is set.
+The setting that was probably meant then takes its strict value, unless it is set under its right name.
+For example, `…_VERIFIY=report` applies `enforce`, and `…_HEADR=x-token` relays no token, until the name is corrected or the variable itself is set.
+The values blank, `off`, `false`, `no` and `0` of a misspelled `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` change nothing.
 
 ## In code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import platform
@@ -24,6 +25,9 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; see `otel_token_relay.commands`."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # the shell has closed it
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # open until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The output quotes the user's own input, which the terminal's encoding may not support.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -39,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as head, has stopped reading
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # the reader, such as head, has stopped reading, or the disk is full
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"otel-token-relay: error: the output cannot be written: {error.strerror}", file=sys.stderr)
         return PROBLEM
     return status
 

@@ -172,9 +172,7 @@ def unknown_name(name: str, *, meant: str = f"{PREFIX}DESTINATIONS") -> SetUp:
         name=f"variable {name}",
         variables=ON | {name: PROFILE},
         check=says(1, problem, "no destination is left"),
-        explain=says(
-            1, "Correct the settings: see the problem below", problem, never=("--pid",)
-        ),
+        explain=says(1, "Correct the settings: see the problem below", problem, never=("--pid",)),
         startup=(problem,),
         line=("decision=withheld", "reason=destination_not_listed", f"origin={PROFILE}"),
     )
@@ -229,7 +227,7 @@ NAMES: Final = [
             f"because {PREFIX}ISSUERS and {PREFIX}AUDIENCE have no valid value",
             "requests get the response 503",
         ),
-        explain=says(0, "problem: ", "requests get the response 503"),
+        explain=says(1, "problem: ", "requests get the response 503"),
         verify=says(1, "not configured", f"Set {PREFIX}ISSUERS and {PREFIX}AUDIENCE", f"did you mean {PREFIX}VERIFY?"),
         startup=(f"{PREFIX}VERIFIY: unknown variable", "enforce applies"),
         line=("verification=unavailable", "reason=cannot_start"),
@@ -339,6 +337,7 @@ VALUES: Final = [
         "expected one or more of RS256, ",
         "(empty)",
         variables=verifying(ALGORITHMS="HS256"),
+        explain=says(1, "withheld: requests get 503", f"{PREFIX}ALGORITHMS has no valid value"),
         verify=says(1, "not configured", f"Set {PREFIX}ALGORITHMS", f"{PREFIX}ALGORITHMS has no valid value"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
@@ -589,7 +588,7 @@ def cannot_start(name: str, variables: Mapping[str, str], *words: str, missing: 
         name=name,
         variables=variables,
         check=says(1, *words, f"because {PREFIX}{missing} has no valid value", "requests get the response 503"),
-        explain=says(0, f"because {PREFIX}{missing} has no valid value", *words),
+        explain=says(1, "withheld: requests get 503", f"because {PREFIX}{missing} has no valid value", *words),
         verify=says(1, "not configured", f"Set {PREFIX}{missing}", *words),
         startup=(f"because {PREFIX}{missing} has no valid value", "requests get the response 503"),
         line=("verification=unavailable", "reason=cannot_start"),
@@ -1137,6 +1136,7 @@ FILES: Final = [
         "section is not a mapping",
         ("- destinations",),
         f"{SECTION}: expected a mapping",
+        explain=says(1, "withheld: requests get 503", f"{SECTION}: expected a mapping"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     in_file(
@@ -1144,7 +1144,7 @@ FILES: Final = [
         (GOOD, "verifiy: enforce"),
         f"{SECTION}.verifiy: unknown key; did you mean verify?",
         check=says(1, "did you mean verify?", "requests are verified (enforce)", "requests get the response 503"),
-        explain=says(0, "did you mean verify?", "requests get the response 503"),
+        explain=says(1, "did you mean verify?", "requests get the response 503"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     in_file(
@@ -1152,7 +1152,7 @@ FILES: Final = [
         (GOOD, "verify: on"),
         f"{SECTION}.verify: expected one of off, report, enforce",
         check=says(1, f"{SECTION}.verify: expected one of off, report, enforce", "requests get the response 503"),
-        explain=says(0, "expected one of off, report, enforce", "requests get the response 503"),
+        explain=says(1, "expected one of off, report, enforce", "requests get the response 503"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     SetUp(
@@ -1185,7 +1185,7 @@ FILES: Final = [
         variables=FILE | relay(),
         file="instrumentation/development:\n  python:\n    token-relay:\n      verify: enforce\n",
         check=says(1, f"did you mean {INSTRUMENTATION}?", "requests are verified (enforce)", "the response 503"),
-        explain=says(0, f"did you mean {INSTRUMENTATION}?", "the response 503"),
+        explain=says(1, f"did you mean {INSTRUMENTATION}?", "the response 503"),
         startup=("instrumentation/development.python.token-relay: unknown key",),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
@@ -1251,9 +1251,11 @@ def test_check_finds_no_problem_only_if_the_table_says_why(set_up: SetUp, found:
 
 
 def test_explain_and_the_relay_agree(found: Observed) -> None:
-    """explain prints relayed, and exits with 0, if and only if a hop of this process gets the token."""
-    assert found.explain.text.startswith("relayed\n") == found.is_relayed, found.explain.text
-    assert (found.explain.status == 0) == found.is_relayed
+    """explain prints relayed, and exits with 0, if and only if a request is served and its hop gets the token."""
+    is_relayed = found.is_relayed and "requests get the response 503" not in found.check.text
+
+    assert found.explain.text.startswith("relayed\n") == is_relayed, found.explain.text
+    assert (found.explain.status == 0) == is_relayed
 
 
 def test_no_output_contains_a_secret_or_a_traceback(found: Observed) -> None:

@@ -50,6 +50,12 @@ def mask_arguments(message: str) -> str:
     return escape(_WORD.sub(lambda word: _mask_word(word[0]), message))
 
 
+def conceal(text: str) -> str:
+    """Return *text* with everything that looks like a credential masked, such as a setting that contains a token."""
+    text = Scrubber().clean_text(text, NOTHING)
+    return _WORD.sub(lambda word: MASK if looks_like_token(word[0]) and "://" not in word[0] else word[0], text)
+
+
 def describe_unrecognized(arguments: Sequence[str], instead: str | None) -> str:
     """Return the error message about arguments that the command does not have.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import context_problem, relay_problem
+from otel_token_relay.commands.arguments import conceal
 from otel_token_relay.commands.coverage import (
     KINDS,
     NOT_COVERED,
@@ -151,7 +152,7 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
     settings = Settings.load(environ)
     report = Report(relay=relay_problem(environ) is None, verify=settings.verify)
     report.settings = list(_differing(environ, settings))
-    report.problems += settings.problems
+    report.problems += map(conceal, settings.problems)
     if options.all:
         report.problems += _install_hooks()
         report.libraries = [*try_hooks(), *(try_redaction(settings) if settings.redaction else ())]
@@ -201,7 +202,7 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
         # Of the settings that protect, the strictest value applies, not the first.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
-            yield Setting(variable.name, _shown(value), source.name, name in source.invalid)
+            yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
 
 
 def _install_hooks() -> list[str]:

@@ -12,6 +12,8 @@ from typing import Final
 
 from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import context_problem, relay_problem
+from otel_token_relay.commands.arguments import conceal, looks_like_token
+from otel_token_relay.commands.coverage import has_module
 from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
@@ -37,6 +39,11 @@ examples:
 """
 
 
+NOT_VERIFIABLE: Final = (
+    "every request gets the response 503, because verification cannot start: otel-token-relay check reports the reason"
+)
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
@@ -57,6 +64,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
     environ: Mapping[str, str] = os.environ
+    if any("://" not in url and looks_like_token(url) for url in options.urls):
+        print("otel-token-relay explain: error: expected URLs; one argument looks like a token", file=sys.stderr)
+        return USAGE_ERROR
     if options.pid is not None:
         try:
             environ = environment_of(options.pid)
@@ -88,19 +98,20 @@ def explain(
     """
     settings = _load_settings(environ)
     relay = Relay(settings)
-    off, unset = _relay_off(environ), None if settings.entries else _no_destinations(environ, settings, pid)
+    off, unset = _relay_off(environ, settings), None if settings.entries else _no_destinations(environ, settings, pid)
     results = [
         _Result(_read(url, environ, pid), relay.explain(url, without_user=without_user), off, unset) for url in urls
     ]
+    problems = list(map(conceal, settings.problems))
     for number, result in enumerate(results):
         if as_json:
-            print(json.dumps(result.as_json() | {"problems": list(settings.problems)}))
+            print(json.dumps(result.as_json() | {"problems": problems}))
         else:
             if number:
                 say()
             result.print(with_url=len(results) > 1)
     if not as_json:
-        for problem in settings.problems:
+        for problem in problems:
             say(f"problem: {problem}", indent=2)
         for note in describe_overridden(load_sources(environ), VARIABLES):
             say(f"note: {note}", indent=2)
@@ -111,18 +122,21 @@ def _load_settings(environ: Mapping[str, str]) -> Settings:
     return Settings.load(environ)
 
 
-def _relay_off(environ: Mapping[str, str]) -> str | None:
+def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     """Return why no token is relayed to any destination; ``None`` if the relay is on."""
     context = context_problem(environ)
     # The other problem of a context, that no package provides it, does not stop the relay.
-    return relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
+    off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
+    cannot_verify = settings.verify == "enforce" and (settings.missing_to_verify or not has_module("jwt"))
+    return off or (NOT_VERIFIABLE if cannot_verify else None)
 
 
 def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
     """Read *url*, with a note about the netrc entry of its host, if there is one."""
     read = read_url(url)
     netrc_note = "" if read.origin is None else describe_netrc(read.origin.host, environ, pid)
-    return read._replace(note=f"{read.note} {netrc_note}".strip())
+    note = f"{read.note} {netrc_note}".strip()
+    return read._replace(note=note, shown=conceal(read.shown), problem=conceal(read.problem))
 
 
 def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
@@ -130,8 +144,6 @@ def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | 
     if are_given("destinations", load_sources(environ)):
         return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
     place = "this environment" if pid is None else f"the environment of process {pid}"
-    if any("destinations" in problem.lower() for problem in settings.problems):  # under a misspelled name
-        return f"{DESTINATIONS} is not set in {place}: see the problem below."
     if pid is not None:
         return f"{DESTINATIONS} is not set in {place}."
     return (
@@ -159,6 +171,11 @@ class _Result:
     @property
     def is_withheld(self) -> bool:
         return self.relay_problem is not None or self.explanation.decision.outcome == "withheld"
+
+    @property
+    def headline(self) -> str:
+        """Why no destination gets a token, in a few words."""
+        return "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
 
     @property
     def advice(self) -> str:
@@ -199,7 +216,7 @@ class _Result:
     def print(self, *, with_url: bool) -> None:
         """Print the decision first, then the reason for it and what to do."""
         reason = self.explanation.decision.reason
-        verdict = _verdict(self.explanation) if self.relay_problem is None else "withheld: the relay is off"
+        verdict = _verdict(self.explanation) if self.relay_problem is None else f"withheld: {self.headline}"
         print(emphasize(escape(f"{verdict} ({self.url.shown})" if with_url else verdict)))
         if self.relay_problem is None:
             say(_meaning(reason), indent=2)
@@ -208,7 +225,7 @@ class _Result:
         self._print_entry()
         if reason is not Reason.RELAYED or self.relay_problem is not None:
             say(f"What to do: {self.advice}", indent=2)
-        if self.relay_problem is not None:
+        if self.relay_problem not in (None, NOT_VERIFIABLE):
             say(f"With the relay on: {_verdict(self.explanation)}", indent=2)
         if self.url.note:
             say(f"note: {self.url.note}", indent=2)
@@ -228,7 +245,10 @@ def _verdict(explanation: Explanation) -> str:
 
 def _meaning(reason: Reason) -> str:
     if reason is Reason.RELAYED:
-        return "A request there carries the caller's token, unless it has a credential of its own."
+        return (
+            "A request carries the token if it is sent while the caller's request is served and has no credential of"
+            " its own."
+        )
     return _plain(reason.meaning)
 
 

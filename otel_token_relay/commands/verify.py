@@ -71,6 +71,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
+    options.claims = [name for names in options.claims for name in names.split(",") if name]
     if (position := _find_token(options.claims)) is not None:
         return _fail(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}", USAGE_ERROR)
     # Without this handler, Python would print the package's warnings, which the result contains in more detail.

@@ -53,7 +53,7 @@ FAULTS = {
     7: Fault("The call is made after the request has ended", in_background=True),
     8: Fault("The issuer's name differs", at=PROFILE_SERVICE, environment={f"{PREFIX}ISSUERS": "{issuer}/"}),
     9: Fault(
-        "A variable is misspelled",
+        "A variable is misspelled, or the origin is not listed",
         environment={f"{PREFIX}DESTINATIONS": None, f"{PREFIX}DESTINATION": "{profile_service}"},
     ),
     10: Fault("The token has expired, or the clocks differ", issuer={"clock_error": -7200}),
