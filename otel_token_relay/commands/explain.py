@@ -140,7 +140,7 @@ def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
 
 
 def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
-    """Return the likely reason why there is no destination at all."""
+    """Return the likely reason why no destination is set at all."""
     if are_given("destinations", load_sources(environ)):
         return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
     place = "this environment" if pid is None else f"the environment of process {pid}"
@@ -160,7 +160,7 @@ class _Result:
         url: The URL.
         explanation: The relay's decision.
         relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
-        unset: Why there is no destination; ``None`` if there are destinations.
+        unset: Why no destination is set; ``None`` if any is.
     """
 
     url: ReadUrl

@@ -118,7 +118,7 @@ def test_h12_the_reason_is_other_process(echo):
 
     def child():
         relay = Relay(settings)
-        relay._record = lambda reason, context, address=None: reasons.append(reason)
+        relay._record = lambda reason, *_: reasons.append(reason)
         host, port = echo.removeprefix("http://").split(":")
         header = relay.decide(None, lambda _: ("http", host, int(port)), lambda *_: False)
         return header is None and reasons == [Reason.OTHER_PROCESS] and current_token() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def counted(reader: InMemoryMetricReader) -> list[dict[str, Any]]:
 
 
 def lines(log: pytest.LogCaptureFixture) -> list[str]:
-    return [message for message in log.messages if ", destination " in message]
+    return [message for message in log.messages if re.search(", (entry|origin) ", message)]
 
 
 @dataclass
@@ -95,7 +96,7 @@ def test_r38_an_anonymous_hop_to_a_listed_destination(
         with use_token(None):
             client.call(listed.url)
 
-    assert lines(log) == ["withheld: no_token, destination 127.0.0.1"]
+    assert lines(log) == [f"withheld: no_token, entry {listed.url}"]
     assert [attributes["server.address"] for attributes in counted(meter)] == ["127.0.0.1"]
 
 
@@ -103,13 +104,13 @@ def test_r38_an_anonymous_hop_to_a_listed_destination(
 def test_r38_an_anonymous_hop_to_another_destination(
     client: Client, log: pytest.LogCaptureFixture, meter: InMemoryMetricReader
 ) -> None:
-    """Only an unlisted destination is called `not listed`, and its host adds no value to the counter."""
+    """The line contains the origin, which adds no value to the counter."""
     with client.party() as listed, client.party() as other:
         install(Settings(destinations=[listed.url]))
         with use_token(None):
             client.call(other.url)
 
-    assert lines(log) == ["withheld: no_token, destination not listed"]
+    assert lines(log) == [f"withheld: no_token, origin {other.url}"]
     assert ["server.address" in attributes for attributes in counted(meter)] == [False]
 
 
@@ -123,18 +124,18 @@ def test_r38_a_url_that_cannot_be_read(token: str | None, reason: str, log: pyte
     relay = Relay(Settings(destinations=[one.url]))
     hop(relay, Request(None), token)
 
-    assert lines(log) == ["withheld: no_token, destination unknown", f"withheld: {reason}, destination unknown"]
+    assert lines(log) == ["withheld: no_token, origin unknown", f"withheld: {reason}, origin unknown"]
 
 
 @pytest.mark.parametrize(
     ("entry", "shown"),
     [
-        ("https://profile-service", "profile-service"),
-        ("https://*", "*"),
-        ("https://profile-service:*", "profile-service"),
-        ("https://profile-service;audience=profiles", "profile-service"),
-        ("http://profile-service", "not listed"),
-        ("https://*.profile-service", "not listed"),
+        ("https://profile-service", "entry https://profile-service"),
+        ("https://*", "entry https://*"),
+        ("https://profile-service:*", "entry https://profile-service:*"),
+        ("https://profile-service;audience=profiles", "entry https://profile-service;audience=profiles"),
+        ("http://profile-service", "origin https://profile-service"),
+        ("https://*.profile-service", "origin https://profile-service"),
     ],
 )
 @pytest.mark.parametrize("token", [None, TOKEN], ids=["anonymous", "with a token"])
@@ -145,7 +146,7 @@ def test_r38_the_debug_line_names_the_entry(
     hop(Relay(Settings(destinations=[entry])), Request(), token)
 
     assert len(lines(log)) == 1
-    assert lines(log)[0].endswith(f", destination {shown}")
+    assert lines(log)[0].endswith(f", {shown}")
 
 
 @pytest.mark.parametrize("headers", [None, ("authorization",)], ids=["unreadable", "with a credential"])
@@ -155,7 +156,7 @@ def test_r38_unreadable_headers_may_contain_a_credential(
 ) -> None:
     """The destination is known in this case."""
     assert hop(Relay(Settings(destinations=["https://profile-service"])), Request(headers=headers), token) is None
-    assert lines(log) == ["withheld: explicit_credential, destination profile-service"]
+    assert lines(log) == ["withheld: explicit_credential, entry https://profile-service"]
 
 
 REQUESTS = {
@@ -207,7 +208,7 @@ def test_r38_no_destination_is_looked_up_if_the_list_is_empty(log: pytest.LogCap
     hop(Relay(Settings()), request)
 
     assert request.reads == 0
-    assert lines(log) == ["withheld: no_token, destination not listed"]
+    assert lines(log) == ["withheld: no_token, origin unknown"]
 
 
 def test_r38_no_destination_is_looked_up_if_decisions_are_not_recorded() -> None:

@@ -115,17 +115,21 @@ def test_check_all_imports_every_library_and_tries_its_hooks() -> None:
     assert {states[signal] for signal in ("spans", "logs", "metrics")} == {"redacted at the conversion point"}
 
 
-def test_check_all_fails_if_a_library_cannot_be_hooked() -> None:
+def test_check_all_fails_if_a_library_cannot_be_hooked(
+    without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A release without the method that is hooked is a problem: its requests would have no token."""
-    program = (
-        "import sys, httpx; del httpx.HTTPTransport\nfrom otel_token_relay import cli\n"
-        "sys.exit(cli.main(['check', '--all', '--json']))"
-    )
-    status, output = run(program=("-W", "ignore", "-c", program), **{DESTINATIONS: "https://a"})
+    import httpx
 
-    assert status == 1
-    (problem,) = json.loads(output)["problems"]
-    assert problem.startswith(f"httpx {version('httpx')}: cannot be hooked: httpx: AttributeError")
+    uninstall()
+    without_hooks.setenv(DESTINATIONS, "https://a")
+    without_hooks.delattr(httpx, "HTTPTransport")
+    for name, kept in (("CLIENT_HOOKS", CLIENT_HOOKS[:2]), ("SERVER_HOOKS", ()), ("BOUNDARY_HOOKS", ())):
+        without_hooks.setattr(coverage, name, kept)
+
+    assert cli.main(["check", "--all", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert problems[-1].startswith(f"httpx {version('httpx')}: cannot be hooked: httpx: AttributeError")
 
 
 def test_a_release_without_the_module_is_a_problem(without_hooks: pytest.MonkeyPatch) -> None:

@@ -219,10 +219,9 @@ def wait_until(condition, process=None):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("redirection", ["<&-", "<&- 2>&-"], ids=["no input", "no input and no errors"])
-def test_demo_runs_without_standard_streams(start, tmp_path, redirection):
+def test_demo_runs_without_standard_streams(start, tmp_path):
     """The demo succeeds from cron or a supervisor, also in a folder that cannot be written."""
-    command = ["sh", "-c", f'"$@" {redirection}', "sh", *COMMAND]
+    command = ["sh", "-c", '"$@" <&- 2>&-', "sh", *COMMAND]
 
     process, survivors = start(cwd="/proc", command=command)
     output, _ = process.communicate(timeout=120)

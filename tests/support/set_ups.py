@@ -68,7 +68,7 @@ def says(status: int, *words: str, never: tuple[str, ...] = ()) -> Says:
 class SetUp:
     """One wrong set-up, and what explains it.
 
-    In the variables and in the file, ``{issuer}`` stands for the issuer, and ``{file}`` for the path of the file.
+    In the variables and in the file, ``{issuer}`` is replaced with the issuer, and ``{file}`` with the file's path.
 
     Attributes:
         name: What is wrong.
@@ -77,7 +77,7 @@ class SetUp:
         explain: What ``explain`` says.
         verify: What ``verify`` says.
         startup: Words in one line of the log at startup; empty if the log has no line about it.
-        line: Words in one line of the decision log; empty if there is no line.
+        line: Words in one line of the decision log; empty for none.
         url: The URL of the hop.
         token: Returns the token, as it follows ``Bearer`` in the request.
         fault: Changes what the issuer does.
@@ -159,7 +159,7 @@ def _libraries() -> list[Library]:
 
 @cache
 def _entry_points(**wanted: str) -> EntryPoints:
-    """Read the metadata of all packages once for each question."""
+    """Read the metadata of all packages once for each group."""
     return entry_points(**wanted)
 
 
