@@ -124,12 +124,13 @@ def test_check_all_fails_if_a_library_cannot_be_hooked(
     uninstall()
     without_hooks.setenv(DESTINATIONS, "https://a")
     without_hooks.delattr(httpx, "HTTPTransport")
-    for name, kept in (("CLIENT_HOOKS", CLIENT_HOOKS[:2]), ("SERVER_HOOKS", ()), ("BOUNDARY_HOOKS", ())):
-        without_hooks.setattr(coverage, name, kept)
+    for name in ("SERVER_HOOKS", "BOUNDARY_HOOKS", "FRAMEWORK_HOOKS"):
+        without_hooks.setattr(coverage, name, ())
+    without_hooks.setattr(coverage, "CLIENT_HOOKS", CLIENT_HOOKS[:2])
 
     assert cli.main(["check", "--all", "--json"]) == 1
-    problems = json.loads(capsys.readouterr().out)["problems"]
-    assert problems[-1].startswith(f"httpx {version('httpx')}: cannot be hooked: httpx: AttributeError")
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem.startswith(f"httpx {version('httpx')}: cannot be hooked: httpx: AttributeError")
 
 
 def test_a_release_without_the_module_is_a_problem(without_hooks: pytest.MonkeyPatch) -> None:
