@@ -15,8 +15,8 @@ class TokenRelayInstrumentor:
 
     is_instrumented_by_opentelemetry = True
 
-    def instrument(self, **kwargs: Any) -> None:
-        """Do nothing; *kwargs* are the settings in the configuration file."""
+    def instrument(self, /, **kwargs: Any) -> None:
+        """Do nothing; *kwargs* are the settings in the configuration file, with keys of any name."""
 
-    def uninstrument(self, **kwargs: Any) -> None:
+    def uninstrument(self, /, **kwargs: Any) -> None:
         """Do nothing."""

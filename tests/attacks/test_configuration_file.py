@@ -312,6 +312,59 @@ def test_options_complete_the_installed_settings() -> None:
     assert (settings.max_age, settings.verify) == (7, "enforce")
 
 
+# OpenTelemetry itself
+
+# A start takes seconds of processor time. All of them run if FULL_MATRIX is set.
+ALL: Final = bool(os.environ.get("FULL_MATRIX"))
+
+CONSOLE = {"tracer_provider": {"processors": [{"simple": {"exporter": {"console": None}}}]}}
+
+STARTING = """
+import json, logging, sys
+from opentelemetry import trace
+from opentelemetry.configuration import configure_sdk, load_config_file
+
+failures = []
+logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
+logging.getLogger("opentelemetry.configuration.instrumentation").handle = lambda r: failures.append(r.getMessage())
+token, documents = json.load(sys.stdin)
+for number, document in enumerate(documents):
+    with open("otel.json", "w") as file:
+        json.dump(document, file)
+    try:
+        configure_sdk(load_config_file("otel.json"))
+    except Exception as error:
+        failures.append(f"{number}: {error!r}")
+    with trace.get_tracer("test").start_as_current_span("work", attributes={"url.query": f"access_token={token}"}):
+        pass
+print(len(documents), failures)
+"""
+
+
+@pytest.mark.parametrize("place", [in_instrumentation, in_propagator])
+def test_opentelemetry_starts_with_each_malformed_mapping(tmp_path: Path, place: Any) -> None:
+    """It reads the file with its own parser and schema. What it exports contains no token.
+
+    Validating a file takes a tenth of a second, so all mappings are tried if FULL_MATRIX is set.
+    """
+    mappings = MAPPINGS if ALL else MAPPINGS[place is in_propagator :: 24]
+    documents = [{"file_format": "1.0", **CONSOLE, **place(mapping)} for mapping in mappings]
+    environ = {**os.environ, "OTEL_CONFIG_FILE": "otel.json", "OTEL_PROPAGATORS": "token_relay"}
+    done = subprocess.run(
+        [sys.executable, "-c", STARTING],
+        input=json.dumps([TOKEN, documents]),
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+    assert done.stdout.splitlines()[-1:] == [f"{len(mappings)} []"], done.stderr[-2000:]
+    assert done.stdout.count('"url.query"') == len(mappings)
+    assert TOKEN not in done.stdout + done.stderr
+
+
 # Real processes
 
 
@@ -328,7 +381,6 @@ def start(tmp_path: Path, document: dict[str, Any], behind: Any, **environ: str)
     return service(*command, cwd=tmp_path, environ=variables)
 
 
-CONSOLE = {"tracer_provider": {"processors": [{"simple": {"exporter": {"console": None}}}]}}
 COMPOSITE = {"composite": [{"tracecontext": None}, {"token_relay": None}]}
 STARTS = {
     "composite": ({"propagator": COMPOSITE, **CONSOLE}, {}),
@@ -341,10 +393,6 @@ STARTS = {
     "invalid elsewhere": ({"propagator": COMPOSITE, "resource": 5}, {}),
     "the environment switches on": ({**CONSOLE}, {"OTEL_PROPAGATORS": "tracecontext,token_relay"}),
 }
-
-
-# A start takes seconds of processor time. All of them run if FULL_MATRIX is set.
-ALL: Final = bool(os.environ.get("FULL_MATRIX"))
 
 
 @pytest.mark.parametrize("name", STARTS if ALL else ["composite_list", "disabled", "unknown exporter"])
