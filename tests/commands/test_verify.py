@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_token_relay import cli
-from otel_token_relay.commands import verify
+from otel_token_relay.commands import NO_RESPONSE, verify
 from otel_token_relay.verification.http_client import FetchFailed
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.processes import unused_port
@@ -552,9 +552,9 @@ def test_warnings_are_not_printed_twice(issuer: Issuer) -> None:
     assert (ran.returncode, ran.stderr) == (3, "")
 
 
-def test_ctrl_c_while_an_issuer_hangs_ends_quietly(issuer: Issuer) -> None:
-    """Nothing is printed, and no thread keeps the process alive."""
-    issuer.behave = issuer.hang
+def interrupt_verify(issuer: Issuer) -> tuple[int, bytes, bytes]:
+    """Interrupt the command while it waits for the issuer."""
+    before = len(issuer.hits)
     with subprocess.Popen(
         [sys.executable, "-m", "otel_token_relay", "verify"],
         env=os.environ | environment_of(issuer),
@@ -565,13 +565,23 @@ def test_ctrl_c_while_an_issuer_hangs_ends_quietly(issuer: Issuer) -> None:
         assert process.stdin is not None
         process.stdin.write(make_token(claims(issuer.url)).encode())
         process.stdin.close()
-        wait_until(lambda: len(issuer.hits) > 0, 60)
+        wait_until(lambda: len(issuer.hits) > before, 60)
         process.send_signal(signal.SIGINT)
         status = process.wait(60)
-        output, errors = process.stdout, process.stderr
-        assert output is not None
-        assert errors is not None
-        assert (status, output.read(), errors.read()) == (130, b"", b"")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        return status, process.stdout.read(), process.stderr.read()
+
+
+def test_ctrl_c_while_an_issuer_hangs_ends_quietly(issuer: Issuer) -> None:
+    """Nothing is printed, and no thread keeps the process alive.
+
+    On a machine that is very busy, the command may stop waiting before the signal arrives.
+    """
+    issuer.behave = issuer.hang
+    results = (interrupt_verify(issuer) for _ in range(3))
+
+    assert next(result for result in results if result[0] != NO_RESPONSE) == (130, b"", b"")
 
 
 # What must never be printed
