@@ -19,7 +19,8 @@ from otel_token_relay.configuration_file import Section, read_configuration_file
 from otel_token_relay.destinations import Destination, read_destinations
 from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import OriginPattern, is_trustworthy
+from otel_token_relay.origin import Origin, OriginPattern, is_trustworthy
+from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.setting_kinds import COUNT, ENTRIES, FLAG, NUMBER, TEXT, WORDS, Kind, choice
 from otel_token_relay.sources import Source, SourceReader, Variable, merge
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
@@ -333,14 +334,22 @@ class Settings:
         for destination in self.entries:
             pattern = destination.pattern
             if destination.never:
-                continue
-            if pattern.host == "*":
+                if self._relays_to_other_ports(pattern):
+                    found.append(f"{destination} excludes one port only, and a wider entry relays to the others")
+            elif pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
             elif pattern.scheme == "http" and not pattern.is_loopback and not self._is_plaintext(pattern):
                 found.append(
                     f"the destination {pattern} sends tokens unencrypted; this is safe only behind a mesh sidecar"
                 )
         return tuple(found)
+
+    def _relays_to_other_ports(self, pattern: OriginPattern) -> bool:
+        if pattern.port is None:
+            return False
+        policy = RelayPolicy(self.entries, self.refused)
+        host = pattern.host.replace("*", "any")
+        return any(policy.match(Origin(pattern.scheme, host, port)) for port in {1, 2} - {pattern.port})
 
     def _is_plaintext(self, pattern: OriginPattern) -> bool:
         port = "*" if pattern.port is None else pattern.port

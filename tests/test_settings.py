@@ -252,3 +252,21 @@ def test_only_explicit_values_are_given() -> None:
     assert Settings.from_env({PREFIX + "DESTINATIONS": "https://a"}).given == {"destinations"}
     assert settings == replace(settings)
     assert hash(settings) == hash(replace(settings))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("https://*.internal:*,https://pay.internal;never", 1),
+        ("https://*.internal:*,https://*.pay.internal;never", 1),
+        ("https://*.internal:*,https://pay.internal:*;never", 0),
+        ("https://*.internal,https://pay.internal;never", 0),
+        ("http://*.internal:*,https://pay.internal;never", 0),
+        ("https://pay.internal;never", 0),
+    ],
+)
+def test_never_warns_if_other_ports_get_the_token(text: str, count: int) -> None:
+    """A port that is not named means 443."""
+    warnings = Settings.from_env({PREFIX + "DESTINATIONS": text}).warnings
+
+    assert sum("excludes one port only" in warning for warning in warnings) == count

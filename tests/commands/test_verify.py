@@ -552,6 +552,11 @@ def test_warnings_are_not_printed_twice(issuer: Issuer) -> None:
     assert (ran.returncode, ran.stderr) == (3, "")
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does for a job in the background, in which this test may run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt_verify(issuer: Issuer) -> tuple[int, bytes, bytes]:
     """Interrupt the command while it waits for the issuer."""
     before = len(issuer.hits)
@@ -561,6 +566,7 @@ def interrupt_verify(issuer: Issuer) -> tuple[int, bytes, bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=heed_interrupts,
     ) as process:
         assert process.stdin is not None
         process.stdin.write(make_token(claims(issuer.url)).encode())

@@ -383,7 +383,8 @@ def test_an_application_called_in_process_has_the_token_of_that_call(outer):
 def test_the_access_log_of_uvicorn_works(caplog, monkeypatch):
     """It has one line for each request, without the token."""
     # A server without an access log in another test of this process may have switched this off.
-    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
+    for name, value in (("propagate", True), ("disabled", False)):
+        monkeypatch.setattr(logging.getLogger("uvicorn.access"), name, value)
     install(Settings())
     caplog.set_level(logging.INFO, "uvicorn.access")
     with serve_asgi(apps.starlette(), access_log=True) as port:
