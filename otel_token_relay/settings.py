@@ -335,7 +335,7 @@ class Settings:
             pattern = destination.pattern
             if destination.never:
                 if self._relays_to_other_ports(pattern):
-                    found.append(f"{destination} excludes one port only, and a wider entry relays to the others")
+                    found.append(f"{destination} excludes one port only, and a wider entry relays to its other ports")
             elif pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
             elif pattern.scheme == "http" and not pattern.is_loopback and not self._is_plaintext(pattern):
