@@ -29,6 +29,8 @@ VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
+# A section of the same name for another language is not ours.
+_OTHER_LANGUAGES: Final = frozenset({"cpp", "dotnet", "erlang", "go", "java", "js", "php", "ruby", "rust", "swift"})
 # A file of settings is far smaller.
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
@@ -170,19 +172,27 @@ def _sections(document: object, environ: Mapping[str, str]) -> Iterator[Section]
 
 
 def _misspelled(document: object, environ: Mapping[str, str]) -> Iterator[tuple[Section, str]]:
-    for top, languages in _items(document):
-        if not _resembles(str(top).partition("/")[0], "instrumentation"):
-            continue
-        for language, libraries in _items(languages):
-            for key, content in _items(libraries):
-                is_similar = _resembles(language, _INSTRUMENTATION[1]) and _resembles(key, KEY)
-                if is_similar and (top, language, key) != _INSTRUMENTATION:
-                    yield _section(f"{top}.{language}.{key}", content, environ), ".".join(_INSTRUMENTATION)
+    for top, content in _items(document):
+        if _resembles(top, KEY) or _resembles(str(top).partition("/")[0], "instrumentation"):
+            for keys, found in _similar({top: content}):
+                if keys != _INSTRUMENTATION and not _OTHER_LANGUAGES & {*keys[:2]}:
+                    yield _section(".".join(keys), found, environ), ".".join(_INSTRUMENTATION)
     for index, item in enumerate(_composite(document)):
         for key, content in _items(item):
             if key != KEY and _resembles(key, KEY):
                 path = f"propagator.composite[{index}]"
                 yield _section(f"{path}.{key}", content, environ), f"{path}.{KEY}"
+
+
+def _similar(value: object, path: tuple[str, ...] = (), depth: int = 5) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield the path and the content of each key that resembles ours, at any place in *value*."""
+    items = enumerate(value) if isinstance(value, list) else _items(value)
+    for key, content in items if depth else ():
+        here = (*path, str(key))
+        if _resembles(key, KEY):
+            yield here, content
+        else:
+            yield from _similar(content, here, depth - 1)
 
 
 def _items(value: object) -> Iterable[tuple[Any, Any]]:

@@ -75,6 +75,8 @@ class Destination:
 
     @classmethod
     def _parse(cls, entry: str) -> Destination:
+        if _jwt.search(entry):
+            raise ValueError("it contains a token")  # which every log line about this destination would repeat
         if not entry.strip():
             raise ValueError("it is empty; if it refers to a variable, that variable is not set")
         if "," in entry:

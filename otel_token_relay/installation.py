@@ -213,8 +213,11 @@ def pre_instrument() -> None:
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
-            # A configuration file may have replaced the propagators that OTEL_PROPAGATORS names.
-            _join_global_textmap(_installed)
+            try:  # a configuration file may have replaced the propagators that OTEL_PROPAGATORS names
+                with _lock:
+                    _join_global_textmap(_installed)
+            except Exception:
+                _logger.exception("token relay could not join the propagators of the configuration file")
             _prepare_threads()
             _installed.runtime.prepare()
 

@@ -127,9 +127,9 @@ class _DebugLogger(logging.Logger):
         return True
 
     def handle(self, record: logging.LogRecord) -> None:
-        if decisions is not None:
+        if (log := decisions) is not None:  # another thread may switch it off
             # Without the traceback, whose last line may quote a value.
-            decisions.write(level=record.levelname.lower(), message=record.getMessage())
+            log.write(level=record.levelname.lower(), message=record.getMessage())
         if super().isEnabledFor(record.levelno):
             super().handle(record)
 

@@ -326,6 +326,7 @@ class Settings:
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each setting that is valid but risky."""
         found = []
+        policy = RelayPolicy(self.entries, self.refused)
         if self.issuers and self.verify == "off":
             found.append(
                 f"{VARIABLES['issuers'].name} is set, but requests are not verified: set"
@@ -334,7 +335,7 @@ class Settings:
         for destination in self.entries:
             pattern = destination.pattern
             if destination.never:
-                if self._relays_to_other_ports(pattern):
+                if _relays_to_other_ports(policy, pattern):
                     found.append(f"{destination} excludes one port only, and a wider entry relays to its other ports")
             elif pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
@@ -344,13 +345,6 @@ class Settings:
                 )
         return tuple(found)
 
-    def _relays_to_other_ports(self, pattern: OriginPattern) -> bool:
-        if pattern.port is None:
-            return False
-        policy = RelayPolicy(self.entries, self.refused)
-        host = pattern.host.replace("*", "any")
-        return any(policy.match(Origin(pattern.scheme, host, port)) for port in {1, 2} - {pattern.port})
-
     def _is_plaintext(self, pattern: OriginPattern) -> bool:
         port = "*" if pattern.port is None else pattern.port
         return pattern.host in self.plaintext_hosts or f"{pattern.host}:{port}" in self.plaintext_hosts
@@ -359,6 +353,12 @@ class Settings:
 VARIABLES: Final[Mapping[str, Variable]] = {
     f.name: cast("Variable", f.metadata["variable"]) for f in fields(Settings) if "variable" in f.metadata
 }
+
+
+def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
+    """Return whether a token is relayed to the host of a ``;never`` entry on a port that no entry names."""
+    host = pattern.host.replace("*", "any")
+    return pattern.port is not None and policy.match(Origin(pattern.scheme, host, 0)) is not None
 
 
 def _default_of(name: str) -> object:

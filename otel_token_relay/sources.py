@@ -42,8 +42,8 @@ _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RE
 
 # What follows from the strict value if that is not obvious.
 _EFFECTS: Final = {
-    "header": "; until this is corrected, no token is relayed",
-    "source_headers": "; until this is corrected, no token is read from any request",
+    "header": "no token is relayed",
+    "source_headers": "no token is read from any request",
 }
 
 
@@ -106,16 +106,16 @@ class SourceReader:
             passed: A section of a configuration file that the application has loaded.
             environ: The environment variables.
         """
-        sources = self._safely(FILE_VARIABLE, self.read_file, file)
+        sources = self._safely(FILE_VARIABLE, lambda: self.read_file(file))
         if passed is not None:
             sources += self._safely(passed.path, lambda: [self.read_section(passed)])
         return sources + self._safely("environment", lambda: [self.read_environment(environ)])
 
-    def _safely(self, name: str, read: Callable[..., list[Source]], *args: object) -> list[Source]:
-        """Call *read*. If it raises, which no known value makes it do, the source is strict."""
+    def _safely(self, name: str, read: Callable[[], list[Source]]) -> list[Source]:
+        """Return what *read* returns. If it raises an exception, return a strict source, so that the process starts."""
         try:
-            return read(*args)
-        except Exception as error:  # the application starts, and what the source may have required applies
+            return read()
+        except Exception as error:
             source = Source(name, problems=[f"{name}: cannot be read: {type(error).__name__}"])
             self._be_strict(source)
             return [source]
@@ -135,14 +135,12 @@ class SourceReader:
         """Read the sections of the configuration file."""
         if file.problem is not None:
             return [self._read_nothing(file)]
-        sources = [self.read_section(section) for section in file.sections]
-        sources += [self._read_misspelled(section, meant) for section, meant in file.misspelled]
-        for path in file.duplicates:
-            # A parser keeps the last one, and the one that protects may be the first.
-            source = Source(path, problems=[f"{path}: duplicate key"])
+        # A repeated key comes first: a parser keeps the last one, and the one that protects may be the first.
+        sources = [Source(path, problems=[f"{path}: duplicate key"]) for path in file.duplicates]
+        for source in sources:
             self._be_strict(source)
-            sources.append(source)
-        return sources
+        sources += [self.read_section(section) for section in file.sections]
+        return sources + [self._read_misspelled(section, meant) for section, meant in file.misspelled]
 
     def read_section(self, section: Section) -> Source:
         """Read one section of the configuration file."""
@@ -182,7 +180,8 @@ class SourceReader:
             source.values[setting] = self._check(setting, found)
         except ValueError as error:
             problem = error.problem if isinstance(error, ConfigurationError) else str(error)
-            _report(source, label, f"{problem}{_EFFECTS.get(setting, '')}")
+            effect = f"; until this is corrected, {_EFFECTS[setting]}" if setting in _EFFECTS else ""
+            _report(source, label, f"{problem}{effect}")
             self._replace(source, setting)
 
     def _read_nothing(self, file: ConfigurationFile) -> Source:
@@ -309,6 +308,6 @@ def _shown(name: str) -> str:
 def _effect(setting: str, source: Source) -> str:
     """Return what a setting's strict value causes."""
     if setting in _EFFECTS:
-        return _EFFECTS[setting].partition(", ")[2]
+        return _EFFECTS[setting]
     value = source.values[setting]
     return f"{str(value).lower() if value != () else 'an empty list'} applies"

@@ -214,7 +214,19 @@ def test_an_entry_that_is_dropped_because_of_another_is_in_the_error() -> None:
         Settings(destinations=["https://a;require"])
 
 
-@pytest.mark.parametrize("form", ["Bearer {}", "https://a/?token={}", "https://a;{}", "https://a;{}=1", "https://a:{}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}",
+        "Bearer {}",
+        "https://{}",
+        "https://a/?token={}",
+        "https://a;{}",
+        "https://a;{}=1",
+        "https://a:{}",
+        "https://a;audience={}",
+    ],
+)
 def test_a_token_in_an_entry_is_masked(form: str) -> None:
     """A variable with a token may be set by mistake."""
     token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlc2lnbmF0dXJl"

@@ -38,7 +38,6 @@ examples:
   otel-token-relay explain --pid "$(pgrep -o gunicorn)" https://profile-service/v1/me
 """
 
-
 NOT_VERIFIABLE: Final = (
     "every request gets the response 503, because verification cannot start: otel-token-relay check reports the reason"
 )
@@ -96,7 +95,7 @@ def explain(
     Returns:
         0 if a token would be sent to all of them, 1 if it would be withheld from any.
     """
-    settings = _load_settings(environ)
+    settings = Settings.load(environ)
     relay = Relay(settings)
     off, unset = _relay_off(environ, settings), None if settings.entries else _no_destinations(environ, settings, pid)
     results = [
@@ -116,10 +115,6 @@ def explain(
         for note in describe_overridden(load_sources(environ), VARIABLES):
             say(f"note: {note}", indent=2)
     return PROBLEM if any(result.is_withheld for result in results) else OK
-
-
-def _load_settings(environ: Mapping[str, str]) -> Settings:
-    return Settings.load(environ)
 
 
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
@@ -143,9 +138,8 @@ def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | 
     """Return the likely reason why no destination is set at all."""
     if are_given("destinations", load_sources(environ)):
         return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
-    place = "this environment" if pid is None else f"the environment of process {pid}"
     if pid is not None:
-        return f"{DESTINATIONS} is not set in {place}."
+        return f"{DESTINATIONS} is not set in the environment of process {pid}."
     return (
         f"{DESTINATIONS} is not set in this environment. explain reads the environment of this shell: use --pid with"
         " the process id of the running service, or export the service's variables first."

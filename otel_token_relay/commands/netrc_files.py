@@ -37,5 +37,5 @@ def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> st
 
 def _file(name: str, pid: int | None) -> Path:
     if pid is None:
-        return Path(name)
+        return Path(name).expanduser()
     return Path(f"/proc/{pid}/root{name}" if name.startswith("/") else f"/proc/{pid}/cwd/{name}")

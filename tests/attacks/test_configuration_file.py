@@ -264,6 +264,38 @@ def test_a_repeated_key_on_the_way_to_the_settings_is_strict(tmp_path: Path, tex
     assert "duplicate key" in settings.problems[0]
 
 
+def test_a_repeated_key_relays_nothing(tmp_path: Path) -> None:
+    """The section that the parser kept may list more destinations than the other one."""
+    path = tmp_path / "otel.json"
+    path.write_text(
+        '{"instrumentation/development": {"python": {"token_relay": {"destinations": ["https://a"]},'
+        ' "token_relay": {"destinations": ["https://*"]}}}}'
+    )
+
+    assert Settings.load({"OTEL_CONFIG_FILE": str(path)}).destinations == ()
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({"token_relay": {}}, "token_relay"),
+        ({"instrumentation/development": {"token_relay": {}}}, "instrumentation/development.token_relay"),
+        ({"instrumentation/development": {"general": {"token_relay": {}}}}, "instrumentation/development.general."),
+        ({"instrumentation/development": {"python": [{"token_relay": {}}]}}, "instrumentation/development.python.0."),
+        ({"instrumentation": {"python": {"token-relay": {}}}}, "instrumentation.python.token-relay"),
+        ({"instrumentation/development": {"java": {"token_relay": {}}}}, None),
+        ({"resource": {"token_relay": {}}}, None),
+    ],
+)
+def test_a_section_in_another_place_is_strict(in_file: Any, document: Any, path: str | None) -> None:
+    """It has no effect, so requests would not be verified although the operator has written that they are."""
+    text = json.dumps(document).replace("{}", '{"verify": "enforce"}')
+    settings = Settings.load(in_file(json.loads(text)))
+
+    assert settings.verify == ("off" if path is None else "enforce")
+    assert path is None or settings.problems[0].startswith(path)
+
+
 @pytest.mark.parametrize("value", ["${MODE:-enforce}", "${MODE}", " "])
 def test_a_blank_variable_does_not_switch_verification_off(in_file: Any, value: str) -> None:
     """The default also applies if the variable is empty; without one, it is unknown what was meant."""

@@ -14,7 +14,6 @@ import pytest
 
 from otel_token_relay import cli
 from otel_token_relay.commands.explain import explain
-from otel_token_relay.settings import Settings
 from tests.commands.test_check import run
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
@@ -373,15 +372,10 @@ def test_the_command_reads_the_environment() -> None:
     assert run("explain", "https://a", OTEL_PROPAGATORS="tracecontext", **{DESTINATIONS: "a"})[0] == 1
 
 
-def test_the_settings_are_those_of_the_relay(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One helper reads them, from the environment that is explained."""
-    read = []
-    monkeypatch.setattr(
-        "otel_token_relay.commands.explain._load_settings",
-        lambda environ: read.append(environ) or Settings(destinations=["https://from-a-file"]),
-    )
+def test_all_sources_of_settings_are_read(tmp_path: Path) -> None:
+    """The configuration file is the one in the environment that is explained, not the one of this process."""
+    path = tmp_path / "otel.json"
+    path.write_text('{"propagator": {"composite": [{"token_relay": {"destinations": ["https://from-a-file"]}}]}}')
 
-    assert explain(["https://from-a-file"], ON) == 0
-    assert read == [ON]
+    assert explain(["https://from-a-file"], {"OTEL_CONFIG_FILE": str(path)}) == 0
+    assert explain(["https://from-a-file"], ON) == 1
