@@ -358,7 +358,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
     """Return whether a token is relayed to the host of a ``;never`` entry on a port that no entry names."""
     host = pattern.host.replace("*", "any")
-    return pattern.port is not None and policy.match(Origin(pattern.scheme, host, 0)) is not None
+    return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
 
 def _default_of(name: str) -> object:

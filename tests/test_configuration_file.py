@@ -78,6 +78,8 @@ def test_the_file_may_name_the_propagator(tmp_path: Path, text: str, is_named: b
         ("x${A}y${B:-b}z", "xaybz"),
         ("${B}", ""),
         ("${B:-}", ""),
+        ("${EMPTY:-b}", "b"),
+        ("${EMPTY}", ""),
         ("$${A}", "${A}"),
         ("$A", "$A"),
         ("${A", "${A"),
@@ -92,7 +94,7 @@ def test_environment_variables_are_substituted_in_values_only(
     section = {"header": written, "destinations": [written, {"origin": written}], written: 1}
     text = json.dumps({"instrumentation/development": {"python": {"token_relay": section}}})
 
-    (found,) = read(tmp_path, text, name, A="a").sections
+    (found,) = read(tmp_path, text, name, A="a", EMPTY="").sections
 
     assert found.content == {"header": read_as, "destinations": [read_as, {"origin": read_as}], written: 1}
 

@@ -342,6 +342,7 @@ def test_options_complete_the_installed_settings() -> None:
     settings = propagator_from_env(max_age=8, verify="enforce").relay.settings
 
     assert (settings.max_age, settings.verify) == (7, "enforce")
+    assert propagator_from_env(max_age=9, linger=1).relay.settings.max_age == 7
 
 
 # OpenTelemetry itself
@@ -428,7 +429,9 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("name", STARTS if ALL else ["composite_list", "disabled", "unknown exporter"])
+@pytest.mark.parametrize(
+    "name", STARTS if ALL else ["composite_list", "disabled", "unknown exporter", "the environment switches on"]
+)
 def test_a_service_relays_with_the_settings_of_the_file(tmp_path: Path, name: str) -> None:
     """The destinations are in the file only. What is exported contains no token."""
     document, environ = STARTS[name]
