@@ -109,9 +109,11 @@ def origins_of(entry: str) -> Iterator[OriginPattern]:
     found = [pattern for text in texts if (pattern := _parse(text)) is not None]
     yield from found
     if may_have_parameters(entry):
-        # Any other host that can be read in the entry may be the one that was meant.
+        # Any other host that can be read in the entry may be the one that was meant, even before an @: what looks
+        # like user info may be another entry.
         known = {pattern.host for pattern in found}
-        others = [f"{scheme}://{host}:*" for host in _hosts(entry) for scheme in _BOTH]
+        hosts = dict.fromkeys([*_hosts(hide_user_info(entry)), *_hosts(entry)])
+        others = [f"{scheme}://{host}:*" for host in hosts for scheme in _BOTH]
         yield from (pattern for text in others if (pattern := _parse(text)) is not None and pattern.host not in known)
 
 
@@ -124,12 +126,12 @@ def _parse(text: str) -> OriginPattern | None:
 def is_illegible(entry: str) -> bool:
     """Return whether no host can be read in an invalid entry, so that any wildcard may include the intended one."""
     origin = _leading_scheme("", entry.partition(";")[0])
-    return _cannot_be_read(origin) is not None or not any(map(_parse, _hosts(entry)))
+    return _cannot_be_read(origin) is not None or not any(map(_parse, _hosts(hide_user_info(entry))))
 
 
 def _hosts(entry: str) -> list[str]:
     """Return everything in an entry that looks like a host, except values of parameters."""
-    text = _leading_scheme("", _value.sub("", hide_user_info(entry)))
+    text = _leading_scheme("", _value.sub("", entry))
     return [name for name in _looks_like_host(text) if name not in PARAMETERS]
 
 
