@@ -18,7 +18,8 @@ from typing import Final
 
 Interval = tuple[int, int]
 
-# RFC 6749; RFC 7009; RFC 7521; RFC 7636; RFC 8628; RFC 8693; OpenID Connect Core and Logout.
+# RFC 6749; RFC 7009; RFC 7521; RFC 7636; RFC 8628; RFC 8693; OpenID Connect Core and Logout. Cloud providers and
+# forges call theirs session, security, private and API tokens.
 PARAMETER_NAMES: Final = frozenset(
     {
         "accesstoken",
@@ -27,10 +28,14 @@ PARAMETER_NAMES: Final = frozenset(
         "idtokenhint",
         "subjecttoken",
         "actortoken",
+        "apitoken",
         "authtoken",
         "oauthtoken",
         "bearertoken",
         "logouttoken",
+        "privatetoken",
+        "securitytoken",
+        "sessiontoken",
         "registrationaccesstoken",
         "clientsecret",
         "clientassertion",
@@ -42,7 +47,7 @@ PARAMETER_NAMES: Final = frozenset(
 
 # A strong name indicates a credential. A weak name is a plain word, so its value must look like a credential, too.
 _STRONG: Final = (
-    r"(?:access|refresh|id|subject|actor|auth|oauth|bearer|logout)[_-]?token(?:[_-]?hint)?"
+    r"(?:access|refresh|id|subject|actor|api|auth|oauth|bearer|logout|private|security|session)[_-]?token(?:[_-]?hint)?"
     r"|client[_-]?(?:secret|assertion)|code[_-]?verifier|(?:device|authorization)[_-]?code"
 )
 _WEAK: Final = r"code|token|assertion"
@@ -75,7 +80,9 @@ _QUOTED: Final = {
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
 }
 
-_JWT: Final = re.compile(r"eyJ[A-Za-z0-9_-]{5,}+(?:\.[A-Za-z0-9_-]*+)*+")
+# Some load balancers pad the segments, against RFC 7515, section 2.
+_PADDING: Final = "(?:=|%3[Dd]){0,2}+"
+_JWT: Final = re.compile(rf"eyJ[A-Za-z0-9_-]{{5,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
 _SEPARATOR: Final = r"(?:[\s+:=]|%20|%3[Aa]|%253[Aa]|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
 _BEARER: Final = re.compile(
     rf"(?<![A-Za-z])bearer{_SEPARATOR}(?P<value>(?:[A-Za-z0-9\-._~+/]|%2[BbFf]|%3[Dd](?![A-Za-z0-9]))++=*+)",
@@ -94,6 +101,9 @@ _is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
 _NAMES_OF_VALUES: Final = frozenset({"token", "secret", "code", "assertion", "verifier", "hint"})
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
+# Credentials are single words. Programs, sentences, addresses and error codes such as 0x80070005 are not credentials.
+_is_no_credential = re.compile(r"0[xX]|.*?(?:[\s()\[\]{}<>]|://)", re.DOTALL).match
+_without_scheme = re.compile(r"(?:apikey|basic|bearer|dpop|negotiate|token)\s+", re.IGNORECASE)
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
 # Words, alone or joined in the usual ways, possibly with short numbers between them.
 _WORD: Final = (
@@ -217,11 +227,14 @@ def _is_code(match: re.Match[str], end: int, text: str) -> bool:
 
 
 def looks_secret(value: str) -> bool:
-    """Return whether a value looks like a credential rather than like a number, words or a constant."""
+    """Return whether a value looks like a credential rather than like a number, words, a constant or a program."""
+    value = _without_scheme.sub("", value.strip())
+    if _is_no_credential(value) is not None:
+        return False
     digits = sum(c.isdigit() for c in value)
     if len(value) < 10 or value.isdecimal() or (digits <= _MAX_DIGITS and _is_words(value)):
         return False
-    if _is_constant(value) and len(value) < 24:
+    if _is_constant(value) and (len(value) < 24 or ("_" in value and not is_random(value))):
         return False
     return bool(digits) or len(value) >= 24
 

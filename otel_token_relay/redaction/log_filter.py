@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Callable
@@ -30,8 +31,8 @@ Clean = Callable[[Any], Any]
 class RedactingFilter(logging.Filter):
     """Mask tokens in a handler's records.
 
-    The number of a record's arguments does not change, and numbers stay numbers, so that formatters that unpack
-    the arguments, such as the one for uvicorn's access log, continue to work. An object whose string form
+    The number of a record's arguments does not change, numbers stay numbers, and a mapping keeps its class, so that
+    the access logs of uvicorn, gunicorn and hypercorn continue to work. An object whose string form
     contains a token is replaced by the masked string.
 
     On Python 3.11, a filter cannot replace the record, so the record itself is modified, and the handlers that
@@ -105,7 +106,7 @@ def _changed_message(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
         if any(new is not old for new, old in zip(cleaned, args, strict=True)):
             changes["args"] = args = cleaned
     elif args and (cleaned := clean(args)) is not args:
-        changes["args"] = args = cleaned
+        changes["args"] = args = _with_items(args, cleaned)
     return changes | _changed_arguments(message, args, clean)
 
 
@@ -120,13 +121,28 @@ def _changed_arguments(message: Any, args: Any, clean: Clean) -> dict[str, Any]:
     if clean(text) is text:
         return {}
     if not isinstance(args, tuple):
-        return {"args": {key: _masked(arg) for key, arg in args.items()}}
+        masked = _with_items(args, {key: _masked(arg) for key, arg in args.items()})
+        # If the mapping takes its values from elsewhere, only the formatted message can be masked.
+        return {"args": masked} if _is_clean(message, masked, clean) else {"args": None, "msg": clean(text)}
     for at in range(len(args)):
         masked = (*args[:at], _masked(args[at]), *args[at + 1 :])
         if _is_clean(message, masked, clean):
             return {"args": masked}
     masked = tuple(_masked(arg) for arg in args)
     return {"args": masked} if _is_clean(message, masked, clean) else {"args": masked, "msg": clean(message)}
+
+
+def _with_items(mapping: Any, items: Any) -> Any:
+    """Return a copy of a mapping argument with other items, and with the behavior of its class.
+
+    The servers' access logs format a subclass of ``dict`` whose ``__getitem__`` returns ``-`` for absent keys.
+    """
+    if type(mapping) is dict or not isinstance(mapping, dict) or not isinstance(items, dict):
+        return items
+    changed = copy.copy(mapping)
+    dict.clear(changed)
+    dict.update(changed, items)
+    return changed
 
 
 def _is_clean(message: str, args: Any, clean: Clean) -> bool:

@@ -56,6 +56,8 @@ _MAX_KNOWN: Final = 4096
 # made of them is checked only once, not for each token.
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
+# Where a word begins in camelCase.
+_humps = re.compile(r"([a-z0-9])(?=[A-Z])")
 
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -174,7 +176,7 @@ class Scrubber:
             normal.endswith("authorization")
             or _is_named(normal, self._headers)
             or _is_named(normal, self._keys)
-            or normal.rpartition(".")[2].replace("_", "") in PARAMETER_NAMES
+            or _ends_with_parameter(_normalize_key(_humps.sub(r"\1_", key)))
         )
 
     def redact(self, value: Any, known: KnownTokens) -> Any:
@@ -349,6 +351,12 @@ def _is_plain_number(key: object) -> bool:
 
 def _normalize_key(key: str) -> str:
     return ascii_lower(key.strip()).replace("-", "_")
+
+
+def _ends_with_parameter(normal: str) -> bool:
+    """Return whether a key ends with the name of a secret parameter, as ``x_forwarded_access_token`` does."""
+    words = normal.rpartition(".")[2].split("_")
+    return any("".join(words[start:]) in PARAMETER_NAMES for start in range(max(0, len(words) - 3), len(words)))
 
 
 def _is_named(normal: str, names: frozenset[str]) -> bool:

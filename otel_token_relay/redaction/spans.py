@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
+
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.copying import shallow_copy, with_changes
 from otel_token_relay.otel import get_current
@@ -122,14 +124,21 @@ def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     This function runs for every span that is read. It accesses the contents of the SDK's containers directly,
     since the containers' methods are written in Python and some of them take a lock.
     """
-    strings = [span._name]
-    suspect = False
+    strings: list[str] = []
+    name = span._name
+    if type(name) is str:
+        strings.append(name)
+    suspect = type(name) is not str and scrubber.gather_value(name, strings, known)
     attributes = span._attributes
     if values := getattr(attributes, "_dict", attributes):
         suspect = scrubber.gather(values, strings, known)
     events = span._events
     for event in getattr(events, "_dq", events) or ():
-        strings.append(event._name)
+        name = event._name
+        if type(name) is str:
+            strings.append(name)
+        elif scrubber.gather_value(name, strings, known):
+            suspect = True
         attributes = event._attributes
         if values := getattr(attributes, "_dict", attributes):
             suspect = scrubber.gather(values, strings, known) or suspect
@@ -142,7 +151,7 @@ def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
         if entries := getattr(state, "_dict", state):
             suspect = scrubber.gather(entries, strings, known) or suspect
     if description := span._status.description:
-        strings.append(description)
+        suspect = scrubber.gather_value(description, strings, known) or suspect
     state = span._context.trace_state
     if entries := getattr(state, "_dict", state):
         suspect = scrubber.gather(entries, strings, known) or suspect
@@ -197,7 +206,7 @@ def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     # A masked key would not be a valid key (W3C Trace Context, section 3.3.1.3.1).
     entries = [(key, value) for key, value in cleaned.items() if key in before]
     state = type(context.trace_state)(entries)
-    return type(context)(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
+    return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
 
 
 def wipe(span: Any) -> None:
@@ -215,7 +224,10 @@ def wipe(span: Any) -> None:
     span._context, span._parent = _without_state(span._context), _without_state(span._parent)
 
 
-def _without_state(context: Any) -> Any:
+def _without_state(context: Any) -> SpanContext | None:
     if context is None:
         return None
-    return type(context)(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
+    try:  # not with the context's own class, which may take other arguments
+        return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
+    except Exception:  # neither of the identifiers is a number
+        return INVALID_SPAN_CONTEXT

@@ -13,7 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.redaction.credential_patterns import is_random, looks_like_credential
+from otel_token_relay.redaction.credential_patterns import (
+    intervals_by_rule,
+    is_random,
+    looks_like_credential,
+    looks_secret,
+)
 from tests.redaction.corpus import FOREIGN_JWT, MARKED, OWN
 
 LETTERS_AND_DIGITS = string.ascii_letters + string.digits
@@ -165,3 +170,57 @@ def test_a_long_token_of_words_is_not_read_to_its_end() -> None:
 
     assert not is_random(words + MARKED)
     assert is_random(MARKED + words)
+
+
+SECRETS_UNDER_WEAK_NAMES = [
+    "SplxlOBeZQQYbYS6WxSbIA",
+    "4/0AX4XfWh-kq3Zt9vX0aPl7",
+    "Token kq3Zt9vX0aPl7",
+    " kq3Zt9vX0aPl7 ",
+]
+VALUES_UNDER_WEAK_NAMES = [
+    "print(sum(range(100)))",
+    "import os\nresult = compute2\nprint3",
+    "response.time < 1000 ms",
+    "0x80070005",
+    "0xC0000135DEADBEEF0000",
+    "PAYMENT_INTENT_3DS2_AUTHENTICATION_REQUIRED_V2",
+    "https://pay.example/qr/8f3a9b2c7d",
+    "{{ secrets.API_TOKEN_2 }}",
+    "${CI_JOB_TOKEN_2}",
+    "The 3rd assertion failed after 20 ms",
+]
+
+
+@pytest.mark.parametrize("value", SECRETS_UNDER_WEAK_NAMES)
+def test_a_credential_under_a_weak_name_is_masked(value: str) -> None:
+    """A single word, possibly after the name of a scheme."""
+    assert looks_secret(value)
+
+
+@pytest.mark.parametrize("value", VALUES_UNDER_WEAK_NAMES)
+def test_what_cannot_be_a_credential_stays_under_a_weak_name(value: str) -> None:
+    """Programs, sentences, error codes, addresses and placeholders, as an attribute, in JSON and in a repr."""
+    assert not looks_secret(value)
+    for name in ("code", "token", "assertion"):
+        text = json.dumps({name: value})
+        assert intervals_by_rule(text) == []
+        assert intervals_by_rule(repr({name: value})) == []
+
+
+@pytest.mark.parametrize("padding", ["=", "==", "%3D", "%3d%3D"])
+def test_a_jwt_with_padded_segments_is_found_whole(padding: str) -> None:
+    """As an AWS load balancer writes it, also with a claim first that no standard names."""
+    segments = [_segment({"typ": "JWT", "alg": "ES256"}), _segment({"email": "zofie@example.com"}), _random(86)]
+    token = ".".join(segment + padding for segment in segments)
+
+    assert intervals_by_rule(f"a {token} b") == [(2, 2 + len(token))]
+
+
+@pytest.mark.parametrize(
+    "name", ["api_token", "session_token", "SessionToken", "X-Amz-Security-Token", "private_token", "PRIVATE-TOKEN"]
+)
+def test_names_of_cloud_providers_and_forges_are_known_in_texts(name: str) -> None:
+    """In URLs and in JSON."""
+    for before, after in ((f"/x?{name}=", "&b=1"), (f'{{"{name}": "', '"}')):
+        assert intervals_by_rule(f"{before}plainsecret{after}") == [(len(before), len(before) + 11)]

@@ -112,3 +112,51 @@ def test_the_filter_does_not_change_a_clean_record(lines):
     assert handler.records[0].args is not None
     assert all(new is old for new, old in zip(handler.records[0].args, arguments, strict=True))
     assert handler.lines == ["a 1 ['x']"]
+
+
+class Atoms(dict):
+    """The arguments of an access log, as gunicorn and hypercorn pass them: absent keys are ``-``."""
+
+    def __getitem__(self, key):
+        return dict.get(self, key.lower(), "-")
+
+
+class Elsewhere(dict):
+    """A mapping whose values are not in it."""
+
+    def __init__(self, value):
+        super().__init__(r="")
+        self.value = value
+
+    def __getitem__(self, key):
+        return self.value
+
+
+def test_a_mapping_argument_keeps_its_class(lines):
+    """An access line with an absent header is written, and its token is masked."""
+    logger, handler = lines
+    atoms = Atoms(r="GET /?access_token=kq3Zt9vX0aPl")
+
+    logger.error('%(gone)s "%(R)s"', atoms)
+
+    assert handler.lines == [f'- "GET /?access_token={MASK}"']
+    assert type(handler.records[0].args) is Atoms
+    assert atoms == {"r": "GET /?access_token=kq3Zt9vX0aPl"}
+
+
+def test_a_token_in_two_parts_of_a_mapping_is_masked(lines):
+    """Neither the message nor the arguments contain it alone."""
+    logger, handler = lines
+
+    logger.error("Authorization: Bearer %(a)s %(gone)s", Atoms(a=OWN_OPAQUE))
+
+    assert handler.lines == [f"Authorization: Bearer {MASK} -"]
+
+
+def test_a_mapping_that_takes_its_values_from_elsewhere_is_written_masked(lines):
+    """The text is cleaned after it has been formatted."""
+    logger, handler = lines
+
+    logger.error("Authorization: Bearer %(r)s", Elsewhere(OWN_OPAQUE))
+
+    assert handler.lines[-1] == f"Authorization: Bearer {MASK}"

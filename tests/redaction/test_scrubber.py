@@ -309,7 +309,7 @@ def test_other_clean_values_are_returned_as_the_same_object(value):
 )
 def test_a_value_under_a_credential_key_is_masked(key):
     """The names of some keys indicate a credential. Only text is masked, not numbers."""
-    cleaned = SCRUBBER.redact({key: ("opaque", "x y"), "n": 1}, NOTHING)
+    cleaned = Scrubber().redact({key: ("opaque", "x y"), "n": 1}, NOTHING)
 
     assert cleaned == {key: (MASK, MASK), "n": 1}
     assert SCRUBBER.redact(cleaned, NOTHING) == cleaned
@@ -521,3 +521,27 @@ def test_rules_are_idempotent_on_their_own_alphabet(left, right):
 
     assert SCRUBBER.redact(once, NOTHING) is once
     assert quote(once) is not None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "http.request.header.x_forwarded_access_token",
+        "http.request.header.x-ms-token-aad-id-token",
+        "x_forwarded_accesstoken",
+        "userAccessToken",
+        "upstream.clientSecret",
+        "aws.session_token",
+    ],
+)
+def test_the_name_of_a_secret_may_end_a_longer_key(key: str) -> None:
+    """Headers of proxies are captured under such keys, and their tokens have no known form."""
+    assert Scrubber().redact({key: ("plain",)}, NOTHING) == {key: (MASK,)}
+
+
+@pytest.mark.parametrize("key", ["gen_ai.usage.max_tokens", "access_token_type", "access_token.length", "my_tokens"])
+def test_a_longer_key_that_only_contains_the_name_stays(key: str) -> None:
+    """Its value describes the secret."""
+    values = {key: "plain"}
+
+    assert Scrubber().redact(values, NOTHING) is values

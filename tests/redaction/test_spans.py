@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
+import pytest
 from opentelemetry import trace
 from opentelemetry._logs import LogRecord
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanLimits, TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanLimits, SpanProcessor, TracerProvider, _Span
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, TraceFlags, TraceState
@@ -134,3 +137,56 @@ def test_a_concurrent_multi_processor_gets_clean_spans():
         provider.shutdown()
 
     assert [dict(span.attributes) for span in finished] == [{"a": MASK}]
+
+
+class Collector(SpanProcessor):
+    """Keep spans that are not sampled, too."""
+
+    def __init__(self):
+        self.ended = []
+
+    def on_end(self, span):
+        self.ended.append(span)
+
+
+class OtherContext(SpanContext):
+    """A span context whose class takes other arguments."""
+
+    def __new__(cls):
+        return super().__new__(cls, 5, 6, False, TraceFlags(1), TraceState([("v", OWN_OPAQUE)]))
+
+
+@pytest.mark.parametrize("context", [OtherContext(), Mock(spec=SpanContext), Mock()], ids=["subclass", "spec", "mock"])
+def test_a_span_with_an_odd_context_ends_without_an_error(context):
+    """It is cleaned or wiped."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            span = _Span("x", context, resource=Resource({}), span_processor=Collector())
+            span.start()
+            span.set_attribute("a", f"{OWN_OPAQUE} b")
+            span.end()
+        (exported,) = span._span_processor.ended
+        values = [exported.name, dict(exported.attributes), dict(exported.get_span_context().trace_state)]
+        assert not leaks(OWN_OPAQUE, repr(values).encode())
+    finally:
+        pipeline.close()
+
+
+@pytest.mark.parametrize("name", [None, 7, object()], ids=["none", "number", "object"])
+def test_a_name_that_is_not_text_loses_nothing_else(name):
+    """The SDK exports such spans and events."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        with use_token(OWN_OPAQUE):
+            span = pipeline.tracer.start_span(name, attributes={"a": "kept", "b": OWN_OPAQUE})
+            span.add_event(name, {"c": "kept"})
+            span.end()
+        (exported,) = pipeline.spans[0].get_finished_spans()
+        assert exported.name is name
+        assert dict(exported.attributes) == {"a": "kept", "b": MASK}
+        assert [(event.name, dict(event.attributes)) for event in exported.events] == [(name, {"c": "kept"})]
+    finally:
+        pipeline.close()
