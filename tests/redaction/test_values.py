@@ -1,0 +1,58 @@
+"""The public function that redacts one value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from otel_token_relay import Settings, install, use_token
+from otel_token_relay.redaction import known_tokens, redact
+from otel_token_relay.redaction.scrubber import FAILED, MASK
+from tests.redaction.corpus import FOREIGN_JWT, OWN_OPAQUE
+
+
+@pytest.fixture(autouse=True)
+def _stop_listening() -> Iterator[None]:
+    yield
+    known_tokens.stop_listening()
+
+
+@pytest.mark.parametrize("bind", [True, False], ids=["bound", "unbound"])
+def test_a_value_keeps_its_shape(bind: bool) -> None:
+    """The caller's token is masked while it is bound, and any JWT always."""
+    event = {"message": f"no user for {FOREIGN_JWT}", "extra": [OWN_OPAQUE, 7, ("kept",)]}
+    with use_token(OWN_OPAQUE if bind else None):
+        redacted = redact(event)
+
+    assert redacted["message"] == f"no user for {MASK}"
+    assert redacted["extra"][1:] == [7, ("kept",)]
+    assert event["message"].endswith(FOREIGN_JWT)
+    if bind:
+        assert redacted["extra"][0] == MASK
+
+
+def test_a_clean_value_is_returned_as_the_same_object() -> None:
+    """Also while a token is bound."""
+    event = {"message": "no user", "numbers": [1, 2]}
+    with use_token(OWN_OPAQUE):
+        assert redact(event) is event
+
+
+def test_the_installed_settings_apply() -> None:
+    """Settings may be installed after the function was first called."""
+    assert redact({"tenant": "a"}) == {"tenant": "a"}
+
+    install(Settings(redact_keys=("tenant",)))
+
+    assert redact({"tenant": "a"}) == {"tenant": MASK}
+
+
+def test_a_value_that_raises_does_not_stop_the_application() -> None:
+    """Its text cannot be read, so it is not returned."""
+
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError(OWN_OPAQUE)
+
+    assert redact(Broken()) == FAILED
