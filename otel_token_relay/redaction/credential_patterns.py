@@ -80,8 +80,9 @@ _QUOTED: Final = {
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
 }
 
-# Some load balancers pad the segments, against RFC 7515, section 2.
+# Some load balancers pad the segments, contrary to RFC 7515, section 2.
 _PADDING: Final = "(?:=|%3[Dd]){0,2}+"
+_pad = re.compile("=|%3[Dd]")
 _JWT: Final = re.compile(rf"eyJ[A-Za-z0-9_-]{{5,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
 _SEPARATOR: Final = r"(?:[\s+:=]|%20|%3[Aa]|%253[Aa]|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
 _BEARER: Final = re.compile(
@@ -101,9 +102,14 @@ _is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
 _NAMES_OF_VALUES: Final = frozenset({"token", "secret", "code", "assertion", "verifier", "hint"})
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
-# Credentials are single words. Programs, sentences, addresses and error codes such as 0x80070005 are not credentials.
-_is_no_credential = re.compile(r"0[xX]|.*?(?:[\s()\[\]{}<>]|://)", re.DOTALL).match
-_without_scheme = re.compile(r"(?:apikey|basic|bearer|dpop|negotiate|token)\s+", re.IGNORECASE)
+# A credential is a single word, possibly after the name of its scheme (RFC 9110, section 11.4). Programs, sentences
+# and error codes such as 0x80070005 are not credentials.
+_is_no_credential = re.compile(r"0[xX][0-9A-Fa-f]+\Z|[^\s()\[\]{}<>]*+[\s()\[\]{}<>]").match
+_after_scheme = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}+\s++(\S++)").fullmatch
+_is_url = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}+://").match
+_is_constant_of_words = re.compile(
+    r"(?:[A-Z]{2,24}+\d{0,2}|\d{1,3}+[A-Z]{0,3}+\d?|[A-Z]\d{1,2})(?:_(?:[A-Z]{2,24}+\d{0,2}|\d{1,3}+[A-Z]{0,3}+\d?|[A-Z]\d{1,2}))++"
+).fullmatch
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
 # Words, alone or joined in the usual ways, possibly with short numbers between them.
 _WORD: Final = (
@@ -170,7 +176,7 @@ def intervals_by_rule(text: str) -> list[Interval]:
 
 def _is_jwt(text: str) -> bool:
     """Return whether a string is a JWT or the beginning of one, rather than other base64-encoded JSON."""
-    segments = [segment for segment in text.split(".") if segment]
+    segments = [segment for segment in _pad.sub("", text).split(".") if segment]
     if len(segments) > 1 and len(segments[1]) >= 10:
         return True
     head = segments[0][:24]
@@ -188,7 +194,9 @@ def _parameters_in(text: str) -> Iterator[Interval]:
         start, end = match.span("value")
         at = end
         quote = match["quote"] or match["quote2"]
-        if quote in _QUOTED and (quoted := _QUOTED[quote].match(text, start)) is not None:
+        quoted = _QUOTED[quote].match(text, start) if quote in _QUOTED else None
+        # If the closing quote is missing, the text that follows a value under a weak name is not part of the value.
+        if quoted is not None and (match["strong"] or quoted.end() < len(text)):
             end = max(end, quoted.end())
         value = text[start:end]
         if match["comma"]:
@@ -228,13 +236,17 @@ def _is_code(match: re.Match[str], end: int, text: str) -> bool:
 
 def looks_secret(value: str) -> bool:
     """Return whether a value looks like a credential rather than like a number, words, a constant or a program."""
-    value = _without_scheme.sub("", value.strip())
+    value = value.strip()
+    if (credentials := _after_scheme(value)) is not None:
+        value = credentials[1]
     if _is_no_credential(value) is not None:
         return False
+    if _is_url(value) is not None:
+        return is_random(value)
     digits = sum(c.isdigit() for c in value)
     if len(value) < 10 or value.isdecimal() or (digits <= _MAX_DIGITS and _is_words(value)):
         return False
-    if _is_constant(value) and (len(value) < 24 or ("_" in value and not is_random(value))):
+    if _is_constant(value) and (len(value) < 24 or _is_constant_of_words(value)):
         return False
     return bool(digits) or len(value) >= 24
 

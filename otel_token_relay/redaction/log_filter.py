@@ -137,11 +137,17 @@ def _with_items(mapping: Any, items: Any) -> Any:
 
     The servers' access logs format a subclass of ``dict`` whose ``__getitem__`` returns ``-`` for absent keys.
     """
-    if type(mapping) is dict or not isinstance(mapping, dict) or not isinstance(items, dict):
+    if type(mapping) is dict or not isinstance(mapping, dict):
         return items
-    changed = copy.copy(mapping)
-    dict.clear(changed)
-    dict.update(changed, items)
+    try:
+        changed = copy.copy(mapping)
+    except Exception:  # its own code may raise any error
+        return items
+    # An immutable mapping may be its own copy, and a key that contains a token is not the same in both.
+    if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
+        return items
+    for key, value in items.items():
+        dict.__setitem__(changed, key, value)
     return changed
 
 

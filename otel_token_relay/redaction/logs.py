@@ -88,13 +88,18 @@ def redact(readable: Any, scrubber: Scrubber, known: KnownTokens) -> None:
 
 def is_suspect(record: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     """Return whether a log record needs the thorough stage."""
-    strings = [record.event_name or "", record.severity_text or ""]
+    strings: list[str] = []
     suspect = False
+    for text in (record.event_name, record.severity_text):
+        if type(text) is str:
+            strings.append(text)
+        elif text is not None:
+            suspect = scrubber.gather_value(text, strings, known) or suspect
     body = record.body
     if type(body) is str:
         strings.append(body)
     elif body is not None:
-        suspect = scrubber.gather_value(body, strings, known)
+        suspect = scrubber.gather_value(body, strings, known) or suspect
     attributes = record.attributes
     if values := getattr(attributes, "_dict", attributes):
         suspect = scrubber.gather(values, strings, known) or suspect

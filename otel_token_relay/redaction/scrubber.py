@@ -57,7 +57,8 @@ _MAX_KNOWN: Final = 4096
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
 # Where a word begins in camelCase.
-_humps = re.compile(r"([a-z0-9])(?=[A-Z])")
+_humps = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_LAST_WORDS: Final = ("token", "hint", "secret", "assertion", "verifier", "code")
 
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -176,7 +177,7 @@ class Scrubber:
             normal.endswith("authorization")
             or _is_named(normal, self._headers)
             or _is_named(normal, self._keys)
-            or _ends_with_parameter(_normalize_key(_humps.sub(r"\1_", key)))
+            or (normal.endswith(_LAST_WORDS) and _ends_with_parameter(_normalize_key(_humps.sub("_", key))))
         )
 
     def redact(self, value: Any, known: KnownTokens) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, Status
 
 from otel_token_relay.context import TOKEN_KEY
 from otel_token_relay.copying import shallow_copy, with_changes
@@ -131,7 +131,7 @@ def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
     suspect = type(name) is not str and scrubber.gather_value(name, strings, known)
     attributes = span._attributes
     if values := getattr(attributes, "_dict", attributes):
-        suspect = scrubber.gather(values, strings, known)
+        suspect = scrubber.gather(values, strings, known) or suspect
     events = span._events
     for event in getattr(events, "_dq", events) or ():
         name = event._name
@@ -170,7 +170,7 @@ def _clean(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
     span._parent = _clean_context(span._parent, scrubber, known)
     status = span._status
     if status.description:
-        span._status = type(status)(status.status_code, scrubber.clean(status.description, known))
+        span._status = Status(status.status_code, scrubber.clean(status.description, known))
 
 
 def _clean_items(items: Any, clean: Any) -> Any:
@@ -217,10 +217,11 @@ def wipe(span: Any) -> None:
     span._links = ()
     span._instrumentation_scope = None
     span._instrumentation_info = None
-    span._resource = type(span._resource)({}) if span._resource is not None else None
+    if span._resource is not None:
+        span._resource = with_changes(span._resource, _attributes={}, _schema_url="")
     status = span._status
     if status is not None:
-        span._status = type(status)(status.status_code)
+        span._status = Status(status.status_code)
     span._context, span._parent = _without_state(span._context), _without_state(span._parent)
 
 

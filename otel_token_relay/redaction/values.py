@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TypeVar
 
 from otel_token_relay.otel import get_current
@@ -11,6 +12,8 @@ from otel_token_relay.redaction.scrubber import FAILED
 
 _T = TypeVar("_T")
 
+# Each call to `listen` counts, so one suffices.
+_listen_once = cache(listen)
 _scrubber_in_force = ScrubberInForce(None)
 
 
@@ -18,7 +21,7 @@ def redact(value: _T) -> _T:
     """Return a value with its tokens replaced by ``[REDACTED]``, or the same object if it contains none.
 
     For patchers of loguru, processors of structlog, and Sentry's ``before_send``. The tokens that are looked for are
-    those of the current context and trace, and anything that looks like a credential. The installed settings apply,
+    those of the current context and trace, and those that are recognized by pattern. The installed settings apply,
     or those from the environment if none are installed; the ``redaction`` setting is ignored.
 
     Args:
@@ -29,7 +32,7 @@ def redact(value: _T) -> _T:
         A value of the same shape. If it cannot be redacted, ``[REDACTION FAILED]``. No `Exception` is raised.
     """
     try:
-        listen()
+        _listen_once()
         return _scrubber_in_force().redact(value, tokens_in_context(get_current()))  # type: ignore[no-any-return]
     except Exception:  # fail closed; the application continues
         return FAILED  # type: ignore[return-value]

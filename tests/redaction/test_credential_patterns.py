@@ -224,3 +224,31 @@ def test_names_of_cloud_providers_and_forges_are_known_in_texts(name: str) -> No
     """In URLs and in JSON."""
     for before, after in ((f"/x?{name}=", "&b=1"), (f'{{"{name}": "', '"}')):
         assert intervals_by_rule(f"{before}plainsecret{after}") == [(len(before), len(before) + 11)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0XkQ2mXv5TnYc7HdJf3GsLw4Np",
+        "https://user:kq3Zt9vX0aPl71bLxYqHs4@h",
+        "SharedAccessSignature sr=a&sig=kq3Zt9vX0aPl71",
+        "KQ3ZT9VX0APL_7B2LXYQH4TGZ",
+    ],
+)
+def test_a_credential_that_begins_like_something_else_is_masked(value: str) -> None:
+    """A random token may begin with 0x, and a URL may contain a credential."""
+    assert looks_secret(value)
+
+
+def test_a_value_whose_closing_quote_was_cut_off_is_masked() -> None:
+    """The text that follows it does not make it a sentence."""
+    text = '{"token": "kq3Zt9vX0aPl7 and more'
+
+    assert intervals_by_rule(text) == [(11, 24)]
+
+
+def test_the_padding_of_a_short_jwt_does_not_hide_it() -> None:
+    """Also in a URL."""
+    for padding in ("=", "%3D"):
+        text = _segment({"sub": "ab"}) + padding
+        assert intervals_by_rule(text) == [(0, len(text))]

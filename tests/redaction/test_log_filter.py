@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import pytest
@@ -160,3 +161,30 @@ def test_a_mapping_that_takes_its_values_from_elsewhere_is_written_masked(lines)
     logger.error("Authorization: Bearer %(r)s", Elsewhere(OWN_OPAQUE))
 
     assert handler.lines[-1] == f"Authorization: Bearer {MASK}"
+
+
+class Immutable(dict):
+    """A mapping that is its own copy."""
+
+    def __copy__(self):
+        return self
+
+
+class Uncopyable(dict):
+    """A mapping that nobody can write to."""
+
+    def __setitem__(self, key, value):
+        raise TypeError("immutable")
+
+
+@pytest.mark.parametrize("kind", [Immutable, Uncopyable, OrderedDict])
+def test_the_mapping_of_the_application_is_never_modified(lines, kind):
+    """The record gets another one, whose items can still be read."""
+    logger, handler = lines
+    given = kind(r="?access_token=kq3Zt9vX0aPl", n=1)
+
+    logger.error("%(r)s %(n)d", given)
+
+    assert handler.lines == [f"?access_token={MASK} 1"]
+    assert list(handler.records[0].args.items()) == [("r", f"?access_token={MASK}"), ("n", 1)]
+    assert given == {"r": "?access_token=kq3Zt9vX0aPl", "n": 1}

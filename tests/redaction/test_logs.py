@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from opentelemetry._logs import LogRecord
 
 from otel_token_relay import Settings, install, use_token
-from otel_token_relay.redaction.scrubber import FAILED
+from otel_token_relay.redaction import logs
+from otel_token_relay.redaction.scrubber import FAILED, Scrubber
+from otel_token_relay.redaction.token_search import NOTHING, known_from_one
 from tests.redaction.corpus import OWN_OPAQUE
 from tests.redaction.pipeline import Pipeline, leaks
 
@@ -43,3 +47,11 @@ def test_a_log_body_that_cannot_be_read_is_replaced():
         pipeline.close()
 
     assert bodies == [FAILED]
+
+
+def test_an_event_name_that_is_not_text_loses_nothing_else():
+    """The body and the attributes remain."""
+    readable = SimpleNamespace(body="kept", attributes={"b": OWN_OPAQUE}, event_name=7, severity_text=None)
+
+    assert logs.is_suspect(readable, Scrubber(), known_from_one(OWN_OPAQUE))
+    assert not logs.is_suspect(SimpleNamespace(**{**vars(readable), "attributes": {}}), Scrubber(), NOTHING)

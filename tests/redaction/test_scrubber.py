@@ -530,6 +530,8 @@ def test_rules_are_idempotent_on_their_own_alphabet(left, right):
         "http.request.header.x-ms-token-aad-id-token",
         "x_forwarded_accesstoken",
         "userAccessToken",
+        "OIDCAccessToken",
+        "userIDToken",
         "upstream.clientSecret",
         "aws.session_token",
     ],

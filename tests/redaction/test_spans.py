@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, SpanContext, TraceFlags, TraceState
 
 from otel_token_relay import Settings, install, use_token
-from otel_token_relay.redaction.scrubber import MASK
+from otel_token_relay.redaction.scrubber import FAILED, MASK
 from tests.redaction.corpus import OWN_OPAQUE
 from tests.redaction.pipeline import Pipeline, leaks
 
@@ -188,5 +188,40 @@ def test_a_name_that_is_not_text_loses_nothing_else(name):
         assert exported.name is name
         assert dict(exported.attributes) == {"a": "kept", "b": MASK}
         assert [(event.name, dict(event.attributes)) for event in exported.events] == [(name, {"c": "kept"})]
+    finally:
+        pipeline.close()
+
+
+def test_a_name_with_a_secret_key_is_masked_beside_clean_attributes():
+    """The clean attributes do not clear the suspicion."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        pipeline.tracer.start_span({"client_secret": "plain"}, attributes={"a": "kept"}).end()
+        (exported,) = pipeline.spans[0].get_finished_spans()
+        assert exported.name == {"client_secret": MASK}
+    finally:
+        pipeline.close()
+
+
+def test_a_resource_of_another_class_is_wiped_without_an_error():
+    """Its constructor takes other arguments."""
+
+    class OtherResource(Resource):
+        def __init__(self):
+            super().__init__({"a": OWN_OPAQUE})
+
+    class Broken:
+        def __str__(self):
+            raise RuntimeError(OWN_OPAQUE)
+
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        span = _Span(Broken(), Mock(spec=SpanContext), resource=OtherResource(), span_processor=Collector())
+        span.start()
+        span.end()
+        (exported,) = span._span_processor.ended
+        assert (exported.name, dict(exported.resource.attributes)) == (FAILED, {})
     finally:
         pipeline.close()

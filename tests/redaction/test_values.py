@@ -56,3 +56,12 @@ def test_a_value_that_raises_does_not_stop_the_application() -> None:
             raise RuntimeError(OWN_OPAQUE)
 
     assert redact(Broken()) == FAILED
+
+
+def test_calls_do_not_keep_tokens_in_memory_after_redaction_is_uninstalled() -> None:
+    """However many there are, they count as one listener."""
+    before = known_tokens._listeners
+    for _ in range(3):
+        redact("x")
+
+    assert known_tokens._listeners <= before + 1
