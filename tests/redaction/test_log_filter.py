@@ -171,7 +171,7 @@ class Immutable(dict):
 
 
 class Uncopyable(dict):
-    """A mapping that nobody can write to."""
+    """A mapping whose items cannot be set."""
 
     def __setitem__(self, key, value):
         raise TypeError("immutable")
