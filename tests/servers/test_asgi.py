@@ -382,9 +382,10 @@ def test_an_application_called_in_process_has_the_token_of_that_call(outer):
 
 def test_the_access_log_of_uvicorn_works(caplog, monkeypatch):
     """It has one line for each request, without the token."""
-    # A server without an access log in another test of this process may have switched this off.
-    for name, value in (("propagate", True), ("disabled", False)):
-        monkeypatch.setattr(logging.getLogger("uvicorn.access"), name, value)
+    # Another test's server in this process may have configured uvicorn's loggers, which then propagate nothing.
+    access_log = logging.getLogger("uvicorn.access")
+    for name, value in (("propagate", False), ("disabled", False), ("handlers", [caplog.handler])):
+        monkeypatch.setattr(access_log, name, value)
     install(Settings())
     caplog.set_level(logging.INFO, "uvicorn.access")
     with serve_asgi(apps.starlette(), access_log=True) as port:
@@ -392,8 +393,7 @@ def test_the_access_log_of_uvicorn_works(caplog, monkeypatch):
         get(port, "/nowhere", A)
 
     lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
-    # A handler that another test has left may repeat the lines.
-    assert [line.split('"')[1:] for line in dict.fromkeys(lines)] == [
+    assert [line.split('"')[1:] for line in lines] == [
         ["GET /token HTTP/1.1", " 200"],
         ["GET /nowhere HTTP/1.1", " 404"],
     ]
