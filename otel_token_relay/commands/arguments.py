@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from otel_token_relay.printable import escape
-from otel_token_relay.redaction.credential_patterns import intervals_by_rule, looks_like_credential
+from otel_token_relay.redaction.credential_patterns import looks_like_credential
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
+from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES
 
 # No command and no option is longer than this.
 _MAX_SHOWN: Final = 40
@@ -30,7 +31,7 @@ def looks_like_token(argument: str) -> bool:
     """Return whether an argument may be a credential, or contain one."""
     return (
         looks_like_credential(argument)
-        or bool(intervals_by_rule(argument))
+        or bool(BUILT_IN_RULES.intervals_in(argument))
         or argument.lower().startswith("bearer ")
         or (_has_dotted_parts(argument) is not None and "://" not in argument)
     )

@@ -1,10 +1,6 @@
-"""Find unknown tokens by pattern: JWTs, ``Bearer …``, OAuth parameters.
+"""Recognize credentials by their form: JWTs, ``Bearer …``, and values that look random.
 
-These functions are pure, and their running time is linear in the length of the text: no nested repetition
-can match the same characters in two ways, and users cannot supply patterns.
-
-Operators switch off a rule that produces false positives, so each rule requires more than a keyword:
-``bearer of news``, ``status_code=404``, ``token_type=Bearer`` and ``WHERE access_token = $1`` are not masked.
+These functions are pure, and their running time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -12,83 +8,19 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+import string
 from functools import lru_cache
 from typing import Final
 
 Interval = tuple[int, int]
 
-# RFC 6749; RFC 7009; RFC 7521; RFC 7636; RFC 8628; RFC 8693; OpenID Connect Core and Logout. Cloud providers and
-# forges call theirs session, security, private and API tokens.
-PARAMETER_NAMES: Final = frozenset(
-    {
-        "accesstoken",
-        "refreshtoken",
-        "idtoken",
-        "idtokenhint",
-        "subjecttoken",
-        "actortoken",
-        "apitoken",
-        "authtoken",
-        "oauthtoken",
-        "bearertoken",
-        "logouttoken",
-        "privatetoken",
-        "securitytoken",
-        "sessiontoken",
-        "registrationaccesstoken",
-        "clientsecret",
-        "clientassertion",
-        "codeverifier",
-        "devicecode",
-        "authorizationcode",
-    }
-)
-
-# A strong name indicates a credential. A weak name is a plain word, so its value must look like a credential, too.
-_STRONG: Final = (
-    r"(?:access|refresh|id|subject|actor|api|auth|oauth|bearer|logout|private|security|session)[_-]?token(?:[_-]?hint)?"
-    r"|client[_-]?(?:secret|assertion)|code[_-]?verifier|(?:device|authorization)[_-]?code"
-)
-_WEAK: Final = r"code|token|assertion"
-
-# The quotes that may surround a name or a value, as written in JSON, repr, HTML and URLs.
-_QUOTE: Final = r"(?:\\{0,3}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27)"
-
-# A name must not begin in the middle of a word, but may follow an escape that ends in a letter or a digit.
-_BEFORE_NAME: Final = r"(?:(?<![A-Za-z0-9])|(?<=%3[Ff])|(?<=%26)|(?<=%22)|(?<=%20)|(?<=\\n)|(?<=\\t))"
-
-_PARAMETER: Final = re.compile(
-    rf"""{_BEFORE_NAME}(?:(?P<strong>{_STRONG})|(?<![_.\-])(?P<weak>{_WEAK}))
-    (?:
-        # "name": "value", 'name', b'value', 'name': ['value']
-        {_QUOTE}\s{{0,8}}(?::|=>|=|(?P<comma>,)|%3[Aa])\s{{0,8}}(?:\[\s{{0,8}})?b?(?P<quote>{_QUOTE})
-      | # name="value"
-        \s{{0,8}}[=:]\s{{0,8}}b?(?P<quote2>{_QUOTE})
-      | # name=value, name%3Dvalue
-        (?:=|%3[Dd]|%253[Dd])
-      | # name: value, name = value
-        (?P<loose>\s{{0,8}}[:=]\s{{1,8}})
-    )
-    (?P<value>(?:%(?!22|26|27|2[36]|25(?:22|26|27))[0-9A-Fa-f]{{2}}|\\[/u]|[^\s"'\\&<>{{}}\[\](),;%\#\0|])++)
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-# A quoted value ends at the closing quote, not at the first character that no token contains.
-_QUOTED: Final = {
-    '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
-    "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
-}
-
 # Some load balancers pad the segments, contrary to RFC 7515, section 2.
 _PADDING: Final = "(?:=|%3[Dd]){0,2}+"
 _pad = re.compile("=|%3[Dd]")
 _JWT: Final = re.compile(rf"eyJ[A-Za-z0-9_-]{{5,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
-_SEPARATOR: Final = r"(?:[\s+:=]|%20|%3[Aa]|%253[Aa]|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
-_BEARER: Final = re.compile(
-    rf"(?<![A-Za-z])bearer{_SEPARATOR}(?P<value>(?:[A-Za-z0-9\-._~+/]|%2[BbFf]|%3[Dd](?![A-Za-z0-9]))++=*+)",
-    re.IGNORECASE,
-)
+_SEPARATOR: Final = r"(?:[\s+:=]|%20|%3a|%253a|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
+# Matches lowercase text. The pattern begins with a plain word, because the search for one is fast.
+_BEARER: Final = re.compile(rf"bearer{_SEPARATOR}(?P<value>(?:[a-z0-9\-._~+/]|%2[bf]|%3d(?![a-z0-9]))++=*+)")
 
 _is_nothing = re.compile(
     r"(?:none|null|nil|undefined|true|false|str|string|text|bytes|int|optional|required|missing|invalid|expired|empty"
@@ -97,10 +29,6 @@ _is_nothing = re.compile(
 ).fullmatch
 # Placeholders in SQL, templates and shells.
 _is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
-# An identifier in code, without digits: one with digits could be a credential.
-_is_name = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
-_is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
-_NAMES_OF_VALUES: Final = frozenset({"token", "secret", "code", "assertion", "verifier", "hint"})
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
 # A credential is a single word, possibly after the name of its scheme (RFC 9110, section 11.4). Programs, sentences
 # and error codes such as 0x80070005 are not credentials.
@@ -123,55 +51,36 @@ _AUTH_PARAMETERS: Final = frozenset(
     {"realm", "scope", "error", "error_description", "error_uri", "resource_metadata", "charset", "algs", "title"}
 )
 
-# Parameters that identify a ``code`` in the same string or mapping as an OAuth code.
-_OAUTH_CONTEXT: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
-OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEXT)
-WEAK_NAMES: Final = frozenset(_WEAK.split("|"))
-
 # The first member name in a JOSE header (RFC 7515, RFC 7516) or in a claims set (RFC 7519, RFC 9068).
 _first_name = re.compile(
     rb'\{"(?:alg|typ|kid|enc|cty|jku|jwk|x5t|x5c|x5u|x5t#S256|crit|zip|apu|apv|epk|b64|p2s|p2c'
     rb'|iss|sub|aud|exp|nbf|iat|jti|azp|scope|scp|client_id|cnf|acr|amr|sid|auth_time|roles|realm_access|preferred_username)"'
 ).match
 
-_has_mark = re.compile(
-    r"(?:token|hint|code|secret|assertion|verifier)(?:\s{0,8}[=:]|\\{0,3}[\"']|\\u0022|&quot;|&#|%22|%27|%3d|%253d)"
-).search
+
+def jwts_in(text: str) -> list[Interval]:
+    """Return the intervals of JWTs in a text, also of those without a signature or with padded segments."""
+    return [match.span() for match in _JWT.finditer(text) if _is_jwt(match[0])] if "eyJ" in text else []
 
 
-def has_parameter_mark(lowered: str) -> bool:
-    """Return whether lowercase text may contain the name of a token parameter, followed by its value.
+def bearers_in(text: str, lowered: str) -> list[Interval]:
+    """Return the intervals of the credentials after ``Bearer``.
 
-    The separators are checked first: searching for one character takes a fifth of the time that searching for
-    a word takes.
+    Args:
+        text: The text.
+        lowered: `ascii_lower` of the text.
     """
-    return (
-        (
-            "=" in lowered
-            or ":" in lowered
-            or '"' in lowered
-            or "'" in lowered
-            or "%" in lowered
-            or "&" in lowered
-            or "\\" in lowered
-        )
-        # Every parameter name contains one of these words.
-        and ("token" in lowered or "code" in lowered or "secret" in lowered or "assertion" in lowered)
-        and _has_mark(lowered) is not None
-    )
+    if "bearer" not in lowered:
+        return []
+    return [match.span("value") for match in _BEARER.finditer(lowered) if _is_bearer(match, text)]
 
 
-def intervals_by_rule(text: str) -> list[Interval]:
-    """Return the intervals that look like credentials, in no particular order. One interval may contain another."""
-    found: list[Interval] = []
-    if "eyJ" in text:
-        found += [match.span() for match in _JWT.finditer(text) if _is_jwt(match[0])]
-    lowered = text.lower()
-    if _has_mark(lowered) is not None:
-        found += _parameters_in(text)
-    if "bearer" in lowered:
-        found += [match.span("value") for match in _BEARER.finditer(text) if _is_bearer(match, text)]
-    return found
+_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def ascii_lower(text: str) -> str:
+    """Return the text in lower case but keep its length, which ``str.lower`` changes for some letters."""
+    return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 def _is_jwt(text: str) -> bool:
@@ -185,53 +94,6 @@ def _is_jwt(text: str) -> bool:
     except binascii.Error:
         return False
     return _first_name(decoded) is not None
-
-
-def _parameters_in(text: str) -> Iterator[Interval]:
-    in_oauth_context: bool | None = None
-    at = 0
-    while match := _PARAMETER.search(text, at):
-        start, end = match.span("value")
-        at = end
-        quote = match["quote"] or match["quote2"]
-        quoted = _QUOTED[quote].match(text, start) if quote in _QUOTED else None
-        # If the closing quote is missing, the text that follows a value under a weak name is not part of the value.
-        if quoted is not None and (match["strong"] or quoted.end() < len(text)):
-            end = max(end, quoted.end())
-        value = text[start:end]
-        if match["comma"]:
-            is_secret = not is_nothing(value) and not _is_next_name(match, end, text, value)
-        elif match["strong"]:
-            is_secret = not is_nothing(value) and not (match["loose"] and not looks_secret(value))
-            is_secret = is_secret and not _is_code(match, end, text)
-        elif looks_secret(value):
-            is_secret = not match["loose"]
-        else:
-            if in_oauth_context is None:
-                in_oauth_context = any(word in text for word in _OAUTH_CONTEXT)
-            is_secret = in_oauth_context and not match["loose"] and not is_nothing(value) and match["weak"] != "token"
-        if is_secret:
-            yield start, end
-            at = end
-
-
-def _is_next_name(match: re.Match[str], end: int, text: str, value: str) -> bool:
-    """Return whether a value is the next name in a list of columns or grants, rather than the value in a pair."""
-    if _is_snake_case(value) is None:
-        return False
-    is_pair = text[: match.start()].rstrip("b\"'")[-1:] == "(" and text[end + 1 : end + 2] == ")"
-    return "_" in value or " " in value or not is_pair
-
-
-def _is_code(match: re.Match[str], end: int, text: str) -> bool:
-    """Return whether a value is an identifier in code, as in ``refresh(access_token=self._token, …)``."""
-    value = match["value"]
-    if _is_name(value) is None or text[match.start() - 1 : match.start()] not in ("(", " "):
-        return False
-    if value.startswith("self."):
-        return True
-    last_word = re.split(r"[._]", value)[-1].lower()
-    return last_word in _NAMES_OF_VALUES and text[end : end + 1] in (")", ",", "(")
 
 
 def looks_secret(value: str) -> bool:
@@ -330,22 +192,30 @@ def is_nothing(value: str) -> bool:
     return not value or _is_nothing(value) is not None or _is_placeholder(value) is not None
 
 
+def is_words(value: str) -> bool:
+    """Return whether a value consists of words, joined in the usual ways, possibly with short numbers between them."""
+    return _is_words(value) is not None
+
+
 def _is_bearer(match: re.Match[str], text: str) -> bool:
-    value = match["value"]
-    after = text[match.end() : match.end() + 2]
+    start, end = match.span("value")
+    value, before = text[start:end], text[max(0, match.start() - 28) : match.start()]
+    if before[-1:].isascii() and before[-1:].isalpha():
+        return False
+    after = text[end : end + 2]
     name = value.rstrip("=.,")
-    if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, match, text):
+    is_quoted = before[-1:] in ("'", '"') and after[:1] in ("'", '"', "\\")
+    # In these places, every value is masked except a placeholder or a short single word ("Bearer token").
+    is_labeled = match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower()
+    if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, is_labeled=is_labeled):
         return False
     if value.endswith("=") and after[:1] in ('"', "'"):
         return False  # a different auth-param
     return not (after in ('":', "':") and _is_words(name))  # the object's next key
 
 
-def _is_bearer_value(value: str, match: re.Match[str], text: str) -> bool:
-    before = text[max(0, match.start() - 28) : match.start()]
-    is_quoted = before[-1:] in ("'", '"') and text[match.end() : match.end() + 1] in ("'", '"', "\\")
-    if match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower():
-        # In these places, every value is masked except a placeholder or a short single word ("Bearer token").
+def _is_bearer_value(value: str, *, is_labeled: bool) -> bool:
+    if is_labeled:
         return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:
         return not _is_prose(value)

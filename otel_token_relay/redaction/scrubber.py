@@ -20,18 +20,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from otel_token_relay.redaction.credential_patterns import (
-    OAUTH_CONTEXT_KEYS,
-    PARAMETER_NAMES,
-    WEAK_NAMES,
-    has_parameter_mark,
-    intervals_by_rule,
-    is_nothing,
-    looks_secret,
-)
-from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, ascii_lower, merge
+from otel_token_relay.redaction.credential_patterns import ascii_lower, is_nothing, looks_secret
+from otel_token_relay.redaction.secret_names import Kind, SecretNames
+from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, merge
+from otel_token_relay.redaction.unknown_tokens import MASK, OAUTH_CONTEXT_KEYS, OAUTH_NAMES, UnknownTokens
 
-MASK: Final = "[REDACTED]"
 FAILED: Final = "[REDACTION FAILED]"
 
 # Searching 64 KiB for the parts of one token, or by pattern, takes about 10 ms. Longer suspect strings are
@@ -56,9 +49,6 @@ _MAX_KNOWN: Final = 4096
 # made of them is checked only once, not for each token.
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
-# Where a word begins in camelCase.
-_humps = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_LAST_WORDS: Final = ("token", "hint", "secret", "assertion", "verifier", "code")
 
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -77,8 +67,8 @@ class Scrubber:
     """
 
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
-        self._keys = frozenset(map(_normalize_key, keys))
-        self._headers = frozenset(map(_normalize_key, headers))
+        self.names = SecretNames(keys, headers)
+        self._unknown = UnknownTokens(self.names)
         # Ordinary keys that are not sensitive and have been found clean.
         self.known_keys: set[str] = set()
 
@@ -92,7 +82,7 @@ class Scrubber:
         if "J" in joined and "eyJ" in joined:
             return True
         lowered = joined.lower()
-        return bool(known.needles_in(lowered)) or has_parameter_mark(lowered)
+        return bool(known.needles_in(lowered)) or self._unknown.may_be_labeled_in(lowered)
 
     def gather(self, values: Mapping[str, Any], strings: list[str], known: KnownTokens) -> bool:
         """Append all strings in a mapping to *strings*, and return whether its keys or structure are suspect."""
@@ -155,7 +145,7 @@ class Scrubber:
                 continue
             if not issubclass(type(key), str):
                 suspect = self.gather_value(key, strings, known) or suspect
-            elif self.is_sensitive(key) or _is_weak(key):
+            elif self.names.kind_of(key) > Kind.HARMLESS:
                 suspect = True
             else:
                 strings.append(key)
@@ -169,16 +159,6 @@ class Scrubber:
                 ):
                     self.known_keys.add(key)
         return suspect
-
-    def is_sensitive(self, key: str) -> bool:
-        """Return whether all text under *key* is masked."""
-        normal = _normalize_key(key)
-        return (
-            normal.endswith("authorization")
-            or _is_named(normal, self._headers)
-            or _is_named(normal, self._keys)
-            or (normal.endswith(_LAST_WORDS) and _ends_with_parameter(_normalize_key(_humps.sub("_", key))))
-        )
 
     def redact(self, value: Any, known: KnownTokens) -> Any:
         """Return *value* with its tokens masked, or the same object if it contains none. Never raise `Exception`."""
@@ -202,7 +182,7 @@ class Scrubber:
             return MASK
         if len(text) > _MAX_READ_BY_RULE:
             return MASK if self.is_suspect(text, NOTHING) else text
-        found = intervals_by_rule(text)
+        found = self._unknown.intervals_in(text)
         if len(text) <= _MAX_SEARCHED:
             # Both searches read the original text, since a mask from one could hide part of a token from the other.
             found += known.intervals_in(text)
@@ -273,10 +253,10 @@ class _Cleaning:
             # A key that was in use before the token existed cannot contain it.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
-            if issubclass(type(key), str) and self._scrubber.is_sensitive(key):
-                is_configured = _is_named(_normalize_key(key), self._scrubber._keys)
-                new = _mask_all(value, numbers_too=is_configured, depth=depth)
-            elif issubclass(type(key), str) and _is_weak(key) and _is_credential(key, value, values):
+            kind = self._scrubber.names.kind_of(key) if issubclass(type(key), str) else Kind.ORDINARY
+            if kind >= Kind.STRONG:
+                new = _mask_all(value, numbers_too=self._scrubber.names.masks_numbers(key), depth=depth)
+            elif kind > Kind.HARMLESS and _is_credential(key, value, values):
                 new = _mask_all(value, numbers_too=False, depth=depth)
             else:
                 new = self.value(value, depth + 1)
@@ -328,18 +308,15 @@ def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
     return value if kind is str and value == MASK else MASK
 
 
-def _is_weak(key: str) -> bool:
-    return ascii_lower(key).rpartition(".")[2] in WEAK_NAMES
-
-
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
     """Return whether an ambiguous key's value is an OAuth credential, judging by its form or by the other keys."""
     texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
     if any(looks_secret(text) for text in texts):
         return True
-    is_token = ascii_lower(key).endswith("token")
+    if ascii_lower(key).rpartition(".")[2] not in OAUTH_NAMES:
+        return False
     in_oauth_context = not OAUTH_CONTEXT_KEYS.isdisjoint(name for name in values if type(name) is str)
-    return in_oauth_context and not is_token and not all(is_nothing(text) for text in texts)
+    return in_oauth_context and not all(is_nothing(text) for text in texts)
 
 
 def _text_of(value: Any) -> str:
@@ -348,17 +325,3 @@ def _text_of(value: Any) -> str:
 
 def _is_plain_number(key: object) -> bool:
     return key is None or issubclass(type(key), (int, float))
-
-
-def _normalize_key(key: str) -> str:
-    return ascii_lower(key.strip()).replace("-", "_")
-
-
-def _ends_with_parameter(normal: str) -> bool:
-    """Return whether a key ends with the name of a secret parameter, as ``x_forwarded_access_token`` does."""
-    words = normal.rpartition(".")[2].split("_")
-    return any("".join(words[start:]) in PARAMETER_NAMES for start in range(max(0, len(words) - 3), len(words)))
-
-
-def _is_named(normal: str, names: frozenset[str]) -> bool:
-    return normal in names or any(normal.endswith("." + name) for name in names)

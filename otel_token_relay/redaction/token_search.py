@@ -17,13 +17,12 @@ from __future__ import annotations
 import base64
 import html
 import re
-import string
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from otel_token_relay.redaction.credential_patterns import Interval, is_random, looks_like_credential
+from otel_token_relay.redaction.credential_patterns import Interval, ascii_lower, is_random, looks_like_credential
 
 # Shorter tokens are not searched for, since they could be ordinary words.
 _MIN_TOKEN_LENGTH: Final = 8
@@ -35,7 +34,6 @@ _BASE64_STRIDE: Final = 10
 _CACHED: Final = 512
 _CACHED_INDEXES: Final = 32
 
-_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _UNRESERVED: Final = re.compile(r"[a-z0-9_.~\-]+")
 ANY_BEARER: Final = "bearer"
 
@@ -47,11 +45,6 @@ _MAX_GAP: Final = 4
 
 LONGEST_SURVIVOR: Final = 16
 """The maximum length of a run of a known token's characters that may remain unmasked."""
-
-
-def ascii_lower(text: str) -> str:
-    """Return the text in lower case but keep its length, which ``str.lower`` changes for some letters."""
-    return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 class _Part(NamedTuple):

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.redaction.credential_patterns import (
-    intervals_by_rule,
     is_random,
     looks_like_credential,
     looks_secret,
 )
+from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES
 from tests.redaction.corpus import FOREIGN_JWT, MARKED, OWN
 
 LETTERS_AND_DIGITS = string.ascii_letters + string.digits
@@ -204,8 +204,8 @@ def test_what_cannot_be_a_credential_stays_under_a_weak_name(value: str) -> None
     assert not looks_secret(value)
     for name in ("code", "token", "assertion"):
         text = json.dumps({name: value})
-        assert intervals_by_rule(text) == []
-        assert intervals_by_rule(repr({name: value})) == []
+        assert BUILT_IN_RULES.intervals_in(text) == []
+        assert BUILT_IN_RULES.intervals_in(repr({name: value})) == []
 
 
 @pytest.mark.parametrize("padding", ["=", "==", "%3D", "%3d%3D"])
@@ -214,7 +214,7 @@ def test_a_jwt_with_padded_segments_is_found_whole(padding: str) -> None:
     segments = [_segment({"typ": "JWT", "alg": "ES256"}), _segment({"email": "zofie@example.com"}), _random(86)]
     token = ".".join(segment + padding for segment in segments)
 
-    assert intervals_by_rule(f"a {token} b") == [(2, 2 + len(token))]
+    assert BUILT_IN_RULES.intervals_in(f"a {token} b") == [(2, 2 + len(token))]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_jwt_with_padded_segments_is_found_whole(padding: str) -> None:
 def test_names_of_cloud_providers_and_forges_are_known_in_texts(name: str) -> None:
     """In URLs and in JSON."""
     for before, after in ((f"/x?{name}=", "&b=1"), (f'{{"{name}": "', '"}')):
-        assert intervals_by_rule(f"{before}plainsecret{after}") == [(len(before), len(before) + 11)]
+        assert BUILT_IN_RULES.intervals_in(f"{before}plainsecret{after}") == [(len(before), len(before) + 11)]
 
 
 @pytest.mark.parametrize(
@@ -244,11 +244,11 @@ def test_a_value_whose_closing_quote_was_cut_off_is_masked() -> None:
     """The text that follows it does not make it a sentence."""
     text = '{"token": "kq3Zt9vX0aPl7 and more'
 
-    assert intervals_by_rule(text) == [(11, 24)]
+    assert BUILT_IN_RULES.intervals_in(text) == [(11, 24)]
 
 
 def test_the_padding_of_a_short_jwt_does_not_hide_it() -> None:
     """Also in a URL."""
     for padding in ("=", "%3D"):
         text = _segment({"sub": "ab"}) + padding
-        assert intervals_by_rule(text) == [(0, len(text))]
+        assert BUILT_IN_RULES.intervals_in(text) == [(0, len(text))]

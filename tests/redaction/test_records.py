@@ -24,6 +24,7 @@ from otel_token_relay.redaction.records import (
     scrubber_for,
 )
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
+from otel_token_relay.redaction.secret_names import Kind
 from otel_token_relay.redaction.token_search import NOTHING, known_from
 from tests.redaction.corpus import FOREIGN_JWT, OWN_OPAQUE
 
@@ -50,15 +51,15 @@ def test_the_rules_follow_the_settings_in_force(monkeypatch: pytest.MonkeyPatch)
     in_force, given = ScrubberInForce(None), ScrubberInForce(Settings(redact_keys=("given",)))
 
     before = in_force()
-    assert before.is_sensitive("environment")
+    assert before.names.kind_of("environment") is Kind.CONFIGURED
     assert in_force() is before
     install(Settings(redact_keys=("installed",)))
-    assert in_force().is_sensitive("installed")
-    assert not in_force().is_sensitive("environment")
-    assert given().is_sensitive("given")
-    assert not given().is_sensitive("installed")
+    assert in_force().names.kind_of("installed") is Kind.CONFIGURED
+    assert in_force().names.kind_of("environment") is not Kind.CONFIGURED
+    assert given().names.kind_of("given") is Kind.CONFIGURED
+    assert given().names.kind_of("installed") is not Kind.CONFIGURED
     uninstall()
-    assert in_force().is_sensitive("environment")
+    assert in_force().names.kind_of("environment") is Kind.CONFIGURED
 
 
 def test_the_dictionary_inside_the_containers_of_the_sdk_is_found() -> None:

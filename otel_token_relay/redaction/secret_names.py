@@ -1,0 +1,187 @@
+"""The names of secrets, in one table: as attribute keys, header names, parameters, and labels within texts.
+
+`SecretNames.kind_of` treats every name in the same way, wherever it occurs. Case is ignored, and words may be joined
+by ``_`` or ``-``, written in camelCase, or run together: ``access_token``, ``Access-Token``, ``accessToken`` and
+``accesstoken`` are one name. A name may also end a longer one, as in ``x_forwarded_access_token``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+
+class Kind(IntEnum):
+    """What a name says about its value."""
+
+    ORDINARY = 0
+    """Nothing: not a name in the table."""
+    HARMLESS = 1
+    """It looks like the name of a secret, but is not: the value is a position in a list or chosen by the caller."""
+    ALONE = 2
+    """As `WEAK`, but the name must not end a longer one: ``country_code`` is no secret."""
+    WEAK = 3
+    """A secret if the value looks like a credential."""
+    STRONG = 4
+    """A secret, whatever the value."""
+    HEADER = 5
+    """The credentials of an HTTP request, possibly after the name of their scheme (RFC 9110, section 11.6.2)."""
+    CONFIGURED = 6
+    """A secret, whatever the value, because a setting names it."""
+
+
+class Row(NamedTuple):
+    """Some names from one source.
+
+    Attributes:
+        source: The specification, provider or project that uses these names or treats them as secret.
+        kind: What the names say about their values.
+        names: The names, in lower case, with spaces between words and commas between names.
+    """
+
+    source: str
+    kind: Kind
+    names: str
+
+
+TABLE: Final = (
+    Row("RFC 9110, sections 11.6.2 and 11.7.2", Kind.HEADER, "authorization, proxy authorization"),
+    Row(
+        "RFC 6749, sections 2.3.1, 4.3.2 and 5.1",
+        Kind.STRONG,
+        "access token, refresh token, client secret, password, authorization code",
+    ),
+    Row("RFC 6749, section 4.1.2", Kind.ALONE, "code"),
+    Row("RFC 7009, section 2.1; RFC 7662, section 2.1", Kind.WEAK, "token"),
+    Row("RFC 7521, sections 4.1 and 4.2", Kind.STRONG, "client assertion"),
+    Row("RFC 7521, section 4.1", Kind.ALONE, "assertion"),
+    Row("RFC 7636, section 4.5", Kind.STRONG, "code verifier"),
+    Row("RFC 8628, section 3.2", Kind.STRONG, "device code"),
+    Row("RFC 8693, section 2.1", Kind.STRONG, "subject token, actor token"),
+    Row(
+        "OpenID Connect Core, RP-Initiated and Back-Channel Logout",
+        Kind.STRONG,
+        "id token, id token hint, logout token",
+    ),
+    Row("RFC 7519", Kind.WEAK, "jwt"),
+    Row(
+        "AWS: STS, and Signature Version 2 and 4 in queries",
+        Kind.STRONG,
+        "session token, security token, secret access key, aws access key id, amz signature",
+    ),
+    Row("Google Cloud: API keys, and V4 signed URLs", Kind.STRONG, "api key, goog signature"),
+    Row(
+        "Azure: Storage, Service Bus, API Management, Functions",
+        Kind.STRONG,
+        "account key, shared access key, subscription key, functions key",
+    ),
+    Row("OpenTelemetry semantic conventions, url.query; Azure SAS; CloudFront", Kind.ALONE, "sig, signature"),
+    Row("GitLab, GitHub, HashiCorp Vault, Slack", Kind.STRONG, "private token, api token, auth token, bearer token"),
+    Row("OAuth 1.0 (RFC 5849) and SDKs", Kind.STRONG, "oauth token, oauth signature, token secret, consumer secret"),
+    Row("Django, Angular, Spring", Kind.STRONG, "csrf token, xsrf token, csrfmiddlewaretoken, jsessionid, phpsessid"),
+    Row(
+        "Scrubbers of Sentry, Logfire, Datadog and Elastic APM",
+        Kind.STRONG,
+        "passwd, passphrase, private key, secret key, signing key, encryption key, webhook secret",
+    ),
+    Row("Scrubbers of Sentry, Logfire, Datadog and Elastic APM", Kind.WEAK, "secret, credentials"),
+    Row(
+        "Pagination at AWS, Google, Azure and Microsoft Graph; change feeds",
+        Kind.HARMLESS,
+        "next token, page token, continuation token, pagination token, starting token, cursor token, resume token,"
+        " sync token, delta token, skip token, start token, end token, previous token, prev token",
+    ),
+    Row(
+        "Idempotency at AWS and Google; cancellation; language models and parsers",
+        Kind.HARMLESS,
+        "client token, client request token, request token, idempotency token, cancellation token, max token,"
+        " input token, output token, stop token, eos token, bos token, pad token, unk token, sep token, mask token,"
+        " unexpected token, invalid token",
+    ),
+)
+
+_MAX_WORDS: Final = max(len(name.split()) for row in TABLE for name in row.names.split(","))
+# Where a word begins in camelCase.
+_humps = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_MAX_LABEL: Final = 128
+
+
+def rows() -> Iterator[tuple[str, Kind, str]]:
+    """Yield each name in the table, with its kind and its source."""
+    for row in TABLE:
+        for name in row.names.split(","):
+            yield name.strip(), row.kind, row.source
+
+
+# Without the spaces between words.
+_KINDS: Final = {name.replace(" ", ""): kind for name, kind, _ in rows()}
+_LAST_WORDS: Final = tuple({name.split()[-1] for name, _, _ in rows()})
+
+
+def _patterns() -> Iterator[str]:
+    """Yield a pattern for the end of each name. A word that is a name itself is enough."""
+    single = {name for name, kind, _ in rows() if kind is not Kind.HARMLESS and " " not in name}
+    yield from sorted(single, key=len, reverse=True)
+    for name, kind, _ in rows():
+        if kind is not Kind.HARMLESS and name.split()[-1] not in single:
+            yield "[_ -]?".join(name.split())
+
+
+BUILT_IN_PATTERN: Final = "|".join(_patterns())
+"""Matches the end of every built-in name in lowercase text, except harmless names."""
+
+
+class SecretNames:
+    """The names of secrets for one configuration. Immutable, so safe to share between threads.
+
+    Args:
+        keys: The configured names, such as ``x-api-key``. They match whole names, and the end of a longer name after
+            a dot: ``http.request.header.x_api_key``.
+        headers: The names of headers that contain tokens. They match in the same way.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
+        self._keys = frozenset(filter(None, map(normalize, keys)))
+        self._configured = self._keys | frozenset(filter(None, map(normalize, headers)))
+        self._ends = tuple("." + name for name in self._configured)
+        names = sorted(self._configured, key=len, reverse=True)
+        self.pattern = "|".join([*(re.escape(name).replace("_", "[_-]") for name in names), BUILT_IN_PATTERN])
+        """Matches the end of every name in lowercase text, except harmless names."""
+        self.words = tuple({max(re.split("[_-]", name), key=len) for name in names})
+        """Lowercase text that contains none of these words contains no configured name."""
+
+    def kind_of(self, name: str) -> Kind:
+        """Return what a key, a header name, a parameter or a label says about its value."""
+        normal = normalize(name)
+        if normal.endswith("authorization"):
+            return Kind.HEADER
+        if normal in self._configured or normal.endswith(self._ends):
+            return Kind.CONFIGURED
+        if not normal.endswith(_LAST_WORDS):
+            return Kind.ORDINARY
+        if len(name) > _MAX_LABEL:
+            name = name[-_MAX_LABEL:]
+        words = normalize(_humps.sub("_", name)).rpartition(".")[2].split("_")
+        for start in range(max(0, len(words) - _MAX_WORDS), len(words)):
+            kind = _KINDS.get("".join(words[start:]))
+            if kind is not None and (kind is not Kind.ALONE or start == 0):
+                return kind
+        return Kind.ORDINARY
+
+    def masks_numbers(self, name: str) -> bool:
+        """Return whether a setting asks for a key's value to be masked even if it is a number."""
+        normal = normalize(name)
+        return normal in self._keys or any(normal.endswith("." + key) for key in self._keys)
+
+
+def normalize(name: str) -> str:
+    """Return a name in lower case, with ``_`` instead of ``-``."""
+    name = name.strip()
+    return (name.lower() if name.isascii() else "".join(c.lower() if c.isascii() else c for c in name)).replace(
+        "-", "_"
+    )
+
+
+BUILT_IN: Final = SecretNames()

@@ -1,0 +1,105 @@
+"""Every name in the table has the same meaning in each spelling, alone and as the end of a longer name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from otel_token_relay.redaction.secret_names import BUILT_IN, TABLE, Kind, SecretNames, rows
+
+NAMES = {name: kind for name, kind, _ in rows()}
+SPELLINGS: dict[str, Callable[[list[str]], str]] = {
+    "snake": "_".join,
+    "kebab": "-".join,
+    "camel": lambda words: words[0] + "".join(word.title() for word in words[1:]),
+    "pascal": lambda words: "".join(word.title() for word in words),
+    "joined": "".join,
+    "upper": lambda words: "_".join(words).upper(),
+    "header": lambda words: "-".join(word.title() for word in words),
+}
+LONGER: dict[str, Callable[[str], str]] = {
+    "captured-header": lambda name: f"http.request.header.{name}",
+    "prefix": lambda name: f"x_forwarded_{name}",
+    "header-prefix": lambda name: f"X-Upstream-{name}",
+    "camel-prefix": lambda name: f"user{name[0].upper()}{name[1:]}",
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_name_is_recognized_in_every_spelling(spell: Callable[[list[str]], str]) -> None:
+    """Case and the way in which words are joined do not matter."""
+    for name, kind in NAMES.items():
+        assert BUILT_IN.kind_of(spell(name.split())) is kind, name
+
+
+@pytest.mark.parametrize("longer", LONGER)
+def test_a_name_may_end_a_longer_name(longer: str) -> None:
+    """Except for plain words, such as ``code``, which are secrets only if they stand alone."""
+    for name, kind in NAMES.items():
+        stays = kind is not Kind.ALONE or longer == "captured-header"
+        assert BUILT_IN.kind_of(LONGER[longer]("_".join(name.split()))) is (kind if stays else Kind.ORDINARY), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "access_token_type",
+        "access_token.length",
+        "my_tokens",
+        "gen_ai.usage.input_tokens",
+        "country_code",
+        "key",
+        "primary_key",
+        "cache.key",
+        "monkey",
+        "session.id",
+        "aws.request_id",
+        "author",
+        "compass",
+        "signing",
+        "design",
+        "keyboard",
+        "db.system.name",
+        "",
+        ".",
+        "_",
+        "token_",
+        "-" * 300,
+    ],
+)
+def test_other_names_are_ordinary(name: str) -> None:
+    """A name that only contains a secret's name describes the secret, or something else."""
+    assert BUILT_IN.kind_of(name) is Kind.ORDINARY
+
+
+@pytest.mark.parametrize("name", ["x_next_token", "nextPageToken", "list.continuationToken", "ClientRequestToken"])
+def test_the_position_in_a_list_is_harmless(name: str) -> None:
+    """Also as the end of a longer name."""
+    assert BUILT_IN.kind_of(name) is Kind.HARMLESS
+
+
+@pytest.mark.parametrize("name", ["a" * 10_000 + "_access_token", "A" * 10_000 + "AccessToken"])
+def test_the_end_of_a_very_long_name_counts(name: str) -> None:
+    """A caller may choose the name."""
+    assert BUILT_IN.kind_of(name) is Kind.STRONG
+
+
+def test_configured_names_match_whole_names_and_the_end_after_a_dot() -> None:
+    """In any case, with ``-`` or ``_``; an empty name matches nothing."""
+    names = SecretNames(["X-Api-Id", "tenant.id", " ", ""], ["x-user"])
+
+    for name in ("x_api_id", "X-API-ID", "http.request.header.x_api_id", "tenant.id", "my.tenant.id", "x-user"):
+        assert names.kind_of(name) is Kind.CONFIGURED
+    for name in ("my_x_api_id", "x_api_ids", "tenant", "id", "", "."):
+        assert names.kind_of(name) is Kind.ORDINARY
+    assert names.masks_numbers("my.Tenant.ID")
+    assert not names.masks_numbers("x-user")
+
+
+def test_every_row_has_a_source_and_no_name_is_in_two_rows() -> None:
+    """A second row could contradict the first."""
+    names = [name for name, _, _ in rows()]
+
+    assert len(names) == len(set(names))
+    assert all(row.source.strip() and row.names.strip() for row in TABLE)
