@@ -20,24 +20,26 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from otel_token_relay.redaction.credential_patterns import ascii_lower, is_nothing, looks_secret
+from otel_token_relay.redaction.credential_patterns import ascii_lower, is_nothing, is_words, looks_secret
 from otel_token_relay.redaction.secret_names import Kind, SecretNames
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, merge
-from otel_token_relay.redaction.unknown_tokens import MASK, OAUTH_CONTEXT_KEYS, OAUTH_NAMES, UnknownTokens
+from otel_token_relay.redaction.unknown_tokens import MASK as MASK
+from otel_token_relay.redaction.unknown_tokens import OAUTH_CONTEXT_KEYS, OAUTH_NAMES, UnknownTokens
 
 FAILED: Final = "[REDACTION FAILED]"
 
-# Searching 64 KiB for the parts of one token, or by pattern, takes about 10 ms. Longer suspect strings are
+# Searching 64 KiB for the parts of one token takes about 10 ms. A longer string that may contain a known token is
 # masked as a whole.
 _MAX_SEARCHED: Final = 65_536
-_MAX_READ_BY_RULE: Final = 1_048_576
+# Searching 1 MiB by pattern takes about 100 ms. A longer suspect string is masked as a whole.
+_MAX_READ_BY_RULE: Final = 8_388_608
 
 # Meaningful telemetry is neither this deep nor this wide. Values beyond these limits are masked.
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
 # The maximum number of characters searched in one value of a suspect record, and the number that is added for
-# each string as a fixed cost.
+# each string as a fixed cost. Strings that are searched only by pattern cost an eighth.
 _MAX_CHARACTERS: Final = 1_048_576
 _TEXT_OVERHEAD: Final = 256
 
@@ -115,9 +117,11 @@ class Scrubber:
         if issubclass(kind, Mapping):
             children: Iterable[object] = value.values()
             suspect = self._gather_keys(value, strings, known)
+            if "value" in value:
+                suspect = self.names.kind_of(_name_in(value)) > Kind.HARMLESS or suspect
         elif issubclass(kind, _SEQUENCES):
             children = value
-            suspect = False
+            suspect = _is_pair(value) and self.names.kind_of(_text_of(value[0])) > Kind.HARMLESS
             if len(value) > 1:
                 # A token may be split across the elements at any position.
                 strings.append("".join([_text_of(item) for item in children if issubclass(type(item), _TEXTS)]))
@@ -235,8 +239,10 @@ class _Cleaning:
 
     def _text(self, text: str) -> str:
         # Text beyond the limit is masked: searching it would take seconds.
-        self._characters -= len(text) + _TEXT_OVERHEAD
-        return self._scrubber.clean_text(text, self._known) if self._characters >= 0 else MASK
+        if self._characters < 0:
+            return MASK
+        self._characters -= _TEXT_OVERHEAD + (len(text) if len(text) <= _MAX_SEARCHED else len(text) // 8)
+        return self._scrubber.clean_text(text, self._known)
 
     def _object(self, value: object) -> object:
         try:
@@ -249,6 +255,7 @@ class _Cleaning:
     def _mapping(self, values: Mapping[Any, Any], depth: int) -> Any:
         changed = False
         cleaned = {}
+        name = _name_in(values) if "value" in values else ""
         for key, value in values.items():
             # A key that was in use before the token existed cannot contain it.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
@@ -258,14 +265,30 @@ class _Cleaning:
                 new = _mask_all(value, numbers_too=self._scrubber.names.masks_numbers(key), depth=depth)
             elif kind > Kind.HARMLESS and _is_credential(key, value, values):
                 new = _mask_all(value, numbers_too=False, depth=depth)
+            elif name and key == "value" and self._is_labeled(name, value):
+                new = _mask_all(value, numbers_too=self._scrubber.names.masks_numbers(name), depth=depth)
             else:
                 new = self.value(value, depth + 1)
             changed = changed or new is not value or new_key is not key
             cleaned[new_key] = new
         return cleaned if changed else values
 
+    def _is_labeled(self, name: str, value: object) -> bool:
+        """Return whether a value is a credential according to the name beside it, as in a list of headers."""
+        kind = self._scrubber.names.kind_of(name)
+        if kind is Kind.CONFIGURED:
+            return True
+        if kind <= Kind.HARMLESS or not issubclass(type(value), _TEXTS):
+            return False
+        text = _text_of(value)
+        if kind < Kind.STRONG:
+            return looks_secret(text)
+        return not is_nothing(text) and not is_words(text)
+
     def _sequence(self, values: Any, depth: int) -> Any:
         before = list(values)
+        if _is_pair(values) and self._is_labeled(_text_of(before[0]), before[1]):
+            return type(values)((before[0], MASK)) if type(values) in (list, tuple) else (before[0], MASK)
         split = self._split_over(before)
         cleaned = [MASK if at in split else self.value(item, depth + 1) for at, item in enumerate(before)]
         if all(new is old for new, old in zip(cleaned, before, strict=True)):
@@ -317,6 +340,17 @@ def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
         return False
     in_oauth_context = not OAUTH_CONTEXT_KEYS.isdisjoint(name for name in values if type(name) is str)
     return in_oauth_context and not all(is_nothing(text) for text in texts)
+
+
+def _is_pair(values: Any) -> bool:
+    """Return whether a sequence may be a name and its value, as servers represent a header."""
+    return len(values) == 2 and issubclass(type(values), (list, tuple)) and issubclass(type(values[0]), _TEXTS)
+
+
+def _name_in(values: Mapping[Any, Any]) -> str:
+    """Return the name in a mapping such as ``{"name": …, "value": …}`` (HAR), or an empty string."""
+    name = values.get("name", values.get("key"))
+    return _text_of(name) if issubclass(type(name), _TEXTS) else ""
 
 
 def _text_of(value: Any) -> str:

@@ -120,16 +120,26 @@ _KINDS: Final = {name.replace(" ", ""): kind for name, kind, _ in rows()}
 _LAST_WORDS: Final = tuple({name.split()[-1] for name, _, _ in rows()})
 
 
-def _patterns() -> Iterator[str]:
-    """Yield a pattern for the end of each name. A word that is a name itself is enough."""
-    single = {name for name, kind, _ in rows() if kind is not Kind.HARMLESS and " " not in name}
-    yield from sorted(single, key=len, reverse=True)
-    for name, kind, _ in rows():
-        if kind is not Kind.HARMLESS and name.split()[-1] not in single:
-            yield "[_ -]?".join(name.split())
+def _any_of(words: Iterable[str]) -> str:
+    """Return a pattern for any of some words in which each character is compared with a few others only."""
+    by_first: dict[str, list[str]] = {}
+    for word in words:
+        by_first.setdefault(word[:1], []).append(word[1:])
+    is_optional = by_first.pop("", None) is not None
+    parts = [re.escape(first) + _any_of(rest) for first, rest in sorted(by_first.items())]
+    if len(parts) == 1 and not is_optional:
+        return parts[0]
+    return f"(?:{'|'.join(parts)})" + "?" * is_optional if parts else ""
 
 
-BUILT_IN_PATTERN: Final = "|".join(_patterns())
+def _ends() -> set[str]:
+    """Return the words that names end with. ``id`` alone would be found too often."""
+    names = [name for name, kind, _ in rows() if kind is not Kind.HARMLESS]
+    words = {"access_key_id" if name.endswith(" id") else name.split()[-1] for name in names}
+    return {word for word in words if not any(word != other and word.endswith(other) for other in words)}
+
+
+BUILT_IN_PATTERN: Final = _any_of(_ends()).replace("_", "[_-]?")
 """Matches the end of every built-in name in lowercase text, except harmless names."""
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Final
 
 from otel_token_relay.redaction.credential_patterns import (
@@ -54,6 +55,8 @@ _SEPARATOR: Final = rf"""(?:
 
 _LABEL_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 _MAX_LABEL: Final = 128
+# Examining this many labels takes about a third of a second. In a text with more, the rest is masked.
+_MAX_LABELS: Final = 20_000
 # An escape before a label may end in letters and digits.
 _after_percent = re.compile(r"(?:25)*[0-9A-Fa-f]{2}").match
 _after_backslash = re.compile(r"u[0-9A-Fa-f]{4}|[nrtbf]").match
@@ -176,25 +179,29 @@ class UnknownTokens:
         return found + bearers_in(text, lowered)
 
     def _labeled_in(self, text: str, lowered: str) -> Iterator[Interval]:
-        at = 0
+        context = _Context(text)
+        at = count = 0
         while match := self._label.search(lowered, at):
-            found = self._value_of(match, text)
+            count += 1
+            if count > _MAX_LABELS:
+                yield match.start(), len(text)
+                return
+            found = self._value_of(match, context)
             if found is not None:
                 yield found
             at = match.end() if found is None else max(match.end(), found[1])
 
-    def _value_of(self, match: re.Match[str], text: str) -> Interval | None:
+    def _value_of(self, match: re.Match[str], context: _Context) -> Interval | None:
         """Return the interval of a label's value, or ``None`` if the value is no credential."""
+        text = context.text
         begin, end = match.span("name")
         begin = _begin_of_label(text, begin)
         label = text[begin:end]
         if match["tag"] and not text.endswith(_before_tag, 0, begin):
             return None
-        kind = self._names.kind_of(label.replace(" ", "_"))
-        if kind <= Kind.HARMLESS:
-            return None
+        kind = self._names.kind_of(label)
         if (
-            kind is Kind.WEAK
+            kind < Kind.STRONG
             and text[begin - 1 : begin] == " "
             and (word := _previous_word(text, max(0, begin - 33), begin))
         ):
@@ -202,7 +209,9 @@ class UnknownTokens:
             longer = self._names.kind_of(f"{word[1]}_{label}")
             if longer is not Kind.ORDINARY and longer is not kind:
                 kind, label = longer, f"{word[1]} {label}"
-        return _Value(kind, label, begin, match, text).interval()
+        if kind <= Kind.HARMLESS:
+            return None
+        return _Value(kind, label, begin, match, context).interval()
 
 
 def _begin_of_label(text: str, begin: int) -> int:
@@ -219,15 +228,27 @@ def _begin_of_label(text: str, begin: int) -> int:
     return begin if escape is None else escape.end()
 
 
+class _Context:
+    """A text, and what is computed at most once for it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def is_oauth(self) -> bool:
+        return any(name in self.text for name in _OAUTH_CONTEXT)
+
+
 class _Value:
     """The value after one label in a text."""
 
-    def __init__(self, kind: Kind, label: str, begin: int, match: re.Match[str], text: str) -> None:
+    def __init__(self, kind: Kind, label: str, begin: int, match: re.Match[str], context: _Context) -> None:
         self._kind = kind
         self._label = label
         self._begin = begin
         self._match = match
-        self._text = text
+        self._context = context
+        self._text = context.text
         self._start = match.end()
         # A label with a space may be a part of a sentence.
         self._is_loose = bool(match["loose"]) or " " in label
@@ -282,7 +303,7 @@ class _Value:
             return kind is Kind.WEAK and looks_like_credential(value)
         if looks_secret(value):
             return True
-        return self._label.lower() in OAUTH_NAMES and any(name in self._text for name in _OAUTH_CONTEXT)
+        return self._label.lower() in OAUTH_NAMES and self._context.is_oauth
 
     def _credentials(self) -> Interval | None:
         """Return the interval of the credentials after ``Authorization: `` or ``authorization=``."""

@@ -20,6 +20,7 @@ from tests.redaction.corpus import (
     BENIGN,
     FOREIGN_FORMS,
     FOREIGN_JWT,
+    MARKED,
     MARKS,
     OWN,
     OWN_FORMS,
@@ -547,3 +548,53 @@ def test_a_longer_key_that_only_contains_the_name_stays(key: str) -> None:
     values = {key: "plain"}
 
     assert Scrubber().redact(values, NOTHING) is values
+
+
+@pytest.mark.parametrize(
+    ("value", "cleaned"),
+    [
+        ([("authorization", "Basic YTpi"), ("accept", "*/*")], [("authorization", MASK), ("accept", "*/*")]),
+        ([[b"x-api-key", b"k9-2f"], [b"accept", b"*/*"]], [[b"x-api-key", MASK], [b"accept", b"*/*"]]),
+        ({"name": "Authorization", "value": "Basic YTpi"}, {"name": "Authorization", "value": MASK}),
+        (
+            {"headers": [{"key": "cookie-token", "value": MARKED}]},
+            {"headers": [{"key": "cookie-token", "value": MASK}]},
+        ),
+        ((("tenant", 42), ("n", 1)), (("tenant", MASK), ("n", 1))),
+    ],
+)
+def test_a_value_beside_the_name_of_a_secret_is_masked(value, cleaned):
+    """Lists of headers consist of pairs, or of mappings with a name and a value."""
+    assert Scrubber(["tenant"]).redact({"x": value}, NOTHING) == {"x": cleaned}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["authorization", "content-type"],
+        ("access_token", "refresh_token"),
+        ["token", "hello"],
+        [("code", 404), ("token", None)],
+        {"name": "password", "value": "required"},
+        {"name": "next_token", "value": MARKED},
+        {"name": 7, "value": 8},
+        {"value": MARKED},
+    ],
+)
+def test_two_values_without_a_secret_stay(value):
+    """Lists of names, and pairs whose value is a word or a number."""
+    value = {"x": value}
+
+    assert Scrubber().redact(value, NOTHING) is value
+
+
+def test_a_prompt_of_several_megabytes_keeps_its_text():
+    """A picture makes it long. Only the secret in it is masked."""
+    picture = base64.b64encode(bytes(range(256)) * 10_000).decode()
+    prompt = json.dumps({"language_code": "en", "image": picture, "api_key": MARKED, "text": "What is this?"})
+
+    cleaned = SCRUBBER.redact({"prompt": prompt}, known_from(OWN["opaque"]))
+
+    assert cleaned == {"prompt": prompt.replace(MARKED, MASK)}
+    harmless = {"prompt": prompt.replace(MARKED, "none")}
+    assert SCRUBBER.redact(harmless, known_from(OWN["opaque"])) is harmless

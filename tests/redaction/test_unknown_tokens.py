@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
-from otel_token_relay.redaction.secret_names import BUILT_IN_PATTERN, Kind, rows
+from otel_token_relay.redaction.secret_names import Kind, rows
 from otel_token_relay.redaction.token_search import NOTHING
 from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES
 from tests.redaction.corpus import BENIGN
@@ -242,7 +242,6 @@ def test_every_word_that_the_first_check_looks_for_is_enough() -> None:
     for name in MASKED:
         for label in _spelled(name):
             assert BUILT_IN_RULES.may_be_labeled_in(f"{label}={SECRET}".lower()), label
-    assert "token" in BUILT_IN_PATTERN
 
 
 @pytest.mark.parametrize("text", BENIGN)
@@ -265,19 +264,19 @@ def test_odd_quotes_raise_nothing(parts: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    [
-        'code="',
-        'token=\\"',
-        "authorization: ",
-        "authorization: basic ",
-        "token=&quot;",
-        "%22token%22:%22",
-        "a_token ",
-        "x" * 64,
-    ],
+    ['code: "a" ', 'token=\\"', "authorization: basic realm ", "token=&quot;", "a token: b ", "password=a,", "_token"],
 )
-def test_the_search_takes_linear_time(unit: str) -> None:
-    """Twice the text takes about twice the steps. The number of characters read is bounded by construction."""
-    text = unit * (60_000 // len(unit))
+def test_a_text_made_of_labels_is_read_in_bounded_time(unit: str) -> None:
+    """A quadratic search would take minutes."""
+    text = unit * (1_000_000 // len(unit))
 
     assert isinstance(SCRUBBER.redact(text, NOTHING), str)
+
+
+def test_the_rest_of_a_text_with_very_many_labels_is_masked() -> None:
+    """Nothing in it has been examined."""
+    text = 'code: "a" ' * 20_001 + f"access_token={SECRET}"
+
+    cleaned = SCRUBBER.redact(text, NOTHING)
+
+    assert cleaned == 'code: "a" ' * 20_000 + MASK
