@@ -20,7 +20,9 @@ _pad = re.compile("=|%3[Dd]")
 _JWT: Final = re.compile(rf"eyJ[A-Za-z0-9_-]{{5,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
 _SEPARATOR: Final = r"(?:[\s+:=]|%20|%3a|%253a|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
 # Matches lowercase text. The pattern begins with a plain word, because the search for one is fast.
-_BEARER: Final = re.compile(rf"bearer{_SEPARATOR}(?P<value>(?:[a-z0-9\-._~+/]|%2[bf]|%3d(?![a-z0-9]))++=*+)")
+_BEARER: Final = re.compile(
+    rf"bearer{_SEPARATOR}(?:bearer{_SEPARATOR}){{0,3}}+(?P<value>(?:[a-z0-9\-._~+/]|%2[bf]|%3d(?![a-z0-9\[]))++=*+)"
+)
 
 _is_nothing = re.compile(
     r"(?:none|null|nil|undefined|true|false|str|string|text|bytes|int|optional|required|missing|invalid|expired|empty"
@@ -199,23 +201,23 @@ def is_words(value: str) -> bool:
 
 def _is_bearer(match: re.Match[str], text: str) -> bool:
     start, end = match.span("value")
-    value, before = text[start:end], text[max(0, match.start() - 28) : match.start()]
-    if before[-1:].isascii() and before[-1:].isalpha():
+    value, before = text[start:end], text[match.start() - 1 : match.start()]
+    if before.isascii() and before.isalpha():
         return False
     after = text[end : end + 2]
     name = value.rstrip("=.,")
-    is_quoted = before[-1:] in ("'", '"') and after[:1] in ("'", '"', "\\")
+    is_quoted = before in ("'", '"') and after[:1] in ("'", '"', "\\")
     # In these places, every value is masked except a placeholder or a short single word ("Bearer token").
-    is_labeled = match.span() == (0, len(text)) or is_quoted or "authorization" in before.lower()
-    if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, is_labeled=is_labeled):
+    is_alone = match.span() == (0, len(text)) or is_quoted
+    if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, is_alone=is_alone):
         return False
     if value.endswith("=") and after[:1] in ('"', "'"):
         return False  # a different auth-param
     return not (after in ('":', "':") and _is_words(name))  # the object's next key
 
 
-def _is_bearer_value(value: str, *, is_labeled: bool) -> bool:
-    if is_labeled:
+def _is_bearer_value(value: str, *, is_alone: bool) -> bool:
+    if is_alone:
         return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:
         return not _is_prose(value)

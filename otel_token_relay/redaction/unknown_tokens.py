@@ -46,7 +46,7 @@ _SEPARATOR: Final = rf"""(?:
   | # name=value, name%3Dvalue, name[]=value
     (?:\[\]|%5b%5d)?(?:=|%3d|%253d)
   | # name: value, name = value
-    (?P<loose>\s{{0,8}}[:=]\s{{1,8}})
+    (?P<loose>\s{{0,8}}[:=]\s{{1,8}}|%3a(?:%20|\+)|%253a%2520)
   | # <name>value</name>
     (?P<tag>>|&gt;|%3e)
   | # multipart/form-data (RFC 7578)
@@ -281,7 +281,7 @@ class _Value:
 
     def _found(self, end: int, *, is_quoted: bool = False) -> Interval | None:
         value = self._text[self._start : end]
-        if value == MASK or value == "" or not self._is_secret(value, end, is_quoted=is_quoted):
+        if value == "" or value.strip(":. ") == MASK or not self._is_secret(value, end, is_quoted=is_quoted):
             return None
         return self._start, end
 
@@ -313,6 +313,10 @@ class _Value:
             return None
         scheme = _scheme(text, start)
         gap = None if scheme is None else _after_scheme(text, scheme.end())
+        if scheme is not None and gap is not None and (again := _scheme(text, gap.end())) is not None:
+            # "Bearer Bearer …", a frequent mistake
+            if again[0].lower() in _SCHEMES and (second_gap := _after_scheme(text, again.end())) is not None:
+                scheme, gap = again, second_gap
         if gap is not None and text.startswith(MASK, gap.end()):
             return None
         if gap is not None and not gap[0].isspace():
@@ -327,9 +331,10 @@ class _Value:
             if _are_parameters(text, gap.end()):
                 line = _LINE.match(text, gap.end())
                 return rest.span() if line is None else line.span()
-            # After the name of a scheme, every word is a credential unless it is a part of a sentence.
+            # "Basic authentication is required" is part of a sentence.
             word = rest[0].rstrip(".:!?")
-            return rest.span() if looks_secret(word) or not (is_nothing(word) or is_words(word)) else None
+            is_plain = word.isalpha() and len(word) <= _MAX_PLAIN_WORD and is_words(word)
+            return None if is_plain or is_nothing(word) else rest.span()
         if looks_secret(rest[0]):
             return (start if looks_secret(scheme[0]) else rest.start()), rest.end()
         return first.span() if looks_secret(first[0]) else None
