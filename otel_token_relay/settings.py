@@ -148,8 +148,9 @@ class Settings:
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
         WORDS,
-        "Comma-separated attribute keys whose values are always masked, in addition to the built-in keys. Case is"
-        " ignored, and `-` and `_` are equivalent; `x-api-key` also matches `http.request.header.x-api-key`.",
+        "Comma-separated names whose values are always masked, as attribute keys and within texts, in addition to the"
+        " built-in names. Case is ignored, and `-` and `_` are equivalent; `x-api-key` also matches"
+        " `http.request.header.x-api-key`.",
         default=(),
         shown="",
     )

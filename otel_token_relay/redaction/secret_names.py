@@ -21,15 +21,15 @@ class Kind(IntEnum):
     HARMLESS = 1
     """It looks like the name of a secret, but is not: the value is a position in a list or chosen by the caller."""
     ALONE = 2
-    """As `WEAK`, but the name must not end a longer one: ``country_code`` is no secret."""
+    """As `WEAK`, but the name must not end a longer one: ``country_code`` is not a secret."""
     WEAK = 3
     """A secret if the value looks like a credential."""
     STRONG = 4
-    """A secret, whatever the value."""
+    """A secret with any value."""
     HEADER = 5
     """The credentials of an HTTP request, possibly after the name of their scheme (RFC 9110, section 11.6.2)."""
     CONFIGURED = 6
-    """A secret, whatever the value, because a setting names it."""
+    """A secret with any value, because a setting names it."""
 
 
 class Row(NamedTuple):
@@ -121,7 +121,7 @@ _LAST_WORDS: Final = tuple({name.split()[-1] for name, _, _ in rows()})
 
 
 def _any_of(words: Iterable[str]) -> str:
-    """Return a pattern for any of some words in which each character is compared with a few others only."""
+    """Return a pattern for any of some words in which each character is compared with few alternatives."""
     by_first: dict[str, list[str]] = {}
     for word in words:
         by_first.setdefault(word[:1], []).append(word[1:])

@@ -192,7 +192,7 @@ class UnknownTokens:
             at = match.end() if found is None else max(match.end(), found[1])
 
     def _value_of(self, match: re.Match[str], context: _Context) -> Interval | None:
-        """Return the interval of a label's value, or ``None`` if the value is no credential."""
+        """Return the interval of a label's value, or ``None`` if the value is not a credential."""
         text = context.text
         begin, end = match.span("name")
         begin = _begin_of_label(text, begin)
@@ -226,6 +226,12 @@ def _begin_of_label(text: str, begin: int) -> int:
     else:
         return begin
     return begin if escape is None else escape.end()
+
+
+def _scheme_at(text: str, start: int) -> tuple[re.Match[str] | None, re.Match[str] | None]:
+    """Return the name of an authentication scheme, and the gap between it and what follows."""
+    scheme = _scheme(text, start)
+    return scheme, None if scheme is None else _after_scheme(text, scheme.end())
 
 
 class _Context:
@@ -311,12 +317,11 @@ class _Value:
         first = _VALUE.match(text, start)
         if first is None:
             return None
-        scheme = _scheme(text, start)
-        gap = None if scheme is None else _after_scheme(text, scheme.end())
-        if scheme is not None and gap is not None and (again := _scheme(text, gap.end())) is not None:
-            # "Bearer Bearer …", a frequent mistake
-            if again[0].lower() in _SCHEMES and (second_gap := _after_scheme(text, again.end())) is not None:
-                scheme, gap = again, second_gap
+        scheme, gap = _scheme_at(text, start)
+        if gap is not None:  # "Bearer Bearer …" is a frequent mistake
+            again, gap_after = _scheme_at(text, gap.end())
+            if again is not None and gap_after is not None and again[0].lower() in _SCHEMES:
+                scheme, gap = again, gap_after
         if gap is not None and text.startswith(MASK, gap.end()):
             return None
         if gap is not None and not gap[0].isspace():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +104,12 @@ def test_every_row_has_a_source_and_no_name_is_in_two_rows() -> None:
 
     assert len(names) == len(set(names))
     assert all(row.source.strip() and row.names.strip() for row in TABLE)
+
+
+def test_the_page_lists_every_name_with_its_source() -> None:
+    """Operators look there for what is masked."""
+    lines = (Path(__file__).parents[2] / "docs" / "redaction.md").read_text("utf-8").splitlines()
+
+    for row in TABLE:
+        names = ", ".join(f"`{name.strip().replace(' ', '_')}`" for name in row.names.split(","))
+        assert any(line.startswith(f"| {names} | ") and line.endswith(f" | {row.source} |") for line in lines), names

@@ -1,4 +1,4 @@
-"""Each name of a secret in each notation: what it labels is masked, whatever surrounds it."""
+"""Each name of a secret in each notation: what it labels is masked, regardless of the text around it."""
 
 from __future__ import annotations
 
