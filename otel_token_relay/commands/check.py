@@ -155,9 +155,11 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
     report.problems += map(conceal, settings.problems)
     if options.all:
         report.problems += _install_hooks()
-        report.libraries = [*try_hooks(), *(try_redaction(settings) if settings.redaction else ())]
+        report.libraries = try_hooks()
     else:
         report.libraries = installed_libraries()
+    if settings.redaction:
+        report.libraries += try_redaction(settings)
     report.problems += _problems(environ, settings, report, options)
     if options.online:
         report.issuers = _ask_issuers(settings, report)
@@ -302,7 +304,8 @@ def _print(report: Report, options: argparse.Namespace) -> None:
     )
     covered = [library for library in report.libraries if library.is_covered]
     title = "Hooked" if options.all else "Can be hooked (to try the hooks, add --all)"
-    _print_list(title, [line for kind in KINDS if (line := _line_of(kind, covered))])
+    kinds = [kind for kind in KINDS if options.all or kind != "signal"]
+    _print_list(title, [line for kind in kinds if (line := _line_of(kind, covered))])
     _print_list("Not covered", [str(library) for library in report.libraries if not library.is_covered])
     _print_list(
         "Settings that differ from their defaults",

@@ -100,11 +100,13 @@ def try_hooks() -> list[Library]:
 
 
 def try_redaction(settings: Settings) -> list[Library]:
-    """Import the SDK, redact a test token in each signal, and return the results."""
-    redaction.start(settings)
+    """Import the SDK, redact a test token in each signal, and return the results: none without the SDK."""
+    version = version_of("opentelemetry-sdk")
+    if version is None:
+        return []
     for signal in redaction.SIGNALS:
         _import(signal.module)
-    version = version_of("opentelemetry-sdk")
+    redaction.start(settings)
     return [
         Library("signal", name, version, state, state == redaction.HOOKED) for name, state in redaction.states().items()
     ]

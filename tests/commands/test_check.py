@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from otel_token_relay import cli, uninstall
 from otel_token_relay.commands import check, coverage
 from otel_token_relay.commands.coverage import version_of
 from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.settings import Settings
 from tests.support.issuers import Issuer, issuing
 from tests.support.tokens import public_jwk
@@ -93,7 +95,7 @@ def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
 
 def test_check_imports_no_library() -> None:
     """A broken library must not break the check, and importing all of them takes seconds."""
-    names = "{'httpx', 'fastapi', 'grpc', 'jwt', 'requests', 'yaml', 'opentelemetry.sdk'}"
+    names = "{'httpx', 'fastapi', 'grpc', 'jwt', 'requests', 'yaml', 'opentelemetry.instrumentation'}"
     program = (
         f"import sys; from otel_token_relay import cli; cli.main(['check']); print(sorted({names} & set(sys.modules)))"
     )
@@ -101,6 +103,23 @@ def test_check_imports_no_library() -> None:
     _, output = run(program=("-c", program), **{DESTINATIONS: "https://a", "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce"})
 
     assert output.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--all",)])
+def test_check_fails_if_a_signal_is_not_redacted_where_it_is_created(
+    arguments: tuple[str, ...], without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an SDK that is not supported, processors registered earlier receive unredacted data."""
+    without_hooks.setenv(DESTINATIONS, "https://a")
+    spans, *signals = redaction.SIGNALS
+    without_hooks.setattr(redaction, "SIGNALS", (replace(spans, try_out=lambda: False), *signals))
+    uninstall()
+
+    status = cli.main(["check", "--json", *arguments])
+
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert status == 1
+    assert problem.startswith(f"spans {version('opentelemetry-sdk')}: redacted by wrapped processors and exporters (")
 
 
 def test_check_all_imports_every_library_and_tries_its_hooks() -> None:
