@@ -15,12 +15,12 @@ from typing import Any
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, Status
 
-from otel_token_relay.context import TOKEN_KEY
+from otel_token_relay.context import TOKEN_KEY, UNUSED_KEY
 from otel_token_relay.copying import shallow_copy, with_changes
 from otel_token_relay.otel import get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
-from otel_token_relay.redaction.known_tokens import hold_token, tokens_of_span, with_later_tokens
+from otel_token_relay.redaction.known_tokens import hold_token, hold_unused, tokens_of_span, with_later_tokens
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
@@ -75,9 +75,12 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
             try:  # as in note_start, but without the cost of another call for each span
-                token: Any = (get_current() if parent_context is None else parent_context).get(TOKEN_KEY)
+                context = get_current() if parent_context is None else parent_context
+                token: Any = context.get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token)
+                if UNUSED_KEY in context:
+                    hold_unused(self, context)
             except Exception:  # the span must start nevertheless
                 _logger.debug("cannot read the token of a span that is starting", exc_info=True)
             original(self, start_time, parent_context)
