@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, Status
 
@@ -26,6 +26,9 @@ from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
 _logger = logging.getLogger("otel_token_relay")
+
+# The fields that processors read from every span. None of them contains text, unless a processor replaces it.
+_PLAIN: Final = ("_context", "_kind", "_start_time", "_end_time")
 
 
 def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
@@ -42,11 +45,19 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             wipe(readable)
         return readable
 
-    def finish(deferred: DeferredRecord) -> Any:
-        return clean(deferred.readable, deferred.known)
+    fields = frozenset(vars(module.ReadableSpan("", resource=module.Resource({}))))
 
-    fields = vars(module.ReadableSpan("", resource=module.Resource({})))
-    deferred_span = deferred_class(module.ReadableSpan, fields, finish)
+    def finish(deferred: DeferredRecord, changes: dict[str, Any]) -> Any:
+        readable = deferred.readable
+        raw = vars(readable)
+        if any(raw.get(name) is not value for name, value in changes.items()):
+            # Another thread may be redacting the raw record at the same time.
+            readable = shallow_copy(readable)
+            for name, value in changes.items():
+                setattr(readable, name, value if name in fields else scrubber.redact(value, deferred.known))
+        return clean(readable, deferred.known)
+
+    deferred_span = deferred_class(module.ReadableSpan, fields, finish, _PLAIN)
 
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
@@ -58,8 +69,8 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 state = context.trace_state
                 if end_time is None or getattr(state, "_dict", state):
                     return clean(readable, known)  # the span is open, or its context contains text
-                # Processors read these fields from every span, and none of the fields contains text.
                 deferred: Any = object.__new__(deferred_span)
+                # These are the fields in `_PLAIN`.
                 deferred._context = context
                 deferred._kind = readable._kind
                 deferred._start_time = readable._start_time
