@@ -61,7 +61,7 @@ def bodies(pipeline: Pipeline, context: Context) -> bytes:
 
 @pytest.mark.parametrize("count", [8, 100, 5_000])
 def test_h22_made_up_tokens_do_not_displace_a_token_of_the_same_trace(count: int, pipeline: Pipeline) -> None:
-    """The trace id is known to every service that the request calls. A record without the request's context shows it."""
+    """Every service that the request calls knows the trace id. The record has no context of the request."""
     victim = send(OWN_OPAQUE, lease=Lease())
     for _ in range(count):
         send(made_up())
