@@ -56,6 +56,9 @@ class UnusedCredentials:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("cannot pickle credentials")
 
+    def __getstate__(self) -> None:
+        """Return nothing. Python's own method would return the words to code that dumps objects."""
+
 
 def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken | None) -> bool:
     """Return whether a request may contain unused credentials. For nearly every request, it cannot.

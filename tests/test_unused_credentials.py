@@ -70,6 +70,6 @@ def test_credentials_are_neither_printed_nor_pickled() -> None:
     """Contexts are printed and traversed."""
     unused = UnusedCredentials((TOKEN,), Lease())
 
-    assert TOKEN not in f"{unused!r} {unused!s}"
+    assert TOKEN not in f"{unused!r} {unused!s} {unused.__getstate__()!r}"
     with pytest.raises(TypeError):
         pickle.dumps(unused)

@@ -41,6 +41,9 @@ class DeferredRecord:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("cannot pickle a record that has not been redacted yet")
 
+    def __getstate__(self) -> None:
+        """Return nothing. Python's own method would return the raw record to code that dumps objects."""
+
 
 class _Changes(DeferredRecord):
     """The value of `DEFERRED` for a record in which a field has been set, with all such fields."""

@@ -171,7 +171,7 @@ class _MaskedItems(dict[Any, Any]):
     def __init__(self, items: Any, mapping: Any, clean: Clean) -> None:
         super().__init__(items)
         # A function, since neither its repr nor its attributes show the mapping.
-        self._look_up = lambda key: _clean_named(key, mapping[key], clean)
+        self._look_up: Callable[[Any], Any] = lambda key: _clean_named(key, mapping[key], clean)
 
     def __missing__(self, key: Any) -> Any:
         return self._look_up(key)

@@ -25,6 +25,7 @@ from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceStat
 
 from otel_token_relay import Settings, use_token
 from otel_token_relay.redaction import installation, spans
+from otel_token_relay.redaction.deferred import DEFERRED
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
 from tests.redaction.corpus import FOREIGN_JWT, OWN_OPAQUE
 
@@ -182,11 +183,14 @@ def test_what_a_processor_sets_before_the_first_access_is_clean(setting, name):
 
 
 def test_what_is_set_is_not_shown_before_the_first_access():
-    """The record has it in no attribute."""
+    """The record has it in no attribute, and the state of the raw record shows nothing."""
     span = _dirty_span()
+    raw = [vars(span)[DEFERRED].__getstate__()]
     span._attributes = {"text": OWN_OPAQUE}
+    raw.append(vars(span)[DEFERRED].__getstate__())
 
     assert OWN_OPAQUE not in repr(vars(span))
+    assert raw == [None, None]
 
 
 def test_what_a_processor_sets_on_a_log_record_is_clean():

@@ -259,15 +259,12 @@ JWE = ".".join(
 JWE += ".48V1_ALb6US04U3b.5eym8TW_c8SuK0ltJ3rpYIzOeDQz7TALvtu6UG9oMo4vpzs9tX.XFBoMYUZodetZdvTiFvSkQ"
 
 
-@pytest.mark.parametrize("token", [FOREIGN_JWT, JWE], ids=["JWS", "JWE"])
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize(("token", "at"), [(FOREIGN_JWT, 1), (FOREIGN_JWT, 2), (JWE, 1), (JWE, 2), (JWE, 3), (JWE, 4)])
 @pytest.mark.parametrize("form", ["tuple", "mapping", "object", "other mapping"])
 def test_a_jwt_that_is_split_over_two_arguments_is_masked(lines, token, at, form):
     """The first part is a JWT by itself, and the rest looks harmless once that is masked."""
     logger, handler = lines
     parts = token.split(".")
-    if at >= len(parts):
-        pytest.skip("it has fewer parts")
     first, second = ".".join(parts[:at]), ".".join(parts[at:])
     if form == "tuple":
         logger.info("%s %s.%s for %d", "a harmless argument", first, second, 7)
