@@ -65,14 +65,15 @@ class RememberedTokens:
 
     ``recent_traces`` and ``older_traces`` contain the tokens of each trace, ``_without_trace`` the last ones bound
     while no span was current, ``_of_thread`` the last ones that each thread bound, and ``_verified`` those that a
-    verifier accepted. A token whose lease is open is displaced last: see `recent_tokens`. Each record is compared with
-    its own tokens, if it has any, and with these remembered tokens:
+    verifier accepted. A token whose lease is open is displaced last: see `recent_tokens`. Unused credentials are added
+    only to a trace or a thread that has room for them, and displace nothing. Each record is compared with its own
+    tokens and unused credentials, if it has any, and with these remembered tokens:
 
     ======================== ================================== ====================================================
     signal                   remembered tokens                  reason
     ======================== ================================== ====================================================
-    span at start            none; its own token is added to    other records of the trace may contain the token
-                             its trace
+    span at start            none; its own token and unused     other records of the trace may contain them
+                             credentials are added to its trace
     span at end              those of its trace; if no token is the token may have been bound elsewhere in the trace
                              known, those of its thread         or while the span's attributes were set
     span at first access     those of its trace, read again     a token may have been bound since the span ended
