@@ -115,8 +115,8 @@ class RememberedTokens:
             self.older_traces: dict[int, KnownTokens] = {}
             self._traces_to_renew: deque[int] = deque(maxlen=self._max_recent)
             self._recent_characters = 0
-            self._in_use = TokensInUse()
-            self._without_trace = RecentTokens(_MAX_WITHOUT_TRACE, self._in_use)
+            self.in_use = TokensInUse()
+            self._without_trace = RecentTokens(_MAX_WITHOUT_TRACE, self.in_use)
             self._last_without_trace = ""
             self._verified = RecentTokens(_MAX_VERIFIED, ())
             self._of_thread = threading.local()
@@ -137,11 +137,6 @@ class RememberedTokens:
         with self._lock:
             self._verified.add(value)
 
-    def note_in_use(self, token: BearerToken) -> None:
-        """Do not let other tokens displace this one as long as its lease is open."""
-        with self._lock:
-            self._in_use.add(token)
-
     def remember(self, trace_id: int, value: str) -> KnownTokens:
         """Add a token to a trace and return all of the trace's tokens."""
         known = self.recent_traces.get(trace_id)
@@ -152,7 +147,7 @@ class RememberedTokens:
             if known is None:
                 known = known_from_one(value)
             elif value not in known.values:
-                known = known_from(*within_limit((*known.values, value), _MAX_OF_TRACE, self._in_use))
+                known = known_from(*within_limit((*known.values, value), _MAX_OF_TRACE, self.in_use))
             self._keep(trace_id, known)
             while self._traces_to_renew:
                 trace_id = self._traces_to_renew.popleft()
@@ -196,7 +191,7 @@ class RememberedTokens:
     def _own_of_thread(self) -> dict[str, Any]:
         own = self._of_thread.__dict__
         if not own:
-            own.update(tokens=RecentTokens(_MAX_OF_THREAD, self._in_use, _MAX_IN_USE_OF_THREAD), known=None)
+            own.update(tokens=RecentTokens(_MAX_OF_THREAD, self.in_use, _MAX_IN_USE_OF_THREAD), known=None)
         return own
 
     def of_thread(self) -> KnownTokens:
@@ -284,7 +279,7 @@ def _remember_bound(token: BearerToken, context: Context) -> None:
     span: Any = context.get(SPAN_KEY)
     trace_id = _trace_id_of(span)
     if looks_like_credential(value) or REMEMBERED.is_lasting(token):
-        REMEMBERED.note_in_use(token)
+        REMEMBERED.in_use.add(token)
         REMEMBERED.remember_in_thread(value)
         if trace_id:
             REMEMBERED.remember(trace_id, value)
@@ -317,7 +312,7 @@ def _add_to_span(span: Any, value: str) -> None:
     if not isinstance(held, KnownTokens):
         held = known_from_one(value)
     elif value not in held.values:
-        held = known_from(*within_limit((*held.values, value), _MAX_OF_SPAN, REMEMBERED._in_use))
+        held = known_from(*within_limit((*held.values, value), _MAX_OF_SPAN, REMEMBERED.in_use))
     with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the token
         setattr(span, _HELD, held)
 
@@ -421,7 +416,13 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
     if trace_id is None:
-        trace_id = _trace_id_of(span)
+        # The usual case, without the cost of another call for each measurement.
+        try:
+            trace_id = 0 if span is None else span.get_span_context().trace_id
+        except Exception:
+            trace_id = 0
+        if type(trace_id) is not int:
+            trace_id = _trace_id_of(span)
     if token is not None and _is_own(token):
         own = known_from_one(token.reveal())
         if not trace_id or REMEMBERED.recent_traces.get(trace_id) is own:

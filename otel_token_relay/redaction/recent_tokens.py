@@ -21,7 +21,7 @@ _MIN_TO_SWEEP: Final = 256
 
 
 class TokensInUse:
-    """The values of the tokens whose leases are open. The caller must hold a lock while it adds a token.
+    """The values of the tokens whose leases are open. Safe to share between threads and finalizers, without a lock.
 
     Tokens are referenced weakly, so that a lease that is never ended does not keep its token: a token is in use only
     while a context or a request refers to it.
@@ -35,7 +35,13 @@ class TokensInUse:
 
     def __contains__(self, value: object) -> bool:
         tokens = self._tokens.get(value)  # type: ignore[call-overload]  # a container accepts any object
-        return tokens is not None and any(map(_is_open, tokens.copy().values()))
+        if tokens is None:
+            return False
+        for reference in list(tokens.values()):  # a loop, since this runs for each token that is displaced
+            token = reference()
+            if token is not None and token.lease is not None and token.lease.is_open:
+                return True
+        return False
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -44,11 +50,14 @@ class TokensInUse:
         """Add a token. A token without a lease has no known end, so it is not in use for this purpose."""
         if token.lease is None:
             return
-        tokens = self._tokens.get(token._value)
+        value = token._value
+        tokens = self._tokens.get(value)
         if tokens is None:
-            self._tokens[token._value] = tokens = {}
+            tokens = self._tokens.setdefault(value, {})
         tokens[id(token)] = weakref.ref(token)
-        self._count += 1
+        if self._tokens.get(value) is not tokens:  # another thread has just removed the empty dictionary
+            self._tokens.setdefault(value, tokens).update(tokens)
+        self._count += 1  # two threads may count only one token, which delays the next sweep
         if self._count > self._max_count:
             self._sweep()
 
@@ -56,18 +65,16 @@ class TokensInUse:
         """Remove the tokens that are no longer in use."""
         self._count = 0
         for value, tokens in list(self._tokens.items()):
-            for key, token in list(tokens.items()):
-                if not _is_open(token):
+            for key, reference in list(tokens.items()):
+                token = reference()
+                if token is None or token.lease is None or not token.lease.is_open:
                     tokens.pop(key, None)
             self._count += len(tokens)
             if not tokens:
                 self._tokens.pop(value, None)
+                if tokens:  # another thread has just added a token
+                    self._tokens.setdefault(value, tokens)
         self._max_count = max(_MIN_TO_SWEEP, 2 * self._count)
-
-
-def _is_open(reference: weakref.ref[BearerToken]) -> bool:
-    token = reference()
-    return token is not None and token.lease is not None and token.lease.is_open
 
 
 def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) -> tuple[str, ...]:
@@ -109,16 +116,20 @@ class RecentTokens:
     def add(self, value: str) -> bool:
         """Put a token at the end, and return whether it is new."""
         values = self._values
-        is_new = value not in values
-        if not is_new:
+        if value in values:
             values.pop(value, None)
+            values[value] = None
+            return False
         values[value] = None
         if len(values) > self._limit:
-            try:  # noqa: SIM105  # `suppress` costs more than the rest of this function
-                self._displace()
+            try:
+                oldest = next(iter(values))
+                values.pop(oldest, None)
+                if oldest in self._in_use:
+                    self._displace_instead_of(oldest)
             except RuntimeError:  # a finalizer bound a token at the same time, so one extra value is kept
                 pass
-        return is_new
+        return True
 
     def add_if_room(self, value: str) -> bool:
         """Add a token unless it would displace another one. Return whether it was added."""
@@ -127,9 +138,11 @@ class RecentTokens:
         self._values[value] = None
         return True
 
-    def _displace(self) -> None:
+    def _displace_instead_of(self, oldest: str) -> None:
+        """Put a value in use at the end, and remove the next one that is not in use."""
         values = self._values
-        for _ in range(min(_MAX_CHECKED, len(values) - 1)):
+        values[oldest] = None
+        for _ in range(min(_MAX_CHECKED, len(values) - 2)):
             oldest = next(iter(values))
             values.pop(oldest, None)
             if oldest not in self._in_use:

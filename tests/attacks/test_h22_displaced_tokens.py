@@ -143,7 +143,7 @@ def test_h22_the_memory_is_bounded_even_if_no_lease_ever_ends(pipeline: Pipeline
         with_token(BearerToken(made_up(), lease=Lease()))  # a lease that is lost
     gc.collect()
 
-    assert len(REMEMBERED._in_use) <= 512
+    assert len(REMEMBERED.in_use) <= 512
 
 
 def test_h22_threads_that_bind_tokens_at_the_same_time_lose_none(pipeline: Pipeline) -> None:

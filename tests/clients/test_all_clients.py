@@ -282,8 +282,8 @@ def test_no_local_variable_of_the_package_contains_the_token_while_a_request_is_
     with use_token(TOKEN):
         client.call(one.url, method="POST", body=watching)
 
-    # gRPC sends a body in another thread or task.
-    assert bool(watching.frames) == (client.protocol != "grpc")
+    # gRPC and older versions of aiohttp send a body in another thread or task.
+    assert watching.frames or client.name in ("aiohttp", "grpc", "grpc-aio")
     assert_never_leaked(TOKEN, *watching.shown)
 
 
