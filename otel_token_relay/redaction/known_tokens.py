@@ -115,7 +115,7 @@ class RememberedTokens:
             self.older_traces: dict[int, KnownTokens] = {}
             self._traces_to_renew: deque[int] = deque(maxlen=self._max_recent)
             self._recent_characters = 0
-            self.in_use = TokensInUse()
+            self.in_use: TokensInUse = TokensInUse()
             self._without_trace = RecentTokens(_MAX_WITHOUT_TRACE, self.in_use)
             self._last_without_trace = ""
             self._verified = RecentTokens(_MAX_VERIFIED, ())
