@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Container
+from itertools import islice
 from typing import Final
 
 from otel_token_relay.token import BearerToken
@@ -86,7 +87,7 @@ def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) ->
     excess = len(values) - limit
     if excess <= 0:
         return values
-    unused = [value for value in values[:-1] if value not in in_use][:excess]
+    unused = list(islice((value for value in values[:-1] if value not in in_use), excess))
     kept = [value for value in values if value not in unused]
     return tuple(kept[max(0, len(kept) - limit - MAX_IN_USE) :])
 
