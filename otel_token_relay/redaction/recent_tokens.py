@@ -16,6 +16,8 @@ from otel_token_relay.token import BearerToken
 MAX_IN_USE: Final = 64
 """The number of tokens in use that a collection may contain in addition to its usual limit."""
 
+# The number of requests with the same token that are tracked.
+_MAX_OF_VALUE: Final = 8
 # The number of values checked for each one that is added.
 _MAX_CHECKED: Final = 8
 _MIN_TO_SWEEP: Final = 256
@@ -29,53 +31,43 @@ class TokensInUse:
     """
 
     def __init__(self) -> None:
-        # For each value, the tokens with that value, by their ids: one caller may have several requests.
-        self._tokens: dict[str, dict[int, weakref.ref[BearerToken]]] = {}
-        self._count = 0
+        # One caller may have several requests with the same token.
+        self._tokens: dict[str, tuple[weakref.ref[BearerToken], ...]] = {}
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        tokens = self._tokens.get(value)  # type: ignore[call-overload]  # a container accepts any object
-        if tokens is None:
-            return False
-        for reference in list(tokens.values()):  # a loop, since this runs for each token that is displaced
-            token = reference()
-            if token is not None and token.lease is not None and token.lease.is_open:
-                return True
-        return False
+        return any(map(_is_open, self._tokens.get(value, ())))  # type: ignore[call-overload]  # any object
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def add(self, token: BearerToken) -> None:
-        """Add a token. A token without a lease has no known end, so it is not in use for this purpose."""
+        """Add a token. A token without a lease has no known end, so it is not in use for this purpose.
+
+        This runs for each request with a token. If two threads add tokens with the same value, one may be lost.
+        """
         if token.lease is None:
             return
         value = token._value
-        tokens = self._tokens.get(value)
-        if tokens is None:
-            tokens = self._tokens.setdefault(value, {})
-        tokens[id(token)] = weakref.ref(token)
-        if self._tokens.get(value) is not tokens:  # another thread has just removed the empty dictionary
-            self._tokens.setdefault(value, tokens).update(tokens)
-        self._count += 1  # two threads may count only one token, which delays the next sweep
-        if self._count > self._max_count:
-            self._sweep()
+        held = self._tokens.get(value)
+        if held is None:
+            self._tokens[value] = (weakref.ref(token),)
+            if len(self._tokens) > self._max_count:
+                self._sweep()
+        elif held[-1]() is not token:
+            self._tokens[value] = (*filter(_is_open, held[1 - _MAX_OF_VALUE :]), weakref.ref(token))
 
     def _sweep(self) -> None:
         """Remove the tokens that are no longer in use."""
-        self._count = 0
-        for value, tokens in list(self._tokens.items()):
-            for key, reference in list(tokens.items()):
-                token = reference()
-                if token is None or token.lease is None or not token.lease.is_open:
-                    tokens.pop(key, None)
-            self._count += len(tokens)
-            if not tokens:
+        for value, held in list(self._tokens.items()):
+            if not any(map(_is_open, held)):
                 self._tokens.pop(value, None)
-                if tokens:  # another thread has just added a token
-                    self._tokens.setdefault(value, tokens)
-        self._max_count = max(_MIN_TO_SWEEP, 2 * self._count)
+        self._max_count = max(_MIN_TO_SWEEP, 2 * len(self._tokens))
+
+
+def _is_open(reference: weakref.ref[BearerToken]) -> bool:
+    token = reference()
+    return token is not None and token.lease is not None and token.lease.is_open
 
 
 def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) -> tuple[str, ...]:
