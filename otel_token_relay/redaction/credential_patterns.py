@@ -28,7 +28,10 @@ _is_nothing = re.compile(
     re.IGNORECASE,
 ).fullmatch
 # Placeholders in SQL, templates and shells.
-_is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
+_is_placeholder = re.compile(
+    r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+|(?:YOUR|your|Your)(?:[_-][A-Za-z]{1,24}){0,4}"
+    r"[_-](?i:token|key|secret|password|jwt|code|credentials|here)"
+).fullmatch
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
 # A credential is a single word, possibly after the name of its scheme (RFC 9110, section 11.4). Programs, sentences
 # and error codes such as 0x80070005 are not credentials.
@@ -183,6 +186,11 @@ def _is_readable(atom: str) -> bool:
     return 2 * in_words >= 7 * len(words) and 10 * _count_unpronounceable(words) <= 3 * in_words
 
 
+def is_unpronounceable(word: str) -> bool:
+    """Return whether letters are no word. Abbreviations of up to three letters are not checked."""
+    return len(word) > 3 and 2 * _count_unpronounceable(_LETTERS.findall(word)) > len(word)
+
+
 def _count_unpronounceable(words: list[str]) -> int:
     return sum(len(word) for word in words if _is_word(word) is None)
 
@@ -203,6 +211,8 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
     if before[-1:].isascii() and before[-1:].isalpha():
         return False
     after = text[end : end + 2]
+    if before[-1:] in ("'", '"') and text[start - 1 : start] == before[-1:]:
+        return False  # "Bearer " + token
     name = value.rstrip("=.,")
     is_quoted = before[-1:] in ("'", '"') and after[:1] in ("'", '"', "\\")
     # In these places, every value is masked except a placeholder or a short single word ("Bearer token").
@@ -215,6 +225,8 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
 
 
 def _is_bearer_value(value: str, *, is_labeled: bool) -> bool:
+    if not any(c.isalnum() for c in value):
+        return False  # a line
     if is_labeled:
         return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:
