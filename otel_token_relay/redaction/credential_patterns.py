@@ -24,7 +24,8 @@ _BEARER: Final = re.compile(rf"bearer{_SEPARATOR}(?P<value>(?:[a-z0-9\-._~+/]|%2
 
 _is_nothing = re.compile(
     r"(?:none|null|nil|undefined|true|false|str|string|text|bytes|int|optional|required|missing|invalid|expired|empty"
-    r"|unknown|absent|redacted|x+|\.+|-+|\*+|:\w+)\.?",
+    r"|unknown|absent|redacted|x+|\.+|-+|\*+"
+    r"|(?-i::[a-z]+(?:_[a-z0-9]+)*\d*))\.?",
     re.IGNORECASE,
 ).fullmatch
 # Placeholders in SQL, templates and shells.
@@ -147,7 +148,7 @@ def looks_like_credential(token: str) -> bool:
     # A JWT's header is public, so only the rest is checked (RFC 7515, section 3.1).
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
     head = token[start : start + _MAX_NAME + 1]
-    if len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
+    if start and len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
         return True  # `is_random` would return the same; nearly every JWT takes this branch
     return len(token) >= _MIN_CREDENTIAL_LENGTH and is_random(token[start:])
 
@@ -172,9 +173,9 @@ def _is_readable(atom: str) -> bool:
     size = len(atom)
     if atom.isdecimal() or _is_short_hex(atom):
         return True
-    if size > _MAX_NAME:
-        return False
     has_one_case = atom.islower() or atom.isupper()
+    if has_one_case and size > _MAX_NAME:
+        return False
     if has_one_case and (size <= _MAX_SUFFIX or _is_ulid(atom)):
         return True
     words = _LETTERS.findall(atom)

@@ -1,6 +1,7 @@
-"""Recognize what stands where a secret could be, but is none: placeholders, other tools' masks, messages and schemas.
+"""Recognize what stands where a secret could be: placeholders, other tools' masks, messages,
+schemas and code.
 
-A value is left only if it consists of nothing else, so that no credential is mistaken for one of these. These functions
+A value is kept only if it consists of nothing else, so that no credential is mistaken for one of these. These functions
 are pure, and their running time is linear in the length of the text.
 """
 
@@ -215,11 +216,13 @@ _IN_ERRORS: Final = frozenset(
 )
 _MAX_DEPTH: Final = 8
 
+# A literal text without line breaks.
+_LITERAL: Final = r"""(?:"[^"\r\n]{0,80}"|'[^'\r\n]{0,80}')"""
 _CALL: Final = re.compile(
-    r"""(?:
-        \((?:[\w .,:%=$?\[\]]|\([\w .,:%=$?]{0,80}\)|"[^"\r\n]{0,80}"|'[^'\r\n]{0,80}'){0,80}+\)
-      | \[(?:"[^"\r\n]{0,80}"|'[^'\r\n]{0,80}')\]
-    )(?=[\s,;:)}\]`]|\Z)""",
+    rf"""(?:
+        \((?:[\w .,:%=$?\[\]]|\((?:[\w .,:%=$?]|{_LITERAL}){{0,40}}+\)|{_LITERAL}){{0,80}}+\)
+      | \[{_LITERAL}\]
+    )(?=[\s,;:)}}\]`]|\Z)""",
     re.VERBOSE,
 )
 _LITERALS: Final = re.compile(r"\"([^\"]*)\"|'([^']*)'")

@@ -42,6 +42,7 @@ def _logging(logger: str) -> dict[str, object]:
         "filters": {"redacting": {"()": f"{RedactingFilter.__module__}.{RedactingFilter.__name__}"}},
         "formatters": {"access": {"format": "access: %(message)s"}},
         "handlers": {"access": {**stream, "formatter": "access"}, "plain": stream},
+        "root": {"handlers": ["plain"], "level": "INFO"},
         "loggers": {logger: {"handlers": ["access"], "level": "INFO", "propagate": False}},
     }
 
@@ -62,8 +63,7 @@ def _hypercorn(folder: Path) -> list[str]:
 
 
 def _uvicorn(folder: Path) -> list[str]:
-    options = _logging("uvicorn.access") | {"root": {"handlers": ["plain"], "level": "INFO"}}
-    (folder / "logging.json").write_text(json.dumps(options))
+    (folder / "logging.json").write_text(json.dumps(_logging("uvicorn.access")))
     return ["-m", "uvicorn", "application:asgi", "--host", "127.0.0.1", "--port", "0", "--log-config", "logging.json"]
 
 
