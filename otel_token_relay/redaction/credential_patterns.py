@@ -26,11 +26,15 @@ _BEARER: Final = re.compile(
 
 _is_nothing = re.compile(
     r"(?:none|null|nil|undefined|true|false|str|string|text|bytes|int|optional|required|missing|invalid|expired|empty"
-    r"|unknown|absent|redacted|x+|\.+|-+|\*+|:\w+)\.?",
+    r"|unknown|absent|redacted|x+|\.+|-+|\*+"
+    r"|(?-i::[a-z]+(?:_[a-z0-9]+)*\d*))\.?",
     re.IGNORECASE,
 ).fullmatch
 # Placeholders in SQL, templates and shells.
-_is_placeholder = re.compile(r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+").fullmatch
+_is_placeholder = re.compile(
+    r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+|(?:YOUR|your|Your)(?:[_-][A-Za-z]{1,24}){0,4}"
+    r"[_-](?i:token|key|secret|password|jwt|code|credentials|here)"
+).fullmatch
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
 # A credential is a single word, possibly after the name of its scheme (RFC 9110, section 11.4). Programs, sentences
 # and error codes such as 0x80070005 are not credentials.
@@ -146,7 +150,7 @@ def looks_like_credential(token: str) -> bool:
     # A JWT's header is public, so only the rest is checked (RFC 7515, section 3.1).
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
     head = token[start : start + _MAX_NAME + 1]
-    if len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
+    if start and len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
         return True  # `is_random` would return the same; nearly every JWT takes this branch
     return len(token) >= _MIN_CREDENTIAL_LENGTH and is_random(token[start:])
 
@@ -171,9 +175,9 @@ def _is_readable(atom: str) -> bool:
     size = len(atom)
     if atom.isdecimal() or _is_short_hex(atom):
         return True
-    if size > _MAX_NAME:
-        return False
     has_one_case = atom.islower() or atom.isupper()
+    if has_one_case and size > _MAX_NAME:
+        return False
     if has_one_case and (size <= _MAX_SUFFIX or _is_ulid(atom)):
         return True
     words = _LETTERS.findall(atom)
@@ -183,6 +187,11 @@ def _is_readable(atom: str) -> bool:
     in_words = len("".join(words))
     # Words in CamelCase have at least 3.5 letters on average.
     return 2 * in_words >= 7 * len(words) and 10 * _count_unpronounceable(words) <= 3 * in_words
+
+
+def is_unpronounceable(word: str) -> bool:
+    """Return whether letters are no word. Abbreviations of up to three letters are not checked."""
+    return len(word) > 3 and 2 * _count_unpronounceable(_LETTERS.findall(word)) > len(word)
 
 
 def _count_unpronounceable(words: list[str]) -> int:
@@ -205,6 +214,8 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
     if before.isascii() and before.isalpha():
         return False
     after = text[end : end + 2]
+    if before[-1:] in ("'", '"') and text[start - 1 : start] == before[-1:]:
+        return False  # "Bearer " + token
     name = value.rstrip("=.,")
     is_quoted = before in ("'", '"') and after[:1] in ("'", '"', "\\")
     # In these places, every value is masked except a placeholder or a short single word ("Bearer token").
@@ -217,6 +228,8 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
 
 
 def _is_bearer_value(value: str, *, is_alone: bool) -> bool:
+    if not any(c.isalnum() for c in value):
+        return False  # a line
     if is_alone:
         return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:

@@ -20,8 +20,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from otel_token_relay.redaction.credential_patterns import ascii_lower, is_nothing, is_words, looks_secret
+from otel_token_relay.redaction.credential_patterns import ascii_lower, is_words, looks_secret
 from otel_token_relay.redaction.secret_names import Kind, SecretNames
+from otel_token_relay.redaction.stand_ins import is_description, is_stand_in
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, merge
 from otel_token_relay.redaction.unknown_tokens import MASK as MASK
 from otel_token_relay.redaction.unknown_tokens import OAUTH_CONTEXT_KEYS, OAUTH_NAMES, UnknownTokens
@@ -261,9 +262,9 @@ class _Cleaning:
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             kind = self._scrubber.names.kind_of(key) if issubclass(type(key), str) else Kind.ORDINARY
-            if kind >= Kind.STRONG:
+            if kind >= Kind.STRONG and (kind is Kind.CONFIGURED or not _stands_in(value, kind)):
                 new = _mask_all(value, numbers_too=self._scrubber.names.masks_numbers(key), depth=depth)
-            elif kind > Kind.HARMLESS and _is_credential(key, value, values):
+            elif Kind.HARMLESS < kind < Kind.STRONG and _is_credential(key, value, values):
                 new = _mask_all(value, numbers_too=False, depth=depth)
             elif name and key == "value" and self._is_labeled(name, value):
                 new = _mask_all(value, numbers_too=self._scrubber.names.masks_numbers(name), depth=depth)
@@ -283,7 +284,7 @@ class _Cleaning:
         text = _text_of(value)
         if kind < Kind.STRONG:
             return looks_secret(text)
-        return not is_nothing(text) and not is_words(text)
+        return not is_stand_in(text) and not is_words(text)
 
     def _sequence(self, values: Any, depth: int) -> Any:
         before = list(values)
@@ -331,6 +332,15 @@ def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
     return value if kind is str and value == MASK else MASK
 
 
+def _stands_in(value: Any, kind: Kind) -> bool:
+    """Return whether the value of a sensitive key is a placeholder or describes the secret."""
+    if type(value) is str:
+        return is_stand_in(value)
+    if type(value) in (list, tuple):
+        return len(value) <= 1000 and all(type(item) is str and is_stand_in(item) for item in value)
+    return kind is Kind.STRONG and is_description(value)
+
+
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
     """Return whether an ambiguous key's value is an OAuth credential, judging by its form or by the other keys."""
     texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
@@ -339,7 +349,7 @@ def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
     if ascii_lower(key).rpartition(".")[2] not in OAUTH_NAMES:
         return False
     in_oauth_context = not OAUTH_CONTEXT_KEYS.isdisjoint(name for name in values if type(name) is str)
-    return in_oauth_context and not all(is_nothing(text) for text in texts)
+    return in_oauth_context and not all(is_stand_in(text) for text in texts)
 
 
 def _is_pair(values: Any) -> bool:

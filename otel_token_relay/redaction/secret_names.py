@@ -91,7 +91,8 @@ TABLE: Final = (
         "Pagination at AWS, Google, Azure and Microsoft Graph; change feeds",
         Kind.HARMLESS,
         "next token, page token, continuation token, pagination token, starting token, cursor token, resume token,"
-        " sync token, delta token, skip token, start token, end token, previous token, prev token",
+        " sync token, delta token, skip token, next forward token, next backward token, progress token,"
+        " start token, end token, previous token, prev token",
     ),
     Row(
         "Idempotency at AWS and Google; cancellation; language models and parsers",
@@ -187,8 +188,13 @@ class SecretNames:
 
 
 def normalize(name: str) -> str:
-    """Return a name in lower case, with ``_`` instead of ``-``."""
+    """Return a name in lower case, with ``_`` instead of ``-``.
+
+    ``{authorization}i`` is the header in the format of an access log (Apache's mod_log_config, gunicorn, hypercorn).
+    """
     name = name.strip()
+    if name[:1] == "{":
+        name = name[1:].partition("}")[0]
     return (name.lower() if name.isascii() else "".join(c.lower() if c.isascii() else c for c in name)).replace(
         "-", "_"
     )

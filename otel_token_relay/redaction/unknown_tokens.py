@@ -22,13 +22,13 @@ from otel_token_relay.redaction.credential_patterns import (
     Interval,
     ascii_lower,
     bearers_in,
-    is_nothing,
     is_words,
     jwts_in,
     looks_like_credential,
     looks_secret,
 )
-from otel_token_relay.redaction.secret_names import BUILT_IN, Kind, SecretNames
+from otel_token_relay.redaction.secret_names import BUILT_IN, Kind, SecretNames, normalize
+from otel_token_relay.redaction.stand_ins import end_of_call, is_call_without_secret, is_stand_in
 
 MASK: Final = "[REDACTED]"
 
@@ -50,7 +50,7 @@ _SEPARATOR: Final = rf"""(?:
   | # <name>value</name>
     (?P<tag>>|&gt;|%3e)
   | # multipart/form-data (RFC 7578)
-    {_QUOTE}(?:\r?\n|\\r\\n|\\n){{2}}
+    {_QUOTE}(?P<part>(?:\r?\n|\\r\\n|\\n){{2}})
 )"""
 
 _LABEL_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
@@ -107,10 +107,14 @@ _MAX_PLAIN_WORD: Final = 15
 
 # An identifier in code, without digits: one with digits could be a credential.
 _is_identifier = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
+_before_member_value = re.compile(rf"{_QUOTE}\s{{0,8}}(?::|=>)").match
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
 _NAMES_OF_VALUES: Final = frozenset(
     {"token", "secret", "code", "assertion", "verifier", "hint", "password", "passwd", "key", "credentials", "jwt"}
 )
+
+_BEFORE_CODE: Final = ("", "(", " ", ",", "{", "\n", "\t")
+_IN_URLS: Final = ("?", "&", "#", ";")
 
 # Parameters that identify a ``code`` in the same string or mapping as an OAuth code.
 _OAUTH_CONTEXT: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
@@ -199,6 +203,12 @@ class UnknownTokens:
         label = text[begin:end]
         if match["tag"] and not text.endswith(_before_tag, 0, begin):
             return None
+        if match["part"] and not text[max(0, begin - 16) : begin].rstrip("\\\"'").endswith("name="):
+            return None
+        if match["tag"] and text.endswith(("/<", ":<"), 0, begin) and text.startswith("@", end + 1):
+            return None  # https://<user>:<token>@…
+        if match["quote2"] and text[begin - 1 : begin] == match["quote2"] and not text[match.end() :][:1].isalnum():
+            return None  # the quote ends a text such as "Password: "
         kind = self._names.kind_of(label)
         if (
             kind < Kind.STRONG
@@ -212,6 +222,12 @@ class UnknownTokens:
         if kind <= Kind.HARMLESS:
             return None
         return _Value(kind, label, begin, match, context).interval()
+
+
+def _names_a_scheme(value: str) -> bool:
+    """Return whether the value of a header is a plain word, or the name of a scheme before a placeholder."""
+    word, _, rest = value.strip().partition(" ")
+    return word.isalpha() and len(word) <= _MAX_PLAIN_WORD and (not rest or is_stand_in(rest))
 
 
 def _begin_of_label(text: str, begin: int) -> int:
@@ -270,7 +286,19 @@ class _Value:
             line = _LINE.match(self._text, self._start)
             return None if line is None or not line[0].strip() else line.span()
         value = _VALUE.match(self._text, self._start)
-        return None if value is None else self._found(value.end())
+        if value is None:
+            return None
+        call = None if self._is_loose else self._end_of_call(value.end())
+        return self._found(value.end()) if call is None else self._in_call(call)
+
+    def _end_of_call(self, end: int) -> int | None:
+        if self._kind is not Kind.STRONG or self._text[self._begin - 1 : self._begin] in _IN_URLS:
+            return None
+        return end_of_call(self._text, self._start, end)
+
+    def _in_call(self, end: int) -> Interval | None:
+        call = self._text[self._start : end]
+        return None if MASK in call or is_call_without_secret(call) else (self._start, end)
 
     def _end_of_quoted(self, quote: str) -> int | None:
         """Return the position of the closing quote; ``None`` if it is missing and what follows may be other text."""
@@ -295,13 +323,15 @@ class _Value:
         kind = self._kind
         if kind is Kind.CONFIGURED:
             return True
-        if is_nothing(value):
+        if is_stand_in(value):
             return False
         if self._match["comma"] and self._is_next_name(value, end):
             return False
         if kind is Kind.HEADER:
-            return not (value.isalpha() and len(value) <= _MAX_PLAIN_WORD)
+            return not _names_a_scheme(value)
         if kind is Kind.STRONG:
+            if value.isupper() and normalize(value) == normalize(self._label):
+                return False  # access_token=ACCESS_TOKEN
             if self._is_loose and not (is_quoted and self._match["quote"]):
                 return looks_secret(value)
             return is_quoted or not self._is_code(value, end)
@@ -339,13 +369,15 @@ class _Value:
             # "Basic authentication is required" is part of a sentence.
             word = rest[0].rstrip(".:!?")
             is_plain = word.isalpha() and len(word) <= _MAX_PLAIN_WORD and is_words(word)
-            return None if is_plain or is_nothing(word) else rest.span()
+            return None if is_plain or is_stand_in(word) else rest.span()
         if looks_secret(rest[0]):
             return (start if looks_secret(scheme[0]) else rest.start()), rest.end()
         return first.span() if looks_secret(first[0]) else None
 
     def _is_next_name(self, value: str, end: int) -> bool:
         """Return whether a value is the next name in a list of columns or grants, rather than the value in a pair."""
+        if _before_member_value(self._text, end) is not None:
+            return True  # {"name": "DB_PASSWORD", "valueFrom": …}
         if _is_snake_case(value) is None:
             return False
         before = self._text[max(0, self._begin - 8) : self._begin].rstrip("b\"'\\")
@@ -354,12 +386,16 @@ class _Value:
 
     def _is_code(self, value: str, end: int) -> bool:
         """Return whether a value is an identifier in code, as in ``refresh(access_token=self._token, …)``."""
-        if _is_identifier(value) is None or self._text[self._begin - 1 : self._begin] not in ("(", " "):
+        before = self._text[max(0, self._begin - 1) : self._begin]
+        if _is_identifier(value) is None or before not in _BEFORE_CODE:
             return False
-        if value.startswith("self."):
+        if value.startswith(("self.", "this.")):
             return True
         last_word = re.split(r"[._]", value)[-1].lower()
-        return last_word in _NAMES_OF_VALUES and self._text[end : end + 1] in (")", ",", "(")
+        owner, _, name = value.rpartition(".")
+        if owner and normalize(name) in (normalize(self._label), normalize(self._label).rpartition("_")[2]):
+            return True  # password=user.password
+        return before in ("(", " ") and last_word in _NAMES_OF_VALUES and self._text[end : end + 1] in (")", ",", "(")
 
 
 BUILT_IN_RULES: Final = UnknownTokens(BUILT_IN)

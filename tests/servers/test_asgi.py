@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 
 import httpx
 import pytest
@@ -378,26 +377,6 @@ def test_an_application_called_in_process_has_the_token_of_that_call(outer):
     run(middleware(app), request(A))
 
     assert seen == [B, NONE, A]
-
-
-def test_the_access_log_of_uvicorn_works(caplog, monkeypatch):
-    """It has one line for each request, without the token."""
-    # Another test's server in this process may have configured uvicorn's loggers, which then propagate nothing.
-    access_log = logging.getLogger("uvicorn.access")
-    for name, value in (("propagate", False), ("disabled", False), ("handlers", [caplog.handler])):
-        monkeypatch.setattr(access_log, name, value)
-    install(Settings())
-    caplog.set_level(logging.INFO, "uvicorn.access")
-    with serve_asgi(apps.starlette(), access_log=True) as port:
-        get(port, "/token", A)
-        get(port, "/nowhere", A)
-
-    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
-    assert [line.split('"')[1:] for line in lines] == [
-        ["GET /token HTTP/1.1", " 200"],
-        ["GET /nowhere HTTP/1.1", " 404"],
-    ]
-    assert A not in caplog.text
 
 
 def test_an_uninstalled_application_is_restored():

@@ -1,0 +1,158 @@
+"""What stands where a secret could be stays, and no generated secret is mistaken for it."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from typing import Any
+
+import pytest
+
+from otel_token_relay.redaction.scrubber import MASK, Scrubber
+from otel_token_relay.redaction.stand_ins import is_description, is_stand_in
+from otel_token_relay.redaction.token_search import NOTHING
+
+SCRUBBER = Scrubber()
+SECRET = "kq3Zt9vX0aPl71bLxYqHs4"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "none",
+        "***",
+        "{token}",
+        "{{ .Values.token }}",
+        "${{ secrets.API_KEY }}",
+        "${TOKEN}",
+        "<your-access-token>",
+        "%(password)s",
+        "%CLIENT_SECRET%",
+        "[FILTERED]",
+        "YOUR_API_KEY",
+        "./password.txt",
+        "~/.netrc",
+        "urn:ietf:params:oauth:grant-type:device_code",
+        "must be at least 8 characters",
+        "This field is required.",
+    ],
+)
+def test_stand_ins(value: str) -> None:
+    """They stay in text and as the value of a key, also in a list."""
+    assert is_stand_in(value)
+    for clean in ({"password": value}, {"password": [value]}, json.dumps({"password": value})):
+        assert SCRUBBER.redact(clean, NOTHING) is clean
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SECRET,
+        "hunter2",
+        "plainsecret",
+        f"{{{SECRET}}}",
+        f"<{SECRET}>",
+        "<hunter2>",
+        f"./{SECRET}",
+        "correct horse battery",
+        "the password is hunter",
+        "must be hunter2 characters",
+        "must.be.short",
+        "YOUR_SECRET_hunter2",
+        f"urn:ietf:params:oauth:request_uri:{SECRET}",
+        "my-secret-password",
+        "too short " * 40,
+        "token secret",
+    ],
+)
+def test_secrets_that_resemble_them_are_masked(value: str) -> None:
+    """One part that does not belong is enough."""
+    assert not is_stand_in(value)
+    for secret in ({"password": value}, {"password": [value]}, json.dumps({"password": value})):
+        assert value not in str(SCRUBBER.redact(secret, NOTHING))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "string", "minLength": 8},
+        {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+        {"$ref": "#/components/schemas/Token"},
+        {"type": "array", "items": {"type": "string"}},
+        {"code": "too_short", "minimum": 8},
+        {"message": "This field is required."},
+    ],
+)
+def test_schemas_and_errors(value: dict[str, Any]) -> None:
+    """They describe a secret."""
+    assert is_description(value)
+    clean = {"properties": {"password": value}}
+    assert SCRUBBER.redact(clean, NOTHING) is clean
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"value": "x"},
+        {"type": "string", "default": "hunter2"},
+        {"type": "string", "const": "hunter2"},
+        {"type": "bearer", "code": "abc"},
+        {"scheme": "Basic", "params": "abc"},
+        {"message": "hunter2"},
+        {"type": "string", "title": SECRET},
+        {"$ref": SECRET},
+        {"$ref": f"#/{SECRET}"},
+        {"anyOf": ["hunter2"]},
+        {"type": ["string", SECRET]},
+        {"type": "string", "items": "hunter2"},
+        {"name": "hunter2"},
+        {1: "hunter2"},
+    ],
+)
+def test_mappings_that_contain_a_value_are_masked(value: dict[Any, Any]) -> None:
+    """As a whole."""
+    assert not is_description(value)
+    assert SCRUBBER.redact({"password": value}, NOTHING) == {"password": MASK}
+
+
+def test_configured_names_have_no_stand_ins() -> None:
+    """A setting asks for any value to be masked."""
+    assert Scrubber(["password"]).redact({"password": "none"}, NOTHING) == {"password": MASK}
+
+
+@pytest.mark.parametrize("call", ['crypt("%s", gen_salt("bf"))', "SecretStr('%s')", "encode(b'%s')", "config['%s']"])
+def test_a_secret_within_a_call_is_masked(call: str) -> None:
+    """Only calls whose texts are names stay."""
+    text = f"UPDATE u SET password={call}".replace("%s", SECRET)
+
+    assert SECRET not in SCRUBBER.redact(text, NOTHING)
+
+
+ALPHANUMERIC = string.ascii_letters + string.digits
+SYMBOLS = ALPHANUMERIC + "!#$%()*+,-./:;<=>?@[]^_{|}~"
+SHAPES = {
+    "github": ("ghp_", ALPHANUMERIC, 36),
+    "gitlab": ("glpat-", ALPHANUMERIC + "-_", 20),
+    "aws": ("", ALPHANUMERIC + "+/", 40),
+    "azure": ("", ALPHANUMERIC + "~._-", 40),
+    "google": ("AIza", ALPHANUMERIC + "-_", 35),
+    "slack": ("xoxb-", ALPHANUMERIC + "-", 40),
+    "openai": ("sk-proj-", ALPHANUMERIC + "-_", 48),
+    "django": ("", string.ascii_lowercase + string.digits + "!@#$%^&*(-_=+)", 50),
+    "password": ("", SYMBOLS, 12),
+    "letters": ("", string.ascii_letters, 10),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_no_generated_secret_is_a_stand_in(shape: tuple[str, str, int]) -> None:
+    """Of the shapes that providers and password managers generate."""
+    prefix, alphabet, size = shape
+    generator = random.Random(7)
+
+    for _ in range(3000):
+        secret = prefix + "".join(generator.choices(alphabet, k=size))
+        assert not is_stand_in(secret), secret
