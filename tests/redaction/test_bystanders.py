@@ -34,7 +34,7 @@ KNOWN_AT_START = (IN_RESOURCE, IN_SCOPE, INSTRUMENT, KEY, "checkout-service", "h
 WORDS = re.findall(
     r"\w+",
     """
-able access account action active actor address admin agent alert alias amount anchor answer apple archive area array
+able access account action active actor address admin agent alert alias amount anchor apple archive area array
 asset atlas audit author backup badge balance banner barrel basket batch beacon bearer bench binary bitter blanket
 block board border bottle bottom branch bridge bright broker browser bucket budget buffer build bundle button cabin
 cache calendar camera canal candle canvas capital carbon cargo carrier castle catalog center chain change channel
