@@ -29,7 +29,7 @@ from otel_token_relay.verification.causes import (
     join_names,
 )
 from otel_token_relay.verification.claims import (
-    ID_TOKEN_CLAIMS,
+    ACCEPTED_TYPES,
     MAX_NUMERIC_DATE,
     NAMES,
     Rules,
@@ -38,11 +38,11 @@ from otel_token_relay.verification.claims import (
     check_type,
     look_up,
     read_scopes,
-    required_claims,
 )
 from otel_token_relay.verification.concealment import Concealment
 from otel_token_relay.verification.jws import Claims
 from otel_token_relay.verification.malformations import find_malformation, read_unverified
+from otel_token_relay.verification.token_kinds import Kinds, Marker, TokenKind, read_kinds
 
 
 def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, now: float) -> Cause:
@@ -93,7 +93,8 @@ class _Case:
 
     def would_pass_as_generic(self) -> bool:
         """Return whether the token has the type and all claims that the profile ``generic`` requires."""
-        return self.has_type_of("generic") and all(name in self.claims for name in required_claims("generic"))
+        rules = Rules(audience=self.rules.audience, profile="generic")
+        return self.has_type_of("generic") and rules.find_missing_claim(self.claims) is None
 
 
 # Checks before the claims
@@ -206,44 +207,68 @@ def _explain_signature(case: _Case) -> Cause:
 
 
 def _explain_type(case: _Case) -> Cause | None:
-    if case.has_type_of(case.rules.profile):
+    profile = case.rules.profile
+    if case.has_type_of(profile):
         return None
-    markers = [name for name in ID_TOKEN_CLAIMS if name in case.claims]
-    typ = _present(case.header, "typ")
-    if case.rules.profile == "rfc9068":
-        advice = f"The issuer must send access tokens of type at+jwt (RFC 9068). {_SEND_ACCESS_TOKEN}"
-        if markers:
-            advice = f"This is an ID token, because it has the claim {markers[0]}. {_SEND_ACCESS_TOKEN}"
-        elif case.would_pass_as_generic():
-            advice = (
-                f"Set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have another type"
-                " than at+jwt. Make sure that the caller does not send an ID token."
-            )
-        return _mismatch(case, "typ", ["at+jwt"], typ, advice)
-    if markers:
-        problem = f"expected an access token; the token has the claim {markers[0]}, which only ID tokens have"
-        return Cause(check=markers[0], problem=problem, advice=_SEND_ACCESS_TOKEN, actual=tuple(markers))
-    if "typ" in case.claims:
-        advice = f"The claim typ says that this is another kind of token. {_SEND_ACCESS_TOKEN}"
-        cause = _mismatch(case, "claim typ", ["Bearer", "JWT", "at+jwt"], [case.claims["typ"]], advice)
-        if str(case.claims["typ"]).lower() not in ("bearer", "jwt", "at+jwt"):
-            return cause
-    return _mismatch(case, "typ", ["at+jwt", "JWT", "no typ"], typ, _SEND_ACCESS_TOKEN)
+    typ, kinds = _present(case.header, "typ"), read_kinds(case.claims)
+    if profile == "rfc9068":
+        return _mismatch(case, "typ", ACCEPTED_TYPES[profile], typ, _advise_about_at_jwt(case, kinds))
+    if not _is_accepted_by(check_type)(case.header, _ACCESS_TOKEN if profile == "generic" else {}, profile):
+        return _mismatch(case, "typ", ACCEPTED_TYPES[profile], typ, _send(profile))
+    if profile == "id-token" and kinds.foreign_kind not in ("refresh", "other") and kinds.access is not None:
+        return _explain_marker(case, kinds.access, "access", "an ID token")
+    if kinds.foreign is not None and kinds.foreign_kind is not None:
+        return _explain_marker(case, kinds.foreign, kinds.foreign_kind, "an access token")
+    return Cause(
+        check="type",
+        problem="expected an access token; no member of the token says that it is one",
+        advice=f"If this provider hands ID tokens to APIs, set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=id-token."
+        f" Otherwise, this is probably an ID token. {_SEND_ACCESS_TOKEN}",
+        expected=("a member such as scope or scp",),
+    )
+
+
+def _explain_marker(case: _Case, marker: Marker, kind: TokenKind, expected: str) -> Cause:
+    name = marker.members[0]
+    advice = _send("id-token" if kind == "access" else "generic")
+    if marker.kind is None and kind != "access":
+        check = "claim typ" if name == "typ" else name
+        advice = f"The claim {name} says that this is another kind of token. {advice}"
+        return _mismatch(case, check, marker.accepted, [case.claims[name]], advice)
+    which = "which other tokens have" if kind == "other" else f"which only {kind} tokens have"
+    problem = f"expected {expected}; the token has the claim {name}, {which}"
+    return Cause(check=name, problem=problem, advice=advice, expected=(expected,), actual=(name,))
+
+
+def _advise_about_at_jwt(case: _Case, kinds: Kinds) -> str:
+    if kinds.foreign is not None:
+        kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(str(kinds.foreign_kind), "another kind of token")
+        return f"This is {kind}, because it has the claim {kinds.foreign.members[0]}. {_SEND_ACCESS_TOKEN}"
+    generic = f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have another type"
+    if case.would_pass_as_generic():
+        return f"{generic[0].upper()}{generic[1:]} than at+jwt. Make sure that the caller does not send an ID token."
+    return f"The issuer must send access tokens of type at+jwt (RFC 9068), or {generic}. {_SEND_ACCESS_TOKEN}"
+
+
+def _send(profile: Profile) -> str:
+    return "The caller must send its ID token." if profile == "id-token" else _SEND_ACCESS_TOKEN
 
 
 _SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
+# Claims of an access token, to find out whether the header is the problem.
+_ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 
 def _explain_missing_claim(case: _Case) -> Cause | None:
-    required = required_claims(case.rules.profile)
-    missing = [name for name in required if name not in case.claims]
-    if not missing and case.claims.get("aud", ...) is None:
-        missing = ["aud"]
+    required = case.rules.required_claims
+    missing = [name for name in required if not look_up(case.claims, name)[0]]
+    if not missing and case.rules.find_missing_claim(case.claims) == "sub":
+        required, missing = (*required, "sub or client_id"), ["sub and client_id"]
     if not missing:
         return None
     advice = "The issuer must add them, for example with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
-        advice = f"Set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
+        advice += f" Or set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
     return Cause(
         check="claims",
         problem=f"expected {', '.join(required)}; the token lacks {', '.join(missing)}",

@@ -19,7 +19,16 @@ from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRe
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock, is_b64token
 from otel_token_relay.verification.cache import Cache, digest
 from otel_token_relay.verification.causes import Cause, Expectations, ExplainedReason
-from otel_token_relay.verification.claims import DEFAULT_LEEWAY, Rules, check_claims, check_type, check_values
+from otel_token_relay.verification.claims import (
+    CLIENT_NAMES,
+    DEFAULT_LEEWAY,
+    DEFAULT_SCOPE_CLAIMS,
+    Rules,
+    check_claims,
+    check_type,
+    check_values,
+    without_nulls,
+)
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.explanations import explain
 from otel_token_relay.verification.http_client import check_url
@@ -29,12 +38,9 @@ from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
 from otel_token_relay.verification.jws import Claims, Jws, copy_json, looks_like_jws, parse_jws
 from otel_token_relay.verification.malformations import read_unverified
 from otel_token_relay.verification.metadata import check_issuer
+from otel_token_relay.verification.token_kinds import names_user, read_kinds
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
-
-# RFC 7662, section 2.2: token_type is as in RFC 6749, section 5.1. Servers that also introspect refresh
-# tokens mark them here, and a refresh token must not be accepted as an access token.
-_BEARER_TYPES: Final = frozenset({"bearer", "access_token"})
 
 
 class _Accepted(NamedTuple):
@@ -83,13 +89,26 @@ class VerifiedToken:
 
     @property
     def subject(self) -> str | None:
-        """The ``sub`` claim: the user or service that the token represents."""
+        """The ``sub`` claim: the user or service that the token represents; ``None`` if the token has none."""
         return self._shared.get("sub")
 
     @property
     def client_id(self) -> str | None:
         """The client to which the token was issued: ``client_id``, ``azp``, ``cid`` or ``appid``."""
-        return next((self._shared[n] for n in ("client_id", "azp", "cid", "appid") if n in self._shared), None)
+        return next((self._shared[n] for n in CLIENT_NAMES if n in self._shared), None)
+
+    @property
+    def identity(self) -> str:
+        """The subject, or ``client:`` and the client for a machine's token without ``sub``. Never another identity.
+
+        A subject that itself begins with ``client:`` or ``subject:`` is preceded by ``subject:``. The identity is empty
+        if a token without ``sub`` has claims of a user: the client acts for many users, and which one is not known.
+        """
+        subject = self.subject
+        if subject is not None:
+            return f"subject:{subject}" if subject.startswith(("client:", "subject:")) else subject
+        client = self.client_id
+        return "" if client is None or names_user(self._shared) else f"client:{client}"
 
     def is_still_valid(self) -> bool:
         """Return true if the token is known not to be revoked, and false otherwise. Never waits."""
@@ -121,8 +140,8 @@ class VerifierCore:
         client_secret: This service's client secret at the introspection endpoint.
         is_revoked: A callable that receives the verified claims each time a token is used and at each hop
             that relays it. It is also called on event loops, so it must return at once and do no I/O.
-        scope_claims: The names of claims that contain scopes; the first one present is used. A dot
-            separates the names of nested members.
+        scope_claims: The names of claims that contain scopes; the token's scopes are those of all of them. A
+            dot separates the names of nested members.
         max_length: The maximum token length in characters; longer tokens are rejected.
         cache_size: The maximum number of verified tokens to cache, each under its hash; 0 to cache none.
         cache_seconds: How long a verified token is cached. Caching also ends when the token expires, the
@@ -151,7 +170,7 @@ class VerifierCore:
         client_id: str | None = None,
         client_secret: str | None = None,
         is_revoked: IsRevoked | None = None,
-        scope_claims: Sequence[str] = ("scope", "scp"),
+        scope_claims: Sequence[str] = DEFAULT_SCOPE_CLAIMS,
         max_length: int = DEFAULT_MAX_LENGTH,
         cache_size: int = 4096,
         cache_seconds: float = 60.0,
@@ -276,19 +295,20 @@ class VerifierCore:
     def _verify_jwt(self, token: str) -> Generator[Wait, None, _Accepted]:
         jws = parse_jws(token, max_length=self._max_length)
         if jws.header["alg"] not in self._algorithms:
-            raise TokenRejected("algorithm_not_allowed")
+            raise TokenRejected("algorithm_not_allowed", "alg")
         # The token's issuer is not verified yet; it only selects one of the trusted issuers.
-        issuer = jws.claims.get("iss")
-        if "iss" not in jws.claims:
-            raise TokenRejected("missing_claim")
+        claims = without_nulls(jws.claims)
+        issuer = claims.get("iss")
+        if issuer is None:
+            raise TokenRejected("missing_claim", "iss")
         source = self._sources.get(issuer) if isinstance(issuer, str) else None
         if source is None:
-            raise TokenRejected("unknown_issuer" if isinstance(issuer, str) else "invalid_claim")
+            raise TokenRejected("unknown_issuer" if isinstance(issuer, str) else "invalid_claim", "iss")
         keys = yield from self._check_signature(jws, source)
-        check_type(jws.header, jws.claims, self._rules.profile)
-        scopes = check_claims(jws.claims, self._rules, now=self._now())
+        check_type(jws.header, claims, self._rules.profile)
+        scopes = check_claims(claims, self._rules, now=self._now())
         until = self._monotonic() + self._cache_seconds
-        return _Accepted(jws.claims, scopes, float(jws.claims["exp"]), keys, issuer, until)
+        return _Accepted(claims, scopes, float(claims["exp"]), keys, issuer, until)
 
     def _check_signature(self, jws: Jws, source: KeySource) -> Generator[Wait, None, KeySet]:
         keys = source.current()
@@ -308,7 +328,9 @@ class VerifierCore:
                 keys = source.current() or keys
         candidates = keys.find(kid, jws.header["alg"])
         if not candidates:
-            raise TokenRejected("algorithm_not_allowed" if keys.knows(kid) else "unknown_key")
+            if keys.knows(kid):
+                raise TokenRejected("algorithm_not_allowed", "alg")
+            raise TokenRejected("unknown_key", "kid")
         if not _verifies(jws, candidates):
             raise TokenRejected("bad_signature")
         return keys
@@ -330,16 +352,15 @@ class VerifierCore:
 
     def _check_introspected(self, introspected: Mapping[str, Any], *, audience: tuple[str, ...]) -> _Accepted:
         """Check the members that are present in an ``active`` response against the rules."""
-        claims = dict(introspected)
-        kind = claims.get("token_type", "Bearer")
-        if not isinstance(kind, str) or kind.lower() not in _BEARER_TYPES:
-            raise TokenRejected("wrong_type")
+        # Some servers send null for members whose value they do not know.
+        claims = without_nulls(dict(introspected))
+        foreign = read_kinds(claims).foreign
+        if foreign is not None:
+            raise TokenRejected("wrong_type", foreign.members[0])
         issuer = claims.get("iss")
         if issuer is not None and (not isinstance(issuer, str) or (self._sources and issuer not in self._sources)):
-            raise TokenRejected("unknown_issuer")
+            raise TokenRejected("unknown_issuer", "iss")
         rules = replace(self._rules, audience=audience)
-        # Some servers send null for members whose value they do not know.
-        claims = {name: value for name, value in claims.items() if value is not None}
         scopes = check_values(claims, rules, now=self._now())
         expires_at = float(claims["exp"]) if "exp" in claims else None
         until = self._monotonic() + self._cache_seconds
