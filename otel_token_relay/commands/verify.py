@@ -184,6 +184,8 @@ def _verify(environ: Mapping[str, str], names: Sequence[str]) -> Outcome:
     missing = [VARIABLES[name].name for name in settings.missing_to_verify]
     if missing:
         return _not_configured(f"Set {' and '.join(missing)}.", problems)
+    if settings.verification_problem is not None:
+        return _not_configured(f"Correct this: {escape(settings.verification_problem)}.", problems)
     try:
         from otel_token_relay.verification.authenticator import verifier_from
     except ImportError:
@@ -257,8 +259,8 @@ class _Verification:
 
         if "iss" not in self._claims:
             return None
-        trusted = self._settings.issuers
-        issuers = [issuer for issuer in trusted if issuer == self._claims["iss"]] or trusted
+        trusted = self._settings.trusted_issuers
+        issuers = [issuer for issuer in trusted if issuer.issuer == self._claims["iss"]] or trusted
         return InThread(lambda: ask_issuers(issuers, self._settings.algorithms))
 
     def _read_claims(self) -> dict[str, Any]:

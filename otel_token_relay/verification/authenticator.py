@@ -204,8 +204,25 @@ def verifier_from(settings: Settings) -> TokenVerifier:
     Raises:
         ConfigurationError: The settings are not sufficient to verify tokens.
     """
+    if (missing := settings.missing_to_verify) != ():
+        # In code, an introspection endpoint needs no audience. In the settings, it does.
+        raise ConfigurationError(missing[0], "expected a value")
     return TokenVerifier(
-        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
+        settings.issuers,
+        settings.audience,
+        settings.algorithms,
+        settings.profile,
+        settings.leeway,
+        settings.jwks_uri,
+        introspection_endpoint=settings.introspection_endpoint,
+        client_id=settings.client_id,
+        client_secret=settings.client_secret,
+        client_secret_file=settings.client_secret_file,
+        client_auth=settings.client_auth,
+        audience_claim=settings.audience_claim,
+        tenants=settings.tenants,
+        scope_claims=settings.scope_claims,
+        max_length=settings.max_length,
     )
 
 
@@ -217,6 +234,7 @@ def authenticator_from(settings: Settings) -> BearerAuthenticator:
     """
     return BearerAuthenticator(
         verifier_from(settings),
+        required_scopes=settings.required_scopes,
         exclude=settings.verify_exclude,
         mode="report" if settings.verify == "report" else "enforce",
         span_claims=SpanClaimsInForce(SettingsInForce(settings)),

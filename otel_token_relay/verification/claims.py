@@ -91,7 +91,7 @@ class Rules:
     def find_missing_claim(self, claims: Claims) -> str | None:
         """Return the first required claim that a token does not have; ``None`` if it has all of them."""
         for name in self.required_claims:
-            if name not in claims and not look_up(claims, name)[0]:
+            if look_up(claims, name)[1] is None:
                 return name
         if self.profile == "generic" and "sub" not in claims and not any(name in claims for name in CLIENT_NAMES):
             return "sub"
@@ -210,7 +210,7 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
     scopes: set[str] = set()
     for name in names:
         found, value = look_up(claims, name)
-        if not found:
+        if not found or value is None:
             continue
         words = value.split(" ") if isinstance(value, str) else value
         if not isinstance(words, list) or not all(isinstance(w, str) and not has_control_character(w) for w in words):
@@ -221,12 +221,9 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
 
 
 def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
-    """Return whether there is a claim with that name, and its value. A claim whose value is null is absent.
-
-    A dot separates the names of nested members.
-    """
+    """Return whether there is a claim with that name, and its value. A dot separates the names of nested members."""
     if name in claims:
-        return claims[name] is not None, claims[name]
+        return True, claims[name]
     value: object = claims
     if "." not in name:
         return False, None
@@ -234,4 +231,4 @@ def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
         if not isinstance(value, Mapping) or part not in value:
             return False, None
         value = value[part]
-    return value is not None, value
+    return True, value

@@ -38,6 +38,7 @@ from otel_token_relay.verification.claims import (
     check_type,
     look_up,
     read_scopes,
+    without_nulls,
 )
 from otel_token_relay.verification.concealment import Concealment
 from otel_token_relay.verification.jws import Claims
@@ -60,7 +61,7 @@ def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, 
             return _WITHOUT_CLAIMS[reason](token, expectations)
         read = read_unverified(token) if len(token) <= expectations.max_length else None
         if read is not None:
-            header, claims = read
+            header, claims = read[0], without_nulls(read[1])
             cause = _CHECKS[reason](_Case(header, claims, expectations, Concealment(token), now))
             if cause is not None:
                 return cause
@@ -261,7 +262,7 @@ _ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 def _explain_missing_claim(case: _Case) -> Cause | None:
     required = case.rules.required_claims
-    missing = [name for name in required if not look_up(case.claims, name)[0]]
+    missing = [name for name in required if look_up(case.claims, name)[1] is None]
     if not missing and case.rules.find_missing_claim(case.claims) == "sub":
         required, missing = (*required, "sub or client_id"), ["sub and client_id"]
     if not missing:

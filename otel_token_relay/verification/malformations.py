@@ -10,7 +10,6 @@ import re
 from typing import Final
 
 from otel_token_relay.token import is_b64token
-from otel_token_relay.verification.claims import without_nulls
 from otel_token_relay.verification.jws import Claims, decode_segment, has_control_character, parse_object
 
 _PART_NAMES: Final = ("header", "payload", "signature")
@@ -47,14 +46,10 @@ def find_malformation(token: str) -> tuple[str, str] | None:
 
 
 def read_unverified(token: str) -> tuple[Claims, Claims] | None:
-    """Return the header and the claims of a token that has not been verified, or ``None`` if they cannot be read.
-
-    As in the verifier, claims whose value is null are absent.
-    """
+    """Return the header and the claims of a token that has not been verified, or ``None`` if they cannot be read."""
     header, _, rest = token.partition(".")
     try:
-        claims = parse_object(decode_segment(rest.partition(".")[0]))
-        return parse_object(decode_segment(header)), without_nulls(claims)
+        return parse_object(decode_segment(header)), parse_object(decode_segment(rest.partition(".")[0]))
     except (ValueError, UnicodeError):
         return None
 
