@@ -165,10 +165,11 @@ With `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`, each hop and each verification wri
 ```text
 2026-11-27T06:45:36.123Z otel-token-relay decision=relayed reason=relayed origin=https://profile-service entry=https://profile-service trace_id=0af7651916cd43dd8448eb211c80319c
 2026-11-27T06:45:36.131Z otel-token-relay decision=withheld reason=destination_not_listed origin=https://profile-service:8443 closest_entry="https://profile-service; the port differs: 8443, not 443" trace_id=0af7651916cd43dd8448eb211c80319c
-2026-11-27T06:45:36.140Z otel-token-relay verification=refused reason=wrong_audience cause="aud: expected orders; the token has billing"
+2026-11-27T06:45:36.140Z otel-token-relay verification=refused reason=wrong_audience claim=aud
 ```
 
-`OTEL_PYTHON_TOKEN_RELAY_LOG=debug` also writes the debug messages of this package.
+`OTEL_PYTHON_TOKEN_RELAY_LOG=debug` also writes the debug messages of this package and, for a rejected token, `cause`: what was expected, and what the token has.
+`cause` contains values of claims from a token that is not valid, masked, escaped and cut to 100 characters each.
 Lines are ASCII; all other characters are escaped.
 A line has at most 500 bytes, and at most 100 lines are written in a second; `skipped_lines` in the next line says how many are missing.
 

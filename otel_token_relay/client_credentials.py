@@ -112,7 +112,7 @@ def make_credential(
     secret_file: str | None = None,
     method: ClientAuth = "client_secret_basic",
 ) -> ClientCredential | None:
-    """Return the credential; ``None`` if there is no client ID.
+    """Return the credential; ``None`` without a client ID.
 
     Raises:
         ConfigurationError: A part is missing; the error names it.

@@ -85,7 +85,7 @@ class TokenRejected(RelayError):
         reason: One of the `RejectReason` values.
         claim: The claim, or the member of the header or of the introspection response, that was checked; ``None`` if
             there is not exactly one.
-        expected: The accepted values, printable and of at most 100 characters each; empty if there is no list of them.
+        expected: The accepted values, printable and of at most 100 characters each; empty without such a list.
         found: The values in the token, in the same form; empty if it has none. `TokenVerifier.verify` fills in both.
     """
 

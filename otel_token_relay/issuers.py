@@ -4,7 +4,7 @@ Most issuers are https URLs, whose metadata names their keys. Three kinds differ
 
 * A name is any other text, such as ``accounts.google.com`` or AD FS's ``http://adfs.example/adfs/services/trust``.
   It is compared with ``iss`` and never fetched, so it needs the URL of its keys.
-* ``https://login.microsoftonline.com/{tid}/v2.0`` stands for any tenant of Microsoft Entra.
+* ``https://login.microsoftonline.com/{tid}/v2.0`` means any tenant of Microsoft Entra.
 * An issuer with keys, an audience or an introspection endpoint of its own is a `TrustedIssuer`.
 
 This module has no dependencies that require an extra.
@@ -93,7 +93,7 @@ class TrustedIssuer:
 
     @property
     def is_any_tenant(self) -> bool:
-        """Whether the issuer stands for any tenant of Microsoft Entra."""
+        """Whether the issuer means any tenant of Microsoft Entra."""
         return TENANT in self.issuer
 
     def __str__(self) -> str:

@@ -196,7 +196,7 @@ ENTRIES: Final = Kind(
     },
 )
 _NOT_EMPTY: Final = {"type": "string", "minLength": 1}
-# The entries are checked one by one, so that a mistake in one of them does not affect the others.
+# The entries are checked one by one, so that a mistake in one of them does not affect the rest.
 ISSUERS: Final = Kind(
     _split,
     _items,

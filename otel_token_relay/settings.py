@@ -203,7 +203,7 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
         ISSUERS,
         "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. `{tid}` in an issuer of Microsoft"
-        " Entra stands for any tenant. A name that is no https URL needs the URL of its keys.",
+        " Entra means any tenant. A name that is not an https URL needs the URL of its keys.",
         default=(),
         shown="",
     )
@@ -242,7 +242,7 @@ class Settings:
     tenants: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TENANTS,
         WORDS,
-        "Comma-separated IDs of the tenants that an issuer with `{tid}` stands for. Without it, every tenant is"
+        "Comma-separated IDs of the tenants that an issuer with `{tid}` means. Without it, every tenant is"
         " accepted, except that of personal accounts.",
         default=(),
         shown="",

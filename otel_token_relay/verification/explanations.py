@@ -19,6 +19,7 @@ from otel_token_relay import environment_variables as env
 from otel_token_relay.algorithms import Profile
 from otel_token_relay.differences import closest_difference
 from otel_token_relay.errors import TokenRejected
+from otel_token_relay.issuers import PERSONAL_TENANT, TENANT
 from otel_token_relay.verification.causes import (
     MAX_VALUE_LENGTH,
     MAX_VALUES,
@@ -153,6 +154,16 @@ def _explain_issuer(case: _Case) -> Cause | None:
     issuer, trusted = case.claims.get("iss"), case.expectations.issuers
     if not isinstance(issuer, str) or issuer in trusted:
         return None
+    tenant = case.claims.get("tid")
+    if any(isinstance(tenant, str) and name.replace(TENANT, tenant) == issuer for name in trusted if TENANT in name):
+        return _mismatch(
+            case,
+            "tid",
+            case.expectations.tenants or ["the ID of an organization's tenant"],
+            [tenant],
+            f"If you trust this tenant, add it to {env.OTEL_PYTHON_TOKEN_RELAY_TENANTS}.",
+            note="personal accounts" if tenant == PERSONAL_TENANT else None,
+        )
     advice = (
         f"If you trust this issuer, write it in {env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS} exactly as in the token."
         " Otherwise, the caller must get its token from an issuer on the list."
@@ -194,6 +205,12 @@ def _explain_key(case: _Case) -> Cause:
 
 
 def _explain_signature(case: _Case) -> Cause:
+    if _is_for_graph(case):
+        return Cause(
+            check="signature",
+            problem="the token is for Microsoft Graph, and only Graph can verify its signature",
+            advice="The caller must request a token for this service, with a scope such as api://<client ID>/.default.",
+        )
     kid = case.show_all(_present(case.header, "kid"))
     key = f"the issuer's key {kid[0]}" if kid else "any of the issuer's keys"
     return Cause(
@@ -202,6 +219,14 @@ def _explain_signature(case: _Case) -> Cause:
         advice="Copy the whole token again. If it is complete, another system has signed it: look for a second"
         " environment of the issuer that uses the same iss and kid.",
     )
+
+
+# Microsoft: Access tokens, Validate tokens. Microsoft hashes the ``nonce`` in the header before signing.
+_GRAPH: Final = ("https://graph.microsoft.com", "https://graph.microsoft.com/", "00000003-0000-0000-c000-000000000000")
+
+
+def _is_for_graph(case: _Case) -> bool:
+    return "nonce" in case.header or case.claims.get("aud") in _GRAPH
 
 
 # Type and claims
@@ -301,16 +326,19 @@ def _explain_invalid_claim(case: _Case) -> Cause | None:
 
 
 def _explain_audience(case: _Case) -> Cause | None:
-    value, accepted = case.claims.get("aud"), case.rules.audience
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or _is_accepted_by(check_audience)(value, accepted):
-        return None
-    note = next((found for name in names if (found := closest_difference(accepted, name)) is not None), None)
-    advice = (
-        f"If this is a name of this service, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the caller"
-        " must request a token for this service."
-    )
-    return _mismatch(case, "aud", accepted, names, advice, note=note)
+    accepted, chosen = case.rules.audience, case.rules.audience_claim
+    for claim in dict.fromkeys((chosen, "aud")):
+        value = look_up(case.claims, claim)[1]
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or _is_accepted_by(check_audience)(value, accepted):
+            continue
+        note = next((found for name in names if (found := closest_difference(accepted, name)) is not None), None)
+        advice = (
+            f"If this is a name of this service, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the"
+            " caller must request a token for this service."
+        )
+        return _mismatch(case, claim, accepted, names, advice, note=note)
+    return None
 
 
 def _explain_expiry(case: _Case) -> Cause | None:

@@ -367,7 +367,7 @@ class VerifierCore:
             return None
         trusted = self._trusted.get(issuer)
         if trusted is not None:
-            return None if trusted in self._of_many_tenants else trusted  # {tid} stands for a tenant, and is none
+            return None if trusted in self._of_many_tenants else trusted  # {tid} itself is not a tenant
         for trusted in self._of_many_tenants:
             if fill_tenant(trusted.issuer, claims.get("tid"), self._tenants) == issuer:
                 return trusted

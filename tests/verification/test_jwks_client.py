@@ -645,8 +645,8 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
         ),
         pytest.param(
             "plain http",
-            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document's jwks_uri"
-            " is not an https URL; {url}/.well-known/oauth-authorization-server: status 404)",
+            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document's"
+            " jwks_uri is not an https URL; {url}/.well-known/oauth-authorization-server: status 404)",
             id="plain http",
         ),
         pytest.param(

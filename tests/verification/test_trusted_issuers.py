@@ -174,7 +174,7 @@ def test_an_issuer_that_is_a_name_needs_its_keys_and_is_never_fetched(pair: tupl
 
 
 def test_issuers_can_be_configured_in_a_file(pair: tuple[Issuer, Issuer], tmp_path: Path) -> None:
-    """Each entry has its own keys, audience, endpoint and credential, and a bad entry does not affect the others."""
+    """Each entry has its own keys, audience, endpoint and credential, and a bad entry does not affect the rest."""
     first, second = pair
     file = tmp_path / "otel.json"
     entries = [
