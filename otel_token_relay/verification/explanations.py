@@ -294,7 +294,9 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
         return None
     advice = "The issuer must add them, for example with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
-        advice += f" Or set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
+        generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
+        # A user's token should have a subject; a machine's token may have none.
+        advice = f"{advice} Or s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",
         problem=f"expected {', '.join(required)}; the token lacks {', '.join(missing)}",
