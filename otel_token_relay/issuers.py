@@ -201,7 +201,9 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
         audience = [name.strip() for name in audience.split(",")]
     if not isinstance(audience, list | tuple):
         raise ConfigurationError("audience", "expected text or a list")
-    return TrustedIssuer(**{"issuer": "", "audience": tuple(audience)} | values)
+    values["audience"] = tuple(audience)
+    values.setdefault("issuer", "")
+    return TrustedIssuer(**values)
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:

@@ -75,8 +75,10 @@ class IssuerReport:
     @property
     def state(self) -> EndpointState:
         """``ok`` if tokens of this issuer can be verified; otherwise, ``no_response`` or ``problem``."""
-        states = {report.state for report in self.endpoints}
-        return next((state for state in ("no_response", "problem") if state in states), "ok")
+        states: set[EndpointState] = {report.state for report in self.endpoints}
+        if "no_response" in states:
+            return "no_response"
+        return "problem" if "problem" in states else "ok"
 
     @property
     def clock_difference(self) -> float | None:

@@ -189,7 +189,9 @@ class VerifierCore:
         TypeError: An argument does not exist; the error names the one that was probably meant.
     """
 
-    def __new__(cls, *args: object, **options: object) -> Self:
+    def __new__(  # pyright: ignore[reportInconsistentConstructor]  # it accepts any argument, to explain a wrong one
+        cls, *args: object, **options: object
+    ) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
             meant = nearest(name, known)
