@@ -29,6 +29,7 @@ _CONFIGURATION = """\
 {note}
 Every setting is an environment variable, a flag of `opentelemetry-instrument`, a key in [OpenTelemetry's configuration file](#configuration-file) and a field of `Settings`.
 The flag is the variable in lower case without `OTEL_PYTHON_`: `--token_relay_destinations`.
+`OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET` is not a flag, because every user of a machine can read the flags of its processes. It is never printed either.
 
 `OTEL_PROPAGATORS=tracecontext,baggage,token_relay` switches the relay on.
 The value replaces OpenTelemetry's default of `tracecontext,baggage`, so name all three.
@@ -66,6 +67,16 @@ instrumentation/development:
         - https://profile-service
         - origin: https://billing
           required: true
+      issuers:
+        - https://idp.example
+        - issuer: accounts.google.com
+          jwks_uri: https://www.googleapis.com/oauth2/v3/certs
+          audience: https://profile-service.example
+        - issuer: https://hydra.example
+          introspection_endpoint: https://hydra-admin.example/admin/oauth2/introspect
+          client:
+            id: profile-service
+            secret_file: /run/secrets/profile-service
       max_age: ${{MAX_AGE:-60}}
 ```
 
@@ -74,6 +85,8 @@ That item may contain settings as well, which apply unless `instrumentation/deve
 A key is the name of a field of `Settings`.
 A list may also be text with commas, as in the variable.
 A destination is text or a mapping of `origin` and its parameters.
+An issuer is text or a mapping of `issuer` and what belongs to this issuer alone: `jwks_uri`, `audience`, `introspection_endpoint`, and `client` with `id`, `auth`, and either `secret` or `secret_file`.
+With several issuers, `jwks_uri`, `introspection_endpoint` and the credential must be in these mappings, because they belong to one issuer each.
 An empty value, such as a `${{NAME}}` that is not set, leaves the setting unset, except `verify` and `require_verified`, which take their strict value.
 
 The package reads the file itself when the process starts.
@@ -152,10 +165,11 @@ With `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`, each hop and each verification wri
 ```text
 2026-11-27T06:45:36.123Z otel-token-relay decision=relayed reason=relayed origin=https://profile-service entry=https://profile-service trace_id=0af7651916cd43dd8448eb211c80319c
 2026-11-27T06:45:36.131Z otel-token-relay decision=withheld reason=destination_not_listed origin=https://profile-service:8443 closest_entry="https://profile-service; the port differs: 8443, not 443" trace_id=0af7651916cd43dd8448eb211c80319c
-2026-11-27T06:45:36.140Z otel-token-relay verification=refused reason=wrong_audience cause="aud: expected orders; the token has billing"
+2026-11-27T06:45:36.140Z otel-token-relay verification=refused reason=wrong_audience claim=aud
 ```
 
-`OTEL_PYTHON_TOKEN_RELAY_LOG=debug` also writes the debug messages of this package.
+`OTEL_PYTHON_TOKEN_RELAY_LOG=debug` also writes the debug messages of this package and, for a rejected token, `cause`: what was expected, and what the token has.
+`cause` contains values of claims from a token that is not valid, masked, escaped and cut to 100 characters each.
 Lines are ASCII; all other characters are escaped.
 A line has at most 500 bytes, and at most 100 lines are written in a second; `skipped_lines` in the next line says how many are missing.
 
@@ -270,6 +284,10 @@ def _strict_value(name: str, variable: Variable) -> str:
         return "no destination: the token must not be sent in a header that was not configured"
     if name == "source_headers":
         return "no header: no token is accepted"
+    if name == "issuers":
+        return "the invalid entry is skipped, the valid entries remain"
+    if variable.strict is None:
+        return "not set"
     return f"`{variable.strict:g}`" if isinstance(variable.strict, float) else f"`{str(variable.strict).lower()}`"
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal
 
-Profile = Literal["rfc9068", "generic"]
-PROFILES: Final[tuple[Profile, ...]] = ("rfc9068", "generic")
+Profile = Literal["rfc9068", "generic", "id-token"]
+PROFILES: Final[tuple[Profile, ...]] = ("rfc9068", "generic", "id-token")
 
 # RFC 7518, section 3.1; RFC 8037, section 3.1; RFC 8812, section 3.2; RFC 9864, section 2.2.
 KEY_TYPES: Final[Mapping[str, frozenset[tuple[str, str | None]]]] = {

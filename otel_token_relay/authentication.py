@@ -37,6 +37,7 @@ class ErrorResponse:
         body: The error as JSON.
         reason: Why the request is refused, for operators; one word from a closed set. The response does not contain
             it. ``None`` if it is *error*.
+        claim: The claim that does not satisfy a rule, for operators; ``None`` if there is not exactly one.
     """
 
     status: int
@@ -44,6 +45,7 @@ class ErrorResponse:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     reason: str | None = field(default=None, compare=False)
+    claim: str | None = field(default=None, compare=False)
 
     @classmethod
     def build(cls, status: int, error: str, *headers: tuple[str, str]) -> ErrorResponse:
@@ -56,9 +58,9 @@ class ErrorResponse:
         )
         return cls(status, error, (*fixed, *headers), body)
 
-    def because(self, reason: str) -> ErrorResponse:
-        """Return the same response with a *reason*."""
-        return replace(self, reason=reason)
+    def because(self, reason: str, claim: str | None = None) -> ErrorResponse:
+        """Return the same response with a *reason* and, if one claim is the cause, its name."""
+        return replace(self, reason=reason, claim=claim)
 
 
 CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))

@@ -78,16 +78,35 @@ class TokenUnavailable(RelayError):
 class TokenRejected(RelayError):
     """The error raised when an incoming token does not pass verification. It does not contain the token.
 
+    The message contains the reason and the claim, but no value. *expected* and *found* contain values of ``iss``,
+    ``aud``, ``typ``, ``alg``, ``kid``, scopes and times, in which credentials are masked.
+
     Attributes:
         reason: One of the `RejectReason` values.
+        claim: The claim, or the member of the header or of the introspection response, that was checked; ``None`` if
+            there is not exactly one.
+        expected: The accepted values, printable and of at most 100 characters each; empty without such a list.
+        found: The values in the token, in the same form; empty if it has none. `TokenVerifier.verify` fills in both.
     """
 
-    def __init__(self, reason: RejectReason) -> None:
-        super().__init__(reason)
+    def __init__(
+        self,
+        reason: RejectReason,
+        claim: str | None = None,
+        expected: tuple[str, ...] = (),
+        found: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(reason, claim)
         self.reason: RejectReason = reason
+        self.claim: str | None = claim
+        self.expected: tuple[str, ...] = expected
+        self.found: tuple[str, ...] = found
 
     def __str__(self) -> str:
-        return f"token rejected: {self.reason}"
+        return f"token rejected: {self.reason}" + ("" if self.claim is None else f" ({self.claim})")
+
+    def __repr__(self) -> str:
+        return f"TokenRejected({self.reason!r}, {self.claim!r})"
 
 
 class KeysUnavailable(RelayError):

@@ -138,13 +138,19 @@ decisions: DecisionLog | None = None
 """The log of decisions; ``None`` if it is off. `follow` sets it."""
 
 
+shows_values: bool = False
+"""Whether lines may contain values of claims from unverified tokens, masked and escaped. `follow` sets it."""
+
+
 def follow(mode: str) -> None:
     """Switch the decision log on or off.
 
     Args:
-        mode: ``decisions``; ``debug`` to write log records as well; empty to write nothing.
+        mode: ``decisions``; ``debug`` to write log records and values of rejected tokens as well; empty to write
+            nothing.
     """
-    global decisions
+    global decisions, shows_values
+    shows_values = mode == "debug"
     decisions = (decisions or DecisionLog()) if mode else None
     kind: type[Any] = type(_logger)
     if mode == "debug" and not issubclass(kind, _DebugLogger):

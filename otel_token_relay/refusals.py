@@ -33,7 +33,7 @@ from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, UNUSED_KEY, bound_token
 from otel_token_relay.otel import SPAN_KEY, is_server_suppressed
 from otel_token_relay.rate_limits import RateLimit
-from otel_token_relay.verifications import OUTCOME_ATTRIBUTE, REASON_ATTRIBUTE
+from otel_token_relay.verifications import CLAIM_ATTRIBUTE, OUTCOME_ATTRIBUTE, REASON_ATTRIBUTE
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -158,6 +158,8 @@ class RefusalRecorder:
                 OUTCOME_ATTRIBUTE: "unavailable" if error_response.status == 503 else "refused",
                 REASON_ATTRIBUTE: error_response.reason or error_response.error,
             }
+            if error_response.claim is not None:
+                attributes[CLAIM_ATTRIBUTE] = error_response.claim
             if not is_at_server and (span := _span_around(context)) is not None:
                 span.set_attributes(attributes)
                 return

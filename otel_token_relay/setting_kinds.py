@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+from otel_token_relay.client_credentials import CLIENT_AUTH_METHODS, Secret
 from otel_token_relay.destinations import split_entries
 from otel_token_relay.entry_syntax import FLAGS, PARAMETERS, TEXT_PARAMETERS
 from otel_token_relay.spelling import nearest
@@ -28,11 +29,13 @@ class Kind:
         read: Converts text; raises `ValueError` with a one-sentence message.
         read_value: Converts a value that is not text; raises `ValueError` in the same way.
         schema: The JSON Schema of the value in a configuration file.
+        is_secret: Whether the value must not be printed, nor be a flag of the launcher.
     """
 
     read: Callable[[str], Any]
     read_value: Callable[[object], Any]
     schema: Mapping[str, object]
+    is_secret: bool = False
 
     def read_any(self, value: object) -> Any:
         """Convert a value from a configuration file.
@@ -158,6 +161,7 @@ def choice(*choices: str) -> Kind:
 _STRING: Final = {"type": "string"}
 
 TEXT: Final = Kind(str, _expected("text"), _STRING)
+SECRET: Final = Kind(Secret, _expected("text"), _STRING, is_secret=True)
 WORDS: Final = Kind(
     _split,
     _read_strings,
@@ -183,6 +187,47 @@ ENTRIES: Final = Kind(
                             | {name: {"type": "boolean"} for name in FLAGS}
                             | {name: {"type": "string", "minLength": 1} for name in TEXT_PARAMETERS},
                             "required": ["origin"],
+                            "additionalProperties": False,
+                        },
+                    ]
+                },
+            },
+        ]
+    },
+)
+_NOT_EMPTY: Final = {"type": "string", "minLength": 1}
+# The entries are checked one by one, so that a mistake in one of them does not affect the rest.
+ISSUERS: Final = Kind(
+    _split,
+    _items,
+    {
+        "oneOf": [
+            _STRING,
+            {
+                "type": "array",
+                "items": {
+                    "oneOf": [
+                        _NOT_EMPTY,
+                        {
+                            "type": "object",
+                            "properties": {
+                                "issuer": _NOT_EMPTY,
+                                "jwks_uri": _STRING,
+                                "audience": {"oneOf": [_STRING, {"type": "array", "items": _NOT_EMPTY}]},
+                                "introspection_endpoint": _STRING,
+                                "client": {
+                                    "type": "object",
+                                    "properties": {
+                                        "id": _NOT_EMPTY,
+                                        "secret": _STRING,
+                                        "secret_file": _STRING,
+                                        "auth": {"enum": [*CLIENT_AUTH_METHODS]},
+                                    },
+                                    "required": ["id"],
+                                    "additionalProperties": False,
+                                },
+                            },
+                            "required": ["issuer"],
                             "additionalProperties": False,
                         },
                     ]

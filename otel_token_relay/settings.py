@@ -15,13 +15,41 @@ from typing import Any, Final, Literal, cast
 
 from otel_token_relay import environment_variables as env
 from otel_token_relay.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, PROFILES, Profile
+from otel_token_relay.client_credentials import (
+    CLIENT_AUTH_METHODS,
+    SECRET_VARIABLE,
+    ClientAuth,
+    ClientCredential,
+    Secret,
+    make_credential,
+)
 from otel_token_relay.configuration_file import Section, read_configuration_file
 from otel_token_relay.destinations import Destination, read_destinations
 from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import Origin, OriginPattern, is_trustworthy
+from otel_token_relay.issuers import (
+    NEEDS_JWKS_URI,
+    TrustedIssuer,
+    check_endpoint,
+    combine,
+    is_tenant,
+    needs_jwks_uri,
+    read_issuers,
+)
+from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.policy import RelayPolicy
-from otel_token_relay.setting_kinds import COUNT, ENTRIES, FLAG, NUMBER, TEXT, WORDS, Kind, choice
+from otel_token_relay.setting_kinds import (
+    COUNT,
+    ENTRIES,
+    FLAG,
+    ISSUERS,
+    NUMBER,
+    SECRET,
+    TEXT,
+    WORDS,
+    Kind,
+    choice,
+)
 from otel_token_relay.sources import Source, SourceReader, Variable, merge
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
@@ -53,9 +81,17 @@ _UNUSABLE_HEADERS: Final = frozenset(
 )
 
 
+# RFC 6749, section 3.3.
+_is_scope = re.compile(r"[!#-\[\]-~]+", re.ASCII).fullmatch
+
+# Strict values that accept nothing. RFC 6761, section 6.4: no name below .invalid exists.
+_NO_URL: Final = "https://{}.invalid"
+_NONE: Final = "(none)"
+
+
 def _setting(name: str, kind: Kind, meaning: str, *, default: Any, shown: str, strict: Any = None) -> Any:
     variable = Variable(name, kind, default if strict is None else strict, meaning, shown)
-    return field(default=default, metadata={"variable": variable})
+    return field(default=default, metadata={"variable": variable}, repr=not kind.is_secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,10 +200,11 @@ class Settings:
         shown="off",
         strict="enforce",
     )
-    issuers: tuple[str, ...] = _setting(
+    issuers: Sequence[str | TrustedIssuer] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
-        WORDS,
-        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim.",
+        ISSUERS,
+        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. `{tid}` in an issuer of Microsoft"
+        " Entra means any tenant. A name that is not an https URL needs the URL of its keys.",
         default=(),
         shown="",
     )
@@ -177,6 +214,95 @@ class Settings:
         "Comma-separated names of this service. The `aud` claim must contain at least one of them.",
         default=(),
         shown="",
+    )
+    audience_claim: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE_CLAIM,
+        TEXT,
+        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. A token"
+        " with `aud` must satisfy both. Requires the profile `generic` and at most one issuer.",
+        default="aud",
+        shown="aud",
+        strict=_NONE,
+    )
+    jwks_uri: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_JWKS_URI,
+        TEXT,
+        "The URL of the only issuer's key set. Without it, the URL is read from the issuer's metadata.",
+        default=None,
+        shown="",
+        strict=_NO_URL.format("jwks-uri"),
+    )
+    leeway: float = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_LEEWAY,
+        NUMBER,
+        "The number of seconds by which the issuer's clock and this machine's clock may differ.",
+        default=30.0,
+        shown="30",
+        strict=0.0,
+    )
+    tenants: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_TENANTS,
+        WORDS,
+        "Comma-separated IDs of the tenants that an issuer with `{tid}` means. Without it, every tenant is"
+        " accepted, except that of personal accounts.",
+        default=(),
+        shown="",
+        strict=(_NONE,),
+    )
+    scope_claims: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_SCOPE_CLAIMS,
+        WORDS,
+        "Comma-separated claims that contain scopes; a token's scopes are those of all of them. A dot leads into an"
+        " object: `realm_access.roles`.",
+        default=("scope", "scp"),
+        shown="scope,scp",
+        strict=(),
+    )
+    required_scopes: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_REQUIRED_SCOPES,
+        WORDS,
+        "Comma-separated scopes that every request needs. Without one of them, the response is 403.",
+        default=(),
+        shown="",
+        strict=(_NONE,),
+    )
+    introspection_endpoint: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_INTROSPECTION_ENDPOINT,
+        TEXT,
+        "The URL at which the only issuer's tokens are looked up (RFC 7662). Without `…_ISSUERS`, tokens are verified"
+        " by introspection alone.",
+        default=None,
+        shown="",
+        strict=_NO_URL.format("introspection-endpoint"),
+    )
+    client_id: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ID,
+        TEXT,
+        "The client ID with which this service identifies itself at the introspection endpoint.",
+        default=None,
+        shown="",
+    )
+    client_secret: Secret | str | None = _setting(
+        SECRET_VARIABLE,
+        SECRET,
+        "The client's secret. It is not a flag, and it is never printed.",
+        default=None,
+        shown="",
+    )
+    client_secret_file: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE,
+        TEXT,
+        "A file that contains the client's secret, instead of the variable. It is read again when it changes.",
+        default=None,
+        shown="",
+    )
+    client_auth: ClientAuth = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_AUTH,
+        choice(*CLIENT_AUTH_METHODS),
+        "How the secret is sent: `client_secret_basic`; `client_secret_basic_plain`, for a server that does not decode"
+        " the parts of the header (RFC 6749, section 2.3.1); or `client_secret_post`.",
+        default="client_secret_basic",
+        shown="client_secret_basic",
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
@@ -189,7 +315,8 @@ class Settings:
     profile: Profile = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROFILE,
         choice(*PROFILES),
-        "The rules for access tokens: `rfc9068`, or `generic` for issuers whose tokens are not of type `at+jwt`.",
+        "The rules for tokens: `rfc9068`; `generic` for issuers whose access tokens are not of type `at+jwt`;"
+        " or `id-token` for providers that hand ID tokens to APIs.",
         default="rfc9068",
         shown="rfc9068",
     )
@@ -252,11 +379,12 @@ class Settings:
         _read_header("header", self.header)
         if self.on_conflict not in ("keep", "replace"):
             raise ConfigurationError("on_conflict", "expected keep or replace")
-        for name in ("max_age", "linger", "min_ttl"):
+        for name in ("max_age", "linger", "min_ttl", "leeway"):
             check_seconds(name, getattr(self, name))
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
             raise ConfigurationError("max_length", "expected a whole number above 0")
         _check_choices_and_lists(self)
+        _check_issuers_and_client(self)
         if not isinstance(self.redaction, bool):
             raise ConfigurationError("redaction", "expected true or false")
         _set(self, "redact_keys", tuple(key.strip().lower() for key in self.redact_keys))
@@ -295,14 +423,12 @@ class Settings:
     @classmethod
     def _merge(cls, sources: list[Source]) -> Settings:
         merged = merge(sources)
-        settings = cls(**merged.values)
         problems = list(dict.fromkeys(merged.problems))
-        if settings.verify != "off" and (missing := settings.missing_to_verify):
-            names = " and ".join(VARIABLES[name].name for name in missing)
+        settings = cls(**merged.values | _usable_issuers(merged, problems))
+        if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
             effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
             problems.append(
-                f"{VARIABLES['verify'].name}: verification cannot start, because {names}"
-                f" {'has' if len(missing) == 1 else 'have'} no valid value; until then, {effect}"
+                f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until then, {effect}"
             )
         loaded = replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
         _set(loaded, "given", frozenset(merged.values))
@@ -314,9 +440,57 @@ class Settings:
         return cast("tuple[Destination, ...]", self.destinations)
 
     @property
+    def trusted_issuers(self) -> tuple[TrustedIssuer, ...]:
+        """The issuers, each with what belongs to it.
+
+        Raises:
+            ConfigurationError: It is not clear to which issuer a setting belongs, or a credential is not complete.
+        """
+        return combine(
+            self.issuers,
+            jwks_uri=self.jwks_uri,
+            introspection_endpoint=self.introspection_endpoint,
+            client=self.client_credential,
+        )
+
+    @property
+    def client_credential(self) -> ClientCredential | None:
+        """This service's credential; ``None`` if it has none.
+
+        Raises:
+            ConfigurationError: A part of the credential is missing.
+        """
+        return make_credential(self.client_id, self.client_secret, self.client_secret_file, self.client_auth)
+
+    @property
     def missing_to_verify(self) -> tuple[str, ...]:
         """The settings without a value that verification requires."""
-        return tuple(name for name in ("issuers", "audience", "algorithms") if not getattr(self, name))
+        own = [entry for entry in self.issuers if isinstance(entry, TrustedIssuer) and entry.audience]
+        has = {
+            "issuers": bool(self.issuers) or self.introspection_endpoint is not None,
+            "audience": bool(self.audience) or (bool(own) and len(own) == len(self.issuers)),
+            "algorithms": bool(self.algorithms),
+        }
+        return tuple(name for name, is_there in has.items() if not is_there)
+
+    @property
+    def verification_problem(self) -> str | None:
+        """Why verification cannot start, as the rest of a sentence; ``None`` if it can."""
+        if missing := self.missing_to_verify:
+            names = " and ".join(VARIABLES[name].name for name in missing)
+            return f"{names} {'has' if len(missing) == 1 else 'have'} no valid value"
+        try:
+            several = len(self.trusted_issuers) > 1
+        except ConfigurationError as error:
+            name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
+            return f"{name} cannot be used: {error.problem}"
+        if self.audience_claim != "aud":
+            name = VARIABLES["audience_claim"].name
+            if self.profile != "generic":
+                return f"{name} requires {VARIABLES['profile'].name}=generic"
+            if several:
+                return f"{name} requires that there is only one issuer"
+        return None
 
     @property
     def header_is_authorization(self) -> bool:
@@ -332,6 +506,11 @@ class Settings:
             found.append(
                 f"{VARIABLES['issuers'].name} is set, but requests are not verified: set"
                 f" {VARIABLES['verify'].name}=enforce"
+            )
+        if self.verify != "off" and not self.tenants and any("{tid}" in str(issuer) for issuer in self.issuers):
+            found.append(
+                f"tokens of every tenant of Microsoft Entra are accepted: list those you expect in"
+                f" {VARIABLES['tenants'].name}"
             )
         for destination in self.entries:
             pattern = destination.pattern
@@ -370,13 +549,27 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 """The settings that have an effect only if the relay is on."""
 
 
-def is_issuer(url: str) -> bool:
-    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
-    return is_trustworthy(url) and "?" not in url
+def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
+    """Return what replaces the settings of issuers if an entry cannot be used. Add a problem for a name without keys.
+
+    If it is no longer clear to which issuer the keys or the introspection endpoint belong, no issuer remains.
+    """
+    values = merged.values
+    issuers = values.get("issuers", ())
+    useless = [entry for entry in issuers if needs_jwks_uri(entry, values.get("jwks_uri"))]
+    name = VARIABLES["issuers"].name
+    problems += [f"{name}: {entry}: {NEEDS_JWKS_URI}; until then, its tokens are refused" for entry in useless]
+    if not useless and "issuers" not in merged.invalid:
+        return {}
+    if values.get("jwks_uri") is not None or values.get("introspection_endpoint") is not None:
+        return {"issuers": (), "jwks_uri": None, "introspection_endpoint": None}
+    return {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
 
 def _check_one(setting: str, value: object) -> Any:
     """Validate one value by the same rules as a value passed in code, and return it as it is stored."""
+    if setting == "issuers":
+        return value  # `read_issuers` has checked each entry, and whether a name has keys depends on other settings
     return getattr(Settings(**cast("dict[str, Any]", {setting: value})), setting)
 
 
@@ -411,25 +604,55 @@ def _check_choices_and_lists(settings: Settings) -> None:
         ("verify", ("off", "report", "enforce")),
         ("profile", PROFILES),
         ("log", ("", "decisions", "debug")),
+        ("client_auth", CLIENT_AUTH_METHODS),
     ):
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"expected one of {', '.join(filter(None, choices))}")
     for name, rule, is_good in (
-        ("issuers", "expected https URLs without a query or fragment; http is allowed on loopback only", is_issuer),
         ("audience", "expected names of this service, none of them empty", bool),
         ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
         ("verify_exclude", "expected paths that start with /", _is_path),
         ("redact_keys", "expected a sequence of non-empty attribute keys", str.strip),
         ("plaintext_hosts", "expected hosts without a scheme, such as profile-service or 10.0.0.7:8080", _is_host),
         ("span_claims", "expected claim:attribute pairs, such as sub:enduser.id", _is_pair),
+        ("tenants", "expected tenant IDs in lower case, such as 72f988bf-86f1-41af-91ab-2d7cd011db47", is_tenant),
+        ("scope_claims", "expected names of claims, none of them empty", str.strip),
+        ("required_scopes", "expected scopes without white space", _is_scope),
     ):
         values = getattr(settings, name)
         if name == "audience" and isinstance(values, str) and values:
             values = (values,)
         read = () if isinstance(values, str) else tuple(values)  # a generator can be read only once
-        if isinstance(values, str) or not all(isinstance(value, str) and is_good(value) for value in read):
+        is_strict = read == VARIABLES[name].strict
+        if isinstance(values, str) or not (
+            is_strict or all(isinstance(value, str) and is_good(value) for value in read)
+        ):
             raise ConfigurationError(name, rule)
         _set(settings, name, read)
+
+
+def _check_issuers_and_client(settings: Settings) -> None:
+    issuers = read_issuers(settings.issuers, _raise)
+    _set(settings, "issuers", issuers)
+    for name in ("jwks_uri", "introspection_endpoint"):
+        check_endpoint(name, getattr(settings, name))
+    for entry in issuers:
+        if needs_jwks_uri(entry, settings.jwks_uri):
+            raise ConfigurationError("issuers", f"{entry}: {NEEDS_JWKS_URI}")
+    for name in ("audience_claim", "client_id", "client_secret_file"):
+        value = getattr(settings, name)
+        if (value is None and name == "audience_claim") or (value is not None and not _is_text(value)):
+            raise ConfigurationError(name, "expected text without control characters")
+    secret = settings.client_secret
+    if isinstance(secret, str):
+        secret = Secret(secret)
+        _set(settings, "client_secret", secret)
+    if secret is not None and (not isinstance(secret, Secret) or not _is_text(secret.reveal())):
+        raise ConfigurationError("client_secret", "expected text without control characters")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable()
 
 
 def _is_path(text: str) -> bool:

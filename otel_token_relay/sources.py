@@ -16,6 +16,7 @@ from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
 from otel_token_relay.configuration_file import ConfigurationFile, Section
 from otel_token_relay.destinations import read_destinations
 from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.issuers import read_issuers
 from otel_token_relay.origin import OriginPattern
 from otel_token_relay.setting_kinds import Kind, is_off
 from otel_token_relay.spelling import nearest
@@ -177,6 +178,11 @@ class SourceReader:
             found = read(value)
             if setting == "destinations":
                 found = read_destinations(found, lambda _, problem: _report(source, label, problem), source.refused)
+            elif setting == "issuers":
+                before = len(source.problems)
+                found = read_issuers(found, lambda _, problem: _report(source, label, problem))
+                if len(source.problems) > before:
+                    source.invalid.add(setting)
             source.values[setting] = self._check(setting, found)
         except ValueError as error:
             problem = error.problem if isinstance(error, ConfigurationError) else str(error)

@@ -1,6 +1,6 @@
 """Records of verifications: a counter and log lines, none of which contains any part of the request.
 
-The decision log, which an operator switches on, also contains values of claims.
+The decision log, which an operator switches on, also names the claim. With ``…_LOG=debug``, it contains values.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _logger = logging.getLogger("otel_token_relay")
 COUNTER_NAME: Final = "token_relay.verifications"
 OUTCOME_ATTRIBUTE: Final = "token_relay.verification"
 REASON_ATTRIBUTE: Final = "token_relay.reason"
+CLAIM_ATTRIBUTE: Final = "token_relay.claim"
 
 # The minimum number of seconds between two warnings with the same reason.
 WARNING_SECONDS: Final = 60.0
@@ -55,14 +56,25 @@ class VerificationRecorder:
         """Create the counter now, so that no request has to. Never raises."""
         self._counter.prepare()
 
-    def record(self, outcome: Outcome, reason: str | None = None, cause: Callable[[], str] | None = None) -> None:
+    def record(
+        self,
+        outcome: Outcome,
+        reason: str | None = None,
+        cause: Callable[[], str] | None = None,
+        *,
+        claim: str | None = None,
+        details: Callable[[], str] | None = None,
+    ) -> None:
         """Count a request and, if there is a *reason* not to accept it, log it. Never raises.
 
         Args:
             outcome: The result.
             reason: Why the request is not accepted; ``None`` if it is.
-            cause: Returns what was expected and what the token has, in one line without any part of the token. It is
-                called only if the decision log is on.
+            cause: Returns what is wrong, in one line that contains no value from the request. It is called only if the
+                decision log is on.
+            claim: The claim that does not satisfy a rule.
+            details: Returns what was expected and what the token has, in one line without any part of the token. It is
+                called only if the decision log may contain values.
         """
         if reason is not None and self._mode == "report":
             outcome = "reported"
@@ -73,7 +85,7 @@ class VerificationRecorder:
         except Exception:  # an error in the application's meter must not change the result
             self._log("a verification could not be counted")
         if operator_log.decisions is not None:
-            _write(operator_log.decisions, outcome, reason, cause)
+            _write(operator_log.decisions, outcome, reason, claim, details if operator_log.shows_values else cause)
         if reason is None:
             return
         self._log("request rejected: %s", reason)
@@ -95,12 +107,15 @@ class VerificationRecorder:
             return
 
 
-def _write(log: DecisionLog, outcome: Outcome, reason: str | None, cause: Callable[[], str] | None) -> None:
+def _write(
+    log: DecisionLog, outcome: Outcome, reason: str | None, claim: str | None, cause: Callable[[], str] | None
+) -> None:
     try:
         trace_id = trace.get_current_span().get_span_context().trace_id
         log.write(
             verification=outcome,
             reason=reason,
+            claim=claim,
             trace_id=trace.format_trace_id(trace_id) if trace_id else None,
             cause=cause,  # last, because a long line is cut
         )

@@ -599,7 +599,7 @@ def valid(issuer: Issuer) -> str:
     return make_token(claims(issuer.url))
 
 
-ISSUER_FORM: Final = f"{PREFIX}ISSUERS: expected https URLs without a query or fragment"
+ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with another name needs jwks_uri"
 
 VERIFICATION: Final = [
     cannot_start("no issuer", without(verifying(), ".ISSUERS"), missing="ISSUERS"),
@@ -987,7 +987,7 @@ ISSUERS: Final = [
         check=says(
             1, "/.well-known/openid-configuration: status 404; metadata", "oauth-authorization-server: status 404"
         ),
-        startup=("(OpenID: status 404; RFC 8414: status 404)",),
+        startup=("/openid-configuration: status 404; http", "/oauth-authorization-server: status 404)"),
     ),
     issuer_of(
         "down",

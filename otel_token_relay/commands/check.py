@@ -100,7 +100,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--online", action="store_true", help="ask the issuers for their metadata and keys")
+    parser.add_argument(
+        "--online", action="store_true", help="ask the issuers for their metadata and keys, and about a token"
+    )
     parser.add_argument("--pid", type=int, metavar="N", help="check the environment of process N instead of this one")
     parser.add_argument(
         "--require", type=_parts, default=(), metavar="PARTS", help="fail if one of relay,verify is not switched on"
@@ -169,14 +171,19 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
 
 def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
     """Ask the issuers, and add a problem for each whose response cannot be used."""
-    if not settings.issuers or not has_module("jwt"):
+    if settings.verification_problem is not None or not has_module("jwt"):
         return []
     # Imported here, because PyJWT is optional and takes 60 ms to import.
-    from otel_token_relay.verification.claims import DEFAULT_LEEWAY
     from otel_token_relay.verification.endpoints import describe_clock
     from otel_token_relay.verification.issuer_endpoints import ask_issuers
 
-    reports = ask_issuers(settings.issuers, settings.algorithms)
+    reports = ask_issuers(
+        settings.issuers,
+        settings.algorithms,
+        jwks_uri=settings.jwks_uri,
+        introspection_endpoint=settings.introspection_endpoint,
+        client=settings.client_credential,
+    )
     issuers = [issuer.as_dict() for issuer in reports]
     report.problems += [
         f"{issuer['issuer']}: tokens of this issuer cannot be verified: {'; '.join(_failures(issuer))}"
@@ -185,9 +192,9 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
     ]
     report.problems += [
         f"{issuer.issuer}: {describe_clock(issuer.clock_difference)} If the clocks differ by more than"
-        f" {DEFAULT_LEEWAY:.0f} s, valid tokens are rejected: synchronize them"
+        f" {settings.leeway:g} s, valid tokens are rejected: synchronize them"
         for issuer in reports
-        if abs(issuer.clock_difference or 0.0) > DEFAULT_LEEWAY
+        if abs(issuer.clock_difference or 0.0) > settings.leeway
     ]
     return issuers
 

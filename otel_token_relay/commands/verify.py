@@ -184,6 +184,8 @@ def _verify(environ: Mapping[str, str], names: Sequence[str]) -> Outcome:
     missing = [VARIABLES[name].name for name in settings.missing_to_verify]
     if missing:
         return _not_configured(f"Set {' and '.join(missing)}.", problems)
+    if settings.verification_problem is not None:
+        return _not_configured(f"Correct this: {escape(settings.verification_problem)}.", problems)
     try:
         from otel_token_relay.verification.authenticator import verifier_from
     except ImportError:
@@ -245,21 +247,39 @@ class _Verification:
         except TokenRejected as error:
             return "rejected", error.reason, self._verifier.explain(self._token, error.reason), ()
         except KeysUnavailable:
-            return "unavailable", None, None, ("The issuer's keys are not available, so no token can be verified.",)
+            missing = "keys or its introspection endpoint" if self._introspects else "keys"
+            return (
+                "unavailable",
+                None,
+                None,
+                (f"The issuer's {missing} are not available, so no token can be verified.",),
+            )
         expires = verified.expires_at
         if expires is None:
             return "accepted", None, None, ()
         return "accepted", None, None, (f"exp: {describe_time(expires)}, {expires - time.time():.0f} s from now",)
 
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
-        """Ask the token's issuer or, if it is not a trusted one, all of them; none if the token names no issuer."""
+        """Ask the token's issuer or, if it is not a trusted one, all of them.
+
+        If the token names no issuer, only introspection can verify it, so none is asked without an endpoint for that.
+        """
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers
 
-        if "iss" not in self._claims:
+        settings, trusted = self._settings, self._settings.trusted_issuers
+        endpoint = None if trusted else settings.introspection_endpoint
+        if "iss" not in self._claims and not self._introspects:
             return None
-        trusted = self._settings.issuers
-        issuers = [issuer for issuer in trusted if issuer == self._claims["iss"]] or trusted
-        return InThread(lambda: ask_issuers(issuers, self._settings.algorithms))
+        issuers = [issuer for issuer in trusted if issuer.issuer == self._claims.get("iss")] or trusted
+        client = None if endpoint is None else settings.client_credential
+        return InThread(
+            lambda: ask_issuers(issuers, settings.algorithms, introspection_endpoint=endpoint, client=client)
+        )
+
+    @property
+    def _introspects(self) -> bool:
+        endpoints = (issuer.introspection_endpoint for issuer in self._settings.trusted_issuers)
+        return self._settings.introspection_endpoint is not None or any(endpoints)
 
     def _read_claims(self) -> dict[str, Any]:
         found = {}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otel_token_relay.client_credentials import ClientCredential, Secret
 from otel_token_relay.errors import KeysUnavailable, RejectReason, TokenRejected
+from otel_token_relay.issuers import TrustedIssuer
 
 if TYPE_CHECKING:
     from otel_token_relay.verification.authenticator import BearerAuthenticator
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncTokenVerifier",
     "BearerAuthenticator",
+    "ClientCredential",
     "KeysUnavailable",
     "RejectReason",
+    "Secret",
     "TokenRejected",
     "TokenVerifier",
+    "TrustedIssuer",
     "VerifiedToken",
 ]
 

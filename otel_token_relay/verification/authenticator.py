@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, TypedDict, cast
+from typing import Any, Final, Protocol, TypedDict, TypeVar, cast, overload
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import announce_verified
@@ -25,12 +25,15 @@ from otel_token_relay.verification.causes import ExplainedReason
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.drivers import drive, drive_async
 from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
-from otel_token_relay.verification.verifier import TokenVerifier, VerifiedToken, VerifierCore
+from otel_token_relay.verification.verifier import AsyncTokenVerifier, TokenVerifier, VerifiedToken, VerifierCore
 from otel_token_relay.verifications import Mode, Outcome, VerificationRecorder
 
 _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
+
+# The reasons whose explanation contains no value from the token.
+_WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 
 class Verifier(Protocol):
@@ -149,8 +152,10 @@ class BearerAuthenticator:
 
     def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> ErrorResponse | None:
         if not self._required_scopes <= verified.scopes:
-            cause = partial(self._explain, token, "insufficient_scope")
-            return self._reject(self.challenges.insufficient_scope, "insufficient_scope", cause=cause)
+            details = partial(self._explain, token, "insufficient_scope")
+            return self._reject(
+                self.challenges.insufficient_scope, "insufficient_scope", claim="scope", details=details
+            )
         if not self._is_fresh_enough(verified.claims if self._acr_values or self._max_age is not None else {}):
             return self._reject(self.challenges.insufficient_authentication, "insufficient_user_authentication")
         token.mark_verified(verified)
@@ -169,12 +174,12 @@ class BearerAuthenticator:
         return type(authenticated_at) in (int, float) and self._now() - authenticated_at <= self._max_age  # type: ignore[operator]
 
     def _reject_without_token(self, reason: Reason) -> ErrorResponse | None:
-        return self._reject(self.challenges.without_token(reason), reason.value, cause=lambda: reason.meaning)
+        return self._reject(self.challenges.without_token(reason), reason.value, details=lambda: reason.meaning)
 
     def _reject_after(self, error: Exception, token: BearerToken) -> ErrorResponse | None:
         if isinstance(error, TokenRejected):
-            cause = partial(self._explain, token, error.reason)
-            return self._reject(self.challenges.invalid_token, error.reason, cause=cause)
+            details = partial(self._explain, token, error.reason)
+            return self._reject(self.challenges.invalid_token, error.reason, claim=error.claim, details=details)
         if not isinstance(error, KeysUnavailable):
             # Log only the type: the message of an unexpected error may quote the token.
             _logger.error("a verifier raised %s", type(error).__name__)
@@ -186,10 +191,13 @@ class BearerAuthenticator:
         error_response: ErrorResponse,
         reason: str,
         outcome: Outcome = "refused",
-        cause: Callable[[], str] | None = None,
+        *,
+        claim: str | None = None,
+        details: Callable[[], str] | None = None,
     ) -> ErrorResponse | None:
-        self._recorder.record(outcome, reason, cause)
-        return error_response.because(reason) if self._mode == "enforce" else None
+        cause = details if reason in _WITHOUT_VALUES else None
+        self._recorder.record(outcome, reason, cause, claim=claim, details=details)
+        return error_response.because(reason, claim) if self._mode == "enforce" else None
 
     def _explain(self, token: BearerToken, reason: ExplainedReason) -> str:
         """Return what was expected and what the token has; empty if the application's own verifier rejected it."""
@@ -198,14 +206,38 @@ class BearerAuthenticator:
         return self._verifier.explain(token.reveal(), reason, required_scopes=sorted(self._required_scopes)).line()
 
 
-def verifier_from(settings: Settings) -> TokenVerifier:
-    """Build the verifier that the settings configure.
+_Kind = TypeVar("_Kind", TokenVerifier, AsyncTokenVerifier)
+
+
+@overload
+def verifier_from(settings: Settings) -> TokenVerifier: ...
+@overload
+def verifier_from(settings: Settings, kind: type[_Kind]) -> _Kind: ...
+def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
+    """Build the verifier that the settings configure, of either class.
 
     Raises:
         ConfigurationError: The settings are not sufficient to verify tokens.
     """
-    return TokenVerifier(
-        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
+    if (missing := settings.missing_to_verify) != ():
+        # In code, an introspection endpoint needs no audience. In the settings, it does.
+        raise ConfigurationError(missing[0], "expected a value")
+    return kind(
+        settings.issuers,
+        settings.audience,
+        settings.algorithms,
+        settings.profile,
+        settings.leeway,
+        settings.jwks_uri,
+        introspection_endpoint=settings.introspection_endpoint,
+        client_id=settings.client_id,
+        client_secret=settings.client_secret,
+        client_secret_file=settings.client_secret_file,
+        client_auth=settings.client_auth,
+        audience_claim=settings.audience_claim,
+        tenants=settings.tenants,
+        scope_claims=settings.scope_claims,
+        max_length=settings.max_length,
     )
 
 
@@ -217,6 +249,7 @@ def authenticator_from(settings: Settings) -> BearerAuthenticator:
     """
     return BearerAuthenticator(
         verifier_from(settings),
+        required_scopes=settings.required_scopes,
         exclude=settings.verify_exclude,
         mode="report" if settings.verify == "report" else "enforce",
         span_claims=SpanClaimsInForce(SettingsInForce(settings)),

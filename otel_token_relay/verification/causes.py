@@ -75,6 +75,7 @@ class Expectations:
     Attributes:
         rules: The rules for claims.
         issuers: The trusted issuers.
+        tenants: The accepted tenants of Microsoft Entra; empty for any.
         algorithms: The accepted values of ``alg``.
         max_length: The maximum number of characters.
         required_scopes: The scopes that every request needs.
@@ -84,6 +85,7 @@ class Expectations:
 
     rules: Rules
     issuers: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
     algorithms: tuple[str, ...] = DEFAULT_ALGORITHMS
     max_length: int = DEFAULT_MAX_LENGTH
     required_scopes: tuple[str, ...] = ()

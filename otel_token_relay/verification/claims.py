@@ -14,6 +14,7 @@ from otel_token_relay.algorithms import PROFILES, Profile
 from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError, TokenRejected
 from otel_token_relay.verification.jws import Claims, has_control_character
+from otel_token_relay.verification.token_kinds import read_kinds
 
 # RFC 7519, section 2: a NumericDate counts seconds since 1970. This limit falls in the year 36812.
 MAX_NUMERIC_DATE: Final = 2**40
@@ -21,19 +22,26 @@ MAX_NUMERIC_DATE: Final = 2**40
 # RFC 9068, section 4: "at+jwt" or "application/at+jwt". RFC 7515, section 4.1.9: media types
 # are case-insensitive, and "application/" may be omitted.
 _ACCESS_TOKEN_TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
-_GENERIC_TYPES: Final = _ACCESS_TOKEN_TYPES | {"jwt", "application/jwt"}
+_PLAIN_TYPES: Final = frozenset({"jwt", "application/jwt"})
+ACCEPTED_TYPES: Final[Mapping[Profile, tuple[str, ...]]] = {
+    "rfc9068": ("at+jwt",),
+    "generic": ("at+jwt", "JWT", "no typ"),
+    "id-token": ("JWT", "no typ"),
+}
+"""The accepted values of the header's ``typ``, for messages."""
 
 # RFC 9068, section 2.2.
 _REQUIRED_RFC9068: Final = ("iss", "exp", "aud", "sub", "client_id", "iat", "jti")
-_REQUIRED_GENERIC: Final = ("iss", "exp", "aud", "sub")
+# OpenID Connect Core, section 2.
+_REQUIRED_ID_TOKEN: Final = ("iss", "exp", "aud", "sub", "iat")
+_REQUIRED_GENERIC: Final = ("iss", "exp", "aud")
 
-# OpenID Connect Core, sections 2 and 3.3.2.11: only ID tokens have these claims.
-ID_TOKEN_CLAIMS: Final = ("nonce", "at_hash", "c_hash")
-# Keycloak puts the token type in the ``typ`` claim: ID, Refresh, Offline, Logout, DPoP and more.
-_ACCESS_TOKEN_TYP_CLAIMS: Final = frozenset({"bearer", "jwt", "at+jwt"})
+CLIENT_NAMES: Final = ("client_id", "azp", "cid", "appid")
+"""The claims that name the client: RFC 9068, section 2.2; OpenID Connect Core, section 2; Okta; Microsoft Entra v1."""
 
 DEFAULT_LEEWAY: Final = 30.0
-NAMES: Final = ("sub", "client_id", "jti", "azp", "cid", "appid")
+DEFAULT_SCOPE_CLAIMS: Final = ("scope", "scp")
+NAMES: Final = ("sub", "jti", *CLIENT_NAMES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,49 +52,83 @@ class Rules:
         audience: The accepted audiences; ``aud`` must contain at least one of them. Empty to skip this
             check, which is allowed only with introspection.
         profile: ``rfc9068`` for access tokens that follow that RFC; ``generic`` for issuers that send
-            ``typ: JWT`` or no ``typ``, and that omit ``jti``, ``client_id`` or ``iat``.
+            ``typ: JWT`` or no ``typ``, and that omit ``jti``, ``client_id`` or ``iat``; ``id-token`` for
+            providers that hand ID tokens to APIs.
         leeway: The number of seconds by which the issuer's clock and the service's clock may differ.
-        scope_claims: The names of claims that contain scopes; the first one present is used. A dot
-            separates the names of nested members: ``realm_access.roles``.
+        scope_claims: The names of claims that contain scopes; the token's scopes are those of all of them. A
+            dot separates the names of nested members: ``realm_access.roles``.
+        audience_claim: The claim that contains the audience, for issuers that do not send ``aud``. A token that
+            has ``aud`` as well must satisfy both. Any other claim than ``aud`` requires the profile ``generic``.
     """
 
     audience: tuple[str, ...]
     profile: Profile = "rfc9068"
     leeway: float = DEFAULT_LEEWAY
-    scope_claims: tuple[str, ...] = ("scope", "scp")
+    scope_claims: tuple[str, ...] = DEFAULT_SCOPE_CLAIMS
+    audience_claim: str = "aud"
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
-            raise ConfigurationError("profile", f"expected {' or '.join(PROFILES)}")
+            raise ConfigurationError("profile", f"expected one of {', '.join(PROFILES)}")
         check_seconds("leeway", self.leeway)
         for setting in ("audience", "scope_claims"):
             if not all(isinstance(name, str) and name for name in getattr(self, setting)):
                 raise ConfigurationError(setting, "expected one or more names, none of them empty")
+        if not isinstance(self.audience_claim, str) or not self.audience_claim:
+            raise ConfigurationError("audience_claim", "expected the name of a claim")
+        if self.audience_claim != "aud" and self.profile != "generic":
+            raise ConfigurationError("audience_claim", "a claim other than aud requires the profile generic")
+
+    @property
+    def required_claims(self) -> tuple[str, ...]:
+        """The claims that every token must have. The profile ``generic`` also requires ``sub`` or a client."""
+        if self.profile == "rfc9068":
+            return _REQUIRED_RFC9068
+        if self.profile == "id-token":
+            return _REQUIRED_ID_TOKEN
+        return _REQUIRED_GENERIC if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
+
+    def find_missing_claim(self, claims: Claims) -> str | None:
+        """Return the first required claim that a token does not have; ``None`` if it has all of them."""
+        for name in self.required_claims:
+            if look_up(claims, name)[1] is None:
+                return name
+        if self.profile == "generic" and "sub" not in claims and not any(name in claims for name in CLIENT_NAMES):
+            return "sub"
+        return None
+
+
+def without_nulls(claims: Claims) -> Claims:
+    """Return the members whose value is not null: issuers write null for a value that they do not have."""
+    return {name: value for name, value in claims.items() if value is not None} if None in claims.values() else claims
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Reject tokens that are signed with the same keys but are not access tokens.
+    """Reject tokens that are signed with the same keys but are of another kind; see `token_kinds`.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """
     typ = header.get("typ")
+    is_access_token = typ is not None and typ.lower() in _ACCESS_TOKEN_TYPES
     if profile == "rfc9068":
-        if typ is None or typ.lower() not in _ACCESS_TOKEN_TYPES:
-            raise TokenRejected("wrong_type")
+        if not is_access_token:
+            raise TokenRejected("wrong_type", "typ")
         return
-    if typ is not None and typ.lower() not in _GENERIC_TYPES:
+    if typ is not None and not (is_access_token or typ.lower() in _PLAIN_TYPES):
+        raise TokenRejected("wrong_type", "typ")
+    kinds = read_kinds(claims)
+    if profile == "id-token":
+        if is_access_token:
+            raise TokenRejected("wrong_type", "typ")
+        if kinds.foreign is not None and kinds.foreign_kind != "ID":
+            raise TokenRejected("wrong_type", kinds.foreign.members[0])
+        if kinds.access is not None and kinds.access.is_statement:
+            raise TokenRejected("wrong_type", kinds.access.members[0])
+        return
+    if kinds.foreign is not None:
+        raise TokenRejected("wrong_type", kinds.foreign.members[0])
+    if kinds.access is None and not is_access_token:
         raise TokenRejected("wrong_type")
-    if any(name in claims for name in ID_TOKEN_CLAIMS):
-        raise TokenRejected("wrong_type")
-    if "typ" in claims:
-        kind = claims["typ"]
-        if not isinstance(kind, str) or kind.lower() not in _ACCESS_TOKEN_TYP_CLAIMS:
-            raise TokenRejected("wrong_type")
-
-
-def required_claims(profile: Profile) -> tuple[str, ...]:
-    """Return the names of the claims that every token must have."""
-    return _REQUIRED_RFC9068 if profile == "rfc9068" else _REQUIRED_GENERIC
 
 
 def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
@@ -103,30 +145,34 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
     Source: RFC 7519, section 4.1; RFC 9068, sections 2.2 and 4.
     """
-    if not all(name in claims for name in required_claims(rules.profile)):
-        raise TokenRejected("missing_claim")
+    missing = rules.find_missing_claim(claims)
+    if missing is not None:
+        raise TokenRejected("missing_claim", missing)
     return check_values(claims, rules, now=now)
 
 
 def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Check the claims that are present. Missing claims are accepted, except ``aud`` if an audience is required."""
+    """Check the claims that are present. Missing claims are accepted, except the audience if one is required."""
     for name in NAMES:
         if name in claims:
-            check_name(claims[name])
+            check_name(claims[name], name)
     scopes = read_scopes(claims, rules.scope_claims)
     if "cnf" in claims:
         # RFC 7800, section 3.1; RFC 9449, section 7.1; RFC 8705, section 3.
-        raise TokenRejected("sender_constrained")
+        raise TokenRejected("sender_constrained", "cnf")
     check_times(claims, rules.leeway, now=now)
     if rules.audience:
-        check_audience(claims.get("aud"), rules.audience)
+        if rules.audience_claim != "aud":
+            check_audience(look_up(claims, rules.audience_claim)[1], rules.audience, rules.audience_claim)
+        if rules.audience_claim == "aud" or "aud" in claims:
+            check_audience(claims.get("aud"), rules.audience)
     return scopes
 
 
-def check_name(value: object) -> None:
+def check_name(value: object, claim: str | None = None) -> None:
     """Check a claim that applications use in logs, span attributes and database keys."""
     if not isinstance(value, str) or not value or has_control_character(value):
-        raise TokenRejected("invalid_claim")
+        raise TokenRejected("invalid_claim", claim)
 
 
 def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> None:
@@ -137,39 +183,41 @@ def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> N
             value = claims[name]
             # Use type(), because bool is a subclass of int. A numeric string is not a NumericDate.
             if type(value) not in (int, float) or not 0 <= value < MAX_NUMERIC_DATE:  # type: ignore[operator]
-                raise TokenRejected("invalid_claim")
+                raise TokenRejected("invalid_claim", name)
             dates[name] = value
     # RFC 7519, section 4.1.4: the token must not be accepted on or after ``exp``.
     if "exp" in dates and now >= dates["exp"] + leeway:  # type: ignore[operator]
-        raise TokenRejected("expired")
+        raise TokenRejected("expired", "exp")
     for name in ("nbf", "iat"):
         if name in dates and now < dates[name] - leeway:  # type: ignore[operator]
-            raise TokenRejected("not_yet_valid")
+            raise TokenRejected("not_yet_valid", name)
 
 
-def check_audience(value: object, accepted: Sequence[str]) -> None:
-    """Check that every entry in ``aud`` is a string and that at least one of them is in *accepted*."""
+def check_audience(value: object, accepted: Sequence[str], claim: str = "aud") -> None:
+    """Check that every entry in the audience is a string and that at least one of them is in *accepted*."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise TokenRejected("missing_claim" if value is None else "invalid_claim")
+        raise TokenRejected("missing_claim" if value is None else "invalid_claim", claim)
     if not any(entry in accepted for entry in entries):
-        raise TokenRejected("wrong_audience")
+        raise TokenRejected("wrong_audience", claim)
 
 
 def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset[str]:
-    """Return the scopes from the first claim in *names* that is present.
+    """Return the scopes from all claims in *names*.
 
     Source: RFC 8693, section 4.2 (a space-separated string). Many issuers send a list instead.
     """
+    scopes: set[str] = set()
     for name in names:
         found, value = look_up(claims, name)
-        if not found:
+        if not found or value is None:
             continue
         words = value.split(" ") if isinstance(value, str) else value
         if not isinstance(words, list) or not all(isinstance(w, str) and not has_control_character(w) for w in words):
-            raise TokenRejected("invalid_claim")
-        return frozenset(word for word in words if word)
-    return frozenset()
+            raise TokenRejected("invalid_claim", name)
+        scopes.update(words)
+    scopes.discard("")
+    return frozenset(scopes)
 
 
 def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
@@ -177,6 +225,8 @@ def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
     if name in claims:
         return True, claims[name]
     value: object = claims
+    if "." not in name:
+        return False, None
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
             return False, None

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict
 from otel_token_relay.printable import escape
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
+from otel_token_relay.verification.metadata import describe_status
 
 EndpointKind = Literal["metadata", "key set", "introspection", "token"]
 EndpointState = Literal[
@@ -127,10 +128,7 @@ def ask(endpoint: Endpoint, *, timeout: float, now: Clock = time.time) -> Endpoi
 
 def problem_with_status(response: Response) -> str | None:
     """Return why a response's status is not the expected one, or ``None`` if it is 200."""
-    if response.status == 200:
-        return None
-    note = "; redirects are not followed" if 300 <= response.status < 400 else ""
-    return f"status {response.status}{note}"
+    return None if response.status == 200 else describe_status(response.status)
 
 
 def read_clock_difference(response: Response, at: float) -> float | None:

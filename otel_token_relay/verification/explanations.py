@@ -19,6 +19,7 @@ from otel_token_relay import environment_variables as env
 from otel_token_relay.algorithms import Profile
 from otel_token_relay.differences import closest_difference
 from otel_token_relay.errors import TokenRejected
+from otel_token_relay.issuers import PERSONAL_TENANT, TENANT
 from otel_token_relay.verification.causes import (
     MAX_VALUE_LENGTH,
     MAX_VALUES,
@@ -29,7 +30,7 @@ from otel_token_relay.verification.causes import (
     join_names,
 )
 from otel_token_relay.verification.claims import (
-    ID_TOKEN_CLAIMS,
+    ACCEPTED_TYPES,
     MAX_NUMERIC_DATE,
     NAMES,
     Rules,
@@ -38,11 +39,12 @@ from otel_token_relay.verification.claims import (
     check_type,
     look_up,
     read_scopes,
-    required_claims,
+    without_nulls,
 )
 from otel_token_relay.verification.concealment import Concealment
 from otel_token_relay.verification.jws import Claims
 from otel_token_relay.verification.malformations import find_malformation, read_unverified
+from otel_token_relay.verification.token_kinds import Kinds, Marker, TokenKind, read_kinds
 
 
 def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, now: float) -> Cause:
@@ -60,7 +62,7 @@ def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, 
             return _WITHOUT_CLAIMS[reason](token, expectations)
         read = read_unverified(token) if len(token) <= expectations.max_length else None
         if read is not None:
-            header, claims = read
+            header, claims = read[0], without_nulls(read[1])
             cause = _CHECKS[reason](_Case(header, claims, expectations, Concealment(token), now))
             if cause is not None:
                 return cause
@@ -93,7 +95,8 @@ class _Case:
 
     def would_pass_as_generic(self) -> bool:
         """Return whether the token has the type and all claims that the profile ``generic`` requires."""
-        return self.has_type_of("generic") and all(name in self.claims for name in required_claims("generic"))
+        rules = Rules(audience=self.rules.audience, profile="generic")
+        return self.has_type_of("generic") and rules.find_missing_claim(self.claims) is None
 
 
 # Checks before the claims
@@ -151,6 +154,16 @@ def _explain_issuer(case: _Case) -> Cause | None:
     issuer, trusted = case.claims.get("iss"), case.expectations.issuers
     if not isinstance(issuer, str) or issuer in trusted:
         return None
+    tenant = case.claims.get("tid")
+    if any(isinstance(tenant, str) and name.replace(TENANT, tenant) == issuer for name in trusted if TENANT in name):
+        return _mismatch(
+            case,
+            "tid",
+            case.expectations.tenants or ["the ID of an organization's tenant"],
+            [tenant],
+            f"If you trust this tenant, add it to {env.OTEL_PYTHON_TOKEN_RELAY_TENANTS}.",
+            note="personal accounts" if tenant == PERSONAL_TENANT else None,
+        )
     advice = (
         f"If you trust this issuer, write it in {env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS} exactly as in the token."
         " Otherwise, the caller must get its token from an issuer on the list."
@@ -192,6 +205,12 @@ def _explain_key(case: _Case) -> Cause:
 
 
 def _explain_signature(case: _Case) -> Cause:
+    if _is_for_graph(case):
+        return Cause(
+            check="signature",
+            problem="the token is for Microsoft Graph, and only Graph can verify its signature",
+            advice="The caller must request a token for this service, with a scope such as api://<client ID>/.default.",
+        )
     kid = case.show_all(_present(case.header, "kid"))
     key = f"the issuer's key {kid[0]}" if kid else "any of the issuer's keys"
     return Cause(
@@ -202,48 +221,82 @@ def _explain_signature(case: _Case) -> Cause:
     )
 
 
+# Microsoft: Access tokens, Validate tokens. Microsoft hashes the ``nonce`` in the header before signing.
+_GRAPH: Final = ("https://graph.microsoft.com", "https://graph.microsoft.com/", "00000003-0000-0000-c000-000000000000")
+
+
+def _is_for_graph(case: _Case) -> bool:
+    return "nonce" in case.header or case.claims.get("aud") in _GRAPH
+
+
 # Type and claims
 
 
 def _explain_type(case: _Case) -> Cause | None:
-    if case.has_type_of(case.rules.profile):
+    profile = case.rules.profile
+    if case.has_type_of(profile):
         return None
-    markers = [name for name in ID_TOKEN_CLAIMS if name in case.claims]
-    typ = _present(case.header, "typ")
-    if case.rules.profile == "rfc9068":
-        advice = f"The issuer must send access tokens of type at+jwt (RFC 9068). {_SEND_ACCESS_TOKEN}"
-        if markers:
-            advice = f"This is an ID token, because it has the claim {markers[0]}. {_SEND_ACCESS_TOKEN}"
-        elif case.would_pass_as_generic():
-            advice = (
-                f"Set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have another type"
-                " than at+jwt. Make sure that the caller does not send an ID token."
-            )
-        return _mismatch(case, "typ", ["at+jwt"], typ, advice)
-    if markers:
-        problem = f"expected an access token; the token has the claim {markers[0]}, which only ID tokens have"
-        return Cause(check=markers[0], problem=problem, advice=_SEND_ACCESS_TOKEN, actual=tuple(markers))
-    if "typ" in case.claims:
-        advice = f"The claim typ says that this is another kind of token. {_SEND_ACCESS_TOKEN}"
-        cause = _mismatch(case, "claim typ", ["Bearer", "JWT", "at+jwt"], [case.claims["typ"]], advice)
-        if str(case.claims["typ"]).lower() not in ("bearer", "jwt", "at+jwt"):
-            return cause
-    return _mismatch(case, "typ", ["at+jwt", "JWT", "no typ"], typ, _SEND_ACCESS_TOKEN)
+    typ, kinds = _present(case.header, "typ"), read_kinds(case.claims)
+    if profile == "rfc9068":
+        return _mismatch(case, "typ", ACCEPTED_TYPES[profile], typ, _advise_about_at_jwt(case, kinds))
+    if not _is_accepted_by(check_type)(case.header, _ACCESS_TOKEN if profile == "generic" else {}, profile):
+        return _mismatch(case, "typ", ACCEPTED_TYPES[profile], typ, _send(profile))
+    if profile == "id-token" and kinds.foreign_kind not in ("refresh", "other") and kinds.access is not None:
+        return _explain_marker(case, kinds.access, "access", "an ID token")
+    if kinds.foreign is not None and kinds.foreign_kind is not None:
+        return _explain_marker(case, kinds.foreign, kinds.foreign_kind, "an access token")
+    return Cause(
+        check="type",
+        problem="expected an access token; no member of the token says that it is one",
+        advice=f"If this provider hands ID tokens to APIs, set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=id-token."
+        f" Otherwise, this is probably an ID token. {_SEND_ACCESS_TOKEN}",
+        expected=("a member such as scope or scp",),
+    )
+
+
+def _explain_marker(case: _Case, marker: Marker, kind: TokenKind, expected: str) -> Cause:
+    name = marker.members[0]
+    advice = _send("id-token" if kind == "access" else "generic")
+    if marker.kind is None and kind != "access":
+        check = "claim typ" if name == "typ" else name
+        advice = f"The claim {name} says that this is another kind of token. {advice}"
+        return _mismatch(case, check, marker.accepted, [case.claims[name]], advice)
+    which = "which other tokens have" if kind == "other" else f"which only {kind} tokens have"
+    problem = f"expected {expected}; the token has the claim {name}, {which}"
+    return Cause(check=name, problem=problem, advice=advice, expected=(expected,), actual=(name,))
+
+
+def _advise_about_at_jwt(case: _Case, kinds: Kinds) -> str:
+    if kinds.foreign is not None:
+        kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(str(kinds.foreign_kind), "another kind of token")
+        return f"This is {kind}, because it has the claim {kinds.foreign.members[0]}. {_SEND_ACCESS_TOKEN}"
+    generic = f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have another type"
+    if case.would_pass_as_generic():
+        return f"{generic[0].upper()}{generic[1:]} than at+jwt. Make sure that the caller does not send an ID token."
+    return f"The issuer must send access tokens of type at+jwt (RFC 9068), or {generic}. {_SEND_ACCESS_TOKEN}"
+
+
+def _send(profile: Profile) -> str:
+    return "The caller must send its ID token." if profile == "id-token" else _SEND_ACCESS_TOKEN
 
 
 _SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
+# Claims of an access token, to find out whether the header is the problem.
+_ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 
 def _explain_missing_claim(case: _Case) -> Cause | None:
-    required = required_claims(case.rules.profile)
-    missing = [name for name in required if name not in case.claims]
-    if not missing and case.claims.get("aud", ...) is None:
-        missing = ["aud"]
+    required = case.rules.required_claims
+    missing = [name for name in required if look_up(case.claims, name)[1] is None]
+    if not missing and case.rules.find_missing_claim(case.claims) == "sub":
+        required, missing = (*required, "sub or client_id"), ["sub and client_id"]
     if not missing:
         return None
     advice = "The issuer must add them, for example with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
-        advice = f"Set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
+        generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
+        # A user's token should have a subject; a machine's token may have none.
+        advice = f"{advice} Or s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",
         problem=f"expected {', '.join(required)}; the token lacks {', '.join(missing)}",
@@ -275,16 +328,19 @@ def _explain_invalid_claim(case: _Case) -> Cause | None:
 
 
 def _explain_audience(case: _Case) -> Cause | None:
-    value, accepted = case.claims.get("aud"), case.rules.audience
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or _is_accepted_by(check_audience)(value, accepted):
-        return None
-    note = next((found for name in names if (found := closest_difference(accepted, name)) is not None), None)
-    advice = (
-        f"If this is a name of this service, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the caller"
-        " must request a token for this service."
-    )
-    return _mismatch(case, "aud", accepted, names, advice, note=note)
+    accepted, chosen = case.rules.audience, case.rules.audience_claim
+    for claim in dict.fromkeys((chosen, "aud")):
+        value = look_up(case.claims, claim)[1]
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or _is_accepted_by(check_audience)(value, accepted):
+            continue
+        note = next((found for name in names if (found := closest_difference(accepted, name)) is not None), None)
+        advice = (
+            f"If this is a name of this service, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the"
+            " caller must request a token for this service."
+        )
+        return _mismatch(case, claim, accepted, names, advice, note=note)
+    return None
 
 
 def _explain_expiry(case: _Case) -> Cause | None:

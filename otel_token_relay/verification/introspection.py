@@ -8,7 +8,6 @@ a random token fails too (see `circuit_breaker`).
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import secrets
@@ -17,9 +16,10 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
-from otel_token_relay.errors import ConfigurationError, KeysUnavailable
+from otel_token_relay.client_credentials import Authentication, ClientCredential, CredentialUnavailable
+from otel_token_relay.errors import KeysUnavailable
 from otel_token_relay.forks import call_in_child
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.cache import Cache
@@ -94,9 +94,7 @@ class Introspection:
 
     Args:
         endpoint: An https URL, or an http URL on loopback.
-        client_id: The client ID with which this service identifies itself to the endpoint; requires
-            *client_secret*.
-        client_secret: This service's client secret at the endpoint; requires *client_id*.
+        client: This service's credential at the endpoint; ``None`` for none.
         timeout: The maximum number of seconds to wait for one response.
         size: The maximum number of active results to cache; the same limit applies to inactive ones.
     """
@@ -105,18 +103,13 @@ class Introspection:
         self,
         endpoint: str,
         *,
-        client_id: str | None = None,
-        client_secret: str | None = None,
+        client: ClientCredential | None = None,
         timeout: float = 4.0,
         size: int = 4096,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        if (client_id is None) != (client_secret is None):
-            raise ConfigurationError("client_secret", "expected both client_id and client_secret, or neither")
         self._endpoint = check_url("introspection_endpoint", endpoint)
-        self._authorization = None
-        if client_id is not None and client_secret is not None:
-            self._authorization = basic_credentials(client_id, client_secret)
+        self._client = client
         self._timeout = timeout
         self._monotonic = monotonic
         self._active: Cache[IntrospectionResult] = Cache(size)
@@ -274,18 +267,14 @@ class Introspection:
         return True
 
     def _introspect(self, token: str, timeout: float | None = None) -> Mapping[str, Any] | None:
-        form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
+        form, authorization = build_request(token, self._client)
         seconds = self._timeout if timeout is None else timeout
-        response = fetch(self._endpoint, timeout=seconds, form=form, authorization=self._authorization)
+        response = fetch(self._endpoint, timeout=seconds, form=form, authorization=authorization)
         if response.status != 200:
             is_about_token = 400 <= response.status < 500 and response.status not in _NOT_ABOUT_TOKEN
             failure = _TokenRefused if is_about_token else FetchFailed
             raise failure(f"the introspection endpoint responded with status {response.status}")
-        claims = parse_object(response.body)
-        active = claims.get("active")
-        if not isinstance(active, bool):
-            raise FetchFailed("the introspection response has no boolean member 'active'")
-        return claims if active else None
+        return read_response(response.body)
 
     def _store(self, key: bytes, claims: Mapping[str, Any] | None) -> IntrospectionResult:
         now = self._monotonic()
@@ -307,8 +296,31 @@ def _log(level: int, text: str, error: Exception) -> None:
         _logger.log(level, text, FetchFailed.describe(error))
 
 
-def basic_credentials(client_id: str, client_secret: str) -> str:
-    """Build the client's ``Authorization`` header, whose parts are form-urlencoded (RFC 6749, section 2.3.1)."""
-    # Encode a space as %20, which is accepted both by form decoders and by servers that decode only percent escapes.
-    pair = f"{quote(client_id, safe='')}:{quote(client_secret, safe='')}"
-    return "Basic " + base64.b64encode(pair.encode("ascii")).decode("ascii")
+def build_request(token: str, client: ClientCredential | None) -> tuple[bytes, str | None]:
+    """Return the form of a request about *token*, and the value of its ``Authorization`` (RFC 7662, section 2.1).
+
+    Raises:
+        FetchFailed: The client's secret cannot be read.
+    """
+    try:
+        authentication = Authentication(None) if client is None else client.authenticate()
+    except CredentialUnavailable as error:
+        raise FetchFailed(str(error)) from None
+    members = (("token", token), ("token_type_hint", "access_token"), *authentication.form)
+    return urlencode(members).encode("ascii"), authentication.authorization
+
+
+def read_response(body: bytes) -> Mapping[str, Any] | None:
+    """Return the members of an ``active`` response; ``None`` if the token is not active (RFC 7662, section 2.2).
+
+    Raises:
+        FetchFailed: The response is not a JSON object with a boolean member ``active``.
+    """
+    try:
+        claims = parse_object(body)
+    except ValueError as error:
+        raise FetchFailed(f"the introspection response is not a JSON document: {error}") from None
+    active = claims.get("active")
+    if not isinstance(active, bool):
+        raise FetchFailed("the introspection response has no boolean member 'active'")
+    return claims if active else None

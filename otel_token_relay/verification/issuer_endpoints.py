@@ -1,4 +1,4 @@
-"""Ask each issuer for its metadata and its keys, as the verifier would, and report what it responds.
+"""Ask each issuer for its metadata, its keys and about a token, as the verifier would, and report what it responds.
 
 Everything ends within *timeout* seconds: all issuers are asked in parallel, in threads that are abandoned at the
 deadline, because a name lookup cannot be canceled.
@@ -7,12 +7,15 @@ deadline, because a name lookup cannot be canceled.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypedDict, TypeVar
 
+from otel_token_relay.client_credentials import ClientCredential
+from otel_token_relay.issuers import TrustedIssuer, combine
 from otel_token_relay.printable import escape, shorten
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.endpoints import (
@@ -24,7 +27,8 @@ from otel_token_relay.verification.endpoints import (
     ask,
     problem_with_status,
 )
-from otel_token_relay.verification.http_client import Response
+from otel_token_relay.verification.http_client import FetchFailed, Response
+from otel_token_relay.verification.introspection import build_request, read_response
 from otel_token_relay.verification.jwk import KeySet, check_algorithms
 from otel_token_relay.verification.jws import Claims, parse_object
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
@@ -71,9 +75,10 @@ class IssuerReport:
     @property
     def state(self) -> EndpointState:
         """``ok`` if tokens of this issuer can be verified; otherwise, ``no_response`` or ``problem``."""
-        if self.keys is not None:
-            return "ok"
-        return "no_response" if any(report.state == "no_response" for report in self.endpoints) else "problem"
+        states: set[EndpointState] = {report.state for report in self.endpoints}
+        if "no_response" in states:
+            return "no_response"
+        return "problem" if "problem" in states else "ok"
 
     @property
     def clock_difference(self) -> float | None:
@@ -82,25 +87,40 @@ class IssuerReport:
 
 
 def ask_issuers(
-    issuers: Sequence[str],
+    issuers: Sequence[str | TrustedIssuer],
     algorithms: Sequence[str],
     *,
     jwks_uri: str | None = None,
+    introspection_endpoint: str | None = None,
+    client: ClientCredential | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     now: Clock = time.time,
 ) -> tuple[IssuerReport, ...]:
-    """Ask the metadata and key set endpoints of all *issuers* in parallel.
+    """Ask the metadata, key set and introspection endpoints of all *issuers* in parallel.
 
     Args:
-        issuers: The trusted issuers, for which `check_issuer` must succeed.
+        issuers: The trusted issuers; empty if tokens are verified by introspection alone.
         algorithms: The accepted algorithms.
         jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
+        introspection_endpoint: The introspection endpoint of the only issuer, or of none. It is asked about a random
+            token.
+        client: This service's credential there.
         timeout: The maximum number of seconds for everything. The verifier has the same.
         now: A clock that returns the seconds since the epoch.
+
+    Raises:
+        ConfigurationError: The settings contradict each other, as for a verifier.
     """
     deadline = time.monotonic() + timeout
     allowed = check_algorithms(algorithms)
-    inquiries = [_Inquiry(issuer, allowed, jwks_uri, deadline - _REPORTING_SECONDS, now) for issuer in issuers]
+    trusted: Sequence[TrustedIssuer | None] = combine(
+        issuers, jwks_uri=jwks_uri, introspection_endpoint=introspection_endpoint, client=client
+    )
+    lone = None if introspection_endpoint is None else (introspection_endpoint, client)
+    inquiries = [
+        _Inquiry(issuer, lone, allowed, deadline - _REPORTING_SECONDS, now)
+        for issuer in trusted or ([] if lone is None else [None])
+    ]
     started = [InThread(inquiry.run) for inquiry in inquiries]
     reports = [running.result(deadline) for running in started]
     return tuple(
@@ -139,22 +159,58 @@ class InThread(Generic[_Result]):
 
 
 class _Inquiry:
-    """The requests to one issuer, which end at *deadline* on the monotonic clock."""
+    """The requests to one issuer, which end at *deadline* on the monotonic clock.
+
+    Args:
+        issuer: The issuer; ``None`` if tokens are verified by introspection alone.
+        lone: The introspection endpoint that belongs to no issuer, and the credential there.
+    """
 
     def __init__(
-        self, issuer: str, algorithms: frozenset[str], jwks_uri: str | None, deadline: float, now: Clock
+        self,
+        issuer: TrustedIssuer | None,
+        lone: tuple[str, ClientCredential | None] | None,
+        algorithms: frozenset[str],
+        deadline: float,
+        now: Clock,
     ) -> None:
-        self._issuer = issuer
+        self._trusted = issuer
+        self._introspection = lone
+        if issuer is not None:
+            endpoint = issuer.introspection_endpoint
+            self._introspection = None if endpoint is None else (endpoint, issuer.client)
         self._algorithms = algorithms
-        self._jwks_uri = jwks_uri
+        self._jwks_uri = None if issuer is None else issuer.jwks_uri
         self._deadline = deadline
         self._now = now
         self._started = time.monotonic()
 
+    @property
+    def _issuer(self) -> str:
+        if self._trusted is not None:
+            return self._trusted.issuer
+        return "" if self._introspection is None else self._introspection[0]
+
     def run(self) -> IssuerReport:
         """Ask the endpoints in the verifier's order, but ask for both metadata documents at the same time."""
+        introspection = None if self._introspection is None else InThread(self._ask_introspection)
+        reports = self._ask_for_keys() if self._trusted is not None else []
+        if introspection is not None:
+            late = self._late(Endpoint("introspection", str(self._introspection and self._introspection[0]), _pass))
+            reports.append(introspection.result(self._deadline + _REPORTING_SECONDS / 2) or late)
+        return self._report(reports)
+
+    def _ask_introspection(self) -> EndpointReport:
+        endpoint, client = self._introspection or ("", None)
+        try:
+            form, authorization = build_request(secrets.token_urlsafe(32), client)
+        except FetchFailed as error:
+            return replace(self._late(Endpoint("introspection", endpoint, _pass)), state="problem", result=str(error))
+        return self._ask(Endpoint("introspection", endpoint, _examine_introspection, form, authorization))
+
+    def _ask_for_keys(self) -> list[EndpointReport]:
         if self._jwks_uri is not None:
-            return self._report([self._ask(self._key_set(self._jwks_uri))])
+            return [self._ask(self._key_set(self._jwks_uri))]
         running = [(endpoint, self._start(endpoint)) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
         # If the first document does not arrive, the verifier does not ask for the second one either.
@@ -167,11 +223,14 @@ class _Inquiry:
             metadata.append(self._wait(*running[1]))
         if jwks_uri is not None:
             metadata = [_without_need(report) for report in metadata]
-        return self._report(metadata + keys)
+        return metadata + keys
 
     def timed_out(self) -> IssuerReport:
         """Return the report if `run` did not return in time, for example because of a name lookup."""
-        endpoint = self._metadata()[0] if self._jwks_uri is None else self._key_set(self._jwks_uri)
+        if self._trusted is None:
+            endpoint = Endpoint("introspection", self._issuer, _pass)
+        else:
+            endpoint = self._metadata()[0] if self._jwks_uri is None else self._key_set(self._jwks_uri)
         return self._report([self._late(endpoint)])
 
     def _report(self, endpoints: list[EndpointReport]) -> IssuerReport:
@@ -220,6 +279,25 @@ class _Inquiry:
         except ValueError:
             return Finding("problem", "the response is not a key set")
         return Finding("ok", describe_keys(keys), keys) if keys.uses else Finding("problem", describe_keys(keys))
+
+
+def _pass(response: Response) -> Finding:
+    return Finding("ok", "")
+
+
+def _examine_introspection(response: Response) -> Finding:
+    """Examine the response about a random token, which must not be active (RFC 7662, section 2.2)."""
+    problem = problem_with_status(response)
+    if problem is not None:
+        hint = {401: "; check the client's credential", 403: "; check the client's permissions"}
+        return Finding("problem", f"{problem}{hint.get(response.status, '')}")
+    try:
+        claims = read_response(response.body)
+    except FetchFailed as error:
+        return Finding("problem", str(error))
+    if claims is not None:
+        return Finding("problem", "it reports that a random token is active")
+    return Finding("ok", "a random token is not active")
 
 
 def _read_document(response: Response) -> Claims | str:

@@ -6,8 +6,9 @@ the configured list determine the algorithm; the token never does.
 
 from __future__ import annotations
 
-import logging
+import base64
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -21,11 +22,12 @@ except ImportError as _import_error:  # pragma: no cover - tested in an interpre
 from otel_token_relay.algorithms import KEY_TYPES
 from otel_token_relay.errors import ConfigurationError
 
-_logger = logging.getLogger("otel_token_relay")
-
 # RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are omitted on purpose:
 # a key set that publishes them leaks its keys, and PyJWT would build a private key from them.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
+
+# The problem of a key that is published for another purpose, which is not a mistake.
+NOT_FOR_SIGNATURES: Final = "not for signatures"
 
 # Python's decoder would also accept whitespace and other characters.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
@@ -52,10 +54,15 @@ def check_algorithms(names: Sequence[str]) -> frozenset[str]:
 
 
 class Key(NamedTuple):
-    """A public key and PyJWT's implementation of the algorithm that it is used with."""
+    """A public key and PyJWT's implementation of the algorithm that it is used with.
+
+    Attributes:
+        issuer: The issuer whose tokens the key signs, if the key set says so, as Microsoft Entra's do.
+    """
 
     algorithm: Algorithm
     material: Any
+    issuer: str | None = None
 
     def verifies(self, signing_input: bytes, signature: bytes) -> bool:
         """Return whether the signature was made with this key."""
@@ -120,14 +127,12 @@ class KeySet:
         members = document.get("keys")
         if not isinstance(members, list):
             raise ValueError("expected a JWK set")
-        usable, skipped = _split(members)
+        usable, skipped = _split([_normalize(member) for member in members])
         by_kid: dict[str, set[object]] = {}
         for jwk in usable:
             if "kid" in jwk:
                 by_kid.setdefault(jwk["kid"], set()).add(_identity(jwk))
         ambiguous = {kid for kid, identities in by_kid.items() if len(identities) > 1}
-        if ambiguous:
-            _logger.warning("skipped all keys with %d kid(s) that a key set uses for several keys", len(ambiguous))
         by_use: dict[tuple[str | None, str], tuple[Key, ...]] = {}
         contents = set()
         for jwk in usable:
@@ -142,8 +147,8 @@ class KeySet:
                 use = (kid, name)
                 if isinstance(key, str):
                     problem = key
-                elif (use, _identity(jwk)) not in contents:
-                    contents.add((use, _identity(jwk)))
+                elif (use, _identity(jwk), key.issuer) not in contents:
+                    contents.add((use, _identity(jwk), key.issuer))
                     by_use[use] = (*by_use.get(use, ()), key)
             if problem is not None:
                 skipped.append(SkippedKey(kid, problem))
@@ -157,8 +162,46 @@ class KeySet:
         """Return whether there is a key with that ``kid``, regardless of its algorithm."""
         return kid in self._kids
 
+    def describe_skipped(self) -> str:
+        """Return the number of members that cannot verify a token, and the reasons; empty if there are none."""
+        counts = Counter(problem for _, problem in self.skipped)
+        return ", ".join(f"{count} {problem}" for problem, count in counts.items())
+
     def __len__(self) -> int:
         return len(self.contents)
+
+
+# The length of a coordinate in octets (RFC 7518, section 6.2.1.2).
+_COORDINATES: Final = {"P-256": 32, "P-384": 48, "P-521": 66, "secp256k1": 32}
+_NUMBERS: Final = ("n", "e", "x", "y")
+
+
+def _normalize(jwk: object) -> object:
+    """Return a key in the form of RFC 7518 if it is written in another form that has only one meaning.
+
+    Issuers write empty members and null for members that they do not have, pad base64url, use the alphabet of base64,
+    add leading zero octets to the numbers of RSA keys, and omit those of coordinates.
+    """
+    if not isinstance(jwk, dict):
+        return jwk
+    found = {name: value for name, value in jwk.items() if value is not None and value not in ("", [])}
+    for name in _NUMBERS:
+        if isinstance(found.get(name), str):
+            found[name] = _normalize_number(found[name], name, jwk)
+    return found
+
+
+def _normalize_number(text: str, name: str, jwk: Mapping[str, Any]) -> str:
+    plain = text.rstrip("=").replace("+", "-").replace("/", "_")
+    if not _is_base64url(plain) or len(plain) > _MAX_MODULUS_LENGTH + 8 or len(plain) % 4 == 1:
+        return text
+    octets = base64.urlsafe_b64decode(plain + "==")
+    if name in ("n", "e"):
+        octets = octets.lstrip(b"\0")
+    elif jwk.get("kty") == "EC" and isinstance(jwk.get("crv"), str):
+        length = _COORDINATES.get(jwk["crv"], len(octets))
+        octets = octets.lstrip(b"\0").rjust(length, b"\0")
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode("ascii")
 
 
 def _split(members: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[SkippedKey]]:
@@ -182,7 +225,7 @@ def _problem_with(jwk: object) -> str | None:
         return "its type is not RSA, EC or OKP"
     operations = jwk.get("key_ops", ["verify"])
     if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
-        return "not for signatures"
+        return NOT_FOR_SIGNATURES
     return None
 
 
@@ -216,6 +259,6 @@ def _build(jwk: Mapping[str, Any], name: str) -> Key | str:
         if algorithm.check_key_length(material) is not None:
             return "too short"
     except Exception:  # skip the key, regardless of the error
-        _logger.debug("skipped an unusable key in a key set")
         return "malformed"
-    return Key(algorithm, material)
+    issuer = jwk.get("issuer")
+    return Key(algorithm, material, issuer if isinstance(issuer, str) else None)

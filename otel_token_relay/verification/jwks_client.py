@@ -31,9 +31,15 @@ from otel_token_relay.forks import call_in_child
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.drivers import Wait
 from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
-from otel_token_relay.verification.jwk import KeySet
+from otel_token_relay.verification.jwk import NOT_FOR_SIGNATURES, KeySet, SkippedKey
 from otel_token_relay.verification.jws import parse_object
-from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, problem_with_metadata, read_metadata
+from otel_token_relay.verification.metadata import (
+    check_issuer,
+    describe_status,
+    fresh_seconds,
+    metadata_urls,
+    problem_with_metadata,
+)
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -101,7 +107,8 @@ class KeySource:
         times: KeyTimes | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        self.issuer = issuer
+        # An issuer whose keys are found by other means is only a name, and nothing is fetched from it.
+        self.issuer = issuer if jwks_uri is not None else check_issuer(issuer)
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._times = times or KeyTimes()
@@ -110,6 +117,7 @@ class KeySource:
         self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
         self._next_after_failure = self._next_for_unknown = float("-inf")
         self._has_failed = False
+        self._reported: tuple[SkippedKey, ...] = ()
         self._discovered: tuple[str, float] | None = None
         self._flight: _Flight | None = None
         self._start_over()
@@ -222,7 +230,7 @@ class KeySource:
 
         response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
         if response.status != 200:
-            raise FetchFailed(f"the key set URL responded with status {response.status}")
+            raise FetchFailed(f"the key set URL responded with {describe_status(response.status)}")
         try:
             document = parse_object(response.body)
         except ValueError:
@@ -234,7 +242,21 @@ class KeySource:
             keys = KeySet.parse(document, self._algorithms)
         except ValueError:
             raise FetchFailed("the response is not a key set") from None
+        if not keys.uses:
+            # As with an empty key set, the current keys remain in use: without any, requests fail with 503.
+            raise FetchFailed(f"no key of the key set can be used: {keys.describe_skipped()}")
+        self._warn_about(keys)
         self._accept(keys, fresh_seconds(response.headers))
+
+    def _warn_about(self, keys: KeySet) -> None:
+        """Log the keys that cannot be used, once for each set of them. Keys for encryption alone are not a problem."""
+        if keys.skipped == self._reported:
+            return
+        self._reported = keys.skipped
+        if any(problem != NOT_FOR_SIGNATURES for _, problem in keys.skipped):
+            _logger.warning(
+                "%d of the keys of %s cannot be used: %s", len(keys.skipped), self.issuer, keys.describe_skipped()
+            )
 
     def _accept(self, keys: KeySet, fresh: float) -> None:
         now = self._monotonic()
@@ -257,17 +279,16 @@ class KeySource:
         for url in metadata_urls(self.issuer):
             response = fetch_in_time(url)
             if response.status != 200:
-                problems.append(f"status {response.status}")
+                problems.append(f"{url}: {describe_status(response.status)}")
                 continue
             try:
                 document = parse_object(response.body)
             except ValueError:  # probably a web application that serves its start page at every path
-                problems.append("the response is not a JSON object")
+                problems.append(f"{url}: the response is not a JSON object")
                 continue
-            jwks_uri = read_metadata(document, self.issuer)
-            if jwks_uri is not None:
-                self._discovered = jwks_uri, self._monotonic() + 3600.0
-                return jwks_uri
-            problems.append(problem_with_metadata(document, self.issuer) or "")
-        openid, rfc8414 = problems
-        raise FetchFailed(f"no usable jwks_uri in the issuer's metadata (OpenID: {openid}; RFC 8414: {rfc8414})")
+            problem = problem_with_metadata(document, self.issuer)
+            if problem is None:
+                self._discovered = document["jwks_uri"], self._monotonic() + 3600.0
+                return self._discovered[0]
+            problems.append(f"{url}: {problem}")
+        raise FetchFailed(f"no usable jwks_uri in the issuer's metadata ({'; '.join(problems)})")

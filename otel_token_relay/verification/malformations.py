@@ -18,6 +18,10 @@ _is_base64url = re.compile(r"[A-Za-z0-9_-]*", re.ASCII).fullmatch
 _has_bearer_prefix = re.compile(r"(?:authorization\s*:\s*)?bearer\b", re.IGNORECASE).match
 
 # The advice for each kind of mistake.
+_NOT_ENCRYPTED: Final = (
+    "Have the issuer only sign its tokens. Auth0 encrypts a token if the client requests it without the parameter"
+    " audience."
+)
 _PASS_TOKEN_ALONE: Final = "Pass the token alone, as it follows 'Authorization: Bearer '."
 _COPY_AGAIN: Final = "Copy the whole token again: it was probably cut or changed on the way."
 _NOT_A_JWT: Final = (
@@ -34,7 +38,7 @@ def find_malformation(token: str) -> tuple[str, str] | None:
         return problem
     parts = token.split(".")
     if len(parts) == 5:
-        return "it has five parts, so it is an encrypted token (JWE)", "Have the issuer only sign its tokens."
+        return "it has five parts, so it is an encrypted token (JWE)", _NOT_ENCRYPTED
     if len(parts) != 3:
         count = "one part" if len(parts) == 1 else f"{len(parts)} parts"
         is_cut = token.startswith("eyJ") and len(parts) < 3

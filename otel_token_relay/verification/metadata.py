@@ -12,8 +12,11 @@ from urllib.parse import urlsplit
 
 from otel_token_relay.differences import describe_difference
 from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.issuers import TENANT, is_issuer
 from otel_token_relay.origin import Origin, is_trustworthy
-from otel_token_relay.settings import is_issuer
+
+# How Microsoft Entra writes the tenant in metadata and in the member ``issuer`` of its keys.
+TENANT_IN_METADATA: Final = "{tenantid}"
 
 # How long keys stay fresh if the response specifies no time, and the bounds for a time that it specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0
@@ -31,14 +34,17 @@ def check_issuer(issuer: object) -> str:
         ConfigurationError: The issuer is neither an https URL nor an http URL on loopback, or has a query
             or a fragment.
     """
-    if not isinstance(issuer, str) or not is_issuer(issuer):
+    if not isinstance(issuer, str) or not is_issuer(issuer.replace(TENANT, "common")):
         raise ConfigurationError("issuers", "expected an https URL without a query, or an http URL on loopback")
     return issuer
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Return both possible metadata URLs: OpenID appends to the issuer's path; RFC 8414 inserts before it."""
-    parts = urlsplit(issuer)
+    """Return both possible metadata URLs: OpenID appends to the issuer's path; RFC 8414 inserts before it.
+
+    For any tenant of Microsoft Entra, the metadata is that of the endpoint ``common``.
+    """
+    parts = urlsplit(issuer.replace(TENANT, "common"))
     path = parts.path.rstrip("/")
     base = f"{parts.scheme}://{parts.netloc}"
     return (
@@ -56,18 +62,24 @@ def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
     return None if problem_with_metadata(document, issuer) else document["jwks_uri"]
 
 
+def describe_status(status: int) -> str:
+    """Return a status other than 200 for a message."""
+    return f"status {status}{'; redirects are not followed' if 300 <= status < 400 else ''}"
+
+
 def problem_with_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
     """Return why the document cannot be trusted, or ``None``. The text does not quote the document."""
     named = document.get("issuer")
     if not isinstance(named, str):
         return "the document does not name an issuer"
-    if named != issuer:
+    # The endpoint for any tenant names no tenant (Microsoft: OpenID Connect on the Microsoft identity platform).
+    if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
         return "the document names another issuer" + (f" ({difference})" if difference else "")
     jwks_uri = document.get("jwks_uri")
     if not isinstance(jwks_uri, str):
         return "the document has no jwks_uri"
-    own, keys = Origin.parse(issuer), Origin.parse(jwks_uri)
+    own, keys = Origin.parse(issuer.replace(TENANT, "common")), Origin.parse(jwks_uri)
     if own is None or keys is None or not is_trustworthy(jwks_uri) or (own.scheme, keys.scheme) == ("https", "http"):
         return "the document's jwks_uri is not an https URL"
     return None

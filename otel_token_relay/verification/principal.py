@@ -50,14 +50,14 @@ class Principal:
         return {} if self.token is None else self.token.claims
 
     @property
-    def display_name(self) -> str:
-        """The subject, or an empty string if there is none."""
-        return self.subject or ""
+    def identity(self) -> str:
+        """The identity; see `VerifiedToken.identity`. Empty if the request has no token."""
+        return "" if self.token is None else self.token.identity
 
     @property
-    def identity(self) -> str:
-        """The subject, or an empty string if there is none."""
-        return self.subject or ""
+    def display_name(self) -> str:
+        """The same as `identity`."""
+        return self.identity
 
     def __repr__(self) -> str:
         return f"Principal({self.token!r})"

@@ -8,50 +8,79 @@ they wait.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from otel_token_relay.algorithms import DEFAULT_ALGORITHMS, Profile
+from otel_token_relay.client_credentials import ClientAuth, ClientCredential, Secret, make_credential
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
+from otel_token_relay.issuers import TrustedIssuer, combine, fill_tenant
+from otel_token_relay.spelling import nearest
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock, is_b64token
 from otel_token_relay.verification.cache import Cache, digest
 from otel_token_relay.verification.causes import Cause, Expectations, ExplainedReason
-from otel_token_relay.verification.claims import DEFAULT_LEEWAY, Rules, check_claims, check_type, check_values
+from otel_token_relay.verification.claims import (
+    CLIENT_NAMES,
+    DEFAULT_LEEWAY,
+    DEFAULT_SCOPE_CLAIMS,
+    Rules,
+    check_claims,
+    check_type,
+    check_values,
+    without_nulls,
+)
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.explanations import explain
-from otel_token_relay.verification.http_client import check_url
 from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import Key, KeySet, check_algorithms
 from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
 from otel_token_relay.verification.jws import Claims, Jws, copy_json, looks_like_jws, parse_jws
 from otel_token_relay.verification.malformations import read_unverified
-from otel_token_relay.verification.metadata import check_issuer
+from otel_token_relay.verification.metadata import TENANT_IN_METADATA
+from otel_token_relay.verification.token_kinds import names_user, read_kinds
 
 IsRevoked = Callable[[Mapping[str, Any]], bool]
 
-# RFC 7662, section 2.2: token_type is as in RFC 6749, section 5.1. Servers that also introspect refresh
-# tokens mark them here, and a refresh token must not be accepted as an access token.
-_BEARER_TYPES: Final = frozenset({"bearer", "access_token"})
+
+class _Trusted(NamedTuple):
+    """One trusted issuer.
+
+    Attributes:
+        issuer: The issuer, as configured.
+        keys: Its keys.
+        rules: The rules for its tokens.
+        introspection: Where its tokens are looked up; ``None`` if they are not.
+    """
+
+    issuer: str
+    keys: KeySource
+    rules: Rules
+    introspection: Introspection | None
 
 
 class _Accepted(NamedTuple):
     """A verification result, shared by all requests with the same token.
 
     Attributes:
-        keys: The keys used to check the signature; ``None`` if no signature was checked.
+        source: The source of *keys*; ``None`` if no signature was checked.
+        keys: The keys used to check the signature.
         until: The time on the monotonic clock, in seconds, at which the result expires.
-        introspected: The introspection response that was checked; ``None`` if there was none.
+        introspection: Where the token was looked up; ``None`` if it was not.
+        introspected: The response that was checked.
     """
 
     claims: Claims
     scopes: frozenset[str]
     expires_at: float | None
-    keys: KeySet | None
     issuer: str | None
     until: float
+    source: KeySource | None = None
+    keys: KeySet | None = None
+    introspection: Introspection | None = None
     introspected: Mapping[str, Any] | None = None
 
 
@@ -83,13 +112,26 @@ class VerifiedToken:
 
     @property
     def subject(self) -> str | None:
-        """The ``sub`` claim: the user or service that the token represents."""
+        """The ``sub`` claim: the user or service that the token represents; ``None`` if the token has none."""
         return self._shared.get("sub")
 
     @property
     def client_id(self) -> str | None:
         """The client to which the token was issued: ``client_id``, ``azp``, ``cid`` or ``appid``."""
-        return next((self._shared[n] for n in ("client_id", "azp", "cid", "appid") if n in self._shared), None)
+        return next((self._shared[n] for n in CLIENT_NAMES if n in self._shared), None)
+
+    @property
+    def identity(self) -> str:
+        """The subject, or ``client:`` and the client for a machine's token without ``sub``. Never another identity.
+
+        A subject that itself begins with ``client:`` or ``subject:`` is preceded by ``subject:``. The identity is empty
+        if a token without ``sub`` has claims of a user: the client acts for many users, and which one is not known.
+        """
+        subject = self.subject
+        if subject is not None:
+            return f"subject:{subject}" if subject.startswith(("client:", "subject:")) else subject
+        client = self.client_id
+        return "" if client is None or names_user(self._shared) else f"client:{client}"
 
     def is_still_valid(self) -> bool:
         """Return true if the token is known not to be revoked, and false otherwise. Never waits."""
@@ -106,23 +148,31 @@ class VerifierCore:
     """The rules, key sources and cache that both verifiers share.
 
     Args:
-        issuers: The trusted issuers, exactly as in ``iss``: https URLs, or http URLs on loopback. An
-            issuer's keys verify only that issuer's tokens.
+        issuers: The trusted issuers: each a `TrustedIssuer` or its name, exactly as in ``iss``. An issuer's keys
+            verify only that issuer's tokens. An issuer that is neither an https URL nor an http URL on loopback is
+            a name, and needs the URL of its keys. ``https://login.microsoftonline.com/{tid}/v2.0`` accepts any
+            tenant of Microsoft Entra, except that of personal accounts.
         audience: The name that identifies this service in ``aud``, or several such names.
         algorithms: The accepted signature algorithms, which must be asymmetric (RFC 8725, section 3.1).
-        profile: ``rfc9068``, or ``generic`` for issuers that do not send ``typ: at+jwt``.
+        profile: ``rfc9068``; ``generic`` for issuers that do not send ``typ: at+jwt``; or ``id-token`` for
+            providers that hand ID tokens to APIs.
         leeway: The number of seconds by which clocks may differ.
         jwks_uri: The key set's URL, which requires exactly one issuer; ``None`` to read the URL from the
             issuer's metadata.
-        introspection_endpoint: The URL at which every token is looked up (RFC 7662). Without *issuers*,
-            tokens are verified by introspection alone; with *issuers*, the signature and claims of JWTs
-            are verified as well. A response is reused for at most 60 seconds.
+        introspection_endpoint: The URL at which every token of the only issuer is looked up (RFC 7662). Without
+            *issuers*, tokens are verified by introspection alone; with *issuers*, the signature and claims of
+            JWTs are verified first. A response is reused for at most 60 seconds.
         client_id: The client ID with which this service identifies itself to the introspection endpoint.
         client_secret: This service's client secret at the introspection endpoint.
+        client_secret_file: A file that contains the secret, instead of *client_secret*.
+        client_auth: How the secret is sent; see `ClientCredential`.
+        audience_claim: The claim that contains the audience, if the issuer does not send ``aud``. Requires the
+            profile ``generic`` and at most one issuer.
+        tenants: The accepted tenants of Microsoft Entra; empty for any.
         is_revoked: A callable that receives the verified claims each time a token is used and at each hop
             that relays it. It is also called on event loops, so it must return at once and do no I/O.
-        scope_claims: The names of claims that contain scopes; the first one present is used. A dot
-            separates the names of nested members.
+        scope_claims: The names of claims that contain scopes; the token's scopes are those of all of them. A
+            dot separates the names of nested members.
         max_length: The maximum token length in characters; longer tokens are rejected.
         cache_size: The maximum number of verified tokens to cache, each under its hash; 0 to cache none.
         cache_seconds: How long a verified token is cached. Caching also ends when the token expires, the
@@ -136,11 +186,22 @@ class VerifierCore:
 
     Raises:
         ConfigurationError: A setting is invalid; the error names it.
+        TypeError: An argument does not exist; the error names the one that was probably meant.
     """
+
+    def __new__(  # pyright: ignore[reportInconsistentConstructor]  # it accepts any argument, to explain a wrong one
+        cls, *args: object, **options: object
+    ) -> Self:
+        known = inspect.signature(cls.__init__).parameters
+        for name in options.keys() - known.keys():
+            meant = nearest(name, known)
+            hint = "" if meant is None else f"; did you mean {meant}?"
+            raise TypeError(f"{cls.__name__}: unknown argument {name}{hint}")
+        return super().__new__(cls)
 
     def __init__(
         self,
-        issuers: Sequence[str] = (),
+        issuers: Sequence[str | TrustedIssuer] | str | TrustedIssuer = (),
         audience: str | Sequence[str] | None = None,
         algorithms: Sequence[str] = DEFAULT_ALGORITHMS,
         profile: Profile = "rfc9068",
@@ -149,9 +210,13 @@ class VerifierCore:
         *,
         introspection_endpoint: str | None = None,
         client_id: str | None = None,
-        client_secret: str | None = None,
+        client_secret: str | Secret | None = None,
+        client_secret_file: str | None = None,
+        client_auth: ClientAuth = "client_secret_basic",
+        audience_claim: str = "aud",
+        tenants: Sequence[str] = (),
         is_revoked: IsRevoked | None = None,
-        scope_claims: Sequence[str] = ("scope", "scp"),
+        scope_claims: Sequence[str] = DEFAULT_SCOPE_CLAIMS,
         max_length: int = DEFAULT_MAX_LENGTH,
         cache_size: int = 4096,
         cache_seconds: float = 60.0,
@@ -161,31 +226,53 @@ class VerifierCore:
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        names = _as_tuple(issuers)
         self._algorithms = check_algorithms(algorithms)
         self._algorithm_names = tuple(algorithms)
         self._rules = Rules(
-            audience=_as_tuple(audience), profile=profile, leeway=leeway, scope_claims=_as_tuple(scope_claims)
+            audience=_as_tuple(audience),
+            profile=profile,
+            leeway=leeway,
+            scope_claims=_as_tuple(scope_claims),
+            audience_claim=audience_claim,
         )
         times = KeyTimes(cooldown=cooldown, timeout=timeout, max_stale=max_stale)
-        _check_sources(names, self._rules, jwks_uri, introspection_endpoint)
+        client = make_credential(client_id, client_secret, client_secret_file, client_auth)
+        given = (issuers,) if isinstance(issuers, (str, TrustedIssuer)) else tuple(issuers)
+        trusted = combine(given, jwks_uri=jwks_uri, introspection_endpoint=introspection_endpoint, client=client)
+        _check_sources(trusted, self._rules, introspection_endpoint)
+
+        def introspect_at(endpoint: str | None, client: ClientCredential | None) -> Introspection | None:
+            if endpoint is None:
+                return None
+            # Each hop looks up the result again, so a cache is needed even if cache_size is 0.
+            size = max(cache_size, 1024)
+            return Introspection(endpoint, client=client, timeout=timeout, size=size, monotonic=monotonic)
+
         self._sources = {
-            check_issuer(issuer): KeySource(
-                issuer, self._algorithms, jwks_uri=jwks_uri, times=times, monotonic=monotonic
+            issuer.issuer: KeySource(
+                issuer.issuer, self._algorithms, jwks_uri=issuer.jwks_uri, times=times, monotonic=monotonic
             )
-            for issuer in names
+            for issuer in trusted
         }
-        self._introspection = None
-        if introspection_endpoint is not None:
-            self._introspection = Introspection(
-                introspection_endpoint,
-                client_id=client_id,
-                client_secret=client_secret,
-                timeout=timeout,
-                # Each hop looks up the result again, so a cache is needed even if cache_size is 0.
-                size=max(cache_size, 1024),
-                monotonic=monotonic,
+        self._trusted = {
+            issuer.issuer: _Trusted(
+                issuer.issuer,
+                self._sources[issuer.issuer],
+                replace(self._rules, audience=issuer.audience) if issuer.audience else self._rules,
+                introspect_at(issuer.introspection_endpoint, issuer.client),
             )
+            for issuer in trusted
+        }
+        self._of_many_tenants = tuple(self._trusted[issuer.issuer] for issuer in trusted if issuer.is_any_tenant)
+        self._tenants = _as_tuple(tenants)
+        # Where opaque tokens are looked up. They do not name their issuer, so there must be exactly one endpoint.
+        self._introspection: Introspection | None = None
+        self._opaque_rules = self._rules
+        introspecting = [found for found in self._trusted.values() if found.introspection is not None]
+        if not trusted:
+            self._introspection = introspect_at(introspection_endpoint, client)
+        elif len(introspecting) == 1:
+            self._introspection, self._opaque_rules = introspecting[0].introspection, introspecting[0].rules
         self._is_revoked = is_revoked
         self._max_length = max_length
         self._cache: Cache[_Accepted] = Cache(cache_size)
@@ -206,13 +293,11 @@ class VerifierCore:
         accepted = self._cache.get(key)
         if accepted is None or self._monotonic() >= accepted.until:
             return None
-        if accepted.keys is not None:
-            # If keys have been withdrawn or are too old, tokens verified with them must be verified again.
-            source = self._sources.get(accepted.issuer or "")
-            if source is None or source.current() is not accepted.keys:
-                return None
-        if self._introspection is not None:
-            result = self._introspection.cached(key, token)
+        # If keys have been withdrawn or are too old, tokens verified with them must be verified again.
+        if accepted.source is not None and accepted.source.current() is not accepted.keys:
+            return None
+        if accepted.introspection is not None:
+            result = accepted.introspection.cached(key, token)
             # A newer response may grant less, so it is checked like the first one. This does not require waiting.
             if result is None or result.claims is None or result.claims is not accepted.introspected:
                 return None
@@ -234,16 +319,13 @@ class VerifierCore:
         if not is_b64token(token):
             raise TokenRejected("malformed")
         key = digest(token)
-        is_jwt = bool(self._sources) and (self._introspection is None or looks_like_jws(token))
-        if is_jwt:
-            accepted = yield from self._verify_jwt(token)
-            if self._introspection is not None:
-                introspected = yield from self._introspect(key, token)
-                self._check_introspected(introspected, audience=())
-                accepted = accepted._replace(introspected=introspected)
+        if self._trusted and (self._introspection is None or looks_like_jws(token)):
+            accepted = yield from self._verify_jwt(token, key)
+        elif self._introspection is not None:
+            introspected = yield from self._introspect(self._introspection, key, token)
+            accepted = self._check_introspected(self._introspection, introspected, self._opaque_rules)
         else:
-            introspected = yield from self._introspect(key, token)
-            accepted = self._check_introspected(introspected, audience=self._rules.audience)
+            raise TokenRejected("malformed")
         verified = self._check_revocation(accepted, key, token)
         self._cache.put(key, accepted)
         return verified
@@ -259,12 +341,12 @@ class VerifierCore:
             required_scopes: The scopes that the request needs.
         """
         read = read_unverified(token) if len(token) <= self._max_length else None
-        issuer = None if read is None else read[1].get("iss")
-        source = self._sources.get(issuer) if isinstance(issuer, str) else None
-        keys = None if source is None else source.current()
+        trusted = None if read is None else self._find_trusted(read[1])
+        keys = None if trusted is None else trusted.keys.current()
         expectations = Expectations(
-            rules=self._rules,
+            rules=self._rules if trusted is None else trusted.rules,
             issuers=tuple(self._sources),
+            tenants=self._tenants,
             algorithms=self._algorithm_names,
             max_length=self._max_length,
             required_scopes=tuple(required_scopes),
@@ -273,24 +355,52 @@ class VerifierCore:
         )
         return explain(token, reason, expectations, now=self._now())
 
-    def _verify_jwt(self, token: str) -> Generator[Wait, None, _Accepted]:
+    def _with_values(self, error: TokenRejected, token: str) -> TokenRejected:
+        """Return the same error with the expected and the found values. Authenticators do not need them."""
+        if not isinstance(token, str):
+            return error
+        cause = self.explain(token, error.reason)
+        return TokenRejected(error.reason, error.claim, cause.expected, cause.actual)
+
+    def _find_trusted(self, claims: Claims) -> _Trusted | None:
+        """Return the trusted issuer that the claims name; ``None`` if there is none."""
+        issuer = claims.get("iss")
+        if not isinstance(issuer, str):
+            return None
+        trusted = self._trusted.get(issuer)
+        if trusted is not None:
+            return None if trusted in self._of_many_tenants else trusted  # {tid} itself is not a tenant
+        for trusted in self._of_many_tenants:
+            if fill_tenant(trusted.issuer, claims.get("tid"), self._tenants) == issuer:
+                return trusted
+        return None
+
+    def _verify_jwt(self, token: str, key: bytes) -> Generator[Wait, None, _Accepted]:
         jws = parse_jws(token, max_length=self._max_length)
         if jws.header["alg"] not in self._algorithms:
-            raise TokenRejected("algorithm_not_allowed")
+            raise TokenRejected("algorithm_not_allowed", "alg")
+        claims = without_nulls(jws.claims)
         # The token's issuer is not verified yet; it only selects one of the trusted issuers.
-        issuer = jws.claims.get("iss")
-        if "iss" not in jws.claims:
-            raise TokenRejected("missing_claim")
-        source = self._sources.get(issuer) if isinstance(issuer, str) else None
-        if source is None:
-            raise TokenRejected("unknown_issuer" if isinstance(issuer, str) else "invalid_claim")
-        keys = yield from self._check_signature(jws, source)
-        check_type(jws.header, jws.claims, self._rules.profile)
-        scopes = check_claims(jws.claims, self._rules, now=self._now())
+        issuer = claims.get("iss")
+        if issuer is None:
+            raise TokenRejected("missing_claim", "iss")
+        trusted = self._find_trusted(claims)
+        if trusted is None:
+            raise TokenRejected("unknown_issuer" if isinstance(issuer, str) else "invalid_claim", "iss")
+        keys = yield from self._check_signature(jws, trusted, issuer)
+        check_type(jws.header, claims, trusted.rules.profile)
+        scopes = check_claims(claims, trusted.rules, now=self._now())
         until = self._monotonic() + self._cache_seconds
-        return _Accepted(jws.claims, scopes, float(jws.claims["exp"]), keys, issuer, until)
+        accepted = _Accepted(claims, scopes, float(claims["exp"]), issuer, until, trusted.keys, keys)
+        if trusted.introspection is None:
+            return accepted
+        introspected = yield from self._introspect(trusted.introspection, key, token)
+        # The token itself has the required audience and, according to its profile, the right type.
+        self._check_introspected(trusted.introspection, introspected, replace(trusted.rules, audience=()), issuer)
+        return accepted._replace(introspection=trusted.introspection, introspected=introspected)
 
-    def _check_signature(self, jws: Jws, source: KeySource) -> Generator[Wait, None, KeySet]:
+    def _check_signature(self, jws: Jws, trusted: _Trusted, issuer: str) -> Generator[Wait, None, KeySet]:
+        source = trusted.keys
         keys = source.current()
         if keys is None:
             yield source.wait_for_any()
@@ -308,15 +418,25 @@ class VerifierCore:
                 keys = source.current() or keys
         candidates = keys.find(kid, jws.header["alg"])
         if not candidates:
-            raise TokenRejected("algorithm_not_allowed" if keys.knows(kid) else "unknown_key")
+            if keys.knows(kid):
+                raise TokenRejected("algorithm_not_allowed", "alg")
+            raise TokenRejected("unknown_key", "kid")
+        if trusted in self._of_many_tenants:
+            # The keys of one tenant, or of personal accounts, must not sign tokens of another tenant (Microsoft:
+            # Access tokens in the Microsoft identity platform, Validate the issuer).
+            tenant = str(jws.claims["tid"])
+            candidates = tuple(
+                k for k in candidates if k.issuer and k.issuer.replace(TENANT_IN_METADATA, tenant) == issuer
+            )
+            if not candidates:
+                raise TokenRejected("unknown_key", "kid")
         if not _verifies(jws, candidates):
             raise TokenRejected("bad_signature")
         return keys
 
-    def _introspect(self, key: bytes, token: str) -> Generator[Wait, None, Mapping[str, Any]]:
-        introspection = self._introspection
-        if introspection is None:
-            raise TokenRejected("malformed")
+    def _introspect(
+        self, introspection: Introspection, key: bytes, token: str
+    ) -> Generator[Wait, None, Mapping[str, Any]]:
         result = introspection.cached(key)
         if result is None:
             wait = introspection.look_up(key, token)
@@ -325,29 +445,45 @@ class VerifierCore:
         if result is None:
             raise KeysUnavailable
         if result.claims is None:
-            raise TokenRejected("inactive")
+            raise TokenRejected("inactive", "active")
         return result.claims
 
-    def _check_introspected(self, introspected: Mapping[str, Any], *, audience: tuple[str, ...]) -> _Accepted:
-        """Check the members that are present in an ``active`` response against the rules."""
-        claims = dict(introspected)
-        kind = claims.get("token_type", "Bearer")
-        if not isinstance(kind, str) or kind.lower() not in _BEARER_TYPES:
-            raise TokenRejected("wrong_type")
-        issuer = claims.get("iss")
-        if issuer is not None and (not isinstance(issuer, str) or (self._sources and issuer not in self._sources)):
-            raise TokenRejected("unknown_issuer")
-        rules = replace(self._rules, audience=audience)
+    def _check_introspected(
+        self,
+        introspection: Introspection,
+        introspected: Mapping[str, Any],
+        rules: Rules,
+        issuer: str | None = None,
+    ) -> _Accepted:
+        """Check the members that are present in an ``active`` response against the rules.
+
+        Args:
+            introspection: Where the token was looked up.
+            introspected: The response.
+            rules: The rules.
+            issuer: The verified issuer of a JWT.
+        """
         # Some servers send null for members whose value they do not know.
-        claims = {name: value for name, value in claims.items() if value is not None}
+        claims = without_nulls(dict(introspected))
+        foreign = read_kinds(claims).foreign
+        if foreign is not None:
+            raise TokenRejected("wrong_type", foreign.members[0])
+        named = claims.get("iss")
+        if named is not None and not (
+            isinstance(named, str)
+            and (named == issuer if issuer is not None else not self._trusted or self._find_trusted(claims) is not None)
+        ):
+            raise TokenRejected("unknown_issuer", "iss")
         scopes = check_values(claims, rules, now=self._now())
         expires_at = float(claims["exp"]) if "exp" in claims else None
         until = self._monotonic() + self._cache_seconds
-        return _Accepted(claims, scopes, expires_at, None, issuer, until, introspected)
+        return _Accepted(
+            claims, scopes, expires_at, named, until, introspection=introspection, introspected=introspected
+        )
 
     def _check_revocation(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
         """Return this request's view of the token, or raise an error if the hook reports that it is revoked."""
-        is_revoked, introspection = self._is_revoked, self._introspection
+        is_revoked, introspection = self._is_revoked, accepted.introspection
         if is_revoked is not None:
             try:
                 revoked = is_revoked(MappingProxyType(accepted.claims))
@@ -377,16 +513,14 @@ def _as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
-def _check_sources(issuers: tuple[str, ...], rules: Rules, jwks_uri: str | None, endpoint: str | None) -> None:
+def _check_sources(issuers: Sequence[TrustedIssuer], rules: Rules, endpoint: str | None) -> None:
     if not issuers and endpoint is None:
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
-    if issuers and not rules.audience:
+    if not rules.audience and any(not issuer.audience for issuer in issuers):
         # RFC 9068, section 4: without an audience, tokens for any other service would be accepted.
         raise ConfigurationError("audience", "expected this service's name, as in aud")
-    if jwks_uri is not None:
-        check_url("jwks_uri", jwks_uri)
-        if len(issuers) != 1:
-            raise ConfigurationError("jwks_uri", "jwks_uri requires exactly one issuer")
+    if len(issuers) > 1 and rules.audience_claim != "aud":
+        raise ConfigurationError("audience_claim", "a claim other than aud requires that there is only one issuer")
 
 
 class TokenVerifier(VerifierCore):
@@ -399,8 +533,11 @@ class TokenVerifier(VerifierCore):
             TokenRejected: The token violates a rule; the reason identifies the first such rule.
             KeysUnavailable: The token cannot be verified now; try again later.
         """
-        verified = self.cached(token)
-        return drive(self.steps(token)) if verified is None else verified
+        try:
+            verified = self.cached(token)
+            return drive(self.steps(token)) if verified is None else verified
+        except TokenRejected as error:
+            raise self._with_values(error, token) from None
 
 
 class AsyncTokenVerifier(VerifierCore):
@@ -413,5 +550,8 @@ class AsyncTokenVerifier(VerifierCore):
             TokenRejected: The token violates a rule; the reason identifies the first such rule.
             KeysUnavailable: The token cannot be verified now; try again later.
         """
-        verified = self.cached(token)
-        return await drive_async(self.steps(token)) if verified is None else verified
+        try:
+            verified = self.cached(token)
+            return await drive_async(self.steps(token)) if verified is None else verified
+        except TokenRejected as error:
+            raise self._with_values(error, token) from None

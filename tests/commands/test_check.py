@@ -488,3 +488,25 @@ def test_clocks_that_differ_are_a_problem(
     assert ("No problem found" in output) is (words is None)
     if words is not None:
         assert f"{issuer.url}: The issuer's clock is {words} this machine's clock. If the clocks differ" in output
+
+
+def test_check_prints_no_secret_and_asks_the_introspection_endpoint() -> None:
+    """A secret is shown as set, in the text and as JSON."""
+    with issuing(public_jwk("RS256", "k1")) as issuer:
+        variables = {
+            "VERIFY": "enforce",
+            "ISSUERS": issuer.url,
+            "AUDIENCE": "orders",
+            "INTROSPECTION_ENDPOINT": f"{issuer.url}/introspect",
+            "CLIENT_ID": "me",
+            "CLIENT_SECRET": "s3cr3t-of-this-service",
+        }
+        environ = {f"OTEL_PYTHON_TOKEN_RELAY_{name}": value for name, value in variables.items()}
+        environ[DESTINATIONS] = "https://a.example"
+        status, output = run("check", "--online", **environ)
+        _, document = run("check", "--online", "--json", **environ)
+
+    assert status == 0, output
+    assert "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET = set (environment)" in output
+    assert f"introspection {issuer.url}/introspect: a random token is not active" in output
+    assert "s3cr3t-of-this-service" not in output + document

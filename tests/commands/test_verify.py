@@ -651,3 +651,39 @@ def test_any_input_has_a_result(text: str) -> None:
     assert "could not be verified" not in errors
     assert all(c == "\n" or " " <= c <= "~" for c in output + errors)
     assert runs_of(text, output) == []
+
+
+def test_an_opaque_token_is_introspected(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
+    """Without an issuer, the endpoint alone decides. If it does not respond as it should, its problem is printed."""
+    environment.delenv(f"{PREFIX}ISSUERS")
+    environment.setenv(f"{PREFIX}INTROSPECTION_ENDPOINT", f"{issuer.url}/introspect")
+    environment.setenv(f"{PREFIX}CLIENT_ID", "me")
+    environment.setenv(f"{PREFIX}CLIENT_SECRET", "s3cr3t-of-this-service")
+    issuer.introspect = lambda token: {"active": token == "opaque-token", "aud": AUDIENCE, "sub": "alice"}
+    status, output, errors = run("opaque-token")
+    assert (status, output.splitlines()[0]) == (0, "accepted")
+
+    issuer.behave = issuer.fail
+    status, output, errors = run("opaque-token")
+    assert status == NO_RESPONSE
+    assert "The issuer's keys or its introspection endpoint are not available" in output
+    assert f"introspection {issuer.url}/introspect: status 503" in output
+    assert "s3cr3t-of-this-service" not in output + errors
+
+
+def test_an_issuer_that_is_a_name_is_verified_with_its_keys(issuer: Issuer, environment: pytest.MonkeyPatch) -> None:
+    """Only the key set is asked for."""
+    environment.setenv(f"{PREFIX}ISSUERS", "acme.com")
+    environment.setenv(f"{PREFIX}JWKS_URI", f"{issuer.url}/jwks")
+
+    assert run(make_token(claims("acme.com")))[0] == 0
+    assert set(issuer.hits) == {"/jwks"}
+
+
+def test_settings_that_contradict_each_other_are_named(environment: pytest.MonkeyPatch) -> None:
+    """Verification cannot start, and the command says why."""
+    environment.setenv(f"{PREFIX}AUDIENCE_CLAIM", "client_id")
+    status, output, _ = run(make_token(claims("https://idp.example")))
+
+    assert status == 1
+    assert f"{PREFIX}AUDIENCE_CLAIM requires {PREFIX}PROFILE=generic" in output

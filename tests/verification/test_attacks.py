@@ -455,8 +455,11 @@ TIMES: dict[str, Case] = {
     **{
         f"{name} {text}": lambda w, name=name, text=text: w.instead(name, text)
         for name in ("exp", "nbf", "iat")
-        for text in ('"9999999999"', "null", "true", "[9999999999]", "-1", "1e300", "1099511627776")
+        for text in ('"9999999999"', "true", "[9999999999]", "-1", "1e300", "1099511627776")
     },
+    # A null in one of these is a missing claim; null for nbf, which is optional, is accepted.
+    "exp null": lambda w: w.instead("exp", "null"),
+    "iat null": lambda w: w.instead("iat", "null"),
     "exp 0": lambda w: w.saying(exp=0),
     "exp with spaces": lambda w: w.instead("exp", '" 9999999999 "'),
     "exp with an underscore": lambda w: w.instead("exp", '"9_999_999_999"'),
@@ -507,7 +510,7 @@ SHAPES: dict[str, Case] = {
     "scope with a line break": lambda w: w.saying(scope="profiles:read\nadmin"),
     "bound to a DPoP key": lambda w: w.saying(cnf={"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}),
     "bound to a certificate": lambda w: w.saying(cnf={"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"}),
-    "bound to nothing that can be read": lambda w: w.saying(cnf=None),
+    "bound to nothing that can be read": lambda w: w.saying(cnf=[]),
     "azp an object": lambda w: w.saying(azp={}),
 }
 
@@ -613,11 +616,15 @@ GENERIC_REFUSED: dict[str, Case] = {
     "c_hash, as in an ID token": lambda w: make_token(w.claims(c_hash="h"), typ="JWT"),
     **{
         f"Keycloak's {kind}": lambda w, kind=kind: make_token(w.claims(typ=kind), typ="JWT")
-        for kind in ("ID", "Refresh", "Offline", "Logout", "DPoP", None, 1)
+        for kind in ("ID", "Refresh", "Offline", "Logout", "DPoP", "", 1)
     },
     "client_id a number": lambda w: make_token(w.claims(client_id=1), typ="JWT"),
     "jti a number": lambda w: make_token(w.claims(jti=1), typ="JWT"),
-    "no sub": lambda w: make_token(w.claims(sub=...), typ="JWT"),
+    "neither sub nor a client": lambda w: make_token(w.claims(sub=..., client_id=...), typ="JWT"),
+    "nothing that says what it is": lambda w: make_token(w.claims(scope=..., client_id=...), typ="JWT"),
+    "Cognito's ID token": lambda w: make_token(w.claims(token_use="id"), typ="JWT"),
+    "a refresh token of flask-jwt-extended": lambda w: make_token(w.claims(type="refresh"), typ="JWT"),
+    "a refresh token of Casdoor": lambda w: make_token(w.claims(tokenType="refresh-token"), typ="JWT"),
     "no exp": lambda w: make_token(w.claims(exp=...), typ="JWT"),
     "no aud": lambda w: make_token(w.claims(aud=...), typ="JWT"),
     "no iss": lambda w: make_token(w.claims(iss=...), typ="JWT"),
@@ -626,6 +633,9 @@ GENERIC_REFUSED: dict[str, Case] = {
 }
 
 GENERIC_ACCEPTED: dict[str, Case] = {
+    "null for what the issuer does not have": lambda w: make_token(
+        w.claims(nonce=None, at_hash=None, cnf=None, nbf=None, typ=None, client_id=None, events=None), typ="JWT"
+    ),
     "typ JWT": lambda w: w.token(typ="JWT"),
     "typ jwt": lambda w: w.token(typ="jwt"),
     "typ at+jwt": lambda w: w.token(),

@@ -243,20 +243,33 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
 
 
 @both_ways
-def test_the_decision_log_contains_the_cause(
-    issuer: Issuer, check: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("mode", ["decisions", "debug"])
+def test_the_decision_log_names_the_claim_and_has_values_only_with_debug(
+    issuer: Issuer, check: Any, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line for each request: the outcome, the reason, what was expected and what the token has."""
-    monkeypatch.setattr(operator_log, "decisions", operator_log.DecisionLog())
+    """One line for each request. The values come from tokens that are not valid."""
     authenticator = BearerAuthenticator(TokenVerifier([issuer.url], AUDIENCE), required_scopes=("write",))
     tokens = [token_of(issuer, aud="billing"), token_of(issuer, scope="read"), token_of(issuer, scope="write")]
-    for credentials in (*tokens, Reason.AMBIGUOUS):
-        check(authenticator, credentials)
+    operator_log.follow(mode)
+    try:
+        for credentials in (*tokens, Reason.AMBIGUOUS):
+            check(authenticator, credentials)
+    finally:
+        operator_log.follow("")
 
     written = capsys.readouterr().err
-    assert [line.partition(" otel-token-relay ")[2] for line in written.splitlines()] == [
-        f'verification=refused reason=wrong_audience cause="aud: expected {AUDIENCE}; the token has billing"',
-        'verification=refused reason=insufficient_scope cause="scope: expected write; the token has read"',
+    lines = [line.partition(" otel-token-relay ")[2] for line in written.splitlines()]
+    audience, scope = (
+        (
+            f' cause="aud: expected {AUDIENCE}; the token has billing"',
+            ' cause="scope: expected write; the token has read"',
+        )
+        if mode == "debug"
+        else ("", "")
+    )
+    assert [line for line in lines if line.startswith("verification=")] == [
+        f"verification=refused reason=wrong_audience claim=aud{audience}",
+        f"verification=refused reason=insufficient_scope claim=scope{scope}",
         "verification=accepted",
         "verification=refused reason=ambiguous"
         ' cause="The request has more than one line for the source header, or the header\'s value contains a comma."',

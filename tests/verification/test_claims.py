@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from otel_token_relay.errors import ConfigurationError, TokenRejected
 from otel_token_relay.verification.claims import (
+    CLIENT_NAMES,
     MAX_NUMERIC_DATE,
     Rules,
     check_audience,
@@ -62,15 +63,16 @@ def test_rules_that_cannot_be_applied_are_an_error(setting: str, value: Any) -> 
     [
         pytest.param("at+jwt", {}, True, True, id="access token"),
         pytest.param("application/AT+JWT", {}, True, True, id="media type in any case"),
-        pytest.param("JWT", {}, False, True, id="JWT"),
-        pytest.param("application/jwt", {}, False, True, id="media type JWT"),
-        pytest.param(None, {}, False, True, id="no type"),
+        pytest.param("JWT", {"scope": "a"}, False, True, id="JWT"),
+        pytest.param("application/jwt", {"scope": "a"}, False, True, id="media type JWT"),
+        pytest.param(None, {"scope": "a"}, False, True, id="no type"),
+        pytest.param("JWT", {}, False, False, id="nothing that says that it is an access token"),
         pytest.param("dpop+jwt", {}, False, False, id="DPoP proof"),
         pytest.param("logout+jwt", {}, False, False, id="logout token"),
         pytest.param("at+jwt ", {}, False, False, id="space behind"),
         pytest.param("", {}, False, False, id="empty"),
         pytest.param("JWT", {"nonce": "n"}, False, False, id="nonce of an ID token"),
-        pytest.param("JWT", {"at_hash": None}, False, False, id="at_hash of an ID token"),
+        pytest.param("JWT", {"at_hash": "h"}, False, False, id="at_hash of an ID token"),
         pytest.param("JWT", {"typ": "Bearer"}, False, True, id="Keycloak's access token"),
         pytest.param("JWT", {"typ": "Refresh"}, False, False, id="Keycloak's refresh token"),
         pytest.param("JWT", {"typ": ["Bearer"]}, False, False, id="claim typ a list"),
@@ -91,18 +93,61 @@ def test_only_access_tokens_have_the_right_type(
 
 @pytest.mark.parametrize("name", ["iss", "exp", "aud", "sub", "client_id", "iat", "jti"])
 def test_each_required_claim_is_required(name: str) -> None:
-    """The generic profile requires four of the seven claims."""
+    """The generic profile requires three of the seven claims, and ``sub`` or a client."""
     claims = {key: value for key, value in COMPLETE.items() if key != name}
 
     assert check_claims(COMPLETE, RULES, now=NOW) == {"profiles:read", "profiles:write"}
     with pytest.raises(TokenRejected, match="missing_claim"):
         check_claims(claims, RULES, now=NOW)
     generic = Rules(audience=("profile-service",), profile="generic")
-    if name in ("client_id", "iat", "jti"):
+    if name in ("sub", "client_id", "iat", "jti"):
         assert check_claims(claims, generic, now=NOW) == {"profiles:read", "profiles:write"}
     else:
         with pytest.raises(TokenRejected, match="missing_claim"):
             check_claims(claims, generic, now=NOW)
+
+
+@pytest.mark.parametrize("client", CLIENT_NAMES)
+def test_a_machine_token_needs_no_subject(client: str) -> None:
+    """Duende, PingOne and Keycloak send none with client credentials, but always the client."""
+    claims = {"iss": "https://idp.example", "aud": "profile-service", "exp": NOW + 600, client: "web"}
+    generic = Rules(audience=("profile-service",), profile="generic")
+
+    assert check_claims(claims, generic, now=NOW) == frozenset()
+    with pytest.raises(TokenRejected) as rejected:
+        check_claims({name: value for name, value in claims.items() if name != client}, generic, now=NOW)
+    assert (rejected.value.reason, rejected.value.claim) == ("missing_claim", "sub")
+
+
+@pytest.mark.parametrize(
+    ("claims", "reason"),
+    [
+        pytest.param({"client_id": "orders"}, None, id="the claim that was chosen"),
+        pytest.param({"client_id": "orders", "aud": ["a", "orders"]}, None, id="and aud"),
+        pytest.param({"client_id": "orders", "aud": "billing"}, "wrong_audience", id="but another aud"),
+        pytest.param({"client_id": "billing"}, "wrong_audience", id="another value"),
+        pytest.param({"azp": "orders"}, "missing_claim", id="another claim"),
+        pytest.param({"aud": "orders", "azp": "web"}, "missing_claim", id="aud alone"),
+    ],
+)
+def test_another_claim_can_contain_the_audience(claims: dict[str, Any], reason: str | None) -> None:
+    """Cognito sends ``client_id`` and no ``aud``. A token with both must satisfy both."""
+    rules = Rules(audience=("orders",), profile="generic", audience_claim="client_id")
+    claims = {"iss": "https://idp.example", "exp": NOW + 600, "sub": "alice"} | claims
+    if reason is None:
+        assert check_claims(claims, rules, now=NOW) == frozenset()
+        return
+
+    with pytest.raises(TokenRejected) as rejected:
+        check_claims(claims, rules, now=NOW)
+    assert rejected.value.reason == reason
+
+
+@pytest.mark.parametrize("profile", ["rfc9068", "id-token"])
+def test_the_audience_claim_requires_the_generic_profile(profile: Any) -> None:
+    """RFC 9068 and OpenID Connect require ``aud``."""
+    with pytest.raises(ConfigurationError, match="audience_claim"):
+        Rules(audience=("orders",), profile=profile, audience_claim="client_id")
 
 
 @pytest.mark.parametrize(
@@ -204,12 +249,13 @@ def test_the_audience_contains_a_name_of_this_service(value: object, reason: str
         pytest.param({"scope": " a  b "}, {"a", "b"}, id="several spaces"),
         pytest.param({"scope": ["a b", "c", ""]}, {"a b", "c"}, id="list"),
         pytest.param({"scp": ["c"]}, {"c"}, id="second claim"),
-        pytest.param({"scope": "", "scp": "admin"}, set(), id="the first claim that is present counts"),
+        pytest.param({"scope": "a", "scp": ["b", "a"]}, {"a", "b"}, id="the scopes of all claims"),
         pytest.param({"realm_access": {"roles": ["r"]}}, {"r"}, id="within an object"),
         pytest.param({"realm_access.roles": "r", "realm_access": {"roles": ["admin"]}}, {"r"}, id="a name with a dot"),
         pytest.param({"realm_access": ["roles"]}, set(), id="a list instead of the object"),
         pytest.param({"realm_access": {}}, set(), id="an empty object"),
-        pytest.param({"scope": None}, None, id="null"),
+        pytest.param({"scope": None}, set(), id="null"),
+        pytest.param({"realm_access": {"roles": None}}, set(), id="null within an object"),
         pytest.param({"scope": {"a": True}}, None, id="an object"),
         pytest.param({"scope": ["a", 1]}, None, id="a number in the list"),
         pytest.param({"scope": "a\nadmin"}, None, id="line break"),

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_token_relay.client_credentials import ClientCredential, Secret
 from otel_token_relay.testing import third_party
 from otel_token_relay.verification.endpoints import (
     Endpoint,
@@ -372,3 +373,59 @@ def test_any_header_can_be_read(headers: dict[str, str]) -> None:
 def test_the_clock_difference_is_a_sentence(difference: float | None, text: str | None) -> None:
     """A difference below the resolution of the measurement is not one."""
     assert describe_clock(difference) == text
+
+
+# Introspection
+
+
+def introspecting(issuer: Issuer, **options: Any) -> IssuerReport:
+    return ask_one(issuer.url, introspection_endpoint=f"{issuer.url}/introspect", **options)
+
+
+def test_the_introspection_endpoint_is_asked_about_a_random_token(issuer: Issuer) -> None:
+    """The credential is sent as the verifier sends it, and the random token is not active."""
+    client = ClientCredential(client_id="me", secret=Secret("s3cr3t"))
+    report = introspecting(issuer, client=client)
+
+    assert results_of(report)[-1] == ("introspection", "/introspect", "ok", "a random token is not active")
+    assert report.state == "ok"
+    (request,) = [request for request in issuer.seen if "token=" in request]
+    assert "Authorization: Basic bWU6czNjcjN0" in request
+
+
+@pytest.mark.parametrize(
+    ("response", "result"),
+    [
+        pytest.param((401, {}), "status 401; check the client's credential", id="credential"),
+        pytest.param((403, {}), "status 403; check the client's permissions", id="permission"),
+        pytest.param((301, {}), "status 301; redirects are not followed", id="redirect"),
+        pytest.param((200, b"<html>secret"), "the introspection response is not a JSON document: not JSON", id="HTML"),
+        pytest.param((200, {"active": "no"}), "the introspection response has no boolean member 'active'", id="text"),
+        pytest.param((200, {"active": True}), "it reports that a random token is active", id="active"),
+    ],
+)
+def test_a_problem_of_the_introspection_endpoint_is_named(issuer: Issuer, response: Any, result: str) -> None:
+    """The keys are good, but tokens of this issuer cannot be verified."""
+    answer = issuer.answer
+    issuer.answer = lambda path, body: response if path == "/introspect" else answer(path, body)  # type: ignore[method-assign]
+    report = introspecting(issuer)
+
+    assert results_of(report)[-1] == ("introspection", "/introspect", "problem", result)
+    assert report.state == "problem"
+    assert report.keys is not None
+
+
+def test_an_endpoint_without_an_issuer_is_asked_alone(issuer: Issuer) -> None:
+    """Tokens are then verified by introspection alone. A secret that cannot be read is a problem."""
+    endpoint = f"{issuer.url}/introspect"
+    (report,) = ask_issuers([], ALGORITHMS, introspection_endpoint=endpoint)
+    assert [(r.kind, r.url, r.state) for r in report.endpoints] == [("introspection", endpoint, "ok")]
+    assert issuer.hits == ["/introspect"]
+
+    client = ClientCredential(client_id="me", secret_file="/nonexistent/secret")
+    (report,) = ask_issuers([], ALGORITHMS, introspection_endpoint=endpoint, client=client)
+    assert [(r.state, r.result) for r in report.endpoints] == [
+        ("problem", "the file with the client secret cannot be read")
+    ]
+    (down,) = ask_issuers([], ALGORITHMS, introspection_endpoint=f"http://127.0.0.1:{unused_port()}/introspect")
+    assert (down.state, down.endpoints[0].result) == ("no_response", "connection refused")

@@ -24,6 +24,7 @@ from tests.verification.test_concealment import runs_of
 
 NOW = 1_795_761_796  # 2026-11-27T06:43:16Z
 ISSUER = "https://idp.example"
+TENANT = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 EXPECTED = Expectations(rules=Rules(audience=("orders",)), issuers=(ISSUER,))
 REASONS: tuple[ExplainedReason, ...] = (
     *get_args(RejectReason),
@@ -591,3 +592,86 @@ def test_a_huge_token_is_explained_in_time() -> None:
 
     assert time.perf_counter() - started < 20  # a limit, not a measurement
     assert explain(token, "wrong_audience", EXPECTED, now=NOW).actual == ()  # beyond the limit, nothing is parsed
+
+
+@pytest.mark.parametrize(
+    ("make", "reason", "expectations", "cause", "advice"),
+    [
+        pytest.param(
+            lambda: ".".join(["eyJhbGciOiJkaXIifQ", "", "aXY", "Y3Q", "dGFn"]),
+            "malformed",
+            EXPECTED,
+            "form: it has five parts, so it is an encrypted token (JWE)",
+            "Auth0 encrypts a token if the client requests it without the parameter audience",
+            id="encrypted",
+        ),
+        pytest.param(
+            lambda: make_token(claims(ISSUER, aud="https://graph.microsoft.com")),
+            "bad_signature",
+            EXPECTED,
+            "signature: the token is for Microsoft Graph",
+            "must request a token for this service",
+            id="Graph by its audience",
+        ),
+        pytest.param(
+            lambda: make_token(claims(ISSUER), nonce="hashed"),
+            "bad_signature",
+            EXPECTED,
+            "signature: the token is for Microsoft Graph",
+            "must request a token for this service",
+            id="Graph by its header",
+        ),
+        pytest.param(
+            lambda: make_token(claims(f"https://login.microsoftonline.com/{TENANT}/v2.0", tid=TENANT)),
+            "unknown_issuer",
+            Expectations(
+                rules=Rules(audience=("orders",)),
+                issuers=("https://login.microsoftonline.com/{tid}/v2.0",),
+                tenants=("11111111-2222-4333-8444-555555555555",),
+            ),
+            f"tid: expected 11111111-2222-4333-8444-555555555555; the token has {TENANT}",
+            "OTEL_PYTHON_TOKEN_RELAY_TENANTS",
+            id="another tenant",
+        ),
+        pytest.param(
+            lambda: make_token(claims(ISSUER, scope=..., client_id=...), typ="JWT"),
+            "wrong_type",
+            Expectations(rules=Rules(audience=("orders",), profile="generic"), issuers=(ISSUER,)),
+            "type: expected an access token; no member of the token says that it is one",
+            "OTEL_PYTHON_TOKEN_RELAY_PROFILE=id-token",
+            id="no marker",
+        ),
+        pytest.param(
+            lambda: make_token(claims(ISSUER, scp="a", typ="Bearer"), typ="JWT"),
+            "wrong_type",
+            Expectations(rules=Rules(audience=("orders",), profile="id-token"), issuers=(ISSUER,)),
+            "typ: expected an ID token; the token has the claim typ, which only access tokens have",
+            "The caller must send its ID token.",
+            id="access token",
+        ),
+        pytest.param(
+            lambda: make_token(claims(ISSUER, sub=..., client_id=...), typ="JWT"),
+            "missing_claim",
+            Expectations(rules=Rules(audience=("orders",), profile="generic"), issuers=(ISSUER,)),
+            "claims: expected iss, exp, aud, sub or client_id; the token lacks sub and client_id",
+            "must add them",
+            id="neither subject nor client",
+        ),
+        pytest.param(
+            lambda: make_token(claims(ISSUER, aud=..., client_id="web")),
+            "wrong_audience",
+            Expectations(rules=Rules(audience=("orders",), profile="generic", audience_claim="client_id")),
+            "client_id: expected orders; the token has web",
+            "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE",
+            id="another claim for the audience",
+        ),
+    ],
+)
+def test_tokens_of_providers_are_recognized(
+    make: Callable[[], str], reason: ExplainedReason, expectations: Expectations, cause: str, advice: str
+) -> None:
+    """The most common mistakes at common providers."""
+    found = explain(make(), reason, expectations, now=time.time())
+
+    assert str(found).startswith(cause)
+    assert advice in found.advice

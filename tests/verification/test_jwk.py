@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,12 +87,69 @@ def test_settings_and_verifier_know_the_same_algorithms() -> None:
 
 def test_two_keys_of_one_kid_verify_nothing(issuer: Issuer) -> None:
     """The token would be ambiguous."""
-    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second")]
+    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k1", name="second"), public_jwk("ES256", "e1")]
     verifier = TokenVerifier([issuer.url], AUDIENCE)
 
     for name in ("first", "second"):
         with pytest.raises(TokenRejected, match="unknown_key"):
             verifier.verify(make_token(claims(issuer.url), name=name))
+
+
+def pad(text: str) -> str:
+    return text + "=" * (-len(text) % 4)
+
+
+@pytest.mark.parametrize(
+    ("alg", "change"),
+    [
+        pytest.param("RS256", lambda k: {"n": pad(k["n"]), "e": pad(k["e"])}, id="padding"),
+        pytest.param("RS256", lambda k: {"n": k["n"].replace("-", "+").replace("_", "/")}, id="base64"),
+        pytest.param("RS256", lambda k: {"n": b64(b"\0" + decode(k["n"]))}, id="leading zero"),
+        pytest.param("RS256", lambda k: {"e": "AAEAAQ"}, id="leading zero of the exponent"),
+        pytest.param("ES256", lambda k: {"x": pad(k["x"]), "y": pad(k["y"])}, id="padded coordinates"),
+        pytest.param("ES256", lambda k: {"x": b64(b"\0" + decode(k["x"]))}, id="longer coordinate"),
+        pytest.param("EdDSA", lambda k: {"x": pad(k["x"])}, id="padded Ed25519"),
+        pytest.param("RS256", lambda k: {"use": "", "alg": "", "key_ops": []}, id="empty members"),
+        pytest.param("RS256", lambda k: {"use": None, "alg": None, "key_ops": None, "x5c": None}, id="null"),
+    ],
+)
+def test_a_readable_key_is_used_however_it_is_written(
+    issuer: Issuer, alg: str, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Firebase has padded its keys. A key that has only one meaning is the same key."""
+    plain = public_jwk(alg, "k1")
+    issuer.keys = [plain | change(plain)]
+    verifier = TokenVerifier([issuer.url], AUDIENCE)
+
+    assert verifier.verify(make_token(claims(issuer.url), alg)).subject == "alice"
+    assert len(KeySet.parse({"keys": [plain, plain | change(plain)]}, check_algorithms([alg]))) >= 1
+
+
+def test_a_short_coordinate_is_filled_up() -> None:
+    """Some issuers omit leading zero octets, which RFC 7518, section 6.2.1.2, requires."""
+    key = next(k for k in (ec.generate_private_key(ec.SECP256R1()) for _ in range(5000)) if _starts_with_zero(k))
+    jwk = public_jwk("ES256", "k1", key=key)
+    short = jwk | {name: b64(decode(jwk[name]).lstrip(b"\0")) for name in ("x", "y")}
+
+    assert short != jwk
+    assert len(KeySet.parse({"keys": [short]}, ALL)) == 1
+    assert KeySet.parse({"keys": [short]}, ALL).contents == KeySet.parse({"keys": [jwk]}, ALL).contents
+
+
+def _starts_with_zero(key: ec.EllipticCurvePrivateKey) -> bool:
+    return key.public_key().public_numbers().x < 2**248
+
+
+def test_an_empty_kid_is_no_kid(issuer: Issuer) -> None:
+    """Neither is null. A token without kid is verified, but not if the keys have one."""
+    for kid in ("", None):
+        issuer.keys = [public_jwk("RS256") | {"kid": kid}]
+        token = make_token(claims(issuer.url), kid=None)
+        assert TokenVerifier([issuer.url], AUDIENCE).verify(token).subject == "alice"
+
+    issuer.keys = [public_jwk("RS256", "k1")]
+    with pytest.raises(TokenRejected, match=r"unknown_key \(kid\)"):
+        TokenVerifier([issuer.url], AUDIENCE).verify(make_token(claims(issuer.url), kid=None))
 
 
 def test_duplicate_key_verifies(issuer: Issuer) -> None:

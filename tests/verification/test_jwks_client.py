@@ -24,7 +24,7 @@ from otel_token_relay.verification.jwks_client import KeySource
 from otel_token_relay.verification.verifier import VerifierCore
 from tests.support.issuers import Issuer, issuing, wait_until
 from tests.support.processes import unused_port
-from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk
+from tests.support.tokens import AUDIENCE, claims, make_token, public_jwk, rsa_key
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -633,15 +633,32 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
         pytest.param("down", "connection refused", id="down"),
         pytest.param(
             "metadata",
-            "no usable jwks_uri in the issuer's metadata (OpenID: the document names another issuer (a trailing slash"
-            " more); RFC 8414: status 404)",
+            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document names"
+            " another issuer (a trailing slash more); {url}/.well-known/oauth-authorization-server: status 404)",
             id="another issuer",
         ),
         pytest.param(
             "start page",
-            "no usable jwks_uri in the issuer's metadata (OpenID: the response is not a JSON object; RFC 8414: status"
-            " 404)",
+            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the response is not"
+            " a JSON object; {url}/.well-known/oauth-authorization-server: status 404)",
             id="start page",
+        ),
+        pytest.param(
+            "plain http",
+            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document's"
+            " jwks_uri is not an https URL; {url}/.well-known/oauth-authorization-server: status 404)",
+            id="plain http",
+        ),
+        pytest.param(
+            "redirect",
+            "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: status 301; redirects"
+            " are not followed; {url}/.well-known/oauth-authorization-server: status 404)",
+            id="redirect",
+        ),
+        pytest.param(
+            "unusable keys",
+            "no key of the key set can be used: 2 not for signatures, 1 too short",
+            id="keys that cannot be used",
         ),
         pytest.param("keys", "the key set is empty", id="no keys"),
         pytest.param("no list", "the response is not a key set", id="not a key set"),
@@ -657,6 +674,15 @@ def test_the_log_names_the_issuer_and_the_cause(
         issuer.metadata["issuer"] += "/"
     elif fault == "start page":
         issuer.metadata = b"<html>secret</html>"  # type: ignore[assignment]
+    elif fault == "plain http":
+        issuer.metadata["jwks_uri"] = "http://keys.example"
+    elif fault == "redirect":
+        issuer.answer = lambda path, body, answer=issuer.answer: (  # type: ignore[method-assign]
+            (301, {}) if path.endswith("openid-configuration") else answer(path, body)
+        )
+    elif fault == "unusable keys":
+        encrypts = public_jwk("RS256", "e1", use="enc")
+        issuer.keys = [public_jwk("RS256", "k1", key=rsa_key(1024)), encrypts, encrypts | {"kid": "e2"}]
     elif fault == "keys":
         issuer.keys = []
     elif fault == "no list":
@@ -670,5 +696,53 @@ def test_the_log_names_the_issuer_and_the_cause(
         TokenVerifier([url], AUDIENCE).verify(make_token(claims(url)))
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"the keys of {url} could not be refreshed: {cause}"
+        f"the keys of {url} could not be refreshed: {cause.format(url=url)}"
     ]
+
+
+def test_unusable_keys_are_one_warning(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    """Good keys are used. The warning is repeated only if other keys cannot be used."""
+    weak = public_jwk("RS256", "k3", key=rsa_key(1024))
+    same = [public_jwk("RS256", "k4"), public_jwk("RS256", "k4", name="second")]
+    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k2", use="enc"), weak, *same, {"kty": "AKP"}]
+    issuer.headers["Cache-Control"] = "max-age=30"
+    clock = [0.0]
+    verifier = TokenVerifier([issuer.url], AUDIENCE, monotonic=lambda: clock[0])
+
+    for fetches in (1, 2):
+        assert verifier.verify(make_token(claims(issuer.url, jti=str(clock[0])))).subject == "alice"
+        clock[0] += 31
+        verifier._sources[issuer.url].current()
+        wait_until(lambda fetches=fetches: issuer.fetches > fetches)  # type: ignore[misc]
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"5 of the keys of {issuer.url} cannot be used: 1 not for signatures, 1 its type is not RSA, EC or OKP,"
+        " 1 too short, 2 another key has the same kid"
+    ]
+
+
+def test_keys_for_encryption_are_no_warning(issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    """Keycloak publishes one in each key set."""
+    issuer.keys = [public_jwk("RS256", "k1"), public_jwk("RS256", "k2", use="enc")]
+
+    assert TokenVerifier([issuer.url], AUDIENCE).verify(make_token(claims(issuer.url))).subject == "alice"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_key_set_without_a_usable_key_is_an_outage(issuer: Issuer) -> None:
+    """The caller's token may be valid. Keys that were published before remain in use."""
+    good, weak = public_jwk("RS256", "k1"), public_jwk("RS256", "k1", key=rsa_key(1024))
+    issuer.keys = [weak]
+    with pytest.raises(KeysUnavailable):
+        TokenVerifier([issuer.url], AUDIENCE).verify(make_token(claims(issuer.url)))
+
+    clock = [0.0]
+    verifier = TokenVerifier([issuer.url], AUDIENCE, monotonic=lambda: clock[0], cooldown=0.0)
+    issuer.keys = [good]
+    assert verifier.verify(make_token(claims(issuer.url))).subject == "alice"
+    issuer.keys = [weak]
+    clock[0] += 400
+    before = issuer.fetches
+    verifier._sources[issuer.url].current()
+    wait_until(lambda: issuer.fetches > before)
+    assert verifier.verify(make_token(claims(issuer.url, jti="2"))).subject == "alice"

@@ -14,7 +14,7 @@ from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.authenticator import BearerAuthenticator
 from otel_token_relay.verification.principal import AuthCredentials, Principal, challenges_of, principal_of
 from tests.support.issuers import Issuer
-from tests.support.tokens import claims, make_token
+from tests.support.tokens import AUDIENCE, claims, make_token
 
 
 class Foreign:
@@ -47,6 +47,31 @@ def test_a_principal_shows_what_was_verified(issuer: Issuer, verifier: TokenVeri
     assert principal.claims["jti"] == "j-1"
     with pytest.raises(TypeError):
         principal.claims["sub"] = "admin"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "identity"),
+    [
+        pytest.param({"sub": "alice"}, "alice", "alice", id="user"),
+        pytest.param({"sub": ...}, None, "client:web", id="machine"),
+        pytest.param({"sub": None, "client_id": ..., "azp": "web"}, None, "client:web", id="machine with null"),
+        pytest.param({"sub": "client:web"}, "client:web", "subject:client:web", id="a user with the machine's name"),
+        pytest.param({"sub": "subject:x"}, "subject:x", "subject:subject:x", id="a user with that prefix"),
+        pytest.param({"sub": ..., "preferred_username": "bob"}, None, "", id="user without a subject"),
+        pytest.param({"sub": ..., "sid": "session"}, None, "", id="session without a subject"),
+    ],
+)
+def test_no_token_has_the_identity_of_another_one(
+    issuer: Issuer, changes: dict[str, Any], subject: str | None, identity: str
+) -> None:
+    """A machine has an identity that no user has, and a user without a subject has none."""
+    verifier = TokenVerifier([issuer.url], AUDIENCE, profile="generic")
+    token = make_token(claims(issuer.url, **changes), typ="JWT")
+    principal = principal_of(request_with(token, BearerAuthenticator(verifier)))
+
+    assert principal.subject == subject
+    assert principal.identity == principal.display_name == identity
+    assert principal.client_id == "web"
 
 
 def test_a_principal_without_a_token_has_no_identity(verifier: TokenVerifier) -> None:

@@ -155,7 +155,11 @@ def test_refused_request_has_a_span_a_count_and_a_warning(
         assert server.send(target="/healthz").status == 200
 
     (span,) = telemetry.server_spans
-    told = {"token_relay.verification": "refused", "token_relay.reason": "expired"}
+    told = {
+        "token_relay.verification": "refused",
+        "token_relay.reason": "expired",
+        "token_relay.claim": "exp",
+    }
     assert span.parent is not None
     assert f"{span.parent.span_id:016x}" == "2222333344445555"
     assert span.status.status_code is StatusCode.UNSET
@@ -592,6 +596,7 @@ def test_refused_rsgi_request_is_recorded(issuer: Issuer, telemetry: Telemetry, 
         "http.status_code": 401,
         "token_relay.verification": "refused",
         "token_relay.reason": "expired",
+        "token_relay.claim": "exp",
     }
     assert telemetry.count(OLD) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from otel_token_relay.client_credentials import Secret
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
@@ -56,7 +58,21 @@ def test_variables_are_read() -> None:
         pytest.param("VERIFY", "true", "verify", "enforce", id="true enforces"),
         pytest.param("VERIFY", "Off", "verify", "enforce", id="case matters"),
         pytest.param("PROFILE", "lax", "profile", "rfc9068", id="unknown profile is the strict one"),
-        pytest.param("ISSUERS", "https://idp.example,http://evil.example", "issuers", (), id="one bad issuer, none"),
+        pytest.param("ISSUERS", "http://evil.example", "issuers", (), id="a bad issuer, none"),
+        pytest.param("LEEWAY", "-1", "leeway", 0.0, id="no leeway"),
+        pytest.param("JWKS_URI", "http://idp.example/jwks", "jwks_uri", "https://jwks-uri.invalid", id="no keys"),
+        pytest.param(
+            "INTROSPECTION_ENDPOINT",
+            "idp.example",
+            "introspection_endpoint",
+            "https://introspection-endpoint.invalid",
+            id="an endpoint that does not respond",
+        ),
+        pytest.param("AUDIENCE_CLAIM", "a\x01", "audience_claim", "(none)", id="a claim that no token has"),
+        pytest.param("REQUIRED_SCOPES", "a b", "required_scopes", ("(none)",), id="a scope that no token has"),
+        pytest.param("TENANTS", "contoso.com", "tenants", ("(none)",), id="no tenant"),
+        pytest.param("CLIENT_ID", "a\x01", "client_id", None, id="no client"),
+        pytest.param("CLIENT_AUTH", "basic", "client_auth", "client_secret_basic", id="unknown method"),
         pytest.param("ALGORITHMS", "RS256,HS256", "algorithms", (), id="one bad algorithm, none"),
         pytest.param("VERIFY_EXCLUDE", "/healthz,metrics", "verify_exclude", (), id="one bad path, none"),
         pytest.param("SPAN_CLAIMS", "sub", "span_claims", (), id="pair without a name, none"),
@@ -68,6 +84,77 @@ def test_unreadable_variable_takes_the_strict_side(variable: str, text: str, fie
 
     assert getattr(settings, field) == strict
     assert any(problem.startswith(PREFIX + variable) for problem in settings.problems)
+
+
+def test_a_bad_entry_is_named_and_the_others_remain() -> None:
+    """Its tokens are refused, and those of the other issuers are verified."""
+    settings = from_env(
+        **COMPLETE | {"ISSUERS": "https://a.example,http://b.example,https://c.example/?x,https://d.example"}
+    )
+
+    assert settings.issuers == ("https://a.example", "https://d.example")
+    assert [problem.split(": ")[:2] for problem in settings.problems] == [
+        [f"{PREFIX}ISSUERS", "https://c.example/?x"],
+        [f"{PREFIX}ISSUERS", "http://b.example"],
+    ]
+    assert settings.verification_problem is None
+
+
+@pytest.mark.parametrize("extra", [{"JWKS_URI": "https://k.example"}, {"INTROSPECTION_ENDPOINT": "https://i.example"}])
+def test_what_may_belong_to_a_bad_entry_is_not_given_to_another_issuer(extra: dict[str, str]) -> None:
+    """It is not clear to which issuer it belongs, so verification does not start."""
+    settings = from_env(**COMPLETE | {"ISSUERS": "https://a.example,https://b.example/?x"} | extra)
+
+    assert settings.verification_problem is not None
+    assert any("verification cannot start" in problem for problem in settings.problems)
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        pytest.param({"ISSUERS": "https://a.example,https://b.example"}, "requires exactly one issuer", id="issuers"),
+        pytest.param({"AUDIENCE_CLAIM": "client_id"}, "AUDIENCE_CLAIM requires", id="audience claim"),
+        pytest.param({"CLIENT_ID": "a"}, "CLIENT_SECRET cannot be used", id="half a credential"),
+        pytest.param({"CLIENT_SECRET": "secret-value"}, "CLIENT_SECRET cannot be used", id="the other half"),
+        pytest.param({"AUDIENCE": ""}, "AUDIENCE has no valid value", id="no audience"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_a_problem(variables: dict[str, str], problem: str) -> None:
+    """Requests get 503, and the secret is not shown."""
+    settings = from_env(
+        **COMPLETE | {"JWKS_URI": "https://k.example", "INTROSPECTION_ENDPOINT": "https://i.example"} | variables
+    )
+
+    assert any("verification cannot start" in found and problem in found for found in settings.problems)
+    assert "secret-value" not in repr(settings) + str(settings.problems)
+
+
+def test_an_introspection_endpoint_needs_no_issuer() -> None:
+    """Tokens are then verified by introspection alone, which needs an audience too."""
+    settings = from_env(VERIFY="enforce", AUDIENCE="orders", INTROSPECTION_ENDPOINT="https://idp.example/introspect")
+
+    assert settings.problems == ()
+    assert from_env(VERIFY="enforce", INTROSPECTION_ENDPOINT="https://idp.example/introspect").problems
+
+
+def test_a_secret_is_not_shown() -> None:
+    """Not in the representation, not as a dictionary, and not in a message."""
+    settings = from_env(CLIENT_ID="orders", CLIENT_SECRET=" s3cr3t-value ")
+
+    shown = f"{settings!r} {dataclasses.asdict(settings)} {settings.client_secret} {settings.client_credential!r}"
+    assert "s3cr3t-value" not in shown
+    assert isinstance(settings.client_secret, Secret)
+    assert settings.client_secret.reveal() == "s3cr3t-value"
+    assert settings == from_env(CLIENT_ID="orders", CLIENT_SECRET="s3cr3t-value")
+    assert settings != from_env(CLIENT_ID="orders", CLIENT_SECRET="another")
+
+
+def test_any_tenant_without_a_list_is_a_warning() -> None:
+    """Every organization in the world could call the service."""
+    variables = COMPLETE | {"ISSUERS": "https://login.microsoftonline.com/{tid}/v2.0"}
+
+    assert any("TENANTS" in warning for warning in from_env(**variables).warnings)
+    assert not from_env(**variables, TENANTS="72f988bf-86f1-41af-91ab-2d7cd011db47").warnings
 
 
 def test_one_audience_may_be_a_text() -> None:
@@ -87,6 +174,18 @@ def test_one_audience_may_be_a_text() -> None:
         ("algorithms", ("none",)),
         ("verify_exclude", ("healthz",)),
         ("span_claims", ("sub:",)),
+        ("issuers", ("acme.com",)),
+        ("issuers", ("https://login.microsoftonline.com/common/v2.0",)),
+        ("issuers", ({"issuer": "https://idp.example", "jwks_url": "https://a.example"},)),
+        ("jwks_uri", "http://idp.example"),
+        ("leeway", -1),
+        ("tenants", ("CONTOSO",)),
+        ("required_scopes", "read"),
+        ("scope_claims", ("",)),
+        ("audience_claim", ""),
+        ("client_secret", ""),
+        ("client_secret", 1),
+        ("client_auth", "none"),
     ],
 )
 def test_bad_value_in_code_is_an_error(name: str, value: Any) -> None:

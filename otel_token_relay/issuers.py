@@ -1,0 +1,272 @@
+"""The trusted issuers, as operators write them, and the rules for their names.
+
+Most issuers are https URLs, whose metadata names their keys. Three kinds differ:
+
+* A name is any other text, such as ``accounts.google.com`` or AD FS's ``http://adfs.example/adfs/services/trust``.
+  It is compared with ``iss`` and never fetched, so it needs the URL of its keys.
+* ``https://login.microsoftonline.com/{tid}/v2.0`` means any tenant of Microsoft Entra.
+* An issuer with keys, an audience or an introspection endpoint of its own is a `TrustedIssuer`.
+
+This module has no dependencies that require an extra.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from otel_token_relay.client_credentials import ClientCredential, make_credential
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.origin import is_trustworthy
+from otel_token_relay.printable import escape, shorten
+from otel_token_relay.spelling import nearest
+
+TENANT: Final = "{tid}"
+
+# The issuers of Microsoft Entra's access tokens, versions 1 and 2, in each of its clouds.
+_MICROSOFT_HOSTS: Final = frozenset(
+    {
+        "login.microsoftonline.com",
+        "login.microsoftonline.us",
+        "login.partner.microsoftonline.cn",
+        "sts.windows.net",
+        "sts.microsoftonline.us",
+        "sts.chinacloudapi.cn",
+    }
+)
+_ENDPOINTS_OF_MANY: Final = ("common", "organizations", "consumers")
+# The tenant of all personal accounts (Microsoft: Access token claims reference, `tid`).
+PERSONAL_TENANT: Final = "9188040d-6c67-4c5b-b112-36a304b66dad"
+
+is_tenant: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII).fullmatch
+_is_name: Final = re.compile(r"[!-~]{1,500}", re.ASCII).fullmatch
+
+_KEYS: Final = ("issuer", "jwks_uri", "audience", "introspection_endpoint", "client")
+_CLIENT_KEYS: Final[Mapping[str, str]] = {
+    "id": "client_id",
+    "secret": "secret",
+    "secret_file": "secret_file",
+    "auth": "method",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedIssuer:
+    """A trusted issuer, with what belongs to it alone.
+
+    Attributes:
+        issuer: The issuer, exactly as in ``iss``.
+        jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
+        audience: The names of this service in this issuer's tokens; empty for those of the verifier.
+        introspection_endpoint: The URL at which this issuer's tokens are looked up (RFC 7662); ``None`` for none.
+        client: This service's credential at that endpoint; ``None`` for none.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+
+    issuer: str
+    jwks_uri: str | None = None
+    audience: tuple[str, ...] = ()
+    introspection_endpoint: str | None = None
+    client: ClientCredential | None = None
+
+    def __post_init__(self) -> None:
+        problem = problem_with_issuer(self.issuer)
+        if problem is not None:
+            raise ConfigurationError("issuers", problem)
+        for name in ("jwks_uri", "introspection_endpoint"):
+            check_endpoint(name, getattr(self, name))
+        audience: object = self.audience
+        names = (audience,) if isinstance(audience, str) else tuple(self.audience)
+        if not all(isinstance(name, str) and name for name in names):
+            raise ConfigurationError("audience", "expected names of this service, none of them empty")
+        object.__setattr__(self, "audience", names)
+
+    @property
+    def is_url(self) -> bool:
+        """Whether the issuer's metadata can be fetched."""
+        return is_issuer(self.issuer) or self.is_any_tenant
+
+    @property
+    def is_any_tenant(self) -> bool:
+        """Whether the issuer means any tenant of Microsoft Entra."""
+        return TENANT in self.issuer
+
+    def __str__(self) -> str:
+        return self.issuer
+
+
+def check_endpoint(setting: str, url: object) -> None:
+    """Raise unless *url* is ``None`` or may be fetched.
+
+    Raises:
+        ConfigurationError: The URL is neither https nor on loopback.
+    """
+    if url is not None and (not isinstance(url, str) or not is_trustworthy(url)):
+        raise ConfigurationError(setting, "expected an https URL, or an http URL on loopback")
+
+
+def is_issuer(url: str) -> bool:
+    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
+    return is_trustworthy(url) and "?" not in url and "{" not in url
+
+
+def problem_with_issuer(issuer: object) -> str | None:
+    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether a name has its keys is checked later."""
+    if not isinstance(issuer, str) or not _is_name(issuer):
+        return "expected an https URL or another name without white space, exactly as in the claim iss"
+    if "{" in issuer or "}" in issuer:
+        return _problem_with_template(issuer)
+    if issuer.lower().startswith("https:") and not is_issuer(issuer):
+        return "expected an https URL without a query or fragment"
+    parts = urlsplit(issuer)
+    first = parts.path.strip("/").partition("/")[0]
+    if parts.hostname in _MICROSOFT_HOSTS and first in _ENDPOINTS_OF_MANY:
+        return f"no token has this issuer: write {TENANT} instead of {first} to accept any tenant, or the tenant's ID"
+    return None
+
+
+def _problem_with_template(issuer: str) -> str | None:
+    parts = urlsplit(issuer.replace(TENANT, PERSONAL_TENANT))
+    if issuer.count(TENANT) != 1 or TENANT not in urlsplit(issuer).path.split("/") or "{" in issuer.replace(TENANT, ""):
+        return f"{TENANT} must be one whole segment of the path"
+    if parts.hostname not in _MICROSOFT_HOSTS or not is_issuer(parts.geturl()) or parts.port not in (None, 443):
+        return f"{TENANT} is allowed only on a host of Microsoft Entra, with https"
+    return None
+
+
+def fill_tenant(template: str, tenant: object, tenants: Sequence[str] = ()) -> str | None:
+    """Return the issuer of one tenant; ``None`` if that tenant is not accepted.
+
+    Args:
+        template: An issuer that contains ``{tid}``.
+        tenant: The token's claim ``tid``.
+        tenants: The accepted tenants; empty for all except that of personal accounts.
+    """
+    if not isinstance(tenant, str) or not is_tenant(tenant):
+        return None
+    if tenant not in tenants if tenants else tenant == PERSONAL_TENANT:
+        return None
+    return template.replace(TENANT, tenant)
+
+
+def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) -> tuple[str | TrustedIssuer, ...]:
+    """Return the entries that can be used. An entry without settings of its own remains text.
+
+    Args:
+        entries: Text, mappings from a configuration file, and instances of `TrustedIssuer`.
+        report: Called with the setting's name and a problem, which names the entry.
+    """
+    if isinstance(entries, str):
+        report("issuers", "expected a sequence of issuers, not a single string")
+        return ()
+    found: dict[str, str | TrustedIssuer] = {}
+    for position, entry in enumerate(entries):
+        try:
+            read = _read_issuer(entry)
+        except ConfigurationError as error:
+            detail = error.problem if error.setting == "issuers" else f"{error.setting}: {error.problem}"
+            report("issuers", f"{_describe(entry, position)}: {detail}")
+            continue
+        if str(read) in found:
+            if read == found[str(read)]:
+                continue
+            report("issuers", f"{_describe(entry, position)}: duplicate issuer with other settings")
+            continue
+        found[str(read)] = read
+    return tuple(found.values())
+
+
+def _read_issuer(entry: object) -> str | TrustedIssuer:
+    if isinstance(entry, TrustedIssuer):
+        return entry
+    if not isinstance(entry, Mapping):
+        problem = problem_with_issuer(entry)
+        if problem is not None:
+            raise ConfigurationError("issuers", problem)
+        return str(entry)
+    values = _check_keys(entry, _KEYS)
+    client = values.pop("client", None)
+    if client is not None:
+        if not isinstance(client, Mapping):
+            raise ConfigurationError("client", "expected a mapping")
+        given = {_CLIENT_KEYS[key]: value for key, value in _check_keys(client, tuple(_CLIENT_KEYS)).items()}
+        values["client"] = make_credential(given.pop("client_id", ""), given.pop("secret", None), **given)
+    audience = values.pop("audience", ())
+    if isinstance(audience, str):
+        audience = [name.strip() for name in audience.split(",")]
+    if not isinstance(audience, list | tuple):
+        raise ConfigurationError("audience", "expected text or a list")
+    values["audience"] = tuple(audience)
+    values.setdefault("issuer", "")
+    return TrustedIssuer(**values)
+
+
+def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:
+    """Return the keys that have a value."""
+    for key in entry:
+        if key not in known:
+            meant = nearest(str(key), known)
+            hint = "" if meant is None else f"; did you mean {meant}?"
+            raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint}")
+    for key, value in entry.items():
+        if key not in ("client", "audience") and value is not None and not isinstance(value, str):
+            raise ConfigurationError(key, "expected text")
+    return {key: value for key, value in entry.items() if value is not None and value != ""}
+
+
+def _describe(entry: object, position: int) -> str:
+    name = entry.get("issuer") if isinstance(entry, Mapping) else entry
+    text = escape(str(name)) if isinstance(name, str | TrustedIssuer) and str(name) else f"item {position}"
+    # A URL may contain a password.
+    return shorten(re.sub(r"//[^/]*@", "//***@", text), 200)
+
+
+def needs_jwks_uri(issuer: str | TrustedIssuer, jwks_uri: str | None) -> bool:
+    """Return whether the issuer is a name without the URL of its keys."""
+    trusted = TrustedIssuer(issuer=issuer) if isinstance(issuer, str) else issuer
+    return not trusted.is_url and trusted.jwks_uri is None and jwks_uri is None
+
+
+NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with another name needs jwks_uri, the URL of its keys"
+
+
+def combine(
+    issuers: Sequence[str | TrustedIssuer],
+    *,
+    jwks_uri: str | None = None,
+    introspection_endpoint: str | None = None,
+    client: ClientCredential | None = None,
+) -> tuple[TrustedIssuer, ...]:
+    """Return the issuers, the only one of which gets the values that are not its own.
+
+    Raises:
+        ConfigurationError: There are several issuers, so it is not clear to which one a value belongs; or a name has
+            no keys.
+    """
+    problems: list[ConfigurationError] = []
+    read = read_issuers(issuers, lambda setting, problem: problems.append(ConfigurationError(setting, problem)))
+    if problems:
+        raise problems[0]
+    for setting, value in (("jwks_uri", jwks_uri), ("introspection_endpoint", introspection_endpoint)):
+        check_endpoint(setting, value)
+        if value is not None and (len(read) > 1 or (setting == "jwks_uri" and not read)):
+            raise ConfigurationError(
+                setting, f"{setting} requires exactly one issuer; with several, each entry of issuers has its own"
+            )
+    found = [TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry for entry in read]
+    if len(found) == 1:
+        only = found[0]
+        if only.introspection_endpoint is None and introspection_endpoint is not None:
+            only = replace(only, introspection_endpoint=introspection_endpoint)
+        if only.introspection_endpoint is not None and only.client is None:
+            only = replace(only, client=client)
+        found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri)]
+    for issuer in found:
+        if needs_jwks_uri(issuer, None):
+            raise ConfigurationError("issuers", f"{_describe(issuer, 0)}: {NEEDS_JWKS_URI}")
+    return tuple(found)

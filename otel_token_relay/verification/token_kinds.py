@@ -1,0 +1,201 @@
+"""Which members of a token, or of an introspection response, indicate what kind of token it is. Pure.
+
+An issuer signs ID tokens, refresh tokens and other JWTs with the keys of its access tokens, and only RFC 9068 requires
+a type that distinguishes them. `MARKERS` is the one table of members that do so at common providers. To support
+another provider, add a row.
+
+The names come from the providers' public documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+TokenKind = Literal["access", "ID", "refresh", "other"]
+
+
+class Marker(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        provider: The provider, or the specification.
+        members: The members that must all be present. The first one is the marker's name in messages.
+        kind: The kind of token that has them; ``None`` if the value of the first one names the kind.
+        source: Where this is documented.
+        has_value: Returns whether the first member's value is that of this marker; ``None`` for any value.
+        is_statement: Whether the marker says in so many words that this is an access token. Such a marker outweighs
+            ``nonce``, which some providers copy into access tokens.
+        is_closed: If the value names the kind: whether a value that is not known indicates another kind of token.
+            Otherwise, applications may use the member for something else, and the value indicates nothing.
+        accepted: The values of access tokens, as the provider writes them, for messages. A closed row also accepts
+            those that name no kind.
+    """
+
+    provider: str
+    members: tuple[str, ...]
+    kind: TokenKind | None
+    source: str
+    has_value: Callable[[object], bool] | None = None
+    is_statement: bool = False
+    is_closed: bool = False
+    accepted: tuple[str, ...] = ()
+
+    def kind_of(self, claims: Mapping[str, Any]) -> TokenKind | None:
+        """Return the kind of token that *claims* belong to according to this marker; ``None`` if it does not say."""
+        if not all(claims.get(name) is not None for name in self.members):
+            return None
+        value = claims[self.members[0]]
+        if self.kind is not None:
+            return self.kind if self.has_value is None or self.has_value(value) else None
+        word = _normalize(value) if isinstance(value, str) else ""
+        if word in _WORDS:
+            return _WORDS[word]
+        return "other" if self.is_closed and word not in map(_normalize, self.accepted) else None
+
+
+def _normalize(word: str) -> str:
+    return word.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+_WORDS: Final[Mapping[str, TokenKind]] = {
+    **dict.fromkeys(("access", "accesstoken", "bearer", "at", "at+jwt"), "access"),
+    **dict.fromkeys(("id", "idtoken", "idt", "identity", "identitytoken"), "ID"),
+    **dict.fromkeys(("refresh", "refreshtoken", "rt", "offline", "offlinetoken"), "refresh"),
+}
+"""The kinds, by the words that providers use for them, in lower case and without punctuation."""
+
+
+def _is_scope(value: object) -> bool:
+    return isinstance(value, (str, list))
+
+
+def _is_version_2(value: object) -> bool:
+    return value == "2.0"
+
+
+def _is_spiffe_id(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("spiffe://")
+
+
+def _is_app(value: object) -> bool:
+    return value == "app"
+
+
+def _names(provider: str, member: str, source: str, *accepted: str, is_closed: bool = True) -> Marker:
+    """Return the row of a member whose value names the kind of token."""
+    return Marker(provider, (member,), None, source, None, True, is_closed, accepted)
+
+
+def _access(
+    provider: str,
+    *members: str,
+    source: str,
+    has_value: Callable[[object], bool] | None = None,
+    is_statement: bool = False,
+) -> Marker:
+    return Marker(provider, members, "access", source, has_value, is_statement)
+
+
+MARKERS: Final[tuple[Marker, ...]] = (
+    # Members whose value names the kind.
+    _names("Keycloak", "typ", "Keycloak: TokenUtil (Bearer, ID, Refresh, Offline, Logout)", "Bearer", "JWT", "at+jwt"),
+    _names("Amazon Cognito", "token_use", "Cognito: Verifying JSON web tokens; Hydra: introspection", "access"),
+    _names("RFC 7662", "token_type", "RFC 7662, section 2.2; djangorestframework-simplejwt", "Bearer", "access", "JWT"),
+    _names("Casdoor", "tokenType", "Casdoor: object.Claims.TokenType; PingAM: client-side tokens", "access-token"),
+    _names("PingAM", "tokenName", "PingAM: client-side tokens", "access_token"),
+    _names("OpenIddict", "token_usage", "OpenIddict: Claims.TokenUsage", "access_token"),
+    _names("flask-jwt-extended", "type", "flask-jwt-extended: claim type", "access", is_closed=False),
+    _names("FusionAuth", "tty", "FusionAuth: OAuth tokens, access token claims", "at", is_closed=False),
+    # Members that only tokens of another kind have.
+    Marker("OpenID Connect", ("at_hash",), "ID", "OpenID Connect Core, section 3.1.3.6"),
+    Marker("OpenID Connect", ("c_hash",), "ID", "OpenID Connect Core, section 3.3.2.11"),
+    Marker("Financial-grade API", ("s_hash",), "ID", "FAPI 1.0 part 2, section 5.1"),
+    Marker("OpenID Connect", ("nonce",), "ID", "OpenID Connect Core, section 2"),
+    Marker("OpenID Connect", ("sub_jwk",), "ID", "OpenID Connect Core, section 7.4"),
+    Marker("OpenID Connect; RFC 8417", ("events",), "other", "Back-Channel Logout, section 2.4; RFC 8417, section 2.2"),
+    # Members that only access tokens have.
+    _access("RFC 9068; RFC 8693", "scope", source="RFC 8693, section 4.2", has_value=_is_scope),
+    _access(
+        "Microsoft Entra; Azure AD B2C; Okta; Hydra",
+        "scp",
+        source="Microsoft: Access token claims reference; Okta: Tokens and claims; Hydra: strategies.jwt.scope_claim",
+        has_value=_is_scope,
+        is_statement=True,
+    ),
+    _access("RFC 9068", "client_id", "jti", source="RFC 9068, section 2.2"),
+    _access("Microsoft Entra v2", "azpacr", source="Microsoft: Access token claims reference"),
+    _access("Microsoft Entra v2", "ver", "azp", "tid", source="Microsoft: ID token claims", has_value=_is_version_2),
+    _access("Microsoft Entra v1", "appidacr", source="Microsoft: Access token claims reference"),
+    _access("Microsoft Entra v1; AD FS", "appid", source="Microsoft: Access token claims; AD FS: Custom ID tokens"),
+    _access("Microsoft Entra", "idtyp", source="Microsoft: Optional claims reference"),
+    _access("Okta", "cid", source="Okta: Access token claims"),
+    _access("Auth0", "gty", source="Auth0: Access token profiles"),
+    _access("Auth0", "permissions", source="Auth0: Enable role-based access control for APIs"),
+    _access("FusionAuth", "authenticationType", "applicationId", source="FusionAuth: OAuth tokens"),
+    _access("Supabase", "session_id", "role", "aal", source="Supabase: JWT claims reference"),
+    _access("Clerk", "sid", "fva", source="Clerk: Session tokens"),
+    _access("Clerk", "sid", "sts", source="Clerk: Session tokens"),
+    _access("Cloudflare Access", "type", source="Cloudflare One: Application token", has_value=_is_app),
+    _access("Kubernetes", "kubernetes.io", source="Kubernetes: Managing service accounts, schema for bound tokens"),
+    _access("GitHub Actions", "repository", "repository_owner", source="GitHub: OpenID Connect reference"),
+    _access("GitLab CI", "project_path", "namespace_path", source="GitLab: OpenID Connect in CI/CD, token payload"),
+    _access("SPIFFE", "sub", source="SPIFFE: JWT-SVID, section 3.1", has_value=_is_spiffe_id),
+)
+
+
+class Kinds(NamedTuple):
+    """What the members indicate.
+
+    Attributes:
+        access: The first marker of an access token, if there is one.
+        foreign: The first marker of another kind of token, if there is one that nothing outweighs.
+        foreign_kind: Which kind that is.
+    """
+
+    access: Marker | None
+    foreign: Marker | None
+    foreign_kind: TokenKind | None
+
+
+def _by_first_member() -> dict[str, tuple[Marker, ...]]:
+    found: dict[str, tuple[Marker, ...]] = {}
+    for marker in MARKERS:
+        found[marker.members[0]] = (*found.get(marker.members[0], ()), marker)
+    return found
+
+
+_MARKERS_OF: Final = _by_first_member()
+
+
+def read_kinds(claims: Mapping[str, Any]) -> Kinds:
+    """Return what the members of a token or of an introspection response indicate."""
+    access = statement = foreign = foreign_kind = nonce = None
+    for name in claims.keys() & _MARKERS_OF.keys():
+        for marker in _MARKERS_OF[name]:
+            kind = marker.kind_of(claims)
+            if kind is None:
+                continue
+            if kind == "access":
+                access = access or marker
+                statement = statement or (marker if marker.is_statement else None)
+            elif name == "nonce":
+                nonce = marker
+            else:
+                foreign, foreign_kind = marker, kind
+    if foreign is None and nonce is not None and statement is None:
+        foreign, foreign_kind = nonce, "ID"
+    return Kinds(statement or access, foreign, foreign_kind)
+
+
+# Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); Keycloak,
+# Microsoft Entra and Cognito: their references of claims.
+_OF_USERS: Final = (
+    *("preferred_username", "username", "cognito:username", "upn", "unique_name", "email", "name", "given_name"),
+    *("family_name", "nickname", "phone_number", "auth_time", "amr", "nonce", "sid", "session_state", "session_id"),
+)
+
+
+def names_user(claims: Mapping[str, Any]) -> bool:
+    """Return whether a token without ``sub`` may represent a user rather than a client."""
+    return any(claims.get(name) is not None for name in _OF_USERS)
