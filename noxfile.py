@@ -31,6 +31,7 @@ OLDEST_TESTS = [line for line in (ROOT / "requirements" / "oldest-tests.txt").re
 # Tests whose results depend on the programs that they start, not on the version of Python or of a library.
 # `make test` runs them; with FULL_MATRIX=1, every session runs them.
 PROGRAMS = (
+    "tests/attacks/test_configuration_file.py",
     "tests/attacks/test_h01_moved_paths.py",
     "tests/attacks/test_h02_enforcement.py",
     "tests/demo",
@@ -42,7 +43,21 @@ PROGRAMS = (
     "tests/test_benchmarks.py",
     "tests/test_soak.py",
     "tests/test_soak_threads.py",
+    "tests/test_startup.py",
+    "tests/test_wrong_setups.py",
     "tests/verification/test_examples.py",
+)
+
+# Tests of code that uses no library. They run on the oldest and on the newest Python.
+PURE = (
+    "tests/commands",
+    "tests/redaction/test_credential_patterns.py",
+    "tests/redaction/test_scrubber.py",
+    "tests/redaction/test_secret_names.py",
+    "tests/redaction/test_token_search.py",
+    "tests/redaction/test_unknown_tokens.py",
+    "tests/test_entry_mistakes.py",
+    "tests/verification/test_explanations.py",
 )
 
 nox.options.default_venv_backend = "uv"
@@ -60,8 +75,8 @@ os.environ["PATH"] = os.pathsep.join(
 )
 
 
-def _without_programs(*kept: str) -> list[str]:
-    return [] if os.environ.get("FULL_MATRIX") else [f"--ignore={path}" for path in PROGRAMS if path not in kept]
+def _without(*paths: str) -> list[str]:
+    return [] if os.environ.get("FULL_MATRIX") else [f"--ignore={path}" for path in paths]
 
 
 def _wheel(session: nox.Session) -> Path:
@@ -84,7 +99,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests against the wheel, with pinned dependency versions."""
     session.install("--compile-bytecode", "--require-hashes", "-r", str(PINS / "development.txt"))
     session.install("--no-deps", str(_wheel(session)))
-    _test(session, *_without_programs())
+    _test(session, *_without(*PROGRAMS, *PURE))
 
 
 @nox.session(python=LOWEST)
@@ -99,7 +114,7 @@ def lowest(session: nox.Session) -> None:
         f"otel-token-relay[{EXTRAS}] @ {_wheel(session).as_uri()}",
     )
     # Other releases of a server may call the application elsewhere.
-    _test(session, *_without_programs("tests/servers/test_web_servers.py"))
+    _test(session, *_without(*(path for path in PROGRAMS if path != "tests/servers/test_web_servers.py")))
 
 
 @nox.session(python=LOWEST)

@@ -12,12 +12,21 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
-from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token, with_token
+from otel_token_relay.context import (
+    REFUSED_KEY,
+    TOKEN_KEY,
+    UNUSED_KEY,
+    bound_token,
+    unused_watchers,
+    with_token,
+    with_unused,
+)
 from otel_token_relay.credentials import Credentials, Source, locate, read
 from otel_token_relay.otel import get_current
 from otel_token_relay.reasons import Reason
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease
+from otel_token_relay.unused_credentials import UnusedCredentials, find_unused, may_have_unused
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -64,6 +73,8 @@ class Boundary:
 
     Args:
         source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
+        values_of: Returns every field line of the header with a given lowercase name. It is called only if the
+            request may contain credentials that are not used.
         settings: Determine how the header is read and how long the lease lingers.
 
     Attributes:
@@ -79,6 +90,7 @@ class Boundary:
         "_lease",
         "_settings",
         "_source",
+        "_unused",
         "admitted_by",
         "credentials",
         "token",
@@ -88,15 +100,18 @@ class Boundary:
     token: BearerToken | None
     admitted_by: tuple[tuple[Authenticator, str, str | None], ...]
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, source: Source, values_of: ValuesOf, settings: Settings) -> None:
         self._source = source
         self._settings = settings
         self._is_responding = True
+        self._unused: UnusedCredentials | None = None
         self.admitted_by = ()
         if source is None:
             self._lease: RequestLease | None = None
             self.credentials, self.token = Reason.ABSENT, None
             self._is_refused = False
+            if may_have_unused(settings, is_present=False, token=None):
+                self._find_unused(values_of)
             return
         self._lease = RequestLease()
         self.credentials = credentials = read(source, settings, lease=self._lease)
@@ -105,11 +120,22 @@ class Boundary:
         self._is_refused = self.token is None and credentials is not Reason.ABSENT
         if self._is_refused:
             _logger.debug("no token taken from the request: %s", credentials)
+        if may_have_unused(settings, is_present=True, token=self.token):
+            self._find_unused(values_of)
+
+    def _find_unused(self, values_of: ValuesOf) -> None:
+        if not unused_watchers:  # redaction is off
+            return
+        words = find_unused(values_of, self._settings, self.token)
+        if words:
+            if self._lease is None:
+                self._lease = RequestLease()
+            self._unused = UnusedCredentials(words, self._lease)
 
     @classmethod
     def of(cls, values_of: ValuesOf, settings: Settings) -> Boundary:
         """Return the boundary of a request whose header lines *values_of* returns."""
-        return cls(locate(values_of, settings), settings)
+        return cls(locate(values_of, settings), values_of, settings)
 
     def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
         """Return the error response; ``None`` if *authenticator* accepts or has already accepted this request and path.
@@ -170,6 +196,8 @@ class Boundary:
         context = with_token(self.token)
         if self._is_refused or REFUSED_KEY in context:
             context = otel_context.set_value(REFUSED_KEY, self._lease if self._is_refused else None, context)
+        if self._unused is not None or UNUSED_KEY in context:
+            context = with_unused(self._unused, context)
         return context
 
     def encloses(self, request: Any) -> bool:

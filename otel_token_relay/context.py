@@ -16,12 +16,15 @@ from opentelemetry.context import Context
 from otel_token_relay.origin import Origin
 from otel_token_relay.otel import get_current
 from otel_token_relay.token import BearerToken, Lease
+from otel_token_relay.unused_credentials import UnusedCredentials
 
 _logger = logging.getLogger("otel_token_relay")
 
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 # The lease of a request whose credentials were rejected.
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
+# The `UnusedCredentials` of a request, for redaction.
+UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 before_first_token: Callable[[], None] | None = None
@@ -32,6 +35,8 @@ before_first_token: Callable[[], None] | None = None
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
 # Each watcher is called with a token in the current context that a verifier has accepted since it was bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
+# Each watcher is called with the unused credentials of a request, and with the context that contains them.
+unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 
 has_bound: bool = False
@@ -53,6 +58,18 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 def bind(token: BearerToken | None, context: Context) -> Context:
     """Return a copy of *context* with *token*, without announcing the token."""
     return Context(context | {TOKEN_KEY: token})
+
+
+def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
+    """Return a copy of *context* with the unused credentials of a request, which are announced to redaction."""
+    context = Context(context | {UNUSED_KEY: unused})
+    if unused is not None:
+        for watch in unused_watchers:
+            try:
+                watch(unused, context)
+            except Exception:  # the request continues
+                _logger.debug("unused credentials could not be announced", exc_info=True)
+    return context
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:

@@ -27,7 +27,16 @@ from opentelemetry.propagators.textmap import (
 
 from otel_token_relay import runtime
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary, RequestLease
-from otel_token_relay.context import DESTINATION_KEY, bind, bound_token, is_refused, with_token
+from otel_token_relay.context import (
+    DESTINATION_KEY,
+    UNUSED_KEY,
+    bind,
+    bound_token,
+    is_refused,
+    unused_watchers,
+    with_token,
+    with_unused,
+)
 from otel_token_relay.credentials import Credentials, find, read
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.otel import get_current
@@ -35,6 +44,7 @@ from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken
+from otel_token_relay.unused_credentials import UnusedCredentials, find_unused, may_have_unused
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -91,23 +101,32 @@ class TokenRelayPropagator(TextMapPropagator):
         """
         if context is None:
             context = Context()
+        current = get_current()
+        if UNUSED_KEY in current:  # these credentials are masked throughout the request
+            context = Context(context | {UNUSED_KEY: current[UNUSED_KEY]})
         boundary: object = carrier.get(BOUNDARY_KEY) if isinstance(carrier, dict) else None
         if isinstance(boundary, Boundary) and boundary.encloses(carrier):
             # Not announced again: redaction knows the token, and learns its trace when the span starts.
             return bind(boundary.token, context)
-        current = get_current()
         if is_refused(current):
             return bind(None, context)
+        words: tuple[str, ...] = ()
         try:
-            settings = self.relay.settings
-            credentials = read(find(partial(_read, getter, carrier), settings), settings)
+            settings, values_of = self.relay.settings, partial(_read, getter, carrier)
+            source = find(values_of, settings)
+            credentials = read(source, settings)
+            token = credentials if isinstance(credentials, BearerToken) else None
+            if may_have_unused(settings, is_present=source is not None, token=token) and unused_watchers:
+                words = find_unused(values_of, settings, token)
         except Exception:  # extract must not raise, and a carrier can be any object
             _logger.debug("cannot read the carrier", exc_info=True)
-            credentials = Reason.MALFORMED
+            credentials, token = Reason.MALFORMED, None
         bound = bound_token(current)
         if bound is not None and bound.is_usable and _keeps(bound, credentials):
             return bind(bound, context)
-        return with_token(credentials if isinstance(credentials, BearerToken) else None, context)
+        if words and UNUSED_KEY not in context:
+            context = with_unused(UnusedCredentials(words, None), context)
+        return with_token(token, context)
 
     def inject(
         self,

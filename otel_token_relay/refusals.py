@@ -30,7 +30,7 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_token_relay.authentication import ErrorResponse
-from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, bound_token
+from otel_token_relay.context import REFUSED_KEY, TOKEN_KEY, UNUSED_KEY, bound_token
 from otel_token_relay.otel import SPAN_KEY, is_server_suppressed
 from otel_token_relay.rate_limits import RateLimit
 from otel_token_relay.verifications import OUTCOME_ATTRIBUTE, REASON_ATTRIBUTE
@@ -165,7 +165,7 @@ class RefusalRecorder:
             request = describe()
             described = _describe(request, error_response)
             # Keep nothing else from the context: its span and baggage may belong to another request.
-            context = Context({key: context[key] for key in (TOKEN_KEY, REFUSED_KEY) if key in context})
+            context = Context({key: context[key] for key in (TOKEN_KEY, REFUSED_KEY, UNUSED_KEY) if key in context})
             if self._spans.admit(str(attributes[REASON_ATTRIBUTE])) is not None:
                 with _harmless("a refused request has no span"):
                     attributes |= described.attributes

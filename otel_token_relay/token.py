@@ -226,6 +226,9 @@ class BearerToken:
         # In a queue or on disk, a pickled token would outlive its lease and its process.
         raise TypeError("a BearerToken cannot be pickled or sent to another process")
 
+    def __getstate__(self) -> None:
+        """Return nothing. Python's own method would return the value to code that dumps objects."""
+
     __reduce__ = __reduce_ex__  # type: ignore[assignment]  # neither method pickles
 
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from otel_token_relay import refusals
+from otel_token_relay import install, refusals
 from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.context import bind
@@ -457,3 +457,16 @@ def test_credentials_remain_refused_while_the_parent_is_read(telemetry: Telemetr
     refuse(context=boundary.context())
 
     assert REFUSED_KEY in seen[0]
+
+
+def test_the_span_of_a_refused_request_does_not_show_its_credentials(telemetry: Telemetry) -> None:
+    """No boundary uses them, so they are not bound."""
+    secret = "one-two-three"  # words, which are masked only in records of their own request
+    install(Settings())
+    boundary = Boundary.of(lambda name: [f"Bearer {secret},Bearer {secret}"], Settings())
+    refuse(lambda: HttpRequest("GET", f"/{secret}", "http", lambda name: ()), context=boundary.context())
+
+    (span,) = telemetry.server_spans
+    assert span.attributes is not None
+    assert secret not in span.to_json()
+    assert "/[REDACTED]" in span.attributes.values()

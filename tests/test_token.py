@@ -40,6 +40,13 @@ def test_a_token_has_no_dict():
         vars(BearerToken("abcdefghijkl"))
 
 
+def test_the_state_of_a_token_shows_nothing():
+    """Code that dumps objects reads it."""
+    token = BearerToken("abcdefghijkl", lease=Lease())
+
+    assert "abcdefghijkl" not in repr(token.__getstate__())
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_token_cannot_be_pickled(protocol):
     """A queue or a disk would keep it after its lease has ended."""

@@ -42,22 +42,19 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             value = None if self.method == "CONNECT" else relay.decide((self, conn), target_of, _has_header)
             if value is None:
                 return await original(self, conn)
-            own = self.headers
-            headers = own.copy()
             kind: Any = type(self)
             twin = object.__new__(twin_class(kind))
             twin.__dict__ = self.__dict__
-            twin.headers = headers
-            twin._token_relay_covers = covered = headers.getall(name, []) if replaces else []
-            headers[name] = value
-            del value  # error trackers send the local variables of every frame an exception passes through
+            # Error trackers send the local variables of every frame that an exception passes through, or that is being
+            # executed. Neither the value nor the headers may be among them; an aiohttp request shows no headers.
+            twin.headers = self.headers.copy()
+            twin._token_relay_covers = twin.headers.getall(name, []) if replaces else []
+            twin.headers[name] = value
+            del value
             try:
                 return await original(twin, conn)
             finally:
-                _restore(headers, name, covered)
-                if len(headers) != len(own):  # `send` adds headers, which the application can see on the request
-                    for key, default in headers.items():
-                        own.setdefault(key, default)
+                _settle(self.headers, twin, name)
 
         return send
 
@@ -74,6 +71,15 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     patches.wrap(module.ClientRequest, "send", build_send)
     patches.wrap(module.ClientRequest, "_on_headers_request_sent", build_trace)
+
+
+def _settle(own: Any, twin: Any, name: str) -> None:
+    """Remove the added header from the twin, and show the application the headers that ``send`` has added."""
+    headers = twin.headers
+    _restore(headers, name, twin._token_relay_covers)
+    if len(headers) != len(own):
+        for key, default in headers.items():
+            own.setdefault(key, default)
 
 
 def _restore(headers: Any, name: str, values: list[str]) -> None:

@@ -120,10 +120,10 @@ def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
     return any(key.lower() == name for key, _ in call[1].metadata or ())
 
 
-def _decide(relay: Relay, channel: _Channel, details: Any) -> list[tuple[str, Any]] | None:
-    """Make the decision for a call that does not wait. Return its metadata; ``None`` to leave the call unchanged."""
+def _decide(relay: Relay, channel: _Channel, details: Any) -> Any:
+    """Make the decision for a call that does not wait. Return its details with the token, or *details* themselves."""
     value = relay.decide((channel, details), _target_of, _has_header)
-    return None if value is None else _with_header(details, relay.header, value)
+    return details if value is None else _replace(details, _with_header(details, relay.header, value))
 
 
 def _decide_early(relay: Relay, channel: _Channel, details: Any) -> Hop | None:
@@ -178,10 +178,10 @@ def _joiner(module: Any, relay: Relay) -> Join:
             wait = _wait_until_ready(module, self.inner(), details.timeout)
             if wait is None:  # gRPC cancels the calls that are waiting when their channel is closed
                 return _cancelled(module) or continuation(details, request)
-            metadata = _metadata_after(wait, details, hop)
-            return continuation(_replace(details, metadata, timeout=wait.timeout), request)
-        metadata = _decide(relay, self.channel, details)
-        return continuation(details if metadata is None else _replace(details, metadata), request)
+            return continuation(_replace(details, _metadata_after(wait, details, hop), timeout=wait.timeout), request)
+        # Error trackers send the local variables of the frames that are being executed. None of ours may hold metadata
+        # with the token; gRPC's own frames do.
+        return continuation(_decide(relay, self.channel, details), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
     # The class is created once, not per channel: a class is a reference cycle, which only garbage collection frees.
@@ -248,17 +248,18 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
         metadata = module.Metadata(*metadata or ())
         return module.ClientCallDetails(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
 
+    def decide(channel: _Channel, details: Any) -> Any:
+        decided = _decide(relay, channel, details)
+        return details if decided is details else replace(details, decided.metadata, details.timeout)
+
     async def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
         if details.wait_for_ready:
             hop = _decide_early(relay, self.channel, details)
-            if hop is not None:
-                wait = await _wait_until_ready_aio(self.inner(), details.timeout)
-                details = replace(details, _metadata_after(wait, details, hop), wait.timeout)
-            return await continuation(details, request)
-        metadata = _decide(relay, self.channel, details)
-        if metadata is not None:
-            details = replace(details, metadata, details.timeout)
-        return await continuation(details, request)
+            if hop is None:
+                return await continuation(details, request)
+            wait = await _wait_until_ready_aio(self.inner(), details.timeout)
+            return await continuation(replace(details, _metadata_after(wait, details, hop), wait.timeout), request)
+        return await continuation(decide(self.channel, details), request)
 
     # A channel sorts its interceptors by class and uses each one for only one kind of call.
     bases = {kind: getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS}

@@ -83,7 +83,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 value = relay.decide((self, headers), _target_of, _has_header)
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
-                    del value  # error trackers send the local variables of every frame an exception passes through
+                    # Error trackers send the local variables of every frame that an exception passes through. The
+                    # class shows our header only when it is written.
+                    del value
                 return write_headers(start_line, headers, *args, **kwargs)
 
             connection.write_headers = write_with_token

@@ -49,7 +49,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             value = relay.decide((req, http_class), target_of, _has_header)
             if value is not None:
                 req = with_header(req, value)
-                # Error trackers send the local variables of every frame that an exception passes through.
+                # Error trackers send the local variables of every frame that an exception passes through. They show
+                # the request without its headers.
                 del value
             return original(self, http_class, req, **http_conn_args)
 

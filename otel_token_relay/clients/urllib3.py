@@ -48,10 +48,11 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 headers = kwargs.get("headers")
                 value = relay.decide((args, headers), target_of, _has_header)
                 if value is not None:
-                    kwargs["headers"] = with_header(headers, value)
-                    # Error trackers send the local variables of every frame that an exception passes through,
-                    # and recognize a token only by its header's name.
+                    # Error trackers send the local variables of every frame that an exception passes through. The
+                    # header must not be in a variable of this frame; it is in variables of urllib3's own frames.
+                    passed = [{**kwargs, "headers": with_header(headers, value)}]
                     del value
+                    return original(*args, **passed.pop())
             return original(*args, **kwargs)
 
         return _make_request

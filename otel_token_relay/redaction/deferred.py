@@ -8,6 +8,7 @@ Invariants:
 
 * The record does not store raw content in its attributes. Accessing any attribute, public or private, first
   redacts all of them. The record is then an ordinary instance of the SDK's own class.
+* A field that is set before the record is first accessed becomes part of the raw record, so it is redacted, too.
 * The known tokens are collected in the thread that creates the record, while the record's context is current.
 * No lock is used, since a fork could leave it locked. If two threads access a record at the same
   time, both redact it, with the same result.
@@ -40,9 +41,22 @@ class DeferredRecord:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("cannot pickle a record that has not been redacted yet")
 
+    def __getstate__(self) -> None:
+        """Return nothing. Python's own method would return the raw record to code that dumps objects."""
+
+
+class _Changes(DeferredRecord):
+    """The value of `DEFERRED` for a record in which a field has been set, with all such fields."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self, deferred: Any) -> None:
+        super().__init__(deferred, None)
+        self.fields: dict[str, Any] = {}
+
 
 class _RedactOnAccess:
-    """A field that redacts its record when the field is read.
+    """A field that redacts its record when the field is read, and that keeps what is set until then.
 
     Each field has its own descriptor, since a single ``__getattr__`` would make every access to an existing
     attribute ten times slower.
@@ -58,15 +72,28 @@ class _RedactOnAccess:
         self._redact_now(record)
         return record.__dict__[self._name]
 
+    def __set__(self, record: Any, value: Any) -> None:
+        present = record.__dict__
+        deferred = present.get(DEFERRED)
+        if deferred is None:  # another thread has just redacted the record
+            present[self._name] = value
+            return
+        if not isinstance(deferred, _Changes):
+            present[DEFERRED] = deferred = _Changes(deferred)
+        deferred.fields[self._name] = value
 
-def deferred_class(base: type, fields: Iterable[str], finish: Callable[[Any], Any]) -> type:
+
+def deferred_class(
+    base: type, fields: Iterable[str], finish: Callable[[Any, dict[str, Any]], Any], plain: Iterable[str] = ()
+) -> type:
     """Return the class of a record before it is first accessed. The caller sets `DEFERRED` on each instance.
 
     Args:
         base: The SDK class of the record after it is first accessed.
         fields: The names of the fields of a *base* instance.
-        finish: Makes a redacted *base* instance from the value of `DEFERRED`. It must not raise an exception,
-            and it may be called twice.
+        finish: Makes a redacted *base* instance from the value of `DEFERRED` and from the fields that have been set
+            meanwhile. It must not raise an exception, and it may be called twice.
+        plain: The names of the fields that the caller sets on each instance, because they contain no text.
     """
 
     def redact_now(record: Any) -> None:
@@ -74,8 +101,16 @@ def deferred_class(base: type, fields: Iterable[str], finish: Callable[[Any], An
         deferred = present.get(DEFERRED)
         if deferred is None:  # another thread was faster
             return
-        for name, value in finish(deferred).__dict__.items():
-            present.setdefault(name, value)  # keep fields that were set in the meantime
+        # A processor may have replaced a plain field, or set a field without using its descriptor.
+        changes = {name: value for name, value in present.items() if name != DEFERRED}
+        raw = deferred
+        if isinstance(deferred, _Changes):
+            raw = deferred.readable
+            changes |= deferred.fields
+        finished = finish(raw, changes).__dict__
+        if present.get(DEFERRED) is None:
+            return
+        present.update(finished)
         present.pop(DEFERRED, None)
         object.__setattr__(record, "__class__", base)  # bypasses a frozen dataclass's checks
 
@@ -87,6 +122,6 @@ def deferred_class(base: type, fields: Iterable[str], finish: Callable[[Any], An
         "__doc__": f"A {base.__name__} that is redacted on first access.",
         "__module__": base.__module__,
         "__reduce_ex__": __reduce_ex__,
-        **{name: _RedactOnAccess(name, redact_now) for name in fields},
+        **{name: _RedactOnAccess(name, redact_now) for name in set(fields).difference(plain)},
     }
     return type(f"Deferred{base.__name__}", (base,), namespace)

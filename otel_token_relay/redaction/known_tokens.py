@@ -11,6 +11,8 @@ Callers choose their tokens and may choose their traces, so not every token is r
 * Other records are searched only for *lasting* tokens, which are found by the trace, by the thread, or among the
   last tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
   accepted by a verifier. What it masks in other records is limited, too: see `token_search`.
+* The unused credentials of a request (`otel_token_relay.unused_credentials`) are treated like its token, but they
+  displace no other token.
 
 Reading takes no lock, since records are read during exports and collections, while the SDK holds its own locks.
 Writing takes a reentrant lock: a finalizer that ends a span can run at any point, even while the lock is held.
@@ -26,10 +28,11 @@ from typing import Any, Final
 
 from opentelemetry.context import Context
 
-from otel_token_relay.context import TOKEN_KEY, token_watchers, verification_watchers
+from otel_token_relay.context import TOKEN_KEY, UNUSED_KEY, token_watchers, unused_watchers, verification_watchers
 from otel_token_relay.forks import call_in_child
 from otel_token_relay.otel import SPAN_KEY, get_current
 from otel_token_relay.redaction.credential_patterns import looks_like_credential
+from otel_token_relay.redaction.recent_tokens import RecentTokens, TokensInUse, within_limit
 from otel_token_relay.redaction.token_search import (
     NOTHING,
     KnownTokens,
@@ -39,12 +42,15 @@ from otel_token_relay.redaction.token_search import (
     known_with_remembered,
 )
 from otel_token_relay.token import BearerToken
+from otel_token_relay.unused_credentials import UnusedCredentials
 
 _MAX_RECENT_TRACES: Final = 2048
 _MAX_CHARACTERS: Final = 8_388_608
 _MAX_OF_TRACE: Final = 8
 _MAX_WITHOUT_TRACE: Final = 64
 _MAX_OF_THREAD: Final = 8
+# Each of them slows down every record that has neither a trace nor a token.
+_MAX_IN_USE_OF_THREAD: Final = 16
 _MAX_OF_SPAN: Final = 8
 _MAX_VERIFIED: Final = 512
 
@@ -59,13 +65,15 @@ class RememberedTokens:
 
     ``recent_traces`` and ``older_traces`` contain the tokens of each trace, ``_without_trace`` the last ones bound
     while no span was current, ``_of_thread`` the last ones that each thread bound, and ``_verified`` those that a
-    verifier accepted. Each record is compared with its own tokens, if it has any, and with these remembered tokens:
+    verifier accepted. A token whose lease is open is displaced last: see `recent_tokens`. Unused credentials are added
+    only to a trace or a thread that has room for them, and displace nothing. Each record is compared with its own
+    tokens and unused credentials, if it has any, and with these remembered tokens:
 
     ======================== ================================== ====================================================
     signal                   remembered tokens                  reason
     ======================== ================================== ====================================================
-    span at start            none; its own token is added to    other records of the trace may contain the token
-                             its trace
+    span at start            none; its own token and unused     other records of the trace may contain them
+                             credentials are added to its trace
     span at end              those of its trace; if no token is the token may have been bound elsewhere in the trace
                              known, those of its thread         or while the span's attributes were set
     span at first access     those of its trace, read again     a token may have been bound since the span ended
@@ -107,9 +115,10 @@ class RememberedTokens:
             self.older_traces: dict[int, KnownTokens] = {}
             self._traces_to_renew: deque[int] = deque(maxlen=self._max_recent)
             self._recent_characters = 0
-            self._without_trace: dict[str, None] = {}
+            self.in_use: TokensInUse = TokensInUse()
+            self._without_trace = RecentTokens(_MAX_WITHOUT_TRACE, self.in_use)
             self._last_without_trace = ""
-            self._verified: dict[str, None] = {}
+            self._verified = RecentTokens(_MAX_VERIFIED, ())
             self._of_thread = threading.local()
 
     def __repr__(self) -> str:
@@ -126,7 +135,7 @@ class RememberedTokens:
     def remember_verified(self, value: str) -> None:
         """Treat a token as lasting whenever it is bound again."""
         with self._lock:
-            _add(self._verified, value, _MAX_VERIFIED)
+            self._verified.add(value)
 
     def remember(self, trace_id: int, value: str) -> KnownTokens:
         """Add a token to a trace and return all of the trace's tokens."""
@@ -138,7 +147,7 @@ class RememberedTokens:
             if known is None:
                 known = known_from_one(value)
             elif value not in known.values:
-                known = known_from(*known.values[1 - _MAX_OF_TRACE :], value)
+                known = known_from(*within_limit((*known.values, value), _MAX_OF_TRACE, self.in_use))
             self._keep(trace_id, known)
             while self._traces_to_renew:
                 trace_id = self._traces_to_renew.popleft()
@@ -146,13 +155,26 @@ class RememberedTokens:
                     self._keep(trace_id, self.older_traces[trace_id])
         return known
 
+    def remember_unused(self, trace_id: int, words: tuple[str, ...]) -> None:
+        """Add a request's unused credentials to its trace, if it has one, and to this thread, if there is room."""
+        for word in filter(self.was_lasting, words):
+            own = self._own_of_thread()
+            if own["tokens"].add_if_room(word):
+                own["known"] = None
+            if not trace_id:
+                continue
+            with self._lock:
+                known = self.recent_traces.get(trace_id) or self.older_traces.get(trace_id) or NOTHING
+                if word not in known.values and len(known.values) < _MAX_OF_TRACE:
+                    self._keep(trace_id, known_from(*known.values, word))
+
     def remember_without_trace(self, value: str) -> None:
         """Add a token that was bound while no span was current."""
         # During a request, each boundary and each `extract` binds the same token again.
         if value == self._last_without_trace:
             return
         with self._lock:
-            _add(self._without_trace, value, _MAX_WITHOUT_TRACE)
+            self._without_trace.add(value)
             self._last_without_trace = value
 
     def remember_in_thread(self, value: str) -> None:
@@ -160,11 +182,17 @@ class RememberedTokens:
         own = self._of_thread.__dict__
         if own.get("last") == value:
             return
-        if "values" not in own:
-            own["values"] = {}
-        if _add(own["values"], value, _MAX_OF_THREAD):
+        if not own:
+            own = self._own_of_thread()
+        if own["tokens"].add(value):
             own["known"] = None
         own["last"] = value
+
+    def _own_of_thread(self) -> dict[str, Any]:
+        own = self._of_thread.__dict__
+        if not own:
+            own.update(tokens=RecentTokens(_MAX_OF_THREAD, self.in_use, _MAX_IN_USE_OF_THREAD), known=None)
+        return own
 
     def of_thread(self) -> KnownTokens:
         """Return the last tokens that this thread bound: a server may log a request after it ends, without a trace."""
@@ -172,13 +200,13 @@ class RememberedTokens:
         if not own:
             return NOTHING
         if own["known"] is None:
-            own["known"] = known_with_remembered((), tuple(own["values"].copy()))
+            own["known"] = known_with_remembered((), own["tokens"].values())
         known: KnownTokens = own["known"]
         return known
 
     def without_trace(self) -> KnownTokens:
         """Return the last tokens that were bound while no span was current."""
-        return known_with_remembered((), tuple(self._without_trace.copy()))
+        return known_with_remembered((), self._without_trace.values())
 
     def of_trace(self, trace_id: int) -> KnownTokens:
         """Return a trace's tokens. If the trace is an older one, the next write moves it back among the recent ones."""
@@ -195,7 +223,7 @@ class RememberedTokens:
         """Return the tokens of all traces and those bound without a trace. This is expensive."""
         traces = [*self.older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
-        return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.copy(), *values])))
+        return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.values(), *values])))
 
     def _keep(self, trace_id: int, known: KnownTokens) -> None:
         self.recent_traces[trace_id] = known
@@ -205,24 +233,10 @@ class RememberedTokens:
             self.older_traces, self.recent_traces, self._recent_characters = self.recent_traces, {}, 0
 
 
-def _add(values: dict[str, None], value: str, limit: int) -> bool:
-    """Put a value at the end of an ordered set of limited size, and return whether it was new."""
-    is_new = value not in values
-    if not is_new:
-        values.pop(value, None)
-    values[value] = None
-    if len(values) > limit:
-        try:  # noqa: SIM105  # `suppress` costs more than the rest of this function
-            values.pop(next(iter(values)), None)
-        except RuntimeError:  # a finalizer bound a token at the same time, so one extra value is kept
-            pass
-    return is_new
-
-
 REMEMBERED: Final = RememberedTokens()
 call_in_child(REMEMBERED, RememberedTokens.renew_lock)
 _listeners = 0
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def listen() -> None:
@@ -233,6 +247,7 @@ def listen() -> None:
         if _remember_bound not in token_watchers:
             token_watchers.append(_remember_bound)
             verification_watchers.append(_remember_verified)
+            unused_watchers.append(_remember_unused)
 
 
 def stop_listening() -> None:
@@ -243,15 +258,28 @@ def stop_listening() -> None:
         if _listeners == 0 and _remember_bound in token_watchers:
             token_watchers.remove(_remember_bound)
             verification_watchers.remove(_remember_verified)
+            unused_watchers.remove(_remember_unused)
             REMEMBERED.forget()
             clear_caches()
+
+
+def _trace_id_of(span: Any) -> int:
+    """Return the trace id of a context's span, or 0 if there is none. Tests use spans that are not real ones."""
+    if span is None:
+        return 0
+    try:
+        trace_id = span.get_span_context().trace_id
+    except Exception:
+        return 0
+    return trace_id if isinstance(trace_id, int) else 0
 
 
 def _remember_bound(token: BearerToken, context: Context) -> None:
     value = token.reveal()
     span: Any = context.get(SPAN_KEY)
-    trace_id = 0 if span is None else span.get_span_context().trace_id
+    trace_id = _trace_id_of(span)
     if looks_like_credential(value) or REMEMBERED.is_lasting(token):
+        REMEMBERED.in_use.add(token)
         REMEMBERED.remember_in_thread(value)
         if trace_id:
             REMEMBERED.remember(trace_id, value)
@@ -259,6 +287,14 @@ def _remember_bound(token: BearerToken, context: Context) -> None:
             REMEMBERED.remember_without_trace(value)
     if trace_id:
         _add_to_span(span, value)
+
+
+def _remember_unused(unused: UnusedCredentials, context: Context) -> None:
+    span: Any = context.get(SPAN_KEY)
+    trace_id = _trace_id_of(span)
+    REMEMBERED.remember_unused(trace_id, unused.words)
+    if trace_id and span.is_recording():
+        _hold_words(span, unused.words)
 
 
 def _remember_verified(token: BearerToken) -> None:
@@ -276,16 +312,47 @@ def _add_to_span(span: Any, value: str) -> None:
     if not isinstance(held, KnownTokens):
         held = known_from_one(value)
     elif value not in held.values:
-        held = known_from(*held.values[1 - _MAX_OF_SPAN :], value)
+        held = known_from(*within_limit((*held.values, value), _MAX_OF_SPAN, REMEMBERED.in_use))
     with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the token
         setattr(span, _HELD, held)
 
 
+def _hold_words(span: Any, words: tuple[str, ...]) -> None:
+    """Store a request's unused credentials in a span, unless it already holds too many."""
+    held = getattr(span, _HELD, None)
+    if not isinstance(held, KnownTokens):
+        held = NOTHING
+    if len(held.values) <= _MAX_OF_SPAN:
+        with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the words
+            setattr(span, _HELD, _with_words(held, words))
+
+
+def _with_words(known: KnownTokens, words: tuple[str, ...]) -> KnownTokens:
+    """Return the known tokens of a record that also has these words of its own."""
+    return known_with_remembered(tuple(dict.fromkeys((*known.values, *words))), known.remembered)
+
+
 def note_start(span: Any, context: Context | None) -> None:
-    """Remember the token that is bound when an SDK span starts."""
-    token: Any = (get_current() if context is None else context).get(TOKEN_KEY)
+    """Remember the credentials that are bound when an SDK span starts."""
+    context = get_current() if context is None else context
+    token: Any = context.get(TOKEN_KEY)
     if token is not None:
         hold_token(span, token)
+    if UNUSED_KEY in context:
+        hold_unused(span, context)
+
+
+def hold_unused(span: Any, context: Context) -> None:
+    """Store the unused credentials in *context* in an SDK span that is starting, and in the span's trace."""
+    if words := _unused_words(context):
+        REMEMBERED.remember_unused(span._context.trace_id, words)
+        _hold_words(span, words)
+
+
+def _unused_words(context: Context) -> tuple[str, ...]:
+    """Return the unused credentials in a context that still belongs to their request."""
+    unused: Any = context.get(UNUSED_KEY)
+    return unused.words if unused is not None and unused.is_open else ()
 
 
 def hold_token(span: Any, token: Any) -> None:
@@ -313,7 +380,10 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     """
     known = REMEMBERED.recent_traces.get(trace_id)
     held: KnownTokens | None = getattr(span, _HELD, None)
-    token: Any = get_current().get(TOKEN_KEY)
+    context = get_current()
+    token: Any = context.get(TOKEN_KEY)
+    if UNUSED_KEY in context:
+        held = _with_words(held or NOTHING, _unused_words(context))
     if held is None:
         if token is None and known is None and trace_id not in REMEMBERED.older_traces:
             return REMEMBERED.of_thread()  # nearly always, if the request has no token
@@ -339,10 +409,20 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
         context: The context that contains the token and the span.
         trace_id: The trace, if known; ``None`` to use the trace of the span in *context*.
     """
+    if UNUSED_KEY in context:
+        words = _unused_words(context)
+        context = Context({key: value for key, value in context.items() if key != UNUSED_KEY})
+        return _with_words(tokens_in_context(context, trace_id), words)
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
     if trace_id is None:
-        trace_id = 0 if span is None else span.get_span_context().trace_id
+        # The usual case, without the cost of another call for each measurement.
+        try:
+            trace_id = 0 if span is None else span.get_span_context().trace_id
+        except Exception:
+            trace_id = 0
+        if type(trace_id) is not int:
+            trace_id = _trace_id_of(span)
     if token is not None and _is_own(token):
         own = known_from_one(token.reveal())
         if not trace_id or REMEMBERED.recent_traces.get(trace_id) is own:
@@ -365,8 +445,9 @@ def lasting_tokens() -> KnownTokens:
     context = get_current()
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
-    trace_id = 0 if span is None else span.get_span_context().trace_id
+    trace_id = _trace_id_of(span)
     found = [] if token is None or not REMEMBERED.is_lasting(token) else [token.reveal()]
+    found += filter(REMEMBERED.was_lasting, _unused_words(context))
     if trace_id:
         found += REMEMBERED.of_trace(trace_id).values
     return known_with_remembered((), tuple(dict.fromkeys(found)))

@@ -13,6 +13,7 @@ from otel_token_relay.otel import get_current
 from otel_token_relay.redaction.known_tokens import listen, tokens_in_context
 from otel_token_relay.redaction.records import ScrubberInForce
 from otel_token_relay.redaction.scrubber import FAILED, MASK
+from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR
 from otel_token_relay.settings import Settings
 
 # Every record has the standard attributes. The application adds more (``extra=``) and chooses the values of `_NAMES`.
@@ -100,52 +101,98 @@ def _changed_message(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
     message, args = record.msg, record.args
     changes: dict[str, Any] = {}
     if (clean_message := clean(message)) is not message:
-        changes["msg"] = message = clean_message
+        changes["msg"] = clean_message
+    clean_args: Any = args
     if isinstance(args, tuple):
-        cleaned: Any = tuple(clean(arg) for arg in args)
+        cleaned = tuple(clean(arg) for arg in args)
         if any(new is not old for new, old in zip(cleaned, args, strict=True)):
-            changes["args"] = args = cleaned
-    elif args and (cleaned := clean(args)) is not args:
-        changes["args"] = args = _with_items(args, cleaned)
-    return changes | _changed_arguments(message, args, clean)
+            changes["args"] = clean_args = cleaned
+    elif args and (items := clean(args)) is not args:
+        changes["args"] = clean_args = _with_items(args, items, clean)
+    return changes | _changed_together(message, args, clean_message, clean_args, clean)
 
 
-def _changed_arguments(message: Any, args: Any, clean: Clean) -> dict[str, Any]:
-    """Mask tokens that are recognizable only once the arguments are in the message, as in ``"Bearer %s"``."""
-    if not args or not isinstance(message, str):
+def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: Any, clean: Clean) -> dict[str, Any]:
+    """Mask tokens that are recognizable only once the arguments are in the message, as in ``"Bearer %s"``.
+
+    Args:
+        message: The message as logged.
+        args: The arguments as logged.
+        clean_message: The message, masked by itself.
+        clean_args: The arguments, each masked by itself.
+        clean: Masks the tokens in a value.
+    """
+    if not args:
         return {}
     try:
-        text = message % args
+        text = str(message) % args
     except Exception:  # logging itself reports this error
         return {}
-    if clean(text) is text:
+    if (clean_text := clean(text)) is text:
         return {}
+    message = str(clean_message)
     if not isinstance(args, tuple):
-        masked = _with_items(args, {key: _masked(arg) for key, arg in args.items()})
+        items = dict(clean_args.items())
+        for mask in (partial(_masked_part, text=text, clean_text=clean_text), _masked):
+            masked: Any = _with_items(clean_args, {key: mask(arg) for key, arg in items.items()}, clean)
+            if _is_clean(message, masked, clean):
+                return {"msg": message, "args": masked}
         # If the mapping takes its values from elsewhere, only the formatted message can be masked.
-        return {"args": masked} if _is_clean(message, masked, clean) else {"args": None, "msg": clean(text)}
+        return {"msg": clean_text, "args": None}
+    args = tuple(_masked_part(arg, text, clean_text) for arg in clean_args)
+    if _is_clean(message, args, clean):
+        return {"msg": message, "args": args}
     for at in range(len(args)):
         masked = (*args[:at], _masked(args[at]), *args[at + 1 :])
         if _is_clean(message, masked, clean):
-            return {"args": masked}
+            return {"msg": message, "args": masked}
     masked = tuple(_masked(arg) for arg in args)
-    return {"args": masked} if _is_clean(message, masked, clean) else {"args": masked, "msg": clean(message)}
+    return {"args": masked, "msg": message if _is_clean(message, masked, clean) else clean(message)}
 
 
-def _with_items(mapping: Any, items: Any) -> Any:
+def _masked_part(arg: Any, text: str, clean_text: str) -> Any:
+    """Return the mask if an argument is a part of a token that was found in the formatted message.
+
+    The part may look harmless once the other parts have been masked, like the signature of a JWT.
+    """
+    if not isinstance(arg, str) or len(arg) <= LONGEST_SURVIVOR or clean_text == MASK:
+        return arg
+    return MASK if clean_text.count(arg) < text.count(arg) else arg
+
+
+class _MaskedItems(dict[Any, Any]):
+    """The masked items of a mapping that cannot be copied. Other keys are looked up in that mapping, and masked.
+
+    A mapping may return a default for absent keys, or accept several spellings of a key.
+    """
+
+    __slots__ = ("_look_up",)
+
+    def __init__(self, items: Any, mapping: Any, clean: Clean) -> None:
+        super().__init__(items)
+        # A function, since neither its repr nor its attributes show the mapping.
+        self._look_up: Callable[[Any], Any] = lambda key: _clean_named(key, mapping[key], clean)
+
+    def __missing__(self, key: Any) -> Any:
+        return self._look_up(key)
+
+
+def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
     """Return a copy of a mapping argument with other items, and with the behavior of its class.
 
     The servers' access logs format a subclass of ``dict`` whose ``__getitem__`` returns ``-`` for absent keys.
     """
-    if type(mapping) is dict or not isinstance(mapping, dict):
+    if type(mapping) is dict:
         return items
+    if not isinstance(mapping, dict) or isinstance(mapping, _MaskedItems):
+        return _MaskedItems(items, mapping, clean)
     try:
         changed = copy.copy(mapping)
+        # An immutable mapping may be its own copy, and a key that contains a token is not the same in both.
+        if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
+            return _MaskedItems(items, mapping, clean)
     except Exception:  # its own code may raise any error
-        return items
-    # An immutable mapping may be its own copy, and a key that contains a token is not the same in both.
-    if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
-        return items
+        return _MaskedItems(items, mapping, clean)
     for key, value in items.items():
         dict.__setitem__(changed, key, value)
     return changed

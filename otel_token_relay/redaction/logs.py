@@ -32,7 +32,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
     """
     record_class = module.ReadableLogRecord
     fields = [field.name for field in dataclasses.fields(record_class)]
-    deferred_record = deferred_class(record_class, fields, lambda make: make())
+    deferred_record = deferred_class(record_class, fields, lambda make, changes: make(changes))
 
     def clean(readable: Any, known: KnownTokens) -> Any:
         try:
@@ -56,9 +56,13 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 clean(self, known)
                 return
 
-            def make() -> Any:  # a function, since neither its repr nor its attributes show the raw record
+            def make(
+                changes: dict[str, Any],
+            ) -> Any:  # a function, since neither its repr nor its attributes show the raw record
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
+                for name, value in changes.items():
+                    _set(readable, name, value if name in fields else scrubber.redact(value, known))
                 return clean(readable, known)
 
             _set(self, DEFERRED, make)

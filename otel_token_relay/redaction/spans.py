@@ -11,21 +11,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, Status
+from opentelemetry.trace import SpanContext, Status, TraceFlags
 
-from otel_token_relay.context import TOKEN_KEY
+from otel_token_relay.context import TOKEN_KEY, UNUSED_KEY
 from otel_token_relay.copying import shallow_copy, with_changes
 from otel_token_relay.otel import get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
-from otel_token_relay.redaction.known_tokens import hold_token, tokens_of_span, with_later_tokens
+from otel_token_relay.redaction.known_tokens import hold_token, hold_unused, tokens_of_span, with_later_tokens
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
 _logger = logging.getLogger("otel_token_relay")
+
+# The fields that processors read from every span. None of them contains text, unless a processor replaces it.
+_PLAIN: Final = ("_context", "_kind", "_start_time", "_end_time")
 
 
 def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
@@ -37,16 +40,24 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
     def clean(readable: Any, known: KnownTokens) -> Any:
         try:
-            redact(readable, scrubber, with_later_tokens(known, readable._context.trace_id))
+            redact(readable, scrubber, with_later_tokens(known, trace_id_of(readable._context)))
         except Exception:  # fail closed; the application continues
             wipe(readable)
         return readable
 
-    def finish(deferred: DeferredRecord) -> Any:
-        return clean(deferred.readable, deferred.known)
+    fields = frozenset(vars(module.ReadableSpan("", resource=module.Resource({}))))
 
-    fields = vars(module.ReadableSpan("", resource=module.Resource({})))
-    deferred_span = deferred_class(module.ReadableSpan, fields, finish)
+    def finish(deferred: DeferredRecord, changes: dict[str, Any]) -> Any:
+        readable = deferred.readable
+        raw = vars(readable)
+        if any(raw.get(name) is not value for name, value in changes.items()):
+            # Another thread may be redacting the raw record at the same time.
+            readable = shallow_copy(readable)
+            for name, value in changes.items():
+                setattr(readable, name, value if name in fields else scrubber.redact(value, deferred.known))
+        return clean(readable, deferred.known)
+
+    deferred_span = deferred_class(module.ReadableSpan, fields, finish, _PLAIN)
 
     def build_readable_span(original: Function) -> Function:
         def _readable_span(self: Any) -> Any:
@@ -58,26 +69,36 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 state = context.trace_state
                 if end_time is None or getattr(state, "_dict", state):
                     return clean(readable, known)  # the span is open, or its context contains text
-                # Processors read these fields from every span, and none of the fields contains text.
                 deferred: Any = object.__new__(deferred_span)
+                # These are the fields in `_PLAIN`.
                 deferred._context = context
                 deferred._kind = readable._kind
                 deferred._start_time = readable._start_time
                 deferred._end_time = end_time
                 deferred._token_relay_deferred = DeferredRecord(readable, known)
                 return deferred
-            except Exception:  # fail closed
-                wipe(readable)
-                return readable
+            except Exception:  # the context is not one of the SDK's
+                return clean_odd(self, readable)
 
         return _readable_span
+
+    def clean_odd(span: Any, readable: Any) -> Any:
+        try:
+            known = tokens_of_span(span, trace_id_of(readable._context))
+        except Exception:  # fail closed
+            wipe(readable)
+            return readable
+        return clean(readable, known)
 
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
             try:  # as in note_start, but without the cost of another call for each span
-                token: Any = (get_current() if parent_context is None else parent_context).get(TOKEN_KEY)
+                context = get_current() if parent_context is None else parent_context
+                token: Any = context.get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token)
+                if UNUSED_KEY in context:
+                    hold_unused(self, context)
             except Exception:  # the span must start nevertheless
                 _logger.debug("cannot read the token of a span that is starting", exc_info=True)
             original(self, start_time, parent_context)
@@ -110,7 +131,7 @@ def redacted(span: Any, scrubber: Scrubber, otherwise: KnownTokens = NOTHING) ->
     """
     try:
         copy = span._readable_span() if hasattr(span, "_readable_span") else shallow_copy(span)
-        known = tokens_of_span(span, span.get_span_context().trace_id)
+        known = tokens_of_span(span, trace_id_of(span.get_span_context()))
         redact(copy, scrubber, otherwise if known is NOTHING else known)
     except Exception:  # fail closed
         copy = shallow_copy(span)
@@ -147,18 +168,24 @@ def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
         attributes = link.attributes
         if values := getattr(attributes, "_dict", attributes):
             suspect = scrubber.gather(values, strings, known) or suspect
-        state = link.context.trace_state
-        if entries := getattr(state, "_dict", state):
-            suspect = scrubber.gather(entries, strings, known) or suspect
+        suspect = _gather_state(link.context, scrubber, strings, known) or suspect
     if description := span._status.description:
         suspect = scrubber.gather_value(description, strings, known) or suspect
-    state = span._context.trace_state
-    if entries := getattr(state, "_dict", state):
-        suspect = scrubber.gather(entries, strings, known) or suspect
-    parent = span._parent
-    if parent is not None and (inherited := parent.trace_state) is not state and inherited:
-        suspect = scrubber.gather(getattr(inherited, "_dict", inherited), strings, known) or suspect
+    suspect = _gather_state(span._context, scrubber, strings, known) or suspect
+    suspect = _gather_state(span._parent, scrubber, strings, known) or suspect
     return suspect or scrubber.is_suspect("\0".join(strings), known)
+
+
+def _gather_state(context: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
+    """Append all strings in a context's trace state, and return whether it is suspect or cannot be read."""
+    if context is None:
+        return False
+    try:
+        state = context.trace_state
+        entries = getattr(state, "_dict", state)
+        return bool(entries) and scrubber.gather(entries, strings, known)
+    except Exception:  # the context is not one of the SDK's
+        return True
 
 
 def _clean(span: Any, scrubber: Scrubber, known: KnownTokens) -> None:
@@ -197,6 +224,13 @@ def _clean_link(link: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     """Return a span context with a redacted trace state. The propagated trace state is not modified."""
+    try:
+        return _clean_readable_context(context, scrubber, known)
+    except Exception:  # the context is not one of the SDK's
+        return _without_state(context)
+
+
+def _clean_readable_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     if context is None or not context.trace_state:
         return context
     before = dict(context.trace_state.items())
@@ -217,18 +251,41 @@ def wipe(span: Any) -> None:
     span._links = ()
     span._instrumentation_scope = None
     span._instrumentation_info = None
-    if span._resource is not None:
-        span._resource = with_changes(span._resource, _attributes={}, _schema_url="")
-    status = span._status
-    if status is not None:
-        span._status = Status(status.status_code)
+    try:
+        if span._resource is not None:
+            span._resource = with_changes(span._resource, _attributes={}, _schema_url="")
+    except Exception:  # not one of the SDK's resources
+        span._resource = None
+    try:
+        if span._status is not None:
+            span._status = Status(span._status.status_code)
+    except Exception:  # not one of the API's
+        span._status = Status()
     span._context, span._parent = _without_state(span._context), _without_state(span._parent)
+
+
+def trace_id_of(context: Any) -> int:
+    """Return the trace id of a span context, or 0 if it is not a number."""
+    return _number(context, "trace_id")
+
+
+def _number(context: Any, name: str) -> int:
+    try:
+        value = getattr(context, name)
+    except Exception:  # the context is not one of the SDK's
+        return 0
+    return value if isinstance(value, int) else 0
 
 
 def _without_state(context: Any) -> SpanContext | None:
     if context is None:
         return None
-    try:  # not with the context's own class, which may take other arguments
-        return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
-    except Exception:  # neither of the identifiers is a number
-        return INVALID_SPAN_CONTEXT
+    # Not with the context's own class, which may take other arguments. A processor drops spans that are not sampled.
+    try:
+        flags = context.trace_flags
+    except Exception:
+        flags = None
+    flags = flags if isinstance(flags, TraceFlags) else TraceFlags(TraceFlags.SAMPLED)
+    return SpanContext(
+        _number(context, "trace_id"), _number(context, "span_id"), bool(_number(context, "is_remote")), flags
+    )

@@ -227,6 +227,7 @@ def clear_caches() -> None:
         known_from,
         known_with_remembered,
         _index_of,
+        _needles_of,
         _base64_needles,
         looks_like_credential,
     ):
@@ -239,6 +240,7 @@ def _index_of(value: str) -> _Index:
     return _Index.of(value) if len(value) >= _MIN_TOKEN_LENGTH else _Index({}, _NGRAM_LENGTH)
 
 
+@lru_cache(maxsize=_CACHED)
 def _needles_of(value: str) -> tuple[str, ...]:
     """Return lowercase parts of a token: each encoding and each truncation to 17 or more characters contains one.
 

@@ -195,7 +195,8 @@ class _AsgiBoundary(Boundary):
     def __init__(self, scope: Scope, settings: Settings) -> None:
         # A copy: middleware can change the scope's own list, and the pairs in it.
         self._lines = lines = _header_lines(scope)
-        super().__init__(_locate_in(lines, settings), settings)
+        values_of = _reader(lines)
+        super().__init__(locate(values_of, settings), values_of, settings)
 
     def encloses(self, request: Any) -> bool:
         """Return whether the scope's headers and the current context are still this request's."""
@@ -227,11 +228,11 @@ def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
 
 def _locate(scope: Scope, settings: Settings) -> Source:
     """Return the header that contains the credentials; see `otel_token_relay.credentials.locate`."""
-    return _locate_in(_header_lines(scope), settings)
+    return locate(_reader(_header_lines(scope)), settings)
 
 
-def _locate_in(lines: list[tuple[Any, ...]] | None, settings: Settings) -> Source:
-    """Return the header that contains the credentials; see `otel_token_relay.credentials.locate`.
+def _reader(lines: list[tuple[Any, ...]] | None) -> Callable[[str], list[bytes]]:
+    """Return a function that returns every field line of the header with a given lowercase name.
 
     Values of any length are passed on undecoded, because `parse_credentials` checks the length first.
     """
@@ -243,7 +244,7 @@ def _locate_in(lines: list[tuple[Any, ...]] | None, settings: Settings) -> Sourc
         size = len(wanted)
         return [pair[1] for pair in lines if len(pair[0]) == size and pair[0].lower() == wanted]
 
-    return locate(values_of, settings)
+    return values_of
 
 
 async def _enter(

@@ -147,7 +147,7 @@ class _WsgiBoundary(Boundary):
     def __init__(self, environ: Environ, settings: Settings) -> None:
         self._keys = keys = _keys(settings.source_headers)
         self._values = values = [*map(environ.get, keys)]
-        super().__init__(_locate_in(values, settings), settings)
+        super().__init__(_locate_in(values, settings), partial(_lines_of, environ), settings)
 
     def encloses(self, request: Any) -> bool:
         """Return whether the environ's source headers and the current context are still this request's."""
@@ -196,12 +196,14 @@ def _enter(
     return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else error_response.body]
 
 
-def _describe(environ: Environ) -> refusals.HttpRequest:
-    def values_of(name: str) -> list[str]:
-        return [value for value in map(environ.get, _keys((name,))) if value is not None]
+def _lines_of(environ: Environ, name: str) -> list[str]:
+    """Return the lines of one header. A server has combined them into a single one."""
+    return [value for value in map(environ.get, _keys((name,))) if value is not None]
 
+
+def _describe(environ: Environ) -> refusals.HttpRequest:
     path, scheme = _whole_path(environ), environ["wsgi.url_scheme"]
-    return refusals.HttpRequest(environ["REQUEST_METHOD"], path, scheme, values_of)
+    return refusals.HttpRequest(environ["REQUEST_METHOD"], path, scheme, partial(_lines_of, environ))
 
 
 def _path(environ: Environ) -> RequestPath:

@@ -38,7 +38,7 @@ class CircuitBreaker:
 
     def start_over(self) -> None:
         """Forget all running calls, because their threads do not exist in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._half_open_call: bytes | None = None
         self._is_probing = False
 

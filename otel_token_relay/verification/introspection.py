@@ -130,7 +130,7 @@ class Introspection:
         call_in_child(self, Introspection._start_over)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pending: dict[bytes, Future[IntrospectionResult | None]] = {}
         # The pools are separate: made-up tokens must not delay tokens that were active a moment ago, and
         # refreshes, which can wait, must not delay a token's first lookup.
@@ -200,7 +200,7 @@ class Introspection:
         return future
 
     def _cancel(self, pool: _WorkerPool, key: bytes) -> None:
-        del self._pending[key]
+        self._pending.pop(key, None)
         pool.load -= 1
         self._breaker.cancel(key)
         if not pool.load:

@@ -118,7 +118,7 @@ class KeySource:
     def _start_over(self) -> None:
         # Also called in a forked child, where the thread of a running fetch does not exist, and where the
         # lock may still be held by another thread that does not exist there.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._flight is not None:
             # The cooldown may have been started by this fetch, which will never return the key.
             self._next_for_unknown = float("-inf")

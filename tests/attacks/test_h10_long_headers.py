@@ -6,7 +6,7 @@ The tests count method calls on the text instead of measuring times.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from otel_token_relay import Settings, current_token, install
 from otel_token_relay.authentication import ErrorResponse
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.context import current_token as token_in
+from otel_token_relay.context import unused_watchers
 from otel_token_relay.credentials import locate, parse_credentials
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.reasons import Reason
@@ -36,8 +37,13 @@ calls: list[str] = []
 
 
 @pytest.fixture(autouse=True)
-def _no_calls() -> None:
+def _no_calls() -> Iterator[None]:
+    """Start without calls, and without redaction, which reads at most 16 KiB of what a request does not use."""
+    watchers = unused_watchers.copy()
+    unused_watchers.clear()
     calls.clear()
+    yield
+    unused_watchers[:] = watchers
 
 
 def _recording(kind: type) -> Any:

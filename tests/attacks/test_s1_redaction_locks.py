@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +24,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+import otel_token_relay
 from otel_token_relay import Settings, install, use_token
-from otel_token_relay.redaction import RedactingSpanExporter
-from otel_token_relay.redaction.known_tokens import REMEMBERED, RememberedTokens, stop_listening
+from otel_token_relay.redaction import RedactingSpanExporter, installation, known_tokens
+from otel_token_relay.redaction.known_tokens import REMEMBERED, RememberedTokens, listen, stop_listening
 from otel_token_relay.redaction.scrubber import MASK
+from otel_token_relay.verification.circuit_breaker import CircuitBreaker
+from otel_token_relay.verification.introspection import Introspection
+from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
 from tests.redaction.corpus import OWN_OPAQUE
 
 # Only prevents a failure from hanging; no test here depends on time.
@@ -197,6 +204,58 @@ def test_s1_a_finalizer_can_bind_a_token_while_its_own_thread_holds_the_lock() -
 
     assert ran.is_set()
     assert remembered.of_trace(1).values == (OWN_OPAQUE,)
+
+
+def _while_locked() -> dict[str, tuple[Callable[[], Any], Callable[[], object]]]:
+    """Return each lock of the package, and work that takes it."""
+    breaker = CircuitBreaker(time.monotonic)
+    introspection = Introspection("https://127.0.0.1:9/introspect", timeout=0.1)
+    keys = KeySource("https://127.0.0.1:9", frozenset({"RS256"}), times=KeyTimes(timeout=0.1))
+    return {
+        "remembered tokens": (lambda: REMEMBERED._lock, lambda: REMEMBERED.remember(1, OWN_OPAQUE)),
+        "listeners": (lambda: known_tokens._lock, lambda: (listen(), stop_listening())),
+        "hooks": (lambda: installation._hooks.lock, installation.states),
+        "circuit breaker": (lambda: breaker._lock, lambda: breaker.record_failure(b"key")),
+        "introspection": (lambda: introspection._lock, lambda: introspection.look_up(b"key", OWN_OPAQUE)),
+        "keys": (lambda: keys._lock, keys._launch),
+    }
+
+
+@pytest.mark.parametrize("name", _while_locked())
+def test_s1_a_finalizer_can_take_each_lock_that_its_own_thread_holds(name: str) -> None:
+    """A finalizer and a signal handler run in the thread of the code that happens to be running."""
+    lock, work = _while_locked()[name]
+    ran = threading.Event()
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            work()
+            ran.set()
+
+    def collect() -> None:
+        Cycle()
+        with lock():
+            gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(_HANG_GUARD)
+
+    assert ran.is_set()
+
+
+def test_s1_each_lock_of_the_package_is_reentrant() -> None:
+    """The demo has its own process. `threading.Lock` and the classes that contain one could wait for themselves."""
+    package = Path(otel_token_relay.__file__).parent
+    sources = [path for path in package.rglob("*.py") if "demo" not in path.relative_to(package).parts]
+    plain = re.compile(r"\b(?:Lock|Condition|Queue|BoundedSemaphore|Barrier)\(")
+    found = [path.name for path in sources if plain.search(path.read_text("utf-8"))]
+
+    assert len(sources) > 50
+    assert found == []
 
 
 def test_s1_reading_a_trace_extends_how_long_it_is_remembered() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import sys
 import threading
 import traceback
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -26,7 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.testing import assert_never_leaked
 from tests.support.clients import CLIENTS, Client, every_client, every_redirected_client
-from tests.support.loopback import Party
+from tests.support.loopback import Party, grpc_party
 
 TOKEN = "clients-sample-token"
 LINE = [f"Bearer {TOKEN}"]
@@ -235,5 +237,93 @@ def test_no_local_variable_of_the_package_contains_the_token_when_a_request_fail
     ours = [f for f in _frames(failure.value, set()) if f.f_globals.get("__name__", "").startswith("otel_token_relay")]
     assert bool(ours) == client.sees_failures
     for frame in ours:
-        shown = {name: value for name, value in frame.f_locals.items() if not isinstance(value, dict)}
-        assert_never_leaked(TOKEN, repr(shown))
+        assert_never_leaked(TOKEN, *_shown(frame))
+
+
+def _shown(frame: FrameType) -> Iterator[str]:
+    """Yield what an error tracker sends of a frame: its variables as text, and the values in collections."""
+    for value in frame.f_locals.values():
+        yield f"{value!r} {value!s}"
+        if isinstance(value, Mapping):
+            yield from (f"{key!r} {inner!r} {inner!s}" for key, inner in value.items())
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            yield from (f"{inner!r} {inner!s}" for inner in value)
+
+
+class _Watching(list[bytes]):
+    """A body that looks at the frames that are being executed while it is sent, as an error tracker does."""
+
+    def __init__(self) -> None:
+        super().__init__([b"one", b"two"])
+        self.frames = 0
+        self.shown: list[str] = []
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in super().__iter__():
+            self.look()
+            yield chunk
+
+    def look(self) -> None:
+        frame = sys._getframe()
+        while (back := frame.f_back) is not None:
+            frame = back
+            if frame.f_globals.get("__name__", "").startswith("otel_token_relay"):
+                self.frames += 1
+                self.shown += _shown(frame)
+
+
+@every_client
+def test_no_local_variable_of_the_package_contains_the_token_while_a_request_is_sent(
+    client: Client, one: Party
+) -> None:
+    """Error trackers also send the frames of running threads, and those below a log call."""
+    install(Settings(destinations=[one.url]))
+    watching = _Watching()
+    with use_token(TOKEN):
+        client.call(one.url, method="POST", body=watching)
+
+    # gRPC and older versions of aiohttp send a body in another thread or task.
+    assert watching.frames or client.name in ("aiohttp", "grpc", "grpc-aio")
+    assert_never_leaked(TOKEN, *watching.shown)
+
+
+@pytest.mark.parametrize("wait_for_ready", [None, True])
+def test_no_local_variable_contains_the_token_while_a_grpc_call_is_made(wait_for_ready: bool | None) -> None:
+    """gRPC serializes the request below our interceptor."""
+    watching = _Watching()
+
+    def serialize(request: bytes) -> bytes:
+        watching.look()
+        return request
+
+    with grpc_party() as one, grpc_channel(one) as channel, use_token(TOKEN):
+        send = channel.unary_unary("/tests.Party/call", request_serializer=serialize)
+        send(b"", timeout=10, wait_for_ready=wait_for_ready)
+        assert one.lines() == [LINE]
+
+    assert watching.frames
+    assert_never_leaked(TOKEN, *watching.shown)
+
+
+@contextmanager
+def grpc_channel(one: Party) -> Iterator[Any]:
+    install(Settings(destinations=[one.url]))
+    with grpc.insecure_channel(one.url.removeprefix("http://")) as channel:
+        yield channel
+
+
+def test_no_local_variable_contains_the_token_when_a_grpc_aio_call_fails() -> None:
+    """gRPC raises the error of an invalid timeout below our interceptor."""
+
+    async def call(target: str) -> None:
+        async with grpc.aio.insecure_channel(target) as channel:
+            await channel.unary_unary("/tests.Party/call")(b"", timeout="soon")  # type: ignore[arg-type]
+
+    with grpc_party() as one:
+        install(Settings(destinations=[one.url]))
+        with use_token(TOKEN), pytest.raises(TypeError) as failure:
+            asyncio.run(call(one.url.removeprefix("http://")))
+
+    ours = [f for f in _frames(failure.value, set()) if f.f_globals.get("__name__", "").startswith("otel_token_relay")]
+    # The instrumentation of an earlier test may have kept another interceptor, which receives the metadata.
+    assert_never_leaked(TOKEN, *_shown(ours[0]))

@@ -16,15 +16,18 @@ from opentelemetry._logs import LogRecord
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs._internal import ReadableLogRecord
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, InMemoryLogRecordExporter
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import get_current_span
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceState, get_current_span
 
 from otel_token_relay import Settings, use_token
 from otel_token_relay.redaction import installation, spans
+from otel_token_relay.redaction.deferred import DEFERRED
 from otel_token_relay.redaction.scrubber import FAILED, MASK, Scrubber
-from tests.redaction.corpus import OWN_OPAQUE
+from tests.redaction.corpus import FOREIGN_JWT, OWN_OPAQUE
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +139,96 @@ def test_a_field_that_a_processor_sets_is_kept():
 
     assert span.attributes["text"] == f"a {MASK}"
     assert span.name == "mine"
+
+
+def _set_fields(span: Any) -> None:
+    span._name = f"GET /{OWN_OPAQUE}"
+    span._attributes = {"text": f"set {OWN_OPAQUE}"}
+    span._events = (Event("e", {"text": OWN_OPAQUE}),)
+    span._links = [Link(span._context, {"text": OWN_OPAQUE})]
+    span._status = Status(StatusCode.ERROR, f"failed {OWN_OPAQUE}")
+    span._resource = Resource({"text": FOREIGN_JWT})
+    span._instrumentation_scope = InstrumentationScope(FOREIGN_JWT)
+    context = span._context
+    state = TraceState([("vendor", OWN_OPAQUE)])
+    span._context = SpanContext(context.trace_id, context.span_id, False, context.trace_flags, state)
+    span._parent = span._context
+    span.own = f"of mine {OWN_OPAQUE}"
+
+
+def _set_fields_directly(span: Any) -> None:
+    before = dict(vars(span))
+    vars(span).update(_name=f"GET /{OWN_OPAQUE}", _attributes={"text": f"set {OWN_OPAQUE}"}, own=f"my {OWN_OPAQUE}")
+    assert before.items() <= vars(span).items()
+
+
+@pytest.mark.parametrize("setting", [_set_fields, _set_fields_directly])
+@pytest.mark.parametrize(
+    "name", ["_name", "_attributes", "attributes", "_events", "_links", "_status", "_parent", "resource", "to_json"]
+)
+def test_what_a_processor_sets_before_the_first_access_is_clean(setting, name):
+    """Regardless of which attribute is read first."""
+    span = _dirty_span()
+    setting(span)
+    assert "text" in _dirty_span().attributes  # another record is not affected
+
+    value = getattr(span, name)
+
+    assert OWN_OPAQUE not in repr([value() if callable(value) else value])
+    assert span._attributes["text"] == f"set {MASK}"
+    assert OWN_OPAQUE not in repr(list(vars(span).values())) + span.to_json()
+    assert FOREIGN_JWT not in repr(vars(span)) + span.to_json()
+    assert MASK in span.own
+    assert type(span) is ReadableSpan
+
+
+def test_what_is_set_is_not_shown_before_the_first_access():
+    """The record has it in no attribute, and the state of the raw record shows nothing."""
+    span = _dirty_span()
+    raw = [vars(span)[DEFERRED].__getstate__()]
+    span._attributes = {"text": OWN_OPAQUE}
+    raw.append(vars(span)[DEFERRED].__getstate__())
+
+    assert OWN_OPAQUE not in repr(vars(span))
+    assert raw == [None, None]
+
+
+def test_what_a_processor_sets_on_a_log_record_is_clean():
+    """The class is frozen, so a processor can set a field only by this function."""
+    with use_token(OWN_OPAQUE):
+        record = ReadableLogRecord(LogRecord(body="read"), TracerProvider().resource)
+        object.__setattr__(record, "log_record", LogRecord(body=f"set {OWN_OPAQUE}"))
+        object.__setattr__(record, "own", f"mine {OWN_OPAQUE}")
+
+    assert OWN_OPAQUE not in repr(vars(record)).replace(record.own, "")
+    assert record.log_record.body == f"set {MASK}"
+    assert record.own == f"mine {MASK}"
+
+
+def test_concurrent_first_accesses_see_what_was_set_and_no_token():
+    """Without a lock, no thread sees a state that is not redacted yet."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            span = _dirty_span()
+            _set_fields(span)
+            barrier = threading.Barrier(8)
+
+            def read(span: ReadableSpan = span, barrier: threading.Barrier = barrier) -> str:
+                barrier.wait()
+                return span.to_json() + repr(list(vars(span).values()))
+
+            shown = [future.result() for future in [pool.submit(read) for _ in range(8)]]
+
+            assert not [text for text in shown if OWN_OPAQUE in text or f"set {MASK}" not in text]
+
+
+def test_what_is_set_after_the_first_access_is_kept_as_it_is():
+    """The record is then an ordinary object of the SDK."""
+    span = _dirty_span()
+    assert span.name == f"GET /{MASK}"
+    span._name = f"mine {OWN_OPAQUE}"
+
+    assert span.name == f"mine {OWN_OPAQUE}"
 
 
 def test_copies_are_clean():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import logging
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, UserDict
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import pytest
 
 from otel_token_relay import Settings, use_token
 from otel_token_relay.redaction import RedactingFilter, known_tokens
 from otel_token_relay.redaction.scrubber import MASK
-from tests.redaction.corpus import OWN_OPAQUE
+from tests.redaction.corpus import FOREIGN_JWT, OWN_OPAQUE
 from tests.redaction.pipeline import leaks
 
 
@@ -188,3 +190,102 @@ def test_the_mapping_of_the_application_is_never_modified(lines, kind):
     assert handler.lines == [f"?access_token={MASK} 1"]
     assert list(handler.records[0].args.items()) == [("r", f"?access_token={MASK}"), ("n", 1)]
     assert given == {"r": "?access_token=kq3Zt9vX0aPl", "n": 1}
+
+
+class Headers(Mapping):
+    """A mapping that is not a ``dict``: absent keys are ``-``, and case is ignored."""
+
+    def __init__(self, **items):
+        self.items_ = items
+
+    def __getitem__(self, key):
+        return self.items_.get(key.lower(), "-")
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self):
+        return len(self.items_)
+
+
+class ImmutableAtoms(Atoms):
+    """The same as a ``dict`` that is its own copy."""
+
+    def __copy__(self):
+        return self
+
+
+class Slotted(Atoms):
+    """The same as a ``dict`` whose copy cannot be made."""
+
+    def __copy__(self):
+        raise RuntimeError("no copies")
+
+
+class Defaults(UserDict):
+    """A standard mapping with a default."""
+
+    def __missing__(self, key):
+        return self.data.get(key.lower(), "-")
+
+
+@pytest.mark.parametrize("kind", [Headers, ImmutableAtoms, Slotted, Defaults])
+def test_a_mapping_that_cannot_be_copied_answers_for_absent_keys(lines, kind):
+    """Its line is written, and what it returns for any other key is masked, too."""
+    logger, handler = lines
+    given = kind(r="GET /?access_token=kq3Zt9vX0aPl", h=f"Bearer {OWN_OPAQUE}", s="a")
+
+    logger.error('%(gone)s "%(R)s" "%(H)s" %(r)s %(s)s', given)
+
+    path = f"GET /?access_token={MASK}"
+    assert handler.lines == [f'- "{path}" "Bearer {MASK}" {path} a']
+    assert OWN_OPAQUE not in repr(vars(handler.records[0]))
+    assert given["R"] == "GET /?access_token=kq3Zt9vX0aPl"
+
+
+def test_a_key_that_the_mapping_does_not_have_raises_the_same_error(lines):
+    """The application has to see its own mistake."""
+    logger, handler = lines
+
+    with pytest.raises(KeyError, match="gone"):
+        logger.error("%(gone)s %(r)s", MappingProxyType({"r": f"Bearer {OWN_OPAQUE}"}))
+
+    assert handler.lines == []
+
+
+JWE = ".".join(
+    ["eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ", "OKOawDo13gRp2ojaHV7LFpZcgV7T6DVZKTyKOMTYUmKoTCVJRgckCL9k"]
+)
+JWE += ".48V1_ALb6US04U3b.5eym8TW_c8SuK0ltJ3rpYIzOeDQz7TALvtu6UG9oMo4vpzs9tX.XFBoMYUZodetZdvTiFvSkQ"
+
+
+@pytest.mark.parametrize(("token", "at"), [(FOREIGN_JWT, 1), (FOREIGN_JWT, 2), (JWE, 1), (JWE, 2), (JWE, 3), (JWE, 4)])
+@pytest.mark.parametrize("form", ["tuple", "mapping", "object", "other mapping"])
+def test_a_jwt_that_is_split_over_two_arguments_is_masked(lines, token, at, form):
+    """The first part is a JWT by itself, and the rest looks harmless once that is masked."""
+    logger, handler = lines
+    parts = token.split(".")
+    first, second = ".".join(parts[:at]), ".".join(parts[at:])
+    if form == "tuple":
+        logger.info("%s %s.%s for %d", "a harmless argument", first, second, 7)
+    elif form == "object":
+        logger.info(ValueError("%s %s.%s for %d"), "a harmless argument", first, second, 7)
+    else:
+        values = {"w": "a harmless argument", "a": first, "b": second, "n": 7}
+        logger.info("%(w)s %(a)s.%(b)s for %(n)d", values if form == "mapping" else MappingProxyType(values))
+
+    assert not [part for part in parts if len(part) > 16 and part in handler.lines[0]]
+    assert not [part for part in parts if len(part) > 16 and part in repr(vars(handler.records[0]))]
+    assert handler.lines[0].startswith(f"a harmless argument {MASK}")
+    assert handler.lines[0].endswith(" for 7")
+
+
+def test_only_the_encoded_argument_is_masked(lines):
+    """An argument with the token in another encoding is masked as a whole, but not the line around it."""
+    logger, handler = lines
+    coded = base64.b64encode(f"a:{OWN_OPAQUE}".encode()).decode()
+
+    with use_token(OWN_OPAQUE):
+        logger.info('%s - "%s %s HTTP/%s" %d', "the address of a client", "GET", f"/{coded}", "1.1", 200)
+
+    assert handler.lines == [f'the address of a client - "GET {MASK} HTTP/1.1" 200']

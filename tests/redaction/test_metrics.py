@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
+import pytest
+from opentelemetry import trace
+from opentelemetry._logs import LogRecord
+from opentelemetry.context import Context
 from opentelemetry.metrics import Observation
 from opentelemetry.sdk.resources import Resource
 
@@ -90,3 +95,38 @@ def test_if_metric_metadata_cannot_be_cleaned_the_numbers_are_kept(monkeypatch):
     (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
     assert metric.name == FAILED
     assert [(point.value, point.attributes) for point in metric.data.data_points] == [(3, {"a": "b"})]
+
+
+def _fail() -> Any:
+    raise RuntimeError("no context")
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        Mock(),
+        Mock(spec=trace.Span),
+        object(),
+        Mock(get_span_context=_fail),
+        Mock(get_span_context=lambda: None),
+        Mock(get_span_context=lambda: Mock(trace_id=[1])),
+    ],
+    ids=["mock", "spec", "object", "raises", "none", "unhashable id"],
+)
+def test_records_of_a_span_that_is_not_a_real_one_lose_nothing(span: Any) -> None:
+    """Tests replace spans. A measurement and a log record in such a context are only masked."""
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        context = trace.set_span_in_context(span, Context())
+        with use_token(OWN_OPAQUE):
+            pipeline.logger.emit(LogRecord(body="read", attributes={"a": "kept"}, context=context))
+            pipeline.meter.create_counter("reads").add(1, {"a": "kept"}, context)
+        data = pipeline.reader.get_metrics_data()
+        (record,) = pipeline.logs[0].get_finished_logs()
+    finally:
+        pipeline.close()
+
+    points = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
+    assert [dict(point.attributes) for point in points] == [{"a": "kept"}]
+    assert (record.log_record.body, dict(record.log_record.attributes)) == ("read", {"a": "kept"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from opentelemetry import trace
@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, SpanContext, TraceFlags, TraceState
 
 from otel_token_relay import Settings, install, use_token
+from otel_token_relay.redaction import spans
 from otel_token_relay.redaction.scrubber import FAILED, MASK
 from tests.redaction.corpus import OWN_OPAQUE
 from tests.redaction.pipeline import Pipeline, leaks
@@ -172,6 +173,70 @@ def test_a_span_with_an_odd_context_ends_without_an_error(context):
         assert not leaks(OWN_OPAQUE, repr(values).encode())
     finally:
         pipeline.close()
+
+
+ODD_CONTEXTS = {
+    "subclass": OtherContext(),
+    "spec": Mock(spec=SpanContext),
+    "mock": Mock(),
+    "magic mock": MagicMock(),
+    "unhashable id": Mock(trace_id=[1]),
+    "text": Mock(trace_id=OWN_OPAQUE, span_id=OWN_OPAQUE, trace_state={"v": OWN_OPAQUE}),
+    "numbers": Mock(trace_id=5, span_id=6, is_remote=True, trace_flags=TraceFlags(1)),
+    "object": object(),
+}
+
+
+@pytest.mark.parametrize("place", ["_context", "_parent", "link"])
+@pytest.mark.parametrize("name", ODD_CONTEXTS)
+def test_of_a_span_with_an_odd_context_only_the_context_is_wiped(name, place):
+    """Its name, attributes and events are kept, and the numbers in the context."""
+    context = ODD_CONTEXTS[name]
+    pipeline = Pipeline()
+    install(Settings())
+    try:
+        own = context if place == "_context" else SpanContext(5, 6, False, TraceFlags(1))
+        parent = context if place == "_parent" else None
+        with use_token(OWN_OPAQUE):
+            span = _Span("x", own, parent=parent, resource=Resource({"r": "kept"}), span_processor=Collector())
+            span.start()
+            if place == "link":
+                span._links = [Link(context, {"c": "kept"})]
+            span.set_attribute("a", f"{OWN_OPAQUE} b")
+            span.add_event("e", {"d": "kept"})
+            span.end()
+        (exported,) = span._span_processor.ended
+        assert (exported.name, dict(exported.attributes)) == ("x", {"a": f"{MASK} b"})
+        assert [dict(event.attributes) for event in exported.events] == [{"d": "kept"}]
+        assert dict(exported.resource.attributes) == {"r": "kept"}
+        found = exported.links[0].context if place == "link" else getattr(exported, place)
+        if name == "numbers":
+            assert (found.trace_id, found.span_id, bool(found.is_remote)) == (5, 6, True)
+        if name != "magic mock":  # it shows an empty trace state
+            assert type(found) is SpanContext
+            assert OWN_OPAQUE not in repr(dict(found.trace_state))
+    finally:
+        pipeline.close()
+
+
+def test_a_record_that_cannot_even_be_wiped_as_usual_raises_nothing(monkeypatch):
+    """Neither its resource nor its status is one of the SDK's."""
+
+    def fail(*args):
+        raise RuntimeError(OWN_OPAQUE)
+
+    install(Settings())
+    monkeypatch.setattr(spans, "is_suspect", fail)
+    with use_token(OWN_OPAQUE):
+        span = _Span(OWN_OPAQUE, SpanContext(5, 6, False, TraceFlags(1)), resource=7, span_processor=Collector())
+        span.start()
+        span._status = object()
+        span.end()
+    (exported,) = span._span_processor.ended
+
+    assert exported.name == FAILED
+    assert exported.status.description is None
+    assert exported.resource is None
 
 
 @pytest.mark.parametrize("name", [None, 7, object()], ids=["none", "number", "object"])

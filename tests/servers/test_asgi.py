@@ -629,8 +629,8 @@ def test_an_unchanged_scope_is_joined_without_being_read_again(outer, inner, mon
     recorder = Recorder()
     innermost = inner(recorder)
     located = []
-    locate = asgi._locate_in
-    monkeypatch.setattr(asgi, "_locate_in", lambda *args: located.append(1) or locate(*args))
+    locate = asgi.locate
+    monkeypatch.setattr(asgi, "locate", lambda *args: located.append(1) or locate(*args))
 
     async def app(scope, receive, send):
         await innermost(scope, receive, send)

@@ -1,0 +1,75 @@
+"""The words in unused credentials: which ones, how many, and how much of a long line is read."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from otel_token_relay import Settings
+from otel_token_relay.token import BearerToken, Lease
+from otel_token_relay.unused_credentials import UnusedCredentials, find_unused
+
+TOKEN = "tGzv3JOkF0XG5Qx2TlKWIA.k9_Zr-71bLxYqHs4"
+
+
+def words(*lines: object, sources: tuple[str, ...] = ("authorization",), token: str | None = None) -> tuple[str, ...]:
+    found = BearerToken(token) if token else None
+    return find_unused(lambda name: lines, Settings(source_headers=sources), found)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", ()),
+        ("Basic", ()),
+        ("Bearer short", ()),
+        ("Negotiate", ("Negotiate",)),  # it may be a token without a scheme
+        ("Negotiate dGhlIHRpY2tldA==", ("dGhlIHRpY2tldA==",)),
+        (f"Bearer {TOKEN}\u00e4", (TOKEN,)),
+        (b"Bearer \xff" + TOKEN.encode(), (TOKEN,)),
+        (f"{TOKEN} trailing-word", (TOKEN, "trailing-word")),
+        (f"{TOKEN}=x", (TOKEN,)),
+        ("SignedHeaders=host;x-a-date", ("x-a-date",)),
+        (f"Bearer {TOKEN}, Negotiate {TOKEN}", (TOKEN,)),
+        (f"Bearer {TOKEN}\t", (TOKEN,)),
+    ],
+)
+def test_words(line: str | bytes, expected: tuple[str, ...]) -> None:
+    """Schemes and names of parameters are not words, unless they look like credentials."""
+    assert words(line) == expected
+
+
+def test_the_longest_four_words_are_kept() -> None:
+    """A caller can send any number."""
+    many = [f"{'x' * (8 + at)}" for at in range(100)]
+
+    assert words(" ".join(["Bearer", *many])) == tuple(reversed(many[-4:]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 1000])
+def test_the_number_of_characters_is_bounded(count: int) -> None:
+    """The lines share the limit, and each contributes its first and its last part."""
+    found = words(*(f"Bearer {at:04}{'y' * 100_000}" for at in range(count)))
+
+    assert 0 < sum(map(len, found)) <= 16_384
+
+
+def test_the_used_token_is_not_included() -> None:
+    """Redaction knows it already."""
+    assert words(f"Bearer {TOKEN}", token=TOKEN) == ()
+
+
+@pytest.mark.parametrize("lines", [(None,), (7,), (object(),)])
+def test_invalid_lines_raise_nothing(lines: tuple[object, ...]) -> None:
+    """The request continues."""
+    assert words(*lines) == ()
+
+
+def test_credentials_are_neither_printed_nor_pickled() -> None:
+    """Contexts are printed and traversed."""
+    unused = UnusedCredentials((TOKEN,), Lease())
+
+    assert TOKEN not in f"{unused!r} {unused!s} {unused.__getstate__()!r}"
+    with pytest.raises(TypeError):
+        pickle.dumps(unused)
