@@ -1,6 +1,6 @@
 """A cache of exchanged tokens that cannot mix users. Pure: no I/O; the clocks are passed in.
 
-An entry is found only by the token that it was obtained for, so whoever looks up an entry holds that token already.
+An entry is found only by the token that it was obtained for, so the caller of a lookup holds that token already.
 Nothing is stored under a user, a session or a name: published caches that did so returned other users' tokens.
 
 Failures are kept apart from successes, and are bounded apart from them. A caller that sends made-up tokens can

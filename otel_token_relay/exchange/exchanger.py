@@ -281,10 +281,10 @@ class ExchangerCore:
     def _probe(self, request: Request) -> bool:
         """Return whether the server responds to the exchange of a random token, which it must refuse."""
         try:
-            self._post(request, secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
+            status, _ = self._post(request, secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except ExchangeFailed:
             return False
-        return True
+        return status < 500
 
     def _warn(self, failure: ExchangeFailed) -> None:
         # Callers can send tokens that are refused, and could otherwise fill the log.

@@ -75,7 +75,8 @@ def read_response(
     if members is None:
         raise ExchangeFailed("bad_response", "the body is not a JSON object")
     kind = members.get("issued_token_type")
-    if kind not in _TYPES and not (kind is None and request.grant == "on-behalf-of"):
+    is_access_token = isinstance(kind, str) and kind in _TYPES
+    if not is_access_token and not (kind is None and request.grant == "on-behalf-of"):
         raise ExchangeFailed("bad_response", "issued_token_type is not that of an access token")
     token_type = members.get("token_type")
     if not isinstance(token_type, str) or token_type.lower() != "bearer":
