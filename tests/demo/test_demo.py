@@ -206,7 +206,7 @@ def wait_until(condition, process=None):
 
 
 def test_demo_runs_without_standard_streams(start, tmp_path):
-    """The demo succeeds from cron or a supervisor, also in a folder that cannot be written. The status is the result."""
+    """The demo succeeds from cron or a supervisor, also in a folder that cannot be written; its status is the result."""
     command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *COMMAND]
 
     process, survivors = start(cwd="/proc", command=command)
