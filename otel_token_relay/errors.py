@@ -3,6 +3,7 @@
     RelayError
     ├── ConfigurationError   a setting cannot be used (also a ValueError)
     ├── TokenUnavailable     a destination requires a token, but there is none to relay
+    ├── ExchangeFailed       no token could be obtained in exchange for the caller's
     ├── TokenRejected        an incoming token does not pass verification
     └── KeysUnavailable      a token cannot be verified now because the issuer does not respond
 
@@ -32,6 +33,23 @@ RejectReason = Literal[
     "sender_constrained",  # bound to a key by `cnf`; proof of possession is not supported
     "inactive",  # reported by the authorization server (RFC 7662)
     "revoked",
+]
+
+
+ExchangeError = Literal[
+    # The server refused the request (RFC 6749, section 5.2; RFC 8693, section 2.2.2).
+    "invalid_request",
+    "invalid_client",
+    "invalid_grant",
+    "invalid_scope",
+    "invalid_target",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "interaction_required",  # the user must sign in again or consent; see `ExchangeFailed.claims_challenge`
+    "unavailable",  # the server does not respond, or responds that it is overloaded or broken
+    "timeout",
+    "bad_response",  # the response cannot be used
+    "wrong_audience",  # the server issued a token for another audience
 ]
 
 
@@ -73,6 +91,26 @@ class TokenUnavailable(RelayError):
 
     def __str__(self) -> str:
         return f"no token to relay to {self.destination}: {self.reason.value}"
+
+
+class ExchangeFailed(RelayError):
+    """The error raised when no token can be obtained in exchange for the caller's token.
+
+    Attributes:
+        error: One of the `ExchangeError` values.
+        detail: What is wrong, without a quotation from the response; empty if *error* says everything.
+        claims_challenge: Entra's ``claims`` parameter, which the service returns to its caller so that the user can
+            sign in again; ``None`` if there is none. It is not a part of the message, because it may name the user.
+    """
+
+    def __init__(self, error: ExchangeError, detail: str = "", *, claims_challenge: str | None = None) -> None:
+        super().__init__(error, detail)
+        self.error: ExchangeError = error
+        self.detail = detail
+        self.claims_challenge = claims_challenge
+
+    def __str__(self) -> str:
+        return f"token exchange failed: {self.error}" + (f" ({self.detail})" if self.detail else "")
 
 
 class TokenRejected(RelayError):

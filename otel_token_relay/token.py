@@ -262,6 +262,24 @@ def _make(
 _read_json: Final = json.JSONDecoder().raw_decode
 
 
+def claims_of(token: str) -> dict[str, Any] | None:
+    """Return the claims of an unverified JWT; ``None`` for any other token and for unreadable claims.
+
+    This never raises, regardless of the input.
+    """
+    start = token.find(".") + 1
+    end = token.find(".", start)
+    if not start or end < 0 or token.find(".", end + 1) >= 0:
+        return None  # not three segments
+    try:
+        # More padding than necessary is ignored.
+        payload = binascii.a2b_base64(token[start:end].replace("-", "+").replace("_", "/") + "==")
+        claims = _read_json(payload.decode().lstrip("\ufeff \t\n\r"))[0]
+    except (ValueError, RecursionError):
+        return None
+    return claims if isinstance(claims, dict) else None
+
+
 def peek(token: str) -> tuple[float | None, bool]:
     """Return an unverified JWT's ``exp``, and whether the JWT contains ``cnf``.
 
@@ -273,17 +291,8 @@ def peek(token: str) -> tuple[float | None, bool]:
 
     Source: RFC 7519, section 4.1.4; RFC 7800, section 3.1.
     """
-    start = token.find(".") + 1
-    end = token.find(".", start)
-    if not start or end < 0 or token.find(".", end + 1) >= 0:
-        return None, False  # not three segments
-    try:
-        # More padding than necessary is ignored.
-        payload = binascii.a2b_base64(token[start:end].replace("-", "+").replace("_", "/") + "==")
-        claims = _read_json(payload.decode().lstrip("\ufeff \t\n\r"))[0]
-    except (ValueError, RecursionError):
-        return None, False
-    if not isinstance(claims, dict):
+    claims = claims_of(token)
+    if claims is None:
         return None, False
     expires_at = claims.get("exp")
     if isinstance(expires_at, bool) or not isinstance(expires_at, (int, float)):

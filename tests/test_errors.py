@@ -11,6 +11,7 @@ import pytest
 from otel_token_relay import errors
 from otel_token_relay.errors import (
     ConfigurationError,
+    ExchangeFailed,
     KeysUnavailable,
     RejectReason,
     RelayError,
@@ -31,6 +32,12 @@ ERRORS = [
         {"reason": Reason.EXPIRED, "destination": "https://profile-service;required"},
         "no token to relay to https://profile-service;required: expired",
         id="unavailable",
+    ),
+    pytest.param(
+        ExchangeFailed("invalid_grant", "status 400", claims_challenge="{}"),
+        {"error": "invalid_grant", "detail": "status 400", "claims_challenge": "{}"},
+        "token exchange failed: invalid_grant (status 400)",
+        id="exchange",
     ),
     pytest.param(
         TokenRejected("bad_signature"), {"reason": "bad_signature"}, "token rejected: bad_signature", id="rejected"
@@ -71,7 +78,14 @@ def test_one_class_catches_every_error() -> None:
     """A configuration error is also a `ValueError`, and no error is a subclass of another one."""
     classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, RelayError)}
 
-    assert classes == {RelayError, ConfigurationError, TokenUnavailable, TokenRejected, KeysUnavailable}
+    assert classes == {
+        RelayError,
+        ConfigurationError,
+        TokenUnavailable,
+        ExchangeFailed,
+        TokenRejected,
+        KeysUnavailable,
+    }
     assert ConfigurationError.__bases__ == (RelayError, ValueError)
     assert all(c.__bases__ == (RelayError,) for c in classes - {RelayError, ConfigurationError})
     assert RelayError.__bases__ == (Exception,)

@@ -1,0 +1,158 @@
+"""A cache of exchanged tokens that cannot mix users. Pure: no I/O; the clocks are passed in.
+
+An entry is found only by the token that it was obtained for, so the caller of a lookup holds that token already.
+Nothing is stored under a user, a session or a name: published caches that did so returned other users' tokens.
+
+Failures are kept apart from successes, and are bounded apart from them. A caller that sends made-up tokens can
+therefore neither displace a success nor make the server refuse the same token again and again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Final, NamedTuple
+
+from otel_token_relay.errors import ExchangeError, ExchangeFailed
+from otel_token_relay.exchange.grants import Request
+from otel_token_relay.exchange.responses import Issued
+from otel_token_relay.token import Clock
+from otel_token_relay.verification.cache import Cache
+
+DEFAULT_SIZE: Final = 4096
+_MAX_FAILURES: Final = 1024
+
+# A result is not used in its last 30 s, or in its last tenth if it is short-lived, since a hop takes time.
+_MARGIN_SECONDS: Final = 30.0
+_MARGIN_SHARE: Final = 0.1
+# Neither the result nor the subject says when it expires.
+_UNKNOWN_SECONDS: Final = 60.0
+_FAILURE_SECONDS: Final = 5.0
+_OUTAGE_SECONDS: Final = 1.0
+_OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout"})
+
+
+class Exchanged(NamedTuple):
+    """A cached result.
+
+    Attributes:
+        value: The issued token.
+        until: The time on the monotonic clock, in seconds, until which it may be used.
+        expires_at: The time on the wall clock, in seconds since the epoch, at which it must not be used any more;
+            ``None`` if unknown.
+    """
+
+    value: str
+    until: float
+    expires_at: float | None
+
+    def __repr__(self) -> str:
+        return f"Exchanged({len(self.value)} chars, until={self.until})"
+
+
+class _Failure(NamedTuple):
+    failure: ExchangeFailed
+    until: float
+
+
+def subject_hash(token: str) -> bytes:
+    """Return the hash under which a token's results are found. Compute it once for each token, not for each hop."""
+    return hashlib.sha256(token.encode("ascii")).digest()
+
+
+def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
+    """Return the hash of everything that is the same for all users. Compute it once for each destination."""
+    parts = (endpoint, client_id, request.grant, request.audience, request.resource, request.scope, *request.expected)
+    return _hash(*(None if part is None else part.encode() for part in parts))
+
+
+def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
+    """Return the cache key. Its parts have fixed lengths, so no two combinations have the same key.
+
+    Args:
+        subject: `subject_hash` of the caller's token.
+        endpoint: `endpoint_hash` of the destination.
+        actor: `subject_hash` of the service's own token; empty if none is sent.
+    """
+    return subject + endpoint + actor
+
+
+class ExchangeCache:
+    """Successes and failures of token exchanges. Safe to share between threads.
+
+    Args:
+        size: The maximum number of successes.
+        now: The wall clock, in seconds since the epoch.
+        monotonic: A clock in seconds that never goes backward.
+    """
+
+    def __init__(self, size: int = DEFAULT_SIZE, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
+        self._successes: Cache[Exchanged] = Cache(size)
+        self._failures: Cache[_Failure] = Cache(_MAX_FAILURES)
+        self._now = now
+        self._monotonic = monotonic
+
+    def __repr__(self) -> str:
+        return f"ExchangeCache({len(self._successes)} results)"
+
+    def get(self, key: bytes) -> Exchanged | None:
+        """Return the result for a key if it may still be used."""
+        found = self._successes.get(key)
+        if found is None:
+            return None
+        # A clock may be set, and a process may sleep, so both clocks must agree.
+        is_valid = self._monotonic() < found.until and (found.expires_at is None or self._now() < found.expires_at)
+        return found if is_valid else None
+
+    def failure(self, key: bytes) -> ExchangeFailed | None:
+        """Return the failure of the last exchange if it is too recent to try again."""
+        found = self._failures.get(key)
+        return found.failure if found is not None and self._monotonic() < found.until else None
+
+    def has_succeeded(self, key: bytes) -> bool:
+        """Return whether an exchange of the same token has succeeded before, and is still remembered."""
+        return self._successes.get(key) is not None
+
+    def put(self, key: bytes, issued: Issued, subject_expires_at: float | None) -> Exchanged:
+        """Store a result.
+
+        Args:
+            key: `key_of` the exchange.
+            issued: The server's response.
+            subject_expires_at: When the caller's token expires, in seconds since the epoch; ``None`` if unknown.
+
+        Returns:
+            The result, which may already be too old to be used again.
+        """
+        now = self._now()
+        ends = [end for end in (issued.expires_at, subject_expires_at) if end is not None]
+        lives = [end - now for end in ends]
+        if issued.expires_in is not None:
+            lives.append(issued.expires_in)
+        if subject_expires_at is None or not lives:
+            lives.append(_UNKNOWN_SECONDS)
+        life = max(min(lives), 0.0)
+        usable = life - min(_MARGIN_SECONDS, life * _MARGIN_SHARE)
+        result = Exchanged(issued.token, self._monotonic() + usable, min(ends) if ends else None)
+        self._successes.put(key, result)
+        self._failures.drop(key)
+        return result
+
+    def put_failure(self, key: bytes, failure: ExchangeFailed) -> None:
+        """Store a failure for a moment, so that a retrying caller does not repeat the exchange at once."""
+        seconds = _OUTAGE_SECONDS if failure.error in _OUTAGES else _FAILURE_SECONDS
+        # Without its traceback, whose frames contain tokens.
+        kept = ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)
+        self._failures.put(key, _Failure(kept, self._monotonic() + seconds))
+
+    def drop(self, key: bytes) -> None:
+        """Forget a result, for example because the destination has rejected it."""
+        self._successes.drop(key)
+
+
+def _hash(*parts: bytes | None) -> bytes:
+    """Hash parts of any length so that no two sequences of parts have the same input."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"-" if part is None else b"%d:%b" % (len(part), part))
+    return digest.digest()

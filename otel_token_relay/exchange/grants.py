@@ -1,0 +1,75 @@
+"""The form of an exchange request, for each grant. Pure: no I/O, no settings.
+
+* ``token-exchange``: RFC 8693, section 2.1. Subject and result are access tokens.
+* ``on-behalf-of``: Microsoft Entra's grant, which is a JWT bearer assertion (RFC 7523, section 2.1) with
+  ``requested_token_use``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Grant = Literal["token-exchange", "on-behalf-of"]
+GRANTS: Final[tuple[Grant, ...]] = ("token-exchange", "on-behalf-of")
+
+ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"
+JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
+
+Form = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for in exchange for a caller's token.
+
+    Attributes:
+        grant: How to ask.
+        audience: The logical name of the service that will receive the result; ``None`` to send none.
+        resource: The URI of that service; ``None`` to send none.
+        scope: The scopes of the result, separated by spaces; ``None`` to send none.
+        expected: Audiences that the result may have instead of the one asked for.
+    """
+
+    grant: Grant = "token-exchange"
+    audience: str | None = None
+    resource: str | None = None
+    scope: str | None = None
+    expected: tuple[str, ...] = ()
+
+    @property
+    def audiences(self) -> frozenset[str]:
+        """The audiences of which a JWT result must contain one; empty if any audience is acceptable."""
+        asked = [name for name in (self.audience, self.resource) if name is not None]
+        return frozenset([*asked, *self.expected]) if asked else frozenset()
+
+    def form(self, subject: str, actor: str | None = None) -> Form:
+        """Return the parameters of the request, without the client's credentials.
+
+        Args:
+            subject: The caller's token.
+            actor: This service's own token (RFC 8693, section 2.1), which only ``token-exchange`` can send.
+        """
+        if self.grant == "on-behalf-of":
+            return (
+                ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
+                ("assertion", subject),
+                ("requested_token_use", "on_behalf_of"),
+                ("scope", self._entra_scope()),
+            )
+        parameters = (
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token", subject),
+            ("subject_token_type", ACCESS_TOKEN),
+            ("requested_token_type", ACCESS_TOKEN),
+            ("actor_token", actor),
+            ("actor_token_type", None if actor is None else ACCESS_TOKEN),
+            ("audience", self.audience),
+            ("resource", self.resource),
+            ("scope", self.scope),
+        )
+        return tuple((name, value) for name, value in parameters if value is not None)
+
+    def _entra_scope(self) -> str:
+        """Return the scopes, or all permissions at the audience: Entra knows audiences only as a part of scopes."""
+        return self.scope or f"{self.audience or self.resource or ''}/.default"

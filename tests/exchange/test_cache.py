@@ -1,0 +1,166 @@
+"""Results are found only by the token that they were obtained for, and are used only while they are valid."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.errors import ExchangeError, ExchangeFailed
+from otel_token_relay.exchange.cache import ExchangeCache, endpoint_hash, key_of, subject_hash
+from otel_token_relay.exchange.grants import Request
+from otel_token_relay.exchange.responses import Issued
+
+NOW = 1_000_000.0
+
+
+class Clocks:
+    def __init__(self) -> None:
+        self.now = NOW
+        self.monotonic = 50.0
+
+    def cache(self, size: int = 100) -> ExchangeCache:
+        return ExchangeCache(size, now=lambda: self.now, monotonic=lambda: self.monotonic)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.monotonic += seconds
+
+
+def issued(token: str = "issued", *, expires_in: float | None = None, expires_at: float | None = None) -> Issued:
+    return Issued(token, expires_in, expires_at, has_actor=False)
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "expires_at", "subject", "seconds"),
+    [
+        (300.0, None, NOW + 3600, 270.0),
+        (100.0, None, NOW + 3600, 90.0),
+        (7200.0, None, NOW + 3600, 3570.0),
+        (None, NOW + 300, NOW + 3600, 270.0),
+        (3600.0, NOW + 300, NOW + 3600, 270.0),
+        (None, None, NOW + 3600, 3570.0),
+        (3600.0, None, None, 54.0),
+        (None, None, None, 54.0),
+        (0.0, None, NOW + 3600, 0.0),
+        (300.0, NOW - 10, NOW + 3600, 0.0),
+        (300.0, None, NOW - 1, 0.0),
+    ],
+)
+def test_a_result_is_used_for_the_shortest_life_less_a_margin(
+    expires_in: float | None, expires_at: float | None, subject: float | None, seconds: float
+) -> None:
+    """The margin is 30 s, or a tenth of a short life. If the subject says nothing, the life is a minute."""
+    clocks = Clocks()
+    cache = clocks.cache()
+
+    cache.put(b"k", issued(expires_in=expires_in, expires_at=expires_at), subject)
+
+    if seconds:
+        clocks.wait(seconds - 0.5)
+        assert cache.get(b"k") is not None
+        clocks.wait(0.6)
+    assert cache.get(b"k") is None
+
+
+def test_a_clock_that_is_set_forward_ends_the_use() -> None:
+    """The monotonic clock may have stood still while the machine slept."""
+    clocks = Clocks()
+    cache = clocks.cache()
+    cache.put(b"k", issued(expires_in=300.0), NOW + 600)
+
+    clocks.now += 601
+
+    assert cache.get(b"k") is None
+
+
+@pytest.mark.parametrize(("error", "seconds"), [("unavailable", 1), ("timeout", 1), ("invalid_grant", 5)])
+def test_a_failure_is_remembered_for_a_moment(error: ExchangeError, seconds: float) -> None:
+    """A token that was refused is not sent again at once. The kept failure has no traceback, which refers to tokens."""
+    clocks = Clocks()
+    cache = clocks.cache()
+    try:
+        raise ExchangeFailed(error, "status 400", claims_challenge="c")
+    except ExchangeFailed as failure:
+        cache.put_failure(b"k", failure)
+
+    kept = cache.failure(b"k")
+    assert kept is not None
+    assert (kept.error, kept.claims_challenge, kept.__traceback__, kept.__context__) == (error, "c", None, None)
+    clocks.wait(seconds + 0.1)
+    assert cache.failure(b"k") is None
+
+
+def test_failures_displace_no_success() -> None:
+    """Callers can send any number of made-up tokens."""
+    cache = Clocks().cache()
+    cache.put(b"good", issued(), NOW + 600)
+
+    for number in range(10_000):
+        cache.put_failure(b"%d" % number, ExchangeFailed("invalid_grant"))
+
+    assert cache.get(b"good") is not None
+    assert len(cache._failures) <= 1024
+
+
+def test_a_success_ends_a_failure_and_can_be_dropped() -> None:
+    """The token has become valid."""
+    cache = Clocks().cache()
+    cache.put_failure(b"k", ExchangeFailed("unavailable"))
+
+    cache.put(b"k", issued(), NOW + 600)
+    assert cache.failure(b"k") is None
+    cache.drop(b"k")
+    assert cache.get(b"k") is None
+
+
+REQUESTS = [
+    Request("token-exchange", audience="a"),
+    Request("on-behalf-of", audience="a"),
+    Request(resource="a"),
+    Request(scope="a"),
+    Request(audience="a", scope="b"),
+    Request(audience="a", resource="b"),
+    Request(audience="ab"),
+    Request(audience="a", expected=("b",)),
+    Request(audience="a", expected=("b", "c")),
+    Request(audience="a", expected=("bc",)),
+    Request(audience=""),
+    Request(audience="-"),
+]
+
+
+def test_no_two_different_exchanges_have_the_same_key() -> None:
+    """Subject, endpoint, client, grant, audience, resource, scope and actor are all part of it."""
+    combinations: Any = itertools.product(
+        ("alice", "alic", "alicee", "bob"),
+        ("https://idp/token", "https://idp/oauth"),
+        ("client", "nclient"),
+        REQUESTS,
+        (b"", subject_hash("actor"), subject_hash("actor2")),
+    )
+    keys = [
+        key_of(subject_hash(subject), endpoint_hash(endpoint, client, request), actor)
+        for subject, endpoint, client, request, actor in combinations
+    ]
+
+    assert len(set(keys)) == len(keys) == 4 * 2 * 2 * len(REQUESTS) * 3
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3), st.text(max_size=3)), min_size=2, unique=True))
+def test_parts_of_different_lengths_are_not_joined(parts: list[tuple[str, str, str]]) -> None:
+    """``("ab", "c")`` and ``("a", "bc")`` are different."""
+    keys = {endpoint_hash(endpoint, client, Request(audience=audience)) for endpoint, client, audience in parts}
+
+    assert len(keys) == len(parts)
+
+
+def test_nothing_in_the_cache_is_printed() -> None:
+    """Caches end up in debuggers and error reports."""
+    cache = Clocks().cache()
+    result = cache.put(b"k", issued("secret-token"), NOW + 600)
+
+    assert "secret-token" not in repr(cache) + repr(result)

@@ -1,0 +1,348 @@
+"""Tokens are exchanged at a real token endpoint on loopback, from threads and from event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from otel_token_relay import current_token, use_token
+from otel_token_relay.errors import ConfigurationError, ExchangeFailed, TokenUnavailable
+from otel_token_relay.exchange import AsyncTokenExchanger, TokenExchanger
+from otel_token_relay.exchange.exchanger import MAX_NEW
+from otel_token_relay.reasons import Reason
+from otel_token_relay.token import BearerToken, Lease
+
+ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
+SECRET = "the-secret-of-the-service"
+
+Response = tuple[int, Any]
+
+
+class Verified:
+    """A verification that can be withdrawn."""
+
+    def __init__(self) -> None:
+        self.claims: dict[str, object] = {}
+        self.expires_at: float | None = None
+        self.is_valid = True
+
+    def is_still_valid(self) -> bool:
+        return self.is_valid
+
+
+def verified(value: str, lease: Lease | None = None) -> BearerToken:
+    token = BearerToken(value, lease=lease)
+    token.mark_verified(Verified())
+    return token
+
+
+class Endpoint:
+    """A token endpoint that counts its requests. *respond* returns the status and the body."""
+
+    def __init__(self) -> None:
+        self.forms: list[dict[str, str]] = []
+        self.authorizations: list[str | None] = []
+        self.running = self.most = 0
+        self.lock = threading.Lock()
+        self.respond: Callable[[dict[str, str]], Response] = self.issue
+        self.url = ""
+
+    def issue(self, form: dict[str, str]) -> Response:
+        token = f"{form['subject_token']}.for.{form.get('audience', 'any')}"
+        return 200, {
+            "access_token": token,
+            "issued_token_type": ACCESS_TOKEN,
+            "token_type": "Bearer",
+            "expires_in": 300,
+        }
+
+    def handle(self, form: dict[str, str], authorization: str | None) -> Response:
+        with self.lock:
+            self.forms.append(form)
+            self.authorizations.append(authorization)
+            self.running += 1
+            self.most = max(self.most, self.running)
+        try:
+            return self.respond(form)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+    def exchanger(self, kind: type[Any] = TokenExchanger, **options: Any) -> Any:
+        return kind(token_endpoint=self.url, client_id="user-service", client_secret=SECRET, **options)
+
+
+@contextmanager
+def serving() -> Iterator[Endpoint]:
+    endpoint = Endpoint()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            form = {name: values[0] for name, values in parse_qs(body).items()}
+            status, document = endpoint.handle(form, self.headers["Authorization"])
+            content = document if isinstance(document, bytes) else json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with suppress(BrokenPipeError):  # the client has given up
+                self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    endpoint.url = f"http://127.0.0.1:{server.server_port}/token"
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with serving() as running:
+        yield running
+
+
+def test_a_token_is_exchanged_once_for_each_audience(endpoint: Endpoint) -> None:
+    """The result is under the lease of the caller's token, and can be bound."""
+    exchanger, lease = endpoint.exchanger(), Lease()
+    token = verified("alice-1", lease)
+
+    billing = exchanger.exchange(token, audience="billing")
+    assert exchanger.exchange(token, audience="billing") == billing
+    assert exchanger.exchange(token, audience="orders").reveal() == "alice-1.for.orders"
+
+    assert billing.reveal() == "alice-1.for.billing"
+    assert [form["audience"] for form in endpoint.forms] == ["billing", "orders"]
+    assert all((header or "").startswith("Basic ") for header in endpoint.authorizations)
+    with use_token(billing):
+        assert current_token() == billing
+    lease.end()
+    assert not billing.is_usable
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda token, lease: lease.end(), Reason.LEASE_ENDED),
+        (lambda token, lease: setattr(token.verification, "is_valid", False), Reason.NOT_VERIFIED),
+        (lambda token, lease: setattr(token.verification, "expires_at", 1.0), Reason.EXPIRED),
+    ],
+    ids=["lease ended", "revoked", "expired"],
+)
+def test_a_cached_result_is_used_only_while_the_caller_may(endpoint: Endpoint, spoil: Any, reason: Reason) -> None:
+    """The result would be valid for minutes."""
+    exchanger, lease = endpoint.exchanger(), Lease()
+    token = verified("alice-1", lease)
+    exchanger.exchange(token, audience="billing")
+
+    spoil(token, lease)
+
+    with pytest.raises(TokenUnavailable) as unavailable:
+        exchanger.exchange(token, audience="billing")
+    assert unavailable.value.reason is reason
+    assert len(endpoint.forms) == 1
+
+
+def test_a_request_that_ends_during_the_exchange_gets_nothing(endpoint: Endpoint) -> None:
+    """The server's response arrives too late."""
+    lease = Lease()
+
+    def respond(form: dict[str, str]) -> Response:
+        lease.end()
+        return endpoint.issue(form)
+
+    endpoint.respond = respond
+    with pytest.raises(TokenUnavailable) as unavailable:
+        endpoint.exchanger().exchange(verified("alice-1", lease), audience="billing")
+    assert unavailable.value.reason is Reason.LEASE_ENDED
+
+
+def test_an_unverified_token_is_not_exchanged(endpoint: Endpoint) -> None:
+    """Otherwise, anyone could make this service send requests with its credential."""
+    token = BearerToken("made-up-token")
+
+    with pytest.raises(TokenUnavailable) as unavailable:
+        endpoint.exchanger().exchange(token, audience="billing")
+    assert unavailable.value.reason is Reason.NOT_VERIFIED
+    assert endpoint.forms == []
+    exchanger = endpoint.exchanger(allow_unverified=True)
+    assert exchanger.exchange(token, audience="billing").reveal() == "made-up-token.for.billing"
+
+
+def test_many_users_in_threads_and_tasks_never_get_the_token_of_another(endpoint: Endpoint) -> None:
+    """One exchange for each token and audience, although all of them ask several times at once."""
+    exchanger, waiting = endpoint.exchanger(), endpoint.exchanger(AsyncTokenExchanger)
+    audiences = ("billing", "orders", "stock")
+    wrong: Counter[str] = Counter()
+
+    def call(number: int) -> None:
+        user, audience = f"user-{number % 40}", audiences[number % 3]
+        found = exchanger.exchange(verified(user), audience=audience).reveal()
+        wrong[found] += found != f"{user}.for.{audience}"
+
+    async def call_all() -> None:
+        async def one(number: int) -> None:
+            user, audience = f"task-{number % 40}", audiences[number % 3]
+            found = (await waiting.exchange(verified(user), audience=audience)).reveal()
+            wrong[found] += found != f"{user}.for.{audience}"
+
+        await asyncio.gather(*(one(number) for number in range(480)))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(call, range(480)))
+    asyncio.run(call_all())
+
+    assert sum(wrong.values()) == 0
+    pairs = Counter((form["subject_token"], form["audience"]) for form in endpoint.forms)
+    assert len(pairs) == 240
+    assert set(pairs.values()) == {1}
+
+
+def test_made_up_tokens_use_few_workers_and_displace_nothing(endpoint: Endpoint) -> None:
+    """A token with an earlier success does not wait behind them."""
+    release = threading.Event()
+
+    def respond(form: dict[str, str]) -> Response:
+        if form["subject_token"].startswith("made-up"):
+            release.wait(20)
+            return 400, {"error": "invalid_grant"}
+        return endpoint.issue(form)
+
+    endpoint.respond = respond
+    exchanger = endpoint.exchanger(timeout=20.0)
+    good = verified("alice-1")
+    exchanger.exchange(good, audience="billing")
+    with ThreadPoolExecutor(40) as pool:
+        made_up = [pool.submit(exchanger.exchange, verified(f"made-up-{n}"), audience="billing") for n in range(40)]
+        while endpoint.running < MAX_NEW:
+            time.sleep(0.01)
+        assert exchanger.exchange(good, audience="billing").reveal() == "alice-1.for.billing"
+        release.set()
+        errors = [getattr(future.exception(), "error", None) for future in made_up]
+
+    assert errors == ["invalid_grant"] * 40
+    assert endpoint.most <= MAX_NEW
+    assert exchanger.exchange(good, audience="billing").reveal() == "alice-1.for.billing"
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        ((400, {"error": "invalid_grant", "error_description": "alice-1 is revoked"}), "invalid_grant"),
+        ((400, {"error": "invalid_target"}), "invalid_target"),
+        ((401, {"error": "invalid_client"}), "invalid_client"),
+        ((500, {"error": "server_error"}), "unavailable"),
+        ((200, b"<html>"), "bad_response"),
+        ((200, {"access_token": "alice-1", "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer"}), "bad_response"),
+        ((200, {"access_token": "x", "issued_token_type": ACCESS_TOKEN, "token_type": "N_A"}), "bad_response"),
+    ],
+)
+def test_a_failure_is_reported_without_the_response(
+    endpoint: Endpoint, response: Response, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second call within a moment does not repeat the request."""
+    endpoint.respond = lambda form: response
+    exchanger, token = endpoint.exchanger(), verified("alice-1")
+
+    for _ in range(2):
+        with pytest.raises(ExchangeFailed) as failed:
+            exchanger.exchange(token, audience="billing")
+        assert failed.value.error == error
+        assert "alice-1" not in str(failed.value)
+    assert len([form for form in endpoint.forms if form["subject_token"] == "alice-1"]) == 1
+    assert "alice-1" not in caplog.text
+    assert SECRET not in caplog.text
+    # After an outage, the next attempt succeeds.
+    endpoint.respond = endpoint.issue
+    exchanger._cache._failures.drop(next(iter(exchanger._cache._failures._entries)))
+    assert exchanger.exchange(token, audience="billing").reveal() == "alice-1.for.billing"
+
+
+def test_a_server_that_does_not_respond_is_a_timeout(endpoint: Endpoint) -> None:
+    """The caller waits for at most *timeout*, and so does every caller who joins."""
+    release = threading.Event()
+    endpoint.respond = lambda form: (release.wait(10), endpoint.issue(form))[1]
+    exchanger = endpoint.exchanger(timeout=0.3)
+
+    begun = time.monotonic()
+    with pytest.raises(ExchangeFailed) as failed:
+        exchanger.exchange(verified("alice-1"), audience="billing")
+    release.set()
+
+    assert failed.value.error in ("timeout", "unavailable")
+    assert time.monotonic() - begun < 5
+
+
+def test_an_endpoint_without_a_server_is_unavailable() -> None:
+    """The connection is refused."""
+    with serving() as endpoint:
+        exchanger = endpoint.exchanger()
+
+    with pytest.raises(ExchangeFailed) as failed:
+        exchanger.exchange(verified("alice-1"), audience="billing")
+    assert failed.value.error == "unavailable"
+
+
+def test_an_event_loop_is_not_blocked(endpoint: Endpoint) -> None:
+    """Other tasks run while one waits."""
+    release = threading.Event()
+    endpoint.respond = lambda form: (release.wait(10), endpoint.issue(form))[1]
+    exchanger = endpoint.exchanger(AsyncTokenExchanger)
+
+    async def both() -> str:
+        exchange = asyncio.create_task(exchanger.exchange(verified("alice-1"), audience="billing"))
+        while not endpoint.forms:
+            await asyncio.sleep(0.01)
+        release.set()
+        return (await exchange).reveal()
+
+    assert asyncio.run(both()) == "alice-1.for.billing"
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        ({"token_endpoint": "http://idp.example/token"}, "token_endpoint"),
+        ({"client_id": ""}, "client_id"),
+        ({"client_secret": None}, "client_secret"),
+        ({"client_secret_file": "/x"}, "client_secret"),
+        ({"client_auth": "magic"}, "client_auth"),
+        ({"grant": "password"}, "grant"),
+        ({"timeout": 0}, "timeout"),
+    ],
+)
+def test_an_invalid_argument_is_an_error(options: dict[str, Any], setting: str) -> None:
+    """The error names it, and never the secret."""
+    arguments = {"token_endpoint": "https://idp.example/token", "client_id": "a", "client_secret": SECRET, **options}
+
+    with pytest.raises(ConfigurationError) as refused:
+        TokenExchanger(**arguments)
+
+    assert refused.value.setting == setting
+    assert SECRET not in str(refused.value)
+
+
+def test_what_is_asked_for_is_required(endpoint: Endpoint) -> None:
+    """A token without an audience would be as good as the caller's own."""
+    exchanger = endpoint.exchanger()
+
+    with pytest.raises(ConfigurationError):
+        exchanger.exchange(verified("alice-1"))
+    assert SECRET not in repr(exchanger)
