@@ -78,6 +78,10 @@ def _is_spiffe_id(value: object) -> bool:
     return isinstance(value, str) and value.startswith("spiffe://")
 
 
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
 def _is_app(value: object) -> bool:
     return value == "app"
 
@@ -113,7 +117,9 @@ MARKERS: Final[tuple[Marker, ...]] = (
     Marker("Financial-grade API", ("s_hash",), "ID", "FAPI 1.0 part 2, section 5.1"),
     Marker("OpenID Connect", ("nonce",), "ID", "OpenID Connect Core, section 2"),
     Marker("OpenID Connect", ("sub_jwk",), "ID", "OpenID Connect Core, section 7.4"),
-    Marker("OpenID Connect; RFC 8417", ("events",), "other", "Back-Channel Logout, section 2.4; RFC 8417, section 2.2"),
+    Marker(
+        "RFC 8417", ("events",), "other", "RFC 8417, section 2.2; OpenID Connect Back-Channel Logout, 2.4", _is_object
+    ),
     # Members that only access tokens have.
     _access("RFC 9068; RFC 8693", "scope", source="RFC 8693, section 4.2", has_value=_is_scope),
     _access(
@@ -127,16 +133,18 @@ MARKERS: Final[tuple[Marker, ...]] = (
     _access("Microsoft Entra v2", "azpacr", source="Microsoft: Access token claims reference"),
     _access("Microsoft Entra v2", "ver", "azp", "tid", source="Microsoft: ID token claims", has_value=_is_version_2),
     _access("Microsoft Entra v1", "appidacr", source="Microsoft: Access token claims reference"),
-    _access("Microsoft Entra v1; AD FS", "appid", source="Microsoft: Access token claims; AD FS: Custom ID tokens"),
+    _access("Microsoft Entra v1; AD FS", "appid", source="Microsoft: Access token claims; AD FS: OAuth concepts"),
     _access("Microsoft Entra", "idtyp", source="Microsoft: Optional claims reference"),
     _access("Okta", "cid", source="Okta: Access token claims"),
     _access("Auth0", "gty", source="Auth0: Access token profiles"),
-    _access("Auth0", "permissions", source="Auth0: Enable role-based access control for APIs"),
     _access("FusionAuth", "authenticationType", "applicationId", source="FusionAuth: OAuth tokens"),
     _access("Supabase", "session_id", "role", "aal", source="Supabase: JWT claims reference"),
     _access("Clerk", "sid", "fva", source="Clerk: Session tokens"),
     _access("Clerk", "sid", "sts", source="Clerk: Session tokens"),
-    _access("Cloudflare Access", "type", source="Cloudflare One: Application token", has_value=_is_app),
+    _access(
+        "Cloudflare Access", "type", "identity_nonce", source="Cloudflare One: Application token", has_value=_is_app
+    ),
+    _access("Cloudflare Access", "type", "common_name", source="Cloudflare One: Application token", has_value=_is_app),
     _access("Kubernetes", "kubernetes.io", source="Kubernetes: Managing service accounts, schema for bound tokens"),
     _access("GitHub Actions", "repository", "repository_owner", source="GitHub: OpenID Connect reference"),
     _access("GitLab CI", "project_path", "namespace_path", source="GitLab: OpenID Connect in CI/CD, token payload"),
@@ -171,8 +179,8 @@ _MARKERS_OF: Final = _by_first_member()
 def read_kinds(claims: Mapping[str, Any]) -> Kinds:
     """Return what the members of a token or of an introspection response indicate."""
     access = statement = foreign = foreign_kind = nonce = None
-    for name in claims.keys() & _MARKERS_OF.keys():
-        for marker in _MARKERS_OF[name]:
+    for name in claims:
+        for marker in _MARKERS_OF.get(name, ()):
             kind = marker.kind_of(claims)
             if kind is None:
                 continue
@@ -181,7 +189,7 @@ def read_kinds(claims: Mapping[str, Any]) -> Kinds:
                 statement = statement or (marker if marker.is_statement else None)
             elif name == "nonce":
                 nonce = marker
-            else:
+            elif foreign is None:
                 foreign, foreign_kind = marker, kind
     if foreign is None and nonce is not None and statement is None:
         foreign, foreign_kind = nonce, "ID"

@@ -18,7 +18,9 @@ VALUES: dict[tuple[str, ...], dict[str, Any]] = {
     ("scope",): {"scope": "orders.read"},
     ("scp",): {"scp": ["orders.read"]},
     ("ver", "azp", "tid"): {"ver": "2.0", "azp": "web", "tid": "t"},
-    ("type",): {"type": "app"},
+    ("type", "identity_nonce"): {"type": "app", "identity_nonce": "n"},
+    ("type", "common_name"): {"type": "app", "common_name": "job.access"},
+    ("events",): {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}},
     ("sub",): {"sub": "spiffe://example.org/orders"},
 }
 ACCESS = [marker for marker in MARKERS if marker.kind == "access"]
@@ -65,7 +67,9 @@ def test_the_value_of_a_member_names_the_kind(marker: Marker) -> None:
 def test_a_member_with_a_common_name_may_mean_something_else() -> None:
     """Applications use the claim ``type`` for their own purposes, so an unknown value indicates nothing."""
     assert is_accepted({"type": "employee", "scope": "a"})
-    assert not is_accepted({"type": "employee"})
+    assert is_accepted({"events": ["login"], "scope": "a"})
+    for claims in ({"type": "employee"}, {"type": "app"}, {"permissions": ["read"]}, {"client_id": "web"}):
+        assert not is_accepted(claims)
 
 
 def test_a_token_without_a_marker_is_refused() -> None:
