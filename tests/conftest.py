@@ -25,7 +25,7 @@ __all__ = ["clean_process", "echo", "issuer", "one", "settings"]
 sys.path.append(str(Path(__file__).parents[1]))
 
 # Launched programs do not need the instrumentation of these libraries, whose import takes half of each start.
-_UNUSED = "botocore,celery,kafka"
+_UNUSED = "aiobotocore,botocore,celery,kafka"
 if not os.environ.get("FULL_MATRIX"):
     _UNUSED += ",aiohttp-client,aiohttp-server,falcon,grpc_aio_client,grpc_aio_server,grpc_client,grpc_server,tornado"
 os.environ.setdefault("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", _UNUSED)

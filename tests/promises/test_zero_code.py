@@ -13,6 +13,7 @@ import opentelemetry.instrumentation.auto_instrumentation
 import pytest
 
 from otel_token_relay.testing import third_party
+from tests.support.processes import instrumentations
 from tests.support.servers import ROOT, environment, get, gunicorn_command, process, script, uvicorn_command
 
 HTTPX = """
@@ -136,6 +137,8 @@ PAIRS = {
     ("flask", "no-instrumentation-at-all"),
     ("flask", "urls-excluded"),
 }
+# One start has the instrumentation of every library that is installed, the others only that of their own libraries.
+EVERYTHING = ("fastapi", "plain")
 EVERY_WAY = [
     pytest.param(name, variant, id=f"{name}-{variant}")
     for name in PROGRAMS
@@ -182,6 +185,7 @@ def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
             [script("opentelemetry-instrument"), *command(name, app)],
             party,
             PYTHONPATH=str(tmp_path),
+            **({} if (name, variant) == EVERYTHING else instrumentations(*name.split("-"), "httpx", "requests")),
             **VARIANTS[variant],
         )
 
