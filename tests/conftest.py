@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import certifi
 import hypothesis
 import pytest
 from opentelemetry.propagate import get_global_textmap, set_global_textmap
@@ -29,6 +30,12 @@ _UNUSED = "aiobotocore,botocore,celery,kafka"
 if not os.environ.get("FULL_MATRIX"):
     _UNUSED += ",aiohttp-client,aiohttp-server,falcon,grpc_aio_client,grpc_aio_server,grpc_client,grpc_server,tornado"
 os.environ.setdefault("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", _UNUSED)
+
+# Each client and each started program would read 140 certificates, which takes longer than many tests. No test connects
+# to a server with a certificate that one of them has signed.
+_AUTHORITY = str(Path(__file__).parent / "support" / "authority.pem")
+os.environ["SSL_CERT_FILE"] = _AUTHORITY
+certifi.where = lambda: _AUTHORITY
 
 # Test machines can be slow, and no test measures time.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
