@@ -29,6 +29,12 @@ START_SECONDS = 240.0
 # All other instrumentation is left out, because it is slow to import and changes nothing in a request.
 USED = frozenset({"fastapi", "httpx", "logging", "threading", "token_relay"})
 
+# ``opentelemetry-instrument python -m benchmarks.service`` does the same, but starts Python twice.
+_INSTRUMENTED = (
+    "import sys; from opentelemetry.instrumentation.auto_instrumentation import initialize; initialize(); "
+    "from benchmarks.service import main; main(*sys.argv[1:])"
+)
+
 
 def _environment(*destination: str, relays: bool) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
@@ -53,9 +59,9 @@ def _start(stack: ExitStack, environment: dict[str, str], *upstream: str) -> str
     """Start a service on a free port and return its URL. Closing the stack ends the service."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         descriptor = listener.fileno()
-        command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, "-m"]
+        command = [sys.executable, "-c", _INSTRUMENTED]
         process = subprocess.Popen(
-            [*command, "benchmarks.service", str(descriptor), *upstream],
+            [*command, str(descriptor), *upstream],
             env=environment,
             pass_fds=[descriptor],
             stdout=subprocess.DEVNULL,

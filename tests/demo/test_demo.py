@@ -174,7 +174,7 @@ def test_demo_reports_every_fault(start, change):
         ),
         "expected 200 bob, received 401 invalid_token unknown_key",
     ]
-    assert checks[-1][0] == 'profile-service, token "bob\'s, signed with the new key'
+    assert checks[-1][0] == "profile-service, token \"bob's, signed with the new key"
     assert [line for line in faults_of(output) if '": ' not in line] == [
         f"profile-service.out contains {user}'s token" for user in ("alice", "bob")
     ]

@@ -136,7 +136,7 @@ PAIRS = {
     ("flask", "no-instrumentation-at-all"),
     ("flask", "urls-excluded"),
 }
-# One start has the instrumentation of every library that is installed, the others only that of their own libraries.
+# One start has the instrumentation of every library that is installed, each other start that of its own libraries.
 EVERYTHING = ("fastapi", "plain")
 EVERY_WAY = [
     pytest.param(name, variant, id=f"{name}-{variant}")
@@ -159,7 +159,7 @@ def own_instrumentations(name: str) -> dict[str, str]:
 
 
 def telemetry(name: str, variant: str) -> dict[str, str]:
-    """Return the variables of a variant, which leaves out instrumentation in addition to what the program does not use."""
+    """Return the variables of a variant, and leave out the instrumentation that the program does not use."""
     own = {} if (name, variant) == EVERYTHING else own_instrumentations(name)
     left_out = [variables[DISABLED] for variables in (own, VARIANTS[variant]) if DISABLED in variables]
     return VARIANTS[variant] | ({DISABLED: ",".join(left_out)} if left_out else {})
