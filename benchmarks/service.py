@@ -1,13 +1,12 @@
-"""A service for the loopback measurement, run under ``opentelemetry-instrument``.
+"""A service for the loopback measurement, run under OpenTelemetry's automatic instrumentation.
 
-``python -m benchmarks.service FD [URL]`` serves on the listening socket FD. If there is a URL, the service
-calls it for each request and returns its response.
+It serves on the listening socket with the given file descriptor. If there is a URL, the service calls it for each
+request and returns its response.
 """
 
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Sequence
 
 import httpx
@@ -45,11 +44,7 @@ def main(descriptor: str, upstream: str | None = None) -> None:
     """Serve until the process is ended."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        raise SystemExit("the SDK is not configured: run this under opentelemetry-instrument")
+        raise SystemExit("the SDK is not configured: start this with automatic instrumentation")
     provider.add_span_processor(BatchSpanProcessor(_Nowhere()))
     server = uvicorn.Server(uvicorn.Config(build(upstream), log_level="warning", access_log=False))
     server.run(sockets=[socket.socket(fileno=int(descriptor))])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

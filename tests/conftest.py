@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import certifi
 import hypothesis
 import pytest
 from opentelemetry.propagate import get_global_textmap, set_global_textmap
@@ -25,14 +27,26 @@ __all__ = ["clean_process", "echo", "issuer", "one", "settings"]
 sys.path.append(str(Path(__file__).parents[1]))
 
 # Launched programs do not need the instrumentation of these libraries, whose import takes half of each start.
-_UNUSED = "botocore,celery,kafka"
+_UNUSED = "aiobotocore,botocore,celery,kafka"
 if not os.environ.get("FULL_MATRIX"):
     _UNUSED += ",aiohttp-client,aiohttp-server,falcon,grpc_aio_client,grpc_aio_server,grpc_client,grpc_server,tornado"
 os.environ.setdefault("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", _UNUSED)
 
+# Each client and each started program would read 140 certificates, which takes longer than many tests. No test connects
+# to a server with a certificate that one of them has signed.
+_AUTHORITY = str(Path(__file__).parent / "support" / "authority.pem")
+os.environ["SSL_CERT_FILE"] = _AUTHORITY
+certifi.where = lambda: _AUTHORITY
+
 # Test machines can be slow, and no test measures time.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and tests, which stay until the end. It takes half a second for them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

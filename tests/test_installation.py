@@ -16,6 +16,7 @@ from otel_token_relay import Settings, TokenRelayPropagator, install, runtime, u
 from otel_token_relay import installation as module
 from otel_token_relay.clients import httpx as httpx_client
 from otel_token_relay.servers.asgi import EnclosedApp
+from tests.support.processes import INSTRUMENT, RELAY, instrumentations
 
 LISTED = Settings(destinations=("https://a",))
 
@@ -131,18 +132,15 @@ def test_the_entry_point_never_raises(monkeypatch, caplog):
 
 def test_unreadable_settings_are_reported_once_and_the_application_starts():
     """Each problem is one error in the log, including under `opentelemetry-instrument`."""
-    launcher = os.path.join(os.path.dirname(sys.executable), "opentelemetry-instrument")
     environ = {
         **os.environ,
+        **RELAY,
+        **instrumentations("logging"),
         "OTEL_PROPAGATORS": "tracecontext,token_relay",
-        "OTEL_TRACES_EXPORTER": "none",
-        "OTEL_METRICS_EXPORTER": "none",
-        "OTEL_LOGS_EXPORTER": "none",
         "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": "https://user:hunter2@a,https://b",
     }
-    done = subprocess.run(
-        [launcher, sys.executable, "-c", "print('started')"], capture_output=True, text=True, env=environ, timeout=60
-    )
+    command = [*INSTRUMENT, sys.executable, "-c", "print('started')"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
 
     assert done.stdout == "started\n"
     assert done.stderr.count("DESTINATIONS") == 1

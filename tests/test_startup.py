@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import otel_token_relay
 from otel_token_relay import Settings
 from otel_token_relay.hooks import SERVER_HOOKS
-from tests.support.processes import ROOT, service, unused_port
+from tests.support.processes import ROOT, instrumentations, service, unused_port
 from tests.support.servers import get
 
 SITE = sysconfig.get_paths()["purelib"]
@@ -35,6 +35,7 @@ ENFORCE = {
     "OTEL_PYTHON_TOKEN_RELAY_AUDIENCE": "this-service",
 }
 NO_EXPORTERS = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+SETTINGS = {**ENFORCE, **NO_EXPORTERS, **instrumentations(), "PYTHONPATH": ""}
 LOADED = "import sys; print(*sorted(name for name in sys.modules if name.partition('.')[0] in {names}))"
 APP = "tests.support.plain_app:app"
 
@@ -84,7 +85,7 @@ def test_a_start_that_fails_is_reported_and_stops_no_import(python: Path) -> Non
 
 def served(python: Path, *command: str, port: int, **variables: str) -> Iterator[int]:
     """Start a server, and yield the status of an anonymous request to it."""
-    with service(str(python), *command, environ={**ENFORCE, **NO_EXPORTERS, "PYTHONPATH": "", **variables}) as running:
+    with service(str(python), *command, environ={**SETTINGS, **variables}) as running:
         deadline = time.monotonic() + 60
         while True:
             try:

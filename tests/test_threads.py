@@ -8,19 +8,20 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import thread as futures_thread
-from pathlib import Path
 
 import pytest
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
 from otel_token_relay import Settings, current_token, install, uninstall, use_token
+from tests.support.processes import INSTRUMENT, instrumentations
 
 LISTED = Settings(destinations=("https://a",))
 ALICE = "alice-token-0001"
 
+DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
 PROPAGATOR = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
 NO_EXPORT = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
-INSTRUMENT = "from opentelemetry.instrumentation.threading import ThreadingInstrumentor as T; T().instrument()\n"
+BY_HAND = "from opentelemetry.instrumentation.threading import ThreadingInstrumentor as T; T().instrument()\n"
 INSTALL = "import otel_token_relay; otel_token_relay.install()\n"
 
 # Extracts the tokens of two requests, and reads them in a thread and in an executor.
@@ -58,39 +59,37 @@ EXPECTED = "['first', 'first', 'second', 'second'] 1"
         pytest.param([], INSTALL, {}, id="install"),
         pytest.param([], "", PROPAGATOR, id="OTEL_PROPAGATORS alone"),
         pytest.param([], INSTALL, PROPAGATOR, id="both"),
-        pytest.param(["opentelemetry-instrument"], "", PROPAGATOR, id="opentelemetry-instrument"),
+        pytest.param(INSTRUMENT, "", PROPAGATOR, id="opentelemetry-instrument"),
         pytest.param(
-            ["opentelemetry-instrument"],
+            INSTRUMENT,
             "",
-            {**PROPAGATOR, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "threading"},
+            {**PROPAGATOR, DISABLED: "threading"},
             id="instrumentation of threads disabled",
         ),
         pytest.param(
-            ["opentelemetry-instrument"],
+            INSTRUMENT,
             "",
-            {**PROPAGATOR, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"},
+            {**PROPAGATOR, DISABLED: "*"},
             id="every instrumentation disabled",
         ),
-        pytest.param(
-            ["opentelemetry-instrument"], "", {**PROPAGATOR, "OTEL_SDK_DISABLED": "true"}, id="the SDK disabled"
-        ),
-        pytest.param(["opentelemetry-instrument"], INSTALL, PROPAGATOR, id="opentelemetry-instrument and install"),
-        pytest.param([], INSTRUMENT + INSTALL, {}, id="by the user, before install"),
-        pytest.param([], INSTALL + INSTRUMENT, {}, id="by the user, after install"),
-        pytest.param([], INSTRUMENT, PROPAGATOR, id="by the user, whose import loads the package"),
+        pytest.param(INSTRUMENT, "", {**PROPAGATOR, "OTEL_SDK_DISABLED": "true"}, id="the SDK disabled"),
+        pytest.param(INSTRUMENT, INSTALL, PROPAGATOR, id="opentelemetry-instrument and install"),
+        pytest.param([], BY_HAND + INSTALL, {}, id="by the user, before install"),
+        pytest.param([], INSTALL + BY_HAND, {}, id="by the user, after install"),
+        pytest.param([], BY_HAND, PROPAGATOR, id="by the user, whose import loads the package"),
         pytest.param([], "import concurrent.futures.thread, threading\n" + INSTALL, {}, id="threads imported first"),
     ],
 )
 def test_threads_have_the_token_in_every_start_up_order(launcher, before, environ):
     """Threading is instrumented once, and nothing is logged."""
-    bin_dir = Path(sys.executable).parent
+    left_out = [variables[DISABLED] for variables in (instrumentations(), environ) if DISABLED in variables]
     done = subprocess.run(
-        [*(str(bin_dir / name) for name in launcher), sys.executable, "-c", before + PROBE],
+        [*launcher, sys.executable, "-c", before + PROBE],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, **NO_EXPORT, **environ},
+        env={**os.environ, **NO_EXPORT, **environ, DISABLED: ",".join(left_out)},
     )
 
     # On Python 3.12, the handler of contrib logging starts a thread at exit, which raises an error.

@@ -31,8 +31,11 @@ USER_SERVICE: Final = "user-service"
 PROFILE_SERVICE: Final = "profile-service"
 THIRD_PARTY: Final = "third-party"
 
-# This does the same as the opentelemetry-instrument script, whose location depends on the installation.
-_OPENTELEMETRY_INSTRUMENT: Final = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+# This does the same as ``opentelemetry-instrument uvicorn``, but starts Python only once.
+_INSTRUMENTED_UVICORN: Final = (
+    "from opentelemetry.instrumentation.auto_instrumentation import initialize; initialize(); "
+    "from uvicorn import main; main()"
+)
 
 _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
 
@@ -120,7 +123,8 @@ class Runner:
 
     def _start_application(self, name: str, listener: socket.socket, settings: Mapping[str, str] | None = None) -> None:
         """Start an application, and run it under OpenTelemetry if it has relay settings."""
-        command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
+        program = ["-m", "uvicorn"] if settings is None else ["-c", _INSTRUMENTED_UVICORN]
+        command = [sys.executable, *program, "--fd", str(listener.fileno()), "--timeout-keep-alive", "60"]
         command += ["--factory", "otel_token_relay.demo.recorder:build"]
         environment = _environment() | {
             "ISSUER": self._urls[AUTHORIZATION_SERVER],
@@ -131,7 +135,6 @@ class Runner:
             recorder.NOTES_VARIABLE: str(self._notes),
         }
         if settings is not None:
-            command = [sys.executable, "-c", _OPENTELEMETRY_INSTRUMENT, *command]
             environment |= {"CLIENT_SECRET": f"{name}-secret", "OTEL_SERVICE_NAME": name, **_telemetry(), **settings}
         self._processes.start(name, command, environment, listener)
 

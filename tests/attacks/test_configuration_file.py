@@ -20,7 +20,7 @@ from otel_token_relay.commands.activation import relay_problem
 from otel_token_relay.installation import propagator_from_env, start_before_servers
 from otel_token_relay.settings import VARIABLES, load_sources
 from otel_token_relay.testing import third_party
-from tests.support.processes import BIN, INSTRUMENT, RELAY, ROOT, service
+from tests.support.processes import BIN, INSTRUMENT, RELAY, ROOT, instrumentations, service
 
 SCHEMA = json.loads((ROOT / "otel_token_relay" / "settings.schema.json").read_text())
 TOKEN = "kq3Zt9vX0aPl7bN2mR8sT4uW6yC1dE5f"
@@ -409,6 +409,7 @@ def start(tmp_path: Path, document: dict[str, Any], behind: Any, **environ: str)
         **{name: value for name, value in RELAY.items() if name != "OTEL_PROPAGATORS"},
         "OTEL_CONFIG_FILE": str(tmp_path / "otel.json"),
         "DOWNSTREAM": behind.url,
+        **instrumentations("fastapi", "httpx", "logging"),
         **environ,
     }
     command = (*INSTRUMENT, str(BIN / "uvicorn"), "program:app", "--port", "0", "--no-access-log")

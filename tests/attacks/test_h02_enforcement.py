@@ -18,7 +18,7 @@ from tests.support.issuers import Issuer, wait_until
 from tests.support.processes import BIN, INSTRUMENT, RELAY, service, unused_port
 from tests.support.tokens import AUDIENCE, claims, make_token
 
-ASGI_APP, WSGI_APP = "tests.support.unaware_apps:asgi_app", "tests.support.unaware_apps:wsgi_app"
+ASGI_APP, WSGI_APP = "tests.support.unaware_apps:asgi_app", "tests.support.unaware_flask:app"
 MODELS = {
     "uvicorn": ("uvicorn", ASGI_APP, "--port", "{port}"),
     "uvicorn --workers": (
@@ -35,7 +35,7 @@ MODELS = {
     "hypercorn -w": ("hypercorn", ASGI_APP, "--bind", "127.0.0.1:{port}", "-w", "2"),
     "gunicorn fork": ("gunicorn", WSGI_APP, "--bind", "127.0.0.1:{port}", "-w", "2"),
     "gunicorn --preload": ("gunicorn", WSGI_APP, "--bind", "127.0.0.1:{port}", "-w", "2", "--preload"),
-    "flask --debug": ("flask", "--app", "tests.support.unaware_apps", "run", "--port", "{port}", "--debug"),
+    "flask --debug": ("flask", "--app", "tests.support.unaware_flask", "run", "--port", "{port}", "--debug"),
 }
 TELEMETRY: Mapping[str, Mapping[str, str | None]] = {
     "no propagators": {"OTEL_PROPAGATORS": None},
@@ -87,11 +87,16 @@ def test_h02_h21_no_process_serves_unverified(
             environ[name] = value
     token = make_token(claims(issuer.url))
     forged = f"{token[:-8]}AAAAAAAA"
-    with service(*INSTRUMENT, str(BIN / program), *options, environ=environ) as running:
+    # Each request has its own connection, which any worker may accept.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with (
+        service(*INSTRUMENT, str(BIN / program), *options, environ=environ) as running,
+        httpx.Client(timeout=30, limits=limits) as client,
+    ):
         url = f"http://127.0.0.1:{port}/me"
         wait_until(lambda: is_listening(port), 60)
         statuses = [
-            httpx.get(url, headers=headers, timeout=30).status_code
+            client.get(url, headers=headers).status_code
             for _ in range(6)
             for headers in ({}, {"Authorization": f"Bearer {forged}"}, {"Authorization": f"Bearer {token}"})
         ]

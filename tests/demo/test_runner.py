@@ -61,33 +61,6 @@ def run() -> tuple[int, str]:
     return status, printed.getvalue().removeprefix(START)
 
 
-def test_the_demo_succeeds_and_leaves_nothing(files: Path) -> None:
-    """Every hop and every token check has its expected result; files and signal handlers are restored."""
-    before = signal.getsignal(signal.SIGINT)
-    status, printed = run()
-
-    assert status == 0, printed
-    assert "16 hops. 6 had a token" in printed
-    assert "✗" not in printed
-    assert "eyJ" not in printed
-    assert list(files.iterdir()) == []
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_program_that_does_not_start_ends_the_demo(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The result is 1, and the output names the program and contains the end of its log."""
-    (tmp_path / "joserfc.py").write_text("raise RuntimeError('broken on purpose')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    status, printed = run()
-
-    assert status == 1
-    assert "✗ authorization-server ended with status 1" in printed
-    assert "broken on purpose" in printed
-    assert list(files.iterdir()) == []
-
-
 def test_an_interrupted_demo_has_the_exit_status_of_a_shell(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C prints no traceback."""
     monkeypatch.setattr(Runner, "run", lambda self: os.kill(os.getpid(), signal.SIGINT))

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
-from tests.support.processes import INSTRUMENT, RELAY, ROOT, service, uvicorn
+from tests.support.processes import INSTRUMENT, RELAY, ROOT, instrumentations, service, uvicorn
 
 EXAMPLE = ROOT / "examples" / "circuit_breaker"
 
@@ -26,6 +26,7 @@ class Services:
         )
         environ = {
             **RELAY,
+            **instrumentations("fastapi", "httpx"),
             "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": f"{self.profile.url},{self.archive.url}",
             "PROFILE_URL": self.profile.url,
             "ARCHIVE_URL": self.archive.url,

@@ -9,17 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.processes import instrumentations
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDER = EXAMPLES / "fastapi_httpx"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 PORTS = ("8001", "8002")
-USED = {"fastapi", "httpx", "threading"}
 
 
 def blocks(language):
@@ -50,12 +50,10 @@ def ports():
 @pytest.fixture(scope="module")
 def environment(ports):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    unused = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")} - USED
     return clean | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PROFILE_SERVICE": f"http://127.0.0.1:{ports['8002']}",
-        # For a faster start: the test environment has many libraries that the example does not use.
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(unused),
+        **instrumentations("fastapi", "httpx"),
     }
 
 
@@ -91,14 +89,15 @@ def run(ports, environment):
 
 def wait_for(url, shell):
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert shell.poll() is None, shell.stdout.read()
-        try:
-            httpx.get(url, trust_env=False)
-        except httpx.TransportError:
-            time.sleep(0.05)
-        else:
-            return
+    with httpx.Client(trust_env=False) as client:  # creating one takes as long as many requests
+        while time.monotonic() < deadline:
+            assert shell.poll() is None, shell.stdout.read()
+            try:
+                client.get(url)
+            except httpx.TransportError:
+                time.sleep(0.05)
+            else:
+                return
     raise AssertionError(f"no response from {url}")
 
 

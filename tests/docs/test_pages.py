@@ -36,7 +36,7 @@ from otel_token_relay.operator_log import DecisionLog
 from otel_token_relay.origin import Origin
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.settings import VARIABLES
-from tests.support.processes import unused_port
+from tests.support.processes import RELAY, instrumentations, unused_port
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -262,7 +262,7 @@ def five_minutes(tmp_path: Path) -> Iterator[dict[str, str]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["bash", "-c", with_ports(services_block().text, ports) + "wait\n"],
-            env=plain_environment(),
+            env=plain_environment() | instrumentations("fastapi", "httpx"),
             cwd=tmp_path,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -297,7 +297,7 @@ def test_settings_are_flags_of_opentelemetry_instrument(tmp_path: Path) -> None:
 
     ran = subprocess.run(
         ["opentelemetry-instrument", "--propagators", "token_relay", flag, "https://profile-service", *command],
-        env=plain_environment() | dict.fromkeys(("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER"), "none"),
+        env=plain_environment() | RELAY | instrumentations(),
         cwd=tmp_path,
         timeout=120,
         capture_output=True,

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
@@ -21,6 +20,7 @@ from otel_token_relay import Settings, install, use_token
 from tests.support.apps import NONE
 from tests.support.clients import CLIENTS, Client, Protocol, each_party, every_client
 from tests.support.loopback import Party
+from tests.support.processes import INSTRUMENT, ROOT
 from tests.support.servers import SERVERS, Server, served
 
 TOKEN = "p5-sample-token"
@@ -140,7 +140,7 @@ def _urls(parties: Mapping[Protocol, Party]) -> str:
     return json.dumps({protocol: one.url for protocol, one in parties.items()})
 
 
-LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "python"]
+LAUNCHER = [*INSTRUMENT, sys.executable]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,7 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], sett
     with each_party() as listed, each_party() as outsider:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(ROOT),
             "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
             "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": ",".join(one.url for one in listed.values()),
             "OTEL_TRACES_EXPORTER": "none",
@@ -170,6 +169,7 @@ def test_a_process_configured_by_the_environment_relays(command: list[str], sett
         marker = [] if setting else ["no-sdk"]
         ran = subprocess.run(
             [*command, "-c", PROGRAM, TOKEN, *map(_urls, (listed, outsider)), *marker],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=180,

@@ -13,6 +13,7 @@ import opentelemetry.instrumentation.auto_instrumentation
 import pytest
 
 from otel_token_relay.testing import third_party
+from tests.support.processes import instrumentations
 from tests.support.servers import ROOT, environment, get, gunicorn_command, process, script, uvicorn_command
 
 HTTPX = """
@@ -120,13 +121,12 @@ app = get_wsgi_application()
 }
 ASGI = ("fastapi", "starlette", "falcon-asgi", "django-asgi")
 ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
+DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
 VARIANTS = {
     "plain": {},
     "sdk-disabled": {"OTEL_SDK_DISABLED": "true"},
-    "no-server-instrumentation": {
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "fastapi,starlette,flask,django,falcon,asgi,wsgi"
-    },
-    "no-instrumentation-at-all": {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"},
+    "no-server-instrumentation": {DISABLED: "fastapi,starlette,flask,django,falcon,asgi,wsgi"},
+    "no-instrumentation-at-all": {DISABLED: "*"},
     "urls-excluded": {"OTEL_PYTHON_EXCLUDED_URLS": ".*"},
 }
 # Starting a process takes seconds, so each variant is tested with one framework, unless FULL_MATRIX is set.
@@ -136,6 +136,8 @@ PAIRS = {
     ("flask", "no-instrumentation-at-all"),
     ("flask", "urls-excluded"),
 }
+# One start has the instrumentation of every library that is installed, each other start that of its own libraries.
+EVERYTHING = ("fastapi", "plain")
 EVERY_WAY = [
     pytest.param(name, variant, id=f"{name}-{variant}")
     for name in PROGRAMS
@@ -149,6 +151,18 @@ def write_program(directory: Path, name: str) -> str:
     (directory / "program_settings.py").write_text(SETTINGS)
     (directory / "program.py").write_text((HTTPX if name in ASGI else REQUESTS) + PROGRAMS[name])
     return "program:app"
+
+
+def own_instrumentations(name: str) -> dict[str, str]:
+    """Return the variable that leaves out the instrumentation of libraries that the program does not use."""
+    return instrumentations(name.removesuffix("-asgi"), "httpx" if name in ASGI else "requests")
+
+
+def telemetry(name: str, variant: str) -> dict[str, str]:
+    """Return the variables of a variant, and leave out the instrumentation that the program does not use."""
+    own = {} if (name, variant) == EVERYTHING else own_instrumentations(name)
+    left_out = [variables[DISABLED] for variables in (own, VARIANTS[variant]) if DISABLED in variables]
+    return VARIANTS[variant] | ({DISABLED: ",".join(left_out)} if left_out else {})
 
 
 def command(name: str, app: str) -> list[str]:
@@ -182,7 +196,7 @@ def test_relays_under_opentelemetry_instrument(name, variant, tmp_path):
             [script("opentelemetry-instrument"), *command(name, app)],
             party,
             PYTHONPATH=str(tmp_path),
-            **VARIANTS[variant],
+            **telemetry(name, variant),
         )
 
         # Check that the client is instrumented in the first variant only.
@@ -197,7 +211,8 @@ def test_relays_with_sitecustomize(name, tmp_path):
     directory = Path(opentelemetry.instrumentation.auto_instrumentation.__file__).parent
     app = write_program(tmp_path, name)
     with third_party() as party:
-        assert_relays(command(name, app), party, PYTHONPATH=os.pathsep.join([str(directory), str(tmp_path)]))
+        path = os.pathsep.join([str(directory), str(tmp_path)])
+        assert_relays(command(name, app), party, PYTHONPATH=path, **own_instrumentations(name))
 
 
 def test_fastapi_relays_without_opentelemetry_instrument(tmp_path):
@@ -217,6 +232,7 @@ def test_nothing_is_relayed_unless_the_propagator_is_configured(tmp_path):
                 party,
                 PYTHONPATH=str(tmp_path),
                 OTEL_PROPAGATORS="tracecontext,baggage",
+                **own_instrumentations("fastapi"),
             )
         assert [request.authorization for request in party.requests] == [None] * 4
 

@@ -13,6 +13,8 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,42 @@ from otel_token_relay.demo.lifeline import tie
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 
-INSTRUMENT = (str(BIN / "opentelemetry-instrument"),)
+FULL_MATRIX = bool(os.environ.get("FULL_MATRIX"))
+
+
+def _instrument() -> tuple[str, ...]:
+    if FULL_MATRIX:
+        return (str(BIN / "opentelemetry-instrument"),)
+    spec = find_spec("opentelemetry.instrumentation.auto_instrumentation")
+    assert spec is not None
+    assert spec.origin is not None
+    paths = [str(Path(spec.origin).parent), ".", *filter(None, [os.environ.get("PYTHONPATH")])]
+    return ("env", f"PYTHONPATH={os.pathsep.join(paths)}")
+
+
+# The words before a command that start it as ``opentelemetry-instrument`` does. Unless FULL_MATRIX is set, they set the
+# variable that this launcher sets, without starting Python for it; tests/promises/test_zero_code.py runs the launcher.
+INSTRUMENT = _instrument()
 RELAY = {
     "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
     **{f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
 }
+
+
+def instrumentations(*used: str) -> dict[str, str]:
+    """Return the variable that leaves out the instrumentation of libraries that a program does not use.
+
+    Importing all of it takes most of the processor time of a start. If FULL_MATRIX is set, nothing is left out.
+
+    Args:
+        used: The names of the instrumentation to keep, such as ``"fastapi"``. That of threads is always kept.
+    """
+    if FULL_MATRIX:
+        return {}
+    names = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")}
+    unused = names.difference(used, ("threading", "token_relay"))
+    return {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(unused))}
+
 
 # This process alone holds the write end, so a test run that is killed leaves no server behind.
 _lifeline, _our_end = os.pipe()

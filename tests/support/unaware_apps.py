@@ -1,23 +1,13 @@
-"""Two applications that contain no verification code, for servers with several kinds of processes."""
+"""An application that contains no verification code, for servers with several kinds of processes."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI
-from flask import Flask
 
 asgi_app = FastAPI(openapi_url=None)
 
 
 @asgi_app.get("/me")
 async def me() -> dict[str, str]:
-    """Respond to every request that reaches the application."""
-    return {"served": "yes"}
-
-
-app = wsgi_app = Flask(__name__)
-
-
-@wsgi_app.get("/me")
-def me_too() -> dict[str, str]:
     """Respond to every request that reaches the application."""
     return {"served": "yes"}

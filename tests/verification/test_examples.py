@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.support import served as servers
 from tests.support.issuers import Issuer
+from tests.support.processes import INSTRUMENT, instrumentations
 from tests.support.protected_servers import GrpcServer
 from tests.support.served import serving
 from tests.support.tokens import AUDIENCE, claims, make_token
@@ -29,7 +29,7 @@ QUIET = {
     "OTEL_METRICS_EXPORTER": "none",
     "OTEL_LOGS_EXPORTER": "none",
 }
-LAUNCHER = Path(sys.executable).with_name("opentelemetry-instrument")
+LAUNCHER = " ".join(INSTRUMENT)
 
 
 def bearer(issuer: Issuer, **changes: object) -> bytes:
@@ -57,7 +57,7 @@ def test_example_works_under_the_launcher(issuer: Issuer, monkeypatch: pytest.Mo
     """The example also works under ``opentelemetry-instrument``, which configures Django first."""
     command = f"{LAUNCHER} {sys.executable} -m gunicorn {{app}} --bind fd://{{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("wsgi", command))
-    environ = QUIET | {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}
+    environ = QUIET | instrumentations(name) | {"ISSUER": issuer.url, "AUDIENCE": AUDIENCE}
     with serving("instrumented", {"wsgi": EXAMPLES[name][1]}, environ) as server:
         assert json.loads(server.send(bearer(issuer), target="/me").body)["sub"] == "alice"
         refused = server.send(bearer(issuer, scope="other"), target="/profiles/bob")
@@ -80,7 +80,9 @@ def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPa
     command = f"{LAUNCHER} {sys.executable} -m uvicorn {{app}} --fd {{fd}} --log-level warning"
     monkeypatch.setitem(servers.COMMANDS, "instrumented", ("asgi", command))
     with serving(
-        "instrumented", {"asgi": "examples.verify_zero_code.profile_service:app"}, environment_to_verify(issuer)
+        "instrumented",
+        {"asgi": "examples.verify_zero_code.profile_service:app"},
+        environment_to_verify(issuer) | instrumentations("fastapi"),
     ) as server:
         assert server.send(target="/me").headers["www-authenticate"] == 'Bearer realm="api"'
         assert json.loads(server.send(bearer(issuer), target="/me").body) == {"sub": "alice"}
@@ -90,9 +92,10 @@ def test_zero_code_example_enforces(issuer: Issuer, monkeypatch: pytest.MonkeyPa
 
 def test_zero_code_covers_servers_without_asgi_or_wsgi(issuer: Issuer) -> None:
     """The variables also protect aiohttp.web, Tornado and gRPC, under their instrumentation."""
+    used = ("aiohttp-server", "tornado", "grpc_server", "grpc_aio_server")
     program = subprocess.Popen(
-        [LAUNCHER, sys.executable, "-m", "tests.support.unaware_servers"],
-        env={**os.environ, **environment_to_verify(issuer)},
+        [*INSTRUMENT, sys.executable, "-m", "tests.support.unaware_servers"],
+        env={**os.environ, **environment_to_verify(issuer), **instrumentations(*used)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

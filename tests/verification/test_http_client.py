@@ -173,6 +173,7 @@ def test_an_error_of_another_class_is_described_by_its_type() -> None:
 
 def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificates of the system are trusted, or those of ``SSL_CERT_FILE``."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     http_client._tls.cache_clear()
     try:
         with party(tls=True) as server:

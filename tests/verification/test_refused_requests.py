@@ -46,6 +46,7 @@ from otel_token_relay.verification.asgi import BearerAuthMiddleware as AsgiAuth
 from otel_token_relay.verification.wsgi import BearerAuthMiddleware as WsgiAuth
 from tests.support.enforcement import application_reached, bearer, settings_for
 from tests.support.issuers import Issuer, issuing, wait_until
+from tests.support.processes import instrumentations
 from tests.support.protected_servers import (
     HOOKED,
     OWN_INTERFACE,
@@ -637,6 +638,7 @@ def test_zero_code_shows_refused_requests(tmp_path: Path) -> None:
     """Environment variables alone. The warning is on standard error, although logs are exported to nowhere."""
     command = [script("opentelemetry-instrument"), *uvicorn_command("tests.support.unaware_apps:asgi_app")]
     variables = {
+        **instrumentations("fastapi", "logging"),
         "OTEL_TRACES_EXPORTER": "console",
         "OTEL_METRICS_EXPORTER": "console",
         "OTEL_BSP_SCHEDULE_DELAY": "50",

@@ -28,6 +28,13 @@ SECONDS_TO_START = 120.0  # a time limit, not a measurement
 # Variables of the user's shell that must not affect the services.
 FOREIGN = ("OTEL_", "UVICORN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NETRC")
 INSTRUMENTED = frozenset({"requests", "threading"})
+# ``opentelemetry-instrument`` does the same, but starts Python twice.
+INSTRUMENTED_UVICORN = """
+from opentelemetry.instrumentation.auto_instrumentation import initialize
+initialize()
+from uvicorn import main
+main()
+"""
 
 
 class Reply(NamedTuple):
@@ -163,11 +170,10 @@ class Running:
 
     def _launch(self, name: str) -> None:
         module = f"tools.faults.services.{name.replace('-', '_')}:app"
-        command = [sys.executable, "-m", "uvicorn", module, "--fd", str(self._listeners[name].fileno())]
-        instrument = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+        command = [sys.executable, "-c", INSTRUMENTED_UVICORN, module, "--fd", str(self._listeners[name].fileno())]
         with self.log_file(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
-                tie([sys.executable, "-c", instrument, *command, "--lifespan", "off"], self._lifeline),
+                tie([*command, "--lifespan", "off"], self._lifeline),
                 env=self._environments[name],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

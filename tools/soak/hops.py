@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.servers import gunicorn_command, process, script, uvicorn_command
+from tests.support.processes import INSTRUMENT, instrumentations
+from tests.support.servers import gunicorn_command, process, uvicorn_command
 
 PROPAGATORS = "tracecontext,baggage,token_relay"
 ANONYMOUS_SHARE = 0.2
@@ -92,11 +93,13 @@ def threaded_user_service() -> Any:
     return app
 
 
-INSTRUMENT = script("opentelemetry-instrument")
 VARIANTS: dict[str, Callable[[int], list[str]]] = {
     "async": lambda _: uvicorn_command("tools.soak.hops:user_service", "--factory"),
     "threaded": lambda threads: gunicorn_command("tools.soak.hops:threaded_user_service()", "gthread", threads=threads),
 }
+
+
+USED = {"async": ("fastapi", "httpx"), "threaded": ("flask", "requests")}
 
 
 @dataclass
@@ -137,14 +140,16 @@ def services(variant: str, *, threads: int, propagators: str) -> Iterator[tuple[
     with ExitStack() as stack:
         profile_port, profile_process = stack.enter_context(
             process(
-                [INSTRUMENT, *uvicorn_command("tools.soak.hops:profile_service", "--factory")],
+                [*INSTRUMENT, *uvicorn_command("tools.soak.hops:profile_service", "--factory")],
+                **instrumentations("fastapi"),
                 OTEL_PROPAGATORS="tracecontext",
             )
         )
         url = f"http://127.0.0.1:{profile_port}"
         port, user_process = stack.enter_context(
             process(
-                [INSTRUMENT, *VARIANTS[variant](threads)],
+                [*INSTRUMENT, *VARIANTS[variant](threads)],
+                **instrumentations(*USED[variant]),
                 OTEL_PROPAGATORS=propagators,
                 OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS=url,
                 PROFILE_SERVICE=url,

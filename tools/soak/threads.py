@@ -23,11 +23,16 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.support.processes import BIN, INSTRUMENT, RELAY, Service, service, uvicorn
+from tests.support.processes import BIN, INSTRUMENT, RELAY, Service, instrumentations, service, uvicorn
 from tools.soak.services import ANONYMOUS, token_of
 
 WAYS = ("await", "gather", "to_thread", "executor", "pool", "retry", "timeout", "later", "sync")
 CONCURRENCY = 32
+# The instrumentation of each service's libraries.
+BACK, MIDDLE, FRONT = (
+    instrumentations(*used)
+    for used in (("aiohttp-server",), ("flask", "requests", "urllib3"), ("fastapi", "httpx", "urllib"))
+)
 ABORTED_SHARE = 0.05
 ANONYMOUS_SHARE = 0.1
 
@@ -43,13 +48,13 @@ class Soak:
         self.users = users
         self.counts: Counter[str] = Counter()
         back = stack.enter_context(
-            service(*INSTRUMENT, sys.executable, "-m", "tools.soak.services.back", environ=RELAY)
+            service(*INSTRUMENT, sys.executable, "-m", "tools.soak.services.back", environ=RELAY | BACK)
         )
-        environ = {**RELAY, "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": back.url, "BACK_URL": back.url}
+        environ = {**RELAY, **MIDDLE, "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": back.url, "BACK_URL": back.url}
         gunicorn = (str(BIN / "gunicorn"), "tools.soak.services.middle:app", "--bind", "127.0.0.1:0")
         options = ("--worker-class", "gthread", "--threads", "16", "--keep-alive", "120", "--no-control-socket")
         middle = stack.enter_context(service(*INSTRUMENT, *gunicorn, *options, environ=environ))
-        environ = {**RELAY, "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": middle.url, "MIDDLE_URL": middle.url}
+        environ = {**RELAY, **FRONT, "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS": middle.url, "MIDDLE_URL": middle.url}
         app = uvicorn("tools.soak.services.front:app", "--no-access-log")
         front = stack.enter_context(service(*INSTRUMENT, *app, environ=environ))
         self.services = {"front": front, "middle": middle, "back": back}
