@@ -189,9 +189,8 @@ class VerifierCore:
         TypeError: An argument does not exist; the error names the one that was probably meant.
     """
 
-    def __new__(  # pyright: ignore[reportInconsistentConstructor]  # it accepts any argument, to explain a wrong one
-        cls, *args: object, **options: object
-    ) -> Self:
+    # It accepts any argument, to explain a wrong one.
+    def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
             meant = nearest(name, known)
@@ -199,7 +198,7 @@ class VerifierCore:
             raise TypeError(f"{cls.__name__}: unknown argument {name}{hint}")
         return super().__new__(cls)
 
-    def __init__(
+    def __init__(  # pyright: ignore[reportInconsistentConstructor]  # __new__ accepts any argument
         self,
         issuers: Sequence[str | TrustedIssuer] | str | TrustedIssuer = (),
         audience: str | Sequence[str] | None = None,
