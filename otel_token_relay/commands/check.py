@@ -311,8 +311,8 @@ def _print(report: Report, options: argparse.Namespace) -> None:
     )
     covered = [library for library in report.libraries if library.is_covered]
     title = "Hooked" if options.all else "Can be hooked (to try the hooks, add --all)"
-    kinds = [kind for kind in KINDS if options.all or kind != "signal"]
-    _print_list(title, [line for kind in kinds if (line := _line_of(kind, covered))])
+    lines = [_line_of(kind, covered) for kind in KINDS if options.all or kind != "signal"]
+    _print_list(title, [line for line in lines if line])
     _print_list("Not covered", [str(library) for library in report.libraries if not library.is_covered])
     _print_list(
         "Settings that differ from their defaults",
