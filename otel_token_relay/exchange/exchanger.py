@@ -65,8 +65,8 @@ class _Workers:
 
     def start_over(self) -> None:
         """Replace the workers with new ones, which start when they are needed."""
-        self.executor = ThreadPoolExecutor(self._size, f"token-relay-{self._name}")
-        self.load = 0
+        self.executor: ThreadPoolExecutor = ThreadPoolExecutor(self._size, f"token-relay-{self._name}")
+        self.load: int = 0
 
 
 class ExchangerCore:

@@ -70,7 +70,7 @@ class Scrubber:
     """
 
     def __init__(self, keys: Iterable[str] = (), headers: Iterable[str] = ()) -> None:
-        self.names = SecretNames(keys, headers)
+        self.names: SecretNames = SecretNames(keys, headers)
         self._unknown = UnknownTokens(self.names)
         # Ordinary keys that are not sensitive and have been found clean.
         self.known_keys: set[str] = set()

@@ -158,9 +158,9 @@ class SecretNames:
         self._configured = self._keys | frozenset(filter(None, map(normalize, headers)))
         self._ends = tuple("." + name for name in self._configured)
         names = sorted(self._configured, key=len, reverse=True)
-        self.pattern = "|".join([*(re.escape(name).replace("_", "[_-]") for name in names), BUILT_IN_PATTERN])
+        self.pattern: str = "|".join([*(re.escape(name).replace("_", "[_-]") for name in names), BUILT_IN_PATTERN])
         """Matches the end of every name in lowercase text, except harmless names."""
-        self.words = tuple({max(re.split("[_-]", name), key=len) for name in names})
+        self.words: tuple[str, ...] = tuple({max(re.split("[_-]", name), key=len) for name in names})
         """Lowercase text that contains none of these words contains no configured name."""
 
     def kind_of(self, name: str) -> Kind:

@@ -254,7 +254,7 @@ class _Context:
     """A text, and what is computed at most once for it."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text: str = text
 
     @cached_property
     def is_oauth(self) -> bool:

@@ -108,7 +108,7 @@ class KeySource:
         monotonic: Clock = time.monotonic,
     ) -> None:
         # An issuer whose keys are found by other means is only a name, and nothing is fetched from it.
-        self.issuer = issuer if jwks_uri is not None else check_issuer(issuer)
+        self.issuer: str = issuer if jwks_uri is not None else check_issuer(issuer)
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._times = times or KeyTimes()
