@@ -25,7 +25,7 @@ from otel_token_relay.token import Clock
 from otel_token_relay.verification.cache import Cache
 from otel_token_relay.verification.circuit_breaker import OPEN_SECONDS, CircuitBreaker
 from otel_token_relay.verification.drivers import Wait
-from otel_token_relay.verification.http_client import FetchFailed, check_url, fetch
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, shared_client
 from otel_token_relay.verification.jws import parse_object
 
 _logger = logging.getLogger("otel_token_relay")
@@ -99,6 +99,7 @@ class Introspection:
         client_secret: This service's client secret at the endpoint; requires *client_id*.
         timeout: The maximum number of seconds to wait for one response.
         size: The maximum number of active results to cache; the same limit applies to inactive ones.
+        http: Sends the requests; ``None`` for the default client.
     """
 
     def __init__(
@@ -109,11 +110,13 @@ class Introspection:
         client_secret: str | None = None,
         timeout: float = 4.0,
         size: int = 4096,
+        http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
         if (client_id is None) != (client_secret is None):
             raise ConfigurationError("client_secret", "expected both client_id and client_secret, or neither")
-        self._endpoint = check_url("introspection_endpoint", endpoint)
+        self._http = shared_client() if http is None else http
+        self._endpoint = self._http.check_url("introspection_endpoint", endpoint)
         self._authorization = None
         if client_id is not None and client_secret is not None:
             self._authorization = basic_credentials(client_id, client_secret)
@@ -276,7 +279,7 @@ class Introspection:
     def _introspect(self, token: str, timeout: float | None = None) -> Mapping[str, Any] | None:
         form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
         seconds = self._timeout if timeout is None else timeout
-        response = fetch(self._endpoint, timeout=seconds, form=form, authorization=self._authorization)
+        response = self._http.fetch(self._endpoint, timeout=seconds, form=form, authorization=self._authorization)
         if response.status != 200:
             is_about_token = 400 <= response.status < 500 and response.status not in _NOT_ABOUT_TOKEN
             failure = _TokenRefused if is_about_token else FetchFailed

@@ -24,7 +24,7 @@ from otel_token_relay.verification.endpoints import (
     ask,
     problem_with_status,
 )
-from otel_token_relay.verification.http_client import Response
+from otel_token_relay.verification.http_client import HttpClient, Response, shared_client
 from otel_token_relay.verification.jwk import KeySet, check_algorithms
 from otel_token_relay.verification.jws import Claims, parse_object
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
@@ -87,6 +87,7 @@ def ask_issuers(
     *,
     jwks_uri: str | None = None,
     timeout: float = DEFAULT_TIMEOUT,
+    http: HttpClient | None = None,
     now: Clock = time.time,
 ) -> tuple[IssuerReport, ...]:
     """Ask the metadata and key set endpoints of all *issuers* in parallel.
@@ -96,11 +97,13 @@ def ask_issuers(
         algorithms: The accepted algorithms.
         jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
         timeout: The maximum number of seconds for everything. The verifier has the same.
+        http: Sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
     """
     deadline = time.monotonic() + timeout
     allowed = check_algorithms(algorithms)
-    inquiries = [_Inquiry(issuer, allowed, jwks_uri, deadline - _REPORTING_SECONDS, now) for issuer in issuers]
+    client = shared_client() if http is None else http
+    inquiries = [_Inquiry(issuer, allowed, jwks_uri, deadline - _REPORTING_SECONDS, client, now) for issuer in issuers]
     started = [InThread(inquiry.run) for inquiry in inquiries]
     reports = [running.result(deadline) for running in started]
     return tuple(
@@ -142,12 +145,19 @@ class _Inquiry:
     """The requests to one issuer, which end at *deadline* on the monotonic clock."""
 
     def __init__(
-        self, issuer: str, algorithms: frozenset[str], jwks_uri: str | None, deadline: float, now: Clock
+        self,
+        issuer: str,
+        algorithms: frozenset[str],
+        jwks_uri: str | None,
+        deadline: float,
+        http: HttpClient,
+        now: Clock,
     ) -> None:
         self._issuer = issuer
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._deadline = deadline
+        self._http = http
         self._now = now
         self._started = time.monotonic()
 
@@ -178,7 +188,7 @@ class _Inquiry:
         return IssuerReport(issuer=self._issuer, endpoints=tuple(endpoints))
 
     def _ask(self, endpoint: Endpoint) -> EndpointReport:
-        return ask(endpoint, timeout=self._deadline - time.monotonic(), now=self._now)
+        return ask(endpoint, timeout=self._deadline - time.monotonic(), http=self._http, now=self._now)
 
     def _start(self, endpoint: Endpoint) -> InThread[EndpointReport]:
         return InThread(lambda: self._ask(endpoint))
@@ -204,10 +214,13 @@ class _Inquiry:
 
     def _examine_metadata(self, response: Response) -> Finding:
         document = _read_document(response)
-        problem = document if isinstance(document, str) else problem_with_metadata(document, self._issuer)
+        problem = document if isinstance(document, str) else self._problem_with(document)
         if isinstance(document, str) or problem is not None:
             return Finding("problem", str(problem))
         return Finding("ok", "the document names this issuer and its key set", document["jwks_uri"])
+
+    def _problem_with(self, document: Claims) -> str | None:
+        return problem_with_metadata(document, self._issuer, self._http.plaintext_hosts)
 
     def _examine_key_set(self, response: Response) -> Finding:
         document = _read_document(response)

@@ -30,7 +30,7 @@ from otel_token_relay.errors import ConfigurationError, KeysUnavailable
 from otel_token_relay.forks import call_in_child
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.drivers import Wait
-from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
 from otel_token_relay.verification.jwk import KeySet
 from otel_token_relay.verification.jws import parse_object
 from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, problem_with_metadata, read_metadata
@@ -90,6 +90,7 @@ class KeySource:
         issuer: The issuer, exactly as in ``iss``.
         algorithms: The algorithms that `KeySet.parse` may use.
         jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
+        http: Sends the requests; ``None`` for the default client.
     """
 
     def __init__(
@@ -99,12 +100,14 @@ class KeySource:
         *,
         jwks_uri: str | None = None,
         times: KeyTimes | None = None,
+        http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
         self.issuer = issuer
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._times = times or KeyTimes()
+        self._http = shared_client() if http is None else http
         self._monotonic = monotonic
         self._keys: KeySet | None = None
         self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
@@ -218,7 +221,7 @@ class KeySource:
         deadline = time.monotonic() + self._times.timeout
 
         def fetch_in_time(url: str) -> Response:
-            return fetch(url, timeout=deadline - time.monotonic())
+            return self._http.fetch(url, timeout=deadline - time.monotonic())
 
         response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
         if response.status != 200:
@@ -264,10 +267,10 @@ class KeySource:
             except ValueError:  # probably a web application that serves its start page at every path
                 problems.append("the response is not a JSON object")
                 continue
-            jwks_uri = read_metadata(document, self.issuer)
+            jwks_uri = read_metadata(document, self.issuer, self._http.plaintext_hosts)
             if jwks_uri is not None:
                 self._discovered = jwks_uri, self._monotonic() + 3600.0
                 return jwks_uri
-            problems.append(problem_with_metadata(document, self.issuer) or "")
+            problems.append(problem_with_metadata(document, self.issuer, self._http.plaintext_hosts) or "")
         openid, rfc8414 = problems
         raise FetchFailed(f"no usable jwks_uri in the issuer's metadata (OpenID: {openid}; RFC 8414: {rfc8414})")

@@ -22,7 +22,7 @@ from otel_token_relay.verification.causes import Cause, Expectations, ExplainedR
 from otel_token_relay.verification.claims import DEFAULT_LEEWAY, Rules, check_claims, check_type, check_values
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.explanations import explain
-from otel_token_relay.verification.http_client import check_url
+from otel_token_relay.verification.http_client import HttpClient, shared_client
 from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import Key, KeySet, check_algorithms
 from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
@@ -131,6 +131,7 @@ class VerifierCore:
             fetch.
         timeout: The maximum number of seconds for which a request waits if there are no keys.
         max_stale: The number of seconds for which expired keys are still used while the issuer is down.
+        http: Sends the requests to issuers; ``None`` for a client that trusts the system's certificate authorities.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
@@ -158,6 +159,7 @@ class VerifierCore:
         cooldown: float = 10.0,
         timeout: float = 4.0,
         max_stale: float = 3600.0,
+        http: HttpClient | None = None,
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -168,10 +170,11 @@ class VerifierCore:
             audience=_as_tuple(audience), profile=profile, leeway=leeway, scope_claims=_as_tuple(scope_claims)
         )
         times = KeyTimes(cooldown=cooldown, timeout=timeout, max_stale=max_stale)
-        _check_sources(names, self._rules, jwks_uri, introspection_endpoint)
+        http = shared_client() if http is None else http
+        _check_sources(names, self._rules, jwks_uri, introspection_endpoint, http)
         self._sources = {
-            check_issuer(issuer): KeySource(
-                issuer, self._algorithms, jwks_uri=jwks_uri, times=times, monotonic=monotonic
+            check_issuer(issuer, http.plaintext_hosts): KeySource(
+                issuer, self._algorithms, jwks_uri=jwks_uri, times=times, http=http, monotonic=monotonic
             )
             for issuer in names
         }
@@ -184,6 +187,7 @@ class VerifierCore:
                 timeout=timeout,
                 # Each hop looks up the result again, so a cache is needed even if cache_size is 0.
                 size=max(cache_size, 1024),
+                http=http,
                 monotonic=monotonic,
             )
         self._is_revoked = is_revoked
@@ -377,14 +381,16 @@ def _as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
-def _check_sources(issuers: tuple[str, ...], rules: Rules, jwks_uri: str | None, endpoint: str | None) -> None:
+def _check_sources(
+    issuers: tuple[str, ...], rules: Rules, jwks_uri: str | None, endpoint: str | None, http: HttpClient
+) -> None:
     if not issuers and endpoint is None:
         raise ConfigurationError("issuers", "expected at least one issuer or an introspection endpoint")
     if issuers and not rules.audience:
         # RFC 9068, section 4: without an audience, tokens for any other service would be accepted.
         raise ConfigurationError("audience", "expected this service's name, as in aud")
     if jwks_uri is not None:
-        check_url("jwks_uri", jwks_uri)
+        http.check_url("jwks_uri", jwks_uri)
         if len(issuers) != 1:
             raise ConfigurationError("jwks_uri", "jwks_uri requires exactly one issuer")
 
