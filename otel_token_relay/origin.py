@@ -13,6 +13,7 @@ every ambiguous URL.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -141,10 +142,26 @@ class Origin(NamedTuple):
         return str(OriginPattern(*self))
 
 
-def is_trustworthy(url: str) -> bool:
-    """Return whether responses from *url* are protected against tampering by an attacker on the network."""
+def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
+    """Return whether responses from *url* are protected against tampering by an attacker on the network.
+
+    Args:
+        url: The URL.
+        plaintext_hosts: The hosts, each with an optional port, that an operator trusts over plain http.
+    """
     origin = Origin.parse(url)
-    return origin is not None and origin.is_secure and url.isascii() and "#" not in url
+    return (
+        origin is not None
+        and (origin.is_secure or is_listed(origin, plaintext_hosts))
+        and url.isascii()
+        and "#" not in url
+    )
+
+
+def is_listed(origin: Origin, hosts: Collection[str]) -> bool:
+    """Return whether *hosts* contains the origin's host, alone or with the origin's port. Subdomains do not match."""
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    return host in hosts or f"{host}:{origin.port}" in hosts
 
 
 def origin_of_proxied(url: str) -> Target:

@@ -37,7 +37,7 @@ from otel_token_relay.reasons import Reason
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, BearerToken, Clock
 from otel_token_relay.verification.circuit_breaker import CircuitBreaker
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
-from otel_token_relay.verification.http_client import FetchFailed, check_url, fetch
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, shared_client
 from otel_token_relay.verification.jws import Claims, parse_object
 
 _logger = logging.getLogger("otel_token_relay")
@@ -84,6 +84,7 @@ class ExchangerCore:
         timeout: The maximum number of seconds for which a call waits.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
+        http: Sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
@@ -104,10 +105,12 @@ class ExchangerCore:
         timeout: float = 4.0,
         max_length: int = DEFAULT_MAX_LENGTH,
         cache_size: int = DEFAULT_SIZE,
+        http: HttpClient | None = None,
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        self._endpoint = check_url("token_endpoint", token_endpoint)
+        self._http = shared_client() if http is None else http
+        self._endpoint = self._http.check_url("token_endpoint", token_endpoint)
         credential = make_credential(client_id, client_secret, client_secret_file, client_auth)
         if credential is None:
             raise ConfigurationError("client_id", "expected the name of this service at the authorization server")
@@ -270,7 +273,9 @@ class ExchangerCore:
             raise ExchangeFailed("invalid_client", str(error)) from None
         form = urlencode((*request.form(subject), *authentication.form)).encode("ascii")
         try:
-            response = fetch(self._endpoint, timeout=timeout, form=form, authorization=authentication.authorization)
+            response = self._http.fetch(
+                self._endpoint, timeout=timeout, form=form, authorization=authentication.authorization
+            )
         except FetchFailed as error:
             raise ExchangeFailed("timeout" if error.cause == "timed_out" else "unavailable", str(error)) from None
         try:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 from otel_token_relay.printable import escape
 from otel_token_relay.token import Clock
-from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
 from otel_token_relay.verification.metadata import describe_status
 
 EndpointKind = Literal["metadata", "key set", "introspection", "token"]
@@ -90,7 +90,7 @@ class Finding(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """An endpoint, and how to examine its response. The last two members are arguments of `fetch`."""
+    """An endpoint, and how to examine its response. The last two members are arguments of `HttpClient.fetch`."""
 
     kind: EndpointKind
     url: str
@@ -99,19 +99,23 @@ class Endpoint(NamedTuple):
     authorization: str | None = None
 
 
-def ask(endpoint: Endpoint, *, timeout: float, now: Clock = time.time) -> EndpointReport:
+def ask(
+    endpoint: Endpoint, *, timeout: float, http: HttpClient | None = None, now: Clock = time.time
+) -> EndpointReport:
     """Ask one endpoint. Never raises `FetchFailed`.
 
     Args:
-        endpoint: The endpoint. Its URL must be one for which `is_trustworthy` returns true.
+        endpoint: The endpoint. Its URL must be one that the client accepts.
         timeout: The maximum number of seconds, apart from the name lookup.
+        http: Sends the request; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
     """
+    client = shared_client() if http is None else http
     started, sent, difference = time.monotonic(), now(), None
     try:
-        response = fetch(endpoint.url, timeout=timeout, form=endpoint.form, authorization=endpoint.authorization)
+        response = client.fetch(endpoint.url, timeout=timeout, form=endpoint.form, authorization=endpoint.authorization)
     except FetchFailed as error:
-        finding = Finding("problem" if error.cause == "bad_response" else "no_response", str(error))
+        finding = Finding("problem" if error.cause in ("bad_response", "not_configured") else "no_response", str(error))
     else:
         difference = read_clock_difference(response, (sent + now()) / 2)
         finding = endpoint.examine(response)

@@ -25,7 +25,7 @@ from otel_token_relay.token import Clock
 from otel_token_relay.verification.cache import Cache
 from otel_token_relay.verification.circuit_breaker import OPEN_SECONDS, CircuitBreaker
 from otel_token_relay.verification.drivers import Wait
-from otel_token_relay.verification.http_client import FetchFailed, check_url, fetch
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, shared_client
 from otel_token_relay.verification.jws import parse_object
 
 _logger = logging.getLogger("otel_token_relay")
@@ -97,6 +97,7 @@ class Introspection:
         client: This service's credential at the endpoint; ``None`` for none.
         timeout: The maximum number of seconds to wait for one response.
         size: The maximum number of active results to cache; the same limit applies to inactive ones.
+        http: Sends the requests; ``None`` for the default client.
     """
 
     def __init__(
@@ -106,9 +107,11 @@ class Introspection:
         client: ClientCredential | None = None,
         timeout: float = 4.0,
         size: int = 4096,
+        http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        self._endpoint = check_url("introspection_endpoint", endpoint)
+        self._http = shared_client() if http is None else http
+        self._endpoint = self._http.check_url("introspection_endpoint", endpoint)
         self._client = client
         self._timeout = timeout
         self._monotonic = monotonic
@@ -269,7 +272,7 @@ class Introspection:
     def _introspect(self, token: str, timeout: float | None = None) -> Mapping[str, Any] | None:
         form, authorization = build_request(token, self._client)
         seconds = self._timeout if timeout is None else timeout
-        response = fetch(self._endpoint, timeout=seconds, form=form, authorization=authorization)
+        response = self._http.fetch(self._endpoint, timeout=seconds, form=form, authorization=authorization)
         if response.status != 200:
             is_about_token = 400 <= response.status < 500 and response.status not in _NOT_ABOUT_TOKEN
             failure = _TokenRefused if is_about_token else FetchFailed

@@ -27,7 +27,7 @@ from otel_token_relay.verification.endpoints import (
     ask,
     problem_with_status,
 )
-from otel_token_relay.verification.http_client import FetchFailed, Response
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
 from otel_token_relay.verification.introspection import build_request, read_response
 from otel_token_relay.verification.jwk import KeySet, check_algorithms
 from otel_token_relay.verification.jws import Claims, parse_object
@@ -94,6 +94,7 @@ def ask_issuers(
     introspection_endpoint: str | None = None,
     client: ClientCredential | None = None,
     timeout: float = DEFAULT_TIMEOUT,
+    http: HttpClient | None = None,
     now: Clock = time.time,
 ) -> tuple[IssuerReport, ...]:
     """Ask the metadata, key set and introspection endpoints of all *issuers* in parallel.
@@ -106,6 +107,7 @@ def ask_issuers(
             token.
         client: This service's credential there.
         timeout: The maximum number of seconds for everything. The verifier has the same.
+        http: Sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
 
     Raises:
@@ -113,12 +115,13 @@ def ask_issuers(
     """
     deadline = time.monotonic() + timeout
     allowed = check_algorithms(algorithms)
+    sender = shared_client() if http is None else http
     trusted: Sequence[TrustedIssuer | None] = combine(
         issuers, jwks_uri=jwks_uri, introspection_endpoint=introspection_endpoint, client=client
     )
     lone = None if introspection_endpoint is None else (introspection_endpoint, client)
     inquiries = [
-        _Inquiry(issuer, lone, allowed, deadline - _REPORTING_SECONDS, now)
+        _Inquiry(issuer, lone, allowed, deadline - _REPORTING_SECONDS, sender, now)
         for issuer in trusted or ([] if lone is None else [None])
     ]
     started = [InThread(inquiry.run) for inquiry in inquiries]
@@ -172,6 +175,7 @@ class _Inquiry:
         lone: tuple[str, ClientCredential | None] | None,
         algorithms: frozenset[str],
         deadline: float,
+        http: HttpClient,
         now: Clock,
     ) -> None:
         self._trusted = issuer
@@ -182,6 +186,7 @@ class _Inquiry:
         self._algorithms = algorithms
         self._jwks_uri = None if issuer is None else issuer.jwks_uri
         self._deadline = deadline
+        self._http = http
         self._now = now
         self._started = time.monotonic()
 
@@ -237,7 +242,7 @@ class _Inquiry:
         return IssuerReport(issuer=self._issuer, endpoints=tuple(endpoints))
 
     def _ask(self, endpoint: Endpoint) -> EndpointReport:
-        return ask(endpoint, timeout=self._deadline - time.monotonic(), now=self._now)
+        return ask(endpoint, timeout=self._deadline - time.monotonic(), http=self._http, now=self._now)
 
     def _start(self, endpoint: Endpoint) -> InThread[EndpointReport]:
         return InThread(lambda: self._ask(endpoint))
@@ -263,10 +268,13 @@ class _Inquiry:
 
     def _examine_metadata(self, response: Response) -> Finding:
         document = _read_document(response)
-        problem = document if isinstance(document, str) else problem_with_metadata(document, self._issuer)
+        problem = document if isinstance(document, str) else self._problem_with(document)
         if isinstance(document, str) or problem is not None:
             return Finding("problem", str(problem))
         return Finding("ok", "the document names this issuer and its key set", document["jwks_uri"])
+
+    def _problem_with(self, document: Claims) -> str | None:
+        return problem_with_metadata(document, self._issuer, self._http.plaintext_hosts)
 
     def _examine_key_set(self, response: Response) -> Finding:
         document = _read_document(response)

@@ -30,7 +30,7 @@ from otel_token_relay.errors import ConfigurationError, KeysUnavailable
 from otel_token_relay.forks import call_in_child
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.drivers import Wait
-from otel_token_relay.verification.http_client import FetchFailed, Response, fetch
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
 from otel_token_relay.verification.jwk import NOT_FOR_SIGNATURES, KeySet, SkippedKey
 from otel_token_relay.verification.jws import parse_object
 from otel_token_relay.verification.metadata import (
@@ -96,6 +96,7 @@ class KeySource:
         issuer: The issuer, exactly as in ``iss``.
         algorithms: The algorithms that `KeySet.parse` may use.
         jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
+        http: Sends the requests; ``None`` for the default client.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class KeySource:
         *,
         jwks_uri: str | None = None,
         times: KeyTimes | None = None,
+        http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
         # An issuer whose keys are found by other means is only a name, and nothing is fetched from it.
@@ -112,6 +114,7 @@ class KeySource:
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._times = times or KeyTimes()
+        self._http = shared_client() if http is None else http
         self._monotonic = monotonic
         self._keys: KeySet | None = None
         self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
@@ -226,7 +229,7 @@ class KeySource:
         deadline = time.monotonic() + self._times.timeout
 
         def fetch_in_time(url: str) -> Response:
-            return fetch(url, timeout=deadline - time.monotonic())
+            return self._http.fetch(url, timeout=deadline - time.monotonic())
 
         response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
         if response.status != 200:
@@ -286,7 +289,7 @@ class KeySource:
             except ValueError:  # probably a web application that serves its start page at every path
                 problems.append(f"{url}: the response is not a JSON object")
                 continue
-            problem = problem_with_metadata(document, self.issuer)
+            problem = problem_with_metadata(document, self.issuer, self._http.plaintext_hosts)
             if problem is None:
                 self._discovered = document["jwks_uri"], self._monotonic() + 3600.0
                 return self._discovered[0]

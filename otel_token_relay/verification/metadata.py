@@ -6,7 +6,7 @@ Source: OpenID Connect Discovery 1.0, section 4; RFC 8414, section 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -27,15 +27,24 @@ _max_age = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,10})", re.IGNORECASE).sea
 _forbids_reuse = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?:$|[\s,=])", re.IGNORECASE).search
 
 
-def check_issuer(issuer: object) -> str:
+def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
     """Return *issuer* if it is a URL for which metadata can be fetched.
 
+    Args:
+        issuer: The issuer.
+        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+
     Raises:
-        ConfigurationError: The issuer is neither an https URL nor an http URL on loopback, or has a query
-            or a fragment.
+        ConfigurationError: The issuer is neither an https URL nor an http URL on loopback or of such a host, or has a
+            query or a fragment.
     """
-    if not isinstance(issuer, str) or not is_issuer(issuer.replace(TENANT, "common")):
-        raise ConfigurationError("issuers", "expected an https URL without a query, or an http URL on loopback")
+    if not isinstance(issuer, str) or not (
+        is_issuer(issuer.replace(TENANT, "common")) or (is_trustworthy(issuer, plaintext_hosts) and "?" not in issuer)
+    ):
+        raise ConfigurationError(
+            "issuers",
+            "expected an https URL without a query, or an http URL on loopback or of a host in plaintext_issuers",
+        )
     return issuer
 
 
@@ -53,13 +62,13 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
     )
 
 
-def read_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
+def read_metadata(document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = ()) -> str | None:
     """Return the document's ``jwks_uri``, or ``None`` if the document cannot be trusted.
 
     RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an
     attacker who controls another path on that host could make this service trust the attacker's keys.
     """
-    return None if problem_with_metadata(document, issuer) else document["jwks_uri"]
+    return None if problem_with_metadata(document, issuer, plaintext_hosts) else document["jwks_uri"]
 
 
 def describe_status(status: int) -> str:
@@ -67,8 +76,17 @@ def describe_status(status: int) -> str:
     return f"status {status}{'; redirects are not followed' if 300 <= status < 400 else ''}"
 
 
-def problem_with_metadata(document: Mapping[str, Any], issuer: str) -> str | None:
-    """Return why the document cannot be trusted, or ``None``. The text does not quote the document."""
+def problem_with_metadata(
+    document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = ()
+) -> str | None:
+    """Return why the document cannot be trusted, or ``None``. The text does not quote the document.
+
+    Args:
+        document: The document.
+        issuer: The issuer, as configured.
+        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may name
+            such a URL only if its origin is the issuer's own.
+    """
     named = document.get("issuer")
     if not isinstance(named, str):
         return "the document does not name an issuer"
@@ -80,7 +98,8 @@ def problem_with_metadata(document: Mapping[str, Any], issuer: str) -> str | Non
     if not isinstance(jwks_uri, str):
         return "the document has no jwks_uri"
     own, keys = Origin.parse(issuer.replace(TENANT, "common")), Origin.parse(jwks_uri)
-    if own is None or keys is None or not is_trustworthy(jwks_uri) or (own.scheme, keys.scheme) == ("https", "http"):
+    is_secure = is_trustworthy(jwks_uri, plaintext_hosts if own == keys else ())
+    if own is None or keys is None or not is_secure or (own.scheme, keys.scheme) == ("https", "http"):
         return "the document's jwks_uri is not an https URL"
     return None
 

@@ -35,6 +35,7 @@ from otel_token_relay.verification.claims import (
 )
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.explanations import explain
+from otel_token_relay.verification.http_client import HttpClient, shared_client
 from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import Key, KeySet, check_algorithms
 from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
@@ -181,6 +182,7 @@ class VerifierCore:
             fetch.
         timeout: The maximum number of seconds for which a request waits if there are no keys.
         max_stale: The number of seconds for which expired keys are still used while the issuer is down.
+        http: Sends the requests to issuers; ``None`` for a client that trusts the system's certificate authorities.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
@@ -222,6 +224,7 @@ class VerifierCore:
         cooldown: float = 10.0,
         timeout: float = 4.0,
         max_stale: float = 3600.0,
+        http: HttpClient | None = None,
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -235,6 +238,7 @@ class VerifierCore:
             audience_claim=audience_claim,
         )
         times = KeyTimes(cooldown=cooldown, timeout=timeout, max_stale=max_stale)
+        http = shared_client() if http is None else http
         client = make_credential(client_id, client_secret, client_secret_file, client_auth)
         given = (issuers,) if isinstance(issuers, (str, TrustedIssuer)) else tuple(issuers)
         trusted = combine(given, jwks_uri=jwks_uri, introspection_endpoint=introspection_endpoint, client=client)
@@ -245,11 +249,11 @@ class VerifierCore:
                 return None
             # Each hop looks up the result again, so a cache is needed even if cache_size is 0.
             size = max(cache_size, 1024)
-            return Introspection(endpoint, client=client, timeout=timeout, size=size, monotonic=monotonic)
+            return Introspection(endpoint, client=client, timeout=timeout, size=size, http=http, monotonic=monotonic)
 
         self._sources = {
             issuer.issuer: KeySource(
-                issuer.issuer, self._algorithms, jwks_uri=issuer.jwks_uri, times=times, monotonic=monotonic
+                issuer.issuer, self._algorithms, jwks_uri=issuer.jwks_uri, times=times, http=http, monotonic=monotonic
             )
             for issuer in trusted
         }

@@ -201,7 +201,7 @@ def grpc_party(*, host: str = "127.0.0.1", tls: bool = False, address: str | Non
 
 @functools.cache
 def certificate() -> str:
-    """Return the path of a key and a certificate for loopback, created for each test run."""
+    """Return the path of a key and a certificate for loopback and idp.example, created for each test run."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
     now = datetime.datetime.now(datetime.UTC)
@@ -210,7 +210,13 @@ def certificate() -> str:
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            x509.SubjectAlternativeName(
+                [
+                    x509.DNSName("localhost"),
+                    x509.DNSName("idp.example"),
+                    x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+                ]
+            ),
             critical=False,
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -254,11 +260,15 @@ class Proxy:
     """A forward proxy, also for CONNECT, that notes what it is sent itself.
 
     It forwards to the authority in the target, with or without a scheme, or else to the ``Host`` header.
+
+    Attributes:
+        addresses: The addresses of hosts that only the proxy can resolve.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.requests: list[SeenRequest] = []
+        self.addresses: dict[str, str] = {}
 
 
 class _ProxyHandler(BaseHTTPRequestHandler):
@@ -268,7 +278,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
     def do_CONNECT(self) -> None:
         self.proxy.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
         host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as upstream:
+        with socket.create_connection((self.proxy.addresses.get(host, host), int(port)), timeout=5) as upstream:
             self.send_response(200)
             self.end_headers()
             self.wfile.flush()
@@ -299,11 +309,14 @@ class _ProxyHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def proxy() -> Iterator[Proxy]:
-    """Run a proxy on a free loopback port until the block ends."""
+def proxy(*, tls: bool = False) -> Iterator[Proxy]:
+    """Run a proxy on a free loopback port until the block ends. With *tls*, clients speak to the proxy over TLS."""
     handler = type("_BoundProxyHandler", (_ProxyHandler,), {})
     server = _Server(("127.0.0.1", 0), handler)
-    handler.proxy = one = Proxy(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+    if tls:
+        server.socket = _serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    scheme = "https" if tls else "http"
+    handler.proxy = one = Proxy(f"{scheme}://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
     with _running(server):
         yield one
 

@@ -6,11 +6,13 @@ import base64
 import contextlib
 import errno
 import http.client
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,17 +21,27 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from otel_token_relay import current_token, use_token
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.testing import third_party
-from otel_token_relay.verification import http_client
-from otel_token_relay.verification.http_client import (
-    MAX_BODY_BYTES,
-    FetchFailed,
-    check_url,
-    fetch,
-    is_trustworthy,
-)
+from otel_token_relay.verification.http_client import MAX_BODY_BYTES, FetchFailed, HttpClient, Response
 from tests.support.issuers import Issuer, issuing
-from tests.support.loopback import Status, certificate, party
+from tests.support.loopback import Status, certificate, party, proxy
 from tests.support.processes import unused_port
+
+
+@pytest.fixture(autouse=True)
+def no_proxy_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables of the machine that runs the tests."""
+    for name in ("https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def fetch(url: str, *, timeout: float, form: bytes | None = None, authorization: str | None = None) -> Response:
+    """Send one request with a new client."""
+    client = HttpClient()
+    try:
+        return client.fetch(url, timeout=timeout, form=form, authorization=authorization)
+    finally:
+        client.close()
 
 
 @pytest.fixture
@@ -62,13 +74,14 @@ def issuer() -> Iterator[Issuer]:
 )
 def test_a_url_must_be_unambiguous_and_secure(url: str, is_accepted: bool) -> None:
     """Keys come over https, or over http from the same machine."""
-    assert is_trustworthy(url) is is_accepted
+    client = HttpClient()
+    assert client.accepts(url) is is_accepted
     if is_accepted:
-        assert check_url("jwks_uri", url) == url
+        assert client.check_url("jwks_uri", url) == url
         return
 
     with pytest.raises(ConfigurationError) as rejected:
-        check_url("jwks_uri", url)
+        client.check_url("jwks_uri", url)
     assert rejected.value.setting == "jwks_uri"
     assert url == "" or url not in str(rejected.value)
 
@@ -76,7 +89,7 @@ def test_a_url_must_be_unambiguous_and_secure(url: str, is_accepted: bool) -> No
 def test_a_url_that_is_not_text_is_a_configuration_error() -> None:
     """Settings may contain any object."""
     with pytest.raises(ConfigurationError):
-        check_url("jwks_uri", b"https://idp.example")
+        HttpClient().check_url("jwks_uri", b"https://idp.example")
 
 
 def test_a_form_is_posted_with_the_given_credential() -> None:
@@ -174,18 +187,13 @@ def test_an_error_of_another_class_is_described_by_its_type() -> None:
 def test_only_a_trusted_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificates of the system are trusted, or those of ``SSL_CERT_FILE``."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    http_client._tls.cache_clear()
-    try:
-        with party(tls=True) as server:
-            with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
-                fetch(server.url, timeout=5.0, authorization="Basic YTpi")
-            assert server.requests == []
+    with party(tls=True) as server:
+        with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
+            fetch(server.url, timeout=5.0, authorization="Basic YTpi")
+        assert server.requests == []
 
-            monkeypatch.setenv("SSL_CERT_FILE", certificate())
-            http_client._tls.cache_clear()
-            assert fetch(server.url, timeout=5.0, authorization="Basic YTpi").status == 200
-    finally:
-        http_client._tls.cache_clear()
+        monkeypatch.setenv("SSL_CERT_FILE", certificate())
+        assert fetch(server.url, timeout=5.0, authorization="Basic YTpi").status == 200
 
 
 def test_our_own_requests_run_in_an_empty_context_and_suppressed(
@@ -193,13 +201,13 @@ def test_our_own_requests_run_in_an_empty_context_and_suppressed(
 ) -> None:
     """A hook below our client finds no token, and suppressed instrumentation."""
     seen: list[object] = []
-    original = http.client.HTTPConnection.request
+    original = http.client.HTTPConnection.putrequest
 
-    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+    def putrequest(self: Any, *args: Any, **kwargs: Any) -> None:
         seen.append((current_token(), is_instrumentation_enabled()))
         original(self, *args, **kwargs)
 
-    monkeypatch.setattr(http.client.HTTPConnection, "request", request)
+    monkeypatch.setattr(http.client.HTTPConnection, "putrequest", putrequest)
     with use_token("the-callers-own-token"):
         assert current_token() is not None
         fetch(f"{issuer.url}/jwks", timeout=3.0)
@@ -241,7 +249,6 @@ def test_fetch_ends_in_time_if_a_proxy_drips(monkeypatch: pytest.MonkeyPatch) ->
         proxy = threading.Thread(target=drip)
         proxy.start()
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{listener.getsockname()[1]}")
-        monkeypatch.delenv("no_proxy", raising=False)
         with pytest.raises(FetchFailed):
             fetch("https://idp.example/jwks", timeout=0.5)
         proxy.join(60)
@@ -272,7 +279,6 @@ def test_fetch_goes_through_the_proxy_by_a_tunnel(monkeypatch: pytest.MonkeyPatc
         proxy = threading.Thread(target=refuse)
         proxy.start()
         monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{listener.getsockname()[1]}")
-        monkeypatch.delenv("no_proxy", raising=False)
 
         with pytest.raises(FetchFailed):
             fetch("https://idp.example/jwks", timeout=3.0)
@@ -339,23 +345,23 @@ def test_a_name_that_is_not_resolved_is_named(
         raise socket.gaierror(number, "text of the system")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setenv("no_proxy", "*")
 
     assert failure_at("https://idp.example") == failure
 
 
 def test_an_unreachable_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A route may be missing inside a container. Other errors of the system are named by their symbol."""
-    monkeypatch.setenv("no_proxy", "*")
+    address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", 443))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [address])
     for number, failure in (
         (errno.ENETUNREACH, ("network_unreachable", "network unreachable")),
         (errno.EPERM, ("connection_closed", "connection failed: EPERM")),
     ):
 
-        def create_connection(*args: object, number: int = number, **kwargs: object) -> None:
+        def connect(*args: object, number: int = number) -> None:
             raise OSError(number, "text of the system")
 
-        monkeypatch.setattr(socket, "create_connection", create_connection)
+        monkeypatch.setattr(socket.socket, "connect", connect)
         assert failure_at("https://idp.example") == failure
 
 
@@ -381,17 +387,13 @@ def test_a_server_without_tls_is_named(issuer: Issuer) -> None:
 def test_a_certificate_for_another_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificate of loopback is for localhost and 127.0.0.1, and the message does not quote it."""
     monkeypatch.setenv("SSL_CERT_FILE", certificate())
-    http_client._tls.cache_clear()
-    try:
-        with party(tls=True) as server:
-            monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
-            for host, kind in (("127.0.0.2", "IP address"), ("other.localhost", "host name")):
-                assert failure_at(f"https://{host}:{server.port}") == (
-                    "certificate_not_trusted",
-                    f"certificate not trusted: it is for another {kind}",
-                ), host
-    finally:
-        http_client._tls.cache_clear()
+    with party(tls=True) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
+        for host, kind in (("127.0.0.2", "IP address"), ("other.localhost", "host name")):
+            assert failure_at(f"https://{host}:{server.port}") == (
+                "certificate_not_trusted",
+                f"certificate not trusted: it is for another {kind}",
+            ), host
 
 
 def resolving_to(address: str) -> Any:
@@ -415,7 +417,6 @@ def test_a_failure_of_the_proxy_is_not_attributed_to_the_host(
 
         threading.Thread(target=refuse, daemon=True).start()
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
-        monkeypatch.delenv("no_proxy", raising=False)
 
         failure = failure_at("https://idp.example")
 
@@ -424,3 +425,294 @@ def test_a_failure_of_the_proxy_is_not_attributed_to_the_host(
         if is_listening
         else ("connection_refused", "connection refused (of the proxy that https_proxy names)")
     )
+
+
+class Wire:
+    """A server that sends prepared responses.
+
+    Attributes:
+        requests: The requests of each connection.
+    """
+
+    def __init__(self, listener: socket.socket, responses: list[bytes]) -> None:
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/jwks"
+        self.requests: list[list[bytes]] = []
+        self._listener = listener
+        self._responses = responses
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection, []), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, requests: list[bytes]) -> None:
+        self.requests.append(requests)
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                requests.append(data)
+                response = self._responses.pop(0)
+                if not response:
+                    return
+                connection.sendall(response)
+
+
+@contextlib.contextmanager
+def wire(*responses: bytes) -> Iterator[Wire]:
+    """Run a server that sends the next of *responses* to each request, and closes the connection for an empty one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Wire(listener, list(responses))
+        thread = threading.Thread(target=server.serve, daemon=True)
+        thread.start()
+        yield server
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def complete(status: str = "200 OK", more: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n".encode() + more + b"\r\n{}"
+
+
+@pytest.fixture
+def client() -> Iterator[HttpClient]:
+    one = HttpClient()
+    yield one
+    one.close()
+
+
+def test_a_connection_is_used_again(client: HttpClient) -> None:
+    """The next request saves the TCP and TLS handshakes, also after a chunked response."""
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    with wire(complete(), chunked, complete()) as server:
+        for _ in range(3):
+            assert client.fetch(server.url, timeout=5.0).body == b"{}"
+
+    assert [len(requests) for requests in server.requests] == [3]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(complete("404 Not Found"), id="another status"),
+        pytest.param(complete(more=b"Connection: close\r\n"), id="close"),
+        pytest.param(complete() + b"HTTP/1.1 200 OK\r\n\r\n" + b"a" * 50_000, id="more than one response"),
+    ],
+)
+def test_a_connection_in_doubt_is_not_used_again(client: HttpClient, first: bytes) -> None:
+    """Otherwise, a request could get the response to another one: the introspection result of another token."""
+    with wire(first, complete()) as server:
+        client.fetch(server.url, timeout=5.0)
+        assert client.fetch(server.url, timeout=5.0).body == b"{}"
+
+    assert [len(requests) for requests in server.requests] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n", id="early hints"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}", id="late"),
+    ],
+)
+def test_a_connection_is_not_used_again_after_a_failure(client: HttpClient, first: bytes) -> None:
+    """The rest of the response may still arrive."""
+    with wire(first, complete()) as server:
+        with contextlib.suppress(FetchFailed):
+            assert client.fetch(server.url, timeout=0.3).status != 200
+        assert client.fetch(server.url, timeout=5.0).body == b"{}"
+
+    assert [len(requests) for requests in server.requests] == [1, 1]
+
+
+def test_a_request_is_repeated_if_the_kept_connection_was_closed(client: HttpClient) -> None:
+    """A server closes an idle connection at any time. On a new connection, nothing is repeated."""
+    with wire(complete(), b"", complete(), b"") as server:
+        client.fetch(server.url, timeout=5.0)
+        assert client.fetch(server.url, timeout=5.0).status == 200
+        client.close()
+        with pytest.raises(FetchFailed, match="connection closed without a response"):
+            client.fetch(server.url, timeout=5.0)
+
+    assert [len(requests) for requests in server.requests] == [2, 1, 1]
+
+
+def test_an_idle_connection_is_dropped_after_a_while(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall may have forgotten it, so that a request on it would get no response."""
+    monkeypatch.setattr("otel_token_relay.verification.http_connections.IDLE_SECONDS", 0.0)
+    with wire(complete(), complete()) as server:
+        for _ in range(2):
+            client.fetch(server.url, timeout=5.0)
+
+    assert [len(requests) for requests in server.requests] == [1, 1]
+
+
+def test_a_forked_child_does_not_use_its_parents_connections(client: HttpClient) -> None:
+    """Two processes on one connection would read each other's responses."""
+    with wire(complete(), complete(), complete()) as server:
+        client.fetch(server.url, timeout=5.0)
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                os._exit(client.fetch(server.url, timeout=5.0).status - 200)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        client.fetch(server.url, timeout=5.0)
+
+    assert sorted(len(requests) for requests in server.requests) == [1, 2]
+
+
+def test_a_server_that_drips_into_the_tls_handshake_is_cut(client: HttpClient) -> None:
+    """Each phase gets the time that the phases before it have left, so the deadline applies to their sum."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        outlived = threading.Event()
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"\x16\x03\x03\x40\x00")
+                for _ in range(200):
+                    time.sleep(0.05)
+                    connection.sendall(b"\x00")
+                outlived.set()
+
+        server = threading.Thread(target=drip)
+        server.start()
+        assert failure_at(f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)[0] == "timed_out"
+        server.join(60)
+
+    assert not outlived.is_set()
+
+
+def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that opens the tunnel late and then says nothing does not get the timeout twice."""
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        late: list[bool] = []
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                time.sleep(0.4)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                connection.recv(65536)  # the client's part of the handshake
+                connection.settimeout(10)
+                connection.recv(1)
+                late.append(ended.is_set())
+
+        server = threading.Thread(target=serve)
+        server.start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        started = time.monotonic()
+        assert failure_at("https://idp.example", timeout=0.8)[0] == "timed_out"
+        taken = time.monotonic() - started
+        ended.set()
+        server.join(60)
+
+    assert late == [False]
+    assert taken < 60
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_tunnel_leads_to_the_issuer(tls: bool, client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy sees the host and its own credential, over TLS if its URL says so; TLS to the issuer is inside."""
+    monkeypatch.setenv("SSL_CERT_FILE", certificate())
+    with proxy(tls=tls) as through, party(tls=True) as server:
+        through.addresses["idp.example"] = "127.0.0.1"
+        monkeypatch.setenv("HTTPS_PROXY", through.url.replace("://", "://bob:p%40ss@"))
+        for _ in range(2):
+            url = f"https://idp.example:{server.port}/jwks"
+            assert client.fetch(url, timeout=5.0, authorization="Basic YTpi").body == b"Basic YTpi"
+        client.close()
+
+    (tunnel,) = through.requests  # which the second request used as well
+    assert (tunnel.method, tunnel.target) == ("CONNECT", f"idp.example:{server.port}")
+    assert tunnel.header_lines("Proxy-Authorization") == ["Basic Ym9iOnBAc3M="]
+    assert tunnel.header_lines("Authorization") == []
+    assert [request.header_lines("Proxy-Authorization") for request in server.requests] == [[], []]
+
+
+def test_a_proxy_that_is_not_trusted_gets_no_password(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate of a proxy with an https URL is verified before anything is sent."""
+    with proxy(tls=True) as through:
+        monkeypatch.setenv("HTTPS_PROXY", through.url.replace("://", "://bob:secret@"))
+        with pytest.raises(FetchFailed, match="certificate not trusted: it is self-signed"):
+            client.fetch("https://idp.example/jwks", timeout=5.0)
+
+    assert through.requests == []
+
+
+def test_a_plain_port_of_an_https_proxy_gets_no_password(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheme of the proxy's URL is never ignored."""
+    with wire(b"HTTP/1.1 200 OK\r\n\r\n") as server:
+        monkeypatch.setenv("HTTPS_PROXY", server.url.replace("http://", "https://bob:secret@"))
+        with pytest.raises(FetchFailed, match="TLS handshake failed"):
+            client.fetch("https://idp.example/jwks", timeout=5.0)
+
+    assert b"CONNECT" not in b"".join(*server.requests)
+
+
+def test_a_socks_proxy_is_refused(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent around it, because the network may not allow it."""
+    with third_party() as outsider:
+        monkeypatch.setenv("HTTPS_PROXY", outsider.url.replace("http://", "socks5h://bob:secret@"))
+        with pytest.raises(FetchFailed) as refused:
+            client.fetch("https://127.0.0.9.example/jwks", timeout=5.0)
+
+    assert str(refused.value) == "https_proxy has the scheme socks5h; only http and https proxies are supported"
+    assert outsider.requests == []
+
+
+def test_the_next_address_is_tried_in_time(issuer: Issuer, client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that does not respond leaves time for the others."""
+    original = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        if address[0] == "192.0.2.1":
+            time.sleep(self.gettimeout() or 60)
+            raise TimeoutError
+        original(self, address)
+
+    def getaddrinfo(host: str, port: int, *args: object, **kwargs: object) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+        return [(*kind, ("192.0.2.1", port)), (*kind, ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    assert client.fetch(f"{issuer.url}/jwks", timeout=2.0).status == 200
+
+
+def test_certificate_authorities_come_from_a_file(tmp_path: Path) -> None:
+    """They replace those of the system. A file that changes is read again, and one that cannot be read is an error."""
+    file = tmp_path / "ca.pem"
+    file.write_text("nothing")
+    client = HttpClient(ca_file=str(file))
+    with party(tls=True) as server:
+        for _ in range(2):
+            with pytest.raises(FetchFailed, match="the certificate authorities cannot be read") as failed:
+                client.fetch(server.url, timeout=5.0)
+            assert failed.value.cause == "not_configured"
+            file.unlink(missing_ok=True)
+
+        file.write_bytes(Path(certificate()).read_bytes())
+        assert client.fetch(server.url, timeout=5.0).status == 200
+        client.close()
+
+
+def test_plain_http_is_allowed_to_listed_hosts_only(monkeypatch: pytest.MonkeyPatch, issuer: Issuer) -> None:
+    """Hosts are exact; a port limits an entry to that port. A proxy is not used for them."""
+    port = int(issuer.url.rpartition(":")[2])
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
+    monkeypatch.setenv("http_proxy", "http://192.0.2.1")
+    monkeypatch.setenv("https_proxy", "http://192.0.2.1")
+    client = HttpClient(plaintext_hosts=("keycloak", f"other:{port}"))
+
+    for host in ("keycloak", "other", "KEYCLOAK"):
+        assert client.fetch(f"http://{host}:{port}/jwks", timeout=3.0).status == 200
+    for refused in ("http://a.keycloak", "http://other:81", "http://keycloak.example", "http://keycloak@evil"):
+        assert not client.accepts(refused)
+        with pytest.raises(FetchFailed, match="not secure"):
+            client.fetch(refused, timeout=3.0)
+    client.close()

@@ -1,0 +1,110 @@
+"""Why a request to an issuer failed, in words that contain no text from outside this process. No I/O."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import socket
+import ssl
+from typing import Final, Literal
+
+from urllib3.exceptions import HTTPError
+
+FetchCause = Literal[
+    "connection_refused",
+    "host_not_found",  # the name does not exist
+    "name_server_failed",
+    "network_unreachable",
+    "proxy_refused",
+    "certificate_not_trusted",
+    "tls_failed",
+    "timed_out",
+    "connection_closed",  # without a complete response
+    "bad_response",  # a response arrived, but cannot be used
+    "not_configured",  # a file or a variable of this service cannot be used
+]
+
+# Codes of OpenSSL (x509_vfy.h). Its own messages may quote the certificate.
+_CERTIFICATE_PROBLEMS: Final = {
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: "it is self-signed",
+    19: "its certificate authority is not trusted",
+    20: "its certificate authority is not trusted",
+    21: "its certificate authority is not trusted",
+    62: "it is for another host name",
+    64: "it is for another IP address",
+}
+
+
+class FetchFailed(Exception):
+    """No usable response arrived in time. The error message does not quote the response.
+
+    Attributes:
+        cause: Which kind of failure it was.
+    """
+
+    def __init__(self, message: str, cause: FetchCause = "bad_response") -> None:
+        super().__init__(message, cause)
+        self.cause: FetchCause = cause
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @staticmethod
+    def describe(error: Exception) -> str:
+        """Return a description that is safe to log: for an error of another class, only the name of that class."""
+        return str(error) if isinstance(error, FetchFailed) else type(error).__name__
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether the server had closed the connection before it sent any part of a response."""
+    return isinstance(error, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
+
+
+def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed:
+    """Return the failure that describes an error of a connection.
+
+    Args:
+        error: An error of urllib3, of ``http.client`` or of a socket.
+        is_late: Whether the deadline has passed, which may have caused the error.
+        is_proxied: Whether the connection uses a proxy.
+    """
+    if isinstance(error, HTTPError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # urllib3 wraps the errors that occur while it reads the body
+    if is_late or isinstance(error, TimeoutError):
+        return FetchFailed("timed out", "timed_out")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"OpenSSL's code is {error.verify_code}")
+        return FetchFailed(f"certificate not trusted: {problem}", "certificate_not_trusted")
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return FetchFailed("connection closed during the TLS handshake", "connection_closed")
+    if isinstance(error, ssl.SSLError):
+        speaks_http = error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+        hint = "; the server does not speak https on this port" if speaks_http else ""
+        return FetchFailed(f"TLS handshake failed{hint}", "tls_failed")
+    if isinstance(error, ConnectionError):  # RemoteDisconnected is an HTTPException as well
+        if isinstance(error, ConnectionRefusedError):
+            return _connection_failure("connection refused", "connection_refused", is_proxied)
+        return FetchFailed("connection closed without a response", "connection_closed")
+    if isinstance(error, http.client.IncompleteRead):
+        return FetchFailed("the response is incomplete", "connection_closed")
+    if isinstance(error, OSError):
+        return _network_failure(error, is_proxied)
+    return FetchFailed("the response is not valid HTTP")
+
+
+def _network_failure(error: OSError, is_proxied: bool) -> FetchFailed:
+    if isinstance(error, socket.gaierror):
+        if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL):
+            return _connection_failure("the name server does not respond", "name_server_failed", is_proxied)
+        return _connection_failure("host name not found", "host_not_found", is_proxied)
+    if is_proxied and error.errno is None:  # http.client raises a plain OSError with the proxy's own text
+        return FetchFailed("the proxy refused to connect to the host", "proxy_refused")
+    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
+        return _connection_failure("network unreachable", "network_unreachable", is_proxied)
+    return FetchFailed(f"connection failed: {errno.errorcode.get(error.errno or 0, 'OSError')}", "connection_closed")
+
+
+def _connection_failure(text: str, cause: FetchCause, is_proxied: bool) -> FetchFailed:
+    return FetchFailed(f"{text} (of the proxy that https_proxy names)" if is_proxied else text, cause)

@@ -1,0 +1,220 @@
+"""Connections to issuers: urllib3's, with a deadline for everything, and kept open for the next request.
+
+urllib3's pools are not used. Their timeout restarts with each byte received, and the code of this package and of
+instrumentation that hooks them must not see these requests.
+
+Invariants:
+
+* At the deadline, the connection is shut down, whatever it is doing: connecting, waiting for a proxy's response to
+  CONNECT, the TLS handshakes, sending or receiving. Only a name lookup cannot be canceled.
+* A connection is used again only after a complete response with status 200, so that no response can be mistaken for
+  that of another request.
+* A forked child does not use its parent's connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Generator
+from typing import Any, Final, NamedTuple
+
+from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
+from urllib3.util import Url
+
+from otel_token_relay.forks import call_in_child
+from otel_token_relay.verification.proxies import Proxy
+
+# Servers close idle connections after a time that differs widely, and some firewalls forget them without a sign.
+IDLE_SECONDS: Final = 15.0
+# The maximum number of idle connections that are kept for each route.
+MAX_IDLE: Final = 8
+
+
+_QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # only Linux has it
+
+
+class Route(NamedTuple):
+    """Where a connection leads; requests with equal routes can use the same connection."""
+
+    scheme: str
+    host: str
+    port: int
+    proxy: Proxy | None = None
+
+
+class _Connection:
+    """The part that plain and TLS connections share. It comes before urllib3's class in the order of inheritance."""
+
+    sock: Any
+    timeout: Any
+    route: Route
+    idle_since: float = 0.0
+    deadline: float = 0.0
+    _line: socket.socket | None = None
+
+    def _new_conn(self) -> socket.socket:
+        """Connect to the host or, if there is one, to the proxy. This replaces a method of urllib3."""
+        host, port = self.route[1:3] if self.route.proxy is None else self.route.proxy[1:3]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        error: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
+        for index, (family, kind, protocol, _, address) in enumerate(found):
+            # An address that does not respond must leave time for the others.
+            seconds = self.remaining() / (len(found) - index)
+            opened = socket.socket(family, kind, protocol)
+            try:
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                opened.settimeout(seconds)
+                opened.connect(address)
+                # TLS takes the socket's descriptor away, so the connection is shut down through another one.
+                self._line = opened.dup()
+                opened.settimeout(self.remaining())
+            except OSError as failed:
+                opened.close()
+                error = failed
+            else:
+                return opened
+        raise error
+
+    def remaining(self) -> float:
+        """Return the number of seconds until the deadline.
+
+        Raises:
+            TimeoutError: The deadline has passed.
+        """
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
+
+    @contextlib.contextmanager
+    def until(self, deadline: float) -> Generator[None, None, None]:
+        """Shut down the connection at *deadline* on the monotonic clock, because a socket's timeout restarts."""
+        self.deadline = deadline
+        self.timeout = self.remaining()
+        if self.sock is not None:
+            self.sock.settimeout(self.timeout)
+        timer = threading.Timer(self.timeout, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def acknowledge_at_once(self) -> None:
+        """Do not wait for more data before acknowledging data, for as long as the system chooses.
+
+        On a connection that was used before, the wait would delay each response of a server that sends its headers and
+        its body separately by 40 ms.
+        """
+        if _QUICKACK is not None and self._line is not None:
+            self._line.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+    def _cut(self) -> None:
+        # If there is no connection yet, `_new_conn` finds that the deadline has passed.
+        if (line := self._line) is not None:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+
+    def discard(self) -> None:
+        """Close the connection."""
+        self.close()
+        if (line := self._line) is not None:
+            self._line = None
+            line.close()
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]  # of the class that follows
+
+
+class _PlainConnection(_Connection, HTTPConnection): ...
+
+
+class _TlsConnection(_Connection, HTTPSConnection): ...
+
+
+Connection = _PlainConnection | _TlsConnection
+
+
+def build_connection(route: Route, tls: ssl.SSLContext | None) -> Connection:
+    """Return a connection that is not open yet.
+
+    Args:
+        route: Where it leads.
+        tls: Verifies the certificates of the server and of the proxy; ``None`` for plain http.
+    """
+    connection: Connection
+    scheme, host, port, proxy = route
+    if scheme == "http":
+        connection = _PlainConnection(host, port)
+    elif proxy is None:
+        connection = _TlsConnection(host, port, ssl_context=tls)
+    else:
+        connection = _TlsConnection(
+            proxy.host,
+            proxy.port,
+            ssl_context=tls,
+            proxy=Url(proxy.scheme, host=proxy.host, port=proxy.port),
+            proxy_config=ProxyConfig(tls, False, None, None),
+        )
+        connection.set_tunnel(host, port, dict(proxy.headers), scheme=proxy.scheme)
+    connection.route = route
+    return connection
+
+
+class IdleConnections:
+    """The open connections that wait for their next request. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._connections: dict[Route, list[Connection]] = {}
+        self._lock = threading.Lock()
+        call_in_child(self, IdleConnections._start_over)
+
+    def _start_over(self) -> None:
+        self._lock = threading.Lock()
+        # Closing a socket here only closes the child's descriptor; nothing is sent.
+        self.close()
+
+    def take(self, route: Route) -> Connection | None:
+        """Return an open connection for *route*, which no other caller has; ``None`` if there is none."""
+        while True:
+            with self._lock:
+                waiting = self._connections.get(route)
+                connection = waiting.pop() if waiting else None
+            if connection is None:
+                return None
+            # A connection on which something can be read has been closed, or has sent what was not requested.
+            if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_connected:
+                return connection
+            connection.discard()
+
+    def put(self, connection: Connection) -> None:
+        """Keep an open connection, and close those that have waited for too long."""
+        connection.idle_since = now = time.monotonic()
+        unused: list[Connection] = []
+        with self._lock:
+            for route in [*self._connections]:
+                waiting = self._connections[route]
+                count = sum(now - other.idle_since >= IDLE_SECONDS for other in waiting)  # the oldest are first
+                unused += waiting[:count]
+                del waiting[:count]
+                if not waiting:
+                    del self._connections[route]
+            waiting = self._connections.setdefault(connection.route, [])
+            waiting.append(connection)
+            if len(waiting) > MAX_IDLE:
+                unused.append(waiting.pop(0))
+        for other in unused:
+            other.discard()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        with self._lock:
+            unused = [connection for waiting in self._connections.values() for connection in waiting]
+            self._connections.clear()
+        for connection in unused:
+            connection.discard()

@@ -1,0 +1,126 @@
+"""Which proxy a request uses, according to the environment. No I/O.
+
+Only the variables that name the proxy for https are read: plain http is used on loopback and for hosts that an
+operator has listed, and such requests never use a proxy.
+
+`https_proxy` and `no_proxy` in lower case take precedence, as in curl and Python.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from otel_token_relay.origin import Origin, normalize_host
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Proxy(NamedTuple):
+    """A proxy.
+
+    Attributes:
+        scheme: ``http``, or ``https`` if the proxy is spoken to over TLS.
+        host: The host name or address, without brackets.
+        port: The port.
+        headers: The headers of the CONNECT request, which may contain the proxy's password.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Proxy({self.scheme}://{self.host}:{self.port})"
+
+
+def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
+    """Return the proxy for requests to *origin*; ``None`` to connect directly.
+
+    Raises:
+        ValueError: The proxy's URL cannot be used. The message contains no part of the URL except its scheme.
+    """
+    if origin.scheme != "https" or origin.is_loopback:
+        return None
+    url = _read(environ, "https_proxy")
+    if not url or is_excluded(origin.host, origin.port, _read(environ, "no_proxy")):
+        return None
+    return _parse(url)
+
+
+def is_excluded(host: str, port: int, no_proxy: str) -> bool:
+    """Return whether *no_proxy* contains the host, and so requests to it use no proxy.
+
+    Args:
+        host: The host in the form that `Origin` stores.
+        port: The port.
+        no_proxy: Entries separated by commas: ``*``; a host name, which includes all names below it, with or without a
+            leading dot; an IP address; a network in CIDR notation. A name or an address may have a port. An address
+            or a network is compared only with hosts that are addresses, because names are not looked up.
+    """
+    return any(_covers(entry.strip().lower(), host, port) for entry in no_proxy.split(","))
+
+
+def _covers(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
+    address = _address(host)
+    if "/" in entry:
+        try:
+            return address is not None and address in ip_network(entry, strict=False)
+        except ValueError:
+            return False
+    name, wanted = _split_port(entry)
+    if wanted is not None and wanted != str(port):
+        return False
+    name = normalize_host(name.removeprefix("*").lstrip(".")) or ""
+    if not name:
+        return False
+    return host == name or (address is None and host.endswith(f".{name}"))
+
+
+def _split_port(entry: str) -> tuple[str, str | None]:
+    if entry.startswith("["):
+        name, _, port = entry[1:].partition("]")
+        return name, port.removeprefix(":") or None
+    if entry.count(":") == 1:
+        name, _, port = entry.partition(":")
+        return name, port
+    return entry, None
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def _read(environ: Mapping[str, str], name: str) -> str:
+    # An empty variable in lower case switches off the one in upper case.
+    return (environ[name] if name in environ else environ.get(name.upper(), "")).strip()
+
+
+def _parse(url: str) -> Proxy:
+    scheme, separator, _ = url.partition("://")
+    scheme = scheme.lower() if separator else "http"
+    if scheme not in _PORTS:
+        shown = scheme if scheme.isascii() and scheme.isalnum() and len(scheme) < 12 else "unknown"
+        raise ValueError(f"https_proxy has the scheme {shown}; only http and https proxies are supported")
+    try:
+        parts = urlsplit(url if separator else f"http://{url}")
+        host, port = normalize_host(parts.hostname or ""), parts.port
+        user, password = parts.username, parts.password
+    except ValueError:  # its message may quote a password
+        host, port, user, password = None, None, None, None
+    if host is None:
+        raise ValueError("the URL in https_proxy cannot be read")
+    headers: tuple[tuple[str, str], ...] = ()
+    if user is not None:
+        pair = f"{unquote(user)}:{unquote(password or '')}".encode()
+        headers = (("Proxy-Authorization", "Basic " + base64.b64encode(pair).decode("ascii")),)
+    return Proxy(scheme, host, port or _PORTS[scheme], headers)
