@@ -11,7 +11,8 @@ from otel_token_relay.origin import Origin, OriginPattern
 from otel_token_relay.policy import RelayPolicy
 
 labels = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=8).filter(lambda s: not s.isdigit())
-names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda s: not s.startswith("0x"))
+# A name whose last label looks like a number is an IPv4 address (WHATWG URL, section 3.5).
+names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda s: not s.split(".")[-1].startswith("0x"))
 
 
 def find(entries, url):

@@ -645,7 +645,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             lambda: make_token(claims(ISSUER, scp="a", typ="Bearer"), typ="JWT"),
             "wrong_type",
             Expectations(rules=Rules(audience=("orders",), profile="id-token"), issuers=(ISSUER,)),
-            "typ: expected an ID token; the token has the claim typ, which only access tokens have",
+            "scp: expected an ID token; the token has the claim scp, which only access tokens have",
             "The caller must send its ID token.",
             id="access token",
         ),
