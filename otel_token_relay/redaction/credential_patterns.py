@@ -17,7 +17,14 @@ Interval = tuple[int, int]
 # Some load balancers pad the segments, contrary to RFC 7515, section 2.
 _PADDING: Final = "(?:=|%3[Dd]){0,2}+"
 _pad = re.compile("=|%3[Dd]")
-_JWT: Final = re.compile(rf"eyJ[A-Za-z0-9_-]{{5,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
+# How a JWT's header begins: {" or, with white space, { ", {\n ", {\n" and {\r\n.
+_BEGINNINGS: Final = ("eyJ", "eyAi", "eyAg", "ewog", "ewoi", "ew0K")
+_JWT: Final = re.compile(rf"(?:{'|'.join(_BEGINNINGS)})[A-Za-z0-9_-]{{4,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
+# The next line of a JWT that is wrapped, for example by a mail program or in a certificate-like block.
+_NEXT_LINE: Final = re.compile(
+    r"(?:(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]{0,64}| )([A-Za-z0-9_.-]++)(?=[\s\\\"'<,;)\]}]|\Z)"
+)
+_MIN_LINE: Final = 12
 _SEPARATOR: Final = r"(?:[\s+:=]|%20|%3a|%253a|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
 # Matches lowercase text. The pattern begins with a plain word, because the search for one is fast.
 _BEARER: Final = re.compile(
@@ -59,14 +66,53 @@ _AUTH_PARAMETERS: Final = frozenset(
 
 # The first member name in a JOSE header (RFC 7515, RFC 7516) or in a claims set (RFC 7519, RFC 9068).
 _first_name = re.compile(
-    rb'\{"(?:alg|typ|kid|enc|cty|jku|jwk|x5t|x5c|x5u|x5t#S256|crit|zip|apu|apv|epk|b64|p2s|p2c'
+    rb'\{\s*"(?:alg|typ|kid|enc|cty|jku|jwk|x5t|x5c|x5u|x5t#S256|crit|zip|apu|apv|epk|b64|p2s|p2c'
     rb'|iss|sub|aud|exp|nbf|iat|jti|azp|scope|scp|client_id|cnf|acr|amr|sid|auth_time|roles|realm_access|preferred_username)"'
 ).match
 
 
 def jwts_in(text: str) -> list[Interval]:
-    """Return the intervals of JWTs in a text, also of those without a signature or with padded segments."""
-    return [match.span() for match in _JWT.finditer(text) if _is_jwt(match[0])] if "eyJ" in text else []
+    """Return the intervals of JWTs in a text, also if they have no signature, padded segments, or line breaks."""
+    if not may_have_jwt(text):
+        return []
+    found = []
+    at = 0
+    while match := _JWT.search(text, at):
+        at = match.end()
+        if _is_jwt(match[0]):
+            at = _end_of_wrapped(text, *match.span())
+            found.append((match.start(), at))
+    return found
+
+
+def may_have_jwt(text: str) -> bool:
+    """Return whether a text may contain a JWT. The check is cheap and has false positives."""
+    return "eyJ" in text or "eyAi" in text or "eyAg" in text or "ewog" in text or "ewoi" in text or "ew0K" in text
+
+
+def _end_of_wrapped(text: str, start: int, end: int) -> int:
+    """Return the end of a JWT whose first line is ``text[start:end]``.
+
+    A line belongs to the JWT if it consists of the characters of one, and is random or, after an incomplete or
+    wrapped JWT, is not made of words. A JWT has two dots (RFC 7515, section 3.1) or four (RFC 7516, section 3.1).
+    """
+    dots = text.count(".", start, end)
+    is_wrapped = False
+    while line := _NEXT_LINE.match(text, end):
+        content = line[1]
+        is_complete = dots >= 2 and text[end - 1] != "."
+        is_same_line = text[end] == " "
+        if dots + content.count(".") > 4 or (is_same_line and is_complete and not is_wrapped):
+            break
+        if len(content) < _MIN_LINE:
+            # The rest of a wrapped JWT may be short, but so may the next word.
+            if is_complete or "." not in content or is_words(content):
+                break
+        elif not is_random(content) and ((is_complete and not is_wrapped) or is_words(content)):
+            break
+        dots += content.count(".")
+        end, is_wrapped = line.end(), True
+    return end
 
 
 def bearers_in(text: str, lowered: str) -> list[Interval]:

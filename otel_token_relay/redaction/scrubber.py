@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from otel_token_relay.redaction.credential_patterns import ascii_lower, is_words, looks_secret
+from otel_token_relay.redaction.credential_patterns import ascii_lower, is_words, looks_secret, may_have_jwt
 from otel_token_relay.redaction.secret_names import Kind, SecretNames
 from otel_token_relay.redaction.stand_ins import is_description, is_stand_in
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens, merge
@@ -82,7 +82,7 @@ class Scrubber:
             joined: All of the record's strings, separated by ``NUL``.
             known: The record's known tokens.
         """
-        if "J" in joined and "eyJ" in joined:
+        if may_have_jwt(joined):
             return True
         lowered = joined.lower()
         return bool(known.needles_in(lowered)) or self._unknown.may_be_labeled_in(lowered)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from otel_token_relay.redaction.credential_patterns import (
     is_random,
+    jwts_in,
     looks_like_credential,
     looks_secret,
 )
@@ -252,3 +253,64 @@ def test_the_padding_of_a_short_jwt_does_not_hide_it() -> None:
     for padding in ("=", "%3D"):
         text = _segment({"sub": "ab"}) + padding
         assert BUILT_IN_RULES.intervals_in(text) == [(0, len(text))]
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\n    ", "\n\t", "\\n", "\\r\\n", "\\\\n  ", " "], ids=repr)
+@pytest.mark.parametrize("width", [20, 40, 60, 64, 76, 80])
+def test_an_unknown_jwt_that_is_wrapped_into_lines_is_found(width: int, separator: str) -> None:
+    """At most the last, short line remains. What follows stays."""
+    for _ in range(20):
+        head, claims = _segment({"alg": "RS256", "kid": _random(8)}), _segment({"email": _random(12), "sub": "a"})
+        token = f"{head}.{claims}.{secrets.token_urlsafe(64)}"
+        lines = [token[at : at + width] for at in range(0, len(token), width)]
+        text = f"sent {separator.join(lines)}{separator}to billing-service"
+
+        ((start, end),) = jwts_in(text)
+
+        assert text[:start] == "sent "
+        assert len(text[end:].removesuffix(f"{separator}to billing-service").replace(separator, "")) < 12
+        assert text[end:].endswith("to billing-service")
+
+
+@pytest.mark.parametrize(
+    "header", ['{ "alg":"RS256"}', '{\n "alg":"RS256"}', '{\r\n  "typ":"JWT"}', '{\n"alg":"RS256"}'], ids=repr
+)
+def test_an_unknown_jwt_whose_header_has_white_space_is_found(header: str) -> None:
+    """As some serializers write it."""
+    head = base64.urlsafe_b64encode(header.encode()).decode().rstrip("=")
+    token = f"{head}.{_segment({'sub': 'alice'})}.{_random(40)}"
+
+    assert jwts_in(f"token {token}!") == [(6, 6 + len(token))]
+    assert jwts_in(f"token {head}!") == [(6, 6 + len(head))]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "\nTraceback (most recent call last):",
+        "\n  File main.py",
+        "\nbilling-service",
+        "\ncom.example.auth.TokenService",
+        "\nERROR",
+        " expired",
+        " 2026-11-27T08:30:00Z",
+        " kq3Zt9vX0aPl71bLxYqHs4",
+    ],
+)
+def test_what_follows_a_complete_jwt_stays(after: str) -> None:
+    """It is not a part of the token."""
+    assert jwts_in(f"{FOREIGN_JWT}{after}") == [(0, len(FOREIGN_JWT))]
+
+
+def test_a_jwe_is_found_whole() -> None:
+    """It has five segments, one of which may be empty."""
+    token = f"{_segment({'alg': 'dir', 'enc': 'A256GCM'})}..{_random(16)}.{_random(50)}.{_random(22)}"
+
+    assert jwts_in(token) == [(0, len(token))]
+    assert jwts_in(f"{token[:60]}\n{token[60:]}") == [(0, len(token) + 1)]
+
+
+@pytest.mark.parametrize("text", ["framework network newest", "eyAikido", "ewogs.and.more", "a renewogram", "ew0KINDA"])
+def test_words_are_no_jwts(text: str) -> None:
+    """A few begin in the same way."""
+    assert jwts_in(text) == []
