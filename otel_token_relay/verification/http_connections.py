@@ -5,8 +5,8 @@ instrumentation that hooks them must not see these requests.
 
 Invariants:
 
-* At the deadline, the connection is shut down, regardless of what it is doing: connecting, waiting for a proxy's response to
-  CONNECT, the TLS handshakes, sending or receiving. Only a name lookup cannot be canceled.
+* At the deadline, the connection is shut down, regardless of what it is doing: connecting, waiting for a proxy's
+  response to CONNECT, the TLS handshakes, sending or receiving. Only a name lookup cannot be canceled.
 * A connection is used again only after a complete response with status 200, so that no response can be mistaken for
   that of another request.
 * A forked child does not use its parent's connections.
