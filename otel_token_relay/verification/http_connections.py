@@ -171,11 +171,11 @@ class IdleConnections:
 
     def __init__(self) -> None:
         self._connections: dict[Route, list[Connection]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         call_in_child(self, IdleConnections._start_over)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # Closing a socket here only closes the child's descriptor; nothing is sent.
         self.close()
 
