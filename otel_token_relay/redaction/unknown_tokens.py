@@ -126,6 +126,22 @@ OAUTH_NAMES: Final = frozenset({"code", "assertion"})
 _LINES: Final = frozenset({"cookie", "set-cookie"})
 
 
+# Every built-in name contains one of these words. `may_be_labeled_in` names them one by one, which is faster.
+_WORDS: Final = (
+    "token",
+    "code",
+    "key",
+    "secret",
+    "pass",
+    "sig",
+    "authorization",
+    "assertion",
+    "sess",
+    "credentials",
+    "jwt",
+)
+
+
 class UnknownTokens:
     """The search for unknown tokens for one configuration. Safe to share between threads.
 
@@ -135,6 +151,7 @@ class UnknownTokens:
 
     def __init__(self, names: SecretNames) -> None:
         self._names = names
+        self._words = tuple(word for word in names.words if not any(built_in in word for built_in in _WORDS))
         self._label = re.compile(rf"(?P<name>{names.pattern}){_SEPARATOR}", re.VERBOSE)
 
     def may_be_labeled_in(self, lowered: str) -> bool:
@@ -143,7 +160,7 @@ class UnknownTokens:
         The separators are checked first: searching for one character takes a fifth of the time that searching for
         a word takes.
         """
-        return (
+        return bool(
             (
                 "=" in lowered
                 or '"' in lowered
@@ -169,7 +186,7 @@ class UnknownTokens:
                 or "sess" in lowered
                 or "credentials" in lowered
                 or "jwt" in lowered
-                or any(word in lowered for word in self._names.words)
+                or (self._words and any(word in lowered for word in self._words))
             )
             and self._label.search(lowered) is not None
         )
