@@ -173,7 +173,6 @@ class UnknownTokens:
                 or ":\t" in lowered
                 or ":\n" in lowered
             )
-            # Every built-in name contains one of these words.
             and (
                 "token" in lowered
                 or "code" in lowered
