@@ -658,16 +658,18 @@ def test_zero_code_shows_refused_requests(tmp_path: Path) -> None:
         assert get(port, f"{TARGET}?access_token=secret").status == 401
         assert get(port, "/me").status == 200
 
+        # The process ends by a signal: what it has not exported by then is lost.
+        expected = (NEW, COUNTER, '"token_relay.verification": "excluded"', '"token_relay.reason": "absent"')
+
         def is_exported() -> bool:
-            return all(word in output.read_text() for word in ("SpanKind.SERVER", '"url.path"', NEW, COUNTER, "/me"))
+            text = output.read_text()
+            return text.count("SpanKind.SERVER") == 2 and all(word in text for word in expected)
 
         wait_until(is_exported, 30)
 
     text = output.read_text()
     assert text.count("SpanKind.SERVER") == 2
-    assert '"token_relay.reason": "absent"' in text
     assert f'"url.path": "{TARGET}"' in text
-    assert '"token_relay.verification": "excluded"' in text
     assert '"http.response.status_code": 401' in text
     assert "secret" not in text
     assert errors.read_text().count("request rejected (absent); 0 more since the last warning") == 1
