@@ -1,28 +1,92 @@
 """This service's own credential at an authorization server, and how it appears in a request.
 
+`ClientCredential` contains what is configured. There is one small class for each form in which a request contains it: a
+secret in the header or in the form, an assertion that this service signs, an assertion from a platform, and a TLS
+client certificate.
+
 A secret is never printed: `Secret` shows only that it is set, and no error message contains it.
 """
 
 from __future__ import annotations
 
 import base64
+import contextvars
 import hmac
-import os
+import inspect
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Literal, NamedTuple, get_args
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, Protocol, get_args
 from urllib.parse import quote
 
+from otel_token_relay.client_assertions import (
+    ASSERTION_TYPE,
+    parse_certificate,
+    parse_private_key,
+    sign_assertion,
+)
+from otel_token_relay.credential_files import (
+    CredentialUnavailable,
+    FileUnusable,
+    FileVersion,
+    read_file,
+    read_text,
+    version_of,
+)
 from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.token import is_b64token
 
-ClientAuth = Literal["client_secret_basic", "client_secret_basic_plain", "client_secret_post"]
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = [
+    "CLIENT_AUTH_METHODS",
+    "SECRET_VARIABLE",
+    "Authentication",
+    "ClientAuth",
+    "ClientCertificate",
+    "ClientCredential",
+    "CredentialUnavailable",
+    "Secret",
+    "basic_credentials",
+    "make_credential",
+]
+
+ClientAuth = Literal[
+    "client_secret_basic",
+    "client_secret_basic_plain",
+    "client_secret_post",
+    "private_key_jwt",
+    "private_key_jwt_rfc7523",
+    "tls_client_auth",
+]
 CLIENT_AUTH_METHODS: Final[tuple[ClientAuth, ...]] = get_args(ClientAuth)
 
 # Not in `environment_variables`, whose names become flags of the launcher. Every user of a machine can read the flags
 # of its processes.
 SECRET_VARIABLE: Final = "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET"
 
-_MAX_SECRET_BYTES: Final = 64 * 1024
+_MAX_ASSERTION_LENGTH: Final = 64 * 1024
+
+_SECRET_METHODS: Final[tuple[ClientAuth, ...]] = (
+    "client_secret_basic",
+    "client_secret_basic_plain",
+    "client_secret_post",
+)
+
+# What a credential may consist of, and the methods that use it, beginning with the default. An assertion that is sent
+# as it is has no method.
+_METHODS: Final[Mapping[tuple[str, ...], tuple[ClientAuth, ...]]] = {
+    ("secret",): _SECRET_METHODS,
+    ("secret_file",): _SECRET_METHODS,
+    ("key_file",): ("private_key_jwt", "private_key_jwt_rfc7523"),
+    ("assertion",): (),
+    ("assertion_file",): (),
+    ("cert_file",): ("tls_client_auth",),
+    ("key_file", "cert_file"): ("private_key_jwt_rfc7523", "tls_client_auth"),
+}
+_PARTS: Final = ("secret", "secret_file", "key_file", "assertion", "assertion_file", "cert_file")
 
 
 class Secret:
@@ -49,81 +113,311 @@ class Secret:
         return "set"
 
 
+class ClientCertificate(NamedTuple):
+    """A TLS client certificate in its present version (RFC 8705, section 2.1).
+
+    Attributes:
+        cert_file: A file with the certificate, and possibly those of its authorities, in PEM.
+        key_file: A file with the private key in PEM; ``None`` if *cert_file* contains it.
+        versions: The versions of the files. Connections with different versions are different.
+    """
+
+    cert_file: str
+    key_file: str | None
+    versions: tuple[FileVersion, ...]
+
+    @classmethod
+    def read(cls, cert_file: str, key_file: str | None) -> ClientCertificate:
+        """Return the certificate that the files contain now.
+
+        Raises:
+            CredentialUnavailable: The files cannot be used.
+        """
+        versions = []
+        for name, path in (("cert", cert_file), ("key", key_file)):
+            if path is None:
+                continue
+            problem = "cannot be read"
+            try:
+                versions.append(version_of(path))
+                continue
+            except FileUnusable as error:
+                problem = str(error)
+            except (OSError, ValueError):
+                pass
+            raise CredentialUnavailable(f"the file in client_{name}_file {problem}")
+        return cls(cert_file, key_file, tuple(versions))
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Make *context* present this certificate.
+
+        Raises:
+            CredentialUnavailable: The files cannot be used.
+        """
+
+        import ssl  # not at the top: gevent must patch it before it is imported
+
+        def refuse() -> NoReturn:  # otherwise, OpenSSL would ask for the password on the terminal
+            raise ValueError
+
+        problem = "cannot be read"
+        try:
+            context.load_cert_chain(self.cert_file, self.key_file, password=refuse)
+        except ssl.SSLError as error:
+            problem = "must contain a certificate and its private key in PEM, without a password"
+            if error.reason == "KEY_VALUES_MISMATCH":
+                problem = "contain a certificate and a private key that do not belong together"
+        except ValueError:
+            problem = "contain a key that is encrypted with a password, which is not supported"
+        except OSError:
+            pass
+        else:
+            return
+        raise CredentialUnavailable(f"the files in client_cert_file and client_key_file {problem}")
+
+
 class Authentication(NamedTuple):
     """What a request contains to identify this service.
 
     Attributes:
         authorization: The value of the header ``Authorization``; ``None`` for no header.
         form: Members to add to the form.
+        certificate: The TLS client certificate; ``None`` to present none.
     """
 
-    authorization: str | None
+    authorization: str | None = None
     form: tuple[tuple[str, str], ...] = ()
+    certificate: ClientCertificate | None = None
+
+    def __repr__(self) -> str:
+        return f"Authentication({', '.join(name for name, _ in self.form) or 'no form'})"
 
 
-class CredentialUnavailable(Exception):
-    """The credential cannot be read now. The message does not contain it."""
+class _Form(Protocol):
+    """How a request contains a credential."""
+
+    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCredential:
-    """A client ID, and the secret that belongs to it.
+    """A client ID, and what proves that this service is that client.
+
+    It contains a secret, a key, an assertion or a certificate. Each file is read again when it changes. A callable
+    takes no arguments, must return soon, and runs in a worker thread without the caller's context.
 
     Attributes:
         client_id: The client ID.
-        secret: The secret; requires that *secret_file* is ``None``.
-        secret_file: A file that contains the secret. It is read again when it changes; line breaks at its end do not
-            count.
-        method: How the secret is sent: ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts),
+        secret: The secret, or a callable that returns it.
+        secret_file: A file that contains the secret; line breaks at its end do not count.
+        key_file: A file with the private key that signs the assertions: RSA, P-256, P-384, P-521 or Ed25519, as PEM
+            or as a JWK. With ``tls_client_auth``, it is the certificate's key, as PEM.
+        key_id: The ``kid`` of the assertions; ``None`` for that of the JWK, if it has one.
+        assertion: A callable that returns an assertion to send as it is.
+        assertion_file: A file with an assertion to send as it is, such as a projected token of Kubernetes.
+        cert_file: A file with a certificate as PEM. ``private_key_jwt_rfc7523`` names it in the assertions.
+        method: How the credential is sent; ``None`` for what the credential suggests.
+            ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts),
             ``client_secret_basic_plain`` for servers that do not decode them, or ``client_secret_post``.
+            ``private_key_jwt``: an assertion for the issuer (draft-ietf-oauth-rfc7523bis), or
+            ``private_key_jwt_rfc7523``: one for the endpoint (RFC 7523), as Microsoft Entra requires.
+            ``tls_client_auth``: a TLS client certificate (RFC 8705), which only this credential's endpoints receive.
 
     Raises:
-        ConfigurationError: The client ID is empty, or there is not exactly one secret.
+        ConfigurationError: The client ID is empty, or the parts contradict each other; the error names one of them.
     """
 
     client_id: str
-    secret: Secret | None = field(default=None, repr=False)
+    secret: Secret | str | Callable[[], str] | None = field(default=None, repr=False)
     secret_file: str | None = None
-    method: ClientAuth = "client_secret_basic"
+    key_file: str | None = None
+    key_id: str | None = None
+    assertion: Callable[[], str] | None = field(default=None, repr=False)
+    assertion_file: str | None = None
+    cert_file: str | None = None
+    method: ClientAuth | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.client_id, str) or not self.client_id:
             raise ConfigurationError("client_id", "expected the name of this service at the authorization server")
-        if (self.secret is None) == (self.secret_file is None):
-            raise ConfigurationError("client_secret", "expected a secret or a file that contains it, but not both")
-        if self.method not in CLIENT_AUTH_METHODS:
-            raise ConfigurationError("client_auth", f"expected one of {', '.join(CLIENT_AUTH_METHODS)}")
+        if isinstance(self.secret, str):
+            object.__setattr__(self, "secret", Secret(self.secret))
+        for name in ("secret", "assertion"):
+            _check_source(f"client_{name}", getattr(self, name))
+        given = tuple(name for name in _PARTS if getattr(self, name) is not None)
+        methods = _METHODS.get(given)
+        if methods is None:
+            raise ConfigurationError(f"client_{given[0] if given else 'secret'}", _problem_with(given))
+        if self.method is None and len(given) == 1 and methods:
+            object.__setattr__(self, "method", methods[0])
+        elif self.method not in (methods or (None,)):
+            what = " and ".join(f"client_{name}" for name in given)
+            raise ConfigurationError(
+                "client_auth", f"expected {' or '.join(methods) or 'no method'}, because the credential is {what}"
+            )
+        if self.key_id is not None and (self.key_file is None or self.method == "tls_client_auth"):
+            raise ConfigurationError("client_key_id", "expected a key in client_key_file that signs assertions")
 
-    def authenticate(self) -> Authentication:
-        """Return what a request must contain.
+    def check_use(self, issuer: str | None, endpoint: str) -> None:
+        """Raise unless the credential can be sent to an endpoint.
+
+        Args:
+            issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
+            endpoint: The URL.
 
         Raises:
-            CredentialUnavailable: The file cannot be read.
+            ConfigurationError: The method requires something else.
         """
-        secret = self.secret.reveal() if self.secret is not None else _read_secret(str(self.secret_file))
+        if self.method == "private_key_jwt" and not _is_audience(issuer):
+            raise ConfigurationError(
+                "client_auth",
+                "private_key_jwt requires exactly one issuer, for which the assertion is meant; without one, use"
+                " private_key_jwt_rfc7523",
+            )
+        if self.method == "tls_client_auth" and not endpoint.lower().startswith("https:"):
+            raise ConfigurationError("client_auth", "tls_client_auth requires an https endpoint")
+
+    def authenticate(self, issuer: str | None, endpoint: str) -> Authentication:
+        """Return what a request must contain. Each call may read files, and returns a new assertion.
+
+        Args:
+            issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
+            endpoint: The URL to which the request goes.
+
+        Raises:
+            CredentialUnavailable: A file or a callable is not usable now.
+        """
+        return self._form().authenticate(self.client_id, issuer, endpoint)
+
+    def _form(self) -> _Form:
+        if self.method in _SECRET_METHODS:
+            return _SecretForm(self.method, self.secret, self.secret_file)
+        if self.method == "tls_client_auth":
+            return _CertificateForm(str(self.cert_file), self.key_file)
+        if self.method is None:
+            return _AssertionForm(self.assertion, self.assertion_file)
+        is_rfc7523 = self.method == "private_key_jwt_rfc7523"
+        return _SignedForm(str(self.key_file), self.key_id, self.cert_file, is_rfc7523)
+
+
+class _SecretForm(NamedTuple):
+    """A secret in the header or in the form (RFC 6749, section 2.3.1)."""
+
+    method: ClientAuth
+    secret: Secret | str | Callable[[], str] | None
+    file: str | None
+
+    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
+        secret = self._read()
         if self.method == "client_secret_post":
-            return Authentication(None, (("client_id", self.client_id), ("client_secret", secret)))
-        return Authentication(basic_credentials(self.client_id, secret, is_plain=self.method.endswith("_plain")))
+            return Authentication(form=(("client_id", client_id), ("client_secret", secret)))
+        return Authentication(basic_credentials(client_id, secret, is_plain=self.method.endswith("_plain")))
+
+    def _read(self) -> str:
+        if self.file is not None:
+            return read_file(self.file, "client_secret_file", read_text)
+        if isinstance(self.secret, Secret):
+            return self.secret.reveal()
+        return _call(self.secret, "client_secret", str.isprintable)
+
+
+class _SignedForm(NamedTuple):
+    """An assertion that this service signs (RFC 7523, section 2.2)."""
+
+    key_file: str
+    key_id: str | None
+    cert_file: str | None
+    is_rfc7523: bool
+
+    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
+        audience = endpoint if self.is_rfc7523 else issuer
+        if audience is None:
+            raise CredentialUnavailable("private_key_jwt requires an issuer")
+        key = read_file(self.key_file, "client_key_file", parse_private_key)
+        thumbprint = None
+        if self.cert_file is not None:
+            certificate = read_file(self.cert_file, "client_cert_file", parse_certificate)
+            if certificate.public != key.public:
+                raise CredentialUnavailable("the files in client_cert_file and client_key_file do not belong together")
+            thumbprint = certificate.thumbprint
+        assertion = sign_assertion(
+            key,
+            client_id,
+            audience,
+            now=time.time(),
+            is_rfc7523=self.is_rfc7523,
+            key_id=self.key_id,
+            thumbprint=thumbprint,
+        )
+        return _with_assertion(client_id, assertion)
+
+
+class _AssertionForm(NamedTuple):
+    """An assertion from a platform, which is sent as it is (RFC 7521, section 4.2)."""
+
+    assertion: Callable[[], str] | None
+    file: str | None
+
+    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
+        if self.file is not None:
+            return _with_assertion(client_id, read_file(self.file, "client_assertion_file", _parse_assertion))
+        return _with_assertion(client_id, _call(self.assertion, "client_assertion", _is_assertion))
+
+
+class _CertificateForm(NamedTuple):
+    """A TLS client certificate (RFC 8705, section 2.1)."""
+
+    cert_file: str
+    key_file: str | None
+
+    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
+        certificate = ClientCertificate.read(self.cert_file, self.key_file)
+        _check_loadable(certificate)
+        return Authentication(form=(("client_id", client_id),), certificate=certificate)
+
+
+@lru_cache(maxsize=16)
+def _check_loadable(certificate: ClientCertificate) -> None:
+    """Raise unless the certificate can be presented. Only success is remembered."""
+    import ssl
+
+    certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
 def make_credential(
     client_id: str | None,
-    secret: Secret | str | None,
+    secret: Secret | str | Callable[[], str] | None = None,
     secret_file: str | None = None,
-    method: ClientAuth = "client_secret_basic",
+    method: ClientAuth | None = None,
+    *,
+    key_file: str | None = None,
+    key_id: str | None = None,
+    assertion: Callable[[], str] | None = None,
+    assertion_file: str | None = None,
+    cert_file: str | None = None,
 ) -> ClientCredential | None:
-    """Return the credential; ``None`` without a client ID.
+    """Return the credential; ``None`` without a client ID. The arguments are those of `ClientCredential`.
 
     Raises:
-        ConfigurationError: A part is missing; the error names it.
+        ConfigurationError: A part is missing, or the parts contradict each other; the error names one of them.
     """
     if client_id is None:
-        if secret is not None or secret_file is not None:
-            raise ConfigurationError("client_secret", "expected both client_id and client_secret, or neither")
+        parts = (secret, secret_file, key_file, assertion, assertion_file, cert_file)
+        for name, part in zip(_PARTS, parts, strict=True):
+            if part is not None:
+                raise ConfigurationError(f"client_{name}", f"expected both client_id and client_{name}, or neither")
         return None
-    if isinstance(secret, str):
-        secret = Secret(secret)
-    return ClientCredential(client_id=client_id, secret=secret, secret_file=secret_file, method=method)
+    return ClientCredential(
+        client_id=client_id,
+        secret=secret,
+        secret_file=secret_file,
+        key_file=key_file,
+        key_id=key_id,
+        assertion=assertion,
+        assertion_file=assertion_file,
+        cert_file=cert_file,
+        method=method,
+    )
 
 
 def basic_credentials(client_id: str, client_secret: str, *, is_plain: bool = False) -> str:
@@ -139,27 +433,61 @@ def basic_credentials(client_id: str, client_secret: str, *, is_plain: bool = Fa
     return "Basic " + base64.b64encode(":".join(parts).encode("utf-8")).decode("ascii")
 
 
-class _Version(NamedTuple):
-    modified: int
-    size: int
-    inode: int
+def _problem_with(given: tuple[str, ...]) -> str:
+    """Return why these parts are not a credential."""
+    *most, last = (f"client_{name}" for name in given or _PARTS)
+    if not given:
+        return f"expected one of {', '.join(most)} and {last}"
+    return f"{', '.join(most)} and {last} cannot be combined"
 
 
-_files: dict[str, tuple[_Version, str]] = {}
+def _check_source(setting: str, source: object) -> None:
+    """Raise unless *source* is a secret, a callable that is not a coroutine function, or ``None``."""
+    if source is None or (isinstance(source, Secret) and setting == "client_secret"):
+        return
+    if not callable(source) or inspect.iscoroutinefunction(source):
+        raise ConfigurationError(setting, "expected a callable that returns text and is not a coroutine function")
 
 
-def _read_secret(path: str) -> str:
-    """Return the content of the file, which is read again if it has changed."""
+def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str:
+    """Return what the application's callable returns.
+
+    It runs in an empty context: a request that it sends must not carry the token of a caller.
+
+    Raises:
+        CredentialUnavailable: It raises an exception, whose message may contain a secret, or returns something else.
+    """
+    problem = "did not return usable text"
     try:
-        status = os.stat(path)
-        version = _Version(status.st_mtime_ns, status.st_size, status.st_ino)
-        known = _files.get(path)
-        if known is None or known[0] != version:
-            if status.st_size > _MAX_SECRET_BYTES:
-                raise CredentialUnavailable("the file with the client secret is too large")
-            known = _files[path] = version, Path(path).read_text("utf-8").rstrip("\r\n")
-    except (OSError, ValueError):
-        raise CredentialUnavailable("the file with the client secret cannot be read") from None
-    if not known[1]:
-        raise CredentialUnavailable("the file with the client secret is empty")
-    return known[1]
+        found: object = contextvars.Context().run(source)  # type: ignore[arg-type]  # `_check_source` has checked it
+        if isinstance(found, str) and found and is_usable(found):
+            return found
+    except Exception as error:
+        problem = f"raised {type(error).__name__}"
+    # Raised here, so that the exception of the callable is not attached to this one.
+    raise CredentialUnavailable(f"the callable in {setting} {problem}")
+
+
+def _is_assertion(text: str) -> bool:
+    return len(text) <= _MAX_ASSERTION_LENGTH and is_b64token(text)
+
+
+def _parse_assertion(content: bytes) -> str:
+    text = read_text(content.strip())
+    if not _is_assertion(text):
+        raise FileUnusable("contains no token")
+    return text
+
+
+def _with_assertion(client_id: str, assertion: str) -> Authentication:
+    members = (
+        ("client_id", client_id),
+        ("client_assertion_type", ASSERTION_TYPE),
+        ("client_assertion", assertion),
+    )
+    return Authentication(form=members)
+
+
+def _is_audience(issuer: str | None) -> bool:
+    # The name of an issuer with many tenants is a pattern.
+    return issuer is not None and "{" not in issuer

@@ -49,6 +49,10 @@ _CLIENT_KEYS: Final[Mapping[str, str]] = {
     "id": "client_id",
     "secret": "secret",
     "secret_file": "secret_file",
+    "key_file": "key_file",
+    "key_id": "key_id",
+    "assertion_file": "assertion_file",
+    "cert_file": "cert_file",
     "auth": "method",
 }
 
@@ -195,7 +199,7 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
         if not isinstance(client, Mapping):
             raise ConfigurationError("client", "expected a mapping")
         given = {_CLIENT_KEYS[key]: value for key, value in _check_keys(client, tuple(_CLIENT_KEYS)).items()}
-        values["client"] = make_credential(given.pop("client_id", ""), given.pop("secret", None), **given)
+        values["client"] = make_credential(given.pop("client_id", ""), **given)
     audience = values.pop("audience", ())
     if isinstance(audience, str):
         audience = [name.strip() for name in audience.split(",")]
@@ -266,6 +270,10 @@ def combine(
         if only.introspection_endpoint is not None and only.client is None:
             only = replace(only, client=client)
         found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri)]
+    lone = [] if read or introspection_endpoint is None else [(None, introspection_endpoint, client)]
+    for name, endpoint, credential in [*((i.issuer, i.introspection_endpoint, i.client) for i in found), *lone]:
+        if endpoint is not None and credential is not None:
+            credential.check_use(name, endpoint)
     for issuer in found:
         if needs_jwks_uri(issuer, None):
             raise ConfigurationError("issuers", f"{_describe(issuer, 0)}: {NEEDS_JWKS_URI}")

@@ -296,13 +296,47 @@ class Settings:
         default=None,
         shown="",
     )
-    client_auth: ClientAuth = _setting(
+    client_key_file: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_FILE,
+        TEXT,
+        "A file with a private key (RSA, P-256, P-384, P-521 or Ed25519) in PEM or as a JWK, instead of a secret. It"
+        " signs the assertions with which this service identifies itself. It is read again when it changes.",
+        default=None,
+        shown="",
+    )
+    client_key_id: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_ID,
+        TEXT,
+        "The `kid` of the assertions. Without it, they have that of the JWK, if it has one.",
+        default=None,
+        shown="",
+    )
+    client_assertion_file: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ASSERTION_FILE,
+        TEXT,
+        "A file with an assertion that is sent as it is, instead of a secret: the projected token of a Kubernetes"
+        " service account, or of workload identity in Microsoft Entra. It is read again when it changes.",
+        default=None,
+        shown="",
+    )
+    client_cert_file: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_CERT_FILE,
+        TEXT,
+        "A file with a certificate in PEM: the TLS client certificate for `tls_client_auth`, whose private key is in"
+        " the same file or in `…_CLIENT_KEY_FILE`; or the certificate that `private_key_jwt_rfc7523` names. It is read"
+        " again when it changes.",
+        default=None,
+        shown="",
+    )
+    client_auth: ClientAuth | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_AUTH,
         choice(*CLIENT_AUTH_METHODS),
-        "How the secret is sent: `client_secret_basic`; `client_secret_basic_plain`, for a server that does not decode"
-        " the parts of the header (RFC 6749, section 2.3.1); or `client_secret_post`.",
-        default="client_secret_basic",
-        shown="client_secret_basic",
+        "How the credential is sent. A secret: `client_secret_basic`, the default; `client_secret_basic_plain`, for a"
+        " server that does not decode the parts of the header (RFC 6749, section 2.3.1); or `client_secret_post`. A"
+        " key: `private_key_jwt`, the default, whose audience is the issuer; or `private_key_jwt_rfc7523`, whose"
+        " audience is the endpoint, as Microsoft Entra requires. A certificate: `tls_client_auth` (RFC 8705).",
+        default=None,
+        shown="",
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
@@ -458,9 +492,18 @@ class Settings:
         """This service's credential; ``None`` if it has none.
 
         Raises:
-            ConfigurationError: A part of the credential is missing.
+            ConfigurationError: A part of the credential is missing, or its parts contradict each other.
         """
-        return make_credential(self.client_id, self.client_secret, self.client_secret_file, self.client_auth)
+        return make_credential(
+            self.client_id,
+            self.client_secret,
+            self.client_secret_file,
+            self.client_auth,
+            key_file=self.client_key_file,
+            key_id=self.client_key_id,
+            assertion_file=self.client_assertion_file,
+            cert_file=self.client_cert_file,
+        )
 
     @property
     def missing_to_verify(self) -> tuple[str, ...]:
@@ -604,7 +647,7 @@ def _check_choices_and_lists(settings: Settings) -> None:
         ("verify", ("off", "report", "enforce")),
         ("profile", PROFILES),
         ("log", ("", "decisions", "debug")),
-        ("client_auth", CLIENT_AUTH_METHODS),
+        ("client_auth", (None, *CLIENT_AUTH_METHODS)),
     ):
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"expected one of {', '.join(filter(None, choices))}")
@@ -639,7 +682,15 @@ def _check_issuers_and_client(settings: Settings) -> None:
     for entry in issuers:
         if needs_jwks_uri(entry, settings.jwks_uri):
             raise ConfigurationError("issuers", f"{entry}: {NEEDS_JWKS_URI}")
-    for name in ("audience_claim", "client_id", "client_secret_file"):
+    for name in (
+        "audience_claim",
+        "client_id",
+        "client_secret_file",
+        "client_key_file",
+        "client_key_id",
+        "client_assertion_file",
+        "client_cert_file",
+    ):
         value = getattr(settings, name)
         if (value is None and name == "audience_claim") or (value is not None and not _is_text(value)):
             raise ConfigurationError(name, "expected text without control characters")

@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
-from otel_token_relay.client_credentials import ClientCredential, CredentialUnavailable, Secret, make_credential
+from otel_token_relay.client_credentials import (
+    Authentication,
+    ClientCredential,
+    CredentialUnavailable,
+    Secret,
+    make_credential,
+)
 from otel_token_relay.errors import ConfigurationError
 
 # A secret of Keycloak's kind, and a client ID with a colon, which RFC 6749 requires to be encoded.
 SECRET = "#NdhMw3!?:R+7_8{E/s="
 CLIENT = "orders:prod"
+ENDPOINT = "https://idp.example/token"
 
 
 def decoded(header: str | None) -> str:
@@ -28,11 +35,13 @@ def test_each_method_sends_the_secret_as_its_specification_says() -> None:
     """RFC 6749, section 2.3.1: the parts are form-encoded; some servers do not decode them."""
     encoded = "orders%3Aprod:%23NdhMw3%21%3F%3AR%2B7_8%7BE%2Fs%3D"
 
-    assert decoded(make(method="client_secret_basic").authenticate().authorization) == encoded
-    assert decoded(make(method="client_secret_basic_plain").authenticate().authorization) == f"{CLIENT}:{SECRET}"
-    assert make(method="client_secret_post").authenticate() == (
-        None,
-        (("client_id", CLIENT), ("client_secret", SECRET)),
+    assert decoded(make(method="client_secret_basic").authenticate(None, ENDPOINT).authorization) == encoded
+    assert (
+        decoded(make(method="client_secret_basic_plain").authenticate(None, ENDPOINT).authorization)
+        == f"{CLIENT}:{SECRET}"
+    )
+    assert make(method="client_secret_post").authenticate(None, ENDPOINT) == Authentication(
+        form=(("client_id", CLIENT), ("client_secret", SECRET))
     )
 
 
@@ -74,20 +83,20 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     credential = make(secret=None, secret_file=str(file), method="client_secret_post")
     with pytest.raises(CredentialUnavailable, match="cannot be read"):
-        credential.authenticate()
+        credential.authenticate(None, ENDPOINT)
     for secret in ("first", "another one", "third"):
         (tmp_path / "new").write_text(f"{secret}\n")
         (tmp_path / "new").replace(file)
-        assert credential.authenticate().form[1] == ("client_secret", secret)
+        assert credential.authenticate(None, ENDPOINT).form[1] == ("client_secret", secret)
     file.write_text("\n")
     with pytest.raises(CredentialUnavailable, match="empty"):
-        credential.authenticate()
+        credential.authenticate(None, ENDPOINT)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(CredentialUnavailable, match="cannot be read"):
-        credential.authenticate()
+        credential.authenticate(None, ENDPOINT)
     file.write_bytes(b"a" * 100_000)
     with pytest.raises(CredentialUnavailable, match="too large"):
-        credential.authenticate()
+        credential.authenticate(None, ENDPOINT)
 
 
 def test_a_secret_shows_only_that_it_is_set() -> None:

@@ -15,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 from urllib.parse import urlencode
@@ -25,6 +25,7 @@ from otel_token_relay.client_credentials import (
     ClientAuth,
     ClientCredential,
     CredentialUnavailable,
+    Secret,
     make_credential,
 )
 from otel_token_relay.durations import check_seconds
@@ -75,9 +76,16 @@ class ExchangerCore:
     Args:
         token_endpoint: The URL of the authorization server's token endpoint.
         client_id: This service's client ID there.
-        client_secret: The client's secret; requires that *client_secret_file* is ``None``.
-        client_secret_file: A file that contains the secret. It is read again when it changes.
-        client_auth: How the secret is sent; see `ClientCredential`.
+        client_secret: The client's secret, or a callable that returns it. Instead, there may be one of the next
+            arguments; see `ClientCredential`.
+        client_secret_file: A file that contains the secret. Each file is read again when it changes.
+        client_key_file: A file with the private key that signs this service's assertions.
+        client_key_id: The ``kid`` of the assertions.
+        client_assertion: A callable that returns an assertion to send as it is.
+        client_assertion_file: A file with an assertion to send as it is.
+        client_cert_file: A file with a certificate.
+        client_auth: How the credential is sent; ``None`` for what the credential suggests.
+        issuer: The authorization server's issuer, for which ``private_key_jwt`` signs the assertions.
         grant: ``token-exchange`` (RFC 8693) or ``on-behalf-of`` (Microsoft Entra).
         allow_unverified: Whether to exchange tokens that no verifier has accepted in this request. Otherwise, anyone
             could make this service send requests with its credential.
@@ -97,9 +105,15 @@ class ExchangerCore:
         *,
         token_endpoint: str,
         client_id: str,
-        client_secret: str | None = None,
+        client_secret: Secret | str | Callable[[], str] | None = None,
         client_secret_file: str | None = None,
-        client_auth: ClientAuth = "client_secret_basic",
+        client_key_file: str | None = None,
+        client_key_id: str | None = None,
+        client_assertion: Callable[[], str] | None = None,
+        client_assertion_file: str | None = None,
+        client_cert_file: str | None = None,
+        client_auth: ClientAuth | None = None,
+        issuer: str | None = None,
         grant: Grant = "token-exchange",
         allow_unverified: bool = False,
         timeout: float = 4.0,
@@ -111,15 +125,27 @@ class ExchangerCore:
     ) -> None:
         self._http = shared_client() if http is None else http
         self._endpoint = self._http.check_url("token_endpoint", token_endpoint)
-        credential = make_credential(client_id, client_secret, client_secret_file, client_auth)
+        credential = make_credential(
+            client_id,
+            client_secret,
+            client_secret_file,
+            client_auth,
+            key_file=client_key_file,
+            key_id=client_key_id,
+            assertion=client_assertion,
+            assertion_file=client_assertion_file,
+            cert_file=client_cert_file,
+        )
         if credential is None:
             raise ConfigurationError("client_id", "expected the name of this service at the authorization server")
+        credential.check_use(issuer, self._endpoint)
         if grant not in GRANTS:
             raise ConfigurationError("grant", f"expected one of {', '.join(GRANTS)}")
         check_seconds("timeout", timeout)
         if timeout == 0:
             raise ConfigurationError("timeout", "expected more than 0 seconds")
         self._client: ClientCredential = credential
+        self._issuer = issuer
         self._grant: Grant = grant
         self._allow_unverified = allow_unverified
         self._timeout = timeout
@@ -268,13 +294,17 @@ class ExchangerCore:
 
     def _post(self, request: Request, subject: str, timeout: float) -> tuple[int, Claims | None]:
         try:
-            authentication: Authentication = self._client.authenticate()
+            identity: Authentication = self._client.authenticate(self._issuer, self._endpoint)
         except CredentialUnavailable as error:
             raise ExchangeFailed("invalid_client", str(error)) from None
-        form = urlencode((*request.form(subject), *authentication.form)).encode("ascii")
+        form = urlencode((*request.form(subject), *identity.form)).encode("ascii")
         try:
             response = self._http.fetch(
-                self._endpoint, timeout=timeout, form=form, authorization=authentication.authorization
+                self._endpoint,
+                timeout=timeout,
+                form=form,
+                authorization=identity.authorization,
+                certificate=identity.certificate,
             )
         except FetchFailed as error:
             raise ExchangeFailed("timeout" if error.cause == "timed_out" else "unavailable", str(error)) from None

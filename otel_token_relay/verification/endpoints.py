@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Any, Final, Literal, NamedTuple, TypedDict
 
+from otel_token_relay.client_credentials import ClientCertificate
 from otel_token_relay.printable import escape
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
@@ -90,13 +91,14 @@ class Finding(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """An endpoint, and how to examine its response. The last two members are arguments of `HttpClient.fetch`."""
+    """An endpoint, and how to examine its response. The last three members are arguments of `HttpClient.fetch`."""
 
     kind: EndpointKind
     url: str
     examine: Callable[[Response], Finding]
     form: bytes | None = None
     authorization: str | None = None
+    certificate: ClientCertificate | None = None
 
 
 def ask(
@@ -113,7 +115,13 @@ def ask(
     client = shared_client() if http is None else http
     started, sent, difference = time.monotonic(), now(), None
     try:
-        response = client.fetch(endpoint.url, timeout=timeout, form=endpoint.form, authorization=endpoint.authorization)
+        response = client.fetch(
+            endpoint.url,
+            timeout=timeout,
+            form=endpoint.form,
+            authorization=endpoint.authorization,
+            certificate=endpoint.certificate,
+        )
     except FetchFailed as error:
         finding = Finding("problem" if error.cause in ("bad_response", "not_configured") else "no_response", str(error))
     else:

@@ -36,6 +36,19 @@ _CERTIFICATE_PROBLEMS: Final = {
     64: "it is for another IP address",
 }
 
+# Alerts about the client's certificate (RFC 8446, section 6.2), as OpenSSL names them after the version of TLS.
+_REFUSALS: Final = frozenset(
+    {
+        "BAD_CERTIFICATE",
+        "CERTIFICATE_EXPIRED",
+        "CERTIFICATE_REQUIRED",
+        "CERTIFICATE_REVOKED",
+        "CERTIFICATE_UNKNOWN",
+        "UNKNOWN_CA",
+        "UNSUPPORTED_CERTIFICATE",
+    }
+)
+
 
 class FetchFailed(Exception):
     """No usable response arrived in time. The error message does not quote the response.
@@ -80,6 +93,8 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return FetchFailed("connection closed during the TLS handshake", "connection_closed")
     if isinstance(error, ssl.SSLError):
+        if (error.reason or "").partition("_ALERT_")[2] in _REFUSALS:  # sent by the server
+            return FetchFailed("the server does not accept the client certificate, or requires one", "tls_failed")
         speaks_http = error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
         hint = "; the server does not speak https on this port" if speaks_http else ""
         return FetchFailed(f"TLS handshake failed{hint}", "tls_failed")

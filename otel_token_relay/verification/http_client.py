@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextvars
 import os
-import ssl
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,13 @@ from urllib.parse import urlsplit
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
+from otel_token_relay.client_credentials import ClientCertificate
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, is_trustworthy
 from otel_token_relay.verification.fetch_failures import FetchCause, FetchFailed, failure, is_lost
 from otel_token_relay.verification.http_connections import Connection, IdleConnections, Route, build_connection
 from otel_token_relay.verification.proxies import proxy_for
+from otel_token_relay.verification.tls_contexts import TlsContexts
 
 __all__ = ["MAX_BODY_BYTES", "FetchCause", "FetchFailed", "HttpClient", "Response", "shared_client"]
 
@@ -51,8 +52,7 @@ class HttpClient:
 
     def __init__(self, *, ca_file: str | None = None, plaintext_hosts: Sequence[str] = ()) -> None:
         self.plaintext_hosts: frozenset[str] = frozenset(plaintext_hosts)
-        self._ca_file = ca_file
-        self._tls: tuple[object, ssl.SSLContext] | None = None
+        self._tls = TlsContexts(ca_file)
         self._idle = IdleConnections()
         weakref.finalize(self, self._idle.close)  # also at exit
 
@@ -74,7 +74,13 @@ class HttpClient:
         return url
 
     def fetch(
-        self, url: str, *, timeout: float, form: bytes | None = None, authorization: str | None = None
+        self,
+        url: str,
+        *,
+        timeout: float,
+        form: bytes | None = None,
+        authorization: str | None = None,
+        certificate: ClientCertificate | None = None,
     ) -> Response:
         """Send one request and return the complete response. This blocks, so call it from a background thread.
 
@@ -86,19 +92,27 @@ class HttpClient:
             timeout: The maximum number of seconds for the whole exchange, apart from the name lookup.
             form: The body of a POST request, sent as ``application/x-www-form-urlencoded``; ``None`` for GET.
             authorization: This service's credential, if the endpoint requires one.
+            certificate: The TLS client certificate to present to the host, but not to a proxy.
 
         Raises:
             FetchFailed: Connecting, sending or reading failed, or the response exceeds a limit.
         """
         # Use an empty context, not a copy: thread and pool instrumentation may have copied a caller's
         # context, including the token, into this thread.
-        return contextvars.Context().run(self._fetch, url, timeout, form, authorization)
+        return contextvars.Context().run(self._fetch, url, timeout, form, authorization, certificate)
 
     def close(self) -> None:
         """Close the connections that are kept open. The client can still be used."""
         self._idle.close()
 
-    def _fetch(self, url: str, timeout: float, form: bytes | None, authorization: str | None) -> Response:
+    def _fetch(
+        self,
+        url: str,
+        timeout: float,
+        form: bytes | None,
+        authorization: str | None,
+        certificate: ClientCertificate | None,
+    ) -> Response:
         # Not imported at the top: it imports opentelemetry.propagate, which may itself be importing this package.
         from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -108,8 +122,10 @@ class HttpClient:
         origin = Origin.parse(url)
         if origin is None or not self.accepts(url):
             raise FetchFailed("the URL is not secure", "not_configured")
+        if certificate is not None and origin.scheme != "https":
+            raise FetchFailed("a client certificate requires an https URL", "not_configured")
         try:
-            route = Route(*origin, proxy_for(origin, os.environ))
+            route = Route(*origin, proxy_for(origin, os.environ), certificate)
         except ValueError as error:
             raise FetchFailed(str(error), "proxy_refused") from None
         headers = {"Accept": "application/json", "User-Agent": "otel-token-relay"}
@@ -127,7 +143,7 @@ class HttpClient:
                     return self._send(kept, request, deadline)
                 except _ConnectionLost:
                     pass
-            return self._send(build_connection(route, self._context(route)), request, deadline)
+            return self._send(self._connection(route), request, deadline)
 
     def _send(self, connection: Connection, request: _Request, deadline: float) -> Response:
         """Send *request*, and keep the connection if it can be used again.
@@ -169,17 +185,11 @@ class HttpClient:
                 connection.discard()
         return read
 
-    def _context(self, route: Route) -> ssl.SSLContext | None:
+    def _connection(self, route: Route) -> Connection:
         if route.scheme == "http":
-            return None
-        try:
-            version = None if self._ca_file is None else _version(self._ca_file)
-            if self._tls is None or self._tls[0] != version:
-                # Cached, because reading the certificate store takes about 20 ms. SSL_CERT_FILE is honored.
-                self._tls = version, ssl.create_default_context(cafile=self._ca_file)
-            return self._tls[1]
-        except (OSError, ValueError):
-            raise FetchFailed("the certificate authorities cannot be read", "not_configured") from None
+            return build_connection(route)
+        tls = self._tls.context(route.certificate)
+        return build_connection(route, tls, tls if route.certificate is None else self._tls.context())
 
 
 class _ConnectionLost(Exception):
@@ -197,11 +207,6 @@ class _Request(NamedTuple):
 def shared_client(ca_file: str | None = None, plaintext_hosts: tuple[str, ...] = ()) -> HttpClient:
     """Return the client that all parts of the process with the same settings share."""
     return HttpClient(ca_file=ca_file, plaintext_hosts=plaintext_hosts)
-
-
-def _version(path: str) -> tuple[int, int, int]:
-    found = os.stat(path)
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _read(response: BaseHTTPResponse, deadline: float) -> Response:

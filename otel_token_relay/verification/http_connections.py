@@ -9,6 +9,7 @@ Invariants:
   response to CONNECT, the TLS handshakes, sending or receiving. Only a name lookup cannot be canceled.
 * A connection is used again only after a complete response with status 200, so that no response can be mistaken for
   that of another request.
+* A connection that presents a client certificate is used only for requests with that certificate.
 * A forked child does not use its parent's connections.
 """
 
@@ -25,6 +26,7 @@ from typing import Any, Final, NamedTuple
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from urllib3.util import Url
 
+from otel_token_relay.client_credentials import ClientCertificate
 from otel_token_relay.forks import call_in_child
 from otel_token_relay.verification.proxies import Proxy
 
@@ -38,12 +40,13 @@ _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # only Linux has it
 
 
 class Route(NamedTuple):
-    """Where a connection leads; requests with equal routes can use the same connection."""
+    """Where a connection leads, and the client certificate it presents. Requests with equal routes can share it."""
 
     scheme: str
     host: str
     port: int
     proxy: Proxy | None = None
+    certificate: ClientCertificate | None = None
 
 
 class _Connection:
@@ -140,15 +143,18 @@ class _TlsConnection(_Connection, HTTPSConnection): ...
 Connection = _PlainConnection | _TlsConnection
 
 
-def build_connection(route: Route, tls: ssl.SSLContext | None) -> Connection:
+def build_connection(
+    route: Route, tls: ssl.SSLContext | None = None, proxy_tls: ssl.SSLContext | None = None
+) -> Connection:
     """Return a connection that is not open yet.
 
     Args:
         route: Where it leads.
-        tls: Verifies the certificates of the server and of the proxy; ``None`` for plain http.
+        tls: Verifies the certificate of the host, and presents the client's; ``None`` for plain http.
+        proxy_tls: Verifies the certificate of a proxy, to which no client certificate is presented.
     """
     connection: Connection
-    scheme, host, port, proxy = route
+    scheme, host, port, proxy, _ = route
     if scheme == "http":
         connection = _PlainConnection(host, port)
     elif proxy is None:
@@ -159,7 +165,7 @@ def build_connection(route: Route, tls: ssl.SSLContext | None) -> Connection:
             proxy.port,
             ssl_context=tls,
             proxy=Url(proxy.scheme, host=proxy.host, port=proxy.port),
-            proxy_config=ProxyConfig(tls, False, None, None),
+            proxy_config=ProxyConfig(proxy_tls, False, None, None),
         )
         connection.set_tunnel(host, port, dict(proxy.headers), scheme=proxy.scheme)
     connection.route = route

@@ -95,6 +95,7 @@ class Introspection:
     Args:
         endpoint: An https URL, or an http URL on loopback.
         client: This service's credential at the endpoint; ``None`` for none.
+        issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
         timeout: The maximum number of seconds to wait for one response.
         size: The maximum number of active results to cache; the same limit applies to inactive ones.
         http: Sends the requests; ``None`` for the default client.
@@ -105,6 +106,7 @@ class Introspection:
         endpoint: str,
         *,
         client: ClientCredential | None = None,
+        issuer: str | None = None,
         timeout: float = 4.0,
         size: int = 4096,
         http: HttpClient | None = None,
@@ -113,6 +115,7 @@ class Introspection:
         self._http = shared_client() if http is None else http
         self._endpoint = self._http.check_url("introspection_endpoint", endpoint)
         self._client = client
+        self._issuer = issuer
         self._timeout = timeout
         self._monotonic = monotonic
         self._active: Cache[IntrospectionResult] = Cache(size)
@@ -270,9 +273,15 @@ class Introspection:
         return True
 
     def _introspect(self, token: str, timeout: float | None = None) -> Mapping[str, Any] | None:
-        form, authorization = build_request(token, self._client)
+        form, identity = build_request(token, self._client, self._issuer, self._endpoint)
         seconds = self._timeout if timeout is None else timeout
-        response = self._http.fetch(self._endpoint, timeout=seconds, form=form, authorization=authorization)
+        response = self._http.fetch(
+            self._endpoint,
+            timeout=seconds,
+            form=form,
+            authorization=identity.authorization,
+            certificate=identity.certificate,
+        )
         if response.status != 200:
             is_about_token = 400 <= response.status < 500 and response.status not in _NOT_ABOUT_TOKEN
             failure = _TokenRefused if is_about_token else FetchFailed
@@ -299,18 +308,20 @@ def _log(level: int, text: str, error: Exception) -> None:
         _logger.log(level, text, FetchFailed.describe(error))
 
 
-def build_request(token: str, client: ClientCredential | None) -> tuple[bytes, str | None]:
-    """Return the form of a request about *token*, and the value of its ``Authorization`` (RFC 7662, section 2.1).
+def build_request(
+    token: str, client: ClientCredential | None, issuer: str | None, endpoint: str
+) -> tuple[bytes, Authentication]:
+    """Return the form of a request about *token*, and what identifies this service (RFC 7662, section 2.1).
 
     Raises:
-        FetchFailed: The client's secret cannot be read.
+        FetchFailed: The client's credential is not usable now.
     """
     try:
-        authentication = Authentication(None) if client is None else client.authenticate()
+        identity = Authentication() if client is None else client.authenticate(issuer, endpoint)
     except CredentialUnavailable as error:
         raise FetchFailed(str(error)) from None
-    members = (("token", token), ("token_type_hint", "access_token"), *authentication.form)
-    return urlencode(members).encode("ascii"), authentication.authorization
+    members = (("token", token), ("token_type_hint", "access_token"), *identity.form)
+    return urlencode(members).encode("ascii"), identity
 
 
 def read_response(body: bytes) -> Mapping[str, Any] | None:

@@ -208,10 +208,15 @@ class _Inquiry:
     def _ask_introspection(self) -> EndpointReport:
         endpoint, client = self._introspection or ("", None)
         try:
-            form, authorization = build_request(secrets.token_urlsafe(32), client)
+            issuer = None if self._trusted is None else self._trusted.issuer
+            form, identity = build_request(secrets.token_urlsafe(32), client, issuer, endpoint)
         except FetchFailed as error:
             return replace(self._late(Endpoint("introspection", endpoint, _pass)), state="problem", result=str(error))
-        return self._ask(Endpoint("introspection", endpoint, _examine_introspection, form, authorization))
+        return self._ask(
+            Endpoint(
+                "introspection", endpoint, _examine_introspection, form, identity.authorization, identity.certificate
+            )
+        )
 
     def _ask_for_keys(self) -> list[EndpointReport]:
         if self._jwks_uri is not None:

@@ -164,9 +164,15 @@ class VerifierCore:
             *issuers*, tokens are verified by introspection alone; with *issuers*, the signature and claims of
             JWTs are verified first. A response is reused for at most 60 seconds.
         client_id: The client ID with which this service identifies itself to the introspection endpoint.
-        client_secret: This service's client secret at the introspection endpoint.
-        client_secret_file: A file that contains the secret, instead of *client_secret*.
-        client_auth: How the secret is sent; see `ClientCredential`.
+        client_secret: This service's client secret at the introspection endpoint, or a callable that returns it.
+            Instead, there may be one of the next arguments; see `ClientCredential`.
+        client_secret_file: A file that contains the secret.
+        client_key_file: A file with the private key that signs this service's assertions.
+        client_key_id: The ``kid`` of the assertions.
+        client_assertion: A callable that returns an assertion to send as it is.
+        client_assertion_file: A file with an assertion to send as it is.
+        client_cert_file: A file with a certificate.
+        client_auth: How the credential is sent; ``None`` for what the credential suggests.
         audience_claim: The claim that contains the audience, if the issuer does not send ``aud``. Requires the
             profile ``generic`` and at most one issuer.
         tenants: The accepted tenants of Microsoft Entra; empty for any.
@@ -211,9 +217,14 @@ class VerifierCore:
         *,
         introspection_endpoint: str | None = None,
         client_id: str | None = None,
-        client_secret: str | Secret | None = None,
+        client_secret: Secret | str | Callable[[], str] | None = None,
         client_secret_file: str | None = None,
-        client_auth: ClientAuth = "client_secret_basic",
+        client_key_file: str | None = None,
+        client_key_id: str | None = None,
+        client_assertion: Callable[[], str] | None = None,
+        client_assertion_file: str | None = None,
+        client_cert_file: str | None = None,
+        client_auth: ClientAuth | None = None,
         audience_claim: str = "aud",
         tenants: Sequence[str] = (),
         is_revoked: IsRevoked | None = None,
@@ -239,17 +250,31 @@ class VerifierCore:
         )
         times = KeyTimes(cooldown=cooldown, timeout=timeout, max_stale=max_stale)
         http = shared_client() if http is None else http
-        client = make_credential(client_id, client_secret, client_secret_file, client_auth)
+        client = make_credential(
+            client_id,
+            client_secret,
+            client_secret_file,
+            client_auth,
+            key_file=client_key_file,
+            key_id=client_key_id,
+            assertion=client_assertion,
+            assertion_file=client_assertion_file,
+            cert_file=client_cert_file,
+        )
         given = (issuers,) if isinstance(issuers, (str, TrustedIssuer)) else tuple(issuers)
         trusted = combine(given, jwks_uri=jwks_uri, introspection_endpoint=introspection_endpoint, client=client)
         _check_sources(trusted, self._rules, introspection_endpoint)
 
-        def introspect_at(endpoint: str | None, client: ClientCredential | None) -> Introspection | None:
+        def introspect_at(
+            endpoint: str | None, client: ClientCredential | None, issuer: str | None = None
+        ) -> Introspection | None:
             if endpoint is None:
                 return None
             # Each hop looks up the result again, so a cache is needed even if cache_size is 0.
             size = max(cache_size, 1024)
-            return Introspection(endpoint, client=client, timeout=timeout, size=size, http=http, monotonic=monotonic)
+            return Introspection(
+                endpoint, client=client, issuer=issuer, timeout=timeout, size=size, http=http, monotonic=monotonic
+            )
 
         self._sources = {
             issuer.issuer: KeySource(
@@ -262,7 +287,7 @@ class VerifierCore:
                 issuer.issuer,
                 self._sources[issuer.issuer],
                 replace(self._rules, audience=issuer.audience) if issuer.audience else self._rules,
-                introspect_at(issuer.introspection_endpoint, issuer.client),
+                introspect_at(issuer.introspection_endpoint, issuer.client, issuer.issuer),
             )
             for issuer in trusted
         }

@@ -425,7 +425,7 @@ def test_an_endpoint_without_an_issuer_is_asked_alone(issuer: Issuer) -> None:
     client = ClientCredential(client_id="me", secret_file="/nonexistent/secret")
     (report,) = ask_issuers([], ALGORITHMS, introspection_endpoint=endpoint, client=client)
     assert [(r.state, r.result) for r in report.endpoints] == [
-        ("problem", "the file with the client secret cannot be read")
+        ("problem", "the file in client_secret_file cannot be read")
     ]
     (down,) = ask_issuers([], ALGORITHMS, introspection_endpoint=f"http://127.0.0.1:{unused_port()}/introspect")
     assert (down.state, down.endpoints[0].result) == ("no_response", "connection refused")

@@ -72,7 +72,7 @@ def test_variables_are_read() -> None:
         pytest.param("REQUIRED_SCOPES", "a b", "required_scopes", ("(none)",), id="a scope that no token has"),
         pytest.param("TENANTS", "contoso.com", "tenants", ("(none)",), id="no tenant"),
         pytest.param("CLIENT_ID", "a\x01", "client_id", None, id="no client"),
-        pytest.param("CLIENT_AUTH", "basic", "client_auth", "client_secret_basic", id="unknown method"),
+        pytest.param("CLIENT_AUTH", "basic", "client_auth", None, id="unknown method"),
         pytest.param("ALGORITHMS", "RS256,HS256", "algorithms", (), id="one bad algorithm, none"),
         pytest.param("VERIFY_EXCLUDE", "/healthz,metrics", "verify_exclude", (), id="one bad path, none"),
         pytest.param("SPAN_CLAIMS", "sub", "span_claims", (), id="pair without a name, none"),

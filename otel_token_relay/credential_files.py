@@ -1,0 +1,98 @@
+"""Files that contain a credential. Each is limited in size, and read again when it changes.
+
+No error message quotes a file: it names the setting and what is wrong with its file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
+
+MAX_FILE_BYTES: Final = 64 * 1024
+
+_Content = TypeVar("_Content")
+
+
+class CredentialUnavailable(Exception):
+    """The credential cannot be used now. The message does not contain it."""
+
+
+class FileUnusable(ValueError):
+    """A file does not contain what is expected. The message continues the sentence "the file in … "."""
+
+
+class FileVersion(NamedTuple):
+    """What changes if a file changes or is replaced."""
+
+    modified: int
+    size: int
+    inode: int
+
+
+# What each function made of each file, so that a key, for example, is not parsed again for each request.
+_contents: dict[tuple[str, Callable[[bytes], Any]], tuple[FileVersion, Any]] = {}
+
+
+def version_of(path: str) -> FileVersion:
+    """Return the version of a file.
+
+    Raises:
+        FileUnusable: The file is too large, or reading it could block or never end.
+        OSError: The file does not exist or cannot be read.
+        ValueError: The path cannot be that of a file.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise FileUnusable("is not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise FileUnusable("is too large")
+    return FileVersion(status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _Content:
+    """Return what *parse* returns for the content of the file.
+
+    Args:
+        path: The file.
+        setting: The setting that names the file, for messages.
+        parse: A pure function that raises `FileUnusable` for a content that it cannot use.
+
+    Raises:
+        CredentialUnavailable: The file cannot be used now.
+    """
+    try:
+        version = version_of(path)
+        known = _contents.get((path, parse))
+        if known is not None and known[0] == version:
+            return known[1]  # type: ignore[no-any-return]  # it was returned by the same function
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:  # it has grown
+            raise FileUnusable("is too large")
+        if not content.strip():
+            raise FileUnusable("is empty")
+        found = parse(content)
+    except FileUnusable as error:
+        problem = str(error)
+    except (OSError, ValueError):
+        problem = "cannot be read"
+    else:
+        _contents[path, parse] = version, found
+        return found
+    # What a removed file contained is not kept. Raised here, so that no other exception, which may quote the content,
+    # is attached to this one.
+    _contents.pop((path, parse), None)
+    raise CredentialUnavailable(f"the file in {setting} {problem}")
+
+
+def read_text(content: bytes) -> str:
+    """Return the text of a file without the line breaks at its end."""
+    try:
+        text = content.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise FileUnusable("cannot be read as UTF-8") from None
+    if not text:
+        raise FileUnusable("is empty")
+    return text
