@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otel_token_relay import credential_files
 from otel_token_relay.client_credentials import (
     Authentication,
     ClientCredential,
@@ -97,6 +99,107 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     file.write_bytes(b"a" * 100_000)
     with pytest.raises(CredentialUnavailable, match="too large"):
         credential.authenticate(None, ENDPOINT)
+
+
+@pytest.mark.parametrize(
+    ("parts", "method"),
+    [
+        (["secret"], "client_secret_basic"),
+        (["secret_file"], "client_secret_basic"),
+        (["key_file"], "private_key_jwt"),
+        (["key_file", "key_id"], "private_key_jwt"),
+        (["assertion"], None),
+        (["assertion_file"], None),
+        (["cert_file"], "tls_client_auth"),
+    ],
+)
+def test_the_method_depends_on_the_credential(parts: list[str], method: str | None) -> None:
+    """Most services need not choose it."""
+    assert of(*parts).method == method
+    if method is not None:
+        assert of(*parts, method=method) == of(*parts)
+
+
+def of(*parts: str, **others: Any) -> ClientCredential:
+    """Return a credential of these parts, or raise an error."""
+    values: dict[str, Any] = {name: f"/run/{name}" for name in parts} | others
+    if "assertion" in parts:
+        values["assertion"] = str
+    return ClientCredential(client_id=CLIENT, **values)
+
+
+@pytest.mark.parametrize(
+    ("parts", "method", "setting"),
+    [
+        pytest.param(["secret", "key_file"], None, "client_secret", id="secret and key"),
+        pytest.param(["secret", "cert_file"], None, "client_secret", id="secret and certificate"),
+        pytest.param(["key_file", "assertion_file"], None, "client_key_file", id="key and assertion"),
+        pytest.param(["assertion", "assertion_file"], None, "client_assertion", id="two assertions"),
+        pytest.param(["assertion_file", "cert_file"], None, "client_assertion_file", id="assertion and certificate"),
+        pytest.param(["key_id"], None, "client_secret", id="only the name of a key"),
+        pytest.param(["key_file", "cert_file"], None, "client_auth", id="key and certificate need a method"),
+        pytest.param(["key_file", "cert_file"], "private_key_jwt", "client_auth", id="a certificate without use"),
+        pytest.param(["key_file"], "client_secret_post", "client_auth", id="key as a secret"),
+        pytest.param(["key_file"], "tls_client_auth", "client_auth", id="key without its certificate"),
+        pytest.param(["cert_file"], "private_key_jwt_rfc7523", "client_auth", id="certificate without its key"),
+        pytest.param(["secret"], "private_key_jwt", "client_auth", id="secret as a key"),
+        pytest.param(["assertion_file"], "private_key_jwt", "client_auth", id="assertion that is not signed here"),
+        pytest.param(["secret", "key_id"], None, "client_key_id", id="name of a key without a key"),
+        pytest.param(["key_file", "cert_file", "key_id"], "tls_client_auth", "client_key_id", id="TLS has no kid"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_an_error(parts: list[str], method: Any, setting: str) -> None:
+    """It is raised at start-up and names a setting."""
+    with pytest.raises(ConfigurationError) as rejected:
+        of(*parts, method=method)
+    assert rejected.value.setting == setting
+    assert f"/run/{parts[0]}" not in str(rejected.value)
+
+    values: dict[str, Any] = {name: f"/run/{name}" for name in parts} | {"method": method}
+    if "key_id" not in parts:
+        with pytest.raises(ConfigurationError, match="expected both client_id and client_"):
+            make_credential(None, **values | ({"assertion": str} if "assertion" in parts else {}))
+
+
+async def coroutine() -> str:
+    return SECRET
+
+
+@pytest.mark.parametrize("source", [coroutine, b"bytes", 1, Secret])
+def test_a_source_that_is_not_a_plain_callable_is_an_error(source: Any) -> None:
+    """A coroutine function would return no text."""
+    if source is Secret:
+        source = Secret(SECRET)
+        with pytest.raises(ConfigurationError, match="client_assertion"):
+            ClientCredential(client_id=CLIENT, assertion=source)
+        return
+    for name in ("secret", "assertion"):
+        with pytest.raises(ConfigurationError, match=f"client_{name}: expected a callable"):
+            ClientCredential(client_id=CLIENT, **{name: source})
+
+
+def test_a_callable_is_not_shown() -> None:
+    """Its own representation may contain a secret, such as that of a partial function."""
+    source = functools.partial(str, SECRET)
+    for credential in (ClientCredential(client_id=CLIENT, secret=source), of(assertion=source)):
+        assert SECRET not in repr(credential)
+    assert SECRET not in repr(of(secret=SECRET))
+    assert SECRET not in repr(of(secret=SECRET, method="client_secret_post").authenticate(None, ENDPOINT))
+
+
+def test_a_removed_secret_is_forgotten(tmp_path: Path) -> None:
+    """The content of a file is kept only while the file exists."""
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    credential = make(secret=None, secret_file=str(file))
+    credential.authenticate(None, ENDPOINT)
+    assert any(SECRET in content for _, content in credential_files._contents.values())
+    file.unlink()
+    with pytest.raises(CredentialUnavailable) as failed:
+        credential.authenticate(None, ENDPOINT)
+
+    assert not any(content == SECRET for _, content in credential_files._contents.values())
+    assert failed.value.__context__ is None
 
 
 def test_a_secret_shows_only_that_it_is_set() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from otel_token_relay.client_credentials import CredentialUnavailable
 from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.arguments import conceal
@@ -288,9 +289,25 @@ def _warnings(
             f"no token is relayed unless the application verifies it in code: set {VARIABLES['verify'].name}=enforce,"
             " or use BearerAuthMiddleware"
         )
+    if options.pid is None and not options.online:  # another process may see other files
+        yield from _credential_problems(settings)
     yield from describe_overridden(load_sources(environ), VARIABLES)
     if settings.verify == "report":
         yield "requests without a valid token are reported, but not refused"
+
+
+def _credential_problems(settings: Settings) -> Iterator[str]:
+    """Yield why a credential of this service cannot be used now. Nothing is sent."""
+    if settings.verification_problem is not None:
+        return
+    found = [(issuer.issuer, issuer.introspection_endpoint, issuer.client) for issuer in settings.trusted_issuers]
+    for issuer, endpoint, client in found or [(None, settings.introspection_endpoint, settings.client_credential)]:
+        if endpoint is None or client is None:
+            continue
+        try:
+            client.authenticate(issuer, endpoint)
+        except CredentialUnavailable as error:
+            yield f"the credential of the client {conceal(client.client_id)} cannot be used: {error}"
 
 
 def _shown(value: object) -> str:

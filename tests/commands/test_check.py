@@ -27,8 +27,9 @@ from otel_token_relay.commands.coverage import version_of
 from otel_token_relay.hooks import CLIENT_HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.redaction import installation as redaction
 from otel_token_relay.settings import Settings
+from tests.support.client_authentication import pem_of
 from tests.support.issuers import Issuer, issuing
-from tests.support.tokens import public_jwk
+from tests.support.tokens import private_key, public_jwk
 
 DESTINATIONS = "OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS"
 SWITCHED_ON = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
@@ -510,3 +511,37 @@ def test_check_prints_no_secret_and_asks_the_introspection_endpoint() -> None:
     assert "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET = set (environment)" in output
     assert f"introspection {issuer.url}/introspect: a random token is not active" in output
     assert "s3cr3t-of-this-service" not in output + document
+
+
+@pytest.mark.parametrize("has_issuer", [True, False])
+def test_check_warns_if_a_credential_cannot_be_used(
+    without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, has_issuer: bool
+) -> None:
+    """It signs an assertion, but sends nothing. The text does not quote the file."""
+    file = tmp_path / "key.pem"
+    with issuing(public_jwk("RS256", "k1")) as issuer:
+        variables = {
+            "VERIFY": "enforce",
+            "ISSUERS": issuer.url if has_issuer else "",
+            "AUDIENCE": "orders",
+            "INTROSPECTION_ENDPOINT": f"{issuer.url}/introspect",
+            "CLIENT_ID": "me",
+            "CLIENT_KEY_FILE": str(file),
+            "CLIENT_AUTH": "private_key_jwt_rfc7523",
+        }
+        for name, value in variables.items():
+            without_hooks.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
+        texts = []
+        for content in (None, b"Hunter2", pem_of(private_key("ES256"))):
+            if content is not None:
+                file.write_bytes(content)
+            cli.main(["check"])
+            texts.append(capsys.readouterr().out)
+        assert issuer.hits == []
+
+    warning = "the credential of the client me cannot be used: the file in client_key_file"
+    missing, unusable, usable = (" ".join(text.split()) for text in texts)
+    assert f"{warning} cannot be read" in missing
+    assert f"{warning} is neither" in unusable
+    assert "Hunter2" not in unusable
+    assert "cannot be used" not in usable

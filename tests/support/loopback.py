@@ -309,12 +309,13 @@ class _ProxyHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def proxy(*, tls: bool = False) -> Iterator[Proxy]:
+def proxy(*, tls: bool | ssl.SSLContext = False) -> Iterator[Proxy]:
     """Run a proxy on a free loopback port until the block ends. With *tls*, clients speak to the proxy over TLS."""
     handler = type("_BoundProxyHandler", (_ProxyHandler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     if tls:
-        server.socket = _serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        context = tls if isinstance(tls, ssl.SSLContext) else _serving_context()
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     scheme = "https" if tls else "http"
     handler.proxy = one = Proxy(f"{scheme}://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
     with _running(server):

@@ -73,6 +73,10 @@ def test_variables_are_read() -> None:
         pytest.param("TENANTS", "contoso.com", "tenants", ("(none)",), id="no tenant"),
         pytest.param("CLIENT_ID", "a\x01", "client_id", None, id="no client"),
         pytest.param("CLIENT_AUTH", "basic", "client_auth", None, id="unknown method"),
+        pytest.param("CLIENT_KEY_FILE", "a\x01", "client_key_file", None, id="no key"),
+        pytest.param("CLIENT_KEY_ID", "a\x01", "client_key_id", None, id="no key ID"),
+        pytest.param("CLIENT_ASSERTION_FILE", "a\x01", "client_assertion_file", None, id="no assertion"),
+        pytest.param("CLIENT_CERT_FILE", "a\x01", "client_cert_file", None, id="no certificate"),
         pytest.param("ALGORITHMS", "RS256,HS256", "algorithms", (), id="one bad algorithm, none"),
         pytest.param("VERIFY_EXCLUDE", "/healthz,metrics", "verify_exclude", (), id="one bad path, none"),
         pytest.param("SPAN_CLAIMS", "sub", "span_claims", (), id="pair without a name, none"),
@@ -116,6 +120,31 @@ def test_what_may_belong_to_a_bad_entry_is_not_given_to_another_issuer(extra: di
         pytest.param({"AUDIENCE_CLAIM": "client_id"}, "AUDIENCE_CLAIM requires", id="audience claim"),
         pytest.param({"CLIENT_ID": "a"}, "CLIENT_SECRET cannot be used", id="half a credential"),
         pytest.param({"CLIENT_SECRET": "secret-value"}, "CLIENT_SECRET cannot be used", id="the other half"),
+        pytest.param({"CLIENT_KEY_FILE": "/run/key"}, "CLIENT_KEY_FILE cannot be used", id="a key without a client"),
+        pytest.param(
+            {"CLIENT_ID": "a", "CLIENT_SECRET": "secret-value", "CLIENT_KEY_FILE": "/run/key"},
+            "CLIENT_SECRET cannot be used",
+            id="two credentials",
+        ),
+        pytest.param(
+            {"CLIENT_ID": "a", "CLIENT_KEY_FILE": "/run/key", "CLIENT_AUTH": "client_secret_post"},
+            "CLIENT_AUTH cannot be used",
+            id="a method for another credential",
+        ),
+        pytest.param(
+            {"ISSUERS": "", "JWKS_URI": "", "CLIENT_ID": "a", "CLIENT_KEY_FILE": "/run/key"},
+            "CLIENT_AUTH cannot be used: private_key_jwt requires exactly one issuer",
+            id="no issuer",
+        ),
+        pytest.param(
+            {
+                "INTROSPECTION_ENDPOINT": "http://localhost/i",
+                "CLIENT_ID": "a",
+                "CLIENT_CERT_FILE": "/run/cert",
+            },
+            "CLIENT_AUTH cannot be used: tls_client_auth requires an https endpoint",
+            id="certificate over http",
+        ),
         pytest.param({"AUDIENCE": ""}, "AUDIENCE has no valid value", id="no audience"),
     ],
 )
