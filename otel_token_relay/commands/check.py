@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from otel_token_relay.client_credentials import CredentialUnavailable
+from otel_token_relay.client_credentials import ClientCredential, CredentialUnavailable
 from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.arguments import conceal
@@ -300,8 +300,10 @@ def _credential_problems(settings: Settings) -> Iterator[str]:
     """Yield why a credential of this service cannot be used now. Nothing is sent."""
     if settings.verification_problem is not None:
         return
-    found = [(issuer.issuer, issuer.introspection_endpoint, issuer.client) for issuer in settings.trusted_issuers]
-    for issuer, endpoint, client in found or [(None, settings.introspection_endpoint, settings.client_credential)]:
+    uses: list[tuple[str | None, str | None, ClientCredential | None]] = [
+        (issuer.issuer, issuer.introspection_endpoint, issuer.client) for issuer in settings.trusted_issuers
+    ]
+    for issuer, endpoint, client in uses or [(None, settings.introspection_endpoint, settings.client_credential)]:
         if endpoint is None or client is None:
             continue
         try:
