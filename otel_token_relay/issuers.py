@@ -89,6 +89,8 @@ class TrustedIssuer:
         if not all(isinstance(name, str) and name for name in names):
             raise ConfigurationError("audience", "expected names of this service, none of them empty")
         object.__setattr__(self, "audience", names)
+        if self.client is not None and self.introspection_endpoint is not None:
+            self.client.check_use(self.issuer, self.introspection_endpoint)
 
     @property
     def is_url(self) -> bool:
@@ -270,10 +272,8 @@ def combine(
         if only.introspection_endpoint is not None and only.client is None:
             only = replace(only, client=client)
         found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri)]
-    lone = [] if read or introspection_endpoint is None else [(None, introspection_endpoint, client)]
-    for name, endpoint, credential in [*((i.issuer, i.introspection_endpoint, i.client) for i in found), *lone]:
-        if endpoint is not None and credential is not None:
-            credential.check_use(name, endpoint)
+    if not found and introspection_endpoint is not None and client is not None:
+        client.check_use(None, introspection_endpoint)
     for issuer in found:
         if needs_jwks_uri(issuer, None):
             raise ConfigurationError("issuers", f"{_describe(issuer, 0)}: {NEEDS_JWKS_URI}")

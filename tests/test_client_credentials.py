@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from otel_token_relay import credential_files
+from otel_token_relay import credential_files, current_token, use_token
 from otel_token_relay.client_credentials import (
     Authentication,
     ClientCredential,
@@ -185,6 +185,20 @@ def test_a_callable_is_not_shown() -> None:
         assert SECRET not in repr(credential)
     assert SECRET not in repr(of(secret=SECRET))
     assert SECRET not in repr(of(secret=SECRET, method="client_secret_post").authenticate(None, ENDPOINT))
+
+
+def test_a_callable_does_not_see_the_token_of_the_caller() -> None:
+    """Instrumentation of threads may have copied the caller's context into the worker thread."""
+    seen: list[object] = []
+
+    def secret() -> str:
+        seen.append(current_token())
+        return SECRET
+
+    with use_token("the-callers-own-token"):
+        make(secret=secret).authenticate(None, ENDPOINT)
+
+    assert seen == [None]
 
 
 def test_a_removed_secret_is_forgotten(tmp_path: Path) -> None:

@@ -141,6 +141,20 @@ def test_an_entry_of_a_file_has_its_own_settings() -> None:
             "https://b.example: unknown key 'secrte'; did you mean secret?",
             id="key of the client",
         ),
+        pytest.param(
+            {"issuer": "https://b.example", "client": {"id": "a", "secret": "s3cr3t", "key_file": "/run/key"}},
+            "https://b.example: client_secret: client_secret and client_key_file cannot be combined",
+            id="two credentials",
+        ),
+        pytest.param(
+            {
+                "issuer": "https://b.example",
+                "introspection_endpoint": "http://localhost/introspect",
+                "client": {"id": "a", "cert_file": "/run/cert"},
+            },
+            "https://b.example: client_auth: tls_client_auth requires an https endpoint",
+            id="certificate over http",
+        ),
         pytest.param({"issuer": "https://b.example", "client": "a"}, "https://b.example: client: ", id="text"),
         pytest.param({"issuer": "https://b.example", "audience": 1}, "https://b.example: audience: ", id="audience"),
         pytest.param({"issuer": "https://a.example", "audience": "x"}, "https://a.example: duplicate", id="twice"),

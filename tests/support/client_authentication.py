@@ -89,7 +89,7 @@ class Server:
                 return 401, {"error": "invalid_client"}
         if seen.path == "/introspect":
             return 200, active()
-        issued = f"issued.for.{seen.form['subject_token']}"
+        issued = f"issued.for.{seen.form.get('subject_token') or seen.form['assertion']}"
         return 200, {"access_token": issued, "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer"}
 
     def _check(self, seen: Seen) -> None:

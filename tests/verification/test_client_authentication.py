@@ -127,6 +127,25 @@ def test_an_assertion_in_the_older_form_names_the_endpoint_and_the_certificate(
     assert server.claims[0]["nbf"] == server.claims[0]["iat"]
 
 
+def test_entra_gets_the_assertion_beside_that_of_the_user(server: Server, tmp_path: Path) -> None:
+    """Its grant on-behalf-of sends the caller's token as ``assertion``."""
+    cert_file, key_file = write_certificate(tmp_path, algorithm="PS256")
+    server.expect(private_key("PS256", "client-1"), "PS256", is_rfc7523=True)
+
+    server.exchange(
+        "token-1",
+        grant="on-behalf-of",
+        client_key_file=str(key_file),
+        client_cert_file=str(cert_file),
+        client_auth="private_key_jwt_rfc7523",
+    )
+
+    assert server.problems == []
+    assert server.forms[0]["assertion"] == "token-1"
+    assert server.forms[0]["requested_token_use"] == "on_behalf_of"
+    assert "x5t#S256" in server.headers[0]
+
+
 def certificate_of_an_authority() -> str:
     return ssl.DER_cert_to_PEM_cert(certify(private_key("ES384"), 99).public_bytes(Encoding.DER))
 
@@ -263,15 +282,12 @@ def test_a_missing_package_is_named(server: Server, key_file: Path, monkeypatch:
 def test_an_assertion_for_an_issuer_requires_one(server: Server, key_file: Path) -> None:
     """The error is raised at start-up, and says what to use instead."""
     endpoint, options = f"{server.url}/introspect", {"client_id": CLIENT, "client_key_file": str(key_file)}
-    entra = TrustedIssuer(
-        issuer="https://login.microsoftonline.com/{tid}/v2.0",
-        introspection_endpoint=endpoint,
-        client=ClientCredential(client_id=CLIENT, key_file=str(key_file)),
-    )
+    entra, client = "https://login.microsoftonline.com/{tid}/v2.0", ClientCredential(client_id=CLIENT, key_file="/key")
 
     for build in (
         lambda: TokenVerifier((), AUDIENCE, introspection_endpoint=endpoint, **options),
-        lambda: TokenVerifier([entra], AUDIENCE),
+        lambda: TokenVerifier([entra], AUDIENCE, introspection_endpoint=endpoint, **options),
+        lambda: TrustedIssuer(issuer=entra, introspection_endpoint=endpoint, client=client),
         lambda: TokenExchanger(token_endpoint=f"{server.url}/token", **options),
     ):
         with pytest.raises(ConfigurationError, match="private_key_jwt_rfc7523") as rejected:
