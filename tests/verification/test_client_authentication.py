@@ -26,6 +26,7 @@ from otel_token_relay.redaction.token_search import NOTHING
 from otel_token_relay.settings import Settings
 from otel_token_relay.verification import TokenVerifier, TrustedIssuer, http_client
 from otel_token_relay.verification.authenticator import verifier_from
+from otel_token_relay.verification.fetch_failures import failure
 from otel_token_relay.verification.http_client import FetchFailed, HttpClient
 from otel_token_relay.verification.issuer_endpoints import ask_issuers
 from tests.support.client_authentication import (
@@ -445,6 +446,25 @@ def test_a_server_that_requires_a_certificate_refuses_without_one(trusting: None
             with pytest.raises((KeysUnavailable, ExchangeFailed)):
                 server.use(how, **credential)
         assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+    ],
+)
+def test_an_alert_about_the_certificate_is_named(reason: str) -> None:
+    """The reason is OpenSSL's name of the alert that the server sent."""
+    error = ssl.SSLError(1, "[SSL] a text of OpenSSL")
+    error.reason = reason
+
+    found = failure(error, is_late=False, is_proxied=False)
+    assert str(found) == "the server does not accept the client certificate, or requires one"
+    assert found.cause == "tls_failed"
 
 
 def test_a_certificate_is_presented_to_its_endpoint_only(trusting: None, tmp_path: Path) -> None:
