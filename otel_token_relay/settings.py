@@ -26,11 +26,15 @@ from otel_token_relay.sources import Source, SourceReader, Variable, merge
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
 OnConflict = Literal["keep", "replace"]
-Verify = Literal["off", "report", "enforce"]
+Verify = Literal["off", "report", "optional", "enforce"]
+VerifyStreams = Literal["off", "exp"]
 Log = Literal["", "decisions", "debug"]
 
 # RFC 9110, section 5.1: a field name has the syntax that the RFC calls `token`.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
+
+# RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
+_is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
 # A bearer token in one of these headers would break the request or make it go elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
@@ -51,6 +55,10 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "keep-alive",
     }
 )
+
+
+NO_FILE: Final = "/dev/null"
+"""The strict value of a setting that names a file: an empty file, with which nothing can be verified."""
 
 
 def _setting(name: str, kind: Kind, meaning: str, *, default: Any, shown: str, strict: Any = None) -> Any:
@@ -155,10 +163,11 @@ class Settings:
     )
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
-        choice("off", "report", "enforce"),
+        choice("off", "report", "optional", "enforce"),
         "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid token,"
-        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `report` only counts and logs"
-        " such a request. Both require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same, but"
+        " serves requests without a token; `report` only counts and logs the requests that `enforce` would reject. All"
+        " three require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
         default="off",
         shown="off",
         strict="enforce",
@@ -195,8 +204,8 @@ class Settings:
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
         WORDS,
-        "Comma-separated paths that require no token. A request's path must match exactly. For gRPC, list full method"
-        " names, such as `/grpc.health.v1.Health/Check`.",
+        "Comma-separated paths that require no token. A request's path must match exactly; an entry that ends with `/*`"
+        " matches all paths below it. For gRPC, list full method names, such as `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
     )
@@ -223,6 +232,59 @@ class Settings:
         " mesh encrypts the traffic. They cause no warning.",
         default=(),
         shown="",
+    )
+    ca_file: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CA_FILE,
+        TEXT,
+        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys,"
+        " introspection and token endpoints, instead of those of the system. It is read again when it changes.",
+        default="",
+        shown="",
+        strict=NO_FILE,
+    )
+    plaintext_issuers: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_ISSUERS,
+        WORDS,
+        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results"
+        " and tokens may be fetched over plain http, because a mesh or a container network protects the traffic.",
+        default=(),
+        shown="",
+    )
+    jwks_token_file: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_JWKS_TOKEN_FILE,
+        TEXT,
+        "A file with a bearer token that is sent when the issuer's metadata and keys are fetched, such as the token of"
+        " a Kubernetes service account. It is sent over https only, and only to the origin of the issuer or of the"
+        " configured key set. The file is read at each fetch. Requires exactly one issuer.",
+        default="",
+        shown="",
+        strict=NO_FILE,
+    )
+    realm: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_REALM,
+        TEXT,
+        "The realm in the challenge of a rejected request: ASCII text without quotes and backslashes.",
+        default="api",
+        shown="api",
+    )
+    resource_metadata: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_RESOURCE_METADATA,
+        TEXT,
+        "The identifier of this service as a protected resource: the URL that clients use, such as"
+        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without a"
+        " token, and each challenge names it.",
+        default="",
+        shown="",
+    )
+    verify_streams: VerifyStreams = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS,
+        choice("off", "exp"),
+        "Whether a long response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is closed"
+        " with the code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a response of the type"
+        " `text/event-stream` ends.",
+        default="off",
+        shown="off",
+        strict="exp",
     )
     problems: tuple[str, ...] = ()
     """One sentence for each value that could not be read. Set by `load` and `from_env`; do not pass it."""
@@ -256,6 +318,13 @@ class Settings:
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
             raise ConfigurationError("max_length", "expected a whole number above 0")
         _check_choices_and_lists(self)
+        for name in ("ca_file", "jwks_token_file"):
+            if not isinstance(getattr(self, name), str) or "\0" in getattr(self, name):
+                raise ConfigurationError(name, "expected the path of a file")
+        if not isinstance(self.realm, str) or not _is_quotable(self.realm):
+            raise ConfigurationError("realm", "expected ASCII text without quotes or backslashes")
+        if self.resource_metadata and not is_resource(self.resource_metadata):
+            raise ConfigurationError("resource_metadata", RESOURCE_RULE)
         if not isinstance(self.redaction, bool):
             raise ConfigurationError("redaction", "expected true or false")
         _set(self, "redact_keys", tuple(key.strip().lower() for key in self.redact_keys))
@@ -303,6 +372,13 @@ class Settings:
                 f"{VARIABLES['verify'].name}: verification cannot start, because {names}"
                 f" {'has' if len(missing) == 1 else 'have'} no valid value; until then, {effect}"
             )
+        if settings.verify != "off":
+            problems += [
+                f"{VARIABLES['issuers'].name}: {issuer} is a plain http URL; until its host is in"
+                f" {VARIABLES['plaintext_issuers'].name}, verification cannot start"
+                for issuer in settings.issuers
+                if not is_trustworthy(issuer, settings.plaintext_issuers)
+            ]
         loaded = replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
         _set(loaded, "given", frozenset(merged.values))
         return loaded
@@ -316,6 +392,11 @@ class Settings:
     def missing_to_verify(self) -> tuple[str, ...]:
         """The settings without a value that verification requires."""
         return tuple(name for name in ("issuers", "audience", "algorithms") if not getattr(self, name))
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the server boundary rejects requests whose token is not valid."""
+        return self.verify in ("optional", "enforce")
 
     @property
     def header_is_authorization(self) -> bool:
@@ -369,9 +450,17 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 """The settings that have an effect only if the relay is on."""
 
 
-def is_issuer(url: str) -> bool:
-    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
-    return is_trustworthy(url) and "?" not in url
+def _is_issuer(url: str) -> bool:
+    """Return whether *url* can be an issuer (RFC 8414, section 2). Whether plain http is allowed is checked later."""
+    return Origin.parse(url) is not None and url.isascii() and not {"?", "#"} & {*url}
+
+
+RESOURCE_RULE: Final = "expected an https URL without a fragment, or an http URL on loopback"
+
+
+def is_resource(url: object) -> bool:
+    """Return whether *url* can identify a protected resource (RFC 9728, section 1.2). Allow http only on loopback."""
+    return isinstance(url, str) and is_trustworthy(url) and _is_quotable(url) is not None
 
 
 def _check_one(setting: str, value: object) -> Any:
@@ -407,19 +496,21 @@ def _raise(setting: str, problem: str) -> None:
 
 def _check_choices_and_lists(settings: Settings) -> None:
     for name, choices in (
-        ("verify", ("off", "report", "enforce")),
+        ("verify", ("off", "report", "optional", "enforce")),
+        ("verify_streams", ("off", "exp")),
         ("profile", PROFILES),
         ("log", ("", "decisions", "debug")),
     ):
         if getattr(settings, name) not in choices:
             raise ConfigurationError(name, f"expected one of {', '.join(filter(None, choices))}")
     for name, rule, is_good in (
-        ("issuers", "expected https URLs without a query or fragment; http is allowed on loopback only", is_issuer),
+        ("issuers", "expected https URLs without a query or fragment", _is_issuer),
         ("audience", "expected names of this service, none of them empty", bool),
         ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
-        ("verify_exclude", "expected paths that start with /", _is_path),
+        ("verify_exclude", "expected paths that start with /, or such paths followed by /*", is_exclusion),
         ("redact_keys", "expected a sequence of non-empty attribute keys", str.strip),
         ("plaintext_hosts", "expected hosts without a scheme, such as profile-service or 10.0.0.7:8080", _is_host),
+        ("plaintext_issuers", "expected hosts without a scheme, such as keycloak:8080", _is_host),
         ("span_claims", "expected claim:attribute pairs, such as sub:enduser.id", _is_pair),
     ):
         values = getattr(settings, name)
@@ -431,8 +522,9 @@ def _check_choices_and_lists(settings: Settings) -> None:
         _set(settings, name, read)
 
 
-def _is_path(text: str) -> bool:
-    return text.startswith("/")
+def is_exclusion(text: str) -> bool:
+    """Return whether *text* is a path, or a path followed by ``/*``. Nothing excludes every path."""
+    return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 
 
 def _is_host(text: str) -> bool:

@@ -170,11 +170,17 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
     if not settings.issuers or not has_module("jwt"):
         return []
     # Imported here, because PyJWT is optional and takes 60 ms to import.
+    from otel_token_relay.verification.authenticator import client_from
     from otel_token_relay.verification.claims import DEFAULT_LEEWAY
     from otel_token_relay.verification.endpoints import describe_clock
     from otel_token_relay.verification.issuer_endpoints import ask_issuers
 
-    reports = ask_issuers(settings.issuers, settings.algorithms)
+    reports = ask_issuers(
+        settings.issuers,
+        settings.algorithms,
+        jwks_token_file=settings.jwks_token_file,
+        http=client_from(settings),
+    )
     issuers = [issuer.as_dict() for issuer in reports]
     report.problems += [
         f"{issuer['issuer']}: tokens of this issuer cannot be verified: {'; '.join(_failures(issuer))}"
@@ -282,6 +288,8 @@ def _warnings(
     yield from describe_overridden(load_sources(environ), VARIABLES)
     if settings.verify == "report":
         yield "requests without a valid token are reported, but not refused"
+    if settings.verify == "optional":
+        yield "requests without a token are served"
 
 
 def _shown(value: object) -> str:

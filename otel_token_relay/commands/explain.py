@@ -122,7 +122,7 @@ def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     context = context_problem(environ)
     # The other problem of a context, that no package provides it, does not stop the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
-    cannot_verify = settings.verify == "enforce" and (settings.missing_to_verify or not has_module("jwt"))
+    cannot_verify = settings.rejects and (settings.missing_to_verify or not has_module("jwt"))
     return off or (NOT_VERIFIABLE if cannot_verify else None)
 
 

@@ -253,13 +253,16 @@ class _Verification:
 
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
         """Ask the token's issuer or, if it is not a trusted one, all of them; none if the token names no issuer."""
+        from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers
 
         if "iss" not in self._claims:
             return None
         trusted = self._settings.issuers
         issuers = [issuer for issuer in trusted if issuer == self._claims["iss"]] or trusted
-        return InThread(lambda: ask_issuers(issuers, self._settings.algorithms))
+        settings, http = self._settings, client_from(self._settings)
+        token_file = settings.jwks_token_file
+        return InThread(lambda: ask_issuers(issuers, settings.algorithms, jwks_token_file=token_file, http=http))
 
     def _read_claims(self) -> dict[str, Any]:
         found = {}

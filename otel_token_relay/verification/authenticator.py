@@ -24,6 +24,7 @@ from otel_token_relay.token import BearerToken, Clock
 from otel_token_relay.verification.causes import ExplainedReason
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.drivers import drive, drive_async
+from otel_token_relay.verification.http_client import HttpClient, shared_client
 from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
 from otel_token_relay.verification.verifier import TokenVerifier, VerifiedToken, VerifierCore
 from otel_token_relay.verifications import Mode, Outcome, VerificationRecorder
@@ -205,8 +206,19 @@ def verifier_from(settings: Settings) -> TokenVerifier:
         ConfigurationError: The settings are not sufficient to verify tokens.
     """
     return TokenVerifier(
-        settings.issuers, settings.audience, settings.algorithms, settings.profile, max_length=settings.max_length
+        settings.issuers,
+        settings.audience,
+        settings.algorithms,
+        settings.profile,
+        max_length=settings.max_length,
+        jwks_token_file=settings.jwks_token_file,
+        http=client_from(settings),
     )
+
+
+def client_from(settings: Settings) -> HttpClient:
+    """Return the HTTP client that the settings configure."""
+    return shared_client(settings.ca_file or None, settings.plaintext_issuers)
 
 
 def authenticator_from(settings: Settings) -> BearerAuthenticator:

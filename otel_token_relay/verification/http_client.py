@@ -134,7 +134,7 @@ class HttpClient:
 
         Raises:
             _ConnectionLost: The connection was kept open, and the server has closed it.
-            FetchFailed: There is no usable response.
+            FetchFailed: No usable response arrived.
         """
         was_kept, has_begun, is_kept = not connection.is_closed, False, False
         try:

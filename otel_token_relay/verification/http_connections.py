@@ -5,7 +5,7 @@ instrumentation that hooks them must not see these requests.
 
 Invariants:
 
-* At the deadline, the connection is shut down, whatever it is doing: connecting, waiting for a proxy's response to
+* At the deadline, the connection is shut down in any phase: connecting, waiting for a proxy's response to
   CONNECT, the TLS handshakes, sending or receiving. Only a name lookup cannot be canceled.
 * A connection is used again only after a complete response with status 200, so that no response can be mistaken for
   that of another request.
@@ -62,7 +62,7 @@ class _Connection:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for index, (family, kind, protocol, _, address) in enumerate(found):
-            # An address that does not respond must leave time for the others.
+            # An address that does not respond must leave time for the next ones.
             seconds = self.remaining() / (len(found) - index)
             opened = socket.socket(family, kind, protocol)
             try:
@@ -115,7 +115,7 @@ class _Connection:
             self._line.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _cut(self) -> None:
-        # If there is no connection yet, `_new_conn` finds that the deadline has passed.
+        # Without a connection, `_new_conn` finds that the deadline has passed.
         if (line := self._line) is not None:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)

@@ -24,9 +24,10 @@ from otel_token_relay.verification.endpoints import (
     ask,
     problem_with_status,
 )
-from otel_token_relay.verification.http_client import HttpClient, Response, shared_client
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
 from otel_token_relay.verification.jwk import KeySet, check_algorithms
 from otel_token_relay.verification.jws import Claims, parse_object
+from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
 
 DEFAULT_TIMEOUT: Final = 4.0
@@ -86,6 +87,7 @@ def ask_issuers(
     algorithms: Sequence[str],
     *,
     jwks_uri: str | None = None,
+    jwks_token_file: str = "",
     timeout: float = DEFAULT_TIMEOUT,
     http: HttpClient | None = None,
     now: Clock = time.time,
@@ -96,6 +98,7 @@ def ask_issuers(
         issuers: The trusted issuers, for which `check_issuer` must succeed.
         algorithms: The accepted algorithms.
         jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
+        jwks_token_file: A file with the token to send; see `KeyCredential`.
         timeout: The maximum number of seconds for everything. The verifier has the same.
         http: Sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
@@ -103,7 +106,10 @@ def ask_issuers(
     deadline = time.monotonic() + timeout
     allowed = check_algorithms(algorithms)
     client = shared_client() if http is None else http
-    inquiries = [_Inquiry(issuer, allowed, jwks_uri, deadline - _REPORTING_SECONDS, client, now) for issuer in issuers]
+    inquiries = [
+        _Inquiry(issuer, allowed, jwks_uri, jwks_token_file, deadline - _REPORTING_SECONDS, client, now)
+        for issuer in issuers
+    ]
     started = [InThread(inquiry.run) for inquiry in inquiries]
     reports = [running.result(deadline) for running in started]
     return tuple(
@@ -149,6 +155,7 @@ class _Inquiry:
         issuer: str,
         algorithms: frozenset[str],
         jwks_uri: str | None,
+        token_file: str,
         deadline: float,
         http: HttpClient,
         now: Clock,
@@ -157,6 +164,7 @@ class _Inquiry:
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._deadline = deadline
+        self._credential = KeyCredential(token_file, (issuer, jwks_uri))
         self._http = http
         self._now = now
         self._started = time.monotonic()
@@ -188,6 +196,11 @@ class _Inquiry:
         return IssuerReport(issuer=self._issuer, endpoints=tuple(endpoints))
 
     def _ask(self, endpoint: Endpoint) -> EndpointReport:
+        try:
+            authorization = self._credential.header_for(endpoint.url)
+        except FetchFailed as error:
+            return replace(self._late(endpoint), state="problem", result=str(error))
+        endpoint = endpoint._replace(authorization=authorization)
         return ask(endpoint, timeout=self._deadline - time.monotonic(), http=self._http, now=self._now)
 
     def _start(self, endpoint: Endpoint) -> InThread[EndpointReport]:

@@ -33,6 +33,7 @@ from otel_token_relay.verification.drivers import Wait
 from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
 from otel_token_relay.verification.jwk import KeySet
 from otel_token_relay.verification.jws import parse_object
+from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import fresh_seconds, metadata_urls, problem_with_metadata, read_metadata
 
 _logger = logging.getLogger("otel_token_relay")
@@ -90,6 +91,7 @@ class KeySource:
         issuer: The issuer, exactly as in ``iss``.
         algorithms: The algorithms that `KeySet.parse` may use.
         jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
+        token_file: A file with the token to send; see `KeyCredential`.
         http: Sends the requests; ``None`` for the default client.
     """
 
@@ -100,6 +102,7 @@ class KeySource:
         *,
         jwks_uri: str | None = None,
         times: KeyTimes | None = None,
+        token_file: str = "",
         http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -107,6 +110,7 @@ class KeySource:
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._times = times or KeyTimes()
+        self._credential = KeyCredential(token_file, (issuer, jwks_uri))
         self._http = shared_client() if http is None else http
         self._monotonic = monotonic
         self._keys: KeySet | None = None
@@ -221,7 +225,8 @@ class KeySource:
         deadline = time.monotonic() + self._times.timeout
 
         def fetch_in_time(url: str) -> Response:
-            return self._http.fetch(url, timeout=deadline - time.monotonic())
+            authorization = self._credential.header_for(url)
+            return self._http.fetch(url, timeout=deadline - time.monotonic(), authorization=authorization)
 
         response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
         if response.status != 200:

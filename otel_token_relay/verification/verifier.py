@@ -131,6 +131,8 @@ class VerifierCore:
             fetch.
         timeout: The maximum number of seconds for which a request waits if there are no keys.
         max_stale: The number of seconds for which expired keys are still used while the issuer is down.
+        jwks_token_file: A file with a bearer token for the issuer's metadata and keys, which requires exactly one
+            issuer. It is sent over https only, and only to the origin of the issuer or of *jwks_uri*.
         http: Sends the requests to issuers; ``None`` for a client that trusts the system's certificate authorities.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
@@ -159,6 +161,7 @@ class VerifierCore:
         cooldown: float = 10.0,
         timeout: float = 4.0,
         max_stale: float = 3600.0,
+        jwks_token_file: str = "",
         http: HttpClient | None = None,
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
@@ -172,9 +175,17 @@ class VerifierCore:
         times = KeyTimes(cooldown=cooldown, timeout=timeout, max_stale=max_stale)
         http = shared_client() if http is None else http
         _check_sources(names, self._rules, jwks_uri, introspection_endpoint, http)
+        if jwks_token_file and len(names) != 1:
+            raise ConfigurationError("jwks_token_file", "jwks_token_file requires exactly one issuer")
         self._sources = {
             check_issuer(issuer, http.plaintext_hosts): KeySource(
-                issuer, self._algorithms, jwks_uri=jwks_uri, times=times, http=http, monotonic=monotonic
+                issuer,
+                self._algorithms,
+                jwks_uri=jwks_uri,
+                times=times,
+                token_file=jwks_token_file,
+                http=http,
+                monotonic=monotonic,
             )
             for issuer in names
         }

@@ -664,7 +664,7 @@ def test_a_socks_proxy_is_refused(client: HttpClient, monkeypatch: pytest.Monkey
 
 
 def test_the_next_address_is_tried_in_time(issuer: Issuer, client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that does not respond leaves time for the others."""
+    """An address that does not respond leaves time for the next one."""
     original = socket.socket.connect
 
     def connect(self: socket.socket, address: Any) -> None:
