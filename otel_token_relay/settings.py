@@ -374,8 +374,8 @@ class Settings:
             )
         if settings.verify != "off":
             problems += [
-                f"{VARIABLES['issuers'].name}: {issuer} is a plain http URL; until its host is in"
-                f" {VARIABLES['plaintext_issuers'].name}, verification cannot start"
+                f"{VARIABLES['issuers'].name}: verification cannot start, because {issuer} is a plain http URL, and its"
+                f" host is not in {VARIABLES['plaintext_issuers'].name}"
                 for issuer in settings.issuers
                 if not is_trustworthy(issuer, settings.plaintext_issuers)
             ]
@@ -455,12 +455,17 @@ def _is_issuer(url: str) -> bool:
     return Origin.parse(url) is not None and url.isascii() and not {"?", "#"} & {*url}
 
 
-RESOURCE_RULE: Final = "expected an https URL without a fragment, or an http URL on loopback"
+RESOURCE_RULE: Final = (
+    "expected the URL that clients use for this service, not that of its metadata: an https URL, or an http URL on"
+    " loopback, without a query or fragment"
+)
 
 
 def is_resource(url: object) -> bool:
     """Return whether *url* can identify a protected resource (RFC 9728, section 1.2). Allow http only on loopback."""
-    return isinstance(url, str) and is_trustworthy(url) and _is_quotable(url) is not None
+    if not isinstance(url, str) or not is_trustworthy(url) or not _is_quotable(url):
+        return False
+    return "?" not in url and "/.well-known/oauth-protected-resource" not in url
 
 
 def _check_one(setting: str, value: object) -> Any:

@@ -96,7 +96,8 @@ def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | 
         # Older versions route by the raw path, and their URLs have no `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
-        error_response = await boundary.check_async(authenticator, RequestPath(path, path))
+        request_path = RequestPath(path, path, method=request.method, values_of=_values_of(request))
+        error_response = await boundary.check_async(authenticator, request_path)
         if error_response is None:
             return await handler(request)
         from aiohttp import web

@@ -280,19 +280,27 @@ async def _enter(
         raise RuntimeError(f"the application was not called for this scope: {error_response.error}")
 
 
-def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
-    def values_of(name: str) -> list[bytes]:
-        wanted = name.encode("latin-1")
-        return [value for key, value in scope["headers"] if key.lower() == wanted]
+def _values_of(scope: Scope, name: str) -> list[bytes]:
+    wanted = name.encode("latin-1")
+    return [value for key, value in scope["headers"] if key.lower() == wanted]
 
+
+def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
     method = scope["method"] if scope["type"] == "http" else "GET"
-    return refusals.HttpRequest(method, scope["path"], scope.get("scheme"), values_of, status)
+    return refusals.HttpRequest(method, scope["path"], scope.get("scheme"), partial(_values_of, scope), status)
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:
     # Exclusions are HTTP paths; a path in another protocol may mean something else.
     routed = route(scope) if scope["type"] in ("http", "websocket") else None
-    return RequestPath(routed, scope.get("path", ""), partial(_header_values, scope))
+    return RequestPath(
+        routed,
+        scope.get("path", ""),
+        partial(_header_values, scope),
+        method=scope["method"] if scope["type"] == "http" else "",
+        values_of=partial(_values_of, scope),
+        is_encoded=b"%" in (scope.get("raw_path") or b"").partition(b"?")[0],
+    )
 
 
 def _header_values(scope: Scope) -> Iterator[str]:

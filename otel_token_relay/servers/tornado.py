@@ -68,7 +68,8 @@ class _EnclosedDelegate:
         # The raw path is checked, because Tornado routes by it.
         path = start_line.path.partition("?")[0]
         try:
-            self._error_response = await boundary.check_async(installed.terms.authenticator, RequestPath(path, path))
+            request_path = RequestPath(path, path, method=start_line.method, values_of=headers.get_list)
+            self._error_response = await boundary.check_async(installed.terms.authenticator, request_path)
         except Exception as error:  # the request was not accepted, and gets the response 503
             _logger.error("an authenticator raised %s", type(error).__name__)
         if self._error_response is None:
@@ -97,7 +98,8 @@ class _EnclosedDelegate:
         peer = getattr(self._connection.context, "remote_ip", None)
         # Without the query, which may contain a token.
         path = start_line.path.partition("?")[0]
-        _access_logger.warning("%d %s %s (%s)", error_response.status, start_line.method, path, peer)
+        log = _access_logger.info if error_response.status < 400 else _access_logger.warning
+        log("%d %s %s (%s)", error_response.status, start_line.method, path, peer)
 
     def on_connection_close(self) -> None:
         if self._error_response is None:
@@ -162,9 +164,10 @@ def _take_over(request: Any) -> Boundary | None:
 
 
 async def _check(boundary: Boundary, authenticator: Authenticator | None, handler: Any) -> ErrorResponse | None:
-    path = handler.request.path
+    request = handler.request
+    path = RequestPath(request.path, request.path, method=request.method, values_of=request.headers.get_list)
     try:
-        return await boundary.check_async(authenticator, RequestPath(path, path))
+        return await boundary.check_async(authenticator, path)
     except BaseException:
         # This request was not accepted. Without a response, the request body would still be passed to `data_received`.
         _respond(handler, CANNOT_VERIFY)

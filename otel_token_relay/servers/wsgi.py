@@ -197,18 +197,27 @@ def _enter(
 
 
 def _describe(environ: Environ) -> refusals.HttpRequest:
-    def values_of(name: str) -> list[str]:
-        return [value for value in map(environ.get, _keys((name,))) if value is not None]
-
     path, scheme = _whole_path(environ), environ["wsgi.url_scheme"]
-    return refusals.HttpRequest(environ["REQUEST_METHOD"], path, scheme, values_of)
+    return refusals.HttpRequest(environ["REQUEST_METHOD"], path, scheme, partial(_values_of, environ))
+
+
+def _values_of(environ: Environ, name: str) -> list[str]:
+    # PEP 3333: an empty value and a missing one mean the same.
+    keys = ("CONTENT_LENGTH",) if name == "content-length" else _keys((name,))
+    return [value for value in map(environ.get, keys) if value]
 
 
 def _path(environ: Environ) -> RequestPath:
     """Return the decoded path. WSGI passes the path's bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
     # Django and Werkzeug route an empty path like the root path.
     routed = _as_text(environ.get("PATH_INFO", "")) or "/"
-    return RequestPath(routed, _whole_path(environ), partial(_header_values, environ))
+    return RequestPath(
+        routed,
+        _whole_path(environ),
+        partial(_header_values, environ),
+        method=environ["REQUEST_METHOD"],
+        values_of=partial(_values_of, environ),
+    )
 
 
 def _whole_path(environ: Environ) -> str:

@@ -208,6 +208,11 @@ class VerifierCore:
         self._now = now
         self._monotonic = monotonic
 
+    @property
+    def issuers(self) -> tuple[str, ...]:
+        """The trusted issuers."""
+        return tuple(self._sources)
+
     def cached(self, token: str) -> VerifiedToken | None:
         """Return the cached verification of *token*; ``None`` if the token must be verified again.
 
