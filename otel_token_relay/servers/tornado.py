@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import partial
 from http import HTTPStatus
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
@@ -23,8 +25,12 @@ from otel_token_relay.credentials import locate
 from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
+from otel_token_relay.settings import Settings
+from otel_token_relay.stream_limits import POLICY_VIOLATION, is_event_stream, limits_streams, seconds_left
 
 _logger = logging.getLogger("otel_token_relay")
+# How often a response that has not begun when its token expires is looked at again.
+_SECONDS_BETWEEN_CHECKS: Final = 1.0
 # Tornado's applications write their access log themselves.
 _access_logger = logging.getLogger("tornado.access")
 
@@ -140,10 +146,14 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             boundary = _take_over(self.request) or Boundary.of(self.request.headers.get_list, runtime.terms.settings)
             attached = attach(boundary.context())
             try:
-                error_response = await _check(boundary, runtime.terms.authenticator, self)
-                return (
-                    await original(self, *args, **kwargs) if error_response is None else _respond(self, error_response)
-                )
+                terms = runtime.terms
+                error_response = await _check(boundary, terms.authenticator, self)
+                if error_response is not None:
+                    return _respond(self, error_response)
+                if limits_streams(*terms):
+                    with _ending(self, boundary, terms.settings):
+                        return await original(self, *args, **kwargs)
+                return await original(self, *args, **kwargs)
             finally:
                 boundary.close()
                 detach(attached)
@@ -151,6 +161,42 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return _execute
 
     patches.wrap(module.RequestHandler, "_execute", build)
+
+
+@contextmanager
+def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[None, None, None]:
+    """End the handler's response when its token has expired, if it lasts."""
+    seconds = seconds_left(boundary, settings)
+    if seconds is None:
+        yield
+        return
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+
+    timer: Any = None
+
+    def end() -> None:
+        nonlocal timer
+        if getattr(handler, "ws_connection", None) is not None:
+            handler.close(POLICY_VIOLATION)
+        elif handler._headers_written and is_event_stream(handler._headers.get("Content-Type")):
+            if not handler._finished:
+                with suppress(Exception):  # the client may have disconnected
+                    handler.finish()
+                task.cancel()
+        else:  # the response may still begin to last
+            timer = loop.call_later(_SECONDS_BETWEEN_CHECKS, end)
+
+    task: Any = asyncio.current_task()
+    timer = loop.call_later(seconds, end, context=Context())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not handler._finished:
+            raise
+    finally:
+        timer.cancel()
 
 
 def _take_over(request: Any) -> Boundary | None:
