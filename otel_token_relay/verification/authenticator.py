@@ -48,6 +48,7 @@ class AuthenticatorOptions(TypedDict, total=False):
 
     realm: str | None
     required_scopes: Sequence[str]
+    any_scopes: Sequence[str]
     exclude: Sequence[str]
     resource_metadata: str | None
     acr_values: Sequence[str]
@@ -62,6 +63,7 @@ class BearerAuthenticator:
             neither blocks an event loop.
         realm: The realm sent in every challenge; ``None`` for ``api``.
         required_scopes: The scopes that every accepted token must have.
+        any_scopes: Scopes of which every accepted token must have at least one.
         exclude: Paths that need no token. Each is compared exactly with the path that the application routes
             on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
             ``/healthz/`` nor ``/healthz/deep``. ``/healthz/*`` matches all paths below ``/healthz/``. For gRPC, use
@@ -85,6 +87,7 @@ class BearerAuthenticator:
         *,
         realm: str | None = None,
         required_scopes: Sequence[str] = (),
+        any_scopes: Sequence[str] = (),
         exclude: Sequence[str] = (),
         resource_metadata: str | None = None,
         acr_values: Sequence[str] = (),
@@ -98,16 +101,18 @@ class BearerAuthenticator:
         self._resource = None
         if resource_metadata is not None:
             servers = verifier.issuers if isinstance(verifier, VerifierCore) else ()
-            self._resource = ProtectedResource(resource_metadata, servers, required_scopes)
+            self._resource = ProtectedResource(resource_metadata, servers, (*required_scopes, *any_scopes))
         self.challenges: Challenges = Challenges(
             realm=DEFAULT_REALM if realm is None else realm,
             required_scopes=required_scopes,
+            any_scopes=any_scopes,
             resource_metadata=None if self._resource is None else self._resource.url,
             acr_values=acr_values,
             max_age=max_age,
         )
         self._verifier = verifier
         self._required_scopes = frozenset(required_scopes)
+        self._any_scopes = frozenset(any_scopes)
         self._exclude = Exclusions(exclude)
         self._acr_values = frozenset(acr_values)
         self._max_age = max_age
@@ -151,8 +156,9 @@ class BearerAuthenticator:
         self._recorder.prepare()
 
     def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> ErrorResponse | None:
-        if not self._required_scopes <= verified.scopes:
-            cause = partial(self._explain, token, "insufficient_scope")
+        lacks_any = bool(self._any_scopes) and self._any_scopes.isdisjoint(verified.scopes)
+        if lacks_any or not self._required_scopes <= verified.scopes:
+            cause = partial(self._explain, token, "insufficient_scope", lacks_any=lacks_any)
             return self._reject(self.challenges.insufficient_scope, "insufficient_scope", cause=cause)
         if not self._is_fresh_enough(verified.claims if self._acr_values or self._max_age is not None else {}):
             return self._reject(self.challenges.insufficient_authentication, "insufficient_user_authentication")
@@ -206,11 +212,14 @@ class BearerAuthenticator:
         self._recorder.record(outcome, reason, cause)
         return None if self._mode == "report" else error_response.because(reason)
 
-    def _explain(self, token: BearerToken, reason: ExplainedReason) -> str:
+    def _explain(self, token: BearerToken, reason: ExplainedReason, *, lacks_any: bool = False) -> str:
         """Return what was expected and what the token has; empty if the application's own verifier rejected it."""
         if not isinstance(self._verifier, VerifierCore):
             return ""
-        return self._verifier.explain(token.reveal(), reason, required_scopes=sorted(self._required_scopes)).line()
+        required = sorted(self._required_scopes)
+        if lacks_any:
+            required.append(f"one of {', '.join(sorted(self._any_scopes))}")
+        return self._verifier.explain(token.reveal(), reason, required_scopes=required).line()
 
 
 def verifier_from(settings: Settings) -> TokenVerifier:
