@@ -8,6 +8,7 @@ entries as ambiguous and keeps instrumentation from binding either of them withi
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import threading
 import time
@@ -243,13 +244,13 @@ class _Call:
         that aio passes to synchronous methods has no such state: there, `check_time` ends the stream at its next step.
         """
         with contextlib.suppress(Exception):
-            from grpc import _cython, _server
-
+            server: Any = importlib.import_module("grpc._server")
             state, call = context._state, context._rpc_event.call
             with state.condition:
-                if _server._is_rpc_state_active(state):
+                if server._is_rpc_state_active(state):
                     state.code = self._module.StatusCode.UNAUTHENTICATED
-                    _server._abort(state, call, _cython.cygrpc.StatusCode.unauthenticated, _EXPIRED.encode("ascii"))
+                    code = server.cygrpc.StatusCode.unauthenticated
+                    server._abort(state, call, code, _EXPIRED.encode("ascii"))
                 state.condition.notify_all()
 
     async def in_time(self, waiting: Awaitable[Any], context: Any) -> Any:
