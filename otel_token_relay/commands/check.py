@@ -21,6 +21,7 @@ from otel_token_relay.commands.coverage import (
     Library,
     has_module,
     installed_libraries,
+    missing_packages,
     try_hooks,
     try_redaction,
 )
@@ -167,7 +168,7 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
 
 def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
     """Ask the issuers, and add a problem for each whose response cannot be used."""
-    if not settings.issuers or not has_module("jwt"):
+    if not settings.issuers or missing_packages():
         return []
     # Imported here, because PyJWT is optional and takes 60 ms to import.
     from otel_token_relay.verification.authenticator import client_from
@@ -247,8 +248,8 @@ def _problems_of_environment(
     environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
 ) -> Iterator[str]:
     """Yield what the installed packages make impossible."""
-    if settings.verify != "off" and not has_module("jwt"):
-        yield "requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'"
+    if settings.verify != "off" and (missing := missing_packages()):
+        yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
     context = context_problem(environ)
     if context is None and options.pid is None and not keeps_unknown_keys():
         context = CONTEXT_PROBLEM

@@ -584,10 +584,9 @@ def test_a_server_that_drips_into_the_tls_handshake_is_cut(client: HttpClient) -
 
 
 def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that opens the tunnel late and then says nothing does not get the timeout twice."""
-    ended = threading.Event()
+    """A proxy that opens the tunnel late and then drips into the handshake does not get the whole time again."""
+    outlived = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        late: list[bool] = []
 
         def serve() -> None:
             connection, _ = listener.accept()
@@ -596,21 +595,19 @@ def test_the_deadline_applies_to_the_tunnel_and_the_handshake_behind_it(monkeypa
                 time.sleep(0.4)
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 connection.recv(65536)  # the client's part of the handshake
-                connection.settimeout(10)
-                connection.recv(1)
-                late.append(ended.is_set())
+                connection.sendall(b"\x16\x03\x03\x40\x00")
+                for _ in range(200):
+                    time.sleep(0.05)
+                    connection.sendall(b"\x00")
+                outlived.set()
 
         server = threading.Thread(target=serve)
         server.start()
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        started = time.monotonic()
         assert failure_at("https://idp.example", timeout=0.8)[0] == "timed_out"
-        taken = time.monotonic() - started
-        ended.set()
         server.join(60)
 
-    assert late == [False]
-    assert taken < 60
+    assert not outlived.is_set()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
