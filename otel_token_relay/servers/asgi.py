@@ -339,7 +339,7 @@ def _path(scope: Scope, route: Route) -> RequestPath:
         routed,
         scope.get("path", ""),
         partial(_header_values, scope),
-        method=scope["method"] if scope["type"] == "http" else "",
+        method=scope.get("method", "") if scope["type"] == "http" else "",
         values_of=partial(_values_of, scope),
         is_encoded=b"%" in (scope.get("raw_path") or b"").partition(b"?")[0],
     )

@@ -277,7 +277,7 @@ def _path(environ: Environ) -> RequestPath:
         routed,
         _whole_path(environ),
         partial(_header_values, environ),
-        method=environ["REQUEST_METHOD"],
+        method=environ.get("REQUEST_METHOD", ""),
         values_of=partial(_lines_of, environ),
     )
 
