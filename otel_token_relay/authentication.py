@@ -1,13 +1,15 @@
-"""The interface between server boundaries and authenticators: the request path and the error response."""
+"""The interface between server boundaries and authenticators: the request and the response."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 from urllib.parse import unquote
 
 from otel_token_relay.credentials import Credentials
+from otel_token_relay.reasons import Reason
 
 
 class Authenticator(Protocol):
@@ -30,9 +32,11 @@ class Authenticator(Protocol):
 class ErrorResponse:
     """The complete response to a request that does not reach the application.
 
+    It is an error, except for a request for the metadata of a protected resource, which has the status 200 or 204.
+
     Attributes:
         status: The HTTP status code, which is translated to a gRPC status code for gRPC requests.
-        error: One word from a closed set.
+        error: One word from a closed set; empty if the response is not an error.
         headers: All headers of the HTTP response.
         body: The error as JSON.
         reason: Why the request is refused, for operators; one word from a closed set. The response does not contain
@@ -67,8 +71,59 @@ CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Ret
 """The response if requests must be verified and an operator must first correct a setting or a program."""
 
 
+# What may follow the `/` of an entry that ends with `/*`: whole segments in characters that no server or framework
+# decodes, removes or interprets, none of them `.` or `..`. The last segment may be empty.
+_are_plain_segments: Final = re.compile(
+    r"(?:(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/|\Z))*", re.ASCII
+).fullmatch
+
+
+# Browsers send the first two in each preflight request, and never one of those below.
+_PREFLIGHT: Final = ("origin", "access-control-request-method")
+_NOT_PREFLIGHT: Final = (
+    "content-length",
+    "transfer-encoding",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+)
+
+
+class Exclusions:
+    """The paths that require no token.
+
+    Args:
+        entries: Paths that must match exactly, and paths followed by ``/*``, which match all paths below them.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        entries = [*entries]
+        self._exact = frozenset(entry for entry in entries if not entry.endswith("/*"))
+        self._prefixes = tuple(entry[:-1] for entry in entries if entry.endswith("/*"))
+
+    def cover(self, path: RequestPath) -> bool:
+        """Return whether the path is excluded and the client cannot have chosen its mount point."""
+        routed = path.routed
+        if routed is None or not (routed in self._exact or self._covers_below(routed, path.is_encoded)):
+            return False
+        return not path.is_mount_chosen
+
+    def _covers_below(self, routed: str, is_encoded: bool) -> bool:
+        # A prefix of a path says less than the whole path: an application that decodes, normalizes or splits the rest
+        # in another way may route it elsewhere.
+        return not is_encoded and any(
+            routed.startswith(prefix) and _are_plain_segments(routed[len(prefix) :]) is not None
+            for prefix in self._prefixes
+        )
+
+
+def needs_no_token(credentials: Credentials, path: RequestPath, exclusions: Exclusions) -> bool:
+    """Return whether a request is served without verification: on an excluded path, or as a CORS preflight request."""
+    return exclusions.cover(path) or (credentials is Reason.ABSENT and path.is_preflight)
+
+
 class RequestPath:
-    """A request's path, as seen by one boundary.
+    """A request's path and method, as seen by one boundary.
 
     Args:
         routed: The path that the application routes by, without the mount point; ``None`` if
@@ -76,20 +131,42 @@ class RequestPath:
         whole: The path including the mount point. An inner boundary that sees the same whole path
             serves part of the same application.
         header_values: Returns the values of all header lines.
+        method: The HTTP method in upper case; empty for WebSockets and for protocols other than HTTP.
+        values_of: Returns the values of the header with the given name in lower case.
+        is_encoded: Whether the path that the client sent contains percent-encoded characters.
     """
 
-    __slots__ = ("_header_values", "routed", "whole")
+    __slots__ = ("_header_values", "_values_of", "is_encoded", "method", "routed", "whole")
 
     def __init__(
-        self, routed: str | None, whole: str, header_values: Callable[[], Iterable[str]] | None = None
+        self,
+        routed: str | None,
+        whole: str,
+        header_values: Callable[[], Iterable[str]] | None = None,
+        *,
+        method: str = "",
+        values_of: Callable[[str], Sequence[str | bytes]] | None = None,
+        is_encoded: bool = False,
     ) -> None:
         self.routed: str | None = routed
         self.whole: str = whole
+        self.method: str = method
+        self.is_encoded: bool = is_encoded
         self._header_values = header_values
+        self._values_of = values_of
 
-    def is_one_of(self, excluded: Container[object]) -> bool:
-        """Return whether the path is excluded and the client cannot have chosen its mount point."""
-        return self.routed in excluded and not self.is_mount_chosen
+    @property
+    def is_preflight(self) -> bool:
+        """Whether this is a CORS preflight request, as browsers send it: without a body and without a method override.
+
+        Source: Fetch standard, section 4.8.
+        """
+        values_of = self._values_of
+        if self.method != "OPTIONS" or values_of is None:
+            return False
+        return all(any(values_of(name)) for name in _PREFLIGHT) and not any(
+            value not in ("0", b"0") for name in _NOT_PREFLIGHT for value in values_of(name)
+        )
 
     @property
     def is_mount_chosen(self) -> bool:

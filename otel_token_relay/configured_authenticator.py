@@ -12,7 +12,14 @@ import logging
 from functools import lru_cache
 from typing import Final
 
-from otel_token_relay.authentication import CANNOT_VERIFY, Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.authentication import (
+    CANNOT_VERIFY,
+    Authenticator,
+    ErrorResponse,
+    Exclusions,
+    RequestPath,
+    needs_no_token,
+)
 from otel_token_relay.credentials import Credentials
 from otel_token_relay.errors import RelayError
 from otel_token_relay.settings import Settings
@@ -44,16 +51,16 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
 
 
 class DenyAll:
-    """Reject every request except those to excluded paths."""
+    """Reject every request except those to excluded paths and CORS preflight requests."""
 
     def __init__(self, settings: Settings) -> None:
-        self._exclude = frozenset(settings.verify_exclude)
+        self._exclude = Exclusions(settings.verify_exclude)
         self._error_response = CANNOT_VERIFY.because(CANNOT_START)
         self._recorder = VerificationRecorder("enforce")
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response, or ``None`` for an excluded path."""
-        if path.is_one_of(self._exclude):
+        """Return the error response, or ``None`` for a request that needs no token."""
+        if needs_no_token(credentials, path, self._exclude):
             self._recorder.record("excluded")
             return None
         self._recorder.record("unavailable", CANNOT_START)

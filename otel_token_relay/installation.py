@@ -81,7 +81,7 @@ def _report_failure(hook: Hook, error: Exception) -> None:
     _logger.error("token relay cannot hook %s, which is left unchanged: %s", hook.module, error)
     if hook not in SERVER_HOOKS or _installed is None or _installed.runtime.terms.authenticator is None:
         return
-    if hook not in BOUNDARY_HOOKS or _installed.runtime.settings.verify != "enforce":
+    if hook not in BOUNDARY_HOOKS or not _installed.runtime.settings.rejects:
         _logger.error("token relay: requests to %s are NOT verified", hook.module)
     else:
         # Hooked frameworks would verify their own requests, but a server can run other applications beside them.
@@ -320,7 +320,7 @@ def _install_hooks(
     if hooks is HOOKS:
         current.runtime.clients_are_hooked = True
         context.before_first_token = _carry_into_threads
-    _hooks.switch_on((*hooks, UVLOOP_REFUSAL_HOOK) if current.runtime.settings.verify == "enforce" else hooks)
+    _hooks.switch_on((*hooks, UVLOOP_REFUSAL_HOOK) if current.runtime.settings.rejects else hooks)
     return current
 
 

@@ -3,7 +3,8 @@
 Most issuers are https URLs, whose metadata names their keys. Three kinds differ:
 
 * A name is any other text, such as ``accounts.google.com`` or AD FS's ``http://adfs.example/adfs/services/trust``.
-  It is compared with ``iss`` and never fetched, so it needs the URL of its keys.
+  It is compared with ``iss`` and never fetched, so it needs the URL of its keys. An http URL whose host the operator
+  trusts is not a name: its metadata can be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` means any tenant of Microsoft Entra.
 * An issuer with keys, an audience or an introspection endpoint of its own is a `TrustedIssuer`.
 
@@ -13,14 +14,14 @@ This module has no dependencies that require an extra.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from otel_token_relay.client_credentials import ClientCredential, make_credential
 from otel_token_relay.errors import ConfigurationError
-from otel_token_relay.origin import is_trustworthy
+from otel_token_relay.origin import Origin, is_trustworthy
 from otel_token_relay.printable import escape, shorten
 from otel_token_relay.spelling import nearest
 
@@ -44,7 +45,7 @@ PERSONAL_TENANT: Final = "9188040d-6c67-4c5b-b112-36a304b66dad"
 is_tenant: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII).fullmatch
 _is_name: Final = re.compile(r"[!-~]{1,500}", re.ASCII).fullmatch
 
-_KEYS: Final = ("issuer", "jwks_uri", "audience", "introspection_endpoint", "client")
+_KEYS: Final = ("issuer", "jwks_uri", "jwks_token_file", "audience", "introspection_endpoint", "client")
 _CLIENT_KEYS: Final[Mapping[str, str]] = {
     "id": "client_id",
     "secret": "secret",
@@ -64,6 +65,8 @@ class TrustedIssuer:
     Attributes:
         issuer: The issuer, exactly as in ``iss``.
         jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
+        jwks_token_file: A file with the bearer token with which the issuer's metadata and keys are fetched; empty for
+            none.
         audience: The names of this service in this issuer's tokens; empty for those of the verifier.
         introspection_endpoint: The URL at which this issuer's tokens are looked up (RFC 7662); ``None`` for none.
         client: This service's credential at that endpoint; ``None`` for none.
@@ -74,6 +77,7 @@ class TrustedIssuer:
 
     issuer: str
     jwks_uri: str | None = None
+    jwks_token_file: str = ""
     audience: tuple[str, ...] = ()
     introspection_endpoint: str | None = None
     client: ClientCredential | None = None
@@ -83,7 +87,9 @@ class TrustedIssuer:
         if problem is not None:
             raise ConfigurationError("issuers", problem)
         for name in ("jwks_uri", "introspection_endpoint"):
-            check_endpoint(name, getattr(self, name))
+            check_endpoint_syntax(name, getattr(self, name))
+        if not isinstance(self.jwks_token_file, str) or "\0" in self.jwks_token_file:
+            raise ConfigurationError("jwks_token_file", "expected the path of a file")
         audience: object = self.audience
         names = (audience,) if isinstance(audience, str) else tuple(self.audience)
         if not all(isinstance(name, str) and name for name in names):
@@ -92,10 +98,13 @@ class TrustedIssuer:
         if self.client is not None and self.introspection_endpoint is not None:
             self.client.check_use(self.issuer, self.introspection_endpoint)
 
-    @property
-    def is_url(self) -> bool:
-        """Whether the issuer's metadata can be fetched."""
-        return is_issuer(self.issuer) or self.is_any_tenant
+    def has_metadata(self, plaintext_hosts: Collection[str] = ()) -> bool:
+        """Return whether the issuer's metadata can be fetched.
+
+        Args:
+            plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+        """
+        return self.is_any_tenant or is_issuer(self.issuer, plaintext_hosts)
 
     @property
     def is_any_tenant(self) -> bool:
@@ -106,19 +115,41 @@ class TrustedIssuer:
         return self.issuer
 
 
-def check_endpoint(setting: str, url: object) -> None:
-    """Raise unless *url* is ``None`` or may be fetched.
+def check_endpoint_syntax(setting: str, url: object) -> None:
+    """Raise unless *url* is ``None`` or a URL. Whether plain http is allowed depends on another setting.
 
     Raises:
-        ConfigurationError: The URL is neither https nor on loopback.
+        ConfigurationError: The text is not an absolute http or https URL, or it has a fragment.
     """
-    if url is not None and (not isinstance(url, str) or not is_trustworthy(url)):
-        raise ConfigurationError(setting, "expected an https URL, or an http URL on loopback")
+    if url is None:
+        return
+    if not isinstance(url, str) or Origin.parse(url) is None or not url.isascii() or "#" in url:
+        raise ConfigurationError(setting, _ENDPOINT)
 
 
-def is_issuer(url: str) -> bool:
-    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2). Allow http only on loopback."""
-    return is_trustworthy(url) and "?" not in url and "{" not in url
+def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] = ()) -> None:
+    """Raise unless *url* is ``None`` or may be fetched.
+
+    Args:
+        setting: The setting's name.
+        url: The URL.
+        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+
+    Raises:
+        ConfigurationError: The URL is neither https, nor on loopback, nor of such a host.
+    """
+    if url is not None and (not isinstance(url, str) or not is_trustworthy(url, plaintext_hosts)):
+        raise ConfigurationError(setting, _ENDPOINT)
+
+
+def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
+    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2).
+
+    Args:
+        url: The issuer.
+        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+    """
+    return is_trustworthy(url, plaintext_hosts) and "?" not in url and "{" not in url
 
 
 def problem_with_issuer(issuer: object) -> str | None:
@@ -232,35 +263,62 @@ def _describe(entry: object, position: int) -> str:
     return shorten(re.sub(r"//[^/]*@", "//***@", text), 200)
 
 
-def needs_jwks_uri(issuer: str | TrustedIssuer, jwks_uri: str | None) -> bool:
-    """Return whether the issuer is a name without the URL of its keys."""
-    trusted = TrustedIssuer(issuer=issuer) if isinstance(issuer, str) else issuer
-    return not trusted.is_url and trusted.jwks_uri is None and jwks_uri is None
+def problem_with_entry(
+    entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
+) -> str | None:
+    """Return why this valid entry cannot be used beside the other settings, or ``None``.
+
+    Args:
+        entry: The issuer.
+        jwks_uri: The URL of the only issuer's keys, if it is not part of the entry.
+        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
+    """
+    trusted = TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry
+    for name in ("jwks_uri", "introspection_endpoint"):
+        try:
+            check_endpoint(name, getattr(trusted, name), plaintext_hosts)
+        except ConfigurationError as error:
+            return f"{name}: {error.problem}"
+    if trusted.jwks_uri is not None or jwks_uri is not None or trusted.has_metadata(plaintext_hosts):
+        return None
+    return IS_PLAIN_HTTP if trusted.issuer.startswith("http://") else NEEDS_JWKS_URI
 
 
+_ENDPOINT: Final = "expected an https URL, or an http URL on loopback or of a host in plaintext_issuers"
 NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with another name needs jwks_uri, the URL of its keys"
+IS_PLAIN_HTTP: Final = (
+    "keys are not fetched over plain http, unless plaintext_issuers lists the host; an issuer that is only a name needs"
+    " jwks_uri, the URL of its keys"
+)
 
 
 def combine(
     issuers: Sequence[str | TrustedIssuer],
     *,
     jwks_uri: str | None = None,
+    jwks_token_file: str = "",
     introspection_endpoint: str | None = None,
     client: ClientCredential | None = None,
+    plaintext_hosts: Collection[str] = (),
 ) -> tuple[TrustedIssuer, ...]:
     """Return the issuers, the only one of which gets the values that are not its own.
 
     Raises:
-        ConfigurationError: There are several issuers, so it is not clear to which one a value belongs; or a name has
-            no keys.
+        ConfigurationError: There are several issuers, so it is not clear to which one a value belongs; a name has no
+            keys; or a URL is plain http, and its host is not in *plaintext_hosts*.
     """
     problems: list[ConfigurationError] = []
     read = read_issuers(issuers, lambda setting, problem: problems.append(ConfigurationError(setting, problem)))
     if problems:
         raise problems[0]
-    for setting, value in (("jwks_uri", jwks_uri), ("introspection_endpoint", introspection_endpoint)):
-        check_endpoint(setting, value)
-        if value is not None and (len(read) > 1 or (setting == "jwks_uri" and not read)):
+    for setting, value in (
+        ("jwks_uri", jwks_uri),
+        ("jwks_token_file", jwks_token_file or None),
+        ("introspection_endpoint", introspection_endpoint),
+    ):
+        if setting != "jwks_token_file":
+            check_endpoint(setting, value, plaintext_hosts)
+        if value is not None and (len(read) > 1 or (setting != "introspection_endpoint" and not read)):
             raise ConfigurationError(
                 setting, f"{setting} requires exactly one issuer; with several, each entry of issuers has its own"
             )
@@ -271,10 +329,12 @@ def combine(
             only = replace(only, introspection_endpoint=introspection_endpoint)
         if only.introspection_endpoint is not None and only.client is None:
             only = replace(only, client=client)
-        found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri)]
+        token_file = only.jwks_token_file or jwks_token_file
+        found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri, jwks_token_file=token_file)]
     if not found and introspection_endpoint is not None and client is not None:
         client.check_use(None, introspection_endpoint)
     for issuer in found:
-        if needs_jwks_uri(issuer, None):
-            raise ConfigurationError("issuers", f"{_describe(issuer, 0)}: {NEEDS_JWKS_URI}")
+        problem = problem_with_entry(issuer, None, plaintext_hosts)
+        if problem is not None:
+            raise ConfigurationError("issuers", f"{_describe(issuer, 0)}: {problem}")
     return tuple(found)

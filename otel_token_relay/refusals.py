@@ -152,7 +152,7 @@ class RefusalRecorder:
     ) -> None:
         """See `record`."""
         with _harmless("a refused request could not be recorded"):
-            if is_server_suppressed(context):
+            if error_response.status < 400 or is_server_suppressed(context):
                 return
             attributes: Attributes = {
                 OUTCOME_ATTRIBUTE: "unavailable" if error_response.status == 503 else "refused",

@@ -28,15 +28,15 @@ from otel_token_relay.destinations import Destination, read_destinations
 from otel_token_relay.durations import check_seconds
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import (
-    NEEDS_JWKS_URI,
     TrustedIssuer,
     check_endpoint,
+    check_endpoint_syntax,
     combine,
     is_tenant,
-    needs_jwks_uri,
+    problem_with_entry,
     read_issuers,
 )
-from otel_token_relay.origin import Origin, OriginPattern
+from otel_token_relay.origin import Origin, OriginPattern, is_trustworthy
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.setting_kinds import (
     COUNT,
@@ -54,11 +54,15 @@ from otel_token_relay.sources import Source, SourceReader, Variable, merge
 from otel_token_relay.token import DEFAULT_MAX_LENGTH
 
 OnConflict = Literal["keep", "replace"]
-Verify = Literal["off", "report", "enforce"]
+Verify = Literal["off", "report", "optional", "enforce"]
+VerifyStreams = Literal["off", "exp"]
 Log = Literal["", "decisions", "debug"]
 
 # RFC 9110, section 5.1: a field name has the syntax that the RFC calls `token`.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
+
+# RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
+_is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
 # A bearer token in one of these headers would break the request or make it go elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
@@ -80,6 +84,9 @@ _UNUSABLE_HEADERS: Final = frozenset(
     }
 )
 
+
+NO_FILE: Final = "/dev/null"
+"""The strict value of a setting that names a file: an empty file, with which nothing can be verified."""
 
 # RFC 6749, section 3.3.
 _is_scope = re.compile(r"[!#-\[\]-~]+", re.ASCII).fullmatch
@@ -192,10 +199,11 @@ class Settings:
     )
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
-        choice("off", "report", "enforce"),
+        choice("off", "report", "optional", "enforce"),
         "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid token,"
-        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `report` only counts and logs"
-        " such a request. Both require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same, but"
+        " serves requests without a token; `report` only counts and logs the requests that `enforce` would reject. All"
+        " three require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
         default="off",
         shown="off",
         strict="enforce",
@@ -357,8 +365,8 @@ class Settings:
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
         WORDS,
-        "Comma-separated paths that require no token. A request's path must match exactly. For gRPC, list full method"
-        " names, such as `/grpc.health.v1.Health/Check`.",
+        "Comma-separated paths that require no token. A request's path must match exactly; an entry that ends with `/*`"
+        " matches all paths below it. For gRPC, list full method names, such as `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
     )
@@ -385,6 +393,59 @@ class Settings:
         " mesh encrypts the traffic. They cause no warning.",
         default=(),
         shown="",
+    )
+    ca_file: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_CA_FILE,
+        TEXT,
+        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys,"
+        " introspection and token endpoints, instead of those of the system. It is read again when it changes.",
+        default="",
+        shown="",
+        strict=NO_FILE,
+    )
+    plaintext_issuers: tuple[str, ...] = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_ISSUERS,
+        WORDS,
+        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results"
+        " and tokens may be fetched over plain http, because a mesh or a container network protects the traffic.",
+        default=(),
+        shown="",
+    )
+    jwks_token_file: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_JWKS_TOKEN_FILE,
+        TEXT,
+        "A file with a bearer token that is sent when the issuer's metadata and keys are fetched, such as the token of"
+        " a Kubernetes service account. It is sent over https only, and only to the origin of the issuer or of the"
+        " configured key set. The file is read at each fetch. Requires exactly one issuer.",
+        default="",
+        shown="",
+        strict=NO_FILE,
+    )
+    realm: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_REALM,
+        TEXT,
+        "The realm in the challenge of a rejected request: ASCII text without quotes and backslashes.",
+        default="api",
+        shown="api",
+    )
+    resource_metadata: str = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_RESOURCE_METADATA,
+        TEXT,
+        "The identifier of this service as a protected resource: the URL that clients use, such as"
+        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without a"
+        " token, and each challenge names it.",
+        default="",
+        shown="",
+    )
+    verify_streams: VerifyStreams = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS,
+        choice("off", "exp"),
+        "Whether a long response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is closed"
+        " with the code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a response of the type"
+        " `text/event-stream` ends.",
+        default="off",
+        shown="off",
+        strict="exp",
     )
     problems: tuple[str, ...] = ()
     """One sentence for each value that could not be read. Set by `load` and `from_env`; do not pass it."""
@@ -419,6 +480,7 @@ class Settings:
             raise ConfigurationError("max_length", "expected a whole number above 0")
         _check_choices_and_lists(self)
         _check_issuers_and_client(self)
+        _check_files_and_metadata(self)
         if not isinstance(self.redaction, bool):
             raise ConfigurationError("redaction", "expected true or false")
         _set(self, "redact_keys", tuple(key.strip().lower() for key in self.redact_keys))
@@ -483,8 +545,10 @@ class Settings:
         return combine(
             self.issuers,
             jwks_uri=self.jwks_uri,
+            jwks_token_file=self.jwks_token_file,
             introspection_endpoint=self.introspection_endpoint,
             client=self.client_credential,
+            plaintext_hosts=self.plaintext_issuers,
         )
 
     @property
@@ -534,6 +598,11 @@ class Settings:
             if several:
                 return f"{name} requires that there is only one issuer"
         return None
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the server boundary rejects requests whose token is not valid."""
+        return self.verify in ("optional", "enforce")
 
     @property
     def header_is_authorization(self) -> bool:
@@ -593,26 +662,51 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 
 
 def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
-    """Return what replaces the settings of issuers if an entry cannot be used. Add a problem for a name without keys.
+    """Return what replaces the settings of issuers if one cannot be used, and add a problem for each of those.
 
     If it is no longer clear to which issuer the keys or the introspection endpoint belong, no issuer remains.
     """
     values = merged.values
+    replaced: dict[str, Any] = {}
+    plaintext_hosts = values.get("plaintext_issuers", ())
+    for name in ("jwks_uri", "introspection_endpoint"):
+        try:
+            check_endpoint(name, values.get(name), plaintext_hosts)
+        except ConfigurationError as error:
+            problems.append(f"{VARIABLES[name].name}: {error.problem}")
+            replaced[name] = VARIABLES[name].strict
     issuers = values.get("issuers", ())
-    useless = [entry for entry in issuers if needs_jwks_uri(entry, values.get("jwks_uri"))]
+    found = {entry: problem_with_entry(entry, values.get("jwks_uri"), plaintext_hosts) for entry in issuers}
+    useless = [entry for entry, problem in found.items() if problem is not None]
     name = VARIABLES["issuers"].name
-    problems += [f"{name}: {entry}: {NEEDS_JWKS_URI}; until then, its tokens are refused" for entry in useless]
+    problems += [f"{name}: {entry}: {found[entry]}; until then, its tokens are refused" for entry in useless]
     if not useless and "issuers" not in merged.invalid:
-        return {}
-    if values.get("jwks_uri") is not None or values.get("introspection_endpoint") is not None:
-        return {"issuers": (), "jwks_uri": None, "introspection_endpoint": None}
-    return {"issuers": tuple(entry for entry in issuers if entry not in useless)}
+        return replaced
+    if any(values.get(name) for name in ("jwks_uri", "introspection_endpoint", "jwks_token_file")):
+        return {"issuers": (), "jwks_uri": None, "introspection_endpoint": None, "jwks_token_file": ""}
+    return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
+
+
+RESOURCE_RULE: Final = (
+    "expected the URL that clients use for this service, not that of its metadata: an https URL, or an http URL on"
+    " loopback, without a query or fragment"
+)
+
+
+def is_resource(url: object) -> bool:
+    """Return whether *url* can identify a protected resource (RFC 9728, section 1.2). Allow http only on loopback."""
+    if not isinstance(url, str) or not is_trustworthy(url) or not _is_quotable(url):
+        return False
+    return "?" not in url and "/.well-known/oauth-protected-resource" not in url
 
 
 def _check_one(setting: str, value: object) -> Any:
     """Validate one value by the same rules as a value passed in code, and return it as it is stored."""
     if setting == "issuers":
-        return value  # `read_issuers` has checked each entry, and whether a name has keys depends on other settings
+        return value  # `read_issuers` has checked each entry; `_usable_issuers` checks what depends on other settings
+    if setting in ("jwks_uri", "introspection_endpoint"):
+        check_endpoint_syntax(setting, value)
+        return value
     return getattr(Settings(**cast("dict[str, Any]", {setting: value})), setting)
 
 
@@ -644,7 +738,8 @@ def _raise(setting: str, problem: str) -> None:
 
 def _check_choices_and_lists(settings: Settings) -> None:
     for name, choices in (
-        ("verify", ("off", "report", "enforce")),
+        ("verify", ("off", "report", "optional", "enforce")),
+        ("verify_streams", ("off", "exp")),
         ("profile", PROFILES),
         ("log", ("", "decisions", "debug")),
         ("client_auth", (None, *CLIENT_AUTH_METHODS)),
@@ -654,9 +749,10 @@ def _check_choices_and_lists(settings: Settings) -> None:
     for name, rule, is_good in (
         ("audience", "expected names of this service, none of them empty", bool),
         ("algorithms", f"expected one or more of {', '.join(ALGORITHMS)}", ALGORITHMS.__contains__),
-        ("verify_exclude", "expected paths that start with /", _is_path),
+        ("verify_exclude", "expected paths that start with /, or such paths followed by /*", is_exclusion),
         ("redact_keys", "expected a sequence of non-empty attribute keys", str.strip),
         ("plaintext_hosts", "expected hosts without a scheme, such as profile-service or 10.0.0.7:8080", _is_host),
+        ("plaintext_issuers", "expected hosts without a scheme, such as keycloak:8080", _is_host),
         ("span_claims", "expected claim:attribute pairs, such as sub:enduser.id", _is_pair),
         ("tenants", "expected tenant IDs in lower case, such as 72f988bf-86f1-41af-91ab-2d7cd011db47", is_tenant),
         ("scope_claims", "expected names of claims, none of them empty", str.strip),
@@ -678,10 +774,11 @@ def _check_issuers_and_client(settings: Settings) -> None:
     issuers = read_issuers(settings.issuers, _raise)
     _set(settings, "issuers", issuers)
     for name in ("jwks_uri", "introspection_endpoint"):
-        check_endpoint(name, getattr(settings, name))
+        check_endpoint(name, getattr(settings, name), settings.plaintext_issuers)
     for entry in issuers:
-        if needs_jwks_uri(entry, settings.jwks_uri):
-            raise ConfigurationError("issuers", f"{entry}: {NEEDS_JWKS_URI}")
+        problem = problem_with_entry(entry, settings.jwks_uri, settings.plaintext_issuers)
+        if problem is not None:
+            raise ConfigurationError("issuers", f"{entry}: {problem}")
     for name in (
         "audience_claim",
         "client_id",
@@ -702,12 +799,24 @@ def _check_issuers_and_client(settings: Settings) -> None:
         raise ConfigurationError("client_secret", "expected text without control characters")
 
 
+def _check_files_and_metadata(settings: Settings) -> None:
+    for name in ("ca_file", "jwks_token_file"):
+        path = getattr(settings, name)
+        if not isinstance(path, str) or "\0" in path:
+            raise ConfigurationError(name, "expected the path of a file")
+    if not isinstance(settings.realm, str) or not _is_quotable(settings.realm):
+        raise ConfigurationError("realm", "expected ASCII text without quotes or backslashes")
+    if settings.resource_metadata and not is_resource(settings.resource_metadata):
+        raise ConfigurationError("resource_metadata", RESOURCE_RULE)
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value) and value.isprintable()
 
 
-def _is_path(text: str) -> bool:
-    return text.startswith("/")
+def is_exclusion(text: str) -> bool:
+    """Return whether *text* is a path, or a path followed by ``/*``. Nothing excludes every path."""
+    return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 
 
 def _is_host(text: str) -> bool:

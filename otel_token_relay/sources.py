@@ -24,7 +24,7 @@ from otel_token_relay.spelling import nearest
 PREFIX: Final = "OTEL_PYTHON_TOKEN_RELAY_"
 
 STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
-    "verify": ("off", "report", "enforce"),
+    "verify": ("off", "report", "optional", "enforce"),
     "require_verified": (False, True),
     "redaction": (False, True),
 }

@@ -26,7 +26,7 @@ CLAIM_ATTRIBUTE: Final = "token_relay.claim"
 # The minimum number of seconds between two warnings with the same reason.
 WARNING_SECONDS: Final = 60.0
 
-Mode = Literal["report", "enforce"]
+Mode = Literal["report", "optional", "enforce"]
 Outcome = Literal["accepted", "reported", "refused", "unavailable", "excluded"]
 
 _WARNINGS: Final[dict[Outcome, str]] = {

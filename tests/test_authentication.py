@@ -12,9 +12,96 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_token_relay.authentication import ErrorResponse, RequestPath
+from otel_token_relay.authentication import ErrorResponse, Exclusions, RequestPath
 
-EXCLUDED = ("/healthz", "/healthz/", "/health/live", "/health/deep/live")
+EXCLUDED = Exclusions(("/healthz", "/healthz/", "/health/live", "/health/deep/live"))
+
+
+BELOW = Exclusions(("/public/*", "/a/b/*", "/pkg.Health/*"))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        pytest.param("/public/x", True, id="one segment"),
+        pytest.param("/public/x/y.css", True, id="several segments"),
+        pytest.param("/public/x/", True, id="slash at the end"),
+        pytest.param("/public/", True, id="empty rest"),
+        pytest.param("/public/..x/.well-known/...", True, id="dots in a segment"),
+        pytest.param("/public/a-b_c~d@1:2,3=4+5", True, id="other characters"),
+        pytest.param("/a/b/c", True, id="longer prefix"),
+        pytest.param("/pkg.Health/Check", True, id="gRPC"),
+        pytest.param("/public", False, id="the prefix itself"),
+        pytest.param("/publicx/y", False, id="part of a segment"),
+        pytest.param("/x/public/y", False, id="not at the start"),
+        pytest.param("//public/x", False, id="two slashes at the start"),
+        pytest.param("/Public/x", False, id="case"),
+        pytest.param("/public/*", True, id="a star"),
+        pytest.param("/public/../admin", False, id="parent"),
+        pytest.param("/public/..", False, id="parent at the end"),
+        pytest.param("/public/./x", False, id="current"),
+        pytest.param("/public/x/..", False, id="parent after a segment"),
+        pytest.param("/public//admin", False, id="two slashes"),
+        pytest.param("/public/x//", False, id="two slashes at the end"),
+        pytest.param("/public/..%2fadmin", False, id="encoded slash"),
+        pytest.param("/public/%2e%2e/admin", False, id="encoded dots"),
+        pytest.param("/public/x%00", False, id="encoded NUL"),
+        pytest.param("/public/x\0", False, id="NUL"),
+        pytest.param("/public/x\n", False, id="line break"),
+        pytest.param("/public/..\\admin", False, id="backslash"),
+        pytest.param("/public/..;/admin", False, id="parameter"),
+        pytest.param("/public/\uff0e\uff0e/admin", False, id="full-width dots"),
+        pytest.param("/public/x?/../admin", False, id="question mark"),
+        pytest.param("/public/x#", False, id="number sign"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_an_entry_with_a_star_covers_whole_plain_segments(path: str, expected: bool) -> None:
+    """An application that normalizes or decodes the rest once more must not route it elsewhere."""
+    assert BELOW.cover(RequestPath(path, path)) is expected
+
+
+def test_an_entry_with_a_star_covers_no_encoded_path() -> None:
+    """A server has decoded the path; an application may route by what the client sent."""
+    assert not BELOW.cover(RequestPath("/public/x", "/public/x", is_encoded=True))
+    assert EXCLUDED.cover(RequestPath("/healthz", "/healthz", is_encoded=True))
+
+
+def test_an_entry_with_a_star_follows_the_rules_for_mount_points() -> None:
+    """A client must not choose the beginning of the path."""
+    assert BELOW.cover(RequestPath("/public/x", "/app/public/x", lambda: ["other"]))
+    assert not BELOW.cover(RequestPath("/public/x", "/app/public/x", lambda: ["/app"]))
+    assert not BELOW.cover(RequestPath(None, "/public/x"))
+
+
+PREFLIGHT = {"origin": ["https://app.example"], "access-control-request-method": ["POST"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "expected"),
+    [
+        pytest.param("OPTIONS", {}, True, id="preflight"),
+        pytest.param("OPTIONS", {"content-length": ["0"]}, True, id="no body, announced"),
+        pytest.param("GET", {}, False, id="another method"),
+        pytest.param("options", {}, False, id="case"),
+        pytest.param("", {}, False, id="no HTTP"),
+        pytest.param("OPTIONS", {"origin": []}, False, id="no origin"),
+        pytest.param("OPTIONS", {"origin": [""]}, False, id="empty origin"),
+        pytest.param("OPTIONS", {"access-control-request-method": []}, False, id="plain OPTIONS"),
+        pytest.param("OPTIONS", {"content-length": ["2"]}, False, id="body"),
+        pytest.param("OPTIONS", {"content-length": [b"2"]}, False, id="body, as bytes"),
+        pytest.param("OPTIONS", {"transfer-encoding": ["chunked"]}, False, id="chunked body"),
+        pytest.param("OPTIONS", {"x-http-method-override": ["GET"]}, False, id="override"),
+    ],
+)
+def test_a_preflight_request_is_what_browsers_send(
+    method: str, headers: dict[str, list[str | bytes]], expected: bool
+) -> None:
+    """Nothing else that an application could take for another request."""
+    sent: dict[str, Any] = PREFLIGHT | headers
+    path = RequestPath("/a", "/a", method=method, values_of=lambda name: sent.get(name, []))
+
+    assert path.is_preflight is expected
 
 
 @pytest.mark.parametrize(
@@ -37,7 +124,7 @@ def test_h01_exclusion_needs_a_mount_point_of_the_operator(
     routed: str | None, whole: str, headers: tuple[str, ...], expected: bool
 ) -> None:
     """A mount point in a header is chosen by the client."""
-    assert RequestPath(routed, whole, lambda: headers).is_one_of(EXCLUDED) is expected
+    assert EXCLUDED.cover(RequestPath(routed, whole, lambda: headers)) is expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +152,7 @@ def test_headers_are_read_only_if_they_can_change_the_result(routed: str, whole:
         calls.append("read")
         yield "unrelated"
 
-    RequestPath(routed, whole, header_values).is_one_of(EXCLUDED)
+    EXCLUDED.cover(RequestPath(routed, whole, header_values))
 
     assert len(calls) == reads
 
@@ -81,7 +168,7 @@ def test_a_mount_point_in_any_header_is_found_in_any_spelling(mount: str, other:
     path = RequestPath("/healthz", f"/{mount}/healthz", lambda: (other, f"{other},{spell(mount)}"))
 
     assert path.is_mount_chosen
-    assert not path.is_one_of(EXCLUDED)
+    assert not EXCLUDED.cover(path)
 
 
 def test_an_error_response_is_complete_and_must_not_be_cached() -> None:

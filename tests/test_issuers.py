@@ -15,7 +15,7 @@ from otel_token_relay.issuers import (
     combine,
     fill_tenant,
     is_issuer,
-    needs_jwks_uri,
+    problem_with_entry,
     problem_with_issuer,
     read_issuers,
 )
@@ -26,7 +26,7 @@ ANY_TENANT = "https://login.microsoftonline.com/{tid}/v2.0"
 
 
 @pytest.mark.parametrize(
-    ("issuer", "is_accepted", "is_url"),
+    ("issuer", "is_accepted", "has_metadata"),
     [
         pytest.param("https://idp.example/realms/x", True, True, id="URL"),
         pytest.param("http://127.0.0.1:8080", True, True, id="loopback"),
@@ -56,13 +56,13 @@ ANY_TENANT = "https://login.microsoftonline.com/{tid}/v2.0"
         pytest.param(1, False, False, id="number"),
     ],
 )
-def test_an_issuer_is_a_url_a_name_or_any_tenant(issuer: Any, is_accepted: bool, is_url: bool) -> None:
+def test_an_issuer_is_a_url_a_name_or_any_tenant(issuer: Any, is_accepted: bool, has_metadata: bool) -> None:
     """A name is compared with iss and never fetched."""
     assert (problem_with_issuer(issuer) is None) is is_accepted
     if is_accepted:
-        assert TrustedIssuer(issuer=issuer).is_url is is_url
-        assert needs_jwks_uri(issuer, None) is not is_url
-        assert not needs_jwks_uri(issuer, "https://keys.example")
+        assert TrustedIssuer(issuer=issuer).has_metadata() is has_metadata
+        assert (problem_with_entry(issuer) is None) is has_metadata
+        assert problem_with_entry(issuer, "https://keys.example") is None
     else:
         with pytest.raises(ConfigurationError, match="issuers"):
             TrustedIssuer(issuer=issuer)
@@ -129,9 +129,9 @@ def test_an_entry_of_a_file_has_its_own_settings() -> None:
         pytest.param({"jwks_uri": "https://k.example"}, "item 1: expected an https URL", id="no issuer"),
         pytest.param({"issuer": 1}, "item 1: issuer: expected text", id="number"),
         pytest.param(
-            {"issuer": "https://b.example", "jwks_uri": "http://k.example"},
+            {"issuer": "https://b.example", "jwks_uri": "k.example"},
             "https://b.example: jwks_uri: expected an https URL",
-            id="plain http",
+            id="no URL",
         ),
         pytest.param(
             {"issuer": "https://b.example", "client": {"id": "a"}}, "https://b.example: client_secret: ", id="client"
@@ -201,3 +201,26 @@ def test_only_a_url_can_be_fetched() -> None:
     assert is_issuer("https://idp.example")
     assert not is_issuer(ANY_TENANT)
     assert not is_issuer("http://idp.example")
+    assert is_issuer("http://idp.example", ["idp.example"])
+    assert not is_issuer("http://idp.example:81", ["idp.example:80"])
+
+
+@pytest.mark.parametrize("name", ["issuer", "jwks_uri", "introspection_endpoint"])
+def test_plain_http_needs_a_host_that_the_operator_trusts(name: str) -> None:
+    """The issuer itself and each of its endpoints."""
+    entry = TrustedIssuer(**{"issuer": "https://a.example"} | {name: "http://b.example/x"})
+    with pytest.raises(ConfigurationError, match="plaintext_issuers"):
+        combine([entry])
+    assert combine([entry], plaintext_hosts=["b.example"]) == (entry,)
+
+
+def test_a_token_for_keys_belongs_to_one_issuer() -> None:
+    """With several issuers, each entry has its own."""
+    (only,) = combine(["https://a.example"], jwks_token_file="/run/token")
+    assert only.jwks_token_file == "/run/token"
+    for issuers in ([], ["https://a.example", "https://b.example"]):
+        with pytest.raises(ConfigurationError, match="jwks_token_file requires exactly one issuer"):
+            combine(issuers, jwks_token_file="/run/token")
+    entries = ({"issuer": "https://a.example", "jwks_token_file": "/run/token"}, "https://b.example")
+    first, second = combine(read_issuers(entries, pytest.fail))
+    assert (first.jwks_token_file, second.jwks_token_file) == ("/run/token", "")

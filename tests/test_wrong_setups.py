@@ -325,10 +325,10 @@ VALUES: Final = [
     value(
         "VERIFY",
         "yes",
-        "expected one of off, report, enforce",
+        "expected one of off, report, optional, enforce",
         "enforce",
         variables=verifying(VERIFY="yes"),
-        verify=says(1, "rejected: malformed", f"{PREFIX}VERIFY: expected one of off, report, enforce"),
+        verify=says(1, "rejected: malformed", f"{PREFIX}VERIFY: expected one of off, report, optional, enforce"),
         line=("verification=refused",),
     ),
     value(
@@ -599,12 +599,13 @@ def valid(issuer: Issuer) -> str:
     return make_token(claims(issuer.url))
 
 
+PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are not fetched over plain http, unless plaintext_issuers"
 ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with another name needs jwks_uri"
 
 VERIFICATION: Final = [
     cannot_start("no issuer", without(verifying(), ".ISSUERS"), missing="ISSUERS"),
     cannot_start("no audience", without(verifying(), ".AUDIENCE"), missing="AUDIENCE"),
-    cannot_start("issuer over http", verifying(ISSUERS="http://login.example"), ISSUER_FORM, missing="ISSUERS"),
+    cannot_start("issuer over http", verifying(ISSUERS="http://login.example"), PLAIN_HTTP_ISSUER, missing="ISSUERS"),
     cannot_start("issuer without a scheme", verifying(ISSUERS="login.example"), ISSUER_FORM, missing="ISSUERS"),
     SetUp(
         name="issuers although verification is off",
@@ -1150,9 +1151,11 @@ FILES: Final = [
     in_file(
         "verify: on",
         (GOOD, "verify: on"),
-        f"{SECTION}.verify: expected one of off, report, enforce",
-        check=says(1, f"{SECTION}.verify: expected one of off, report, enforce", "requests get the response 503"),
-        explain=says(1, "expected one of off, report, enforce", "requests get the response 503"),
+        f"{SECTION}.verify: expected one of off, report, optional, enforce",
+        check=says(
+            1, f"{SECTION}.verify: expected one of off, report, optional, enforce", "requests get the response 503"
+        ),
+        explain=says(1, "expected one of off, report, optional, enforce", "requests get the response 503"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     SetUp(

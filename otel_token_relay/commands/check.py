@@ -22,6 +22,7 @@ from otel_token_relay.commands.coverage import (
     Library,
     has_module,
     installed_libraries,
+    missing_packages,
     try_hooks,
     try_redaction,
 )
@@ -172,9 +173,10 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
 
 def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
     """Ask the issuers, and add a problem for each whose response cannot be used."""
-    if settings.verification_problem is not None or not has_module("jwt"):
+    if settings.verification_problem is not None or missing_packages():
         return []
     # Imported here, because PyJWT is optional and takes 60 ms to import.
+    from otel_token_relay.verification.authenticator import client_from
     from otel_token_relay.verification.endpoints import describe_clock
     from otel_token_relay.verification.issuer_endpoints import ask_issuers
 
@@ -182,8 +184,10 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
         settings.issuers,
         settings.algorithms,
         jwks_uri=settings.jwks_uri,
+        jwks_token_file=settings.jwks_token_file,
         introspection_endpoint=settings.introspection_endpoint,
         client=settings.client_credential,
+        http=client_from(settings),
     )
     issuers = [issuer.as_dict() for issuer in reports]
     report.problems += [
@@ -251,8 +255,8 @@ def _problems_of_environment(
     environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
 ) -> Iterator[str]:
     """Yield what the installed packages make impossible."""
-    if settings.verify != "off" and not has_module("jwt"):
-        yield "requests cannot be verified because PyJWT is missing: pip install 'otel-token-relay[verify]'"
+    if settings.verify != "off" and (missing := missing_packages()):
+        yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
     context = context_problem(environ)
     if context is None and options.pid is None and not keeps_unknown_keys():
         context = CONTEXT_PROBLEM
@@ -294,6 +298,8 @@ def _warnings(
     yield from describe_overridden(load_sources(environ), VARIABLES)
     if settings.verify == "report":
         yield "requests without a valid token are reported, but not refused"
+    if settings.verify == "optional":
+        yield "requests without a token are served"
 
 
 def _credential_problems(settings: Settings) -> Iterator[str]:

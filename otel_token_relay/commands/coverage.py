@@ -140,6 +140,15 @@ def has_module(name: str) -> bool:
     return False
 
 
+# The packages that verification needs, by the name of their module.
+_TO_VERIFY: Final = {"jwt": "PyJWT", "urllib3": "urllib3"}
+
+
+def missing_packages() -> str:
+    """Return the packages without which no token can be verified; empty if all are installed."""
+    return " and ".join(package for module, package in _TO_VERIFY.items() if not has_module(module))
+
+
 def _state_of_modules(hooks: list[Hook]) -> tuple[str, bool]:
     if any(has_module(hook.module) for hook in hooks):
         return CAN_BE_HOOKED, True

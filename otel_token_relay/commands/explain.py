@@ -13,7 +13,7 @@ from typing import Final
 from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.arguments import conceal, looks_like_token
-from otel_token_relay.commands.coverage import has_module
+from otel_token_relay.commands.coverage import missing_packages
 from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
@@ -122,7 +122,7 @@ def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     context = context_problem(environ)
     # The other problem of a context, that no package provides it, does not stop the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
-    cannot_verify = settings.verify == "enforce" and (settings.missing_to_verify or not has_module("jwt"))
+    cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)
 
 

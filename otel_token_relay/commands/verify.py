@@ -264,6 +264,7 @@ class _Verification:
 
         If the token names no issuer, only introspection can verify it, so none is asked without an endpoint for that.
         """
+        from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers
 
         settings, trusted = self._settings, self._settings.trusted_issuers
@@ -272,8 +273,9 @@ class _Verification:
             return None
         issuers = [issuer for issuer in trusted if issuer.issuer == self._claims.get("iss")] or trusted
         client = None if endpoint is None else settings.client_credential
+        http = client_from(settings)
         return InThread(
-            lambda: ask_issuers(issuers, settings.algorithms, introspection_endpoint=endpoint, client=client)
+            lambda: ask_issuers(issuers, settings.algorithms, introspection_endpoint=endpoint, client=client, http=http)
         )
 
     @property

@@ -21,10 +21,14 @@ from otel_token_relay.authentication import Authenticator, RequestPath
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary
 from otel_token_relay.credentials import locate
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.runtime import Runtime, TermsInForce
+from otel_token_relay.runtime import Runtime, Terms, TermsInForce
 from otel_token_relay.settings import Settings
+from otel_token_relay.stream_limits import POLICY_VIOLATION, Limit, is_event_stream, limits_streams, seconds_left
 
 Handler = Callable[[Any], Awaitable[Any]]
+
+# The attribute in which a request notes that an outer boundary ends its response.
+_ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
@@ -46,12 +50,12 @@ class TokenRelayMiddleware:
         self._terms = TermsInForce(settings, authenticator)
 
     async def __call__(self, request: Any, handler: Handler) -> Any:
-        settings, authenticator = self._terms()
+        terms = self._terms()
         outer: Boundary | None = vars(request).get(BOUNDARY_KEY)
         if outer is not None and outer.still_applies_to(partial(locate, _values_of(request))):
-            return await _guard(handler, outer, authenticator, is_at_server=False)(request)
-        with _binding(request, settings) as boundary:
-            return await _guard(handler, boundary, authenticator, is_at_server=False)(request)
+            return await _guard(handler, outer, terms, is_at_server=False)(request)
+        with _binding(request, terms.settings) as boundary:
+            return await _guard(handler, boundary, terms, is_at_server=False)(request)
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -64,11 +68,10 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             installed = in_force.installed
             if installed is None:
                 return await original(self, request, start_time, handler, *args, **kwargs)
-            settings, authenticator = installed.terms
-            with _binding(request, settings) as boundary:
+            with _binding(request, installed.terms.settings) as boundary:
                 # If the request cannot be parsed, the server responds with 400 and runs no application code.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
-                    handler = _guard(handler, boundary, authenticator, is_at_server=True)
+                    handler = _guard(handler, boundary, installed.terms, is_at_server=True)
                 return await original(self, request, start_time, handler, *args, **kwargs)
 
         return _handle_request
@@ -88,16 +91,21 @@ def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None
         otel_context.detach(attached)
 
 
-def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | None, *, is_at_server: bool) -> Handler:
+def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: bool) -> Handler:
     """Return a handler that calls *handler* only for requests (including WebSockets) that *authenticator* accepts."""
+
+    settings, authenticator = terms
 
     async def guarded(request: Any) -> Any:
         # This is the path by which aiohttp routes. In `path`, an encoded slash looks like a plain one.
         # Older versions route by the raw path, and their URLs have no `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
-        error_response = await boundary.check_async(authenticator, RequestPath(path, path))
+        request_path = RequestPath(path, path, method=request.method, values_of=_values_of(request))
+        error_response = await boundary.check_async(authenticator, request_path)
         if error_response is None:
+            if limits_streams(settings, authenticator):
+                return await _serve_until_expiry(handler, request, boundary, settings)
             return await handler(request)
         from aiohttp import web
 
@@ -108,6 +116,35 @@ def _guard(handler: Handler, boundary: Boundary, authenticator: Authenticator | 
         )
 
     return handler if authenticator is None else guarded
+
+
+async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary, settings: Settings) -> Any:
+    """Run *handler*. If the response lasts, end it when the request's token has expired."""
+    seconds = seconds_left(boundary, settings)
+    if seconds is None or _ENDING_KEY in vars(request):
+        return await handler(request)
+    from aiohttp import web
+
+    limit, lasting = Limit(seconds), []
+    prepare = request._prepare_hook
+
+    async def watch(response: Any) -> None:
+        # aiohttp calls this when the application has chosen the headers and before it sends them.
+        await prepare(response)
+        if isinstance(response, web.WebSocketResponse) or is_event_stream(response.headers.get("Content-Type")):
+            lasting.append(response)
+            limit.start()
+
+    vars(request).update({_ENDING_KEY: True, "_prepare_hook": watch})
+    is_over, response = await limit.run(lambda: handler(request))
+    if not is_over:
+        return response
+    response = lasting[0]
+    if isinstance(response, web.WebSocketResponse):
+        await response.close(code=POLICY_VIOLATION)
+    else:
+        await response.write_eof()
+    return response
 
 
 def _describe(request: Any) -> refusals.HttpRequest:

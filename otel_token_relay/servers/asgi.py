@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
@@ -21,6 +21,7 @@ from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms, TermsInForce
 from otel_token_relay.settings import Settings
+from otel_token_relay.stream_limits import POLICY_VIOLATION, Limit, is_event_stream, limits_streams, seconds_left
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,6 +29,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
+
+# The key under which a scope notes that an outer boundary ends its response.
+_ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
@@ -165,6 +169,8 @@ async def serve(
     if scope["type"] == "lifespan":
         await app(scope, receive, send)
         return
+    if limits_streams(settings, authenticator):
+        app = partial(_serve_until_expiry, app, settings)
     outer: Boundary | None = scope.get(BOUNDARY_KEY)
     if outer is not None and (outer.encloses(scope) or outer.still_applies_to(partial(_locate, scope))):
         if authenticator is None:
@@ -281,19 +287,62 @@ async def _enter(
         raise RuntimeError(f"the application was not called for this scope: {error_response.error}")
 
 
-def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
-    def values_of(name: str) -> list[bytes]:
-        wanted = name.encode("latin-1")
-        return [value for key, value in scope["headers"] if key.lower() == wanted]
+async def _serve_until_expiry(app: App, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run *app*. If the response lasts, end it when the request's token has expired."""
+    boundary: Boundary = scope[BOUNDARY_KEY]
+    seconds = seconds_left(boundary, settings)
+    kind = scope["type"]
+    if seconds is None or kind not in ("http", "websocket") or _ENDING_KEY in scope:
+        await app(scope, receive, send)
+        return
+    scope[_ENDING_KEY] = True
+    limit = Limit(seconds)
 
+    async def watch(message: Message) -> None:
+        if kind == "websocket":
+            starts, stops = message["type"] == "websocket.accept", message["type"] == "websocket.close"
+        else:
+            starts = message["type"] == "http.response.start" and is_event_stream(_content_type(message))
+            stops = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if stops:
+            limit.stop()
+        await send(message)
+        if starts:
+            limit.start()
+
+    is_over, _ = await limit.run(partial(app, scope, receive, watch))
+    if is_over and kind == "websocket":
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": ""})
+    elif is_over:
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _content_type(message: Message) -> str | None:
+    values = [value for name, value in message.get("headers") or () if bytes(name).lower() == b"content-type"]
+    return bytes(values[0]).decode("latin-1") if values else None
+
+
+def _values_of(scope: Scope, name: str) -> list[bytes]:
+    wanted = name.encode("latin-1")
+    return [value for key, value in scope["headers"] if key.lower() == wanted]
+
+
+def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
     method = scope["method"] if scope["type"] == "http" else "GET"
-    return refusals.HttpRequest(method, scope["path"], scope.get("scheme"), values_of, status)
+    return refusals.HttpRequest(method, scope["path"], scope.get("scheme"), partial(_values_of, scope), status)
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:
     # Exclusions are HTTP paths; a path in another protocol may mean something else.
     routed = route(scope) if scope["type"] in ("http", "websocket") else None
-    return RequestPath(routed, scope.get("path", ""), partial(_header_values, scope))
+    return RequestPath(
+        routed,
+        scope.get("path", ""),
+        partial(_header_values, scope),
+        method=scope.get("method", "") if scope["type"] == "http" else "",
+        values_of=partial(_values_of, scope),
+        is_encoded=b"%" in (scope.get("raw_path") or b"").partition(b"?")[0],
+    )
 
 
 def _header_values(scope: Scope) -> Iterator[str]:

@@ -7,8 +7,12 @@ entries as ambiguous and keeps instrumentation from binding either of them withi
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
@@ -22,6 +26,7 @@ from otel_token_relay.boundary import Boundary
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms, TermsInForce
 from otel_token_relay.settings import Settings
+from otel_token_relay.stream_limits import limits_streams, seconds_left
 
 Settle = Callable[[], Terms | None]
 
@@ -30,6 +35,8 @@ _INTERCEPTORS_POSITION = 2
 
 # Over HTTP, a malformed header gets a 400 response; gRPC treats such a header as missing.
 _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
+# The details of the status with which a stream ends. It is the error of RFC 6750, section 3.1.
+_EXPIRED: Final = "invalid_token"
 _TRAILING: Final = ("www-authenticate", "retry-after")
 
 
@@ -106,7 +113,11 @@ def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> An
     outgoing = "stream" if handler.response_streaming else "unary"
     behavior = getattr(handler, f"{incoming}_{outgoing}")
     return getattr(module, f"{incoming}_{outgoing}_rpc_method_handler")(
-        _bind(behavior, handler.response_streaming, lambda: _Call(module, details, terms)),
+        _bind(
+            behavior,
+            handler.response_streaming,
+            lambda: _Call(module, details, terms, is_stream=handler.request_streaming or handler.response_streaming),
+        ),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
@@ -129,7 +140,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
                     while True:
                         with call.step():
                             try:
-                                response = await anext(responses)
+                                response = await call.in_time(anext(responses), context)
                             except StopAsyncIteration:
                                 return
                         yield response
@@ -147,7 +158,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
             try:
                 await call.check_async(context)
                 with call.step():
-                    return await behavior(request, context)
+                    return await call.in_time(behavior(request, context), context)
             finally:
                 call.close()
 
@@ -158,7 +169,9 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
         try:
             call.check(context)
             with call.step():
-                return behavior(request, context)
+                response = behavior(request, context)
+            call.check_time(context)
+            return response
         finally:
             call.close()
 
@@ -175,13 +188,21 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
 class _Call:
     """One call. Its context is kept from step to step, because instrumentation attaches its span in the first one."""
 
-    def __init__(self, module: Any, details: Any, terms: Terms) -> None:
+    def __init__(self, module: Any, details: Any, terms: Terms, *, is_stream: bool) -> None:
         self._module = module
         self._path = RequestPath(details.method, details.method)
         self._authenticator = terms.authenticator
         self._boundary = Boundary.of(_values_in(details.invocation_metadata or ()), terms.settings)
         self._context = self._boundary.context()
-        self.close = self._boundary.close
+        self._settings = terms.settings if is_stream and limits_streams(*terms) else None
+        self._ends_at: float | None = None
+        self._timer: threading.Timer | None = None
+
+    def close(self) -> None:
+        """End the lease, because the call is over."""
+        self._boundary.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def check(self, context: Any) -> None:
         """Abort the call by raising an exception, unless the authenticator accepts the call."""
@@ -193,6 +214,59 @@ class _Call:
             # In older grpcio releases, aborting the context that aio passes to synchronous methods does not
             # raise an exception: the client has its response, but the method would still run.
             raise self._module.aio.AbortError(error_response.error)
+        if self._set_end():
+            self._timer = threading.Timer(self._seconds_left(), self._end, (context,))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _set_end(self) -> bool:
+        """Determine when the stream must end; return whether it must."""
+        seconds = None if self._settings is None else seconds_left(self._boundary, self._settings)
+        if seconds is None:
+            return False
+        self._ends_at = time.monotonic() + seconds
+        return True
+
+    def _seconds_left(self) -> float:
+        return max(0.0, (self._ends_at or 0.0) - time.monotonic())
+
+    def check_time(self, context: Any) -> None:
+        """Abort the stream by raising an exception if its token has expired."""
+        if self._ends_at is not None and time.monotonic() >= self._ends_at:
+            context.abort(self._module.StatusCode.UNAUTHENTICATED, _EXPIRED)
+            raise self._module.aio.AbortError(_EXPIRED)
+
+    def _end(self, context: Any) -> None:
+        """End the stream of a synchronous method that waits, whose thread cannot be interrupted.
+
+        The context's own method raises an exception in the thread that calls it, and only that thread then ends the
+        call. The server's function sends the status at once and wakes a method that waits for a request. The context
+        that aio passes to synchronous methods has no such state: there, `check_time` ends the stream at its next step.
+        """
+        with contextlib.suppress(Exception):
+            server: Any = importlib.import_module("grpc._server")
+            state, call = context._state, context._rpc_event.call
+            with state.condition:
+                if server._is_rpc_state_active(state):
+                    state.code = self._module.StatusCode.UNAUTHENTICATED
+                    code = server.cygrpc.StatusCode.unauthenticated
+                    server._abort(state, call, code, _EXPIRED.encode("ascii"))
+                state.condition.notify_all()
+
+    async def in_time(self, waiting: Awaitable[Any], context: Any) -> Any:
+        """Await one step of an asynchronous method, which is canceled if its token expires."""
+        if self._ends_at is None:
+            return await waiting
+        import asyncio
+
+        limit = asyncio.timeout(self._seconds_left())
+        try:
+            async with limit:
+                return await waiting
+        except Exception:
+            if not limit.expired():
+                raise
+        return await context.abort(self._module.StatusCode.UNAUTHENTICATED, _EXPIRED)
 
     async def check_async(self, context: Any) -> None:
         """Do the same as `check` without blocking the event loop."""
@@ -201,6 +275,7 @@ class _Call:
             self._record(error_response, context)
             context.set_trailing_metadata(_trailing_metadata(error_response))
             await context.abort(self._code(error_response), error_response.error)
+        self._set_end()
 
     def _record(self, error_response: ErrorResponse, context: Any) -> None:
         def describe() -> refusals.GrpcCall:
@@ -248,8 +323,11 @@ class _Responses:
                 self._call.check(self._context)
                 with self._call.step():
                     self._responses = self._begin()
+            self._call.check_time(self._context)
             with self._call.step():
-                return next(self._responses)
+                response = next(self._responses)
+            self._call.check_time(self._context)
+            return response
         except BaseException:
             self._call.close()
             raise

@@ -43,7 +43,9 @@ async def serve(app: App, scope: Any, protocol: Any, terms: Terms) -> Any:
     boundary = Boundary.of(scope.headers.get_all, terms.settings)
     attached = attach(boundary.context())
     try:
-        error_response = await boundary.check_async(terms.authenticator, RequestPath(scope.path, scope.path))
+        method = scope.method if scope.proto != "ws" else ""
+        path = RequestPath(scope.path, scope.path, method=method, values_of=scope.headers.get_all)
+        error_response = await boundary.check_async(terms.authenticator, path)
         if error_response is None:
             return await app(scope, protocol)
         refusals.record(error_response, get_current(), lambda: _describe(scope), is_at_server=True)

@@ -83,7 +83,8 @@ async def serve(handler: Handler, request: Any, terms: Terms) -> None:
 async def _check(boundary: Boundary, request: Any, terms: Terms) -> ErrorResponse | None:
     try:
         # Sanic routes by this path.
-        return await boundary.check_async(terms.authenticator, RequestPath(request.path, request.path))
+        path = RequestPath(request.path, request.path, method=request.method, values_of=_values_of(request))
+        return await boundary.check_async(terms.authenticator, path)
     except Exception as error:  # Sanic would call the application's error handlers
         _logger.error("an authenticator raised %s", type(error).__name__)
         return CANNOT_VERIFY

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import partial
 from http import HTTPStatus
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from otel_token_relay import refusals
 from otel_token_relay import runtime as in_force
@@ -23,8 +25,12 @@ from otel_token_relay.credentials import locate
 from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
+from otel_token_relay.settings import Settings
+from otel_token_relay.stream_limits import POLICY_VIOLATION, is_event_stream, limits_streams, seconds_left
 
 _logger = logging.getLogger("otel_token_relay")
+# How often a response that has not begun when its token expires is looked at again.
+_SECONDS_BETWEEN_CHECKS: Final = 1.0
 # Tornado's applications write their access log themselves.
 _access_logger = logging.getLogger("tornado.access")
 
@@ -68,7 +74,8 @@ class _EnclosedDelegate:
         # The raw path is checked, because Tornado routes by it.
         path = start_line.path.partition("?")[0]
         try:
-            self._error_response = await boundary.check_async(installed.terms.authenticator, RequestPath(path, path))
+            request_path = RequestPath(path, path, method=start_line.method, values_of=headers.get_list)
+            self._error_response = await boundary.check_async(installed.terms.authenticator, request_path)
         except Exception as error:  # the request was not accepted, and gets the response 503
             _logger.error("an authenticator raised %s", type(error).__name__)
         if self._error_response is None:
@@ -97,7 +104,8 @@ class _EnclosedDelegate:
         peer = getattr(self._connection.context, "remote_ip", None)
         # Without the query, which may contain a token.
         path = start_line.path.partition("?")[0]
-        _access_logger.warning("%d %s %s (%s)", error_response.status, start_line.method, path, peer)
+        log = _access_logger.info if error_response.status < 400 else _access_logger.warning
+        log("%d %s %s (%s)", error_response.status, start_line.method, path, peer)
 
     def on_connection_close(self) -> None:
         if self._error_response is None:
@@ -138,10 +146,14 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             boundary = _take_over(self.request) or Boundary.of(self.request.headers.get_list, runtime.terms.settings)
             attached = attach(boundary.context())
             try:
-                error_response = await _check(boundary, runtime.terms.authenticator, self)
-                return (
-                    await original(self, *args, **kwargs) if error_response is None else _respond(self, error_response)
-                )
+                terms = runtime.terms
+                error_response = await _check(boundary, terms.authenticator, self)
+                if error_response is not None:
+                    return _respond(self, error_response)
+                if limits_streams(*terms):
+                    with _ending(self, boundary, terms.settings):
+                        return await original(self, *args, **kwargs)
+                return await original(self, *args, **kwargs)
             finally:
                 boundary.close()
                 detach(attached)
@@ -149,6 +161,42 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return _execute
 
     patches.wrap(module.RequestHandler, "_execute", build)
+
+
+@contextmanager
+def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[None, None, None]:
+    """End the handler's response when its token has expired, if it lasts."""
+    seconds = seconds_left(boundary, settings)
+    if seconds is None:
+        yield
+        return
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+
+    timer: Any = None
+
+    def end() -> None:
+        nonlocal timer
+        if getattr(handler, "ws_connection", None) is not None:
+            handler.close(POLICY_VIOLATION)
+        elif handler._headers_written and is_event_stream(handler._headers.get("Content-Type")):
+            if not handler._finished:
+                with suppress(Exception):  # the client may have disconnected
+                    handler.finish()
+                task.cancel()
+        else:  # the response may still begin to last
+            timer = loop.call_later(_SECONDS_BETWEEN_CHECKS, end)
+
+    task: Any = asyncio.current_task()
+    timer = loop.call_later(seconds, end, context=Context())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not handler._finished:
+            raise
+    finally:
+        timer.cancel()
 
 
 def _take_over(request: Any) -> Boundary | None:
@@ -162,9 +210,10 @@ def _take_over(request: Any) -> Boundary | None:
 
 
 async def _check(boundary: Boundary, authenticator: Authenticator | None, handler: Any) -> ErrorResponse | None:
-    path = handler.request.path
+    request = handler.request
+    path = RequestPath(request.path, request.path, method=request.method, values_of=request.headers.get_list)
     try:
-        return await boundary.check_async(authenticator, RequestPath(path, path))
+        return await boundary.check_async(authenticator, path)
     except BaseException:
         # This request was not accepted. Without a response, the request body would still be passed to `data_received`.
         _respond(handler, CANNOT_VERIFY)

@@ -5,11 +5,12 @@ Source: PEP 3333.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import lru_cache, partial
 from http import HTTPStatus
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from opentelemetry.context import Context
 
@@ -23,10 +24,14 @@ from otel_token_relay.otel import attach, detach, get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime, Terms, TermsInForce
 from otel_token_relay.settings import Settings
+from otel_token_relay.stream_limits import is_event_stream, limits_streams, seconds_left
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+# The key under which an environ notes that an outer boundary ends its response.
+_ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
@@ -115,6 +120,8 @@ def serve(
     The token stays bound while the response is streamed.
     """
     settings, authenticator = terms
+    if limits_streams(settings, authenticator):
+        app = partial(_serve_until_expiry, app, settings)
     outer: Boundary | None = environ.get(BOUNDARY_KEY)
     if outer is not None and (outer.encloses(environ) or outer.still_applies_to(partial(_locate, environ))):
         return _enter(app, environ, start_response, outer, authenticator, is_at_server)
@@ -137,6 +144,60 @@ def serve(
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
     return kind(body, boundary, context)
+
+
+def _serve_until_expiry(
+    app: App, settings: Settings, environ: Environ, start_response: StartResponse
+) -> Iterable[bytes]:
+    """Run *app*. If its response is an event stream, end it when the request's token has expired."""
+    seconds = seconds_left(environ[BOUNDARY_KEY], settings)
+    if seconds is None or environ.get(_ENDING_KEY):
+        return app(environ, start_response)
+    environ[_ENDING_KEY] = True
+    is_stream: list[bool] = []
+
+    def watch(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+        types = [value for name, value in headers if name.lower() == "content-type"]
+        is_stream[:] = [bool(types) and is_event_stream(types[0])]
+        return start_response(status, headers, *more)
+
+    body = app(environ, watch)
+    if is_stream == [False] or type(body) in (list, tuple, bytes):
+        return body
+    return _EndingBody(body, is_stream, time.monotonic() + seconds)
+
+
+class _EndingBody:
+    """A body that ends at the first step after *ends_at* on the monotonic clock, if the response is an event stream.
+
+    A step that waits for the next event cannot be interrupted.
+    """
+
+    def __init__(self, body: Iterable[bytes], is_stream: list[bool], ends_at: float) -> None:
+        self._body = body
+        self._iterator: Iterator[bytes] | None = None
+        self._is_stream = is_stream
+        self._ends_at = ends_at
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._iterator is None:
+            self._iterator = iter(self._body)
+        self._check()
+        chunk = next(self._iterator)
+        self._check()  # the step may have taken long
+        return chunk
+
+    def _check(self) -> None:
+        if self._is_stream == [True] and time.monotonic() >= self._ends_at:
+            raise StopIteration
+
+    def close(self) -> None:
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            close()
 
 
 class _WsgiBoundary(Boundary):
@@ -198,7 +259,9 @@ def _enter(
 
 def _lines_of(environ: Environ, name: str) -> list[str]:
     """Return the lines of one header. A server has combined them into a single one."""
-    return [value for value in map(environ.get, _keys((name,))) if value is not None]
+    # PEP 3333: an empty value and a missing one mean the same.
+    keys = ("CONTENT_LENGTH",) if name == "content-length" else _keys((name,))
+    return [value for value in map(environ.get, keys) if value]
 
 
 def _describe(environ: Environ) -> refusals.HttpRequest:
@@ -210,7 +273,13 @@ def _path(environ: Environ) -> RequestPath:
     """Return the decoded path. WSGI passes the path's bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
     # Django and Werkzeug route an empty path like the root path.
     routed = _as_text(environ.get("PATH_INFO", "")) or "/"
-    return RequestPath(routed, _whole_path(environ), partial(_header_values, environ))
+    return RequestPath(
+        routed,
+        _whole_path(environ),
+        partial(_header_values, environ),
+        method=environ.get("REQUEST_METHOD", ""),
+        values_of=partial(_lines_of, environ),
+    )
 
 
 def _whole_path(environ: Environ) -> str:

@@ -13,12 +13,14 @@ from otel_token_relay.issuers import TrustedIssuer
 
 if TYPE_CHECKING:
     from otel_token_relay.verification.authenticator import BearerAuthenticator
+    from otel_token_relay.verification.http_client import HttpClient
     from otel_token_relay.verification.verifier import AsyncTokenVerifier, TokenVerifier, VerifiedToken
 
 __all__ = [
     "AsyncTokenVerifier",
     "BearerAuthenticator",
     "ClientCredential",
+    "HttpClient",
     "KeysUnavailable",
     "RejectReason",
     "Secret",
@@ -32,6 +34,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from otel_token_relay.verification import authenticator, verifier
+    from otel_token_relay.verification import authenticator, http_client, verifier
 
-    return getattr(authenticator if name == "BearerAuthenticator" else verifier, name)
+    places: dict[str, Any] = {"BearerAuthenticator": authenticator, "HttpClient": http_client}
+    return getattr(places.get(name, verifier), name)

@@ -13,17 +13,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypedDict, TypeVar, cast, overload
 
-from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.authentication import Authenticator, ErrorResponse, Exclusions, RequestPath, needs_no_token
 from otel_token_relay.context import announce_verified
 from otel_token_relay.credentials import Credentials
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.reasons import Reason
 from otel_token_relay.runtime import SettingsInForce
-from otel_token_relay.settings import Settings
+from otel_token_relay.settings import Settings, is_exclusion
 from otel_token_relay.token import BearerToken, Clock
 from otel_token_relay.verification.causes import ExplainedReason
 from otel_token_relay.verification.challenges import Challenges
 from otel_token_relay.verification.drivers import drive, drive_async
+from otel_token_relay.verification.http_client import HttpClient, shared_client
+from otel_token_relay.verification.protected_resource import ProtectedResource
 from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
 from otel_token_relay.verification.verifier import AsyncTokenVerifier, TokenVerifier, VerifiedToken, VerifierCore
 from otel_token_relay.verifications import Mode, Outcome, VerificationRecorder
@@ -49,6 +51,7 @@ class AuthenticatorOptions(TypedDict, total=False):
 
     realm: str | None
     required_scopes: Sequence[str]
+    any_scopes: Sequence[str]
     exclude: Sequence[str]
     resource_metadata: str | None
     acr_values: Sequence[str]
@@ -63,13 +66,17 @@ class BearerAuthenticator:
             neither blocks an event loop.
         realm: The realm sent in every challenge; ``None`` for ``api``.
         required_scopes: The scopes that every accepted token must have.
+        any_scopes: Scopes of which every accepted token must have at least one.
         exclude: Paths that need no token. Each is compared exactly with the path that the application routes
             on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
-            ``/healthz/`` nor ``/healthz/deep``. For gRPC, use full method names: ``/package.Service/Method``.
-        resource_metadata: The URL of this resource's metadata (RFC 9728).
+            ``/healthz/`` nor ``/healthz/deep``. ``/healthz/*`` matches all paths below ``/healthz/``. For gRPC, use
+            full method names: ``/package.Service/Method``.
+        resource_metadata: The identifier of this protected resource (RFC 9728): the URL that clients use. Its metadata
+            is then served without a token, and each challenge names it.
         acr_values: The accepted values of the token's ``acr`` (RFC 9470).
         max_age: The maximum number of seconds since the token's ``auth_time`` (RFC 9470).
-        mode: ``enforce`` rejects requests; ``report`` accepts every request and only counts and logs.
+        mode: ``enforce`` rejects requests without a valid token; ``optional`` accepts those without any token;
+            ``report`` accepts every request and only counts and logs.
         span_claims: A callable that returns the claims to set as SERVER span attributes.
         now: A clock that returns the seconds since the epoch.
 
@@ -83,6 +90,7 @@ class BearerAuthenticator:
         *,
         realm: str | None = None,
         required_scopes: Sequence[str] = (),
+        any_scopes: Sequence[str] = (),
         exclude: Sequence[str] = (),
         resource_metadata: str | None = None,
         acr_values: Sequence[str] = (),
@@ -91,18 +99,24 @@ class BearerAuthenticator:
         span_claims: Callable[[], SpanClaims | None] | None = None,
         now: Clock = time.time,
     ) -> None:
-        if isinstance(exclude, str) or not all(isinstance(path, str) and path.startswith("/") for path in exclude):
-            raise ConfigurationError("exclude", "expected a sequence of paths that start with /")
+        if isinstance(exclude, str) or not all(isinstance(path, str) and is_exclusion(path) for path in exclude):
+            raise ConfigurationError("exclude", "expected a sequence of paths that start with /, or end with /*")
+        self._resource = None
+        if resource_metadata is not None:
+            servers = verifier.issuers if isinstance(verifier, VerifierCore) else ()
+            self._resource = ProtectedResource(resource_metadata, servers, (*required_scopes, *any_scopes))
         self.challenges: Challenges = Challenges(
             realm=DEFAULT_REALM if realm is None else realm,
             required_scopes=required_scopes,
-            resource_metadata=resource_metadata,
+            any_scopes=any_scopes,
+            resource_metadata=None if self._resource is None else self._resource.url,
             acr_values=acr_values,
             max_age=max_age,
         )
         self._verifier = verifier
         self._required_scopes = frozenset(required_scopes)
-        self._exclude = frozenset(exclude)
+        self._any_scopes = frozenset(any_scopes)
+        self._exclude = Exclusions(exclude)
         self._acr_values = frozenset(acr_values)
         self._max_age = max_age
         self._mode = mode
@@ -112,11 +126,8 @@ class BearerAuthenticator:
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Return the error response if the request is not accepted; see `Authenticator`."""
-        if path.is_one_of(self._exclude):
-            self._recorder.record("excluded")
-            return None
-        if isinstance(credentials, Reason):
-            return self._reject_without_token(credentials)
+        if isinstance(credentials, Reason) or self._is_open(credentials, path):
+            return self._respond_without_token(credentials, path)
         try:
             verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
@@ -129,11 +140,8 @@ class BearerAuthenticator:
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Do the same as `check`, but without blocking the event loop."""
-        if path.is_one_of(self._exclude):
-            self._recorder.record("excluded")
-            return None
-        if isinstance(credentials, Reason):
-            return self._reject_without_token(credentials)
+        if isinstance(credentials, Reason) or self._is_open(credentials, path):
+            return self._respond_without_token(credentials, path)
         try:
             verifier, token = self._verifier, credentials.reveal()
             if isinstance(verifier, VerifierCore):
@@ -151,8 +159,9 @@ class BearerAuthenticator:
         self._recorder.prepare()
 
     def _check_verified(self, token: BearerToken, verified: VerifiedToken) -> ErrorResponse | None:
-        if not self._required_scopes <= verified.scopes:
-            details = partial(self._explain, token, "insufficient_scope")
+        lacks_any = bool(self._any_scopes) and self._any_scopes.isdisjoint(verified.scopes)
+        if lacks_any or not self._required_scopes <= verified.scopes:
+            details = partial(self._explain, token, "insufficient_scope", lacks_any=lacks_any)
             return self._reject(
                 self.challenges.insufficient_scope, "insufficient_scope", claim="scope", details=details
             )
@@ -172,6 +181,18 @@ class BearerAuthenticator:
             return True
         authenticated_at = claims.get("auth_time")
         return type(authenticated_at) in (int, float) and self._now() - authenticated_at <= self._max_age  # type: ignore[operator]
+
+    def _is_open(self, credentials: Credentials, path: RequestPath) -> bool:
+        return needs_no_token(credentials, path, self._exclude) or (
+            self._resource is not None and self._resource.respond(path) is not None
+        )
+
+    def _respond_without_token(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
+        is_anonymous = self._mode == "optional" and credentials is Reason.ABSENT
+        if isinstance(credentials, Reason) and not is_anonymous and not self._is_open(credentials, path):
+            return self._reject_without_token(credentials)
+        self._recorder.record("excluded")
+        return None if self._resource is None else self._resource.respond(path)
 
     def _reject_without_token(self, reason: Reason) -> ErrorResponse | None:
         return self._reject(self.challenges.without_token(reason), reason.value, details=lambda: reason.meaning)
@@ -197,13 +218,16 @@ class BearerAuthenticator:
     ) -> ErrorResponse | None:
         cause = details if reason in _WITHOUT_VALUES else None
         self._recorder.record(outcome, reason, cause, claim=claim, details=details)
-        return error_response.because(reason, claim) if self._mode == "enforce" else None
+        return None if self._mode == "report" else error_response.because(reason, claim)
 
-    def _explain(self, token: BearerToken, reason: ExplainedReason) -> str:
+    def _explain(self, token: BearerToken, reason: ExplainedReason, *, lacks_any: bool = False) -> str:
         """Return what was expected and what the token has; empty if the application's own verifier rejected it."""
         if not isinstance(self._verifier, VerifierCore):
             return ""
-        return self._verifier.explain(token.reveal(), reason, required_scopes=sorted(self._required_scopes)).line()
+        required = sorted(self._required_scopes)
+        if lacks_any:
+            required.append(f"one of {', '.join(sorted(self._any_scopes))}")
+        return self._verifier.explain(token.reveal(), reason, required_scopes=required).line()
 
 
 _Kind = TypeVar("_Kind", TokenVerifier, AsyncTokenVerifier)
@@ -242,7 +266,14 @@ def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
         tenants=settings.tenants,
         scope_claims=settings.scope_claims,
         max_length=settings.max_length,
+        jwks_token_file=settings.jwks_token_file,
+        http=client_from(settings),
     )
+
+
+def client_from(settings: Settings) -> HttpClient:
+    """Return the HTTP client that the settings configure."""
+    return shared_client(settings.ca_file or None, settings.plaintext_issuers)
 
 
 def authenticator_from(settings: Settings) -> BearerAuthenticator:
@@ -255,7 +286,9 @@ def authenticator_from(settings: Settings) -> BearerAuthenticator:
         verifier_from(settings),
         required_scopes=settings.required_scopes,
         exclude=settings.verify_exclude,
-        mode="report" if settings.verify == "report" else "enforce",
+        realm=settings.realm,
+        resource_metadata=settings.resource_metadata or None,
+        mode="enforce" if settings.verify == "off" else settings.verify,
         span_claims=SpanClaimsInForce(SettingsInForce(settings)),
     )
 

@@ -32,6 +32,7 @@ class Challenges:
     Args:
         realm: Always sent, since ``Bearer`` alone is not a valid challenge (RFC 6750, section 3).
         required_scopes: Sent in the challenge so that a client knows which scopes to request.
+        any_scopes: Scopes of which one is enough. They are sent too, because a challenge cannot offer a choice.
         resource_metadata: The URL of this resource's metadata (RFC 9728); ``None`` to omit it.
         acr_values: The accepted authentication contexts (RFC 9470).
         max_age: The maximum number of seconds since the user authenticated (RFC 9470).
@@ -45,6 +46,7 @@ class Challenges:
         *,
         realm: str,
         required_scopes: Sequence[str] = (),
+        any_scopes: Sequence[str] = (),
         resource_metadata: str | None = None,
         acr_values: Sequence[str] = (),
         max_age: float | None = None,
@@ -53,10 +55,12 @@ class Challenges:
             if text is not None and not (isinstance(text, str) and _is_quotable(text)):
                 raise ConfigurationError(name, "expected non-empty ASCII text without quotes or backslashes")
         _check_words("required_scopes", required_scopes)
+        _check_words("any_scopes", any_scopes)
         _check_words("acr_values", acr_values)
         self._start = [("realm", realm)]
         self._end = [] if resource_metadata is None else [("resource_metadata", resource_metadata)]
-        scope = [("scope", " ".join(required_scopes))] if required_scopes else []
+        scopes = tuple(dict.fromkeys((*required_scopes, *any_scopes)))
+        scope = [("scope", " ".join(scopes))] if scopes else []
         # RFC 6750, section 3.1: no error code if the request contains no token.
         self.unauthenticated: ErrorResponse = self._challenge(401, None, "unauthenticated", *scope)
         self.invalid_request: ErrorResponse = self._challenge(400, "invalid_request", "invalid_request")
@@ -65,7 +69,7 @@ class Challenges:
         step_up += [] if max_age is None else [("max_age", str(int(max_age)))]
         error = "insufficient_user_authentication"
         self.insufficient_authentication: ErrorResponse = self._challenge(401, error, error, *step_up)
-        self.insufficient_scope: ErrorResponse = self.build_insufficient_scope(required_scopes)
+        self.insufficient_scope: ErrorResponse = self.build_insufficient_scope(scopes)
 
     def build_insufficient_scope(self, scopes: Sequence[str]) -> ErrorResponse:
         """Build the error response to a valid token that lacks a scope.

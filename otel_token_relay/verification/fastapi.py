@@ -31,9 +31,10 @@ except ImportError as _import_error:
     ) from _import_error
 
 from otel_token_relay.authentication import ErrorResponse
+from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.verification.principal import Principal, challenges_of, principal_of
 
-__all__ = ["Principal", "current_principal", "require_scopes"]
+__all__ = ["Principal", "current_principal", "require_any_scope", "require_scopes"]
 
 
 class _BearerScheme(OAuth2):
@@ -84,6 +85,28 @@ def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]
         return principal
 
     return principal_with_scopes
+
+
+def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]]:
+    """Build a dependency that returns the principal if the token has at least one of *scopes*.
+
+    OpenAPI cannot describe such a choice, so the document contains the scheme without these scopes.
+
+    Raises:
+        ConfigurationError: There are no scopes, so no token could have one of them.
+    """
+    if not scopes:
+        raise ConfigurationError("scopes", "expected at least one scope")
+
+    async def principal_with_any_scope(
+        request: HTTPConnection,
+        principal: Principal = Security(current_principal),  # noqa: B008
+    ) -> Principal:
+        if principal.scopes.isdisjoint(scopes):
+            raise _build_error(request.scope, challenges_of(request.scope).build_insufficient_scope(scopes))
+        return principal
+
+    return principal_with_any_scope
 
 
 class _Rejected(HTTPException):

@@ -31,6 +31,7 @@ from otel_token_relay.verification.http_client import FetchFailed, HttpClient, R
 from otel_token_relay.verification.introspection import build_request, read_response
 from otel_token_relay.verification.jwk import KeySet, check_algorithms
 from otel_token_relay.verification.jws import Claims, parse_object
+from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
 
 DEFAULT_TIMEOUT: Final = 4.0
@@ -93,6 +94,7 @@ def ask_issuers(
     jwks_uri: str | None = None,
     introspection_endpoint: str | None = None,
     client: ClientCredential | None = None,
+    jwks_token_file: str = "",
     timeout: float = DEFAULT_TIMEOUT,
     http: HttpClient | None = None,
     now: Clock = time.time,
@@ -106,6 +108,7 @@ def ask_issuers(
         introspection_endpoint: The introspection endpoint of the only issuer, or of none. It is asked about a random
             token.
         client: This service's credential there.
+        jwks_token_file: A file with the token with which the only issuer's keys are fetched; see `KeyCredential`.
         timeout: The maximum number of seconds for everything. The verifier has the same.
         http: Sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
@@ -117,7 +120,12 @@ def ask_issuers(
     allowed = check_algorithms(algorithms)
     sender = shared_client() if http is None else http
     trusted: Sequence[TrustedIssuer | None] = combine(
-        issuers, jwks_uri=jwks_uri, introspection_endpoint=introspection_endpoint, client=client
+        issuers,
+        jwks_uri=jwks_uri,
+        jwks_token_file=jwks_token_file,
+        introspection_endpoint=introspection_endpoint,
+        client=client,
+        plaintext_hosts=sender.plaintext_hosts,
     )
     lone = None if introspection_endpoint is None else (introspection_endpoint, client)
     inquiries = [
@@ -186,6 +194,7 @@ class _Inquiry:
         self._algorithms = algorithms
         self._jwks_uri = None if issuer is None else issuer.jwks_uri
         self._deadline = deadline
+        self._credential = KeyCredential.of(issuer)
         self._http = http
         self._now = now
         self._started = time.monotonic()
@@ -220,7 +229,7 @@ class _Inquiry:
 
     def _ask_for_keys(self) -> list[EndpointReport]:
         if self._jwks_uri is not None:
-            return [self._ask(self._key_set(self._jwks_uri))]
+            return [self._fetch(self._key_set(self._jwks_uri))]
         running = [(endpoint, self._start(endpoint)) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
         # If the first document does not arrive, the verifier does not ask for the second one either.
@@ -228,7 +237,7 @@ class _Inquiry:
             metadata.append(self._wait(*running[1]))
         jwks_uri = next((report.found for report in metadata if report.found is not None), None)
         if jwks_uri is not None:
-            keys.append(self._ask(self._key_set(jwks_uri)))
+            keys.append(self._fetch(self._key_set(jwks_uri)))
         if len(metadata) == 1:
             metadata.append(self._wait(*running[1]))
         if jwks_uri is not None:
@@ -246,11 +255,19 @@ class _Inquiry:
     def _report(self, endpoints: list[EndpointReport]) -> IssuerReport:
         return IssuerReport(issuer=self._issuer, endpoints=tuple(endpoints))
 
+    def _fetch(self, endpoint: Endpoint) -> EndpointReport:
+        """Ask with the token for metadata and keys, if the issuer needs one."""
+        try:
+            authorization = self._credential.header_for(endpoint.url)
+        except FetchFailed as error:
+            return replace(self._late(endpoint), state="problem", result=str(error))
+        return self._ask(endpoint._replace(authorization=authorization))
+
     def _ask(self, endpoint: Endpoint) -> EndpointReport:
         return ask(endpoint, timeout=self._deadline - time.monotonic(), http=self._http, now=self._now)
 
     def _start(self, endpoint: Endpoint) -> InThread[EndpointReport]:
-        return InThread(lambda: self._ask(endpoint))
+        return InThread(lambda: self._fetch(endpoint))
 
     def _wait(self, endpoint: Endpoint, running: InThread[EndpointReport]) -> EndpointReport:
         return running.result(self._deadline + _REPORTING_SECONDS / 2) or self._late(endpoint)

@@ -33,6 +33,7 @@ from otel_token_relay.verification.drivers import Wait
 from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response, shared_client
 from otel_token_relay.verification.jwk import NOT_FOR_SIGNATURES, KeySet, SkippedKey
 from otel_token_relay.verification.jws import parse_object
+from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import (
     check_issuer,
     describe_status,
@@ -96,6 +97,7 @@ class KeySource:
         issuer: The issuer, exactly as in ``iss``.
         algorithms: The algorithms that `KeySet.parse` may use.
         jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
+        credential: The token with which the metadata and the keys are fetched; ``None`` for none.
         http: Sends the requests; ``None`` for the default client.
     """
 
@@ -106,15 +108,17 @@ class KeySource:
         *,
         jwks_uri: str | None = None,
         times: KeyTimes | None = None,
+        credential: KeyCredential | None = None,
         http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
         # An issuer whose keys are found by other means is only a name, and nothing is fetched from it.
-        self.issuer: str = issuer if jwks_uri is not None else check_issuer(issuer)
+        self._http = shared_client() if http is None else http
+        self.issuer: str = issuer if jwks_uri is not None else check_issuer(issuer, self._http.plaintext_hosts)
         self._algorithms = algorithms
         self._jwks_uri = jwks_uri
         self._times = times or KeyTimes()
-        self._http = shared_client() if http is None else http
+        self._credential = credential or KeyCredential("")
         self._monotonic = monotonic
         self._keys: KeySet | None = None
         self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
@@ -229,7 +233,8 @@ class KeySource:
         deadline = time.monotonic() + self._times.timeout
 
         def fetch_in_time(url: str) -> Response:
-            return self._http.fetch(url, timeout=deadline - time.monotonic())
+            authorization = self._credential.header_for(url)
+            return self._http.fetch(url, timeout=deadline - time.monotonic(), authorization=authorization)
 
         response = fetch_in_time(self._jwks_uri or self._discover(fetch_in_time))
         if response.status != 200:

@@ -38,9 +38,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
         ConfigurationError: The issuer is neither an https URL nor an http URL on loopback or of such a host, or has a
             query or a fragment.
     """
-    if not isinstance(issuer, str) or not (
-        is_issuer(issuer.replace(TENANT, "common")) or (is_trustworthy(issuer, plaintext_hosts) and "?" not in issuer)
-    ):
+    if not isinstance(issuer, str) or not is_issuer(issuer.replace(TENANT, "common"), plaintext_hosts):
         raise ConfigurationError(
             "issuers",
             "expected an https URL without a query, or an http URL on loopback or of a host in plaintext_issuers",

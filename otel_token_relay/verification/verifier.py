@@ -40,6 +40,7 @@ from otel_token_relay.verification.introspection import Introspection
 from otel_token_relay.verification.jwk import Key, KeySet, check_algorithms
 from otel_token_relay.verification.jwks_client import KeySource, KeyTimes
 from otel_token_relay.verification.jws import Claims, Jws, copy_json, looks_like_jws, parse_jws
+from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.malformations import read_unverified
 from otel_token_relay.verification.metadata import TENANT_IN_METADATA
 from otel_token_relay.verification.token_kinds import names_user, read_kinds
@@ -188,6 +189,8 @@ class VerifierCore:
             fetch.
         timeout: The maximum number of seconds for which a request waits if there are no keys.
         max_stale: The number of seconds for which expired keys are still used while the issuer is down.
+        jwks_token_file: A file with a bearer token for the issuer's metadata and keys, which requires exactly one
+            issuer. It is sent over https only, and only to the origin of the issuer or of *jwks_uri*.
         http: Sends the requests to issuers; ``None`` for a client that trusts the system's certificate authorities.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
@@ -235,6 +238,7 @@ class VerifierCore:
         cooldown: float = 10.0,
         timeout: float = 4.0,
         max_stale: float = 3600.0,
+        jwks_token_file: str = "",
         http: HttpClient | None = None,
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
@@ -262,7 +266,14 @@ class VerifierCore:
             cert_file=client_cert_file,
         )
         given = (issuers,) if isinstance(issuers, (str, TrustedIssuer)) else tuple(issuers)
-        trusted = combine(given, jwks_uri=jwks_uri, introspection_endpoint=introspection_endpoint, client=client)
+        trusted = combine(
+            given,
+            jwks_uri=jwks_uri,
+            jwks_token_file=jwks_token_file,
+            introspection_endpoint=introspection_endpoint,
+            client=client,
+            plaintext_hosts=http.plaintext_hosts,
+        )
         _check_sources(trusted, self._rules, introspection_endpoint)
 
         def introspect_at(
@@ -278,7 +289,13 @@ class VerifierCore:
 
         self._sources = {
             issuer.issuer: KeySource(
-                issuer.issuer, self._algorithms, jwks_uri=issuer.jwks_uri, times=times, http=http, monotonic=monotonic
+                issuer.issuer,
+                self._algorithms,
+                jwks_uri=issuer.jwks_uri,
+                credential=KeyCredential.of(issuer),
+                times=times,
+                http=http,
+                monotonic=monotonic,
             )
             for issuer in trusted
         }
@@ -307,6 +324,11 @@ class VerifierCore:
         self._cache_seconds = cache_seconds
         self._now = now
         self._monotonic = monotonic
+
+    @property
+    def issuers(self) -> tuple[str, ...]:
+        """The trusted issuers."""
+        return tuple(self._sources)
 
     def cached(self, token: str) -> VerifiedToken | None:
         """Return the cached verification of *token*; ``None`` if the token must be verified again.

@@ -29,8 +29,8 @@ class BearerAuthMiddleware:
         authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
         settings: The settings that name the token headers; these settings are used only if no outer boundary
             has read the headers. ``None`` uses the installed settings or, if there are none, the environment.
-        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``exclude``,
-            ``resource_metadata``, ``acr_values`` and ``max_age``.
+        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``,
+            ``any_scopes``, ``exclude``, ``resource_metadata``, ``acr_values`` and ``max_age``.
 
     Raises:
         ConfigurationError: An option is invalid; the error names it.

@@ -106,7 +106,6 @@ def test_h15_both_may_be_misspelled_and_one_may_be_twice() -> None:
         "VERIFY",
         "OTEL_PYTHON_TOKEN_RELAY",
         "OTEL_PYTHON_TOKEN_RELAY_VERBOSITY",
-        "OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS",
         "MY_OTEL_PYTHON_TOKEN_RELAY_VERIFY",
         "OTEL_PYTHON_TRACER_PROVIDER",
         "PATH",

@@ -94,6 +94,24 @@ def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
     assert f"  websockets {version('websockets')}: no hook; name the destination with to_destination()\n" in output
 
 
+@pytest.mark.parametrize(
+    ("missing", "expected"), [(("urllib3",), "urllib3 is"), (("jwt", "urllib3"), "PyJWT and urllib3 is"), ((), "")]
+)
+def test_check_names_the_packages_that_verification_needs(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: tuple[str, ...], expected: str
+) -> None:
+    """Without them, every request gets the response 503."""
+    variables = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "a"}
+    for name, value in variables.items():
+        environment.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
+    for module in missing:
+        environment.setitem(sys.modules, module, None)
+    cli.main(["check"])
+
+    assert ("requests cannot be verified because" in capsys.readouterr().out) is bool(expected)
+    assert coverage.missing_packages() == expected.removesuffix(" is")
+
+
 def test_check_imports_no_library() -> None:
     """A broken library must not break the check, and importing all of them takes seconds."""
     names = "{'httpx', 'fastapi', 'grpc', 'jwt', 'requests', 'yaml', 'opentelemetry.instrumentation'}"

@@ -168,6 +168,30 @@ def test_a_request_that_is_not_accepted_does_not_reach_the_application(issuer: I
     assert app.saw == [token.removeprefix("Bearer ")] * 2 + [NONE]
 
 
+def test_requests_that_need_no_token_reach_the_application(issuer: Issuer) -> None:
+    """Without a token if verification is optional, and preflight requests in any case, but never handshakes."""
+    preflight = Scope(method="OPTIONS")
+    preflight.headers = Headers(("origin", "https://a.example"), ("access-control-request-method", "GET"))
+    handshake = Scope(method="OPTIONS", proto="ws")
+    handshake.headers = preflight.headers
+    install(settings_for(issuer, resource_metadata="https://mcp.example", verify_exclude=("/public/*",)))
+    app = Application()
+
+    path = "/.well-known/oauth-protected-resource"
+    document, socket, parent = call(
+        EnclosedApp(app), Scope(path=path), preflight, handshake, Scope(path="/public/a"), Scope(path="/public/../a")
+    )
+    assert document[0] == 200
+    assert b"https://mcp.example" in document[2]
+    assert (socket, parent[0]) == (("close", 401), 401)
+    assert app.saw == [NONE, NONE]
+
+    uninstall()
+    install(settings_for(issuer, "optional"))
+    assert [sent[0] for sent in call(EnclosedApp(app), Scope(), Scope("Bearer opaque"))] == [401]
+    assert app.saw == [NONE] * 3
+
+
 def test_an_authenticator_that_raises_keeps_the_request_from_the_application(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -215,6 +216,31 @@ def test_an_authenticator_that_raises_refuses(issuer: Issuer, monkeypatch: pytes
 
     assert response.status == 503
     assert called == []
+
+
+def test_requests_that_need_no_token_are_served(issuer: Issuer) -> None:
+    """Without a token if verification is optional; preflight requests and the metadata of the resource in any case."""
+    install(settings_for(issuer, "optional", resource_metadata="https://mcp.example"))
+    with serving() as port:
+        assert get(port, "/token").status == 200
+        assert get(port, "/token", "opaque").status == 401
+        document = get(port, "/.well-known/oauth-protected-resource")
+        assert '"resource": "https://mcp.example"' in document.text
+    uninstall()
+    sanic.Sanic._app_registry.clear()
+    install(settings_for(issuer, verify_exclude=("/tok/*",)))
+    with serving() as port:
+        for headers, is_refused in (
+            ({"Origin": "https://a.example", "Access-Control-Request-Method": "GET"}, False),
+            ({"Origin": "https://a.example"}, True),
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request("OPTIONS", "/token", headers=headers)
+            assert (connection.getresponse().status == 401) is is_refused
+            connection.close()
+        assert get(port, "/tok/en").text == "from the error handler"
+        for path in ("/tok", "/tok/../token", "/tok/%2e%2e/token", "/tok/..%2ftoken", "/tok%2Fen", "/tok//en"):
+            assert get(port, path).status == 401, path
 
 
 def test_an_excluded_path_is_the_path_that_sanic_routes_by(issuer: Issuer) -> None:

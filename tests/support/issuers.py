@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
+from tests.support.loopback import serving_context
 from tests.support.tokens import claims, make_token
 
 
@@ -66,7 +67,7 @@ class Issuer:
 
 
 @contextmanager
-def issuing(*keys: dict[str, Any]) -> Iterator[Issuer]:
+def issuing(*keys: dict[str, Any], tls: bool = False) -> Iterator[Issuer]:
     """Run an issuer on a free port of loopback for the length of the block."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -103,7 +104,9 @@ def issuing(*keys: dict[str, Any]) -> Iterator[Issuer]:
             pass
 
     server = Server(("127.0.0.1", 0), Handler)
-    issuer = Issuer(f"http://127.0.0.1:{server.server_port}", list(keys))
+    if tls:
+        server.socket = serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    issuer = Issuer(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", list(keys))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

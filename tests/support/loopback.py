@@ -115,7 +115,7 @@ def party(*, host: str = "127.0.0.1", tls: bool = False) -> Iterator[Party]:
     handler = type("_BoundHandler", (_PartyHandler,), {})
     server = (_Server6 if ":" in host else _Server)((host, 0), handler)
     if tls:
-        server.socket = _serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     shown = f"[{host}]" if ":" in host else host
     handler.party = one = Party(f"{'https' if tls else 'http'}://{shown}:{server.server_address[1]}")  # type: ignore[attr-defined]
     with _running(server):
@@ -149,7 +149,7 @@ def unix_party(*, tls: bool = False) -> Iterator[tuple[Party, str]]:
         path = str(Path(folder, "socket"))
         server = _UnixServer(path, handler)  # type: ignore[arg-type]
         if tls:
-            server.socket = _serving_context().wrap_socket(
+            server.socket = serving_context().wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
             )
         handler.party = one = Party(f"{'https' if tls else 'http'}://localhost")  # type: ignore[attr-defined]
@@ -233,7 +233,8 @@ def certificate() -> str:
     return str(path)
 
 
-def _serving_context() -> ssl.SSLContext:
+def serving_context() -> ssl.SSLContext:
+    """Return a server's TLS context with `certificate`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate())
     return context
@@ -314,7 +315,7 @@ def proxy(*, tls: bool | ssl.SSLContext = False) -> Iterator[Proxy]:
     handler = type("_BoundProxyHandler", (_ProxyHandler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     if tls:
-        context = tls if isinstance(tls, ssl.SSLContext) else _serving_context()
+        context = tls if isinstance(tls, ssl.SSLContext) else serving_context()
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     scheme = "https" if tls else "http"
     handler.proxy = one = Proxy(f"{scheme}://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]

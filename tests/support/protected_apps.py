@@ -17,7 +17,7 @@ OPTIONS: dict[str, Any] = {
     "realm": "profiles",
     "exclude": ("/healthz",),
     "required_scopes": ("profiles:read",),
-    "resource_metadata": "https://profiles.example/.well-known/oauth-protected-resource",
+    "resource_metadata": "https://profiles.example",
 }
 
 

@@ -243,6 +243,42 @@ def test_each_check_is_counted(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) 
 
 
 @both_ways
+@pytest.mark.parametrize(
+    ("scope", "is_accepted"),
+    [
+        pytest.param("read a", True, id="one"),
+        pytest.param("b read a", True, id="both"),
+        pytest.param("read", False, id="none of them"),
+        pytest.param("a b", False, id="required one missing"),
+        pytest.param("read ab", False, id="part of a name"),
+        pytest.param("", False, id="no scope"),
+    ],
+)
+def test_one_of_several_scopes_is_enough(
+    issuer: Issuer,
+    check: Any,
+    scope: str,
+    is_accepted: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The required scopes are needed beside it, and the challenge names all of them."""
+    verifier = TokenVerifier([issuer.url], AUDIENCE)
+    authenticator = BearerAuthenticator(verifier, required_scopes=("read",), any_scopes=("a", "b"))
+    operator_log.follow("debug")
+    try:
+        response = check(authenticator, token_of(issuer, scope=scope))
+    finally:
+        operator_log.follow("")
+
+    assert (response is None) is is_accepted
+    if response is not None:
+        assert (response.status, response.reason) == (403, "insufficient_scope")
+        assert dict(response.headers)["WWW-Authenticate"].endswith('error="insufficient_scope", scope="read a b"')
+        one_of = "" if "a" in scope.split() else ", one of a, b"
+        assert f'cause="scope: expected read{one_of}; the token has ' in capsys.readouterr().err
+
+
+@both_ways
 @pytest.mark.parametrize("mode", ["decisions", "debug"])
 def test_the_decision_log_names_the_claim_and_has_values_only_with_debug(
     issuer: Issuer, check: Any, mode: str, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from otel_token_relay import Settings, current_token, install, uninstall
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from otel_token_relay.verification.fastapi import Principal, current_principal, require_scopes
+from otel_token_relay.verification.fastapi import Principal, current_principal, require_any_scope, require_scopes
 from tests.support.issuers import Issuer, bearer
 
 
@@ -35,6 +35,9 @@ def make_fastapi(verifier: TokenVerifier | None) -> fastapi.FastAPI:
 
     @app.get("/security")
     def security(caller: Annotated[Principal, Security(current_principal, scopes=["admin"])]) -> None: ...
+
+    @app.get("/any", dependencies=[Depends(require_any_scope("admin", "profiles:read"))])
+    def any_of() -> None: ...
 
     @app.get("/excluded")
     def excluded(caller: Annotated[Principal, Depends(current_principal)]) -> None: ...
@@ -64,6 +67,30 @@ def test_fastapi_scopes_are_required(issuer: Issuer, verifier: TokenVerifier, pa
     assert refused.headers["www-authenticate"] == f'Bearer realm="api", error="insufficient_scope", scope="{scope}"'
     assert refused.headers["cache-control"] == "no-store"
     assert client.get(path, headers=bearer(issuer, scope="profiles:read admin")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("scope", "status"),
+    [("profiles:read", 200), ("other admin", 200), ("profiles:read admin", 200), ("profiles", 403), ("", 403)],
+)
+def test_fastapi_one_of_several_scopes_is_enough(
+    issuer: Issuer, verifier: TokenVerifier, scope: str, status: int
+) -> None:
+    """The challenge names all of them."""
+    client = TestClient(make_fastapi(verifier))
+
+    response = client.get("/any", headers=bearer(issuer, scope=scope))
+    assert response.status_code == status
+    if status == 403:
+        expected = 'Bearer realm="api", error="insufficient_scope", scope="admin profiles:read"'
+        assert response.headers["www-authenticate"] == expected
+    assert client.get("/any").status_code == 401
+
+
+def test_fastapi_needs_scopes_to_choose_from() -> None:
+    """A dependency that no token can satisfy is a mistake."""
+    with pytest.raises(ConfigurationError):
+        require_any_scope()
 
 
 def test_fastapi_dependency_on_an_excluded_path_still_asks(issuer: Issuer, verifier: TokenVerifier) -> None:

@@ -119,3 +119,29 @@ def test_any_metadata_is_read_or_not_believed(document: dict[str, Any], control:
     """Metadata and headers of any form."""
     assert read_metadata(document, "https://idp.example") is None
     assert 30.0 <= fresh_seconds({"cache-control": control, "age": control}) <= 86400.0
+
+
+@pytest.mark.parametrize(
+    ("jwks_uri", "is_believed"),
+    [
+        pytest.param("http://keycloak:8080/jwks", True, id="own origin"),
+        pytest.param("http://keycloak:8081/jwks", False, id="another port"),
+        pytest.param("http://other/jwks", False, id="another listed host"),
+        pytest.param("http://evil/jwks", False, id="another host"),
+        pytest.param("https://other/jwks", True, id="https"),
+    ],
+)
+def test_a_document_over_plain_http_names_only_its_own_origin(jwks_uri: str, is_believed: bool) -> None:
+    """An operator wrote the issuer, but not what its document contains."""
+    issuer = "http://keycloak:8080/realms/a"
+    document = {"issuer": issuer, "jwks_uri": jwks_uri}
+
+    assert read_metadata(document, issuer, ("keycloak", "other")) == (jwks_uri if is_believed else None)
+    assert read_metadata(document, issuer) == (jwks_uri if jwks_uri.startswith("https:") else None)
+
+
+def test_https_is_never_downgraded_to_plain_http() -> None:
+    """Not even to the same host."""
+    issuer = "https://keycloak/realms/a"
+
+    assert read_metadata({"issuer": issuer, "jwks_uri": "http://keycloak/jwks"}, issuer, ("keycloak",)) is None

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from otel_token_relay.client_credentials import Secret
+from otel_token_relay.configured_authenticator import DenyAll, build_authenticator
 from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.issuers import TrustedIssuer
 from otel_token_relay.reasons import Reason
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
@@ -79,6 +81,19 @@ def test_variables_are_read() -> None:
         pytest.param("CLIENT_CERT_FILE", "a\x01", "client_cert_file", None, id="no certificate"),
         pytest.param("ALGORITHMS", "RS256,HS256", "algorithms", (), id="one bad algorithm, none"),
         pytest.param("VERIFY_EXCLUDE", "/healthz,metrics", "verify_exclude", (), id="one bad path, none"),
+        pytest.param("VERIFY_EXCLUDE", "/healthz,/*", "verify_exclude", (), id="all paths, none"),
+        pytest.param("VERIFY_EXCLUDE", "/a*", "verify_exclude", (), id="part of a segment, none"),
+        pytest.param("VERIFY_EXCLUDE", "/a/*/b", "verify_exclude", (), id="a star in the middle, none"),
+        pytest.param("VERIFY", "Optional", "verify", "enforce", id="case of optional"),
+        pytest.param("VERIFY_STREAMS", "yes", "verify_streams", "exp", id="streams end"),
+        pytest.param("PLAINTEXT_ISSUERS", "keycloak,http://a", "plaintext_issuers", (), id="one bad host, none"),
+        pytest.param("PLAINTEXT_ISSUERS", "*", "plaintext_issuers", (), id="every host, none"),
+        pytest.param("PLAINTEXT_ISSUERS", "*.svc", "plaintext_issuers", (), id="wildcard, none"),
+        pytest.param("CA_FILE", "a\0b", "ca_file", "/dev/null", id="no file"),
+        pytest.param("JWKS_TOKEN_FILE", "a\0b", "jwks_token_file", "/dev/null", id="no token file"),
+        pytest.param("REALM", 'a"b', "realm", "api", id="quote in the realm"),
+        pytest.param("RESOURCE_METADATA", "http://mcp.example", "resource_metadata", "", id="plain resource"),
+        pytest.param("RESOURCE_METADATA", "https://mcp.example/#a", "resource_metadata", "", id="fragment"),
         pytest.param("SPAN_CLAIMS", "sub", "span_claims", (), id="pair without a name, none"),
     ],
 )
@@ -196,7 +211,7 @@ def test_one_audience_may_be_a_text() -> None:
     [
         ("verify", "on"),
         ("profile", "strict"),
-        ("issuers", ("http://idp.example",)),
+        ("issuers", ("ftp://idp.example",)),
         ("issuers", "https://idp.example"),
         ("issuers", ("https://idp.example#x",)),
         ("audience", ("",)),
@@ -247,3 +262,64 @@ def test_check_names_what_is_wrong() -> None:
 
     assert ran.returncode == 1
     assert "verification cannot start, because" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("issuer", "plaintext", "is_trusted"),
+    [
+        pytest.param("http://keycloak:8080/realms/a", "keycloak:8080", True, id="host and port"),
+        pytest.param("http://keycloak:8080/realms/a", "keycloak", True, id="host"),
+        pytest.param("http://keycloak:8080/realms/a", "keycloak:80", False, id="another port"),
+        pytest.param("http://keycloak:8080/realms/a", "cloak:8080", False, id="end of the host"),
+        pytest.param("http://a.keycloak:8080", "keycloak:8080", False, id="below the host"),
+        pytest.param("http://keycloak:8080/realms/a", "", False, id="none"),
+    ],
+)
+def test_plain_http_issuer_must_be_listed(issuer: str, plaintext: str, is_trusted: bool) -> None:
+    """Otherwise, nothing is fetched from it, and a problem names the issuer and the setting that allows it."""
+    settings = from_env(**COMPLETE | {"ISSUERS": issuer, "PLAINTEXT_ISSUERS": plaintext})
+
+    assert settings.issuers == ((issuer,) if is_trusted else ())
+    assert (settings.problems == ()) is is_trusted
+    assert isinstance(build_authenticator(settings), DenyAll) is not is_trusted
+    if not is_trusted:
+        assert issuer in settings.problems[0]
+        assert "plaintext_issuers" in settings.problems[0]
+
+
+@pytest.mark.parametrize("name", ["JWKS_URI", "INTROSPECTION_ENDPOINT"])
+@pytest.mark.parametrize(
+    ("plaintext", "is_trusted"), [("idp:8080", True), ("idp", True), ("idp:80", False), ("", False)]
+)
+def test_plain_http_endpoint_must_be_listed(name: str, plaintext: str, is_trusted: bool) -> None:
+    """Otherwise, nothing is sent to it."""
+    settings = from_env(**COMPLETE | {name: "http://idp:8080/a", "PLAINTEXT_ISSUERS": plaintext})
+
+    assert (getattr(settings, name.lower()) == "http://idp:8080/a") is is_trusted
+    assert any(name in problem for problem in settings.problems) is not is_trusted
+    assert not isinstance(build_authenticator(settings), DenyAll)
+
+
+def test_only_the_entry_with_a_plain_http_endpoint_is_refused() -> None:
+    """An issuer of its own in the configuration file; the other issuers are not affected."""
+    bad = TrustedIssuer(issuer="https://a.example", jwks_uri="http://keys.example")
+    with pytest.raises(ConfigurationError, match=r"https://a\.example: jwks_uri: expected an https URL"):
+        Settings(issuers=(bad, "https://b.example"))
+    assert Settings(issuers=(bad,), plaintext_issuers=("keys.example",)).issuers == (bad,)
+
+
+@pytest.mark.parametrize("other", ["off", "report", "optional", "enforce"])
+def test_the_strictest_source_wins(other: Any) -> None:
+    """``optional`` refuses some of the requests that ``report`` serves, and serves some that ``enforce`` refuses."""
+    order = ["off", "report", "optional", "enforce"]
+    for mode in order:
+        loaded = Settings.load({f"{PREFIX}VERIFY": mode}, code=Settings(verify=other))
+        assert loaded.verify == max(mode, other, key=order.index)
+
+
+def test_a_token_file_needs_one_issuer() -> None:
+    """A token must not be sent to an issuer that it was not meant for."""
+    both = "https://idp.example,https://b.example"
+    settings = from_env(**COMPLETE | {"ISSUERS": both, "JWKS_TOKEN_FILE": "/run/token"})
+
+    assert isinstance(build_authenticator(settings), DenyAll)

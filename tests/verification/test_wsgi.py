@@ -18,7 +18,7 @@ from tests.support.issuers import Issuer, bearer
 from tests.support.tokens import AUDIENCE
 
 METADATA = "https://profiles.example/.well-known/oauth-protected-resource"
-OPTIONS: dict[str, Any] = {"realm": "profiles", "exclude": ("/open",), "resource_metadata": METADATA}
+OPTIONS: dict[str, Any] = {"realm": "profiles", "exclude": ("/open",), "resource_metadata": "https://profiles.example"}
 
 
 @pytest.fixture

@@ -1,0 +1,106 @@
+"""When a response that lasts has to end because the caller's token has expired."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from otel_token_relay.authentication import Authenticator
+from otel_token_relay.boundary import Boundary
+from otel_token_relay.settings import Settings
+from otel_token_relay.token import Clock
+
+# RFC 6455, section 7.4.1: the message violates a policy of the server.
+POLICY_VIOLATION: Final = 1008
+
+EVENT_STREAM: Final = "text/event-stream"
+
+
+def limits_streams(settings: Settings, authenticator: Authenticator | None) -> bool:
+    """Return whether responses may have to end with their token."""
+    return authenticator is not None and settings.verify_streams == "exp"
+
+
+def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time) -> float | None:
+    """Return the number of seconds after which the response must end; ``None`` if its token does not end it.
+
+    Only a verified token counts: a request without one is served because it needs none.
+    """
+    verification = None if boundary.token is None else boundary.token.verification
+    expires_at = getattr(verification, "expires_at", None)
+    return None if expires_at is None else max(0.0, expires_at + settings.leeway - now())
+
+
+def is_event_stream(content_type: str | None) -> bool:
+    """Return whether a response of this type lasts (HTML standard, section 9.2.5)."""
+    return content_type is not None and content_type.partition(";")[0].strip().lower() == EVENT_STREAM
+
+
+class Limit:
+    """Cancels a call some time after `start`, on asyncio and trio.
+
+    Args:
+        seconds: The number of seconds from now until the end, whenever `start` is called.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._ends_at = time.monotonic() + seconds
+        self._scope: Any = None
+
+    def start(self) -> None:
+        """Cancel the call when the time is over. May be called by any task of the same loop."""
+        seconds = max(0.0, self._ends_at - time.monotonic())
+        if self._is_trio:
+            import trio
+
+            self._scope.deadline = trio.current_time() + seconds
+        elif self._scope.when() is None:
+            import asyncio
+
+            self._scope.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    def stop(self) -> None:
+        """Do not cancel the call anymore, because the response is complete."""
+        if self._is_trio:
+            self._scope.deadline = float("inf")
+        elif not self._scope.expired():
+            self._scope.reschedule(None)
+
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> tuple[bool, Any]:
+        """Run *call*.
+
+        Returns:
+            Whether *call* was canceled, and its result if it was not. Errors of a call that was canceled are ignored.
+        """
+        self._is_trio = _is_trio()
+        if self._is_trio:
+            import trio
+
+            with trio.CancelScope() as self._scope:
+                return False, await call()
+            return True, None
+        import asyncio
+
+        result = None
+        self._scope = asyncio.timeout(None)
+        try:
+            async with self._scope:
+                result = await call()
+        except Exception:
+            if not self._scope.expired():
+                raise
+        return self._scope.expired(), result
+
+
+def _is_trio() -> bool:
+    if "trio" not in sys.modules:
+        return False
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False

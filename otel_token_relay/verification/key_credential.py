@@ -1,0 +1,52 @@
+"""The token with which this service fetches an issuer's metadata and keys, as the API server of Kubernetes requires."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from otel_token_relay.issuers import TrustedIssuer
+from otel_token_relay.origin import Origin
+from otel_token_relay.token import is_b64token
+from otel_token_relay.verification.fetch_failures import FetchFailed
+
+_MAX_BYTES: Final = 64 * 1024
+
+
+class KeyCredential:
+    """A bearer token in a file.
+
+    The file is read at each use, because the token is replaced long before it expires, and keys are fetched rarely.
+
+    Args:
+        path: The file. If it is empty, no token is sent.
+        urls: URLs that an operator has written. The token is sent only to their origins, and only over https: an
+            issuer's metadata must not be able to send it elsewhere.
+    """
+
+    def __init__(self, path: str, urls: Iterable[str | None] = ()) -> None:
+        self._path = path
+        origins = {Origin.parse(url) for url in urls if url is not None}
+        self._origins = frozenset(origin for origin in origins if origin is not None and origin.scheme == "https")
+
+    @classmethod
+    def of(cls, issuer: TrustedIssuer | None) -> KeyCredential:
+        """Return the credential for the keys of *issuer*."""
+        return cls("") if issuer is None else cls(issuer.jwks_token_file, (issuer.issuer, issuer.jwks_uri))
+
+    def header_for(self, url: str) -> str | None:
+        """Return the value of ``Authorization`` for a request to *url*; ``None`` to send none.
+
+        Raises:
+            FetchFailed: The file cannot be read, or it does not contain a token.
+        """
+        if not self._path or Origin.parse(url) not in self._origins:
+            return None
+        try:
+            with open(self._path, "rb") as file:
+                token = file.read(_MAX_BYTES).decode("ascii").strip()
+        except (OSError, ValueError):
+            token = ""
+        if not is_b64token(token):
+            raise FetchFailed("the file in jwks_token_file cannot be read or contains no token", "not_configured")
+        return f"Bearer {token}"

@@ -1,0 +1,71 @@
+"""The metadata of a protected resource, which tells clients where to get a token. No I/O.
+
+Source: RFC 9728, sections 2, 3 and 5.1. The authorization specification of the Model Context Protocol requires it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from otel_token_relay.authentication import ErrorResponse, RequestPath
+from otel_token_relay.errors import ConfigurationError
+from otel_token_relay.settings import RESOURCE_RULE, is_resource
+
+WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
+
+# The document is public, and clients in browsers send a header of their own when they fetch it.
+_FOR_BROWSERS: Final = (("Access-Control-Allow-Origin", "*"),)
+_FOR_PREFLIGHT: Final = (
+    *_FOR_BROWSERS,
+    ("Access-Control-Allow-Methods", "GET, HEAD"),
+    ("Access-Control-Allow-Headers", "*"),
+)
+
+
+class ProtectedResource:
+    """The metadata document of one resource, and where it is served.
+
+    Args:
+        identifier: The URL that clients use, such as ``https://mcp.example/mcp``.
+        authorization_servers: The issuers of its tokens.
+        scopes: The scopes that each request needs.
+
+    Raises:
+        ConfigurationError: The identifier is not an https URL, or an http URL on loopback, without query and fragment.
+    """
+
+    def __init__(self, identifier: object, authorization_servers: Sequence[str], scopes: Sequence[str]) -> None:
+        if not isinstance(identifier, str) or not is_resource(identifier):
+            raise ConfigurationError("resource_metadata", RESOURCE_RULE)
+        parts = urlsplit(identifier)
+        path = "" if parts.path == "/" else parts.path
+        self.url: str = f"{parts.scheme}://{parts.netloc}{WELL_KNOWN}{path}"
+        """Where clients find the document: the well-known path is inserted before the resource's own."""
+        self._paths = frozenset((f"{WELL_KNOWN}{path}", f"{WELL_KNOWN}{unquote(path)}"))
+        document: dict[str, object] = {"resource": identifier, "bearer_methods_supported": ["header"]}
+        # An issuer with a placeholder for the tenant is not the URL of an authorization server.
+        servers = [server for server in authorization_servers if "{" not in server]
+        if servers:
+            document["authorization_servers"] = servers
+        if scopes:
+            document["scopes_supported"] = list(scopes)
+        body = json.dumps(document).encode("ascii")
+        length = ("Content-Length", str(len(body)))
+        self._document = ErrorResponse(
+            200,
+            "",
+            (("Content-Type", "application/json"), length, ("Cache-Control", "max-age=300"), *_FOR_BROWSERS),
+            body,
+        )
+        self._preflight = ErrorResponse(204, "", _FOR_PREFLIGHT, b"")
+
+    def respond(self, path: RequestPath) -> ErrorResponse | None:
+        """Return the response to a request for the document; ``None`` for any other request."""
+        if path.routed not in self._paths and path.whole not in self._paths:
+            return None
+        if path.method in ("GET", "HEAD"):
+            return self._document
+        return self._preflight if path.is_preflight else None

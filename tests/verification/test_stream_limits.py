@@ -1,0 +1,387 @@
+"""Responses that last end when the token of their request expires, with real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import grpc
+import pytest
+import tornado.httpserver
+import tornado.web
+import tornado.websocket
+import websockets
+import websockets.sync.client
+from aiohttp import web
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from otel_token_relay.configured_authenticator import build_authenticator
+from otel_token_relay.settings import Settings
+from otel_token_relay.stream_limits import Limit, is_event_stream, seconds_left
+from tests.support.enforcement import bearer, settings_for
+from tests.support.issuers import Issuer, wait_until
+from tests.support.protected_servers import KINDS, _running, installed, serve_grpc, serve_grpc_aio
+from tests.support.served import Server
+from tests.support.servers import serve_asgi, serve_wsgi
+
+ended: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A token that is valid for an hour ends its stream soon, because the clock of the limit is ahead."""
+    ahead = 3600 + Settings().leeway - 1.0
+    monkeypatch.setattr(seconds_left, "__defaults__", (lambda: time.time() + ahead,))
+    build_authenticator.cache_clear()
+    ended.clear()
+    yield
+    build_authenticator.cache_clear()
+
+
+def token_of(issuer: Issuer, seconds: float = 3600) -> dict[str, str]:
+    """Return the header of a token that ends its stream after about half a second, or much later."""
+    return {"Authorization": bearer(issuer, exp=time.time() + seconds - 0.5).decode().strip()}
+
+
+async def _events(path: str) -> AsyncIterator[bytes]:
+    """Yield events without an end, or one event before a silence without an end."""
+    try:
+        yield b"data: 1\n\n"
+        while True:
+            await (asyncio.Event().wait() if path == "/silent" else asyncio.sleep(0.02))
+            yield b"data: 2\n\n"
+    finally:
+        ended.append(path)
+
+
+@contextmanager
+def starlette() -> Iterator[Server]:
+    async def stream(request: Any) -> StreamingResponse:
+        kind = "text/plain" if request.url.path == "/plain" else "Text/Event-Stream; charset=utf-8"
+        return StreamingResponse(_events(request.url.path), media_type=kind)
+
+    async def talk(connection: WebSocket) -> None:
+        await connection.accept()
+        try:
+            async for message in connection.iter_text():
+                await connection.send_text(message)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            ended.append("/ws")
+
+    with serve_asgi(
+        Starlette(routes=[WebSocketRoute("/ws", talk), Route("/{name}", stream)]), ws="websockets-sansio"
+    ) as port:
+        yield Server("starlette", port)
+
+
+def aiohttp_web() -> AbstractContextManager[Server]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.path == "/ws":
+            connection = web.WebSocketResponse()
+            await connection.prepare(request)
+            try:
+                async for message in connection:
+                    await connection.send_str(message.data)
+            finally:
+                ended.append("/ws")
+            return connection
+        kind = "text/plain" if request.path == "/plain" else "text/event-stream"
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        await response.prepare(request)
+        async for event in _events(request.path):
+            await response.write(event)
+        return response
+
+    async def begin(listener: Any) -> Callable[[], Awaitable[Any]]:
+        app = web.Application()
+        app.router.add_route("*", "/{name:.*}", handle)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        return runner.cleanup
+
+    return _running("aiohttp.web", begin)
+
+
+def tornado_server() -> AbstractContextManager[Server]:
+    class Stream(tornado.web.RequestHandler):
+        async def get(self) -> None:
+            self.set_header("Content-Type", "text/plain" if self.request.path == "/plain" else "text/event-stream")
+            async for event in _events(self.request.path):
+                self.write(event)
+                await self.flush()
+
+    class Socket(tornado.websocket.WebSocketHandler):
+        async def on_message(self, message: str | bytes) -> None:
+            with contextlib.suppress(tornado.websocket.WebSocketClosedError):
+                await self.write_message(message)
+
+        def on_close(self) -> None:
+            ended.append("/ws")
+
+    async def begin(listener: Any) -> Callable[[], Awaitable[Any]]:
+        server = tornado.httpserver.HTTPServer(tornado.web.Application([("/ws", Socket), ("/.*", Stream)]))
+        twin = socket.socket(fileno=socket.dup(listener.fileno()))
+        twin.setblocking(False)
+        server.add_sockets([twin])
+
+        async def stop() -> None:
+            server.stop()
+            await server.close_all_connections()
+
+        return stop
+
+    return _running("Tornado", begin)
+
+
+SERVERS: dict[str, Callable[[], AbstractContextManager[Server]]] = {
+    "Starlette": starlette,
+    "aiohttp.web": aiohttp_web,
+    "Tornado": tornado_server,
+}
+every_server = pytest.mark.parametrize("serve", SERVERS.values(), ids=SERVERS)
+
+
+def read_all(port: int, path: str, headers: dict[str, str]) -> bytes:
+    """Return the body of a response that ends as HTTP requires, and not by a lost connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.read()
+    finally:
+        connection.close()
+
+
+def begins(port: int, path: str, headers: dict[str, str], seconds: float) -> None:
+    """Fail unless the response still lasts after *seconds*."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            assert response.read1(100) != b""
+    finally:
+        connection.close()
+
+
+@every_server
+@pytest.mark.parametrize("path", ["/events", "/silent"])
+def test_an_event_stream_ends(issuer: Issuer, serve: Any, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The application's generator is closed, the response is complete, and no error is logged."""
+    with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
+        body = read_all(server.port, path, token_of(issuer))
+        wait_until(lambda: path in ended)
+
+    assert body.startswith(b"data: 1")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@every_server
+def test_other_responses_last(issuer: Issuer, serve: Any) -> None:
+    """Other types, tokens that are still valid, and the default."""
+    with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
+        begins(server.port, "/plain", token_of(issuer), 1.0)
+        begins(server.port, "/events", token_of(issuer, 7200), 1.0)
+    build_authenticator.cache_clear()
+    with installed(settings_for(issuer)), serve() as server:
+        begins(server.port, "/events", token_of(issuer), 1.0)
+    with installed(settings_for(issuer, "optional", verify_streams="exp")), serve() as server:
+        begins(server.port, "/events", {}, 0.2)
+
+
+def talk(connection: Any, is_busy: bool) -> None:
+    """Send and receive messages without an end, or wait for one that never arrives."""
+    while is_busy:
+        connection.send("a")
+        connection.recv(5)
+    connection.recv(10)
+
+
+@every_server
+@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+def test_a_websocket_is_closed(issuer: Issuer, serve: Any, is_busy: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The code is 1008, also if no message arrives."""
+    with installed(settings_for(issuer, verify_streams="exp")), serve() as server:
+        url = f"ws://127.0.0.1:{server.port}/ws"
+        with websockets.sync.client.connect(url, additional_headers=token_of(issuer)) as connection:
+            connection.send("a")
+            assert connection.recv(5) == "a"
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                talk(connection, is_busy)
+        wait_until(lambda: "/ws" in ended)
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_an_event_stream_of_wsgi_ends_with_its_next_event(issuer: Issuer) -> None:
+    """A generator that waits cannot be interrupted. It is closed."""
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        def events() -> Iterator[bytes]:
+            try:
+                while True:
+                    yield b"data: 1\n\n"
+                    time.sleep(0.02)
+            finally:
+                ended.append("events")
+
+        kind = "text/plain" if environ["PATH_INFO"] == "/plain" else "text/event-stream"
+        if environ["PATH_INFO"] != "/late":
+            start_response("200 OK", [("Content-Type", kind)])
+            return events()
+
+        def late() -> Iterator[bytes]:
+            start_response("200 OK", [("Content-Type", kind)])
+            yield from events()
+
+        return late()
+
+    from otel_token_relay.servers.wsgi import enclose
+
+    with installed(settings_for(issuer, verify_streams="exp")), serve_wsgi(enclose(app), threads=True) as port:
+        for path in ("/events", "/late"):
+            assert read_all(port, path, token_of(issuer)).startswith(b"data: 1")
+            wait_until(lambda: ended == ["events"])
+            ended.clear()
+        begins(port, "/plain", token_of(issuer), 1.0)
+
+
+class Lasting(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Methods of each kind that last: those that respond with a stream do so until they are ended."""
+
+    def __init__(self, is_aio: bool) -> None:
+        self._is_aio = is_aio
+
+    def service(self, details: Any) -> Any:
+        kind = details.method.rpartition("/")[2]
+        incoming, _, outgoing = kind.partition("_")
+
+        def one(request: Any, context: Any) -> bytes:
+            if incoming == "unary":
+                time.sleep(1.0)
+            else:
+                for _ in request:
+                    pass
+            return b"done"
+
+        def many(request: Any, context: Any) -> Iterator[bytes]:
+            while True:
+                yield b"1"
+                time.sleep(0.02)
+
+        async def one_async(request: Any, context: Any) -> bytes:
+            if incoming == "unary":
+                await asyncio.sleep(1.0)
+            else:
+                async for _ in request:
+                    pass
+            return b"done"
+
+        async def many_async(request: Any, context: Any) -> AsyncIterator[bytes]:
+            yield b"1"
+            await asyncio.Event().wait()
+
+        methods = (one_async, many_async) if self._is_aio else (one, many)
+        return getattr(grpc, f"{kind}_rpc_method_handler")(methods[outgoing == "stream"])
+
+
+GRPC: dict[str, Any] = {"gRPC": serve_grpc, "gRPC aio": serve_grpc_aio}
+
+
+def outcome(channel: grpc.Channel, kind: str, sent: Any, metadata: Any) -> tuple[str | None, str]:
+    """Return the status and its details, or ``None`` and the response."""
+    try:
+        received = getattr(channel, kind)(f"/tests.Lasting/{kind}")(sent, metadata=metadata, timeout=4)
+        return None, (received if isinstance(received, bytes) else b"".join(received)).decode()
+    except grpc.RpcError as error:
+        failed: Any = error
+        return failed.code().name, failed.details()
+
+
+@pytest.mark.parametrize("row", GRPC)
+def test_a_grpc_stream_ends(issuer: Issuer, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the method waits for a request that never arrives. A call without a stream may last."""
+    monkeypatch.setattr("tests.support.protected_servers._Methods", lambda is_aio: Lasting(is_aio))
+    silence = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield b"a"
+        silence.wait(20)
+
+    with (
+        installed(settings_for(issuer, verify_streams="exp")),
+        GRPC[row]() as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        for kind in KINDS:
+            metadata = [("authorization", token_of(issuer)["Authorization"])]
+            sent: Any = requests() if kind.startswith("stream") else b""
+            result = outcome(channel, kind, sent, metadata)
+            assert result == ((None, "done") if kind == "unary_unary" else ("UNAUTHENTICATED", "invalid_token")), kind
+        silence.set()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "expected"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream ; charset=utf-8", True),
+        ("text/event-streams", False),
+        ("application/json", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_an_event_stream_is_recognized_by_its_type(content_type: str | None, expected: bool) -> None:
+    """Parameters and case do not matter."""
+    assert is_event_stream(content_type) is expected
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_limit_works_on_both_loops(backend: str) -> None:
+    """Before `start`, and after `stop`, nothing is canceled; errors of the call itself are propagated."""
+    import anyio
+
+    async def scenario() -> None:
+        limit = Limit(0.0)
+
+        async def last() -> None:
+            await anyio.sleep(0.05)
+            limit.start()
+            await anyio.sleep(10)
+
+        assert await limit.run(last) == (True, None)
+        other = Limit(0.1)
+
+        async def complete() -> str:
+            other.start()
+            other.stop()
+            await anyio.sleep(0.2)
+            return "result"
+
+        assert await other.run(complete) == (False, "result")
+
+        async def fail() -> None:
+            raise ValueError("the application's own")
+
+        with pytest.raises(ValueError, match="own"):
+            await Limit(1.0).run(fail)
+
+    anyio.run(scenario, backend=backend)
