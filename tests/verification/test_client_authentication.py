@@ -635,6 +635,28 @@ def test_settings_have_the_same_forms(server: Server, tmp_path: Path, name: str,
         assert ("x5t#S256" in server.headers[0]) is (name == "older form")
 
 
+def test_a_certificate_and_the_certificate_authorities_are_settings(tmp_path: Path) -> None:
+    """Private networks have both. The authorities of the system do not trust the server."""
+    cert_file, key_file = write_certificate(tmp_path, 7)
+    with serving(mutual_tls(cert_file)) as server:
+        variables = {
+            "VERIFY": "enforce",
+            "ISSUERS": server.url,
+            "AUDIENCE": AUDIENCE,
+            "CA_FILE": certificate(),
+            "INTROSPECTION_ENDPOINT": f"{server.url}/introspect",
+            "CLIENT_ID": CLIENT,
+            "CLIENT_CERT_FILE": str(cert_file),
+            "CLIENT_KEY_FILE": str(key_file),
+            "CLIENT_AUTH": "tls_client_auth",
+        }
+        settings = Settings.from_env({f"OTEL_PYTHON_TOKEN_RELAY_{key}": text for key, text in variables.items()})
+        assert settings.problems == ()
+        verifier_from(settings).verify("opaque-token-1")
+
+        assert [request.peer for request in server.requests] == [7]
+
+
 # Telemetry
 
 
