@@ -140,7 +140,7 @@ _REASONS = """\
 # Reasons
 
 {note}
-Each hop produces one decision: `relayed`, `exchanged` or `withheld`.
+Each hop produces one decision: `relayed`, `exchanged`, `own` or `withheld`.
 Each decision has one reason from a closed set. The strings are stable.
 
 | kind | reasons | where |

@@ -1,7 +1,7 @@
 """Carry the caller's bearer token through the OpenTelemetry context to listed destinations only."""
 
 from otel_token_relay.carrying import carry
-from otel_token_relay.context import current_token, to_destination, use_token
+from otel_token_relay.context import as_service, current_token, to_destination, use_token
 from otel_token_relay.decisions import Decision
 from otel_token_relay.destinations import Destination
 from otel_token_relay.installation import install, uninstall
@@ -17,6 +17,7 @@ __all__ = [
     "Reason",
     "Settings",
     "TokenRelayPropagator",
+    "as_service",
     "carry",
     "current_token",
     "install",

@@ -11,6 +11,7 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from otel_token_relay import context as binding
 from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
 from otel_token_relay.context import (
     REFUSED_KEY,
@@ -101,6 +102,7 @@ class Boundary:
     admitted_by: tuple[tuple[Authenticator, str, str | None], ...]
 
     def __init__(self, source: Source, values_of: ValuesOf, settings: Settings) -> None:
+        binding.has_served = True
         self._source = source
         self._settings = settings
         self._is_responding = True

@@ -25,6 +25,10 @@ TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
 # The `UnusedCredentials` of a request, for redaction.
 UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
+# The `Lease` of a call that the service makes on its own behalf. It counts only in a context without TOKEN_KEY.
+SERVICE_KEY: Final = otel_context.create_key("token-relay-service")
+# True in a context in which `extract` has found no token, until something else is bound.
+NOT_FOUND_KEY: Final = otel_context.create_key("token-relay-not-found")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 before_first_token: Callable[[], None] | None = None
@@ -41,6 +45,8 @@ unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 has_bound: bool = False
 """Whether this process has ever bound a token, or ``None`` in place of one."""
+has_served: bool = False
+"""Whether a server boundary has ever opened in this process or in a process that it was forked from."""
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
@@ -57,7 +63,29 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 
 def bind(token: BearerToken | None, context: Context) -> Context:
     """Return a copy of *context* with *token*, without announcing the token."""
+    if NOT_FOUND_KEY in context:
+        return Context(context | {TOKEN_KEY: token, NOT_FOUND_KEY: False})
     return Context(context | {TOKEN_KEY: token})
+
+
+def bind_not_found(context: Context) -> Context:
+    """Return a copy of *context* without a token, because `extract` has found none."""
+    global has_bound
+    has_bound = True
+    return Context(context | {TOKEN_KEY: None, NOT_FOUND_KEY: True})
+
+
+def is_unserved(context: Context) -> bool:
+    """Return whether *context* belongs to no request, so that the service acts on its own behalf.
+
+    It does in ``with as_service():``, and in a process that has never served a request, unless something is bound: a
+    token, or the absence of one. In a process that serves requests, a context that has been lost does not count.
+    """
+    is_unbound = TOKEN_KEY not in context
+    service = cast("Lease | None", context.get(SERVICE_KEY))
+    if is_unbound and service is not None and service.is_open:
+        return True
+    return not has_served and (is_unbound or context.get(NOT_FOUND_KEY) is True)
 
 
 def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
@@ -133,6 +161,24 @@ def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, 
     attached = otel_context.attach(with_token(bound))
     try:
         yield bound
+    finally:
+        lease.end()
+        otel_context.detach(attached)
+
+
+@contextmanager
+def as_service() -> Generator[None, None, None]:
+    """Make the calls in a ``with`` block on the service's own behalf, not on that of a caller.
+
+    Destinations whose entries have ``;without-user=client`` get a token of the service's own. Other destinations get no
+    token: the caller's token is hidden. Work that outlives the block may no longer use the service's token.
+    """
+    lease = Lease()
+    current = otel_context.get_current()
+    without_token = {key: value for key, value in current.items() if key != TOKEN_KEY}
+    attached = otel_context.attach(Context(without_token | {SERVICE_KEY: lease}))
+    try:
+        yield
     finally:
         lease.end()
         otel_context.detach(attached)

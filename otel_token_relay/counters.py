@@ -16,6 +16,42 @@ from otel_token_relay.otel import is_suppressed
 _logger = logging.getLogger("otel_token_relay")
 
 
+class LazyHistogram:
+    """A histogram that is created on first use. Safe to share between threads.
+
+    Args:
+        name: The instrument's name.
+        unit: Its unit.
+        description: Its description.
+        boundaries: The upper bounds of its buckets.
+    """
+
+    __slots__ = ("_boundaries", "_created", "_description", "_name", "_unit")
+
+    def __init__(self, name: str, unit: str, description: str, boundaries: tuple[float, ...]) -> None:
+        self._name = name
+        self._unit = unit
+        self._description = description
+        self._boundaries = boundaries
+        self._created: metrics.Histogram | None = None
+
+    def record(self, value: float, attributes: dict[str, str]) -> None:
+        """Record a measurement. Never raises."""
+        try:
+            if self._created is None:
+                if is_suppressed(otel_context.get_current()):
+                    return
+                self._created = metrics.get_meter("otel_token_relay").create_histogram(
+                    self._name,
+                    unit=self._unit,
+                    description=self._description,
+                    explicit_bucket_boundaries_advisory=self._boundaries,
+                )
+            self._created.record(value, attributes)
+        except Exception:
+            _logger.debug("the histogram %s cannot record", self._name, exc_info=True)
+
+
 class LazyCounter:
     """A counter that is created on first use or by `prepare`. Safe to share between threads.
 

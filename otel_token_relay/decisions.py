@@ -27,13 +27,15 @@ _logger = logging.getLogger("otel_token_relay")
 DECISION_ATTRIBUTE: Final = "token_relay.decision"
 REASON_ATTRIBUTE: Final = "token_relay.reason"
 ENTRY_ATTRIBUTE: Final = "token_relay.entry"
+EXCHANGE_ATTRIBUTE: Final = "token_relay.exchange.result"
 ORIGIN_ATTRIBUTE: Final = "token_relay.origin"
 ADDRESS_ATTRIBUTE: Final = "server.address"
 COUNTER_NAME: Final = "token_relay.decisions"
 
 Closest = Callable[[str, str, int | None], object | None]
-Outcome = Literal["relayed", "exchanged", "withheld"]
-_SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "exchanged"}
+Outcome = Literal["relayed", "exchanged", "own", "withheld"]
+_SENT: dict[Reason, Outcome] = {Reason.RELAYED: "relayed", Reason.EXCHANGED: "exchanged", Reason.OWN: "own"}
+ExchangeResult = Literal["hit", "miss", "joined", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Decision:
 
     Attributes:
         reason: Why the token was sent or withheld.
-        outcome: ``relayed`` or ``exchanged`` if a token was sent, ``withheld`` if not.
+        outcome: ``relayed``, ``exchanged`` or ``own`` if a token was sent, ``withheld`` if not.
     """
 
     reason: Reason
@@ -95,6 +97,7 @@ class DecisionRecorder:
         context: Context,
         destination: Destination | None = None,
         target: Target | None = None,
+        exchange: ExchangeResult | None = None,
     ) -> None:
         """Record one decision. Never raises: a decision must not depend on the application's span or meter.
 
@@ -103,6 +106,7 @@ class DecisionRecorder:
             context: Contains the hop's CLIENT span, if there is one.
             destination: The entry that matches; ``None`` if no entry matches.
             target: Where the request goes; ``None`` if that is unknown.
+            exchange: Where the token for this destination comes from; ``None`` if it needs none of its own.
         """
         try:
             attributes = self._attributes.get((reason, id(destination))) or self._build_attributes(reason, destination)
@@ -112,6 +116,8 @@ class DecisionRecorder:
                 # `set_attributes` costs more than three calls.
                 span.set_attribute(DECISION_ATTRIBUTE, attributes[DECISION_ATTRIBUTE])
                 span.set_attribute(REASON_ATTRIBUTE, attributes[REASON_ATTRIBUTE])
+                if exchange is not None:
+                    span.set_attribute(EXCHANGE_ATTRIBUTE, exchange)
                 if destination is not None:
                     span.set_attribute(ENTRY_ATTRIBUTE, attributes[ENTRY_ATTRIBUTE])
                 elif target is not None and (origin := Origin.of(*target)) is not None:

@@ -7,10 +7,19 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
-from otel_token_relay.entry_syntax import CONTAINS_COMMA, FLAGS, TEXT_PARAMETERS, is_parameter
+from otel_token_relay.entry_syntax import (
+    CONTAINS_COMMA,
+    EXCHANGE_PARAMETERS,
+    FLAGS,
+    GRANTS,
+    TEXT_PARAMETERS,
+    Grant,
+    field_of,
+    is_parameter,
+)
 from otel_token_relay.origin import OriginPattern
 
 _MAX_SHOWN: Final = 200
@@ -36,12 +45,16 @@ class Destination:
         required: Whether a call that has neither a token to relay nor its own credential fails with
             `TokenUnavailable` before any byte of the request is sent.
         audience: The audience to request in a token exchange (RFC 8693, section 2.1).
-        scope: The scope to request in the exchange.
+        scope: The scopes to request in the exchange, separated by spaces.
         resource: The resource to request in the exchange.
+        expect: Audiences that the exchanged token may have instead of the one requested, separated by spaces.
+        grant: How to exchange, if it differs from the setting ``exchange_grant``.
+        without_user: ``client`` to send a token of the service's own if no request is served.
         never: Whether no token is sent there, although a wider entry may match. It excludes the other parameters.
 
     Raises:
-        ValueError: A value is empty or not printable ASCII, or *never* is combined with another parameter.
+        ValueError: A value is empty or not printable ASCII, *never* is combined with another parameter, or a parameter
+            of the exchange is missing.
     """
 
     pattern: OriginPattern
@@ -50,14 +63,24 @@ class Destination:
     scope: str | None = None
     resource: str | None = None
     never: bool = False
+    expect: str | None = None
+    grant: Grant | None = None
+    without_user: Literal["client"] | None = None
 
     def __post_init__(self) -> None:
-        for name in TEXT_PARAMETERS:
-            value = getattr(self, name)
-            if value is not None and not _is_printable_ascii(value):
+        given = [name for name in TEXT_PARAMETERS if getattr(self, field_of(name)) is not None]
+        for name in given:
+            if not _is_printable_ascii(getattr(self, field_of(name))):
                 raise ValueError(f"the value of ;{name}= must be printable ASCII, even after percent-decoding")
-        if self.never and (self.required or self.needs_exchange):
+        if self.never and (self.required or given):
             raise ValueError(";never excludes all other parameters; remove them or ;never")
+        for name, choices in (("grant", GRANTS), ("without-user", ("client",))):
+            if getattr(self, field_of(name)) not in (None, *choices):
+                raise ValueError(f"the value of ;{name}= must be {' or '.join(choices)}")
+        if given and not self.needs_exchange:
+            raise ValueError(f";{given[0]}= requires an exchange: add ;audience=, ;scope= or ;resource=")
+        if self.expect is not None and self.audience is None and self.resource is None:
+            raise ValueError(";expect= requires ;audience= or ;resource=, whose audience it replaces")
 
     @classmethod
     def parse(cls, entry: str) -> Destination:
@@ -99,21 +122,24 @@ class Destination:
         return cls(
             pattern,
             required="required" in seen,
-            audience=seen.get("audience"),
-            scope=seen.get("scope"),
-            resource=seen.get("resource"),
             never="never" in seen,
+            **{field_of(name): value for name, value in seen.items() if name in TEXT_PARAMETERS},  # type: ignore[arg-type]
         )
 
     @property
     def needs_exchange(self) -> bool:
         """Whether this destination must receive an exchanged token, never the caller's own."""
-        return bool(self.audience or self.scope or self.resource)
+        return any(getattr(self, name) for name in EXCHANGE_PARAMETERS)
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The audiences that the exchanged token may have instead of the one requested."""
+        return () if self.expect is None else tuple(self.expect.split())
 
     def __str__(self) -> str:
         parts = [str(self.pattern)]
         parts += [name for name in FLAGS if getattr(self, name)]
-        values = ((name, getattr(self, name)) for name in TEXT_PARAMETERS)
+        values = ((name, getattr(self, field_of(name))) for name in TEXT_PARAMETERS)
         parts += [f"{name}={_encode(value)}" for name, value in values if value is not None]
         return ";".join(parts)
 

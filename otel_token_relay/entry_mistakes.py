@@ -21,7 +21,14 @@ from otel_token_relay.spelling import resembles
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
 # Names that are not near misses but are used for the same thing elsewhere.
-_SYNONYMS: Final = {"aud": "audience", "scp": "scope", "deny": "never", "block": "never", "exclude": "never"}
+_SYNONYMS: Final = {
+    "aud": "audience",
+    "scp": "scope",
+    "deny": "never",
+    "block": "never",
+    "exclude": "never",
+    "without_user": "without-user",
+}
 
 _MAX_SHOWN: Final = 200
 _MAX_QUOTED: Final = 60

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
+
+Grant = Literal["token-exchange", "on-behalf-of"]
+GRANTS: Final[tuple[Grant, ...]] = ("token-exchange", "on-behalf-of")
+"""How a caller's token is exchanged: RFC 8693, or the grant of Microsoft Entra."""
 
 FLAGS: Final = ("required", "never")
-TEXT_PARAMETERS: Final = ("audience", "scope", "resource")
+EXCHANGE_PARAMETERS: Final = ("audience", "scope", "resource")
+"""The parameters that make a destination receive an exchanged token."""
+TEXT_PARAMETERS: Final = (*EXCHANGE_PARAMETERS, "expect", "grant", "without-user")
 PARAMETERS: Final = FLAGS + TEXT_PARAMETERS
 
 CONTAINS_COMMA: Final = (
@@ -15,6 +21,11 @@ CONTAINS_COMMA: Final = (
 )
 
 _is_parameter: Final = re.compile(rf"\s*(?:;|(?:{'|'.join(FLAGS)})\s*(?:;|$)|[A-Za-z_-]+\s*=)", re.IGNORECASE).match
+
+
+def field_of(parameter: str) -> str:
+    """Return the name of a parameter's field in `Destination`, which is also its key in a configuration file."""
+    return parameter.replace("-", "_")
 
 
 def is_parameter(item: str) -> bool:

@@ -82,12 +82,14 @@ class TokenUnavailable(RelayError):
     Attributes:
         reason: Why no token can be relayed.
         destination: The destination entry, as configured.
+        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. It is not a part of the message.
     """
 
-    def __init__(self, reason: Reason, destination: str) -> None:
+    def __init__(self, reason: Reason, destination: str, *, claims_challenge: str | None = None) -> None:
         super().__init__(reason, destination)
         self.reason = reason
         self.destination = destination
+        self.claims_challenge = claims_challenge
 
     def __str__(self) -> str:
         return f"no token to relay to {self.destination}: {self.reason.value}"

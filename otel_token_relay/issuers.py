@@ -43,9 +43,20 @@ _ENDPOINTS_OF_MANY: Final = ("common", "organizations", "consumers")
 PERSONAL_TENANT: Final = "9188040d-6c67-4c5b-b112-36a304b66dad"
 
 is_tenant: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII).fullmatch
+ENDPOINTS: Final = ("jwks_uri", "introspection_endpoint", "token_endpoint")
+"""The URLs that belong to one issuer."""
+
 _is_name: Final = re.compile(r"[!-~]{1,500}", re.ASCII).fullmatch
 
-_KEYS: Final = ("issuer", "jwks_uri", "jwks_token_file", "audience", "introspection_endpoint", "client")
+_KEYS: Final = (
+    "issuer",
+    "jwks_uri",
+    "jwks_token_file",
+    "audience",
+    "introspection_endpoint",
+    "token_endpoint",
+    "client",
+)
 _CLIENT_KEYS: Final[Mapping[str, str]] = {
     "id": "client_id",
     "secret": "secret",
@@ -69,7 +80,8 @@ class TrustedIssuer:
             none.
         audience: The names of this service in this issuer's tokens; empty for those of the verifier.
         introspection_endpoint: The URL at which this issuer's tokens are looked up (RFC 7662); ``None`` for none.
-        client: This service's credential at that endpoint; ``None`` for none.
+        token_endpoint: The URL at which this issuer's tokens are exchanged; ``None`` to read the URL from its metadata.
+        client: This service's credential at these endpoints; ``None`` for none.
 
     Raises:
         ConfigurationError: A value cannot be used.
@@ -80,13 +92,14 @@ class TrustedIssuer:
     jwks_token_file: str = ""
     audience: tuple[str, ...] = ()
     introspection_endpoint: str | None = None
+    token_endpoint: str | None = None
     client: ClientCredential | None = None
 
     def __post_init__(self) -> None:
         problem = problem_with_issuer(self.issuer)
         if problem is not None:
             raise ConfigurationError("issuers", problem)
-        for name in ("jwks_uri", "introspection_endpoint"):
+        for name in ENDPOINTS:
             check_endpoint_syntax(name, getattr(self, name))
         if not isinstance(self.jwks_token_file, str) or "\0" in self.jwks_token_file:
             raise ConfigurationError("jwks_token_file", "expected the path of a file")
@@ -274,7 +287,7 @@ def problem_with_entry(
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
     """
     trusted = TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry
-    for name in ("jwks_uri", "introspection_endpoint"):
+    for name in ENDPOINTS:
         try:
             check_endpoint(name, getattr(trusted, name), plaintext_hosts)
         except ConfigurationError as error:
@@ -298,6 +311,7 @@ def combine(
     jwks_uri: str | None = None,
     jwks_token_file: str = "",
     introspection_endpoint: str | None = None,
+    token_endpoint: str | None = None,
     client: ClientCredential | None = None,
     plaintext_hosts: Collection[str] = (),
 ) -> tuple[TrustedIssuer, ...]:
@@ -315,10 +329,11 @@ def combine(
         ("jwks_uri", jwks_uri),
         ("jwks_token_file", jwks_token_file or None),
         ("introspection_endpoint", introspection_endpoint),
+        ("token_endpoint", token_endpoint),
     ):
-        if setting != "jwks_token_file":
+        if setting in ENDPOINTS:
             check_endpoint(setting, value, plaintext_hosts)
-        if value is not None and (len(read) > 1 or (setting != "introspection_endpoint" and not read)):
+        if value is not None and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
             raise ConfigurationError(
                 setting, f"{setting} requires exactly one issuer; with several, each entry of issuers has its own"
             )
@@ -327,7 +342,9 @@ def combine(
         only = found[0]
         if only.introspection_endpoint is None and introspection_endpoint is not None:
             only = replace(only, introspection_endpoint=introspection_endpoint)
-        if only.introspection_endpoint is not None and only.client is None:
+        if only.token_endpoint is None and token_endpoint is not None:
+            only = replace(only, token_endpoint=token_endpoint)
+        if only.client is None:
             only = replace(only, client=client)
         token_file = only.jwks_token_file or jwks_token_file
         found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri, jwks_token_file=token_file)]

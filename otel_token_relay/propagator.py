@@ -27,10 +27,12 @@ from opentelemetry.propagators.textmap import (
 
 from otel_token_relay import runtime
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary, RequestLease
+from otel_token_relay.configured_exchange import build_issuer
 from otel_token_relay.context import (
     DESTINATION_KEY,
     UNUSED_KEY,
     bind,
+    bind_not_found,
     bound_token,
     is_refused,
     unused_watchers,
@@ -38,10 +40,11 @@ from otel_token_relay.context import (
     with_unused,
 )
 from otel_token_relay.credentials import Credentials, find, read
+from otel_token_relay.event_loops import is_on_event_loop
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.otel import get_current
 from otel_token_relay.reasons import Reason
-from otel_token_relay.relay import Relay
+from otel_token_relay.relay import Exchange, Relay
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken
 from otel_token_relay.unused_credentials import UnusedCredentials, find_unused, may_have_unused
@@ -59,7 +62,7 @@ class TokenRelayPropagator(TextMapPropagator):
     """
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
-        self._relay = Relay(settings) if relay is None and settings is not None else relay
+        self._relay = Relay(settings, build_issuer(settings)) if relay is None and settings is not None else relay
         self._relay_of_environment: Relay | None = None
         self._has_warned = False
 
@@ -71,7 +74,8 @@ class TokenRelayPropagator(TextMapPropagator):
         if (installed := runtime.installed) is not None:
             return installed.relay
         if self._relay_of_environment is None:
-            self._relay_of_environment = Relay(Settings.load())
+            settings = Settings.load()
+            self._relay_of_environment = Relay(settings, build_issuer(settings))
         return self._relay_of_environment
 
     @property
@@ -126,7 +130,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return bind(bound, context)
         if words and UNUSED_KEY not in context:
             context = with_unused(UnusedCredentials(words, None), context)
-        return with_token(token, context)
+        return bind_not_found(context) if credentials is Reason.ABSENT else with_token(token, context)
 
     def inject(
         self,
@@ -145,7 +149,10 @@ class TokenRelayPropagator(TextMapPropagator):
         destination = cast("Origin | None", context[DESTINATION_KEY])
         if destination is not None and destination is otel_context.get_current().get(DESTINATION_KEY):
             return
-        value = self.relay.decide((carrier, destination), _target_of, _has_header, context)
+        value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
+        if isinstance(value, Exchange):
+            # An event loop must not wait. It gets a token that has been exchanged before.
+            value = value.give_up() if is_on_event_loop() else value.run()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
         setter.set(carrier, self.relay.settings.header, value)

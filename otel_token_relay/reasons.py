@@ -35,7 +35,13 @@ class Reason(Enum):
     EXCHANGED = (
         "exchanged",
         "The caller's token was exchanged for a token for this destination, and the new token was sent.",
-        "Nothing. This version does not exchange tokens yet, so this reason does not occur.",
+        "Nothing. If the destination still responds with 401 or 403, compare the token's audience and scopes with those"
+        " the destination expects.",
+    )
+    OWN = (
+        "own",
+        "No request is being served, and a token of the service's own was sent, as `;without-user=client` permits.",
+        "Nothing. If the call belongs to a request, the context is lost before the server has accepted any request.",
     )
     # No token was sent.
     NO_TOKEN = (
@@ -95,14 +101,17 @@ class Reason(Enum):
     )
     NOT_VERIFIED = (
         "not_verified",
-        "OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED is set, and this service has not verified the token.",
-        "Verify tokens in this service with `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`, or unset the"
-        " variable.",
+        "This service has not verified the token during this request, and OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED or"
+        " the exchange requires it.",
+        "Verify tokens in this service with `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `BearerAuthMiddleware`. Otherwise,"
+        " unset the variable or, for an exchange, set OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_UNVERIFIED.",
     )
     EXCHANGE_FAILED = (
         "exchange_failed",
-        "The entry requires an exchanged token (`;audience=`, `;scope=` or `;resource=`), and none could be obtained.",
-        "This version does not exchange tokens yet. To relay the caller's own token instead, remove these parameters.",
+        "The entry requires a token for this destination (`;audience=`, `;scope=` or `;resource=`), and none could be"
+        " obtained. The caller's own token was not sent instead.",
+        "Look for the warning `token exchange failed` in the log, which names the authorization server's error, or send"
+        " a caller's token to `otel-token-relay explain --online URL`.",
     )
     SUPPRESSED = (
         "suppressed",

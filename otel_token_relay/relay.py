@@ -10,17 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeVar, overload
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, overload
 
 from opentelemetry.context import Context
 
 from otel_token_relay import context as binding
 from otel_token_relay import operator_log
 from otel_token_relay.closest_entries import ClosestEntries, ClosestEntry, closest_entry
-from otel_token_relay.context import TOKEN_KEY
-from otel_token_relay.decisions import Decision, DecisionRecorder
+from otel_token_relay.context import TOKEN_KEY, is_unserved
+from otel_token_relay.decisions import Decision, DecisionRecorder, ExchangeResult
 from otel_token_relay.destinations import Destination
-from otel_token_relay.errors import TokenUnavailable
+from otel_token_relay.errors import ExchangeFailed, TokenUnavailable
 from otel_token_relay.origin import Target
 from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, get_current, is_suppressed
 from otel_token_relay.policy import RelayPolicy
@@ -32,6 +32,7 @@ from otel_token_relay.urls import read_url
 _logger = logging.getLogger("otel_token_relay")
 
 Request = TypeVar("Request")
+Sent = TypeVar("Sent", bound="str | Hop")
 HasHeader = bool | Literal["fixed"]
 
 
@@ -52,8 +53,55 @@ class Explanation(NamedTuple):
     fails: bool = False
 
 
+class Obtained(NamedTuple):
+    """A token for one destination.
+
+    Attributes:
+        token: The token, under the lease of the caller's token if it was obtained in exchange for that.
+        result: Whether it was cached, obtained for this hop, or obtained for another hop at the same time.
+    """
+
+    token: BearerToken
+    result: ExchangeResult
+
+
+class Issuer(Protocol):
+    """Obtains tokens for single destinations. `otel_token_relay.exchange.tokens` does this."""
+
+    def cached(self, caller: BearerToken | None, destination: Destination) -> BearerToken | None:
+        """Return a token that can be sent now, without waiting.
+
+        Args:
+            caller: The caller's token, which the relay has checked; ``None`` for a token of the service's own.
+            destination: The entry.
+        """
+        ...
+
+    def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
+        """Return a token, and block until there is one.
+
+        Raises:
+            ExchangeFailed: No token could be obtained.
+        """
+        ...
+
+    async def obtain_async(self, caller: BearerToken | None, destination: Destination) -> Obtained:
+        """Do the same as `obtain` without blocking the event loop."""
+        ...
+
+    def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
+        """Return why the last attempt, a moment ago, has failed; ``None`` if there was none."""
+        ...
+
+
 class Relay:
     """Make the decision for each hop according to one `Settings` object. Safe to share between threads and tasks.
+
+    Args:
+        settings: The settings.
+        issuer: Obtains the tokens for destinations that need one of their own; ``None`` if no token can be obtained.
+        now: The wall clock, in seconds since the epoch.
+        monotonic: A clock in seconds that never goes backward.
 
     Attributes:
         settings: The settings, which are immutable.
@@ -61,8 +109,16 @@ class Relay:
         is_closed: Whether `close` has been called.
     """
 
-    def __init__(self, settings: Settings, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        issuer: Issuer | None = None,
+        *,
+        now: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
         self.settings = settings
+        self._issuer = issuer
         self.policy: RelayPolicy = RelayPolicy(settings.entries, settings.refused)
         self.header: str = settings.header.lower()
         self._prefix = "Bearer " if settings.header_is_authorization else ""
@@ -103,6 +159,29 @@ class Relay:
         is_final: Literal[False],
     ) -> Hop | None: ...
 
+    @overload
+    def decide(
+        self,
+        request: Request,
+        target_of: Callable[[Request], Target],
+        has_header: Callable[[Request, str], HasHeader],
+        context: Context | None = None,
+        *,
+        may_block: Literal[False],
+    ) -> str | Exchange[str] | None: ...
+
+    @overload
+    def decide(
+        self,
+        request: Request,
+        target_of: Callable[[Request], Target],
+        has_header: Callable[[Request, str], HasHeader],
+        context: Context | None = None,
+        *,
+        is_final: Literal[False],
+        may_block: Literal[False],
+    ) -> Hop | Exchange[Hop] | None: ...
+
     def decide(
         self,
         request: Request,
@@ -111,7 +190,8 @@ class Relay:
         context: Context | None = None,
         *,
         is_final: bool = True,
-    ) -> str | Hop | None:
+        may_block: bool = True,
+    ) -> str | Hop | Exchange[Any] | None:
         """Make and record the decision for one hop.
 
         Args:
@@ -121,7 +201,9 @@ class Relay:
                 ignoring case; ``"fixed"`` if it has one that the adapter cannot replace.
             context: The context that contains the token; ``None`` for the current context.
             is_final: ``False`` if the request may still wait before it is sent, for example for a connection.
-                A decision to relay is then recorded by the returned `Hop`.
+                A decision to send a token is then recorded by the returned `Hop`.
+            may_block: ``False`` on an event loop: if a token for the destination must be obtained first, the returned
+                `Exchange` waits for it.
 
         Returns:
             The header value to write (or the `Hop`), or ``None`` to leave the request unchanged.
@@ -144,7 +226,9 @@ class Relay:
         if token is None:
             if TOKEN_KEY not in context:
                 missing = Reason.NO_BOUNDARY
-            if self._may_ignore(missing, context):
+            if self.policy.has_own and is_unserved(context):
+                missing = Reason.OWN
+            elif self._may_ignore(missing, context):
                 return None
         try:
             target = target_of(request)
@@ -153,19 +237,48 @@ class Relay:
         except Exception as error:  # the application's request continues without the token
             # Do not log the message: it may quote the URL, which may contain a password.
             _logger.debug("cannot make a decision, so a request is sent without the token: %s", type(error).__name__)
-            self._record(missing if token is None else Reason.DESTINATION_UNKNOWN, context)
+            self._record(_lacking(missing) if token is None else Reason.DESTINATION_UNKNOWN, context)
             return None
-        if not is_final and reason is Reason.RELAYED and token is not None and destination is not None:
-            return Hop(self, token, destination, target, context)
+        if destination is not None and reason in _SENDING:
+            if reason is Reason.RELAYED and token is not None:
+                if not is_final:
+                    return Hop(self, token, destination, target, context)
+                self._record(reason, context, destination, target)
+                return self._prefix + token.reveal()
+            exchange: Exchange[Any] = Exchange(self, token, destination, target, context, is_final=is_final)
+            finish: Callable[[], str | Hop | None] = exchange.run
+            return exchange.cached() or (finish() if may_block else exchange)
         self._record(reason, context, destination, target)
-        if reason is Reason.RELAYED and token is not None:
-            return self._prefix + token.reveal()
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
         # A call with its own credential is authenticated, so `;required` does not stop it.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
+
+    async def prepare_hop(self, target: Target, *, has_header: bool) -> None:
+        """Obtain the token for a hop of a client that cannot wait when it calls `decide`.
+
+        Args:
+            target: Where the request will go.
+            has_header: Whether the request already has a credential.
+        """
+        context, issuer = get_current(), self._issuer
+        if issuer is None or self.is_closed or is_suppressed(context) or (has_header and self._keeps_explicit):
+            return
+        try:
+            destination = self.policy.find(*target)
+            if destination is None or not destination.needs_exchange:
+                return
+            token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
+            if token is None:
+                may_obtain = destination.without_user is not None and is_unserved(context)
+            else:
+                may_obtain = (self._reason_of_token(token) or self._reason_not_to_exchange(token)) is None
+            if may_obtain and issuer.cached(token, destination) is None:
+                await issuer.obtain_async(token, destination)
+        except Exception as error:  # `decide` will find no token
+            _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
         """Return whether a hop without a token needs no decision. Record the hop if its destination is irrelevant."""
@@ -196,13 +309,16 @@ class Relay:
         request: Request,
         has_header: Callable[[Request, str], HasHeader],
     ) -> Reason:
-        """Return the first reason to withhold the token, or ``RELAYED``.
+        """Return the first reason to withhold the token, or how one is to be sent.
 
         Args:
-            token: The token, or the reason why there is none.
+            token: The token, or the reason why there is none: ``OWN`` if the service acts on its own behalf.
+
+        Returns:
+            ``RELAYED``, ``EXCHANGED`` or ``OWN`` if a token is to be sent.
         """
         if destination is None:
-            return token if isinstance(token, Reason) else Reason.DESTINATION_NOT_LISTED
+            return _lacking(token) if isinstance(token, Reason) else Reason.DESTINATION_NOT_LISTED
         try:
             held = has_header(request, self.header)
         except Exception as error:  # headers that cannot be read may contain a credential
@@ -211,10 +327,10 @@ class Relay:
         if held and (self._keeps_explicit or held == "fixed"):
             return Reason.EXPLICIT_CREDENTIAL
         if isinstance(token, Reason):
-            return token
+            return token if destination.without_user is not None else _lacking(token)
         reason = self._reason_of_token(token)
-        if reason is None and self.policy.has_exchanged:
-            reason = self._reason_of_destination(destination)
+        if reason is None and destination.needs_exchange:
+            reason = self._reason_not_to_exchange(token) or Reason.EXCHANGED
         return reason or Reason.RELAYED
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
@@ -235,9 +351,12 @@ class Relay:
             return Reason.NOT_VERIFIED
         return None
 
-    def _reason_of_destination(self, destination: Destination) -> Reason | None:
-        # The caller's own token must not go to a destination that requires an exchanged one.
-        return Reason.EXCHANGE_FAILED if destination.needs_exchange else None
+    def _reason_not_to_exchange(self, token: BearerToken) -> Reason | None:
+        if self._issuer is None:
+            return Reason.EXCHANGE_FAILED
+        # Anyone can send a made-up token, and each exchange is a request with this service's credential.
+        is_checked = token.verification is not None or self.settings.exchange_unverified
+        return None if is_checked else Reason.NOT_VERIFIED
 
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
         """Return the decision for a request to *url*, made by the same rules as that for a hop.
@@ -253,12 +372,14 @@ class Relay:
             return Explanation(Decision(Reason.NO_BOUNDARY if without_user else Reason.DESTINATION_UNKNOWN))
         destination = self.policy.match(read.origin)
         reason = self._reason(
-            Reason.NO_BOUNDARY if without_user else self._sample(),
+            Reason.OWN if without_user else self._sample(),
             destination,
             read,
             lambda read, name: read.has_credential and name == "authorization",
         )
-        is_withheld = reason not in (Reason.RELAYED, Reason.EXPLICIT_CREDENTIAL)
+        if reason in (Reason.EXCHANGED, Reason.OWN) and self._issuer is None:
+            reason = Reason.EXCHANGE_FAILED
+        is_withheld = reason not in (*_SENDING, Reason.EXPLICIT_CREDENTIAL)
         return Explanation(
             Decision(reason),
             entry=self.policy.deciding_entry(read.origin),
@@ -289,26 +410,49 @@ class _Accepted:
         return True
 
 
-class Hop:
-    """A decision to relay that is made before the request waits, and is checked again when the request is sent.
+_SENDING: Final = frozenset({Reason.RELAYED, Reason.EXCHANGED, Reason.OWN})
 
-    It does not print its token, so it can accompany the request through a client library.
+
+def _lacking(reason: Reason) -> Reason:
+    """Return the reason why a call has no token if its destination does not permit one of the service's own."""
+    return Reason.NO_BOUNDARY if reason is Reason.OWN else reason
+
+
+class Hop:
+    """A decision to send a token that is made before the request waits, and checked again when the request is sent.
+
+    It does not print its tokens, so it can accompany the request through a client library.
+
+    Args:
+        relay: The relay that has made the decision.
+        token: The caller's token; ``None`` if the service acts on its own behalf.
+        destination: The entry.
+        target: Where the request goes.
+        context: The context of the hop.
+        obtained: The token for this destination; ``None`` to send the caller's.
 
     Attributes:
         is_recorded: Whether the decision has been recorded.
         replaced: The header lines that the token's header replaced, for use by the adapter.
     """
 
-    __slots__ = ("_context", "_destination", "_relay", "_target", "_token", "is_recorded", "replaced")
+    __slots__ = ("_context", "_destination", "_obtained", "_relay", "_target", "_token", "is_recorded", "replaced")
 
     def __init__(
-        self, relay: Relay, token: BearerToken, destination: Destination, target: Target, context: Context
+        self,
+        relay: Relay,
+        token: BearerToken | None,
+        destination: Destination,
+        target: Target,
+        context: Context,
+        obtained: Obtained | None = None,
     ) -> None:
         self._relay = relay
         self._token = token
         self._destination = destination
         self._target = target
         self._context = context
+        self._obtained = obtained
         self.is_recorded: bool = False
         self.replaced: list[tuple[bytes, bytes]] | None = None
 
@@ -322,10 +466,13 @@ class Hop:
 
     def reveal(self) -> str:
         """Return the header value to write."""
-        return self._relay._prefix + self._token.reveal()
+        sent = self._token if self._obtained is None else self._obtained.token
+        if sent is None:
+            raise ValueError("a hop without a token")
+        return self._relay._prefix + sent.reveal()
 
     def confirm(self) -> bool:
-        """Check the token again and record the decision. Call this once, when the request no longer waits.
+        """Check the tokens again and record the decision. Call this once, when the request no longer waits.
 
         A client that sends the request again on another connection calls this again: that is another hop.
 
@@ -340,7 +487,7 @@ class Hop:
             self.is_recorded = True
             return False
         try:
-            reason = relay._reason_of_token(self._token)
+            reason = self._reason()
         except Exception as error:  # the application's request continues without the token
             _logger.debug("cannot check a token again, so it is not sent: %s", type(error).__name__)
             reason = Reason.NOT_VERIFIED
@@ -352,7 +499,136 @@ class Hop:
             raise TokenUnavailable(reason, str(self._destination))
         return False
 
-    def record(self, reason: Reason = Reason.RELAYED) -> None:
-        """Record the decision without checking the token again, because the request has been sent."""
+    def _reason(self) -> Reason | None:
+        """Return the first reason to withhold the token, or ``None``."""
+        relay, obtained = self._relay, self._obtained
+        reason = None if self._token is None else relay._reason_of_token(self._token)
+        if reason is None and obtained is not None:
+            expires_at = obtained.token.expires_at
+            if expires_at is not None and relay._now() >= expires_at:
+                reason = Reason.EXPIRED
+        return reason
+
+    def record(self, reason: Reason | None = None) -> None:
+        """Record the decision without checking the tokens again; ``None`` if the request has been sent with one."""
         self.is_recorded = True
-        self._relay._record(reason, self._context, self._destination, self._target)
+        obtained = self._obtained
+        if reason is None:
+            sent = Reason.OWN if self._token is None else Reason.EXCHANGED
+            reason = Reason.RELAYED if obtained is None else sent
+        result = None if obtained is None else obtained.result
+        self._relay._record(reason, self._context, self._destination, self._target, result)
+
+
+class Exchange(Generic[Sent]):
+    """A hop whose token must be obtained first: in exchange for the caller's, or on the service's own behalf.
+
+    Args:
+        relay: The relay that has made the decision.
+        caller: The caller's token; ``None`` if the service acts on its own behalf.
+        destination: The entry.
+        target: Where the request goes.
+        context: The context of the hop.
+        is_final: See `Relay.decide`.
+    """
+
+    __slots__ = ("_caller", "_context", "_destination", "_is_final", "_relay", "_target")
+
+    def __init__(
+        self,
+        relay: Relay,
+        caller: BearerToken | None,
+        destination: Destination,
+        target: Target,
+        context: Context,
+        *,
+        is_final: bool,
+    ) -> None:
+        self._relay = relay
+        self._caller = caller
+        self._destination = destination
+        self._target = target
+        self._context = context
+        self._is_final = is_final
+
+    def cached(self) -> Sent | None:
+        """Finish the decision if no request to the authorization server is necessary; otherwise, return ``None``."""
+        issuer = self._relay._issuer
+        try:
+            found = None if issuer is None else issuer.cached(self._caller, self._destination)
+        except Exception as error:
+            _logger.debug("cannot look for an exchanged token: %s", type(error).__name__)
+            return None
+        return None if found is None else self._send(Obtained(found, "hit"))
+
+    def run(self) -> Sent | None:
+        """Obtain the token, and finish the decision. This blocks.
+
+        Returns:
+            What `Relay.decide` returns.
+
+        Raises:
+            TokenUnavailable: The destination requires a token, and none can be sent.
+        """
+        issuer = self._relay._issuer
+        if issuer is None:
+            return self._fail(_NOT_CONFIGURED)
+        try:
+            return self._finish(issuer.obtain(self._caller, self._destination))
+        except Exception as error:  # the request continues without a token, never with the caller's own
+            # The traceback is dropped, because error trackers send the local variables of its frames.
+            failure = error.with_traceback(None)
+        return self._fail(failure)
+
+    async def run_async(self) -> Sent | None:
+        """Do the same as `run` without blocking the event loop."""
+        issuer = self._relay._issuer
+        if issuer is None:
+            return self._fail(_NOT_CONFIGURED)
+        try:
+            return self._finish(await issuer.obtain_async(self._caller, self._destination))
+        except Exception as error:
+            failure = error.with_traceback(None)
+        return self._fail(failure)
+
+    def give_up(self) -> Sent | None:
+        """Finish the decision without a token, because the client can no longer wait for one."""
+        issuer = self._relay._issuer
+        failure = None if issuer is None else issuer.failure(self._caller, self._destination)
+        return self._fail(failure or _NOT_CONFIGURED)
+
+    def _finish(self, obtained: Obtained) -> Sent | None:
+        """Check again what may have changed during the wait: the request may have ended."""
+        relay, caller = self._relay, self._caller
+        if relay.is_closed:
+            return None
+        if caller is None:
+            reason = None if is_unserved(self._context) else Reason.NO_BOUNDARY
+        else:
+            reason = relay._reason_of_token(caller)
+        if reason is not None:
+            raise TokenUnavailable(reason, str(self._destination))
+        return self._send(obtained)
+
+    def _send(self, obtained: Obtained) -> Sent:
+        hop = Hop(self._relay, self._caller, self._destination, self._target, self._context, obtained)
+        if not self._is_final:
+            return hop  # type: ignore[return-value]
+        hop.record()
+        return hop.reveal()  # type: ignore[return-value]
+
+    def _fail(self, error: Exception) -> Sent | None:
+        reason, challenge = Reason.EXCHANGE_FAILED, None
+        if isinstance(error, TokenUnavailable):
+            reason = error.reason
+        elif isinstance(error, ExchangeFailed):
+            challenge = error.claims_challenge
+        else:
+            _logger.error("token relay: no token for %s, because of a %s", self._destination, type(error).__name__)
+        self._relay._record(reason, self._context, self._destination, self._target, "failed")
+        if self._destination.required:
+            raise TokenUnavailable(reason, str(self._destination), claims_challenge=challenge)
+        return None
+
+
+_NOT_CONFIGURED: Final = ExchangeFailed("unavailable", "no exchange is configured")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from otel_token_relay.client_credentials import CLIENT_AUTH_METHODS, Secret
 from otel_token_relay.destinations import split_entries
-from otel_token_relay.entry_syntax import FLAGS, PARAMETERS, TEXT_PARAMETERS
+from otel_token_relay.entry_syntax import FLAGS, GRANTS, TEXT_PARAMETERS, field_of
 from otel_token_relay.spelling import nearest
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
@@ -80,6 +80,10 @@ def _read_entries(value: object) -> tuple[str, ...]:
     return tuple(_entry(index, item) for index, item in enumerate(_items(value)))
 
 
+# The parameters of an entry by their keys in a file.
+_PARAMETERS: Final[Mapping[str, str]] = {field_of(name): name for name in TEXT_PARAMETERS}
+
+
 def _entry(index: int, item: object) -> str:
     """Return a destination, which a file may contain as a mapping, in the form that the environment variable has."""
     if isinstance(item, str):
@@ -95,12 +99,12 @@ def _entry(index: int, item: object) -> str:
             continue
         if name in FLAGS and given is True:
             parts.append(name)
-        elif name in TEXT_PARAMETERS and isinstance(given, str):
-            parts.append(f"{name}={quote(given, safe='')}")
-        elif name in FLAGS or name in TEXT_PARAMETERS:
+        elif name in _PARAMETERS and isinstance(given, str):
+            parts.append(f"{_PARAMETERS[name]}={quote(given, safe='')}")
+        elif name in FLAGS or name in _PARAMETERS:
             raise ValueError(f"expected {'true or false' if name in FLAGS else 'text'} for {name} in item {index}")
         else:
-            meant = nearest(str(name), ("origin", *PARAMETERS))
+            meant = nearest(str(name), ("origin", *FLAGS, *_PARAMETERS))
             hint = "" if meant is None else f"; did you mean {meant}?"
             raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}{hint}")
     return ";".join(parts)
@@ -185,7 +189,8 @@ ENTRIES: Final = Kind(
                             "type": "object",
                             "properties": {"origin": {"type": "string", "minLength": 1}}
                             | {name: {"type": "boolean"} for name in FLAGS}
-                            | {name: {"type": "string", "minLength": 1} for name in TEXT_PARAMETERS},
+                            | {name: {"type": "string", "minLength": 1} for name in _PARAMETERS}
+                            | {"grant": {"enum": [*GRANTS]}, "without_user": {"enum": ["client"]}},
                             "required": ["origin"],
                             "additionalProperties": False,
                         },
@@ -215,6 +220,7 @@ ISSUERS: Final = Kind(
                                 "jwks_uri": _STRING,
                                 "audience": {"oneOf": [_STRING, {"type": "array", "items": _NOT_EMPTY}]},
                                 "introspection_endpoint": _STRING,
+                                "token_endpoint": _STRING,
                                 "client": {
                                     "type": "object",
                                     "properties": {

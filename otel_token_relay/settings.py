@@ -26,8 +26,10 @@ from otel_token_relay.client_credentials import (
 from otel_token_relay.configuration_file import Section, read_configuration_file
 from otel_token_relay.destinations import Destination, read_destinations
 from otel_token_relay.durations import check_seconds
+from otel_token_relay.entry_syntax import GRANTS
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import (
+    ENDPOINTS,
     TrustedIssuer,
     check_endpoint,
     check_endpoint_syntax,
@@ -57,6 +59,10 @@ OnConflict = Literal["keep", "replace"]
 Verify = Literal["off", "report", "optional", "enforce"]
 VerifyStreams = Literal["off", "exp"]
 Log = Literal["", "decisions", "debug"]
+ExchangeGrant = Literal["token-exchange", "on-behalf-of", "off"]
+EXCHANGE_GRANTS: Final[tuple[ExchangeGrant, ...]] = (*GRANTS, "off")
+ExchangeActor = Literal["none", "client"]
+EXCHANGE_ACTORS: Final[tuple[ExchangeActor, ...]] = ("none", "client")
 
 # RFC 9110, section 5.1: a field name has the syntax that the RFC calls `token`.
 _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
@@ -346,6 +352,41 @@ class Settings:
         default=None,
         shown="",
     )
+    token_endpoint: str | None = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_TOKEN_ENDPOINT,
+        TEXT,
+        "The URL at which the only issuer's tokens are exchanged for tokens for one destination. Without it, the URL is"
+        " read from the issuer's metadata.",
+        default=None,
+        shown="",
+        strict=_NO_URL.format("token-endpoint"),
+    )
+    exchange_grant: ExchangeGrant = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_GRANT,
+        choice(*EXCHANGE_GRANTS),
+        "How tokens are exchanged: `token-exchange` (RFC 8693), `on-behalf-of` (Microsoft Entra), or `off`. An entry"
+        " of `…_DESTINATIONS` may have a `;grant=` of its own.",
+        default="token-exchange",
+        shown="token-exchange",
+        strict="off",
+    )
+    exchange_actor: ExchangeActor = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_ACTOR,
+        choice(*EXCHANGE_ACTORS),
+        "Whether the exchange names this service as the one that acts for the user: `client` sends a token of its own"
+        " as `actor_token` (RFC 8693). Requires the grant `token-exchange`.",
+        default="none",
+        shown="none",
+        strict="client",
+    )
+    exchange_unverified: bool = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_UNVERIFIED,
+        FLAG,
+        "Whether to exchange tokens that this service has not verified. Anyone can then make it send requests with its"
+        " credential.",
+        default=False,
+        shown="false",
+    )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
         WORDS,
@@ -481,8 +522,9 @@ class Settings:
         _check_choices_and_lists(self)
         _check_issuers_and_client(self)
         _check_files_and_metadata(self)
-        if not isinstance(self.redaction, bool):
-            raise ConfigurationError("redaction", "expected true or false")
+        for name in ("redaction", "exchange_unverified"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(name, "expected true or false")
         _set(self, "redact_keys", tuple(key.strip().lower() for key in self.redact_keys))
 
     @classmethod
@@ -547,6 +589,7 @@ class Settings:
             jwks_uri=self.jwks_uri,
             jwks_token_file=self.jwks_token_file,
             introspection_endpoint=self.introspection_endpoint,
+            token_endpoint=self.token_endpoint,
             client=self.client_credential,
             plaintext_hosts=self.plaintext_issuers,
         )
@@ -597,6 +640,27 @@ class Settings:
                 return f"{name} requires {VARIABLES['profile'].name}=generic"
             if several:
                 return f"{name} requires that there is only one issuer"
+        return None
+
+    @property
+    def exchange_problem(self) -> str | None:
+        """Why no token can be exchanged, as the rest of a sentence; ``None`` if the settings are complete."""
+        if self.exchange_grant == "off":
+            return f"{VARIABLES['exchange_grant'].name} is off"
+        if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
+            return f"{VARIABLES['exchange_actor'].name} cannot be used with the grant on-behalf-of"
+        try:
+            trusted = self.trusted_issuers
+        except ConfigurationError as error:
+            return str(error)
+        if not trusted and self.token_endpoint is None:
+            return f"neither {VARIABLES['token_endpoint'].name} nor {VARIABLES['issuers'].name} has a valid value"
+        try:
+            credentials = [issuer.client for issuer in trusted] or [self.client_credential]
+        except ConfigurationError as error:
+            return str(error)
+        if not any(credentials):
+            return f"this service has no credential: {VARIABLES['client_id'].name} has no valid value"
         return None
 
     @property
@@ -669,7 +733,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     values = merged.values
     replaced: dict[str, Any] = {}
     plaintext_hosts = values.get("plaintext_issuers", ())
-    for name in ("jwks_uri", "introspection_endpoint"):
+    for name in ENDPOINTS:
         try:
             check_endpoint(name, values.get(name), plaintext_hosts)
         except ConfigurationError as error:
@@ -682,8 +746,8 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     problems += [f"{name}: {entry}: {found[entry]}; until then, its tokens are refused" for entry in useless]
     if not useless and "issuers" not in merged.invalid:
         return replaced
-    if any(values.get(name) for name in ("jwks_uri", "introspection_endpoint", "jwks_token_file")):
-        return {"issuers": (), "jwks_uri": None, "introspection_endpoint": None, "jwks_token_file": ""}
+    if any(values.get(name) for name in (*ENDPOINTS, "jwks_token_file")):
+        return {"issuers": (), "jwks_token_file": "", "exchange_grant": "off"} | dict.fromkeys(ENDPOINTS)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
 
@@ -704,7 +768,7 @@ def _check_one(setting: str, value: object) -> Any:
     """Validate one value by the same rules as a value passed in code, and return it as it is stored."""
     if setting == "issuers":
         return value  # `read_issuers` has checked each entry; `_usable_issuers` checks what depends on other settings
-    if setting in ("jwks_uri", "introspection_endpoint"):
+    if setting in ENDPOINTS:
         check_endpoint_syntax(setting, value)
         return value
     return getattr(Settings(**cast("dict[str, Any]", {setting: value})), setting)
@@ -742,6 +806,8 @@ def _check_choices_and_lists(settings: Settings) -> None:
         ("verify_streams", ("off", "exp")),
         ("profile", PROFILES),
         ("log", ("", "decisions", "debug")),
+        ("exchange_grant", EXCHANGE_GRANTS),
+        ("exchange_actor", EXCHANGE_ACTORS),
         ("client_auth", (None, *CLIENT_AUTH_METHODS)),
     ):
         if getattr(settings, name) not in choices:
@@ -773,7 +839,7 @@ def _check_choices_and_lists(settings: Settings) -> None:
 def _check_issuers_and_client(settings: Settings) -> None:
     issuers = read_issuers(settings.issuers, _raise)
     _set(settings, "issuers", issuers)
-    for name in ("jwks_uri", "introspection_endpoint"):
+    for name in ENDPOINTS:
         check_endpoint(name, getattr(settings, name), settings.plaintext_issuers)
     for entry in issuers:
         problem = problem_with_entry(entry, settings.jwks_uri, settings.plaintext_issuers)

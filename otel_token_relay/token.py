@@ -119,7 +119,18 @@ class BearerToken:
         ValueError: *value* is not a b64token. The message does not contain it.
     """
 
-    __slots__ = ("__weakref__", "_generation", "_peeked", "_value", "_verification", "lease", "pid", "received_at")
+    __slots__ = (
+        "__weakref__",
+        "_digest",
+        "_generation",
+        "_peeked",
+        "_value",
+        "_verification",
+        "lease",
+        "obtained",
+        "pid",
+        "received_at",
+    )
 
     lease: Final[Lease | None]  # type: ignore[misc]  # `_make` sets it
     pid: Final[int]  # type: ignore[misc]
@@ -128,6 +139,9 @@ class BearerToken:
     _generation: int
     _peeked: tuple[float | None, bool] | None
     _verification: Verification | None
+    _digest: bytes | None
+    obtained: dict[int, Any] | None
+    """What has been obtained in exchange for this token during this request; `exchange.tokens` writes it."""
 
     def __new__(cls, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> BearerToken:
         if not isinstance(value, str) or not is_b64token(value):
@@ -198,6 +212,13 @@ class BearerToken:
         return peeked
 
     @property
+    def digest(self) -> bytes:
+        """The SHA-256 digest of the value, which is computed once."""
+        if self._digest is None:
+            self._digest = hashlib.sha256(self._value.encode("ascii")).digest()
+        return self._digest
+
+    @property
     def fingerprint(self) -> str:
         """Eight hexadecimal digits that distinguish this token from other tokens in this process."""
         return hmac.new(_FINGERPRINT_KEY, self._value.encode("ascii"), hashlib.sha256).hexdigest()[:8]
@@ -255,6 +276,7 @@ def _make(
     token.received_at = received_at
     token._peeked = peeked
     token._verification = verification
+    token._digest = token.obtained = None
     return token  # type: ignore[no-any-return]
 
 

@@ -69,8 +69,8 @@ def context_with(kind: SpanKind) -> tuple[Any, Context]:
 
 @pytest.mark.parametrize("reason", Reason, ids=str)
 def test_each_reason_has_one_outcome(reason: Reason) -> None:
-    """Only two reasons mean that a token was sent."""
-    expected = reason.value if reason in (Reason.RELAYED, Reason.EXCHANGED) else "withheld"
+    """Only three reasons mean that a token was sent."""
+    expected = reason.value if reason in (Reason.RELAYED, Reason.EXCHANGED, Reason.OWN) else "withheld"
 
     assert Decision(reason).outcome == expected
 

@@ -17,6 +17,7 @@ def test_the_strings_are_stable() -> None:
     assert [str(reason) for reason in Reason] == [
         "relayed",
         "exchanged",
+        "own",
         "no_token",
         "no_boundary",
         "destination_unknown",

@@ -473,11 +473,45 @@ ENTRIES: Final = [
         line=(*NOT_LISTED, "contradicts another entry"),
     ),
     SetUp(
-        name="exchanged token",
+        name="exchanged token without an endpoint",
         variables=relay(DESTINATIONS=f"{PROFILE};audience=profile"),
-        check=says(1, f"{PROFILE};audience=profile receives no token: it requires an exchanged one"),
-        explain=says(1, "withheld: exchange_failed", "This version does not exchange tokens yet"),
+        check=says(
+            1,
+            f"no token can be exchanged for {PROFILE};audience=profile, because neither {PREFIX}TOKEN_ENDPOINT nor"
+            f" {PREFIX}ISSUERS has a valid value",
+        ),
+        explain=says(1, "withheld: exchange_failed", f"neither {PREFIX}TOKEN_ENDPOINT nor {PREFIX}ISSUERS"),
+        startup=("no token can be exchanged",),
         line=("decision=withheld", "reason=exchange_failed"),
+    ),
+    SetUp(
+        name="exchanged token without a credential",
+        variables=relay(DESTINATIONS=f"{PROFILE};audience=profile", TOKEN_ENDPOINT="https://idp.example/token"),
+        check=says(1, f"this service has no credential: {PREFIX}CLIENT_ID has no valid value"),
+        explain=says(1, "withheld: exchange_failed", f"{PREFIX}CLIENT_ID has no valid value"),
+        startup=("no token can be exchanged",),
+        line=("decision=withheld", "reason=exchange_failed"),
+    ),
+    SetUp(
+        name="exchanged token with an unknown grant",
+        variables=relay(DESTINATIONS=f"{PROFILE};audience=profile", EXCHANGE_GRANT="obo"),
+        check=says(1, f"{PREFIX}EXCHANGE_GRANT: expected one of token-exchange, on-behalf-of, off"),
+        explain=says(1, "withheld: exchange_failed", f"{PREFIX}EXCHANGE_GRANT is off"),
+        startup=("EXCHANGE_GRANT: expected one of",),
+        line=("decision=withheld", "reason=exchange_failed"),
+    ),
+    SetUp(
+        name="exchanged token that is not verified",
+        variables=relay(
+            DESTINATIONS=f"{PROFILE};audience=profile",
+            TOKEN_ENDPOINT="https://idp.example/token",
+            CLIENT_ID="user-service",
+            CLIENT_SECRET="s3cr3t",
+        ),
+        works=RISKY,
+        check=says(0, NO_PROBLEM, "no token is exchanged unless the application verifies it in code"),
+        explain=says(1, "withheld: not_verified", f"{PREFIX}EXCHANGE_UNVERIFIED"),
+        line=("decision=withheld", "reason=not_verified"),
     ),
     SetUp(
         name="plain http",

@@ -15,6 +15,7 @@ from typing import Any
 from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Exchange
 from otel_token_relay.runtime import Runtime
 
 
@@ -39,7 +40,13 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
             # A CONNECT request goes to the proxy in clear text.
-            value = None if self.method == "CONNECT" else relay.decide((self, conn), target_of, _has_header)
+            value = (
+                None
+                if self.method == "CONNECT"
+                else relay.decide((self, conn), target_of, _has_header, may_block=False)
+            )
+            if isinstance(value, Exchange):
+                value = await value.run_async()
             if value is None:
                 return await original(self, conn)
             kind: Any = type(self)

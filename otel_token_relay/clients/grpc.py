@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from otel_token_relay.clients.connections import check_tls_name
 from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import HasHeader, Hop, Relay
+from otel_token_relay.relay import Exchange, HasHeader, Hop, Relay
 from otel_token_relay.runtime import Runtime
 
 _logger = logging.getLogger("otel_token_relay")
@@ -248,18 +248,24 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
         metadata = module.Metadata(*metadata or ())
         return module.ClientCallDetails(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
 
-    def decide(channel: _Channel, details: Any) -> Any:
-        decided = _decide(relay, channel, details)
-        return details if decided is details else replace(details, decided.metadata, details.timeout)
+    async def decide(channel: _Channel, details: Any) -> Any:
+        value = relay.decide((channel, details), _target_of, _has_header, may_block=False)
+        if isinstance(value, Exchange):
+            value = await value.run_async()
+        if value is None:
+            return details
+        return replace(details, _with_header(details, relay.header, value), details.timeout)
 
     async def intercept(self: Any, continuation: Function, details: Any, request: Any) -> Any:
         if details.wait_for_ready:
-            hop = _decide_early(relay, self.channel, details)
+            hop = relay.decide((self.channel, details), _target_of, _has_header, is_final=False, may_block=False)
+            if isinstance(hop, Exchange):
+                hop = await hop.run_async()
             if hop is None:
                 return await continuation(details, request)
             wait = await _wait_until_ready_aio(self.inner(), details.timeout)
             return await continuation(replace(details, _metadata_after(wait, details, hop), wait.timeout), request)
-        return await continuation(decide(self.channel, details), request)
+        return await continuation(await decide(self.channel, details), request)
 
     # A channel sorts its interceptors by class and uses each one for only one kind of call.
     bases = {kind: getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS}

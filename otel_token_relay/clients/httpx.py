@@ -20,7 +20,7 @@ from otel_token_relay.clients.httpcore import HOP, checks_when_sending
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
-from otel_token_relay.relay import Hop
+from otel_token_relay.relay import Exchange, Hop
 from otel_token_relay.runtime import Runtime
 
 # These transports send without a connection, so their requests do not wait.
@@ -97,7 +97,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_pooled_async(original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
-            hop = relay.decide((self, request), _target_of_pooled, has_header, is_final=False)
+            hop = relay.decide((self, request), _target_of_pooled, has_header, is_final=False, may_block=False)
+            if isinstance(hop, Exchange):
+                hop = await hop.run_async()
             if hop is None:
                 return await original(self, request)
             try:
@@ -127,7 +129,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_async(original: Function) -> Function:
         async def handle_async_request(self: Any, request: Any) -> Any:
-            value = relay.decide((self, request), _target_of, has_header)
+            value = relay.decide((self, request), _target_of, has_header, may_block=False)
+            if isinstance(value, Exchange):
+                value = await value.run_async()
             if value is not None:
                 request = with_header(request, value)
                 del value

@@ -16,8 +16,9 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.clients.connections import is_tcp
-from otel_token_relay.origin import Target
+from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Exchange
 from otel_token_relay.runtime import Runtime
 
 _CONTEXT_NAME = "_token_relay_context"
@@ -65,6 +66,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             attached = otel_context.attach(context)
             del context
             try:
+                # The headers are written by a plain function, which cannot wait for a token.
+                if relay.policy.has_exchanged and (target := _read_target(self.request.url)) is not None:
+                    await relay.prepare_hop(target, has_header=relay.header in self.request.headers)
                 return await original(self)
             finally:
                 otel_context.detach(attached)
@@ -80,7 +84,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
                 # Headers are written once. If the wrapper stayed, it and the connection would form a reference cycle.
                 connection.__dict__.pop("write_headers", None)
-                value = relay.decide((self, headers), _target_of, _has_header)
+                value = relay.decide((self, headers), _target_of, _has_header, may_block=False)
+                if isinstance(value, Exchange):
+                    value = value.give_up()
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
                     # Error trackers send the local variables of every frame that an exception passes through. The
@@ -104,6 +110,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)
     patches.wrap(module._HTTPConnection, "run", build_run)
     patches.wrap(module._HTTPConnection, "_create_connection", build_connection)
+
+
+def _read_target(url: str) -> Target | None:
+    """Return where a request will probably go. The decision is made when its connection is open."""
+    origin = Origin.parse(url)
+    return None if origin is None else (origin.scheme, origin.host, origin.port)
 
 
 def _has_header(call: tuple[Any, Any], name: str) -> bool:

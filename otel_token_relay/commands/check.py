@@ -272,12 +272,12 @@ def _problems_of_environment(
     for library in report.libraries:
         if not library.is_covered and library.state != NOT_COVERED:
             yield str(library)
-    for entry in settings.entries:
-        if entry.needs_exchange:
-            yield (
-                f"the destination {entry} receives no token: it requires an exchanged one, which this version cannot"
-                " obtain"
-            )
+    exchanging = [entry for entry in settings.entries if entry.needs_exchange]
+    problem = settings.exchange_problem
+    if problem is None and not has_module("urllib3"):
+        problem = "urllib3 is missing: pip install 'otel-token-relay[exchange]'"
+    if exchanging and problem is not None:
+        yield f"no token can be exchanged for {', '.join(map(str, exchanging))}, because {problem}"
 
 
 def _warnings(
@@ -293,6 +293,17 @@ def _warnings(
             f"no token is relayed unless the application verifies it in code: set {VARIABLES['verify'].name}=enforce,"
             " or use BearerAuthMiddleware"
         )
+    if any(entry.needs_exchange for entry in settings.entries):
+        if settings.exchange_unverified:
+            yield (
+                f"{VARIABLES['exchange_unverified'].name} is set, so anyone can make this service send requests with"
+                " its credential"
+            )
+        elif settings.verify == "off":
+            yield (
+                "no token is exchanged unless the application verifies it in code: set"
+                f" {VARIABLES['verify'].name}=enforce, or use BearerAuthMiddleware"
+            )
     if options.pid is None and not options.online:  # another process may see other files
         yield from _credential_problems(settings)
     yield from describe_overridden(load_sources(environ), VARIABLES)
@@ -304,12 +315,15 @@ def _warnings(
 
 def _credential_problems(settings: Settings) -> Iterator[str]:
     """Yield why a credential of this service cannot be used now. Nothing is sent."""
-    if settings.verification_problem is not None:
+    exchanges = any(entry.needs_exchange for entry in settings.entries)
+    if settings.verification_problem is not None and not (exchanges and settings.exchange_problem is None):
         return
     uses: list[tuple[str | None, str | None, ClientCredential | None]] = [
-        (issuer.issuer, issuer.introspection_endpoint, issuer.client) for issuer in settings.trusted_issuers
+        (issuer.issuer, issuer.introspection_endpoint or (issuer.issuer if exchanges else None), issuer.client)
+        for issuer in settings.trusted_issuers
     ]
-    for issuer, endpoint, client in uses or [(None, settings.introspection_endpoint, settings.client_credential)]:
+    lone = settings.introspection_endpoint or (settings.token_endpoint if exchanges else None)
+    for issuer, endpoint, client in uses or [(None, lone, settings.client_credential)]:
         if endpoint is None or client is None:
             continue
         try:

@@ -17,6 +17,7 @@ from otel_token_relay.commands.coverage import missing_packages
 from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
+from otel_token_relay.configured_exchange import build_issuer
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS as SOURCE_HEADERS
 from otel_token_relay.installation import CONTEXT_PROBLEM
@@ -96,10 +97,17 @@ def explain(
         0 if a token would be sent to all of them, 1 if it would be withheld from any.
     """
     settings = Settings.load(environ)
-    relay = Relay(settings)
+    relay = Relay(settings, build_issuer(settings) if settings.exchange_problem is None else None)
     off, unset = _relay_off(environ, settings), None if settings.entries else _no_destinations(environ, settings, pid)
     results = [
-        _Result(_read(url, environ, pid), relay.explain(url, without_user=without_user), off, unset) for url in urls
+        _Result(
+            _read(url, environ, pid),
+            relay.explain(url, without_user=without_user),
+            off,
+            unset,
+            settings.exchange_problem,
+        )
+        for url in urls
     ]
     problems = list(map(conceal, settings.problems))
     for number, result in enumerate(results):
@@ -155,12 +163,14 @@ class _Result:
         explanation: The relay's decision.
         relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
         unset: Why no destination is set; ``None`` if any is.
+        exchange_problem: Why no token can be exchanged; ``None`` if the settings are complete.
     """
 
     url: ReadUrl
     explanation: Explanation
     relay_problem: str | None
     unset: str | None
+    exchange_problem: str | None
 
     @property
     def is_withheld(self) -> bool:
@@ -178,6 +188,8 @@ class _Result:
             return f"{_sentence(self.relay_problem)} {self.unset or ''}".strip()
         if self.url.problem:
             return _sentence(self.url.problem)
+        if self.explanation.decision.reason is Reason.EXCHANGE_FAILED and self.exchange_problem is not None:
+            return f"Correct the settings: {self.exchange_problem}."
         if self.explanation.decision.reason is Reason.NO_TOKEN:
             return f"Correct {SOURCE_HEADERS}: no token is read from any request."
         closest = self.explanation.closest
@@ -217,7 +229,7 @@ class _Result:
             if self.explanation.fails:
                 say("The entry has ;required, so the call raises TokenUnavailable and sends nothing.", indent=2)
         self._print_entry()
-        if reason is not Reason.RELAYED or self.relay_problem is not None:
+        if self.is_withheld:
             say(f"What to do: {self.advice}", indent=2)
         if self.relay_problem not in (None, NOT_VERIFIABLE):
             say(f"With the relay on: {_verdict(self.explanation)}", indent=2)
@@ -234,10 +246,18 @@ class _Result:
 
 def _verdict(explanation: Explanation) -> str:
     reason = explanation.decision.reason
-    return "relayed" if reason is Reason.RELAYED else f"{explanation.decision.outcome}: {reason}"
+    outcome = explanation.decision.outcome
+    return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 
 def _meaning(reason: Reason) -> str:
+    if reason is Reason.EXCHANGED:
+        return (
+            "A request carries a token that is obtained for this destination in exchange for the caller's, if it is"
+            " sent while the caller's request is served and has no credential of its own."
+        )
+    if reason is Reason.OWN:
+        return "A request that is sent while no request is served carries a token of the service's own."
     if reason is Reason.RELAYED:
         return (
             "A request carries the token if it is sent while the caller's request is served and has no credential of"

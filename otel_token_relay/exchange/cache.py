@@ -20,6 +20,7 @@ from otel_token_relay.token import Clock
 from otel_token_relay.verification.cache import Cache
 
 DEFAULT_SIZE: Final = 4096
+_SUBJECT_LENGTH: Final = 32
 _MAX_FAILURES: Final = 1024
 
 # A result is not used in its last 30 s, or in its last tenth if it is short-lived, since a hop takes time.
@@ -27,6 +28,7 @@ _MARGIN_SECONDS: Final = 30.0
 _MARGIN_SHARE: Final = 0.1
 # Neither the result nor the subject says when it expires.
 _UNKNOWN_SECONDS: Final = 60.0
+_RENEWAL_SHARE: Final = 0.8
 _FAILURE_SECONDS: Final = 5.0
 _OUTAGE_SECONDS: Final = 1.0
 _OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout"})
@@ -40,11 +42,13 @@ class Exchanged(NamedTuple):
         until: The time on the monotonic clock, in seconds, until which it may be used.
         expires_at: The time on the wall clock, in seconds since the epoch, at which it must not be used any more;
             ``None`` if unknown.
+        renew_at: The time on the monotonic clock from which a token of the service's own is renewed ahead of time.
     """
 
     value: str
     until: float
     expires_at: float | None
+    renew_at: float
 
     def __repr__(self) -> str:
         return f"Exchanged({len(self.value)} chars, until={self.until})"
@@ -53,11 +57,6 @@ class Exchanged(NamedTuple):
 class _Failure(NamedTuple):
     failure: ExchangeFailed
     until: float
-
-
-def subject_hash(token: str) -> bytes:
-    """Return the hash under which a token's results are found. Compute it once for each token, not for each hop."""
-    return hashlib.sha256(token.encode("ascii")).digest()
 
 
 def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
@@ -70,9 +69,9 @@ def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
     """Return the cache key. Its parts have fixed lengths, so no two combinations have the same key.
 
     Args:
-        subject: `subject_hash` of the caller's token.
+        subject: The digest of the caller's token; 32 zero bytes for a token of the service's own.
         endpoint: `endpoint_hash` of the destination.
-        actor: `subject_hash` of the service's own token; empty if none is sent.
+        actor: The digest of the service's own token; empty if none is sent.
     """
     return subject + endpoint + actor
 
@@ -89,6 +88,7 @@ class ExchangeCache:
     def __init__(self, size: int = DEFAULT_SIZE, *, now: Clock = time.time, monotonic: Clock = time.monotonic) -> None:
         self._successes: Cache[Exchanged] = Cache(size)
         self._failures: Cache[_Failure] = Cache(_MAX_FAILURES)
+        self._subjects: Cache[bool] = Cache(size)
         self._now = now
         self._monotonic = monotonic
 
@@ -110,16 +110,17 @@ class ExchangeCache:
         return found.failure if found is not None and self._monotonic() < found.until else None
 
     def has_succeeded(self, key: bytes) -> bool:
-        """Return whether an exchange of the same token has succeeded before, and is still remembered."""
-        return self._successes.get(key) is not None
+        """Return whether an exchange of the same token, for any destination, has succeeded before."""
+        return self._subjects.get(key[:_SUBJECT_LENGTH]) is not None
 
-    def put(self, key: bytes, issued: Issued, subject_expires_at: float | None) -> Exchanged:
+    def put(self, key: bytes, issued: Issued, subject_expires_at: float | None, *, is_own: bool = False) -> Exchanged:
         """Store a result.
 
         Args:
             key: `key_of` the exchange.
             issued: The server's response.
             subject_expires_at: When the caller's token expires, in seconds since the epoch; ``None`` if unknown.
+            is_own: Whether the service acts on its own behalf, so that only the result limits its life.
 
         Returns:
             The result, which may already be too old to be used again.
@@ -129,12 +130,16 @@ class ExchangeCache:
         lives = [end - now for end in ends]
         if issued.expires_in is not None:
             lives.append(issued.expires_in)
-        if subject_expires_at is None or not lives:
+        if (subject_expires_at is None and not is_own) or not lives:
             lives.append(_UNKNOWN_SECONDS)
         life = max(min(lives), 0.0)
         usable = life - min(_MARGIN_SECONDS, life * _MARGIN_SHARE)
-        result = Exchanged(issued.token, self._monotonic() + usable, min(ends) if ends else None)
+        started = self._monotonic()
+        result = Exchanged(
+            issued.token, started + usable, min(ends) if ends else None, started + usable * _RENEWAL_SHARE
+        )
         self._successes.put(key, result)
+        self._subjects.put(key[:_SUBJECT_LENGTH], True)
         self._failures.drop(key)
         return result
 
@@ -144,10 +149,6 @@ class ExchangeCache:
         # Without its traceback, whose frames contain tokens.
         kept = ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)
         self._failures.put(key, _Failure(kept, self._monotonic() + seconds))
-
-    def drop(self, key: bytes) -> None:
-        """Forget a result, for example because the destination has rejected it."""
-        self._successes.drop(key)
 
 
 def _hash(*parts: bytes | None) -> bytes:

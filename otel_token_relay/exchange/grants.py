@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-Grant = Literal["token-exchange", "on-behalf-of"]
-GRANTS: Final[tuple[Grant, ...]] = ("token-exchange", "on-behalf-of")
+from otel_token_relay.entry_syntax import Grant
 
 ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"
 JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
@@ -24,18 +23,26 @@ class Request:
     """What is asked for in exchange for a caller's token.
 
     Attributes:
-        grant: How to ask.
+        grant: How to ask; ``client-credentials`` for a token of the service's own, without a caller's token.
         audience: The logical name of the service that will receive the result; ``None`` to send none.
         resource: The URI of that service; ``None`` to send none.
         scope: The scopes of the result, separated by spaces; ``None`` to send none.
         expected: Audiences that the result may have instead of the one asked for.
+        has_actor: Whether this service is to be named as the actor.
     """
 
-    grant: Grant = "token-exchange"
+    grant: Grant | Literal["client-credentials"] = "token-exchange"
     audience: str | None = None
     resource: str | None = None
     scope: str | None = None
     expected: tuple[str, ...] = ()
+    has_actor: bool = False
+
+    def of_client(self) -> Request:
+        """Return the request for a token of the service's own, for the same destination."""
+        if self.grant == "on-behalf-of":
+            return Request("client-credentials", scope=self._entra_scope(), expected=self.expected)
+        return replace(self, grant="client-credentials", has_actor=False)
 
     @property
     def audiences(self) -> frozenset[str]:
@@ -43,13 +50,23 @@ class Request:
         asked = [name for name in (self.audience, self.resource) if name is not None]
         return frozenset([*asked, *self.expected]) if asked else frozenset()
 
-    def form(self, subject: str, actor: str | None = None) -> Form:
+    def form(self, subject: str | None, actor: str | None = None) -> Form:
         """Return the parameters of the request, without the client's credentials.
 
         Args:
-            subject: The caller's token.
+            subject: The caller's token; ``None`` for ``client-credentials``.
             actor: This service's own token (RFC 8693, section 2.1), which only ``token-exchange`` can send.
         """
+        if self.grant == "client-credentials":
+            own = (
+                ("grant_type", "client_credentials"),
+                ("audience", self.audience),
+                ("resource", self.resource),
+                ("scope", self.scope),
+            )
+            return tuple((name, value) for name, value in own if value is not None)
+        if subject is None:
+            raise ValueError("an exchange needs a subject token")
         if self.grant == "on-behalf-of":
             return (
                 ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),

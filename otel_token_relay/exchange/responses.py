@@ -43,12 +43,14 @@ class Issued(NamedTuple):
         token: The b64token.
         expires_in: For how many seconds it is valid from now; ``None`` if the server does not say.
         expires_at: The ``exp`` of a JWT, in seconds since the epoch; ``None`` for any other token.
+        has_claims: Whether it is a JWT.
         has_actor: Whether a JWT names an actor (``act``, RFC 8693, section 4.1).
     """
 
     token: str
     expires_in: float | None
     expires_at: float | None
+    has_claims: bool
     has_actor: bool
 
     def __repr__(self) -> str:
@@ -76,7 +78,7 @@ def read_response(
         raise ExchangeFailed("bad_response", "the body is not a JSON object")
     kind = members.get("issued_token_type")
     is_access_token = isinstance(kind, str) and kind in _TYPES
-    if not is_access_token and not (kind is None and request.grant == "on-behalf-of"):
+    if not is_access_token and not (kind is None and request.grant != "token-exchange"):
         raise ExchangeFailed("bad_response", "issued_token_type is not that of an access token")
     token_type = members.get("token_type")
     if not isinstance(token_type, str) or token_type.lower() != "bearer":
@@ -95,6 +97,7 @@ def read_response(
         token,
         _seconds(members.get("expires_in")),
         None if claims is None else _number(claims.get("exp")),
+        claims is not None,
         claims is not None and isinstance(claims.get("act"), dict),
     )
 

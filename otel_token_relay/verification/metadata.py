@@ -85,6 +85,33 @@ def problem_with_metadata(
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may name
             such a URL only if its origin is the issuer's own.
     """
+    problem = _problem_with_name(document, issuer)
+    if problem is not None:
+        return problem
+    jwks_uri = document.get("jwks_uri")
+    if not isinstance(jwks_uri, str):
+        return "the document has no jwks_uri"
+    return None if _is_secure(jwks_uri, issuer, plaintext_hosts) else "the document's jwks_uri is not an https URL"
+
+
+def endpoint_in(
+    document: Mapping[str, Any], issuer: str, name: str, plaintext_hosts: Collection[str] = ()
+) -> str | None:
+    """Return an endpoint that the document names, or ``None`` if the document or the URL cannot be trusted.
+
+    Args:
+        document: The document.
+        issuer: The issuer, as configured.
+        name: The member, such as ``token_endpoint``.
+        plaintext_hosts: See `problem_with_metadata`.
+    """
+    url = document.get(name)
+    if _problem_with_name(document, issuer) is not None or not isinstance(url, str):
+        return None
+    return url if _is_secure(url, issuer, plaintext_hosts) else None
+
+
+def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:
     named = document.get("issuer")
     if not isinstance(named, str):
         return "the document does not name an issuer"
@@ -92,14 +119,13 @@ def problem_with_metadata(
     if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
         return "the document names another issuer" + (f" ({difference})" if difference else "")
-    jwks_uri = document.get("jwks_uri")
-    if not isinstance(jwks_uri, str):
-        return "the document has no jwks_uri"
-    own, keys = Origin.parse(issuer.replace(TENANT, "common")), Origin.parse(jwks_uri)
-    is_secure = is_trustworthy(jwks_uri, plaintext_hosts if own == keys else ())
-    if own is None or keys is None or not is_secure or (own.scheme, keys.scheme) == ("https", "http"):
-        return "the document's jwks_uri is not an https URL"
     return None
+
+
+def _is_secure(url: str, issuer: str, plaintext_hosts: Collection[str]) -> bool:
+    own, named = Origin.parse(issuer.replace(TENANT, "common")), Origin.parse(url)
+    is_secure = is_trustworthy(url, plaintext_hosts if own == named else ())
+    return own is not None and named is not None and is_secure and (own.scheme, named.scheme) != ("https", "http")
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:

@@ -8,7 +8,7 @@ once; otherwise, they are written when the span starts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -45,6 +45,25 @@ class SpanClaimsInForce:
         return claims
 
 
+_MAX_ACTORS: Final = 10
+
+
+def actors_of(claims: Mapping[str, Any]) -> list[str]:
+    """Return who acts for the subject (RFC 8693, section 4.1), beginning with the current actor, at most ten.
+
+    An actor is named by ``sub`` or, without it, by ``client_id``. The chain ends at an actor without a name.
+    """
+    actors: list[str] = []
+    actor = claims.get("act")
+    while isinstance(actor, Mapping) and len(actors) < _MAX_ACTORS:
+        name = actor.get("sub", actor.get("client_id"))
+        if not isinstance(name, str):
+            break
+        actors.append(name)
+        actor = actor.get("act")
+    return actors
+
+
 class SpanClaims:
     """The claims to write to the span, and the name of each claim's attribute.
 
@@ -63,10 +82,13 @@ class SpanClaims:
         return cls(settings.span_claims) if settings.span_claims else None
 
     def describe(self, verification: Verification, span: trace.Span) -> None:
-        """Write the chosen claims to *span*, except those whose values are not valid attribute values."""
+        """Write the chosen claims to *span*, except those whose values are not valid attribute values.
+
+        For ``act``, the value is the chain of actors; see `actors_of`.
+        """
         claims: Mapping[str, Any] = verification.claims
         for claim, attribute in self._names.items():
-            value = claims.get(claim)
+            value = actors_of(claims) if claim == "act" else claims.get(claim)
             if isinstance(value, (str, bool, int, float)) or (
                 isinstance(value, list) and value and all(isinstance(entry, str) for entry in value)
             ):

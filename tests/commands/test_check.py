@@ -238,7 +238,7 @@ def test_a_replaced_value_is_marked(without_hooks: pytest.MonkeyPatch, capsys: p
         pytest.param(["--strict"], {DESTINATIONS: "http://a"}, 1, "1 warning, which --strict", id="strict"),
         pytest.param([], {DESTINATIONS: "http://a"}, 0, "sends tokens unencrypted", id="warning"),
         pytest.param([], {DESTINATIONS: "https://*"}, 0, "to any host", id="any host"),
-        pytest.param([], {DESTINATIONS: "https://a;audience=a"}, 1, "requires an exchanged one", id="exchange"),
+        pytest.param([], {DESTINATIONS: "https://a;audience=a"}, 1, "no token can be exchanged", id="exchange"),
         pytest.param(
             ["--strict"],
             {DESTINATIONS: "http://a", "OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_HOSTS": "a"},

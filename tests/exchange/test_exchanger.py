@@ -3,114 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 
 from otel_token_relay import current_token, use_token
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed, TokenUnavailable
 from otel_token_relay.exchange import AsyncTokenExchanger, TokenExchanger
-from otel_token_relay.exchange.exchanger import MAX_NEW
+from otel_token_relay.exchange.engine import MAX_NEW
 from otel_token_relay.reasons import Reason
 from otel_token_relay.token import BearerToken, Lease
-
-ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
-SECRET = "the-secret-of-the-service"
-
-Response = tuple[int, Any]
-
-
-class Verified:
-    """A verification that can be withdrawn."""
-
-    def __init__(self) -> None:
-        self.claims: dict[str, object] = {}
-        self.expires_at: float | None = None
-        self.is_valid = True
-
-    def is_still_valid(self) -> bool:
-        return self.is_valid
-
-
-def verified(value: str, lease: Lease | None = None) -> BearerToken:
-    token = BearerToken(value, lease=lease)
-    token.mark_verified(Verified())
-    return token
-
-
-class Endpoint:
-    """A token endpoint that counts its requests. *respond* returns the status and the body."""
-
-    def __init__(self) -> None:
-        self.forms: list[dict[str, str]] = []
-        self.authorizations: list[str | None] = []
-        self.running = self.most = 0
-        self.lock = threading.Lock()
-        self.respond: Callable[[dict[str, str]], Response] = self.issue
-        self.url = ""
-
-    def issue(self, form: dict[str, str]) -> Response:
-        token = f"{form['subject_token']}.for.{form.get('audience', 'any')}"
-        return 200, {
-            "access_token": token,
-            "issued_token_type": ACCESS_TOKEN,
-            "token_type": "Bearer",
-            "expires_in": 300,
-        }
-
-    def handle(self, form: dict[str, str], authorization: str | None) -> Response:
-        with self.lock:
-            self.forms.append(form)
-            self.authorizations.append(authorization)
-            self.running += 1
-            self.most = max(self.most, self.running)
-        try:
-            return self.respond(form)
-        finally:
-            with self.lock:
-                self.running -= 1
-
-    def exchanger(self, kind: type[Any] = TokenExchanger, **options: Any) -> Any:
-        return kind(token_endpoint=self.url, client_id="user-service", client_secret=SECRET, **options)
-
-
-@contextmanager
-def serving() -> Iterator[Endpoint]:
-    endpoint = Endpoint()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            form = {name: values[0] for name, values in parse_qs(body).items()}
-            status, document = endpoint.handle(form, self.headers["Authorization"])
-            content = document if isinstance(document, bytes) else json.dumps(document).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            with suppress(BrokenPipeError):  # the client has given up
-                self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    endpoint.url = f"http://127.0.0.1:{server.server_port}/token"
-    try:
-        yield endpoint
-    finally:
-        server.shutdown()
-        server.server_close()
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, serving, verified
 
 
 @pytest.fixture
@@ -271,7 +179,7 @@ def test_a_failure_is_reported_without_the_response(
     assert SECRET not in caplog.text
     # After an outage, the next attempt succeeds.
     endpoint.respond = endpoint.issue
-    exchanger._cache._failures.drop(next(iter(exchanger._cache._failures._entries)))
+    exchanger._engine._cache._failures.drop(next(iter(exchanger._engine._cache._failures._entries)))
     assert exchanger.exchange(token, audience="billing").reveal() == "alice-1.for.billing"
 
 

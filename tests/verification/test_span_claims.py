@@ -24,7 +24,7 @@ from otel_token_relay.runtime import SettingsInForce
 from otel_token_relay.token import BearerToken
 from otel_token_relay.verification import TokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
-from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce
+from otel_token_relay.verification.span_claims import SpanClaims, SpanClaimsInForce, actors_of
 from tests.support.issuers import Issuer
 from tests.support.tokens import AUDIENCE, claims, make_token
 
@@ -92,7 +92,7 @@ def test_chosen_claims_are_written_by_a_middleware_within_the_span(issuer: Issue
     assert attributes["enduser.id"] == "alice"
     assert attributes["client.id"] == "web"
     assert attributes["roles"] == ("a", "b")
-    assert "act" not in attributes
+    assert attributes["act"] == ("b",)
 
 
 def test_chosen_claims_are_written_by_the_boundary_before_the_span(
@@ -225,3 +225,28 @@ def test_the_choice_follows_the_installed_settings() -> None:
     uninstall()
     install(Settings())
     assert in_force() is None
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        pytest.param({"sub": "a"}, ["a"], id="one"),
+        pytest.param({"sub": "a", "act": {"sub": "b", "act": {"client_id": "c"}}}, ["a", "b", "c"], id="chain"),
+        pytest.param({"sub": "a", "act": {"act": {"sub": "c"}}}, ["a"], id="an actor without a name"),
+        pytest.param({"sub": 1}, [], id="a number"),
+        pytest.param("a", [], id="text"),
+        pytest.param(None, [], id="none"),
+        pytest.param(["a"], [], id="a list"),
+    ],
+)
+def test_the_chain_of_actors_begins_with_the_current_one(act: object, expected: list[str]) -> None:
+    """RFC 8693, section 4.1: the outermost actor acts now."""
+    assert actors_of({"act": act}) == expected
+
+
+def test_at_most_ten_actors_are_written() -> None:
+    """The issuer may nest any number of them."""
+    act: dict[str, object] = {"sub": "0"}
+    for number in range(1, 30):
+        act = {"sub": str(number), "act": act}
+    assert actors_of({"act": act}) == [str(number) for number in range(29, 19, -1)]

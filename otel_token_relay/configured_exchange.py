@@ -1,0 +1,34 @@
+"""The exchange that the settings configure, so that the application needs no code to exchange tokens.
+
+If it cannot be built, for example because the extra is missing, no token is sent to the destinations that need one of
+their own. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from functools import lru_cache
+
+from otel_token_relay.errors import RelayError
+from otel_token_relay.relay import Issuer
+from otel_token_relay.settings import Settings
+
+_logger = logging.getLogger("otel_token_relay")
+
+
+@lru_cache(maxsize=8)
+def build_issuer(settings: Settings) -> Issuer | None:
+    """Return what obtains tokens for destinations; ``None`` if no destination needs one, or if nothing can.
+
+    Equal settings yield the same object, so all relays in a process share its cache.
+    """
+    if not any(entry.needs_exchange for entry in settings.entries):
+        return None
+    try:
+        # Imported by name: that module requires an extra and depends on the relay.
+        tokens: Issuer = importlib.import_module("otel_token_relay.exchange.tokens").DestinationTokens(settings)
+        return tokens
+    except (RelayError, ImportError) as error:
+        _logger.error("token relay: no token can be exchanged: %s", error)
+    return None

@@ -1,0 +1,338 @@
+"""Send requests to one token endpoint: in worker threads, once for equal requests, and with a limit.
+
+The work is written once, as a generator (see `verification.drivers`). Requests run in worker threads, so an event
+loop never blocks, and a slow server delays only the callers that wait for it. Callers that need the same token at the
+same time share one request.
+
+Callers choose their tokens, and every request is made with this service's credential. Tokens that have not been
+exchanged before may therefore use only a few of the workers, and a refused token is not sent again for a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
+from urllib.parse import urlencode
+
+from otel_token_relay.client_credentials import ClientCredential, CredentialUnavailable
+from otel_token_relay.counters import LazyHistogram
+from otel_token_relay.decisions import ExchangeResult
+from otel_token_relay.durations import check_seconds
+from otel_token_relay.errors import ConfigurationError, ExchangeFailed
+from otel_token_relay.exchange.cache import DEFAULT_SIZE, ExchangeCache, Exchanged, endpoint_hash, key_of
+from otel_token_relay.exchange.grants import Request
+from otel_token_relay.exchange.responses import read_response
+from otel_token_relay.exchange.token_endpoint import TokenEndpoint
+from otel_token_relay.forks import call_in_child
+from otel_token_relay.token import DEFAULT_MAX_LENGTH, BearerToken, Clock
+from otel_token_relay.verification.circuit_breaker import CircuitBreaker
+from otel_token_relay.verification.drivers import Wait
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient
+from otel_token_relay.verification.jws import Claims, parse_object
+
+_logger = logging.getLogger("otel_token_relay")
+
+MAX_CONCURRENT: Final = 64
+"""The maximum number of requests to one endpoint at a time."""
+MAX_NEW: Final = 8
+"""The maximum number of these requests for tokens that have not been exchanged before."""
+DEFAULT_TIMEOUT: Final = 4.0
+# The maximum number of requests that may be running or waiting for a worker, in each of the two groups.
+_MAX_PENDING: Final = 512
+_WARNING_SECONDS: Final = 10.0
+_PROBE_SECONDS: Final = 1.0
+
+_Result = Exchanged | ExchangeFailed
+
+_duration: Final = LazyHistogram(
+    "token_relay.exchange.duration",
+    "s",
+    "The duration of requests to token endpoints.",
+    (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5),
+)
+
+
+class Job(NamedTuple):
+    """One request for a token.
+
+    Attributes:
+        key: The key in the cache.
+        request: What is asked for.
+        subject: The caller's token; ``None`` for a token of the service's own.
+        actor: The service's own token, to be named as the actor; ``None`` for none.
+    """
+
+    key: bytes
+    request: Request
+    subject: BearerToken | None = None
+    actor: BearerToken | None = None
+
+
+class _Workers:
+    """A thread pool, and the number of its running and waiting calls. The owner's lock guards the number."""
+
+    __slots__ = ("_name", "_size", "executor", "load")
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size = name, size
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Replace the workers with new ones, which start when they are needed."""
+        self.executor: ThreadPoolExecutor = ThreadPoolExecutor(self._size, f"token-relay-{self._name}")
+        self.load: int = 0
+
+
+class ExchangeEngine:
+    """The workers, breaker and cache of one token endpoint. Safe to share between threads, tasks and event loops.
+
+    Args:
+        endpoint: Where the endpoint is.
+        credential: This service's credential there.
+        timeout: The maximum number of seconds for which a call waits.
+        max_length: The maximum length of an issued token, in characters.
+        cache_size: The maximum number of results to cache.
+        http: Sends the requests.
+        now: A clock that returns the seconds since the epoch.
+        monotonic: A clock that returns seconds and never goes backward.
+
+    Raises:
+        ConfigurationError: *timeout* is not a positive number.
+    """
+
+    def __init__(
+        self,
+        endpoint: TokenEndpoint,
+        credential: ClientCredential,
+        *,
+        http: HttpClient,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_length: int = DEFAULT_MAX_LENGTH,
+        cache_size: int = DEFAULT_SIZE,
+        now: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        check_seconds("timeout", timeout)
+        if timeout == 0:
+            raise ConfigurationError("timeout", "expected more than 0 seconds")
+        self.endpoint = endpoint
+        self.client_id: str = credential.client_id
+        self._credential = credential
+        self._http = http
+        self._timeout = timeout
+        self._max_length = max_length
+        self._monotonic = monotonic
+        self._cache = ExchangeCache(cache_size, now=now, monotonic=monotonic)
+        self._breaker = CircuitBreaker(monotonic)
+        self._warn_at = self._warn_of_actor_at = float("-inf")
+        self._start_over()
+        call_in_child(self, ExchangeEngine._start_over)
+
+    def _start_over(self) -> None:
+        self._lock = threading.RLock()
+        self._pending: dict[bytes, Future[_Result]] = {}
+        self._new = _Workers("exchange-new", MAX_NEW)
+        self._known = _Workers("exchange", MAX_CONCURRENT - MAX_NEW)
+        self._breaker.start_over()
+
+    def __repr__(self) -> str:
+        return f"ExchangeEngine({self.endpoint}, client_id={self.client_id!r})"
+
+    def hash_of(self, request: Request) -> bytes:
+        """Return the part of a key that is the same for all callers. Compute it once for each destination."""
+        return endpoint_hash(self.endpoint.identity, self.client_id, request)
+
+    def job(
+        self, request: Request, hashed: bytes, subject: BearerToken | None, actor: BearerToken | None = None
+    ) -> Job:
+        """Return the job for a request.
+
+        Args:
+            request: What is asked for.
+            hashed: `hash_of` the request.
+            subject: The caller's token; ``None`` for a token of the service's own.
+            actor: See `Job`.
+        """
+        return Job(_key(hashed, subject, actor), request, subject, actor)
+
+    def find(self, hashed: bytes, subject: BearerToken | None, actor: BearerToken | None = None) -> Exchanged | None:
+        """Return the cached result; the arguments are those of `job`."""
+        return self._cache.get(_key(hashed, subject, actor))
+
+    def failure(self, job: Job) -> ExchangeFailed | None:
+        """Return the failure of the last attempt if it is too recent to try again."""
+        return self._cache.failure(job.key)
+
+    def renew(self, job: Job) -> None:
+        """Obtain a token again in the background, unless that has just failed. Never raises."""
+        with contextlib.suppress(ExchangeFailed):
+            if self._cache.failure(job.key) is None:
+                self._submit(job)
+
+    def steps(self, job: Job) -> Generator[Wait, None, tuple[Exchanged, ExchangeResult]]:
+        """Do a job. This generator is run by `drive` or `drive_async`.
+
+        Raises:
+            ExchangeFailed: No token could be obtained.
+        """
+        cached = self._cache.get(job.key)
+        if cached is not None:
+            return cached, "hit"
+        if (failure := self._cache.failure(job.key)) is not None:
+            raise _fresh(failure)
+        future, is_shared = self._submit(job)
+        yield Wait(future, self._timeout)
+        found = future.result() if future.done() else ExchangeFailed("timeout")
+        if isinstance(found, ExchangeFailed):
+            raise _fresh(found)
+        return found, "joined" if is_shared else "miss"
+
+    def _submit(self, job: Job) -> tuple[Future[_Result], bool]:
+        with self._lock:
+            future = self._pending.get(job.key)
+            return (self._start(job), False) if future is None else (future, True)
+
+    def _start(self, job: Job) -> Future[_Result]:
+        is_known = job.subject is None or self._cache.has_succeeded(job.key)
+        workers = self._known if is_known else self._new
+        if workers.load >= _MAX_PENDING:
+            raise ExchangeFailed("unavailable", "too many exchanges are waiting")
+        if not self._breaker.allows(job.key):
+            raise ExchangeFailed("unavailable", "the token endpoint did not respond a moment ago")
+        future: Future[_Result] = Future()
+        self._pending[job.key] = future
+        workers.load += 1
+        deadline = self._monotonic() + self._timeout
+        try:
+            workers.executor.submit(self._run, workers, job, future, deadline)
+        except RuntimeError:  # no thread can be started: the process has reached its limit or is ending
+            # The executor may have queued the call anyway, and would run it once it has a thread.
+            if future.cancel():
+                del self._pending[job.key]
+                workers.load -= 1
+                self._breaker.cancel(job.key)
+                raise ExchangeFailed("unavailable", "no thread can be started") from None
+        return future
+
+    def _run(self, workers: _Workers, job: Job, future: Future[_Result], deadline: float) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        probe_is_due = False
+        found: _Result = ExchangeFailed("unavailable")
+        try:
+            if self._monotonic() >= deadline or not self._breaker.still_allows(job.key):
+                found = ExchangeFailed("timeout", "the exchange was not started in time")
+                probe_is_due = self._breaker.record_failure(job.key)
+            else:
+                found = self._measured(job)
+                self._breaker.record_success()
+        except ExchangeFailed as failure:
+            found = failure.with_traceback(None)
+            if failure.error in ("unavailable", "timeout"):
+                probe_is_due = self._breaker.record_failure(job.key)
+            else:  # the server responds; the failure is about this token, or about this service's credential
+                self._breaker.record_success()
+            self._cache.put_failure(job.key, failure)
+            self._warn(failure)
+        except Exception as error:  # the waiting callers must not wait for the timeout
+            probe_is_due = self._breaker.record_failure(job.key)
+            _logger.error("a token exchange raised %s", type(error).__name__)
+        finally:
+            with self._lock:
+                self._pending.pop(job.key, None)
+                workers.load -= 1
+            future.set_result(found)
+        if probe_is_due:
+            self._breaker.end_probe(succeeded=self._probe(job.request))
+
+    def _measured(self, job: Job) -> Exchanged:
+        started = self._monotonic()
+        attributes: dict[str, str] = {}
+        try:
+            return self._exchange(job)
+        except ExchangeFailed as failure:
+            attributes = {"error.type": failure.error}
+            raise
+        finally:
+            _duration.record(self._monotonic() - started, attributes)
+
+    def _exchange(self, job: Job) -> Exchanged:
+        subject, actor = (None if token is None else token.reveal() for token in (job.subject, job.actor))
+        status, members = self._post(job.request, subject, actor, self._timeout)
+        given = tuple(token for token in (subject, actor) if token is not None)
+        issued = read_response(status, members, job.request, given, self._max_length)
+        if actor is not None and issued.has_claims and not issued.has_actor:
+            self._warn_of_actor()
+        expires_at = issued.expires_at if job.subject is None else job.subject.expires_at
+        return self._cache.put(job.key, issued, expires_at, is_own=job.subject is None)
+
+    def _post(
+        self, request: Request, subject: str | None, actor: str | None, timeout: float
+    ) -> tuple[int, Claims | None]:
+        deadline = self._monotonic() + timeout
+        url = self.endpoint.locate(timeout)
+        try:
+            identity = self._credential.authenticate(self.endpoint.issuer, url)
+        except CredentialUnavailable as error:
+            raise ExchangeFailed("invalid_client", str(error)) from None
+        form = urlencode((*request.form(subject, actor), *identity.form)).encode("ascii")
+        try:
+            response = self._http.fetch(
+                url,
+                timeout=max(deadline - self._monotonic(), 0.001),
+                form=form,
+                authorization=identity.authorization,
+                certificate=identity.certificate,
+            )
+        except FetchFailed as error:
+            raise ExchangeFailed("timeout" if error.cause == "timed_out" else "unavailable", str(error)) from None
+        try:
+            return response.status, parse_object(response.body)
+        except ValueError:
+            return response.status, None
+
+    def _probe(self, request: Request) -> bool:
+        """Return whether the server responds to the exchange of a random token, which it must refuse."""
+        subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
+        try:
+            status, _ = self._post(request, subject, None, min(self._timeout, _PROBE_SECONDS))
+        except ExchangeFailed:
+            return False
+        return status < 500
+
+    def _warn(self, failure: ExchangeFailed) -> None:
+        # Callers can send tokens that are refused, and could otherwise fill the log.
+        now = self._monotonic()
+        level = logging.WARNING if now >= self._warn_at else logging.DEBUG
+        if level == logging.WARNING:
+            self._warn_at = now + _WARNING_SECONDS
+        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
+            _logger.log(level, "%s: %s", self.endpoint, failure)
+
+    def _warn_of_actor(self) -> None:
+        now = self._monotonic()
+        if now < self._warn_of_actor_at:
+            return
+        self._warn_of_actor_at = now + 60 * _WARNING_SECONDS
+        with contextlib.suppress(Exception):
+            _logger.warning(
+                "%s: the server accepts an actor token, but the issued token names no actor (act)", self.endpoint
+            )
+
+
+_NO_SUBJECT: Final = bytes(32)
+
+
+def _key(hashed: bytes, subject: BearerToken | None, actor: BearerToken | None) -> bytes:
+    return key_of(_NO_SUBJECT if subject is None else subject.digest, hashed, b"" if actor is None else actor.digest)
+
+
+def _fresh(failure: ExchangeFailed) -> ExchangeFailed:
+    """Return a copy, because several callers may raise the same failure at the same time."""
+    return ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)

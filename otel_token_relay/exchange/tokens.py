@@ -1,0 +1,202 @@
+"""The tokens for destinations that get one of their own, as the settings say.
+
+A token is exchanged only at its own issuer's endpoint. Results are cached in the process and, for the hops of one
+request, in the caller's `BearerToken`: only code that holds that token finds them there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Final, NamedTuple
+
+from otel_token_relay.context import announce
+from otel_token_relay.destinations import Destination
+from otel_token_relay.errors import ConfigurationError, ExchangeFailed
+from otel_token_relay.exchange.cache import Exchanged
+from otel_token_relay.exchange.engine import ExchangeEngine, Job
+from otel_token_relay.exchange.grants import Request
+from otel_token_relay.exchange.token_endpoint import TokenEndpoint
+from otel_token_relay.issuers import TrustedIssuer, fill_tenant
+from otel_token_relay.relay import Obtained
+from otel_token_relay.settings import Settings
+from otel_token_relay.token import BearerToken, Clock
+from otel_token_relay.verification.drivers import Wait, drive, drive_async
+from otel_token_relay.verification.http_client import HttpClient, shared_client
+
+_ACTOR: Final = Request("client-credentials")
+
+
+class _Plan(NamedTuple):
+    """What is requested for one destination at one endpoint."""
+
+    engine: ExchangeEngine
+    request: Request
+    hashed: bytes
+
+
+class _Held(NamedTuple):
+    """A token that a request's other hops may use."""
+
+    token: BearerToken
+    until: float
+    expires_at: float | None
+
+
+class DestinationTokens:
+    """Obtain tokens for single destinations. Safe to share between threads, tasks and event loops.
+
+    Args:
+        settings: The settings.
+        http: Sends the requests; ``None`` for the client that the settings configure.
+        now: The wall clock, in seconds since the epoch.
+        monotonic: A clock in seconds that never goes backward.
+
+    Raises:
+        ConfigurationError: The settings are not sufficient.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        http: HttpClient | None = None,
+        now: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        if (problem := settings.exchange_problem) is not None:
+            raise ConfigurationError("exchange_grant", problem)
+        self._settings = settings
+        self._now = now
+        self._monotonic = monotonic
+        if http is None:
+            http = shared_client(settings.ca_file or None, settings.plaintext_issuers)
+
+        def engine(url: str | None, issuer: TrustedIssuer | None) -> ExchangeEngine | None:
+            client = settings.client_credential if issuer is None else issuer.client
+            if client is None:
+                return None
+            name = None if issuer is None or not issuer.has_metadata(settings.plaintext_issuers) else issuer.issuer
+            if url is not None:
+                client.check_use(name, url)
+            return ExchangeEngine(
+                TokenEndpoint(url, name, http=http, monotonic=monotonic),
+                client,
+                http=http,
+                max_length=settings.max_length,
+                now=now,
+                monotonic=monotonic,
+            )
+
+        self._trusted = settings.trusted_issuers
+        made = {issuer.issuer: engine(issuer.token_endpoint, issuer) for issuer in self._trusted}
+        self._engines = {name: engine for name, engine in made.items() if engine is not None}
+        self._lone = None if self._trusted else engine(settings.token_endpoint, None)
+        self._plans: dict[tuple[int, int, bool], _Plan] = {}
+
+    def cached(self, caller: BearerToken | None, destination: Destination) -> BearerToken | None:
+        """Return a token that can be sent now, without waiting."""
+        if caller is not None and caller.obtained is not None:
+            held: _Held | None = caller.obtained.get(id(destination))
+            if (
+                held is not None
+                and self._monotonic() < held.until
+                and (held.expires_at is None or self._now() < held.expires_at)
+            ):
+                return held.token
+        plan = self._plan(caller, destination)
+        actor = None
+        if plan.request.has_actor:
+            found = plan.engine.find(self._actor_plan(plan).hashed, None)
+            if found is None:
+                return None
+            actor = BearerToken.from_parsed(found.value)
+        found = plan.engine.find(plan.hashed, caller, actor)
+        if found is None:
+            return None
+        if caller is None and self._monotonic() >= found.renew_at:
+            plan.engine.renew(plan.engine.job(plan.request, plan.hashed, None))
+        return self._hand_out(caller, destination, found)
+
+    def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
+        """Return a token, and block until there is one."""
+        return drive(self._steps(caller, destination))
+
+    async def obtain_async(self, caller: BearerToken | None, destination: Destination) -> Obtained:
+        """Do the same as `obtain` without blocking the event loop."""
+        return await drive_async(self._steps(caller, destination))
+
+    def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
+        """Return why the last attempt, a moment ago, has failed; ``None`` if there was none."""
+        try:
+            plan = self._plan(caller, destination)
+        except ExchangeFailed as failure:
+            return failure
+        return plan.engine.failure(plan.engine.job(plan.request, plan.hashed, caller))
+
+    def _steps(self, caller: BearerToken | None, destination: Destination) -> Generator[Wait, None, Obtained]:
+        plan = self._plan(caller, destination)
+        actor = None
+        if plan.request.has_actor:
+            own = self._actor_plan(plan)
+            found, _ = yield from own.engine.steps(own.engine.job(own.request, own.hashed, None))
+            actor = BearerToken.from_parsed(found.value)
+        job: Job = plan.engine.job(plan.request, plan.hashed, caller, actor)
+        found, result = yield from plan.engine.steps(job)
+        return Obtained(self._hand_out(caller, destination, found), result)
+
+    def _hand_out(self, caller: BearerToken | None, destination: Destination, found: Exchanged) -> BearerToken:
+        """Return the token for this request's hops, under the lease of the caller's token."""
+        token = BearerToken.from_parsed(found.value, lease=None if caller is None else caller.lease)
+        announce(token)
+        if caller is not None:
+            if caller.obtained is None:
+                caller.obtained = {}
+            caller.obtained[id(destination)] = _Held(token, found.until, found.expires_at)
+        return token
+
+    def _plan(self, caller: BearerToken | None, destination: Destination) -> _Plan:
+        engine = self._engine_for(caller)
+        key = id(engine), id(destination), caller is None
+        plan = self._plans.get(key)
+        if plan is None:
+            request = self._request(destination, is_own=caller is None)
+            plan = self._plans[key] = _Plan(engine, request, engine.hash_of(request))
+        return plan
+
+    def _request(self, destination: Destination, *, is_own: bool) -> Request:
+        grant = destination.grant or self._settings.exchange_grant
+        if grant == "off":
+            raise ExchangeFailed("unavailable", "exchange is off")
+        request = Request(
+            grant,
+            audience=destination.audience,
+            resource=destination.resource,
+            scope=destination.scope,
+            expected=destination.expected,
+            has_actor=self._settings.exchange_actor == "client",
+        )
+        return request.of_client() if is_own else request
+
+    def _actor_plan(self, plan: _Plan) -> _Plan:
+        return _Plan(plan.engine, _ACTOR, plan.engine.hash_of(_ACTOR))
+
+    def _engine_for(self, caller: BearerToken | None) -> ExchangeEngine:
+        """Return the engine of the token's own issuer.
+
+        Raises:
+            ExchangeFailed: There is none, or it is not clear which one.
+        """
+        if self._lone is not None:
+            return self._lone
+        issuer = None if caller is None else getattr(caller.verification, "issuer", None)
+        if issuer is None and len(self._trusted) == 1:
+            issuer = self._trusted[0].issuer
+        engine = self._engines.get(issuer) if isinstance(issuer, str) else None
+        if engine is None and caller is not None and caller.claims is not None:
+            templates = (trusted.issuer for trusted in self._trusted if trusted.is_any_tenant)
+            tenant = caller.claims.get("tid")
+            engine = next((self._engines.get(t) for t in templates if fill_tenant(t, tenant) == issuer), None)
+        if engine is None:
+            raise ExchangeFailed("unavailable", "no credential is configured for the token's issuer")
+        return engine
