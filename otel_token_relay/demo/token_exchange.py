@@ -91,7 +91,7 @@ def read_exchange(
 def _find_token(
     form: Mapping[str, str], name: str, find_token: Callable[[str], IssuedToken | None]
 ) -> IssuedToken | None:
-    """Return the token in a parameter; ``None`` if there is no such parameter."""
+    """Return the token in a parameter; ``None`` without such a parameter."""
     if name not in form:
         return None
     if form.get(f"{name}_type") not in _TYPES:

@@ -60,7 +60,7 @@ def error_of(call: Any) -> str:
     ids=["audience", "resource", "both"],
 )
 def test_token_is_exchanged_for_a_service(client_of: Any, issuer: str, target: Any, audience: Any) -> None:
-    """The subject stays the same, the client is the service that asked, and there is no refresh token."""
+    """The subject stays the same, the client is the service that asked, and no refresh token is issued."""
     subject = sign_in(issuer, "alice", resource="user-service", scope="profile email")
 
     issued = exchange(client_of("user-service"), subject, **target)
