@@ -26,14 +26,14 @@ def oidc_provider() -> Path:
     """Return the directory in which ``node server.mjs`` runs oidc-provider."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("oidc-provider needs node and npm, which are not installed")
-    source = SUPPORT / "oidc_provider"
+    sources = [SUPPORT / "oidc_provider" / name for name in ("package.json", "package-lock.json", "server.mjs")]
 
     def install(target: Path) -> None:
-        for name in ("package.json", "package-lock.json", "server.mjs"):
-            shutil.copy(source / name, target)
+        for source in sources:
+            shutil.copy(source, target)
         _run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=target)
 
-    return _installed("oidc-provider", install, *sorted(source.iterdir()))
+    return _installed("oidc-provider", install, *sources)
 
 
 def authgent() -> Path:
