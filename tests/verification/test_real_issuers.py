@@ -162,6 +162,23 @@ def test_refresh_token_is_refused(real_servers: RealServers, kind: Kind) -> None
     assert Verifiers(server, introspects=True).reasons(token) == both(introspected)
 
 
+def test_refresh_token_is_recognized_only_by_its_missing_audience(real_servers: RealServers) -> None:
+    """The page on verification warns of this: oidc-provider does not say what kind of token is active."""
+    server = real_servers["oidc-provider"]
+    token = server.sign_in("alice", "opaque").refresh
+    assert token
+    introspection = {
+        "introspection_endpoint": server.metadata["introspection_endpoint"],
+        "client_id": server.service.client_id,
+        "client_secret": server.service.secret,
+    }
+
+    with pytest.raises(TokenRejected, match="missing_claim"):
+        TokenVerifier(audience=SERVICE, **introspection).verify(token)
+    assert server.introspect(token).keys() == {"active", "sub", "client_id", "exp", "iat", "iss", "scope"}
+    assert TokenVerifier(**introspection).verify(token).subject == "alice"
+
+
 @pytest.mark.parametrize("audience", [SERVICE, "web"], ids=["another audience", "its own audience"])
 @pytest.mark.parametrize("profile", ["rfc9068", "generic"])
 def test_id_token_is_refused(real_servers: RealServers, audience: str, profile: str) -> None:
