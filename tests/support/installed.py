@@ -84,9 +84,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def clean_environ() -> dict[str, str]:
+    """Return the environment for programs that are not ours: without what the tests set for our own ones."""
+    # The tests set SSL_CERT_FILE to a file that does not contain the certificate authorities of package registries.
+    ours = ("OTEL_", "PYTHON", "SSL_CERT_FILE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 def _run(*command: str, cwd: Path | None = None) -> None:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PYTHON"))}
-    # The tests set this to a file that does not contain the certificate authorities of package registries.
-    environ.pop("SSL_CERT_FILE", None)
-    ran = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, cwd=cwd, env=clean_environ(), capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, f"{' '.join(command)}\n{ran.stdout}{ran.stderr}"

@@ -7,7 +7,6 @@ users sign in and how keys are rotated; everything else is the same standard for
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 import subprocess
@@ -71,7 +70,7 @@ class RealServer(ABC):
 
     @cached_property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.issuer, trust_env=False, timeout=30)
+        return httpx.Client(base_url=self.issuer, trust_env=False, timeout=60)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -102,7 +101,7 @@ class RealServer(ABC):
             "code_challenge": code_challenge(verifier),
             "code_challenge_method": "S256",
         }
-        with httpx.Client(trust_env=False, timeout=30) as browser:
+        with httpx.Client(trust_env=False, timeout=60) as browser:
             response = browser.get(self.metadata["authorization_endpoint"], params=request)
             for _ in range(4):  # one or more redirects within the server
                 if response.headers["location"].startswith(REDIRECT_URI):
@@ -182,7 +181,7 @@ class _OidcProvider(RealServer):
     @property
     def clients(self) -> list[dict[str, Any]]:
         """The clients' metadata (OpenID Connect Dynamic Client Registration, section 2)."""
-        service = {"redirect_uris": [], "response_types": []}
+        machine = {"redirect_uris": [], "response_types": []}
         grants = ["client_credentials", TOKEN_EXCHANGE]
         return [
             {
@@ -196,27 +195,27 @@ class _OidcProvider(RealServer):
                 "client_id": self.service.client_id,
                 "client_secret": self.service.secret,
                 "grant_types": grants,
-                **service,
+                **machine,
             },
             {
                 "client_id": "with-post",
                 "client_secret": "another secret",
                 "token_endpoint_auth_method": "client_secret_post",
                 "grant_types": grants,
-                **service,
+                **machine,
             },
             {
                 "client_id": "with-key",
                 "token_endpoint_auth_method": "private_key_jwt",
                 "jwks": {"keys": [ECAlgorithm.to_jwk(self.key.public_key(), as_dict=True) | {"alg": "ES256"}]},
                 "grant_types": grants,
-                **service,
+                **machine,
             },
             {
                 "client_id": "without-exchange",
                 "client_secret": "a third secret",
                 "grant_types": ["client_credentials"],
-                **service,
+                **machine,
             },
         ]
 
@@ -257,7 +256,7 @@ class _Authgent(RealServer):
             "REGISTER_RATE_LIMIT": "1000000",
             "TELEMETRY": "0",
         }
-        return _clean_environ() | {f"AUTHGENT_{name}": value for name, value in own.items()}
+        return installed.clean_environ() | {f"AUTHGENT_{name}": value for name, value in own.items()}
 
     def register(self) -> None:
         """Create this test's clients (RFC 7591)."""
@@ -295,10 +294,6 @@ def _tokens(response: httpx.Response) -> Tokens:
     return Tokens(found["access_token"], found.get("refresh_token"), found.get("id_token"))
 
 
-def _clean_environ() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PYTHON"))}
-
-
 @contextmanager
 def _demo() -> Iterator[RealServer]:
     with authorizing() as running:
@@ -314,7 +309,7 @@ def _oidc_provider() -> Iterator[RealServer]:
     process = start(
         ["node", "server.mjs"],
         cwd=directory,
-        env=_clean_environ(),
+        env=installed.clean_environ(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
