@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 from otel_token_relay.client_credentials import ClientAuth, Secret, make_credential
 from otel_token_relay.context import announce
@@ -108,10 +108,11 @@ class ExchangerCore:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._endpoint!r}, client_id={self._engine.client_id!r})"
 
-    def _request(self, audience: str | None, resource: str | None, scope: str | None) -> Request:
+    def _request(self, audience: str | None, resource: str | None, scope: str | None, expect: Sequence[str]) -> Request:
         if audience is None and resource is None and scope is None:
             raise ConfigurationError("audience", "expected an audience, a resource or a scope")
-        return Request(self._grant, audience=audience, resource=resource, scope=scope)
+        expected = (expect,) if isinstance(expect, str) else tuple(expect)
+        return Request(self._grant, audience=audience, resource=resource, scope=scope, expected=expected)
 
     def steps(self, token: BearerToken, request: Request) -> Generator[Wait, None, BearerToken]:
         """Exchange a token. This generator is run by `drive` or `drive_async`.
@@ -156,7 +157,13 @@ class TokenExchanger(ExchangerCore):
     """Exchange tokens in threads. Create one exchanger per process and share it."""
 
     def exchange(
-        self, token: BearerToken, *, audience: str | None = None, resource: str | None = None, scope: str | None = None
+        self,
+        token: BearerToken,
+        *,
+        audience: str | None = None,
+        resource: str | None = None,
+        scope: str | None = None,
+        expect: Sequence[str] = (),
     ) -> BearerToken:
         """Return a token for another service, issued in exchange for the caller's *token*.
 
@@ -165,6 +172,7 @@ class TokenExchanger(ExchangerCore):
             audience: The logical name of the other service.
             resource: The URI of the other service.
             scope: The scopes of the result, separated by spaces.
+            expect: Audiences that the result may have instead of *audience* or *resource*.
 
         Returns:
             The issued token, under the lease of *token*, for use with `use_token`.
@@ -174,14 +182,20 @@ class TokenExchanger(ExchangerCore):
             TokenUnavailable: *token* must not be exchanged.
             ExchangeFailed: No token could be obtained. The caller's own token must not be sent instead.
         """
-        return drive(self.steps(token, self._request(audience, resource, scope)))
+        return drive(self.steps(token, self._request(audience, resource, scope, expect)))
 
 
 class AsyncTokenExchanger(ExchangerCore):
     """Exchange tokens in asyncio or trio tasks, without ever blocking the event loop."""
 
     async def exchange(
-        self, token: BearerToken, *, audience: str | None = None, resource: str | None = None, scope: str | None = None
+        self,
+        token: BearerToken,
+        *,
+        audience: str | None = None,
+        resource: str | None = None,
+        scope: str | None = None,
+        expect: Sequence[str] = (),
     ) -> BearerToken:
         """Do the same as `TokenExchanger.exchange`."""
-        return await drive_async(self.steps(token, self._request(audience, resource, scope)))
+        return await drive_async(self.steps(token, self._request(audience, resource, scope, expect)))

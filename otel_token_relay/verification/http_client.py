@@ -119,8 +119,8 @@ class HttpClient:
         if timeout <= 0:  # the caller has used up its time
             raise FetchFailed("timed out", "timed_out")
         deadline = time.monotonic() + timeout
-        origin = Origin.parse(url)
-        if origin is None or not self.accepts(url):
+        origin = _origin_of(url, self.plaintext_hosts)
+        if origin is None:
             raise FetchFailed("the URL is not secure", "not_configured")
         if certificate is not None and origin.scheme != "https":
             raise FetchFailed("a client certificate requires an https URL", "not_configured")
@@ -201,6 +201,12 @@ class _Request(NamedTuple):
     target: str
     form: bytes | None
     headers: Mapping[str, str]
+
+
+@lru_cache(maxsize=256)
+def _origin_of(url: str, plaintext_hosts: frozenset[str]) -> Origin | None:
+    """Return the origin of a URL that may be fetched. The same few URLs are fetched again and again."""
+    return Origin.parse(url) if is_trustworthy(url, plaintext_hosts) else None
 
 
 @lru_cache(maxsize=8)

@@ -28,6 +28,7 @@ from urllib3.util import Url
 
 from otel_token_relay.client_credentials import ClientCertificate
 from otel_token_relay.forks import call_in_child
+from otel_token_relay.verification import watchdog
 from otel_token_relay.verification.proxies import Proxy
 
 # Servers close idle connections after a time that differs widely, and some firewalls forget them without a sign.
@@ -100,13 +101,8 @@ class _Connection:
         self.timeout = self.remaining()
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
-        timer = threading.Timer(self.timeout, self._cut)
-        timer.daemon = True
-        timer.start()
-        try:
+        with watchdog.shared.watching(deadline, self._cut):
             yield
-        finally:
-            timer.cancel()
 
     def acknowledge_at_once(self) -> None:
         """Do not wait for more data before acknowledging data, for as long as the system chooses.

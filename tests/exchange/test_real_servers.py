@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -59,16 +59,17 @@ def exchangers(server: RealServer, client: Client | None = None, **options: Any)
     """Return the exchanger for threads and the one for tasks."""
     client = client or server.service
     options |= {"token_endpoint": server.metadata["token_endpoint"], "timeout": 20.0}
-    options |= {"client_id": client.client_id, "client_secret": client.secret}
+    if "client_id" not in options:
+        options |= {"client_id": client.client_id, "client_secret": client.secret}
     return TokenExchanger(**options), AsyncTokenExchanger(**options)
 
 
-def exchange(pair: tuple[Any, Any], token: BearerToken, **asked: str) -> list[str]:
+def exchange(pair: tuple[Any, Any], token: BearerToken, **asked: Any) -> list[str]:
     """Return what each exchanger obtains."""
     return [_exchange(exchanger, token, asked).reveal() for exchanger in pair]
 
 
-def _exchange(exchanger: Any, token: BearerToken, asked: dict[str, str]) -> BearerToken:
+def _exchange(exchanger: Any, token: BearerToken, asked: dict[str, Any]) -> BearerToken:
     async def wait() -> Any:
         return await exchanger.exchange(token, **asked)
 
@@ -137,21 +138,14 @@ def test_token_is_exchanged_for_the_audience_that_was_asked_for(real_servers: Re
     assert len(seen) == 6
 
 
-def post(
-    server: RealServer, request: Request, subject: str, actor: str | None, more: Mapping[str, str] | None = None
-) -> Issued:
-    """Send our form, and read the response with our rules.
-
-    Args:
-        more: The parameters with which the client authenticates, if it does not have a secret.
-    """
-    client = server.service
-    own = ClientCredential(client_id=client.client_id, secret=Secret(client.secret)).authenticate()
-    headers = {} if more or own.authorization is None else {"Authorization": own.authorization}
+def post(server: RealServer, request: Request, subject: str, actor: str | None) -> Issued:
+    """Send our form, and read the response with our rules."""
+    client, endpoint = server.service, server.metadata["token_endpoint"]
+    own = ClientCredential(client_id=client.client_id, secret=Secret(client.secret)).authenticate(None, endpoint)
     response = server.http.post(
-        server.metadata["token_endpoint"],
-        content=urlencode([*request.form(subject, actor), *(more or {}).items()]),
-        headers={"Content-Type": "application/x-www-form-urlencoded", **headers},
+        endpoint,
+        content=urlencode(request.form(subject, actor)),
+        headers={"Content-Type": "application/x-www-form-urlencoded", "Authorization": str(own.authorization)},
     )
     given = (subject,) if actor is None else (subject, actor)
     return read_response(response.status_code, response.json(), request, given, DEFAULT_MAX_LENGTH)
@@ -209,14 +203,14 @@ def test_client_authenticates(real_servers: RealServers, client: Client | None, 
         assert claims_of(issued)["client_id"] == (client or server.service).client_id
 
 
-def test_client_authenticates_with_a_key(real_servers: RealServers) -> None:
-    """The rest of the form is the same as with a secret."""
+def test_client_authenticates_with_a_key(real_servers: RealServers, tmp_path: Path) -> None:
+    """Each exchange has an assertion of its own."""
     server: Any = real_servers["oidc-provider"]
-    subject = verified(server, "RS256").reveal()
+    key_file = server.write_key(tmp_path / "key.pem")
+    pair = exchangers(server, client_id="with-key", client_key_file=key_file, issuer=server.issuer)
 
-    issued = post(server, Request(audience=BILLING), subject, None, server.assertion())
-
-    assert claims_of(issued.token)["client_id"] == "with-key"
+    for issued in exchange(pair, verified(server, "RS256"), audience=BILLING):
+        assert claims_of(issued)["client_id"] == "with-key"
 
 
 @pytest.mark.parametrize(
@@ -288,5 +282,5 @@ def test_audience_that_was_not_asked_for_is_refused(real_servers: RealServers) -
     resource = f"https://es256.{BILLING}.test"
 
     assert errors(exchangers(server), token, resource=resource) == {"wrong_audience"}
-    issued = post(server, Request(resource=resource, expected=(BILLING,)), token.reveal(), None)
-    assert claims_of(issued.token)["aud"] == BILLING
+    for issued in exchange(exchangers(server), token, resource=resource, expect=[BILLING]):
+        assert claims_of(issued)["aud"] == BILLING

@@ -11,7 +11,6 @@ import secrets
 import socket
 import subprocess
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
-import jwt
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
@@ -219,22 +218,11 @@ class _OidcProvider(RealServer):
             },
         ]
 
-    def assertion(self) -> dict[str, str]:
-        """Return the parameters with which the client ``with-key`` authenticates (RFC 7523, section 2.2)."""
-        now = int(time.time())
-        claims = {
-            "iss": "with-key",
-            "sub": "with-key",
-            "aud": self.issuer,
-            "iat": now,
-            "exp": now + 60,
-            "jti": secrets.token_hex(8),
-        }
-        return {
-            "client_id": "with-key",
-            "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
-            "client_assertion": jwt.encode(claims, self.key, "ES256"),
-        }
+    def write_key(self, path: Path) -> str:
+        """Write the private key of the client ``with-key`` to *path*, and return the path."""
+        encoding, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        path.write_bytes(self.key.private_bytes(encoding, kind, serialization.NoEncryption()))
+        return str(path)
 
 
 class _Authgent(RealServer):

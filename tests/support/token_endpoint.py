@@ -74,6 +74,10 @@ class Endpoint:
         return kind(token_endpoint=self.url, client_id="user-service", client_secret=SECRET, **options)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # with the default of 5, some of many connections at once would be closed
+
+
 @contextmanager
 def serving() -> Iterator[Endpoint]:
     endpoint = Endpoint()
@@ -93,7 +97,7 @@ def serving() -> Iterator[Endpoint]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     endpoint.url = f"http://127.0.0.1:{server.server_port}/token"

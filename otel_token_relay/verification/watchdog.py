@@ -1,0 +1,82 @@
+"""Call functions at deadlines, from a single thread.
+
+Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each would take longer than
+everything else that a request costs here. The thread starts with the first watch and ends when there is nothing left
+to watch. It sleeps until the deadline that was the earliest when it went to sleep, even if that watch has ended, so
+that a watch does not have to wake it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Final
+
+from otel_token_relay.forks import call_in_child
+
+
+class Watchdog:
+    """The deadlines and their thread. Safe to share between threads, and usable after a fork."""
+
+    def __init__(self) -> None:
+        self._start_over()
+        call_in_child(self, Watchdog._start_over)
+
+    def _start_over(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self._entries: list[tuple[float, int, list[Callable[[], None] | None]]] = []
+        self._numbers = itertools.count()
+        self._is_running = False
+        self._wakes_at = 0.0
+
+    @contextlib.contextmanager
+    def watching(self, deadline: float, call: Callable[[], None]) -> Generator[None, None, None]:
+        """Call *call* in another thread if the block has not ended at *deadline* on the monotonic clock.
+
+        It may still be called just after the block has ended.
+        """
+        held: list[Callable[[], None] | None] = [call]
+        with self._changed:
+            heapq.heappush(self._entries, (deadline, next(self._numbers), held))
+            if not self._is_running:
+                self._is_running = True
+                thread = threading.Thread(target=self._run, name="token-relay-watchdog", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the process has reached its limit or is ending: the block has no deadline
+                    self._is_running = False
+            elif deadline < self._wakes_at:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            held[0] = None  # what it refers to must not live until the deadline
+
+    def _run(self) -> None:
+        while True:
+            due: list[Callable[[], None]] = []
+            with self._changed:
+                now = time.monotonic()
+                while self._entries and self._entries[0][0] <= now:
+                    call = heapq.heappop(self._entries)[2][0]
+                    if call is not None:
+                        due.append(call)
+                if not due:
+                    if not self._entries:
+                        self._is_running = False
+                        return
+                    self._wakes_at = self._entries[0][0]
+                    self._changed.wait(self._wakes_at - now)
+                    self._wakes_at = 0.0
+            for call in due:
+                with contextlib.suppress(Exception):
+                    call()
+            del due
+
+
+shared: Final = Watchdog()
+"""The watchdog of this process."""
