@@ -62,6 +62,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.redaction
 	$(BIN)/python -m benchmarks.carry
 	$(BIN)/python -m benchmarks.verification
+	$(BIN)/python -m benchmarks.exchange
 
 bench-instructions: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.instructions

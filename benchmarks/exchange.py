@@ -128,7 +128,7 @@ def _first_exchange(url: str, pairs: int) -> Figure:
             differences.append(seconds[ours] - seconds[bare])
     pool.clear()
     shared_client().close()
-    name = "first exchange above a bare POST, relative to 0.5 ms"
+    name = "first exchange above a bare POST, in half milliseconds"
     return name, median(differences) / FIRST_TARGET_SECONDS, 1.0
 
 

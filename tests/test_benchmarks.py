@@ -69,7 +69,12 @@ def test_a_request_over_loopback_is_measured_with_real_servers(tmp_path: Path) -
 
 
 # The program about redaction takes long even with --quick. It runs if FULL_MATRIX is set.
-SEPARATE = [("carry", 4), ("verification", 8), *([("redaction", 6)] if os.environ.get("FULL_MATRIX") else [])]
+SEPARATE = [
+    ("carry", 4),
+    ("verification", 8),
+    ("exchange", 3),
+    *([("redaction", 6)] if os.environ.get("FULL_MATRIX") else []),
+]
 
 
 @pytest.mark.parametrize(("name", "count"), SEPARATE)

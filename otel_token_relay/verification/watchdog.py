@@ -3,7 +3,7 @@
 Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each would take longer than
 everything else that a request costs here. The thread starts with the first watch and ends when there is nothing left
 to watch. It sleeps until the deadline that was the earliest when it went to sleep, even if that watch has ended, so
-that a watch does not have to wake it.
+that a watch does not have to wake it, but for a few seconds at most.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator
 from typing import Final
 
 from otel_token_relay.forks import call_in_child
+
+_LONGEST_SLEEP: Final = 5.0
 
 
 class Watchdog:
@@ -32,6 +34,7 @@ class Watchdog:
         self._numbers = itertools.count()
         self._is_running = False
         self._wakes_at = 0.0
+        self._tidy_at = 0.0  # when the entries of watches that have ended are removed
 
     @contextlib.contextmanager
     def watching(self, deadline: float, call: Callable[[], None]) -> Generator[None, None, None]:
@@ -66,10 +69,14 @@ class Watchdog:
                     if call is not None:
                         due.append(call)
                 if not due:
+                    if now >= self._tidy_at:
+                        self._tidy_at = now + _LONGEST_SLEEP
+                        self._entries = [entry for entry in self._entries if entry[2][0] is not None]
+                        heapq.heapify(self._entries)
                     if not self._entries:
                         self._is_running = False
                         return
-                    self._wakes_at = self._entries[0][0]
+                    self._wakes_at = min(self._entries[0][0], self._tidy_at)
                     self._changed.wait(self._wakes_at - now)
                     self._wakes_at = 0.0
             for call in due:

@@ -1,0 +1,112 @@
+"""Deadlines are watched by one thread, which exists only while there is something to watch."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import weakref
+
+import pytest
+
+from otel_token_relay.verification.watchdog import Watchdog
+from tests.support.issuers import wait_until
+
+NAME = "token-relay-watchdog"
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == NAME]
+
+
+@pytest.fixture
+def watchdog() -> Watchdog:
+    return Watchdog()
+
+
+def soon(seconds: float = 0.02) -> float:
+    return time.monotonic() + seconds
+
+
+def test_a_deadline_that_passes_is_reported_once(watchdog: Watchdog) -> None:
+    """The thread ends after it."""
+    calls: list[str] = []
+    with watchdog.watching(soon(), lambda: calls.append("late")):
+        wait_until(lambda: bool(calls))
+        wait_until(lambda: not watchdog._is_running)
+    assert calls == ["late"]
+
+
+def test_a_block_that_ends_in_time_is_not_reported(watchdog: Watchdog) -> None:
+    """Nothing that it refers to is kept alive, and the thread ends before the deadline."""
+
+    class Connection:
+        def cut(self) -> None:
+            raise AssertionError
+
+    connection = Connection()
+    reference = weakref.ref(connection)
+    with watchdog.watching(soon(600), connection.cut):
+        del connection
+    gc.collect()
+    assert reference() is None
+    wait_until(lambda: not watchdog._is_running, 60)
+
+
+def test_an_earlier_deadline_wakes_the_thread(watchdog: Watchdog) -> None:
+    """It sleeps until the earliest one that it knows."""
+    calls: list[str] = []
+    with watchdog.watching(soon(600), lambda: calls.append("never")):
+        wait_until(lambda: watchdog._wakes_at > 0)
+        with watchdog.watching(soon(), lambda: calls.append("late")):
+            wait_until(lambda: bool(calls))
+    assert calls == ["late"]
+
+
+def test_all_blocks_share_one_thread(watchdog: Watchdog) -> None:
+    """Also if they begin in many threads at once, and if one of the calls raises."""
+    calls: list[int] = []
+    before = len(threads())
+
+    def late(number: int) -> None:
+        calls.append(number)
+        raise RuntimeError
+
+    def work(number: int) -> None:
+        with watchdog.watching(soon(0.1), lambda: late(number)):
+            wait_until(lambda: len(calls) == 20)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for worker in workers:
+        worker.start()
+    assert len(threads()) <= before + 1
+    for worker in workers:
+        worker.join()
+    assert sorted(calls) == [*range(20)]
+
+
+def test_a_forked_child_has_a_thread_of_its_own(watchdog: Watchdog) -> None:
+    """The parent's does not exist there."""
+    with watchdog.watching(soon(600), lambda: None):
+        child = os.fork()
+        if child == 0:
+            done = threading.Event()
+            with watchdog.watching(soon(), done.set):
+                os._exit(0 if done.wait(20) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_without_a_thread_the_block_runs_all_the_same(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has reached its limit. The next block tries again."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    calls: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with watchdog.watching(soon(600), lambda: calls.append("never")):
+            pass
+    with watchdog.watching(soon(), lambda: calls.append("late")):
+        wait_until(lambda: bool(calls))
