@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from otel_token_relay.commands import OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
 from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.arguments import conceal, looks_like_token
 from otel_token_relay.commands.coverage import missing_packages
+from otel_token_relay.commands.exchanging import Attempt, try_exchange
 from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
+from otel_token_relay.commands.token_input import NoToken, read_token
 from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.decisions import Decision
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS as SOURCE_HEADERS
 from otel_token_relay.installation import CONTEXT_PROBLEM
@@ -36,6 +40,7 @@ examples:
   export OTEL_PROPAGATORS=tracecontext,baggage,token_relay
   export OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS='https://profile-service;required,https://*.internal'
   otel-token-relay explain 'https://profile-service/v1/me' 'https://billing.internal/invoices?year=2026'
+  otel-token-relay explain --online https://billing/invoices < token.txt
   otel-token-relay explain --pid "$(pgrep -o gunicorn)" https://profile-service/v1/me
 """
 
@@ -56,6 +61,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("urls", metavar="URL", nargs="+", help="a URL as the application passes it to its client")
     parser.add_argument("--without-user", action="store_true", help="explain a call while no request is served")
+    parser.add_argument(
+        "--online",
+        action="store_true",
+        help="exchange a token from standard input for the destinations that need one of their own",
+    )
     parser.add_argument("--pid", type=int, metavar="N", help="use the environment of process N (Linux)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line for each URL")
     parser.set_defaults(run=run)
@@ -73,7 +83,20 @@ def run(options: argparse.Namespace) -> int:
         except ProcessUnreadable as error:
             print(f"otel-token-relay explain: error: {error}", file=sys.stderr)
             return USAGE_ERROR
-    return explain(options.urls, environ, pid=options.pid, without_user=options.without_user, as_json=options.json)
+    try:
+        return explain(
+            options.urls,
+            environ,
+            pid=options.pid,
+            without_user=options.without_user,
+            as_json=options.json,
+            is_online=options.online,
+        )
+    except NoToken as error:
+        print(
+            f"otel-token-relay explain: error: {str(error).replace('verify', 'explain --online URL')}", file=sys.stderr
+        )
+        return USAGE_ERROR
 
 
 def explain(
@@ -83,6 +106,7 @@ def explain(
     pid: int | None = None,
     without_user: bool = False,
     as_json: bool = False,
+    is_online: bool = False,
 ) -> int:
     """Print the decision for each URL and the reason for it.
 
@@ -92,9 +116,14 @@ def explain(
         pid: The process to which *environ* belongs; ``None`` for this shell.
         without_user: Whether to explain calls that are made while no request is served.
         as_json: Whether to print JSON.
+        is_online: Whether to exchange a token from standard input, or to obtain the service's own.
 
     Returns:
-        0 if a token would be sent to all of them, 1 if it would be withheld from any.
+        0 if a token would be sent to all of them, 1 if it would be withheld from any, and 3 if the only problem is that
+        an authorization server does not respond.
+
+    Raises:
+        NoToken: Standard input contains no token.
     """
     settings = Settings.load(environ)
     relay = Relay(settings, build_issuer(settings) if settings.exchange_problem is None else None)
@@ -109,6 +138,8 @@ def explain(
         )
         for url in urls
     ]
+    if is_online:
+        results = _exchange(settings, results, without_user=without_user)
     problems = list(map(conceal, settings.problems))
     for number, result in enumerate(results):
         if as_json:
@@ -122,7 +153,24 @@ def explain(
             say(f"problem: {problem}", indent=2)
         for note in describe_overridden(load_sources(environ), VARIABLES):
             say(f"note: {note}", indent=2)
-    return PROBLEM if any(result.is_withheld for result in results) else OK
+    withheld = [result for result in results if result.is_withheld]
+    if withheld and all(result.attempt is not None and result.attempt.has_no_response for result in withheld):
+        return NO_RESPONSE
+    return PROBLEM if withheld else OK
+
+
+def _exchange(settings: Settings, results: list[_Result], *, without_user: bool) -> list[_Result]:
+    """Try the exchange for each result that needs one."""
+    tried = [result.may_exchange for result in results]
+    token = read_token()[0] if any(tried) and not without_user else None
+    # Without this handler, Python would print the package's warnings, which the result contains in more detail.
+    logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
+    return [
+        replace(result, attempt=try_exchange(settings, result.explanation.entry, token))
+        if is_tried and result.explanation.entry is not None
+        else result
+        for result, is_tried in zip(results, tried, strict=True)
+    ]
 
 
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
@@ -164,6 +212,7 @@ class _Result:
         relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
         unset: Why no destination is set; ``None`` if any is.
         exchange_problem: Why no token can be exchanged; ``None`` if the settings are complete.
+        attempt: The result of the exchange; ``None`` if none was tried.
     """
 
     url: ReadUrl
@@ -171,10 +220,18 @@ class _Result:
     relay_problem: str | None
     unset: str | None
     exchange_problem: str | None
+    attempt: Attempt | None = None
+
+    @property
+    def may_exchange(self) -> bool:
+        """Whether a hop would obtain a token for this destination."""
+        reason = self.explanation.decision.reason
+        return self.relay_problem is None and reason in (Reason.EXCHANGED, Reason.OWN)
 
     @property
     def is_withheld(self) -> bool:
-        return self.relay_problem is not None or self.explanation.decision.outcome == "withheld"
+        has_failed = self.attempt is not None and self.attempt.error is not None
+        return has_failed or self.relay_problem is not None or self.explanation.decision.outcome == "withheld"
 
     @property
     def headline(self) -> str:
@@ -186,6 +243,8 @@ class _Result:
         """What to do, in one or two sentences."""
         if self.relay_problem is not None:
             return f"{_sentence(self.relay_problem)} {self.unset or ''}".strip()
+        if self.attempt is not None and self.attempt.advice is not None:
+            return self.attempt.advice
         if self.url.problem:
             return _sentence(self.url.problem)
         if self.explanation.decision.reason is Reason.EXCHANGE_FAILED and self.exchange_problem is not None:
@@ -209,7 +268,7 @@ class _Result:
         return {
             "url": self.url.shown,
             "decision": "withheld" if self.is_withheld else explanation.decision.outcome,
-            "reason": explanation.decision.reason.value if self.relay_problem is None else None,
+            "reason": self._reason.value if self.relay_problem is None else None,
             "relay_off": self.relay_problem,
             "entry": None if explanation.entry is None else str(explanation.entry),
             "closest_entry": None if explanation.closest is None else explanation.closest.entry,
@@ -217,22 +276,32 @@ class _Result:
             "raises": explanation.fails and self.relay_problem is None,
             "advice": self.advice,
             "note": self.url.note or None,
+            "exchange": None if self.attempt is None else self.attempt.as_dict(),
         }
+
+    @property
+    def _reason(self) -> Reason:
+        if self.attempt is None or self.attempt.error is None:
+            return self.explanation.decision.reason
+        return Reason.NOT_VERIFIED if self.attempt.error == "rejected" else Reason.EXCHANGE_FAILED
 
     def print(self, *, with_url: bool) -> None:
         """Print the decision first, then the reason for it and what to do."""
-        reason = self.explanation.decision.reason
-        verdict = _verdict(self.explanation) if self.relay_problem is None else f"withheld: {self.headline}"
+        reason = self._reason
+        verdict = _verdict(reason) if self.relay_problem is None else f"withheld: {self.headline}"
         print(emphasize(escape(f"{verdict} ({self.url.shown})" if with_url else verdict)))
         if self.relay_problem is None:
             say(_meaning(reason), indent=2)
+            if self.attempt is not None:
+                failed = f"Error: {self.attempt.error}" + (f" ({self.attempt.detail})" if self.attempt.detail else "")
+                say(self.attempt.detail if self.attempt.error is None else failed, indent=2)
             if self.explanation.fails:
                 say("The entry has ;required, so the call raises TokenUnavailable and sends nothing.", indent=2)
         self._print_entry()
         if self.is_withheld:
             say(f"What to do: {self.advice}", indent=2)
         if self.relay_problem not in (None, NOT_VERIFIABLE):
-            say(f"With the relay on: {_verdict(self.explanation)}", indent=2)
+            say(f"With the relay on: {_verdict(self.explanation.decision.reason)}", indent=2)
         if self.url.note:
             say(f"note: {self.url.note}", indent=2)
 
@@ -244,9 +313,8 @@ class _Result:
             say(f"closest entry: {self.explanation.closest}", indent=2)
 
 
-def _verdict(explanation: Explanation) -> str:
-    reason = explanation.decision.reason
-    outcome = explanation.decision.outcome
+def _verdict(reason: Reason) -> str:
+    outcome = Decision(reason).outcome
     return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 

@@ -1,0 +1,112 @@
+"""Try an exchange for ``otel-token-relay explain --online``. The destination itself is never contacted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from otel_token_relay.commands.output import escape
+from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.destinations import Destination
+from otel_token_relay.errors import ExchangeFailed, KeysUnavailable, RelayError, TokenRejected
+from otel_token_relay.settings import Settings
+from otel_token_relay.token import BearerToken, Lease, Verification, claims_of
+
+_NO_RESPONSE = ("unavailable", "timeout")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """The result of an exchange. All text is printable ASCII.
+
+    Attributes:
+        error: An `ExchangeError`, or ``rejected`` if this service does not accept the caller's token; ``None`` if a
+            token was issued.
+        detail: What is wrong, or what is known of the issued token.
+        advice: What to do; ``None`` if a token was issued.
+    """
+
+    error: str | None
+    detail: str
+    advice: str | None = None
+
+    @property
+    def has_no_response(self) -> bool:
+        """Whether the authorization server did not respond."""
+        return self.error in _NO_RESPONSE
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the result as JSON; ``docs/command-line.md`` describes it."""
+        return {"error": self.error, "detail": self.detail, "advice": self.advice}
+
+
+class _Assumed:
+    """The verification of a token that only the application could verify, in code."""
+
+    claims: Mapping[str, object] = MappingProxyType({})
+    expires_at: float | None = None
+
+    def is_still_valid(self) -> bool:
+        return True
+
+
+def try_exchange(settings: Settings, destination: Destination, value: str | None) -> Attempt:
+    """Obtain a token for *destination*, as a hop would.
+
+    Args:
+        settings: The settings, which are complete.
+        destination: The entry.
+        value: The caller's token; ``None`` for a token of the service's own.
+    """
+    from otel_token_relay.exchange.advice import ADVICE
+
+    issuer = build_issuer(settings)
+    if issuer is None:
+        return Attempt(error="unavailable", detail="no token can be exchanged with these settings")
+    try:
+        caller = None if value is None else _caller(settings, value)
+    except KeysUnavailable:
+        return Attempt(error="unavailable", detail="the token cannot be verified, because the issuer does not respond")
+    except (RelayError, ValueError) as error:
+        reason = error.reason if isinstance(error, TokenRejected) else "malformed"
+        return Attempt(
+            error="rejected",
+            detail=f"this service rejects the token: {reason}",
+            advice="Pass a token that this service accepts; otel-token-relay verify explains why it rejects this one.",
+        )
+    try:
+        obtained = issuer.obtain(caller, destination)
+    except ExchangeFailed as failure:
+        return Attempt(
+            error=failure.error, detail=escape(failure.detail), advice=ADVICE[failure.error].replace("`", "")
+        )
+    return Attempt(error=None, detail=_describe(claims_of(obtained.token.reveal())))
+
+
+def _caller(settings: Settings, value: str) -> BearerToken:
+    token = BearerToken(value, lease=Lease())
+    verification: Verification = _Assumed()
+    if settings.verify != "off":
+        from otel_token_relay.verification.authenticator import verifier_from
+
+        verification = verifier_from(settings).verify(value)
+    token.mark_verified(verification)
+    return token
+
+
+def _describe(claims: Mapping[str, Any] | None) -> str:
+    """Return what the issued token is for. It does not name the user."""
+    if claims is None:
+        return "The server issued an opaque token."
+    audience = claims.get("aud")
+    names = audience if isinstance(audience, list) else [audience]
+    shown = ", ".join(name for name in names if isinstance(name, str)) or "no audience"
+    parts = [f"The server issued a token for {shown[:200]}"]
+    expires_at = claims.get("exp")
+    if isinstance(expires_at, int | float) and not isinstance(expires_at, bool):
+        parts.append(f"valid for {expires_at - time.time():.0f} s")
+    parts.append("with an actor" if isinstance(claims.get("act"), dict) else "without an actor (act)")
+    return escape(", ".join(parts) + ".")

@@ -1,0 +1,166 @@
+"""``otel-token-relay explain --online``: one exchange, at a real token endpoint; the destination is not contacted."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from otel_token_relay import cli
+from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.errors import ExchangeError
+from otel_token_relay.exchange.advice import ADVICE
+from tests.exchange.test_hops import jwt
+from tests.support.issuers import Issuer
+from tests.support.loopback import Party, party
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving
+from tests.support.tokens import AUDIENCE, claims, make_token
+
+PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def billing() -> Iterator[Party]:
+    with party() as one:
+        yield one
+    assert one.requests == []  # never contacted
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    build_issuer.cache_clear()
+    yield
+    build_issuer.cache_clear()
+
+
+class Explain:
+    """Run the command in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], **variables: str) -> None:
+        self._monkeypatch = monkeypatch
+        self._capfd = capfd
+        monkeypatch.setenv("OTEL_PROPAGATORS", "token_relay")
+        for name, value in variables.items():
+            monkeypatch.setenv(PREFIX + name, value)
+
+    def __call__(self, *arguments: str, token: str | None = None) -> tuple[int, str]:
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((token or "").encode())))
+        status = cli.main(["explain", "--online", *arguments])
+        captured = self._capfd.readouterr()
+        for secret in filter(None, (token, SECRET, "issued-token")):
+            assert secret not in captured.out + captured.err
+        return status, captured.out + captured.err
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], endpoint: Endpoint, billing: Party
+) -> Explain:
+    return Explain(
+        monkeypatch,
+        capfd,
+        DESTINATIONS=f"{billing.url};audience=billing;without-user=client",
+        TOKEN_ENDPOINT=endpoint.url,
+        CLIENT_ID="user-service",
+        CLIENT_SECRET=SECRET,
+        EXCHANGE_UNVERIFIED="true",
+    )
+
+
+def issued(**members: Any) -> tuple[int, Any]:
+    return 200, {"access_token": "issued-token", "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer"} | members
+
+
+def test_an_exchange_that_works_is_described(run: Explain, endpoint: Endpoint, billing: Party) -> None:
+    """What the token is for, but not whose it is."""
+    endpoint.respond = lambda form: issued(access_token=jwt(aud=["billing", "x"], sub="alice", exp=9999999999))
+    status, text = run(f"{billing.url}/invoices", token="the-callers-token")
+
+    assert status == 0
+    assert text.startswith("exchanged\n")
+    assert "The server issued a token for billing, x, valid for " in text
+    assert "without an actor (act)" in text
+    assert "alice" not in text
+    assert [form["subject_token"] for form in endpoint.forms] == ["the-callers-token"]
+
+    endpoint.respond = lambda form: issued()
+    build_issuer.cache_clear()
+    assert "The server issued an opaque token." in run(billing.url, token="Bearer the-callers-token")[1]
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "status"),
+    [
+        ((400, {"error": "invalid_target"}), "invalid_target (status 400)", 1),
+        ((401, {"error": "invalid_client"}), "invalid_client (status 401)", 1),
+        ((500, {}), "unavailable (status 500)", 3),
+        (issued(access_token=jwt(aud="orders")), "wrong_audience (the issued token is for another audience)", 1),
+        ((200, b"<html>"), "bad_response (the body is not a JSON object)", 1),
+    ],
+)
+def test_an_exchange_that_fails_is_explained(
+    run: Explain, endpoint: Endpoint, billing: Party, response: Any, error: str, status: int
+) -> None:
+    """The server's error and what to do about it. If the server does not respond, the exit status is 3."""
+    endpoint.respond = lambda form: response
+    found, text = run(billing.url, token="the-callers-token")
+
+    assert found == status
+    assert text.startswith("withheld: exchange_failed\n")
+    assert f"Error: {error}" in text
+    advice = ADVICE[error.split(" ")[0]].replace("`", "")  # type: ignore[index]
+    assert advice.split(".")[0] in " ".join(text.split())
+    found, text = run("--json", billing.url, token="the-callers-token")
+    (result,) = [json.loads(line) for line in text.splitlines()]
+    assert (result["decision"], result["reason"]) == ("withheld", "exchange_failed")
+    assert result["exchange"]["error"] == error.split(" ")[0]
+
+
+def test_a_token_of_the_services_own_needs_no_input(run: Explain, endpoint: Endpoint, billing: Party) -> None:
+    """The command reads nothing."""
+    status, text = run("--without-user", billing.url)
+    assert (status, text.splitlines()[0]) == (0, "own")
+    assert [form["grant_type"] for form in endpoint.forms] == ["client_credentials"]
+
+
+def test_input_without_a_token_is_a_usage_error(run: Explain, endpoint: Endpoint, billing: Party) -> None:
+    """Unless no destination needs an exchange."""
+    status, text = run(billing.url)
+    assert status == 2
+    assert "standard input contains no token; pass it as in: otel-token-relay explain --online URL < token.txt" in text
+    assert run("https://elsewhere.example")[0] == 1
+    assert endpoint.forms == []
+
+
+def test_a_token_that_this_service_rejects_is_not_exchanged(
+    run: Explain, endpoint: Endpoint, billing: Party, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a hop. A token that it accepts is sent to the issuer's endpoint."""
+    for name, value in {"VERIFY": "enforce", "ISSUERS": issuer.url, "AUDIENCE": AUDIENCE}.items():
+        monkeypatch.setenv(PREFIX + name, value)
+    status, text = run(billing.url, token=make_token(claims(issuer.url, aud="another")))
+    assert status == 1
+    assert text.startswith("withheld: not_verified\n")
+    assert "Error: rejected (this service rejects the token: wrong_audience)" in text
+    assert endpoint.forms == []
+
+    assert run(billing.url, token=make_token(claims(issuer.url)))[0] == 0
+    assert len(endpoint.forms) == 1
+
+
+def test_each_error_has_advice() -> None:
+    """The set of errors is closed, and the page has the same advice."""
+    assert {*ADVICE} == {*get_args(ExchangeError)}
+    page = (Path(__file__).parents[2] / "docs" / "exchange.md").read_text("utf-8")
+    assert [error for error, advice in ADVICE.items() if f"| {advice} |" not in page] == []
