@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -35,6 +35,7 @@ from otel_token_relay.verification.circuit_breaker import CircuitBreaker
 from otel_token_relay.verification.drivers import Wait
 from otel_token_relay.verification.http_client import FetchFailed, HttpClient
 from otel_token_relay.verification.jws import Claims, parse_object
+from otel_token_relay.verification.worker_pools import WorkerPool
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -72,21 +73,6 @@ class Job(NamedTuple):
     request: Request
     subject: BearerToken | None = None
     actor: BearerToken | None = None
-
-
-class _Workers:
-    """A thread pool, and the number of its running and waiting calls. The owner's lock guards the number."""
-
-    __slots__ = ("_name", "_size", "executor", "load")
-
-    def __init__(self, name: str, size: int) -> None:
-        self._name, self._size = name, size
-        self.start_over()
-
-    def start_over(self) -> None:
-        """Replace the workers with new ones, which start when they are needed."""
-        self.executor: ThreadPoolExecutor = ThreadPoolExecutor(self._size, f"token-relay-{self._name}")
-        self.load: int = 0
 
 
 class ExchangeEngine:
@@ -137,8 +123,8 @@ class ExchangeEngine:
     def _start_over(self) -> None:
         self._lock = threading.RLock()
         self._pending: dict[bytes, Future[_Result]] = {}
-        self._new = _Workers("exchange-new", MAX_NEW)
-        self._known = _Workers("exchange", MAX_CONCURRENT - MAX_NEW)
+        self._new = WorkerPool("exchange-new", MAX_NEW)
+        self._known = WorkerPool("exchange", MAX_CONCURRENT - MAX_NEW)
         self._breaker.start_over()
 
     def __repr__(self) -> str:
@@ -217,10 +203,13 @@ class ExchangeEngine:
                 del self._pending[job.key]
                 workers.load -= 1
                 self._breaker.cancel(job.key)
+                if not workers.load:
+                    # The executor's queue might never be emptied, so tokens would accumulate in it.
+                    workers.start_over()
                 raise ExchangeFailed("unavailable", "no thread can be started") from None
         return future
 
-    def _run(self, workers: _Workers, job: Job, future: Future[_Result], deadline: float) -> None:
+    def _run(self, workers: WorkerPool, job: Job, future: Future[_Result], deadline: float) -> None:
         if not future.set_running_or_notify_cancel():
             return
         probe_is_due = False

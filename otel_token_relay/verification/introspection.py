@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -27,6 +27,7 @@ from otel_token_relay.verification.circuit_breaker import OPEN_SECONDS, CircuitB
 from otel_token_relay.verification.drivers import Wait
 from otel_token_relay.verification.http_client import FetchFailed, HttpClient, shared_client
 from otel_token_relay.verification.jws import parse_object
+from otel_token_relay.verification.worker_pools import WorkerPool
 
 _logger = logging.getLogger("otel_token_relay")
 
@@ -67,26 +68,6 @@ class IntrospectionResult(NamedTuple):
     claims: Mapping[str, Any] | None
     until: float
     refresh_at: float
-
-
-class _WorkerPool:
-    """A thread pool and the number of its running and waiting calls. The owner's lock guards both."""
-
-    __slots__ = ("_name", "_workers", "executor", "load")
-
-    def __init__(self, name: str, workers: int) -> None:
-        self._name, self._workers = name, workers
-        self.load = 0
-        self.start_over()
-
-    def start_over(self) -> None:
-        """Replace the workers with new ones, which start when they are needed."""
-        self.executor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether another call would have to wait for a worker."""
-        return self.load >= self._workers
 
 
 class Introspection:
@@ -133,8 +114,8 @@ class Introspection:
         self._pending: dict[bytes, Future[IntrospectionResult | None]] = {}
         # The pools are separate: made-up tokens must not delay tokens that were active a moment ago, and
         # refreshes, which can wait, must not delay a token's first lookup.
-        self._lookups = _WorkerPool("introspection", _LOOKUP_WORKERS)
-        self._refreshes = _WorkerPool("refresh", _REFRESH_WORKERS)
+        self._lookups = WorkerPool("introspection", _LOOKUP_WORKERS)
+        self._refreshes = WorkerPool("refresh", _REFRESH_WORKERS)
         self._breaker.start_over()
 
     def __repr__(self) -> str:
@@ -198,7 +179,7 @@ class Introspection:
                 raise KeysUnavailable from None
         return future
 
-    def _cancel(self, pool: _WorkerPool, key: bytes) -> None:
+    def _cancel(self, pool: WorkerPool, key: bytes) -> None:
         self._pending.pop(key, None)
         pool.load -= 1
         self._breaker.cancel(key)
@@ -206,7 +187,7 @@ class Introspection:
             # The executor's queue might never be emptied, so tokens would accumulate in it.
             pool.start_over()
 
-    def _pool(self, key: bytes, is_refresh: bool) -> _WorkerPool:
+    def _pool(self, key: bytes, is_refresh: bool) -> WorkerPool:
         if is_refresh:
             return self._refreshes
         if self._active.get(key) is None:
@@ -226,7 +207,7 @@ class Introspection:
             self._active.put(key, result._replace(refresh_at=self._monotonic() + REFRESH_PAUSE_SECONDS))
 
     def _run(
-        self, pool: _WorkerPool, key: bytes, token: str, future: Future[IntrospectionResult | None], deadline: float
+        self, pool: WorkerPool, key: bytes, token: str, future: Future[IntrospectionResult | None], deadline: float
     ) -> None:
         if not future.set_running_or_notify_cancel():
             return
