@@ -96,7 +96,7 @@ def test_an_unverified_token_is_not_exchanged(endpoint: Endpoint) -> None:
 
 def test_many_users_in_threads_and_tasks_never_get_the_token_of_another(endpoint: Endpoint) -> None:
     """One exchange for each token and audience, although all of them ask several times at once."""
-    exchanger, waiting = endpoint.exchanger(), endpoint.exchanger(AsyncTokenExchanger)
+    exchanger, waiting = endpoint.exchanger(timeout=60), endpoint.exchanger(AsyncTokenExchanger, timeout=60)
     audiences = ("billing", "orders", "stock")
     wrong: Counter[str] = Counter()
 

@@ -28,6 +28,7 @@ from otel_token_relay import Settings, as_service, carry, context, install, to_d
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.configured_exchange import build_issuer
 from otel_token_relay.errors import TokenUnavailable
+from otel_token_relay.exchange.engine import ExchangeEngine
 from otel_token_relay.propagator import TokenRelayPropagator
 from otel_token_relay.reasons import Reason
 from otel_token_relay.token import BearerToken, Lease
@@ -47,8 +48,9 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own for each test, in a process that has served requests."""
+    """A cache of its own for each test, in a process that has served requests. A busy machine takes its time."""
     build_issuer.cache_clear()
+    monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)
     monkeypatch.setattr(context, "has_served", True)
     yield
     build_issuer.cache_clear()
