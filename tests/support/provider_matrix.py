@@ -82,11 +82,13 @@ class Hosts:
 
     Attributes:
         responses: The status and the document of each URL.
+        bearer: The token that each request must have; ``None`` for none.
         requests: The requested URLs, each with the body.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.responses: dict[str, tuple[int, Any]] = {}
+        self.bearer: str | None = None
         self.requests: list[tuple[str, str]] = []
         outer = self
 
@@ -113,6 +115,8 @@ class Hosts:
         url = f"https://{target.removesuffix(':443')}{path}"
         self.requests.append((url, body))
         status, document = self.responses.get(url, (404, {}))
+        if self.bearer is not None and headers.get("Authorization") != f"Bearer {self.bearer}":
+            status, document = 403, {}
         text = json.dumps(document).encode()
         send(f"HTTP/1.1 {status} x\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode() + text)
 
@@ -144,13 +148,21 @@ def certify(hosts: set[str], folder: Path) -> tuple[ssl.SSLContext, str]:
     return context, str(file)
 
 
-def decide(row: dict[str, Any], hosts: Hosts) -> dict[str, Any]:
-    """Return what both verifiers decide about the row's token, with the settings as variables."""
+def decide(row: dict[str, Any], hosts: Hosts, certificate: str) -> dict[str, Any]:
+    """Return what both verifiers decide about the row's token, with the settings as variables.
+
+    The files in the settings are those of a pod. Here, others with the same purpose take their place.
+    """
     from otel_token_relay.settings import Settings
     from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
     from otel_token_relay.verification.authenticator import verifier_from
 
-    environ = {PREFIX + name: value for name, value in row["settings"].items()} | {f"{PREFIX}VERIFY": "enforce"}
+    hosts.bearer = row.get("bearer")
+    token_file = Path(certificate).with_name("token")
+    token_file.write_text(f"{hosts.bearer}\n")
+    files = {"CA_FILE": certificate, "JWKS_TOKEN_FILE": str(token_file)}
+    environ = {PREFIX + name: files.get(name, value) for name, value in row["settings"].items()}
+    environ |= {f"{PREFIX}VERIFY": "enforce"}
     settings = Settings.from_env(environ)
     hosts.responses, hosts.requests = responses_of(row), []
     token, found = token_of(row), {}
@@ -191,7 +203,7 @@ def main() -> None:
         os.environ["https_proxy"] = f"http://127.0.0.1:{hosts.server.server_address[1]}"
         for name in ("no_proxy", "NO_PROXY", "HTTPS_PROXY", "SSL_CERT_DIR"):
             os.environ.pop(name, None)
-        json.dump({name_of(row): decide(row, hosts) for row in rows}, sys.stdout)
+        json.dump({name_of(row): decide(row, hosts, certificate) for row in rows}, sys.stdout)
 
 
 if __name__ == "__main__":

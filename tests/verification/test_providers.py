@@ -39,7 +39,7 @@ MIN_ROWS = {
     "GitLab CI": 1,
     "Google": 6,
     "Keycloak": 8,
-    "Kubernetes": 3,
+    "Kubernetes": 4,
     "Microsoft Entra": 12,
     "Okta": 3,
     "Ory Hydra": 5,
