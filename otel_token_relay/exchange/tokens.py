@@ -36,8 +36,13 @@ class _Plan(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """A token that a request's other hops may use."""
+    """A token that a request's other hops may use, and where it comes from: an id alone may be that of a later object.
 
+    A caller's token can outlive the settings, and so their destinations.
+    """
+
+    source: DestinationTokens
+    destination: Destination
     token: BearerToken
     until: float
     expires_at: float | None
@@ -92,7 +97,8 @@ class DestinationTokens:
         made = {issuer.issuer: engine(issuer.token_endpoint, issuer) for issuer in self._trusted}
         self._engines = {name: engine for name, engine in made.items() if engine is not None}
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
-        self._plans: dict[tuple[int, int, bool], _Plan] = {}
+        # Destinations are compared by value: equal settings share this object, and each has its own destinations.
+        self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> BearerToken | None:
         """Return a token that can be sent now, without waiting."""
@@ -100,6 +106,8 @@ class DestinationTokens:
             held: _Held | None = caller.obtained.get(id(destination))
             if (
                 held is not None
+                and held.source is self
+                and held.destination is destination
                 and self._monotonic() < held.until
                 and (held.expires_at is None or self._now() < held.expires_at)
             ):
@@ -152,12 +160,12 @@ class DestinationTokens:
         if caller is not None:
             if caller.obtained is None:
                 caller.obtained = {}
-            caller.obtained[id(destination)] = _Held(token, found.until, found.expires_at)
+            caller.obtained[id(destination)] = _Held(self, destination, token, found.until, found.expires_at)
         return token
 
     def _plan(self, caller: BearerToken | None, destination: Destination) -> _Plan:
         engine = self._engine_for(caller)
-        key = id(engine), id(destination), caller is None
+        key = engine, destination, caller is None
         plan = self._plans.get(key)
         if plan is None:
             request = self._request(destination, is_own=caller is None)
