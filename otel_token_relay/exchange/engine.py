@@ -171,9 +171,9 @@ class ExchangeEngine:
 
     def renew(self, job: Job) -> None:
         """Obtain a token again in the background, unless that has just failed. Never raises."""
-        with contextlib.suppress(ExchangeFailed):
-            if self._cache.failure(job.key) is None:
-                self._submit(job)
+        with contextlib.suppress(ExchangeFailed), self._lock:
+            if job.key not in self._pending and self._cache.failure(job.key) is None:
+                self._start(job)
 
     def steps(self, job: Job) -> Generator[Wait, None, tuple[Exchanged, ExchangeResult]]:
         """Do a job. This generator is run by `drive` or `drive_async`.
@@ -181,24 +181,35 @@ class ExchangeEngine:
         Raises:
             ExchangeFailed: No token could be obtained.
         """
-        cached = self._cache.get(job.key)
-        if cached is not None:
+        if (cached := self._recall(job)) is not None:
             return cached, "hit"
-        if (failure := self._cache.failure(job.key)) is not None:
-            raise _fresh(failure)
-        future, is_shared = self._submit(job)
+        with self._lock:
+            future = self._pending.get(job.key)
+            is_shared = future is not None
+            if future is None:
+                # The exchange that another caller was waiting for may have ended since the last look.
+                if (cached := self._recall(job)) is not None:
+                    return cached, "hit"
+                future = self._start(job)
         yield Wait(future, self._timeout)
         found = future.result() if future.done() else ExchangeFailed("timeout")
         if isinstance(found, ExchangeFailed):
             raise _fresh(found)
         return found, "joined" if is_shared else "miss"
 
-    def _submit(self, job: Job) -> tuple[Future[_Result], bool]:
-        with self._lock:
-            future = self._pending.get(job.key)
-            return (self._start(job), False) if future is None else (future, True)
+    def _recall(self, job: Job) -> Exchanged | None:
+        """Return the cached result.
+
+        Raises:
+            ExchangeFailed: The last attempt has failed a moment ago.
+        """
+        cached = self._cache.get(job.key)
+        if cached is None and (failure := self._cache.failure(job.key)) is not None:
+            raise _fresh(failure)
+        return cached
 
     def _start(self, job: Job) -> Future[_Result]:
+        """Start a request, unless too many are waiting. The caller holds the lock, and no equal request is running."""
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
         workers = self._known if is_known else self._new
         if workers.load >= _MAX_PENDING:
