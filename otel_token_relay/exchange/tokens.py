@@ -20,7 +20,7 @@ from otel_token_relay.exchange.token_endpoint import TokenEndpoint
 from otel_token_relay.issuers import TrustedIssuer, fill_tenant
 from otel_token_relay.relay import Obtained
 from otel_token_relay.settings import Settings
-from otel_token_relay.token import BearerToken, Clock
+from otel_token_relay.token import BearerToken, Clock, claims_of
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.http_client import HttpClient, shared_client
 
@@ -197,14 +197,33 @@ class DestinationTokens:
         """
         if self._lone is not None:
             return self._lone
-        issuer = None if caller is None else getattr(caller.verification, "issuer", None)
-        if issuer is None and len(self._trusted) == 1:
-            issuer = self._trusted[0].issuer
-        engine = self._engines.get(issuer) if isinstance(issuer, str) else None
-        if engine is None and caller is not None and caller.claims is not None:
-            templates = (trusted.issuer for trusted in self._trusted if trusted.is_any_tenant)
-            tenant = caller.claims.get("tid")
-            engine = next((self._engines.get(t) for t in templates if fill_tenant(t, tenant) == issuer), None)
+        issuer, tenant = (None, None) if caller is None else _issuer_and_tenant(caller)
+        if issuer is not None:
+            engine = self._engines.get(issuer) or self._engine_of_tenant(issuer, tenant)
+        elif len(self._trusted) == 1:
+            engine = self._engines.get(self._trusted[0].issuer)
+        else:  # a token of the service's own, or an opaque one, which could belong to any of the issuers
+            engine = None
         if engine is None:
             raise ExchangeFailed("unavailable", "no credential is configured for the token's issuer")
         return engine
+
+    def _engine_of_tenant(self, issuer: str, tenant: object) -> ExchangeEngine | None:
+        """Return the engine of the entry for many tenants that covers *issuer*."""
+        for trusted in self._trusted:
+            if trusted.is_any_tenant and fill_tenant(trusted.issuer, tenant, self._settings.tenants) == issuer:
+                return self._engines.get(trusted.issuer)
+        return None
+
+
+def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
+    """Return the issuer that the verification or else the token itself names, and the claim ``tid``.
+
+    A verifier of the application may not say which issuer it has found. A token that only claims to have an issuer must
+    not be sent to another one either.
+    """
+    verified = token.claims or {}
+    issuer: object = getattr(token.verification, "issuer", None) or verified.get("iss")
+    claims = verified if issuer is not None else claims_of(token.reveal()) or {}
+    issuer = issuer or claims.get("iss")
+    return None if issuer is None else str(issuer), claims.get("tid")
