@@ -127,6 +127,7 @@ class ExchangeEngine:
         self._http = http
         self._timeout = timeout
         self._max_length = max_length
+        self._now = now
         self._monotonic = monotonic
         self._cache = ExchangeCache(cache_size, now=now, monotonic=monotonic)
         self._breaker = CircuitBreaker(monotonic)
@@ -278,6 +279,8 @@ class ExchangeEngine:
         status, members = self._post(job.request, subject, actor, self._timeout)
         given = tuple(token for token in (subject, actor) if token is not None)
         issued = read_response(status, members, job.request, given, self._max_length)
+        if issued.expires_in == 0 or (issued.expires_at is not None and issued.expires_at <= self._now()):
+            raise ExchangeFailed("bad_response", "the issued token has already expired")
         if actor is not None and issued.has_claims and not issued.has_actor:
             self._warn_of_actor()
         expires_at = issued.expires_at if job.subject is None else job.subject.expires_at

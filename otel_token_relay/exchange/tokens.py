@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import Final, NamedTuple
 
 from otel_token_relay.context import announce
+from otel_token_relay.decisions import ExchangeResult
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed
 from otel_token_relay.exchange.cache import Exchanged
@@ -43,8 +44,7 @@ class _Held(NamedTuple):
 
     source: DestinationTokens
     destination: Destination
-    token: BearerToken
-    until: float
+    obtained: Obtained
     expires_at: float | None
 
 
@@ -100,7 +100,7 @@ class DestinationTokens:
         # Destinations are compared by value: equal settings share this object, and each has its own destinations.
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
-    def cached(self, caller: BearerToken | None, destination: Destination) -> BearerToken | None:
+    def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
         """Return a token that can be sent now, without waiting."""
         if caller is not None and caller.obtained is not None:
             held: _Held | None = caller.obtained.get(id(destination))
@@ -108,10 +108,10 @@ class DestinationTokens:
                 held is not None
                 and held.source is self
                 and held.destination is destination
-                and self._monotonic() < held.until
+                and self._monotonic() < held.obtained.until
                 and (held.expires_at is None or self._now() < held.expires_at)
             ):
-                return held.token
+                return held.obtained
         plan = self._plan(caller, destination)
         actor = None
         if plan.request.has_actor:
@@ -124,7 +124,7 @@ class DestinationTokens:
             return None
         if caller is None and self._monotonic() >= found.renew_at:
             plan.engine.renew(plan.engine.job(plan.request, plan.hashed, None))
-        return self._hand_out(caller, destination, found)
+        return self._hand_out(caller, destination, found, "hit")
 
     def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
         """Return a token, and block until there is one."""
@@ -151,17 +151,20 @@ class DestinationTokens:
             actor = BearerToken.from_parsed(found.value)
         job: Job = plan.engine.job(plan.request, plan.hashed, caller, actor)
         found, result = yield from plan.engine.steps(job)
-        return Obtained(self._hand_out(caller, destination, found), result)
+        return self._hand_out(caller, destination, found, result)
 
-    def _hand_out(self, caller: BearerToken | None, destination: Destination, found: Exchanged) -> BearerToken:
+    def _hand_out(
+        self, caller: BearerToken | None, destination: Destination, found: Exchanged, result: ExchangeResult
+    ) -> Obtained:
         """Return the token for this request's hops, under the lease of the caller's token."""
         token = BearerToken.from_parsed(found.value, lease=None if caller is None else caller.lease)
         announce(token)
         if caller is not None:
             if caller.obtained is None:
                 caller.obtained = {}
-            caller.obtained[id(destination)] = _Held(self, destination, token, found.until, found.expires_at)
-        return token
+            held = Obtained(token, "hit", found.until)
+            caller.obtained[id(destination)] = _Held(self, destination, held, found.expires_at)
+        return Obtained(token, result, found.until)
 
     def _plan(self, caller: BearerToken | None, destination: Destination) -> _Plan:
         engine = self._engine_for(caller)

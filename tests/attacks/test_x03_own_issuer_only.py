@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import requests
@@ -16,17 +13,12 @@ from otel_token_relay.configured_exchange import build_issuer
 from otel_token_relay.issuers import PERSONAL_TENANT, TrustedIssuer
 from otel_token_relay.token import BearerToken
 from tests.support.loopback import party
-from tests.support.token_endpoint import SECRET, Endpoint, Verified, serving
+from tests.support.token_endpoint import SECRET, Endpoint, Verified, serving, unsigned_jwt
 
 A, B = "https://a.example", "https://b.example"
 TENANT = "11111111-2222-3333-4444-555555555555"
 ANY_TENANT = "https://login.microsoftonline.com/{tid}/v2.0"
 OPAQUE = "opaque-token-0123456789"
-
-
-def jwt(**claims: Any) -> str:
-    parts = (json.dumps(part).encode() for part in ({"alg": "none"}, claims))
-    return ".".join([*(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts), "c2ln"])
 
 
 def issued_by(issuer: str) -> str:
@@ -66,10 +58,10 @@ def relayed(settings: Settings, url: str, token: BearerToken) -> None:
     "token",
     [
         pytest.param(accepted(OPAQUE, {"iss": B}), id="the verifier's claims"),
-        pytest.param(accepted(jwt(iss=B), {}), id="the token's claims"),
-        pytest.param(accepted(jwt(iss=7), {}), id="an issuer that is not text"),
-        pytest.param(BearerToken(jwt(iss=B)), id="unverified"),
-        pytest.param(BearerToken(jwt(iss=B, tid=TENANT)), id="unverified, with a tenant"),
+        pytest.param(accepted(unsigned_jwt(iss=B), {}), id="the token's claims"),
+        pytest.param(accepted(unsigned_jwt(iss=7), {}), id="an issuer that is not text"),
+        pytest.param(BearerToken(unsigned_jwt(iss=B)), id="unverified"),
+        pytest.param(BearerToken(unsigned_jwt(iss=B, tid=TENANT)), id="unverified, with a tenant"),
     ],
 )
 @pytest.mark.parametrize("issuer", [A, ANY_TENANT])
@@ -108,10 +100,10 @@ def test_a_token_goes_to_its_own_issuer(endpoint: Endpoint, issuer: str, is_veri
             issuers=(trusting(issuer, endpoint), other),
             exchange_unverified=True,
         )
-        value = jwt(iss=issued_by(issuer), tid=TENANT)
+        value = unsigned_jwt(iss=issued_by(issuer), tid=TENANT)
         claims: dict[str, object] = {"iss": issued_by(issuer), "tid": TENANT}
         relayed(settings, billing.url, accepted(value, claims) if is_verified else BearerToken(value))
-        relayed(settings, billing.url, accepted(jwt(iss=issued_by(other), tid=TENANT), {}))
+        relayed(settings, billing.url, accepted(unsigned_jwt(iss=issued_by(other), tid=TENANT), {}))
         assert [form["subject_token"] for form in endpoint.forms] == [value]
 
 
