@@ -7,6 +7,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -52,7 +53,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def send_queued(billing: Party, endpoint: Endpoint, event: Callable[[], None]) -> None:
+def send_queued(billing: Party, endpoint: Endpoint, event: Callable[[], object]) -> None:
     """Send a request that waits for the only connection, let *event* happen meanwhile, and let it go on."""
     limits = httpx.Limits(max_connections=1)
     with httpx.Client(limits=limits, timeout=PATIENCE, trust_env=False) as client:
@@ -69,7 +70,7 @@ def test_a_block_of_as_service_that_ends_while_a_request_waits(endpoint: Endpoin
         install_for(endpoint, billing.url)
         block = as_service()
         block.__enter__()
-        send_queued(billing, endpoint, lambda: block.__exit__(None, None, None))
+        send_queued(billing, endpoint, partial(block.__exit__, None, None, None))
         assert billing.lines() == [["Bearer mine"], []]
 
 
