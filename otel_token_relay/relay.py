@@ -623,16 +623,15 @@ class Exchange(Generic[Sent]):
         return hop.reveal()  # type: ignore[return-value]
 
     def _fail(self, error: Exception) -> Sent | None:
-        reason, challenge = Reason.EXCHANGE_FAILED, None
-        if isinstance(error, TokenUnavailable):
-            reason = error.reason
-        elif isinstance(error, ExchangeFailed):
-            challenge = error.claims_challenge
-        else:
+        reason = error.reason if isinstance(error, TokenUnavailable) else Reason.EXCHANGE_FAILED
+        if not isinstance(error, TokenUnavailable | ExchangeFailed):
             _logger.error("token relay: no token for %s, because of a %s", self._destination, type(error).__name__)
         self._relay._record(reason, self._context, self._destination, self._target, "failed")
         if self._destination.required:
-            raise TokenUnavailable(reason, str(self._destination), claims_challenge=challenge)
+            # Never in a variable: it may name the user, and error trackers send the variables of this frame.
+            raise TokenUnavailable(
+                reason, str(self._destination), claims_challenge=getattr(error, "claims_challenge", None)
+            )
         return None
 
 

@@ -242,26 +242,43 @@ class ExchangeEngine:
                 found = ExchangeFailed("timeout", "the exchange was not started in time")
                 probe_is_due = self._breaker.record_failure(job.key)
             else:
-                found = self._measured(job)
-                self._breaker.record_success()
-        except ExchangeFailed as failure:
-            found = failure.with_traceback(None)
-            if failure.error in ("unavailable", "timeout"):
-                probe_is_due = self._breaker.record_failure(job.key)
-            else:  # the server responds; the failure is about this token, or about this service's credential
-                self._breaker.record_success()
-            self._cache.put_failure(job.key, failure)
-            self._warn(failure)
-        except Exception as error:  # the waiting callers must not wait for the timeout
-            probe_is_due = self._breaker.record_failure(job.key)
-            _logger.error("a token exchange raised %s", type(error).__name__)
-        finally:
+                found = self._attempt(job)
+                probe_is_due = self._note(job.key, found)
+        finally:  # the waiting callers must not wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1
             future.set_result(found)
         if probe_is_due:
             self._breaker.end_probe(succeeded=self._probe(job.request))
+
+    def _attempt(self, job: Job) -> _Result:
+        """Return the result, or the failure without its traceback and its causes, whose frames contain tokens.
+
+        Nothing is logged while such an exception is being handled: error trackers look for it there.
+        """
+        try:
+            return self._measured(job)
+        except ExchangeFailed as failure:
+            return _fresh(failure)
+        except Exception as error:
+            kind = type(error).__name__
+        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
+            _logger.error("a token exchange raised %s", kind)
+        return ExchangeFailed("unavailable")
+
+    def _note(self, key: bytes, found: _Result) -> bool:
+        """Tell the breaker, the cache and the log about an attempt. Return whether the endpoint must be probed."""
+        if isinstance(found, Exchanged):
+            self._breaker.record_success()
+            return False
+        self._cache.put_failure(key, found)
+        self._warn(found)
+        if found.error in ("unavailable", "timeout"):
+            return self._breaker.record_failure(key)
+        # The server responds; the failure is about this token, or about this service's credential.
+        self._breaker.record_success()
+        return False
 
     def _measured(self, job: Job) -> Exchanged:
         started = self._monotonic()
@@ -326,7 +343,7 @@ class ExchangeEngine:
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
             self._warn_at = now + _WARNING_SECONDS
-        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
+        with contextlib.suppress(Exception):  # see `_attempt`
             _logger.log(level, "%s: %s", self.endpoint, failure)
 
     def _warn_of_actor(self) -> None:
