@@ -12,6 +12,8 @@ from otel_token_relay.verification.jws import parse_object
 from otel_token_relay.verification.metadata import endpoint_in, fresh_seconds, metadata_urls
 
 _RETRY_SECONDS: Final = 5.0
+# How long a request waits for the metadata to be fetched again.
+_REFRESH_SECONDS: Final = 1.0
 
 
 class TokenEndpoint:
@@ -48,8 +50,12 @@ class TokenEndpoint:
             ExchangeFailed: The URL is not known.
         """
         url = self._url
-        if url is not None and self._monotonic() < self._until:
-            return url
+        if url is not None:
+            if self._monotonic() < self._until:
+                return url
+            # Other requests use the known URL meanwhile: a metadata server that hangs must not hold them up.
+            self._until = self._monotonic() + _RETRY_SECONDS
+            timeout = min(timeout, _REFRESH_SECONDS)
         problem = "the issuer is not known"
         deadline = self._monotonic() + timeout
         for address in () if self.issuer is None else metadata_urls(self.issuer):
@@ -68,6 +74,5 @@ class TokenEndpoint:
                 return found
             problem = f"the issuer's metadata names no token endpoint (status {response.status})"
         if url is not None:  # an endpoint that was valid a moment ago is better than none
-            self._until = self._monotonic() + _RETRY_SECONDS
             return url
         raise ExchangeFailed("unavailable", problem)
