@@ -48,9 +48,11 @@ check: $(VENV)/.ready
 	$(BIN)/codespell -D - -D tools/dictionary.txt
 	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/python tools/sizing.py --check
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/reference.py
+	$(BIN)/python tools/sizing.py
 
 dist: $(VENV)/.ready
 	rm -rf dist
