@@ -173,7 +173,7 @@ class ExchangeEngine:
         """Obtain a token again in the background, unless that has just failed. Never raises."""
         with contextlib.suppress(ExchangeFailed):
             if self._cache.failure(job.key) is None:
-                self._submit(job)
+                self._submit(job, is_renewal=True)
 
     def steps(self, job: Job) -> Generator[Wait, None, tuple[Exchanged, ExchangeResult]]:
         """Do a job. This generator is run by `drive` or `drive_async`.
@@ -186,17 +186,25 @@ class ExchangeEngine:
             return cached, "hit"
         if (failure := self._cache.failure(job.key)) is not None:
             raise _fresh(failure)
-        future, is_shared = self._submit(job)
+        future, is_shared = self._submit(job, is_renewal=False)
         yield Wait(future, self._timeout)
         found = future.result() if future.done() else ExchangeFailed("timeout")
         if isinstance(found, ExchangeFailed):
             raise _fresh(found)
         return found, "joined" if is_shared else "miss"
 
-    def _submit(self, job: Job) -> tuple[Future[_Result], bool]:
+    def _submit(self, job: Job, *, is_renewal: bool) -> tuple[Future[_Result], bool]:
         with self._lock:
             future = self._pending.get(job.key)
-            return (self._start(job), False) if future is None else (future, True)
+            if future is not None:
+                return future, True
+            # Another caller's exchange may have ended since this caller looked into the cache.
+            found = None if is_renewal else self._cache.get(job.key) or self._cache.failure(job.key)
+            if found is None:
+                return self._start(job), False
+        future = Future()
+        future.set_result(found)
+        return future, True
 
     def _start(self, job: Job) -> Future[_Result]:
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
