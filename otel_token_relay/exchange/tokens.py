@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator
 from typing import Final, NamedTuple
 
-from otel_token_relay.context import announce
+from otel_token_relay.context import announce_obtained
 from otel_token_relay.decisions import ExchangeResult
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed
@@ -46,6 +46,11 @@ class _Held(NamedTuple):
     destination: Destination
     obtained: Obtained
     expires_at: float | None
+
+    @property
+    def token(self) -> BearerToken:
+        """The token; see `BearerToken.values`."""
+        return self.obtained.token
 
 
 class DestinationTokens:
@@ -111,6 +116,7 @@ class DestinationTokens:
                 and self._monotonic() < held.obtained.until
                 and (held.expires_at is None or self._now() < held.expires_at)
             ):
+                announce_obtained(held.obtained.token)
                 return held.obtained
         plan = self._plan(caller, destination)
         actor = None
@@ -158,7 +164,7 @@ class DestinationTokens:
     ) -> Obtained:
         """Return the token for this request's hops, under the lease of the caller's token."""
         token = BearerToken.from_parsed(found.value, lease=None if caller is None else caller.lease)
-        announce(token)
+        announce_obtained(token)
         if caller is not None:
             if caller.obtained is None:
                 caller.obtained = {}
