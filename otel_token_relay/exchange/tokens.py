@@ -146,7 +146,14 @@ class DestinationTokens:
             plan = self._plan(caller, destination)
         except ExchangeFailed as failure:
             return failure
-        return plan.engine.failure(plan.engine.job(plan.request, plan.hashed, caller))
+        engine, actor = plan.engine, None
+        if plan.request.has_actor:
+            own = self._actor_plan(plan)
+            found = engine.find(own.hashed, None)
+            if found is None:
+                return engine.failure(engine.job(own.request, own.hashed, None))
+            actor = BearerToken.from_parsed(found.value)
+        return engine.failure(engine.job(plan.request, plan.hashed, caller, actor))
 
     def _steps(self, caller: BearerToken | None, destination: Destination) -> Generator[Wait, None, Obtained]:
         plan = self._plan(caller, destination)
