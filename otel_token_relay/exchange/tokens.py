@@ -1,7 +1,11 @@
 """The tokens for destinations that get one of their own, as the settings say.
 
-A token is exchanged only at its own issuer's endpoint. Results are cached in the process and, for the hops of one
-request, in the caller's `BearerToken`: only code that holds that token finds them there.
+A token is exchanged only at its own issuer's endpoint, each of which has an `ExchangeEngine`. A hop looks in three
+places, in this order:
+
+1. The caller's `BearerToken`, for the results of the same request: only code that holds that token finds them there.
+2. The cache of the engine, for those of the same token in any request of this process.
+3. The token endpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ _ACTOR: Final = Request("client-credentials")
 
 
 class _Plan(NamedTuple):
-    """What is requested for one destination at one endpoint."""
+    """What is requested for one destination at one endpoint, which is the same for all callers."""
 
     engine: ExchangeEngine
     request: Request
