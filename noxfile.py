@@ -36,6 +36,7 @@ PROGRAMS = (
     "tests/attacks/test_h02_enforcement.py",
     "tests/demo",
     "tests/docs",
+    "tests/exchange/test_envoy.py",
     "tests/exchange/test_real_servers.py",
     "tests/promises/test_zero_code.py",
     "tests/redaction/test_live_leaks.py",
