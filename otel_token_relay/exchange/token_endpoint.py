@@ -7,12 +7,17 @@ from typing import Final
 
 from otel_token_relay.errors import ExchangeFailed
 from otel_token_relay.token import Clock
-from otel_token_relay.verification.http_client import FetchFailed, HttpClient
-from otel_token_relay.verification.jws import parse_object
-from otel_token_relay.verification.metadata import endpoint_in, fresh_seconds, metadata_urls
+from otel_token_relay.verification.http_client import FetchFailed, HttpClient, Response
+from otel_token_relay.verification.jws import Claims, parse_object
+from otel_token_relay.verification.metadata import (
+    describe_status,
+    fresh_seconds,
+    metadata_urls,
+    problem_with_metadata,
+)
 
 _RETRY_SECONDS: Final = 5.0
-# How long a request waits for the metadata to be fetched again.
+# How long a request waits at most for the metadata to be fetched again.
 _REFRESH_SECONDS: Final = 1.0
 
 
@@ -49,30 +54,49 @@ class TokenEndpoint:
         Raises:
             ExchangeFailed: The URL is not known.
         """
-        url = self._url
-        if url is not None:
-            if self._monotonic() < self._until:
-                return url
-            # Other requests use the known URL meanwhile: a metadata server that hangs must not hold them up.
-            self._until = self._monotonic() + _RETRY_SECONDS
-            timeout = min(timeout, _REFRESH_SECONDS)
-        problem = "the issuer is not known"
+        known, now = self._url, self._monotonic()
+        if known is None:
+            return self._discover(timeout)
+        if now >= self._until:
+            # If this fails, a URL that was valid a moment ago is better than none. Other threads use it meanwhile.
+            self._until = now + _RETRY_SECONDS
+            try:
+                # The rest of the time is for the request to the endpoint.
+                return self._discover(min(timeout / 2, _REFRESH_SECONDS))
+            except ExchangeFailed:
+                self._until = self._monotonic() + _RETRY_SECONDS
+        return known
+
+    def _discover(self, timeout: float) -> str:
+        """Read the URL from the issuer's metadata."""
+        if self.issuer is None:
+            raise ExchangeFailed("unavailable", "the issuer is not known")
         deadline = self._monotonic() + timeout
-        for address in () if self.issuer is None else metadata_urls(self.issuer):
+        is_late, problems = False, []
+        for address in metadata_urls(self.issuer):
             try:
                 response = self._http.fetch(address, timeout=max(deadline - self._monotonic(), 0.001))
-                document = parse_object(response.body) if response.status == 200 else {}
             except FetchFailed as error:
-                problem = str(error)
+                is_late = error.cause == "timed_out"
+                problems.append(f"{address}: {error}")
                 continue
-            except ValueError:
-                problem = "the issuer's metadata is not a JSON document"
-                continue
-            found = endpoint_in(document, str(self.issuer), "token_endpoint", self._http.plaintext_hosts)
-            if found is not None:
-                self._url, self._until = found, self._monotonic() + fresh_seconds(response.headers)
-                return found
-            problem = f"the issuer's metadata names no token endpoint (status {response.status})"
-        if url is not None:  # an endpoint that was valid a moment ago is better than none
-            return url
-        raise ExchangeFailed("unavailable", problem)
+            document, problem = self._read(response)
+            if problem is None:
+                self._url, self._until = document["token_endpoint"], self._monotonic() + fresh_seconds(response.headers)
+                return self._url
+            problems.append(f"{address}: {problem}")
+        raise ExchangeFailed(
+            "timeout" if is_late else "unavailable",
+            f"no usable token_endpoint in the issuer's metadata ({'; '.join(problems)})",
+        )
+
+    def _read(self, response: Response) -> tuple[Claims, str | None]:
+        """Return the document in a response, and why it cannot be used."""
+        if response.status != 200:
+            return {}, describe_status(response.status)
+        try:
+            document = parse_object(response.body)
+        except ValueError:  # probably a web application that serves its start page at every path
+            return {}, "the response is not a JSON object"
+        hosts = self._http.plaintext_hosts
+        return document, problem_with_metadata(document, str(self.issuer), hosts, "token_endpoint")

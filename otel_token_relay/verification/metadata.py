@@ -75,40 +75,26 @@ def describe_status(status: int) -> str:
 
 
 def problem_with_metadata(
-    document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = ()
+    document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = (), name: str = "jwks_uri"
 ) -> str | None:
-    """Return why the document cannot be trusted, or ``None``. The text does not quote the document.
+    """Return why the document, or the URL in it, cannot be trusted; ``None`` if both can.
+
+    The text does not quote the document.
 
     Args:
         document: The document.
         issuer: The issuer, as configured.
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may name
             such a URL only if its origin is the issuer's own.
+        name: The member that contains the URL.
     """
     problem = _problem_with_name(document, issuer)
     if problem is not None:
         return problem
-    jwks_uri = document.get("jwks_uri")
-    if not isinstance(jwks_uri, str):
-        return "the document has no jwks_uri"
-    return None if _is_secure(jwks_uri, issuer, plaintext_hosts) else "the document's jwks_uri is not an https URL"
-
-
-def endpoint_in(
-    document: Mapping[str, Any], issuer: str, name: str, plaintext_hosts: Collection[str] = ()
-) -> str | None:
-    """Return an endpoint that the document names, or ``None`` if the document or the URL cannot be trusted.
-
-    Args:
-        document: The document.
-        issuer: The issuer, as configured.
-        name: The member, such as ``token_endpoint``.
-        plaintext_hosts: See `problem_with_metadata`.
-    """
     url = document.get(name)
-    if _problem_with_name(document, issuer) is not None or not isinstance(url, str):
-        return None
-    return url if _is_secure(url, issuer, plaintext_hosts) else None
+    if not isinstance(url, str):
+        return f"the document has no {name}"
+    return None if _is_secure(url, issuer, plaintext_hosts) else f"the document's {name} is not an https URL"
 
 
 def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:

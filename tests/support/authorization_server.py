@@ -128,6 +128,7 @@ def build(issuer: str) -> Faults:
         Client("opaque", ("authorization_code", "refresh_token")),
         Client(name, ("client_credentials", token_exchange.GRANT_TYPE), secret),
         Client("billing-service", ("client_credentials",), "billing-service-secret"),
+        Client("billing-api", (), "billing-api-secret"),
     )
     server = Server(issuer, clients=CLIENTS | {client.client_id: client for client in more})
     server.register_token_generator("default", WithOpaque(issuer, server.keys, 300))

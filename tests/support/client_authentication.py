@@ -78,7 +78,11 @@ class Server:
     def respond(self, seen: Seen) -> tuple[int, Any]:
         self.requests.append(seen)
         if seen.path == "/.well-known/openid-configuration":
-            return 200, {"issuer": self.url, "jwks_uri": f"{self.url}/jwks"}
+            return 200, {
+                "issuer": self.url,
+                "jwks_uri": f"{self.url}/jwks",
+                "token_endpoint": f"{self.url}/token",
+            }
         if seen.path not in ("/introspect", "/token"):
             return 404, {}
         if self.public_key is not None:

