@@ -18,7 +18,7 @@ import jwt
 import pytest
 
 from otel_token_relay import Settings, install, uninstall
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from tests.support import envoy_server
 from tests.support.authorization_server import AuthorizationServer, authorizing
 from tests.support.clients import CLIENTS, PARTIES, Client, Protocol, each_party, every_client
@@ -69,11 +69,11 @@ def running() -> Iterator[Mesh]:
 @pytest.fixture
 def mesh(running: Mesh) -> Iterator[Mesh]:
     """The mesh, with no token cached and no request received."""
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     for party in running.billing.values():
         party.requests.clear()
     yield running
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 _STATUSES = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from otel_token_relay import Settings, install, use_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import ExchangeFailed
 from otel_token_relay.exchange.token_endpoint import TokenEndpoint
 from otel_token_relay.verification.http_client import HttpClient
@@ -283,7 +283,7 @@ def test_reading_the_document_again_leaves_time_for_the_exchange(issuer: Issuer,
     clock.seconds = 1000
     endpoint.locate(20)
 
-    assert http.timeouts == [20, 10]
+    assert http.timeouts == [20, 1]
 
 
 def test_any_tenant_has_the_endpoint_of_the_common_document(issuer: Issuer) -> None:
@@ -319,9 +319,9 @@ def test_issuer_over_plain_http_names_only_its_own_origin(url: str, is_used: boo
 
 @pytest.fixture
 def fresh_cache() -> Iterator[None]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     yield
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_cache")
