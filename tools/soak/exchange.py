@@ -35,7 +35,7 @@ from tests.support.token_endpoint import SECRET, Endpoint, Response, Verified, s
 AUDIENCES = ("billing", "orders", "stock", "profile")
 # Results for every tenth user live for a second, so they expire during the run.
 SHORT_LIVED_EVERY = 10
-SHORT_SECONDS = 1
+SHORT_SECONDS = 3
 LONG_SECONDS = 3_600
 UNAUTHORIZED_SHARE = 0.02
 THREADS, TASKS = 16, 32
