@@ -26,6 +26,7 @@ from otel_token_relay.commands.coverage import (
     try_hooks,
     try_redaction,
 )
+from otel_token_relay.commands.exchanging import ask_token_endpoints
 from otel_token_relay.commands.output import emphasize, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
 from otel_token_relay.installation import CONTEXT_PROBLEM, install
@@ -166,7 +167,7 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
         report.libraries += try_redaction(settings)
     report.problems += _problems(environ, settings, report, options)
     if options.online:
-        report.issuers = _ask_issuers(settings, report)
+        report.issuers = _ask_issuers(settings, report) + _ask_token_endpoints(settings, report)
     report.warnings = [*settings.warnings, *_warnings(environ, settings, report, options)]
     return report
 
@@ -202,6 +203,20 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
         if abs(issuer.clock_difference or 0.0) > settings.leeway
     ]
     return issuers
+
+
+def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerDocument]:
+    """Ask the token endpoints, if tokens are exchanged, and add a problem for each that cannot be used."""
+    exchanges = any(entry.needs_exchange for entry in settings.entries)
+    if not exchanges or settings.exchange_problem is not None or missing_packages():
+        return []
+    endpoints = ask_token_endpoints(settings)
+    report.problems += [
+        f"{issuer['issuer']}: tokens cannot be exchanged: {'; '.join(_failures(issuer))}"
+        for issuer in endpoints
+        if issuer["state"] == "problem"
+    ]
+    return endpoints
 
 
 def _failures(issuer: IssuerDocument) -> list[str]:

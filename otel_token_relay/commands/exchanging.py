@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_token_relay.commands.output import escape
 from otel_token_relay.configured_exchange import build_token_source
@@ -15,7 +15,12 @@ from otel_token_relay.errors import ExchangeFailed, KeysUnavailable, RelayError,
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease, Verification, claims_of
 
+if TYPE_CHECKING:
+    from otel_token_relay.verification.endpoints import EndpointState
+    from otel_token_relay.verification.issuer_endpoints import IssuerDocument
+
 _NO_RESPONSE = ("unavailable", "timeout")
+DEFAULT_TIMEOUT = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,40 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
             error=failure.error, detail=escape(failure.detail), advice=ADVICE[failure.error].replace("`", "")
         )
     return Attempt(error=None, detail=_describe(claims_of(obtained.token.reveal())))
+
+
+# The server has recognized this service, and refuses the random token.
+_AS_EXPECTED = ("invalid_request", "invalid_grant", "invalid_scope", "invalid_target", "interaction_required")
+
+
+def ask_token_endpoints(settings: Settings) -> list[IssuerDocument]:
+    """Ask each token endpoint about a random token, and return the reports as JSON."""
+    from otel_token_relay.exchange.tokens import DestinationTokens
+    from otel_token_relay.verification.endpoints import EndpointReport
+
+    try:
+        asked = list(DestinationTokens(settings).requests())
+    except RelayError:
+        return []
+    found: list[IssuerDocument] = []
+    for engine, request in asked:
+        state: EndpointState = "problem"
+        started = time.monotonic()
+        try:
+            engine.ask(request, DEFAULT_TIMEOUT)
+            result = "it issues a token in exchange for a random one"
+        except ExchangeFailed as failure:
+            result = f"{failure.error} ({failure.detail})" if failure.detail else failure.error
+            if failure.error in _AS_EXPECTED:
+                state, result = "ok", f"a random token is refused: {result}"
+            elif failure.error in _NO_RESPONSE:
+                state = "no_response"
+        seconds = time.monotonic() - started
+        url = str(engine.endpoint)
+        report = EndpointReport(kind="token", url=url, state=state, result=escape(result), seconds=seconds)
+        issuer = escape(engine.endpoint.issuer or url)
+        found.append({"issuer": issuer, "state": state, "endpoints": [report.as_dict()]})
+    return found
 
 
 def _caller(settings: Settings, value: str) -> BearerToken:

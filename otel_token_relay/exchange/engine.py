@@ -319,12 +319,22 @@ class ExchangeEngine:
 
     def _probe(self, request: Request) -> bool:
         """Return whether the server responds to the exchange of a random token, which it must refuse."""
-        subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
         try:
-            status, _ = self._post(request, subject, None, min(self._timeout, _PROBE_SECONDS))
-        except ExchangeFailed:
-            return False
-        return status < 500
+            self.ask(request, min(self._timeout, _PROBE_SECONDS))
+        except ExchangeFailed as failure:
+            return failure.error not in ("unavailable", "timeout")
+        return True
+
+    def ask(self, request: Request, timeout: float) -> None:
+        """Send a random token, which the server must refuse, or obtain a token of the service's own. This blocks.
+
+        Raises:
+            ExchangeFailed: What the server responds, or why it does not.
+        """
+        subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
+        status, members = self._post(request, subject, None, timeout)
+        given = () if subject is None else (subject,)
+        read_response(status, members, request, given, self._max_length)
 
     def _warn(self, failure: ExchangeFailed) -> None:
         # Callers can send tokens that are refused, and could otherwise fill the log.

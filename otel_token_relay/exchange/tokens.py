@@ -11,7 +11,7 @@ places, in this order:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 from otel_token_relay.context import announce_obtained
@@ -108,6 +108,13 @@ class DestinationTokens:
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
         # Destinations are compared by value: equal settings share this object, and each has its own destinations.
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
+
+    def requests(self) -> Iterator[tuple[ExchangeEngine, Request]]:
+        """Yield each engine with what the first destination requests of it."""
+        destination = next((entry for entry in self._settings.entries if entry.needs_exchange), None)
+        if destination is not None:
+            request = self._request(destination, is_own=False)
+            yield from ((engine, request) for engine in filter(None, (*self._engines.values(), self._lone)))
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
         """Return a token that can be sent now, without waiting."""

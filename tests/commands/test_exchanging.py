@@ -164,3 +164,29 @@ def test_each_error_has_advice() -> None:
     assert {*ADVICE} == {*get_args(ExchangeError)}
     page = (Path(__file__).parents[2] / "docs" / "exchange.md").read_text("utf-8")
     assert [error for error, advice in ADVICE.items() if f"| {advice} |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("response", "status", "words"),
+    [
+        ((400, {"error": "invalid_grant"}), 0, "a random token is refused: invalid_grant (status 400)"),
+        ((400, {"error": "invalid_request"}), 0, "a random token is refused: invalid_request (status 400)"),
+        ((401, {"error": "invalid_client"}), 1, "invalid_client (status 401)"),
+        ((400, {"error": "unsupported_grant_type"}), 1, "unsupported_grant_type (status 400)"),
+        ((200, b"<html>"), 1, "bad_response (the body is not a JSON object)"),
+        (issued(access_token="issued-token"), 1, "it issues a token in exchange for a random one"),
+        ((503, {}), 3, "unavailable (status 503)"),
+    ],
+)
+def test_check_asks_the_token_endpoint_about_a_random_token(
+    run: Explain, endpoint: Endpoint, capfd: pytest.CaptureFixture[str], response: Any, status: int, words: str
+) -> None:
+    """A server that recognizes the client refuses the token. A token that it issues is not printed."""
+    endpoint.respond = lambda form: response
+    assert cli.main(["check", "--online"]) == status
+    captured = capfd.readouterr()
+
+    assert f"token {endpoint.url}: {words}" in captured.out
+    assert "issued-token" not in captured.out + captured.err
+    assert len(endpoint.forms) == 1
+    assert endpoint.forms[0]["subject_token"] not in captured.out

@@ -151,7 +151,7 @@ def certify(hosts: set[str], folder: Path) -> tuple[ssl.SSLContext, str]:
 def decide(row: dict[str, Any], hosts: Hosts, certificate: str) -> dict[str, Any]:
     """Return what both verifiers decide about the row's token, with the settings as variables.
 
-    The files in the settings are those of a pod. Here, others with the same purpose take their place.
+    The files in the settings are those of a pod. Here, files with the same purpose take their place.
     """
     from otel_token_relay.settings import Settings
     from otel_token_relay.verification import AsyncTokenVerifier, KeysUnavailable, TokenRejected, TokenVerifier
