@@ -6,6 +6,7 @@ This module does not decide where a token may go.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final, cast
@@ -75,17 +76,35 @@ def bind_not_found(context: Context) -> Context:
     return Context(context | {TOKEN_KEY: None, NOT_FOUND_KEY: True})
 
 
+def is_bound(context: Context) -> bool:
+    """Return whether *context* says for whom code runs: for a caller, even without a token, or for the service."""
+    return TOKEN_KEY in context or SERVICE_KEY in context
+
+
 def is_unserved(context: Context) -> bool:
     """Return whether *context* belongs to no request, so that the service acts on its own behalf.
 
     It does in ``with as_service():``, and in a process that has never served a request, unless something is bound: a
-    token, or the absence of one. In a process that serves requests, a context that has been lost does not count.
+    token, or the absence of one. In a process that serves requests, or that works for one, a context that has been lost
+    does not count.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))
     if is_unbound and service is not None and service.is_open:
         return True
-    return not has_served and (is_unbound or context.get(NOT_FOUND_KEY) is True)
+    return not has_served and (is_unbound or context.get(NOT_FOUND_KEY) is True) and not _is_worker_process()
+
+
+def _is_worker_process() -> bool:
+    """Return whether this process was started by ``multiprocessing``: its tasks may belong to its parent's requests.
+
+    Whether the parent serves requests is not known here: a pool is often created before the first one.
+    """
+    for name in ("multiprocessing.process", "multiprocess.process"):
+        parent_process = getattr(sys.modules.get(name), "parent_process", None)
+        if parent_process is not None and parent_process() is not None:
+            return True
+    return False
 
 
 def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:

@@ -145,7 +145,9 @@ def _hosts(entry: str) -> list[str]:
 def may_have_parameters(entry: str) -> bool:
     """Return whether an invalid entry may be meant to be stricter than a plain one."""
     text = entry.lower()
-    return any(mark in text for mark in (";", "=", "%3b")) or bool(set(re.findall("[a-z]+", text)) & set(PARAMETERS))
+    if any(mark in text for mark in (";", "=", "%3b", "without-user", "without_user")):
+        return True
+    return bool(set(re.findall("[a-z]+", text)) & set(PARAMETERS))
 
 
 @dataclass(slots=True)

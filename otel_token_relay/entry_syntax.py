@@ -20,7 +20,11 @@ CONTAINS_COMMA: Final = (
     " https://, and in code pass each entry as a separate string"
 )
 
-_is_parameter: Final = re.compile(rf"\s*(?:;|(?:{'|'.join(FLAGS)})\s*(?:;|$)|[A-Za-z_-]+\s*=)", re.IGNORECASE).match
+# With a colon instead of an equals sign, a number would be the port of a host with that name.
+_is_parameter: Final = re.compile(
+    rf"\s*(?:;|(?:{'|'.join(FLAGS)})\s*(?:;|$)|[A-Za-z_-]+\s*=|(?:{'|'.join(TEXT_PARAMETERS)})\s*:\s*[^\s\d*])",
+    re.IGNORECASE,
+).match
 
 
 def field_of(parameter: str) -> str:

@@ -59,16 +59,18 @@ class Obtained(NamedTuple):
     Attributes:
         token: The token, under the lease of the caller's token if it was obtained in exchange for that.
         result: Whether it was cached, obtained for this hop, or obtained for another hop at the same time.
+        until: The time on the monotonic clock, in seconds, until which it may be sent.
     """
 
     token: BearerToken
     result: ExchangeResult
+    until: float
 
 
 class Issuer(Protocol):
     """Obtains tokens for single destinations. `otel_token_relay.exchange.tokens` does this."""
 
-    def cached(self, caller: BearerToken | None, destination: Destination) -> BearerToken | None:
+    def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
         """Return a token that can be sent now, without waiting.
 
         Args:
@@ -487,7 +489,7 @@ class Hop:
             self.is_recorded = True
             return False
         try:
-            reason = self._reason()
+            reason = self.check()
         except Exception as error:  # the application's request continues without the token
             _logger.debug("cannot check a token again, so it is not sent: %s", type(error).__name__)
             reason = Reason.NOT_VERIFIED
@@ -499,13 +501,17 @@ class Hop:
             raise TokenUnavailable(reason, str(self._destination))
         return False
 
-    def _reason(self) -> Reason | None:
-        """Return the first reason to withhold the token, or ``None``."""
+    def check(self) -> Reason | None:
+        """Return the first reason to withhold the token now, or ``None``."""
         relay, obtained = self._relay, self._obtained
-        reason = None if self._token is None else relay._reason_of_token(self._token)
+        if self._token is not None:
+            reason = relay._reason_of_token(self._token)
+        else:
+            reason = None if is_unserved(self._context) else Reason.NO_BOUNDARY
         if reason is None and obtained is not None:
             expires_at = obtained.token.expires_at
-            if expires_at is not None and relay._now() >= expires_at:
+            is_late = expires_at is not None and relay._now() >= expires_at
+            if is_late or relay._monotonic() >= obtained.until:
                 reason = Reason.EXPIRED
         return reason
 
@@ -559,7 +565,7 @@ class Exchange(Generic[Sent]):
         except Exception as error:
             _logger.debug("cannot look for an exchanged token: %s", type(error).__name__)
             return None
-        return None if found is None else self._send(Obtained(found, "hit"))
+        return None if found is None else self._send(found)
 
     def run(self) -> Sent | None:
         """Obtain the token, and finish the decision. This blocks.
@@ -599,35 +605,33 @@ class Exchange(Generic[Sent]):
 
     def _finish(self, obtained: Obtained) -> Sent | None:
         """Check again what may have changed during the wait: the request may have ended."""
-        relay, caller = self._relay, self._caller
-        if relay.is_closed:
+        if self._relay.is_closed:
             return None
-        if caller is None:
-            reason = None if is_unserved(self._context) else Reason.NO_BOUNDARY
-        else:
-            reason = relay._reason_of_token(caller)
+        reason = self._hop(obtained).check()
         if reason is not None:
             raise TokenUnavailable(reason, str(self._destination))
         return self._send(obtained)
 
+    def _hop(self, obtained: Obtained) -> Hop:
+        return Hop(self._relay, self._caller, self._destination, self._target, self._context, obtained)
+
     def _send(self, obtained: Obtained) -> Sent:
-        hop = Hop(self._relay, self._caller, self._destination, self._target, self._context, obtained)
+        hop = self._hop(obtained)
         if not self._is_final:
             return hop  # type: ignore[return-value]
         hop.record()
         return hop.reveal()  # type: ignore[return-value]
 
     def _fail(self, error: Exception) -> Sent | None:
-        reason, challenge = Reason.EXCHANGE_FAILED, None
-        if isinstance(error, TokenUnavailable):
-            reason = error.reason
-        elif isinstance(error, ExchangeFailed):
-            challenge = error.claims_challenge
-        else:
+        reason = error.reason if isinstance(error, TokenUnavailable) else Reason.EXCHANGE_FAILED
+        if not isinstance(error, TokenUnavailable | ExchangeFailed):
             _logger.error("token relay: no token for %s, because of a %s", self._destination, type(error).__name__)
         self._relay._record(reason, self._context, self._destination, self._target, "failed")
         if self._destination.required:
-            raise TokenUnavailable(reason, str(self._destination), claims_challenge=challenge)
+            # Never in a variable: it may name the user, and error trackers send the variables of this frame.
+            raise TokenUnavailable(
+                reason, str(self._destination), claims_challenge=getattr(error, "claims_challenge", None)
+            )
         return None
 
 

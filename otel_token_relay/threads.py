@@ -25,7 +25,7 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from otel_token_relay.context import TOKEN_KEY, with_token
+from otel_token_relay.context import is_bound, with_token
 from otel_token_relay.otel import without_choosing_conventions
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.runtime import Runtime
@@ -181,9 +181,9 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return *function*, bound to the current context if that is a request's context, even one without a token."""
+    """Return *function*, bound to the current context if that says for whom it runs; see `is_bound`."""
     context = otel_context.get_current()
-    if TOKEN_KEY not in context:
+    if not is_bound(context):
         return function
 
     def bound(*args: Any, **kwargs: Any) -> Any:
@@ -198,8 +198,8 @@ def _in_this_context(function: Function) -> Function:
 
 def _without_token(original: Function) -> Function:
     def without_token(*args: Any, **kwargs: Any) -> Any:
-        """Run or start work that serves all requests, but without the token of the request that happens to start it."""
-        if TOKEN_KEY not in otel_context.get_current():
+        """Run or start work that serves all requests, but without the token of the call that happens to start it."""
+        if not is_bound(otel_context.get_current()):
             return original(*args, **kwargs)
         attached = otel_context.attach(with_token(None))
         try:

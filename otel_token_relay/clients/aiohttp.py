@@ -3,7 +3,7 @@
 ``ClientRequest.send`` runs once for each outgoing request, including redirects and WebSocket handshakes.
 The request belongs to the session, and middleware may send it twice at the same time. Each ``send`` therefore runs
 on a twin that shares the request's state and has its own headers. Responses and errors expose these headers, so the
-added header is removed once they have been written.
+added header is removed once they have been written. A token for the destination is obtained before the connection is.
 """
 
 from __future__ import annotations
@@ -78,6 +78,27 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     patches.wrap(module.ClientRequest, "send", build_send)
     patches.wrap(module.ClientRequest, "_on_headers_request_sent", build_trace)
+
+
+def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the connectors of *module*, which is ``aiohttp.connector``, if tokens are exchanged.
+
+    A request that waits for an exchange must not hold a connection that other requests could use.
+    """
+    relay = runtime.relay
+    if not relay.policy.has_exchanged:
+        return
+
+    def build(original: Function) -> Function:
+        async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+            if (host := req.url.raw_host) is not None and req.method != "CONNECT":
+                target = req.url.scheme, host, req.url.port
+                await relay.prepare_hop(target, has_header=relay.header in req.headers)
+            return await original(self, req, *args, **kwargs)
+
+        return connect
+
+    patches.wrap(module.BaseConnector, "connect", build)
 
 
 def _settle(own: Any, twin: Any, name: str) -> None:

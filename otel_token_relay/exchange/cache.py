@@ -31,7 +31,8 @@ _UNKNOWN_SECONDS: Final = 60.0
 _RENEWAL_SHARE: Final = 0.8
 _FAILURE_SECONDS: Final = 5.0
 _OUTAGE_SECONDS: Final = 1.0
-_OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout"})
+# What a proxy or a server that restarts responds says nothing about the token.
+_OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout", "bad_response"})
 
 
 class Exchanged(NamedTuple):

@@ -113,6 +113,7 @@ class ExchangeEngine:
         self._http = http
         self._timeout = timeout
         self._max_length = max_length
+        self._now = now
         self._monotonic = monotonic
         self._cache = ExchangeCache(cache_size, now=now, monotonic=monotonic)
         self._breaker = CircuitBreaker(monotonic)
@@ -157,9 +158,9 @@ class ExchangeEngine:
 
     def renew(self, job: Job) -> None:
         """Obtain a token again in the background, unless that has just failed. Never raises."""
-        with contextlib.suppress(ExchangeFailed):
-            if self._cache.failure(job.key) is None:
-                self._submit(job)
+        with contextlib.suppress(ExchangeFailed), self._lock:
+            if job.key not in self._pending and self._cache.failure(job.key) is None:
+                self._start(job)
 
     def steps(self, job: Job) -> Generator[Wait, None, tuple[Exchanged, ExchangeResult]]:
         """Do a job. This generator is run by `drive` or `drive_async`.
@@ -167,24 +168,35 @@ class ExchangeEngine:
         Raises:
             ExchangeFailed: No token could be obtained.
         """
-        cached = self._cache.get(job.key)
-        if cached is not None:
+        if (cached := self._recall(job)) is not None:
             return cached, "hit"
-        if (failure := self._cache.failure(job.key)) is not None:
-            raise _fresh(failure)
-        future, is_shared = self._submit(job)
+        with self._lock:
+            future = self._pending.get(job.key)
+            is_shared = future is not None
+            if future is None:
+                # The exchange that another caller was waiting for may have ended since the last look.
+                if (cached := self._recall(job)) is not None:
+                    return cached, "hit"
+                future = self._start(job)
         yield Wait(future, self._timeout)
         found = future.result() if future.done() else ExchangeFailed("timeout")
         if isinstance(found, ExchangeFailed):
             raise _fresh(found)
         return found, "joined" if is_shared else "miss"
 
-    def _submit(self, job: Job) -> tuple[Future[_Result], bool]:
-        with self._lock:
-            future = self._pending.get(job.key)
-            return (self._start(job), False) if future is None else (future, True)
+    def _recall(self, job: Job) -> Exchanged | None:
+        """Return the cached result.
+
+        Raises:
+            ExchangeFailed: The last attempt has failed a moment ago.
+        """
+        cached = self._cache.get(job.key)
+        if cached is None and (failure := self._cache.failure(job.key)) is not None:
+            raise _fresh(failure)
+        return cached
 
     def _start(self, job: Job) -> Future[_Result]:
+        """Start a request, unless too many are waiting. The caller holds the lock, and no equal request is running."""
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
         workers = self._known if is_known else self._new
         if workers.load >= _MAX_PENDING:
@@ -219,26 +231,43 @@ class ExchangeEngine:
                 found = ExchangeFailed("timeout", "the exchange was not started in time")
                 probe_is_due = self._breaker.record_failure(job.key)
             else:
-                found = self._measured(job)
-                self._breaker.record_success()
-        except ExchangeFailed as failure:
-            found = failure.with_traceback(None)
-            if failure.error in ("unavailable", "timeout"):
-                probe_is_due = self._breaker.record_failure(job.key)
-            else:  # the server responds; the failure is about this token, or about this service's credential
-                self._breaker.record_success()
-            self._cache.put_failure(job.key, failure)
-            self._warn(failure)
-        except Exception as error:  # the waiting callers must not wait for the timeout
-            probe_is_due = self._breaker.record_failure(job.key)
-            _logger.error("a token exchange raised %s", type(error).__name__)
-        finally:
+                found = self._attempt(job)
+                probe_is_due = self._note(job.key, found)
+        finally:  # the waiting callers must not wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1
             future.set_result(found)
         if probe_is_due:
             self._breaker.end_probe(succeeded=self._probe(job.request))
+
+    def _attempt(self, job: Job) -> _Result:
+        """Return the result, or the failure without its traceback and its causes, whose frames contain tokens.
+
+        Nothing is logged while such an exception is being handled: error trackers look for it there.
+        """
+        try:
+            return self._measured(job)
+        except ExchangeFailed as failure:
+            return _fresh(failure)
+        except Exception as error:
+            kind = type(error).__name__
+        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
+            _logger.error("a token exchange raised %s", kind)
+        return ExchangeFailed("unavailable")
+
+    def _note(self, key: bytes, found: _Result) -> bool:
+        """Tell the breaker, the cache and the log about an attempt. Return whether the endpoint must be probed."""
+        if isinstance(found, Exchanged):
+            self._breaker.record_success()
+            return False
+        self._cache.put_failure(key, found)
+        self._warn(found)
+        if found.error in ("unavailable", "timeout"):
+            return self._breaker.record_failure(key)
+        # The server responds; the failure is about this token, or about this service's credential.
+        self._breaker.record_success()
+        return False
 
     def _measured(self, job: Job) -> Exchanged:
         started = self._monotonic()
@@ -256,6 +285,8 @@ class ExchangeEngine:
         status, members = self._post(job.request, subject, actor, self._timeout)
         given = tuple(token for token in (subject, actor) if token is not None)
         issued = read_response(status, members, job.request, given, self._max_length)
+        if issued.expires_in == 0 or (issued.expires_at is not None and issued.expires_at <= self._now()):
+            raise ExchangeFailed("bad_response", "the issued token has already expired")
         if actor is not None and issued.has_claims and not issued.has_actor:
             self._warn_of_actor()
         expires_at = issued.expires_at if job.subject is None else job.subject.expires_at
@@ -301,7 +332,7 @@ class ExchangeEngine:
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
             self._warn_at = now + _WARNING_SECONDS
-        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
+        with contextlib.suppress(Exception):  # see `_attempt`
             _logger.log(level, "%s: %s", self.endpoint, failure)
 
     def _warn_of_actor(self) -> None:

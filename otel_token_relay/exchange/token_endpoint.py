@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Final
 
@@ -17,6 +18,8 @@ from otel_token_relay.verification.metadata import (
 )
 
 _RETRY_SECONDS: Final = 5.0
+# How long a request waits for the metadata to be fetched again.
+_REFRESH_SECONDS: Final = 1.0
 
 
 class TokenEndpoint:
@@ -52,16 +55,15 @@ class TokenEndpoint:
         Raises:
             ExchangeFailed: The URL is not known.
         """
-        known, now = self._url, self._monotonic()
+        known = self._url
         if known is None:
             return self._discover(timeout)
-        if now >= self._until:
-            # If this fails, a URL that was valid a moment ago is better than none. Other threads use it meanwhile.
-            self._until = now + _RETRY_SECONDS
-            try:
-                return self._discover(timeout / 2)  # the rest is for the request to the endpoint
-            except ExchangeFailed:
-                self._until = self._monotonic() + _RETRY_SECONDS
+        if self._monotonic() >= self._until:
+            # Other requests use the known URL meanwhile: a metadata server that hangs must not hold them up.
+            self._until = self._monotonic() + _RETRY_SECONDS
+            # If this fails, an endpoint that was valid a moment ago is better than none.
+            with contextlib.suppress(ExchangeFailed):
+                return self._discover(min(timeout, _REFRESH_SECONDS))
         return known
 
     def _discover(self, timeout: float) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import Final, NamedTuple
 
 from otel_token_relay.context import announce
+from otel_token_relay.decisions import ExchangeResult
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed
 from otel_token_relay.exchange.cache import Exchanged
@@ -20,7 +21,7 @@ from otel_token_relay.exchange.token_endpoint import TokenEndpoint
 from otel_token_relay.issuers import TrustedIssuer, fill_tenant
 from otel_token_relay.relay import Obtained
 from otel_token_relay.settings import Settings
-from otel_token_relay.token import BearerToken, Clock
+from otel_token_relay.token import BearerToken, Clock, claims_of
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
 from otel_token_relay.verification.http_client import HttpClient, shared_client
 
@@ -36,10 +37,14 @@ class _Plan(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """A token that a request's other hops may use."""
+    """A token that a request's other hops may use, and where it comes from: an id alone may be that of a later object.
 
-    token: BearerToken
-    until: float
+    A caller's token can outlive the settings, and so their destinations.
+    """
+
+    source: DestinationTokens
+    destination: Destination
+    obtained: Obtained
     expires_at: float | None
 
 
@@ -92,18 +97,21 @@ class DestinationTokens:
         made = {issuer.issuer: engine(issuer.token_endpoint, issuer) for issuer in self._trusted}
         self._engines = {name: engine for name, engine in made.items() if engine is not None}
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
-        self._plans: dict[tuple[int, int, bool], _Plan] = {}
+        # Destinations are compared by value: equal settings share this object, and each has its own destinations.
+        self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
-    def cached(self, caller: BearerToken | None, destination: Destination) -> BearerToken | None:
+    def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
         """Return a token that can be sent now, without waiting."""
         if caller is not None and caller.obtained is not None:
             held: _Held | None = caller.obtained.get(id(destination))
             if (
                 held is not None
-                and self._monotonic() < held.until
+                and held.source is self
+                and held.destination is destination
+                and self._monotonic() < held.obtained.until
                 and (held.expires_at is None or self._now() < held.expires_at)
             ):
-                return held.token
+                return held.obtained
         plan = self._plan(caller, destination)
         actor = None
         if plan.request.has_actor:
@@ -116,7 +124,7 @@ class DestinationTokens:
             return None
         if caller is None and self._monotonic() >= found.renew_at:
             plan.engine.renew(plan.engine.job(plan.request, plan.hashed, None))
-        return self._hand_out(caller, destination, found)
+        return self._hand_out(caller, destination, found, "hit")
 
     def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
         """Return a token, and block until there is one."""
@@ -143,21 +151,24 @@ class DestinationTokens:
             actor = BearerToken.from_parsed(found.value)
         job: Job = plan.engine.job(plan.request, plan.hashed, caller, actor)
         found, result = yield from plan.engine.steps(job)
-        return Obtained(self._hand_out(caller, destination, found), result)
+        return self._hand_out(caller, destination, found, result)
 
-    def _hand_out(self, caller: BearerToken | None, destination: Destination, found: Exchanged) -> BearerToken:
+    def _hand_out(
+        self, caller: BearerToken | None, destination: Destination, found: Exchanged, result: ExchangeResult
+    ) -> Obtained:
         """Return the token for this request's hops, under the lease of the caller's token."""
         token = BearerToken.from_parsed(found.value, lease=None if caller is None else caller.lease)
         announce(token)
         if caller is not None:
             if caller.obtained is None:
                 caller.obtained = {}
-            caller.obtained[id(destination)] = _Held(token, found.until, found.expires_at)
-        return token
+            held = Obtained(token, "hit", found.until)
+            caller.obtained[id(destination)] = _Held(self, destination, held, found.expires_at)
+        return Obtained(token, result, found.until)
 
     def _plan(self, caller: BearerToken | None, destination: Destination) -> _Plan:
         engine = self._engine_for(caller)
-        key = id(engine), id(destination), caller is None
+        key = engine, destination, caller is None
         plan = self._plans.get(key)
         if plan is None:
             request = self._request(destination, is_own=caller is None)
@@ -189,14 +200,33 @@ class DestinationTokens:
         """
         if self._lone is not None:
             return self._lone
-        issuer = None if caller is None else getattr(caller.verification, "issuer", None)
-        if issuer is None and len(self._trusted) == 1:
-            issuer = self._trusted[0].issuer
-        engine = self._engines.get(issuer) if isinstance(issuer, str) else None
-        if engine is None and caller is not None and caller.claims is not None:
-            templates = (trusted.issuer for trusted in self._trusted if trusted.is_any_tenant)
-            tenant = caller.claims.get("tid")
-            engine = next((self._engines.get(t) for t in templates if fill_tenant(t, tenant) == issuer), None)
+        issuer, tenant = (None, None) if caller is None else _issuer_and_tenant(caller)
+        if issuer is not None:
+            engine = self._engines.get(issuer) or self._engine_of_tenant(issuer, tenant)
+        elif len(self._trusted) == 1:
+            engine = self._engines.get(self._trusted[0].issuer)
+        else:  # a token of the service's own, or an opaque one, which could belong to any of the issuers
+            engine = None
         if engine is None:
             raise ExchangeFailed("unavailable", "no credential is configured for the token's issuer")
         return engine
+
+    def _engine_of_tenant(self, issuer: str, tenant: object) -> ExchangeEngine | None:
+        """Return the engine of the entry for many tenants that covers *issuer*."""
+        for trusted in self._trusted:
+            if trusted.is_any_tenant and fill_tenant(trusted.issuer, tenant, self._settings.tenants) == issuer:
+                return self._engines.get(trusted.issuer)
+        return None
+
+
+def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
+    """Return the issuer that the verification or else the token itself names, and the claim ``tid``.
+
+    A verifier of the application may not say which issuer it has found. A token that only claims to have an issuer must
+    not be sent to another one either.
+    """
+    verified = token.claims or {}
+    issuer: object = getattr(token.verification, "issuer", None) or verified.get("iss")
+    claims = verified if issuer is not None else claims_of(token.reveal()) or {}
+    issuer = issuer or claims.get("iss")
+    return None if issuer is None else str(issuer), claims.get("tid")

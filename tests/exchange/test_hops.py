@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import requests
@@ -221,6 +222,50 @@ def test_a_slow_server_delays_only_those_who_need_it(client: Client, endpoint: E
                     assert not waiting.done()
                     ready.set()
                     assert await waiting == f"Bearer {ALICE}.for.billing".encode()
+
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("library", ["aiohttp", "httpx"])
+def test_a_hop_that_waits_holds_no_connection(library: str, endpoint: Endpoint) -> None:
+    """A pool with a single connection serves another request in the meantime."""
+    ready = threading.Event()
+    issue = endpoint.issue
+
+    def slowly(form: dict[str, str]) -> Any:
+        ready.wait(20)
+        return issue(form)
+
+    endpoint.respond = slowly
+    with party() as one:
+        billing, profile = one.url, one.url.replace("127.0.0.1", "localhost")
+        install(settings_for(endpoint, f"{billing};audience=billing", profile))
+
+        async def check(get: Callable[[str], Any]) -> None:
+            with user(ALICE):
+                waiting = asyncio.create_task(get(billing))
+                await asyncio.sleep(0.05)
+                assert await get(profile) == f"Bearer {ALICE}"
+                assert not waiting.done()
+                ready.set()
+                assert await waiting == f"Bearer {ALICE}.for.billing"
+
+        async def run() -> None:
+            if library == "httpx":
+                async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) as client:
+
+                    async def get_by_httpx(url: str) -> str:
+                        return (await client.get(url)).text
+
+                    await check(get_by_httpx)
+            else:
+                async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+
+                    async def get_by_aiohttp(url: str) -> str:
+                        async with session.get(url) as response:
+                            return await response.text()
+
+                    await check(get_by_aiohttp)
 
         asyncio.run(run())
 

@@ -265,7 +265,7 @@ def _tornado_parts(url: str) -> Target:
             looked_up.append(host.encode("idna").decode())
             return [(socket.AF_INET, ("127.0.0.1", one.port))]
 
-    def decide(relay: Relay, request: Any, target_of: Any, *_: Any) -> None:
+    def decide(relay: Relay, request: Any, target_of: Any, *_: Any, **options: Any) -> None:
         parts.append(target_of(request))
 
     async def fetch() -> None:

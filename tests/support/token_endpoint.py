@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +36,11 @@ def verified(value: str, lease: Lease | None = None) -> BearerToken:
     token = BearerToken(value, lease=lease)
     token.mark_verified(Verified())
     return token
+
+
+def unsigned_jwt(**claims: Any) -> str:
+    parts = (json.dumps(part).encode() for part in ({"alg": "none"}, claims))
+    return ".".join([*(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts), "c2ln"])
 
 
 class Endpoint:
@@ -74,10 +80,6 @@ class Endpoint:
         return kind(token_endpoint=self.url, client_id="user-service", client_secret=SECRET, **options)
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 256  # with the default of 5, some of many connections at once would be closed
-
-
 @contextmanager
 def serving() -> Iterator[Endpoint]:
     endpoint = Endpoint()
@@ -97,7 +99,10 @@ def serving() -> Iterator[Endpoint]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = _Server(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # with the default of 5, connections are reset when many callers come at once
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     endpoint.url = f"http://127.0.0.1:{server.server_port}/token"
