@@ -7,7 +7,7 @@
 #   make bench         measure the cost, compared with OpenTelemetry's own code
 #   make bench-instructions
 #                      count the instructions of one request, compared with OpenTelemetry alone; needs valgrind
-#   make soak          a long run: many users, two hops, and no user gets another user's token
+#   make soak          a long run: many users, several hops and exchanges, and no user gets another user's token
 #   make suites        run other projects' test suites with the relay off and on: SUITES="starlette flask" BOUND=1
 #   make matrix        run the tests on every Python present, and with the oldest allowed dependencies
 #   make coverage      the same, and fail if too few branches are covered
@@ -48,9 +48,11 @@ check: $(VENV)/.ready
 	$(BIN)/codespell -D - -D tools/dictionary.txt
 	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/python tools/sizing.py --check
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/reference.py
+	$(BIN)/python tools/sizing.py
 
 dist: $(VENV)/.ready
 	rm -rf dist
@@ -70,6 +72,7 @@ bench-instructions: $(VENV)/.ready
 soak: $(VENV)/.ready
 	$(BIN)/python -m tools.soak
 	$(BIN)/python -m tools.soak.threads
+	$(BIN)/python -m tools.soak.exchange
 
 suites: $(VENV)/.ready
 	$(BIN)/python -m tools.suites $(if $(BOUND),--bound) $(SUITES)

@@ -120,15 +120,22 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
-    """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context.
-
-    Code that obtains another token for the same request calls this before using that token.
-    """
+    """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
     for watch in token_watchers:
         try:
             watch(token, otel_context.get_current() if context is None else context)
         except Exception:  # the request continues
             _logger.debug("a token could not be announced", exc_info=True)
+
+
+def announce_obtained(token: BearerToken) -> None:
+    """Announce a token that has been obtained for the current request. Call this at each hop that uses it.
+
+    The hops of one request may be in several traces. The authorization server has issued the token, so redaction treats
+    it like one that a verifier has accepted.
+    """
+    announce_verified(token)
+    announce(token)
 
 
 def announce_verified(token: BearerToken) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -25,6 +25,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
+from otel_token_relay import context as binding
 from otel_token_relay import runtime
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary, RequestLease
 from otel_token_relay.configured_exchange import build_issuer
@@ -100,6 +101,9 @@ class TokenRelayPropagator(TextMapPropagator):
           merely starts, and that outlives it, does not.
         * If the boundary has rejected the request's credentials, no token is bound.
 
+        Without a boundary, a message without credentials counts as nothing bound (see `is_unserved`), but an HTTP
+        request without credentials belongs to an unknown caller.
+
         Args:
             context: The context to extend; ``None`` for the root context, as in other propagators.
         """
@@ -114,6 +118,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return bind(boundary.token, context)
         if is_refused(current):
             return bind(None, context)
+        is_request = not binding.has_served and _is_request(carrier)
         words: tuple[str, ...] = ()
         try:
             settings, values_of = self.relay.settings, partial(_read, getter, carrier)
@@ -130,7 +135,10 @@ class TokenRelayPropagator(TextMapPropagator):
             return bind(bound, context)
         if words and UNUSED_KEY not in context:
             context = with_unused(UnusedCredentials(words, None), context)
-        return bind_not_found(context) if credentials is Reason.ABSENT else with_token(token, context)
+        if is_request:
+            binding.has_served = True
+        is_message = credentials is Reason.ABSENT and not is_request and not _has_host(getter, carrier)
+        return bind_not_found(context) if is_message else with_token(token, context)
 
     def inject(
         self,
@@ -179,6 +187,28 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
                 values += getter.get(carrier, key) or ()
         return values
     return getter.get(carrier, name) or getter.get(carrier, name.title()) or ()
+
+
+def _is_request(carrier: object) -> bool:
+    """Return whether a carrier is a WSGI environ or an ASGI scope: a server without a boundary serves a request."""
+    # Looked for by members that the headers of a message, which are text, cannot contain.
+    return isinstance(carrier, dict) and (
+        hasattr(carrier.get("wsgi.input"), "read") or isinstance(carrier.get("asgi"), dict)
+    )
+
+
+def _has_host(getter: Getter[Any], carrier: Any) -> bool:
+    """Return whether a carrier contains the headers of an HTTP request, such as an event of AWS Lambda.
+
+    Its sender may be anyone, so the service must not act on its own behalf. Messages of brokers have no such headers.
+    """
+    try:
+        return any(isinstance(key, str) and key.lower() in _HTTP_HEADERS for key in getter.keys(carrier))
+    except Exception:  # a carrier can be any object
+        return True
+
+
+_HTTP_HEADERS: Final = frozenset({"host", "user-agent", ":authority"})
 
 
 def _keeps(bound: BearerToken, credentials: Credentials) -> bool:

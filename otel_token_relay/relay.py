@@ -1,7 +1,14 @@
-"""Decide for each hop whether the request gets the caller's token.
+"""Decide for each hop whether the request gets the caller's token, another one, or none.
 
 All decisions are made here. Adapters report their request's target and whether the request already has a
-credential. They then write the header value that `Relay.decide` returns.
+credential. They then write the header value that `Relay.decide` returns. In two cases, it returns an object instead:
+
+* A `Hop`, if the request may still wait for a connection: the adapter calls `Hop.confirm` when it is sent.
+* An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
+  not block: the adapter awaits `Exchange.run_async`, which returns the header value or the `Hop`.
+
+Tokens for single destinations come from an `Issuer`, which this module does not know: it belongs to an extra. The
+`Issuer` is not the authorization server itself, but what asks that for tokens.
 """
 
 from __future__ import annotations
@@ -248,8 +255,9 @@ class Relay:
                 self._record(reason, context, destination, target)
                 return self._prefix + token.reveal()
             exchange: Exchange[Any] = Exchange(self, token, destination, target, context, is_final=is_final)
-            finish: Callable[[], str | Hop | None] = exchange.run
-            return exchange.cached() or (finish() if may_block else exchange)
+            if (sent := exchange.cached()) is not None or not may_block:
+                return sent or exchange
+            return exchange.run()
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
@@ -427,7 +435,7 @@ class Hop:
 
     Args:
         relay: The relay that has made the decision.
-        token: The caller's token; ``None`` if the service acts on its own behalf.
+        caller: The caller's token; ``None`` if the service acts on its own behalf.
         destination: The entry.
         target: Where the request goes.
         context: The context of the hop.
@@ -438,19 +446,19 @@ class Hop:
         replaced: The header lines that the token's header replaced, for use by the adapter.
     """
 
-    __slots__ = ("_context", "_destination", "_obtained", "_relay", "_target", "_token", "is_recorded", "replaced")
+    __slots__ = ("_caller", "_context", "_destination", "_obtained", "_relay", "_target", "is_recorded", "replaced")
 
     def __init__(
         self,
         relay: Relay,
-        token: BearerToken | None,
+        caller: BearerToken | None,
         destination: Destination,
         target: Target,
         context: Context,
         obtained: Obtained | None = None,
     ) -> None:
         self._relay = relay
-        self._token = token
+        self._caller = caller
         self._destination = destination
         self._target = target
         self._context = context
@@ -468,7 +476,7 @@ class Hop:
 
     def reveal(self) -> str:
         """Return the header value to write."""
-        sent = self._token if self._obtained is None else self._obtained.token
+        sent = self._caller if self._obtained is None else self._obtained.token
         if sent is None:
             raise ValueError("a hop without a token")
         return self._relay._prefix + sent.reveal()
@@ -504,8 +512,8 @@ class Hop:
     def check(self) -> Reason | None:
         """Return the first reason to withhold the token now, or ``None``."""
         relay, obtained = self._relay, self._obtained
-        if self._token is not None:
-            reason = relay._reason_of_token(self._token)
+        if self._caller is not None:
+            reason = relay._reason_of_token(self._caller)
         else:
             reason = None if is_unserved(self._context) else Reason.NO_BOUNDARY
         if reason is None and obtained is not None:
@@ -520,7 +528,7 @@ class Hop:
         self.is_recorded = True
         obtained = self._obtained
         if reason is None:
-            sent = Reason.OWN if self._token is None else Reason.EXCHANGED
+            sent = Reason.OWN if self._caller is None else Reason.EXCHANGED
             reason = Reason.RELAYED if obtained is None else sent
         result = None if obtained is None else obtained.result
         self._relay._record(reason, self._context, self._destination, self._target, result)

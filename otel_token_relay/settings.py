@@ -728,7 +728,8 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     """Return what replaces the settings of issuers if one cannot be used, and add a problem for each of those.
 
-    If it is no longer clear to which issuer the keys or the introspection endpoint belong, no issuer remains.
+    If it is no longer clear to which issuer the keys or the introspection endpoint belong, no issuer remains. A
+    credential that is not part of an entry is not sent to the issuer that remains.
     """
     values = merged.values
     replaced: dict[str, Any] = {}
@@ -748,6 +749,11 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
         return replaced
     if any(values.get(name) for name in (*ENDPOINTS, "jwks_token_file")):
         return {"issuers": (), "jwks_token_file": "", "exchange_grant": "off"} | dict.fromkeys(ENDPOINTS)
+    credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
+    if credential:
+        names = ", ".join(VARIABLES[name].name for name in credential)
+        problems.append(f"{names}: it is not clear to which issuer the credential belongs; until then, it is not used")
+        replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
 

@@ -165,6 +165,12 @@ class BearerToken:
         return self._value
 
     @property
+    def values(self) -> tuple[str, ...]:
+        """The value, and those of all tokens that have been obtained in exchange for it during this request."""
+        obtained = self.obtained
+        return (self._value, *(held.token.reveal() for held in list(obtained.values()))) if obtained else (self._value,)
+
+    @property
     def expires_at(self) -> float | None:
         """When the token expires, in seconds since the epoch: the verified time, or else a JWT's unverified ``exp``.
 

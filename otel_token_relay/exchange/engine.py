@@ -257,7 +257,7 @@ class ExchangeEngine:
         return ExchangeFailed("unavailable")
 
     def _note(self, key: bytes, found: _Result) -> bool:
-        """Tell the breaker, the cache and the log about an attempt. Return whether the endpoint must be probed."""
+        """Report an attempt to the breaker, the cache and the log. Return whether the endpoint must be probed."""
         if isinstance(found, Exchanged):
             self._breaker.record_success()
             return False

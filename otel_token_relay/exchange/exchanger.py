@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 
 from otel_token_relay.client_credentials import ClientAuth, Secret, make_credential
-from otel_token_relay.context import announce
+from otel_token_relay.context import announce_obtained
 from otel_token_relay.entry_syntax import GRANTS, Grant
 from otel_token_relay.errors import ConfigurationError, TokenUnavailable
 from otel_token_relay.exchange.cache import DEFAULT_SIZE
@@ -129,7 +129,7 @@ class ExchangerCore:
         if result != "hit":
             self._check_subject(token)  # the request may have ended, or the token may have been revoked
         issued = BearerToken.from_parsed(found.value, lease=token.lease)
-        announce(issued)
+        announce_obtained(issued)
         return issued
 
     def _check_subject(self, token: BearerToken) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Final
 
@@ -18,7 +17,7 @@ from otel_token_relay.verification.metadata import (
 )
 
 _RETRY_SECONDS: Final = 5.0
-# How long a request waits for the metadata to be fetched again.
+# How long a request waits at most for the metadata to be fetched again.
 _REFRESH_SECONDS: Final = 1.0
 
 
@@ -55,15 +54,17 @@ class TokenEndpoint:
         Raises:
             ExchangeFailed: The URL is not known.
         """
-        known = self._url
+        known, now = self._url, self._monotonic()
         if known is None:
             return self._discover(timeout)
-        if self._monotonic() >= self._until:
-            # Other requests use the known URL meanwhile: a metadata server that hangs must not hold them up.
-            self._until = self._monotonic() + _RETRY_SECONDS
-            # If this fails, an endpoint that was valid a moment ago is better than none.
-            with contextlib.suppress(ExchangeFailed):
-                return self._discover(min(timeout, _REFRESH_SECONDS))
+        if now >= self._until:
+            # If this fails, a URL that was valid a moment ago is better than none. Other threads use it meanwhile.
+            self._until = now + _RETRY_SECONDS
+            try:
+                # The rest of the time is for the request to the endpoint.
+                return self._discover(min(timeout / 2, _REFRESH_SECONDS))
+            except ExchangeFailed:
+                self._until = self._monotonic() + _RETRY_SECONDS
         return known
 
     def _discover(self, timeout: float) -> str:

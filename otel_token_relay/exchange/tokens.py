@@ -1,7 +1,11 @@
 """The tokens for destinations that get one of their own, as the settings say.
 
-A token is exchanged only at its own issuer's endpoint. Results are cached in the process and, for the hops of one
-request, in the caller's `BearerToken`: only code that holds that token finds them there.
+A token is exchanged only at its own issuer's endpoint, each of which has an `ExchangeEngine`. A hop looks in three
+places, in this order:
+
+1. The caller's `BearerToken`, for the results of the same request: only code that holds that token finds them there.
+2. The cache of the engine, for those of the same token in any request of this process.
+3. The token endpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import time
 from collections.abc import Generator
 from typing import Final, NamedTuple
 
-from otel_token_relay.context import announce
+from otel_token_relay.context import announce_obtained
 from otel_token_relay.decisions import ExchangeResult
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ConfigurationError, ExchangeFailed
@@ -29,7 +33,7 @@ _ACTOR: Final = Request("client-credentials")
 
 
 class _Plan(NamedTuple):
-    """What is requested for one destination at one endpoint."""
+    """What is requested for one destination at one endpoint, which is the same for all callers."""
 
     engine: ExchangeEngine
     request: Request
@@ -46,6 +50,11 @@ class _Held(NamedTuple):
     destination: Destination
     obtained: Obtained
     expires_at: float | None
+
+    @property
+    def token(self) -> BearerToken:
+        """The token; see `BearerToken.values`."""
+        return self.obtained.token
 
 
 class DestinationTokens:
@@ -111,6 +120,7 @@ class DestinationTokens:
                 and self._monotonic() < held.obtained.until
                 and (held.expires_at is None or self._now() < held.expires_at)
             ):
+                announce_obtained(held.obtained.token)
                 return held.obtained
         plan = self._plan(caller, destination)
         actor = None
@@ -140,7 +150,14 @@ class DestinationTokens:
             plan = self._plan(caller, destination)
         except ExchangeFailed as failure:
             return failure
-        return plan.engine.failure(plan.engine.job(plan.request, plan.hashed, caller))
+        engine, actor = plan.engine, None
+        if plan.request.has_actor:
+            own = self._actor_plan(plan)
+            found = engine.find(own.hashed, None)
+            if found is None:
+                return engine.failure(engine.job(own.request, own.hashed, None))
+            actor = BearerToken.from_parsed(found.value)
+        return engine.failure(engine.job(plan.request, plan.hashed, caller, actor))
 
     def _steps(self, caller: BearerToken | None, destination: Destination) -> Generator[Wait, None, Obtained]:
         plan = self._plan(caller, destination)
@@ -158,7 +175,7 @@ class DestinationTokens:
     ) -> Obtained:
         """Return the token for this request's hops, under the lease of the caller's token."""
         token = BearerToken.from_parsed(found.value, lease=None if caller is None else caller.lease)
-        announce(token)
+        announce_obtained(token)
         if caller is not None:
             if caller.obtained is None:
                 caller.obtained = {}

@@ -5,9 +5,9 @@ never had the context. In such cases, the trace or the thread identifies the tok
 
 Callers choose their tokens and may choose their traces, so not every token is remembered:
 
-* A record's *own* tokens consist of the token that is bound in its context, while the lease is open, and the tokens
-  that its span holds because they were bound when the span started or while it was current. All of these are
-  masked, even plain words.
+* A record's *own* tokens consist of the token that is bound in its context, while the lease is open, those that have
+  been obtained in exchange for it during the request, and the tokens that its span holds because they were bound when
+  the span started or while it was current. All of these are masked, even plain words.
 * Other records are searched only for *lasting* tokens, which are found by the trace, by the thread, or among the
   last tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
   accepted by a verifier. What it masks in other records is limited, too: see `token_search`.
@@ -387,7 +387,7 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     if held is None:
         if token is None and known is None and trace_id not in REMEMBERED.older_traces:
             return REMEMBERED.of_thread()  # nearly always, if the request has no token
-    elif held is known and (token is None or token._value in held.values):
+    elif held is known and (token is None or (token._value in held.values and not token.obtained)):
         return held  # nearly always, if the request has a token
     found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
     return REMEMBERED.of_thread() if found is NOTHING else found
@@ -424,7 +424,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
         if type(trace_id) is not int:
             trace_id = _trace_id_of(span)
     if token is not None and _is_own(token):
-        own = known_from_one(token.reveal())
+        own = known_from(*token.values) if token.obtained else known_from_one(token.reveal())
         if not trace_id or REMEMBERED.recent_traces.get(trace_id) is own:
             return own  # nearly always
     if not trace_id:
@@ -456,11 +456,10 @@ def lasting_tokens() -> KnownTokens:
 def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
     """Return a record's known tokens: those that its span holds, the one in its context, and those of its trace."""
     own, remembered = held.values, of_trace.values
-    if token is not None and (value := token.reveal()) not in own:
-        if _is_own(token):
-            own = (*own, value)
-        elif value not in remembered and REMEMBERED.is_lasting(token):
-            remembered = (*remembered, value)
+    if token is not None and _is_own(token):
+        own = tuple(dict.fromkeys((*own, *token.values)))
+    elif token is not None and (value := token.reveal()) not in (*own, *remembered) and REMEMBERED.is_lasting(token):
+        remembered = (*remembered, value)
     if not remembered:
         return known_from(*own) if own else NOTHING
     return known_with_remembered(own, tuple([value for value in remembered if value not in own]))

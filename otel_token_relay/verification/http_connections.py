@@ -101,7 +101,7 @@ class _Connection:
         self.timeout = self.remaining()
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
-        with watchdog.shared.watching(deadline, self._cut):
+        with watchdog.shared().watching(deadline, self._cut):
             yield
 
     def acknowledge_at_once(self) -> None:

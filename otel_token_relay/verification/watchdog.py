@@ -9,6 +9,7 @@ that a watch does not have to wake it, but for a few seconds at most.
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
 import threading
@@ -85,5 +86,10 @@ class Watchdog:
             del due
 
 
-shared: Final = Watchdog()
-"""The watchdog of this process."""
+@functools.cache
+def shared() -> Watchdog:
+    """Return the watchdog of this process.
+
+    It is created at its first use, because gevent can patch only locks and threads that do not exist yet.
+    """
+    return Watchdog()

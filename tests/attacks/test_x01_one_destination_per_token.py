@@ -1,4 +1,4 @@
-"""x01: an exchanged token goes only to the destination that it was obtained for, whatever is installed later.
+"""x01: an exchanged token goes only to the destination that it was obtained for, regardless of what is installed later.
 
 Equal settings share one cache, and each has destinations of its own. Python uses the ids of removed objects again.
 """

@@ -57,7 +57,7 @@ def metadata() -> Iterator[Metadata]:
 
 
 def test_metadata_that_hang_do_not_delay_exchanges_at_a_known_endpoint(metadata: Metadata) -> None:
-    """One request waits for a moment, and the others not at all."""
+    """One request waits for a moment, and other requests do not wait at all."""
     now = time.monotonic()
     endpoint = TokenEndpoint(None, metadata.url, http=HttpClient(), monotonic=lambda: now)
     assert endpoint.locate(4) == metadata.token_endpoint

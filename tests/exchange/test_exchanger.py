@@ -123,6 +123,34 @@ def test_many_users_in_threads_and_tasks_never_get_the_token_of_another(endpoint
     assert set(pairs.values()) == {1}
 
 
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_exchange_that_ends_at_the_last_moment_is_not_repeated(endpoint: Endpoint, status: int) -> None:
+    """Another caller's exchange ends after this caller has looked into the cache, and before it starts its own."""
+    if status == 400:
+        endpoint.respond = lambda form: (400, {"error": "invalid_grant"})
+    exchanger, token = endpoint.exchanger(), verified("alice-1")
+
+    def exchange() -> object:
+        try:
+            return exchanger.exchange(token, audience="billing")
+        except ExchangeFailed as failed:
+            return failed.error
+
+    cache = exchanger._engine._cache
+    look = cache.failure
+    others = []
+
+    def look_too_early(key: bytes) -> ExchangeFailed | None:
+        found: ExchangeFailed | None = look(key)
+        cache.failure = look
+        others.append(exchange())
+        return found
+
+    cache.failure = look_too_early
+    assert [exchange()] == others
+    assert len(endpoint.forms) == 1
+
+
 def test_made_up_tokens_use_few_workers_and_displace_nothing(endpoint: Endpoint) -> None:
     """A token with an earlier success does not wait behind them."""
     release = threading.Event()

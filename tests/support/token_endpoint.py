@@ -100,6 +100,7 @@ def serving() -> Iterator[Endpoint]:
             pass
 
     class Server(ThreadingHTTPServer):
+        daemon_threads = True
         request_queue_size = 128  # with the default of 5, connections are reset when many callers come at once
 
     server = Server(("127.0.0.1", 0), Handler)

@@ -1,0 +1,102 @@
+"""x09: the telemetry of a request contains none of the tokens that were obtained for it, in whichever trace it is."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+import requests
+from opentelemetry import trace
+from opentelemetry._logs import LogRecord
+from opentelemetry.context import Context
+
+from otel_token_relay import Settings, as_service, context, current_token, install, use_token
+from otel_token_relay.configured_exchange import build_issuer
+from tests.redaction.pipeline import Pipeline
+from tests.support.loopback import Party, party
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving, verified
+
+CALLERS = f"alice-{secrets.token_urlsafe(30)}"
+RESULTS = pytest.mark.parametrize(
+    "result", [secrets.token_urlsafe(40), "billing-token-of-the-service", "abc123def"], ids=["random", "words", "short"]
+)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    build_issuer.cache_clear()
+    monkeypatch.setattr(context, "has_served", True)
+    with serving() as running:
+        yield running
+    build_issuer.cache_clear()
+
+
+@pytest.fixture
+def pipeline() -> Iterator[Pipeline]:
+    pipeline = Pipeline()
+    yield pipeline
+    pipeline.close()
+
+
+def emit(pipeline: Pipeline, text: str) -> None:
+    pipeline.logger.emit(LogRecord(body=text))
+
+
+def work_in_two_traces(pipeline: Pipeline, billing: Party) -> None:
+    """Hops in two traces, and records with the token that the server has seen: in these traces, in another, in none."""
+    for _ in range(2):
+        with (
+            pipeline.tracer.start_as_current_span("server", context=Context(), kind=trace.SpanKind.SERVER) as outer,
+            pipeline.tracer.start_as_current_span("client", kind=trace.SpanKind.CLIENT) as inner,
+        ):
+            seen = requests.get(billing.url).text.removeprefix("Bearer ")
+            for span in (outer, inner):
+                span.set_attribute("seen", f"saw {seen}")
+            emit(pipeline, f"saw {seen}")
+    emit(pipeline, f"saw {seen}")
+    if current_token() is not None:  # only a request has traces without a hop
+        with pipeline.tracer.start_as_current_span("third", context=Context()) as span:
+            span.set_attribute("seen", f"saw {seen}")
+            emit(pipeline, f"saw {seen}")
+
+
+@RESULTS
+@pytest.mark.parametrize("binding", ["a user's", "the service's own"])
+def test_hops(endpoint: Endpoint, pipeline: Pipeline, result: str, binding: str) -> None:
+    """The first request obtains the token, and the second one finds it in the cache."""
+    issued = {"issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "access_token": result, "expires_in": 300}
+    endpoint.respond = lambda form: (200, issued)
+    with party() as billing:
+        install(
+            Settings(
+                destinations=(f"{billing.url};audience=billing;without-user=client",),
+                token_endpoint=endpoint.url,
+                client_id="user-service",
+                client_secret=SECRET,
+            )
+        )
+        for _ in range(2):
+            bound: AbstractContextManager[object] = as_service()
+            if binding == "a user's":
+                bound = use_token(verified(CALLERS))
+            with bound:
+                work_in_two_traces(pipeline, billing)
+        assert [line for line, *_ in billing.lines()] == [f"Bearer {result}"] * 4
+    assert not any(result.encode() in data for data in pipeline.exported())
+
+
+@RESULTS
+def test_the_exchanger_in_code(endpoint: Endpoint, pipeline: Pipeline, result: str) -> None:
+    issued = {"issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "access_token": result, "expires_in": 300}
+    endpoint.respond = lambda form: (200, issued)
+    install(Settings())
+    exchanger = endpoint.exchanger()
+    with use_token(verified(CALLERS)), pipeline.tracer.start_as_current_span("server") as span:
+        token = current_token()
+        for _ in range(2):
+            seen = exchanger.exchange(token, audience="billing").reveal()
+            span.set_attribute("seen", f"saw {seen}")
+            emit(pipeline, f"saw {seen}")
+    assert not any(result.encode() in data for data in pipeline.exported())
