@@ -30,7 +30,7 @@ from benchmarks.hops import httpx_timing, urllib3_timing
 from benchmarks.measure import FULL, QUICK, Effort, Round, side_by_side
 from benchmarks.samples import DESTINATION, OUTGOING, jwt
 from otel_token_relay import Settings
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.context import with_token
 from otel_token_relay.destinations import Destination
 from otel_token_relay.exchange.grants import Request
@@ -78,7 +78,7 @@ def _cached_hops(url: str, effort: Effort) -> Iterator[Figure]:
     caller = _caller(jwt())
     holding = with_token(caller, otel_context.Context())
     settings = _settings(url, f"{DESTINATION};audience=billing")
-    issuer = build_issuer(settings)
+    issuer = build_token_source(settings)
     assert issuer is not None
     issuer.obtain(caller, settings.entries[0])
     relays = {"relayed": Relay(Settings(destinations=(DESTINATION,))), "exchanged": Relay(settings, issuer)}
@@ -101,7 +101,7 @@ def _first_exchange(url: str, pairs: int) -> Figure:
     """Return the median of the pairs' differences, relative to its target."""
     settings = _settings(url, f"{DESTINATION};audience=billing")
     destination: Destination = settings.entries[0]
-    issuer = build_issuer(settings)
+    issuer = build_token_source(settings)
     assert issuer is not None
     pool = urllib3.PoolManager()
     form = urlencode(Request(audience="billing").form(jwt()))

@@ -11,14 +11,14 @@ import logging
 from functools import lru_cache
 
 from otel_token_relay.errors import RelayError
-from otel_token_relay.relay import Issuer
+from otel_token_relay.relay import TokenSource
 from otel_token_relay.settings import Settings
 
 _logger = logging.getLogger("otel_token_relay")
 
 
 @lru_cache(maxsize=8)
-def build_issuer(settings: Settings) -> Issuer | None:
+def build_token_source(settings: Settings) -> TokenSource | None:
     """Return what obtains tokens for destinations; ``None`` if no destination needs one, or if nothing can.
 
     Equal settings yield the same object, so all relays in a process share its cache.
@@ -27,7 +27,7 @@ def build_issuer(settings: Settings) -> Issuer | None:
         return None
     try:
         # Imported by name: that module requires an extra and depends on the relay.
-        tokens: Issuer = importlib.import_module("otel_token_relay.exchange.tokens").DestinationTokens(settings)
+        tokens: TokenSource = importlib.import_module("otel_token_relay.exchange.tokens").DestinationTokens(settings)
         return tokens
     except (RelayError, ImportError) as error:
         _logger.error("token relay: no token can be exchanged: %s", error)

@@ -28,7 +28,7 @@ from opentelemetry.propagators.textmap import (
 from otel_token_relay import context as binding
 from otel_token_relay import runtime
 from otel_token_relay.boundary import BOUNDARY_KEY, Boundary, RequestLease
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.context import (
     DESTINATION_KEY,
     UNUSED_KEY,
@@ -63,7 +63,7 @@ class TokenRelayPropagator(TextMapPropagator):
     """
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
-        self._relay = Relay(settings, build_issuer(settings)) if relay is None and settings is not None else relay
+        self._relay = Relay(settings, build_token_source(settings)) if relay is None and settings is not None else relay
         self._relay_of_environment: Relay | None = None
         self._has_warned = False
 
@@ -76,7 +76,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return installed.relay
         if self._relay_of_environment is None:
             settings = Settings.load()
-            self._relay_of_environment = Relay(settings, build_issuer(settings))
+            self._relay_of_environment = Relay(settings, build_token_source(settings))
         return self._relay_of_environment
 
     @property

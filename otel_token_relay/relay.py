@@ -7,8 +7,7 @@ credential. They then write the header value that `Relay.decide` returns. In two
 * An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
   not block: the adapter awaits `Exchange.run_async`, which returns the header value or the `Hop`.
 
-Tokens for single destinations come from an `Issuer`, which this module does not know: it belongs to an extra. The
-`Issuer` is not the authorization server itself, but what asks that for tokens.
+Tokens for single destinations come from a `TokenSource`, which this module does not know: it belongs to an extra.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Obtained(NamedTuple):
     until: float
 
 
-class Issuer(Protocol):
+class TokenSource(Protocol):
     """Obtains tokens for single destinations. `otel_token_relay.exchange.tokens` does this."""
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
@@ -108,7 +107,7 @@ class Relay:
 
     Args:
         settings: The settings.
-        issuer: Obtains the tokens for destinations that need one of their own; ``None`` if no token can be obtained.
+        source: Obtains the tokens for destinations that need one of their own; ``None`` if no token can be obtained.
         now: The wall clock, in seconds since the epoch.
         monotonic: A clock in seconds that never goes backward.
 
@@ -121,13 +120,13 @@ class Relay:
     def __init__(
         self,
         settings: Settings,
-        issuer: Issuer | None = None,
+        source: TokenSource | None = None,
         *,
         now: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
         self.settings = settings
-        self._issuer = issuer
+        self._source = source
         self.policy: RelayPolicy = RelayPolicy(settings.entries, settings.refused)
         self.header: str = settings.header.lower()
         self._prefix = "Bearer " if settings.header_is_authorization else ""
@@ -273,8 +272,8 @@ class Relay:
             target: Where the request will go.
             has_header: Whether the request already has a credential.
         """
-        context, issuer = get_current(), self._issuer
-        if issuer is None or self.is_closed or is_suppressed(context) or (has_header and self._keeps_explicit):
+        context, source = get_current(), self._source
+        if source is None or self.is_closed or is_suppressed(context) or (has_header and self._keeps_explicit):
             return
         try:
             destination = self.policy.find(*target)
@@ -285,8 +284,8 @@ class Relay:
                 may_obtain = destination.without_user is not None and is_unserved(context)
             else:
                 may_obtain = (self._reason_of_token(token) or self._reason_not_to_exchange(token)) is None
-            if may_obtain and issuer.cached(token, destination) is None:
-                await issuer.obtain_async(token, destination)
+            if may_obtain and source.cached(token, destination) is None:
+                await source.obtain_async(token, destination)
         except Exception as error:  # `decide` will find no token
             _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
 
@@ -362,7 +361,7 @@ class Relay:
         return None
 
     def _reason_not_to_exchange(self, token: BearerToken) -> Reason | None:
-        if self._issuer is None:
+        if self._source is None:
             return Reason.EXCHANGE_FAILED
         # Anyone can send a made-up token, and each exchange is a request with this service's credential.
         is_checked = token.verification is not None or self.settings.exchange_unverified
@@ -387,7 +386,7 @@ class Relay:
             read,
             lambda read, name: read.has_credential and name == "authorization",
         )
-        if reason in (Reason.EXCHANGED, Reason.OWN) and self._issuer is None:
+        if reason in (Reason.EXCHANGED, Reason.OWN) and self._source is None:
             reason = Reason.EXCHANGE_FAILED
         is_withheld = reason not in (*_SENDING, Reason.EXPLICIT_CREDENTIAL)
         return Explanation(
@@ -567,9 +566,9 @@ class Exchange(Generic[Sent]):
 
     def cached(self) -> Sent | None:
         """Finish the decision if no request to the authorization server is necessary; otherwise, return ``None``."""
-        issuer = self._relay._issuer
+        source = self._relay._source
         try:
-            found = None if issuer is None else issuer.cached(self._caller, self._destination)
+            found = None if source is None else source.cached(self._caller, self._destination)
         except Exception as error:
             _logger.debug("cannot look for an exchanged token: %s", type(error).__name__)
             return None
@@ -584,11 +583,11 @@ class Exchange(Generic[Sent]):
         Raises:
             TokenUnavailable: The destination requires a token, and none can be sent.
         """
-        issuer = self._relay._issuer
-        if issuer is None:
+        source = self._relay._source
+        if source is None:
             return self._fail(_NOT_CONFIGURED)
         try:
-            return self._finish(issuer.obtain(self._caller, self._destination))
+            return self._finish(source.obtain(self._caller, self._destination))
         except Exception as error:  # the request continues without a token, never with the caller's own
             # The traceback is dropped, because error trackers send the local variables of its frames.
             failure = error.with_traceback(None)
@@ -596,19 +595,19 @@ class Exchange(Generic[Sent]):
 
     async def run_async(self) -> Sent | None:
         """Do the same as `run` without blocking the event loop."""
-        issuer = self._relay._issuer
-        if issuer is None:
+        source = self._relay._source
+        if source is None:
             return self._fail(_NOT_CONFIGURED)
         try:
-            return self._finish(await issuer.obtain_async(self._caller, self._destination))
+            return self._finish(await source.obtain_async(self._caller, self._destination))
         except Exception as error:
             failure = error.with_traceback(None)
         return self._fail(failure)
 
     def give_up(self) -> Sent | None:
         """Finish the decision without a token, because the client can no longer wait for one."""
-        issuer = self._relay._issuer
-        failure = None if issuer is None else issuer.failure(self._caller, self._destination)
+        source = self._relay._source
+        failure = None if source is None else source.failure(self._caller, self._destination)
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:

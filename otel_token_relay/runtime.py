@@ -11,7 +11,7 @@ from typing import NamedTuple
 from otel_token_relay import refusals
 from otel_token_relay.authentication import Authenticator
 from otel_token_relay.configured_authenticator import build_authenticator
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.relay import Relay
 from otel_token_relay.settings import Settings
 
@@ -36,7 +36,7 @@ class Runtime:
     __slots__ = ("clients_are_hooked", "refuses_all", "relay", "terms")
 
     def __init__(self, settings: Settings) -> None:
-        self.relay: Relay = Relay(settings, build_issuer(settings))
+        self.relay: Relay = Relay(settings, build_token_source(settings))
         self.terms: Terms = Terms(settings, build_authenticator(settings))
         self.clients_are_hooked: bool = False
         self.refuses_all: bool = False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
+from otel_token_relay.exchange.engine import ExchangeEngine
 from tests.support.token_endpoint import Endpoint, Response
 from tools.soak import exchange
 
 USERS, MADE_UP = 20, 200
 
 
-def test_no_hop_has_a_wrong_token() -> None:
+def test_no_hop_has_a_wrong_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is one exchange for each token and destination, and none for a made-up token."""
+    monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)  # a busy machine takes its time
     result = exchange.run(USERS, MADE_UP)
 
     assert result.problems == {}

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from otel_token_relay.commands.output import escape
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ExchangeFailed, KeysUnavailable, RelayError, TokenRejected
 from otel_token_relay.settings import Settings
@@ -63,7 +63,7 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
     """
     from otel_token_relay.exchange.advice import ADVICE
 
-    issuer = build_issuer(settings)
+    issuer = build_token_source(settings)
     if issuer is None:
         return Attempt(error="unavailable", detail="no token can be exchanged with these settings")
     try:

@@ -20,7 +20,7 @@ from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
 from otel_token_relay.commands.token_input import NoToken, read_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.decisions import Decision
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS as SOURCE_HEADERS
@@ -126,7 +126,7 @@ def explain(
         NoToken: Standard input contains no token.
     """
     settings = Settings.load(environ)
-    relay = Relay(settings, build_issuer(settings) if settings.exchange_problem is None else None)
+    relay = Relay(settings, build_token_source(settings) if settings.exchange_problem is None else None)
     off, unset = _relay_off(environ, settings), None if settings.entries else _no_destinations(environ, settings, pid)
     results = [
         _Result(

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from otel_token_relay import Settings, install, uninstall, use_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.destinations import Destination
 from tests.support.loopback import party
 from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving, verified
@@ -23,9 +23,9 @@ ALICE = "alice-has-this-token-0123456789"
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     yield
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import requests
 
 from otel_token_relay import Settings, install, use_token
 from otel_token_relay.client_credentials import ClientCredential
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.issuers import PERSONAL_TENANT, TrustedIssuer
 from otel_token_relay.token import BearerToken
 from tests.support.loopback import party
@@ -27,10 +27,10 @@ def issued_by(issuer: str) -> str:
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     with serving() as running:
         yield running
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 def trusting(issuer: str, endpoint: Endpoint) -> TrustedIssuer:

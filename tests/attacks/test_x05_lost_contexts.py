@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from otel_token_relay import Settings, as_service, context, install, use_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from tests.support.loopback import party
 from tests.support.token_endpoint import SECRET, Endpoint, serving, verified
 
@@ -25,10 +25,10 @@ OWN = "Bearer service.for.billing"
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     with serving() as running:
         yield running
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 def install_for(token_endpoint: str, url: str) -> None:

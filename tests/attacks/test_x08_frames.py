@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from otel_token_relay import Settings, as_service, install, use_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import ExchangeFailed, TokenUnavailable
 from tests.support.clients import Client, every_client
 from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, serving, verified
@@ -82,7 +82,7 @@ class Tracker(logging.Handler):
 
 @pytest.fixture
 def tracker() -> Iterator[Tracker]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     tracker, root = Tracker(), logging.getLogger()
     level = root.level
     root.addHandler(tracker)
@@ -90,7 +90,7 @@ def tracker() -> Iterator[Tracker]:
     yield tracker
     root.setLevel(level)
     root.removeHandler(tracker)
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from opentelemetry._logs import LogRecord
 from opentelemetry.context import Context
 
 from otel_token_relay import Settings, as_service, context, current_token, install, use_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from tests.redaction.pipeline import Pipeline
 from tests.support.loopback import Party, party
 from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving, verified
@@ -26,11 +26,11 @@ RESULTS = pytest.mark.parametrize(
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     monkeypatch.setattr(context, "has_served", True)
     with serving() as running:
         yield running
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 @pytest.fixture

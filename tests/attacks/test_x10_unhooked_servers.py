@@ -16,7 +16,7 @@ from opentelemetry.instrumentation.wsgi import wsgi_getter
 from opentelemetry.propagators.textmap import default_getter
 
 from otel_token_relay import Settings, context, install
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.propagator import TokenRelayPropagator
 from tests.support.loopback import Party, party
 from tests.support.token_endpoint import SECRET, serving
@@ -26,7 +26,7 @@ OWN = ["Bearer service.for.billing"]
 
 @pytest.fixture
 def billing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Party]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     monkeypatch.setattr(context, "has_served", False)
     with serving() as endpoint, party() as billing:
         install(
@@ -38,7 +38,7 @@ def billing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Party]:
             )
         )
         yield billing
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 def environ() -> dict[str, Any]:

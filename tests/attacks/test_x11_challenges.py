@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from otel_token_relay import Settings, install, use_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import TokenUnavailable
 from tests.support.clients import Client, every_client
 from tests.support.token_endpoint import SECRET, Endpoint, Response, serving, verified
@@ -17,10 +17,10 @@ CHALLENGE = '{"access_token":{"acrs":{"essential":true}}}'
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     with serving() as running:
         yield running
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 @every_client

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from otel_token_relay import cli
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import ExchangeError
 from otel_token_relay.exchange.advice import ADVICE
 from tests.exchange.test_hops import jwt
@@ -39,9 +39,9 @@ def billing() -> Iterator[Party]:
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     yield
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 class Explain:
@@ -95,7 +95,7 @@ def test_an_exchange_that_works_is_described(run: Explain, endpoint: Endpoint, b
     assert [form["subject_token"] for form in endpoint.forms] == ["the-callers-token"]
 
     endpoint.respond = lambda form: issued()
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     assert "The server issued an opaque token." in run(billing.url, token="Bearer the-callers-token")[1]
 
 

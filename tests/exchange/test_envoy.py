@@ -18,7 +18,7 @@ import jwt
 import pytest
 
 from otel_token_relay import Settings, install, uninstall
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.exchange.engine import ExchangeEngine
 from tests.support import envoy_server
 from tests.support.authorization_server import AuthorizationServer, authorizing
@@ -71,12 +71,12 @@ def running() -> Iterator[Mesh]:
 @pytest.fixture
 def mesh(running: Mesh, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
     """The mesh, with no token cached and no request received. A busy machine takes its time."""
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)
     for party in running.billing.values():
         party.requests.clear()
     yield running
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 _STATUSES = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}

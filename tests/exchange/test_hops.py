@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_token_relay import Settings, as_service, carry, context, install, to_destination, use_token
 from otel_token_relay.boundary import Boundary
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import TokenUnavailable
 from otel_token_relay.exchange.engine import ExchangeEngine
 from otel_token_relay.propagator import TokenRelayPropagator
@@ -50,11 +50,11 @@ def endpoint() -> Iterator[Endpoint]:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of its own for each test, in a process that has served requests. A busy machine takes its time."""
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)
     monkeypatch.setattr(context, "has_served", True)
     yield
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 def settings_for(endpoint: Endpoint, *destinations: str, **others: Any) -> Settings:
@@ -165,7 +165,7 @@ def test_in_no_outage_the_callers_token_is_on_a_wire(endpoint: Endpoint, outage:
         billing.assert_saw_no(ALICE)
 
         endpoint.respond = works
-        engine = build_issuer(settings_for(endpoint, f"{billing.url};audience=billing"))._lone  # type: ignore[union-attr]
+        engine = build_token_source(settings_for(endpoint, f"{billing.url};audience=billing"))._lone  # type: ignore[union-attr]
         engine._cache._failures._entries.clear()
         with user(ALICE):
             call(billing.url)
@@ -188,7 +188,7 @@ def test_a_server_that_refuses_connections_recovers_within_two_seconds() -> None
             requests.get(billing.url)
             assert sent(billing) == [[]]
         with serving() as endpoint:
-            build_issuer(settings)._lone.endpoint._url = endpoint.url  # type: ignore[union-attr]
+            build_token_source(settings)._lone.endpoint._url = endpoint.url  # type: ignore[union-attr]
             deadline = time.monotonic() + 30
             while sent(billing)[-1] == [] and time.monotonic() < deadline:
                 with user(ALICE):
@@ -516,7 +516,7 @@ def test_an_own_token_is_renewed_ahead_of_time(endpoint: Endpoint, monkeypatch: 
         install(settings)
         with as_service():
             requests.get(billing.url)
-            tokens: Any = build_issuer(settings)
+            tokens: Any = build_token_source(settings)
             now = time.monotonic()
             tokens._monotonic = lambda: now + 250  # of 270 s, which are 300 s less the margin
             for _ in range(3):

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from otel_token_relay import Settings, install, use_token
-from otel_token_relay.configured_exchange import build_issuer
+from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import ExchangeFailed
 from otel_token_relay.exchange import token_endpoint
 from otel_token_relay.exchange.engine import ExchangeEngine
@@ -293,10 +293,10 @@ def test_issuer_over_plain_http_names_only_its_own_origin(url: str, is_used: boo
 
 @pytest.fixture
 def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
     monkeypatch.setitem(ExchangeEngine.__init__.__kwdefaults__, "timeout", 60.0)
     yield
-    build_issuer.cache_clear()
+    build_token_source.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_cache")
