@@ -137,7 +137,8 @@ class TokenRelayPropagator(TextMapPropagator):
             context = with_unused(UnusedCredentials(words, None), context)
         if is_request:
             binding.has_served = True
-        is_message = credentials is Reason.ABSENT and not is_request and not _has_host(getter, carrier)
+        may_be_message = credentials is Reason.ABSENT and not binding.has_served
+        is_message = may_be_message and not _has_host(getter, carrier)
         return bind_not_found(context) if is_message else with_token(token, context)
 
     def inject(
@@ -203,12 +204,15 @@ def _has_host(getter: Getter[Any], carrier: Any) -> bool:
     Its sender may be anyone, so the service must not act on its own behalf. Messages of brokers have no such headers.
     """
     try:
-        return any(isinstance(key, str) and key.lower() in _HTTP_HEADERS for key in getter.keys(carrier))
+        # The client chooses the keys, so only keys of the right length are converted to lower case.
+        names = (key for key in getter.keys(carrier) if isinstance(key, str) and len(key) in _LENGTHS)
+        return any(name.lower() in _HTTP_HEADERS for name in names)
     except Exception:  # a carrier can be any object
         return True
 
 
 _HTTP_HEADERS: Final = frozenset({"host", "user-agent", ":authority"})
+_LENGTHS: Final = frozenset(map(len, _HTTP_HEADERS))
 
 
 def _keeps(bound: BearerToken, credentials: Credentials) -> bool:
