@@ -36,6 +36,7 @@ PROGRAMS = (
     "tests/attacks/test_h02_enforcement.py",
     "tests/demo",
     "tests/docs",
+    "tests/exchange/test_real_servers.py",
     "tests/promises/test_zero_code.py",
     "tests/redaction/test_live_leaks.py",
     "tests/servers/test_refusing.py",
@@ -46,6 +47,7 @@ PROGRAMS = (
     "tests/test_startup.py",
     "tests/test_wrong_setups.py",
     "tests/verification/test_examples.py",
+    "tests/verification/test_real_issuers.py",
 )
 
 # Tests of code that uses no library. They run on the oldest and on the newest Python.

@@ -20,8 +20,9 @@ from tests.support.echo import echo, settings
 if TYPE_CHECKING:
     from tests.support.issuers import Issuer
     from tests.support.loopback import Party
+    from tests.support.real_servers import RealServers
 
-__all__ = ["clean_process", "echo", "issuer", "one", "settings"]
+__all__ = ["clean_process", "echo", "issuer", "one", "real_servers", "settings"]
 
 # `benchmarks` and `tools` are not installed. At the end of the path, the checkout does not replace an installed wheel.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -67,6 +68,16 @@ def issuer() -> Iterator[Issuer]:
 
     with issuing(public_jwk("RS256", "k1")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def real_servers() -> Iterator[RealServers]:
+    """Authorization servers of other projects, and the demo's. Each starts when a test first needs it."""
+    from tests.support.real_servers import RealServers  # not at the top: the oldest environment lacks what it needs
+
+    servers = RealServers()
+    yield servers
+    servers.close()
 
 
 @pytest.fixture

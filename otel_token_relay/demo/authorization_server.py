@@ -6,8 +6,8 @@ and given consent. Therefore, it listens only on loopback and stores nothing on 
     python -m otel_token_relay.demo.authorization_server --port 9400
 
 Source: RFC 6749 (authorization code, refresh token and client credentials), RFC 7636 (PKCE, S256
-only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` names the audience), RFC 7662
-(introspection), RFC 7009 (revocation), RFC 8414 (metadata).
+only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` names the audience), RFC 8693 (token
+exchange), RFC 7662 (introspection), RFC 7009 (revocation), RFC 8414 (metadata).
 """
 
 # Authlib has no type hints, and its documented types differ from those that pyright infers.
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from authlib.integrations.flask_oauth2 import AuthorizationServer
 from authlib.oauth2 import OAuth2Error
 from authlib.oauth2.rfc6749 import AuthorizationCodeMixin, ClientMixin, TokenMixin, grants
-from authlib.oauth2.rfc6749.errors import InvalidRequestError
+from authlib.oauth2.rfc6749.errors import InvalidRequestError, UnauthorizedClientError
 from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
@@ -35,6 +35,7 @@ from flask import Flask, Response, jsonify, request
 from joserfc.jwk import KeySet, RSAKey
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from otel_token_relay.demo import token_exchange
 from otel_token_relay.demo.sign_in import CLIENT_ID, REDIRECT_URI
 
 if TYPE_CHECKING:
@@ -87,16 +88,22 @@ WEB: Final = Client(CLIENT_ID, ("authorization_code", "refresh_token"))
 KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
 """A public terminal, whose tokens must have expired by the time the next user arrives."""
 SERVICES: Final = tuple(
-    Client(name, ("client_credentials",), f"{name}-secret") for name in ("user-service", "profile-service")
+    Client(name, ("client_credentials", token_exchange.GRANT_TYPE), f"{name}-secret")
+    for name in ("user-service", "profile-service")
 )
 CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)}
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person with an account. The user's name is the ``sub`` of all the user's tokens."""
+    """A person with an account. The user's name is the ``sub`` of all the user's tokens.
+
+    Attributes:
+        actor: The service that acts for the user, as in the ``act`` claim; ``None`` if the user acts.
+    """
 
     name: str
+    actor: Mapping[str, Any] | None = None
 
     def get_user_id(self) -> str:
         return self.name
@@ -131,10 +138,18 @@ class Grant(TokenMixin):
     access_token: str
     refresh_token: str | None
     scope: str
-    audience: str
+    audience: str | list[str]
     issued_at: int
     lifetime: int
     revoked: bool = False
+
+    @property
+    def subject(self) -> str:
+        return self.client_id if self.user is None else self.user.name
+
+    @property
+    def actor(self) -> Mapping[str, Any] | None:
+        return None if self.user is None else self.user.actor
 
     def check_client(self, client: Client) -> bool:
         return client.client_id == self.client_id
@@ -212,6 +227,15 @@ class Store:
         with self._lock:
             return next((g for g in self._grants if token in (g.access_token, g.refresh_token)), None)
 
+    def find_access_token(self, token: str) -> Grant | None:
+        grant = self.find_grant(token)
+        return grant if grant is not None and grant.access_token == token else None
+
+    def find_valid_token(self, token: str) -> Grant | None:
+        """Return the grant of an access token that has neither expired nor been revoked."""
+        grant = self.find_access_token(token)
+        return grant if grant is not None and not (grant.is_expired() or grant.is_revoked()) else None
+
 
 class Tokens(JWTBearerTokenGenerator):
     """Generate the tokens.
@@ -231,12 +255,21 @@ class Tokens(JWTBearerTokenGenerator):
     def get_jwks(self) -> KeySet:
         return self._keys.signing
 
-    def get_audiences(self, client: Client, user: User | None, scope: str) -> str:
+    def get_audiences(self, client: Client, user: User | None, scope: str) -> str | list[str]:
         return _audience()
 
+    def get_extra_claims(self, client: Client, grant_type: str, user: User | None, scope: str) -> dict[str, Any]:
+        return {} if user is None or user.actor is None else {"act": user.actor}
 
-def _audience() -> str:
-    return request.form.get("resource") or DEFAULT_AUDIENCE
+
+def _requested_audiences() -> list[str]:
+    """Return the services that the token is requested for (RFC 8707, section 2; RFC 8693, section 2.1)."""
+    return [*request.form.getlist("resource"), *request.form.getlist("audience")]
+
+
+def _audience() -> str | list[str]:
+    audiences = _requested_audiences() or [DEFAULT_AUDIENCE]
+    return audiences[0] if len(audiences) == 1 else audiences
 
 
 class _AuthorizationCode(grants.AuthorizationCodeGrant):
@@ -295,11 +328,34 @@ class _ClientCredentials(grants.ClientCredentialsGrant):
     TOKEN_ENDPOINT_AUTH_METHODS = ("client_secret_basic",)
 
 
+class _TokenExchange(grants.BaseGrant, grants.TokenEndpointMixin):
+    GRANT_TYPE = token_exchange.GRANT_TYPE
+    TOKEN_ENDPOINT_AUTH_METHODS = ("client_secret_basic",)
+
+    def validate_token_request(self) -> None:
+        client: Any = self.authenticate_token_endpoint_client()
+        if not client.check_grant_type(token_exchange.GRANT_TYPE):
+            raise UnauthorizedClientError("The client may not exchange tokens.")
+        self.request.client = client
+        self._exchange = token_exchange.read_exchange(
+            request.form,
+            client_id=client.client_id,
+            audiences=_requested_audiences(),
+            services=self.server.services,
+            find_token=_store(self).find_valid_token,
+        )
+        self.request.user = User(self._exchange.subject, self._exchange.actor)
+
+    def create_token_response(self) -> tuple[int, dict[str, Any], Any]:
+        token = self.generate_token(user=self.request.user, scope=self._exchange.scope, include_refresh_token=False)
+        self.save_token(token)
+        return 200, {**token, "issued_token_type": token_exchange.ACCESS_TOKEN}, self.TOKEN_RESPONSE_HEADER
+
+
 class _Introspection(IntrospectionEndpoint):
     def query_token(self, token_string: str, token_type_hint: str | None) -> Grant | None:
-        grant = _store(self).find_grant(token_string)
         # Ignore refresh tokens: otherwise, a resource server would accept one as an access token.
-        return grant if grant is not None and grant.access_token == token_string else None
+        return _store(self).find_access_token(token_string)
 
     def check_permission(self, token: Grant, client: Client, request: Any) -> bool:
         return client.secret is not None
@@ -309,12 +365,13 @@ class _Introspection(IntrospectionEndpoint):
             "active": True,
             "token_type": "Bearer",
             "iss": self.server.issuer,
-            "sub": token.client_id if token.user is None else token.user.name,
+            "sub": token.subject,
             "aud": token.audience,
             "client_id": token.client_id,
             "scope": token.scope,
             "iat": token.issued_at,
             "exp": token.issued_at + token.lifetime,
+            **({} if token.actor is None else {"act": token.actor}),
         }
 
 
@@ -346,12 +403,14 @@ class Server(AuthorizationServer):
     def __init__(self, issuer: str, *, clients: Mapping[str, Client] = CLIENTS, lifetime: int = 300) -> None:
         super().__init__(query_client=clients.get, save_token=self._save)
         self.issuer = issuer
+        self.services: frozenset[str] = frozenset(name for name, client in clients.items() if client.secret is not None)
         self.keys: Keys = Keys()
         self.store: Store = Store()
         self.register_token_generator("default", Tokens(issuer, self.keys, lifetime))
         self.register_grant(_AuthorizationCode, [_Pkce(required=True)])
         self.register_grant(_RefreshToken)
         self.register_grant(_ClientCredentials)
+        self.register_grant(_TokenExchange)
         self.register_endpoint(_Introspection)
         self.register_endpoint(_Revocation)
 
@@ -422,7 +481,12 @@ def _metadata(issuer: str) -> dict[str, Any]:
         "revocation_endpoint": f"{issuer}/revoke",
         "scopes_supported": list(SCOPES),
         "response_types_supported": ["code"],
-        "grant_types_supported": ["authorization_code", "refresh_token", "client_credentials"],
+        "grant_types_supported": [
+            "authorization_code",
+            "refresh_token",
+            "client_credentials",
+            token_exchange.GRANT_TYPE,
+        ],
         "code_challenge_methods_supported": ["S256"],
         "token_endpoint_auth_methods_supported": ["none", "client_secret_basic"],
         "subject_types_supported": ["public"],

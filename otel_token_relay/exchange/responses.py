@@ -31,6 +31,13 @@ _ERRORS: Final[Mapping[str, ExchangeError]] = {
     "temporarily_unavailable": "unavailable",
     "server_error": "unavailable",
     "slow_down": "unavailable",
+    # Some servers use the errors of other endpoints: RFC 6750, section 3.1, and RFC 6749, section 4.1.2.1.
+    "invalid_token": "invalid_grant",
+    "insufficient_scope": "invalid_scope",
+    "access_denied": "unauthorized_client",
+    # authgent-server.
+    "token_revoked": "invalid_grant",
+    "scope_escalation": "invalid_scope",
 }
 # The longest claims challenge that is kept. Entra's have some hundred characters.
 _MAX_CHALLENGE: Final = 4096
@@ -117,7 +124,8 @@ def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:
     if status >= 500 or status == 429:
         return ExchangeFailed("unavailable", f"status {status}")
     if known is None:
-        known = "invalid_client" if status == 401 else "bad_response"
+        # An error that is not known may be about the token, so it must not send operators to check the credential.
+        known = "invalid_client" if status == 401 and error is None else "bad_response"
     challenge = members.get("claims")
     is_usable = isinstance(challenge, str) and 0 < len(challenge) <= _MAX_CHALLENGE and challenge.isprintable()
     return ExchangeFailed(known, f"status {status}", claims_challenge=challenge if is_usable else None)

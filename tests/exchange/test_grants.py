@@ -1,10 +1,22 @@
-"""The forms of both grants have the parameters of their specifications, and nothing else."""
+"""The forms of both grants have the parameters of their specifications, and nothing else.
+
+They are compared with those of two clients that are not ours: requests-oauth2client for RFC 8693, and Microsoft's msal
+for the on-behalf-of grant of Entra.
+"""
 
 from __future__ import annotations
 
-import pytest
+import json
+from typing import Any
+from urllib.parse import parse_qsl
 
-from otel_token_relay.exchange.grants import Request
+import pytest
+import requests
+from msal import ConfidentialClientApplication
+from requests.adapters import BaseAdapter
+from requests_oauth2client import ClientSecretBasic, OAuth2Client
+
+from otel_token_relay.exchange.grants import ACCESS_TOKEN, Request
 
 SUBJECT, ACTOR = "the-callers-token", "the-services-token"
 
@@ -56,3 +68,105 @@ def test_the_expected_audiences_are_those_asked_for() -> None:
     assert Request(scope="a").audiences == frozenset()
     assert Request(scope="a", expected=("x",)).audiences == frozenset()
     assert Request(audience="a", resource="b", expected=("c",)).audiences == {"a", "b", "c"}
+
+
+ISSUED = json.dumps({"access_token": "issued", "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer"})
+
+
+class RecordingAdapter(BaseAdapter):
+    """A transport of requests that issues a token to every request, and records the forms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: list[dict[str, str]] = []
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        pairs = parse_qsl(str(request.body), keep_blank_values=True, strict_parsing=True)
+        assert len(dict(pairs)) == len(pairs), "a parameter is repeated"
+        self.forms.append(dict(pairs))
+        response = requests.Response()
+        response.status_code, response._content = 200, ISSUED.encode()
+        return response
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "actor"),
+    [
+        ({"audience": "billing-api"}, None),
+        ({"resource": "https://billing"}, None),
+        ({"scope": "invoices:read invoices:write"}, None),
+        ({"audience": "billing api", "resource": "https://billing?a=b&c", "scope": "invoices:read"}, ACTOR),
+    ],
+    ids=["audience", "resource", "scope", "everything"],
+)
+def test_the_form_of_token_exchange_equals_that_of_requests_oauth2client(
+    asked: dict[str, str], actor: str | None
+) -> None:
+    """Nothing differs, neither in the names nor in the values."""
+    adapter, session = RecordingAdapter(), requests.Session()
+    session.mount("https://", adapter)
+    client = OAuth2Client(
+        "https://issuer.example/token", auth=ClientSecretBasic("user-service", "s3cret"), session=session
+    )
+    options = {} if actor is None else {"actor_token": actor, "actor_token_type": "access_token"}
+
+    client.token_exchange(
+        subject_token=SUBJECT,
+        subject_token_type="access_token",
+        requested_token_type=ACCESS_TOKEN,
+        **options,
+        **asked,
+    )
+
+    assert adapter.forms == [dict(Request(**asked).form(SUBJECT, actor))]
+
+
+class RecordingHttp:
+    """The HTTP client of msal. It responds with the issuer's metadata or with a token, and records the forms."""
+
+    def __init__(self) -> None:
+        self.forms: list[dict[str, Any]] = []
+
+    def get(self, url: str, **options: Any) -> Any:
+        base = "https://login.microsoftonline.com/tenant"
+        endpoints = {"authorization_endpoint": f"{base}/authorize", "token_endpoint": f"{base}/token"}
+        return self._response({"issuer": f"{base}/v2.0", **endpoints})
+
+    def post(self, url: str, **options: Any) -> Any:
+        self.forms.append(dict(options["data"]))
+        return self._response(json.loads(ISSUED))
+
+    def _response(self, document: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response._content = 200, json.dumps(document).encode()
+        return response
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_form_of_on_behalf_of_equals_that_of_msal() -> None:
+    """Except for three differences, each of which has a reason, the names and the values are the same."""
+    http = RecordingHttp()
+    client = ConfidentialClientApplication(
+        "user-service",
+        client_credential="s3cret",
+        authority="https://login.microsoftonline.com/tenant",
+        instance_discovery=False,
+        http_client=http,
+    )
+
+    client.acquire_token_on_behalf_of(SUBJECT, ["api://billing/.default"])
+
+    [theirs] = http.forms
+    ours = dict(Request("on-behalf-of", audience="api://billing").form(SUBJECT))
+    # Our form does not contain the credential, which `client_credentials` adds.
+    assert (theirs.pop("client_id"), theirs.pop("client_secret")) == ("user-service", "s3cret")
+    # msal uses the response's client_info as the key of its cache. Our key is the subject token.
+    assert theirs.pop("client_info") == 1
+    # msal also asks for an ID token and a refresh token, which a relay must not have.
+    assert set(theirs.pop("scope").split()) - {"openid", "profile", "offline_access"} == {ours.pop("scope")}
+    assert theirs == ours

@@ -113,7 +113,8 @@ class Faults:
 
 
 def build(issuer: str) -> Faults:
-    """Build the demo's server with two more clients, behind its faults."""
+    """Build the demo's server with more clients, behind its faults."""
+    from otel_token_relay.demo import token_exchange
     from otel_token_relay.demo.authorization_server import CLIENTS, Client, Server, Tokens, create_app
 
     class WithOpaque(Tokens):
@@ -123,7 +124,11 @@ def build(issuer: str) -> Faults:
             return str(super().access_token_generator(client, grant_type, user, scope))
 
     name, secret = INTROSPECTS
-    more = Client("opaque", ("authorization_code",)), Client(name, (), secret)
+    more = (
+        Client("opaque", ("authorization_code", "refresh_token")),
+        Client(name, ("client_credentials", token_exchange.GRANT_TYPE), secret),
+        Client("billing-service", ("client_credentials",), "billing-service-secret"),
+    )
     server = Server(issuer, clients=CLIENTS | {client.client_id: client for client in more})
     server.register_token_generator("default", WithOpaque(issuer, server.keys, 300))
     return Faults(create_app(server))

@@ -1,0 +1,96 @@
+"""Authorization servers of other projects, installed on first use into a directory that git ignores.
+
+The versions and hashes of everything that is installed are in this repository.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+SUPPORT = Path(__file__).parent
+CACHE = SUPPORT.parents[1] / ".cache"
+
+
+def oidc_provider() -> Path:
+    """Return the directory in which ``node server.mjs`` runs oidc-provider."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("oidc-provider needs node and npm, which are not installed")
+    sources = [SUPPORT / "oidc_provider" / name for name in ("package.json", "package-lock.json", "server.mjs")]
+
+    def install(target: Path) -> None:
+        for source in sources:
+            shutil.copy(source, target)
+        _run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=target)
+
+    return _installed("oidc-provider", install, *sources)
+
+
+def authgent() -> Path:
+    """Return the directory with the programs of authgent-server's environment. Its packages may conflict with ours."""
+    requirements = SUPPORT / "authgent" / "requirements.txt"
+
+    def install(target: Path) -> None:
+        _run(sys.executable, "-m", "venv", *(["--without-pip"] if uv else []), str(target))
+        python = str(target / "bin" / "python")
+        command = (
+            [uv, "pip", "install", "--python", python, "--compile-bytecode"] if uv else [python, "-m", "pip", "install"]
+        )
+        _run(*command, "--quiet", "--require-hashes", "--no-deps", "--requirement", str(requirements))
+
+    uv = _find_uv()
+    return _installed(f"authgent-{platform.python_version()}", install, requirements) / "bin"
+
+
+def _find_uv() -> str | None:
+    beside = Path(sys.executable).parent / "uv"
+    return str(beside) if beside.exists() else shutil.which("uv")
+
+
+def _installed(name: str, install: Callable[[Path], None], *sources: Path) -> Path:
+    """Return the directory that *install* has filled, which depends on the content of *sources*.
+
+    Several workers may call this at the same time, but only one of them installs. An installation that was interrupted
+    is not used.
+    """
+    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources)).hexdigest()
+    target = CACHE / f"{name}-{digest[:12]}"
+    done = target / ".installed"
+    if not done.exists():
+        CACHE.mkdir(exist_ok=True)
+        with _locked(CACHE / f"{target.name}.lock"):
+            if not done.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                target.mkdir()
+                install(target)
+                done.touch()
+    return target
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        yield
+
+
+def clean_environ() -> dict[str, str]:
+    """Return the environment for programs that are not ours: without what the tests set for our own ones."""
+    # The tests set SSL_CERT_FILE to a file that does not contain the certificate authorities of package registries.
+    ours = ("OTEL_", "PYTHON", "SSL_CERT_FILE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def _run(*command: str, cwd: Path | None = None) -> None:
+    ran = subprocess.run(command, cwd=cwd, env=clean_environ(), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, f"{' '.join(command)}\n{ran.stdout}{ran.stderr}"
