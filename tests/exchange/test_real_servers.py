@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -15,8 +16,11 @@ from otel_token_relay.errors import ExchangeFailed, TokenRejected
 from otel_token_relay.exchange import AsyncTokenExchanger, TokenExchanger
 from otel_token_relay.exchange.grants import Request
 from otel_token_relay.exchange.responses import Issued, read_response
+from otel_token_relay.exchange.tokens import DestinationTokens
+from otel_token_relay.settings import Settings
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, BearerToken
 from otel_token_relay.verification import TokenVerifier
+from tests.support.exchange_recipes import COMMON, RECIPES, RUN, Recipe
 from tests.support.real_servers import SERVICE, Client, RealServer, RealServers
 
 BILLING = "billing-service"
@@ -135,6 +139,36 @@ def test_token_is_exchanged_for_the_audience_that_was_asked_for(real_servers: Re
         assert exchange(pair, token, **row.asked) == results  # from the cache
 
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.server in RUN], ids=lambda r: r.server)
+def test_recipe_of_the_documentation_exchanges_tokens(
+    real_servers: RealServers, recipe: Recipe, tmp_path: Path
+) -> None:
+    """The settings on the page, with this server's address and credential, obtain a token that billing accepts."""
+    server = real_servers[RUN[recipe.server]]
+    secret = tmp_path / "secret"
+    secret.write_text(server.service.secret)
+    changed = {
+        "ISSUERS": server.issuer,
+        "CLIENT_ID": server.service.client_id,
+        "CLIENT_SECRET_FILE": str(secret),
+    }
+    here = {f"OTEL_PYTHON_TOKEN_RELAY_{name}": value for name, value in changed.items()}
+    assert here.keys() <= recipe.variables.keys()
+    settings = Settings.from_env(COMMON | recipe.variables | here)
+    assert settings.problems == ()
+    assert settings.profile == server.profile
+    form = "RS256" if server.profile == "rfc9068" else "ES256"
+
+    (entry,) = settings.entries
+    token = verified(server, form)
+    obtained = DestinationTokens(settings).obtain(token, entry)
+
+    issued = obtained.token.reveal()
+    assert (obtained.result, issued != token.reveal()) == ("miss", True)
+    billing = verifier(server, jwt.get_unverified_header(issued)["alg"], BILLING)
+    assert billing.verify(issued).subject == server.subject("alice")
 
 
 def post(
