@@ -180,7 +180,8 @@ def post(
         more: The parameters with which the client authenticates, if it does not have a secret.
     """
     client = server.service
-    own = ClientCredential(client_id=client.client_id, secret=Secret(client.secret)).authenticate()
+    credential = ClientCredential(client_id=client.client_id, secret=Secret(client.secret))
+    own = credential.authenticate(server.issuer, server.metadata["token_endpoint"])
     headers = {} if more or own.authorization is None else {"Authorization": own.authorization}
     response = server.http.post(
         server.metadata["token_endpoint"],
