@@ -10,7 +10,7 @@ from otel_token_relay.commands import USAGE_ERROR
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("demo", help="run two services, a third party and an authorization server on loopback")
+    parser = commands.add_parser("demo", help="run three services and an authorization server on loopback")
     parser.set_defaults(run=run)
 
 

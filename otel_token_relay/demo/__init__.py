@@ -1,4 +1,4 @@
-"""A demonstration on loopback: two services, a third party and an authorization server.
+"""A demonstration on loopback: three services, a third party and an authorization server.
 
 Everything except the users is real: processes, HTTP, OpenTelemetry, an OAuth server and its signed
 tokens. The servers listen only on loopback, because the authorization server has fixed client secrets
@@ -25,10 +25,11 @@ _NEEDED: Final = (
     "opentelemetry.instrumentation.httpx",
     "opentelemetry.sdk",
     "rich",
+    "urllib3",
     "uvicorn",
 )
 
-_START: Final = "Starting an authorization server, two services and a third party on loopback."
+_START: Final = "Starting an authorization server, three services and a third party on loopback."
 
 
 def run() -> int:

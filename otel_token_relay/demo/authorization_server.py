@@ -89,7 +89,7 @@ KIOSK: Final = Client("kiosk", ("authorization_code",), lifetime=1)
 """A public terminal, whose tokens must have expired by the time the next user arrives."""
 SERVICES: Final = tuple(
     Client(name, ("client_credentials", token_exchange.GRANT_TYPE), f"{name}-secret")
-    for name in ("user-service", "profile-service")
+    for name in ("user-service", "profile-service", "billing-service")
 )
 CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -15,10 +16,11 @@ from otel_token_relay.demo.token_checks import Outcome, find_fault
 
 COLUMNS: Final = ("user", "from", "to", "via", "decision", "reason", "token")
 CHECK_COLUMNS: Final = ("token", "response", "reason in its log")
+TOKEN_COLUMNS: Final = ("received by", "user", "audience of the token")
 NO_USER: Final = "anon"
 NO_TOKEN: Final = "none"
 
-_STYLES: Final = {"relayed": "green", "withheld": "yellow", NO_TOKEN: "dim", MISSING: "bold red"}
+_STYLES: Final = {"relayed": "green", "exchanged": "green", "withheld": "yellow", NO_TOKEN: "dim", MISSING: "bold red"}
 _ASCII: Final = str.maketrans(
     {"─": "-", "┬": "+", "├": "+", "└": "+", "▶": ">", "↪": ">", "✓": "OK", "✗": "NO", "…": "..."}
 )
@@ -48,23 +50,24 @@ class Report:
         """Describe the processes and their settings.
 
         Args:
-            settings: The environment variables that configure the relay in the services.
-            names: The service name for each URL that appears as a variable's value.
+            settings: The environment variables that configure user-service.
+            names: The service name for each URL that appears in a variable's value.
         """
         lines = (
             Text("otel-token-relay demo", "bold"),
             Text(),
             Text.assemble("caller ──▶ ", ("user-service", "cyan"), " ─┬─▶ profile-service ", ("  listed", "green")),
+            Text.assemble(" " * 25, "├─▶ billing-service", ("   listed, gets a token of its own", "green")),
             Text.assemble(" " * 25, "├─▶ third-party", ("       not listed", "yellow")),
             Text.assemble(" " * 25, "└─▶ profile-service ──▶ third-party", ("   redirect", "yellow")),
             Text(),
             Text("Each is a separate process on loopback, as is the authorization server, where"),
-            Text("alice and bob have signed in. The two services are plain FastAPI and httpx. They"),
-            Text("run under opentelemetry-instrument. Only these variables configure the relay:"),
+            Text("alice and bob have signed in. user-service is plain FastAPI and httpx. It runs"),
+            Text("under opentelemetry-instrument, and only these variables configure the relay:"),
             Text(),
-            *(self._variable(name, value, names.get(value)) for name, value in settings.items()),
+            *(line for name, value in settings.items() for line in self._variable(name, value, names)),
             Text(),
-            Text("profile-service also verifies every token, with this package and PyJWT."),
+            Text("Each service verifies every token that it receives."),
         )
         self._print(*lines)
 
@@ -72,8 +75,20 @@ class Report:
         """Print a table with one row per hop."""
         self.hops += hops
         rows = [tuple(self._style(cell) for cell in hop_cells(hop)) for hop in hops]
-        widths = (5, 12, 15, 5, 8, 22, 7)
+        widths = (5, 12, 15, 5, 9, 22, 5)
         self._print_table(title, dict(zip(COLUMNS, widths, strict=True)), rows, has_header=has_header)
+
+    def print_tokens(self, title: str, user: str) -> None:
+        """Print a table with the tokens that each service has received for *user*, one row per service and token."""
+        rows = [
+            (Text(hop.note.receiver), Text(token.subject), Text(token.audience))
+            for hop in self.hops
+            if hop.call.user == user
+            for token in hop.note.tokens
+        ]
+        unique = {tuple(cell.plain for cell in row): row for row in rows}
+        widths = (15, 7, 28)
+        self._print_table(title, dict(zip(TOKEN_COLUMNS, widths, strict=True)), [*unique.values()], has_header=True)
 
     def print_checks(self, title: str, outcomes: Sequence[Outcome], *, has_header: bool) -> None:
         """Print a table with one row per token check."""
@@ -98,23 +113,29 @@ class Report:
             table.add_row(*map(self._fit, row))
         self._print(Text(), Text(title, "bold"), table)
 
-    def print_result(self, faults: Sequence[str], *, unlisted: str) -> None:
+    def print_result(self, faults: Sequence[str], *, exchanged: str, unlisted: str) -> None:
         """Print the faults or, if there are none, a summary.
 
         Args:
+            exchanged: The service that must receive tokens of its own.
             unlisted: The service that must not receive any token.
         """
         if faults:
             lines = [Text(f"✗ {fault}", "bold red") for fault in faults]
         else:
             to_unlisted = [hop for hop in self.hops if hop.note.receiver == unlisted]
-            with_token = sum(bool(hop.seen) for hop in self.hops)
+            relayed, own = (
+                sum(bool(hop.seen) and (hop.note.receiver == exchanged) is is_own for hop in self.hops)
+                for is_own in (False, True)
+            )
             lines = [
                 Text.assemble(("✓ No service received a token that it must not have.", "bold green")),
-                Text(f"  {len(self.hops)} hops. {with_token} had a token, always that of the user who had called."),
+                Text(f"  {len(self.hops)} hops. {relayed} had the token of the user who had called."),
+                Text(f"  {own} went to {exchanged}, each with another token for the same user."),
                 Text(f"  {unlisted} was called {len(to_unlisted)} times and received no token."),
                 Text("  The spans and logs of the services contain no token."),
                 Text("✓ profile-service accepted every valid token and rejected every other one.", "bold green"),
+                Text(f"✓ {exchanged} accepted its own tokens and rejected the one that alice sends.", "bold green"),
             ]
         self._print(Text(), *lines)
 
@@ -123,8 +144,17 @@ class Report:
         self._print(Text(f"✗ {message}", "red"))
 
     @staticmethod
-    def _variable(name: str, value: str, meaning: str | None) -> Text:
-        return Text.assemble("  ", (name, "cyan"), "=", value, (f"  ({meaning})" if meaning else "", "dim"))
+    def _variable(name: str, value: str, names: Mapping[str, str]) -> list[Text]:
+        """Return one line or, for a list of URLs, the name and then one line for each of them."""
+        parts = re.split(r"(?<=,)", value) if "://" in value else [value]
+        meanings = [names.get(part.rstrip(",").partition(";")[0], "") for part in parts]
+        width = max(map(len, parts))
+        rows = [
+            Text.assemble(part.ljust(width), (f"  ({meaning})", "dim")) if meaning else Text(part)
+            for part, meaning in zip(parts, meanings, strict=True)
+        ]
+        start = Text.assemble("  ", (name, "cyan"), "=")
+        return [start + rows[0]] if len(rows) == 1 else [start, *(Text("    ") + row for row in rows)]
 
     @staticmethod
     def _style(cell: str) -> Text:

@@ -28,11 +28,13 @@ class Call:
     Attributes:
         user: The calling user; ``None`` for an anonymous caller.
         token: The digest of the user's token; see `recorder.digest`.
+        receiver: The service that is called.
     """
 
     trace_id: str
     user: str | None
     token: str | None
+    receiver: str = "user-service"
 
     def traceparent(self) -> str:
         """Return the value of the ``traceparent`` header, which begins the trace."""
@@ -59,7 +61,7 @@ class Hop:
     @property
     def seen(self) -> tuple[str, ...]:
         """The subjects of the received tokens, without duplicates."""
-        return tuple(dict.fromkeys(subject for _, subject in self.note.tokens))
+        return tuple(dict.fromkeys(token.subject for token in self.note.tokens))
 
 
 def read_spans(text: str) -> Iterator[dict[str, Any]]:
@@ -88,7 +90,7 @@ def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Ite
             sent[_hex(span["context"]["span_id"])] = span
     received = {note.span_id: note for note in notes if note.trace_id in by_trace}
     # The first request of a trace has no CLIENT span, because the caller has no telemetry.
-    entries = {note.span_id for note in received.values() if note.receiver == "user-service"}
+    entries = {note.span_id for note in received.values() if note.receiver == by_trace[note.trace_id].receiver}
     if sent.keys() != received.keys() - entries or len(entries) != len(by_trace):
         return None
     hops = []
@@ -115,33 +117,52 @@ def _hex(number: str) -> str:
 
 
 def find_faults(
-    calls: Sequence[Call], hops: Sequence[Hop], notes: Iterable[Note], *, listed: frozenset[str]
+    calls: Sequence[Call],
+    hops: Sequence[Hop],
+    notes: Iterable[Note],
+    *,
+    listed: frozenset[str],
+    exchanged: frozenset[str] = frozenset(),
 ) -> list[str]:
     """Return a description of each fault, such as a token that is missing or was received by mistake.
 
     Args:
         notes: All notes, including those about requests that are not hops.
         listed: The receivers that may receive the caller's token.
+        exchanged: The receivers that must get a token of their own, for the caller and with their name as the only
+            audience.
     """
     by_trace = {call.trace_id: call for call in calls}
-    faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed)]
+    faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed, exchanged)]
     for hop in hops:
         at = f"{hop.sender} to {hop.note.receiver} for {hop.call.user or ANONYMOUS}"
-        is_due = hop.call.token is not None and hop.note.receiver in listed
+        is_due = hop.call.token is not None and hop.note.receiver in listed | exchanged
         if is_due and not hop.seen:
             faults.append(f"{at}: the token was not received")
-        if (hop.decision == "relayed") != bool(hop.seen):
+        sends = "exchanged" if hop.note.receiver in exchanged else "relayed"
+        if (hop.decision == sends) != bool(hop.seen):
             faults.append(f"{at}: the decision was {hop.decision}, but {len(hop.seen)} token(s) were received")
         if hop.note.credentials > 1:
             faults.append(f"{at}: {hop.note.credentials} Authorization lines were received")
     return faults
 
 
-def _find_misdirected(note: Note, by_trace: Mapping[str, Call], listed: frozenset[str]) -> Iterator[str]:
+def _find_misdirected(
+    note: Note, by_trace: Mapping[str, Call], listed: frozenset[str], exchanged: frozenset[str]
+) -> Iterator[str]:
     call = by_trace.get(note.trace_id)
-    for token, subject in note.tokens:
-        if note.receiver not in listed | {"user-service"}:
-            yield f"{note.receiver} received {subject}'s token"
-        elif call is None or token != call.token:
-            caller = (call.user if call else None) or ANONYMOUS
-            yield f"{note.receiver} received {subject}'s token in a request from {caller}"
+    caller = (call.user if call else None) or ANONYMOUS
+    is_direct = call is not None and note.receiver == call.receiver
+    for token in note.tokens:
+        is_own = call is not None and token.digest == call.token
+        if not is_direct and note.receiver not in listed | exchanged:
+            yield f"{note.receiver} received {token.subject}'s token"
+        elif not is_direct and note.receiver in exchanged:
+            if is_own:
+                yield f"{note.receiver} received the token that {caller} had sent to user-service"
+            elif token.subject != caller:
+                yield f"{note.receiver} received {token.subject}'s token in a request from {caller}"
+            elif token.audience != note.receiver:
+                yield f"{note.receiver} received a token for {token.audience}"
+        elif not is_own:
+            yield f"{note.receiver} received {token.subject}'s token in a request from {caller}"

@@ -1,6 +1,6 @@
 """Record every request that a service receives, without changing the service.
 
-A note contains the subject and SHA-256 digest of each token, never the token itself.
+A note contains the subject, the audience and the SHA-256 digest of each token, never the token itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from uvicorn.importer import import_from_string
 
@@ -21,8 +22,22 @@ NAME_VARIABLE = "DEMO_RECEIVER"
 NOTES_VARIABLE = "DEMO_NOTES"
 
 # This matches a signed JWT, whose header begins with {" encoded as base64url.
-_find_tokens = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
+find_tokens = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
 _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}").match
+
+
+class SeenToken(NamedTuple):
+    """What a note contains about a token, which has not been verified.
+
+    Attributes:
+        digest: See `digest`.
+        subject: The ``sub`` claim; ``?`` if it cannot be read.
+        audience: The ``aud`` claim, as names separated by commas; ``?`` if it cannot be read.
+    """
+
+    digest: str
+    subject: str
+    audience: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +50,7 @@ class Note:
         span_id: The sender's span ID, 16 hexadecimal digits; empty if the request has no traceparent.
         client: The first word of the User-Agent, such as ``python-httpx/0.28.1``.
         credentials: The number of Authorization lines.
-        tokens: The digest and subject of each token found in the target, headers or body.
+        tokens: Each token found in the target, headers or body.
     """
 
     receiver: str
@@ -43,12 +58,12 @@ class Note:
     span_id: str
     client: str
     credentials: int
-    tokens: tuple[tuple[str, str], ...]
+    tokens: tuple[SeenToken, ...]
 
     @classmethod
     def from_json(cls, line: str) -> Note:
         values = json.loads(line)
-        values["tokens"] = tuple((digest, subject) for digest, subject in values["tokens"])
+        values["tokens"] = tuple(SeenToken(*token) for token in values["tokens"])
         return cls(**values)
 
 
@@ -90,7 +105,7 @@ def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
         span_id=trace[2] if trace else "",
         client=first.get(b"user-agent", "").partition(" ")[0],
         credentials=sum(name == b"authorization" for name, _ in headers),
-        tokens=tuple((digest(token), _subject(token)) for part in wire for token in _find_tokens(part)),
+        tokens=tuple(read_token(token) for part in wire for token in find_tokens(part)),
     )
 
 
@@ -99,13 +114,18 @@ def digest(token: bytes) -> str:
     return hashlib.sha256(token).hexdigest()
 
 
-def _subject(token: bytes) -> str:
-    """Return a token's subject without verifying the token."""
+def read_token(token: bytes) -> SeenToken:
+    """Return what a note contains about a token, without verifying the token."""
+    claims: Any = None
     try:
         payload = token.split(b".")[1]
-        return str(json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["sub"])
-    except (ValueError, KeyError, TypeError):
-        return "?"
+        claims = json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))
+    except ValueError:
+        pass
+    claims = claims if isinstance(claims, dict) else {}
+    audience = claims.get("aud", "?")
+    names = audience if isinstance(audience, list) else [audience]
+    return SeenToken(digest(token), str(claims.get("sub", "?")), ", ".join(map(str, names)))
 
 
 def build() -> Recorder:

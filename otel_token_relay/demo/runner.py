@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from rich.console import Console
@@ -29,6 +29,7 @@ from otel_token_relay.demo.token_checks import TokenCheck, find_fault, run_check
 AUTHORIZATION_SERVER: Final = "authorization-server"
 USER_SERVICE: Final = "user-service"
 PROFILE_SERVICE: Final = "profile-service"
+BILLING_SERVICE: Final = "billing-service"
 THIRD_PARTY: Final = "third-party"
 
 # This does the same as ``opentelemetry-instrument uvicorn``, but starts Python only once.
@@ -36,6 +37,9 @@ _INSTRUMENTED_UVICORN: Final = (
     "from opentelemetry.instrumentation.auto_instrumentation import initialize; initialize(); "
     "from uvicorn import main; main()"
 )
+
+# The paths that require a token.
+_PATHS: Final = {PROFILE_SERVICE: "/profile", BILLING_SERVICE: "/invoices"}
 
 _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
 
@@ -71,6 +75,7 @@ class Runner:
     def __init__(self, folder: Path, processes: Processes, report: Report, console: Console) -> None:
         self._notes = folder / "notes"
         self._folder = folder
+        self._secret = folder / f"{USER_SERVICE}-secret"
         self._processes = processes
         self._report = report
         self._console = console
@@ -87,35 +92,54 @@ class Runner:
         self._report.print_introduction(settings, {url: name for name, url in self._urls.items()})
         faults = asyncio.run(self._relay_tokens())
         faults += self._check_tokens()
-        faults += find_faults(self._calls, self._report.hops, self._read_notes(), listed=frozenset({PROFILE_SERVICE}))
+        faults += find_faults(
+            self._calls,
+            self._report.hops,
+            self._read_notes(),
+            listed=frozenset({PROFILE_SERVICE}),
+            exchanged=frozenset({BILLING_SERVICE}),
+        )
         faults += self._find_leaks()
-        self._report.print_result(faults, unlisted=THIRD_PARTY)
+        self._report.print_result(faults, exchanged=BILLING_SERVICE, unlisted=THIRD_PARTY)
         return 1 if faults else 0
 
     def _start(self) -> dict[str, str]:
-        """Start the four processes, then sign in alice and bob.
+        """Start the five processes, then sign in alice and bob.
 
         Returns:
-            The variables that configure the relay.
+            The variables that configure user-service, for display.
         """
         with ExitStack() as ours:
             listeners = {}
-            for name in (AUTHORIZATION_SERVER, USER_SERVICE, PROFILE_SERVICE, THIRD_PARTY):
+            for name in (AUTHORIZATION_SERVER, USER_SERVICE, PROFILE_SERVICE, BILLING_SERVICE, THIRD_PARTY):
                 listeners[name], self._urls[name] = listen()
                 ours.enter_context(listeners[name])
-            settings = {
-                "OTEL_PROPAGATORS": "tracecontext,baggage,token_relay",
-                env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS: self._urls[PROFILE_SERVICE],
-            }
+            propagators = {"OTEL_PROPAGATORS": "tracecontext,baggage,token_relay"}
+            settings = propagators | self._exchange_settings()
             self._start_authorization_server(listeners[AUTHORIZATION_SERVER])
-            self._start_application(THIRD_PARTY, listeners[THIRD_PARTY])
             self._start_application(USER_SERVICE, listeners[USER_SERVICE], settings)
-            self._start_application(PROFILE_SERVICE, listeners[PROFILE_SERVICE], settings)
+            self._start_application(PROFILE_SERVICE, listeners[PROFILE_SERVICE], propagators)
+            self._start_application(BILLING_SERVICE, listeners[BILLING_SERVICE])
+            self._start_application(THIRD_PARTY, listeners[THIRD_PARTY])
         for name in listeners:
             self._processes.wait_until(name, lambda url=self._urls[name]: _is_ready(url))  # type: ignore[misc]
         for user in ("alice", "bob"):
-            self._tokens[user] = self._sign_in(user)
-        return settings
+            self._tokens[user] = self._sign_in(user, resource=(USER_SERVICE, PROFILE_SERVICE))
+        return settings | {env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE: f"…/{self._secret.name}"}
+
+    def _exchange_settings(self) -> dict[str, str]:
+        """Write the client secret of user-service to a file, and return the variables for relay and exchange."""
+        self._secret.touch(mode=0o600)
+        self._secret.write_text(f"{USER_SERVICE}-secret\n")
+        profile_service, billing_service = self._urls[PROFILE_SERVICE], self._urls[BILLING_SERVICE]
+        return {
+            env.OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS: f"{profile_service},{billing_service};audience={BILLING_SERVICE}",
+            env.OTEL_PYTHON_TOKEN_RELAY_VERIFY: "optional",
+            env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS: self._urls[AUTHORIZATION_SERVER],
+            env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE: USER_SERVICE,
+            env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ID: USER_SERVICE,
+            env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE: str(self._secret),
+        }
 
     def _start_authorization_server(self, listener: socket.socket) -> None:
         command = [sys.executable, "-m", "otel_token_relay.demo.authorization_server", "--fd", str(listener.fileno())]
@@ -129,13 +153,16 @@ class Runner:
         environment = _environment() | {
             "ISSUER": self._urls[AUTHORIZATION_SERVER],
             "PROFILE_SERVICE": self._urls[PROFILE_SERVICE],
+            "BILLING_SERVICE": self._urls[BILLING_SERVICE],
             "THIRD_PARTY": self._urls[THIRD_PARTY],
             recorder.APP_VARIABLE: f"otel_token_relay.demo.{name.replace('-', '_')}:app",
             recorder.NAME_VARIABLE: name,
             recorder.NOTES_VARIABLE: str(self._notes),
         }
         if settings is not None:
-            environment |= {"CLIENT_SECRET": f"{name}-secret", "OTEL_SERVICE_NAME": name, **_telemetry(), **settings}
+            environment |= {"OTEL_SERVICE_NAME": name, **_telemetry(), **settings}
+        if name == PROFILE_SERVICE:
+            environment["CLIENT_SECRET"] = f"{name}-secret"
         self._processes.start(name, command, environment, listener)
 
     async def _relay_tokens(self) -> list[str]:
@@ -152,10 +179,11 @@ class Runner:
                 results = await asyncio.gather(*(self._call(connection, call) for call in calls))
                 faults += [fault for fault in results if fault]
                 self._report.print_part(title, await self._wait_for_hops(calls), has_header=number == 0)
+        self._report.print_tokens("alice's tokens: profile-service gets hers, billing-service another one", "alice")
         return faults
 
     def _check_tokens(self) -> list[str]:
-        """Call profile-service directly with valid and invalid tokens, print each outcome, and return the faults."""
+        """Call the services directly with valid and invalid tokens, print each outcome, and return the faults."""
         issuer = self._urls[AUTHORIZATION_SERVER]
         short_lived = self._sign_in("alice", client_id="kiosk")
         expires_at = BearerToken(short_lived).expires_at or 0
@@ -183,26 +211,33 @@ class Runner:
             self._prepare_check("bob's, signed with the new key", "bob", bob),
             self._prepare_check("alice's, signed with the old key", "alice", alice),
         )
+        self._run_checks(
+            "billing-service refuses the token that alice sends to user-service",
+            self._prepare_check("alice's", "alice", alice, "wrong_audience", service=BILLING_SERVICE),
+        )
         return [fault for fault in map(find_fault, self._report.outcomes) if fault]
 
-    def _prepare_check(self, what: str, user: str | None, token: str | None, reason: str = "") -> TokenCheck:
+    def _prepare_check(
+        self, what: str, user: str | None, token: str | None, reason: str = "", service: str = PROFILE_SERVICE
+    ) -> TokenCheck:
         bearer = None if token is None else BearerToken(token)
-        return TokenCheck(what=what, call=self._prepare(user, token), token=bearer, reason=reason)
+        return TokenCheck(what=what, call=self._prepare(user, token, service), token=bearer, reason=reason)
 
     def _run_checks(self, title: str, *checks: TokenCheck, has_header: bool = False) -> None:
-        log = self._processes.log(PROFILE_SERVICE)
-        with httpx.Client(base_url=self._urls[PROFILE_SERVICE], trust_env=False, timeout=20) as client:
-            outcomes = [run_check(check, client, log) for check in checks]
+        service = checks[0].call.receiver
+        log, path = self._processes.log(service), _PATHS[service]
+        with httpx.Client(base_url=self._urls[service], trust_env=False, timeout=20) as client:
+            outcomes = [run_check(check, client, log, path) for check in checks]
         self._report.print_checks(title, outcomes, has_header=has_header)
 
-    def _sign_in(self, user: str, **options: str) -> str:
+    def _sign_in(self, user: str, **options: Any) -> str:
         token = sign_in(self._urls[AUTHORIZATION_SERVER], user, **options)
         self._known.append((user, token))
         return token
 
-    def _prepare(self, user: str | None, token: str | None) -> Call:
+    def _prepare(self, user: str | None, token: str | None, receiver: str = USER_SERVICE) -> Call:
         seen = None if token is None else recorder.digest(token.encode())
-        call = Call(trace_id=secrets.token_hex(16), user=user, token=seen)
+        call = Call(trace_id=secrets.token_hex(16), user=user, token=seen, receiver=receiver)
         self._calls.append(call)
         return call
 
@@ -215,8 +250,11 @@ class Runner:
         caller = call.user or ANONYMOUS
         if response.status_code != 200:
             return f"user-service responded to {caller} with status {response.status_code}"
-        name = response.json()["name"]
-        return None if name == call.user else f"user-service identified {caller} as {name or ANONYMOUS}"
+        identified = response.json()
+        for service, member in ((PROFILE_SERVICE, "name"), (BILLING_SERVICE, "billed")):
+            if identified[member] != call.user:
+                return f"{service} identified {caller} as {identified[member] or ANONYMOUS}"
+        return None
 
     async def _wait_for_hops(self, calls: Sequence[Call]) -> list[Hop]:
         """Wait until the calls' spans have been exported, then return the hops."""
@@ -239,13 +277,14 @@ class Runner:
 
     def _find_leaks(self) -> list[str]:
         """Return a fault for each file that contains a token among its spans, logs or notes."""
-        found = (
-            f"{path.name} contains {user}'s token"
-            for path in sorted(self._folder.iterdir())
-            for user, token in self._known
-            if token in path.read_text(errors="replace")
-        )
-        return list(dict.fromkeys(found))
+        faults = []
+        for path in sorted(self._folder.iterdir()):
+            content = path.read_bytes()
+            users = [user for user, token in self._known if token.encode() in content]
+            # Only user-service and billing-service know the exchanged tokens.
+            users += [recorder.read_token(token).subject for token in recorder.find_tokens(content)]
+            faults += [f"{path.name} contains {user}'s token" for user in dict.fromkeys(users)]
+        return faults
 
 
 def _environment() -> dict[str, str]:

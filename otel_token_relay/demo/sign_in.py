@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -18,13 +19,13 @@ REDIRECT_URI = "http://127.0.0.1/signed-in"
 
 
 def sign_in(
-    issuer: str, user: str, *, client_id: str = CLIENT_ID, scope: str = "profile", resource: str | None = None
+    issuer: str, user: str, *, client_id: str = CLIENT_ID, scope: str = "profile", resource: str | Sequence[str] = ()
 ) -> str:
     """Return a new access token for *user*, obtained with an authorization code and PKCE.
 
     Args:
         client_id: The ID of a public client.
-        resource: The service that the token is for (RFC 8707); ``None`` for profile-service.
+        resource: The service or services that the token is for (RFC 8707); none for profile-service.
 
     Raises:
         RuntimeError: The authorization server rejected the request. The message does not quote the response.
@@ -57,7 +58,7 @@ def sign_in(
                 "redirect_uri": REDIRECT_URI,
                 "code": result["code"][0],
                 "code_verifier": verifier,
-                **({} if resource is None else {"resource": resource}),
+                "resource": resource,
             },
         )
     if response.status_code != 200:

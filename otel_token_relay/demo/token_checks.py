@@ -1,4 +1,4 @@
-"""Call profile-service with valid and invalid tokens, and compare each response with the expected one."""
+"""Call a service with valid and invalid tokens, and compare each response with the expected one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _find_reasons = re.compile(r"request rejected: (\w+)").findall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCheck:
-    """One request that is sent directly to profile-service.
+    """One request that is sent directly to a service.
 
     Attributes:
         what: A description of the token.
-        call: The user and the trace of the request.
+        call: The service that is called, the user and the trace of the request.
         token: The token to send; ``None`` for a request without one.
         reason: The expected reason for rejection; empty if the token must be accepted.
     """
@@ -38,8 +38,8 @@ class Outcome:
 
     Attributes:
         error: The error code in the challenge (RFC 6750, section 3.1); empty if there is none.
-        name: The user that profile-service identified; empty if it rejected the request.
-        reason: The reason for the rejection, from profile-service's log.
+        name: The user that the service identified; empty if it rejected the request.
+        reason: The reason for the rejection, from the service's log.
     """
 
     check: TokenCheck
@@ -49,18 +49,19 @@ class Outcome:
     reason: str = ""
 
 
-def run_check(check: TokenCheck, client: httpx.Client, log: Path) -> Outcome:
-    """Call profile-service and return the outcome.
+def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/profile") -> Outcome:
+    """Call the service and return the outcome.
 
     Args:
-        client: A client whose base URL is that of profile-service.
-        log: The log of profile-service, which logs the reason before it responds.
+        client: A client whose base URL is that of the service.
+        log: The log of the service, which logs the reason before it responds.
+        path: A path that requires a token.
     """
     headers = {"traceparent": check.call.traceparent()}
     if check.token is not None:
         headers["authorization"] = f"Bearer {check.token.reveal()}"
     before = log.stat().st_size
-    response = client.get("/profile", headers=headers)
+    response = client.get(path, headers=headers)
     with log.open("rb") as written:
         written.seek(before)
         reasons = _find_reasons(written.read().decode())
@@ -85,7 +86,7 @@ def find_fault(outcome: Outcome) -> str | None:
         expected = (401, "invalid_token" if check.token else "", "", check.reason)
     if actual == expected:
         return None
-    return f'profile-service, token "{check.what}": expected {_join(expected)}, received {_join(actual)}'
+    return f'{check.call.receiver}, token "{check.what}": expected {_join(expected)}, received {_join(actual)}'
 
 
 def _join(parts: tuple[object, ...]) -> str:

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from otel_token_relay import BearerToken
-from otel_token_relay.demo.console import CHECK_COLUMNS, COLUMNS, Report, check_cells, hop_cells
+from otel_token_relay.demo.console import CHECK_COLUMNS, COLUMNS, TOKEN_COLUMNS, Report, check_cells, hop_cells
 from otel_token_relay.demo.hops import Call, Hop
-from otel_token_relay.demo.recorder import Note
+from otel_token_relay.demo.recorder import Note, SeenToken
 from otel_token_relay.demo.token_checks import Outcome, TokenCheck
 
 CALL = Call(trace_id="a" * 32, user="alice", token="digest")
@@ -23,7 +23,7 @@ NOTE = Note(
     span_id="1" * 16,
     client="python-httpx/0.28.1",
     credentials=1,
-    tokens=(("digest", "alice"),),
+    tokens=(SeenToken("digest", "alice", "user-service, profile-service"),),
 )
 RELAYED = Hop(call=CALL, sender="user-service", decision="relayed", reason="relayed", redirected=False, note=NOTE)
 WITHHELD = replace(
@@ -32,6 +32,12 @@ WITHHELD = replace(
     reason="destination_not_listed",
     redirected=True,
     note=replace(NOTE, receiver="third-party", credentials=0, tokens=()),
+)
+EXCHANGED = replace(
+    RELAYED,
+    decision="exchanged",
+    reason="exchanged",
+    note=replace(NOTE, receiver="billing-service", tokens=(SeenToken("other", "alice", "billing-service"),)),
 )
 VALID = TokenCheck(what="alice's", call=CALL, token=BearerToken("eyJ.e30.c2ln"))
 EXPIRED = replace(VALID, what="alice's, expired 1 s after it was issued", reason="expired")
@@ -53,9 +59,10 @@ def everything(one: Report) -> None:
     )
     one.print_part("first", [RELAYED, WITHHELD], has_header=True)
     one.print_part("second", [RELAYED], has_header=False)
+    one.print_tokens("tokens", "alice")
     one.print_checks("checks", [ACCEPTED, REJECTED], has_header=True)
-    one.print_result([], unlisted="third-party")
-    one.print_result(["a fault"], unlisted="third-party")
+    one.print_result([], exchanged="billing-service", unlisted="third-party")
+    one.print_result(["a fault"], exchanged="billing-service", unlisted="third-party")
     one.print_failure("a failure")
 
 
@@ -63,6 +70,7 @@ def everything(one: Report) -> None:
     ("hop", "expected"),
     [
         (RELAYED, ("alice", "user-service", "profile-service", "httpx", "relayed", "relayed", "alice")),
+        (EXCHANGED, ("alice", "user-service", "billing-service", "httpx", "exchanged", "exchanged", "alice")),
         (WITHHELD, ("alice", "user-service", "↪ third-party", "httpx", "withheld", "destination_not_listed", "none")),
         (
             replace(
@@ -70,12 +78,16 @@ def everything(one: Report) -> None:
                 call=replace(CALL, user=None, token=None),
                 decision="?",
                 reason="?",
-                note=replace(NOTE, client="", tokens=(("1", "alice"), ("2", "bob"), ("1", "alice"))),
+                note=replace(
+                    NOTE,
+                    client="",
+                    tokens=tuple(SeenToken(*t, "?") for t in (("1", "alice"), ("2", "bob"), ("1", "alice"))),
+                ),
             ),
             ("anon", "user-service", "profile-service", "", "?", "?", "alice, bob"),
         ),
     ],
-    ids=["relayed", "redirected", "unreported"],
+    ids=["relayed", "exchanged", "redirected", "unreported"],
 )
 def test_the_cells_of_a_hop_are_the_decision_and_what_was_received(hop: Hop, expected: tuple[str, ...]) -> None:
     """There is one cell for each column; the tokens are named by their users."""
@@ -106,6 +118,38 @@ def test_the_introduction_shows_the_variables_and_the_services_behind_their_urls
     lines = printed.getvalue().decode().splitlines()
     assert "  PROPAGATORS=token_relay" in map(str.rstrip, lines)
     assert "  DESTINATIONS=http://a  (profile-service)" in map(str.rstrip, lines)
+
+
+def test_the_introduction_shows_each_url_of_a_list_on_a_line_of_its_own() -> None:
+    """A console is too narrow for the list; the parameters of an entry do not hide its service."""
+    one, printed = report()
+    urls = {"http://a": "profile-service", "http://b.example": "billing-service"}
+    one.print_introduction({"DESTINATIONS": "http://a,http://b.example;audience=b,http://c", "LIST": "a,b"}, urls)
+
+    lines = [line.rstrip() for line in printed.getvalue().decode().splitlines()]
+    start = lines.index("  DESTINATIONS=")
+    assert lines[start + 1 : start + 5] == [
+        "    http://a,                     (profile-service)",
+        "    http://b.example;audience=b,  (billing-service)",
+        "    http://c",
+        "  LIST=a,b",
+    ]
+
+
+def test_the_tokens_of_a_user_are_shown_once_for_each_service() -> None:
+    """The table has the user and the audience of each received token, of this user only."""
+    one, printed = report()
+    bobs = replace(RELAYED, call=replace(CALL, user="bob"))
+    one.print_part("part", [RELAYED, EXCHANGED, WITHHELD, RELAYED, bobs], has_header=True)
+    one.print_tokens("tokens", "alice")
+
+    lines = [re.split("  +", line.strip()) for line in printed.getvalue().decode().splitlines()]
+    assert lines[lines.index(["tokens"]) + 1 :] == [
+        ["received by", "user", "audience of the token"],
+        ["profile-service alice", "user-service, profile-service"],
+        ["billing-service alice", "billing-service"],
+    ]
+    assert len(TOKEN_COLUMNS) == 3
 
 
 def test_parts_have_the_same_columns_and_one_header() -> None:
@@ -143,11 +187,12 @@ def test_every_console_can_show_the_report(width: int, encoding: str) -> None:
 def test_a_result_without_faults_counts_the_hops() -> None:
     """The numbers are those of the hops that were printed."""
     one, printed = report()
-    one.print_part("part", [RELAYED, WITHHELD, RELAYED], has_header=True)
-    one.print_result([], unlisted="third-party")
+    one.print_part("part", [RELAYED, WITHHELD, EXCHANGED, RELAYED], has_header=True)
+    one.print_result([], exchanged="billing-service", unlisted="third-party")
 
     text = printed.getvalue().decode()
-    assert "3 hops. 2 had a token" in text
+    assert "4 hops. 2 had the token of the user who had called." in text
+    assert "1 went to billing-service, each with another token" in text
     assert "third-party was called 1 times and received no token." in text
     assert "✗" not in text
 
@@ -155,7 +200,7 @@ def test_a_result_without_faults_counts_the_hops() -> None:
 def test_a_result_with_faults_shows_only_these() -> None:
     """Nothing that succeeded is mentioned."""
     one, printed = report()
-    one.print_result(["first fault", "second fault"], unlisted="third-party")
+    one.print_result(["first fault", "second fault"], exchanged="billing-service", unlisted="third-party")
 
     assert printed.getvalue().decode().split("\n") == ["", "✗ first fault", "✗ second fault", ""]
 
@@ -184,7 +229,7 @@ def test_markup_in_received_text_is_shown_as_text() -> None:
     """A client chooses its User-Agent, and a log can contain anything."""
     one, printed = report(200)
     one.print_part("[/]", [replace(RELAYED, sender="[/x]", note=replace(NOTE, client="[red]"))], has_header=True)
-    one.print_result(["[/fault]"], unlisted="[/]")
+    one.print_result(["[/fault]"], exchanged="[/]", unlisted="[/]")
     one.print_failure("[bold]failure[/nothing]")
 
     text = printed.getvalue().decode()

@@ -13,8 +13,9 @@ import pytest
 
 import otel_token_relay
 
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
-START = "Starting an authorization server, two services and a third party on loopback."
+START = "Starting an authorization server, three services and a third party on loopback."
 
 
 def find_processes(mark):
@@ -72,6 +73,15 @@ sys.exit(status)
 """
 
 
+def assert_shows_the_sample(output):
+    """Assert that the output contains the lines that the README shows, in the same order."""
+    sample = re.search(r"^\$ otel-token-relay demo\n(.*?)^```", README, re.DOTALL | re.MULTILINE)[1].splitlines()
+    lines = iter(line.rstrip() for line in output.splitlines())
+
+    assert len(sample) > 10
+    assert [line for line in sample if line != "..." and line not in lines] == []
+
+
 def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
     """The demo prints one line for each hop, without a token, exits with 0 and leaves nothing behind."""
     process, survivors = start(command=[sys.executable, "-c", RESTORED])
@@ -85,6 +95,7 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
     of = {
         user: [
             (user, *listed, "relayed", "relayed", user),
+            (user, "user-service", "billing-service", "httpx", "exchanged", "exchanged", user),
             (user, "user-service", "third-party", *unlisted),
             (user, *listed, "relayed", "relayed", user),
             (user, "user-service", "↪", "third-party", *unlisted),
@@ -96,6 +107,7 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
     assert [line for line in lines if line[:2] == ("bob", "user-service")] == of["bob"]
     assert [line for line in lines if line[:2] == ("anon", "user-service")] == [
         ("anon", *listed, *no_token),
+        ("anon", "user-service", "billing-service", "httpx", *no_token),
         ("anon", "user-service", "third-party", "httpx", *no_token),
         ("anon", *listed, *no_token),
         ("anon", "user-service", "↪", "third-party", "httpx", *no_token),
@@ -110,10 +122,19 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
         ("none", "", "401               absent"),
         ("bob's", ", signed with the new key", "200 bob"),
         ("alice's", ", signed with the old key", "200 alice"),
+        ("alice's", "", "401 invalid_token wrong_audience"),
     ]
+    assert re.findall(r"^(\S+-service) +alice +(.*?) *$", output, re.MULTILINE) == [
+        ("profile-service", "user-service, profile-service"),
+        ("billing-service", "billing-service"),
+    ]
+    assert "✓ billing-service accepted its own tokens and rejected the one that alice sends." in output
     assert "✓ profile-service accepted every valid token and rejected every other one." in output
     assert "✓ No service received a token that it must not have." in output
-    assert "16 hops. 6 had a token" in output
+    assert "20 hops. 6 had the token of the user who had called." in output
+    assert "3 went to billing-service, each with another token for the same user." in output
+    assert "third-party was called 8 times and received no token." in output
+    assert_shows_the_sample(output)
     assert "✗" not in output
     assert "eyJ" not in output
     assert "\x1b" not in output
@@ -176,8 +197,12 @@ def test_demo_reports_every_fault(start, change):
             for reason in ("expired", "wrong_audience", "bad_signature", "inactive")
         ),
         "expected 200 bob, received 401 invalid_token unknown_key",
+        "expected 401 invalid_token wrong_audience, received 200 alice",
     ]
-    assert checks[-1][0] == "profile-service, token \"bob's, signed with the new key"
+    assert [start for start, _ in checks[-2:]] == [
+        "profile-service, token \"bob's, signed with the new key",
+        "billing-service, token \"alice's",
+    ]
     assert [line for line in faults_of(output) if '": ' not in line] == [
         f"profile-service.out contains {user}'s token" for user in ("alice", "bob")
     ]
@@ -203,7 +228,7 @@ def test_interrupted_demo_leaves_nothing(start, tmp_path, number, status):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("programs", [1, 8], ids=["while it starts", "while it runs"])
+@pytest.mark.parametrize("programs", [1, 10], ids=["while it starts", "while it runs"])
 def test_killed_demo_leaves_no_process(start, programs):
     """If the demo is killed, its programs end, although nothing can tell them to. Half of these are guards."""
     process, survivors = start()

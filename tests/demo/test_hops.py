@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 
 from otel_token_relay.demo.hops import Call, Hop, find_faults, join_hops, read_spans
-from otel_token_relay.demo.recorder import Note
+from otel_token_relay.demo.recorder import Note, SeenToken
 
 LISTED = frozenset({"profile-service"})
+
+EXCHANGED = frozenset({"billing-service"})
 
 ALICE = Call(trace_id="a" * 32, user="alice", token="digest of alice's")
 
@@ -27,22 +29,26 @@ def hop_of(call, note, decision="withheld"):
     return Hop(call=call, sender="user-service", decision=decision, reason="…", redirected=False, note=note)
 
 
-OWN = ("digest of alice's", "alice")
+OWN = SeenToken("digest of alice's", "alice", "profile-service")
 
-OTHER = ("digest of bob's", "bob")
+OTHER = SeenToken("digest of bob's", "bob", "profile-service")
+
+FOR_BILLING = SeenToken("digest of another", "alice", "billing-service")
 
 
 def faults_in(*hops):
-    return find_faults([ALICE, ANONYMOUS], hops, [hop.note for hop in hops], listed=LISTED)
+    return find_faults([ALICE, ANONYMOUS], hops, [hop.note for hop in hops], listed=LISTED, exchanged=EXCHANGED)
 
 
 def test_expected_hops_are_not_faults():
-    """It is not a fault if only the listed service received the caller's token."""
+    """It is not a fault if only the listed service received the caller's token, and billing-service one of its own."""
     assert (
         faults_in(
             hop_of(ALICE, note_of("profile-service", ALICE, OWN), "relayed"),
+            hop_of(ALICE, note_of("billing-service", ALICE, FOR_BILLING), "exchanged"),
             hop_of(ALICE, note_of("third-party", ALICE)),
             hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS)),
+            hop_of(ANONYMOUS, note_of("billing-service", ANONYMOUS)),
         )
         == []
     )
@@ -57,12 +63,46 @@ def test_expected_hops_are_not_faults():
             hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS, OWN), "relayed"),
             "alice's token in a request from anonymous",
         ),
+        (hop_of(ALICE, note_of("third-party", ALICE, FOR_BILLING), "exchanged"), "third-party received alice's token"),
+        (
+            hop_of(ALICE, note_of("billing-service", ALICE, OWN), "relayed"),
+            "billing-service received the token that alice had sent to user-service",
+        ),
+        (
+            hop_of(ALICE, note_of("billing-service", ALICE, FOR_BILLING._replace(subject="bob")), "exchanged"),
+            "billing-service received bob's token in a request from alice",
+        ),
+        (
+            hop_of(ANONYMOUS, note_of("billing-service", ANONYMOUS, FOR_BILLING), "exchanged"),
+            "billing-service received alice's token in a request from anonymous",
+        ),
+        (
+            hop_of(ALICE, note_of("billing-service", ALICE, FOR_BILLING._replace(audience="?")), "exchanged"),
+            "billing-service received a token for ?",
+        ),
+        (hop_of(ALICE, note_of("billing-service", ALICE)), "billing-service for alice: the token was not received"),
+        (hop_of(ALICE, note_of("billing-service", ALICE, FOR_BILLING), "relayed"), "the decision was relayed"),
         (hop_of(ALICE, note_of("profile-service", ALICE)), "was not received"),
         (hop_of(ALICE, note_of("profile-service", ALICE, OWN)), "the decision was withheld"),
         (hop_of(ANONYMOUS, note_of("profile-service", ANONYMOUS), "relayed"), "the decision was relayed"),
         (hop_of(ALICE, note_of("profile-service", ALICE, OWN, credentials=2), "relayed"), "2 Authorization lines"),
     ],
-    ids=["third party", "another user", "anonymous", "missing", "unreported", "only reported", "two lines"],
+    ids=[
+        "third party",
+        "another user",
+        "anonymous",
+        "exchanged token at third party",
+        "caller's token instead of an exchanged one",
+        "exchanged token of another user",
+        "exchanged token for anonymous",
+        "exchanged token for another audience",
+        "no exchanged token",
+        "exchanged token reported as relayed",
+        "missing",
+        "unreported",
+        "only reported",
+        "two lines",
+    ],
 )
 def test_wrong_token_is_a_fault(hop, words):
     """A token that was received by mistake, or that is missing, is reported."""
@@ -79,6 +119,14 @@ def test_token_in_a_request_of_no_call_is_a_fault():
     assert find_faults([ALICE], [], [stray], listed=LISTED) == [
         "profile-service received alice's token in a request from anonymous"
     ]
+
+
+def test_a_direct_call_may_have_the_token_of_its_caller():
+    """The demo sends alice's token to billing-service itself, to show that it is rejected there."""
+    direct = replace(ALICE, receiver="billing-service")
+
+    assert find_faults([direct], [], [note_of("billing-service", ALICE, OWN)], listed=LISTED, exchanged=EXCHANGED) == []
+    assert find_faults([direct], [], [note_of("billing-service", ALICE, OTHER)], listed=LISTED, exchanged=EXCHANGED)
 
 
 def span_of(call, span_id, start, status=200, **attributes):

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from otel_token_relay.demo import recorder
-from otel_token_relay.demo.recorder import Note, Recorder, build, digest, take_note
+from otel_token_relay.demo.recorder import Note, Recorder, build, digest, read_token, take_note
 from tests.support.servers import serve_asgi
 
 
@@ -29,7 +29,7 @@ def test_recorder_finds_a_token_in_every_part_of_a_request(place):
 
     note = take_note("third-party", scope, b'{"t": "' + token + b'"}' if place == "body" else b"")
 
-    assert note.tokens == ((digest(token), "alice"),)
+    assert note.tokens == ((digest(token), "alice", "?"),)
     assert token.decode() not in repr(note)
 
 
@@ -46,7 +46,22 @@ def test_a_token_without_a_readable_subject_is_noted(payload: bytes) -> None:
     token = token_of(payload)
     scope = {"raw_path": b"/", "query_string": b"", "headers": [(b"authorization", b"Bearer " + token)]}
 
-    assert take_note("third-party", scope, b"").tokens == ((digest(token), "?"),)
+    assert take_note("third-party", scope, b"").tokens == ((digest(token), "?", "?"),)
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b'{"sub": "alice", "aud": "billing-service"}', ("alice", "billing-service")),
+        (b'{"sub": "alice", "aud": ["user-service", "profile-service"]}', ("alice", "user-service, profile-service")),
+        (b'{"sub": 1, "aud": [{}]}', ("1", "{}")),
+        (b'{"aud": []}', ("?", "")),
+    ],
+    ids=["one audience", "two audiences", "not strings", "no audience"],
+)
+def test_the_note_has_the_subject_and_the_audience_of_a_token(payload: bytes, expected: tuple[str, str]) -> None:
+    """The token is not verified."""
+    assert read_token(token_of(payload))[1:] == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +117,7 @@ def test_each_request_is_noted_and_passed_on(built: Recorder, tmp_path: Path) ->
 
     lines = (tmp_path / "notes").read_text().splitlines()
     notes = [Note.from_json(line) for line in lines]
-    assert [(note.receiver, note.tokens) for note in notes] == [("third-party", ((digest(token), "alice"),))] * 2
+    assert [(note.receiver, note.tokens) for note in notes] == [("third-party", ((digest(token), "alice", "?"),))] * 2
     assert all(hash(note) for note in notes)
     assert not any(token.decode() in line for line in lines)
 

@@ -29,6 +29,7 @@ from otel_token_relay.demo.runner import Runner
 from tests.support.loopback import Status, party
 from tests.support.servers import serve_wsgi
 
+EXCHANGED = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYXJvbCJ9.c2ln"
 ALICE = Call(trace_id="a" * 32, user="alice", token="digest")
 ANONYMOUS = Call(trace_id="b" * 32, user=None, token=None)
 
@@ -50,7 +51,7 @@ def stopped(tmp_path: Path) -> Iterator[Runner]:
         yield Runner(tmp_path, processes, Report(console), console)
 
 
-START = "Starting an authorization server, two services and a third party on loopback.\n"
+START = "Starting an authorization server, three services and a third party on loopback.\n"
 
 
 def run() -> tuple[int, str]:
@@ -146,32 +147,48 @@ def test_a_server_is_ready_when_it_responds() -> None:
 
 
 def test_a_token_in_any_file_is_found(stopped: Runner, tmp_path: Path) -> None:
-    """The fault names the file and the user, and not the token; files may contain invalid text."""
+    """The fault names the file and the user, and not the token; files may contain invalid text.
+
+    The demo does not know the tokens that user-service obtains, so any JWT counts.
+    """
     stopped._known += [("alice", "eyJ.first.x"), ("alice", "eyJ.second.x"), ("bob", "eyJ.third.x")]
     (tmp_path / "notes").write_text("nothing")
     (tmp_path / "user-service.out").write_bytes(b"\xff eyJ.first.x eyJ.second.x")
     (tmp_path / "third-party.err").write_text("aeyJ.third.xb")
+    (tmp_path / "billing-service.out").write_text(f"a {EXCHANGED} b")
 
     assert stopped._find_leaks() == [
+        "billing-service.out contains carol's token",
         "third-party.err contains bob's token",
         "user-service.out contains alice's token",
     ]
 
 
 @pytest.mark.parametrize(
-    ("call", "status", "name", "expected"),
+    ("call", "status", "name", "billed", "expected"),
     [
-        (ALICE, "200 OK", "alice", None),
-        (ANONYMOUS, "200 OK", None, None),
-        (ALICE, "200 OK", "bob", "user-service identified alice as bob"),
-        (ALICE, "200 OK", None, "user-service identified alice as anonymous"),
-        (ANONYMOUS, "200 OK", "alice", "user-service identified anonymous as alice"),
-        (ALICE, "500 Error", "alice", "user-service responded to alice with status 500"),
+        (ALICE, "200 OK", "alice", "alice", None),
+        (ANONYMOUS, "200 OK", None, None, None),
+        (ALICE, "200 OK", "bob", "alice", "profile-service identified alice as bob"),
+        (ALICE, "200 OK", None, "alice", "profile-service identified alice as anonymous"),
+        (ANONYMOUS, "200 OK", "alice", None, "profile-service identified anonymous as alice"),
+        (ALICE, "200 OK", "alice", "bob", "billing-service identified alice as bob"),
+        (ALICE, "200 OK", "alice", None, "billing-service identified alice as anonymous"),
+        (ALICE, "500 Error", "alice", "alice", "user-service responded to alice with status 500"),
     ],
-    ids=["expected", "anonymous", "another user", "no user", "unexpected user", "error"],
+    ids=[
+        "expected",
+        "anonymous",
+        "another user",
+        "no user",
+        "unexpected user",
+        "another customer",
+        "no customer",
+        "error",
+    ],
 )
 def test_a_response_for_another_user_is_a_fault(
-    stopped: Runner, call: Call, status: str, name: str | None, expected: str | None
+    stopped: Runner, call: Call, status: str, name: str | None, billed: str | None, expected: str | None
 ) -> None:
     """A user's call has that user's token, and an anonymous call has none."""
     seen: list[tuple[str | None, str]] = []
@@ -180,7 +197,7 @@ def test_a_response_for_another_user_is_a_fault(
     def app(environ: Any, start_response: Any) -> list[bytes]:
         seen.append((environ.get("HTTP_AUTHORIZATION"), environ["HTTP_TRACEPARENT"]))
         start_response(status, [])
-        return [json.dumps({"name": name}).encode()]
+        return [json.dumps({"name": name, "billed": billed}).encode()]
 
     async def send(port: int) -> str | None:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as connection:

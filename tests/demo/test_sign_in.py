@@ -32,6 +32,8 @@ def test_signing_in_returns_a_new_token_of_the_user(issuer: str, user: str) -> N
     assert (found["active"], found["sub"], found["aud"]) == (True, user, "profile-service")
     assert (found["scope"], for_billing["scope"]) == ("profile", "email")
     assert for_billing["aud"] == "billing-service"
+    both = introspect(issuer, sign_in(issuer, user, resource=("user-service", "profile-service")))
+    assert both["aud"] == ["user-service", "profile-service"]
 
 
 def test_a_token_for_another_client_has_the_lifetime_of_that_client(issuer: str) -> None:

@@ -73,6 +73,7 @@ def test_unexpected_outcome_is_a_fault(outcome, words):
     assert fault is not None
     assert words in fault
     assert "eyJ" not in fault + repr(outcome)
+    assert fault.startswith('user-service, token "')
 
 
 @pytest.mark.parametrize("signature", ["Abc", "Bbc", "-bc"])
@@ -127,7 +128,9 @@ def test_an_accepted_token_has_the_name_of_the_user(service: ProfileService, cli
     outcome = run_check(VALID, client, service.log)
 
     assert outcome == Outcome(check=VALID, status=200, name="alice")
-    ((path, authorization, traceparent),) = service.requests
+    assert run_check(VALID, client, service.log, "/invoices") == outcome
+    (path, authorization, traceparent), other = service.requests
+    assert other[0] == "/invoices"
     assert (path, authorization) == ("/profile", "Bearer eyJ.e30.c2ln")
     assert traceparent.startswith(f"00-{ALICE.trace_id}-")
 

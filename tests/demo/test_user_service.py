@@ -21,7 +21,7 @@ TOKEN = "user-service-sample-token"
 
 
 class ProfileService:
-    """A profile-service that knows one caller and redirects to the third party."""
+    """A service that knows one caller and redirects to the third party."""
 
     def __init__(self, third_party: str) -> None:
         self.third_party = third_party
@@ -53,14 +53,25 @@ def profile_service(third_party: Party) -> ProfileService:
     return ProfileService(third_party.url)
 
 
+@pytest.fixture
+def billing(third_party: Party) -> ProfileService:
+    """A service that responds in the same way. An exchange would change only the token that it gets."""
+    return ProfileService(third_party.url)
+
+
 @contextmanager
-def started(profile_service: ProfileService, third_party: Party) -> Iterator[TestClient]:
-    """Run user-service with the relay switched on for profile-service."""
-    with pytest.MonkeyPatch.context() as patched, serve_wsgi(profile_service) as port:
+def started(profile_service: ProfileService, third_party: Party, billing: ProfileService) -> Iterator[TestClient]:
+    """Run user-service with the relay switched on for profile-service and billing-service."""
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        serve_wsgi(profile_service) as port,
+        serve_wsgi(billing) as billing_port,
+    ):
         patched.setenv("PROFILE_SERVICE", f"http://127.0.0.1:{port}")
+        patched.setenv("BILLING_SERVICE", f"http://127.0.0.1:{billing_port}")
         patched.setenv("THIRD_PARTY", third_party.url)
         patched.delitem(sys.modules, MODULE, raising=False)
-        install(Settings(destinations=[f"http://127.0.0.1:{port}"]))
+        install(Settings(destinations=[f"http://127.0.0.1:{port}", f"http://127.0.0.1:{billing_port}"]))
         module = importlib.import_module(MODULE)
         with TestClient(module.app) as client:
             yield client
@@ -70,13 +81,14 @@ def started(profile_service: ProfileService, third_party: Party) -> Iterator[Tes
 
 
 def test_only_the_listed_service_gets_the_token_of_the_caller(
-    profile_service: ProfileService, third_party: Party
+    profile_service: ProfileService, third_party: Party, billing: ProfileService
 ) -> None:
     """The third party gets no token, neither directly nor after a redirect by the listed service."""
-    with started(profile_service, third_party) as client:
+    with started(profile_service, third_party, billing) as client:
         response = client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
 
-    assert (response.status_code, response.json()) == (200, {"name": "alice"})
+    assert (response.status_code, response.json()) == (200, {"name": "alice", "billed": "alice"})
+    assert billing.requests == [("/invoices", f"Bearer {TOKEN}")]
     assert profile_service.requests == [("/profile", f"Bearer {TOKEN}"), ("/picture", f"Bearer {TOKEN}")]
     assert [(seen.target, seen.authorization) for seen in third_party.requests] == [
         ("/weather", None),
@@ -85,25 +97,26 @@ def test_only_the_listed_service_gets_the_token_of_the_caller(
 
 
 def test_an_anonymous_call_after_another_users_call_sends_no_token(
-    profile_service: ProfileService, third_party: Party
+    profile_service: ProfileService, third_party: Party, billing: ProfileService
 ) -> None:
     """The client and its connections are shared by all requests."""
-    with started(profile_service, third_party) as client:
+    with started(profile_service, third_party, billing) as client:
         client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
         profile_service.requests.clear()
         response = client.get("/me")
 
-    assert response.json() == {"name": None}
+    assert response.json() == {"name": None, "billed": None}
+    assert billing.requests[1:] == [("/invoices", None)]
     assert profile_service.requests == [("/profile", None), ("/picture", None)]
     third_party.assert_saw_no(TOKEN)
 
 
 def test_a_caller_whom_the_profile_service_rejects_has_no_name(
-    profile_service: ProfileService, third_party: Party
+    profile_service: ProfileService, third_party: Party, billing: ProfileService
 ) -> None:
     """The other services are called all the same."""
-    with started(profile_service, third_party) as client:
+    with started(profile_service, third_party, billing) as client:
         response = client.get("/me", headers={"Authorization": "Bearer another-token"})
 
-    assert (response.status_code, response.json()) == (200, {"name": None})
+    assert (response.status_code, response.json()) == (200, {"name": None, "billed": None})
     assert len(third_party.requests) == 2

@@ -64,7 +64,12 @@ def blocks_of(page: Path) -> list[Block]:
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 # The commands of this page need running services; see test_troubleshooting.py.
 WITH_SERVICES = "troubleshooting.md"
-CONSOLE = [block for block in BLOCKS if block.language == "console" and block.page.name != WITH_SERVICES]
+# The demo runs for seconds; see tests/demo/test_demo.py.
+CONSOLE = [
+    block
+    for block in BLOCKS
+    if block.language == "console" and block.page.name != WITH_SERVICES and "$ otel-token-relay demo" not in block.text
+]
 
 
 def name_of(value: object) -> str | None:
