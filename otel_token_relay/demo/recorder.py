@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ NAME_VARIABLE = "DEMO_RECEIVER"
 NOTES_VARIABLE = "DEMO_NOTES"
 
 # This matches a signed JWT, whose header begins with {" encoded as base64url.
-find_tokens = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
+find_tokens: Callable[[bytes], list[bytes]] = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
 _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}").match
 
 

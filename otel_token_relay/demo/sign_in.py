@@ -58,7 +58,7 @@ def sign_in(
                 "redirect_uri": REDIRECT_URI,
                 "code": result["code"][0],
                 "code_verifier": verifier,
-                "resource": resource,
+                "resource": resource or (),
             },
         )
     if response.status_code != 200:

@@ -20,7 +20,7 @@ _TYPES: Final = (ACCESS_TOKEN, "urn:ietf:params:oauth:token-type:jwt")
 class InvalidTargetError(OAuth2Error):
     """The server does not know the service that the token is requested for (RFC 8693, section 2.2.2)."""
 
-    error = "invalid_target"
+    error: str | None = "invalid_target"
 
 
 class IssuedToken(Protocol):

@@ -30,7 +30,7 @@ class AuthorizationServer:
     def log_in(self, user: str, scope: str = "profile", *, opaque: bool = False, audience: str | None = None) -> str:
         """Run the user flow, authorization code with PKCE, and return the access token."""
         client_id = "opaque" if opaque else "web"
-        return sign_in(self.issuer, user, client_id=client_id, scope=scope, resource=audience)
+        return sign_in(self.issuer, user, client_id=client_id, scope=scope, resource=audience or ())
 
     def revoke(self, token: str) -> None:
         """RFC 7009."""

@@ -82,6 +82,7 @@ class Result:
         wrong_audience: How many had a token for another destination.
         original: How many had the caller's own token.
         missing: How many had no token although the caller's could be exchanged.
+        late: How many had no token because theirs lives for a few seconds only, and had expired when it arrived.
         uninvited: How many had a token although the caller's was expired, refused or made up.
         exchanges: The requests that the token endpoint received.
         repeated: How many of them were for a token and a destination that had a result already.
@@ -99,6 +100,7 @@ class Result:
     wrong_audience: int = 0
     original: int = 0
     missing: int = 0
+    late: int = 0
     uninvited: int = 0
     exchanges: int = 0
     repeated: int = 0
@@ -125,6 +127,8 @@ class Result:
             self.unauthorized += status == 401
             if visit.kind != "valid":
                 self.uninvited += received != ""
+            elif not received and _is_short_lived(visit.token):
+                self.late += 1
             elif not received:
                 self.missing += 1
             elif received == f"Bearer {visit.token}":
