@@ -10,9 +10,11 @@ places, in this order:
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterator
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from otel_token_relay.context import announce_obtained
 from otel_token_relay.decisions import ExchangeResult
@@ -23,6 +25,7 @@ from otel_token_relay.exchange.engine import ExchangeEngine, Job
 from otel_token_relay.exchange.grants import Request
 from otel_token_relay.exchange.token_endpoint import TokenEndpoint
 from otel_token_relay.issuers import TrustedIssuer, fill_tenant
+from otel_token_relay.otel import SPAN_KEY, get_current
 from otel_token_relay.relay import Obtained
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock, claims_of
@@ -40,7 +43,8 @@ class _Plan(NamedTuple):
     hashed: bytes
 
 
-class _Held(NamedTuple):
+@dataclass(slots=True)
+class _Held:
     """A token that a request's other hops may use, and where it comes from: an id alone may be that of a later object.
 
     A caller's token can outlive the settings, and so their destinations.
@@ -50,6 +54,7 @@ class _Held(NamedTuple):
     destination: Destination
     obtained: Obtained
     expires_at: float | None
+    announced_in: int
 
     @property
     def token(self) -> BearerToken:
@@ -127,7 +132,10 @@ class DestinationTokens:
                 and self._monotonic() < held.obtained.until
                 and (held.expires_at is None or self._now() < held.expires_at)
             ):
-                announce_obtained(held.obtained.token)
+                place = _place()
+                if held.announced_in != place:
+                    announce_obtained(held.obtained.token)
+                    held.announced_in = place
                 return held.obtained
         plan = self._plan(caller, destination)
         actor = None
@@ -187,7 +195,7 @@ class DestinationTokens:
             if caller.obtained is None:
                 caller.obtained = {}
             held = Obtained(token, "hit", found.until)
-            caller.obtained[id(destination)] = _Held(self, destination, held, found.expires_at)
+            caller.obtained[id(destination)] = _Held(self, destination, held, found.expires_at, _place())
         return Obtained(token, result, found.until)
 
     def _plan(self, caller: BearerToken | None, destination: Destination) -> _Plan:
@@ -241,6 +249,13 @@ class DestinationTokens:
             if trusted.is_any_tenant and fill_tenant(trusted.issuer, tenant, self._settings.tenants) == issuer:
                 return self._engines.get(trusted.issuer)
         return None
+
+
+def _place() -> int:
+    """Return what identifies the trace or, without one, the thread: redaction knows a token by either."""
+    span: Any = get_current().get(SPAN_KEY)
+    trace_id: int = 0 if span is None else span.get_span_context().trace_id
+    return trace_id or -threading.get_ident()
 
 
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
