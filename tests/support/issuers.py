@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
-from tests.support.loopback import serving_context
 from tests.support.tokens import claims, make_token
 
 
@@ -105,6 +104,8 @@ def issuing(*keys: dict[str, Any], tls: bool = False) -> Iterator[Issuer]:
 
     server = Server(("127.0.0.1", 0), Handler)
     if tls:
+        from tests.support.loopback import serving_context  # not at the top: the oldest environment has no gRPC
+
         server.socket = serving_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     issuer = Issuer(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", list(keys))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
