@@ -289,7 +289,8 @@ class _Cleaning:
     def _sequence(self, values: Any, depth: int) -> Any:
         before = list(values)
         if _is_pair(values) and self._is_labeled(_text_of(before[0]), before[1]):
-            return type(values)((before[0], MASK)) if type(values) in (list, tuple) else (before[0], MASK)
+            name = self.value(before[0], depth + 1)  # what ends like a name may contain a credential itself
+            return type(values)((name, MASK)) if type(values) in (list, tuple) else (name, MASK)
         split = self._split_over(before)
         cleaned = [MASK if at in split else self.value(item, depth + 1) for at, item in enumerate(before)]
         if all(new is old for new, old in zip(cleaned, before, strict=True)):

@@ -410,10 +410,11 @@ def test_a_failure_of_the_proxy_is_not_attributed_to_the_host(
         port = listener.getsockname()[1] if is_listening else unused_port()
 
         def refuse() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 407 secret\r\nContent-Length: 0\r\n\r\n")
+            with contextlib.suppress(OSError):  # the listener is closed if the proxy is down
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 407 secret\r\nContent-Length: 0\r\n\r\n")
 
         threading.Thread(target=refuse, daemon=True).start()
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
