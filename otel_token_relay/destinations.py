@@ -12,7 +12,6 @@ from urllib.parse import unquote_to_bytes
 
 from otel_token_relay.entry_syntax import (
     CONTAINS_COMMA,
-    EXCHANGE_PARAMETERS,
     FLAGS,
     GRANTS,
     TEXT_PARAMETERS,
@@ -129,7 +128,8 @@ class Destination:
     @property
     def needs_exchange(self) -> bool:
         """Whether this destination must receive an exchanged token, never the caller's own."""
-        return any(getattr(self, name) for name in EXCHANGE_PARAMETERS)
+        # Written out, because each hop that relays reads it. An empty value is refused.
+        return self.audience is not None or self.scope is not None or self.resource is not None
 
     @property
     def expected(self) -> tuple[str, ...]:

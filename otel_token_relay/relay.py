@@ -247,12 +247,12 @@ class Relay:
             _logger.debug("cannot make a decision, so a request is sent without the token: %s", type(error).__name__)
             self._record(_lacking(missing) if token is None else Reason.DESTINATION_UNKNOWN, context)
             return None
-        if destination is not None and reason in _SENDING:
-            if reason is Reason.RELAYED and token is not None:
-                if not is_final:
-                    return Hop(self, token, destination, target, context)
-                self._record(reason, context, destination, target)
-                return self._prefix + token.reveal()
+        if reason is Reason.RELAYED and token is not None and destination is not None:
+            if not is_final:
+                return Hop(self, token, destination, target, context)
+            self._record(reason, context, destination, target)
+            return self._prefix + token.reveal()
+        if destination is not None and (reason is Reason.EXCHANGED or reason is Reason.OWN):
             exchange: Exchange[Any] = Exchange(self, token, destination, target, context, is_final=is_final)
             if (sent := exchange.cached()) is not None or not may_block:
                 return sent or exchange
@@ -338,7 +338,7 @@ class Relay:
         if isinstance(token, Reason):
             return token if destination.without_user is not None else _lacking(token)
         reason = self._reason_of_token(token)
-        if reason is None and destination.needs_exchange:
+        if reason is None and self.policy.has_exchanged and destination.needs_exchange:
             reason = self._reason_not_to_exchange(token) or Reason.EXCHANGED
         return reason or Reason.RELAYED
 
@@ -405,12 +405,12 @@ class Relay:
             return Reason.NO_TOKEN
         token = BearerToken("sample", lease=Lease(), received_at=self._monotonic())
         if self.settings.verify != "off" and not self.settings.missing_to_verify:
-            token.mark_verified(_Accepted())
+            token.mark_verified(AssumedVerification())
         return token
 
 
-class _Accepted:
-    """The verification of a token that exists only for `Relay.explain`."""
+class AssumedVerification:
+    """The verification of a token that is only assumed to be verified, to explain what happens to such a token."""
 
     claims: Mapping[str, object] = MappingProxyType({})
     expires_at: float | None = None
@@ -572,7 +572,7 @@ class Exchange(Generic[Sent]):
         except Exception as error:
             _logger.debug("cannot look for an exchanged token: %s", type(error).__name__)
             return None
-        return None if found is None else self._send(found)
+        return None if found is None else self._send(self._hop(found))
 
     def run(self) -> Sent | None:
         """Obtain the token, and finish the decision. This blocks.
@@ -614,16 +614,16 @@ class Exchange(Generic[Sent]):
         """Check again what may have changed during the wait: the request may have ended."""
         if self._relay.is_closed:
             return None
-        reason = self._hop(obtained).check()
+        hop = self._hop(obtained)
+        reason = hop.check()
         if reason is not None:
             raise TokenUnavailable(reason, str(self._destination))
-        return self._send(obtained)
+        return self._send(hop)
 
     def _hop(self, obtained: Obtained) -> Hop:
         return Hop(self._relay, self._caller, self._destination, self._target, self._context, obtained)
 
-    def _send(self, obtained: Obtained) -> Sent:
-        hop = self._hop(obtained)
+    def _send(self, hop: Hop) -> Sent:
         if not self._is_final:
             return hop  # type: ignore[return-value]
         hop.record()
