@@ -164,9 +164,8 @@ class BearerToken:
         """Return the value. The caller is responsible for where the value is sent or stored."""
         return self._value
 
-    @property
-    def values(self) -> tuple[str, ...]:
-        """The value, and those of all tokens that have been obtained in exchange for it during this request."""
+    def reveal_all(self) -> tuple[str, ...]:
+        """Return the value, and those of all tokens that have been obtained in exchange for it during this request."""
         obtained = self.obtained
         return (self._value, *(held.token.reveal() for held in list(obtained.values()))) if obtained else (self._value,)
 
@@ -217,9 +216,8 @@ class BearerToken:
         self._peeked = peeked = peek(self._value)
         return peeked
 
-    @property
     def digest(self) -> bytes:
-        """The SHA-256 digest of the value, which is computed once."""
+        """Return the SHA-256 digest of the value, which is computed once. It must not be shown: see `fingerprint`."""
         if self._digest is None:
             self._digest = hashlib.sha256(self._value.encode("ascii")).digest()
         return self._digest

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import hashlib
 import json
 import logging
 import pickle
@@ -178,3 +179,14 @@ def test_a_token_is_peeked_only_once():
     assert token.expires_at == 10.0
     assert token._peeked is first
     assert token.rebind(lease=None)._peeked is first
+
+
+def test_no_public_member_shows_the_value() -> None:
+    """Code that dumps objects reads attributes and properties. Only a call may return the value."""
+    token = BearerToken("a-token-that-must-not-be-shown", lease=Lease())
+    token.obtained = {1: BearerToken("another-token-that-must-not-be-shown")}
+    shown = {name: getattr(token, name) for name in dir(token) if not name.startswith("_")}
+
+    digests = [hashlib.sha256(value.encode()).digest() for value in ("a-token-that-must-not-be-shown",)]
+    assert "must-not-be-shown" not in repr(shown)
+    assert not any(value in digests for value in shown.values())

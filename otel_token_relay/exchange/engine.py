@@ -74,6 +74,10 @@ class Job(NamedTuple):
     subject: BearerToken | None = None
     actor: BearerToken | None = None
 
+    def __repr__(self) -> str:
+        # Without the key: with a plain hash, a reader of a log could test whether a given token appears in it.
+        return f"Job({self.request})"
+
 
 class ExchangeEngine:
     """The workers, breaker and cache of one token endpoint. Safe to share between threads, tasks and event loops.
@@ -360,7 +364,9 @@ _NO_SUBJECT: Final = bytes(32)
 
 
 def _key(hashed: bytes, subject: BearerToken | None, actor: BearerToken | None) -> bytes:
-    return key_of(_NO_SUBJECT if subject is None else subject.digest, hashed, b"" if actor is None else actor.digest)
+    return key_of(
+        _NO_SUBJECT if subject is None else subject.digest(), hashed, b"" if actor is None else actor.digest()
+    )
 
 
 def _fresh(failure: ExchangeFailed) -> ExchangeFailed:

@@ -58,7 +58,7 @@ class _Held:
 
     @property
     def token(self) -> BearerToken:
-        """The token; see `BearerToken.values`."""
+        """The token; see `BearerToken.reveal_all`."""
         return self.obtained.token
 
 

@@ -424,7 +424,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
         if type(trace_id) is not int:
             trace_id = _trace_id_of(span)
     if token is not None and _is_own(token):
-        own = known_from(*token.values) if token.obtained else known_from_one(token.reveal())
+        own = known_from(*token.reveal_all()) if token.obtained else known_from_one(token.reveal())
         if not trace_id or REMEMBERED.recent_traces.get(trace_id) is own:
             return own  # nearly always
     if not trace_id:
@@ -457,7 +457,7 @@ def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens
     """Return a record's known tokens: those that its span holds, the one in its context, and those of its trace."""
     own, remembered = held.values, of_trace.values
     if token is not None and _is_own(token):
-        own = tuple(dict.fromkeys((*own, *token.values)))
+        own = tuple(dict.fromkeys((*own, *token.reveal_all())))
     elif token is not None and (value := token.reveal()) not in (*own, *remembered) and REMEMBERED.is_lasting(token):
         remembered = (*remembered, value)
     if not remembered:
