@@ -632,8 +632,7 @@ class Settings:
         try:
             several = len(self.trusted_issuers) > 1
         except ConfigurationError as error:
-            name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
-            return f"{name} cannot be used: {error.problem}"
+            return _as_clause(error)
         if self.audience_claim != "aud":
             name = VARIABLES["audience_claim"].name
             if self.profile != "generic":
@@ -650,18 +649,26 @@ class Settings:
         if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
             return f"{VARIABLES['exchange_actor'].name} cannot be used with the grant on-behalf-of"
         try:
-            trusted = self.trusted_issuers
+            return self._problem_with_token_endpoints()
         except ConfigurationError as error:
-            return str(error)
+            return _as_clause(error)
+
+    def _problem_with_token_endpoints(self) -> str | None:
+        trusted, variable = self.trusted_issuers, VARIABLES["token_endpoint"].name
         if not trusted and self.token_endpoint is None:
-            return f"neither {VARIABLES['token_endpoint'].name} nor {VARIABLES['issuers'].name} has a valid value"
-        try:
-            credentials = [issuer.client for issuer in trusted] or [self.client_credential]
-        except ConfigurationError as error:
-            return str(error)
-        if not any(credentials):
-            return f"this service has no credential: {VARIABLES['client_id'].name} has no valid value"
-        return None
+            return f"neither {variable} nor {VARIABLES['issuers'].name} has a valid value"
+        lacks_credential = f"this service has no credential: {VARIABLES['client_id'].name} has no valid value"
+        if not trusted:
+            if (client := self.client_credential) is None:
+                return lacks_credential
+            client.check_use(None, str(self.token_endpoint))
+        for issuer in trusted:
+            name = issuer.issuer if issuer.has_metadata(self.plaintext_issuers) else None
+            if issuer.client is not None:
+                if issuer.token_endpoint is None and name is None:
+                    return f"{variable} has no valid value, and {issuer} has no metadata that could name it"
+                issuer.client.check_use(name, issuer.token_endpoint or issuer.issuer)
+        return lacks_credential if trusted and not any(issuer.client for issuer in trusted) else None
 
     @property
     def rejects(self) -> bool:
@@ -711,6 +718,12 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 }
 
 
+def _as_clause(error: ConfigurationError) -> str:
+    """Return a problem as the rest of a sentence, with the name of the variable."""
+    name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
+    return f"{name} cannot be used: {error.problem}"
+
+
 def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
     """Return whether a token is relayed to the host of a ``;never`` entry on a port that no entry names."""
     host = pattern.host.replace("*", "any")
@@ -732,7 +745,8 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential that is not part of an entry is not sent to the issuer that remains.
     """
     values = merged.values
-    replaced: dict[str, Any] = {}
+    # Which token the operator wants instead is not known, so none is exchanged.
+    replaced: dict[str, Any] = {"exchange_grant": "off"} if "exchange_actor" in merged.invalid else {}
     plaintext_hosts = values.get("plaintext_issuers", ())
     for name in ENDPOINTS:
         try:

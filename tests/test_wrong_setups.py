@@ -501,6 +501,47 @@ ENTRIES: Final = [
         line=("decision=withheld", "reason=exchange_failed"),
     ),
     SetUp(
+        name="exchanged token with an unknown actor",
+        variables=relay(
+            DESTINATIONS=f"{PROFILE};audience=profile",
+            TOKEN_ENDPOINT="https://idp.example/token",
+            CLIENT_ID="user-service",
+            CLIENT_SECRET="s3cr3t",
+            EXCHANGE_ACTOR="me",
+        ),
+        check=says(1, f"{PREFIX}EXCHANGE_ACTOR: expected one of none, client"),
+        explain=says(1, "withheld: exchange_failed", f"{PREFIX}EXCHANGE_GRANT is off"),
+        startup=("EXCHANGE_ACTOR: expected one of",),
+        line=("decision=withheld", "reason=exchange_failed"),
+    ),
+    SetUp(
+        name="exchanged token with an assertion for an unknown issuer",
+        variables=relay(
+            DESTINATIONS=f"{PROFILE};audience=profile",
+            TOKEN_ENDPOINT="https://idp.example/token",
+            CLIENT_ID="user-service",
+            CLIENT_KEY_FILE="/run/secrets/key.pem",
+        ),
+        check=says(1, f"{PREFIX}CLIENT_AUTH cannot be used: private_key_jwt requires exactly one issuer"),
+        explain=says(1, "withheld: exchange_failed", "private_key_jwt requires exactly one issuer"),
+        startup=("no token can be exchanged",),
+        line=("decision=withheld", "reason=exchange_failed"),
+    ),
+    SetUp(
+        name="exchanged token of an issuer without metadata",
+        variables=relay(
+            DESTINATIONS=f"{PROFILE};audience=profile",
+            ISSUERS="acme.com",
+            JWKS_URI="https://login.acme.example/jwks",
+            CLIENT_ID="user-service",
+            CLIENT_SECRET="s3cr3t",
+        ),
+        check=says(1, f"{PREFIX}TOKEN_ENDPOINT has no valid value, and acme.com has no metadata that could name it"),
+        explain=says(1, "withheld: exchange_failed", "acme.com has no metadata"),
+        startup=("no token can be exchanged",),
+        line=("decision=withheld", "reason=exchange_failed"),
+    ),
+    SetUp(
         name="exchanged token that is not verified",
         variables=relay(
             DESTINATIONS=f"{PROFILE};audience=profile",
