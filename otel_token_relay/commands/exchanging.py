@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from otel_token_relay.commands.output import escape
 from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ExchangeFailed, KeysUnavailable, RelayError, TokenRejected
+from otel_token_relay.relay import AssumedVerification
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Lease, Verification, claims_of
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from otel_token_relay.verification.issuer_endpoints import IssuerDocument
 
 _NO_RESPONSE = ("unavailable", "timeout")
-DEFAULT_TIMEOUT = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +45,6 @@ class Attempt:
     def as_dict(self) -> dict[str, str | None]:
         """Return the result as JSON; ``docs/command-line.md`` describes it."""
         return {"error": self.error, "detail": self.detail, "advice": self.advice}
-
-
-class _Assumed:
-    """The verification of a token that only the application could verify, in code."""
-
-    claims: Mapping[str, object] = MappingProxyType({})
-    expires_at: float | None = None
-
-    def is_still_valid(self) -> bool:
-        return True
 
 
 def try_exchange(settings: Settings, destination: Destination, value: str | None) -> Attempt:
@@ -97,6 +86,7 @@ _AS_EXPECTED = ("invalid_request", "invalid_grant", "invalid_scope", "invalid_ta
 
 def ask_token_endpoints(settings: Settings) -> list[IssuerDocument]:
     """Ask each token endpoint about a random token, and return the reports as JSON."""
+    from otel_token_relay.exchange.engine import DEFAULT_TIMEOUT
     from otel_token_relay.exchange.tokens import DestinationTokens
     from otel_token_relay.verification.endpoints import EndpointReport
 
@@ -127,7 +117,7 @@ def ask_token_endpoints(settings: Settings) -> list[IssuerDocument]:
 
 def _caller(settings: Settings, value: str) -> BearerToken:
     token = BearerToken(value, lease=Lease())
-    verification: Verification = _Assumed()
+    verification: Verification = AssumedVerification()  # if only the application verifies tokens, in code
     if settings.verify != "off":
         from otel_token_relay.verification.authenticator import verifier_from
 

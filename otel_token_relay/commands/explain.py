@@ -93,9 +93,7 @@ def run(options: argparse.Namespace) -> int:
             is_online=options.online,
         )
     except NoToken as error:
-        print(
-            f"otel-token-relay explain: error: {str(error).replace('verify', 'explain --online URL')}", file=sys.stderr
-        )
+        print(f"otel-token-relay explain: error: {error}", file=sys.stderr)
         return USAGE_ERROR
 
 
@@ -162,7 +160,7 @@ def explain(
 def _exchange(settings: Settings, results: list[_Result], *, without_user: bool) -> list[_Result]:
     """Try the exchange for each result that needs one."""
     tried = [result.may_exchange for result in results]
-    token = read_token()[0] if any(tried) and not without_user else None
+    token = read_token("otel-token-relay explain --online URL")[0] if any(tried) and not without_user else None
     # Without this handler, Python would print the package's warnings, which the result contains in more detail.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     return [

@@ -19,21 +19,24 @@ class NoToken(Exception):
     """Standard input contains no token. The message says why and is safe to print."""
 
 
-def read_token() -> tuple[str, list[str]]:
+def read_token(command: str) -> tuple[str, list[str]]:
     """Return the token, without surrounding white space and ``Bearer``, and a note for each correction.
 
     If standard input is a terminal, the token is not shown while it is typed.
 
+    Args:
+        command: The command that reads the token, as the user types it, for the message.
+
     Raises:
         NoToken: The input is empty, too large, or cut by the terminal.
     """
-    text = (_ask() if sys.stdin is not None and sys.stdin.isatty() else _read()).strip()
+    text = (_ask(command) if sys.stdin is not None and sys.stdin.isatty() else _read()).strip()
     notes = []
     if (prefix := _PREFIX.match(text)) is not None:
         text = text[prefix.end() :]
         notes.append('The input begins with "Bearer", which was removed.')
     if not text:
-        raise NoToken("standard input contains no token; pass it as in: otel-token-relay verify < token.txt")
+        raise NoToken(f"standard input contains no token; pass it as in: {command} < token.txt")
     return text, notes
 
 
@@ -46,11 +49,11 @@ def _read() -> str:
     return data.decode("utf-8-sig", "replace")
 
 
-def _ask() -> str:
+def _ask(command: str) -> str:
     try:
         text = getpass.getpass("Token (not shown): ", stream=sys.stderr)
     except EOFError:
         return ""
     if len(text) >= _LONGEST_TYPED.get(sys.platform, MAX_BYTES):
-        raise NoToken("a terminal cuts long lines; pass the token as in: otel-token-relay verify < token.txt")
+        raise NoToken(f"a terminal cuts long lines; pass the token as in: {command} < token.txt")
     return text

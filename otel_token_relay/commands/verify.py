@@ -194,7 +194,7 @@ def _verify(environ: Mapping[str, str], names: Sequence[str]) -> Outcome:
         verifier = verifier_from(settings)
     except ConfigurationError as error:
         return _not_configured(escape(str(error)), problems)
-    token, notes = read_token()
+    token, notes = read_token("otel-token-relay verify")
     if settings.verify == "off":
         notes.append(f"{VARIABLES['verify'].name} is off, so the service does not verify any request.")
     return _Verification(settings, verifier, token, tuple(names)).run(problems, tuple(notes))

@@ -46,7 +46,7 @@ def test_the_token_is_read(data: bytes, token: str, notes: list[str], monkeypatc
     """White space around the token and the scheme are removed, and nothing else is changed."""
     give(monkeypatch, data)
 
-    assert read_token() == (token, notes)
+    assert read_token("otel-token-relay verify") == (token, notes)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_without_a_token_the_usage_is_wrong(data: bytes, message: str, monkeypat
     give(monkeypatch, data)
 
     with pytest.raises(NoToken, match=message):
-        read_token()
+        read_token("otel-token-relay verify")
 
 
 def test_a_closed_standard_input_contains_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_a_closed_standard_input_contains_no_token(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdin", None)
 
     with pytest.raises(NoToken, match="no token"):
-        read_token()
+        read_token("otel-token-relay verify")
 
 
 def test_a_terminal_is_asked_without_echo(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_terminal_is_asked_without_echo(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(token_input.getpass, "getpass", getpass)
 
-    assert read_token() == ("abc", [REMOVED])
+    assert read_token("otel-token-relay verify") == ("abc", [REMOVED])
     assert asked == [("Token (not shown): ", sys.stderr)]
 
 
@@ -93,11 +93,11 @@ def test_a_token_that_the_terminal_has_cut_is_not_used(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(token_input.getpass, "getpass", lambda prompt, stream: "a" * 4094)
-    assert len(read_token()[0]) == 4094
+    assert len(read_token("otel-token-relay verify")[0]) == 4094
 
     monkeypatch.setattr(token_input.getpass, "getpass", lambda prompt, stream: "a" * 4095)
     with pytest.raises(NoToken, match="a terminal cuts long lines"):
-        read_token()
+        read_token("otel-token-relay verify")
 
 
 def test_the_end_of_the_input_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,4 +110,4 @@ def test_the_end_of_the_input_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(token_input.getpass, "getpass", getpass)
 
     with pytest.raises(NoToken, match="no token"):
-        read_token()
+        read_token("otel-token-relay verify")
