@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from tests.support.issuers import Issuer
     from tests.support.loopback import Party
     from tests.support.real_servers import RealServers
+    from tests.support.token_endpoint import Endpoint
 
-__all__ = ["clean_process", "echo", "issuer", "one", "real_servers", "settings"]
+__all__ = ["clean_process", "echo", "endpoint", "issuer", "one", "real_servers", "settings"]
 
 # `benchmarks` and `tools` are not installed. At the end of the path, the checkout does not replace an installed wheel.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -58,6 +59,15 @@ def clean_process():
     yield
     uninstall()
     set_global_textmap(textmap)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    """A token endpoint whose responses the test chooses."""
+    from tests.support.token_endpoint import serving  # not at the top: the oldest environment lacks what it needs
+
+    with serving() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,6 @@ def fresh() -> Iterator[None]:
     build_token_source.cache_clear()
 
 
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as running:
-        yield running
-
-
 def settings_for(endpoint: Endpoint, *destinations: str | Destination) -> Settings:
     return Settings(
         destinations=destinations,
@@ -57,6 +51,22 @@ def test_equal_settings_that_are_installed_again(endpoint: Endpoint, is_same_tok
                 requests.get(orders.url)
         assert all(line[0].endswith(".for.billing") for line in billing.lines())
         assert all(line[0].endswith(".for.orders") for line in orders.lines())
+
+
+def test_a_result_is_not_found_by_the_id_of_a_freed_destination(endpoint: Endpoint) -> None:
+    """The id of an object can be that of a later one. Here, the later destination certainly has it."""
+    with party() as billing, party() as orders, use_token(verified(ALICE)) as caller:
+        assert caller is not None
+        install(settings_for(endpoint, f"{billing.url};audience=billing"))
+        requests.get(billing.url)
+        assert caller.obtained is not None
+        (held,) = caller.obtained.values()
+        uninstall()
+        settings = settings_for(endpoint, f"{orders.url};audience=orders")
+        caller.obtained[id(settings.entries[0])] = held
+        install(settings)
+        requests.get(orders.url)
+        assert orders.lines() == [[f"Bearer {ALICE}.for.orders"]]
 
 
 def test_settings_with_another_endpoint_that_share_a_destination(endpoint: Endpoint) -> None:

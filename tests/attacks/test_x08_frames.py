@@ -16,7 +16,7 @@ from otel_token_relay import Settings, as_service, install, use_token
 from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import ExchangeFailed, TokenUnavailable
 from tests.support.clients import Client, every_client
-from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, serving, verified
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, verified
 
 ALICE = "alice-has-this-token-0123456789"
 ISSUED = "an-issued-token-0123456789"
@@ -91,12 +91,6 @@ def tracker() -> Iterator[Tracker]:
     root.setLevel(level)
     root.removeHandler(tracker)
     build_token_source.cache_clear()
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as running:
-        yield running
 
 
 def settings_for(token_endpoint: str, url: str, **others: Any) -> Settings:

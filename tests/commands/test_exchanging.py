@@ -18,16 +18,10 @@ from otel_token_relay.exchange.advice import ADVICE
 from tests.exchange.test_hops import jwt
 from tests.support.issuers import Issuer
 from tests.support.loopback import Party, party
-from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint
 from tests.support.tokens import AUDIENCE, claims, make_token
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,12 +18,6 @@ from otel_token_relay.exchange.engine import MAX_NEW
 from otel_token_relay.reasons import Reason
 from otel_token_relay.token import BearerToken, Lease
 from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, serving, verified
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as running:
-        yield running
 
 
 def test_a_token_is_exchanged_once_for_each_audience(endpoint: Endpoint) -> None:

@@ -41,12 +41,6 @@ ALICE = "alice-has-this-token-0123456789"
 BOB = "bob-has-that-token-9876543210"
 
 
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of its own for each test, in a process that has served requests. A busy machine takes its time."""

@@ -33,14 +33,8 @@ from otel_token_relay.verification.asgi import BearerAuthMiddleware
 from tests.support.clients import Client, every_client
 from tests.support.issuers import Issuer
 from tests.support.loopback import Party, Status, party
-from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint
 from tests.support.tokens import AUDIENCE, claims, make_token, unsigned
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture
