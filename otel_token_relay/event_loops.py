@@ -12,4 +12,10 @@ def is_on_event_loop() -> bool:
     if asyncio is not None and asyncio._get_running_loop() is not None:
         return True
     trio: Any = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:  # this thread runs no trio task
+        return False
+    return True
