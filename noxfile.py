@@ -63,7 +63,7 @@ PURE = (
     "tests/verification/test_explanations.py",
 )
 
-# What the oldest and the newest Python run, and what no version in between has ever decided differently.
+# Tests of rules and of our own protocols. They run on the oldest and on the newest Python.
 ELSEWHERE = ("tests/attacks", "tests/commands", "tests/exchange", "tests/verification")
 
 nox.options.default_venv_backend = "uv"

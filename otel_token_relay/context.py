@@ -47,7 +47,10 @@ unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 has_bound: bool = False
 """Whether this process has ever bound a token, or ``None`` in place of one."""
 has_served: bool = False
-"""Whether a server boundary has ever opened in this process or in a process that it was forked from."""
+"""Whether this process, or one that it was forked from, has ever served a request.
+
+It has if a server boundary has opened, or if `extract` has read an HTTP request that no boundary serves.
+"""
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
