@@ -1,21 +1,21 @@
-"""Whether the current code runs on an event loop, which it must not block."""
+"""Which event loop runs in this thread. Code on an event loop must not block. Imports neither library."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 
-def is_on_event_loop() -> bool:
-    """Return whether an asyncio or trio loop is running in this thread. Neither library is imported."""
+def running_loop() -> Literal["asyncio", "trio"] | None:
+    """Return which loop is running in this thread; ``None`` if the thread may block."""
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
-        return True
+        return "asyncio"
     trio: Any = sys.modules.get("trio")
-    if trio is None:
-        return False
-    try:
-        trio.lowlevel.current_task()
-    except RuntimeError:  # this thread runs no trio task
-        return False
-    return True
+    if trio is not None:
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:  # this thread runs no trio task
+            return None
+        return "trio"
+    return None

@@ -41,7 +41,7 @@ from otel_token_relay.context import (
     with_unused,
 )
 from otel_token_relay.credentials import Credentials, find, read
-from otel_token_relay.event_loops import is_on_event_loop
+from otel_token_relay.event_loops import running_loop
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.otel import get_current
 from otel_token_relay.reasons import Reason
@@ -161,7 +161,7 @@ class TokenRelayPropagator(TextMapPropagator):
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
             # An event loop must not wait. It gets a token that has been exchanged before.
-            value = value.give_up() if is_on_event_loop() else value.run()
+            value = value.run() if running_loop() is None else value.give_up()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
         setter.set(carrier, self.relay.settings.header, value)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from otel_token_relay.authentication import Authenticator
 from otel_token_relay.boundary import Boundary
+from otel_token_relay.event_loops import running_loop
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import Clock
 
@@ -74,7 +74,7 @@ class Limit:
         Returns:
             Whether *call* was canceled, and its result if it was not. Errors of a call that was canceled are ignored.
         """
-        self._is_trio = _is_trio()
+        self._is_trio = running_loop() == "trio"
         if self._is_trio:
             import trio
 
@@ -92,15 +92,3 @@ class Limit:
             if not self._scope.expired():
                 raise
         return self._scope.expired(), result
-
-
-def _is_trio() -> bool:
-    if "trio" not in sys.modules:
-        return False
-    import asyncio
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import sys
 from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
+
+from otel_token_relay.event_loops import running_loop
 
 _Result = TypeVar("_Result")
 
@@ -42,17 +43,9 @@ async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
         while True:
             wait = next(core)
             if not wait.future.done():
-                await (_wait_trio(wait) if _is_trio() else _wait_asyncio(wait))
+                await (_wait_trio(wait) if running_loop() == "trio" else _wait_asyncio(wait))
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
-
-
-def _is_trio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return "trio" in sys.modules
-    return False
 
 
 async def _wait_asyncio(wait: Wait) -> None:
