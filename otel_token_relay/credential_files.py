@@ -30,6 +30,11 @@ class FileVersion(NamedTuple):
     size: int
     inode: int
 
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileVersion:
+        """Return the version of the file that has this status."""
+        return cls(status.st_mtime_ns, status.st_size, status.st_ino)
+
 
 # What each function made of each file, so that a key, for example, is not parsed again for each request.
 _contents: dict[tuple[str, Callable[[bytes], Any]], tuple[FileVersion, Any]] = {}
@@ -48,7 +53,7 @@ def version_of(path: str) -> FileVersion:
         raise FileUnusable("is not a regular file")
     if status.st_size > MAX_FILE_BYTES:
         raise FileUnusable("is too large")
-    return FileVersion(status.st_mtime_ns, status.st_size, status.st_ino)
+    return FileVersion.of(status)
 
 
 def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _Content:

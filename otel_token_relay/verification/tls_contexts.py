@@ -9,7 +9,8 @@ import os
 import ssl
 from typing import Final
 
-from otel_token_relay.client_credentials import ClientCertificate, CredentialUnavailable
+from otel_token_relay.client_credentials import ClientCertificate
+from otel_token_relay.credential_files import CredentialUnavailable, FileVersion
 from otel_token_relay.verification.fetch_failures import FetchFailed
 
 _MAX_CONTEXTS: Final = 32
@@ -35,7 +36,7 @@ class TlsContexts:
         """
         key = None if certificate is None else (certificate.cert_file, certificate.key_file)
         try:
-            version = (None if self._ca_file is None else _version(self._ca_file), certificate)
+            version = (None if self._ca_file is None else FileVersion.of(os.stat(self._ca_file)), certificate)
             known = self._contexts.get(key)
             if known is not None and known[0] == version:
                 return known[1]
@@ -52,8 +53,3 @@ class TlsContexts:
             self._contexts.clear()
         self._contexts[key] = version, context
         return context
-
-
-def _version(path: str) -> tuple[int, int, int]:
-    found = os.stat(path)
-    return found.st_mtime_ns, found.st_size, found.st_ino
