@@ -86,7 +86,7 @@ coverage: matrix
 
 requirements: $(VENV)/.ready
 	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
-	    --no-annotate --no-emit-index-url --extra verify --extra exchange --extra demo --group test --group check \
+	    --no-annotate --no-emit-index-url --extra verify --extra exchange --extra demo --group test --group check --group docs \
 	    --output-file $(PINS)
 
 clean:
