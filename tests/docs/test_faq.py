@@ -39,7 +39,7 @@ def anchor_of(heading: str) -> str:
 
 
 def test_every_section_is_expected() -> None:
-    """The page contains the expected sections and no others, and each anchor exists once."""
+    """The page contains exactly the expected sections, and each anchor exists once."""
     assert sorted(map(anchor_of, SECTIONS)) == sorted(EXPECTED)
     assert len(SECTIONS) == len(re.findall(r"^## ", FAQ, re.MULTILINE))
 
