@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from otel_token_relay.commands import INTERRUPTED, PROBLEM, USAGE_ERROR, check, demo, explain, verify
+from otel_token_relay.commands import INTERRUPTED, PROBLEM, USAGE_ERROR, UsageError, check, demo, explain, verify
 from otel_token_relay.commands.arguments import Parser, describe_unrecognized
 
 _EXAMPLES = """\
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
+    except UsageError as error:
+        print(f"otel-token-relay {options.command}: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     except OSError as error:  # the reader, such as head, has stopped reading, or the disk is full
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

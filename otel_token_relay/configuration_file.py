@@ -211,7 +211,7 @@ def _repeated_on_the_way(document: object) -> Iterator[str]:
         for key in path:
             if key in getattr(found, "duplicates", ()):
                 yield ".".join([*names, key])
-            found, names = found.get(key) if isinstance(found, Mapping) else None, [*names, key]
+            found, names = _member(found, key), [*names, key]
     for index, item in enumerate(_composite(document)):
         if KEY in getattr(item, "duplicates", ()):
             yield f"propagator.composite[{index}].{KEY}"
@@ -233,17 +233,18 @@ def _duplicates(content: object, prefix: str = "", depth: int = 4) -> Iterator[s
 
 
 def _composite(document: object) -> list[object]:
-    propagator = document.get("propagator") if isinstance(document, Mapping) else None
-    composite = propagator.get("composite") if isinstance(propagator, Mapping) else None
+    composite = _member(_member(document, "propagator"), "composite")
     return composite if isinstance(composite, list) else []
+
+
+def _member(value: object, key: str) -> object:
+    return value.get(key) if isinstance(value, Mapping) else None
 
 
 def _names_propagator(document: object, environ: Mapping[str, str]) -> bool:
     if any(isinstance(item, Mapping) and KEY in item for item in _composite(document)):
         return True
-    propagator = document.get("propagator") if isinstance(document, Mapping) else None
-    names = propagator.get("composite_list") if isinstance(propagator, Mapping) else None
-    text = _substitute(names, environ)
+    text = _substitute(_member(_member(document, "propagator"), "composite_list"), environ)
     return isinstance(text, str) and KEY in (name.strip() for name in text.split(","))
 
 

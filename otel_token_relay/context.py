@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Final, cast
 
@@ -114,21 +114,13 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
     """Return a copy of *context* with the unused credentials of a request, which are announced to redaction."""
     context = Context(context | {UNUSED_KEY: unused})
     if unused is not None:
-        for watch in unused_watchers:
-            try:
-                watch(unused, context)
-            except Exception:  # the request continues
-                _logger.debug("unused credentials could not be announced", exc_info=True)
+        _notify(unused_watchers, unused, context)
     return context
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
     """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
-    for watch in token_watchers:
-        try:
-            watch(token, otel_context.get_current() if context is None else context)
-        except Exception:  # the request continues
-            _logger.debug("a token could not be announced", exc_info=True)
+    _notify(token_watchers, token, otel_context.get_current() if context is None else context)
 
 
 def announce_obtained(token: BearerToken) -> None:
@@ -143,11 +135,15 @@ def announce_obtained(token: BearerToken) -> None:
 
 def announce_verified(token: BearerToken) -> None:
     """Announce a token again because it has been verified since it was bound."""
-    for watch in verification_watchers:
+    _notify(verification_watchers, token)
+
+
+def _notify(watchers: Sequence[Callable[..., None]], *arguments: object) -> None:
+    for watch in watchers:
         try:
-            watch(token)
+            watch(*arguments)
         except Exception:  # the request continues
-            _logger.debug("a verified token could not be announced", exc_info=True)
+            _logger.debug("redaction could not be told of a credential", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:

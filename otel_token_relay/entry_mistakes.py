@@ -40,6 +40,7 @@ _VARIABLE: Final = re.compile(r"\$\{[^{}]*\}|\$\([^()]*\)|\$[A-Za-z_][A-Za-z0-9_
 _split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
 # The start of the next origin: a scheme that is not part of a longer word or of a value.
 _next_origin: Final = re.compile(r"(?<![A-Za-z0-9+.=/:%_-])[A-Za-z][A-Za-z0-9+.-]*:/{1,3}(?=[^/])")
+_known_scheme: Final = re.compile(r"(https?)(?::/*|//)(.*)", re.DOTALL | re.IGNORECASE).fullmatch
 _any_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/*(.*)", re.DOTALL).fullmatch
 _has_value: Final = re.compile(rf"\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=").match
 _in_value: Final = re.compile(rf";\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=[^;]*").search
@@ -366,18 +367,14 @@ class _Repair:
         return (name,), True, rest
 
     def _without_scheme(self, text: str) -> tuple[tuple[str, ...], bool, str]:
-        found = _any_scheme(text)
-        if found and not _is_port(found[2]):
+        if (known := _known_scheme(text)) and not _is_port(known[2]):
+            name = known[1].lower()
+            self._say(f'expected "{name}://" before the host')
+            return (name,), True, known[2]
+        if (found := _any_scheme(text)) and not _is_port(found[2]):
             name = found[1].lower()
-            if name in DEFAULT_PORTS:
-                self._say(f'expected "{name}://" before the host')
-                return (name,), True, found[2]
             if name in _GRPC | _UNREACHABLE or text[len(name) + 1 :].startswith("/"):
                 return self._other_scheme(name, found[2])
-        for known in DEFAULT_PORTS:
-            if text.lower().startswith(f"{known}//"):
-                self._say(f'expected "{known}://" before the host')
-                return (known,), True, text[len(known) + 2 :]
         if text.startswith("*://"):
             self._say('the scheme must be http or https, not "*"')
             return _BOTH, True, text[4:]
@@ -440,9 +437,7 @@ class _Repair:
             self._say("a host must not start with a dot")
             self.is_guess = True
             host = f"*{host}"
-        try:
-            OriginPattern.parse(f"https://{host}")
-        except ValueError:
+        if _parse(f"https://{host}") is None:
             self._say(f"{_quote(host)} is neither a host name nor an IP address in canonical form")
             return "", ""
         return host, host
@@ -510,13 +505,7 @@ def _is_near(name: str, known: str) -> bool:
 
 def _is_other_origin(parameter: str) -> bool:
     """Return whether text in the place of a parameter is an origin without a scheme, such as ``b.internal:8443``."""
-    if "=" in parameter or not re.search(r"[.:]", parameter):
-        return False
-    try:
-        OriginPattern.parse(parameter.strip())
-    except ValueError:
-        return False
-    return True
+    return "=" not in parameter and bool(re.search(r"[.:]", parameter)) and _parse(parameter.strip()) is not None
 
 
 def _is_ipv6(text: str) -> bool:
@@ -549,13 +538,8 @@ def _end_of_user_info(entry: str) -> int:
 def _is_in_value(before: str) -> bool:
     origin, semicolon, parameters = before.partition(";")
     last = f";{parameters.rpartition(';')[2]}"
-    if not semicolon or _in_value(last) is None or "://" in last:
-        return False
-    try:
-        OriginPattern.parse(origin.strip())
-    except ValueError:
-        return False
-    return True
+    has_value = bool(semicolon) and _in_value(last) is not None and "://" not in last
+    return has_value and _parse(origin.strip()) is not None
 
 
 def _quote(text: str) -> str:

@@ -31,7 +31,6 @@ class Hook(Hashable, Protocol):
     @property
     def module(self) -> str:
         """The module's full name."""
-        ...
 
 
 HookT = TypeVar("HookT", bound=Hook)

@@ -20,6 +20,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Final
@@ -199,27 +201,33 @@ def pre_instrument() -> None:
     Logs a warning if the relay is configured but not switched on. Must not raise, because an exception here
     would stop instrumentation.
     """
-    try:
+    with _survives("token relay could not start redaction"):
         _start_redaction()
-    except Exception:
-        _logger.exception("token relay could not start redaction")
-    try:
-        _start_verification()
-    except Exception:
-        _logger.exception("token relay could not start verification: requests are NOT verified")
+    with _survives("token relay could not start verification: requests are NOT verified"):
+        # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
+        import opentelemetry.propagate  # noqa: F401
+
+        start_before_servers()
     relays = _installed is not None and _installed.runtime.clients_are_hooked
     if not relays:
         _warn_of_unused_settings()
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
-            try:  # a configuration file may have replaced the propagators that OTEL_PROPAGATORS names
-                with _lock:
-                    _join_global_textmap(_installed)
-            except Exception:
-                _logger.exception("token relay could not join the propagators of the configuration file")
+            # A configuration file may have replaced the propagators that OTEL_PROPAGATORS names.
+            with _survives("token relay could not join the propagators of the configuration file"), _lock:
+                _join_global_textmap(_installed)
             _prepare_threads()
             _installed.runtime.prepare()
+
+
+@contextmanager
+def _survives(failure: str) -> Generator[None, None, None]:
+    """Log an error, and continue."""
+    try:
+        yield
+    except Exception:
+        _logger.exception(failure)
 
 
 def _warn_of_unused_settings() -> None:
@@ -258,19 +266,10 @@ def _verify_from_the_start() -> None:
 def _relay_from_the_start() -> None:
     """Install the relay if a configuration file switches it on, because OpenTelemetry may not use that file."""
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
-    try:
+    # OTEL_PROPAGATORS may contain a propagator of any package.
+    with _survives("token relay could not start from the configuration file; no token is relayed"):
         if not is_on and read_configuration_file(os.environ).names_propagator:
             install()
-    except Exception:  # OTEL_PROPAGATORS may contain a propagator of any package
-        _logger.exception("token relay could not start from the configuration file; no token is relayed")
-
-
-def _start_verification() -> None:
-    """Install the server boundary if requests are to be verified and the relay has not already installed it."""
-    # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
-    import opentelemetry.propagate  # noqa: F401
-
-    start_before_servers()
 
 
 def _prepare_threads() -> None:
@@ -331,15 +330,13 @@ def _watch_imports() -> None:
 
 
 def _carry_into_threads() -> None:
-    try:
+    with _survives("token relay cannot carry tokens into threads"):
         # Called without holding the lock, which another thread may need in the middle of an import.
         instrumentor = load_instrumentor()
         with _lock:
             # The callback is cleared only at the end. Until then, any thread that binds a token waits for the lock.
             if _installed is not None and context.before_first_token is not None:
                 _installed.threads.switch_on(instrumentor)
-    except Exception:
-        _logger.exception("token relay cannot carry tokens into threads")
     context.before_first_token = None
 
 

@@ -23,7 +23,7 @@ from otel_token_relay.client_credentials import ClientCredential, make_credentia
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, is_trustworthy
 from otel_token_relay.printable import escape, shorten
-from otel_token_relay.spelling import nearest
+from otel_token_relay.spelling import hint
 
 TENANT: Final = "{tid}"
 
@@ -260,9 +260,7 @@ def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any
     """Return the keys that have a value."""
     for key in entry:
         if key not in known:
-            meant = nearest(str(key), known)
-            hint = "" if meant is None else f"; did you mean {meant}?"
-            raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint}")
+            raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint(str(key), known)}")
     for key, value in entry.items():
         if key not in ("client", "audience") and value is not None and not isinstance(value, str):
             raise ConfigurationError(key, "expected text")
@@ -325,29 +323,23 @@ def combine(
     read = read_issuers(issuers, lambda setting, problem: problems.append(ConfigurationError(setting, problem)))
     if problems:
         raise problems[0]
-    for setting, value in (
-        ("jwks_uri", jwks_uri),
-        ("jwks_token_file", jwks_token_file or None),
-        ("introspection_endpoint", introspection_endpoint),
-        ("token_endpoint", token_endpoint),
-    ):
+    of_only = {
+        "jwks_uri": jwks_uri,
+        "jwks_token_file": jwks_token_file,
+        "introspection_endpoint": introspection_endpoint,
+        "token_endpoint": token_endpoint,
+    }
+    for setting, value in of_only.items():
         if setting in ENDPOINTS:
             check_endpoint(setting, value, plaintext_hosts)
-        if value is not None and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
+        if value not in (None, "") and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
             raise ConfigurationError(
                 setting, f"{setting} requires exactly one issuer; with several, each entry of issuers has its own"
             )
     found = [TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry for entry in read]
     if len(found) == 1:
-        only = found[0]
-        if only.introspection_endpoint is None and introspection_endpoint is not None:
-            only = replace(only, introspection_endpoint=introspection_endpoint)
-        if only.token_endpoint is None and token_endpoint is not None:
-            only = replace(only, token_endpoint=token_endpoint)
-        if only.client is None:
-            only = replace(only, client=client)
-        token_file = only.jwks_token_file or jwks_token_file
-        found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri, jwks_token_file=token_file)]
+        values: dict[str, Any] = of_only | {"client": client}
+        found = [replace(found[0], **{name: getattr(found[0], name) or value for name, value in values.items()})]
     if not found and introspection_endpoint is not None and client is not None:
         client.check_use(None, introspection_endpoint)
     for issuer in found:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from otel_token_relay.client_credentials import CLIENT_AUTH_METHODS, Secret
 from otel_token_relay.destinations import split_entries
 from otel_token_relay.entry_syntax import FLAGS, GRANTS, TEXT_PARAMETERS, field_of
-from otel_token_relay.spelling import nearest
+from otel_token_relay.spelling import hint
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
@@ -104,9 +104,8 @@ def _entry(index: int, item: object) -> str:
         elif name in FLAGS or name in _PARAMETERS:
             raise ValueError(f"expected {'true or false' if name in FLAGS else 'text'} for {name} in item {index}")
         else:
-            meant = nearest(str(name), ("origin", *FLAGS, *_PARAMETERS))
-            hint = "" if meant is None else f"; did you mean {meant}?"
-            raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}{hint}")
+            meant = hint(str(name), ("origin", *FLAGS, *_PARAMETERS))
+            raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}{meant}")
     return ";".join(parts)
 
 
@@ -121,22 +120,10 @@ def _read_number(text: str) -> float:
     return value
 
 
-def _read_number_value(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("expected a number of seconds, such as 30 or 0.5")
-    return _read_number(str(value))
-
-
 def _read_count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise ValueError("expected a whole number above 0")
     return int(text)
-
-
-def _read_count_value(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("expected a whole number above 0")
-    return _read_count(str(value))
 
 
 def _read_flag(text: str) -> bool:
@@ -145,10 +132,9 @@ def _read_flag(text: str) -> bool:
     return text.lower() in _TRUE
 
 
-def _read_flag_value(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("expected true or false")
-    return value
+def _of_type(read: Callable[[str], Any], *types: type) -> Callable[[object], Any]:
+    """Return a function that reads a value of one of these types. A Boolean is not a number, as it is in Python."""
+    return lambda value: read(str(value) if type(value) in types else "")
 
 
 def choice(*choices: str) -> Kind:
@@ -171,9 +157,11 @@ WORDS: Final = Kind(
     _read_strings,
     {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]},
 )
-NUMBER: Final = Kind(_read_number, _read_number_value, {"oneOf": [{"type": "number", "minimum": 0}, _STRING]})
-COUNT: Final = Kind(_read_count, _read_count_value, {"oneOf": [{"type": "integer", "minimum": 1}, _STRING]})
-FLAG: Final = Kind(_read_flag, _read_flag_value, {"oneOf": [{"type": "boolean"}, _STRING]})
+NUMBER: Final = Kind(
+    _read_number, _of_type(_read_number, int, float), {"oneOf": [{"type": "number", "minimum": 0}, _STRING]}
+)
+COUNT: Final = Kind(_read_count, _of_type(_read_count, int), {"oneOf": [{"type": "integer", "minimum": 1}, _STRING]})
+FLAG: Final = Kind(_read_flag, _of_type(_read_flag, bool), {"oneOf": [{"type": "boolean"}, _STRING]})
 ENTRIES: Final = Kind(
     split_entries,
     _read_entries,

@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, UsageError
 from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.arguments import conceal, looks_like_token
 from otel_token_relay.commands.coverage import missing_packages
 from otel_token_relay.commands.exchanging import Attempt, try_exchange
 from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
-from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
-from otel_token_relay.commands.token_input import NoToken, read_token
+from otel_token_relay.commands.processes import environment_of
+from otel_token_relay.commands.token_input import read_token
 from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.decisions import Decision
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
@@ -73,28 +71,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
-    environ: Mapping[str, str] = os.environ
     if any("://" not in url and looks_like_token(url) for url in options.urls):
-        print("otel-token-relay explain: error: expected URLs; one argument looks like a token", file=sys.stderr)
-        return USAGE_ERROR
-    if options.pid is not None:
-        try:
-            environ = environment_of(options.pid)
-        except ProcessUnreadable as error:
-            print(f"otel-token-relay explain: error: {error}", file=sys.stderr)
-            return USAGE_ERROR
-    try:
-        return explain(
-            options.urls,
-            environ,
-            pid=options.pid,
-            without_user=options.without_user,
-            as_json=options.json,
-            is_online=options.online,
-        )
-    except NoToken as error:
-        print(f"otel-token-relay explain: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        raise UsageError("expected URLs; one argument looks like a token")
+    return explain(
+        options.urls,
+        environment_of(options.pid),
+        pid=options.pid,
+        without_user=options.without_user,
+        as_json=options.json,
+        is_online=options.online,
+    )
 
 
 def explain(

@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, UsageError
 from otel_token_relay.commands.arguments import looks_like_token
 from otel_token_relay.commands.output import say
-from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
-from otel_token_relay.commands.token_input import NoToken, read_token
+from otel_token_relay.commands.processes import environment_of
+from otel_token_relay.commands.token_input import read_token
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.printable import escape
 from otel_token_relay.settings import VARIABLES, Settings
@@ -73,16 +72,17 @@ def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
     options.claims = [name for names in options.claims for name in names.split(",") if name]
     if (position := _find_token(options.claims)) is not None:
-        return _fail(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}", USAGE_ERROR)
+        raise UsageError(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}")
     # Without this handler, Python would print the package's warnings, which the result contains in more detail.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     try:
-        environ = os.environ if options.pid is None else environment_of(options.pid)
-        outcome = _verify(environ, options.claims)
-    except (NoToken, ProcessUnreadable) as error:
-        return _fail(str(error), USAGE_ERROR)
+        outcome = _verify(environment_of(options.pid), options.claims)
+    except UsageError:
+        raise
     except Exception as error:  # a traceback or a message could contain the token
-        return _fail(f"the token could not be verified: {type(error).__name__}", PROBLEM)
+        message = f"the token could not be verified: {type(error).__name__}"
+        print(f"otel-token-relay verify: error: {message}", file=sys.stderr)
+        return PROBLEM
     if options.json:
         print(json.dumps(outcome.as_dict()))
     else:
@@ -128,7 +128,7 @@ class Outcome:
         return {
             "result": self.result,
             "reason": self.reason,
-            "cause": None if self.cause is None else self.cause.as_dict(),
+            "cause": None if self.cause is None else asdict(self.cause),
             "claims": self.claims,
             "claims_verified": self.result == "accepted",
             "clock_difference": self.clock_difference,
@@ -171,11 +171,6 @@ class Outcome:
         for name in self.asked:
             value = self.claims.get(name, "(absent)")
             say(f"{name}: {value if isinstance(value, str) else json.dumps(value)}", indent=indent)
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"otel-token-relay verify: error: {message}", file=sys.stderr)
-    return status
 
 
 def _verify(environ: Mapping[str, str], names: Sequence[str]) -> Outcome:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Any, Final, Literal, NamedTuple, TypedDict
+from typing import Any, Final, Literal, NamedTuple
 
 from otel_token_relay.client_credentials import ClientCertificate
 from otel_token_relay.printable import escape
@@ -31,17 +31,6 @@ EndpointState = Literal[
 
 # ``Date`` has whole seconds, and the response takes time, so a smaller difference cannot be measured.
 MIN_CLOCK_DIFFERENCE: Final = 2.0
-
-
-class EndpointDocument(TypedDict):
-    """A report as JSON."""
-
-    kind: EndpointKind
-    url: str
-    state: EndpointState
-    result: str
-    seconds: float
-    clock_difference: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +59,7 @@ class EndpointReport:
     def __str__(self) -> str:
         return f"{self.kind} {escape(self.url)}: {self.result} ({self.seconds:.2f} s)"
 
-    def as_dict(self) -> EndpointDocument:
+    def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
         return {
             "kind": self.kind,

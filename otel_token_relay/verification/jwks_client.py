@@ -121,7 +121,7 @@ class KeySource:
         self._credential = credential or KeyCredential("")
         self._monotonic = monotonic
         self._keys: KeySet | None = None
-        self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
+        self._refresh_at = self._unusable_at = float("-inf")
         self._next_after_failure = self._next_for_unknown = float("-inf")
         self._has_failed = False
         self._reported: tuple[SkippedKey, ...] = ()

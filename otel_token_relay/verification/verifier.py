@@ -19,7 +19,7 @@ from otel_token_relay.algorithms import DEFAULT_ALGORITHMS, Profile
 from otel_token_relay.client_credentials import ClientAuth, ClientCredential, Secret, make_credential
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.issuers import TrustedIssuer, combine, fill_tenant
-from otel_token_relay.spelling import nearest
+from otel_token_relay.spelling import hint
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock, is_b64token
 from otel_token_relay.verification.cache import Cache, digest
 from otel_token_relay.verification.causes import Cause, Expectations, ExplainedReason
@@ -204,9 +204,7 @@ class VerifierCore:
     def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
-            meant = nearest(name, known)
-            hint = "" if meant is None else f"; did you mean {meant}?"
-            raise TypeError(f"{cls.__name__}: unknown argument {name}{hint}")
+            raise TypeError(f"{cls.__name__}: unknown argument {name}{hint(name, known)}")
         return super().__new__(cls)
 
     def __init__(  # pyright: ignore[reportInconsistentConstructor]  # __new__ accepts any argument
