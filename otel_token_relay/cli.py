@@ -13,6 +13,7 @@ from importlib import metadata
 
 from otel_token_relay.commands import INTERRUPTED, PROBLEM, USAGE_ERROR, UsageError, check, demo, explain, verify
 from otel_token_relay.commands.arguments import Parser, describe_unrecognized
+from otel_token_relay.commands.coverage import version_of
 
 _EXAMPLES = """\
 examples:
@@ -70,10 +71,7 @@ def _parser() -> Parser:
 
 
 def _versions() -> str:
-    try:
-        opentelemetry = metadata.version("opentelemetry-api")
-    except metadata.PackageNotFoundError:
-        opentelemetry = "not installed"
+    opentelemetry = version_of("opentelemetry-api") or "not installed"
     return (
         f"otel-token-relay {metadata.version('otel-token-relay')}"
         f" (Python {platform.python_version()}, OpenTelemetry {opentelemetry})"

@@ -15,7 +15,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, get_args
 from urllib.parse import quote
 
@@ -31,6 +31,7 @@ from otel_token_relay.credential_files import (
     FileVersion,
     read_file,
     read_text,
+    use_file,
     version_of,
 )
 from otel_token_relay.errors import ConfigurationError
@@ -132,19 +133,9 @@ class ClientCertificate(NamedTuple):
         Raises:
             CredentialUnavailable: The files cannot be used.
         """
-        versions = []
-        for name, path in (("cert", cert_file), ("key", key_file)):
-            if path is None:
-                continue
-            problem = "cannot be read"
-            try:
-                versions.append(version_of(path))
-                continue
-            except FileUnusable as error:
-                problem = str(error)
-            except (OSError, ValueError):
-                pass
-            raise CredentialUnavailable(f"the file in client_{name}_file {problem}")
+        versions = [use_file("client_cert_file", partial(version_of, cert_file))]
+        if key_file is not None:
+            versions.append(use_file("client_key_file", partial(version_of, key_file)))
         return cls(cert_file, key_file, tuple(versions))
 
     def load_into(self, context: ssl.SSLContext) -> None:

@@ -7,12 +7,11 @@ origins. It never raises: an explanation must not affect a request.
 from __future__ import annotations
 
 import unicodedata
-from functools import lru_cache
-from ipaddress import ip_address
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Final, NamedTuple
 
-from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, OriginPattern
+from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, OriginPattern, address_of
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.spelling import resembles
 
@@ -54,8 +53,7 @@ class ClosestEntries:
     """
 
     def __init__(self, policy: RelayPolicy) -> None:
-        self._policy = policy
-        self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
+        self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(partial(closest_entry, policy=policy))
 
     def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
         """Return the closest entry for the server that a client will connect to; see `Origin.of`.
@@ -67,9 +65,6 @@ class ClosestEntries:
             return None if origin is None else self._remembered(origin)
         except Exception:  # a client can have been given any object as its target
             return None
-
-    def _find(self, origin: Origin) -> ClosestEntry | None:
-        return closest_entry(origin, self._policy)
 
 
 def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
@@ -181,10 +176,9 @@ def _is_address(host: str) -> bool:
 
 
 def _is_local(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
     # Programs listen on the unspecified address, and their URLs are often copied from their output.
-    return _is_address(host) and (ip_address(host).is_loopback or ip_address(host).is_unspecified)
+    address = address_of(host)
+    return OriginPattern("http", host, ANY_PORT).is_loopback or (address is not None and address.is_unspecified)
 
 
 def _to_unicode(host: str) -> str:

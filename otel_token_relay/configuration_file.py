@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from otel_token_relay.spelling import resembles
 
-VARIABLE: Final = "OTEL_CONFIG_FILE"
+FILE_VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
@@ -96,7 +96,7 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
     Args:
         environ: The environment variables, which also replace ``${NAME}`` in the file.
     """
-    name = environ.get(VARIABLE, "").strip()
+    name = environ.get(FILE_VARIABLE, "").strip()
     if not name:
         return ConfigurationFile()
     try:

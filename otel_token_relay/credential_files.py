@@ -56,6 +56,22 @@ def version_of(path: str) -> FileVersion:
     return FileVersion.of(status)
 
 
+def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
+    """Return what *use* returns, which reads the file that a setting names.
+
+    Raises:
+        CredentialUnavailable: The file cannot be used now.
+    """
+    try:
+        return use()
+    except FileUnusable as error:
+        problem = str(error)
+    except (OSError, ValueError):
+        problem = "cannot be read"
+    # Raised here, so that no other exception, which may quote the content, is attached to this one.
+    raise CredentialUnavailable(f"the file in {setting} {problem}")
+
+
 def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _Content:
     """Return what *parse* returns for the content of the file.
 
@@ -68,28 +84,26 @@ def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _C
         CredentialUnavailable: The file cannot be used now.
     """
     try:
-        version = version_of(path)
-        known = _contents.get((path, parse))
-        if known is not None and known[0] == version:
-            return known[1]  # type: ignore[no-any-return]  # it was returned by the same function
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:  # it has grown
-            raise FileUnusable("is too large")
-        if not content.strip():
-            raise FileUnusable("is empty")
-        found = parse(content)
-    except FileUnusable as error:
-        problem = str(error)
-    except (OSError, ValueError):
-        problem = "cannot be read"
-    else:
-        _contents[path, parse] = version, found
-        return found
-    # What a removed file contained is not kept. Raised here, so that no other exception, which may quote the content,
-    # is attached to this one.
-    _contents.pop((path, parse), None)
-    raise CredentialUnavailable(f"the file in {setting} {problem}")
+        return use_file(setting, lambda: _read(path, parse))
+    except CredentialUnavailable:
+        _contents.pop((path, parse), None)  # what a removed file contained is not kept
+        raise
+
+
+def _read(path: str, parse: Callable[[bytes], _Content]) -> _Content:
+    version = version_of(path)
+    known = _contents.get((path, parse))
+    if known is not None and known[0] == version:
+        return known[1]  # type: ignore[no-any-return]  # it was returned by the same function
+    with open(path, "rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:  # it has grown
+        raise FileUnusable("is too large")
+    if not content.strip():
+        raise FileUnusable("is empty")
+    found = parse(content)
+    _contents[path, parse] = version, found
+    return found
 
 
 def read_text(content: bytes) -> str:

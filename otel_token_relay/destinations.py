@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from types import ModuleType
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
@@ -254,12 +255,7 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
 
 def _contains_user_info_of(later: Sequence[object]) -> bool:
     """Return whether user info ends in one of the entries before the next scheme."""
-    for entry in map(str, later):
-        if _starts_with_web_scheme(entry):
-            return False
-        if "@" in entry:
-            return True
-    return False
+    return any("@" in entry for entry in takewhile(lambda entry: not _starts_with_web_scheme(entry), map(str, later)))
 
 
 def _are_valid(text: str) -> bool:

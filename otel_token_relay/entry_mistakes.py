@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 from otel_token_relay.entry_syntax import CONTAINS_COMMA, FLAGS, PARAMETERS, TEXT_PARAMETERS, is_parameter
-from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern
+from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern, address_of
 from otel_token_relay.spelling import resembles
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
@@ -114,27 +112,21 @@ def _lacks_parameter(proposal: str, entry: str) -> bool:
 def origins_of(entry: str) -> Iterator[OriginPattern]:
     """Yield each origin that can be read from an invalid entry, and more if the port or the scheme cannot be read."""
     texts = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
-    found = [pattern for text in texts if (pattern := _parse(text)) is not None]
-    yield from found
+    legible = [found for found in map(OriginPattern.find, texts) if found is not None]
+    yield from legible
     if may_have_parameters(entry):
         # Any other host that can be read in the entry may be the one that was meant, even before an @: what looks
         # like user info may be another entry.
-        known = {pattern.host for pattern in found}
+        known = {found.host for found in legible}
         hosts = dict.fromkeys([*_hosts(hide_user_info(entry)), *_hosts(entry)])
         others = [f"{scheme}://{host}:*" for host in hosts for scheme in _BOTH]
-        yield from (pattern for text in others if (pattern := _parse(text)) is not None and pattern.host not in known)
-
-
-def _parse(text: str) -> OriginPattern | None:
-    with suppress(ValueError):
-        return OriginPattern.parse(text)
-    return None
+        yield from (found for found in map(OriginPattern.find, others) if found is not None and found.host not in known)
 
 
 def is_illegible(entry: str) -> bool:
     """Return whether no host can be read in an invalid entry, so that any wildcard may include the intended one."""
     origin = _leading_scheme("", entry.partition(";")[0])
-    return _cannot_be_read(origin) is not None or not any(map(_parse, _hosts(hide_user_info(entry))))
+    return _cannot_be_read(origin) is not None or not any(map(OriginPattern.find, _hosts(hide_user_info(entry))))
 
 
 def _hosts(entry: str) -> list[str]:
@@ -331,9 +323,10 @@ class _Repair:
         return _Item(also_refused=unclear if is_known else (*unclear, *(f"{origin}:*" for origin in unclear)))
 
     def _authority(self, text: str) -> tuple[str, str | None]:
-        if text.count(":") > 1 and _is_ipv6(text.strip("[]")) and not (text.startswith("[") and text.endswith("]")):
+        bare = text.strip("[]")
+        if text.count(":") > 1 and address_of(bare) is not None and text != f"[{bare}]":
             self._say("an IPv6 address must be in brackets")
-            return f"[{text.strip('[]')}]", None
+            return f"[{bare}]", None
         host, port = _read_authority(text).groups()  # type: ignore[union-attr]  # it matches any string
         return host, port
 
@@ -437,7 +430,7 @@ class _Repair:
             self._say("a host must not start with a dot")
             self.is_guess = True
             host = f"*{host}"
-        if _parse(f"https://{host}") is None:
+        if OriginPattern.find(f"https://{host}") is None:
             self._say(f"{_quote(host)} is neither a host name nor an IP address in canonical form")
             return "", ""
         return host, host
@@ -505,15 +498,8 @@ def _is_near(name: str, known: str) -> bool:
 
 def _is_other_origin(parameter: str) -> bool:
     """Return whether text in the place of a parameter is an origin without a scheme, such as ``b.internal:8443``."""
-    return "=" not in parameter and bool(re.search(r"[.:]", parameter)) and _parse(parameter.strip()) is not None
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        IPv6Address(text)
-    except AddressValueError:
-        return False
-    return True
+    looks_like_origin = "=" not in parameter and ("." in parameter or ":" in parameter)
+    return looks_like_origin and OriginPattern.find(parameter.strip()) is not None
 
 
 def _scheme_and_rest(text: str) -> tuple[str, str]:
@@ -539,7 +525,7 @@ def _is_in_value(before: str) -> bool:
     origin, semicolon, parameters = before.partition(";")
     last = f";{parameters.rpartition(';')[2]}"
     has_value = bool(semicolon) and _in_value(last) is not None and "://" not in last
-    return has_value and _parse(origin.strip()) is not None
+    return has_value and OriginPattern.find(origin.strip()) is not None
 
 
 def _quote(text: str) -> str:

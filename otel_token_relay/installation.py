@@ -202,7 +202,11 @@ def pre_instrument() -> None:
     would stop instrumentation.
     """
     with _survives("token relay could not start redaction"):
-        _start_redaction()
+        # Requests contain tokens even if no token is relayed.
+        with _lock:
+            settings = Settings.load() if _installed is None else _installed.runtime.settings
+        redaction.start(settings)
+        redaction.watch_imports()
     with _survives("token relay could not start verification: requests are NOT verified"):
         # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
         import opentelemetry.propagate  # noqa: F401
@@ -250,21 +254,13 @@ def _warn_of_unused_settings() -> None:
 
 def start_before_servers() -> None:
     """Start what the settings switch on before OpenTelemetry starts, and even if it never does; see `startup`."""
-    _verify_from_the_start()
-    _relay_from_the_start()
-
-
-def _verify_from_the_start() -> None:
     settings = Settings.load()
     if settings.verify != "off":
         with _lock:
             if _installed is None:
                 _install_hooks(settings, SERVER_HOOKS)
         _watch_imports()
-
-
-def _relay_from_the_start() -> None:
-    """Install the relay if a configuration file switches it on, because OpenTelemetry may not use that file."""
+    # A configuration file may switch the relay on, and OpenTelemetry may not use that file.
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
     # OTEL_PROPAGATORS may contain a propagator of any package.
     with _survives("token relay could not start from the configuration file; no token is relayed"):
@@ -278,14 +274,6 @@ def _prepare_threads() -> None:
         load_instrumentor()
     except Exception:
         _logger.debug("the threading instrumentation cannot be imported yet", exc_info=True)
-
-
-def _start_redaction() -> None:
-    """Start redaction even if no token is relayed, because requests contain tokens all the same."""
-    with _lock:
-        settings = Settings.load() if _installed is None else _installed.runtime.settings
-    redaction.start(settings)
-    redaction.watch_imports()
 
 
 def _install_hooks(
@@ -349,10 +337,8 @@ def _log_problems(settings: Settings) -> None:
 
 def _describe_spans(installation: _Installation) -> None:
     if installation.span_claims is not None:
-        try:
+        with _survives("token relay: claims cannot be written to spans"):
             installation.span_claims.attach()
-        except Exception:  # the tracer provider failed; the application starts without the attributes
-            _logger.exception("token relay: claims cannot be written to spans")
 
 
 def _join_global_textmap(installation: _Installation) -> None:

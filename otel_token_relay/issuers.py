@@ -134,9 +134,8 @@ def check_endpoint_syntax(setting: str, url: object) -> None:
     Raises:
         ConfigurationError: The text is not an absolute http or https URL, or it has a fragment.
     """
-    if url is None:
-        return
-    if not isinstance(url, str) or Origin.parse(url) is None or not url.isascii() or "#" in url:
+    is_url = isinstance(url, str) and Origin.parse(url) is not None and url.isascii() and "#" not in url
+    if url is not None and not is_url:
         raise ConfigurationError(setting, _ENDPOINT)
 
 

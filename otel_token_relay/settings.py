@@ -38,7 +38,7 @@ from otel_token_relay.issuers import (
     problem_with_entry,
     read_issuers,
 )
-from otel_token_relay.origin import Origin, OriginPattern, is_trustworthy
+from otel_token_relay.origin import Origin, OriginPattern, is_listed, is_trustworthy
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.setting_kinds import (
     COUNT,
@@ -504,7 +504,7 @@ class Settings:
         settings = object.__new__(cls)
         # `dataclasses.replace` passes every field, so then only those that differ from the defaults count.
         is_copy = VARIABLES.keys() <= values.keys()
-        _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _default_of(n)))
+        _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _DEFAULTS.get(n)))
         return settings
 
     def __post_init__(self) -> None:
@@ -702,15 +702,11 @@ class Settings:
                     found.append(f"{destination} excludes one port only, and a wider entry relays to its other ports")
             elif pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
-            elif pattern.scheme == "http" and not pattern.is_loopback and not self._is_plaintext(pattern):
+            elif pattern.scheme == "http" and not pattern.is_loopback and not is_listed(pattern, self.plaintext_hosts):
                 found.append(
                     f"the destination {pattern} sends tokens unencrypted; this is safe only behind a mesh sidecar"
                 )
         return tuple(found)
-
-    def _is_plaintext(self, pattern: OriginPattern) -> bool:
-        port = "*" if pattern.port is None else pattern.port
-        return pattern.host in self.plaintext_hosts or f"{pattern.host}:{port}" in self.plaintext_hosts
 
 
 VARIABLES: Final[Mapping[str, Variable]] = {
@@ -730,8 +726,7 @@ def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
     return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
 
-def _default_of(name: str) -> object:
-    return next((f.default for f in fields(Settings) if f.name == name), None)
+_DEFAULTS: Final = {f.name: f.default for f in fields(Settings)}
 
 
 RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
@@ -906,11 +901,7 @@ def is_exclusion(text: str) -> bool:
 
 
 def _is_host(text: str) -> bool:
-    try:
-        OriginPattern.parse(f"http://{text}")
-    except ValueError:
-        return False
-    return "*" not in text and text == text.lower()
+    return OriginPattern.find(f"http://{text}") is not None and "*" not in text and text == text.lower()
 
 
 def _is_pair(text: str) -> bool:

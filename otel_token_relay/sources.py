@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
-from otel_token_relay.configuration_file import ConfigurationFile, Section
+from otel_token_relay.configuration_file import FILE_VARIABLE, ConfigurationFile, Section
 from otel_token_relay.destinations import read_destinations
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import read_issuers
@@ -157,7 +156,10 @@ class SourceReader:
             if setting is None:
                 self._report_unknown_key(source, key, value)
             elif isinstance(value, str) and not value.strip():
-                self._read_blank(source, setting)
+                # The setting stays unset. One that is guarded was probably meant to be a variable that is not set.
+                if setting in _GUARDED:
+                    source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
+                    self._replace(source, setting)
             elif value is not None:
                 self._read(source, setting, f"{section.path}.{setting}", self._variables[setting].kind.read_any, value)
         for path in section.duplicates:
@@ -166,12 +168,6 @@ class SourceReader:
             if setting in self._variables:
                 self._replace(source, setting)
         return source
-
-    def _read_blank(self, source: Source, setting: str) -> None:
-        """Leave a setting unset. One that is guarded was probably meant to be a variable that is not set."""
-        if setting in _GUARDED:
-            source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
-            self._replace(source, setting)
 
     def _read(self, source: Source, setting: str, label: str, read: Callable[[Any], Any], value: object) -> None:
         try:

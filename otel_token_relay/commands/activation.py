@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Final
 
-from otel_token_relay.configuration_file import KEY, read_configuration_file
-from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
+from otel_token_relay.configuration_file import FILE_VARIABLE, KEY, read_configuration_file
 from otel_token_relay.installation import CONTEXT_PROBLEM
 from otel_token_relay.printable import escape
 from otel_token_relay.spelling import nearest

@@ -218,11 +218,6 @@ class _Result:
         return has_failed or self.relay_problem is not None or self.explanation.decision.outcome == "withheld"
 
     @property
-    def headline(self) -> str:
-        """Why no destination gets a token, in a few words."""
-        return "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
-
-    @property
     def advice(self) -> str:
         """What to do, in one or two sentences."""
         if self.relay_problem is not None:
@@ -272,10 +267,11 @@ class _Result:
     def print(self, *, with_url: bool) -> None:
         """Print the decision first, then the reason for it and what to do."""
         reason = self._reason
-        verdict = _verdict(reason) if self.relay_problem is None else f"withheld: {self.headline}"
+        off = "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
+        verdict = _verdict(reason) if self.relay_problem is None else f"withheld: {off}"
         print(emphasize(escape(f"{verdict} ({self.url.shown})" if with_url else verdict)))
         if self.relay_problem is None:
-            say(_meaning(reason), indent=2)
+            say(_MEANINGS.get(reason) or _plain(reason.meaning), indent=2)
             if self.attempt is not None:
                 failed = f"Error: {self.attempt.error}" + (f" ({self.attempt.detail})" if self.attempt.detail else "")
                 say(self.attempt.detail if self.attempt.error is None else failed, indent=2)
@@ -302,20 +298,14 @@ def _verdict(reason: Reason) -> str:
     return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 
-def _meaning(reason: Reason) -> str:
-    if reason is Reason.EXCHANGED:
-        return (
-            "A request carries a token that is obtained for this destination in exchange for the caller's, if it is"
-            " sent while the caller's request is served and has no credential of its own."
-        )
-    if reason is Reason.OWN:
-        return "A request that is sent while no request is served carries a token of the service's own."
-    if reason is Reason.RELAYED:
-        return (
-            "A request carries the token if it is sent while the caller's request is served and has no credential of"
-            " its own."
-        )
-    return _plain(reason.meaning)
+# What a request would contain. The meanings of `Reason` are those of requests that have been sent.
+_MEANINGS: Final = {
+    Reason.EXCHANGED: "A request carries a token that is obtained for this destination in exchange for the caller's, if"
+    " it is sent while the caller's request is served and has no credential of its own.",
+    Reason.OWN: "A request that is sent while no request is served carries a token of the service's own.",
+    Reason.RELAYED: "A request carries the token if it is sent while the caller's request is served and has no"
+    " credential of its own.",
+}
 
 
 def _sentence(text: str) -> str:

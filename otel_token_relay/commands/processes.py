@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from otel_token_relay.commands import UsageError
-from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
+from otel_token_relay.configuration_file import FILE_VARIABLE
 
 
 class ProcessUnreadable(UsageError):

@@ -102,6 +102,8 @@ class Outcome:
         asked: The names of the claims to print.
         claims: The values of those that the token has.
         issuers: What the issuers' endpoints responded.
+        clock_difference: By how many seconds the issuer's clock is ahead, if it is clear which issuer has issued the
+            token.
         advice: What to do.
         problems: The problems of the settings.
         notes: Remarks about the input and the settings.
@@ -114,14 +116,10 @@ class Outcome:
     asked: tuple[str, ...] = ()
     claims: dict[str, Any] = field(default_factory=dict)
     issuers: Sequence[IssuerReport] = ()
+    clock_difference: float | None = None
     advice: str | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def clock_difference(self) -> float | None:
-        """By how many seconds the issuer's clock is ahead, if it is clear which issuer has issued the token."""
-        return self.issuers[0].clock_difference if len(self.issuers) == 1 else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON; `docs/command-line.md` describes it."""
@@ -223,6 +221,7 @@ class _Verification:
         asking = self._ask_issuers()
         result, reason, cause, summary = self._verify()
         issuers = () if asking is None else asking.result(time.monotonic() + 60.0) or ()
+        difference = issuers[0].clock_difference if len(issuers) == 1 else None
         return Outcome(
             result=result,
             reason=reason,
@@ -231,7 +230,8 @@ class _Verification:
             asked=tuple(map(self._conceal_name, self._names)),
             claims=self._read_claims(),
             issuers=tuple(map(self._conceal_report, issuers)),
-            advice=_advise(result, reason, cause, issuers),
+            clock_difference=difference,
+            advice=_advise(result, reason, cause, issuers, difference),
             problems=problems,
             notes=notes,
         )
@@ -304,21 +304,26 @@ class _Verification:
         return value if is_plain and shown == json.dumps(value) else shown
 
 
-def _advise(result: Result, reason: str | None, cause: Cause | None, issuers: Sequence[IssuerReport]) -> str | None:
+def _advise(
+    result: Result,
+    reason: str | None,
+    cause: Cause | None,
+    issuers: Sequence[IssuerReport],
+    clock_difference: float | None,
+) -> str | None:
     if result == "accepted":
         return None
     if cause is not None:
-        return _advise_about_clocks(reason, issuers) or cause.advice
+        return _advise_about_clocks(reason, clock_difference) or cause.advice
     if any(report.state == "problem" for report in issuers):
         return "Correct the endpoint that the list names; until then, every request fails with 503."
     return "Make sure that this machine can reach the issuer; until then, every request fails with 503."
 
 
-def _advise_about_clocks(reason: str | None, issuers: Sequence[IssuerReport]) -> str | None:
+def _advise_about_clocks(reason: str | None, difference: float | None) -> str | None:
     """Return the advice that follows from the measured clock difference; ``None`` if the clocks are not the cause."""
     from otel_token_relay.verification.endpoints import MIN_CLOCK_DIFFERENCE
 
-    difference = issuers[0].clock_difference if len(issuers) == 1 else None
     if difference is None or reason not in ("expired", "not_yet_valid"):
         return None
     is_ahead, is_behind = difference >= MIN_CLOCK_DIFFERENCE, difference <= -MIN_CLOCK_DIFFERENCE

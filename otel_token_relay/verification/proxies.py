@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from otel_token_relay.origin import Origin, normalize_host
+from otel_token_relay.origin import Origin, address_of, normalize_host
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -68,7 +68,7 @@ def is_excluded(host: str, port: int, no_proxy: str) -> bool:
 def _covers(entry: str, host: str, port: int) -> bool:
     if entry == "*":
         return True
-    address = _address(host)
+    address = address_of(host)
     if "/" in entry:
         try:
             return address is not None and address in ip_network(entry, strict=False)
@@ -91,13 +91,6 @@ def _split_port(entry: str) -> tuple[str, str | None]:
         name, _, port = entry.partition(":")
         return name, port
     return entry, None
-
-
-def _address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
