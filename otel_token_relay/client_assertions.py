@@ -33,10 +33,10 @@ _find_certificate = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTI
 
 
 class SigningKey(NamedTuple):
-    """A private key, with what its signatures contain.
+    """A private key and its properties.
 
     Attributes:
-        key: The key, of a class of cryptography.
+        key: The key, as an object of the package cryptography.
         algorithm: The name of the signature algorithm.
         key_id: The key's own ``kid``; ``None`` for none.
         public: The public key in DER.

@@ -200,12 +200,12 @@ class ClientCredential:
         assertion: A callable that returns an assertion to send as it is.
         assertion_file: A file with an assertion to send as it is, such as a projected token of Kubernetes.
         cert_file: A file with a certificate as PEM. ``private_key_jwt_rfc7523`` names it in the assertions.
-        method: How the credential is sent; ``None`` for what the credential suggests.
-            ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts),
-            ``client_secret_basic_plain`` for servers that do not decode them, or ``client_secret_post``.
-            ``private_key_jwt``: an assertion for the issuer (draft-ietf-oauth-rfc7523bis), or
-            ``private_key_jwt_rfc7523``: one for the endpoint (RFC 7523), as Microsoft Entra requires.
-            ``tls_client_auth``: a TLS client certificate (RFC 8705), which only this credential's endpoints receive.
+        method: How the credential is sent; ``None`` for the default for that kind of credential.
+            ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts), ``client_secret_basic_plain``
+            for servers that do not decode them, or ``client_secret_post``. ``private_key_jwt``: an assertion for the
+            issuer (draft-ietf-oauth-rfc7523bis), or ``private_key_jwt_rfc7523``: one for the endpoint (RFC 7523), as
+            Microsoft Entra requires. ``tls_client_auth``: a TLS client certificate (RFC 8705), which only this
+            credential's endpoints receive.
 
     Raises:
         ConfigurationError: The client ID is empty, or the parts contradict each other; the error names one of them.
@@ -250,7 +250,7 @@ class ClientCredential:
             endpoint: The URL.
 
         Raises:
-            ConfigurationError: The method requires something else.
+            ConfigurationError: The method cannot be used with this issuer or endpoint.
         """
         if self.method == "private_key_jwt" and not _is_audience(issuer):
             raise ConfigurationError(
@@ -262,7 +262,7 @@ class ClientCredential:
             raise ConfigurationError("client_auth", "tls_client_auth requires an https endpoint")
 
     def authenticate(self, issuer: str | None, endpoint: str) -> Authentication:
-        """Return what a request must contain. Each call may read files, and returns a new assertion.
+        """Return what a request must contain. Each call may read files and returns a new assertion.
 
         Args:
             issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
@@ -387,7 +387,7 @@ def basic_credentials(client_id: str, client_secret: str, *, is_plain: bool = Fa
 
 
 def _problem_with(given: tuple[str, ...]) -> str:
-    """Return why these parts are not a credential."""
+    """Return why these parts do not form a credential."""
     *most, last = (f"client_{name}" for name in given or _PARTS)
     if not given:
         return f"expected one of {', '.join(most)} and {last}"
@@ -408,7 +408,8 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
     It runs in an empty context: a request that it sends must not carry the token of a caller.
 
     Raises:
-        CredentialUnavailable: It raises an exception, whose message may contain a secret, or returns something else.
+        CredentialUnavailable: It raises an exception, whose message may contain a secret, or does not return usable
+            text.
     """
     problem = "did not return usable text"
     try:
@@ -417,7 +418,7 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
             return found
     except Exception as error:
         problem = f"raised {type(error).__name__}"
-    # Raised here, so that the exception of the callable is not attached to this one.
+    # Raised outside the handler, so that the callable's exception is not attached to this one.
     raise CredentialUnavailable(f"the callable in {setting} {problem}")
 
 

@@ -1,7 +1,7 @@
 """Find the entry that differs least from an origin that no entry matches, so that a decision can be explained.
 
-Comparing is pure and costs time for each entry, so `ClosestEntries` remembers the results for a limited number of
-origins. It never raises: an explanation must not affect a request.
+Comparing takes time for each entry, so `ClosestEntries` remembers the results for a limited number of origins. It never
+raises: an explanation must not affect a request.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from otel_token_relay.spelling import resembles
 
 # Origins can come from the network, through redirects.
 _CACHED_ORIGINS: Final = 1024
-# A longer list is compared only up to here: each unlisted origin costs time for each entry, and more for its spelling.
+# Only this many entries are compared: each unlisted origin is compared with each of them, and comparing spellings
+# takes longer.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
-# In shorter names, two edits are no sign of a misspelling.
+# In shorter names, two edits do not indicate a misspelling.
 _MIN_LENGTH: Final = 4
 
 _LOOPBACK: Final = "{} and {} are different origins, even if both are this machine"
@@ -63,7 +64,7 @@ class ClosestEntries:
         try:
             origin = Origin.of(scheme, host, port)
             return None if origin is None else self._remembered(origin)
-        except Exception:  # a client can have been given any object as its target
+        except Exception:  # a client's target may be any object
             return None
 
 
@@ -121,7 +122,7 @@ def _join(*differences: str) -> str:
 def _port_difference(origin: Origin, pattern: OriginPattern) -> str:
     if pattern.port in (ANY_PORT, origin.port):
         return ""
-    # The default port differs whenever the scheme does, which is said already.
+    # The default port differs whenever the scheme does, which the message already says.
     if origin.port == DEFAULT_PORTS[origin.scheme] and pattern.port == DEFAULT_PORTS[pattern.scheme]:
         return ""
     return f"the port differs: {origin.port}, not {pattern.port}"

@@ -29,9 +29,9 @@ FILE_VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
-# A section of the same name for another language is not ours.
+# Sections of the same name for other languages belong to other packages.
 _OTHER_LANGUAGES: Final = frozenset({"cpp", "dotnet", "erlang", "go", "java", "js", "php", "ruby", "rust", "swift"})
-# A file of settings is far smaller.
+# Real configuration files are far smaller.
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 _substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}\n]*))?\}").sub
@@ -57,7 +57,7 @@ class ConfigurationFile(NamedTuple):
     Attributes:
         sections: The places that contain settings, in order of precedence.
         misspelled: The places with a similar name, which have no effect, each with the path that was probably meant.
-        duplicates: The paths of keys that are repeated, one of which leads to the settings.
+        duplicates: The paths of repeated keys that lead to the settings.
         names_propagator: Whether the file switches the relay on.
         problem: Why the file cannot be read; ``None`` if it can.
         is_unknown: Whether the file cannot be read although it may contain settings.

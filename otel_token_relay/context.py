@@ -49,7 +49,7 @@ has_bound: bool = False
 has_served: bool = False
 """Whether this process, or one that it was forked from, has ever served a request.
 
-It has if a server boundary has opened, or if `extract` has read an HTTP request that no boundary serves.
+This becomes true when a server boundary opens, or when `extract` reads an HTTP request that no boundary serves.
 """
 
 
@@ -80,16 +80,16 @@ def bind_not_found(context: Context) -> Context:
 
 
 def is_bound(context: Context) -> bool:
-    """Return whether *context* says for whom code runs: for a caller, even without a token, or for the service."""
+    """Return whether *context* identifies for whom code runs: a caller, even without a token, or the service."""
     return TOKEN_KEY in context or SERVICE_KEY in context
 
 
 def is_unserved(context: Context) -> bool:
     """Return whether *context* belongs to no request, so that the service acts on its own behalf.
 
-    It does in ``with as_service():``, and in a process that has never served a request, unless something is bound: a
-    token, or the absence of one. In a process that serves requests, or that works for one, a context that has been lost
-    does not count.
+    This is the case in ``with as_service():``, and in a process that has never served a request, unless something is
+    bound: a token, or the absence of one. In a process that serves requests, or that works for one, a context
+    without a token is never treated this way, because it may have been lost.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))

@@ -30,7 +30,7 @@ _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 # Characters that must be encoded in a value, including leading and trailing spaces, which parsing would remove.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
-# A variable with a token may be set by mistake.
+# An operator may put a token into the variable by mistake.
 _jwt: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.-]*")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
@@ -214,7 +214,7 @@ def read_destinations(
 
 
 def _mistakes() -> ModuleType:
-    """Import the module that only an invalid entry needs: its regular expressions take 20 ms to compile."""
+    """Import the module that only invalid entries require: its regular expressions take 20 ms to compile."""
     return importlib.import_module("otel_token_relay.entry_mistakes")
 
 

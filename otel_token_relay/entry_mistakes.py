@@ -1,7 +1,7 @@
 """Find out what is wrong with an invalid entry of the list of destinations, and what to write instead.
 
 Parsing is strict and never uses what is repaired here: an invalid entry is skipped. The repaired text appears in the
-message, and its origins are refused to wider entries, because the operator may have intended a stricter entry.
+message, and wider entries do not apply to its origins, because the operator may have intended a stricter entry.
 
 User info is removed before anything else, so no message contains it.
 """
@@ -18,7 +18,7 @@ from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern, address_of
 from otel_token_relay.spelling import resembles
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
-# Names that are not near misses but are used for the same thing elsewhere.
+# Names that other programs use for the same parameters, but that do not resemble ours.
 _SYNONYMS: Final = {
     "aud": "audience",
     "scp": "scope",
@@ -86,7 +86,7 @@ def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
 
     Args:
         entry: The entry.
-        problem: What the parser reports, in case nothing more can be said. It must not contain user info.
+        problem: What the parser reports; used if nothing more specific is found. It must not contain user info.
         is_valid: Whether a text is a valid list of entries. Only valid text is proposed.
     """
     repair = _Repair(entry)
@@ -159,7 +159,7 @@ class _Item:
 
 
 class _Repair:
-    """Read an invalid entry as well as possible.
+    """Read as much of an invalid entry as possible.
 
     Attributes:
         problems: What is wrong, one clause each.

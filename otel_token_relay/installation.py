@@ -138,7 +138,7 @@ def uninstall() -> None:
 
 
 def _undo(installation: _Installation, successor: Runtime | None) -> None:
-    """Undo an installation. With a successor, servers' own hooks stay: every request is served by one of the two."""
+    """Undo an installation. With a successor, the hooks of servers stay, so that one of the two serves each request."""
     runtime.installed = successor
     installation.runtime.relay.close()
     context.before_first_token = None
@@ -235,7 +235,7 @@ def _survives(failure: str) -> Generator[None, None, None]:
 
 
 def _warn_of_unused_settings() -> None:
-    """Warn if there are settings for the relay although it is off, and of problems that no installation has logged."""
+    """Warn if the relay is configured but off, and log the problems that no installation has logged."""
     settings = Settings.load()
     if _installed is None:
         operator_log.follow(settings.log)
@@ -269,7 +269,7 @@ def start_before_servers() -> None:
 
 
 def _prepare_threads() -> None:
-    """Import the module that the first token needs while there are still few threads."""
+    """Import the module that the first token requires while there are still few threads."""
     try:  # a child that is forked during an import would wait for it forever
         load_instrumentor()
     except Exception:

@@ -1,4 +1,4 @@
-"""The trusted issuers, as operators write them, and the rules for their names.
+"""The trusted issuers, as operators configure them, and the rules for their names.
 
 Most issuers are https URLs, whose metadata names their keys. Three kinds differ:
 
@@ -71,7 +71,7 @@ _CLIENT_KEYS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedIssuer:
-    """A trusted issuer, with what belongs to it alone.
+    """A trusted issuer and its own settings.
 
     Attributes:
         issuer: The issuer, exactly as in ``iss``.
@@ -165,7 +165,7 @@ def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
 
 def problem_with_issuer(issuer: object) -> str | None:
-    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether a name has its keys is checked later."""
+    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether its keys can be found is checked later."""
     if not isinstance(issuer, str) or not _is_name(issuer):
         return "expected an https URL or another name without white space, exactly as in the claim iss"
     if "{" in issuer or "}" in issuer:
@@ -256,7 +256,7 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the keys that have a value."""
+    """Return the entry's keys that have a value."""
     for key in entry:
         if key not in known:
             raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint(str(key), known)}")
@@ -276,7 +276,7 @@ def _describe(entry: object, position: int) -> str:
 def problem_with_entry(
     entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
 ) -> str | None:
-    """Return why this valid entry cannot be used beside the other settings, or ``None``.
+    """Return why this valid entry cannot be used with the other settings, or ``None``.
 
     Args:
         entry: The issuer.
@@ -312,7 +312,7 @@ def combine(
     client: ClientCredential | None = None,
     plaintext_hosts: Collection[str] = (),
 ) -> tuple[TrustedIssuer, ...]:
-    """Return the issuers, the only one of which gets the values that are not its own.
+    """Return the issuers. If there is only one, the other arguments complete it.
 
     Raises:
         ConfigurationError: There are several issuers, so it is not clear to which one a value belongs; a name has no

@@ -29,7 +29,7 @@ class Kind:
         read: Converts text; raises `ValueError` with a one-sentence message.
         read_value: Converts a value that is not text; raises `ValueError` in the same way.
         schema: The JSON Schema of the value in a configuration file.
-        is_secret: Whether the value must not be printed, nor be a flag of the launcher.
+        is_secret: Whether the value must be neither printed nor passed as a flag of the launcher.
     """
 
     read: Callable[[str], Any]
@@ -133,7 +133,7 @@ def _read_flag(text: str) -> bool:
 
 
 def _of_type(read: Callable[[str], Any], *types: type) -> Callable[[object], Any]:
-    """Return a function that reads a value of one of these types. A Boolean is not a number, as it is in Python."""
+    """Return a function that reads a value of one of these types. Unlike in Python, a Boolean is not a number."""
     return lambda value: read(str(value) if type(value) in types else "")
 
 

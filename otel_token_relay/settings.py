@@ -70,7 +70,7 @@ _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
-# A bearer token in one of these headers would break the request or make it go elsewhere.
+# A bearer token in one of these headers would break the request or send it elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",

@@ -178,7 +178,7 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return *function*, bound to the current context if that says for whom it runs; see `is_bound`."""
+    """Return *function*, bound to the current context if that identifies for whom the code runs; see `is_bound`."""
     context = otel_context.get_current()
     if not is_bound(context):
         return function

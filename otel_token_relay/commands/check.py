@@ -208,7 +208,7 @@ def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerRepor
 
 
 def _failures(issuers: Iterable[IssuerReport], effect: str) -> Iterator[str]:
-    """Yield a problem for each issuer that responds, but not as it must."""
+    """Yield a problem for each issuer whose response cannot be used."""
     for issuer in issuers:
         if issuer.state == "problem":
             failed = _results([issuer], ("no_response", "problem"))
@@ -225,7 +225,7 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # Of the settings that protect, the strictest value applies, not the first.
+        # For the settings that protect, the strictest value applies, not the first one.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
@@ -266,7 +266,7 @@ def _problems(
 def _problems_of_environment(
     environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
 ) -> Iterator[str]:
-    """Yield what the installed packages make impossible."""
+    """Yield what cannot work with the installed packages."""
     if settings.verify != "off" and (missing := missing_packages()):
         yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
     context = context_problem(environ)

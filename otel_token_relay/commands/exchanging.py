@@ -29,7 +29,7 @@ class Attempt:
     Attributes:
         error: An `ExchangeError`, or ``rejected`` if this service does not accept the caller's token; ``None`` if a
             token was issued.
-        detail: What is wrong, or what is known of the issued token.
+        detail: What is wrong, or what is known about the issued token.
         advice: What to do; ``None`` if a token was issued.
     """
 

@@ -160,7 +160,7 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     """Return why no token is relayed to any destination; ``None`` if the relay is on."""
     context = context_problem(environ)
-    # The other problem of a context, that no package provides it, does not stop the relay.
+    # The other problem, a context that no installed package provides, does not stop the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
     cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)

@@ -257,7 +257,8 @@ class _Verification:
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
         """Ask the token's issuer or, if it is not a trusted one, all of them.
 
-        If the token names no issuer, only introspection can verify it, so none is asked without an endpoint for that.
+        If the token names no issuer, only introspection can verify it, so no issuer is asked unless there is an
+        introspection endpoint.
         """
         from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers

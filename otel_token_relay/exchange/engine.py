@@ -1,4 +1,4 @@
-"""Send requests to one token endpoint: in worker threads, once for equal requests, and with a limit.
+"""Send requests to one token endpoint: in worker threads, only once for equal requests, and limited in number.
 
 The work is written once, as a generator (see `verification.drivers`). Requests run in worker threads, so an event
 loop never blocks, and a slow server delays only the callers that wait for it. Callers that need the same token at the
@@ -83,7 +83,7 @@ class ExchangeEngine:
     """The workers, breaker and cache of one token endpoint. Safe to share between threads, tasks and event loops.
 
     Args:
-        endpoint: Where the endpoint is.
+        endpoint: The token endpoint.
         credential: This service's credential there.
         timeout: The maximum number of seconds for which a call waits.
         max_length: The maximum length of an issued token, in characters.
@@ -178,7 +178,7 @@ class ExchangeEngine:
             future = self._pending.get(job.key)
             is_shared = future is not None
             if future is None:
-                # The exchange that another caller was waiting for may have ended since the last look.
+                # The exchange that another caller was waiting for may have ended since the cache was last checked.
                 if (cached := self._recall(job)) is not None:
                     return cached, "hit"
                 future = self._start(job)

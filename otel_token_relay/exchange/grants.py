@@ -88,5 +88,5 @@ class Request:
         return tuple((name, value) for name, value in parameters if value is not None)
 
     def _entra_scope(self) -> str:
-        """Return the scopes, or all permissions at the audience: Entra knows audiences only as a part of scopes."""
+        """Return the scopes, or all permissions at the audience: Entra accepts audiences only within scopes."""
         return self.scope or f"{self.audience or self.resource or ''}/.default"

@@ -34,7 +34,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
 
-# The reasons whose explanation contains no value from the token.
+# The reasons whose explanations contain no value from the token.
 _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 

@@ -74,7 +74,7 @@ class Expectations:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return printable names as an enumeration, cut to the limits of this module."""
+    """Return the names as a printable list, cut to the limits of this module."""
     names = list(names)
     shown = [shorten(escape(name), MAX_VALUE_LENGTH) for name in names[:MAX_VALUES]]
     return ", ".join([*shown, f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else shown)

@@ -59,7 +59,7 @@ class Rules:
         scope_claims: The names of claims that contain scopes; the token's scopes are those of all of them. A
             dot separates the names of nested members: ``realm_access.roles``.
         audience_claim: The claim that contains the audience, for issuers that do not send ``aud``. A token that
-            has ``aud`` as well must satisfy both. Any other claim than ``aud`` requires the profile ``generic``.
+            has ``aud`` as well must satisfy both. A claim other than ``aud`` requires the profile ``generic``.
     """
 
     audience: tuple[str, ...]
@@ -83,7 +83,7 @@ class Rules:
     @property
     def required_claims(self) -> tuple[str, ...]:
         """The claims that every token must have. The profile ``generic`` also requires ``sub`` or a client."""
-        # Another audience claim than ``aud`` requires the profile ``generic``.
+        # An audience claim other than ``aud`` requires the profile ``generic``.
         return _REQUIRED[self.profile] if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
 
     def find_missing_claim(self, claims: Claims) -> str | None:
@@ -97,7 +97,7 @@ class Rules:
 
 
 def without_nulls(claims: Claims) -> Claims:
-    """Return the members whose value is not null: issuers write null for a value that they do not have."""
+    """Return the members whose value is not null: some issuers send null for a value that they do not have."""
     return {name: value for name, value in claims.items() if value is not None} if None in claims.values() else claims
 
 

@@ -1,4 +1,4 @@
-"""Ask an endpoint of an authorization server, and report what it responds.
+"""Send a request to an endpoint of an authorization server, and report the response.
 
 The texts never quote a response, except for the ``kid`` of keys, and are printable ASCII.
 
@@ -29,7 +29,7 @@ EndpointState = Literal[
     "no_response",
 ]
 
-# ``Date`` has whole seconds, and the response takes time, so a smaller difference cannot be measured.
+# ``Date`` is in whole seconds, and the response takes time, so a smaller difference cannot be measured.
 MIN_CLOCK_DIFFERENCE: Final = 2.0
 
 
@@ -41,7 +41,7 @@ class EndpointReport:
         kind: What the endpoint is for.
         url: Its URL.
         state: Whether it can be used.
-        result: What it responded, or why it did not respond.
+        result: The response in words, or why there was none.
         seconds: How long that took.
         clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if it is
             behind, and ``None`` if the response has no usable ``Date``.
@@ -93,7 +93,7 @@ class Endpoint(NamedTuple):
 def ask(
     endpoint: Endpoint, *, timeout: float, http: HttpClient | None = None, now: Clock = time.time
 ) -> EndpointReport:
-    """Ask one endpoint. Never raises `FetchFailed`.
+    """Send a request to one endpoint. Never raises `FetchFailed`.
 
     Args:
         endpoint: The endpoint. Its URL must be one that the client accepts.
@@ -133,7 +133,7 @@ def problem_with_status(response: Response) -> str | None:
 
 
 def read_clock_difference(response: Response, at: float) -> float | None:
-    """Return by how many seconds the server's clock was ahead of ours, or ``None`` if the response does not say.
+    """Return by how many seconds the server's clock was ahead of ours, or ``None`` if that is not known.
 
     Args:
         response: A response with the headers ``Date`` and, if it comes from a cache, ``Age``.

@@ -5,7 +5,7 @@
 passes through `concealment`. The explanation never contains the token or its signature.
 
 A token may also be rejected because of an introspection response, which this module does not see. If the token
-itself satisfies the rule that failed, the explanation says so and contains no values.
+itself satisfies the rule that failed, the explanation states this and contains no values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ask each issuer for its metadata, its keys and about a token, as the verifier would, and report what it responds.
+"""Fetch each issuer's metadata and keys and look up a token, as the verifier would, and report the responses.
 
 Everything ends within *timeout* seconds: all issuers are asked in parallel, in threads that are abandoned at the
 deadline, because a name lookup cannot be canceled.
@@ -35,7 +35,7 @@ from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
 
 DEFAULT_TIMEOUT: Final = 4.0
-# The time in which a thread reports what has arrived, before it is abandoned.
+# The number of seconds in which a thread must report its results before it is abandoned.
 _REPORTING_SECONDS: Final = 0.2
 _MAX_KEYS: Final = 5
 _MAX_KID_LENGTH: Final = 100
@@ -97,11 +97,11 @@ def ask_issuers(
         issuers: The trusted issuers; empty if tokens are verified by introspection alone.
         algorithms: The accepted algorithms.
         jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
-        introspection_endpoint: The introspection endpoint of the only issuer, or of none. It is asked about a random
-            token.
+        introspection_endpoint: The introspection endpoint of the only issuer or, without issuers, of all tokens. A
+            random token is looked up there.
         client: This service's credential there.
         jwks_token_file: A file with the token with which the only issuer's keys are fetched; see `KeyCredential`.
-        timeout: The maximum number of seconds for everything. The verifier has the same.
+        timeout: The maximum number of seconds for all requests together. The default is that of the verifier.
         http: Sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
 
@@ -158,7 +158,7 @@ class InThread(Generic[_Result]):
         self._thread.start()
 
     def result(self, deadline: float) -> _Result | None:
-        """Wait for the result until *deadline* on the monotonic clock; return ``None`` without one."""
+        """Wait for the result until *deadline* on the monotonic clock; return ``None`` if there is none."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._result
 
@@ -238,7 +238,7 @@ class _Inquiry:
         return IssuerReport(issuer=self._name, endpoints=tuple(endpoints))
 
     def _fetch(self, endpoint: Endpoint) -> EndpointReport:
-        """Ask with the token for metadata and keys, if the issuer needs one."""
+        """Send a request with the token for metadata and keys, if the issuer requires one."""
         try:
             authorization = KeyCredential.of(self.issuer).header_for(endpoint.url)
         except FetchFailed as error:

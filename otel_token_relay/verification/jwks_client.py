@@ -112,7 +112,7 @@ class KeySource:
         http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        # An issuer whose keys are found by other means is only a name, and nothing is fetched from it.
+        # If the key set's URL is configured, the issuer is only a name, and nothing is fetched from it.
         self._http = shared_client() if http is None else http
         self.issuer: str = issuer if jwks_uri is not None else check_issuer(issuer, self._http.plaintext_hosts)
         self._algorithms = algorithms

@@ -1,6 +1,6 @@
-"""Name what is malformed in a token. Pure: no I/O and no clock.
+"""Describe what is malformed in a token. Pure: no I/O and no clock.
 
-No description contains any part of the token. It may name a position, a number, or a kind of character.
+No description contains any part of the token. It may mention a position, a number, or a kind of character.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _find_foreign_characters(token: str) -> tuple[str, str] | None:
 
 
 def _first(*rows: tuple[object, str, str]) -> tuple[str, str] | None:
-    """Return the problem and the advice of the first row that applies."""
+    """Return the problem and the advice from the first row that applies."""
     return next(((problem, advice) for applies, problem, advice in rows if applies), None)
 
 

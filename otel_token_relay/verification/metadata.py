@@ -15,7 +15,7 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import TENANT, is_issuer
 from otel_token_relay.origin import Origin, is_trustworthy
 
-# How Microsoft Entra writes the tenant in metadata and in the member ``issuer`` of its keys.
+# The placeholder for the tenant in Microsoft Entra's metadata and in the member ``issuer`` of its keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
 # How long keys stay fresh if the response specifies no time, and the bounds for a time that it specifies.
@@ -94,7 +94,8 @@ def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:
     named = document.get("issuer")
     if not isinstance(named, str):
         return "the document does not name an issuer"
-    # The endpoint for any tenant names no tenant (Microsoft: OpenID Connect on the Microsoft identity platform).
+    # The metadata of the endpoint for any tenant contains a placeholder (Microsoft: OpenID Connect on the Microsoft
+    # identity platform).
     if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
         return "the document names another issuer" + (f" ({difference})" if difference else "")

@@ -23,7 +23,7 @@ class Proxy(NamedTuple):
     """A proxy.
 
     Attributes:
-        scheme: ``http``, or ``https`` if the proxy is spoken to over TLS.
+        scheme: ``http``, or ``https`` if connections to the proxy use TLS.
         host: The host name or address, without brackets.
         port: The port.
         headers: The headers of the CONNECT request, which may contain the proxy's password.
@@ -53,7 +53,7 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
 
 
 def is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether *no_proxy* contains the host, and so requests to it use no proxy.
+    """Return whether *no_proxy* contains the host, so that requests to it use no proxy.
 
     Args:
         host: The host in the form that `Origin` stores.
@@ -94,7 +94,7 @@ def _split_port(entry: str) -> tuple[str, str | None]:
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
-    # An empty variable in lower case switches off the one in upper case.
+    # An empty variable in lower case overrides the one in upper case.
     return (environ[name] if name in environ else environ.get(name.upper(), "")).strip()
 
 

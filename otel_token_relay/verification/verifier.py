@@ -127,7 +127,8 @@ class VerifiedToken:
         """The subject, or ``client:`` and the client for a machine's token without ``sub``. Never another identity.
 
         A subject that itself begins with ``client:`` or ``subject:`` is preceded by ``subject:``. The identity is empty
-        if a token without ``sub`` has claims of a user: the client acts for many users, and which one is not known.
+        if a token without ``sub`` has claims of a user: the client acts for many users, and it is not known for which
+        one.
         """
         subject = self.subject
         if subject is not None:
@@ -166,14 +167,14 @@ class VerifierCore:
             JWTs are verified first. A response is reused for at most 60 seconds.
         client_id: The client ID with which this service identifies itself to the introspection endpoint.
         client_secret: This service's client secret at the introspection endpoint, or a callable that returns it.
-            Instead, there may be one of the next arguments; see `ClientCredential`.
+            One of the following arguments can replace it; see `ClientCredential`.
         client_secret_file: A file that contains the secret.
         client_key_file: A file with the private key that signs this service's assertions.
         client_key_id: The ``kid`` of the assertions.
         client_assertion: A callable that returns an assertion to send as it is.
         client_assertion_file: A file with an assertion to send as it is.
         client_cert_file: A file with a certificate.
-        client_auth: How the credential is sent; ``None`` for what the credential suggests.
+        client_auth: How the credential is sent; ``None`` for the default for that kind of credential.
         audience_claim: The claim that contains the audience, if the issuer does not send ``aud``. Requires the
             profile ``generic`` and at most one issuer.
         tenants: The accepted tenants of Microsoft Entra; empty for any.
@@ -200,7 +201,7 @@ class VerifierCore:
         TypeError: An argument does not exist; the error names the one that was probably meant.
     """
 
-    # It accepts any argument, to explain a wrong one.
+    # It accepts any argument so that it can explain a wrong one.
     def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
