@@ -566,7 +566,8 @@ class Settings:
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
             effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
             problems.append(
-                f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until then, {effect}"
+                f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
+                f" {effect}"
             )
         loaded = replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
         _set(loaded, "given", frozenset(merged.values))
@@ -753,7 +754,9 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     found = {entry: problem_with_entry(entry, values.get("jwks_uri"), plaintext_hosts) for entry in issuers}
     useless = [entry for entry, problem in found.items() if problem is not None]
     name = VARIABLES["issuers"].name
-    problems += [f"{name}: {entry}: {found[entry]}; until then, its tokens are refused" for entry in useless]
+    problems += [
+        f"{name}: {entry}: {found[entry]}; until this is corrected, its tokens are refused" for entry in useless
+    ]
     if not useless and "issuers" not in merged.invalid:
         return replaced
     if any(values.get(name) for name in (*ENDPOINTS, "jwks_token_file")):
@@ -761,7 +764,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
     if credential:
         names = ", ".join(VARIABLES[name].name for name in credential)
-        problems.append(f"{names}: it is not clear to which issuer the credential belongs; until then, it is not used")
+        problems.append(f"{names}: it is not clear to which issuer the credential belongs, so it is not used")
         replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 

@@ -268,8 +268,8 @@ class _Result:
         """Print the decision first, then the reason for it and what to do."""
         reason = self._reason
         off = "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
-        verdict = _verdict(reason) if self.relay_problem is None else f"withheld: {off}"
-        print(emphasize(escape(f"{verdict} ({self.url.shown})" if with_url else verdict)))
+        headline = _verdict(reason) if self.relay_problem is None else f"withheld: {off}"
+        print(emphasize(escape(f"{headline} ({self.url.shown})" if with_url else headline)))
         if self.relay_problem is None:
             say(_MEANINGS.get(reason) or _plain(reason.meaning), indent=2)
             if self.attempt is not None:

@@ -23,7 +23,7 @@ _NOT_ENCRYPTED: Final = (
     " audience."
 )
 _PASS_TOKEN_ALONE: Final = "Pass the token alone, as it follows 'Authorization: Bearer '."
-_COPY_AGAIN: Final = "Copy the whole token again: it was probably cut or changed on the way."
+_COPY_AGAIN: Final = "Copy the whole token again: it was probably truncated or changed."
 _REMOVE: Final = "Remove them: a token is one word of ASCII characters."
 _ENCODE: Final = "The issuer must encode it as base64url"
 _OMIT: Final = "The issuer must omit this member."
@@ -73,7 +73,7 @@ def _find_foreign_characters(token: str) -> tuple[str, str] | None:
         (has_control_character(token), "it contains control characters", _REMOVE),
         (not token.isascii(), "it contains characters that are not ASCII", _REMOVE),
         ("%" in token, "it contains percent signs", "Decode it: it is encoded as in a URL."),
-        (not is_b64token(token), "it contains characters that no token contains", _COPY_AGAIN),
+        (not is_b64token(token), "it contains characters that are not allowed in a token", _COPY_AGAIN),
     )
 
 
