@@ -17,12 +17,15 @@ class Authenticator(Protocol):
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Return the error response, or ``None`` to accept the request, whose token is then marked as verified."""
+        ...
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         """Do the same as `check` without blocking the event loop."""
+        ...
 
     def prepare(self) -> None:
         """Do the first check's setup in advance, outside any request; see `Runtime.prepare`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

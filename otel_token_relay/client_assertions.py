@@ -94,7 +94,8 @@ def parse_certificate(content: bytes) -> Certificate:
         public = _public_bytes(x509.load_der_x509_certificate(encoded).public_key())
     except Exception:  # the kinds of exceptions differ between versions, and may quote the content
         raise FileUnusable("contains a certificate that cannot be read") from None
-    return Certificate(_b64url(hashlib.sha256(encoded).digest()), public)
+    thumbprint = base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).rstrip(b"=").decode("ascii")
+    return Certificate(thumbprint, public)
 
 
 def sign_assertion(
@@ -221,7 +222,3 @@ def _public_bytes(key: Any) -> bytes:
 
     found: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return found
-
-
-def _b64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")

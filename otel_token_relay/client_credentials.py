@@ -252,7 +252,8 @@ class ClientCredential:
         Raises:
             ConfigurationError: The method cannot be used with this issuer or endpoint.
         """
-        if self.method == "private_key_jwt" and not _is_audience(issuer):
+        # The name of an issuer with many tenants is a pattern.
+        if self.method == "private_key_jwt" and (issuer is None or "{" in issuer):
             raise ConfigurationError(
                 "client_auth",
                 "private_key_jwt requires exactly one issuer, for which the assertion is meant; without one, use"
@@ -441,8 +442,3 @@ def _identify(client_id: str, assertion: str) -> Authentication:
         ("client_assertion", assertion),
     )
     return Authentication(form=members)
-
-
-def _is_audience(issuer: str | None) -> bool:
-    # The name of an issuer with many tenants is a pattern.
-    return issuer is not None and "{" not in issuer

@@ -31,6 +31,7 @@ class Hook(Hashable, Protocol):
     @property
     def module(self) -> str:
         """The module's full name."""
+        ...
 
 
 HookT = TypeVar("HookT", bound=Hook)

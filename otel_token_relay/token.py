@@ -91,13 +91,16 @@ class Verification(Protocol):
     @property
     def claims(self) -> Mapping[str, object]:
         """The verified claims, as a read-only mapping."""
+        ...
 
     @property
     def expires_at(self) -> float | None:
         """When the token expires, in seconds since the epoch; ``None`` if unknown."""
+        ...
 
     def is_still_valid(self) -> bool:
         """Return ``False`` if the token has been revoked since it was verified. This neither blocks nor raises."""
+        ...
 
 
 @final

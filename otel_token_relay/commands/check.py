@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_token_relay.client_credentials import ClientCredential, CredentialUnavailable
 from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM
@@ -90,7 +90,7 @@ class Report:
     settings: list[Setting] = field(default_factory=list)
     issuers: list[IssuerReport] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON; `docs/command-line.md` describes it."""
         return asdict(replace(self, issuers=[])) | {"issuers": [issuer.as_dict() for issuer in self.issuers]}
 

@@ -43,6 +43,7 @@ class Verifier(Protocol):
 
     def verify(self, token: str) -> VerifiedToken | Awaitable[VerifiedToken]:
         """Return the verified token, or raise `TokenRejected` or `KeysUnavailable`."""
+        ...
 
 
 class AuthenticatorOptions(TypedDict, total=False):

@@ -88,12 +88,10 @@ class Rules:
 
     def find_missing_claim(self, claims: Claims) -> str | None:
         """Return the first required claim that a token does not have; ``None`` if it has all of them."""
-        for name in self.required_claims:
-            if look_up(claims, name)[1] is None:
-                return name
-        if self.profile == "generic" and "sub" not in claims and not any(name in claims for name in CLIENT_NAMES):
+        missing = next((name for name in self.required_claims if look_up(claims, name)[1] is None), None)
+        if missing is None and self.profile == "generic" and not any(name in claims for name in ("sub", *CLIENT_NAMES)):
             return "sub"
-        return None
+        return missing
 
 
 def without_nulls(claims: Claims) -> Claims:

@@ -75,12 +75,9 @@ def _covers(entry: str, host: str, port: int) -> bool:
         except ValueError:
             return False
     name, wanted = _split_port(entry)
-    if wanted is not None and wanted != str(port):
-        return False
     name = normalize_host(name.removeprefix("*").lstrip(".")) or ""
-    if not name:
-        return False
-    return host == name or (address is None and host.endswith(f".{name}"))
+    is_covered = host == name or (address is None and host.endswith(f".{name}"))
+    return name != "" and wanted in (None, str(port)) and is_covered
 
 
 def _split_port(entry: str) -> tuple[str, str | None]:
