@@ -81,8 +81,7 @@ class _Mapping(dict[Any, Any]):
         pairs = list(pairs)
         found = cls(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            found.duplicates = _repeated(keys)
+            found.duplicates = _repeated(key for key, _ in pairs)
         return found
 
 
@@ -149,8 +148,7 @@ def _parse(content: bytes, suffix: str) -> object:
     def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
         found = _Mapping()
         yield found  # before its values, because they may refer to it
-        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        names = [parser.construct_object(key) for key in keys]
+        names = [parser.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         found.update(parser.construct_mapping(node))
         found.duplicates = _repeated(names)
 

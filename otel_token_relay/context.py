@@ -120,7 +120,12 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
     """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
-    _notify(token_watchers, token, otel_context.get_current() if context is None else context)
+    # Written out, because this runs for every request.
+    for watch in token_watchers:
+        try:
+            watch(token, otel_context.get_current() if context is None else context)
+        except Exception:  # the request continues
+            _logger.debug("a token could not be announced", exc_info=True)
 
 
 def announce_obtained(token: BearerToken) -> None:

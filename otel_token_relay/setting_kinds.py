@@ -76,10 +76,6 @@ def _read_strings(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items)
 
 
-def _read_entries(value: object) -> tuple[str, ...]:
-    return tuple(_entry(index, item) for index, item in enumerate(_items(value)))
-
-
 # The parameters of an entry by their keys in a file.
 _PARAMETERS: Final[Mapping[str, str]] = {field_of(name): name for name in TEXT_PARAMETERS}
 
@@ -164,7 +160,7 @@ COUNT: Final = Kind(_read_count, _of_type(_read_count, int), {"oneOf": [{"type":
 FLAG: Final = Kind(_read_flag, _of_type(_read_flag, bool), {"oneOf": [{"type": "boolean"}, _STRING]})
 ENTRIES: Final = Kind(
     split_entries,
-    _read_entries,
+    lambda value: tuple(_entry(index, item) for index, item in enumerate(_items(value))),
     {
         "oneOf": [
             _STRING,

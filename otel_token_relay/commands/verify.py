@@ -162,10 +162,9 @@ class Outcome:
     def _print_claims(self) -> None:
         if not self.asked or self.result == "not_configured":
             return
-        indent = 2
+        indent = 2 if self.result == "accepted" else 4
         if self.result != "accepted":
             say("unverified claims:", indent=2)
-            indent = 4
         for name in self.asked:
             value = self.claims.get(name, "(absent)")
             say(f"{name}: {value if isinstance(value, str) else json.dumps(value)}", indent=indent)

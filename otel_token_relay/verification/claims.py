@@ -88,10 +88,12 @@ class Rules:
 
     def find_missing_claim(self, claims: Claims) -> str | None:
         """Return the first required claim that a token does not have; ``None`` if it has all of them."""
-        missing = next((name for name in self.required_claims if look_up(claims, name)[1] is None), None)
-        if missing is None and self.profile == "generic" and not any(name in claims for name in ("sub", *CLIENT_NAMES)):
+        for name in self.required_claims:
+            if look_up(claims, name)[1] is None:
+                return name
+        if self.profile == "generic" and "sub" not in claims and not any(name in claims for name in CLIENT_NAMES):
             return "sub"
-        return missing
+        return None
 
 
 def without_nulls(claims: Claims) -> Claims:
@@ -106,8 +108,10 @@ def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
     """
     typ = header.get("typ")
     is_access_token = typ is not None and typ.lower() in _ACCESS_TOKEN_TYPES
-    is_plain = typ is None or typ.lower() in _PLAIN_TYPES
-    is_other = not is_plain if profile == "id-token" else not (is_access_token or (is_plain and profile == "generic"))
+    if is_access_token:
+        is_other = profile == "id-token"
+    else:
+        is_other = profile == "rfc9068" or (typ is not None and typ.lower() not in _PLAIN_TYPES)
     if is_other:
         raise TokenRejected("wrong_type", "typ")
     if profile == "rfc9068":

@@ -223,7 +223,12 @@ class _Inquiry:
         if len(metadata) == 1:
             metadata.append(self._wait(*running[1]))
         if jwks_uri is not None:
-            metadata = [_without_need(report) for report in metadata]
+            metadata = [
+                report
+                if report.state == "ok"
+                else replace(report, state="unused", result=f"{report.result}; not needed")
+                for report in metadata
+            ]
         return metadata + keys
 
     def timed_out(self) -> IssuerReport:
@@ -313,12 +318,6 @@ def _read_document(response: Response) -> Claims | str:
         return parse_object(response.body)
     except ValueError as error:
         return f"the response is not a JSON document: {error}"
-
-
-def _without_need(report: EndpointReport) -> EndpointReport:
-    if report.state == "ok":
-        return report
-    return replace(report, state="unused", result=f"{report.result}; not needed")
 
 
 def _enumerate(kind: str, keys: list[str]) -> str:
