@@ -90,7 +90,7 @@ _PARTS: Final = ("secret", "secret_file", "key_file", "assertion", "assertion_fi
 
 
 class Secret:
-    """A secret that shows its value only if asked for it."""
+    """A secret that shows its value only if `reveal` is called."""
 
     __slots__ = ("_value",)
 
@@ -270,7 +270,7 @@ class ClientCredential:
             endpoint: The URL to which the request goes.
 
         Raises:
-            CredentialUnavailable: A file or a callable is not usable now.
+            CredentialUnavailable: A file or a callable cannot be used now.
         """
         if self.method in _SECRET_METHODS:
             return self._with_secret()

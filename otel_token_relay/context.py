@@ -200,7 +200,7 @@ def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, 
 def as_service() -> Generator[None, None, None]:
     """Make the calls in a ``with`` block on the service's own behalf, not on that of a caller.
 
-    Destinations whose entries have ``;without-user=client`` get a token of the service's own. Other destinations get no
+    Destinations whose entries have ``;without-user=client`` get the service's own token. Other destinations get no
     token: the caller's token is hidden. Work that outlives the block may no longer use the service's token.
     """
     lease = Lease()

@@ -49,7 +49,7 @@ class Destination:
         resource: The resource to request in the exchange.
         expect: Audiences that the exchanged token may have instead of the one requested, separated by spaces.
         grant: How to exchange, if it differs from the setting ``exchange_grant``.
-        without_user: ``client`` to send a token of the service's own if no request is served.
+        without_user: ``client`` to send the service's own token if no request is served.
         never: Whether no token is sent there, although a wider entry may match. It excludes the other parameters.
 
     Raises:

@@ -148,7 +148,7 @@ def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] =
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
 
     Raises:
-        ConfigurationError: The URL is neither https, nor on loopback, nor of such a host.
+        ConfigurationError: The URL is neither an https URL nor an http URL on loopback or of such a host.
     """
     if url is not None and (not isinstance(url, str) or not is_trustworthy(url, plaintext_hosts)):
         raise ConfigurationError(setting, _ENDPOINT)

@@ -127,7 +127,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
-    # Without this handler, the hooks and settings would also log to stderr what is printed here.
+    # Without this handler, problems that are printed here would also be logged to stderr.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     report = build_report(environment_of(options.pid), options)
     status = _status(report, options)

@@ -53,7 +53,7 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
     Args:
         settings: The settings, which are complete.
         destination: The entry.
-        value: The caller's token; ``None`` for a token of the service's own.
+        value: The caller's token; ``None`` for the service's own token.
     """
     from otel_token_relay.exchange.advice import ADVICE
 

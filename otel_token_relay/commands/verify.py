@@ -1,6 +1,6 @@
 """``otel-token-relay verify``: read a token from standard input, and report whether this service accepts it.
 
-No output contains the token or a part of it. Values from the token are masked, escaped and cut to a limit.
+No output contains the token or a part of it. Values from the token are masked, escaped and shortened.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Exchanged(NamedTuple):
         until: The time on the monotonic clock, in seconds, until which it may be used.
         expires_at: The time on the wall clock, in seconds since the epoch, at which it must not be used any more;
             ``None`` if unknown.
-        renew_at: The time on the monotonic clock from which a token of the service's own is renewed ahead of time.
+        renew_at: The time on the monotonic clock from which the service's own token is renewed ahead of time.
     """
 
     value: str
@@ -70,7 +70,7 @@ def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
     """Return the cache key. Its parts have fixed lengths, so no two combinations have the same key.
 
     Args:
-        subject: The digest of the caller's token; 32 zero bytes for a token of the service's own.
+        subject: The digest of the caller's token; 32 zero bytes for the service's own token.
         endpoint: `endpoint_hash` of the destination.
         actor: The digest of the service's own token; empty if none is sent.
     """

@@ -65,7 +65,7 @@ class Job(NamedTuple):
     Attributes:
         key: The key in the cache.
         request: What is asked for.
-        subject: The caller's token; ``None`` for a token of the service's own.
+        subject: The caller's token; ``None`` for the service's own token.
         actor: The service's own token, to be named as the actor; ``None`` for none.
     """
 
@@ -147,7 +147,7 @@ class ExchangeEngine:
         Args:
             request: What is asked for.
             hashed: `hash_of` the request.
-            subject: The caller's token; ``None`` for a token of the service's own.
+            subject: The caller's token; ``None`` for the service's own token.
             actor: See `Job`.
         """
         return Job(_key(hashed, subject, actor), request, subject, actor)
@@ -330,10 +330,10 @@ class ExchangeEngine:
         return True
 
     def ask(self, request: Request, timeout: float) -> None:
-        """Send a random token, which the server must refuse, or obtain a token of the service's own. This blocks.
+        """Send a random token, which the server must refuse, or obtain the service's own token. This blocks.
 
         Raises:
-            ExchangeFailed: What the server responds, or why it does not.
+            ExchangeFailed: The server refuses the request, its response cannot be used, or it does not respond.
         """
         subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
         status, members = self._post(request, subject, None, timeout)

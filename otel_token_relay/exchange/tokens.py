@@ -47,7 +47,7 @@ class _Plan(NamedTuple):
 class _Held:
     """A token that a request's other hops may use, and its source: an id alone may be reused for a later object.
 
-    A caller's token can outlive the settings, and so their destinations.
+    A caller's token can outlive the settings and therefore their destinations.
     """
 
     source: DestinationTokens
@@ -228,7 +228,7 @@ class DestinationTokens:
         """Return the engine of the token's own issuer.
 
         Raises:
-            ExchangeFailed: There is none, or it is not clear which one.
+            ExchangeFailed: There is none, or it is not clear which engine that is.
         """
         if self._lone is not None:
             return self._lone
@@ -237,7 +237,7 @@ class DestinationTokens:
             engine = self._engines.get(issuer) or self._engine_of_tenant(issuer, tenant)
         elif len(self._trusted) == 1:
             engine = self._engines.get(self._trusted[0].issuer)
-        else:  # a token of the service's own, or an opaque one, which could belong to any of the issuers
+        else:  # the service's own token, or an opaque one, which could belong to any of the issuers
             engine = None
         if engine is None:
             raise ExchangeFailed("unavailable", "no credential is configured for the token's issuer")

@@ -80,7 +80,10 @@ class Finding(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """An endpoint, and how to examine its response. The last three members are arguments of `HttpClient.fetch`."""
+    """An endpoint and the function that examines its response.
+
+    The last three members are arguments of `HttpClient.fetch`.
+    """
 
     kind: EndpointKind
     url: str

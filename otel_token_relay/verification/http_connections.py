@@ -142,7 +142,7 @@ Connection = _PlainConnection | _TlsConnection
 def build_connection(
     route: Route, tls: ssl.SSLContext | None = None, proxy_tls: ssl.SSLContext | None = None
 ) -> Connection:
-    """Return a connection that is not open yet.
+    """Return a connection that has not been opened yet.
 
     Args:
         route: The target and the client certificate.

@@ -295,7 +295,7 @@ def build_request(
     """Return the form of a request about *token*, and what identifies this service (RFC 7662, section 2.1).
 
     Raises:
-        FetchFailed: The client's credential is not usable now.
+        FetchFailed: The client's credential cannot be used now.
     """
     try:
         identity = Authentication() if client is None else client.authenticate(issuer, endpoint)

@@ -124,7 +124,7 @@ class VerifiedToken:
 
     @property
     def identity(self) -> str:
-        """The subject, or ``client:`` and the client for a machine's token without ``sub``. Never another identity.
+        """The subject, or ``client:`` and the client for a machine's token without ``sub``. Nothing else is used.
 
         A subject that itself begins with ``client:`` or ``subject:`` is preceded by ``subject:``. The identity is empty
         if a token without ``sub`` has claims of a user: the client acts for many users, and it is not known for which
