@@ -38,7 +38,7 @@ from otel_token_relay.issuers import (
     problem_with_entry,
     read_issuers,
 )
-from otel_token_relay.origin import Origin, OriginPattern, is_trustworthy
+from otel_token_relay.origin import Origin, OriginPattern, is_listed, is_trustworthy
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.setting_kinds import (
     COUNT,
@@ -70,7 +70,7 @@ _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
-# A bearer token in one of these headers would break the request or make it go elsewhere.
+# A bearer token in one of these headers would break the request or send it elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -504,7 +504,7 @@ class Settings:
         settings = object.__new__(cls)
         # `dataclasses.replace` passes every field, so then only those that differ from the defaults count.
         is_copy = VARIABLES.keys() <= values.keys()
-        _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _default_of(n)))
+        _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _DEFAULTS.get(n)))
         return settings
 
     def __post_init__(self) -> None:
@@ -566,7 +566,8 @@ class Settings:
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
             effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
             problems.append(
-                f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until then, {effect}"
+                f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
+                f" {effect}"
             )
         loaded = replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
         _set(loaded, "given", frozenset(merged.values))
@@ -702,15 +703,11 @@ class Settings:
                     found.append(f"{destination} excludes one port only, and a wider entry relays to its other ports")
             elif pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
-            elif pattern.scheme == "http" and not pattern.is_loopback and not self._is_plaintext(pattern):
+            elif pattern.scheme == "http" and not pattern.is_loopback and not is_listed(pattern, self.plaintext_hosts):
                 found.append(
                     f"the destination {pattern} sends tokens unencrypted; this is safe only behind a mesh sidecar"
                 )
         return tuple(found)
-
-    def _is_plaintext(self, pattern: OriginPattern) -> bool:
-        port = "*" if pattern.port is None else pattern.port
-        return pattern.host in self.plaintext_hosts or f"{pattern.host}:{port}" in self.plaintext_hosts
 
 
 VARIABLES: Final[Mapping[str, Variable]] = {
@@ -730,8 +727,7 @@ def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
     return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
 
-def _default_of(name: str) -> object:
-    return next((f.default for f in fields(Settings) if f.name == name), None)
+_DEFAULTS: Final = {f.name: f.default for f in fields(Settings)}
 
 
 RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
@@ -758,7 +754,9 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     found = {entry: problem_with_entry(entry, values.get("jwks_uri"), plaintext_hosts) for entry in issuers}
     useless = [entry for entry, problem in found.items() if problem is not None]
     name = VARIABLES["issuers"].name
-    problems += [f"{name}: {entry}: {found[entry]}; until then, its tokens are refused" for entry in useless]
+    problems += [
+        f"{name}: {entry}: {found[entry]}; until this is corrected, its tokens are refused" for entry in useless
+    ]
     if not useless and "issuers" not in merged.invalid:
         return replaced
     if any(values.get(name) for name in (*ENDPOINTS, "jwks_token_file")):
@@ -766,7 +764,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
     if credential:
         names = ", ".join(VARIABLES[name].name for name in credential)
-        problems.append(f"{names}: it is not clear to which issuer the credential belongs; until then, it is not used")
+        problems.append(f"{names}: it is not clear to which issuer the credential belongs, so it is not used")
         replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
@@ -906,11 +904,7 @@ def is_exclusion(text: str) -> bool:
 
 
 def _is_host(text: str) -> bool:
-    try:
-        OriginPattern.parse(f"http://{text}")
-    except ValueError:
-        return False
-    return "*" not in text and text == text.lower()
+    return OriginPattern.find(f"http://{text}") is not None and "*" not in text and text == text.lower()
 
 
 def _is_pair(text: str) -> bool:

@@ -78,7 +78,7 @@ def installed_libraries() -> list[Library]:
 
 
 def try_hooks() -> list[Library]:
-    """Import every installed library that has hooks, and return whether the hooks were applied.
+    """Import every installed library that has hooks, and return for each whether its hooks were applied.
 
     The caller must have installed the hooks.
     """
@@ -129,7 +129,8 @@ def version_of(distribution: str) -> str | None:
 def has_module(name: str) -> bool:
     """Return whether a module is installed, without importing its package."""
     root, *rest = name.split(".")
-    # Other finders may react to being asked, as ours does, which starts verification before a server is imported.
+    # Other finders may have side effects, as this package's own has: it starts verification before a server is
+    # imported.
     spec = None if root in sys.modules and not sys.modules[root] else PathFinder.find_spec(root)
     if spec is None or not rest:
         return spec is not None
@@ -140,7 +141,7 @@ def has_module(name: str) -> bool:
     return False
 
 
-# The packages that verification needs, by the name of their module.
+# The packages that verification requires, by module.
 _TO_VERIFY: Final = {"jwt": "PyJWT", "urllib3": "urllib3"}
 
 

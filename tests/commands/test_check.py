@@ -314,7 +314,7 @@ def test_a_process_that_cannot_be_read_is_a_usage_error(pid: str) -> None:
     status, output = run("check", "--pid", pid)
 
     assert status == 2
-    assert output.startswith(f"otel-token-relay check: process {pid} does not exist")
+    assert output.startswith(f"otel-token-relay check: error: process {pid} does not exist")
 
 
 @pytest.mark.parametrize("columns", ["40", "100"])
