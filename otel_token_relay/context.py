@@ -44,6 +44,10 @@ verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 
+# A context forbids changes of itself, but a copy that no other code has seen may still be changed. Every request makes
+# several of these copies, and combining two dictionaries would copy each context twice.
+_set: Final = dict.__setitem__
+
 has_bound: bool = False
 """Whether this process has ever bound a token, or ``None`` in place of one."""
 has_served: bool = False
@@ -67,9 +71,11 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 
 def bind(token: BearerToken | None, context: Context) -> Context:
     """Return a copy of *context* with *token*, without announcing the token."""
-    if NOT_FOUND_KEY in context:
-        return Context(context | {TOKEN_KEY: token, NOT_FOUND_KEY: False})
-    return Context(context | {TOKEN_KEY: token})
+    bound = Context(context)
+    _set(bound, TOKEN_KEY, token)
+    if NOT_FOUND_KEY in bound:
+        _set(bound, NOT_FOUND_KEY, False)
+    return bound
 
 
 def bind_not_found(context: Context) -> Context:
