@@ -61,12 +61,14 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
     """Return a context with *token*, or without any token if *token* is ``None``, even if *context* has one."""
     global has_bound
     has_bound = True
+    if context is None:
+        context = get_current()
     if token is not None:
         if (prepare := before_first_token) is not None:
             prepare()
         if token_watchers:
             announce(token, context)
-    return bind(token, get_current() if context is None else context)
+    return bind(token, context)
 
 
 def bind(token: BearerToken | None, context: Context) -> Context:
@@ -130,9 +132,11 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
     """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
+    if context is None:
+        context = get_current()
     for watch in token_watchers:
         try:
-            watch(token, otel_context.get_current() if context is None else context)
+            watch(token, context)
         except Exception:  # the request continues
             _logger.debug("a token could not be announced", exc_info=True)
 
