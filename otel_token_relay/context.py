@@ -44,6 +44,10 @@ verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 
+# A context forbids changes of itself, but a copy that no other code has seen may still be changed. Every request makes
+# several of these copies, and combining two dictionaries would copy each context twice.
+_set: Final = dict.__setitem__
+
 has_bound: bool = False
 """Whether this process has ever bound a token, or ``None`` in place of one."""
 has_served: bool = False
@@ -57,19 +61,23 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
     """Return a context with *token*, or without any token if *token* is ``None``, even if *context* has one."""
     global has_bound
     has_bound = True
+    if context is None:
+        context = get_current()
     if token is not None:
         if (prepare := before_first_token) is not None:
             prepare()
         if token_watchers:
             announce(token, context)
-    return bind(token, get_current() if context is None else context)
+    return bind(token, context)
 
 
 def bind(token: BearerToken | None, context: Context) -> Context:
     """Return a copy of *context* with *token*, without announcing the token."""
-    if NOT_FOUND_KEY in context:
-        return Context(context | {TOKEN_KEY: token, NOT_FOUND_KEY: False})
-    return Context(context | {TOKEN_KEY: token})
+    bound = Context(context)
+    _set(bound, TOKEN_KEY, token)
+    if NOT_FOUND_KEY in bound:
+        _set(bound, NOT_FOUND_KEY, False)
+    return bound
 
 
 def bind_not_found(context: Context) -> Context:
@@ -120,10 +128,12 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
     """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
+    if context is None:
+        context = get_current()
     # Written out, because this runs for every request.
     for watch in token_watchers:
         try:
-            watch(token, otel_context.get_current() if context is None else context)
+            watch(token, context)
         except Exception:  # the request continues
             _logger.debug("a token could not be announced", exc_info=True)
 
