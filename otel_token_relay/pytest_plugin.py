@@ -32,11 +32,19 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    """Use the fixture in each test function that has the marker, or whose class or module has it."""
+    if collector.istestfunction(obj, name):
+        own: list[pytest.Mark] = getattr(obj, "pytestmark", [])
+        if collector.get_closest_marker(_MARKER) is not None or any(mark.name == _MARKER for mark in own):
+            pytest.mark.usefixtures(_MARKER)(obj)  # type: ignore[type-var]
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Use the fixture in a test that has the marker, before the test's other fixtures."""
+    """Use the fixture in a test that has the marker in another way, such as in `pytest.param`."""
     names = getattr(item, "fixturenames", None)
     if names is not None and _MARKER not in names and item.get_closest_marker(_MARKER) is not None:
-        item.fixturenames = [_MARKER, *names]  # type: ignore[attr-defined]  # a new list: items share the old one
+        item.fixturenames = [*names, _MARKER]  # type: ignore[attr-defined]  # a new list: items share the old one
 
 
 @pytest.fixture

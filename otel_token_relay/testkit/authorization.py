@@ -12,10 +12,8 @@ import subprocess
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
 from importlib.util import find_spec
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
 
 from otel_token_relay.demo.lifeline import tie
 from otel_token_relay.demo.sign_in import sign_in, sign_out
@@ -80,21 +78,6 @@ class AuthorizationServer:
     def revoke(self, token: BearerToken) -> None:
         """Revoke an access token (RFC 7009), which introspection then reports as inactive."""
         sign_out(self.issuer, token.reveal())
-
-    def rotate_keys(self, *, keep: bool = True) -> None:
-        """Sign with a new key from now on.
-
-        Args:
-            keep: Whether the existing keys stay in the key set, so that existing tokens can still be verified.
-        """
-        connection = HTTPConnection(urlsplit(self.issuer).netloc, timeout=10)
-        try:
-            headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            connection.request("POST", "/keys/rotate", urlencode({"keep": str(keep).lower()}), headers)
-            if connection.getresponse().status != 200:
-                raise RuntimeError("the authorization server did not rotate its keys")
-        finally:
-            connection.close()
 
     def __repr__(self) -> str:
         return f"<AuthorizationServer {self.issuer}>"

@@ -127,7 +127,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
             sent.shown.headers[current.settings.header] = value
         response = respond(sent.shown)
     except Exception as error:
-        if getattr(error, "request", None) is sent.shown:
+        if sent.shown is not request and getattr(error, "request", None) is not None:
             error.request = request  # type: ignore[attr-defined]  # errors of requests have it
         raise
     finally:
