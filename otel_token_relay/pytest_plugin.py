@@ -37,7 +37,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
     if collector.istestfunction(obj, name):
         own: list[pytest.Mark] = getattr(obj, "pytestmark", [])
         if collector.get_closest_marker(_MARKER) is not None or any(mark.name == _MARKER for mark in own):
-            pytest.mark.usefixtures(_MARKER)(obj)  # type: ignore[type-var]
+            pytest.mark.usefixtures(_MARKER)(obj)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -51,9 +51,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
     """The relay, installed until the test ends.
 
-    The markers of the test, its class and its module contain fields of `Settings`; the closest one that contains a field
-    takes precedence. Without a marker, the settings are those of the application and the environment. Call the fixture
-    to install other settings: ``token_relay(destinations=[server.url])``.
+    The markers of the test, its class and its module contain fields of `Settings`; the closest one that contains a
+    field takes precedence. Without a marker, the settings are those of the application and the environment. Call the
+    fixture to install other settings: ``token_relay(destinations=[server.url])``.
     """
     if "httpx_mock" in request.fixturenames:
         # pytest-httpx replaces the methods that the relay hooks. The relay must be installed around them.
@@ -63,7 +63,9 @@ def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
     fields: dict[str, Any] = {}
     for marker in request.node.iter_markers(_MARKER):
         if marker.args:
-            raise pytest.UsageError(f"the marker {_MARKER} takes fields of Settings by name, such as destinations=[...]")
+            raise pytest.UsageError(
+                f"the marker {_MARKER} takes fields of Settings by name, such as destinations=[...]"
+            )
         fields = {**marker.kwargs, **fields}
     with installed_relay(**fields) as relay:
         yield relay

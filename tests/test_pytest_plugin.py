@@ -83,7 +83,8 @@ def test_loading_the_plugin_imports_nothing(tmp_path: Path) -> None:
         "    assert pytestconfig.pluginmanager.has_plugin('token_relay')\n"
         "    print(json.dumps([n for n in sys.modules if n.startswith(('opentelemetry', 'otel_token_relay'))]))\n"
     )
-    command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", "-p", "no:xdist", str(tmp_path)]
+    (tmp_path / "pytest.ini").write_text(INI)
+    command = [sys.executable, "-m", "pytest", "-qs", str(tmp_path)]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -1,10 +1,10 @@
 """Make the decision of the relay visible to mocks that replace the place where the relay adds the header.
 
 ``responses`` and ``requests-mock`` respond in the place of a transport adapter of requests, above urllib3, which the
-relay hooks. While `visible_to_mocks` is on, the installed relay decides each request that such a mock receives, by the
-rules of every hop. The mock gets a copy of the request with the header, and the application keeps its own request, which
-has none, as in production. If the mock lets the request pass to the real adapter, that decision is dropped, and the
-hook of urllib3 makes its own.
+relay hooks. Within `visible_to_mocks`, the installed relay decides each request that such a mock receives, by the rules
+of every hop. The mock gets a copy of the request with the header, and the application keeps its own request, which has
+none, as in production. If the mock lets the request pass to the real adapter, that decision is dropped, and the hook of
+urllib3 makes its own.
 
 Only public methods of the libraries are wrapped, and only until the block ends.
 """
@@ -145,7 +145,7 @@ def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
     """Return a copy of the relay that only lists what it would record, and the list."""
     records: list[tuple[Any, ...]] = []
     later = copy.copy(relay)
-    later._record = lambda *record: records.append(record)  # type: ignore[method-assign]
+    later._record = lambda *record: records.append(record)
     return later, records
 
 

@@ -246,7 +246,6 @@ def test_decorated_tests_see_the_header() -> None:
     assert responses.calls[0].request.headers["Authorization"] == SENT
 
 
-@pytest.mark.token_relay()
 def test_the_fixture_of_requests_mock_sees_the_header(requests_mock: requests_mock_library.Mocker) -> None:
     """The header can be a condition of a response."""
     requests_mock.get(LISTED, request_headers={"Authorization": SENT})
