@@ -30,7 +30,7 @@ addopts = -p no:cacheprovider -p no:faker -p no:hypothesispytest -p no:xdist -p 
 
 LISTED = "https://profile-service"
 PRELUDE = f"""
-import pathlib
+import pathlib, unittest
 import pytest, requests, responses
 from otel_token_relay import current_token, use_token
 from otel_token_relay.installation import hook_states
@@ -157,10 +157,18 @@ def test_it(on):
 
 def test_without():
     assert hook_states() == {}
+
+class TestOfUnittest(unittest.TestCase):
+    @pytest.mark.token_relay(destinations=[LISTED])
+    def test_with(self):
+        self.assertTrue(hook_states())
+
+    def test_without(self):
+        self.assertEqual(hook_states(), {})
 """,
     )
 
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(passed=5)
 
 
 def test_wrong_settings_are_errors(suite: pytest.Pytester) -> None:

@@ -39,9 +39,9 @@ class Headers(dict[str, str]):
 class Caller:
     """A user with a token.
 
-    A ``with`` block, or ``async with``, runs like a request of this caller: the installed relay reads the token, verifies
-    it if the settings say so, and ends its lease with the block. A `Caller` can be used for several blocks, also at the
-    same time in several threads or tasks.
+    A ``with`` block, or ``async with``, runs like a request of this caller: the installed relay reads the token,
+    verifies it if the settings say so, and ends its lease with the block. A `Caller` can be used for several blocks,
+    also at the same time in several threads or tasks.
 
     Attributes:
         name: The user.

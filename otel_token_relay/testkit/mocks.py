@@ -138,6 +138,10 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
         current.relay._has_warned |= relay._has_warned
     if sent.shown is not request:
         response.request = request
+        # Mocks add what tests read, such as `params`, to the request, and replace a body that they have read.
+        for name, value in vars(sent.shown).items():
+            if name == "body" or name not in vars(request):
+                setattr(request, name, value)
     return response
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,18 @@ def test_an_explicit_credential_is_left_alone(mock: Mock, recorded_decisions: Re
         "Basic",
     ]
     assert recorded_decisions.reasons(LISTED) == ["explicit_credential"] * 2
+
+
+def test_the_application_gets_what_the_mock_adds_to_its_request() -> None:
+    """`responses` adds parsed parameters to a request, and its recent releases read a body that is a file."""
+    with responses.RequestsMock() as mocked, use_token(TOKEN):
+        mocked.post(LISTED)
+        response = requests.post(LISTED, params={"a": "b"}, data=io.BytesIO(b"content"), timeout=9)
+
+        request: Any = response.request
+        assert request.params == mocked.calls[0].request.params == {"a": "b"}
+        assert request.body is mocked.calls[0].request.body
+        assert "Authorization" not in request.headers
 
 
 def test_each_redirect_is_decided_alone(mock: Mock) -> None:
