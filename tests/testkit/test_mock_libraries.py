@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import requests
 import requests_mock as requests_mock_library
 import responses
 from requests.adapters import HTTPAdapter
 
+from otel_token_relay import use_token
+from otel_token_relay.testing import installed_relay
 from otel_token_relay.testkit import mocks
+
+LISTED = "https://profile-service/me"
+TOKEN = "callers-token"
+SENT = f"Bearer {TOKEN}"
 
 
 def test_nothing_stays_wrapped() -> None:
@@ -30,3 +37,15 @@ def test_a_library_that_cannot_be_wrapped_is_reported(monkeypatch: pytest.Monkey
     monkeypatch.delattr(responses.RequestsMock, "unbound_on_send")
     with pytest.warns(RuntimeWarning, match="mocks of responses do not see the header"), mocks.visible_to_mocks():
         pass
+
+
+def test_mocks_that_started_earlier_see_the_header() -> None:
+    """A mock may start before the relay is installed, and end after it."""
+    with responses.RequestsMock() as mocked:
+        mocked.get(LISTED)
+        with installed_relay(destinations=[LISTED.removesuffix("/me")]), use_token(TOKEN):
+            requests.get(LISTED, timeout=9)
+        with installed_relay(destinations=["https://else.example"]), use_token(TOKEN):
+            requests.get(LISTED, timeout=9)
+
+        assert [call.request.headers.get("Authorization") for call in mocked.calls] == [SENT, None]

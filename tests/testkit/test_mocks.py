@@ -269,18 +269,6 @@ def test_the_fixture_of_requests_mock_sees_the_header(requests_mock: requests_mo
     assert requests_mock.last_request.headers["Authorization"] == SENT
 
 
-def test_mocks_that_started_earlier_see_the_header() -> None:
-    """A mock may start before the relay is installed, and end after it."""
-    with responses.RequestsMock() as mocked:
-        mocked.get(LISTED)
-        with installed_relay(destinations=[LISTED.removesuffix("/me")]), use_token(TOKEN):
-            requests.get(LISTED, timeout=9)
-        with installed_relay(destinations=["https://else.example"]), use_token(TOKEN):
-            requests.get(LISTED, timeout=9)
-
-        assert [call.request.headers.get("Authorization") for call in mocked.calls] == [SENT, None]
-
-
 # httpx
 
 
