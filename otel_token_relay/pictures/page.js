@@ -10,8 +10,9 @@ const LABELS = {
   incoming: ["request", "a request from outside this recording"],
   undecided: ["no decision", "the span has none: the relay was off, or did not see the call"],
 };
-// More lanes than this have no names above them.
+// More lanes than this have no names above them, and more than that have no lines, which would fill the picture.
 const FEW = 6;
+const MANY = 24;
 
 function add(parent, name, className, text) {
   const element = document.createElement(name);
@@ -43,7 +44,7 @@ function drawTip(picture, at, direction, outcome) {
 function drawArrow(parent, lanes, hop) {
   const picture = draw(parent, "svg", {class: "arrow", "aria-hidden": "true", focusable: "false"});
   const center = lane => `${((lanes.indexOf(lane) + 0.5) / lanes.length * 100).toFixed(2)}%`;
-  for (const lane of lanes) {
+  for (const lane of lanes.length <= MANY ? lanes : []) {
     draw(picture, "line", {class: "lane", x1: center(lane), x2: center(lane), y1: "-60%", y2: "160%"});
   }
   if (hop.from === hop.to) {

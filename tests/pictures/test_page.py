@@ -91,7 +91,9 @@ def test_no_text_leaves_the_data(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "token", [make_token(claims()), "gho_16C7e42F292c6912E7710c838347Ae178B4a"], ids=["JWT", "opaque"]
+    "token",
+    [make_token(claims("https://idp.example")), "gho_16C7e42F292c6912E7710c838347Ae178B4a"],
+    ids=["JWT", "opaque"],
 )
 def test_no_token_is_in_the_page(token: str) -> None:
     """A token is masked in every text."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from otel_token_relay.pictures.texts import MAX_LENGTH, clean
 from tests.support.tokens import claims, make_token
 
-TOKEN = make_token(claims())
+TOKEN = make_token(claims("https://idp.example"))
 OPAQUE = "gho_16C7e42F292c6912E7710c838347Ae178B4a"
 
 
