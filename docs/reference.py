@@ -85,7 +85,7 @@ That item may contain settings as well, which apply unless `instrumentation/deve
 A key is the name of a field of `Settings`.
 A list may also be text with commas, as in the variable.
 A destination is text or a mapping of `origin` and its parameters.
-An issuer is text or a mapping of `issuer` and what belongs to this issuer alone: `jwks_uri`, `audience`, `introspection_endpoint`, and `client` with `id`, `auth`, and the parts of one [credential](verification.md#the-credential-of-this-service): `secret`, `secret_file`, `key_file` and `key_id`, `assertion_file`, or `cert_file`.
+An issuer is text or a mapping of `issuer` and what belongs to this issuer alone: `jwks_uri`, `audience`, `introspection_endpoint`, and `client` with `id`, `auth`, and the parts of one [credential](verification-issuers.md#the-credential-of-this-service): `secret`, `secret_file`, `key_file` and `key_id`, `assertion_file`, or `cert_file`.
 With several issuers, `jwks_uri`, `introspection_endpoint` and the credential must be in these mappings, because they belong to one issuer each.
 An empty value, such as a `${{NAME}}` that is not set, leaves the setting unset, except `verify` and `require_verified`, which take their strict value.
 

@@ -478,15 +478,6 @@ def test_table_of_destinations_has_cases() -> None:
     assert len(destination_cases()) > 12
 
 
-def test_destinations_of_the_readme_parse() -> None:
-    """Each entry of the README's short table is valid."""
-    section = README.read_text("utf-8").partition("| entry |")[2].partition("\n\n")[0]
-    entries = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
-
-    assert len(entries) == 6
-    assert all(Destination.parse(entry) for entry in entries)
-
-
 # The generated pages
 
 
