@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import otel_token_relay
+from otel_token_relay import cli
 from otel_token_relay.pictures.runs import build_run
 from otel_token_relay.pictures.spans import read_recording
+from tools import pictures
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
@@ -140,6 +142,9 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
     assert "3 went to billing-service, each with another token for the same user." in output
     assert "third-party was called 8 times and received no token." in output
     assert_shows_the_sample(output)
+    shown = [line.rstrip() for line in pictures.plain(pictures.RECORDING.read_text("utf-8")).splitlines()[1:]]
+    lines = iter(line.rstrip() for line in output.splitlines())
+    assert [line for line in shown if line not in lines] == []  # run tools/pictures.py --record
     assert "✗" not in output
     assert "eyJ" not in output
     assert "\x1b" not in output
@@ -160,6 +165,8 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
         ("user-service", "third-party", "withheld", "destination_not_listed"),
     ]
     assert run.summary() == "24 hops in 4 traces."
+    assert cli.main(["picture", str(tmp_path / "run.json"), "-o", str(tmp_path / "run.html")]) == 0
+    assert "eyJ" not in (tmp_path / "run.html").read_text("ascii")
 
 
 def test_recording_to_a_place_that_cannot_be_written(start, tmp_path):
