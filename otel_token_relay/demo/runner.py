@@ -91,7 +91,7 @@ class Runner:
         # The user and value of every token. None of the tokens may appear in the services' output.
         self._known: list[tuple[str, str]] = []
         self._calls: list[Call] = []
-        self.has_leaked = False
+        self.has_leaked: bool = False
 
     def run(self) -> int:
         """Run all steps and return the exit status."""

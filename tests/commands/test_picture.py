@@ -26,7 +26,7 @@ def recording(tmp_path: Path) -> str:
 def test_page_goes_to_standard_output_or_to_a_file(
     recording: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without -o, the page is the output; with it, there is no output. Both are the same page."""
+    """Without -o, the page is printed; with it, nothing is printed. Both are the same page."""
     target = tmp_path / "page.html"
 
     assert cli.main(["picture", recording]) == 0
@@ -95,7 +95,7 @@ def test_a_large_file_is_a_usage_error(
 
 
 def test_a_page_that_cannot_be_written(recording: str, tmp_path: Path) -> None:
-    """The exit status is 1, and there is no traceback."""
+    """The exit status is 1, without a traceback."""
     command = [sys.executable, "-m", "otel_token_relay", "picture", recording, "-o", str(tmp_path / "no" / "page.html")]
 
     ran = subprocess.run(command, capture_output=True, text=True)

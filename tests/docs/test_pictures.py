@@ -67,7 +67,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_pictures_are_current() -> None:
-    """Each file is what tools/pictures.py draws, and there is no other file."""
+    """Each file is what tools/pictures.py draws, and no other file exists."""
     assert pictures.main(["--check"]) == 0
     assert [file.stem for file in FILES] == sorted(pictures.PICTURES)
 

@@ -69,7 +69,7 @@ def test_missing_parents() -> None:
 
 
 def test_cycles_are_shown_once() -> None:
-    """Spans that are each other's parents, or their own, are hops like all others."""
+    """Spans that are each other's parents, or their own, are hops as well."""
     run = run_of(request_of("a", make_span("01", "02"), make_span("02", "01"), make_span("03", "03")))
 
     assert len(arrows_in(run)) == 3
