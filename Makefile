@@ -49,10 +49,12 @@ check: $(VENV)/.ready
 	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/python docs/reference.py --check
 	$(BIN)/python tools/sizing.py --check
+	$(BIN)/python tools/pictures.py --check
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/reference.py
 	$(BIN)/python tools/sizing.py
+	$(BIN)/python tools/pictures.py
 
 dist: $(VENV)/.ready
 	rm -rf dist

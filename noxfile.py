@@ -38,6 +38,7 @@ PROGRAMS = (
     "tests/docs",
     "tests/exchange/test_envoy.py",
     "tests/exchange/test_real_servers.py",
+    "tests/pictures/test_page_in_browser.py",
     "tests/promises/test_zero_code.py",
     "tests/redaction/test_live_leaks.py",
     "tests/servers/test_refusing.py",
@@ -54,6 +55,7 @@ PROGRAMS = (
 # Tests of code that uses no library. They run on the oldest and on the newest Python.
 PURE = (
     "tests/commands",
+    "tests/pictures",
     "tests/redaction/test_credential_patterns.py",
     "tests/redaction/test_scrubber.py",
     "tests/redaction/test_secret_names.py",

@@ -11,7 +11,17 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from otel_token_relay.commands import INTERRUPTED, PROBLEM, USAGE_ERROR, UsageError, check, demo, explain, verify
+from otel_token_relay.commands import (
+    INTERRUPTED,
+    PROBLEM,
+    USAGE_ERROR,
+    UsageError,
+    check,
+    demo,
+    explain,
+    picture,
+    verify,
+)
 from otel_token_relay.commands.arguments import Parser, describe_unrecognized
 from otel_token_relay.commands.coverage import version_of
 
@@ -20,7 +30,8 @@ examples:
   otel-token-relay check
   otel-token-relay explain https://profile-service/v1/me 'https://billing.internal/invoices?year=2026'
   otel-token-relay verify --claims sub < token.txt
-  otel-token-relay demo
+  otel-token-relay demo --record run.json
+  otel-token-relay picture run.json -o run.html
 """
 
 
@@ -65,7 +76,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for command in (check, explain, verify, demo):
+    for command in (check, explain, verify, demo, picture):
         command.add_parser(commands)
     return parser
 

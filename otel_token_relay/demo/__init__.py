@@ -32,8 +32,11 @@ _NEEDED: Final = (
 _START: Final = "Starting an authorization server, three services and a third party on loopback."
 
 
-def run() -> int:
+def run(record: str | None = None) -> int:
     """Run the demo and return its exit status.
+
+    Args:
+        record: The file to which the spans of the calls are written; ``None`` for none.
 
     Returns:
         0 if every token reached only services that may have it and every invalid token was rejected;
@@ -53,6 +56,6 @@ def run() -> int:
         print(_START, flush=True)  # noqa: T201
         from otel_token_relay.demo.runner import run_demo
 
-        return run_demo()
+        return run_demo(record)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

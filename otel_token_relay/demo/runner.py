@@ -23,6 +23,7 @@ from otel_token_relay.demo import recorder
 from otel_token_relay.demo.console import Report
 from otel_token_relay.demo.hops import ANONYMOUS, Call, Hop, find_faults, join_hops, read_spans
 from otel_token_relay.demo.processes import Processes, Signals, StartFailed, listen, temporary_folder
+from otel_token_relay.demo.recording import write_recording
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 from otel_token_relay.demo.token_checks import TokenCheck, find_fault, run_check, tamper
 
@@ -47,7 +48,7 @@ _INSTRUMENTED: Final = frozenset({"fastapi", "httpx", "threading"})
 _FOREIGN: Final = ("OTEL_", "DEMO_", "UVICORN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
-def run_demo() -> int:
+def run_demo(record: str | None = None) -> int:
     """Run the demo on standard output; see `otel_token_relay.demo.run`."""
     report = Report(console := Console())
     if os.name != "posix":
@@ -59,7 +60,13 @@ def run_demo() -> int:
             temporary_folder(signals) as folder,
             Processes(folder, signals) as processes,
         ):
-            return Runner(folder, processes, report, console).run()
+            if record is not None:
+                open(record, "a").close()  # fails now instead of at the end
+            runner = Runner(folder, processes, report, console)
+            status = runner.run()
+            if record is not None and not runner.has_leaked:
+                Path(record).write_text(runner.recording(), "utf-8")
+            return status
     except StartFailed as failure:
         report.print_failure(str(failure))
         return 1
@@ -84,6 +91,7 @@ class Runner:
         # The user and value of every token. None of the tokens may appear in the services' output.
         self._known: list[tuple[str, str]] = []
         self._calls: list[Call] = []
+        self.has_leaked: bool = False
 
     def run(self) -> int:
         """Run all steps and return the exit status."""
@@ -99,7 +107,9 @@ class Runner:
             listed=frozenset({PROFILE_SERVICE}),
             exchanged=frozenset({BILLING_SERVICE}),
         )
-        faults += self._find_leaks()
+        leaks = self._find_leaks()
+        self.has_leaked = bool(leaks)
+        faults += leaks
         self._report.print_result(faults, exchanged=BILLING_SERVICE, unlisted=THIRD_PARTY)
         return 1 if faults else 0
 
@@ -260,8 +270,7 @@ class Runner:
         """Wait until the calls' spans have been exported, then return the hops."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            spans = [span for name in (USER_SERVICE, PROFILE_SERVICE) for span in read_spans(self._read_output(name))]
-            hops = join_hops(calls, spans, self._read_notes())
+            hops = join_hops(calls, self._read_spans(), self._read_notes())
             if hops is not None:
                 return hops
             await asyncio.sleep(0.03)
@@ -269,8 +278,14 @@ class Runner:
             "the services exported no spans: check whether another OpenTelemetry distribution is installed"
         )
 
-    def _read_output(self, name: str) -> str:
-        return self._processes.output(name).read_text()
+    def recording(self) -> str:
+        """Return the spans of the calls to user-service as OTLP JSON."""
+        calls = [call for call in self._calls if call.receiver == USER_SERVICE]
+        return write_recording(calls, self._read_spans(), self._read_notes())
+
+    def _read_spans(self) -> list[dict[str, Any]]:
+        names = (USER_SERVICE, PROFILE_SERVICE)
+        return [span for name in names for span in read_spans(self._processes.output(name).read_text())]
 
     def _read_notes(self) -> list[recorder.Note]:
         return [recorder.Note.from_json(line) for line in self._notes.read_text().splitlines()]

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 import otel_token_relay
+from otel_token_relay import cli
+from otel_token_relay.pictures.runs import build_run
+from otel_token_relay.pictures.spans import read_recording
+from tools import pictures
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 COMMAND = [sys.executable, "-m", "otel_token_relay", "demo"]
@@ -67,7 +71,7 @@ RESTORED = """
 import signal, sys
 from otel_token_relay.cli import main
 before = signal.getsignal(signal.SIGINT)
-status = main(["demo"])
+status = main(["demo", *sys.argv[1:]])
 assert signal.getsignal(signal.SIGINT) is before
 sys.exit(status)
 """
@@ -83,8 +87,11 @@ def assert_shows_the_sample(output):
 
 
 def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
-    """The demo prints one line for each hop, without a token, exits with 0 and leaves nothing behind."""
-    process, survivors = start(command=[sys.executable, "-c", RESTORED])
+    """The demo prints one line for each hop, without a token, exits with 0 and leaves nothing behind.
+
+    With --record, it leaves the hops, which `picture` draws. Both are in one test, because a run takes seconds.
+    """
+    process, survivors = start(command=[sys.executable, "-c", RESTORED, "--record", str(tmp_path / "run.json")])
 
     output, _ = process.communicate(timeout=120)
 
@@ -135,12 +142,43 @@ def test_demo_shows_every_hop_and_succeeds(start, tmp_path):
     assert "3 went to billing-service, each with another token for the same user." in output
     assert "third-party was called 8 times and received no token." in output
     assert_shows_the_sample(output)
+    shown = [line.rstrip() for line in pictures.plain(pictures.RECORDING.read_text("utf-8")).splitlines()[1:]]
+    lines = iter(line.rstrip() for line in output.splitlines())
+    assert [line for line in shown if line not in lines] == []  # run tools/pictures.py --record
     assert "✗" not in output
     assert "eyJ" not in output
     assert "\x1b" not in output
     assert max(map(len, output.splitlines())) <= 80
     assert survivors() == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "run.json"]
+    recorded = (tmp_path / "run.json").read_text("utf-8")
+    assert "eyJ" not in recorded
+    run = build_run(read_recording(recorded), max_hops=100)
+    assert [trace.user for trace in run.traces][:2] == ["alice", "an anonymous caller"]
+    assert sorted(trace.user for trace in run.traces[2:]) == ["alice", "bob"]
+    assert [(hop.sender, hop.receiver, hop.outcome, hop.reason) for hop in run.traces[0].hops] == [
+        ("caller", "user-service", "incoming", ""),
+        ("user-service", "profile-service", "relayed", "relayed"),
+        ("user-service", "billing-service", "exchanged", "exchanged"),
+        ("user-service", "third-party", "withheld", "destination_not_listed"),
+        ("user-service", "profile-service", "relayed", "relayed"),
+        ("user-service", "third-party", "withheld", "destination_not_listed"),
+    ]
+    assert run.summary() == "24 hops in 4 traces."
+    assert cli.main(["picture", str(tmp_path / "run.json"), "-o", str(tmp_path / "run.html")]) == 0
+    assert "eyJ" not in (tmp_path / "run.html").read_text("ascii")
+
+
+def test_recording_to_a_place_that_cannot_be_written(start, tmp_path):
+    """The demo reports this before it starts anything, and exits with 1."""
+    process, survivors = start(command=[*COMMAND, "--record", str(tmp_path / "no" / "run.json")])
+
+    output, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 1
+    assert "otel-token-relay: error: the output cannot be written: No such file or directory" in output
+    assert "alice" not in output
+    assert survivors() == []
 
 
 def faults_of(output):

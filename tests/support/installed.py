@@ -39,6 +39,20 @@ def oidc_provider() -> Path:
     return _installed("oidc-provider", install, *sources)
 
 
+def axe() -> Path:
+    """Return the script of axe-core, which finds barriers to people with disabilities in a page."""
+    if shutil.which("npm") is None:
+        pytest.skip("axe-core needs npm, which is not installed")
+    sources = [SUPPORT / "axe" / name for name in ("package.json", "package-lock.json")]
+
+    def install(target: Path) -> None:
+        for source in sources:
+            shutil.copy(source, target)
+        _run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=target)
+
+    return _installed("axe", install, *sources) / "node_modules" / "axe-core" / "axe.min.js"
+
+
 def authgent() -> Path:
     """Return the directory with the programs of authgent-server's environment. Its packages may conflict with ours."""
     requirements = SUPPORT / "authgent" / "requirements.txt"

@@ -1,0 +1,82 @@
+"""Turn the spans of the demo's services into OTLP JSON, for ``demo --record`` and `otel_token_relay.pictures`.
+
+The third party and billing-service have no telemetry, so each CLIENT span gets the name of the service that has
+received its request, which is known from the recorders' notes. This module does no I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from otel_token_relay.demo.hops import Call
+from otel_token_relay.demo.recorder import Note
+
+USER_ATTRIBUTE: Final = "demo.user"
+RECEIVER_ATTRIBUTE: Final = "service.peer.name"
+_KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# Everything that a picture needs of the resource; the rest describes this machine.
+_RESOURCE: Final = "service.name"
+
+
+def write_recording(calls: Iterable[Call], spans: Iterable[Mapping[str, Any]], notes: Iterable[Note]) -> str:
+    """Return one ExportTraceServiceRequest per service, one per line, with the spans of *calls*.
+
+    Args:
+        spans: The spans as OpenTelemetry's console exporter has written them.
+    """
+    users = {call.trace_id: call.user or "an anonymous caller" for call in calls}
+    receivers = {(note.trace_id, note.span_id): note.receiver for note in notes if note.span_id}
+    services: dict[str, list[dict[str, Any]]] = {}
+    for span in spans:
+        trace_id = _hex(span["context"]["trace_id"])
+        if trace_id in users:
+            service = str(span["resource"]["attributes"][_RESOURCE])
+            services.setdefault(service, []).append(_to_otlp(span, trace_id, users[trace_id], receivers))
+    return "".join(f"{json.dumps(_request(service, found))}\n" for service, found in sorted(services.items()))
+
+
+def _request(service: str, spans: list[dict[str, Any]]) -> dict[str, Any]:
+    spans.sort(key=lambda span: int(span["startTimeUnixNano"]))
+    resource = {"attributes": [_attribute(_RESOURCE, service)]}
+    return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]}
+
+
+def _to_otlp(
+    span: Mapping[str, Any], trace_id: str, user: str, receivers: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
+    span_id = _hex(span["context"]["span_id"])
+    kind = _KINDS.index(span["kind"].removeprefix("SpanKind."))
+    attributes = dict(span["attributes"])
+    if kind == _KINDS.index("SERVER"):
+        attributes[USER_ATTRIBUTE] = user
+    elif (trace_id, span_id) in receivers:
+        attributes[RECEIVER_ATTRIBUTE] = receivers[trace_id, span_id]
+    return {
+        "traceId": trace_id,
+        "spanId": span_id,
+        "parentSpanId": _hex(span["parent_id"] or ""),
+        "name": span["name"],
+        "kind": kind,
+        "startTimeUnixNano": _nanoseconds(span["start_time"]),
+        "endTimeUnixNano": _nanoseconds(span["end_time"]),
+        "attributes": [_attribute(key, value) for key, value in attributes.items()],
+    }
+
+
+def _attribute(key: str, value: object) -> dict[str, Any]:
+    # The numbers of these spans are ports and status codes. OTLP writes a 64-bit number as a string.
+    if type(value) is int:
+        return {"key": key, "value": {"intValue": str(value)}}
+    return {"key": key, "value": {"stringValue": value if isinstance(value, str) else json.dumps(value)}}
+
+
+def _nanoseconds(written: str) -> str:
+    return str((datetime.fromisoformat(written) - _EPOCH) // timedelta(microseconds=1) * 1000)
+
+
+def _hex(number: str) -> str:
+    return number.removeprefix("0x")

@@ -1,0 +1,98 @@
+"""Write a run as one HTML page that loads nothing and sends nothing.
+
+The page contains the run as JSON, from which its script builds all elements; texts only through ``textContent``. Its
+content security policy allows this script and this style sheet, by their hashes, and nothing else. The page is ASCII.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+from otel_token_relay.pictures.runs import Hop, Run, Trace
+from otel_token_relay.reasons import Reason
+
+MAX_HOPS: Final = 2000
+"""A browser shows this many hops without a noticeable delay."""
+
+_REASONS: Final = {reason.value: reason for reason in Reason}
+_SLOT: Final = re.compile(r"\{\{(\w+)\}\}")
+# Inside a script element, only "<" can end it (HTML, section "Restrictions for contents of script elements"). The other
+# characters are escaped so that the data is inert in other places too, such as a page that quotes this one.
+_UNSAFE: Final = re.compile(r"[<>&'`]")
+
+
+def write_page(run: Run) -> str:
+    """Return the page."""
+    style, script = _part("page.css"), _part("page.js")
+    slots = {"policy": _policy(style, script), "style": style, "script": script, "data": _embed(_describe(run))}
+    # A single pass, so that no part of the data is taken for a slot.
+    return _SLOT.sub(lambda slot: slots[slot[1]], _part("page.html"))
+
+
+@cache
+def _part(name: str) -> str:
+    return resources.files("otel_token_relay.pictures").joinpath(name).read_text("utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    return (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none';"
+        " form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _embed(data: object) -> str:
+    """Return *data* as JSON that can be embedded in a script element."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    places = {lane: place for place, lane in enumerate(run.lanes)}
+    used = dict.fromkeys(hop.reason for trace in run.traces for hop in trace.hops if hop.reason in _REASONS)
+    return {
+        "lanes": list(run.lanes),
+        "summary": run.summary(),
+        "notes": list(run.notes),
+        "counts": dict(run.counts),
+        "reasons": {name: [_REASONS[name].meaning, _REASONS[name].advice] for name in used},
+        "traces": [_describe_trace(trace, places) for trace in run.traces],
+    }
+
+
+def _describe_trace(trace: Trace, places: dict[str, int]) -> dict[str, Any]:
+    return {
+        "id": trace.trace_id,
+        "user": trace.user,
+        "hidden": trace.hidden,
+        "notes": list(trace.notes),
+        "hops": [_describe_hop(hop, places) for hop in trace.hops],
+    }
+
+
+def _describe_hop(hop: Hop, places: dict[str, int]) -> dict[str, Any]:
+    return {
+        "from": places[hop.sender],
+        "to": places[hop.receiver],
+        "outcome": hop.outcome,
+        "reason": hop.reason,
+        "entry": hop.entry,
+        "exchange": hop.exchange,
+        "name": hop.name,
+        "at": _milliseconds(hop.at),
+        "duration": _milliseconds(hop.duration),
+    }
+
+
+def _milliseconds(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e6:,.1f} ms"
