@@ -1,6 +1,6 @@
 """The packages that this package's extras require, compared with those that are installed.
 
-An environment can contain others than pip would have chosen: a directory on PYTHONPATH, such as that of the
+An environment can contain versions that pip would not have chosen: a directory on PYTHONPATH, such as that of the
 OpenTelemetry operator, is combined with the application's own packages.
 """
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from otel_token_relay import Settings
-from tests.docs.test_pages import plain_environment
+from tests.docs.test_pages import Block, blocks_of, plain_environment
 from tests.support import manifests
 from tests.support.processes import ROOT
 
@@ -100,7 +100,7 @@ def test_settings_of_the_config_map_have_no_problem(tmp_path: Path) -> None:
 
 
 def test_check_accepts_the_settings(tmp_path: Path) -> None:
-    """Relay and verification are on, and there is no warning either."""
+    """Relay and verification are on, without a warning."""
     ran = check(environment_of_the_pod(tmp_path), "--require", "relay,verify")
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -142,6 +142,17 @@ def test_operator_finds_the_resource() -> None:
 
     name = of_kind("Instrumentation")["metadata"]["name"]
     assert annotations["instrumentation.opentelemetry.io/inject-python"] == name
+
+
+PAGE = ROOT / "docs" / "kubernetes.md"
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in blocks_of(PAGE) if block.language == "yaml"], ids=lambda block: f"line {block.line}"
+)
+def test_page_shows_parts_of_the_manifests(block: Block) -> None:
+    """Each YAML block of the page is in one of the files, line by line."""
+    assert any(block.text in path.read_text("utf-8") for path in MANIFESTS)
 
 
 # The image
@@ -197,7 +208,7 @@ def test_compose_file_fits_the_specification() -> None:
 def test_schema_of_compose_finds_mistakes() -> None:
     """The test above can fail."""
     document = yaml.safe_load(COMPOSE.read_text("utf-8"))
-    document["services"]["user-service"]["enviroment"] = {}
+    document["services"]["user-service"]["environ"] = {}
 
     with pytest.raises(jsonschema.ValidationError):
         manifests.validate_compose(document)

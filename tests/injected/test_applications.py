@@ -91,6 +91,18 @@ def test_application_starts_with_its_own_packages_and_relays(
     assert ALICE not in service.log
 
 
+def test_check_runs_in_the_container(image: Path, listed: ThirdParty, unlisted: ThirdParty) -> None:
+    """As after ``kubectl exec``, the command finds the relay, and with verification, the versions that do not fit."""
+    settings = environ(listed, unlisted)
+    relays = injected.check("flask", image, settings, "--require", "relay")
+    with issuing() as issuer:
+        verifies = injected.check("flask", image, settings | enforcing(issuer))
+
+    assert relays.returncode == 0, relays.stdout
+    assert verifies.returncode == 1
+    assert "urllib3 1.26.14 is installed, but urllib3>=" in verifies.stdout
+
+
 def test_task_of_a_worker_gets_no_token(image: Path, listed: ThirdParty, unlisted: ThirdParty) -> None:
     """A Celery task runs outside of the request that has queued it, so its call carries no token."""
     with injected.run("celery", image, environ(listed, unlisted)) as service:

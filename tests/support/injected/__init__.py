@@ -35,7 +35,8 @@ WITHOUT_URLLIB3 = "fastapi-new"
 
 def build_plain_image(target: Path) -> Path:
     """Fill *target* as the operator's own Dockerfile fills ``/autoinstrumentation``: all packages in one directory."""
-    shutil.copytree(installed.injected_image(), target, copy_function=os.link)
+    # No hard links: uv shares the files of one package among all environments of a machine, and one is replaced below.
+    shutil.copytree(installed.injected_image(), target)
     shutil.rmtree(target / "bin")
     wheels = target.parent / "wheels"
     _run("uv", "build", "--quiet", "--wheel", "--out-dir", str(wheels), str(ROOT))
@@ -60,17 +61,28 @@ def build_image(target: Path) -> Path:
 
 
 def run(name: str, image: Path, environ: Mapping[str, str]) -> AbstractContextManager[Service]:
-    """Start an application with the image injected. Its own PYTHONPATH is between the two directories."""
+    """Start an application with the image injected."""
+    command = APPLICATIONS["fastapi" if name == WITHOUT_URLLIB3 else name]
+    python = str(installed.injected_application(name))
+    return service(python, *command, cwd=FOLDER, environ=_variables(image) | dict(environ))
+
+
+def check(name: str, image: Path, environ: Mapping[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Run ``otel-token-relay check`` with the Python and the variables of an application's container."""
+    command = [str(installed.injected_application(name)), "-m", "otel_token_relay", "check", *options]
+    variables = installed.clean_environ() | _variables(image) | dict(environ)
+    return subprocess.run(command, cwd=FOLDER, env=variables, capture_output=True, text=True, timeout=120, check=False)
+
+
+def _variables(image: Path) -> dict[str, str]:
+    """Return what the operator sets. The container's own PYTHONPATH is between its two directories."""
     auto = image / "opentelemetry" / "instrumentation" / "auto_instrumentation"
-    injected = {
+    return {
         "PYTHONPATH": os.pathsep.join(map(str, (auto, FOLDER, image))),
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "",
         "DJANGO_SETTINGS_MODULE": "django_settings",
         **{f"OTEL_{signal}_EXPORTER": "otlp_json_http" for signal in ("TRACES", "METRICS", "LOGS")},
     }
-    python = str(installed.injected_application(name))
-    command = APPLICATIONS["fastapi" if name == WITHOUT_URLLIB3 else name]
-    return service(python, *command, cwd=FOLDER, environ=injected | dict(environ))
 
 
 def _run(*command: str) -> None:
