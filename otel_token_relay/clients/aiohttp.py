@@ -126,8 +126,9 @@ def _target_of(call: tuple[Any, Any]) -> Target:
         return origin_of_proxied(str(url))
     if not url.raw_path_qs.startswith("/"):
         raise ValueError("the request target is not a path")
-    if request.server_hostname:
-        check_tls_name(request.server_hostname, url.raw_host)
+    # aiohttp before 3.9 has no such option.
+    if server_hostname := getattr(request, "server_hostname", None):
+        check_tls_name(server_hostname, url.raw_host)
     return url.scheme, url.raw_host, url.port
 
 

@@ -9,6 +9,7 @@ The connection, not the pool, determines where a request goes: even a pool for a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
     relay = runtime.relay
     target_of = destinations(module)
-    multiple = module.HTTPHeaderDict
+    # urllib3 1.26 does not import it into the module of the pools.
+    multiple = sys.modules["urllib3._collections"].HTTPHeaderDict
     header = relay.settings.header
     replaces = relay.settings.on_conflict == "replace"
 

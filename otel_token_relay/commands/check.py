@@ -27,6 +27,7 @@ from otel_token_relay.commands.coverage import (
 from otel_token_relay.commands.exchanging import ask_token_endpoints
 from otel_token_relay.commands.output import emphasize, escape, say
 from otel_token_relay.commands.processes import environment_of
+from otel_token_relay.extras import unmet
 from otel_token_relay.installation import CONTEXT_PROBLEM, install
 from otel_token_relay.otel import keeps_unknown_keys
 from otel_token_relay.settings import RELAY_SETTINGS, VARIABLES, Settings, load_sources
@@ -269,6 +270,8 @@ def _problems_of_environment(
     """Yield what cannot work with the installed packages."""
     if settings.verify != "off" and (missing := missing_packages()):
         yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
+    elif settings.verify != "off" and (clauses := unmet("verify")):
+        yield f"verification requires other versions of its packages: {'; '.join(clauses)}"
     context = context_problem(environ)
     if context is None and options.pid is None and not keeps_unknown_keys():
         context = CONTEXT_PROBLEM

@@ -64,6 +64,8 @@ def blocks_of(page: Path) -> list[Block]:
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 # The commands of this page need running services; see test_troubleshooting.py.
 WITH_SERVICES = "troubleshooting.md"
+# The blocks of this page are parts of manifests; see test_kubernetes.py.
+MANIFESTS = "kubernetes.md"
 # The demo runs for seconds; see tests/demo/test_demo.py.
 CONSOLE = [
     block
@@ -115,7 +117,9 @@ def test_every_fence_is_found(page: Path) -> None:
     assert not re.search(r"skip|invisible", " ".join(re.findall(r"<!--.*?-->", text, re.DOTALL)))
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=name_of)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "yaml" and block.page.name != MANIFESTS], ids=name_of
+)
 def test_configuration_files_are_read(block: Block, tmp_path: Path) -> None:
     """The file switches the relay on, has no problem and is in the schemas of OpenTelemetry and of this package."""
     path = tmp_path / "otel.yaml"
