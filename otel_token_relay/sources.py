@@ -27,6 +27,7 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
     "verify": ("off", "report", "optional", "enforce"),
     "require_verified": (False, True),
     "redaction": (False, True),
+    "protect_caches": (False, True),
 }
 """The settings that protect, with their values in order of strictness."""
 
