@@ -16,9 +16,12 @@ This module knows no library: a header mapping of requests or urllib3 is any obj
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
+
+_logger = logging.getLogger("otel_token_relay")
 
 CACHE_CONTROL: Final = "Cache-Control"
 NO_STORE: Final = "no-store"
@@ -31,7 +34,18 @@ MARK: Final = "_token_relay_cache_control"
 
 def marker(protects: bool, mark: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return the function that a client applies to each personal response, and that returns the response."""
-    return mark if protects else lambda response: response
+    if not protects:
+        return lambda response: response
+
+    def mark_safely(response: Any) -> Any:
+        try:
+            return mark(response)
+        except Exception as error:  # the application gets its response
+            kind = type(response).__qualname__
+            _logger.error("token relay: a cache may store a %s, because of a %s", kind, type(error).__name__)
+            return response
+
+    return mark_safely
 
 
 def mark_urllib3(response: Any) -> Any:
@@ -51,7 +65,7 @@ def mark_httpx(response: Any) -> Any:
     extensions = response.extensions
     if MARK not in extensions:
         lines = [line for line in response.headers.raw if line[0].lower() == _RAW_NAME]
-        response.headers[lines[0][0] if lines else CACHE_CONTROL] = NO_STORE
+        response.headers[lines[0][0].decode("ascii") if lines else CACHE_CONTROL] = NO_STORE
         extensions[MARK] = lines
     return response
 
