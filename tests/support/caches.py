@@ -293,17 +293,17 @@ def _hishel_rows(library: Any, module: Any, name: str) -> Iterator[Row]:
         yield _httpx_row(
             f"hishel, {name} transport, {mode}",
             lambda _, rfc=rfc: library.Client(  # type: ignore[misc]
-                transport=module.CacheTransport(library.HTTPTransport(), sync_storage(), rfc=rfc), trust_env=False
+                transport=module.CacheTransport(library.HTTPTransport(verify=False), sync_storage(), rfc=rfc), trust_env=False
             ),
         )
         yield _httpx_row(
             f"hishel, {name} client, {mode}",
-            lambda _, rfc=rfc: module.CacheClient(storage=sync_storage(), rfc=rfc, trust_env=False),  # type: ignore[misc]
+            lambda _, rfc=rfc: module.CacheClient(storage=sync_storage(), rfc=rfc, trust_env=False, verify=False),  # type: ignore[misc]
         )
         yield _async_row(
             f"hishel, {name} async transport, {mode}",
             lambda _, rfc=rfc: library.AsyncClient(  # type: ignore[misc]
-                transport=module.AsyncCacheTransport(library.AsyncHTTPTransport(), MemoryStorage(), rfc=rfc),
+                transport=module.AsyncCacheTransport(library.AsyncHTTPTransport(verify=False), MemoryStorage(), rfc=rfc),
                 trust_env=False,
             ),
             send_httpx,
@@ -311,7 +311,7 @@ def _hishel_rows(library: Any, module: Any, name: str) -> Iterator[Row]:
         yield _async_row(
             f"hishel, {name} async client, {mode}",
             lambda _, rfc=rfc: module.AsyncCacheClient(  # type: ignore[misc]
-                storage=MemoryStorage(), rfc=rfc, trust_env=False
+                storage=MemoryStorage(), rfc=rfc, trust_env=False, verify=False
             ),
             send_httpx,
         )
