@@ -133,6 +133,7 @@ _CACHES = {
     ),
     "requests-cache": (
         Hook("requests_cache.policy.actions", requests_cache.patch, "requests-cache"),
+        Hook("requests_cache.backends.base", requests_cache.patch_backend, "requests-cache"),
         Hook("requests_cache.session", requests_cache.patch_session, "requests-cache"),
     ),
     "aiohttp-client-cache": (

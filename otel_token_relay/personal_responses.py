@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 _logger = logging.getLogger("otel_token_relay")
@@ -26,48 +27,78 @@ _logger = logging.getLogger("otel_token_relay")
 CACHE_CONTROL: Final = "Cache-Control"
 NO_STORE: Final = "no-store"
 
-_RAW_NAME: Final = b"cache-control"
-
 MARK: Final = "_token_relay_cache_control"
-"""The attribute, or the extension of httpx, that marks a personal response. It contains what is necessary to restore the headers."""
+"""The attribute, or the extension of httpx, that marks a personal response. It contains what is necessary to restore
+the headers: for urllib3, the name of ``Cache-Control`` and its values; for httpx, its lines; for aiohttp, all headers.
+"""
+
+_KEY: Final = "cache-control"
+_RAW_KEY: Final = b"cache-control"
+_NO_STORE_LINE: Final = b"Cache-Control", _RAW_KEY, b"no-store"
+_lower_name_of: Final = itemgetter(1)
+
+Marker = Callable[[Any], Any]
 
 
-def marker(protects: bool, mark: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
     """Return the function that a client applies to each personal response, and that returns the response."""
-    if not protects:
-        return lambda response: response
 
     def mark_safely(response: Any) -> Any:
         try:
-            return mark(response)
+            mark(response)
         except Exception as error:  # the application gets its response
             kind = type(response).__qualname__
             _logger.error("token relay: a cache may store a %s, because of a %s", kind, type(error).__name__)
-            return response
+        return response
 
-    return mark_safely
+    return mark_safely if protects else _leave
 
 
-def mark_urllib3(response: Any) -> Any:
-    """Mark a response of urllib3, and return it."""
-    if getattr(response, MARK, None) is None:
-        headers = response.headers
-        values = headers.getlist(CACHE_CONTROL)
-        # An application that prints the headers sees the name as it was received.
-        name = CACHE_CONTROL if not values else next(name for name in headers if name.lower() == "cache-control")
-        headers[name] = NO_STORE
-        setattr(response, MARK, (name, values))
+def _leave(response: Any) -> Any:
     return response
 
 
-def mark_httpx(response: Any) -> Any:
-    """Mark a response of httpx or httpx2, and return it."""
+def mark_urllib3(response: Any) -> None:
+    """Mark a response of urllib3."""
+    if MARK in response.__dict__:
+        return
+    headers = response.headers
+    try:  # this takes a fifth of the time that the methods take
+        lines = headers._container
+        mark = lines.get(_KEY, ())
+        lines[_KEY] = [CACHE_CONTROL, NO_STORE]
+    except AttributeError:
+        values = headers.getlist(CACHE_CONTROL)
+        mark = [CACHE_CONTROL, *values] if values else ()
+        headers[CACHE_CONTROL] = NO_STORE
+    response.__dict__[MARK] = mark
+
+
+def mark_httpx(response: Any) -> None:
+    """Mark a response of httpx or httpx2."""
     extensions = response.extensions
     if MARK not in extensions:
-        lines = [line for line in response.headers.raw if line[0].lower() == _RAW_NAME]
-        response.headers[lines[0][0].decode("ascii") if lines else CACHE_CONTROL] = NO_STORE
-        extensions[MARK] = lines
-    return response
+        extensions[MARK] = [line for line in response.headers.raw if line[0].lower() == _RAW_KEY]
+        response.headers[CACHE_CONTROL] = NO_STORE
+
+
+def mark_plain_httpx(response: Any) -> None:
+    """Do the same as `mark_httpx` in a fraction of the time, for headers that consist of plain lines."""
+    extensions = response.extensions
+    if MARK in extensions:
+        return
+    lines = response.headers._list
+    names = [*map(_lower_name_of, lines)]
+    if _RAW_KEY not in names:
+        extensions[MARK] = []
+        lines.append(_NO_STORE_LINE)
+    elif names.count(_RAW_KEY) == 1:
+        position = names.index(_RAW_KEY)
+        name, _, value = lines[position]
+        extensions[MARK] = [(name, value)]
+        lines[position] = _NO_STORE_LINE
+    else:
+        mark_httpx(response)
 
 
 def is_personal_httpx(response: Any) -> bool:
@@ -79,40 +110,43 @@ def restore_httpx(response: Any) -> Any:
     """Restore the headers of a response of httpx or httpx2 if it is marked, and return it."""
     lines = response.extensions.get(MARK)
     if lines is not None and response.headers.get(CACHE_CONTROL) == NO_STORE:
-        restored = []
+        restored: list[tuple[bytes, bytes]] = []
         for line in response.headers.raw:
-            restored += lines if line[0].lower() == _RAW_NAME else [line]
+            restored += lines if line[0].lower() == _RAW_KEY else [line]
         response.headers = type(response.headers)(restored)
     return response
 
 
 def is_personal(response: Any) -> bool:
     """Return whether a response of urllib3, requests or aiohttp, or a redirect that led to it, is marked."""
-    return any(_mark_of(one) is not None for one in (response, *(getattr(response, "history", None) or ())))
+    return any(_mark_of(one) is not None for one in _with_history(response))
 
 
 def restore(response: Any) -> Any:
     """Restore the headers of a response of urllib3 or requests, and of the redirects that led to it. Return it."""
-    for one in (response, *(getattr(response, "history", None) or ())):
+    for one in _with_history(response):
         if (mark := _mark_of(one)) is not None:
-            name, values = mark
             for holder in (one, getattr(one, "raw", None)):
                 if (headers := getattr(holder, "headers", None)) is not None:
-                    _restore_header(headers, name, values)
+                    _restore_header(headers, mark)
     return response
 
 
 def hide(response: Any) -> Any:
-    """Undo `restore` for a marked response of requests, and return it."""
-    for one in (response, *response.history):
-        if (mark := _mark_of(one)) is not None:
-            one.headers[mark[0]] = one.raw.headers[mark[0]] = NO_STORE
+    """Undo `restore` for a response of requests if it is marked, and return it."""
+    for one in _with_history(response):
+        if _mark_of(one) is not None:
+            one.headers[CACHE_CONTROL] = one.raw.headers[CACHE_CONTROL] = NO_STORE
     return response
 
 
-def is_called_by(modules: tuple[str, ...], depth: int) -> bool:
+def is_called_by(modules: Sequence[str], depth: int) -> bool:
     """Return whether the code *depth* frames above the caller belongs to one of *modules*."""
     return sys._getframe(depth + 1).f_globals.get("__name__") in modules
+
+
+def _with_history(response: Any) -> tuple[Any, ...]:
+    return (response, *(getattr(response, "history", None) or ()))
 
 
 def _mark_of(response: Any) -> Any:
@@ -120,14 +154,16 @@ def _mark_of(response: Any) -> Any:
     return mark if mark is not None else getattr(getattr(response, "raw", None), MARK, None)
 
 
-def _restore_header(headers: Any, name: str, values: Sequence[str]) -> None:
-    if headers.get(name) != NO_STORE:  # a layer in between has set another value
+def _restore_header(headers: Any, mark: Sequence[str]) -> None:
+    if headers.get(CACHE_CONTROL) != NO_STORE:  # a layer in between has set another value
         return
-    if not values:
-        del headers[name]
-    elif hasattr(headers, "add"):
-        headers[name] = values[0]
-        for value in values[1:]:
-            headers.add(name, value)
-    else:
+    if not mark:
+        del headers[CACHE_CONTROL]
+        return
+    name, *values = mark
+    if not hasattr(headers, "add"):
         headers[name] = ", ".join(values)
+        return
+    headers[name] = values[0]
+    for value in values[1:]:
+        headers.add(name, value)

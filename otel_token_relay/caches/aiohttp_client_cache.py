@@ -39,8 +39,24 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return is_cacheable
 
+    def build_lookup(original: Function) -> Function:
+        async def get_response(self: Any, key: str) -> Any:
+            # An entry that an unlisted host has redirected to a listed one has the URL of the unlisted one.
+            found = await original(self, key)
+            if found is not None and found.history:
+                if any(relay.may_send(str(one.url), _no_header) for one in (found, *found.history)):
+                    return None
+            return found
+
+        return get_response
+
     patches.wrap(module.CacheBackend, "create_cache_actions", build_request)
+    patches.wrap(module.CacheBackend, "get_response", build_lookup, ("self", "key"))
     patches.wrap(module.CacheBackend, "is_cacheable", build_response)
+
+
+def _no_header(_: str) -> bool:
+    return False
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:

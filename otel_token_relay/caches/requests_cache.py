@@ -41,6 +41,32 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module.CacheActions, "update_from_response", build_response, ("self", "response"))
 
 
+def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the storage of *module*, which is ``requests_cache.backends.base``.
+
+    An entry that an unlisted host has redirected to a listed one has the URL of the unlisted one.
+    """
+    relay = runtime.relay
+    if not relay.settings.protect_caches:
+        return
+
+    def build(original: Function) -> Function:
+        def get_response(self: Any, key: str, default: Any = None) -> Any:
+            found = original(self, key, default)
+            if found is not default and found.history:
+                if any(relay.may_send(str(one.url), _no_header) for one in (found, *found.history)):
+                    return default
+            return found
+
+        return get_response
+
+    patches.wrap(module.BaseCache, "get_response", build, ("self", "key", "default"))
+
+
+def _no_header(_: str) -> bool:
+    return False
+
+
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the sessions of *module*, which is ``requests_cache.session``: the application sees the server's headers."""
     if not runtime.settings.protect_caches:

@@ -20,7 +20,7 @@ from otel_token_relay.clients.httpcore import HOP, checks_when_sending
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
-from otel_token_relay.personal_responses import mark_httpx, marker
+from otel_token_relay.personal_responses import mark_httpx, mark_plain_httpx, marker
 from otel_token_relay.relay import Exchange, Hop
 from otel_token_relay.runtime import Runtime
 
@@ -36,7 +36,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     line_name, wanted, length = header.encode("ascii"), relay.header.encode("ascii"), len(relay.header)
     replaces = relay.settings.on_conflict == "replace"
     fast_class = headers_class if _has_plain_lines(headers_class) else None
-    personal = marker(relay.settings.protect_caches, mark_httpx)
+    personal = marker(relay.settings.protect_caches, mark_httpx if fast_class is None else mark_plain_httpx)
     hooked: dict[Function, Function] = {}
 
     def has_header(call: tuple[Any, Any], _: str) -> bool:

@@ -62,10 +62,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module.AbstractHTTPHandler, "do_open", build)
 
 
-def _forbid_storing(response: Any) -> Any:
+def _forbid_storing(response: Any) -> None:
     del response.headers[CACHE_CONTROL]  # all its lines, if there are any
     response.headers[CACHE_CONTROL] = NO_STORE
-    return response
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:

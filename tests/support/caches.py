@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sqlite3
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -227,11 +228,15 @@ def _stacked(_: Path) -> requests.Session:
     return CacheControl(requests_cache.CachedSession(backend="memory"))
 
 
+def in_memory() -> hishel.SqliteStorage:
+    """Return storage without a file. hishel would read ``:memory:`` as the name of one."""
+    return hishel.SqliteStorage(connection=sqlite3.connect(":memory:", check_same_thread=False))
+
+
 def _hishel_requests(rfc: bool) -> Callable[[Path], requests.Session]:
     def build(_: Path) -> requests.Session:
         session = requests.Session()
-        storage = hishel.SqliteStorage(database_path=":memory:")
-        session.mount("http://", hishel.requests.CacheAdapter(storage=storage, rfc=rfc))
+        session.mount("http://", hishel.requests.CacheAdapter(storage=in_memory(), rfc=rfc))
         return session
 
     return build
@@ -285,20 +290,17 @@ class MemoryStorage(hishel.AsyncBaseStorage):
 
 
 def _hishel_rows(library: Any, module: Any, name: str) -> Iterator[Row]:
-    def sync_storage() -> Any:
-        return hishel.SqliteStorage(database_path=":memory:")
-
     for rfc in (False, True):
         mode = "RFC mode" if rfc else "default"
         yield _httpx_row(
             f"hishel, {name} transport, {mode}",
             lambda _, rfc=rfc: library.Client(  # type: ignore[misc]
-                transport=module.CacheTransport(library.HTTPTransport(verify=False), sync_storage(), rfc=rfc), trust_env=False
+                transport=module.CacheTransport(library.HTTPTransport(verify=False), in_memory(), rfc=rfc), trust_env=False
             ),
         )
         yield _httpx_row(
             f"hishel, {name} client, {mode}",
-            lambda _, rfc=rfc: module.CacheClient(storage=sync_storage(), rfc=rfc, trust_env=False, verify=False),  # type: ignore[misc]
+            lambda _, rfc=rfc: module.CacheClient(storage=in_memory(), rfc=rfc, trust_env=False, verify=False),  # type: ignore[misc]
         )
         yield _async_row(
             f"hishel, {name} async transport, {mode}",
