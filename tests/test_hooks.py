@@ -50,7 +50,8 @@ def test_each_hook_patches_its_library_and_can_be_undone(hook: Hook) -> None:
     done = list(patches._done)
     patches.undo()
 
-    assert done
+    only_checks = hook in CACHE_HOOKS and "." not in hook.module  # whether the release has the modules to hook
+    assert bool(done) is not only_checks
     for owner, name, original, replacement in done:
         functions = [layer for _, layer in layers_of(vars(owner).get(name, MISSING))]
         assert functions[-1] is original

@@ -121,9 +121,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module._HTTPConnection, "run", build_run)
     patches.wrap(module._HTTPConnection, "_create_connection", build_connection)
     if relay.settings.protect_caches:
-        patches.wrap(
-            module._HTTPConnection, "headers_received", build_received, ("self", "first_line", "headers")
-        )
+        patches.wrap(module._HTTPConnection, "headers_received", build_received, ("self", "first_line", "headers"))
 
 
 def _read_target(url: str) -> Target | None:

@@ -295,7 +295,8 @@ def _hishel_rows(library: Any, module: Any, name: str) -> Iterator[Row]:
         yield _httpx_row(
             f"hishel, {name} transport, {mode}",
             lambda _, rfc=rfc: library.Client(  # type: ignore[misc]
-                transport=module.CacheTransport(library.HTTPTransport(verify=False), in_memory(), rfc=rfc), trust_env=False
+                transport=module.CacheTransport(library.HTTPTransport(verify=False), in_memory(), rfc=rfc),
+                trust_env=False,
             ),
         )
         yield _httpx_row(
@@ -305,7 +306,9 @@ def _hishel_rows(library: Any, module: Any, name: str) -> Iterator[Row]:
         yield _async_row(
             f"hishel, {name} async transport, {mode}",
             lambda _, rfc=rfc: library.AsyncClient(  # type: ignore[misc]
-                transport=module.AsyncCacheTransport(library.AsyncHTTPTransport(verify=False), MemoryStorage(), rfc=rfc),
+                transport=module.AsyncCacheTransport(
+                    library.AsyncHTTPTransport(verify=False), MemoryStorage(), rfc=rfc
+                ),
                 trust_env=False,
             ),
             send_httpx,
