@@ -43,10 +43,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         async def get_response(self: Any, key: str) -> Any:
             # An entry that an unlisted host has redirected to a listed one has the URL of the unlisted one.
             found = await original(self, key)
-            if found is not None and found.history:
-                if any(relay.may_send(str(one.url), _no_header) for one in (found, *found.history)):
-                    return None
-            return found
+            chain = (found, *found.history) if found is not None and found.history else ()
+            return None if any(relay.may_send(str(one.url), _no_header) for one in chain) else found
 
         return get_response
 

@@ -53,10 +53,8 @@ def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
     def build(original: Function) -> Function:
         def get_response(self: Any, key: str, default: Any = None) -> Any:
             found = original(self, key, default)
-            if found is not default and found.history:
-                if any(relay.may_send(str(one.url), _no_header) for one in (found, *found.history)):
-                    return default
-            return found
+            chain = (found, *found.history) if found is not default and found.history else ()
+            return default if any(relay.may_send(str(one.url), _no_header) for one in chain) else found
 
         return get_response
 

@@ -314,7 +314,8 @@ def _warnings(
             " or use BearerAuthMiddleware"
         )
     if settings.destinations and not settings.protect_caches and (caches := installed_caches()):
-        yield f"{VARIABLES['protect_caches'].name} is off, so {', '.join(caches)} may serve one user's response to another"
+        names = ", ".join(caches)
+        yield f"{VARIABLES['protect_caches'].name} is off, so {names} may serve one user's response to another"
     if any(entry.needs_exchange for entry in settings.entries):
         if settings.exchange_unverified:
             yield (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import sqlite3
 import threading
 import uuid
@@ -280,7 +281,7 @@ class MemoryStorage(hishel.AsyncBaseStorage):
         ]
 
     async def update_headers(self, id: uuid.UUID, headers: hishel.Headers) -> None:
-        for entry, _ in sum(self._entries.values(), []):
+        for entry, _ in itertools.chain.from_iterable(self._entries.values()):
             if entry.id == id:
                 entry.response.headers = headers
 
