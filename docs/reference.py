@@ -42,7 +42,7 @@ In code, `install()` does the same.
 ## Where settings come from
 
 If several sources contain the same setting, code takes precedence over the configuration file, and the file over environment variables.
-For the settings that protect, `verify`, `require_verified` and `redaction`, the strictest of all sources applies.
+For the settings that protect, `verify`, `require_verified`, `redaction` and `protect_caches`, the strictest of all sources applies.
 For example, an application that calls `install(Settings(destinations=[...]))` cannot switch off a verification that the operator has switched on.
 
 `Settings.load()` reads all sources, and `Settings.from_env()` only the environment variables.

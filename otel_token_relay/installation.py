@@ -32,6 +32,7 @@ from otel_token_relay import context, operator_log, runtime
 from otel_token_relay.configuration_file import read_configuration_file
 from otel_token_relay.hooks import (
     BOUNDARY_HOOKS,
+    CACHE_HOOKS,
     HOOKS,
     REFUSAL_HOOK,
     SERVER_HOOKS,
@@ -81,6 +82,9 @@ def _patch(hook: Hook, module: ModuleType, patches: Patches) -> str:
 
 def _report_failure(hook: Hook, error: Exception) -> None:
     _logger.error("token relay cannot hook %s, which is left unchanged: %s", hook.module, error)
+    if hook in CACHE_HOOKS:
+        _logger.error("token relay: %s may serve one user's response to another user", hook.distribution)
+        return
     if hook not in SERVER_HOOKS or _installed is None or _installed.runtime.terms.authenticator is None:
         return
     if hook not in BOUNDARY_HOOKS or not _installed.runtime.settings.rejects:

@@ -289,6 +289,33 @@ class Relay:
         except Exception as error:  # `decide` will find no token
             _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
 
+    def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
+        """Return whether a request to *url* may be sent with a token. A decision is neither made nor recorded.
+
+        This is for caches: they must answer no such request. If the URL cannot be read, the result is true.
+
+        Args:
+            url: The URL, as passed to a client.
+            has_header: Returns whether the request already has the header with the given lower-case name.
+        """
+        context = get_current()
+        if self.is_closed or self.policy.is_empty or is_suppressed(context):
+            return False
+        has_token = context.get(TOKEN_KEY) is not None
+        if not has_token and not (self.policy.has_own and is_unserved(context)):
+            return False
+        try:
+            if self._keeps_explicit and has_header(self.header):
+                return False
+            origin = read_url(url).origin
+            if origin is None:
+                return True
+            destination = self.policy.match(origin)
+        except Exception as error:  # a cache would answer for another caller
+            _logger.debug("cannot read a request, so it does not use the cache: %s", type(error).__name__)
+            return True
+        return destination is not None and (has_token or destination.without_user is not None)
+
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
         """Return whether a hop without a token needs no decision. Record the hop if its destination is irrelevant."""
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)

@@ -187,6 +187,15 @@ class Settings:
         shown="false",
         strict=True,
     )
+    protect_caches: bool = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES,
+        FLAG,
+        "Whether to keep [caches between the application and its client](caches.md) from storing responses to requests"
+        " with a token, and from answering such requests.",
+        default=True,
+        shown="true",
+        strict=True,
+    )
     redaction: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACTION,
         FLAG,
@@ -522,7 +531,7 @@ class Settings:
         _check_choices_and_lists(self)
         _check_issuers_and_client(self)
         _check_files_and_metadata(self)
-        for name in ("redaction", "exchange_unverified"):
+        for name in ("protect_caches", "redaction", "exchange_unverified"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(name, "expected true or false")
         _set(self, "redact_keys", tuple(key.strip().lower() for key in self.redact_keys))
@@ -543,7 +552,8 @@ class Settings:
         """Read the settings from all sources. Never raises.
 
         Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting
-        by setting. For ``verify``, ``require_verified`` and ``redaction``, the strictest of all sources applies.
+        by setting. For ``verify``, ``require_verified``, ``redaction`` and ``protect_caches``, the strictest of all
+        sources applies.
 
         Invalid destinations are skipped, and the valid ones are kept. Any other invalid value is replaced with the
         setting's strict value. So is ``verify`` or ``require_verified`` if it is unset but a similar name is set. An

@@ -26,6 +26,7 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
     "verify": ("off", "report", "optional", "enforce"),
     "require_verified": (False, True),
     "redaction": (False, True),
+    "protect_caches": (False, True),
 }
 """The protective settings, with their values in order of strictness."""
 

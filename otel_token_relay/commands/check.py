@@ -19,8 +19,10 @@ from otel_token_relay.commands.coverage import (
     Kind,
     Library,
     has_module,
+    installed_caches,
     installed_libraries,
     missing_packages,
+    try_caches,
     try_hooks,
     try_redaction,
 )
@@ -161,6 +163,8 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
         report.libraries = try_hooks()
     else:
         report.libraries = installed_libraries()
+    if settings.destinations and settings.protect_caches:
+        report.libraries += try_caches()
     if settings.redaction:
         report.libraries += try_redaction(settings)
     report.problems += _problems(environ, settings, report, options)
@@ -278,7 +282,8 @@ def _problems_of_environment(
     if context is not None:
         yield context
     if (report.relay or settings.verify != "off") and not any(
-        library.is_covered and library.version is not None and library.kind != "signal" for library in report.libraries
+        library.is_covered and library.version is not None and library.kind not in ("cache", "signal")
+        for library in report.libraries
     ):
         yield (
             "no client, server or framework with a hook is installed in this environment, only Python's own: run this"
@@ -308,6 +313,9 @@ def _warnings(
             f"no token is relayed unless the application verifies it in code: set {VARIABLES['verify'].name}=enforce,"
             " or use BearerAuthMiddleware"
         )
+    if settings.destinations and not settings.protect_caches and (caches := installed_caches()):
+        names = ", ".join(caches)
+        yield f"{VARIABLES['protect_caches'].name} is off, so {names} may serve one user's response to another"
     if any(entry.needs_exchange for entry in settings.entries):
         if settings.exchange_unverified:
             yield (
