@@ -73,7 +73,7 @@ ELSEWHERE = ("tests/attacks", "tests/commands", "tests/exchange", "tests/verific
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
-nox.options.sessions = ["tests", "lowest", "oldest", "injected", "coverage"]
+nox.options.sessions = ["tests", "lowest", "oldest", "injected", "pages", "coverage"]
 
 # uv finds pyenv's interpreters if they are on the path. It must not download any.
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"
@@ -145,6 +145,17 @@ def injected(session: nox.Session) -> None:
     # Each worker builds the wheel and the image's directory.
     command = (sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "tests/injected")
     session.run(*command, *session.posargs, env={"INJECTED": "1"})
+
+
+# Pages whose packages are not in the development environment. `make test` follows the other ones.
+PAGES = ("docs/quickstarts/agents.md", "docs/observability-vendors.md")
+
+
+@nox.session
+def pages(session: nox.Session) -> None:
+    """Follow pages in new virtual environments, with the built wheel. With FULL_MATRIX=1, follow all of them."""
+    chosen = () if os.environ.get("FULL_MATRIX") else PAGES
+    session.run("python", "tools/quickstarts.py", *(session.posargs or chosen))
 
 
 @nox.session
