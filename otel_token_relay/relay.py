@@ -206,7 +206,7 @@ class Relay:
             request: Passed to *target_of* and *has_header*.
             target_of: Returns the scheme, host and port of the request's destination; see `Origin.of`.
             has_header: Returns whether the request already has the header with the given lower-case name,
-                ignoring case; ``"fixed"`` if it has one that the adapter cannot replace.
+                ignoring case; ``"fixed"`` if it has a credential that the adapter cannot replace, such as a signed URL.
             context: The context that contains the token; ``None`` for the current context.
             is_final: ``False`` if the request may still wait before it is sent, for example for a connection.
                 A decision to send a token is then recorded by the returned `Hop`.
@@ -265,15 +265,15 @@ class Relay:
             raise TokenUnavailable(reason, str(destination))
         return None
 
-    async def prepare_hop(self, target: Target, *, has_header: bool) -> None:
+    async def prepare_hop(self, target: Target, *, has_header: HasHeader) -> None:
         """Obtain the token for a hop of a client that cannot wait when it calls `decide`.
 
         Args:
             target: Where the request will go.
-            has_header: Whether the request already has a credential.
+            has_header: What `decide` will be told about the request's headers.
         """
         context, source = get_current(), self._source
-        if source is None or self.is_closed or is_suppressed(context) or (has_header and self._keeps_explicit):
+        if source is None or self.is_closed or is_suppressed(context) or self._is_explicit(has_header):
             return
         try:
             destination = self.policy.find(*target)
@@ -333,7 +333,7 @@ class Relay:
         except Exception as error:  # headers that cannot be read may contain a credential
             _logger.debug("cannot read a request's headers: %s", type(error).__name__)
             held = "fixed"
-        if held and (self._keeps_explicit or held == "fixed"):
+        if held and self._is_explicit(held):
             return Reason.EXPLICIT_CREDENTIAL
         if isinstance(token, Reason):
             return token if destination.without_user is not None else _lacking(token)
@@ -341,6 +341,9 @@ class Relay:
         if reason is None and self.policy.has_exchanged and destination.needs_exchange:
             reason = self._reason_not_to_exchange(token) or Reason.EXCHANGED
         return reason or Reason.RELAYED
+
+    def _is_explicit(self, held: HasHeader) -> bool:
+        return held == "fixed" or (held and self._keeps_explicit)
 
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
         if not token.is_own_process:
@@ -370,7 +373,8 @@ class Relay:
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
         """Return the decision for a request to *url*, made by the same rules as that for a hop.
 
-        The request has no credential except the URL's user info, which most clients send as a header.
+        The request has no credential except those in the URL: its user info, which most clients send as a header, and
+        its signature.
 
         Args:
             url: The URL, as passed to a client.
@@ -384,7 +388,7 @@ class Relay:
             Reason.OWN if without_user else self._sample(),
             destination,
             read,
-            lambda read, name: read.has_credential and name == "authorization",
+            lambda read, name: "fixed" if read.is_signed else read.has_credential and name == "authorization",
         )
         if reason in (Reason.EXCHANGED, Reason.OWN) and self._source is None:
             reason = Reason.EXCHANGE_FAILED

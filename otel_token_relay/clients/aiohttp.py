@@ -15,8 +15,9 @@ from typing import Any
 from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Exchange
+from otel_token_relay.relay import Exchange, HasHeader
 from otel_token_relay.runtime import Runtime
+from otel_token_relay.signed_urls import is_signed_query
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -93,7 +94,7 @@ def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> N
         async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
             if (host := req.url.raw_host) is not None and req.method != "CONNECT":
                 target = req.url.scheme, host, req.url.port
-                await relay.prepare_hop(target, has_header=relay.header in req.headers)
+                await relay.prepare_hop(target, has_header=_has_header((req, None), relay.header))
             return await original(self, req, *args, **kwargs)
 
         return connect
@@ -131,5 +132,8 @@ def _target_of(call: tuple[Any, Any]) -> Target:
     return url.scheme, url.raw_host, url.port
 
 
-def _has_header(call: tuple[Any, Any], name: str) -> bool:
-    return name in call[0].headers
+def _has_header(call: tuple[Any, Any], name: str) -> HasHeader:
+    request = call[0]
+    if (query := request.url.raw_query_string) and is_signed_query(query):
+        return "fixed"
+    return name in request.headers

@@ -20,8 +20,9 @@ from otel_token_relay.clients.httpcore import HOP, checks_when_sending
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
-from otel_token_relay.relay import Exchange, Hop
+from otel_token_relay.relay import Exchange, HasHeader, Hop
 from otel_token_relay.runtime import Runtime
+from otel_token_relay.signed_urls import is_signed, is_signed_query
 
 # These transports send without a connection, so their requests do not wait.
 SYNC_TRANSPORTS = ("MockTransport", "WSGITransport")
@@ -37,8 +38,13 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     fast_class = headers_class if _has_plain_lines(headers_class) else None
     hooked: dict[Function, Function] = {}
 
-    def has_header(call: tuple[Any, Any], _: str) -> bool:
-        headers = call[1].headers
+    def has_header(call: tuple[Any, Any], _: str) -> HasHeader:
+        request = call[1]
+        if (query := request.url.query) and is_signed_query(query.decode("ascii")):
+            return "fixed"
+        if "target" in request.extensions and is_signed(request.extensions["target"].decode("ascii")):
+            return "fixed"
+        headers = request.headers
         if type(headers) is fast_class:
             return wanted in map(_lower_name_of, headers._list)
         # `in` would first decode every header to determine the encoding, which is rarely cached.

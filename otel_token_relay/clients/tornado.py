@@ -18,8 +18,9 @@ from opentelemetry import context as otel_context
 from otel_token_relay.clients.connections import is_tcp
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Exchange
+from otel_token_relay.relay import Exchange, HasHeader
 from otel_token_relay.runtime import Runtime
+from otel_token_relay.signed_urls import is_signed, is_signed_query
 
 _CONTEXT_NAME = "_token_relay_context"
 
@@ -68,7 +69,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             try:
                 # The headers are written by a plain function, which cannot wait for a token.
                 if relay.policy.has_exchanged and (target := _read_target(self.request.url)) is not None:
-                    await relay.prepare_hop(target, has_header=relay.header in self.request.headers)
+                    is_fixed = is_signed(self.request.url)
+                    held: HasHeader = "fixed" if is_fixed else relay.header in self.request.headers
+                    await relay.prepare_hop(target, has_header=held)
                 return await original(self)
             finally:
                 otel_context.detach(attached)
@@ -118,5 +121,7 @@ def _read_target(url: str) -> Target | None:
     return None if origin is None else (origin.scheme, origin.host, origin.port)
 
 
-def _has_header(call: tuple[Any, Any], name: str) -> bool:
+def _has_header(call: tuple[Any, Any], name: str) -> HasHeader:
+    if (query := call[0].parsed.query) and is_signed_query(query):
+        return "fixed"
     return name in call[1]

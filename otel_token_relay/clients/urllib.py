@@ -18,7 +18,9 @@ from otel_token_relay.clients.headers import lower
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import HasHeader
 from otel_token_relay.runtime import Runtime
+from otel_token_relay.signed_urls import is_signed
 
 # The request, and the class or function that creates its connection.
 Call = tuple[Any, Function]
@@ -130,7 +132,9 @@ def _split(authority: str) -> tuple[str, int | None]:
     return host, int(port) if port else None
 
 
-def _has_header(call: Call, name: str) -> bool:
+def _has_header(call: Call, name: str) -> HasHeader:
     request, length = call[0], len(name)
+    if "?" in request.selector and is_signed(request.selector):
+        return "fixed"
     keys = [*request.headers, *request.unredirected_hdrs]
     return name in [lower(key) for key in keys if len(key) == length]

@@ -17,7 +17,9 @@ from otel_token_relay.clients.connections import TCP, check_tls_name, function_o
 from otel_token_relay.clients.headers import lower
 from otel_token_relay.origin import Origin, Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import HasHeader
 from otel_token_relay.runtime import Runtime
+from otel_token_relay.signed_urls import is_signed
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -136,7 +138,10 @@ def _owner(kind: type, name: str) -> type:
     return next(owner for owner in kind.__mro__ if name in vars(owner))
 
 
-def _has_header(call: tuple[Any, Any], name: str) -> bool:
+def _has_header(call: tuple[Any, Any], name: str) -> HasHeader:
+    url = call[0][3]
+    if "?" in url and is_signed(url):
+        return "fixed"
     keys, length = call[1], len(name)
     if type(keys) is not dict:
         if _is_requests(keys):
