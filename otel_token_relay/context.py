@@ -9,13 +9,14 @@ import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay.origin import Origin
 from otel_token_relay.otel import get_current
+from otel_token_relay.signed_urls import is_signed
 from otel_token_relay.token import BearerToken, Lease
 from otel_token_relay.unused_credentials import UnusedCredentials
 
@@ -224,6 +225,18 @@ def as_service() -> Generator[None, None, None]:
         otel_context.detach(attached)
 
 
+class NamedUrl(NamedTuple):
+    """The destination of one `inject` call.
+
+    Attributes:
+        origin: The origin; ``None`` if two parsers could read the URL differently.
+        is_signed: Whether the URL's query authenticates the request.
+    """
+
+    origin: Origin | None
+    is_signed: bool
+
+
 def to_destination(url: str, context: Context | None = None) -> Context:
     """Return a context that names the destination of an ``inject`` call, for use with an unsupported client::
 
@@ -236,4 +249,4 @@ def to_destination(url: str, context: Context | None = None) -> Context:
             info, a backslash or white space), ``inject`` writes no token.
         context: The context that holds the token; ``None`` for the current context.
     """
-    return otel_context.set_value(DESTINATION_KEY, Origin.parse(url), context)
+    return otel_context.set_value(DESTINATION_KEY, NamedUrl(Origin.parse(url), is_signed(url)), context)

@@ -32,6 +32,7 @@ from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.context import (
     DESTINATION_KEY,
     UNUSED_KEY,
+    NamedUrl,
     bind,
     bind_not_found,
     bound_token,
@@ -42,10 +43,10 @@ from otel_token_relay.context import (
 )
 from otel_token_relay.credentials import Credentials, find, read
 from otel_token_relay.event_loops import running_loop
-from otel_token_relay.origin import Origin, Target
+from otel_token_relay.origin import Target
 from otel_token_relay.otel import get_current
 from otel_token_relay.reasons import Reason
-from otel_token_relay.relay import Exchange, Relay
+from otel_token_relay.relay import Exchange, HasHeader, Relay
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken
 from otel_token_relay.unused_credentials import UnusedCredentials, find_unused, may_have_unused
@@ -155,8 +156,8 @@ class TokenRelayPropagator(TextMapPropagator):
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
             return
-        destination = cast("Origin | None", context[DESTINATION_KEY])
-        if destination is not None and destination is otel_context.get_current().get(DESTINATION_KEY):
+        destination = cast("NamedUrl", context[DESTINATION_KEY])
+        if destination is otel_context.get_current().get(DESTINATION_KEY):
             return
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
@@ -229,8 +230,8 @@ def _is_default(getter_class: type) -> bool:
     return issubclass(getter_class, DefaultGetter)
 
 
-def _target_of(target: tuple[Any, Origin | None]) -> Target:
-    origin = target[1]
+def _target_of(target: tuple[Any, NamedUrl]) -> Target:
+    origin = target[1].origin
     if origin is None:
         raise ValueError("the URL passed to to_destination() does not name a destination")
     return origin
@@ -247,7 +248,9 @@ def _is_header(key: object, name: str) -> bool:
     return isinstance(key, str) and key.lower() == name
 
 
-def _has_header(target: tuple[Any, Origin | None], name: str) -> bool:
+def _has_header(target: tuple[Any, NamedUrl], name: str) -> HasHeader:
+    if target[1].is_signed:
+        return "fixed"
     try:
         return any(_is_header(key, name) for key in _names(target[0]))
     except Exception:  # an unreadable carrier may already contain a credential

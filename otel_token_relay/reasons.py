@@ -70,8 +70,8 @@ class Reason(Enum):
     EXPLICIT_CREDENTIAL = (
         "explicit_credential",
         "The request already has a credential of its own, which takes precedence.",
-        "Nothing, if this is intended. Otherwise, look for a header, `auth=`, a session default, a netrc entry or a"
-        " user name in the URL.",
+        "Nothing, if this is intended. Otherwise, look for a header, `auth=`, a session default, a netrc entry, or a"
+        " user name, a signature or a token in the URL.",
     )
     EXPIRED = (
         "expired",

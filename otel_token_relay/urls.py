@@ -10,6 +10,7 @@ import re
 from typing import Final, NamedTuple
 
 from otel_token_relay.origin import Origin
+from otel_token_relay.signed_urls import is_signed
 from otel_token_relay.spelling import resembles
 
 # RFC 3986, section 3.2.1: user info ends at the first @ and contains neither slashes nor delimiters of later parts.
@@ -23,6 +24,10 @@ _starts_with_port: Final = re.compile(r"[0-9]{1,5}(?:[/?#]|$)").match
 _USER_INFO: Final = (
     "httpx and aiohttp send the user info as Authorization: Basic, and so does requests if there is a password."
     " urllib3 ignores it, so its request is decided as if the URL had none. urllib cannot open such a URL."
+)
+_SIGNED: Final = (
+    "The query contains a signature or a token, which authenticates the request. A second credential would make most"
+    " servers reject it, so no token is added."
 )
 _BLANK_AROUND: Final = (
     "Clients treat blanks around a URL differently: httpx and urllib3 reject leading ones, while requests, aiohttp and"
@@ -39,12 +44,14 @@ class ReadUrl(NamedTuple):
         origin: The origin, or ``None`` if clients reject the URL or read it differently.
         has_credential: Whether most clients send user info of the URL as a credential.
         problem: Why the URL has no origin, and what to write instead; empty if it has one.
+        is_signed: Whether the query authenticates the request.
         note: How clients treat an unusual part of the URL; empty if there is none.
         shown: The URL without user info, query and fragment.
     """
 
     origin: Origin | None
     has_credential: bool
+    is_signed: bool
     problem: str
     note: str
     shown: str
@@ -60,10 +67,13 @@ def read_url(url: str) -> ReadUrl:
     if origin is None and (parts := _split_authority(bare)) and not re.search(r"[\x00-\x1f\x7f]", parts[2]):
         origin = Origin.parse(parts[1])
         note = note or _BLANK_INSIDE * (" " in parts[2])
+    signed = is_signed(bare)
     if user_info:
         note = f"{_USER_INFO} {note}".strip()
+    if signed:
+        note = f"{_SIGNED} {note}".strip()
     problem = "" if origin else _find_problem(bare, shown)
-    return ReadUrl(origin, bool(user_info), problem, note, shown)
+    return ReadUrl(origin, bool(user_info), signed, problem, note, shown)
 
 
 def show_url(url: str) -> str:

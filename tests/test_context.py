@@ -5,7 +5,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_token_relay import BearerToken, current_token, to_destination, use_token
-from otel_token_relay.context import DESTINATION_KEY, bound_token, with_token
+from otel_token_relay.context import DESTINATION_KEY, NamedUrl, bound_token, with_token
 from otel_token_relay.origin import Origin
 from otel_token_relay.token import Lease
 from tests.support.current import ALICE, BOB, shown
@@ -71,14 +71,14 @@ def test_to_destination_returns_a_copy_of_the_context():
     with use_token(ALICE):
         context = to_destination("https://Profile-Service/me")
 
-        assert context[DESTINATION_KEY] == Origin("https", "profile-service", 443)
+        assert context[DESTINATION_KEY] == NamedUrl(Origin("https", "profile-service", 443), is_signed=False)
         assert current_token(context).reveal() == ALICE
         assert DESTINATION_KEY not in otel_context.get_current()
 
 
 def test_an_unreadable_url_names_no_destination():
     """The key is set to None, so that the decision can state the reason."""
-    assert to_destination("http://a\\@b/", Context()) == {DESTINATION_KEY: None}
+    assert to_destination("http://a\\@b/", Context()) == {DESTINATION_KEY: NamedUrl(None, is_signed=False)}
 
 
 def test_a_token_is_usable_only_in_its_own_process(monkeypatch):

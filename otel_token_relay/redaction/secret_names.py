@@ -78,6 +78,11 @@ TABLE: Final = (
         "account key, shared access key, subscription key, functions key",
     ),
     Row("OpenTelemetry semantic conventions, url.query; Azure SAS; CloudFront", Kind.ALONE, "sig, signature"),
+    Row(
+        "Signed URLs of Alibaba Cloud OSS, Tencent Cloud COS, Volcengine TOS and OpenStack Swift",
+        Kind.STRONG,
+        "oss signature, q signature, tos signature, temp url sig",
+    ),
     Row("GitLab, GitHub, HashiCorp Vault, Slack", Kind.STRONG, "private token, api token, auth token, bearer token"),
     Row("OAuth 1.0 (RFC 5849) and SDKs", Kind.STRONG, "oauth token, oauth signature, token secret, consumer secret"),
     Row("Django, Angular, Spring", Kind.STRONG, "csrf token, xsrf token, csrfmiddlewaretoken, jsessionid, phpsessid"),
