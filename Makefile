@@ -1,8 +1,8 @@
 # Each target creates what it needs in .venv. The first run takes a minute.
 #   make demo          run the demo, on an embedded authorization server
 #   make test          run the tests
-#   make check         check lint rules, types, layers, prose, spelling, workflows and generated pages
-#   make docs          write the generated pages of docs/ again
+#   make check         check lint rules, types, layers, prose, links, spelling, workflows and generated pages
+#   make docs          write the generated pages of docs/ again, and build the site into build/site
 #   make dist          build the source distribution and the wheel, and check them
 #   make bench         measure the cost, compared with OpenTelemetry's own code
 #   make bench-instructions
@@ -45,6 +45,7 @@ check: $(VENV)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes otel_token_relay --ignoreexternal
 	$(BIN)/lint-imports
 	$(BIN)/python tools/prose.py
+	$(BIN)/python tools/links.py
 	$(BIN)/codespell -D - -D tools/dictionary.txt
 	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/python docs/reference.py --check
@@ -55,6 +56,7 @@ docs: $(VENV)/.ready
 	$(BIN)/python docs/reference.py
 	$(BIN)/python tools/sizing.py
 	$(BIN)/python tools/pictures.py
+	$(BIN)/zensical build --clean --strict
 
 dist: $(VENV)/.ready
 	rm -rf dist

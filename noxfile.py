@@ -2,6 +2,7 @@
 
     nox                  everything that .ci/run runs
     nox -s tests-3.12    the tests on one Python
+    nox -s injected      five applications with older packages, as under the OpenTelemetry operator
     COVERAGE=1 nox       everything, with branch coverage across all sessions
 
 The supported Python versions are those in pyproject.toml's classifiers. If this machine does not have one of
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -71,7 +73,7 @@ ELSEWHERE = ("tests/attacks", "tests/commands", "tests/exchange", "tests/verific
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
-nox.options.sessions = ["tests", "lowest", "oldest", "coverage"]
+nox.options.sessions = ["tests", "lowest", "oldest", "injected", "pages", "coverage"]
 
 # uv finds pyenv's interpreters if they are on the path. It must not download any.
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"
@@ -132,6 +134,28 @@ def oldest(session: nox.Session) -> None:
     """Run the tests that concern OpenTelemetry with the oldest OpenTelemetry release that is supported."""
     session.install("--compile-bytecode", "--group", "oldest", f"otel-token-relay[verify] @ {_wheel(session).as_uri()}")
     _test(session, *OLDEST_TESTS)
+
+
+@nox.session(venv_backend="none")
+def injected(session: nox.Session) -> None:
+    """Inject the wheel into five applications with older packages, as the OpenTelemetry operator does.
+
+    Their environments are installed into ``.cache`` on first use. The tests themselves need those of `make test`.
+    """
+    # Each worker builds the wheel and the image's directory.
+    command = (sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "tests/injected")
+    session.run(*command, *session.posargs, env={"INJECTED": "1"})
+
+
+# Pages whose packages are not in the development environment. `make test` follows the other ones.
+PAGES = ("docs/quickstarts/agents.md", "docs/observability-vendors.md")
+
+
+@nox.session
+def pages(session: nox.Session) -> None:
+    """Follow pages in new virtual environments, with the built wheel. With FULL_MATRIX=1, follow all of them."""
+    chosen = () if os.environ.get("FULL_MATRIX") else PAGES
+    session.run("python", "tools/quickstarts.py", *(session.posargs or chosen))
 
 
 @nox.session

@@ -38,7 +38,7 @@ from urllib3.connection import HTTPSConnection
 
 from benchmarks.figures import Figure, figure
 from benchmarks.measure import Effort, Round, Timing, awaited, side_by_side, statement, with_each
-from benchmarks.samples import DESTINATION, OUTGOING, URL, context_of_request, context_with_baggage
+from benchmarks.samples import DESTINATION, OUTGOING, RECEIVED, URL, context_of_request, context_with_baggage
 from otel_token_relay import Settings
 from otel_token_relay.clients import aiohttp as aiohttp_client
 from otel_token_relay.clients import httpx as httpx_client
@@ -93,11 +93,16 @@ def httpx_timing(library: Any, relay: Relay | None, context: Context) -> Timing:
     Each request is new and has its own copy of the headers, as it would after instrumentation.
     """
 
+    received = library.Response(200, headers=RECEIVED)
+
     class Transport:
         def __init__(self) -> None:
             self._pool = httpcore.ConnectionPool()
 
-        def handle_request(self, request: Any) -> None: ...
+        def handle_request(self, request: Any) -> Any:
+            response = object.__new__(library.Response)
+            response.headers, response.extensions = library.Headers(received.headers), {}
+            return response
 
         async def handle_async_request(self, request: Any) -> None: ...
 
@@ -123,6 +128,10 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
     connection: Any = HTTPSConnection("profile-service", 8443)
     connection.sock = SimpleNamespace(proto=socket.IPPROTO_TCP)
 
+    class Response:
+        def __init__(self) -> None:
+            self.headers = urllib3.HTTPHeaderDict(RECEIVED)
+
     class HTTPConnectionPool:
         def _make_request(
             self,
@@ -138,7 +147,8 @@ def urllib3_timing(headers: Any, relay: Relay | None, context: Context) -> Timin
             preload_content: bool = True,
             decode_content: bool = True,
             enforce_content_length: bool = True,
-        ) -> None: ...
+        ) -> Response:
+            return Response()
 
     if relay is not None:
         module = SimpleNamespace(**vars(urllib3.connectionpool))
@@ -157,8 +167,11 @@ def urllib_timing(relay: Relay | None, context: Context) -> Timing:
     """Return the timing of one hop on urllib.request."""
 
     class AbstractHTTPHandler:
-        def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> None:
+        def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
             http_class(req.host, timeout=req.timeout, **http_conn_args)
+            response = SimpleNamespace(headers=http.client.HTTPMessage())
+            response.headers._headers = list(RECEIVED.items())
+            return response
 
     if relay is not None:
         module = cast("ModuleType", SimpleNamespace(AbstractHTTPHandler=AbstractHTTPHandler, http=http))
@@ -185,6 +198,7 @@ def aiohttp_timing(runner: asyncio.Runner, relay: Relay | None, context: Context
     class Request(ClientRequest):
         async def send(self, conn: Any) -> Any:
             await self._on_headers_request_sent(self.method, self.url, self.headers)
+            return SimpleNamespace()
 
         async def _on_headers_request_sent(self, method: str, url: Any, headers: Any) -> None: ...
 

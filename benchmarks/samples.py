@@ -24,6 +24,14 @@ OUTGOING = {
     "User-Agent": "python-client/1.0",
     "traceparent": TRACEPARENT,
 }
+RECEIVED = {
+    "Date": "Fri, 27 Nov 2026 10:00:00 GMT",
+    "Server": "uvicorn",
+    "Content-Type": "application/json",
+    "Content-Length": "412",
+    "Cache-Control": "private, max-age=60",
+    "Vary": "Authorization",
+}
 URL = "https://profile-service:8443/users/42/profile?fields=name"
 DESTINATION = "https://profile-service:8443"
 

@@ -1,4 +1,4 @@
-"""Generate the pages about variables and reasons, and the JSON Schema of the settings, from the package.
+"""Generate the pages about variables, reasons and docstrings, and the JSON Schema of the settings, from the package.
 
 python docs/reference.py            write the files
 python docs/reference.py --check    exit 1 if a file is out of date
@@ -6,6 +6,7 @@ python docs/reference.py --check    exit 1 if a file is out of date
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ In code, `install()` does the same.
 ## Where settings come from
 
 If several sources contain the same setting, code takes precedence over the configuration file, and the file over environment variables.
-For the settings that protect, `verify`, `require_verified` and `redaction`, the strictest of all sources applies.
+For the settings that protect, `verify`, `require_verified`, `redaction` and `protect_caches`, the strictest of all sources applies.
 For example, an application that calls `install(Settings(destinations=[...]))` cannot switch off a verification that the operator has switched on.
 
 `Settings.load()` reads all sources, and `Settings.from_env()` only the environment variables.
@@ -203,6 +204,27 @@ A request that is not accepted has one of these reasons in the counter `token_re
 In `report` mode, the outcome is `reported` for each of them.
 """
 
+_DOCSTRINGS = """\
+# API from docstrings
+
+{note}
+The site shows the parameters, attributes and exceptions of each public name here, from the docstrings in the code.
+In the repository, read the modules that the lines below name. The page [API](api.md) lists all names in tables.
+
+{sections}
+"""
+
+PUBLIC_MODULES = (
+    "otel_token_relay",
+    "otel_token_relay.redaction",
+    "otel_token_relay.verification",
+    "otel_token_relay.verification.asgi",
+    "otel_token_relay.verification.wsgi",
+    "otel_token_relay.verification.fastapi",
+    "otel_token_relay.exchange",
+    "otel_token_relay.testing",
+)
+
 _OF_CREDENTIALS = (Reason.ABSENT, Reason.MALFORMED, Reason.AMBIGUOUS, Reason.TOO_LONG)
 
 _VERIFICATION: Sequence[tuple[Iterable[str], str]] = (
@@ -225,6 +247,9 @@ def build_pages() -> dict[Path, str]:
             strict=_rows((f"`{v.name}`", _strict_value(name, v)) for name, v in VARIABLES.items()),
             fields=_rows((f"`{name}`", f"`{v.name}`") for name, v in VARIABLES.items()),
         ),
+        DOCS / "docstrings.md": _DOCSTRINGS.format(
+            note=_NOTE, sections="\n\n".join(map(_docstrings_of, PUBLIC_MODULES))
+        ),
         DOCS / "reasons.md": _REASONS.format(
             note=_NOTE,
             sets=_rows(_reason_sets()),
@@ -233,6 +258,12 @@ def build_pages() -> dict[Path, str]:
             verification=_rows((", ".join(f"`{r}`" for r in reasons), outcome) for reasons, outcome in _VERIFICATION),
         ),
     }
+
+
+def _docstrings_of(module: str) -> str:
+    """Return the section of a module, whose lines mkdocstrings replaces."""
+    names = (name for name in importlib.import_module(module).__all__ if not name.isupper())
+    return "\n\n".join([f"## {module}", *(f"::: {module}.{name}" for name in names)])
 
 
 def _reason_sets() -> Iterator[tuple[str, ...]]:

@@ -1,14 +1,22 @@
-"""Carry the caller's bearer token through the OpenTelemetry context to listed destinations only."""
+"""Carry the caller's bearer token through the OpenTelemetry context to listed destinations only.
 
-from otel_token_relay.carrying import carry
-from otel_token_relay.context import as_service, current_token, to_destination, use_token
-from otel_token_relay.decisions import Decision
-from otel_token_relay.destinations import Destination
-from otel_token_relay.installation import install, uninstall
-from otel_token_relay.propagator import TokenRelayPropagator
-from otel_token_relay.reasons import Reason
-from otel_token_relay.settings import Settings
-from otel_token_relay.token import BearerToken
+Each public name is imported when it is first used, so that pytest can load the plug-in of this package
+(`otel_token_relay.pytest_plugin`) without importing OpenTelemetry.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from otel_token_relay.carrying import carry
+    from otel_token_relay.context import as_service, current_token, to_destination, use_token
+    from otel_token_relay.decisions import Decision
+    from otel_token_relay.destinations import Destination
+    from otel_token_relay.installation import install, uninstall
+    from otel_token_relay.propagator import TokenRelayPropagator
+    from otel_token_relay.reasons import Reason
+    from otel_token_relay.settings import Settings
+    from otel_token_relay.token import BearerToken
 
 __all__ = [
     "BearerToken",
@@ -25,3 +33,34 @@ __all__ = [
     "uninstall",
     "use_token",
 ]
+
+_MODULES = {
+    "BearerToken": "token",
+    "Decision": "decisions",
+    "Destination": "destinations",
+    "Reason": "reasons",
+    "Settings": "settings",
+    "TokenRelayPropagator": "propagator",
+    "as_service": "context",
+    "carry": "carrying",
+    "current_token": "context",
+    "install": "installation",
+    "to_destination": "context",
+    "uninstall": "installation",
+    "use_token": "context",
+}
+
+
+if not TYPE_CHECKING:  # otherwise, type checkers would accept every name
+
+    def __getattr__(name: str) -> object:
+        """Import a public name (PEP 562)."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names as well, for completion."""
+    return sorted({*globals(), *__all__})

@@ -68,7 +68,7 @@ class ErrorResponse:
 
 
 CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
-"""The response if requests must be verified and an operator must first correct a setting or a program."""
+"""The response if requests must be verified, but an operator must first correct a setting or a program."""
 
 
 # What may follow the `/` of an entry that ends with `/*`: whole segments in characters that no server or framework
@@ -109,8 +109,8 @@ class Exclusions:
         return not path.is_mount_chosen
 
     def _covers_below(self, routed: str, is_encoded: bool) -> bool:
-        # A prefix of a path says less than the whole path: an application that decodes, normalizes or splits the rest
-        # in another way may route it elsewhere.
+        # A prefix is less reliable than a whole path: an application that decodes, normalizes or splits the rest
+        # differently may route the request elsewhere.
         return not is_encoded and any(
             routed.startswith(prefix) and _are_plain_segments(routed[len(prefix) :]) is not None
             for prefix in self._prefixes

@@ -48,7 +48,8 @@ class RequestLease(Lease):
 
     def __init__(self) -> None:
         super().__init__()
-        self.move_here()
+        self._thread = threading.get_ident()
+        self._task = _current_task()
 
     def move_here(self) -> None:
         """Record the current thread and task as those that serve the request."""

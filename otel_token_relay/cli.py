@@ -11,8 +11,19 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from otel_token_relay.commands import INTERRUPTED, PROBLEM, USAGE_ERROR, check, demo, explain, picture, verify
+from otel_token_relay.commands import (
+    INTERRUPTED,
+    PROBLEM,
+    USAGE_ERROR,
+    UsageError,
+    check,
+    demo,
+    explain,
+    picture,
+    verify,
+)
 from otel_token_relay.commands.arguments import Parser, describe_unrecognized
+from otel_token_relay.commands.coverage import version_of
 
 _EXAMPLES = """\
 examples:
@@ -44,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
+    except UsageError as error:
+        print(f"otel-token-relay {options.command}: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     except OSError as error:  # the reader, such as head, has stopped reading, or the disk is full
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,10 +82,7 @@ def _parser() -> Parser:
 
 
 def _versions() -> str:
-    try:
-        opentelemetry = metadata.version("opentelemetry-api")
-    except metadata.PackageNotFoundError:
-        opentelemetry = "not installed"
+    opentelemetry = version_of("opentelemetry-api") or "not installed"
     return (
         f"otel-token-relay {metadata.version('otel-token-relay')}"
         f" (Python {platform.python_version()}, OpenTelemetry {opentelemetry})"

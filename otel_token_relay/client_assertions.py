@@ -33,10 +33,10 @@ _find_certificate = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTI
 
 
 class SigningKey(NamedTuple):
-    """A private key, with what its signatures contain.
+    """A private key and its properties.
 
     Attributes:
-        key: The key, of a class of cryptography.
+        key: The key, as an object of the package cryptography.
         algorithm: The name of the signature algorithm.
         key_id: The key's own ``kid``; ``None`` for none.
         public: The public key in DER.
@@ -94,7 +94,8 @@ def parse_certificate(content: bytes) -> Certificate:
         public = _public_bytes(x509.load_der_x509_certificate(encoded).public_key())
     except Exception:  # the kinds of exceptions differ between versions, and may quote the content
         raise FileUnusable("contains a certificate that cannot be read") from None
-    return Certificate(_b64url(hashlib.sha256(encoded).digest()), public)
+    thumbprint = base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).rstrip(b"=").decode("ascii")
+    return Certificate(thumbprint, public)
 
 
 def sign_assertion(
@@ -221,7 +222,3 @@ def _public_bytes(key: Any) -> bytes:
 
     found: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return found
-
-
-def _b64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")

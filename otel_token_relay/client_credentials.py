@@ -1,8 +1,7 @@
 """This service's own credential at an authorization server, and how it appears in a request.
 
-`ClientCredential` contains what is configured. There is one small class for each form in which a request contains it: a
-secret in the header or in the form, an assertion that this service signs, an assertion from a platform, and a TLS
-client certificate.
+`ClientCredential` contains what is configured. A request contains it in one of four forms: as a secret in the header or
+in the form, as an assertion that this service signs, as an assertion from a platform, or as a TLS client certificate.
 
 A secret is never printed: `Secret` shows only that it is set, and no error message contains it.
 """
@@ -16,8 +15,8 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, Protocol, get_args
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, get_args
 from urllib.parse import quote
 
 from otel_token_relay.client_assertions import (
@@ -32,6 +31,7 @@ from otel_token_relay.credential_files import (
     FileVersion,
     read_file,
     read_text,
+    use_file,
     version_of,
 )
 from otel_token_relay.errors import ConfigurationError
@@ -90,7 +90,7 @@ _PARTS: Final = ("secret", "secret_file", "key_file", "assertion", "assertion_fi
 
 
 class Secret:
-    """A secret that shows its value only if asked for it."""
+    """A secret that shows its value only if `reveal` is called."""
 
     __slots__ = ("_value",)
 
@@ -133,19 +133,9 @@ class ClientCertificate(NamedTuple):
         Raises:
             CredentialUnavailable: The files cannot be used.
         """
-        versions = []
-        for name, path in (("cert", cert_file), ("key", key_file)):
-            if path is None:
-                continue
-            problem = "cannot be read"
-            try:
-                versions.append(version_of(path))
-                continue
-            except FileUnusable as error:
-                problem = str(error)
-            except (OSError, ValueError):
-                pass
-            raise CredentialUnavailable(f"the file in client_{name}_file {problem}")
+        versions = [use_file("client_cert_file", partial(version_of, cert_file))]
+        if key_file is not None:
+            versions.append(use_file("client_key_file", partial(version_of, key_file)))
         return cls(cert_file, key_file, tuple(versions))
 
     def load_into(self, context: ssl.SSLContext) -> None:
@@ -193,12 +183,6 @@ class Authentication(NamedTuple):
         return f"Authentication({', '.join(name for name, _ in self.form) or 'no form'})"
 
 
-class _Form(Protocol):
-    """How a request contains a credential."""
-
-    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCredential:
     """A client ID, and what proves that this service is that client.
@@ -216,12 +200,12 @@ class ClientCredential:
         assertion: A callable that returns an assertion to send as it is.
         assertion_file: A file with an assertion to send as it is, such as a projected token of Kubernetes.
         cert_file: A file with a certificate as PEM. ``private_key_jwt_rfc7523`` names it in the assertions.
-        method: How the credential is sent; ``None`` for what the credential suggests.
-            ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts),
-            ``client_secret_basic_plain`` for servers that do not decode them, or ``client_secret_post``.
-            ``private_key_jwt``: an assertion for the issuer (draft-ietf-oauth-rfc7523bis), or
-            ``private_key_jwt_rfc7523``: one for the endpoint (RFC 7523), as Microsoft Entra requires.
-            ``tls_client_auth``: a TLS client certificate (RFC 8705), which only this credential's endpoints receive.
+        method: How the credential is sent; ``None`` for the default for that kind of credential.
+            ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts), ``client_secret_basic_plain``
+            for servers that do not decode them, or ``client_secret_post``. ``private_key_jwt``: an assertion for the
+            issuer (draft-ietf-oauth-rfc7523bis), or ``private_key_jwt_rfc7523``: one for the endpoint (RFC 7523), as
+            Microsoft Entra requires. ``tls_client_auth``: a TLS client certificate (RFC 8705), which only this
+            credential's endpoints receive.
 
     Raises:
         ConfigurationError: The client ID is empty, or the parts contradict each other; the error names one of them.
@@ -266,9 +250,10 @@ class ClientCredential:
             endpoint: The URL.
 
         Raises:
-            ConfigurationError: The method requires something else.
+            ConfigurationError: The method cannot be used with this issuer or endpoint.
         """
-        if self.method == "private_key_jwt" and not _is_audience(issuer):
+        # The name of an issuer with many tenants is a pattern.
+        if self.method == "private_key_jwt" and (issuer is None or "{" in issuer):
             raise ConfigurationError(
                 "client_auth",
                 "private_key_jwt requires exactly one issuer, for which the assertion is meant; without one, use"
@@ -278,62 +263,41 @@ class ClientCredential:
             raise ConfigurationError("client_auth", "tls_client_auth requires an https endpoint")
 
     def authenticate(self, issuer: str | None, endpoint: str) -> Authentication:
-        """Return what a request must contain. Each call may read files, and returns a new assertion.
+        """Return what a request must contain. Each call may read files and returns a new assertion.
 
         Args:
             issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
             endpoint: The URL to which the request goes.
 
         Raises:
-            CredentialUnavailable: A file or a callable is not usable now.
+            CredentialUnavailable: A file or a callable cannot be used now.
         """
-        return self._form().authenticate(self.client_id, issuer, endpoint)
-
-    def _form(self) -> _Form:
         if self.method in _SECRET_METHODS:
-            return _SecretForm(self.method, self.secret, self.secret_file)
+            return self._with_secret()
         if self.method == "tls_client_auth":
-            return _CertificateForm(str(self.cert_file), self.key_file)
+            return self._with_certificate()
         if self.method is None:
-            return _AssertionForm(self.assertion, self.assertion_file)
-        is_rfc7523 = self.method == "private_key_jwt_rfc7523"
-        return _SignedForm(str(self.key_file), self.key_id, self.cert_file, is_rfc7523)
+            return self._with_assertion()
+        return self._with_signature(endpoint if self.method == "private_key_jwt_rfc7523" else issuer)
 
-
-class _SecretForm(NamedTuple):
-    """A secret in the header or in the form (RFC 6749, section 2.3.1)."""
-
-    method: ClientAuth
-    secret: Secret | str | Callable[[], str] | None
-    file: str | None
-
-    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
-        secret = self._read()
+    def _with_secret(self) -> Authentication:
+        """Return the secret in the header or in the form (RFC 6749, section 2.3.1)."""
+        if self.secret_file is not None:
+            secret = read_file(self.secret_file, "client_secret_file", read_text)
+        elif isinstance(self.secret, Secret):
+            secret = self.secret.reveal()
+        else:
+            secret = _call(self.secret, "client_secret", str.isprintable)
         if self.method == "client_secret_post":
-            return Authentication(form=(("client_id", client_id), ("client_secret", secret)))
-        return Authentication(basic_credentials(client_id, secret, is_plain=self.method.endswith("_plain")))
+            return Authentication(form=(("client_id", self.client_id), ("client_secret", secret)))
+        is_plain = self.method == "client_secret_basic_plain"
+        return Authentication(basic_credentials(self.client_id, secret, is_plain=is_plain))
 
-    def _read(self) -> str:
-        if self.file is not None:
-            return read_file(self.file, "client_secret_file", read_text)
-        if isinstance(self.secret, Secret):
-            return self.secret.reveal()
-        return _call(self.secret, "client_secret", str.isprintable)
-
-
-class _SignedForm(NamedTuple):
-    """An assertion that this service signs (RFC 7523, section 2.2)."""
-
-    key_file: str
-    key_id: str | None
-    cert_file: str | None
-    is_rfc7523: bool
-
-    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
-        audience = endpoint if self.is_rfc7523 else issuer
+    def _with_signature(self, audience: str | None) -> Authentication:
+        """Return an assertion that this service signs (RFC 7523, section 2.2)."""
         if audience is None:
             raise CredentialUnavailable("private_key_jwt requires an issuer")
-        key = read_file(self.key_file, "client_key_file", parse_private_key)
+        key = read_file(str(self.key_file), "client_key_file", parse_private_key)
         thumbprint = None
         if self.cert_file is not None:
             certificate = read_file(self.cert_file, "client_cert_file", parse_certificate)
@@ -342,38 +306,28 @@ class _SignedForm(NamedTuple):
             thumbprint = certificate.thumbprint
         assertion = sign_assertion(
             key,
-            client_id,
+            self.client_id,
             audience,
             now=time.time(),
-            is_rfc7523=self.is_rfc7523,
+            is_rfc7523=self.method == "private_key_jwt_rfc7523",
             key_id=self.key_id,
             thumbprint=thumbprint,
         )
-        return _with_assertion(client_id, assertion)
+        return _identify(self.client_id, assertion)
 
+    def _with_assertion(self) -> Authentication:
+        """Return an assertion from a platform, which is sent as it is (RFC 7521, section 4.2)."""
+        if self.assertion_file is not None:
+            assertion = read_file(self.assertion_file, "client_assertion_file", _parse_assertion)
+        else:
+            assertion = _call(self.assertion, "client_assertion", _is_assertion)
+        return _identify(self.client_id, assertion)
 
-class _AssertionForm(NamedTuple):
-    """An assertion from a platform, which is sent as it is (RFC 7521, section 4.2)."""
-
-    assertion: Callable[[], str] | None
-    file: str | None
-
-    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
-        if self.file is not None:
-            return _with_assertion(client_id, read_file(self.file, "client_assertion_file", _parse_assertion))
-        return _with_assertion(client_id, _call(self.assertion, "client_assertion", _is_assertion))
-
-
-class _CertificateForm(NamedTuple):
-    """A TLS client certificate (RFC 8705, section 2.1)."""
-
-    cert_file: str
-    key_file: str | None
-
-    def authenticate(self, client_id: str, issuer: str | None, endpoint: str) -> Authentication:
-        certificate = ClientCertificate.read(self.cert_file, self.key_file)
+    def _with_certificate(self) -> Authentication:
+        """Return a TLS client certificate (RFC 8705, section 2.1)."""
+        certificate = ClientCertificate.read(str(self.cert_file), self.key_file)
         _check_loadable(certificate)
-        return Authentication(form=(("client_id", client_id),), certificate=certificate)
+        return Authentication(form=(("client_id", self.client_id),), certificate=certificate)
 
 
 @lru_cache(maxsize=16)
@@ -434,7 +388,7 @@ def basic_credentials(client_id: str, client_secret: str, *, is_plain: bool = Fa
 
 
 def _problem_with(given: tuple[str, ...]) -> str:
-    """Return why these parts are not a credential."""
+    """Return why these parts do not form a credential."""
     *most, last = (f"client_{name}" for name in given or _PARTS)
     if not given:
         return f"expected one of {', '.join(most)} and {last}"
@@ -455,7 +409,8 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
     It runs in an empty context: a request that it sends must not carry the token of a caller.
 
     Raises:
-        CredentialUnavailable: It raises an exception, whose message may contain a secret, or returns something else.
+        CredentialUnavailable: It raises an exception, whose message may contain a secret, or does not return usable
+            text.
     """
     problem = "did not return usable text"
     try:
@@ -464,7 +419,7 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
             return found
     except Exception as error:
         problem = f"raised {type(error).__name__}"
-    # Raised here, so that the exception of the callable is not attached to this one.
+    # Raised outside the handler, so that the callable's exception is not attached to this one.
     raise CredentialUnavailable(f"the callable in {setting} {problem}")
 
 
@@ -479,15 +434,11 @@ def _parse_assertion(content: bytes) -> str:
     return text
 
 
-def _with_assertion(client_id: str, assertion: str) -> Authentication:
+def _identify(client_id: str, assertion: str) -> Authentication:
+    """Return what a request contains to identify the client by an assertion (RFC 7521, section 4.2)."""
     members = (
         ("client_id", client_id),
         ("client_assertion_type", ASSERTION_TYPE),
         ("client_assertion", assertion),
     )
     return Authentication(form=members)
-
-
-def _is_audience(issuer: str | None) -> bool:
-    # The name of an issuer with many tenants is a pattern.
-    return issuer is not None and "{" not in issuer

@@ -1,27 +1,27 @@
 """Find the entry that differs least from an origin that no entry matches, so that a decision can be explained.
 
-Comparing is pure and costs time for each entry, so `ClosestEntries` remembers the results for a limited number of
-origins. It never raises: an explanation must not affect a request.
+Comparing takes time for each entry, so `ClosestEntries` remembers the results for a limited number of origins. It never
+raises: an explanation must not affect a request.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from functools import lru_cache
-from ipaddress import ip_address
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Final, NamedTuple
 
-from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, OriginPattern
+from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, OriginPattern, address_of
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.spelling import resembles
 
 # Origins can come from the network, through redirects.
 _CACHED_ORIGINS: Final = 1024
-# A longer list is compared only up to here: each unlisted origin costs time for each entry, and more for its spelling.
+# Only this many entries are compared: each unlisted origin is compared with each of them, and comparing spellings
+# takes longer.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
-# In shorter names, two edits are no sign of a misspelling.
+# In shorter names, two edits do not indicate a misspelling.
 _MIN_LENGTH: Final = 4
 
 _LOOPBACK: Final = "{} and {} are different origins, even if both are this machine"
@@ -54,8 +54,7 @@ class ClosestEntries:
     """
 
     def __init__(self, policy: RelayPolicy) -> None:
-        self._policy = policy
-        self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
+        self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(partial(closest_entry, policy=policy))
 
     def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
         """Return the closest entry for the server that a client will connect to; see `Origin.of`.
@@ -65,11 +64,8 @@ class ClosestEntries:
         try:
             origin = Origin.of(scheme, host, port)
             return None if origin is None else self._remembered(origin)
-        except Exception:  # a client can have been given any object as its target
+        except Exception:  # a client's target may be any object
             return None
-
-    def _find(self, origin: Origin) -> ClosestEntry | None:
-        return closest_entry(origin, self._policy)
 
 
 def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
@@ -126,7 +122,7 @@ def _join(*differences: str) -> str:
 def _port_difference(origin: Origin, pattern: OriginPattern) -> str:
     if pattern.port in (ANY_PORT, origin.port):
         return ""
-    # The default port differs whenever the scheme does, which is said already.
+    # The default port differs whenever the scheme does, which the message already says.
     if origin.port == DEFAULT_PORTS[origin.scheme] and pattern.port == DEFAULT_PORTS[pattern.scheme]:
         return ""
     return f"the port differs: {origin.port}, not {pattern.port}"
@@ -181,10 +177,9 @@ def _is_address(host: str) -> bool:
 
 
 def _is_local(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
     # Programs listen on the unspecified address, and their URLs are often copied from their output.
-    return _is_address(host) and (ip_address(host).is_loopback or ip_address(host).is_unspecified)
+    address = address_of(host)
+    return OriginPattern("http", host, ANY_PORT).is_loopback or (address is not None and address.is_unspecified)
 
 
 def _to_unicode(host: str) -> str:

@@ -25,13 +25,13 @@ from typing import Any, Final, NamedTuple
 
 from otel_token_relay.spelling import resembles
 
-VARIABLE: Final = "OTEL_CONFIG_FILE"
+FILE_VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
-# A section of the same name for another language is not ours.
+# Sections of the same name for other languages belong to other packages.
 _OTHER_LANGUAGES: Final = frozenset({"cpp", "dotnet", "erlang", "go", "java", "js", "php", "ruby", "rust", "swift"})
-# A file of settings is far smaller.
+# Real configuration files are far smaller.
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 _substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}\n]*))?\}").sub
@@ -57,7 +57,7 @@ class ConfigurationFile(NamedTuple):
     Attributes:
         sections: The places that contain settings, in order of precedence.
         misspelled: The places with a similar name, which have no effect, each with the path that was probably meant.
-        duplicates: The paths of keys that are repeated, one of which leads to the settings.
+        duplicates: The paths of repeated keys that lead to the settings.
         names_propagator: Whether the file switches the relay on.
         problem: Why the file cannot be read; ``None`` if it can.
         is_unknown: Whether the file cannot be read although it may contain settings.
@@ -81,8 +81,7 @@ class _Mapping(dict[Any, Any]):
         pairs = list(pairs)
         found = cls(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            found.duplicates = _repeated(keys)
+            found.duplicates = _repeated(key for key, _ in pairs)
         return found
 
 
@@ -96,7 +95,7 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
     Args:
         environ: The environment variables, which also replace ``${NAME}`` in the file.
     """
-    name = environ.get(VARIABLE, "").strip()
+    name = environ.get(FILE_VARIABLE, "").strip()
     if not name:
         return ConfigurationFile()
     try:
@@ -149,8 +148,7 @@ def _parse(content: bytes, suffix: str) -> object:
     def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
         found = _Mapping()
         yield found  # before its values, because they may refer to it
-        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        names = [parser.construct_object(key) for key in keys]
+        names = [parser.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         found.update(parser.construct_mapping(node))
         found.duplicates = _repeated(names)
 
@@ -211,7 +209,7 @@ def _repeated_on_the_way(document: object) -> Iterator[str]:
         for key in path:
             if key in getattr(found, "duplicates", ()):
                 yield ".".join([*names, key])
-            found, names = found.get(key) if isinstance(found, Mapping) else None, [*names, key]
+            found, names = _member(found, key), [*names, key]
     for index, item in enumerate(_composite(document)):
         if KEY in getattr(item, "duplicates", ()):
             yield f"propagator.composite[{index}].{KEY}"
@@ -233,17 +231,18 @@ def _duplicates(content: object, prefix: str = "", depth: int = 4) -> Iterator[s
 
 
 def _composite(document: object) -> list[object]:
-    propagator = document.get("propagator") if isinstance(document, Mapping) else None
-    composite = propagator.get("composite") if isinstance(propagator, Mapping) else None
+    composite = _member(_member(document, "propagator"), "composite")
     return composite if isinstance(composite, list) else []
+
+
+def _member(value: object, key: str) -> object:
+    return value.get(key) if isinstance(value, Mapping) else None
 
 
 def _names_propagator(document: object, environ: Mapping[str, str]) -> bool:
     if any(isinstance(item, Mapping) and KEY in item for item in _composite(document)):
         return True
-    propagator = document.get("propagator") if isinstance(document, Mapping) else None
-    names = propagator.get("composite_list") if isinstance(propagator, Mapping) else None
-    text = _substitute(names, environ)
+    text = _substitute(_member(_member(document, "propagator"), "composite_list"), environ)
     return isinstance(text, str) and KEY in (name.strip() for name in text.split(","))
 
 

@@ -22,6 +22,7 @@ from otel_token_relay.authentication import (
 )
 from otel_token_relay.credentials import Credentials
 from otel_token_relay.errors import RelayError
+from otel_token_relay.extras import with_unmet
 from otel_token_relay.settings import Settings
 from otel_token_relay.verifications import VerificationRecorder
 
@@ -46,7 +47,7 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
         ).authenticator_from(settings)
         return authenticator
     except (RelayError, ImportError) as error:
-        _logger.error("token relay: verification cannot start: %s", error)
+        _logger.error("token relay: verification cannot start: %s", with_unmet(error, "verify"))
     return None if settings.verify == "report" else DenyAll(settings)
 
 

@@ -11,6 +11,7 @@ import logging
 from functools import lru_cache
 
 from otel_token_relay.errors import RelayError
+from otel_token_relay.extras import with_unmet
 from otel_token_relay.relay import TokenSource
 from otel_token_relay.settings import Settings
 
@@ -30,5 +31,5 @@ def build_token_source(settings: Settings) -> TokenSource | None:
         tokens: TokenSource = importlib.import_module("otel_token_relay.exchange.tokens").DestinationTokens(settings)
         return tokens
     except (RelayError, ImportError) as error:
-        _logger.error("token relay: no token can be exchanged: %s", error)
+        _logger.error("token relay: no token can be exchanged: %s", with_unmet(error, "exchange"))
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Final, cast
 
@@ -44,12 +44,16 @@ verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 
+# A context forbids changes of itself, but a copy that no other code has seen may still be changed. Every request makes
+# several of these copies, and combining two dictionaries would copy each context twice.
+_set: Final = dict.__setitem__
+
 has_bound: bool = False
 """Whether this process has ever bound a token, or ``None`` in place of one."""
 has_served: bool = False
 """Whether this process, or one that it was forked from, has ever served a request.
 
-It has if a server boundary has opened, or if `extract` has read an HTTP request that no boundary serves.
+This becomes true when a server boundary opens, or when `extract` reads an HTTP request that no boundary serves.
 """
 
 
@@ -57,19 +61,23 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
     """Return a context with *token*, or without any token if *token* is ``None``, even if *context* has one."""
     global has_bound
     has_bound = True
+    if context is None:
+        context = get_current()
     if token is not None:
         if (prepare := before_first_token) is not None:
             prepare()
         if token_watchers:
             announce(token, context)
-    return bind(token, get_current() if context is None else context)
+    return bind(token, context)
 
 
 def bind(token: BearerToken | None, context: Context) -> Context:
     """Return a copy of *context* with *token*, without announcing the token."""
-    if NOT_FOUND_KEY in context:
-        return Context(context | {TOKEN_KEY: token, NOT_FOUND_KEY: False})
-    return Context(context | {TOKEN_KEY: token})
+    bound = Context(context)
+    _set(bound, TOKEN_KEY, token)
+    if NOT_FOUND_KEY in bound:
+        _set(bound, NOT_FOUND_KEY, False)
+    return bound
 
 
 def bind_not_found(context: Context) -> Context:
@@ -80,16 +88,16 @@ def bind_not_found(context: Context) -> Context:
 
 
 def is_bound(context: Context) -> bool:
-    """Return whether *context* says for whom code runs: for a caller, even without a token, or for the service."""
+    """Return whether *context* identifies for whom code runs: a caller, even without a token, or the service."""
     return TOKEN_KEY in context or SERVICE_KEY in context
 
 
 def is_unserved(context: Context) -> bool:
     """Return whether *context* belongs to no request, so that the service acts on its own behalf.
 
-    It does in ``with as_service():``, and in a process that has never served a request, unless something is bound: a
-    token, or the absence of one. In a process that serves requests, or that works for one, a context that has been lost
-    does not count.
+    This is the case in ``with as_service():``, and in a process that has never served a request, unless something is
+    bound: a token, or the absence of one. In a process that serves requests, or that works for one, a context
+    without a token is never treated this way, because it may have been lost.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))
@@ -114,19 +122,18 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
     """Return a copy of *context* with the unused credentials of a request, which are announced to redaction."""
     context = Context(context | {UNUSED_KEY: unused})
     if unused is not None:
-        for watch in unused_watchers:
-            try:
-                watch(unused, context)
-            except Exception:  # the request continues
-                _logger.debug("unused credentials could not be announced", exc_info=True)
+        _notify(unused_watchers, unused, context)
     return context
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
     """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
+    if context is None:
+        context = get_current()
+    # Written out, because this runs for every request.
     for watch in token_watchers:
         try:
-            watch(token, otel_context.get_current() if context is None else context)
+            watch(token, context)
         except Exception:  # the request continues
             _logger.debug("a token could not be announced", exc_info=True)
 
@@ -143,11 +150,15 @@ def announce_obtained(token: BearerToken) -> None:
 
 def announce_verified(token: BearerToken) -> None:
     """Announce a token again because it has been verified since it was bound."""
-    for watch in verification_watchers:
+    _notify(verification_watchers, token)
+
+
+def _notify(watchers: Sequence[Callable[..., None]], *arguments: object) -> None:
+    for watch in watchers:
         try:
-            watch(token)
+            watch(*arguments)
         except Exception:  # the request continues
-            _logger.debug("a verified token could not be announced", exc_info=True)
+            _logger.debug("redaction could not be told of a credential", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:
@@ -199,7 +210,7 @@ def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, 
 def as_service() -> Generator[None, None, None]:
     """Make the calls in a ``with`` block on the service's own behalf, not on that of a caller.
 
-    Destinations whose entries have ``;without-user=client`` get a token of the service's own. Other destinations get no
+    Destinations whose entries have ``;without-user=client`` get the service's own token. Other destinations get no
     token: the caller's token is hidden. Work that outlives the block may no longer use the service's token.
     """
     lease = Lease()

@@ -24,7 +24,7 @@ class FileUnusable(ValueError):
 
 
 class FileVersion(NamedTuple):
-    """What changes if a file changes or is replaced."""
+    """The properties that show whether a file has been modified or replaced."""
 
     modified: int
     size: int
@@ -36,7 +36,7 @@ class FileVersion(NamedTuple):
         return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-# What each function made of each file, so that a key, for example, is not parsed again for each request.
+# The parsed contents of each file, so that a key, for example, is not parsed again for each request.
 _contents: dict[tuple[str, Callable[[bytes], Any]], tuple[FileVersion, Any]] = {}
 
 
@@ -46,7 +46,7 @@ def version_of(path: str) -> FileVersion:
     Raises:
         FileUnusable: The file is too large, or reading it could block or never end.
         OSError: The file does not exist or cannot be read.
-        ValueError: The path cannot be that of a file.
+        ValueError: The path is not valid.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -56,40 +56,54 @@ def version_of(path: str) -> FileVersion:
     return FileVersion.of(status)
 
 
+def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
+    """Return what *use* returns, which reads the file that a setting names.
+
+    Raises:
+        CredentialUnavailable: The file cannot be used now.
+    """
+    try:
+        return use()
+    except FileUnusable as error:
+        problem = str(error)
+    except (OSError, ValueError):
+        problem = "cannot be read"
+    # Raised outside the handlers, so that no exception that may quote the content is attached to this one.
+    raise CredentialUnavailable(f"the file in {setting} {problem}")
+
+
 def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _Content:
     """Return what *parse* returns for the content of the file.
 
     Args:
         path: The file.
         setting: The setting that names the file, for messages.
-        parse: A pure function that raises `FileUnusable` for a content that it cannot use.
+        parse: A pure function that raises `FileUnusable` for content that it cannot use.
 
     Raises:
         CredentialUnavailable: The file cannot be used now.
     """
     try:
-        version = version_of(path)
-        known = _contents.get((path, parse))
-        if known is not None and known[0] == version:
-            return known[1]  # type: ignore[no-any-return]  # it was returned by the same function
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:  # it has grown
-            raise FileUnusable("is too large")
-        if not content.strip():
-            raise FileUnusable("is empty")
-        found = parse(content)
-    except FileUnusable as error:
-        problem = str(error)
-    except (OSError, ValueError):
-        problem = "cannot be read"
-    else:
-        _contents[path, parse] = version, found
-        return found
-    # What a removed file contained is not kept. Raised here, so that no other exception, which may quote the content,
-    # is attached to this one.
-    _contents.pop((path, parse), None)
-    raise CredentialUnavailable(f"the file in {setting} {problem}")
+        return use_file(setting, lambda: _read(path, parse))
+    except CredentialUnavailable:
+        _contents.pop((path, parse), None)  # the content of a removed file is not kept
+        raise
+
+
+def _read(path: str, parse: Callable[[bytes], _Content]) -> _Content:
+    version = version_of(path)
+    known = _contents.get((path, parse))
+    if known is not None and known[0] == version:
+        return known[1]  # type: ignore[no-any-return]  # it was returned by the same function
+    with open(path, "rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:  # it has grown
+        raise FileUnusable("is too large")
+    if not content.strip():
+        raise FileUnusable("is empty")
+    found = parse(content)
+    _contents[path, parse] = version, found
+    return found
 
 
 def read_text(content: bytes) -> str:

@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from types import ModuleType
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
@@ -29,7 +30,7 @@ _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 # Characters that must be encoded in a value, including leading and trailing spaces, which parsing would remove.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
-# A variable with a token may be set by mistake.
+# An operator may put a token into the variable by mistake.
 _jwt: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.-]*")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
@@ -48,7 +49,7 @@ class Destination:
         resource: The resource to request in the exchange.
         expect: Audiences that the exchanged token may have instead of the one requested, separated by spaces.
         grant: How to exchange, if it differs from the setting ``exchange_grant``.
-        without_user: ``client`` to send a token of the service's own if no request is served.
+        without_user: ``client`` to send the service's own token if no request is served.
         never: Whether no token is sent there, although a wider entry may match. It excludes the other parameters.
 
     Raises:
@@ -213,7 +214,7 @@ def read_destinations(
 
 
 def _mistakes() -> ModuleType:
-    """Import the module that only an invalid entry needs: its regular expressions take 20 ms to compile."""
+    """Import the module that only invalid entries require: its regular expressions take 20 ms to compile."""
     return importlib.import_module("otel_token_relay.entry_mistakes")
 
 
@@ -254,12 +255,7 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
 
 def _contains_user_info_of(later: Sequence[object]) -> bool:
     """Return whether user info ends in one of the entries before the next scheme."""
-    for entry in map(str, later):
-        if _starts_with_web_scheme(entry):
-            return False
-        if "@" in entry:
-            return True
-    return False
+    return any("@" in entry for entry in takewhile(lambda entry: not _starts_with_web_scheme(entry), map(str, later)))
 
 
 def _are_valid(text: str) -> bool:

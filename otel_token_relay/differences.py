@@ -17,17 +17,15 @@ def describe_difference(expected: str, actual: str) -> str | None:
     """
     if actual == expected:
         return None
-    if actual == f"{expected}/":
-        return "a trailing slash more"
-    if f"{actual}/" == expected:
-        return "a trailing slash less"
-    if actual.strip() == expected.strip():
-        return "white space around it"
-    if actual.casefold() == expected.casefold():
-        return "upper and lower case differ"
-    if expected in (f"api://{actual}", actual.removeprefix("api://")):
-        return "the prefix api:// differs"
-    return _compare_urls(_split(expected), _split(actual))
+    small = (
+        (actual == f"{expected}/", "a trailing slash more"),
+        (f"{actual}/" == expected, "a trailing slash less"),
+        (actual.strip() == expected.strip(), "white space around it"),
+        (actual.casefold() == expected.casefold(), "upper and lower case differ"),
+        (expected in (f"api://{actual}", actual.removeprefix("api://")), "the prefix api:// differs"),
+    )
+    found = next((difference for applies, difference in small if applies), None)
+    return found or _compare_urls(_split(expected), _split(actual))
 
 
 def closest_difference(expected: Iterable[str], actual: str) -> str | None:

@@ -1,7 +1,7 @@
 """Find out what is wrong with an invalid entry of the list of destinations, and what to write instead.
 
 Parsing is strict and never uses what is repaired here: an invalid entry is skipped. The repaired text appears in the
-message, and its origins are refused to wider entries, because the operator may have intended a stricter entry.
+message, and wider entries do not apply to its origins, because the operator may have intended a stricter entry.
 
 User info is removed before anything else, so no message contains it.
 """
@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 from otel_token_relay.entry_syntax import CONTAINS_COMMA, FLAGS, PARAMETERS, TEXT_PARAMETERS, is_parameter
-from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern
+from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern, address_of
 from otel_token_relay.spelling import resembles
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
-# Names that are not near misses but are used for the same thing elsewhere.
+# Names that other programs use for the same parameters, but that do not resemble ours.
 _SYNONYMS: Final = {
     "aud": "audience",
     "scp": "scope",
@@ -40,6 +38,7 @@ _VARIABLE: Final = re.compile(r"\$\{[^{}]*\}|\$\([^()]*\)|\$[A-Za-z_][A-Za-z0-9_
 _split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
 # The start of the next origin: a scheme that is not part of a longer word or of a value.
 _next_origin: Final = re.compile(r"(?<![A-Za-z0-9+.=/:%_-])[A-Za-z][A-Za-z0-9+.-]*:/{1,3}(?=[^/])")
+_known_scheme: Final = re.compile(r"(https?)(?::/*|//)(.*)", re.DOTALL | re.IGNORECASE).fullmatch
 _any_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/*(.*)", re.DOTALL).fullmatch
 _has_value: Final = re.compile(rf"\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=").match
 _in_value: Final = re.compile(rf";\s*(?:{'|'.join(TEXT_PARAMETERS)})\s*=[^;]*").search
@@ -87,7 +86,7 @@ def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
 
     Args:
         entry: The entry.
-        problem: What the parser reports, in case nothing more can be said. It must not contain user info.
+        problem: What the parser reports; used if nothing more specific is found. It must not contain user info.
         is_valid: Whether a text is a valid list of entries. Only valid text is proposed.
     """
     repair = _Repair(entry)
@@ -113,27 +112,21 @@ def _lacks_parameter(proposal: str, entry: str) -> bool:
 def origins_of(entry: str) -> Iterator[OriginPattern]:
     """Yield each origin that can be read from an invalid entry, and more if the port or the scheme cannot be read."""
     texts = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
-    found = [pattern for text in texts if (pattern := _parse(text)) is not None]
-    yield from found
+    legible = [found for found in map(OriginPattern.find, texts) if found is not None]
+    yield from legible
     if may_have_parameters(entry):
         # Any other host that can be read in the entry may be the one that was meant, even before an @: what looks
         # like user info may be another entry.
-        known = {pattern.host for pattern in found}
+        known = {found.host for found in legible}
         hosts = dict.fromkeys([*_hosts(hide_user_info(entry)), *_hosts(entry)])
         others = [f"{scheme}://{host}:*" for host in hosts for scheme in _BOTH]
-        yield from (pattern for text in others if (pattern := _parse(text)) is not None and pattern.host not in known)
-
-
-def _parse(text: str) -> OriginPattern | None:
-    with suppress(ValueError):
-        return OriginPattern.parse(text)
-    return None
+        yield from (found for found in map(OriginPattern.find, others) if found is not None and found.host not in known)
 
 
 def is_illegible(entry: str) -> bool:
     """Return whether no host can be read in an invalid entry, so that any wildcard may include the intended one."""
     origin = _leading_scheme("", entry.partition(";")[0])
-    return _cannot_be_read(origin) is not None or not any(map(_parse, _hosts(hide_user_info(entry))))
+    return _cannot_be_read(origin) is not None or not any(map(OriginPattern.find, _hosts(hide_user_info(entry))))
 
 
 def _hosts(entry: str) -> list[str]:
@@ -166,7 +159,7 @@ class _Item:
 
 
 class _Repair:
-    """Read an invalid entry as well as possible.
+    """Read as much of an invalid entry as possible.
 
     Attributes:
         problems: What is wrong, one clause each.
@@ -330,9 +323,10 @@ class _Repair:
         return _Item(also_refused=unclear if is_known else (*unclear, *(f"{origin}:*" for origin in unclear)))
 
     def _authority(self, text: str) -> tuple[str, str | None]:
-        if text.count(":") > 1 and _is_ipv6(text.strip("[]")) and not (text.startswith("[") and text.endswith("]")):
+        bare = text.strip("[]")
+        if text.count(":") > 1 and address_of(bare) is not None and text != f"[{bare}]":
             self._say("an IPv6 address must be in brackets")
-            return f"[{text.strip('[]')}]", None
+            return f"[{bare}]", None
         host, port = _read_authority(text).groups()  # type: ignore[union-attr]  # it matches any string
         return host, port
 
@@ -366,18 +360,14 @@ class _Repair:
         return (name,), True, rest
 
     def _without_scheme(self, text: str) -> tuple[tuple[str, ...], bool, str]:
-        found = _any_scheme(text)
-        if found and not _is_port(found[2]):
+        if (known := _known_scheme(text)) and not _is_port(known[2]):
+            name = known[1].lower()
+            self._say(f'expected "{name}://" before the host')
+            return (name,), True, known[2]
+        if (found := _any_scheme(text)) and not _is_port(found[2]):
             name = found[1].lower()
-            if name in DEFAULT_PORTS:
-                self._say(f'expected "{name}://" before the host')
-                return (name,), True, found[2]
             if name in _GRPC | _UNREACHABLE or text[len(name) + 1 :].startswith("/"):
                 return self._other_scheme(name, found[2])
-        for known in DEFAULT_PORTS:
-            if text.lower().startswith(f"{known}//"):
-                self._say(f'expected "{known}://" before the host')
-                return (known,), True, text[len(known) + 2 :]
         if text.startswith("*://"):
             self._say('the scheme must be http or https, not "*"')
             return _BOTH, True, text[4:]
@@ -440,9 +430,7 @@ class _Repair:
             self._say("a host must not start with a dot")
             self.is_guess = True
             host = f"*{host}"
-        try:
-            OriginPattern.parse(f"https://{host}")
-        except ValueError:
+        if OriginPattern.find(f"https://{host}") is None:
             self._say(f"{_quote(host)} is neither a host name nor an IP address in canonical form")
             return "", ""
         return host, host
@@ -510,21 +498,8 @@ def _is_near(name: str, known: str) -> bool:
 
 def _is_other_origin(parameter: str) -> bool:
     """Return whether text in the place of a parameter is an origin without a scheme, such as ``b.internal:8443``."""
-    if "=" in parameter or not re.search(r"[.:]", parameter):
-        return False
-    try:
-        OriginPattern.parse(parameter.strip())
-    except ValueError:
-        return False
-    return True
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        IPv6Address(text)
-    except AddressValueError:
-        return False
-    return True
+    looks_like_origin = "=" not in parameter and ("." in parameter or ":" in parameter)
+    return looks_like_origin and OriginPattern.find(parameter.strip()) is not None
 
 
 def _scheme_and_rest(text: str) -> tuple[str, str]:
@@ -549,13 +524,8 @@ def _end_of_user_info(entry: str) -> int:
 def _is_in_value(before: str) -> bool:
     origin, semicolon, parameters = before.partition(";")
     last = f";{parameters.rpartition(';')[2]}"
-    if not semicolon or _in_value(last) is None or "://" in last:
-        return False
-    try:
-        OriginPattern.parse(origin.strip())
-    except ValueError:
-        return False
-    return True
+    has_value = bool(semicolon) and _in_value(last) is not None and "://" not in last
+    return has_value and OriginPattern.find(origin.strip()) is not None
 
 
 def _quote(text: str) -> str:

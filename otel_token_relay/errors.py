@@ -75,7 +75,7 @@ class ConfigurationError(RelayError, ValueError):
 
 
 class TokenUnavailable(RelayError):
-    """The error that an outgoing call raises when its destination is `;required` but no token can be relayed.
+    """The error that an outgoing call raises if its destination is `;required` but no token can be relayed.
 
     The request has not been sent.
 
@@ -100,7 +100,7 @@ class ExchangeFailed(RelayError):
 
     Attributes:
         error: One of the `ExchangeError` values.
-        detail: What is wrong, without a quotation from the response; empty if *error* says everything.
+        detail: What is wrong, without a quotation from the response; empty if *error* is sufficient.
         claims_challenge: Entra's ``claims`` parameter, which the service returns to its caller so that the user can
             sign in again; ``None`` if there is none. It is not a part of the message, because it may name the user.
     """

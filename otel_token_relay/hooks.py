@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+from otel_token_relay.caches import aiohttp_client_cache, cachecontrol, hishel, releases, requests_cache
 from otel_token_relay.clients import aiohttp, grpc, httpcore, httpx, tornado, urllib, urllib3
 from otel_token_relay.patching import Patches
 from otel_token_relay.runtime import Runtime
@@ -56,6 +57,7 @@ CLIENT_HOOKS = (
     Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
+    Hook("aiohttp.client_reqrep", aiohttp.patch_responses, "aiohttp"),
     Hook("aiohttp.connector", aiohttp.patch_connector, "aiohttp"),
     Hook("tornado.simple_httpclient", tornado.patch, "tornado"),
     Hook("grpc", grpc.patch, "grpcio"),
@@ -124,4 +126,36 @@ CARRIER_HOOKS = (
     *(Hook(module, patch_shared_workers, package) for module, (package, _) in SHARED_WORKERS.items()),
 )
 
-HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS
+_CACHES = {
+    "CacheControl": (
+        Hook("cachecontrol.controller", cachecontrol.patch, "CacheControl"),
+        Hook("cachecontrol.adapter", cachecontrol.patch_adapter, "CacheControl"),
+    ),
+    "requests-cache": (
+        Hook("requests_cache.policy.actions", requests_cache.patch, "requests-cache"),
+        Hook("requests_cache.backends.base", requests_cache.patch_backend, "requests-cache"),
+        Hook("requests_cache.session", requests_cache.patch_session, "requests-cache"),
+    ),
+    "aiohttp-client-cache": (
+        Hook("aiohttp_client_cache.backends.base", aiohttp_client_cache.patch, "aiohttp-client-cache"),
+        Hook("aiohttp_client_cache.session", aiohttp_client_cache.patch_session, "aiohttp-client-cache"),
+    ),
+    "hishel": (
+        Hook("hishel.httpx._sync", hishel.patch_transport, "hishel"),
+        Hook("hishel.httpx._async", hishel.patch_transport, "hishel"),
+        Hook("hishel.httpx2._sync", hishel.patch_transport, "hishel"),
+        Hook("hishel.httpx2._async", hishel.patch_transport, "hishel"),
+        Hook("hishel.requests._adapter", hishel.patch_adapter, "hishel"),
+    ),
+}
+
+
+def _release_hook(name: str, hooks: tuple[Hook, ...]) -> Hook:
+    modules = [hook.module for hook in hooks]
+    return Hook(modules[0].partition(".")[0], releases.checker(*modules), name)
+
+
+# Caches above a client, which must not store a response to a request with a token.
+CACHE_HOOKS = tuple(hook for name, hooks in _CACHES.items() for hook in (_release_hook(name, hooks), *hooks))
+
+HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS + CACHE_HOOKS

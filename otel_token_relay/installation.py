@@ -20,6 +20,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Final
@@ -30,6 +32,7 @@ from otel_token_relay import context, operator_log, runtime
 from otel_token_relay.configuration_file import read_configuration_file
 from otel_token_relay.hooks import (
     BOUNDARY_HOOKS,
+    CACHE_HOOKS,
     HOOKS,
     REFUSAL_HOOK,
     SERVER_HOOKS,
@@ -79,6 +82,9 @@ def _patch(hook: Hook, module: ModuleType, patches: Patches) -> str:
 
 def _report_failure(hook: Hook, error: Exception) -> None:
     _logger.error("token relay cannot hook %s, which is left unchanged: %s", hook.module, error)
+    if hook in CACHE_HOOKS:
+        _logger.error("token relay: %s may serve one user's response to another user", hook.distribution)
+        return
     if hook not in SERVER_HOOKS or _installed is None or _installed.runtime.terms.authenticator is None:
         return
     if hook not in BOUNDARY_HOOKS or not _installed.runtime.settings.rejects:
@@ -136,7 +142,7 @@ def uninstall() -> None:
 
 
 def _undo(installation: _Installation, successor: Runtime | None) -> None:
-    """Undo an installation. With a successor, servers' own hooks stay: every request is served by one of the two."""
+    """Undo an installation. With a successor, the hooks of servers stay, so that one of the two serves each request."""
     runtime.installed = successor
     installation.runtime.relay.close()
     context.before_first_token = None
@@ -199,31 +205,41 @@ def pre_instrument() -> None:
     Logs a warning if the relay is configured but not switched on. Must not raise, because an exception here
     would stop instrumentation.
     """
-    try:
-        _start_redaction()
-    except Exception:
-        _logger.exception("token relay could not start redaction")
-    try:
-        _start_verification()
-    except Exception:
-        _logger.exception("token relay could not start verification: requests are NOT verified")
+    with _survives("token relay could not start redaction"):
+        # Requests contain tokens even if no token is relayed.
+        with _lock:
+            settings = Settings.load() if _installed is None else _installed.runtime.settings
+        redaction.start(settings)
+        redaction.watch_imports()
+    with _survives("token relay could not start verification: requests are NOT verified"):
+        # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
+        import opentelemetry.propagate  # noqa: F401
+
+        start_before_servers()
     relays = _installed is not None and _installed.runtime.clients_are_hooked
     if not relays:
         _warn_of_unused_settings()
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
-            try:  # a configuration file may have replaced the propagators that OTEL_PROPAGATORS names
-                with _lock:
-                    _join_global_textmap(_installed)
-            except Exception:
-                _logger.exception("token relay could not join the propagators of the configuration file")
+            # A configuration file may have replaced the propagators that OTEL_PROPAGATORS names.
+            with _survives("token relay could not join the propagators of the configuration file"), _lock:
+                _join_global_textmap(_installed)
             _prepare_threads()
             _installed.runtime.prepare()
 
 
+@contextmanager
+def _survives(failure: str) -> Generator[None, None, None]:
+    """Log an error, and continue."""
+    try:
+        yield
+    except Exception:
+        _logger.exception(failure)
+
+
 def _warn_of_unused_settings() -> None:
-    """Warn if there are settings for the relay although it is off, and of problems that no installation has logged."""
+    """Warn if the relay is configured but off, and log the problems that no installation has logged."""
     settings = Settings.load()
     if _installed is None:
         operator_log.follow(settings.log)
@@ -242,51 +258,26 @@ def _warn_of_unused_settings() -> None:
 
 def start_before_servers() -> None:
     """Start what the settings switch on before OpenTelemetry starts, and even if it never does; see `startup`."""
-    _verify_from_the_start()
-    _relay_from_the_start()
-
-
-def _verify_from_the_start() -> None:
     settings = Settings.load()
     if settings.verify != "off":
         with _lock:
             if _installed is None:
                 _install_hooks(settings, SERVER_HOOKS)
         _watch_imports()
-
-
-def _relay_from_the_start() -> None:
-    """Install the relay if a configuration file switches it on, because OpenTelemetry may not use that file."""
+    # A configuration file may switch the relay on, and OpenTelemetry may not use that file.
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
-    try:
+    # OTEL_PROPAGATORS may contain a propagator of any package.
+    with _survives("token relay could not start from the configuration file; no token is relayed"):
         if not is_on and read_configuration_file(os.environ).names_propagator:
             install()
-    except Exception:  # OTEL_PROPAGATORS may contain a propagator of any package
-        _logger.exception("token relay could not start from the configuration file; no token is relayed")
-
-
-def _start_verification() -> None:
-    """Install the server boundary if requests are to be verified and the relay has not already installed it."""
-    # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
-    import opentelemetry.propagate  # noqa: F401
-
-    start_before_servers()
 
 
 def _prepare_threads() -> None:
-    """Import the module that the first token needs while there are still few threads."""
+    """Import the module that the first token requires while there are still few threads."""
     try:  # a child that is forked during an import would wait for it forever
         load_instrumentor()
     except Exception:
         _logger.debug("the threading instrumentation cannot be imported yet", exc_info=True)
-
-
-def _start_redaction() -> None:
-    """Start redaction even if no token is relayed, because requests contain tokens all the same."""
-    with _lock:
-        settings = Settings.load() if _installed is None else _installed.runtime.settings
-    redaction.start(settings)
-    redaction.watch_imports()
 
 
 def _install_hooks(
@@ -331,15 +322,13 @@ def _watch_imports() -> None:
 
 
 def _carry_into_threads() -> None:
-    try:
+    with _survives("token relay cannot carry tokens into threads"):
         # Called without holding the lock, which another thread may need in the middle of an import.
         instrumentor = load_instrumentor()
         with _lock:
             # The callback is cleared only at the end. Until then, any thread that binds a token waits for the lock.
             if _installed is not None and context.before_first_token is not None:
                 _installed.threads.switch_on(instrumentor)
-    except Exception:
-        _logger.exception("token relay cannot carry tokens into threads")
     context.before_first_token = None
 
 
@@ -352,10 +341,8 @@ def _log_problems(settings: Settings) -> None:
 
 def _describe_spans(installation: _Installation) -> None:
     if installation.span_claims is not None:
-        try:
+        with _survives("token relay: claims cannot be written to spans"):
             installation.span_claims.attach()
-        except Exception:  # the tracer provider failed; the application starts without the attributes
-            _logger.exception("token relay: claims cannot be written to spans")
 
 
 def _join_global_textmap(installation: _Installation) -> None:

@@ -1,4 +1,4 @@
-"""The trusted issuers, as operators write them, and the rules for their names.
+"""The trusted issuers, as operators configure them, and the rules for their names.
 
 Most issuers are https URLs, whose metadata names their keys. Three kinds differ:
 
@@ -23,7 +23,7 @@ from otel_token_relay.client_credentials import ClientCredential, make_credentia
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.origin import Origin, is_trustworthy
 from otel_token_relay.printable import escape, shorten
-from otel_token_relay.spelling import nearest
+from otel_token_relay.spelling import hint
 
 TENANT: Final = "{tid}"
 
@@ -71,7 +71,7 @@ _CLIENT_KEYS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedIssuer:
-    """A trusted issuer, with what belongs to it alone.
+    """A trusted issuer and its own settings.
 
     Attributes:
         issuer: The issuer, exactly as in ``iss``.
@@ -134,9 +134,8 @@ def check_endpoint_syntax(setting: str, url: object) -> None:
     Raises:
         ConfigurationError: The text is not an absolute http or https URL, or it has a fragment.
     """
-    if url is None:
-        return
-    if not isinstance(url, str) or Origin.parse(url) is None or not url.isascii() or "#" in url:
+    is_url = isinstance(url, str) and Origin.parse(url) is not None and url.isascii() and "#" not in url
+    if url is not None and not is_url:
         raise ConfigurationError(setting, _ENDPOINT)
 
 
@@ -149,7 +148,7 @@ def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] =
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
 
     Raises:
-        ConfigurationError: The URL is neither https, nor on loopback, nor of such a host.
+        ConfigurationError: The URL is neither an https URL nor an http URL on loopback or of such a host.
     """
     if url is not None and (not isinstance(url, str) or not is_trustworthy(url, plaintext_hosts)):
         raise ConfigurationError(setting, _ENDPOINT)
@@ -166,7 +165,7 @@ def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
 
 def problem_with_issuer(issuer: object) -> str | None:
-    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether a name has its keys is checked later."""
+    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether its keys can be found is checked later."""
     if not isinstance(issuer, str) or not _is_name(issuer):
         return "expected an https URL or another name without white space, exactly as in the claim iss"
     if "{" in issuer or "}" in issuer:
@@ -257,12 +256,10 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the keys that have a value."""
+    """Return the entry's keys that have a value."""
     for key in entry:
         if key not in known:
-            meant = nearest(str(key), known)
-            hint = "" if meant is None else f"; did you mean {meant}?"
-            raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint}")
+            raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint(str(key), known)}")
     for key, value in entry.items():
         if key not in ("client", "audience") and value is not None and not isinstance(value, str):
             raise ConfigurationError(key, "expected text")
@@ -279,7 +276,7 @@ def _describe(entry: object, position: int) -> str:
 def problem_with_entry(
     entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
 ) -> str | None:
-    """Return why this valid entry cannot be used beside the other settings, or ``None``.
+    """Return why this valid entry cannot be used with the other settings, or ``None``.
 
     Args:
         entry: The issuer.
@@ -315,7 +312,7 @@ def combine(
     client: ClientCredential | None = None,
     plaintext_hosts: Collection[str] = (),
 ) -> tuple[TrustedIssuer, ...]:
-    """Return the issuers, the only one of which gets the values that are not its own.
+    """Return the issuers. If there is only one, the other arguments complete it.
 
     Raises:
         ConfigurationError: There are several issuers, so it is not clear to which one a value belongs; a name has no
@@ -325,29 +322,23 @@ def combine(
     read = read_issuers(issuers, lambda setting, problem: problems.append(ConfigurationError(setting, problem)))
     if problems:
         raise problems[0]
-    for setting, value in (
-        ("jwks_uri", jwks_uri),
-        ("jwks_token_file", jwks_token_file or None),
-        ("introspection_endpoint", introspection_endpoint),
-        ("token_endpoint", token_endpoint),
-    ):
+    of_only = {
+        "jwks_uri": jwks_uri,
+        "jwks_token_file": jwks_token_file,
+        "introspection_endpoint": introspection_endpoint,
+        "token_endpoint": token_endpoint,
+    }
+    for setting, value in of_only.items():
         if setting in ENDPOINTS:
             check_endpoint(setting, value, plaintext_hosts)
-        if value is not None and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
+        if value not in (None, "") and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
             raise ConfigurationError(
                 setting, f"{setting} requires exactly one issuer; with several, each entry of issuers has its own"
             )
     found = [TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry for entry in read]
     if len(found) == 1:
-        only = found[0]
-        if only.introspection_endpoint is None and introspection_endpoint is not None:
-            only = replace(only, introspection_endpoint=introspection_endpoint)
-        if only.token_endpoint is None and token_endpoint is not None:
-            only = replace(only, token_endpoint=token_endpoint)
-        if only.client is None:
-            only = replace(only, client=client)
-        token_file = only.jwks_token_file or jwks_token_file
-        found = [replace(only, jwks_uri=only.jwks_uri or jwks_uri, jwks_token_file=token_file)]
+        values: dict[str, Any] = of_only | {"client": client}
+        found = [replace(found[0], **{name: getattr(found[0], name) or value for name, value in values.items()})]
     if not found and introspection_endpoint is not None and client is not None:
         client.check_use(None, introspection_endpoint)
     for issuer in found:

@@ -1,7 +1,7 @@
 """Messages that operators see even if the application's logging configuration would lose them.
 
 `opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. With that handler,
-Python no longer writes warnings to standard error, as it does without any handler. `warn` writes such a warning.
+Python no longer writes warnings to standard error, as it would without any handler. `warn` writes such a warning.
 
 ``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` this package's log records as well,
 regardless of the logging configuration. No line contains a token: callers pass only values from closed sets, from

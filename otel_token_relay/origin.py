@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -50,21 +51,24 @@ def normalize_host(host: str) -> str | None:
     host = host.lower()
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        try:
-            # A zone (RFC 6874) names an interface on this machine, and clients disagree on its syntax.
-            return None if "%" in bare else str(IPv6Address(bare))
-        except AddressValueError:
-            return None
+        # A zone (RFC 6874) names an interface on this machine, and clients disagree on its syntax.
+        address = None if "%" in bare or ":" not in bare else address_of(bare)
+        return None if address is None else str(address)
     host = host.removesuffix(".")
     labels = host.split(".")
     if not host or len(host) > 253 or not all(map(_LABEL, labels)):
         return None
     if _NUMERIC_LABEL(labels[-1]):
-        try:
-            return str(IPv4Address(host))
-        except AddressValueError:
-            return None
+        return None if address_of(host) is None else host
     return host
+
+
+def address_of(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address that *host* is, without brackets; ``None`` if it is a name."""
+    try:
+        return IPv6Address(host) if ":" in host else IPv4Address(host)
+    except AddressValueError:
+        return None
 
 
 def _to_ascii(host: str) -> str | None:
@@ -158,8 +162,11 @@ def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
     )
 
 
-def is_listed(origin: Origin, hosts: Collection[str]) -> bool:
-    """Return whether *hosts* contains the origin's host, alone or with the origin's port. Subdomains do not match."""
+def is_listed(origin: Origin | OriginPattern, hosts: Collection[str]) -> bool:
+    """Return whether *hosts* contains the origin's host, alone or with the origin's port. Subdomains do not match.
+
+    For a pattern that matches any port, *hosts* must contain the host alone.
+    """
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     return host in hosts or f"{host}:{origin.port}" in hosts
 
@@ -217,16 +224,20 @@ class OriginPattern(NamedTuple):
             raise ValueError("the port must be between 1 and 65535")
         return cls(scheme, _parse_host_pattern(authority["host"]), port)
 
+    @classmethod
+    def find(cls, text: str) -> OriginPattern | None:
+        """Do the same as `parse`, but return ``None`` if the pattern is invalid."""
+        with suppress(ValueError):
+            return cls.parse(text)
+        return None
+
     @property
     def is_loopback(self) -> bool:
         """Whether every matching origin is on this machine (RFC 6761, section 6.3)."""
         if self.host == "localhost" or self.host.endswith(".localhost"):
             return True
-        try:
-            address = IPv6Address(self.host) if ":" in self.host else IPv4Address(self.host)
-        except AddressValueError:
-            return False
-        return address.is_loopback
+        address = address_of(self.host)
+        return address is not None and address.is_loopback
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

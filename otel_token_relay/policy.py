@@ -36,7 +36,7 @@ class RelayPolicy:
         is_empty: Whether no origin gets a token.
         has_required: Whether any entry has ``;required``.
         has_exchanged: Whether any entry requires a token for its destination.
-        has_own: Whether any entry permits a token of the service's own.
+        has_own: Whether any entry permits the service's own token.
     """
 
     def __init__(self, destinations: Iterable[Destination], refused: Iterable[OriginPattern] = ()) -> None:

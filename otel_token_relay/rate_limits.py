@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# A custom authenticator may name any number of reasons. Those beyond this number share one limit.
+# A custom authenticator may use any number of reasons. Those beyond this number share one limit.
 _MAX_KEYS: Final = 64
 
 

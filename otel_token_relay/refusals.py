@@ -1,4 +1,4 @@
-"""The SERVER span and the duration of requests that the application, and so its instrumentation, never sees.
+"""Record the SERVER span and the duration of requests that never reach the application and its instrumentation.
 
 Invariants:
 
@@ -8,8 +8,8 @@ Invariants:
   propagator reads it. The span of another request, which may be current on a connection that serves several, is never
   the parent.
 * The number of spans is limited, because any caller can send requests that are refused. The metrics are not limited.
-* No attribute contains a header, a query or an unknown method, and no metric contains anything that a caller can
-  choose from an open set.
+* No attribute contains a header, a query or an unknown method, and no metric contains a value that a caller can choose
+  freely.
 * Nothing here raises or changes the response.
 
 Source: semantic conventions for HTTP and RPC, as implemented by OpenTelemetry's instrumentation.
@@ -41,7 +41,7 @@ _logger = logging.getLogger("otel_token_relay")
 SPANS_PER_SECOND: Final = 10
 
 # The variable that selects the old names, the new ones (`http`) or both (`http/dup`) in OpenTelemetry's
-# instrumentation. Our names follow it, because dashboards would otherwise show only some of the requests.
+# instrumentation. The names here follow it, because dashboards would otherwise show only some of the requests.
 OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 # RFC 9110, section 9.1; RFC 5789; RFC 10008. The list in OpenTelemetry's instrumentation is the same.

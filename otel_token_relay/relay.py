@@ -241,7 +241,7 @@ class Relay:
         try:
             target = target_of(request)
             destination = self.policy.find(*target)
-            reason = self._reason(token or missing, destination, request, has_header)
+            reason = self._reason(token, missing, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
             # Do not log the message: it may quote the URL, which may contain a password.
             _logger.debug("cannot make a decision, so a request is sent without the token: %s", type(error).__name__)
@@ -289,6 +289,33 @@ class Relay:
         except Exception as error:  # `decide` will find no token
             _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
 
+    def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
+        """Return whether a request to *url* may be sent with a token. A decision is neither made nor recorded.
+
+        This is for caches: they must answer no such request. If the URL cannot be read, the result is true.
+
+        Args:
+            url: The URL, as passed to a client.
+            has_header: Returns whether the request already has the header with the given lower-case name.
+        """
+        context = get_current()
+        if self.is_closed or self.policy.is_empty or is_suppressed(context):
+            return False
+        has_token = context.get(TOKEN_KEY) is not None
+        if not has_token and not (self.policy.has_own and is_unserved(context)):
+            return False
+        try:
+            if self._keeps_explicit and has_header(self.header):
+                return False
+            origin = read_url(url).origin
+            if origin is None:
+                return True
+            destination = self.policy.match(origin)
+        except Exception as error:  # a cache would answer for another caller
+            _logger.debug("cannot read a request, so it does not use the cache: %s", type(error).__name__)
+            return True
+        return destination is not None and (has_token or destination.without_user is not None)
+
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
         """Return whether a hop without a token needs no decision. Record the hop if its destination is irrelevant."""
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
@@ -313,7 +340,8 @@ class Relay:
 
     def _reason(
         self,
-        token: BearerToken | Reason,
+        token: BearerToken | None,
+        missing: Reason,
         destination: Destination | None,
         request: Request,
         has_header: Callable[[Request, str], HasHeader],
@@ -321,13 +349,14 @@ class Relay:
         """Return the first reason to withhold the token, or how one is to be sent.
 
         Args:
-            token: The token, or the reason why there is none: ``OWN`` if the service acts on its own behalf.
+            token: The caller's token; ``None`` if there is none.
+            missing: The reason why there is none: ``OWN`` if the service acts on its own behalf.
 
         Returns:
             ``RELAYED``, ``EXCHANGED`` or ``OWN`` if a token is to be sent.
         """
         if destination is None:
-            return _lacking(token) if isinstance(token, Reason) else Reason.DESTINATION_NOT_LISTED
+            return _lacking(missing) if token is None else Reason.DESTINATION_NOT_LISTED
         try:
             held = has_header(request, self.header)
         except Exception as error:  # headers that cannot be read may contain a credential
@@ -335,8 +364,8 @@ class Relay:
             held = "fixed"
         if held and (self._keeps_explicit or held == "fixed"):
             return Reason.EXPLICIT_CREDENTIAL
-        if isinstance(token, Reason):
-            return token if destination.without_user is not None else _lacking(token)
+        if token is None:
+            return missing if destination.without_user is not None else _lacking(missing)
         reason = self._reason_of_token(token)
         if reason is None and self.policy.has_exchanged and destination.needs_exchange:
             reason = self._reason_not_to_exchange(token) or Reason.EXCHANGED
@@ -345,8 +374,9 @@ class Relay:
     def _reason_of_token(self, token: BearerToken) -> Reason | None:
         if not token.is_own_process:
             return Reason.OTHER_PROCESS
-        if token.lease is not None:
-            if not token.lease.is_open:
+        lease = token.lease
+        if lease is not None:
+            if not lease.is_open:
                 return Reason.LEASE_ENDED
         elif self._monotonic() - token.received_at >= self.settings.max_age:
             return Reason.TOO_OLD
@@ -381,7 +411,8 @@ class Relay:
             return Explanation(Decision(Reason.NO_BOUNDARY if without_user else Reason.DESTINATION_UNKNOWN))
         destination = self.policy.match(read.origin)
         reason = self._reason(
-            Reason.OWN if without_user else self._sample(),
+            None if without_user else self._sample(),
+            Reason.OWN if without_user else Reason.NO_TOKEN,
             destination,
             read,
             lambda read, name: read.has_credential and name == "authorization",
@@ -396,13 +427,13 @@ class Relay:
             fails=is_withheld and destination is not None and destination.required,
         )
 
-    def _sample(self) -> BearerToken | Reason:
+    def _sample(self) -> BearerToken | None:
         """Return a token that can be relayed, and that is verified if this service verifies tokens.
 
-        Return a reason if this service reads no token from any request.
+        Return ``None`` if this service reads no token from any request.
         """
         if not self.settings.source_headers:
-            return Reason.NO_TOKEN
+            return None
         token = BearerToken("sample", lease=Lease(), received_at=self._monotonic())
         if self.settings.verify != "off" and not self.settings.missing_to_verify:
             token.mark_verified(AssumedVerification())
@@ -526,11 +557,11 @@ class Hop:
         """Record the decision without checking the tokens again; ``None`` if the request has been sent with one."""
         self.is_recorded = True
         obtained = self._obtained
-        if reason is None:
-            sent = Reason.OWN if self._caller is None else Reason.EXCHANGED
-            reason = Reason.RELAYED if obtained is None else sent
-        result = None if obtained is None else obtained.result
-        self._relay._record(reason, self._context, self._destination, self._target, result)
+        if obtained is None:
+            self._relay._record(reason or Reason.RELAYED, self._context, self._destination, self._target)
+            return
+        sent = Reason.OWN if self._caller is None else Reason.EXCHANGED
+        self._relay._record(reason or sent, self._context, self._destination, self._target, obtained.result)
 
 
 class Exchange(Generic[Sent]):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from otel_token_relay.client_credentials import CLIENT_AUTH_METHODS, Secret
 from otel_token_relay.destinations import split_entries
 from otel_token_relay.entry_syntax import FLAGS, GRANTS, TEXT_PARAMETERS, field_of
-from otel_token_relay.spelling import nearest
+from otel_token_relay.spelling import hint
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
@@ -29,7 +29,7 @@ class Kind:
         read: Converts text; raises `ValueError` with a one-sentence message.
         read_value: Converts a value that is not text; raises `ValueError` in the same way.
         schema: The JSON Schema of the value in a configuration file.
-        is_secret: Whether the value must not be printed, nor be a flag of the launcher.
+        is_secret: Whether the value must be neither printed nor passed as a flag of the launcher.
     """
 
     read: Callable[[str], Any]
@@ -76,10 +76,6 @@ def _read_strings(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items)
 
 
-def _read_entries(value: object) -> tuple[str, ...]:
-    return tuple(_entry(index, item) for index, item in enumerate(_items(value)))
-
-
 # The parameters of an entry by their keys in a file.
 _PARAMETERS: Final[Mapping[str, str]] = {field_of(name): name for name in TEXT_PARAMETERS}
 
@@ -104,9 +100,8 @@ def _entry(index: int, item: object) -> str:
         elif name in FLAGS or name in _PARAMETERS:
             raise ValueError(f"expected {'true or false' if name in FLAGS else 'text'} for {name} in item {index}")
         else:
-            meant = nearest(str(name), ("origin", *FLAGS, *_PARAMETERS))
-            hint = "" if meant is None else f"; did you mean {meant}?"
-            raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}{hint}")
+            meant = hint(str(name), ("origin", *FLAGS, *_PARAMETERS))
+            raise ValueError(f"unknown key {ascii(name)[:60]} in item {index}{meant}")
     return ";".join(parts)
 
 
@@ -121,22 +116,10 @@ def _read_number(text: str) -> float:
     return value
 
 
-def _read_number_value(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("expected a number of seconds, such as 30 or 0.5")
-    return _read_number(str(value))
-
-
 def _read_count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise ValueError("expected a whole number above 0")
     return int(text)
-
-
-def _read_count_value(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("expected a whole number above 0")
-    return _read_count(str(value))
 
 
 def _read_flag(text: str) -> bool:
@@ -145,10 +128,9 @@ def _read_flag(text: str) -> bool:
     return text.lower() in _TRUE
 
 
-def _read_flag_value(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("expected true or false")
-    return value
+def _of_type(read: Callable[[str], Any], *types: type) -> Callable[[object], Any]:
+    """Return a function that reads a value of one of these types. Unlike in Python, a Boolean is not a number."""
+    return lambda value: read(str(value) if type(value) in types else "")
 
 
 def choice(*choices: str) -> Kind:
@@ -171,12 +153,14 @@ WORDS: Final = Kind(
     _read_strings,
     {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]},
 )
-NUMBER: Final = Kind(_read_number, _read_number_value, {"oneOf": [{"type": "number", "minimum": 0}, _STRING]})
-COUNT: Final = Kind(_read_count, _read_count_value, {"oneOf": [{"type": "integer", "minimum": 1}, _STRING]})
-FLAG: Final = Kind(_read_flag, _read_flag_value, {"oneOf": [{"type": "boolean"}, _STRING]})
+NUMBER: Final = Kind(
+    _read_number, _of_type(_read_number, int, float), {"oneOf": [{"type": "number", "minimum": 0}, _STRING]}
+)
+COUNT: Final = Kind(_read_count, _of_type(_read_count, int), {"oneOf": [{"type": "integer", "minimum": 1}, _STRING]})
+FLAG: Final = Kind(_read_flag, _of_type(_read_flag, bool), {"oneOf": [{"type": "boolean"}, _STRING]})
 ENTRIES: Final = Kind(
     split_entries,
-    _read_entries,
+    lambda value: tuple(_entry(index, item) for index, item in enumerate(_items(value))),
     {
         "oneOf": [
             _STRING,

@@ -38,7 +38,7 @@ from otel_token_relay.issuers import (
     problem_with_entry,
     read_issuers,
 )
-from otel_token_relay.origin import Origin, OriginPattern, is_trustworthy
+from otel_token_relay.origin import Origin, OriginPattern, is_listed, is_trustworthy
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.setting_kinds import (
     COUNT,
@@ -70,7 +70,7 @@ _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
-# A bearer token in one of these headers would break the request or make it go elsewhere.
+# A bearer token in one of these headers would break the request or send it elsewhere.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -185,6 +185,15 @@ class Settings:
         "Whether to relay a token only if this service has verified it during the current request.",
         default=False,
         shown="false",
+        strict=True,
+    )
+    protect_caches: bool = _setting(
+        env.OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES,
+        FLAG,
+        "Whether to keep [caches between the application and its client](caches.md) from storing responses to requests"
+        " with a token, and from answering such requests.",
+        default=True,
+        shown="true",
         strict=True,
     )
     redaction: bool = _setting(
@@ -504,7 +513,7 @@ class Settings:
         settings = object.__new__(cls)
         # `dataclasses.replace` passes every field, so then only those that differ from the defaults count.
         is_copy = VARIABLES.keys() <= values.keys()
-        _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _default_of(n)))
+        _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _DEFAULTS.get(n)))
         return settings
 
     def __post_init__(self) -> None:
@@ -522,7 +531,7 @@ class Settings:
         _check_choices_and_lists(self)
         _check_issuers_and_client(self)
         _check_files_and_metadata(self)
-        for name in ("redaction", "exchange_unverified"):
+        for name in ("protect_caches", "redaction", "exchange_unverified"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(name, "expected true or false")
         _set(self, "redact_keys", tuple(key.strip().lower() for key in self.redact_keys))
@@ -543,7 +552,8 @@ class Settings:
         """Read the settings from all sources. Never raises.
 
         Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting
-        by setting. For ``verify``, ``require_verified`` and ``redaction``, the strictest of all sources applies.
+        by setting. For ``verify``, ``require_verified``, ``redaction`` and ``protect_caches``, the strictest of all
+        sources applies.
 
         Invalid destinations are skipped, and the valid ones are kept. Any other invalid value is replaced with the
         setting's strict value. So is ``verify`` or ``require_verified`` if it is unset but a similar name is set. An
@@ -566,7 +576,8 @@ class Settings:
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
             effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
             problems.append(
-                f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until then, {effect}"
+                f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
+                f" {effect}"
             )
         loaded = replace(settings, problems=tuple(problems), refused=tuple(sorted(merged.refused, key=str)))
         _set(loaded, "given", frozenset(merged.values))
@@ -702,15 +713,11 @@ class Settings:
                     found.append(f"{destination} excludes one port only, and a wider entry relays to its other ports")
             elif pattern.host == "*":
                 found.append(f"the destination {pattern} sends every caller's token to any host")
-            elif pattern.scheme == "http" and not pattern.is_loopback and not self._is_plaintext(pattern):
+            elif pattern.scheme == "http" and not pattern.is_loopback and not is_listed(pattern, self.plaintext_hosts):
                 found.append(
                     f"the destination {pattern} sends tokens unencrypted; this is safe only behind a mesh sidecar"
                 )
         return tuple(found)
-
-    def _is_plaintext(self, pattern: OriginPattern) -> bool:
-        port = "*" if pattern.port is None else pattern.port
-        return pattern.host in self.plaintext_hosts or f"{pattern.host}:{port}" in self.plaintext_hosts
 
 
 VARIABLES: Final[Mapping[str, Variable]] = {
@@ -730,8 +737,7 @@ def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
     return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
 
-def _default_of(name: str) -> object:
-    return next((f.default for f in fields(Settings) if f.name == name), None)
+_DEFAULTS: Final = {f.name: f.default for f in fields(Settings)}
 
 
 RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "linger", "min_ttl", "require_verified")
@@ -758,7 +764,9 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     found = {entry: problem_with_entry(entry, values.get("jwks_uri"), plaintext_hosts) for entry in issuers}
     useless = [entry for entry, problem in found.items() if problem is not None]
     name = VARIABLES["issuers"].name
-    problems += [f"{name}: {entry}: {found[entry]}; until then, its tokens are refused" for entry in useless]
+    problems += [
+        f"{name}: {entry}: {found[entry]}; until this is corrected, its tokens are refused" for entry in useless
+    ]
     if not useless and "issuers" not in merged.invalid:
         return replaced
     if any(values.get(name) for name in (*ENDPOINTS, "jwks_token_file")):
@@ -766,7 +774,7 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
     if credential:
         names = ", ".join(VARIABLES[name].name for name in credential)
-        problems.append(f"{names}: it is not clear to which issuer the credential belongs; until then, it is not used")
+        problems.append(f"{names}: it is not clear to which issuer the credential belongs, so it is not used")
         replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
@@ -906,11 +914,7 @@ def is_exclusion(text: str) -> bool:
 
 
 def _is_host(text: str) -> bool:
-    try:
-        OriginPattern.parse(f"http://{text}")
-    except ValueError:
-        return False
-    return "*" not in text and text == text.lower()
+    return OriginPattern.find(f"http://{text}") is not None and "*" not in text and text == text.lower()
 
 
 def _is_pair(text: str) -> bool:

@@ -1,7 +1,7 @@
 """Where settings come from, and which source applies if several contain the same setting.
 
 Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting by
-setting. For the settings that protect, the strictest of all sources applies. A value that cannot be read is replaced
+setting. For protective settings, the strictest value of all sources applies. A value that cannot be read is replaced
 with the setting's strict value, and nothing in this module raises.
 """
 
@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
-from otel_token_relay.configuration_file import ConfigurationFile, Section
+from otel_token_relay.configuration_file import FILE_VARIABLE, ConfigurationFile, Section
 from otel_token_relay.destinations import read_destinations
 from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import read_issuers
@@ -27,8 +26,9 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
     "verify": ("off", "report", "optional", "enforce"),
     "require_verified": (False, True),
     "redaction": (False, True),
+    "protect_caches": (False, True),
 }
-"""The settings that protect, with their values in order of strictness."""
+"""The protective settings, with their values in order of strictness."""
 
 # Variables of OpenTelemetry that switch on this package or contain its settings.
 _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
@@ -41,7 +41,7 @@ _GUARDED: Final = ("verify", "require_verified")
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
 
 
-# What follows from the strict value if that is not obvious.
+# The effects of strict values that are not obvious.
 _EFFECTS: Final = {
     "header": "no token is relayed",
     "source_headers": "no token is read from any request",
@@ -136,7 +136,7 @@ class SourceReader:
         """Read the sections of the configuration file."""
         if file.problem is not None:
             return [self._read_nothing(file)]
-        # A repeated key comes first: a parser keeps the last one, and the one that protects may be the first.
+        # Repeated keys come first: a parser keeps only the last occurrence, and an earlier one may be stricter.
         sources = [Source(path, problems=[f"{path}: duplicate key"]) for path in file.duplicates]
         for source in sources:
             self._be_strict(source)
@@ -157,7 +157,10 @@ class SourceReader:
             if setting is None:
                 self._report_unknown_key(source, key, value)
             elif isinstance(value, str) and not value.strip():
-                self._read_blank(source, setting)
+                # The setting stays unset. For a guarded one, the value probably refers to a variable that is not set.
+                if setting in _GUARDED:
+                    source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
+                    self._replace(source, setting)
             elif value is not None:
                 self._read(source, setting, f"{section.path}.{setting}", self._variables[setting].kind.read_any, value)
         for path in section.duplicates:
@@ -166,12 +169,6 @@ class SourceReader:
             if setting in self._variables:
                 self._replace(source, setting)
         return source
-
-    def _read_blank(self, source: Source, setting: str) -> None:
-        """Leave a setting unset. One that is guarded was probably meant to be a variable that is not set."""
-        if setting in _GUARDED:
-            source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
-            self._replace(source, setting)
 
     def _read(self, source: Source, setting: str, label: str, read: Callable[[Any], Any], value: object) -> None:
         try:
@@ -232,7 +229,7 @@ class SourceReader:
             self._be_strict_if_unset(source, meant, value)
 
     def _misspelled(self, environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-        """Yield the name of each variable that is not one of ours but was meant to be, and the name that was meant."""
+        """Yield the name of each variable that is probably a misspelled name of ours, and the correct name."""
         for found in environ:
             upper = found.upper()
             if found in self._by_name or found in _SWITCHES or not environ[found].strip():
@@ -263,7 +260,7 @@ class SourceReader:
 
 
 def merge(sources: Iterable[Source]) -> Source:
-    """Return what applies if *sources* are in order of precedence, beginning with the highest."""
+    """Return the settings that apply. The *sources* are in order of precedence, beginning with the highest."""
     sources = list(sources)
     merged = Source("all")
     for source in reversed(sources):
@@ -283,7 +280,7 @@ def merge(sources: Iterable[Source]) -> Source:
 
 
 def are_given(setting: str, sources: Iterable[Source]) -> bool:
-    """Return whether any source contains the setting, or has made it strict."""
+    """Return whether any source contains the setting or sets its strict value."""
     return any(setting in source.values for source in sources)
 
 
@@ -297,7 +294,7 @@ def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Varia
     *files, environment = sources
     for setting, value in environment.values.items():
         file = next((source for source in files if setting in source.values), None)
-        if file is None or file.name == FILE_VARIABLE:  # a file that cannot be read is a problem, which says the same
+        if file is None or file.name == FILE_VARIABLE:  # a file that cannot be read is already reported as a problem
             continue
         if setting not in STRICTNESS and file.values[setting] != value:
             yield f"{variables[setting].name} has no effect, because {file.name}.{setting} takes precedence"

@@ -28,6 +28,12 @@ def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str
     return None if found is None else found[1]
 
 
+def hint(name: str, names: Iterable[str]) -> str:
+    """Return which of the *names* was probably meant, as the end of a message; empty if none resembles *name*."""
+    meant = nearest(name, names)
+    return "" if meant is None else f"; did you mean {meant}?"
+
+
 def _distance(name: str, other: str) -> int:
     """Return the number of edits, ignoring case; if it exceeds the maximum, return any larger number.
 

@@ -3,7 +3,7 @@
 A missing exporter, a missing configuration file or ``python -I`` keeps OpenTelemetry from calling this package. The
 wheel therefore contains ``otel_token_relay.pth``, which imports this module at the start of each process, under the
 name ``_otel_token_relay_startup``, if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` may be set, perhaps under a misspelled name,
-or if ``OTEL_CONFIG_FILE`` is, since that file may contain settings. Until the process imports a server or a web
+or if ``OTEL_CONFIG_FILE`` is set, because that file may contain settings. Until the process imports a server or a web
 framework, nothing else is imported.
 
 Python reads ``.pth`` files in site-packages only, and not with ``python -S``.

@@ -1,4 +1,4 @@
-"""When a response that lasts has to end because the caller's token has expired."""
+"""End long-lasting responses when the caller's token has expired."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVENT_STREAM: Final = "text/event-stream"
 
 
 def limits_streams(settings: Settings, authenticator: Authenticator | None) -> bool:
-    """Return whether responses may have to end with their token."""
+    """Return whether responses may have to end when their tokens expire."""
     return authenticator is not None and settings.verify_streams == "exp"
 
 
@@ -34,7 +34,7 @@ def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time)
 
 
 def is_event_stream(content_type: str | None) -> bool:
-    """Return whether a response of this type lasts (HTML standard, section 9.2.5)."""
+    """Return whether this is the type of a long-lasting event stream (HTML standard, section 9.2.5)."""
     return content_type is not None and content_type.partition(";")[0].strip().lower() == EVENT_STREAM
 
 
@@ -50,7 +50,7 @@ class Limit:
         self._scope: Any = None
 
     def start(self) -> None:
-        """Cancel the call when the time is over. May be called by any task of the same loop."""
+        """Arm the limit, so that the call is canceled when the time is over. Any task of the same loop may do so."""
         seconds = max(0.0, self._ends_at - time.monotonic())
         if self._is_trio:
             import trio
@@ -62,7 +62,7 @@ class Limit:
             self._scope.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """Do not cancel the call anymore, because the response is complete."""
+        """Disarm the limit, because the response is complete."""
         if self._is_trio:
             self._scope.deadline = float("inf")
         elif not self._scope.expired():

@@ -1,4 +1,4 @@
-"""Helpers for tests: a third party that records requests, and a search for leaked tokens.
+"""Helpers for tests: an installed relay, its decisions, callers, third parties, and a search for leaked tokens.
 
     with third_party() as outsider:
         call_the_application_that_calls(outsider.url)
@@ -21,7 +21,32 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-__all__ = ["SeenRequest", "ThirdParty", "assert_never_leaked", "third_party"]
+from otel_token_relay.testkit.authorization import AuthorizationServer, running_authorization_server
+from otel_token_relay.testkit.callers import Caller, CallerRefused
+from otel_token_relay.testkit.decision_records import (
+    RecordedDecision,
+    RecordedDecisions,
+    RecordedVerification,
+    recording,
+)
+from otel_token_relay.testkit.installations import InstalledRelay, installed_relay
+
+__all__ = [
+    "AuthorizationServer",
+    "Caller",
+    "CallerRefused",
+    "InstalledRelay",
+    "RecordedDecision",
+    "RecordedDecisions",
+    "RecordedVerification",
+    "SeenRequest",
+    "ThirdParty",
+    "assert_never_leaked",
+    "installed_relay",
+    "recording",
+    "running_authorization_server",
+    "third_party",
+]
 
 
 class SeenRequest:

@@ -15,6 +15,7 @@ this module's hooks remove the token from threads that outlive the request.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from concurrent.futures import thread as futures_thread
@@ -168,11 +169,7 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
     def resuming(original: Function) -> Function:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
             context: Context = getattr(self, "_token_relay_context", None) or otel_context.get_current()
-            attached = otel_context.attach(context)
-            try:
-                return original(self, *args, **kwargs)
-            finally:
-                otel_context.detach(attached)
+            return _call_in(context, original, self, *args, **kwargs)
 
         return __call__
 
@@ -181,19 +178,20 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return *function*, bound to the current context if that says for whom it runs; see `is_bound`."""
+    """Return *function*, bound to the current context if that identifies for whom the code runs; see `is_bound`."""
     context = otel_context.get_current()
     if not is_bound(context):
         return function
 
-    def bound(*args: Any, **kwargs: Any) -> Any:
-        attached = otel_context.attach(context)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            otel_context.detach(attached)
+    return functools.partial(_call_in, context, function)
 
-    return bound
+
+def _call_in(context: Context, function: Function, /, *args: Any, **kwargs: Any) -> Any:
+    attached = otel_context.attach(context)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        otel_context.detach(attached)
 
 
 def _without_token(original: Function) -> Function:
@@ -201,10 +199,6 @@ def _without_token(original: Function) -> Function:
         """Run or start work that serves all requests, but without the token of the call that happens to start it."""
         if not is_bound(otel_context.get_current()):
             return original(*args, **kwargs)
-        attached = otel_context.attach(with_token(None))
-        try:
-            return original(*args, **kwargs)
-        finally:
-            otel_context.detach(attached)
+        return _call_in(with_token(None), original, *args, **kwargs)
 
     return without_token

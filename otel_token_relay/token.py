@@ -19,6 +19,7 @@ import math
 import os
 import secrets
 import string
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, Protocol, final
@@ -320,14 +321,7 @@ def peek(token: str) -> tuple[float | None, bool]:
     claims = claims_of(token)
     if claims is None:
         return None, False
-    expires_at = claims.get("exp")
-    if isinstance(expires_at, bool) or not isinstance(expires_at, (int, float)):
-        expires_at = None
-    else:
-        try:
-            expires_at = float(expires_at)
-        except OverflowError:
-            expires_at = None
-        else:
-            expires_at = expires_at if math.isfinite(expires_at) else None
-    return expires_at, "cnf" in claims
+    expires_at: Any = claims.get("exp")
+    # The comparison is false for NaN, infinity, and integers that no float can represent.
+    is_number = type(expires_at) in (int, float) and abs(expires_at) <= sys.float_info.max
+    return float(expires_at) if is_number else None, "cnf" in claims

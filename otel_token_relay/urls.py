@@ -38,7 +38,7 @@ class ReadUrl(NamedTuple):
     Attributes:
         origin: The origin, or ``None`` if clients reject the URL or read it differently.
         has_credential: Whether most clients send user info of the URL as a credential.
-        problem: Why the URL has no origin, and what to write; empty if it has one.
+        problem: Why the URL has no origin, and what to write instead; empty if it has one.
         note: How clients treat an unusual part of the URL; empty if there is none.
         shown: The URL without user info, query and fragment.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Literal
 
 from opentelemetry import trace
@@ -101,16 +102,14 @@ class VerificationRecorder:
         return attributes
 
     def _log(self, message: str, *args: object) -> None:
-        try:
+        with suppress(Exception):  # an error in the application's logging must not change the result either
             _logger.debug(message, *args)
-        except Exception:  # an error in the application's logging must not change the result either
-            return
 
 
 def _write(
     log: DecisionLog, outcome: Outcome, reason: str | None, claim: str | None, cause: Callable[[], str] | None
 ) -> None:
-    try:
+    with suppress(Exception):  # an error in the application's span must not change the result
         trace_id = trace.get_current_span().get_span_context().trace_id
         log.write(
             verification=outcome,
@@ -119,5 +118,3 @@ def _write(
             trace_id=trace.format_trace_id(trace_id) if trace_id else None,
             cause=cause,  # last, because a long line is cut
         )
-    except Exception:  # an error in the application's span must not change the result
-        return

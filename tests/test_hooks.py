@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from otel_token_relay import Settings
-from otel_token_relay.hooks import CARRIER_HOOKS, CLIENT_HOOKS, HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.hooks import CACHE_HOOKS, CARRIER_HOOKS, CLIENT_HOOKS, HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.patching import MISSING, Patches, layers_of
 from otel_token_relay.runtime import Runtime
 
@@ -50,7 +50,8 @@ def test_each_hook_patches_its_library_and_can_be_undone(hook: Hook) -> None:
     done = list(patches._done)
     patches.undo()
 
-    assert done
+    only_checks = hook in CACHE_HOOKS and "." not in hook.module  # whether the release has the modules to hook
+    assert bool(done) is not only_checks
     for owner, name, original, replacement in done:
         functions = [layer for _, layer in layers_of(vars(owner).get(name, MISSING))]
         assert functions[-1] is original
@@ -74,7 +75,7 @@ def test_each_hook_names_the_package_that_contains_its_module(hook: Hook) -> Non
 
 def test_no_hook_is_listed_twice() -> None:
     """Clients and servers may share a module, but each patch is applied once."""
-    assert HOOKS == CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS
+    assert HOOKS == CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS + CACHE_HOOKS
     assert len(set(HOOKS)) == len(HOOKS)
     assert len({(hook.module, hook.patch) for hook in HOOKS}) == len(HOOKS)
 

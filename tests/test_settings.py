@@ -214,6 +214,23 @@ def test_risky_destinations_cause_a_warning(entry, warned):
     assert len(Settings(destinations=(entry,)).warnings) == warned
 
 
+@pytest.mark.parametrize(
+    ("entry", "host", "warned"),
+    [
+        pytest.param("http://profile-service:8080", "profile-service", 0, id="host"),
+        pytest.param("http://profile-service:8080", "profile-service:8080", 0, id="host and port"),
+        pytest.param("http://profile-service:8080", "profile-service:80", 1, id="another port"),
+        pytest.param("http://profile-service:*", "profile-service:8080", 1, id="any port"),
+        pytest.param("http://profile-service:*", "profile-service", 0, id="any port, host"),
+        pytest.param("http://[fd00::1]:8080", "[fd00::1]:8080", 0, id="IPv6"),
+        pytest.param("http://[fd00::1]:*", "[fd00::1]", 0, id="IPv6, any port"),
+    ],
+)
+def test_deliberate_plain_http_causes_no_warning(entry, host, warned):
+    """The host is compared exactly, and so is its port if the setting names one."""
+    assert len(Settings(destinations=(entry,), plaintext_hosts=(host,)).warnings) == warned
+
+
 @pytest.mark.parametrize(("text", "expected"), [("false", False), ("true", True), ("maybe", True), ("", True)])
 def test_redaction_is_on_unless_it_is_disabled_explicitly(text, expected):
     """An unreadable value leaves redaction on and is reported as a problem."""

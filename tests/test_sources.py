@@ -223,7 +223,13 @@ def test_a_file_that_cannot_be_read(is_unknown: bool) -> None:
     (read,) = READER.read_file(ConfigurationFile(problem="it is on fire", is_unknown=is_unknown))
 
     assert read.problems[0].startswith("OTEL_CONFIG_FILE: the file cannot be read: it is on fire; ")
-    strict = {"verify": "enforce", "require_verified": True, "redaction": True, "destinations": ()}
+    strict = {
+        "verify": "enforce",
+        "require_verified": True,
+        "redaction": True,
+        "protect_caches": True,
+        "destinations": (),
+    }
     assert read.values == (strict if is_unknown else {})
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import CACHE_CONTROL, MARK, NO_STORE
 from otel_token_relay.relay import Exchange
 from otel_token_relay.runtime import Runtime
 
@@ -59,7 +60,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             twin.headers[name] = value
             del value
             try:
-                return await original(twin, conn)
+                response = await original(twin, conn)
+                setattr(response, MARK, ())
+                return response
             finally:
                 _settle(self.headers, twin, name)
 
@@ -78,6 +81,38 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     patches.wrap(module.ClientRequest, "send", build_send)
     patches.wrap(module.ClientRequest, "_on_headers_request_sent", build_trace)
+
+
+def patch_responses(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the responses of *module*, which is ``aiohttp.client_reqrep``: no cache may store a personal one."""
+    if not runtime.relay.settings.protect_caches:
+        return
+    name = type(module.hdrs.AUTHORIZATION)(CACHE_CONTROL)
+
+    def build(original: Function) -> Function:
+        async def start(self: Any, connection: Any) -> Any:
+            started = await original(self, connection)
+            if getattr(self, MARK, None) is not None:
+                setattr(self, MARK, (self._headers, self._raw_headers))
+                headers = self._headers.copy()
+                headers[name] = NO_STORE
+                others = (line for line in self._raw_headers if line[0].lower() != b"cache-control")
+                show_headers(self, module.CIMultiDictProxy(headers), (*others, _NO_STORE_LINE))
+            return started
+
+        return start
+
+    patches.wrap(module.ClientResponse, "start", build, ("self", "connection"))
+
+
+_NO_STORE_LINE: Final = CACHE_CONTROL.encode("ascii"), NO_STORE.encode("ascii")
+
+
+def show_headers(response: Any, headers: Any, raw_headers: Any) -> None:
+    """Replace the headers of a response. aiohttp remembers those that it has shown before."""
+    response._headers, response._raw_headers = headers, raw_headers
+    for name in ("headers", "raw_headers"):
+        response._cache.pop(name, None)
 
 
 def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -126,8 +161,9 @@ def _target_of(call: tuple[Any, Any]) -> Target:
         return origin_of_proxied(str(url))
     if not url.raw_path_qs.startswith("/"):
         raise ValueError("the request target is not a path")
-    if request.server_hostname:
-        check_tls_name(request.server_hostname, url.raw_host)
+    # aiohttp before 3.9 has no such option.
+    if server_hostname := getattr(request, "server_hostname", None):
+        check_tls_name(server_hostname, url.raw_host)
     return url.scheme, url.raw_host, url.port
 
 

@@ -20,6 +20,7 @@ from otel_token_relay.clients.httpcore import HOP, checks_when_sending
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
+from otel_token_relay.personal_responses import mark_httpx, mark_plain_httpx, marker
 from otel_token_relay.relay import Exchange, Hop
 from otel_token_relay.runtime import Runtime
 
@@ -35,6 +36,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     line_name, wanted, length = header.encode("ascii"), relay.header.encode("ascii"), len(relay.header)
     replaces = relay.settings.on_conflict == "replace"
     fast_class = headers_class if _has_plain_lines(headers_class) else None
+    personal = marker(relay.settings.protect_caches, mark_httpx if fast_class is None else mark_plain_httpx)
     hooked: dict[Function, Function] = {}
 
     def has_header(call: tuple[Any, Any], _: str) -> bool:
@@ -90,7 +92,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 raise
             if not hop.is_recorded:
                 hop.record()
-            return response
+            return personal(response)
 
         hooked[original] = handle_request
         return handle_request
@@ -109,7 +111,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 raise
             if not hop.is_recorded:
                 hop.record()
-            return response
+            return personal(response)
 
         hooked[original] = handle_async_request
         return handle_async_request
@@ -119,10 +121,11 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def build_sync(original: Function) -> Function:
         def handle_request(self: Any, request: Any) -> Any:
             value = relay.decide((self, request), _target_of, has_header)
-            if value is not None:
-                request = with_header(request, value)
-                del value
-            return original(self, request)
+            if value is None:
+                return original(self, request)
+            request = with_header(request, value)
+            del value
+            return personal(original(self, request))
 
         hooked[original] = handle_request
         return handle_request
@@ -132,10 +135,11 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             value = relay.decide((self, request), _target_of, has_header, may_block=False)
             if isinstance(value, Exchange):
                 value = await value.run_async()
-            if value is not None:
-                request = with_header(request, value)
-                del value
-            return await original(self, request)
+            if value is None:
+                return await original(self, request)
+            request = with_header(request, value)
+            del value
+            return personal(await original(self, request))
 
         hooked[original] = handle_async_request
         return handle_async_request

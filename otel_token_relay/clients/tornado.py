@@ -18,6 +18,7 @@ from opentelemetry import context as otel_context
 from otel_token_relay.clients.connections import is_tcp
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import CACHE_CONTROL, MARK, NO_STORE
 from otel_token_relay.relay import Exchange
 from otel_token_relay.runtime import Runtime
 
@@ -89,6 +90,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                     value = value.give_up()
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
+                    setattr(self, MARK, True)
                     # Error trackers send the local variables of every frame that an exception passes through. The
                     # class shows our header only when it is written.
                     del value
@@ -98,6 +100,14 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             return connection
 
         return _create_connection
+
+    def build_received(original: Function) -> Function:
+        def headers_received(self: Any, first_line: Any, headers: Any) -> Any:
+            if MARK in self.__dict__:
+                headers[CACHE_CONTROL] = NO_STORE
+            return original(self, first_line, headers)
+
+        return headers_received
 
     def _target_of(call: tuple[Any, Any]) -> Target:
         hop = call[0]
@@ -110,6 +120,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)
     patches.wrap(module._HTTPConnection, "run", build_run)
     patches.wrap(module._HTTPConnection, "_create_connection", build_connection)
+    if relay.settings.protect_caches:
+        patches.wrap(module._HTTPConnection, "headers_received", build_received, ("self", "first_line", "headers"))
 
 
 def _read_target(url: str) -> Target | None:

@@ -18,6 +18,7 @@ from otel_token_relay.clients.headers import lower
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import CACHE_CONTROL, NO_STORE, marker
 from otel_token_relay.runtime import Runtime
 
 # The request, and the class or function that creates its connection.
@@ -31,6 +32,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     own_classes, target_of = destinations.classes, destinations.target_of
     header = relay.settings.header
     replaces = relay.settings.on_conflict == "replace"
+    personal = marker(relay.settings.protect_caches, _forbid_storing)
 
     def with_header(request: Any, value: str) -> Any:
         copy = shallow_copy(request)
@@ -47,16 +49,22 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             if http_class not in own_classes:
                 http_class = _once(http_class, req, http_conn_args)
             value = relay.decide((req, http_class), target_of, _has_header)
-            if value is not None:
-                req = with_header(req, value)
-                # Error trackers send the local variables of every frame that an exception passes through. They show
-                # the request without its headers.
-                del value
-            return original(self, http_class, req, **http_conn_args)
+            if value is None:
+                return original(self, http_class, req, **http_conn_args)
+            req = with_header(req, value)
+            # Error trackers send the local variables of every frame that an exception passes through. They show the
+            # request without its headers.
+            del value
+            return personal(original(self, http_class, req, **http_conn_args))
 
         return do_open
 
     patches.wrap(module.AbstractHTTPHandler, "do_open", build)
+
+
+def _forbid_storing(response: Any) -> None:
+    del response.headers[CACHE_CONTROL]  # all its lines, if there are any
+    response.headers[CACHE_CONTROL] = NO_STORE
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:

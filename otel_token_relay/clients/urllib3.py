@@ -9,6 +9,7 @@ The connection, not the pool, determines where a request goes: even a pool for a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from otel_token_relay.clients.connections import TCP, check_tls_name, function_o
 from otel_token_relay.clients.headers import lower
 from otel_token_relay.origin import Origin, Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import mark_urllib3, marker
 from otel_token_relay.runtime import Runtime
 
 
@@ -24,9 +26,11 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
     relay = runtime.relay
     target_of = destinations(module)
-    multiple = module.HTTPHeaderDict
+    # urllib3 1.26 does not import it into the module of the pools.
+    multiple = sys.modules["urllib3._collections"].HTTPHeaderDict
     header = relay.settings.header
     replaces = relay.settings.on_conflict == "replace"
+    personal = marker(relay.settings.protect_caches, mark_urllib3)
 
     def with_header(headers: Any, value: str) -> Any:
         if type(headers) is dict:
@@ -52,7 +56,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                     # header must not be in a variable of this frame; it is in variables of urllib3's own frames.
                     passed = [{**kwargs, "headers": with_header(headers, value)}]
                     del value
-                    return original(*args, **passed.pop())
+                    return personal(original(*args, **passed.pop()))
             return original(*args, **kwargs)
 
         return _make_request

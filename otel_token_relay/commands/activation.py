@@ -1,4 +1,4 @@
-"""Whether the relay is switched on, judged from outside the process. Entry points are looked up by name only."""
+"""Determine from outside a process whether the relay is switched on. Entry points are looked up by name only."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Final
 
-from otel_token_relay.configuration_file import KEY, read_configuration_file
-from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
+from otel_token_relay.configuration_file import FILE_VARIABLE, KEY, read_configuration_file
 from otel_token_relay.installation import CONTEXT_PROBLEM
 from otel_token_relay.printable import escape
 from otel_token_relay.spelling import nearest
@@ -21,7 +20,7 @@ _DEFAULT_CONTEXT: Final = "contextvars_context"
 def relay_problem(environ: Mapping[str, str]) -> str | None:
     """Return why no token is relayed and what to set, in one sentence; ``None`` if the relay is on.
 
-    An application that calls `otel_token_relay.install` switches the relay on as well, which cannot be seen from
+    An application that calls `otel_token_relay.install` switches the relay on as well, which is not visible from
     outside.
     """
     known = {point.name for point in entry_points(group="opentelemetry_propagator")}

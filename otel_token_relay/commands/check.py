@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Final
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_token_relay.client_credentials import ClientCredential, CredentialUnavailable
-from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM
 from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.arguments import conceal
 from otel_token_relay.commands.coverage import (
@@ -21,21 +19,24 @@ from otel_token_relay.commands.coverage import (
     Kind,
     Library,
     has_module,
+    installed_caches,
     installed_libraries,
     missing_packages,
+    try_caches,
     try_hooks,
     try_redaction,
 )
 from otel_token_relay.commands.exchanging import ask_token_endpoints
-from otel_token_relay.commands.output import emphasize, say
-from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
+from otel_token_relay.commands.output import emphasize, escape, say
+from otel_token_relay.commands.processes import environment_of
+from otel_token_relay.extras import unmet
 from otel_token_relay.installation import CONTEXT_PROBLEM, install
 from otel_token_relay.otel import keeps_unknown_keys
 from otel_token_relay.settings import RELAY_SETTINGS, VARIABLES, Settings, load_sources
 from otel_token_relay.sources import are_given, describe_overridden
 
 if TYPE_CHECKING:
-    from otel_token_relay.verification.issuer_endpoints import IssuerDocument
+    from otel_token_relay.verification.issuer_endpoints import IssuerReport
 
 PARTS: Final = ("relay", "verify")
 
@@ -90,7 +91,11 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     libraries: list[Library] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
-    issuers: list[IssuerDocument] = field(default_factory=list)
+    issuers: list[IssuerReport] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON; `docs/command-line.md` describes it."""
+        return asdict(replace(self, issuers=[])) | {"issuers": [issuer.as_dict() for issuer in self.issuers]}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -125,17 +130,12 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
-    # Without this handler, the hooks and settings would also log to stderr what is printed here.
+    # Without this handler, problems that are printed here would also be logged to stderr.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
-    try:
-        environ = os.environ if options.pid is None else environment_of(options.pid)
-    except ProcessUnreadable as error:
-        print(f"otel-token-relay check: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    report = build_report(environ, options)
+    report = build_report(environment_of(options.pid), options)
     status = _status(report, options)
     if options.json:
-        print(json.dumps({"ok": status == OK} | asdict(report)))
+        print(json.dumps({"ok": status == OK} | report.as_dict()))
     else:
         _print(report, options)
     return status
@@ -149,7 +149,7 @@ def _status(report: Report, options: argparse.Namespace) -> int:
 
 def _unreachable(report: Report) -> list[str]:
     """Return the issuers that do not respond."""
-    return [issuer["issuer"] for issuer in report.issuers if issuer["state"] == "no_response"]
+    return [escape(issuer.issuer) for issuer in report.issuers if issuer.state == "no_response"]
 
 
 def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Report:
@@ -163,6 +163,8 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
         report.libraries = try_hooks()
     else:
         report.libraries = installed_libraries()
+    if settings.destinations and settings.protect_caches:
+        report.libraries += try_caches()
     if settings.redaction:
         report.libraries += try_redaction(settings)
     report.problems += _problems(environ, settings, report, options)
@@ -172,7 +174,7 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
     return report
 
 
-def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
+def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
     """Ask the issuers, and add a problem for each whose response cannot be used."""
     if settings.verification_problem is not None or missing_packages():
         return []
@@ -181,7 +183,7 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
     from otel_token_relay.verification.endpoints import describe_clock
     from otel_token_relay.verification.issuer_endpoints import ask_issuers
 
-    reports = ask_issuers(
+    issuers = ask_issuers(
         settings.issuers,
         settings.algorithms,
         jwks_uri=settings.jwks_uri,
@@ -190,37 +192,37 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerDocument]:
         client=settings.client_credential,
         http=client_from(settings),
     )
-    issuers = [issuer.as_dict() for issuer in reports]
-    report.problems += [
-        f"{issuer['issuer']}: tokens of this issuer cannot be verified: {'; '.join(_failures(issuer))}"
-        for issuer in issuers
-        if issuer["state"] == "problem"
-    ]
+    report.problems += _failures(issuers, "tokens of this issuer cannot be verified")
     report.problems += [
         f"{issuer.issuer}: {describe_clock(issuer.clock_difference)} If the clocks differ by more than"
         f" {settings.leeway:g} s, valid tokens are rejected: synchronize them"
-        for issuer in reports
+        for issuer in issuers
         if abs(issuer.clock_difference or 0.0) > settings.leeway
     ]
-    return issuers
+    return [*issuers]
 
 
-def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerDocument]:
+def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerReport]:
     """Ask the token endpoints, if tokens are exchanged, and add a problem for each that cannot be used."""
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if not exchanges or settings.exchange_problem is not None or missing_packages():
         return []
     endpoints = ask_token_endpoints(settings)
-    report.problems += [
-        f"{issuer['issuer']}: tokens cannot be exchanged: {'; '.join(_failures(issuer))}"
-        for issuer in endpoints
-        if issuer["state"] == "problem"
-    ]
+    report.problems += _failures(endpoints, "tokens cannot be exchanged")
     return endpoints
 
 
-def _failures(issuer: IssuerDocument) -> list[str]:
-    return [f"{e['kind']} {e['url']}: {e['result']}" for e in issuer["endpoints"] if e["state"] not in ("ok", "unused")]
+def _failures(issuers: Iterable[IssuerReport], effect: str) -> Iterator[str]:
+    """Yield a problem for each issuer whose response cannot be used."""
+    for issuer in issuers:
+        if issuer.state == "problem":
+            failed = _results([issuer], ("no_response", "problem"))
+            yield f"{escape(issuer.issuer)}: {effect}: {'; '.join(failed)}"
+
+
+def _results(issuers: Iterable[IssuerReport], states: Collection[str] | None = None) -> list[str]:
+    endpoints = [endpoint for issuer in issuers for endpoint in issuer.endpoints]
+    return [f"{e.kind} {escape(e.url)}: {e.result}" for e in endpoints if states is None or e.state in states]
 
 
 def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setting]:
@@ -228,7 +230,7 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # Of the settings that protect, the strictest value applies, not the first.
+        # For the settings that protect, the strictest value applies, not the first one.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
@@ -269,16 +271,19 @@ def _problems(
 def _problems_of_environment(
     environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
 ) -> Iterator[str]:
-    """Yield what the installed packages make impossible."""
+    """Yield what cannot work with the installed packages."""
     if settings.verify != "off" and (missing := missing_packages()):
         yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
+    elif settings.verify != "off" and (clauses := unmet("verify")):
+        yield f"verification requires other versions of its packages: {'; '.join(clauses)}"
     context = context_problem(environ)
     if context is None and options.pid is None and not keeps_unknown_keys():
         context = CONTEXT_PROBLEM
     if context is not None:
         yield context
     if (report.relay or settings.verify != "off") and not any(
-        library.is_covered and library.version is not None and library.kind != "signal" for library in report.libraries
+        library.is_covered and library.version is not None and library.kind not in ("cache", "signal")
+        for library in report.libraries
     ):
         yield (
             "no client, server or framework with a hook is installed in this environment, only Python's own: run this"
@@ -308,6 +313,9 @@ def _warnings(
             f"no token is relayed unless the application verifies it in code: set {VARIABLES['verify'].name}=enforce,"
             " or use BearerAuthMiddleware"
         )
+    if settings.destinations and not settings.protect_caches and (caches := installed_caches()):
+        names = ", ".join(caches)
+        yield f"{VARIABLES['protect_caches'].name} is off, so {names} may serve one user's response to another"
     if any(entry.needs_exchange for entry in settings.entries):
         if settings.exchange_unverified:
             yield (
@@ -359,10 +367,7 @@ def _print(report: Report, options: argparse.Namespace) -> None:
     print(emphasize(_verdict(report, options)))
     _print_list("Problems", report.problems)
     _print_list("Warnings", report.warnings)
-    _print_list(
-        "Endpoints",
-        [f"{e['kind']} {e['url']}: {e['result']}" for issuer in report.issuers for e in issuer["endpoints"]],
-    )
+    _print_list("Endpoints", _results(report.issuers))
     covered = [library for library in report.libraries if library.is_covered]
     title = "Hooked" if options.all else "Can be hooked (to try the hooks, add --all)"
     lines = [_line_of(kind, covered) for kind in KINDS if options.all or kind != "signal"]

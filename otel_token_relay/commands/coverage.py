@@ -17,16 +17,19 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final, Literal
 
-from otel_token_relay.hooks import BOUNDARY_HOOKS, CLIENT_HOOKS, FRAMEWORK_HOOKS, SERVER_HOOKS, Hook
+from otel_token_relay.hooks import BOUNDARY_HOOKS, CACHE_HOOKS, CLIENT_HOOKS, FRAMEWORK_HOOKS, SERVER_HOOKS, Hook
 from otel_token_relay.installation import hook_states
+from otel_token_relay.patching import Patches
 from otel_token_relay.redaction import installation as redaction
+from otel_token_relay.runtime import Runtime
 from otel_token_relay.settings import Settings
 
-Kind = Literal["client", "server", "framework", "signal"]
+Kind = Literal["client", "server", "framework", "cache", "signal"]
 KINDS: Final[dict[Kind, str]] = {
     "client": "clients",
     "server": "servers",
     "framework": "frameworks",
+    "cache": "caches",
     "signal": "redacted signals",
 }
 
@@ -78,7 +81,7 @@ def installed_libraries() -> list[Library]:
 
 
 def try_hooks() -> list[Library]:
-    """Import every installed library that has hooks, and return whether the hooks were applied.
+    """Import every installed library that has hooks, and return for each whether its hooks were applied.
 
     The caller must have installed the hooks.
     """
@@ -97,6 +100,45 @@ def try_hooks() -> list[Library]:
         return "cannot be hooked: no module with a hook could be imported", False
 
     return [*_libraries(state_of), *_uncovered()]
+
+
+def installed_caches() -> dict[str, str]:
+    """Return the version of each installed cache that is known, by name, without importing any of them."""
+    names = dict.fromkeys(hook.distribution for hook in CACHE_HOOKS)
+    return {name: version for name in names if name is not None and (version := version_of(name)) is not None}
+
+
+def try_caches() -> list[Library]:
+    """Import the installed caches, try their hooks, and return the results. Nothing remains hooked.
+
+    Only an import shows whether a release has the places that must be hooked: without them, one user may get another
+    user's response.
+    """
+    installed = installed_caches()
+    runtime = Runtime(Settings()) if installed else None
+    found = []
+    for name, version in installed.items():
+        hooks = [hook for hook in CACHE_HOOKS if hook.distribution == name]
+        problem = next(filter(None, (_try_patch(hook, runtime) for hook in hooks)), None)
+        state = HOOKED if problem is None else f"one user may get another user's response: {problem}"
+        found.append(Library("cache", name, version, state, problem is None))
+    return found
+
+
+def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
+    """Return why *hook* cannot be applied; ``None`` if it can, or if the module cannot be imported at all."""
+    _import(hook.module)
+    module = sys.modules.get(hook.module)
+    if module is None or runtime is None:  # a part of hishel without its client, which no application can use
+        return None
+    patches = Patches()
+    try:
+        hook.patch(module, runtime, patches)
+    except Exception as error:
+        return str(error)
+    finally:
+        patches.undo()
+    return None
 
 
 def try_redaction(settings: Settings) -> list[Library]:
@@ -129,7 +171,8 @@ def version_of(distribution: str) -> str | None:
 def has_module(name: str) -> bool:
     """Return whether a module is installed, without importing its package."""
     root, *rest = name.split(".")
-    # Other finders may react to being asked, as ours does, which starts verification before a server is imported.
+    # Other finders may have side effects, as this package's own has: it starts verification before a server is
+    # imported.
     spec = None if root in sys.modules and not sys.modules[root] else PathFinder.find_spec(root)
     if spec is None or not rest:
         return spec is not None
@@ -140,7 +183,7 @@ def has_module(name: str) -> bool:
     return False
 
 
-# The packages that verification needs, by the name of their module.
+# The packages that verification requires, by module.
 _TO_VERIFY: Final = {"jwt": "PyJWT", "urllib3": "urllib3"}
 
 

@@ -17,7 +17,7 @@ from otel_token_relay.token import BearerToken, Lease, Verification, claims_of
 
 if TYPE_CHECKING:
     from otel_token_relay.verification.endpoints import EndpointState
-    from otel_token_relay.verification.issuer_endpoints import IssuerDocument
+    from otel_token_relay.verification.issuer_endpoints import IssuerReport
 
 _NO_RESPONSE = ("unavailable", "timeout")
 
@@ -29,7 +29,7 @@ class Attempt:
     Attributes:
         error: An `ExchangeError`, or ``rejected`` if this service does not accept the caller's token; ``None`` if a
             token was issued.
-        detail: What is wrong, or what is known of the issued token.
+        detail: What is wrong, or what is known about the issued token.
         advice: What to do; ``None`` if a token was issued.
     """
 
@@ -53,7 +53,7 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
     Args:
         settings: The settings, which are complete.
         destination: The entry.
-        value: The caller's token; ``None`` for a token of the service's own.
+        value: The caller's token; ``None`` for the service's own token.
     """
     from otel_token_relay.exchange.advice import ADVICE
 
@@ -84,17 +84,18 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
 _AS_EXPECTED = ("invalid_request", "invalid_grant", "invalid_scope", "invalid_target", "interaction_required")
 
 
-def ask_token_endpoints(settings: Settings) -> list[IssuerDocument]:
-    """Ask each token endpoint about a random token, and return the reports as JSON."""
+def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
+    """Ask each token endpoint about a random token."""
     from otel_token_relay.exchange.engine import DEFAULT_TIMEOUT
     from otel_token_relay.exchange.tokens import DestinationTokens
     from otel_token_relay.verification.endpoints import EndpointReport
+    from otel_token_relay.verification.issuer_endpoints import IssuerReport
 
     try:
         asked = list(DestinationTokens(settings).requests())
     except RelayError:
         return []
-    found: list[IssuerDocument] = []
+    found: list[IssuerReport] = []
     for engine, request in asked:
         state: EndpointState = "problem"
         started = time.monotonic()
@@ -110,8 +111,7 @@ def ask_token_endpoints(settings: Settings) -> list[IssuerDocument]:
         seconds = time.monotonic() - started
         url = str(engine.endpoint)
         report = EndpointReport(kind="token", url=url, state=state, result=escape(result), seconds=seconds)
-        issuer = escape(engine.endpoint.issuer or url)
-        found.append({"issuer": issuer, "state": state, "endpoints": [report.as_dict()]})
+        found.append(IssuerReport(issuer=engine.endpoint.issuer or url, endpoints=(report,)))
     return found
 
 

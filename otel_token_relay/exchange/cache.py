@@ -3,8 +3,8 @@
 An entry is found only by the token that it was obtained for, so the caller of a lookup holds that token already.
 Nothing is stored under a user, a session or a name: published caches that did so returned other users' tokens.
 
-Failures are kept apart from successes, and are bounded apart from them. A caller that sends made-up tokens can
-therefore neither displace a success nor make the server refuse the same token again and again.
+Failures are stored and limited separately from successes. A caller that sends made-up tokens can therefore neither
+displace a success nor make the server refuse the same token again and again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNKNOWN_SECONDS: Final = 60.0
 _RENEWAL_SHARE: Final = 0.8
 _FAILURE_SECONDS: Final = 5.0
 _OUTAGE_SECONDS: Final = 1.0
-# What a proxy or a server that restarts responds says nothing about the token.
+# A response from a proxy or a restarting server says nothing about the token.
 _OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout", "bad_response"})
 
 
@@ -43,7 +43,7 @@ class Exchanged(NamedTuple):
         until: The time on the monotonic clock, in seconds, until which it may be used.
         expires_at: The time on the wall clock, in seconds since the epoch, at which it must not be used any more;
             ``None`` if unknown.
-        renew_at: The time on the monotonic clock from which a token of the service's own is renewed ahead of time.
+        renew_at: The time on the monotonic clock from which the service's own token is renewed ahead of time.
     """
 
     value: str
@@ -70,7 +70,7 @@ def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
     """Return the cache key. Its parts have fixed lengths, so no two combinations have the same key.
 
     Args:
-        subject: The digest of the caller's token; 32 zero bytes for a token of the service's own.
+        subject: The digest of the caller's token; 32 zero bytes for the service's own token.
         endpoint: `endpoint_hash` of the destination.
         actor: The digest of the service's own token; empty if none is sent.
     """

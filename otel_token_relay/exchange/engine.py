@@ -1,4 +1,4 @@
-"""Send requests to one token endpoint: in worker threads, once for equal requests, and with a limit.
+"""Send requests to one token endpoint: in worker threads, only once for equal requests, and limited in number.
 
 The work is written once, as a generator (see `verification.drivers`). Requests run in worker threads, so an event
 loop never blocks, and a slow server delays only the callers that wait for it. Callers that need the same token at the
@@ -65,7 +65,7 @@ class Job(NamedTuple):
     Attributes:
         key: The key in the cache.
         request: What is asked for.
-        subject: The caller's token; ``None`` for a token of the service's own.
+        subject: The caller's token; ``None`` for the service's own token.
         actor: The service's own token, to be named as the actor; ``None`` for none.
     """
 
@@ -83,7 +83,7 @@ class ExchangeEngine:
     """The workers, breaker and cache of one token endpoint. Safe to share between threads, tasks and event loops.
 
     Args:
-        endpoint: Where the endpoint is.
+        endpoint: The token endpoint.
         credential: This service's credential there.
         timeout: The maximum number of seconds for which a call waits.
         max_length: The maximum length of an issued token, in characters.
@@ -147,7 +147,7 @@ class ExchangeEngine:
         Args:
             request: What is asked for.
             hashed: `hash_of` the request.
-            subject: The caller's token; ``None`` for a token of the service's own.
+            subject: The caller's token; ``None`` for the service's own token.
             actor: See `Job`.
         """
         return Job(_key(hashed, subject, actor), request, subject, actor)
@@ -178,7 +178,7 @@ class ExchangeEngine:
             future = self._pending.get(job.key)
             is_shared = future is not None
             if future is None:
-                # The exchange that another caller was waiting for may have ended since the last look.
+                # The exchange that another caller was waiting for may have ended since the cache was last checked.
                 if (cached := self._recall(job)) is not None:
                     return cached, "hit"
                 future = self._start(job)
@@ -330,10 +330,10 @@ class ExchangeEngine:
         return True
 
     def ask(self, request: Request, timeout: float) -> None:
-        """Send a random token, which the server must refuse, or obtain a token of the service's own. This blocks.
+        """Send a random token, which the server must refuse, or obtain the service's own token. This blocks.
 
         Raises:
-            ExchangeFailed: What the server responds, or why it does not.
+            ExchangeFailed: The server refuses the request, its response cannot be used, or it does not respond.
         """
         subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
         status, members = self._post(request, subject, None, timeout)

@@ -25,15 +25,15 @@ class ExchangerCore:
     Args:
         token_endpoint: The URL of the authorization server's token endpoint.
         client_id: This service's client ID there.
-        client_secret: The client's secret, or a callable that returns it. Instead, there may be one of the next
-            arguments; see `ClientCredential`.
+        client_secret: The client's secret, or a callable that returns it. One of the following arguments can replace
+            it; see `ClientCredential`.
         client_secret_file: A file that contains the secret. Each file is read again when it changes.
         client_key_file: A file with the private key that signs this service's assertions.
         client_key_id: The ``kid`` of the assertions.
         client_assertion: A callable that returns an assertion to send as it is.
         client_assertion_file: A file with an assertion to send as it is.
         client_cert_file: A file with a certificate.
-        client_auth: How the credential is sent; ``None`` for what the credential suggests.
+        client_auth: How the credential is sent; ``None`` for the default for that kind of credential.
         issuer: The authorization server's issuer, for which ``private_key_jwt`` signs the assertions.
         grant: ``token-exchange`` (RFC 8693) or ``on-behalf-of`` (Microsoft Entra).
         allow_unverified: Whether to exchange tokens that no verifier has accepted in this request. Otherwise, anyone

@@ -23,7 +23,7 @@ class Request:
     """What is asked for in exchange for a caller's token.
 
     Attributes:
-        grant: How to ask; ``client-credentials`` for a token of the service's own, without a caller's token.
+        grant: How to ask; ``client-credentials`` for the service's own token, without a caller's token.
         audience: The logical name of the service that will receive the result; ``None`` to send none.
         resource: The URI of that service; ``None`` to send none.
         scope: The scopes of the result, separated by spaces; ``None`` to send none.
@@ -39,7 +39,7 @@ class Request:
     has_actor: bool = False
 
     def of_client(self) -> Request:
-        """Return the request for a token of the service's own, for the same destination."""
+        """Return the request for the service's own token, for the same destination."""
         if self.grant == "on-behalf-of":
             return Request("client-credentials", scope=self._entra_scope(), expected=self.expected)
         return replace(self, grant="client-credentials", has_actor=False)
@@ -88,5 +88,5 @@ class Request:
         return tuple((name, value) for name, value in parameters if value is not None)
 
     def _entra_scope(self) -> str:
-        """Return the scopes, or all permissions at the audience: Entra knows audiences only as a part of scopes."""
+        """Return the scopes, or all permissions at the audience: Entra accepts audiences only within scopes."""
         return self.scope or f"{self.audience or self.resource or ''}/.default"

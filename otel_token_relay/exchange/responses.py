@@ -1,6 +1,6 @@
 """Validate the token endpoint's response to an exchange request. Pure: no I/O, no settings.
 
-A response that does not say clearly that it contains a new bearer token for the audience asked for is not used: a
+A response that does not clearly state that it contains a new bearer token for the audience asked for is not used: a
 server may ignore the audience, return the subject token itself, or return a token of another kind with status 200.
 """
 
@@ -39,7 +39,7 @@ _ERRORS: Final[Mapping[str, ExchangeError]] = {
     "token_revoked": "invalid_grant",
     "scope_escalation": "invalid_scope",
 }
-# The longest claims challenge that is kept. Entra's have some hundred characters.
+# The longest claims challenge that is kept. Entra's have a few hundred characters.
 _MAX_CHALLENGE: Final = 4096
 
 
@@ -77,7 +77,7 @@ def read_response(
         max_length: The maximum length of the issued token, in characters.
 
     Raises:
-        ExchangeFailed: The server refused, or its response cannot be used. The message quotes nothing of it.
+        ExchangeFailed: The server refused, or its response cannot be used. The message does not quote it.
     """
     if status != 200:
         raise _refusal(status, members or {})

@@ -1,4 +1,4 @@
-"""Where an authorization server issues tokens: a URL that an operator wrote, or that the issuer's metadata names."""
+"""The URL of a token endpoint, which an operator has configured or which the issuer's metadata contains."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The tokens for destinations that get one of their own, as the settings say.
+"""The tokens for destinations that need one of their own, as configured in the settings.
 
-A token is exchanged only at its own issuer's endpoint, each of which has an `ExchangeEngine`. A hop looks in three
+A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop looks in three
 places, in this order:
 
 1. The caller's `BearerToken`, for the results of the same request: only code that holds that token finds them there.
@@ -45,9 +45,9 @@ class _Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A token that a request's other hops may use, and where it comes from: an id alone may be that of a later object.
+    """A token that a request's other hops may use, and its source: an id alone may be reused for a later object.
 
-    A caller's token can outlive the settings, and so their destinations.
+    A caller's token can outlive the settings and therefore their destinations.
     """
 
     source: DestinationTokens
@@ -115,7 +115,7 @@ class DestinationTokens:
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
     def requests(self) -> Iterator[tuple[ExchangeEngine, Request]]:
-        """Yield each engine with what the first destination requests of it."""
+        """Yield each engine with the request for its first destination."""
         destination = next((entry for entry in self._settings.entries if entry.needs_exchange), None)
         if destination is not None:
             request = self._request(destination, is_own=False)
@@ -160,7 +160,7 @@ class DestinationTokens:
         return await drive_async(self._steps(caller, destination))
 
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
-        """Return why the last attempt, a moment ago, has failed; ``None`` if there was none."""
+        """Return why an attempt failed a moment ago; ``None`` if none did."""
         try:
             plan = self._plan(caller, destination)
         except ExchangeFailed as failure:
@@ -228,7 +228,7 @@ class DestinationTokens:
         """Return the engine of the token's own issuer.
 
         Raises:
-            ExchangeFailed: There is none, or it is not clear which one.
+            ExchangeFailed: There is none, or it is not clear which engine that is.
         """
         if self._lone is not None:
             return self._lone
@@ -237,7 +237,7 @@ class DestinationTokens:
             engine = self._engines.get(issuer) or self._engine_of_tenant(issuer, tenant)
         elif len(self._trusted) == 1:
             engine = self._engines.get(self._trusted[0].issuer)
-        else:  # a token of the service's own, or an opaque one, which could belong to any of the issuers
+        else:  # the service's own token, or an opaque one, which could belong to any of the issuers
             engine = None
         if engine is None:
             raise ExchangeFailed("unavailable", "no credential is configured for the token's issuer")
@@ -261,8 +261,8 @@ def _place() -> int:
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
     """Return the issuer that the verification or else the token itself names, and the claim ``tid``.
 
-    A verifier of the application may not say which issuer it has found. A token that only claims to have an issuer must
-    not be sent to another one either.
+    An application's own verifier may not report the issuer. A token that only claims to have an issuer must not be sent
+    to another one either.
     """
     verified = token.claims or {}
     issuer: object = getattr(token.verification, "issuer", None) or verified.get("iss")

@@ -385,9 +385,9 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     if UNUSED_KEY in context:
         held = _with_words(held or NOTHING, _unused_words(context))
     if held is None:
-        if token is None and known is None and trace_id not in REMEMBERED.older_traces:
+        if known is None and token is None and trace_id not in REMEMBERED.older_traces:
             return REMEMBERED.of_thread()  # nearly always, if the request has no token
-    elif held is known and (token is None or (token._value in held.values and not token.obtained)):
+    elif held is known and (token is None or (not token.obtained and token._value in held.values)):
         return held  # nearly always, if the request has a token
     found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
     return REMEMBERED.of_thread() if found is NOTHING else found

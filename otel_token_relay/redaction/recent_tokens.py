@@ -36,7 +36,8 @@ class TokensInUse:
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        return any(map(_is_open, self._tokens.get(value, ())))  # type: ignore[call-overload]  # any object
+        held = self._tokens.get(value)  # type: ignore[call-overload]  # any object
+        return held is not None and any(map(_is_open, held))
 
     def __len__(self) -> int:
         return len(self._tokens)

@@ -66,8 +66,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 context = readable._context
                 known = tokens_of_span(self, context.trace_id)
                 end_time = readable._end_time
-                state = context.trace_state
-                if end_time is None or getattr(state, "_dict", state):
+                if end_time is None or context.trace_state._dict:
                     return clean(readable, known)  # the span is open, or its context contains text
                 deferred: Any = object.__new__(deferred_span)
                 # These are the fields in `_PLAIN`.

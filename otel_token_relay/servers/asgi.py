@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from functools import partial
+from itertools import compress, repeat
+from operator import eq, itemgetter, methodcaller
 from types import ModuleType
 from typing import Any, Final
 
@@ -247,10 +249,17 @@ def _reader(lines: list[tuple[Any, ...]] | None) -> Callable[[str], list[bytes]]
         if lines is None:
             raise TypeError("a header line is not a pair")
         wanted = name.encode("latin-1")
-        size = len(wanted)
-        return [pair[1] for pair in lines if len(pair[0]) == size and pair[0].lower() == wanted]
+        # Loops in Python would take several times as long, and this runs for every request.
+        names = [*map(_lower, map(_name_of, lines))]
+        if wanted not in names:
+            return []
+        return [line[1] for line in compress(lines, map(eq, names, repeat(wanted)))]
 
     return values_of
+
+
+_name_of: Final = itemgetter(0)
+_lower: Final = methodcaller("lower")
 
 
 async def _enter(

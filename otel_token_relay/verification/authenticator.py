@@ -34,7 +34,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
 
-# The reasons whose explanation contains no value from the token.
+# The reasons whose explanations contain no value from the token.
 _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 
@@ -190,12 +190,10 @@ class BearerAuthenticator:
     def _respond_without_token(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
         is_anonymous = self._mode == "optional" and credentials is Reason.ABSENT
         if isinstance(credentials, Reason) and not is_anonymous and not self._is_open(credentials, path):
-            return self._reject_without_token(credentials)
+            meaning = credentials.meaning
+            return self._reject(self.challenges.without_token(credentials), credentials.value, details=lambda: meaning)
         self._recorder.record("excluded")
         return None if self._resource is None else self._resource.respond(path)
-
-    def _reject_without_token(self, reason: Reason) -> ErrorResponse | None:
-        return self._reject(self.challenges.without_token(reason), reason.value, details=lambda: reason.meaning)
 
     def _reject_after(self, error: Exception, token: BearerToken) -> ErrorResponse | None:
         if isinstance(error, TokenRejected):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal, TypedDict
+from typing import Final, Literal
 
 from otel_token_relay.algorithms import DEFAULT_ALGORITHMS
 from otel_token_relay.errors import RejectReason
@@ -22,16 +22,6 @@ MAX_LINE_LENGTH: Final = 500
 _LAST_DATE: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that `datetime` supports
 
 
-class CauseDocument(TypedDict):
-    """A cause as JSON."""
-
-    check: str
-    problem: str
-    expected: list[str]
-    actual: list[str]
-    advice: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
     """Why a token was rejected. All text is printable ASCII.
@@ -46,9 +36,9 @@ class Cause:
 
     check: str
     problem: str
-    advice: str
     expected: tuple[str, ...] = ()
     actual: tuple[str, ...] = ()
+    advice: str
 
     def __str__(self) -> str:
         return f"{self.check}: {self.problem}"
@@ -56,16 +46,6 @@ class Cause:
     def line(self, limit: int = MAX_LINE_LENGTH) -> str:
         """Return the cause without the advice, as one line of at most *limit* bytes."""
         return shorten(str(self), limit)
-
-    def as_dict(self) -> CauseDocument:
-        """Return the cause as JSON."""
-        return {
-            "check": self.check,
-            "problem": self.problem,
-            "expected": list(self.expected),
-            "actual": list(self.actual),
-            "advice": self.advice,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +74,7 @@ class Expectations:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return printable names as an enumeration, cut to the limits of this module."""
+    """Return the names as a printable list, cut to the limits of this module."""
     names = list(names)
     shown = [shorten(escape(name), MAX_VALUE_LENGTH) for name in names[:MAX_VALUES]]
     return ", ".join([*shown, f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else shown)

@@ -30,11 +30,12 @@ ACCEPTED_TYPES: Final[Mapping[Profile, tuple[str, ...]]] = {
 }
 """The accepted values of the header's ``typ``, for messages."""
 
-# RFC 9068, section 2.2.
-_REQUIRED_RFC9068: Final = ("iss", "exp", "aud", "sub", "client_id", "iat", "jti")
-# OpenID Connect Core, section 2.
-_REQUIRED_ID_TOKEN: Final = ("iss", "exp", "aud", "sub", "iat")
-_REQUIRED_GENERIC: Final = ("iss", "exp", "aud")
+# RFC 9068, section 2.2; OpenID Connect Core, section 2.
+_REQUIRED: Final[Mapping[Profile, tuple[str, ...]]] = {
+    "rfc9068": ("iss", "exp", "aud", "sub", "client_id", "iat", "jti"),
+    "generic": ("iss", "exp", "aud"),
+    "id-token": ("iss", "exp", "aud", "sub", "iat"),
+}
 
 CLIENT_NAMES: Final = ("client_id", "azp", "cid", "appid")
 """The claims that name the client: RFC 9068, section 2.2; OpenID Connect Core, section 2; Okta; Microsoft Entra v1."""
@@ -58,7 +59,7 @@ class Rules:
         scope_claims: The names of claims that contain scopes; the token's scopes are those of all of them. A
             dot separates the names of nested members: ``realm_access.roles``.
         audience_claim: The claim that contains the audience, for issuers that do not send ``aud``. A token that
-            has ``aud`` as well must satisfy both. Any other claim than ``aud`` requires the profile ``generic``.
+            has ``aud`` as well must satisfy both. A claim other than ``aud`` requires the profile ``generic``.
     """
 
     audience: tuple[str, ...]
@@ -82,11 +83,8 @@ class Rules:
     @property
     def required_claims(self) -> tuple[str, ...]:
         """The claims that every token must have. The profile ``generic`` also requires ``sub`` or a client."""
-        if self.profile == "rfc9068":
-            return _REQUIRED_RFC9068
-        if self.profile == "id-token":
-            return _REQUIRED_ID_TOKEN
-        return _REQUIRED_GENERIC if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
+        # An audience claim other than ``aud`` requires the profile ``generic``.
+        return _REQUIRED[self.profile] if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
 
     def find_missing_claim(self, claims: Claims) -> str | None:
         """Return the first required claim that a token does not have; ``None`` if it has all of them."""
@@ -99,7 +97,7 @@ class Rules:
 
 
 def without_nulls(claims: Claims) -> Claims:
-    """Return the members whose value is not null: issuers write null for a value that they do not have."""
+    """Return the members whose value is not null: some issuers send null for a value that they do not have."""
     return {name: value for name, value in claims.items() if value is not None} if None in claims.values() else claims
 
 
@@ -110,24 +108,21 @@ def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
     """
     typ = header.get("typ")
     is_access_token = typ is not None and typ.lower() in _ACCESS_TOKEN_TYPES
-    if profile == "rfc9068":
-        if not is_access_token:
-            raise TokenRejected("wrong_type", "typ")
-        return
-    if typ is not None and not (is_access_token or typ.lower() in _PLAIN_TYPES):
+    if is_access_token:
+        is_other = profile == "id-token"
+    else:
+        is_other = profile == "rfc9068" or (typ is not None and typ.lower() not in _PLAIN_TYPES)
+    if is_other:
         raise TokenRejected("wrong_type", "typ")
+    if profile == "rfc9068":
+        return
     kinds = read_kinds(claims)
+    if kinds.foreign is not None and (profile, kinds.foreign_kind) != ("id-token", "ID"):
+        raise TokenRejected("wrong_type", kinds.foreign.members[0])
     if profile == "id-token":
-        if is_access_token:
-            raise TokenRejected("wrong_type", "typ")
-        if kinds.foreign is not None and kinds.foreign_kind != "ID":
-            raise TokenRejected("wrong_type", kinds.foreign.members[0])
         if kinds.access is not None and kinds.access.is_statement:
             raise TokenRejected("wrong_type", kinds.access.members[0])
-        return
-    if kinds.foreign is not None:
-        raise TokenRejected("wrong_type", kinds.foreign.members[0])
-    if kinds.access is None and not is_access_token:
+    elif kinds.access is None and not is_access_token:
         raise TokenRejected("wrong_type")
 
 

@@ -15,7 +15,7 @@ from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR, KnownTokens
 
 # Searching takes time for each character, and callers choose how long a value is. So a value is cut before it is
-# searched, but far enough from the end of what is shown that a credential in it is still recognized.
+# searched, but far enough behind the shown part that a credential in that part is still recognized.
 _MIN_SEARCHED: Final = 1024
 _SEARCHED_FOR_EACH_SHOWN: Final = 4
 _scrubber: Final = Scrubber()
@@ -41,11 +41,11 @@ class Concealment:
         # extend a shorter run.
         searched = text[: max(_MIN_SEARCHED, _SEARCHED_FOR_EACH_SHOWN * limit)]
         escaped = escape(_scrubber.clean_text(searched, self._known))
-        # Each character may have become ten. Of what is searched, only the first *limit* characters are shown.
+        # Escaping may turn one character into ten. Only the first *limit* characters of the result are shown.
         return shorten(self._mask_runs(escaped[: _SEARCHED_FOR_EACH_SHOWN * limit + LONGEST_SURVIVOR]), limit)
 
     def value(self, value: Any, limit: int) -> str:
-        """Do the same for any JSON value. A value other than a string is written as JSON."""
+        """Do the same as `text` for any JSON value. A value other than a string is written as JSON."""
         return self.text(value if isinstance(value, str) else to_json(value), limit)
 
     def values(self, values: Iterable[Any], *, limit: int, count: int) -> tuple[str, ...]:

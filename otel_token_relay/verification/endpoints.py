@@ -1,4 +1,4 @@
-"""Ask an endpoint of an authorization server, and report what it responds.
+"""Send a request to an endpoint of an authorization server, and report the response.
 
 The texts never quote a response, except for the ``kid`` of keys, and are printable ASCII.
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Any, Final, Literal, NamedTuple, TypedDict
+from typing import Any, Final, Literal, NamedTuple
 
 from otel_token_relay.client_credentials import ClientCertificate
 from otel_token_relay.printable import escape
@@ -29,19 +29,8 @@ EndpointState = Literal[
     "no_response",
 ]
 
-# ``Date`` has whole seconds, and the response takes time, so a smaller difference cannot be measured.
+# ``Date`` is in whole seconds, and the response takes time, so a smaller difference cannot be measured.
 MIN_CLOCK_DIFFERENCE: Final = 2.0
-
-
-class EndpointDocument(TypedDict):
-    """A report as JSON."""
-
-    kind: EndpointKind
-    url: str
-    state: EndpointState
-    result: str
-    seconds: float
-    clock_difference: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +41,7 @@ class EndpointReport:
         kind: What the endpoint is for.
         url: Its URL.
         state: Whether it can be used.
-        result: What it responded, or why it did not respond.
+        result: The response in words, or why there was none.
         seconds: How long that took.
         clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if it is
             behind, and ``None`` if the response has no usable ``Date``.
@@ -70,7 +59,7 @@ class EndpointReport:
     def __str__(self) -> str:
         return f"{self.kind} {escape(self.url)}: {self.result} ({self.seconds:.2f} s)"
 
-    def as_dict(self) -> EndpointDocument:
+    def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
         return {
             "kind": self.kind,
@@ -91,7 +80,10 @@ class Finding(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """An endpoint, and how to examine its response. The last three members are arguments of `HttpClient.fetch`."""
+    """An endpoint and the function that examines its response.
+
+    The last three members are arguments of `HttpClient.fetch`.
+    """
 
     kind: EndpointKind
     url: str
@@ -104,7 +96,7 @@ class Endpoint(NamedTuple):
 def ask(
     endpoint: Endpoint, *, timeout: float, http: HttpClient | None = None, now: Clock = time.time
 ) -> EndpointReport:
-    """Ask one endpoint. Never raises `FetchFailed`.
+    """Send a request to one endpoint. Never raises `FetchFailed`.
 
     Args:
         endpoint: The endpoint. Its URL must be one that the client accepts.
@@ -144,7 +136,7 @@ def problem_with_status(response: Response) -> str | None:
 
 
 def read_clock_difference(response: Response, at: float) -> float | None:
-    """Return by how many seconds the server's clock was ahead of ours, or ``None`` if the response does not say.
+    """Return by how many seconds the server's clock was ahead of ours, or ``None`` if that is not known.
 
     Args:
         response: A response with the headers ``Date`` and, if it comes from a cache, ``Age``.

@@ -5,7 +5,7 @@
 passes through `concealment`. The explanation never contains the token or its signature.
 
 A token may also be rejected because of an introspection response, which this module does not see. If the token
-itself satisfies the rule that failed, the explanation says so and contains no values.
+itself satisfies the rule that failed, the explanation states this and contains no values.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def _explain_key(case: _Case) -> Cause:
         return Cause(
             check="kid",
             problem=f"the key {case.show(kid)} of the issuer's key set cannot be used: {problem}",
-            advice="The issuer must publish a key that the accepted algorithms"
-            f" ({env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS}) fit.",
+            advice="The issuer must publish a key for one of the accepted algorithms"
+            f" ({env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS}).",
             actual=(case.show(kid),),
         )
     known = None if keys is None else list(dict.fromkeys("(no kid)" if kid is None else kid for kid, _ in keys))

@@ -11,8 +11,8 @@ not been verified, they fail with a server error and never accept it.
 A dependency cannot return a response, only raise an exception, and FastAPI would send the detail of an
 `HTTPException` instead of the body that every other part of this package sends. Therefore, the dependencies raise a
 subclass, for which they add a handler to the application's own handlers. Starlette passes these handlers to the
-application's code in the scope. An application that does not use the dependencies is not changed, and a handler of
-the application's own for `HTTPException` or for the status code takes precedence.
+application's code in the scope. An application that does not use the dependencies is not changed, and the application's
+own handler for `HTTPException` or for the status code takes precedence.
 """
 
 from collections.abc import Callable, Coroutine, MutableMapping
@@ -112,7 +112,8 @@ def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Princip
 class _Rejected(HTTPException):
     """Carries a complete error response.
 
-    The status, the challenge and ``Cache-Control`` are also where handlers of the application's own look for them.
+    Its attributes also contain the status, the challenge and ``Cache-Control``, which the application's own handlers
+    read.
     """
 
     def __init__(self, error_response: ErrorResponse) -> None:
@@ -127,7 +128,7 @@ def _build_error(scope: MutableMapping[str, Any], error_response: ErrorResponse)
     return _Rejected(error_response)
 
 
-# Here, each application puts its handlers by class and those by status code.
+# Under this key, an application stores its handlers by class and those by status code.
 _HANDLERS_KEY: Final = "starlette.exception_handlers"
 
 

@@ -1,4 +1,4 @@
-"""Why a request to an issuer failed, in words that contain no text from outside this process. No I/O."""
+"""Describe why a request to an issuer failed, without any text from outside this process. No I/O."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FetchFailed(Exception):
     """No usable response arrived in time. The error message does not quote the response.
 
     Attributes:
-        cause: Which kind of failure it was.
+        cause: The kind of failure.
     """
 
     def __init__(self, message: str, cause: FetchCause = "bad_response") -> None:
@@ -76,7 +76,7 @@ def is_lost(error: Exception) -> bool:
 
 
 def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed:
-    """Return the failure that describes an error of a connection.
+    """Return the failure that describes a connection error.
 
     Args:
         error: An error of urllib3, of ``http.client`` or of a socket.

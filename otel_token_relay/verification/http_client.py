@@ -7,6 +7,7 @@ except on loopback and for hosts that an operator has listed, and both time and 
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
 import time
@@ -139,10 +140,8 @@ class HttpClient:
         with suppress_instrumentation():
             kept = self._idle.take(route)
             if kept is not None:
-                try:
+                with contextlib.suppress(_ConnectionLost):
                     return self._send(kept, request, deadline)
-                except _ConnectionLost:
-                    pass
             return self._send(self._connection(route), request, deadline)
 
     def _send(self, connection: Connection, request: _Request, deadline: float) -> Response:

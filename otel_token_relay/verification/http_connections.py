@@ -1,4 +1,4 @@
-"""Connections to issuers: urllib3's, with a deadline for everything, and kept open for the next request.
+"""Connections to issuers, based on urllib3's. Each has one deadline, and stays open for the next request.
 
 urllib3's pools are not used. Their timeout restarts with each byte received, and the code of this package and of
 instrumentation that hooks them must not see these requests.
@@ -31,7 +31,7 @@ from otel_token_relay.forks import call_in_child
 from otel_token_relay.verification import watchdog
 from otel_token_relay.verification.proxies import Proxy
 
-# Servers close idle connections after a time that differs widely, and some firewalls forget them without a sign.
+# Servers close idle connections after very different times, and some firewalls drop them silently.
 IDLE_SECONDS: Final = 15.0
 # The maximum number of idle connections that are kept for each route.
 MAX_IDLE: Final = 8
@@ -41,7 +41,7 @@ _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # only Linux has it
 
 
 class Route(NamedTuple):
-    """Where a connection leads, and the client certificate it presents. Requests with equal routes can share it."""
+    """A connection's target and the client certificate that it presents. Requests with equal routes can share it."""
 
     scheme: str
     host: str
@@ -51,7 +51,7 @@ class Route(NamedTuple):
 
 
 class _Connection:
-    """The part that plain and TLS connections share. It comes before urllib3's class in the order of inheritance."""
+    """What plain and TLS connections have in common. This class must precede urllib3's among the base classes."""
 
     sock: Any
     timeout: Any
@@ -73,7 +73,7 @@ class _Connection:
                 opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 opened.settimeout(seconds)
                 opened.connect(address)
-                # TLS takes the socket's descriptor away, so the connection is shut down through another one.
+                # TLS takes over the socket's descriptor, so the connection is shut down through a duplicate.
                 self._line = opened.dup()
                 opened.settimeout(self.remaining())
             except OSError as failed:
@@ -105,10 +105,10 @@ class _Connection:
             yield
 
     def acknowledge_at_once(self) -> None:
-        """Do not wait for more data before acknowledging data, for as long as the system chooses.
+        """Acknowledge received data immediately, until the system changes this again.
 
-        On a connection that was used before, the wait would delay each response of a server that sends its headers and
-        its body separately by 40 ms.
+        Otherwise, on a reused connection, each response from a server that sends its headers and body separately would
+        be delayed by 40 ms.
         """
         if _QUICKACK is not None and self._line is not None:
             self._line.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
@@ -142,10 +142,10 @@ Connection = _PlainConnection | _TlsConnection
 def build_connection(
     route: Route, tls: ssl.SSLContext | None = None, proxy_tls: ssl.SSLContext | None = None
 ) -> Connection:
-    """Return a connection that is not open yet.
+    """Return a connection that has not been opened yet.
 
     Args:
-        route: Where it leads.
+        route: The target and the client certificate.
         tls: Verifies the certificate of the host, and presents the client's; ``None`` for plain http.
         proxy_tls: Verifies the certificate of a proxy, to which no client certificate is presented.
     """
@@ -169,7 +169,7 @@ def build_connection(
 
 
 class IdleConnections:
-    """The open connections that wait for their next request. Safe to share between threads."""
+    """The open connections that no request is using. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._connections: dict[Route, list[Connection]] = {}
@@ -182,14 +182,14 @@ class IdleConnections:
         self.close()
 
     def take(self, route: Route) -> Connection | None:
-        """Return an open connection for *route*, which no other caller has; ``None`` if there is none."""
+        """Return an open connection for *route* that no other caller uses; ``None`` if there is none."""
         while True:
             with self._lock:
                 waiting = self._connections.get(route)
                 connection = waiting.pop() if waiting else None
             if connection is None:
                 return None
-            # A connection on which something can be read has been closed, or has sent what was not requested.
+            # If data can be read, the server has closed the connection or sent something that was not requested.
             if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_connected:
                 return connection
             connection.discard()

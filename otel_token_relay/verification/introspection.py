@@ -47,8 +47,8 @@ _LOOKUP_WORKERS: Final = 8
 _REFRESH_WORKERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
-# The 4xx statuses that indicate a problem with our credentials, URL or request rate rather than with
-# the token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
+# The 4xx statuses that indicate a problem with this service's credentials, URL or request rate rather than with the
+# token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
 _NOT_ABOUT_TOKEN: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
 
 
@@ -285,7 +285,7 @@ class Introspection:
 
 
 def _log(level: int, text: str, error: Exception) -> None:
-    with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
+    with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must continue
         _logger.log(level, text, FetchFailed.describe(error))
 
 
@@ -295,7 +295,7 @@ def build_request(
     """Return the form of a request about *token*, and what identifies this service (RFC 7662, section 2.1).
 
     Raises:
-        FetchFailed: The client's credential is not usable now.
+        FetchFailed: The client's credential cannot be used now.
     """
     try:
         identity = Authentication() if client is None else client.authenticate(issuer, endpoint)

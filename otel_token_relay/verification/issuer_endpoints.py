@@ -1,4 +1,4 @@
-"""Ask each issuer for its metadata, its keys and about a token, as the verifier would, and report what it responds.
+"""Fetch each issuer's metadata and keys and look up a token, as the verifier would, and report the responses.
 
 Everything ends within *timeout* seconds: all issuers are asked in parallel, in threads that are abandoned at the
 deadline, because a name lookup cannot be canceled.
@@ -11,8 +11,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Generic, TypedDict, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from otel_token_relay.client_credentials import ClientCredential
 from otel_token_relay.issuers import TrustedIssuer, combine
@@ -20,7 +21,6 @@ from otel_token_relay.printable import escape, shorten
 from otel_token_relay.token import Clock
 from otel_token_relay.verification.endpoints import (
     Endpoint,
-    EndpointDocument,
     EndpointReport,
     EndpointState,
     Finding,
@@ -35,20 +35,12 @@ from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
 
 DEFAULT_TIMEOUT: Final = 4.0
-# The time in which a thread reports what has arrived, before it is abandoned.
+# The number of seconds in which a thread must report its results before it is abandoned.
 _REPORTING_SECONDS: Final = 0.2
 _MAX_KEYS: Final = 5
 _MAX_KID_LENGTH: Final = 100
 
 _Result = TypeVar("_Result")
-
-
-class IssuerDocument(TypedDict):
-    """A report as JSON."""
-
-    issuer: str
-    state: EndpointState
-    endpoints: list[EndpointDocument]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +55,7 @@ class IssuerReport:
     issuer: str
     endpoints: tuple[EndpointReport, ...]
 
-    def as_dict(self) -> IssuerDocument:
+    def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON; `docs/command-line.md` describes it."""
         endpoints = [endpoint.as_dict() for endpoint in self.endpoints]
         return {"issuer": escape(self.issuer), "state": self.state, "endpoints": endpoints}
@@ -105,11 +97,11 @@ def ask_issuers(
         issuers: The trusted issuers; empty if tokens are verified by introspection alone.
         algorithms: The accepted algorithms.
         jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
-        introspection_endpoint: The introspection endpoint of the only issuer, or of none. It is asked about a random
-            token.
+        introspection_endpoint: The introspection endpoint of the only issuer or, without issuers, of all tokens. A
+            random token is looked up there.
         client: This service's credential there.
         jwks_token_file: A file with the token with which the only issuer's keys are fetched; see `KeyCredential`.
-        timeout: The maximum number of seconds for everything. The verifier has the same.
+        timeout: The maximum number of seconds for all requests together. The default is that of the verifier.
         http: Sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
 
@@ -117,9 +109,10 @@ def ask_issuers(
         ConfigurationError: The settings contradict each other, as for a verifier.
     """
     deadline = time.monotonic() + timeout
+    until = deadline - _REPORTING_SECONDS
     allowed = check_algorithms(algorithms)
     sender = shared_client() if http is None else http
-    trusted: Sequence[TrustedIssuer | None] = combine(
+    trusted = combine(
         issuers,
         jwks_uri=jwks_uri,
         jwks_token_file=jwks_token_file,
@@ -127,11 +120,12 @@ def ask_issuers(
         client=client,
         plaintext_hosts=sender.plaintext_hosts,
     )
-    lone = None if introspection_endpoint is None else (introspection_endpoint, client)
     inquiries = [
-        _Inquiry(issuer, lone, allowed, deadline - _REPORTING_SECONDS, sender, now)
-        for issuer in trusted or ([] if lone is None else [None])
+        _Inquiry(issuer, issuer.introspection_endpoint, issuer.client, allowed, until, sender, now)
+        for issuer in trusted
     ]
+    if not trusted and introspection_endpoint is not None:
+        inquiries = [_Inquiry(None, introspection_endpoint, client, allowed, until, sender, now)]
     started = [InThread(inquiry.run) for inquiry in inquiries]
     reports = [running.result(deadline) for running in started]
     return tuple(
@@ -164,73 +158,61 @@ class InThread(Generic[_Result]):
         self._thread.start()
 
     def result(self, deadline: float) -> _Result | None:
-        """Wait for the result until *deadline* on the monotonic clock; return ``None`` without one."""
+        """Wait for the result until *deadline* on the monotonic clock; return ``None`` if there is none."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._result
 
 
+@dataclass(slots=True)
 class _Inquiry:
-    """The requests to one issuer, which end at *deadline* on the monotonic clock.
+    """The requests to one issuer.
 
-    Args:
+    Attributes:
         issuer: The issuer; ``None`` if tokens are verified by introspection alone.
-        lone: The introspection endpoint that belongs to no issuer, and the credential there.
+        endpoint: The introspection endpoint; ``None`` if there is none.
+        client: This service's credential there.
+        algorithms: The accepted algorithms.
+        deadline: When the requests end, on the monotonic clock.
     """
 
-    def __init__(
-        self,
-        issuer: TrustedIssuer | None,
-        lone: tuple[str, ClientCredential | None] | None,
-        algorithms: frozenset[str],
-        deadline: float,
-        http: HttpClient,
-        now: Clock,
-    ) -> None:
-        self._trusted = issuer
-        self._introspection = lone
-        if issuer is not None:
-            endpoint = issuer.introspection_endpoint
-            self._introspection = None if endpoint is None else (endpoint, issuer.client)
-        self._algorithms = algorithms
-        self._jwks_uri = None if issuer is None else issuer.jwks_uri
-        self._deadline = deadline
-        self._credential = KeyCredential.of(issuer)
-        self._http = http
-        self._now = now
-        self._started = time.monotonic()
+    issuer: TrustedIssuer | None
+    endpoint: str | None
+    client: ClientCredential | None
+    algorithms: frozenset[str]
+    deadline: float
+    http: HttpClient
+    now: Clock
+    started: float = field(default_factory=time.monotonic)
 
     @property
-    def _issuer(self) -> str:
-        if self._trusted is not None:
-            return self._trusted.issuer
-        return "" if self._introspection is None else self._introspection[0]
+    def _name(self) -> str:
+        return str(self.endpoint) if self.issuer is None else self.issuer.issuer
 
     def run(self) -> IssuerReport:
         """Ask the endpoints in the verifier's order, but ask for both metadata documents at the same time."""
-        introspection = None if self._introspection is None else InThread(self._ask_introspection)
-        reports = self._ask_for_keys() if self._trusted is not None else []
+        introspection = None if self.endpoint is None else InThread(self._ask_introspection)
+        reports = [] if self.issuer is None else self._ask_for_keys(self.issuer)
         if introspection is not None:
-            late = self._late(Endpoint("introspection", str(self._introspection and self._introspection[0]), _pass))
-            reports.append(introspection.result(self._deadline + _REPORTING_SECONDS / 2) or late)
+            reports.append(
+                self._wait(Endpoint("introspection", str(self.endpoint), _examine_introspection), introspection)
+            )
         return self._report(reports)
 
     def _ask_introspection(self) -> EndpointReport:
-        endpoint, client = self._introspection or ("", None)
+        endpoint = Endpoint("introspection", str(self.endpoint), _examine_introspection)
         try:
-            issuer = None if self._trusted is None else self._trusted.issuer
-            form, identity = build_request(secrets.token_urlsafe(32), client, issuer, endpoint)
+            issuer = None if self.issuer is None else self.issuer.issuer
+            form, identity = build_request(secrets.token_urlsafe(32), self.client, issuer, endpoint.url)
         except FetchFailed as error:
-            return replace(self._late(Endpoint("introspection", endpoint, _pass)), state="problem", result=str(error))
+            return replace(self._late(endpoint), state="problem", result=str(error))
         return self._ask(
-            Endpoint(
-                "introspection", endpoint, _examine_introspection, form, identity.authorization, identity.certificate
-            )
+            endpoint._replace(form=form, authorization=identity.authorization, certificate=identity.certificate)
         )
 
-    def _ask_for_keys(self) -> list[EndpointReport]:
-        if self._jwks_uri is not None:
-            return [self._fetch(self._key_set(self._jwks_uri))]
-        running = [(endpoint, self._start(endpoint)) for endpoint in self._metadata()]
+    def _ask_for_keys(self, issuer: TrustedIssuer) -> list[EndpointReport]:
+        if issuer.jwks_uri is not None:
+            return [self._fetch(self._key_set(issuer.jwks_uri))]
+        running = [(endpoint, InThread(partial(self._fetch, endpoint))) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
         # If the first document does not arrive, the verifier does not ask for the second one either.
         if metadata[0].state == "problem":
@@ -241,36 +223,38 @@ class _Inquiry:
         if len(metadata) == 1:
             metadata.append(self._wait(*running[1]))
         if jwks_uri is not None:
-            metadata = [_without_need(report) for report in metadata]
+            metadata = [
+                report
+                if report.state == "ok"
+                else replace(report, state="unused", result=f"{report.result}; not needed")
+                for report in metadata
+            ]
         return metadata + keys
 
     def timed_out(self) -> IssuerReport:
         """Return the report if `run` did not return in time, for example because of a name lookup."""
-        if self._trusted is None:
-            endpoint = Endpoint("introspection", self._issuer, _pass)
+        if self.issuer is None:
+            endpoint = Endpoint("introspection", self._name, _examine_introspection)
         else:
-            endpoint = self._metadata()[0] if self._jwks_uri is None else self._key_set(self._jwks_uri)
+            endpoint = self._metadata()[0] if self.issuer.jwks_uri is None else self._key_set(self.issuer.jwks_uri)
         return self._report([self._late(endpoint)])
 
     def _report(self, endpoints: list[EndpointReport]) -> IssuerReport:
-        return IssuerReport(issuer=self._issuer, endpoints=tuple(endpoints))
+        return IssuerReport(issuer=self._name, endpoints=tuple(endpoints))
 
     def _fetch(self, endpoint: Endpoint) -> EndpointReport:
-        """Ask with the token for metadata and keys, if the issuer needs one."""
+        """Send a request with the token for metadata and keys, if the issuer requires one."""
         try:
-            authorization = self._credential.header_for(endpoint.url)
+            authorization = KeyCredential.of(self.issuer).header_for(endpoint.url)
         except FetchFailed as error:
             return replace(self._late(endpoint), state="problem", result=str(error))
         return self._ask(endpoint._replace(authorization=authorization))
 
     def _ask(self, endpoint: Endpoint) -> EndpointReport:
-        return ask(endpoint, timeout=self._deadline - time.monotonic(), http=self._http, now=self._now)
-
-    def _start(self, endpoint: Endpoint) -> InThread[EndpointReport]:
-        return InThread(lambda: self._fetch(endpoint))
+        return ask(endpoint, timeout=self.deadline - time.monotonic(), http=self.http, now=self.now)
 
     def _wait(self, endpoint: Endpoint, running: InThread[EndpointReport]) -> EndpointReport:
-        return running.result(self._deadline + _REPORTING_SECONDS / 2) or self._late(endpoint)
+        return running.result(self.deadline + _REPORTING_SECONDS / 2) or self._late(endpoint)
 
     def _late(self, endpoint: Endpoint) -> EndpointReport:
         now = time.monotonic()
@@ -278,25 +262,24 @@ class _Inquiry:
             kind=endpoint.kind,
             url=endpoint.url,
             state="no_response",
-            result="timed out" if now >= self._deadline else "the request failed for an unknown reason",
-            seconds=now - self._started,
+            result="timed out" if now >= self.deadline else "the request failed for an unknown reason",
+            seconds=now - self.started,
         )
 
     def _metadata(self) -> list[Endpoint]:
-        return [Endpoint("metadata", url, self._examine_metadata) for url in metadata_urls(self._issuer)]
+        return [Endpoint("metadata", url, self._examine_metadata) for url in metadata_urls(self._name)]
 
     def _key_set(self, url: str) -> Endpoint:
         return Endpoint("key set", url, self._examine_key_set)
 
     def _examine_metadata(self, response: Response) -> Finding:
         document = _read_document(response)
-        problem = document if isinstance(document, str) else self._problem_with(document)
-        if isinstance(document, str) or problem is not None:
-            return Finding("problem", str(problem))
+        if isinstance(document, str):
+            return Finding("problem", document)
+        problem = problem_with_metadata(document, self._name, self.http.plaintext_hosts)
+        if problem is not None:
+            return Finding("problem", problem)
         return Finding("ok", "the document names this issuer and its key set", document["jwks_uri"])
-
-    def _problem_with(self, document: Claims) -> str | None:
-        return problem_with_metadata(document, self._issuer, self._http.plaintext_hosts)
 
     def _examine_key_set(self, response: Response) -> Finding:
         document = _read_document(response)
@@ -305,14 +288,10 @@ class _Inquiry:
         if document.get("keys") == []:
             return Finding("problem", "the key set is empty")
         try:
-            keys = KeySet.parse(document, self._algorithms)
+            keys = KeySet.parse(document, self.algorithms)
         except ValueError:
             return Finding("problem", "the response is not a key set")
         return Finding("ok", describe_keys(keys), keys) if keys.uses else Finding("problem", describe_keys(keys))
-
-
-def _pass(response: Response) -> Finding:
-    return Finding("ok", "")
 
 
 def _examine_introspection(response: Response) -> Finding:
@@ -339,12 +318,6 @@ def _read_document(response: Response) -> Claims | str:
         return parse_object(response.body)
     except ValueError as error:
         return f"the response is not a JSON document: {error}"
-
-
-def _without_need(report: EndpointReport) -> EndpointReport:
-    if report.state == "ok":
-        return report
-    return replace(report, state="unused", result=f"{report.result}; not needed")
 
 
 def _enumerate(kind: str, keys: list[str]) -> str:

@@ -80,7 +80,7 @@ class KeyUse(NamedTuple):
 
 
 class SkippedKey(NamedTuple):
-    """A member of a key set that cannot verify a token. The problem is one of this module's texts."""
+    """A member of a key set that cannot verify a token. The problem is one of a few fixed texts."""
 
     kid: str | None
     problem: str

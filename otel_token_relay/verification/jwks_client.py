@@ -112,7 +112,7 @@ class KeySource:
         http: HttpClient | None = None,
         monotonic: Clock = time.monotonic,
     ) -> None:
-        # An issuer whose keys are found by other means is only a name, and nothing is fetched from it.
+        # If the key set's URL is configured, the issuer is only a name, and nothing is fetched from it.
         self._http = shared_client() if http is None else http
         self.issuer: str = issuer if jwks_uri is not None else check_issuer(issuer, self._http.plaintext_hosts)
         self._algorithms = algorithms
@@ -121,7 +121,7 @@ class KeySource:
         self._credential = credential or KeyCredential("")
         self._monotonic = monotonic
         self._keys: KeySet | None = None
-        self._stale_at = self._refresh_at = self._unusable_at = float("-inf")
+        self._refresh_at = self._unusable_at = float("-inf")
         self._next_after_failure = self._next_for_unknown = float("-inf")
         self._has_failed = False
         self._reported: tuple[SkippedKey, ...] = ()

@@ -159,15 +159,12 @@ def _check_header(header: Claims) -> None:
     """Check the header rules that all profiles share. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never read."""
     if not isinstance(header.get("alg"), str):
         raise TokenRejected("algorithm_not_allowed")
+    kid = header.get("kid", "-")
+    is_named = isinstance(kid, str) and kid != "" and not has_control_character(kid)
     # RFC 7515, section 4.1.11: critical extensions must be understood, and none are supported. Empty
     # or superfluous lists are not allowed either. RFC 7797: "b64" requires "crit".
-    if "crit" in header or "b64" in header:
-        raise TokenRejected("malformed")
-    kid = header.get("kid", "-")
-    if not isinstance(kid, str) or not kid or has_control_character(kid):
-        raise TokenRejected("malformed")
-    typ = header.get("typ", "JWT")
-    if not isinstance(typ, str):
+    is_critical = "crit" in header or "b64" in header
+    if is_critical or not is_named or not isinstance(header.get("typ", "JWT"), str):
         raise TokenRejected("malformed")
 
 

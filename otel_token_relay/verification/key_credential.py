@@ -20,7 +20,7 @@ class KeyCredential:
 
     Args:
         path: The file. If it is empty, no token is sent.
-        urls: URLs that an operator has written. The token is sent only to their origins, and only over https: an
+        urls: URLs that an operator has configured. The token is sent only to their origins, and only over https: an
             issuer's metadata must not be able to send it elsewhere.
     """
 

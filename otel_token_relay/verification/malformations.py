@@ -1,6 +1,6 @@
-"""Name what is malformed in a token. Pure: no I/O and no clock.
+"""Describe what is malformed in a token. Pure: no I/O and no clock.
 
-No description contains any part of the token. It may name a position, a number, or a kind of character.
+No description contains any part of the token. It may mention a position, a number, or a kind of character.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ _NOT_ENCRYPTED: Final = (
     " audience."
 )
 _PASS_TOKEN_ALONE: Final = "Pass the token alone, as it follows 'Authorization: Bearer '."
-_COPY_AGAIN: Final = "Copy the whole token again: it was probably cut or changed on the way."
+_COPY_AGAIN: Final = "Copy the whole token again: it was probably truncated or changed."
+_REMOVE: Final = "Remove them: a token is one word of ASCII characters."
+_ENCODE: Final = "The issuer must encode it as base64url"
+_OMIT: Final = "The issuer must omit this member."
+_WRITE_STRING: Final = "The issuer must write it as a string."
 _NOT_A_JWT: Final = (
     "Check that this is the access token. An opaque token has no parts and can be verified only by introspection."
 )
@@ -59,37 +63,34 @@ def read_unverified(token: str) -> tuple[Claims, Claims] | None:
 
 
 def _find_foreign_characters(token: str) -> tuple[str, str] | None:
-    if not token:
-        return "it is empty", _PASS_TOKEN_ALONE
-    if _has_bearer_prefix(token):
-        return 'it begins with "Bearer"', _PASS_TOKEN_ALONE
-    if token[0] in _QUOTES or token[-1] in _QUOTES:
-        return "it is in quotation marks", "Remove the quotation marks."
-    if token[0] in "{[":
-        return "it is a JSON document", "Pass only the value of its member access_token."
-    for kind, is_found in (
-        ("line breaks", any(c in token for c in "\r\n\u2028\u2029")),
-        ("white space", any(c.isspace() for c in token)),
-        ("control characters", has_control_character(token) is not None),
-        ("characters that are not ASCII", not token.isascii()),
-    ):
-        if is_found:
-            return f"it contains {kind}", "Remove them: a token is one word of ASCII characters."
-    if "%" in token:
-        return "it contains percent signs", "Decode it: it is encoded as in a URL."
-    return None if is_b64token(token) else ("it contains characters that no token contains", _COPY_AGAIN)
+    return _first(
+        (not token, "it is empty", _PASS_TOKEN_ALONE),
+        (_has_bearer_prefix(token), 'it begins with "Bearer"', _PASS_TOKEN_ALONE),
+        (token.strip(_QUOTES) != token, "it is in quotation marks", "Remove the quotation marks."),
+        (token.startswith(("{", "[")), "it is a JSON document", "Pass only the value of its member access_token."),
+        (any(c in token for c in "\r\n\u2028\u2029"), "it contains line breaks", _REMOVE),
+        (any(c.isspace() for c in token), "it contains white space", _REMOVE),
+        (has_control_character(token), "it contains control characters", _REMOVE),
+        (not token.isascii(), "it contains characters that are not ASCII", _REMOVE),
+        ("%" in token, "it contains percent signs", "Decode it: it is encoded as in a URL."),
+        (not is_b64token(token), "it contains characters that are not allowed in a token", _COPY_AGAIN),
+    )
+
+
+def _first(*rows: tuple[object, str, str]) -> tuple[str, str] | None:
+    """Return the problem and the advice from the first row that applies."""
+    return next(((problem, advice) for applies, problem, advice in rows if applies), None)
 
 
 def _find_bad_encoding(name: str, part: str) -> tuple[str, str] | None:
-    if not part:
-        unsigned = "The token is not signed. " if name == "signature" else ""
-        return f"its {name} is empty", unsigned + _COPY_AGAIN
-    if part.endswith("="):
-        return f"its {name} ends in padding (=)", "The issuer must encode it as base64url without padding (RFC 7515)."
-    if "+" in part or "/" in part:
-        return f"its {name} is base64, not base64url", "The issuer must encode it as base64url (RFC 7515)."
-    if not _is_base64url(part):
-        return f"its {name} is not base64url", _COPY_AGAIN
+    unsigned = "The token is not signed. " if name == "signature" else ""
+    if problem := _first(
+        (not part, f"its {name} is empty", unsigned + _COPY_AGAIN),
+        (part.endswith("="), f"its {name} ends in padding (=)", f"{_ENCODE} without padding (RFC 7515)."),
+        ("+" in part or "/" in part, f"its {name} is base64, not base64url", f"{_ENCODE} (RFC 7515)."),
+        (not _is_base64url(part), f"its {name} is not base64url", _COPY_AGAIN),
+    ):
+        return problem
     try:
         decode_segment(part)
     except binascii.Error:
@@ -110,12 +111,11 @@ def _find_bad_json(parts: list[str]) -> tuple[str, str] | None:
 
 
 def _find_bad_header(header: Claims) -> tuple[str, str] | None:
-    for name in ("crit", "b64"):
-        if name in header:
-            return f"its header contains {name}, which is not supported", "The issuer must omit this member."
     kid = header.get("kid", "-")
-    if not isinstance(kid, str) or not kid or has_control_character(kid):
-        return "the kid in its header is not a usable name", "The issuer must write it as a string."
-    if not isinstance(header.get("typ", ""), str):
-        return "the typ in its header is not a string", "The issuer must write it as a string."
-    return None
+    is_named = isinstance(kid, str) and kid != "" and not has_control_character(kid)
+    return _first(
+        ("crit" in header, "its header contains crit, which is not supported", _OMIT),
+        ("b64" in header, "its header contains b64, which is not supported", _OMIT),
+        (not is_named, "the kid in its header is not a usable name", _WRITE_STRING),
+        (not isinstance(header.get("typ", ""), str), "the typ in its header is not a string", _WRITE_STRING),
+    )

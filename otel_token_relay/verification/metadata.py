@@ -15,7 +15,7 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import TENANT, is_issuer
 from otel_token_relay.origin import Origin, is_trustworthy
 
-# How Microsoft Entra writes the tenant in metadata and in the member ``issuer`` of its keys.
+# The placeholder for the tenant in Microsoft Entra's metadata and in the member ``issuer`` of its keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
 # How long keys stay fresh if the response specifies no time, and the bounds for a time that it specifies.
@@ -60,15 +60,6 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
     )
 
 
-def read_metadata(document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = ()) -> str | None:
-    """Return the document's ``jwks_uri``, or ``None`` if the document cannot be trusted.
-
-    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an
-    attacker who controls another path on that host could make this service trust the attacker's keys.
-    """
-    return None if problem_with_metadata(document, issuer, plaintext_hosts) else document["jwks_uri"]
-
-
 def describe_status(status: int) -> str:
     """Return a status other than 200 for a message."""
     return f"status {status}{'; redirects are not followed' if 300 <= status < 400 else ''}"
@@ -79,7 +70,9 @@ def problem_with_metadata(
 ) -> str | None:
     """Return why the document, or the URL in it, cannot be trusted; ``None`` if both can.
 
-    The text does not quote the document.
+    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an
+    attacker who controls another path on that host could make this service trust the attacker's keys. The text does
+    not quote the document.
 
     Args:
         document: The document.
@@ -101,7 +94,8 @@ def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:
     named = document.get("issuer")
     if not isinstance(named, str):
         return "the document does not name an issuer"
-    # The endpoint for any tenant names no tenant (Microsoft: OpenID Connect on the Microsoft identity platform).
+    # The metadata of the endpoint for any tenant contains a placeholder (Microsoft: OpenID Connect on the Microsoft
+    # identity platform).
     if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
         return "the document names another issuer" + (f" ({difference})" if difference else "")

@@ -16,7 +16,7 @@ from otel_token_relay.settings import RESOURCE_RULE, is_resource
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
-# The document is public, and clients in browsers send a header of their own when they fetch it.
+# The document is public, and browser-based clients send a custom header when they fetch it.
 _FOR_BROWSERS: Final = (("Access-Control-Allow-Origin", "*"),)
 _FOR_PREFLIGHT: Final = (
     *_FOR_BROWSERS,

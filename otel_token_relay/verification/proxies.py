@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from otel_token_relay.origin import Origin, normalize_host
+from otel_token_relay.origin import Origin, address_of, normalize_host
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -23,7 +23,7 @@ class Proxy(NamedTuple):
     """A proxy.
 
     Attributes:
-        scheme: ``http``, or ``https`` if the proxy is spoken to over TLS.
+        scheme: ``http``, or ``https`` if connections to the proxy use TLS.
         host: The host name or address, without brackets.
         port: The port.
         headers: The headers of the CONNECT request, which may contain the proxy's password.
@@ -53,7 +53,7 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
 
 
 def is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether *no_proxy* contains the host, and so requests to it use no proxy.
+    """Return whether *no_proxy* contains the host, so that requests to it use no proxy.
 
     Args:
         host: The host in the form that `Origin` stores.
@@ -68,19 +68,16 @@ def is_excluded(host: str, port: int, no_proxy: str) -> bool:
 def _covers(entry: str, host: str, port: int) -> bool:
     if entry == "*":
         return True
-    address = _address(host)
+    address = address_of(host)
     if "/" in entry:
         try:
             return address is not None and address in ip_network(entry, strict=False)
         except ValueError:
             return False
     name, wanted = _split_port(entry)
-    if wanted is not None and wanted != str(port):
-        return False
     name = normalize_host(name.removeprefix("*").lstrip(".")) or ""
-    if not name:
-        return False
-    return host == name or (address is None and host.endswith(f".{name}"))
+    is_covered = host == name or (address is None and host.endswith(f".{name}"))
+    return name != "" and wanted in (None, str(port)) and is_covered
 
 
 def _split_port(entry: str) -> tuple[str, str | None]:
@@ -93,15 +90,8 @@ def _split_port(entry: str) -> tuple[str, str | None]:
     return entry, None
 
 
-def _address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
-
-
 def _read(environ: Mapping[str, str], name: str) -> str:
-    # An empty variable in lower case switches off the one in upper case.
+    # An empty variable in lower case overrides the one in upper case.
     return (environ[name] if name in environ else environ.get(name.upper(), "")).strip()
 
 

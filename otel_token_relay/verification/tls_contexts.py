@@ -29,7 +29,7 @@ class TlsContexts:
         self._contexts: dict[tuple[str, str | None] | None, tuple[object, ssl.SSLContext]] = {}
 
     def context(self, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
-        """Return the context that presents *certificate*, or none.
+        """Return the context that presents *certificate*, or no certificate.
 
         Raises:
             FetchFailed: A file cannot be used.

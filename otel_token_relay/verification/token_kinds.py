@@ -1,8 +1,8 @@
 """Which members of a token, or of an introspection response, indicate what kind of token it is. Pure.
 
 An issuer signs ID tokens, refresh tokens and other JWTs with the keys of its access tokens, and only RFC 9068 requires
-a type that distinguishes them. `MARKERS` is the one table of members that do so at common providers. To support
-another provider, add a row.
+a type that distinguishes them. `MARKERS` lists the members that do so at common providers. To support another provider,
+add a row.
 
 The names come from the providers' public documentation.
 """
@@ -24,7 +24,7 @@ class Marker(NamedTuple):
         kind: The kind of token that has them; ``None`` if the value of the first one names the kind.
         source: Where this is documented.
         has_value: Returns whether the first member's value is that of this marker; ``None`` for any value.
-        is_statement: Whether the marker says in so many words that this is an access token. Such a marker outweighs
+        is_statement: Whether the marker states explicitly that this is an access token. Such a marker outweighs
             ``nonce``, which some providers copy into access tokens.
         is_closed: If the value names the kind: whether a value that is not known indicates another kind of token.
             Otherwise, applications may use the member for something else, and the value indicates nothing.
@@ -42,7 +42,7 @@ class Marker(NamedTuple):
     accepted: tuple[str, ...] = ()
 
     def kind_of(self, claims: Mapping[str, Any]) -> TokenKind | None:
-        """Return the kind of token that *claims* belong to according to this marker; ``None`` if it does not say."""
+        """Return the kind of token according to this marker; ``None`` if the marker does not apply."""
         if not all(claims.get(name) is not None for name in self.members):
             return None
         value = claims[self.members[0]]
@@ -87,7 +87,7 @@ def _is_app(value: object) -> bool:
 
 
 def _names(provider: str, member: str, source: str, *accepted: str, is_closed: bool = True) -> Marker:
-    """Return the row of a member whose value names the kind of token."""
+    """Return the row for a member whose value names the kind of token."""
     return Marker(provider, (member,), None, source, None, True, is_closed, accepted)
 
 
@@ -158,7 +158,7 @@ class Kinds(NamedTuple):
     Attributes:
         access: The first marker of an access token, if there is one.
         foreign: The first marker of another kind of token, if there is one that nothing outweighs.
-        foreign_kind: Which kind that is.
+        foreign_kind: That kind.
     """
 
     access: Marker | None
@@ -196,8 +196,8 @@ def read_kinds(claims: Mapping[str, Any]) -> Kinds:
     return Kinds(statement or access, foreign, foreign_kind)
 
 
-# Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); Keycloak,
-# Microsoft Entra and Cognito: their references of claims.
+# Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); the claim
+# references of Keycloak, Microsoft Entra and Cognito.
 _OF_USERS: Final = (
     *("preferred_username", "username", "cognito:username", "upn", "unique_name", "email", "name", "given_name"),
     *("family_name", "nickname", "phone_number", "auth_time", "amr", "nonce", "sid", "session_state", "session_id"),

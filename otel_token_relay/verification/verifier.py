@@ -19,7 +19,7 @@ from otel_token_relay.algorithms import DEFAULT_ALGORITHMS, Profile
 from otel_token_relay.client_credentials import ClientAuth, ClientCredential, Secret, make_credential
 from otel_token_relay.errors import ConfigurationError, KeysUnavailable, TokenRejected
 from otel_token_relay.issuers import TrustedIssuer, combine, fill_tenant
-from otel_token_relay.spelling import nearest
+from otel_token_relay.spelling import hint
 from otel_token_relay.token import DEFAULT_MAX_LENGTH, Clock, is_b64token
 from otel_token_relay.verification.cache import Cache, digest
 from otel_token_relay.verification.causes import Cause, Expectations, ExplainedReason
@@ -124,10 +124,11 @@ class VerifiedToken:
 
     @property
     def identity(self) -> str:
-        """The subject, or ``client:`` and the client for a machine's token without ``sub``. Never another identity.
+        """The subject, or ``client:`` and the client for a machine's token without ``sub``. Nothing else is used.
 
         A subject that itself begins with ``client:`` or ``subject:`` is preceded by ``subject:``. The identity is empty
-        if a token without ``sub`` has claims of a user: the client acts for many users, and which one is not known.
+        if a token without ``sub`` has claims of a user: the client acts for many users, and it is not known for which
+        one.
         """
         subject = self.subject
         if subject is not None:
@@ -166,14 +167,14 @@ class VerifierCore:
             JWTs are verified first. A response is reused for at most 60 seconds.
         client_id: The client ID with which this service identifies itself to the introspection endpoint.
         client_secret: This service's client secret at the introspection endpoint, or a callable that returns it.
-            Instead, there may be one of the next arguments; see `ClientCredential`.
+            One of the following arguments can replace it; see `ClientCredential`.
         client_secret_file: A file that contains the secret.
         client_key_file: A file with the private key that signs this service's assertions.
         client_key_id: The ``kid`` of the assertions.
         client_assertion: A callable that returns an assertion to send as it is.
         client_assertion_file: A file with an assertion to send as it is.
         client_cert_file: A file with a certificate.
-        client_auth: How the credential is sent; ``None`` for what the credential suggests.
+        client_auth: How the credential is sent; ``None`` for the default for that kind of credential.
         audience_claim: The claim that contains the audience, if the issuer does not send ``aud``. Requires the
             profile ``generic`` and at most one issuer.
         tenants: The accepted tenants of Microsoft Entra; empty for any.
@@ -200,13 +201,11 @@ class VerifierCore:
         TypeError: An argument does not exist; the error names the one that was probably meant.
     """
 
-    # It accepts any argument, to explain a wrong one.
+    # It accepts any argument so that it can explain a wrong one.
     def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
-            meant = nearest(name, known)
-            hint = "" if meant is None else f"; did you mean {meant}?"
-            raise TypeError(f"{cls.__name__}: unknown argument {name}{hint}")
+            raise TypeError(f"{cls.__name__}: unknown argument {name}{hint(name, known)}")
         return super().__new__(cls)
 
     def __init__(  # pyright: ignore[reportInconsistentConstructor]  # __new__ accepts any argument

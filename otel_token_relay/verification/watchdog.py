@@ -1,9 +1,9 @@
 """Call functions at deadlines, from a single thread.
 
-Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each would take longer than
-everything else that a request costs here. The thread starts with the first watch and ends when there is nothing left
-to watch. It sleeps until the deadline that was the earliest when it went to sleep, even if that watch has ended, so
-that a watch does not have to wake it, but for a few seconds at most.
+Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each would take longer than the rest
+of a request. The thread starts with the first watch and ends when there is nothing left to watch. It sleeps until the
+deadline that was the earliest when it went to sleep, even if that watch has ended since, but for a few seconds at most.
+A watch that ends therefore does not have to wake it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Watchdog:
         try:
             yield
         finally:
-            held[0] = None  # what it refers to must not live until the deadline
+            held[0] = None  # so that its references do not live until the deadline
 
     def _run(self) -> None:
         while True:

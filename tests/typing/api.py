@@ -25,7 +25,18 @@ from otel_token_relay import (
 from otel_token_relay.redaction import RedactingFilter, RedactingSpanProcessor
 from otel_token_relay.servers.asgi import TokenRelayMiddleware
 from otel_token_relay.servers.wsgi import TokenRelayMiddleware as WsgiMiddleware
-from otel_token_relay.testing import ThirdParty, assert_never_leaked, third_party
+from otel_token_relay.testing import (
+    Caller,
+    InstalledRelay,
+    RecordedDecision,
+    RecordedDecisions,
+    ThirdParty,
+    assert_never_leaked,
+    installed_relay,
+    recording,
+    running_authorization_server,
+    third_party,
+)
 from otel_token_relay.verification import AsyncTokenVerifier, TokenVerifier, VerifiedToken
 from otel_token_relay.verification.asgi import BearerAuthMiddleware, Principal, principal_of
 
@@ -105,6 +116,16 @@ def pipeline(processor: Any) -> RedactingSpanProcessor:
 
 with third_party() as outsider:
     assert_type(outsider, ThirdParty)
+with installed_relay(destinations=[outsider.url]) as relay, recording() as decisions:
+    assert_type(relay, InstalledRelay)
+    assert_type(relay(settings), Settings)
+    assert_type(decisions, RecordedDecisions)
+    assert_type(decisions[0], RecordedDecision)
+    assert_type(decisions.reasons("https://profile-service"), list[str])
+with running_authorization_server() as server, Caller("alice", server.token_for("alice")) as caller:
+    assert_type(server.token_for("bob"), BearerToken)
+    assert_type(caller, Caller)
+    assert_type(caller.headers["Authorization"], str)
     assert_type(outsider.requests[0].authorization, str | None)
     outsider.assert_saw_no("token")
 assert_never_leaked("token", "text", [b"bytes"])

@@ -708,12 +708,14 @@ def test_unusable_keys_are_one_warning(issuer: Issuer, caplog: pytest.LogCapture
     issuer.headers["Cache-Control"] = "max-age=30"
     clock = [0.0]
     verifier = TokenVerifier([issuer.url], AUDIENCE, monotonic=lambda: clock[0])
+    source = verifier._sources[issuer.url]
 
     for fetches in (1, 2):
         assert verifier.verify(make_token(claims(issuer.url, jti=str(clock[0])))).subject == "alice"
         clock[0] += 31
-        verifier._sources[issuer.url].current()
-        wait_until(lambda fetches=fetches: issuer.fetches > fetches)  # type: ignore[misc]
+        source.current()
+        # The fetch must also have ended: otherwise, it would use the clock of the next round.
+        wait_until(lambda fetches=fetches: issuer.fetches > fetches and source._flight is None)  # type: ignore[misc]
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"5 of the keys of {issuer.url} cannot be used: 1 not for signatures, 1 its type is not RSA, EC or OKP,"

@@ -39,7 +39,9 @@ def with_header(header: dict[str, object]) -> str:
         pytest.param(f"{GOOD}\x00", "it contains control characters", "one word", id="NUL"),
         pytest.param(f"{GOOD}é", "it contains characters that are not ASCII", "one word", id="not ASCII"),
         pytest.param(GOOD.replace(".", "%2E"), "it contains percent signs", "Decode it", id="percent"),
-        pytest.param(f"{GOOD};", "it contains characters that no token contains", "Copy the whole", id="semicolon"),
+        pytest.param(
+            f"{GOOD};", "it contains characters that are not allowed in a token", "Copy the whole", id="semicolon"
+        ),
         pytest.param("a.b.c.d.e", "it has five parts, so it is an encrypted token (JWE)", "only sign", id="JWE"),
         pytest.param("opaque", "it has one part; a signed token has three", "opaque token", id="opaque"),
         pytest.param(HEADER, "it has one part; a signed token has three", "Copy the whole", id="cut after the header"),

@@ -1,0 +1,78 @@
+"""The hooks for aiohttp-client-cache, a cache in a session of aiohttp.
+
+Unless ``cache_control=True``, it ignores the response's headers. A request that does not read the cache does not wait
+for another request to the same URL either.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from otel_token_relay.clients.aiohttp import show_headers
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import MARK, is_personal
+from otel_token_relay.runtime import Runtime
+
+
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the storage of *module*, which is ``aiohttp_client_cache.backends.base``."""
+    relay = runtime.relay
+    if not relay.settings.protect_caches:
+        return
+
+    def build_request(original: Function) -> Function:
+        def create_cache_actions(self: Any, key: str, url: Any, *args: Any, **kwargs: Any) -> Any:
+            actions = original(self, key, url, *args, **kwargs)
+            names = {str(name).lower() for name in kwargs.get("headers") or ()}
+            if kwargs.get("auth") is not None:
+                names.add("authorization")
+            if relay.may_send(str(url), names.__contains__):
+                actions.skip_read = actions.skip_write = True
+            return actions
+
+        return create_cache_actions
+
+    def build_response(original: Function) -> Function:
+        async def is_cacheable(self: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
+            return False if is_personal(response) else await original(self, response, *args, **kwargs)
+
+        return is_cacheable
+
+    def build_lookup(original: Function) -> Function:
+        async def get_response(self: Any, key: str) -> Any:
+            # An entry that an unlisted host has redirected to a listed one has the URL of the unlisted one.
+            found = await original(self, key)
+            chain = (found, *found.history) if found is not None and found.history else ()
+            return None if any(relay.may_send(str(one.url), _no_header) for one in chain) else found
+
+        return get_response
+
+    patches.wrap(module.CacheBackend, "create_cache_actions", build_request)
+    patches.wrap(module.CacheBackend, "get_response", build_lookup, ("self", "key"))
+    patches.wrap(module.CacheBackend, "is_cacheable", build_response)
+
+
+def _no_header(_: str) -> bool:
+    return False
+
+
+def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the sessions of *module*, which is ``aiohttp_client_cache.session``.
+
+    The application sees the server's headers.
+    """
+    if not runtime.settings.protect_caches:
+        return
+
+    def build(original: Function) -> Function:
+        async def _request(self: Any, *args: Any, **kwargs: Any) -> Any:
+            response = await original(self, *args, **kwargs)
+            for one in (response, *response.history):
+                if mark := getattr(one, MARK, None):
+                    show_headers(one, *mark)
+            return response
+
+        return _request
+
+    patches.wrap(module.CacheMixin, "_request", build)

@@ -1,0 +1,82 @@
+"""The hooks for CacheControl, a cache in an adapter of requests.
+
+CacheControl stores a response when its body has been read, perhaps in another context, so the hook looks at the
+response's mark. Its heuristics replace the response's ``Cache-Control``, so ``no-store`` alone would not be enough.
+"""
+
+from __future__ import annotations
+
+import weakref
+from types import ModuleType
+from typing import Any
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import hide, is_called_by, is_personal, restore
+from otel_token_relay.runtime import Runtime
+
+
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the controller of *module*, which is ``cachecontrol.controller``."""
+    relay = runtime.relay
+    if not relay.settings.protect_caches:
+        return
+
+    def may_send(request: Any) -> bool:
+        return relay.may_send(request.url, request.headers.__contains__)
+
+    def build_lookup(original: Function) -> Function:
+        def cached_request(self: Any, request: Any) -> Any:
+            return False if may_send(request) else original(self, request)
+
+        return cached_request
+
+    def build_conditions(original: Function) -> Function:
+        def conditional_headers(self: Any, request: Any) -> Any:
+            return {} if may_send(request) else original(self, request)
+
+        return conditional_headers
+
+    def build_store(original: Function) -> Function:
+        def cache_response(self: Any, request: Any, response_or_ref: Any, *args: Any, **kwargs: Any) -> Any:
+            is_reference = isinstance(response_or_ref, weakref.ReferenceType)
+            if is_personal(response_or_ref() if is_reference else response_or_ref):
+                return None
+            return original(self, request, response_or_ref, *args, **kwargs)
+
+        return cache_response
+
+    def build_update(original: Function) -> Function:
+        def update_cached_response(self: Any, request: Any, response: Any) -> Any:
+            # This is the 304 that the application itself has requested.
+            return response if is_personal(response) else original(self, request, response)
+
+        return update_cached_response
+
+    controller = module.CacheController
+    patches.wrap(controller, "cached_request", build_lookup, ("self", "request"))
+    patches.wrap(controller, "conditional_headers", build_conditions, ("self", "request"))
+    patches.wrap(controller, "cache_response", build_store)
+    patches.wrap(controller, "update_cached_response", build_update)
+
+
+def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the adapter of *module*, which is ``cachecontrol.adapter``: heuristics see the server's headers."""
+    if not runtime.settings.protect_caches:
+        return
+
+    def build_response(original: Function) -> Function:
+        def wrapped(self: Any, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(self, request, restore(response), *args, **kwargs)
+
+        return wrapped
+
+    def build_send(original: Function) -> Function:
+        def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+            is_outermost = is_called_by(("requests.sessions",), 1)
+            response = original(self, request, *args, **kwargs)
+            return response if is_outermost else hide(response)
+
+        return send
+
+    patches.wrap(module.CacheControlAdapter, "build_response", build_response)
+    patches.wrap(module.CacheControlAdapter, "send", build_send)

@@ -1,0 +1,156 @@
+"""The hooks for hishel 2: its transports for httpx and httpx2, and its adapter for requests.
+
+Unless in RFC mode, hishel ignores the response's headers. The hooks give hishel a next layer that raises a personal
+response instead of returning it, so that none of hishel's code sees it, and return that response to the client.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, Final, Generic, TypeVar
+
+from otel_token_relay.copying import shallow_copy
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import (
+    hide,
+    is_called_by,
+    is_personal,
+    is_personal_httpx,
+    restore,
+    restore_httpx,
+)
+from otel_token_relay.runtime import Runtime
+
+_METHODS: Final = ("_handle_without_rfc", "_handle_with_rfc")
+_CLIENTS: Final = ("httpx._client", "httpx2._client")
+_CONDITIONS: Final = ("if-none-match", "if-modified-since")
+
+T = TypeVar("T")
+
+
+class _PersonalResponse(Exception, Generic[T]):
+    """Carries a personal response past the cache."""
+
+    def __init__(self, response: T) -> None:
+        super().__init__()
+        self.response: T = response
+
+
+class _Below:
+    """The transport below the cache. It raises each personal response."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def handle_request(self, request: Any) -> Any:
+        return _raise_personal(self._transport.handle_request(request))
+
+    async def handle_async_request(self, request: Any) -> Any:
+        return _raise_personal(await self._transport.handle_async_request(request))
+
+
+def _raise_personal(response: Any) -> Any:
+    if is_personal_httpx(response):
+        raise _PersonalResponse(response)
+    return response
+
+
+def patch_transport(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the transport of *module*, such as ``hishel.httpx._sync``."""
+    relay = runtime.relay
+    if not relay.settings.protect_caches:
+        return
+    not_stored = module._not_stored
+
+    def with_original_headers(response: Any, is_outermost: bool) -> Any:
+        return not_stored(restore_httpx(response) if is_outermost else response)
+
+    def build(original: Function) -> Function:
+        def handle(self: Any, request: Any, *args: Any) -> Any:
+            is_outermost = is_called_by(_CLIENTS, 2)
+            if relay.may_send(str(request.url), request.headers.__contains__):
+                return with_original_headers(self.next_transport.handle_request(request), is_outermost)
+            try:
+                return original(_above(self), request, *args)
+            except _PersonalResponse as personal:
+                response = personal.response
+            if _is_for_cache(response.status_code, request.headers):
+                response.close()
+                response = self.next_transport.handle_request(request)
+            return with_original_headers(response, is_outermost)
+
+        return handle
+
+    def build_async(original: Function) -> Function:
+        async def handle(self: Any, request: Any, *args: Any) -> Any:
+            is_outermost = is_called_by(_CLIENTS, 2)
+            if relay.may_send(str(request.url), request.headers.__contains__):
+                return with_original_headers(await self.next_transport.handle_async_request(request), is_outermost)
+            try:
+                return await original(_above(self), request, *args)
+            except _PersonalResponse as personal:
+                response = personal.response
+            if _is_for_cache(response.status_code, request.headers):
+                await response.aclose()
+                response = await self.next_transport.handle_async_request(request)
+            return with_original_headers(response, is_outermost)
+
+        return handle
+
+    is_async = hasattr(module, "AsyncCacheTransport")
+    transport = module.AsyncCacheTransport if is_async else module.CacheTransport
+    for name in _METHODS:
+        patches.wrap(transport, name, build_async if is_async else build)
+
+
+def _above(transport: Any) -> Any:
+    """Return a copy of hishel's transport, above a `_Below`. hishel's methods do not change their transport."""
+    copy = shallow_copy(transport)
+    copy.next_transport = _Below(transport.next_transport)
+    return copy
+
+
+def _is_for_cache(status: int, headers: Any) -> bool:
+    """Return whether a response is a 304 for conditions that the cache has added, so that it contains nothing."""
+    return status == 304 and not any(name in headers for name in _CONDITIONS)
+
+
+def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the adapter of *module*, which is ``hishel.requests._adapter``."""
+    relay = runtime.relay
+    if not relay.settings.protect_caches:
+        return
+    not_stored = module._not_stored
+
+    def build(original: Function) -> Function:
+        def send_cached(self: Any, request: Any, send_upstream: Function, *args: Any) -> Any:
+            def send_below(prepared: Any) -> Any:
+                response = send_upstream(prepared)
+                if is_personal(response):
+                    raise _PersonalResponse(response)
+                return response
+
+            if relay.may_send(request.url, request.headers.__contains__):
+                return not_stored(restore(send_upstream(request)))
+            try:
+                return original(self, request, send_below, *args)
+            except _PersonalResponse as personal:
+                response = personal.response
+            if _is_for_cache(response.status_code, request.headers):
+                response.close()
+                response = send_upstream(request)
+            return not_stored(restore(response))
+
+        return send_cached
+
+    def build_send(original: Function) -> Function:
+        def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+            is_outermost = is_called_by(("requests.sessions",), 1)
+            response = original(self, request, *args, **kwargs)
+            return response if is_outermost else hide(response)
+
+        return send
+
+    patches.wrap(module.CacheAdapter, "_send_without_rfc", build)
+    patches.wrap(module.CacheAdapter, "_send_with_rfc", build)
+    patches.wrap(module.CacheAdapter, "send", build_send)

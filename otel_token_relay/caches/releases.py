@@ -1,0 +1,24 @@
+"""Report a release of a cache library that lacks the modules that are hooked, because a hook for them never runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from otel_token_relay.patching import Patches
+from otel_token_relay.runtime import Runtime
+
+
+def checker(*modules: str) -> Callable[[ModuleType, Runtime, Patches], None]:
+    """Return a patch for a library's top module that raises if the library has not all of *modules*."""
+
+    def check(module: ModuleType, runtime: Runtime, _: Patches) -> None:
+        if not runtime.settings.protect_caches:
+            return
+        for name in modules:
+            _, *folders, last = name.split(".")
+            if not any(any(Path(root, *folders).glob(f"{last}.*")) for root in module.__path__):
+                raise AttributeError(f"this release has no module {name}")
+
+    return check

@@ -1,0 +1,79 @@
+"""The hooks for requests-cache, a cache in a session of requests.
+
+Unless ``cache_control=True``, it ignores the response's headers. A session follows redirects below its cache, so the
+hook looks at the marks of all responses that led to the one that is to be stored.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.personal_responses import is_personal, restore
+from otel_token_relay.runtime import Runtime
+
+
+def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the actions of *module*, which is ``requests_cache.policy.actions``."""
+    relay = runtime.relay
+    if not relay.settings.protect_caches:
+        return
+
+    def build_actions(original: Function) -> Function:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            request = self._request
+            if request is not None and relay.may_send(request.url, request.headers.__contains__):
+                self.skip_read = self.skip_write = True
+
+        return __init__
+
+    def build_response(original: Function) -> Function:
+        def update_from_response(self: Any, response: Any) -> Any:
+            if is_personal(response):
+                self.skip_write = True
+            return original(self, response)
+
+        return update_from_response
+
+    patches.wrap(module.CacheActions, "__init__", build_actions)
+    patches.wrap(module.CacheActions, "update_from_response", build_response, ("self", "response"))
+
+
+def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the storage of *module*, which is ``requests_cache.backends.base``.
+
+    An entry that an unlisted host has redirected to a listed one has the URL of the unlisted one.
+    """
+    relay = runtime.relay
+    if not relay.settings.protect_caches:
+        return
+
+    def build(original: Function) -> Function:
+        def get_response(self: Any, key: str, default: Any = None) -> Any:
+            found = original(self, key, default)
+            chain = (found, *found.history) if found is not default and found.history else ()
+            return default if any(relay.may_send(str(one.url), _no_header) for one in chain) else found
+
+        return get_response
+
+    patches.wrap(module.BaseCache, "get_response", build, ("self", "key", "default"))
+
+
+def _no_header(_: str) -> bool:
+    return False
+
+
+def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the sessions of *module*, which is ``requests_cache.session``: the application sees the server's headers."""
+    if not runtime.settings.protect_caches:
+        return
+
+    def build(original: Function) -> Function:
+        def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+            return restore(original(self, request, *args, **kwargs))
+
+        return send
+
+    patches.wrap(module.CacheMixin, "send", build)

@@ -1,0 +1,45 @@
+"""The packages that this package's extras require, compared with those that are installed.
+
+An environment can contain versions that pip would not have chosen: a directory on PYTHONPATH, such as that of the
+OpenTelemetry operator, is combined with the application's own packages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib import metadata
+
+_logger = logging.getLogger("otel_token_relay")
+
+
+def unmet(extra: str) -> list[str]:
+    """Return one clause for each package that is missing or that *extra* does not accept. Never raises."""
+    try:
+        return list(_unmet(extra))
+    except Exception:  # the environment has no metadata of this package, or none that can be read
+        _logger.debug("the requirements of an extra cannot be read", exc_info=True)
+        return []
+
+
+def _unmet(extra: str) -> Iterator[str]:
+    from packaging.requirements import Requirement  # a dependency of opentelemetry-instrumentation
+
+    for line in metadata.requires("otel-token-relay") or ():
+        required = Requirement(line)
+        if required.marker is None or not required.marker.evaluate({"extra": extra}):
+            continue
+        wanted = f"{required.name}{required.specifier}"
+        try:
+            version = metadata.version(required.name)
+        except metadata.PackageNotFoundError:
+            yield f"{wanted} is not installed"
+            continue
+        if not required.specifier.contains(version, prereleases=True):
+            yield f"{required.name} {version} is installed, but {wanted} is required"
+
+
+def with_unmet(error: Exception, extra: str) -> str:
+    """Return the message of an *error*, completed by what *extra* requires if a module could not be imported."""
+    clauses = unmet(extra) if isinstance(error, ImportError) else []
+    return "; ".join([str(error), *clauses])

@@ -1,0 +1,116 @@
+"""The pytest plug-in: fixtures that install the relay, act as a caller, and record decisions.
+
+Loading it imports nothing of OpenTelemetry, nor anything else of this package; the fixtures do when they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from otel_token_relay.testing import (
+        AuthorizationServer,
+        Caller,
+        InstalledRelay,
+        RecordedDecisions,
+        ThirdParty,
+    )
+
+__all__ = ["as_caller", "authorization_server", "recorded_decisions", "third_party", "token_relay"]
+
+_MARKER = "token_relay"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Describe the marker."""
+    config.addinivalue_line(
+        "markers", f"{_MARKER}(**fields): install the relay around the test, with these fields of Settings"
+    )
+
+
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    """Use the fixture in each test function that has the marker, or whose class or module has it."""
+    if collector.istestfunction(obj, name):
+        own: list[pytest.Mark] = getattr(obj, "pytestmark", [])
+        if collector.get_closest_marker(_MARKER) is not None or any(mark.name == _MARKER for mark in own):
+            pytest.mark.usefixtures(_MARKER)(obj)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Use the fixture in a test that has the marker in another way, such as in `pytest.param`."""
+    names = getattr(item, "fixturenames", None)
+    if names is not None and _MARKER not in names and item.get_closest_marker(_MARKER) is not None:
+        item.fixturenames = [*names, _MARKER]  # type: ignore[attr-defined]  # a new list: items share the old one
+
+
+@pytest.fixture
+def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
+    """The relay, installed until the test ends.
+
+    The markers of the test, its class and its module contain fields of `Settings`; the closest one that contains a
+    field takes precedence. Without a marker, the settings are those of the application and the environment. Call the
+    fixture to install other settings: ``token_relay(destinations=[server.url])``.
+    """
+    if "httpx_mock" in request.fixturenames:
+        # pytest-httpx replaces the methods that the relay hooks. The relay must be installed around them.
+        request.getfixturevalue("httpx_mock")
+    from otel_token_relay.testing import installed_relay
+
+    fields: dict[str, Any] = {}
+    for marker in request.node.iter_markers(_MARKER):
+        if marker.args:
+            raise pytest.UsageError(
+                f"the marker {_MARKER} takes fields of Settings by name, such as destinations=[...]"
+            )
+        fields = {**marker.kwargs, **fields}
+    with installed_relay(**fields) as relay:
+        yield relay
+
+
+@pytest.fixture
+def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecisions]:
+    """The decisions of the relay during the test, oldest first, and the results of verifications."""
+    from otel_token_relay.testing import recording
+
+    with recording() as records:
+        yield records
+
+
+@pytest.fixture
+def third_party() -> Iterator[Callable[[], ThirdParty]]:
+    """Start a server on loopback that records its requests, and runs until the test ends. Each call starts another."""
+    from otel_token_relay.testing import third_party
+
+    with ExitStack() as running:
+        yield lambda: running.enter_context(third_party())
+
+
+@pytest.fixture(scope="session")
+def authorization_server() -> Iterator[AuthorizationServer]:
+    """A real authorization server on loopback, in a process of its own. It requires the ``demo`` extra."""
+    from otel_token_relay.testing import running_authorization_server
+
+    with ExitStack() as running:
+        try:
+            server = running.enter_context(running_authorization_server())
+        except ModuleNotFoundError as missing:
+            pytest.fail(missing.msg, pytrace=False)
+        yield server
+
+
+@pytest.fixture
+def as_caller(token_relay: InstalledRelay, authorization_server: AuthorizationServer) -> Callable[..., Caller]:
+    """Return a user with a new signed token: ``with as_caller("alice"): ...`` runs a block as a request of alice.
+
+    Takes the arguments of `AuthorizationServer.token_for`.
+    """
+    from otel_token_relay.testing import Caller
+
+    def sign_in(user: str, *, audience: str | Sequence[str] = "profile-service", scope: str = "profile") -> Caller:
+        return Caller(user, authorization_server.token_for(user, audience=audience, scope=scope))
+
+    return sign_in

@@ -1,0 +1,102 @@
+"""Run code as a caller: within a server boundary that has received the caller's token."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Final
+
+from opentelemetry import context as otel_context
+
+from otel_token_relay import runtime
+from otel_token_relay.authentication import Authenticator, ErrorResponse, RequestPath
+from otel_token_relay.boundary import Boundary
+from otel_token_relay.token import BearerToken
+
+# No entry of `…_VERIFY_EXCLUDE` matches it.
+_NO_PATH: Final = RequestPath(None, "")
+
+# The blocks that the current thread or task is in, each with what `attach` has returned.
+_open: Final[ContextVar[tuple[tuple[Boundary, Any], ...]]] = ContextVar("otel_token_relay_callers", default=())
+
+
+class CallerRefused(AssertionError):
+    """The error raised when the relay's settings require a verified token, and the caller's is not accepted."""
+
+    def __init__(self, name: str, error_response: ErrorResponse) -> None:
+        reason = error_response.reason or error_response.error
+        claim = "" if error_response.claim is None else f", claim {error_response.claim}"
+        super().__init__(f"the token of {name} is not accepted: {reason}{claim} (status {error_response.status})")
+
+
+class Headers(dict[str, str]):
+    """Headers that do not print their values."""
+
+    def __repr__(self) -> str:
+        return f"<Headers {', '.join(self)}>"
+
+
+class Caller:
+    """A user with a token.
+
+    A ``with`` block, or ``async with``, runs like a request of this caller: the installed relay reads the token,
+    verifies it if the settings say so, and ends its lease with the block. A `Caller` can be used for several blocks,
+    also at the same time in several threads or tasks.
+
+    Attributes:
+        name: The user.
+        token: The token.
+    """
+
+    def __init__(self, name: str, token: BearerToken) -> None:
+        self.name: str = name
+        self.token: BearerToken = token
+
+    @property
+    def headers(self) -> Headers:
+        """The headers of a request of this caller, for a test client: ``Authorization``."""
+        return Headers({"Authorization": f"Bearer {self.token.reveal()}"})
+
+    def __enter__(self) -> Caller:
+        boundary, authenticator = self._arrive()
+        self._attach(boundary, boundary.check(authenticator, _NO_PATH))
+        return self
+
+    async def __aenter__(self) -> Caller:
+        boundary, authenticator = self._arrive()
+        self._attach(boundary, await boundary.check_async(authenticator, _NO_PATH))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        *outer, (boundary, attached) = _open.get()
+        _open.set(tuple(outer))
+        boundary.close()
+        otel_context.detach(attached)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def _arrive(self) -> tuple[Boundary, Authenticator | None]:
+        if runtime.installed is None:
+            raise RuntimeError("no relay is installed: use the fixture token_relay, or installed_relay()")
+        settings, authenticator = runtime.installed.terms
+        header = next(iter(settings.source_headers), "authorization")
+
+        def values_of(name: str) -> tuple[str, ...]:
+            return (f"Bearer {self.token.reveal()}",) if name == header else ()
+
+        return Boundary.of(values_of, settings), authenticator
+
+    def _attach(self, boundary: Boundary, error_response: ErrorResponse | None) -> None:
+        __tracebackhide__ = True
+        if error_response is not None:
+            boundary.close()
+            raise CallerRefused(self.name, error_response)
+        _open.set((*_open.get(), (boundary, otel_context.attach(boundary.context()))))
+
+    def __repr__(self) -> str:
+        return f"<Caller {self.name}>"

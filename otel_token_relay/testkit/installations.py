@@ -1,0 +1,113 @@
+"""Install the relay around a test, and restore what was there before."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.propagate import get_global_textmap, set_global_textmap
+
+from otel_token_relay import context as binding
+from otel_token_relay import installation, runtime
+from otel_token_relay.settings import Settings
+from otel_token_relay.testkit.mocks import visible_to_mocks
+
+_OUR_KEYS = (
+    binding.TOKEN_KEY,
+    binding.REFUSED_KEY,
+    binding.UNUSED_KEY,
+    binding.SERVICE_KEY,
+    binding.NOT_FOUND_KEY,
+    binding.DESTINATION_KEY,
+)
+
+
+class InstalledRelay:
+    """The relay of one test. Call it to install other settings for the rest of the test."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force, which the configuration file and the environment may have completed.
+
+        Raises:
+            RuntimeError: The test has uninstalled the relay.
+        """
+        if runtime.installed is None:
+            raise RuntimeError("the relay is not installed")
+        return runtime.installed.settings
+
+    def __call__(self, settings: Settings | None = None, /, **fields: Any) -> Settings:
+        """Install other settings in place of those in force, and return them.
+
+        Args:
+            settings: The settings; ``None`` to build them from *fields*.
+            fields: Fields of `Settings`.
+
+        Raises:
+            ConfigurationError: A value is invalid.
+            TypeError: There are both settings and fields, or neither, or a field does not exist.
+        """
+        chosen = _build(settings, fields)
+        if chosen is None:
+            raise TypeError("expected settings or fields of Settings, such as destinations=[...]")
+        installation.install(chosen)
+        return self.settings
+
+    def __repr__(self) -> str:
+        installed = runtime.installed
+        entries = () if installed is None else tuple(map(str, installed.settings.entries))
+        return f"<InstalledRelay to {', '.join(entries) or 'no destination'}>"
+
+
+def _build(settings: Settings | None, fields: dict[str, Any]) -> Settings | None:
+    if settings is not None and fields:
+        raise TypeError("expected either settings or fields of Settings, not both")
+    return Settings(**fields) if fields else settings
+
+
+@contextmanager
+def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Generator[InstalledRelay, None, None]:
+    """Install the relay until the block ends, as in a process that has not served any request.
+
+    When the block ends, everything is as it was before: what was installed, the global propagator, and what is bound to
+    the current context. Mocks of requests see the header within the block. The installation applies to the whole
+    process, so blocks may be nested, but must not overlap in other threads.
+
+    Args:
+        settings: The settings; ``None`` to build them from *fields*.
+        fields: Fields of `Settings`. Without settings and fields, those that the application has installed in code
+            apply, and otherwise those of the configuration file and the environment.
+
+    Raises:
+        ConfigurationError: A value is invalid.
+        TypeError: There are both settings and fields, or a field does not exist.
+    """
+    chosen = _build(settings, fields)
+    previous = installation._installed
+    textmap = get_global_textmap()
+    flags = binding.has_bound, binding.has_served
+    attached = otel_context.attach(_unbound())
+    try:
+        installation.uninstall()
+        binding.has_bound = binding.has_served = False
+        installation.install(previous.code if chosen is None and previous is not None else chosen)
+        with visible_to_mocks():
+            yield InstalledRelay()
+    finally:
+        installation.uninstall()
+        set_global_textmap(textmap)
+        if previous is not None:
+            if previous.runtime.clients_are_hooked:
+                installation.install(previous.code)
+            else:
+                installation.start_before_servers()
+        binding.has_bound, binding.has_served = flags
+        otel_context.detach(attached)
+
+
+def _unbound() -> Context:
+    """Return the current context without anything that this package has put into it."""
+    return Context({key: value for key, value in otel_context.get_current().items() if key not in _OUR_KEYS})

@@ -1,0 +1,200 @@
+"""Make the decision of the relay visible to mocks that replace the place where the relay adds the header.
+
+``responses`` and ``requests-mock`` respond in the place of a transport adapter of requests, above urllib3, which the
+relay hooks. Within `visible_to_mocks`, the installed relay decides each request that such a mock receives, by the rules
+of every hop. The mock gets a copy of the request with the header, and the application keeps its own request, which has
+none, as in production. If the mock lets the request pass to the real adapter, that decision is dropped, and the hook of
+urllib3 makes its own.
+
+Only public methods of the libraries are wrapped, and only until the block ends.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from otel_token_relay import runtime
+from otel_token_relay.clients.headers import lower
+from otel_token_relay.import_hooks import ImportHooks
+from otel_token_relay.origin import Target
+from otel_token_relay.patching import Function, Patches
+from otel_token_relay.relay import Relay
+
+
+class _MockHook(NamedTuple):
+    module: str
+    patch: Callable[[ModuleType, Patches], None]
+
+
+class _Sent:
+    """A request that a mock has received in place of the application's.
+
+    Attributes:
+        original: The application's request.
+        shown: The request that the mock has received.
+        is_passed_on: Whether the mock has passed the request on to the real adapter.
+    """
+
+    def __init__(self, original: Any, shown: Any) -> None:
+        self.original = original
+        self.shown = shown
+        self.is_passed_on = False
+
+
+_sent: ContextVar[_Sent | None] = ContextVar("otel_token_relay_sent_to_mock", default=None)
+
+
+def _patch_responses(module: ModuleType, patches: Patches) -> None:
+    """Wrap what each `responses.RequestsMock` puts in the place of ``HTTPAdapter.send``."""
+    adapters: Any = sys.modules["requests.adapters"]
+
+    def build_send(original: Function) -> Function:
+        def send(adapter: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+            return _decide(lambda shown: original(adapter, shown, *args, **kwargs), request)
+
+        return send
+
+    def build_unbound(original: Function) -> Function:
+        def unbound_on_send(self: Any) -> Any:
+            return build_send(original(self))
+
+        return unbound_on_send
+
+    def build_add_headers(original: Function) -> Function:
+        def add_headers(self: Any, request: Any, **kwargs: Any) -> Any:
+            # The real adapter calls this before it sends a request: the mock has let the request pass.
+            sent = _sent.get()
+            if sent is not None and sent.shown is request:
+                sent.is_passed_on = True
+                request.headers = sent.original.headers.copy()
+            return original(self, request, **kwargs)
+
+        return add_headers
+
+    patches.wrap(module.RequestsMock, "unbound_on_send", build_unbound)
+    patches.wrap(adapters.HTTPAdapter, "add_headers", build_add_headers)
+    if adapters.HTTPAdapter.send.__module__ == module.__name__:  # a mock that has started already
+        patches.wrap(adapters.HTTPAdapter, "send", build_send)
+
+
+def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
+    """Wrap ``send`` of `requests_mock.Adapter`."""
+
+    def build(original: Function) -> Function:
+        def send(self: Any, request: Any, **kwargs: Any) -> Any:
+            def respond(shown: Any) -> Any:
+                try:
+                    return original(self, shown, **kwargs)
+                except Exception as error:
+                    # No response is registered, or the real adapter is to send the request: the mocker sends the
+                    # application's own request then.
+                    sent = _sent.get()
+                    if sent is not None and type(error).__module__.partition(".")[0] == "requests_mock":
+                        sent.is_passed_on = True
+                    raise
+
+            return _decide(respond, request)
+
+        return send
+
+    patches.wrap(module.Adapter, "send", build)
+
+
+def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
+    """Return the mock's response to a request, to which the installed relay adds the header if it may.
+
+    Args:
+        respond: Passes a request to the mock.
+        request: The application's `requests.PreparedRequest`, which is not changed.
+    """
+    current = runtime.installed
+    if current is None or not current.clients_are_hooked:
+        return respond(request)
+    relay, records = _recording_later(current.relay)
+    sent = _Sent(request, request)
+    token = _sent.set(sent)
+    try:
+        value = relay.decide(request, _target_of, _has_header)
+        if value is not None:
+            sent.shown = request.copy()
+            sent.shown.headers[current.settings.header] = value
+        response = respond(sent.shown)
+    except Exception as error:
+        if sent.shown is not request and getattr(error, "request", None) is not None:
+            error.request = request  # type: ignore[attr-defined]  # errors of requests have it
+        raise
+    finally:
+        _sent.reset(token)
+        if not sent.is_passed_on:
+            for record in records:
+                current.relay._record(*record)
+        current.relay._has_warned |= relay._has_warned
+    if sent.shown is not request:
+        response.request = request
+        # Mocks add what tests read, such as `params`, to the request, and replace a body that they have read.
+        for name, value in vars(sent.shown).items():
+            if name == "body" or name not in vars(request):
+                setattr(request, name, value)
+    return response
+
+
+def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
+    """Return a copy of the relay that only lists what it would record, and the list."""
+    records: list[tuple[Any, ...]] = []
+    later = copy.copy(relay)
+    later._record = lambda *record: records.append(record)
+    return later, records
+
+
+def _target_of(request: Any) -> Target:
+    from urllib3.util import parse_url  # as requests does, which needs urllib3
+
+    url = parse_url(request.url)
+    if url.scheme is None or url.host is None:
+        raise ValueError("the URL has no scheme or no host")
+    return url.scheme, url.host, url.port
+
+
+def _has_header(request: Any, name: str) -> bool:
+    return name in map(lower, request.headers)
+
+
+def _warn(hook: _MockHook, error: Exception) -> None:
+    message = f"mocks of {hook.module} do not see the header that the relay adds: {error}"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _patch(hook: _MockHook, module: ModuleType, patches: Patches) -> str:
+    hook.patch(module, patches)
+    return "hooked"
+
+
+_HOOKS: Final = (
+    _MockHook("responses", _patch_responses),
+    _MockHook("requests_mock.adapter", _patch_requests_mock),
+)
+_hooks: Final[ImportHooks[_MockHook]] = ImportHooks(_patch, _warn)
+_depth = 0
+
+
+@contextmanager
+def visible_to_mocks() -> Generator[None, None, None]:
+    """Show the header to ``responses`` and ``requests-mock`` until the block ends, also if they start within it."""
+    global _depth
+    _depth += 1
+    if _depth == 1:
+        _hooks.switch_on(_HOOKS)
+        _hooks.watch()
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            _hooks.switch_off()
