@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -57,13 +57,6 @@ class Decision:
 _CLIENT: Final = trace.SpanKind.CLIENT
 
 
-class _Attributes(NamedTuple):
-    """The attributes of one kind of decision, for the counter and for the span."""
-
-    counter: dict[str, str]
-    span: dict[str, str]
-
-
 class DecisionRecorder:
     """Record decisions through the OpenTelemetry API. Safe to share between threads.
 
@@ -77,7 +70,7 @@ class DecisionRecorder:
         # Bounded: a key combines a reason from a closed set with a destination from the settings, or with no
         # destination, because callers could otherwise create any number of time series by choosing hosts. The
         # destination is compared by identity, which costs less than its hash: it lives as long as the settings do.
-        self._attributes: dict[tuple[Reason, int], _Attributes] = {}
+        self._attributes: dict[tuple[Reason, int], dict[str, str]] = {}
 
     def prepare(self) -> None:
         """Create the counter before the first hop. Never raises."""
@@ -116,17 +109,21 @@ class DecisionRecorder:
             exchange: Where the token for this destination comes from; ``None`` if it needs none of its own.
         """
         try:
-            counted, attributes = self._attributes.get((reason, id(destination))) or self._build(reason, destination)
+            attributes = self._attributes.get((reason, id(destination))) or self._build_attributes(reason, destination)
             span: Any = context.get(SPAN_KEY)
             # A span of another kind belongs to the whole request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
+                # `set_attributes` costs more than three calls.
+                span.set_attribute(DECISION_ATTRIBUTE, attributes[DECISION_ATTRIBUTE])
+                span.set_attribute(REASON_ATTRIBUTE, attributes[REASON_ATTRIBUTE])
                 if exchange is not None:
-                    attributes = {**attributes, EXCHANGE_ATTRIBUTE: exchange}
-                if destination is None and target is not None and (origin := Origin.of(*target)) is not None:
-                    attributes = {**attributes, ORIGIN_ATTRIBUTE: str(origin)}
-                span.set_attributes(attributes)
+                    span.set_attribute(EXCHANGE_ATTRIBUTE, exchange)
+                if destination is not None:
+                    span.set_attribute(ENTRY_ATTRIBUTE, attributes[ENTRY_ATTRIBUTE])
+                elif target is not None and (origin := Origin.of(*target)) is not None:
+                    span.set_attribute(ORIGIN_ATTRIBUTE, str(origin))
             counter = self._counter.created or self._counter.create()
-            counter.add(1, counted)
+            counter.add(1, attributes)
             if operator_log.decisions is not None:
                 _write(operator_log.decisions, reason, context, destination, target, self._closest)
             if _logger.isEnabledFor(logging.DEBUG):
@@ -134,14 +131,13 @@ class DecisionRecorder:
         except Exception:
             _logger.debug("a decision could not be recorded", exc_info=True)
 
-    def _build(self, reason: Reason, destination: Destination | None) -> _Attributes:
-        span: dict[str, str] = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
-        counter = span
+    def _build_attributes(self, reason: Reason, destination: Destination | None) -> dict[str, str]:
+        attributes: dict[str, str] = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
         if destination is not None:
-            span[ENTRY_ATTRIBUTE] = str(destination)
+            attributes[ENTRY_ATTRIBUTE] = str(destination)
             if "*" not in destination.pattern.host:
-                counter = {**span, ADDRESS_ATTRIBUTE: destination.pattern.host}
-        self._attributes[reason, id(destination)] = attributes = _Attributes(counter, span)
+                attributes[ADDRESS_ATTRIBUTE] = destination.pattern.host
+        self._attributes[reason, id(destination)] = attributes
         return attributes
 
 

@@ -294,10 +294,6 @@ def _header_values(environ: Environ) -> Iterator[str]:
     return (value for name, value in environ.items() if name.startswith("HTTP_") and isinstance(value, str))
 
 
-# What a closed response is replaced by.
-_RELEASED: Final[tuple[bytes, ...]] = ()
-
-
 class _Body:
     """A streamed response. Each step runs in the request's context, which is detached after the step.
 
@@ -332,9 +328,6 @@ class _Body:
                 attached = attach(self._context)
                 try:
                     close()
-                    # Released in the request's context, as in `__del__`, which then has nothing left to do.
-                    close = None
-                    self._iterator, self._body = None, _RELEASED
                 finally:
                     self._context = get_current()
                     detach(attached)
@@ -344,7 +337,7 @@ class _Body:
     def __del__(self) -> None:
         # This is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
         # detaches its span at that point would attach our context to the thread.
-        if self._body is _RELEASED or attach is None:  # closed; or at shutdown, after this module has been cleared
+        if attach is None:  # at shutdown, after the interpreter has cleared this module
             return
         self._boundary.close()
         attached = attach(self._context)
