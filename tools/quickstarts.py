@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 import venv
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -243,17 +244,28 @@ def build_wheel(target: Path) -> Path:
     return wheel
 
 
+def _files_in(record: str) -> set[str]:
+    """Return the lines of a RECORD file that describe modules of the package."""
+    return {line for line in record.splitlines() if line.startswith("otel_token_relay/") and ".py," in line}
+
+
 def follow_in_new_environment(page: Path, wheel: Path) -> int:
     """Follow a page in a new virtual environment, and return the number of blocks."""
     with tempfile.TemporaryDirectory(prefix="quickstart-") as name:
         folder = Path(name)
         venv.create(folder / "venv", with_pip=True)
-        constraints = folder / "constraints.txt"
-        constraints.write_text(f"otel-token-relay @ {wheel.as_uri()}\n", "utf-8")
-        environ = clean_environ(folder / "venv" / "bin") | {"PIP_CONSTRAINT": str(constraints), "PIP_QUIET": "1"}
+        environ = clean_environ(folder / "venv" / "bin") | {"PIP_QUIET": "1"}
+        environ["PIP_FIND_LINKS"] = f"{environ.get('PIP_FIND_LINKS', '')} {wheel.parent}".strip()
         work = folder / "work"
         work.mkdir()
-        return Follower(work, environ, installs=True).follow(page)
+        count = Follower(work, environ, installs=True).follow(page)
+        (installed,) = (folder / "venv").glob("lib*/python*/site-packages/otel_token_relay-*.dist-info/RECORD")
+        with zipfile.ZipFile(wheel) as archive:
+            (record,) = (name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
+            wanted = _files_in(archive.read(record).decode())
+        if not wanted <= _files_in(installed.read_text("utf-8")):
+            raise PageIsWrong("another release of otel-token-relay was installed than this checkout's")
+        return count
 
 
 def main(arguments: list[str]) -> int:
