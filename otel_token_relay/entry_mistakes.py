@@ -112,7 +112,7 @@ def _lacks_parameter(proposal: str, entry: str) -> bool:
 
 
 def origins_of(entry: str) -> Iterator[OriginPattern]:
-    """Yield each origin that can be read from an invalid entry, and more if the port or the scheme cannot be read."""
+    """Yield the origins that an invalid entry may refer to, including all candidates if part of it is unreadable."""
     texts = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
     legible = [found for found in map(OriginPattern.find, texts) if found is not None]
     yield from legible

@@ -1,4 +1,4 @@
-"""The closed set of reasons for a decision. Their strings are stable, because operators base alerts on them."""
+"""The closed set of reasons for a decision. The strings are stable, because operators base alerts on them."""
 
 from __future__ import annotations
 

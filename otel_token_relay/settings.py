@@ -1,8 +1,8 @@
 """The settings, in one frozen dataclass.
 
-`Settings(...)` raises at the first invalid value. `Settings.load()` and `Settings.from_env()` never raise, because an
-exception there would keep the application from starting. They replace an invalid value with the setting's strict value
-and add the problem to `Settings.problems`.
+`Settings(...)` raises on the first invalid value. `Settings.load()` and `Settings.from_env()` never raise, because an
+exception there would prevent the application from starting. Instead, they replace an invalid value with the setting's
+strict value and add the problem to `Settings.problems`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _UNUSABLE_HEADERS: Final = frozenset(
 
 
 NO_FILE: Final = "/dev/null"
-"""The strict value of a setting that names a file: an empty file, with which nothing can be verified."""
+"""The strict value of a setting that specifies a file: an empty file, which cannot be used to verify anything."""
 
 # RFC 6749, section 3.3.
 _is_scope = re.compile(r"[!#-\[\]-~]+", re.ASCII).fullmatch
@@ -114,7 +114,7 @@ class Settings:
     Durations are in seconds. Strings in *destinations* are parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: A value is invalid. The error names the setting and, for a destination, the entry.
+        ConfigurationError: A value is invalid. The error identifies the setting and, for a destination, the entry.
     """
 
     destinations: Sequence[Destination | str] = _setting(
@@ -502,8 +502,8 @@ class Settings:
     refused: tuple[OriginPattern, ...] = ()
     """The origins of skipped entries. Set by `load` and `from_env`; do not pass it.
 
-    A skipped entry may have been stricter than a wider one that also matches its origin, so the wider entry does
-    not apply to that origin.
+    A skipped entry may have been stricter than a wider entry that also matches its origin, so the wider entry does not
+    apply to that origin.
     """
 
     given: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -511,7 +511,7 @@ class Settings:
 
     def __new__(cls, *args: object, **values: object) -> Settings:
         settings = object.__new__(cls)
-        # `dataclasses.replace` passes every field, so then only those that differ from the defaults count.
+        # `dataclasses.replace` passes every field, so in that case, only fields that differ from their defaults count.
         is_copy = VARIABLES.keys() <= values.keys()
         _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _DEFAULTS.get(n)))
         return settings
@@ -551,20 +551,20 @@ class Settings:
     ) -> Settings:
         """Read the settings from all sources. Never raises.
 
-        Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting
-        by setting. For ``verify``, ``require_verified``, ``redaction`` and ``protect_caches``, the strictest of all
-        sources applies.
+        For each setting, code takes precedence over OpenTelemetry's configuration file, and the file takes precedence
+        over environment variables. For ``verify``, ``require_verified``, ``redaction``, and ``protect_caches``, the
+        strictest value from any source applies.
 
-        Invalid destinations are skipped, and the valid ones are kept. Any other invalid value is replaced with the
-        setting's strict value. So is ``verify`` or ``require_verified`` if it is unset but a similar name is set. An
-        invalid ``header`` removes all destinations, because the token must not be sent in a header that was not
-        configured. A configuration file that cannot be read removes all destinations and makes the settings that
-        protect strict.
+        Invalid destinations are skipped, and valid ones are kept. Any other invalid value is replaced with the
+        setting's strict value. The strict value also applies to ``verify`` or ``require_verified`` if the setting is
+        unset but a similar name is set. An invalid ``header`` removes all destinations, because the token must not be
+        sent in a header that was not configured. A configuration file that cannot be read removes all destinations and
+        makes the protective settings strict.
 
         Args:
             environ: The environment variables.
-            code: The settings that were passed in code. Only those that were passed explicitly take precedence.
-            passed: The keys under ``token_relay:`` in a configuration file that the application has loaded.
+            code: The settings from code. Only the ones that were passed explicitly take precedence.
+            passed: The keys under ``token_relay:`` in a configuration file that the application itself has loaded.
         """
         return cls._merge(load_sources(environ, code=code, passed=passed))
 
@@ -590,10 +590,10 @@ class Settings:
 
     @property
     def trusted_issuers(self) -> tuple[TrustedIssuer, ...]:
-        """The issuers, each with what belongs to it.
+        """The issuers, each with its own settings filled in.
 
         Raises:
-            ConfigurationError: It is not clear to which issuer a setting belongs, or a credential is not complete.
+            ConfigurationError: It is unclear which issuer a setting belongs to, or a credential is incomplete.
         """
         return combine(
             self.issuers,
@@ -610,7 +610,7 @@ class Settings:
         """This service's credential; ``None`` if it has none.
 
         Raises:
-            ConfigurationError: A part of the credential is missing, or its parts contradict each other.
+            ConfigurationError: Part of the credential is missing, or its parts contradict each other.
         """
         return make_credential(
             self.client_id,
@@ -625,7 +625,7 @@ class Settings:
 
     @property
     def missing_to_verify(self) -> tuple[str, ...]:
-        """The settings without a value that verification requires."""
+        """The settings that verification requires but that have no value."""
         own = [entry for entry in self.issuers if isinstance(entry, TrustedIssuer) and entry.audience]
         has = {
             "issuers": bool(self.issuers) or self.introspection_endpoint is not None,
@@ -636,7 +636,7 @@ class Settings:
 
     @property
     def verification_problem(self) -> str | None:
-        """Why verification cannot start, as the rest of a sentence; ``None`` if it can."""
+        """The reason that verification cannot start, as the rest of a sentence; ``None`` if it can start."""
         if missing := self.missing_to_verify:
             names = " and ".join(VARIABLES[name].name for name in missing)
             return f"{names} {'has' if len(missing) == 1 else 'have'} no valid value"
@@ -654,7 +654,7 @@ class Settings:
 
     @property
     def exchange_problem(self) -> str | None:
-        """Why no token can be exchanged, as the rest of a sentence; ``None`` if the settings are complete."""
+        """The reason that no token can be exchanged, as the rest of a sentence; ``None`` if tokens can be exchanged."""
         if self.exchange_grant == "off":
             return f"{VARIABLES['exchange_grant'].name} is off"
         if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
@@ -683,12 +683,12 @@ class Settings:
 
     @property
     def rejects(self) -> bool:
-        """Whether the server boundary rejects requests whose token is not valid."""
+        """Whether the server boundary rejects requests with an invalid token."""
         return self.verify in ("optional", "enforce")
 
     @property
     def header_is_authorization(self) -> bool:
-        """Whether the token is sent with the scheme ``Bearer`` (RFC 6750, section 2.1)."""
+        """Whether the token is sent with the ``Bearer`` scheme (RFC 6750, section 2.1)."""
         return self.header.lower() == "authorization"
 
     @property
@@ -726,13 +726,13 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 
 
 def _as_clause(error: ConfigurationError) -> str:
-    """Return a problem as the rest of a sentence, with the name of the variable."""
+    """Return a problem as the rest of a sentence, with the variable's name."""
     name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
     return f"{name} cannot be used: {error.problem}"
 
 
 def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
-    """Return whether a token is relayed to the host of a ``;never`` entry on a port that no entry names."""
+    """Return whether a token is relayed to the host in a ``;never`` entry on a port that no entry specifies."""
     host = pattern.host.replace("*", "any")
     return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
@@ -745,13 +745,13 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 
 
 def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
-    """Return what replaces the settings of issuers if one cannot be used, and add a problem for each of those.
+    """Return replacements for issuer settings that cannot be used, and add a problem for each unusable issuer.
 
-    If it is no longer clear to which issuer the keys or the introspection endpoint belong, no issuer remains. A
-    credential that is not part of an entry is not sent to the issuer that remains.
+    If it is no longer clear which issuer the keys or the introspection endpoint belong to, no issuer remains. A
+    credential that is not part of an entry is not sent to any remaining issuer.
     """
     values = merged.values
-    # Which token the operator wants instead is not known, so none is exchanged.
+    # It is unknown which token the operator wants instead, so no token is exchanged.
     replaced: dict[str, Any] = {"exchange_grant": "off"} if "exchange_actor" in merged.invalid else {}
     plaintext_hosts = values.get("plaintext_issuers", ())
     for name in ENDPOINTS:
@@ -793,7 +793,7 @@ def is_resource(url: object) -> bool:
 
 
 def _check_one(setting: str, value: object) -> Any:
-    """Validate one value by the same rules as a value passed in code, and return it as it is stored."""
+    """Validate a value by the same rules as a value passed in code, and return it in the form in which it is stored."""
     if setting == "issuers":
         return value  # `read_issuers` has checked each entry; `_usable_issuers` checks what depends on other settings
     if setting in ENDPOINTS:
@@ -811,7 +811,7 @@ def load_sources(
     code: Settings | None = None,
     passed: Mapping[str, object] | None = None,
 ) -> list[Source]:
-    """Return what each source contains, beginning with the one that takes precedence; see `Settings.load`."""
+    """Return the content of each source, starting with the source that takes precedence; see `Settings.load`."""
     section = None if passed is None else Section("propagator.composite[].token_relay", passed)
     sources = READER.read(read_configuration_file(environ), section, environ)
     if code is not None:
@@ -909,7 +909,7 @@ def _is_text(value: object) -> bool:
 
 
 def is_exclusion(text: str) -> bool:
-    """Return whether *text* is a path, or a path followed by ``/*``. Nothing excludes every path."""
+    """Return whether *text* is a path, or a path followed by ``/*``. No valid entry excludes every path."""
     return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 
 
