@@ -128,8 +128,8 @@ class Settings:
     source_headers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
         WORDS,
-        "Comma-separated headers that may contain the incoming token; only the first one present is read. In"
-        " headers other than `authorization`, the prefix `Bearer ` is optional.",
+        "Comma-separated headers that may contain the incoming token. Only the first one present is read. In headers"
+        " other than `authorization`, the `Bearer ` prefix is optional.",
         default=("authorization",),
         shown="authorization",
         strict=(),
@@ -137,7 +137,8 @@ class Settings:
     header: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
         TEXT,
-        "The header in which the token is sent. Any header except `Authorization` contains it without `Bearer `.",
+        "The header that contains the token in outgoing requests. In any header other than `Authorization`, the token"
+        " has no `Bearer ` prefix.",
         default="Authorization",
         shown="Authorization",
     )
@@ -151,8 +152,8 @@ class Settings:
     max_age: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
         NUMBER,
-        "The number of seconds after receipt for which a token without a lease is relayed. Such a token comes from"
-        " `extract` without a server boundary. A token with a lease is relayed until its request ends.",
+        "How long after receipt a token without a lease is relayed, in seconds. Such a token comes from `extract`"
+        " without a server boundary. A token with a lease is relayed until its request ends.",
         default=300.0,
         shown="300",
         strict=0.0,
@@ -160,14 +161,14 @@ class Settings:
     linger: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LINGER,
         NUMBER,
-        "The number of seconds for which the lease stays open for background work after the request has ended.",
+        "How long the lease stays open for background work after the request has ended, in seconds.",
         default=0.0,
         shown="0",
     )
     min_ttl: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MIN_TTL,
         NUMBER,
-        "The number of seconds for which a JWT must still be valid (according to `exp`) to be relayed.",
+        "How long a JWT must still be valid (according to `exp`) to be relayed, in seconds.",
         default=0.0,
         shown="0",
     )
@@ -190,8 +191,8 @@ class Settings:
     protect_caches: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES,
         FLAG,
-        "Whether to keep [caches between the application and its client](caches.md) from storing responses to requests"
-        " with a token, and from answering such requests.",
+        "Whether to prevent [caches between the application and its client](caches.md) from storing responses to"
+        " requests with a token, and from serving stored responses to such requests.",
         default=True,
         shown="true",
         strict=True,
@@ -199,15 +200,15 @@ class Settings:
     redaction: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACTION,
         FLAG,
-        "Whether to mask tokens in spans, log records and metrics before these are exported.",
+        "Whether to mask tokens in spans, log records, and metrics before they are exported.",
         default=True,
         shown="true",
     )
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
         WORDS,
-        "Comma-separated names whose values are always masked, as attribute keys and within texts, in addition to the"
-        " built-in names. Case is ignored, and `-` and `_` are equivalent; `x-api-key` also matches"
+        "Comma-separated names whose values are always masked, both as attribute keys and within text, in addition to"
+        " the built-in names. Case is ignored, and `-` and `_` are equivalent. For example, `x-api-key` also matches"
         " `http.request.header.x-api-key`.",
         default=(),
         shown="",
@@ -215,10 +216,10 @@ class Settings:
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
         choice("off", "report", "optional", "enforce"),
-        "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid token,"
-        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same, but"
-        " serves requests without a token; `report` only counts and logs the requests that `enforce` would reject. All"
-        " three require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid"
+        " token, with a 400, 401, or 503 status (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same,"
+        " but serves requests without a token; `report` only counts and logs the requests that `enforce` would reject."
+        " All three require `…_ISSUERS`, `…_AUDIENCE`, and the `verify` extra.",
         default="off",
         shown="off",
         strict="enforce",
@@ -226,8 +227,8 @@ class Settings:
     issuers: Sequence[str | TrustedIssuer] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
         ISSUERS,
-        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. `{tid}` in an issuer of Microsoft"
-        " Entra means any tenant. A name that is not an https URL needs the URL of its keys.",
+        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. In a Microsoft Entra issuer,"
+        " `{tid}` matches any tenant. A name that is not an https URL requires the URL of its keys.",
         default=(),
         shown="",
     )
@@ -241,8 +242,8 @@ class Settings:
     audience_claim: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE_CLAIM,
         TEXT,
-        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. A token"
-        " with `aud` must satisfy both. Requires the profile `generic` and at most one issuer.",
+        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. A"
+        " token with `aud` must satisfy both. Requires the `generic` profile and at most one issuer.",
         default="aud",
         shown="aud",
         strict=_NONE,
@@ -250,7 +251,7 @@ class Settings:
     jwks_uri: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_URI,
         TEXT,
-        "The URL of the only issuer's key set. Without it, the URL is read from the issuer's metadata.",
+        "The URL of the only issuer's key set. If unset, the URL is read from the issuer's metadata.",
         default=None,
         shown="",
         strict=_NO_URL.format("jwks-uri"),
@@ -266,8 +267,8 @@ class Settings:
     tenants: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TENANTS,
         WORDS,
-        "Comma-separated IDs of the tenants that an issuer with `{tid}` means. Without it, every tenant is"
-        " accepted, except that of personal accounts.",
+        "Comma-separated IDs of the tenants that an issuer with `{tid}` matches. If unset, every tenant is accepted"
+        " except the one for personal accounts.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -275,8 +276,8 @@ class Settings:
     scope_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SCOPE_CLAIMS,
         WORDS,
-        "Comma-separated claims that contain scopes; a token's scopes are those of all of them. A dot leads into an"
-        " object: `realm_access.roles`.",
+        "Comma-separated claims that contain scopes. A token's scopes are the scopes from all of these claims. A dot"
+        " refers to a member of an object, as in `realm_access.roles`.",
         default=("scope", "scp"),
         shown="scope,scp",
         strict=(),
@@ -284,7 +285,7 @@ class Settings:
     required_scopes: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REQUIRED_SCOPES,
         WORDS,
-        "Comma-separated scopes that every request needs. Without one of them, the response is 403.",
+        "Comma-separated scopes that every request needs. If any of them is missing, the response is 403.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -292,8 +293,8 @@ class Settings:
     introspection_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_INTROSPECTION_ENDPOINT,
         TEXT,
-        "The URL at which the only issuer's tokens are looked up (RFC 7662). Without `…_ISSUERS`, tokens are verified"
-        " by introspection alone.",
+        "The URL for looking up the only issuer's tokens (RFC 7662). Without `…_ISSUERS`, tokens are verified by"
+        " introspection alone.",
         default=None,
         shown="",
         strict=_NO_URL.format("introspection-endpoint"),
@@ -301,14 +302,14 @@ class Settings:
     client_id: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ID,
         TEXT,
-        "The client ID with which this service identifies itself at the introspection endpoint.",
+        "The client ID that identifies this service at the introspection and token endpoints.",
         default=None,
         shown="",
     )
     client_secret: Secret | str | None = _setting(
         SECRET_VARIABLE,
         SECRET,
-        "The client's secret. It is not a flag, and it is never printed.",
+        "The client's secret. It is not available as a flag, and it is never printed.",
         default=None,
         shown="",
     )
@@ -322,23 +323,23 @@ class Settings:
     client_key_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_FILE,
         TEXT,
-        "A file with a private key (RSA, P-256, P-384, P-521 or Ed25519) in PEM or as a JWK, instead of a secret. It"
-        " signs the assertions with which this service identifies itself. It is read again when it changes.",
+        "A file with a private key (RSA, P-256, P-384, P-521, or Ed25519) in PEM or as a JWK, instead of a secret."
+        " The key signs the assertions that identify this service. The file is read again when it changes.",
         default=None,
         shown="",
     )
     client_key_id: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_ID,
         TEXT,
-        "The `kid` of the assertions. Without it, they have that of the JWK, if it has one.",
+        "The `kid` of the assertions. If unset, the assertions use the JWK's own `kid`, if it has one.",
         default=None,
         shown="",
     )
     client_assertion_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ASSERTION_FILE,
         TEXT,
-        "A file with an assertion that is sent as it is, instead of a secret: the projected token of a Kubernetes"
-        " service account, or of workload identity in Microsoft Entra. It is read again when it changes.",
+        "A file with an assertion that is sent as is, instead of a secret: the projected token of a Kubernetes"
+        " service account, or of workload identity in Microsoft Entra. The file is read again when it changes.",
         default=None,
         shown="",
     )
@@ -346,25 +347,26 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_CERT_FILE,
         TEXT,
         "A file with a certificate in PEM: the TLS client certificate for `tls_client_auth`, whose private key is in"
-        " the same file or in `…_CLIENT_KEY_FILE`; or the certificate that `private_key_jwt_rfc7523` names. It is read"
-        " again when it changes.",
+        " the same file or in `…_CLIENT_KEY_FILE`; or the certificate that `private_key_jwt_rfc7523` assertions refer"
+        " to. The file is read again when it changes.",
         default=None,
         shown="",
     )
     client_auth: ClientAuth | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_AUTH,
         choice(*CLIENT_AUTH_METHODS),
-        "How the credential is sent. A secret: `client_secret_basic`, the default; `client_secret_basic_plain`, for a"
-        " server that does not decode the parts of the header (RFC 6749, section 2.3.1); or `client_secret_post`. A"
-        " key: `private_key_jwt`, the default, whose audience is the issuer; or `private_key_jwt_rfc7523`, whose"
-        " audience is the endpoint, as Microsoft Entra requires. A certificate: `tls_client_auth` (RFC 8705).",
+        "How the credential is sent. For a secret: `client_secret_basic`, the default; `client_secret_basic_plain`,"
+        " for a server that does not decode the parts of the header (RFC 6749, section 2.3.1); or"
+        " `client_secret_post`. For a key: `private_key_jwt`, the default, whose audience is the issuer; or"
+        " `private_key_jwt_rfc7523`, whose audience is the endpoint, as Microsoft Entra requires. For a certificate:"
+        " `tls_client_auth` (RFC 8705).",
         default=None,
         shown="",
     )
     token_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TOKEN_ENDPOINT,
         TEXT,
-        "The URL at which the only issuer's tokens are exchanged for tokens for one destination. Without it, the URL is"
+        "The URL for exchanging the only issuer's tokens for tokens for a specific destination. If unset, the URL is"
         " read from the issuer's metadata.",
         default=None,
         shown="",
@@ -374,7 +376,7 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_GRANT,
         choice(*EXCHANGE_GRANTS),
         "How tokens are exchanged: `token-exchange` (RFC 8693), `on-behalf-of` (Microsoft Entra), or `off`. An entry"
-        " of `…_DESTINATIONS` may have a `;grant=` of its own.",
+        " in `…_DESTINATIONS` may have its own `;grant=`.",
         default="token-exchange",
         shown="token-exchange",
         strict="off",
@@ -382,8 +384,8 @@ class Settings:
     exchange_actor: ExchangeActor = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_ACTOR,
         choice(*EXCHANGE_ACTORS),
-        "Whether the exchange names this service as the one that acts for the user: `client` sends a token of its own"
-        " as `actor_token` (RFC 8693). Requires the grant `token-exchange`.",
+        "Whether the exchange identifies this service as the party that acts for the user: `client` sends the"
+        " service's own token as `actor_token` (RFC 8693). Requires the `token-exchange` grant.",
         default="none",
         shown="none",
         strict="client",
@@ -391,15 +393,15 @@ class Settings:
     exchange_unverified: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_UNVERIFIED,
         FLAG,
-        "Whether to exchange tokens that this service has not verified. Anyone can then make it send requests with its"
-        " credential.",
+        "Whether to exchange tokens that this service has not verified. Anyone can then make this service send"
+        " requests with its credential.",
         default=False,
         shown="false",
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
         WORDS,
-        "The accepted signature algorithms, comma-separated. Only asymmetric algorithms are supported.",
+        "Comma-separated signature algorithms to accept. Only asymmetric algorithms are supported.",
         default=DEFAULT_ALGORITHMS,
         shown="RS256,PS256,ES256,EdDSA",
         strict=(),
@@ -415,16 +417,17 @@ class Settings:
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
         WORDS,
-        "Comma-separated paths that require no token. A request's path must match exactly; an entry that ends with `/*`"
-        " matches all paths below it. For gRPC, list full method names, such as `/grpc.health.v1.Health/Check`.",
+        "Comma-separated paths that do not require a token. A request's path must match exactly; an entry that ends"
+        " with `/*` matches all paths below it. For gRPC, list full method names, such as"
+        " `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
     )
     span_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SPAN_CLAIMS,
         WORDS,
-        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is written to that"
-        " attribute of the SERVER span.",
+        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is set as that"
+        " attribute on the SERVER span.",
         default=(),
         shown="",
     )
@@ -439,16 +442,16 @@ class Settings:
     plaintext_hosts: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_HOSTS,
         WORDS,
-        "Comma-separated destinations, each a host with an optional port, for which plain http is deliberate, because a"
-        " mesh encrypts the traffic. They cause no warning.",
+        "Comma-separated destinations, each a host with an optional port, for which plain http is deliberate, because"
+        " a mesh encrypts the traffic. They do not cause warnings.",
         default=(),
         shown="",
     )
     ca_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CA_FILE,
         TEXT,
-        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys,"
-        " introspection and token endpoints, instead of those of the system. It is read again when it changes.",
+        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys, and"
+        " introspection and token endpoints, instead of the system's. The file is read again when it changes.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -456,7 +459,7 @@ class Settings:
     plaintext_issuers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_ISSUERS,
         WORDS,
-        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results"
+        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results,"
         " and tokens may be fetched over plain http, because a mesh or a container network protects the traffic.",
         default=(),
         shown="",
@@ -464,9 +467,9 @@ class Settings:
     jwks_token_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_TOKEN_FILE,
         TEXT,
-        "A file with a bearer token that is sent when the issuer's metadata and keys are fetched, such as the token of"
-        " a Kubernetes service account. It is sent over https only, and only to the origin of the issuer or of the"
-        " configured key set. The file is read at each fetch. Requires exactly one issuer.",
+        "A file with a bearer token to send when fetching the issuer's metadata and keys, such as a Kubernetes"
+        " service account token. The token is sent only over https, and only to the origin of the issuer or of the"
+        " configured key set. The file is read for each fetch. Requires exactly one issuer.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -474,7 +477,7 @@ class Settings:
     realm: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REALM,
         TEXT,
-        "The realm in the challenge of a rejected request: ASCII text without quotes and backslashes.",
+        "The realm in the challenge for a rejected request: ASCII text without quotes or backslashes.",
         default="api",
         shown="api",
     )
@@ -482,17 +485,16 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_RESOURCE_METADATA,
         TEXT,
         "The identifier of this service as a protected resource: the URL that clients use, such as"
-        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without a"
-        " token, and each challenge names it.",
+        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without"
+        " requiring a token, and each challenge links to it.",
         default="",
         shown="",
     )
     verify_streams: VerifyStreams = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS,
         choice("off", "exp"),
-        "Whether a long response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is closed"
-        " with the code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a response of the type"
-        " `text/event-stream` ends.",
+        "Whether a long-lived response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is"
+        " closed with code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a `text/event-stream` response ends.",
         default="off",
         shown="off",
         strict="exp",
