@@ -160,7 +160,7 @@ def _notify(watchers: Sequence[Callable[..., None]], *arguments: object) -> None
         try:
             watch(*arguments)
         except Exception:  # the request continues
-            _logger.debug("redaction could not be told of a credential", exc_info=True)
+            _logger.debug("a credential could not be announced to redaction", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:

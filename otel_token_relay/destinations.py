@@ -25,7 +25,7 @@ from otel_token_relay.entry_syntax import (
 from otel_token_relay.origin import OriginPattern
 
 _MAX_SHOWN: Final = 200
-_IS_PART: Final = "it contains a user name or password, or a part of one; expected scheme://host[:port]"
+_IS_PART: Final = "it contains a user name or password, or part of one; expected scheme://host[:port]"
 
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 # RFC 3986, section 2.1: a percent sign must be followed by two hexadecimal digits.

@@ -18,8 +18,8 @@ def describe_difference(expected: str, actual: str) -> str | None:
     if actual == expected:
         return None
     small = (
-        (actual == f"{expected}/", "a trailing slash more"),
-        (f"{actual}/" == expected, "a trailing slash less"),
+        (actual == f"{expected}/", "an extra trailing slash"),
+        (f"{actual}/" == expected, "a missing trailing slash"),
         (actual.strip() == expected.strip(), "white space around it"),
         (actual.casefold() == expected.casefold(), "upper and lower case differ"),
         (expected in (f"api://{actual}", actual.removeprefix("api://")), "the prefix api:// differs"),

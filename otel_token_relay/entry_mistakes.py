@@ -302,7 +302,7 @@ class _Repair:
     def _origin(self, text: str) -> _Item:
         text = self._unwrap(text)
         if variable := _VARIABLE.search(text):
-            self._say(f"the variable {_quote(variable[0])} has not been replaced by its value")
+            self._say(f"the variable {_quote(variable[0])} has not been replaced with its value")
             return _Item()
         if _looks_like_regex(text):
             self._say("an entry is not a regular expression")

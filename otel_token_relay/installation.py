@@ -251,7 +251,7 @@ def _warn_of_unused_settings() -> None:
     # If the file cannot be read, the settings are strict, and the problem has already been logged.
     if configured is not None and read_configuration_file(os.environ).problem is None:
         _logger.warning(
-            "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay, so no token is relayed."
+            "token relay: %s is set, but OTEL_PROPAGATORS does not include token_relay, so no token is relayed."
             " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay or, in a configuration file, add token_relay to"
             " propagator.composite.",
             VARIABLES[configured].name,

@@ -168,7 +168,7 @@ def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 def problem_with_issuer(issuer: object) -> str | None:
     """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether it has keys is checked later."""
     if not isinstance(issuer, str) or not _is_name(issuer):
-        return "expected an https URL or another name without white space, exactly as in the claim iss"
+        return "expected an https URL or another name without white space, exactly as in the iss claim"
     if "{" in issuer or "}" in issuer:
         return _problem_with_template(issuer)
     if issuer.lower().startswith("https:") and not is_issuer(issuer):
@@ -183,9 +183,9 @@ def problem_with_issuer(issuer: object) -> str | None:
 def _problem_with_template(issuer: str) -> str | None:
     parts = urlsplit(issuer.replace(TENANT, PERSONAL_TENANT))
     if issuer.count(TENANT) != 1 or TENANT not in urlsplit(issuer).path.split("/") or "{" in issuer.replace(TENANT, ""):
-        return f"{TENANT} must be one whole segment of the path"
+        return f"{TENANT} must be a whole path segment"
     if parts.hostname not in _MICROSOFT_HOSTS or not is_issuer(parts.geturl()) or parts.port not in (None, 443):
-        return f"{TENANT} is allowed only on a host of Microsoft Entra, with https"
+        return f"{TENANT} is allowed only on a Microsoft Entra host, with https"
     return None
 
 
@@ -225,7 +225,7 @@ def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) 
         if str(read) in found:
             if read == found[str(read)]:
                 continue
-            report("issuers", f"{_describe(entry, position)}: duplicate issuer with other settings")
+            report("issuers", f"{_describe(entry, position)}: duplicate issuer with different settings")
             continue
         found[str(read)] = read
     return tuple(found.values())
@@ -296,7 +296,7 @@ def problem_with_entry(
 
 
 _ENDPOINT: Final = "expected an https URL, or an http URL on loopback or of a host in plaintext_issuers"
-NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with another name needs jwks_uri, the URL of its keys"
+NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with any other name requires jwks_uri, the URL of its keys"
 IS_PLAIN_HTTP: Final = (
     "keys are not fetched over plain http, unless plaintext_issuers lists the host; an issuer that is only a name needs"
     " jwks_uri, the URL of its keys"
@@ -334,7 +334,7 @@ def combine(
             check_endpoint(setting, value, plaintext_hosts)
         if value not in (None, "") and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
             raise ConfigurationError(
-                setting, f"{setting} requires exactly one issuer; with several, each entry of issuers has its own"
+                setting, f"{setting} requires exactly one issuer; with multiple issuers, set it in each entry"
             )
     found = [TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry for entry in read]
     if len(found) == 1:

@@ -235,7 +235,7 @@ def _is_default(getter_class: type) -> bool:
 def _target_of(target: tuple[Any, NamedUrl]) -> Target:
     origin = target[1].origin
     if origin is None:
-        raise ValueError("the URL passed to to_destination() does not name a destination")
+        raise ValueError("the URL passed to to_destination() does not specify a destination")
     return origin
 
 

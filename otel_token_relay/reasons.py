@@ -40,8 +40,8 @@ class Reason(Enum):
     )
     OWN = (
         "own",
-        "No request is being served, and a token of the service's own was sent, as `;without-user=client` permits.",
-        "Nothing. If the call belongs to a request, the context is lost before the server has accepted any request.",
+        "No request is being served, and the service's own token was sent, as `;without-user=client` permits.",
+        "Nothing. If the call belongs to a request, its context was lost before the server accepted any request.",
     )
     # No token was sent.
     NO_TOKEN = (
@@ -110,8 +110,8 @@ class Reason(Enum):
         "exchange_failed",
         "The entry requires a token for this destination (`;audience=`, `;scope=` or `;resource=`), and none could be"
         " obtained. The caller's own token was not sent instead.",
-        "Look for the warning `token exchange failed` in the log, which names the authorization server's error, or send"
-        " a caller's token to `otel-token-relay explain --online URL`.",
+        "Look for the warning `token exchange failed` in the log, which includes the authorization server's error, or"
+        " send a caller's token to `otel-token-relay explain --online URL`.",
     )
     SUPPRESSED = (
         "suppressed",

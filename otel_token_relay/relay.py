@@ -370,7 +370,7 @@ class Relay:
         self._has_warned = True
         _logger.warning(
             "token relay: a request to %s is sent without a token. This process has not served any request: either the"
-            " call does not belong to a request, or the server is not hooked, which otel-token-relay check shows.",
+            " call does not belong to a request, or the server is not hooked. To find out, run otel-token-relay check.",
             destination,
         )
 

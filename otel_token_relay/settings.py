@@ -651,7 +651,7 @@ class Settings:
             if self.profile != "generic":
                 return f"{name} requires {VARIABLES['profile'].name}=generic"
             if several:
-                return f"{name} requires that there is only one issuer"
+                return f"{name} cannot be used with more than one issuer"
         return None
 
     @property
@@ -679,7 +679,7 @@ class Settings:
             name = issuer.issuer if issuer.has_metadata(self.plaintext_issuers) else None
             if issuer.client is not None:
                 if issuer.token_endpoint is None and name is None:
-                    return f"{variable} has no valid value, and {issuer} has no metadata that could name it"
+                    return f"{variable} has no valid value, and {issuer} has no metadata that could contain it"
                 issuer.client.check_use(name, issuer.token_endpoint or issuer.issuer)
         return lacks_credential if trusted and not any(issuer.client for issuer in trusted) else None
 
@@ -705,7 +705,7 @@ class Settings:
             )
         if self.verify != "off" and not self.tenants and any("{tid}" in str(issuer) for issuer in self.issuers):
             found.append(
-                f"tokens of every tenant of Microsoft Entra are accepted: list those you expect in"
+                f"tokens from every Microsoft Entra tenant are accepted: list the tenants that you expect in"
                 f" {VARIABLES['tenants'].name}"
             )
         for destination in self.entries:
@@ -776,13 +776,13 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
     if credential:
         names = ", ".join(VARIABLES[name].name for name in credential)
-        problems.append(f"{names}: it is not clear to which issuer the credential belongs, so it is not used")
+        problems.append(f"{names}: it is unclear which issuer the credential belongs to, so it is not used")
         replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
 
 RESOURCE_RULE: Final = (
-    "expected the URL that clients use for this service, not that of its metadata: an https URL, or an http URL on"
+    "expected the URL that clients use for this service, not its metadata's URL: an https URL, or an http URL on"
     " loopback, without a query or fragment"
 )
 

@@ -248,7 +248,7 @@ class SourceReader:
 
     def _report_misspelled(self, source: Source, found: str, meant: str | None, text: str) -> None:
         if meant is None:
-            source.problems.append(f"{_shown(found)}: unknown variable; the page on configuration lists all variables")
+            source.problems.append(f"{_shown(found)}: unknown variable; the configuration page lists all variables")
             return
         effect = ""
         setting = self._by_name.get(meant)

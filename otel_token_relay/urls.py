@@ -23,7 +23,7 @@ _starts_with_port: Final = re.compile(r"[0-9]{1,5}(?:[/?#]|$)").match
 
 _USER_INFO: Final = (
     "httpx and aiohttp send the user info as Authorization: Basic, and so does requests if there is a password."
-    " urllib3 ignores it, so its request is decided as if the URL had none. urllib cannot open such a URL."
+    " urllib3 ignores it, so its request is treated as if the URL had none. urllib cannot open such a URL."
 )
 _SIGNED: Final = (
     "The query contains a signature or a token, which authenticates the request. A second credential would make most"
@@ -105,7 +105,9 @@ def _find_problem(bare: str, shown: str) -> str:
     if scheme and scheme[2].startswith("//"):
         return _problem_of_scheme(scheme[1].lower(), scheme[2])
     if "***@" in shown and "://" in bare:
-        return "the user info contains characters that must be percent-encoded, so clients read the URL differently"
+        return (
+            "the user info contains characters that must be percent-encoded, so clients interpret the URL differently"
+        )
     if _starts_like_host(text) and (scheme is None or _starts_with_port(scheme[2])):
         return f"a URL needs a scheme{_propose('https://' + text.removeprefix('//'))} ({_MISSING})"
     return f"{_wrong_characters(text)}expected scheme://host[:port]/path"
@@ -122,7 +124,7 @@ def _problem_of_scheme(name: str, rest: str) -> str:
             f"the host is missing{_propose(f'{name}://' + rest.lstrip('/')) or '; expected scheme://host[:port]/path'}"
         )
     if Origin.parse(f"{name}://{host}") is not None:
-        return f"{_wrong_characters(rest)}clients read such a URL differently"
+        return f"{_wrong_characters(rest)}clients interpret such a URL differently"
     return f"{_wrong_characters(host)}the host or the port is not valid; expected scheme://host[:port]/path"
 
 
