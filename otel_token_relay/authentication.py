@@ -118,7 +118,7 @@ class Exclusions:
 
 
 def needs_no_token(credentials: Credentials, path: RequestPath, exclusions: Exclusions) -> bool:
-    """Return whether a request is served without verification: on an excluded path, or as a CORS preflight request."""
+    """Return whether a request to an excluded path, or a CORS preflight request, is served without verification."""
     return exclusions.cover(path) or (credentials is Reason.ABSENT and path.is_preflight)
 
 

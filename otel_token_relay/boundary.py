@@ -33,8 +33,8 @@ _logger = logging.getLogger("otel_token_relay")
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
 
-# The key under which a request (an ASGI scope or a WSGI environ) stores its boundary, so that nested
-# applications, instrumentation and middleware use the same one.
+# The key under which a request (an ASGI scope or a WSGI environ) stores its boundary, so that nested applications,
+# instrumentation, and middleware use the same one.
 BOUNDARY_KEY = "otel_token_relay.boundary"
 
 
@@ -63,7 +63,7 @@ class RequestLease(Lease):
 
 
 def _current_task() -> int | None:
-    """Return the id of the current asyncio task, which is unique while the task runs and does not keep it alive."""
+    """Return the current asyncio task's ID, which is unique while the task runs and does not keep the task alive."""
     asyncio: Any = sys.modules.get("asyncio")  # importing it here would take 30 ms
     if asyncio is None or (loop := asyncio._get_running_loop()) is None:
         return None
@@ -161,7 +161,7 @@ class Boundary:
         return self._note(authenticator, path, await authenticator.check_async(self.credentials, path))
 
     def is_verified_for(self, authenticator: Authenticator, whole_path: str) -> bool:
-        """Return whether *authenticator* has verified this request's token for this path, mount point included."""
+        """Return whether *authenticator* has verified this request's token for this path, including the mount point."""
         return (
             self.token is not None
             and self.token.verification is not None

@@ -21,8 +21,8 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
     """Carry the caller's token into work that runs after the request or outside its context.
 
     Use this for work that runs after the response, and for work that starts in an empty context: a
-    ``Thread`` subclass that overrides ``run``, a greenlet, a callback, or a custom executor. `carry`
-    captures the token when it is called, never later, and binds the token while the work runs.
+    ``Thread`` subclass that overrides ``run``, a greenlet, a callback, or a custom executor. `carry` captures the token
+    at the time of the call, never later, and binds the token while the work runs.
 
     Args:
         work: A function, a coroutine function, a sync or async generator function, a coroutine, or a generator. If a
@@ -46,7 +46,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         if seconds is not None:
             token = token.rebind(lease=Lease(seconds=seconds))
         else:
-            # A token without a lease keeps its age: carrying it repeatedly must not extend its life.
+            # A token without a lease keeps its age: carrying it repeatedly must not extend its lifetime.
             token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
     bound = _bind_running(work, token)
     if bound is work:

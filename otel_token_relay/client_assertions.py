@@ -144,7 +144,7 @@ def check_packages() -> None:
     """Raise unless PyJWT and cryptography can be imported.
 
     Raises:
-        CredentialUnavailable: One of them is missing; the message says how to install it.
+        CredentialUnavailable: One of them is missing; the message explains how to install it.
     """
     try:
         for name in ("cryptography.x509", "jwt.algorithms"):

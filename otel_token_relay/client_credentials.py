@@ -1,10 +1,10 @@
-"""This service's own credential at an authorization server, and how it appears in a request.
+"""This service's own credential for an authorization server, and the forms that the credential takes in a request.
 
 `ClientCredential` contains the configured values. A request presents the credential in one of four ways: as a secret in
 the header or the form, as an assertion that this service signs, as an assertion that a platform issues, or as a TLS
 client certificate.
 
-A secret is never printed: `Secret` shows only that it is set, and no error message contains it.
+A secret is never printed: `Secret` shows only that a secret is set, and no error message contains the secret.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class ClientCertificate(NamedTuple):
 
 
 class Authentication(NamedTuple):
-    """What a request contains to identify this service.
+    """The parts of a request that identify this service.
 
     Attributes:
         authorization: The value of the ``Authorization`` header; ``None`` to omit the header.
@@ -273,7 +273,7 @@ class ClientCredential:
             endpoint: The URL that the request is sent to.
 
         Raises:
-            CredentialUnavailable: A file or a callable cannot be used now.
+            CredentialUnavailable: A file or a callable is currently unusable.
         """
         if self.method in _SECRET_METHODS:
             return self._with_secret()

@@ -21,14 +21,14 @@ _CACHED_ORIGINS: Final = 1024
 # lower.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
-# In shorter names, two edits do not indicate a misspelling.
+# In shorter names, two edits are not a sign of a misspelling.
 _MIN_LENGTH: Final = 4
 
 _LOOPBACK: Final = "{} and {} are different origins, even if both are this machine"
 
 
 class ClosestEntry(NamedTuple):
-    """The entry that differs least from an origin.
+    """The entry that is closest to an origin.
 
     Attributes:
         entry: The entry, as text.

@@ -4,9 +4,9 @@ OpenTelemetry passes part of the file to the propagator, but only if OpenTelemet
 itself, so that the settings always apply, even if the file contains ``disabled: true``, if ``composite_list`` includes
 the propagator, or if OpenTelemetry fails to start.
 
-The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item of
-``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` are replaced with environment
-variables.
+The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item in
+``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` are replaced with the values
+of environment variables.
 
 Source: OpenTelemetry specification, "Declarative configuration: environment variable substitution".
 """
@@ -56,7 +56,7 @@ class ConfigurationFile(NamedTuple):
 
     Attributes:
         sections: The places that contain settings, in order of precedence.
-        misspelled: The places with a similar name, which have no effect, each with the path that was probably meant.
+        misspelled: The places with a similar name, which have no effect, each with the path that was probably intended.
         duplicates: The paths of repeated keys on the way to the settings.
         names_propagator: Whether the file enables the relay.
         problem: Why the file cannot be read; ``None`` if it can.
@@ -131,7 +131,7 @@ def _unreadable(reason: str, *, is_unknown: bool = True) -> ConfigurationFile:
 
 
 def _position(error: Exception) -> str:
-    """Return where the parser stopped."""
+    """Return the position at which the parser stopped."""
     mark = getattr(error, "problem_mark", None)
     line = getattr(error, "lineno", None) or (None if mark is None else mark.line + 1)
     return type(error).__name__ if line is None else f"{type(error).__name__} in line {line}"
@@ -153,7 +153,7 @@ def _parse(content: bytes, suffix: str) -> object:
         found.duplicates = _repeated(names)
 
     loader.add_constructor("tag:yaml.org,2002:map", construct)
-    return yaml.load(text, loader)  # the class is a SafeLoader
+    return yaml.load(text, loader)  # the loader is a subclass of SafeLoader
 
 
 def _sections(document: object, environ: Mapping[str, str]) -> Iterator[Section]:

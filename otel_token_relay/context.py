@@ -89,12 +89,12 @@ def bind_not_found(context: Context) -> Context:
 
 
 def is_bound(context: Context) -> bool:
-    """Return whether *context* shows who code runs for: a caller, with or without a token, or the service itself."""
+    """Return whether *context* shows on whose behalf code runs: a caller's (even without a token) or the service's."""
     return TOKEN_KEY in context or SERVICE_KEY in context
 
 
 def is_unserved(context: Context) -> bool:
-    """Return whether *context* belongs to no request, so that the service acts on its own behalf.
+    """Return whether *context* is outside any request, so that the service acts on its own behalf.
 
     This is the case inside ``with as_service():``, and in a process that has never served a request unless a token, or
     the absence of one, is bound. In a process that serves requests, or that works for such a process, a context without
@@ -108,7 +108,7 @@ def is_unserved(context: Context) -> bool:
 
 
 def _is_worker_process() -> bool:
-    """Return whether this process was started by ``multiprocessing``: its tasks may belong to its parent's requests.
+    """Return whether ``multiprocessing`` started this process, whose tasks may then belong to its parent's requests.
 
     This process cannot tell whether its parent serves requests, because a pool is often created before the first
     request.
@@ -248,6 +248,6 @@ def to_destination(url: str, context: Context | None = None) -> Context:
     Args:
         url: The URL that will be requested. If two parsers could interpret the URL differently (because of user info, a
             backslash, or white space), ``inject`` does not write a token.
-        context: The context that holds the token; ``None`` for the current context.
+        context: The context that contains the token; ``None`` for the current context.
     """
     return otel_context.set_value(DESTINATION_KEY, NamedUrl(Origin.parse(url), is_signed(url)), context)

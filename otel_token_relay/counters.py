@@ -84,9 +84,9 @@ class LazyCounter:
     def prepare(self) -> None:
         """Create the counter before the first request. Never raises.
 
-        Until there is an SDK, the API returns a counter that it later connects to the SDK.
+        Until an SDK is configured, the API returns a counter that it later connects to the SDK.
         """
         try:
             self.create()
-        except Exception:  # the application's meter provider failed; the next use retries
+        except Exception:  # the application's meter provider failed; the next use tries again
             _logger.debug("the counter %s cannot be created yet", self._name, exc_info=True)

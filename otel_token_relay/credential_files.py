@@ -16,11 +16,11 @@ _Content = TypeVar("_Content")
 
 
 class CredentialUnavailable(Exception):
-    """The credential cannot be used now. The message does not contain it."""
+    """The credential cannot be used now. The message does not contain the credential."""
 
 
 class FileUnusable(ValueError):
-    """A file does not contain what is expected. The message continues the sentence "the file in … "."""
+    """A file does not have the expected content. The message completes the sentence "the file in … "."""
 
 
 class FileVersion(NamedTuple):

@@ -53,7 +53,7 @@ def parse_credentials(
         scheme), ``AMBIGUOUS`` (multiple field lines, or a comma), ``MALFORMED``, or ``TOO_LONG`` (the token is too
         long, or the line is too long regardless of its content).
 
-    Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5 and 11.
+    Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5, and 11.
     """
     if len(values) != 1:
         return Reason.AMBIGUOUS if values else Reason.ABSENT

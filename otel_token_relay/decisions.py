@@ -40,7 +40,7 @@ ExchangeResult = Literal["hit", "miss", "joined", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision for one hop and the reason for it. A decision never contains a token.
+    """The decision for a hop and the reason for that decision. A decision never contains a token.
 
     Attributes:
         reason: Why the token was sent or withheld.

@@ -40,7 +40,7 @@ _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """One allow-list entry: an origin pattern and how the token is sent there.
+    """An allow-list entry: an origin pattern and how to send the token there.
 
     Attributes:
         pattern: The origins that may receive the token.

@@ -1,4 +1,4 @@
-"""The names of the environment variables.
+"""The names of this package's environment variables.
 
 The ``opentelemetry_environment_variables`` entry point refers to this module. Every name here that starts with
 ``OTEL_`` becomes an ``opentelemetry-instrument`` flag, so do not import any other names here. The variable for the

@@ -75,7 +75,7 @@ class ConfigurationError(RelayError, ValueError):
 
 
 class TokenUnavailable(RelayError):
-    """The error that an outgoing call raises if its destination has `;required` but no token can be relayed.
+    """The error that an outgoing call raises if its destination has ``;required`` but no token can be relayed.
 
     The request has not been sent.
 
@@ -125,8 +125,8 @@ class TokenRejected(RelayError):
         reason: One of the `RejectReason` values.
         claim: The claim, or the member of the header or introspection response, that was checked; ``None`` unless there
             is exactly one.
-        expected: The accepted values, printable and at most 100 characters each; empty if the check does not compare
-            with a list.
+        expected: The accepted values, printable and at most 100 characters each; empty if the claim is not compared
+            with such values.
         found: The values in the token, in the same form; empty if the token has none. `TokenVerifier.verify` sets both
             *expected* and *found*.
     """

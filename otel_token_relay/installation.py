@@ -10,7 +10,8 @@ All of the package's process-wide state:
 * the `ImportHooks` here and in `otel_token_relay.redaction.installation`, and what they have patched;
 * in `otel_token_relay.operator_log`: the decision log and, with ``…_LOG=debug``, the logger's class;
 * in `otel_token_relay.context`: the callbacks for new tokens and for verified tokens;
-* in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources and scopes;
+* in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources, and redacted
+  scopes;
 * caches: authenticators, keyed by settings; signing keys and introspection results, keyed by issuer;
 * in `otel_token_relay.token`: the fork counter and the fingerprint key.
 """
@@ -154,7 +155,7 @@ def _undo(installation: _Installation, successor: Runtime | None) -> None:
 
 
 def hook_states() -> dict[str, str]:
-    """Return ``hooked``, ``not imported`` or the error for each module that has a hook."""
+    """Return ``hooked``, ``not imported``, or the error for each module that has a hook."""
     with _lock:
         if _installed is None:
             return {}

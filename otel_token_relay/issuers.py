@@ -44,7 +44,7 @@ PERSONAL_TENANT: Final = "9188040d-6c67-4c5b-b112-36a304b66dad"
 
 is_tenant: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII).fullmatch
 ENDPOINTS: Final = ("jwks_uri", "introspection_endpoint", "token_endpoint")
-"""The URLs that belong to one issuer."""
+"""The URLs that belong to a specific issuer."""
 
 _is_name: Final = re.compile(r"[!-~]{1,500}", re.ASCII).fullmatch
 
@@ -313,7 +313,7 @@ def combine(
     client: ClientCredential | None = None,
     plaintext_hosts: Collection[str] = (),
 ) -> tuple[TrustedIssuer, ...]:
-    """Return the issuers. If there is only one, the other arguments complete it.
+    """Return the issuers. If there is only one issuer, fill in its missing values from the other arguments.
 
     Raises:
         ConfigurationError: There are multiple issuers, so it is unclear which one a value belongs to; an issuer that is

@@ -93,7 +93,7 @@ class DecisionLog:
         self._limit = RateLimit(MAX_LINES_PER_SECOND, 1.0, clock)
 
     def write(self, **fields: str | Callable[[], str | None] | None) -> None:
-        """Write one line with those *fields* that have a value. Never raises.
+        """Write one line with the *fields* that have a value. Never raises.
 
         Args:
             fields: The values, or callables that return them. The callables are not called for a skipped line.

@@ -17,7 +17,7 @@ from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
-# Scheme, host and port.
+# Scheme, host, and port.
 Target = tuple[str, str, int | None]
 
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -31,7 +31,7 @@ class RelayPolicy:
         refused: Origins that must not match any entry, not even a wider one.
 
     Attributes:
-        entries: The entries, by pattern, including those with ``;never``.
+        entries: The entries, keyed by pattern, including entries with ``;never``.
         refused: The refused patterns.
         is_empty: Whether no origin gets a token.
         has_required: Whether any entry has ``;required``.
@@ -51,7 +51,7 @@ class RelayPolicy:
         self.has_exchanged: bool = any(d.needs_exchange for d in self.entries.values())
         self.has_retry: bool = any(d.retry == "idempotent" for d in self.entries.values())
         self.has_own: bool = any(d.without_user is not None for d in self.entries.values())
-        # A client passes the same scheme, host and port at every hop to the same server.
+        # A client passes the same scheme, host, and port at every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 
     def find(self, scheme: str, host: str, port: int | None) -> Destination | None:

@@ -58,7 +58,8 @@ class TokenRelayPropagator(TextMapPropagator):
     """Carry the caller's bearer token in the OpenTelemetry Context.
 
     Args:
-        settings: ``None`` for the installed settings, or for those from the environment if none are installed.
+        settings: The settings; ``None`` for the installed settings or, if none are installed, the settings from the
+            environment.
         relay: The relay that makes decisions about outgoing requests; ``None`` for a new relay with *settings*, or for
             the installed relay if *settings* is also ``None``.
     """

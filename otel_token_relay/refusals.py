@@ -122,7 +122,7 @@ def record(
         context: The request's context, with its token.
         describe: Describes the request. It may raise, because it reads data that a server has parsed.
         is_at_server: Whether the boundary is located where the server calls its application. Instrumentation cannot
-            enclose such a boundary, so the current span, if any, belongs to a different request.
+            enclose a boundary there, so the current span, if any, belongs to a different request.
     """
     _recorder.record(error_response, context, describe, is_at_server)
 

@@ -7,7 +7,7 @@ They then write the header value that `Relay.decide` returns. In two cases, `Rel
 * An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
   not block: the adapter awaits `Exchange.run_async`, which returns the header value or the `Hop`.
 
-Tokens for individual destinations come from a `TokenSource`. This module does not import one, because they belong to an
+Tokens for individual destinations come from a `TokenSource`. This module does not import any, because they belong to an
 extra.
 """
 
@@ -144,7 +144,7 @@ class Relay:
         settings: The settings.
         source: Obtains tokens for destinations that require their own; ``None`` if no tokens can be obtained.
         now: The wall clock, in seconds since the epoch.
-        monotonic: A clock in seconds that never goes backward.
+        monotonic: A monotonic clock, in seconds.
 
     Attributes:
         settings: The settings, which are immutable.
@@ -332,7 +332,7 @@ class Relay:
 
         Args:
             url: The URL, as passed to a client.
-            has_header: Returns whether the request already has the header with the given lower-case name.
+            has_header: Returns whether the request already has the header with the given lowercase name.
         """
         context = get_current()
         if self.is_closed or self.policy.is_empty or is_suppressed(context):
@@ -508,9 +508,9 @@ class Hop:
         relay: The relay that has made the decision.
         caller: The caller's token; ``None`` if the service acts on its own behalf.
         destination: The entry.
-        target: Where the request goes.
-        context: The context of the hop.
-        obtained: The token for this destination; ``None`` to send the caller's.
+        target: The target of the request.
+        context: The hop's context.
+        obtained: The token for this destination; ``None`` to send the caller's token.
         settle: See `Renewed`; ``None`` unless the request is being retried.
 
     Attributes:
@@ -575,7 +575,7 @@ class Hop:
             Whether the request may be sent with the token. Otherwise, it must be sent without the header.
 
         Raises:
-            TokenUnavailable: The destination requires a token, and the token may no longer be sent.
+            TokenUnavailable: The destination requires a token, but the token may no longer be sent.
         """
         relay = self._relay
         if relay.is_closed:
@@ -707,8 +707,8 @@ class Exchange(Generic[Sent]):
         relay: The relay that has made the decision.
         caller: The caller's token; ``None`` if the service acts on its own behalf.
         destination: The entry.
-        target: Where the request goes.
-        context: The context of the hop.
+        target: The target of the request.
+        context: The hop's context.
         is_final: See `Relay.decide`.
     """
 

@@ -107,7 +107,7 @@ def _entry(index: int, item: object) -> str:
 
 def _read_number(text: str) -> float:
     try:
-        # float() also accepts 1_000 and digits from other scripts.
+        # float() also accepts underscores, as in 1_000, and digits from other scripts.
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
@@ -137,7 +137,7 @@ def choice(*choices: str) -> Kind:
     """Return the kind for a setting that accepts only the given values."""
 
     def read_value(value: object) -> str:
-        if value is False and "off" in choices:  # YAML reads an unquoted off as false
+        if value is False and "off" in choices:  # YAML parses an unquoted off as false
             return "off"
         raise ValueError(f"expected one of {', '.join(word for word in choices if word)}")
 

@@ -70,7 +70,7 @@ _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
-# A bearer token in one of these headers would break the request or send it elsewhere.
+# A bearer token in one of these headers would break the request or send it to the wrong place.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -97,7 +97,7 @@ NO_FILE: Final = "/dev/null"
 # RFC 6749, section 3.3.
 _is_scope = re.compile(r"[!#-\[\]-~]+", re.ASCII).fullmatch
 
-# Strict values that accept nothing. RFC 6761, section 6.4: no name below .invalid exists.
+# Strict values that accept nothing. RFC 6761, section 6.4: no names exist under .invalid.
 _NO_URL: Final = "https://{}.invalid"
 _NONE: Final = "(none)"
 

@@ -41,7 +41,7 @@ _GUARDED: Final = ("verify", "require_verified")
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
 
 
-# The effects of strict values that are not obvious.
+# Effects of strict values that are not obvious.
 _EFFECTS: Final = {
     "header": "no token is relayed",
     "source_headers": "no token is read from any request",
@@ -73,7 +73,7 @@ class Source:
 
     Attributes:
         name: The source, for messages.
-        values: The values, by setting. They include the strict values of settings that cannot be read.
+        values: The values, keyed by setting. They include the strict values of settings that cannot be read.
         invalid: The settings that are set to their strict values.
         problems: One sentence for each value or name that cannot be read.
         refused: The origins of skipped destinations.
@@ -294,7 +294,7 @@ def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Varia
     *files, environment = sources
     for setting, value in environment.values.items():
         file = next((source for source in files if setting in source.values), None)
-        if file is None or file.name == FILE_VARIABLE:  # a file that cannot be read is already reported as a problem
+        if file is None or file.name == FILE_VARIABLE:  # an unreadable file has already been reported as a problem
             continue
         if setting not in STRICTNESS and file.values[setting] != value:
             yield f"{variables[setting].name} has no effect, because {file.name}.{setting} takes precedence"

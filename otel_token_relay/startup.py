@@ -1,4 +1,4 @@
-"""Hook servers if requests are to be verified, even if OpenTelemetry does not start.
+"""Hook servers if requests must be verified, even if OpenTelemetry does not start.
 
 A missing exporter, a missing configuration file, or ``python -I`` prevents OpenTelemetry from calling this package.
 Therefore, the wheel contains ``otel_token_relay.pth``, which imports this module when each process starts, under the

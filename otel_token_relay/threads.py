@@ -3,14 +3,14 @@
 Two rules hold for every pool and worker thread:
 
 * A task runs in the context of the request that submitted it.
-* A thread that works for all requests has no token, regardless of which request started it.
+* A thread that serves all requests has no token, regardless of which request started it.
 
-OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer`` and
-``ThreadPoolExecutor``. Authentication must not depend on whether an operator enabled that instrumentation for tracing.
-Therefore, the relay enables the instrumentation itself, as late as possible: just before the first token is bound. By
-then, the application has enabled its own instrumentation, and OpenTelemetry is no longer in the middle of importing
-this package. With the instrumentation, a thread has the context of the code that started it. This module's hooks remove
-the token from threads that outlive the request.
+OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer``, and ``ThreadPoolExecutor``.
+Authentication must not depend on whether an operator enabled that instrumentation for tracing. Therefore, the relay
+enables the instrumentation itself, as late as possible: just before the first token is bound. By then, the application
+has enabled its own instrumentation, and OpenTelemetry is no longer in the middle of importing this package. With the
+instrumentation, a thread has the context of the code that started it. This module's hooks remove the token from threads
+that outlive the request.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Lease:
 
 
 class Verification(Protocol):
-    """The result of verifying one request's token in this service."""
+    """The result of verifying a request's token in this service."""
 
     @property
     def claims(self) -> Mapping[str, object]:
@@ -172,7 +172,7 @@ class BearerToken:
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since the epoch: the verified time, or else a JWT's unverified ``exp``.
+        """When the token expires, in seconds since the epoch: the verified time, or else an unverified JWT's ``exp``.
 
         Use an unverified ``exp`` only to avoid sending an expired token.
         """

@@ -61,10 +61,10 @@ class UnusedCredentials:
 
 
 def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken | None) -> bool:
-    """Return whether a request may contain unused credentials. Nearly all requests cannot.
+    """Return whether a request may contain unused credentials, which is rarely the case.
 
     Args:
-        settings: Contains the names of the source headers.
+        settings: The settings, which contain the names of the source headers.
         is_present: Whether the request has a source header.
         token: The token that was taken from the request, if any.
     """
@@ -80,7 +80,7 @@ def find_unused(
 
     Args:
         values_of: Returns every field line of the header with a given lowercase name.
-        settings: Contains the names of the source headers.
+        settings: The settings, which contain the names of the source headers.
         token: The token that was taken from the request, if any. It is not included.
     """
     try:
