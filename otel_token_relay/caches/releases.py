@@ -13,7 +13,7 @@ from otel_token_relay.runtime import Runtime
 def checker(*modules: str) -> Callable[[ModuleType, Runtime, Patches], None]:
     """Return a patch for a library's top module that raises if the library has not all of *modules*."""
 
-    def check(module: ModuleType, runtime: Runtime, _: Patches) -> None:
+    def check(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         if not runtime.settings.protect_caches:
             return
         for name in modules:
