@@ -117,8 +117,8 @@ class TokenSource(Protocol):
         """Return another token in place of a rejected one, and block until there is one.
 
         Returns:
-            ``None`` if the request must not be sent again: there is no other token, or another request has found out a
-            moment ago that the destination rejects the new token, too.
+            ``None`` if the request must not be sent again: the new token is the rejected one, or another request has
+            found out a moment ago that the destination rejects the new token, too.
 
         Raises:
             ExchangeFailed: No token could be obtained.
