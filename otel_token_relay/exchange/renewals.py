@@ -36,9 +36,9 @@ class Trial:
     __slots__ = ("_lock", "has_ended", "result", "started_at")
 
     def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
+        self.started_at: float = started_at
         self.result: Future[bool] = Future()
-        self.has_ended = False
+        self.has_ended: bool = False
         self._lock = threading.Lock()
 
     def settle(self, is_accepted: bool) -> None:
