@@ -14,8 +14,10 @@ from otel_token_relay.entry_syntax import (
     CONTAINS_COMMA,
     FLAGS,
     GRANTS,
+    RETRIES,
     TEXT_PARAMETERS,
     Grant,
+    Retry,
     field_of,
     is_parameter,
 )
@@ -49,6 +51,7 @@ class Destination:
         expect: Audiences that the exchanged token may have instead of the one requested, separated by spaces.
         grant: How to exchange, if it differs from the setting ``exchange_grant``.
         without_user: ``client`` to send a token of the service's own if no request is served.
+        retry: ``idempotent`` to send a request with an idempotent method once more if its token is rejected.
         never: Whether no token is sent there, although a wider entry may match. It excludes the other parameters.
 
     Raises:
@@ -65,6 +68,7 @@ class Destination:
     expect: str | None = None
     grant: Grant | None = None
     without_user: Literal["client"] | None = None
+    retry: Retry | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in TEXT_PARAMETERS if getattr(self, field_of(name)) is not None]
@@ -73,7 +77,7 @@ class Destination:
                 raise ValueError(f"the value of ;{name}= must be printable ASCII, even after percent-decoding")
         if self.never and (self.required or given):
             raise ValueError(";never excludes all other parameters; remove them or ;never")
-        for name, choices in (("grant", GRANTS), ("without-user", ("client",))):
+        for name, choices in (("grant", GRANTS), ("without-user", ("client",)), ("retry", RETRIES)):
             if getattr(self, field_of(name)) not in (None, *choices):
                 raise ValueError(f"the value of ;{name}= must be {' or '.join(choices)}")
         if given and not self.needs_exchange:

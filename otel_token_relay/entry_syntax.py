@@ -9,10 +9,14 @@ Grant = Literal["token-exchange", "on-behalf-of"]
 GRANTS: Final[tuple[Grant, ...]] = ("token-exchange", "on-behalf-of")
 """How a caller's token is exchanged: RFC 8693, or the grant of Microsoft Entra."""
 
+Retry = Literal["off", "idempotent"]
+RETRIES: Final[tuple[Retry, ...]] = ("off", "idempotent")
+"""Whether a request whose token is rejected is sent once more with a new token."""
+
 FLAGS: Final = ("required", "never")
 EXCHANGE_PARAMETERS: Final = ("audience", "scope", "resource")
 """The parameters that make a destination receive an exchanged token."""
-TEXT_PARAMETERS: Final = (*EXCHANGE_PARAMETERS, "expect", "grant", "without-user")
+TEXT_PARAMETERS: Final = (*EXCHANGE_PARAMETERS, "expect", "grant", "without-user", "retry")
 PARAMETERS: Final = FLAGS + TEXT_PARAMETERS
 
 CONTAINS_COMMA: Final = (

@@ -56,6 +56,7 @@ CLIENT_HOOKS = (
     Hook("urllib3.connectionpool", urllib3.patch, "urllib3"),
     Hook("urllib.request", urllib.patch, None),
     Hook("aiohttp.client_reqrep", aiohttp.patch, "aiohttp"),
+    Hook("aiohttp.client", aiohttp.patch_session, "aiohttp"),
     Hook("aiohttp.connector", aiohttp.patch_connector, "aiohttp"),
     Hook("tornado.simple_httpclient", tornado.patch, "tornado"),
     Hook("grpc", grpc.patch, "grpcio"),

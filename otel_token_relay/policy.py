@@ -36,6 +36,7 @@ class RelayPolicy:
         is_empty: Whether no origin gets a token.
         has_required: Whether any entry has ``;required``.
         has_exchanged: Whether any entry requires a token for its destination.
+        has_retry: Whether any entry permits that a request is sent once more.
         has_own: Whether any entry permits a token of the service's own.
     """
 
@@ -48,6 +49,7 @@ class RelayPolicy:
         self.is_empty: bool = not any(self._by_pattern.values())
         self.has_required: bool = any(d.required for d in self.entries.values())
         self.has_exchanged: bool = any(d.needs_exchange for d in self.entries.values())
+        self.has_retry: bool = any(d.retry == "idempotent" for d in self.entries.values())
         self.has_own: bool = any(d.without_user is not None for d in self.entries.values())
         # A client passes the same scheme, host and port at every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, overload
 
@@ -27,10 +27,11 @@ from otel_token_relay.context import TOKEN_KEY, is_unserved
 from otel_token_relay.decisions import Decision, DecisionRecorder, ExchangeResult
 from otel_token_relay.destinations import Destination
 from otel_token_relay.errors import ExchangeFailed, TokenUnavailable
-from otel_token_relay.origin import Target
+from otel_token_relay.origin import Origin, Target
 from otel_token_relay.otel import OLD_SUPPRESS_KEY, SUPPRESS_KEY, get_current, is_suppressed
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.reasons import Reason
+from otel_token_relay.retries import METHODS, Rejection, read_rejection
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock, Lease
 from otel_token_relay.urls import read_url
@@ -73,6 +74,19 @@ class Obtained(NamedTuple):
     until: float
 
 
+class Renewed(NamedTuple):
+    """Another token in place of one that a destination has rejected.
+
+    Attributes:
+        obtained: The token.
+        settle: Must be called once with whether the destination has accepted the token. Requests with the same rejected
+            token wait for that.
+    """
+
+    obtained: Obtained
+    settle: Callable[[bool], None]
+
+
 class TokenSource(Protocol):
     """Obtains tokens for single destinations. `otel_token_relay.exchange.tokens` does this."""
 
@@ -95,6 +109,26 @@ class TokenSource(Protocol):
 
     async def obtain_async(self, caller: BearerToken | None, destination: Destination) -> Obtained:
         """Do the same as `obtain` without blocking the event loop."""
+        ...
+
+    def renew(
+        self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
+    ) -> Renewed | None:
+        """Return another token in place of a rejected one, and block until there is one.
+
+        Returns:
+            ``None`` if the request must not be sent again: the new token is the rejected one, or another request has
+            found out a moment ago that the destination rejects the new token, too.
+
+        Raises:
+            ExchangeFailed: No token could be obtained.
+        """
+        ...
+
+    async def renew_async(
+        self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
+    ) -> Renewed | None:
+        """Do the same as `renew` without blocking the event loop."""
         ...
 
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
@@ -443,13 +477,24 @@ class Hop:
         target: Where the request goes.
         context: The context of the hop.
         obtained: The token for this destination; ``None`` to send the caller's.
+        settle: See `Renewed`; ``None`` unless the request is sent again.
 
     Attributes:
         is_recorded: Whether the decision has been recorded.
         replaced: The header lines that the token's header replaced, for use by the adapter.
     """
 
-    __slots__ = ("_caller", "_context", "_destination", "_obtained", "_relay", "_target", "is_recorded", "replaced")
+    __slots__ = (
+        "_caller",
+        "_context",
+        "_destination",
+        "_obtained",
+        "_relay",
+        "_settle",
+        "_target",
+        "is_recorded",
+        "replaced",
+    )
 
     def __init__(
         self,
@@ -459,7 +504,9 @@ class Hop:
         target: Target,
         context: Context,
         obtained: Obtained | None = None,
+        settle: Callable[[bool], None] | None = None,
     ) -> None:
+        self._settle = settle
         self._relay = relay
         self._caller = caller
         self._destination = destination
@@ -515,16 +562,97 @@ class Hop:
     def check(self) -> Reason | None:
         """Return the first reason to withhold the token now, or ``None``."""
         relay, obtained = self._relay, self._obtained
-        if self._caller is not None:
-            reason = relay._reason_of_token(self._caller)
-        else:
-            reason = None if is_unserved(self._context) else Reason.NO_BOUNDARY
+        reason = self._check_caller()
         if reason is None and obtained is not None:
             expires_at = obtained.token.expires_at
             is_late = expires_at is not None and relay._now() >= expires_at
             if is_late or relay._monotonic() >= obtained.until:
                 reason = Reason.EXPIRED
         return reason
+
+    def _check_caller(self) -> Reason | None:
+        if self._caller is not None:
+            return self._relay._reason_of_token(self._caller)
+        return None if is_unserved(self._context) else Reason.NO_BOUNDARY
+
+    def may_repeat(self, method: str) -> bool:
+        """Return whether the request may be sent once more if the response rejects its token.
+
+        Args:
+            method: The request's method, in upper case.
+        """
+        is_first = self._obtained is not None and self._settle is None
+        return is_first and self._destination.retry == "idempotent" and method in METHODS
+
+    def is_for(self, target: Target) -> bool:
+        """Return whether a request that is sent again goes to the same server as the first time."""
+        return Origin.of(*target) == Origin.of(*self._target)
+
+    def again(self, challenges: Iterable[str]) -> Hop | None:
+        """Obtain another token after a response with status 401, if `may_repeat`. This blocks and never raises.
+
+        The first response must still be readable: if the result is ``None``, the application gets it.
+        Otherwise, send the request with the returned hop, and call `settle` in any case.
+
+        Args:
+            challenges: The values of the response's ``WWW-Authenticate`` headers.
+        """
+        if (wanted := self._wanted(challenges)) is None:
+            return None
+        source, rejected, rejection = wanted
+        try:
+            return self._next(source.renew(self._caller, self._destination, rejected, rejection))
+        except Exception as error:
+            _logger.debug("a rejected token is not renewed: %s", type(error).__name__)
+        return None
+
+    async def again_async(self, challenges: Iterable[str]) -> Hop | None:
+        """Do the same as `again` without blocking the event loop."""
+        if (wanted := self._wanted(challenges)) is None:
+            return None
+        source, rejected, rejection = wanted
+        try:
+            return self._next(await source.renew_async(self._caller, self._destination, rejected, rejection))
+        except Exception as error:
+            _logger.debug("a rejected token is not renewed: %s", type(error).__name__)
+        return None
+
+    def settle(self, *, is_accepted: bool) -> None:
+        """Report whether the destination has accepted the token of a request that was sent again."""
+        if self._settle is not None:
+            self._settle(is_accepted)
+
+    def _wanted(self, challenges: Iterable[str]) -> tuple[TokenSource, BearerToken, Rejection] | None:
+        """Return what a renewal needs, or ``None`` if there must be none."""
+        relay, obtained = self._relay, self._obtained
+        try:
+            rejection = read_rejection(challenges)
+            if rejection is None or obtained is None or relay.is_closed or self._check_caller() is not None:
+                return None
+        except Exception as error:
+            _logger.debug("cannot read a challenge: %s", type(error).__name__)
+            return None
+        return None if relay._source is None else (relay._source, obtained.token, rejection)
+
+    def _next(self, renewed: Renewed | None) -> Hop | None:
+        if renewed is None:
+            return None
+        hop = Hop(
+            self._relay,
+            self._caller,
+            self._destination,
+            self._target,
+            self._context,
+            renewed.obtained,
+            renewed.settle,
+        )
+        try:
+            if not self._relay.is_closed and hop.check() is None:
+                return hop
+        except Exception as error:
+            _logger.debug("cannot check a renewed token: %s", type(error).__name__)
+        renewed.settle(False)
+        return None
 
     def record(self, reason: Reason | None = None) -> None:
         """Record the decision without checking the tokens again; ``None`` if the request has been sent with one."""

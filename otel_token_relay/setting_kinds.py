@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from otel_token_relay.client_credentials import CLIENT_AUTH_METHODS, Secret
 from otel_token_relay.destinations import split_entries
-from otel_token_relay.entry_syntax import FLAGS, GRANTS, TEXT_PARAMETERS, field_of
+from otel_token_relay.entry_syntax import FLAGS, GRANTS, RETRIES, TEXT_PARAMETERS, field_of
 from otel_token_relay.spelling import nearest
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
@@ -190,7 +190,11 @@ ENTRIES: Final = Kind(
                             "properties": {"origin": {"type": "string", "minLength": 1}}
                             | {name: {"type": "boolean"} for name in FLAGS}
                             | {name: {"type": "string", "minLength": 1} for name in _PARAMETERS}
-                            | {"grant": {"enum": [*GRANTS]}, "without_user": {"enum": ["client"]}},
+                            | {
+                                "grant": {"enum": [*GRANTS]},
+                                "without_user": {"enum": ["client"]},
+                                "retry": {"enum": [*RETRIES]},
+                            },
                             "required": ["origin"],
                             "additionalProperties": False,
                         },

@@ -8,14 +8,19 @@ added header is removed once they have been written. A token for the destination
 
 from __future__ import annotations
 
+import asyncio
 import functools
+from contextvars import ContextVar
+from inspect import signature
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name, is_ip_peer
+from otel_token_relay.clients.retrying import Result, check_target
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Exchange, HasHeader
+from otel_token_relay.relay import Exchange, HasHeader, Hop
+from otel_token_relay.retries import DISCARD_SECONDS, MAX_DISCARDED, UNAUTHORIZED
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed_query
 
@@ -26,6 +31,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     # multidict converts a name of this type to lower case only once.
     name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
     replaces = relay.settings.on_conflict == "replace"
+    has_retry = relay.policy.has_retry
 
     @functools.lru_cache(maxsize=16)
     def twin_class(kind: Any) -> Any:
@@ -38,16 +44,31 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         twin_class(kind)  # if the application's class cannot be subclassed, the request gets no token
         return _target_of(call)
 
+    async def value_of(call: tuple[Any, Any]) -> str | None:
+        """Return the header value for a request that may be sent once more."""
+        attempt = _attempt.get()
+        hop = None if attempt is None else attempt.again
+        if hop is not None:
+            check_target(hop, target_of, call)
+        else:
+            found = relay.decide(call, target_of, _has_header, is_final=False, may_block=False)
+            hop = await found.run_async() if isinstance(found, Exchange) else found
+            if attempt is not None:
+                attempt.hop = hop
+        return hop.reveal() if hop is not None and hop.confirm() else None
+
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
             # A CONNECT request goes to the proxy in clear text.
-            value = (
-                None
-                if self.method == "CONNECT"
-                else relay.decide((self, conn), target_of, _has_header, may_block=False)
-            )
-            if isinstance(value, Exchange):
-                value = await value.run_async()
+            if self.method == "CONNECT":
+                return await original(self, conn)
+            value: Any
+            if has_retry:
+                value = await value_of((self, conn))
+            else:
+                value = relay.decide((self, conn), target_of, _has_header, may_block=False)
+                if isinstance(value, Exchange):
+                    value = await value.run_async()
             if value is None:
                 return await original(self, conn)
             kind: Any = type(self)
@@ -100,6 +121,86 @@ def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> N
         return connect
 
     patches.wrap(module.BaseConnector, "connect", build)
+
+
+class _Attempt:
+    """The decisions for one request of a session, and for the same request when it is sent again."""
+
+    __slots__ = ("again", "hop")
+
+    def __init__(self) -> None:
+        self.hop: Hop | None = None
+        self.again: Hop | None = None
+
+
+_attempt: Final[ContextVar[_Attempt | None]] = ContextVar("token_relay_attempt", default=None)
+
+
+def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
+    """Hook the sessions of *module*, which is ``aiohttp.client``, if a request may be sent once more.
+
+    aiohttp's own client middleware sends a request again in the same way; ours is the innermost.
+    """
+    has_middlewares = "middlewares" in signature(module.ClientSession._request).parameters  # since aiohttp 3.12
+    if not (runtime.relay.policy.has_retry and has_middlewares):
+        return
+    in_memory: Any = module.payload.BytesPayload
+
+    def is_repeatable(request: Any) -> bool:
+        return request._body is None or isinstance(request._body, in_memory)
+
+    async def send_once_more(request: Any, handler: Function) -> Any:
+        attempt = _Attempt()
+        outer = _attempt.set(attempt)
+        try:
+            response = await handler(request)
+            hop = attempt.hop
+            if (
+                response.status != UNAUTHORIZED
+                or hop is None
+                or not hop.may_repeat(request.method)
+                or not is_repeatable(request)
+            ):
+                return response
+            try:
+                again = await hop.again_async(response.headers.getall("WWW-Authenticate", ()))
+            except BaseException:
+                response.close()
+                raise
+            if again is None:
+                return response
+            attempt.again = again
+            with Result(again) as result:
+                await _discard(response)
+                response = await handler(request)
+                result.status = response.status
+            return response
+        finally:
+            _attempt.reset(outer)
+
+    def build(original: Function) -> Function:
+        def _request(self: Any, *args: Any, **kwargs: Any) -> Any:
+            given = kwargs.get("middlewares")
+            kwargs["middlewares"] = (*(self._middlewares if given is None else given), send_once_more)
+            return original(self, *args, **kwargs)
+
+        return _request
+
+    patches.wrap(module.ClientSession, "_request", build)
+
+
+async def _discard(response: Any) -> None:
+    """Read the rest of a response if it is short, so that its connection can be used again; else close it."""
+    size = 0
+    try:
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while size <= MAX_DISCARDED and (chunk := await response.content.readany()):
+                size += len(chunk)
+    except BaseException as error:
+        response.close()
+        if not isinstance(error, Exception):
+            raise
+    response.release()
 
 
 def _settle(own: Any, twin: Any, name: str) -> None:

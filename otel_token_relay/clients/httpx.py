@@ -10,17 +10,20 @@ A transport with a connection pool may let the request wait. It passes the decis
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from operator import itemgetter
 from types import MethodType, ModuleType
 from typing import Any, Final
 
 from otel_token_relay.clients.connections import check_tls_name
 from otel_token_relay.clients.httpcore import HOP, checks_when_sending
+from otel_token_relay.clients.retrying import Result
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
 from otel_token_relay.relay import Exchange, HasHeader, Hop
+from otel_token_relay.retries import MAX_DISCARDED, UNAUTHORIZED, read_rejection
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed, is_signed_query
 
@@ -120,6 +123,87 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         hooked[original] = handle_async_request
         return handle_async_request
 
+    def build_retrying(original: Function, target_of: Callable[[tuple[Any, Any]], Target]) -> Function:
+        def send(transport: Any, request: Any, hop: Hop) -> Any:
+            try:
+                response = original(transport, with_hop(request, hop))
+            except BaseException:
+                record_failed(transport, hop)
+                raise
+            if not hop.is_recorded:
+                hop.record()
+            return response
+
+        def handle_request(self: Any, request: Any) -> Any:
+            hop = relay.decide((self, request), target_of, has_header, is_final=False)
+            if hop is None:
+                return original(self, request)
+            response = send(self, request, hop)
+            if response.status_code != UNAUTHORIZED or not can_repeat(request, response, hop):
+                return response
+            try:
+                again = hop.again(challenges_of(response)) if _hold(response, held_stream) else None
+            except BaseException:
+                response.close()
+                raise
+            if again is None:
+                return response
+            with Result(again) as result:
+                response = send(self, request, again)
+                result.status = response.status_code
+            return response
+
+        hooked[original] = handle_request
+        return handle_request
+
+    def build_retrying_async(original: Function, target_of: Callable[[tuple[Any, Any]], Target]) -> Function:
+        async def send(transport: Any, request: Any, hop: Hop) -> Any:
+            try:
+                response = await original(transport, with_hop(request, hop))
+            except BaseException:
+                record_failed(transport, hop)
+                raise
+            if not hop.is_recorded:
+                hop.record()
+            return response
+
+        async def handle_async_request(self: Any, request: Any) -> Any:
+            hop = relay.decide((self, request), target_of, has_header, is_final=False, may_block=False)
+            if isinstance(hop, Exchange):
+                hop = await hop.run_async()
+            if hop is None:
+                return await original(self, request)
+            response = await send(self, request, hop)
+            if response.status_code != UNAUTHORIZED or not can_repeat(request, response, hop):
+                return response
+            try:
+                is_held = await _hold_async(response, held_async_stream)
+                again = await hop.again_async(challenges_of(response)) if is_held else None
+            except BaseException:
+                await response.aclose()
+                raise
+            if again is None:
+                return response
+            with Result(again) as result:
+                response = await send(self, request, again)
+                result.status = response.status_code
+            return response
+
+        hooked[original] = handle_async_request
+        return handle_async_request
+
+    def can_repeat(request: Any, response: Any, hop: Hop) -> bool:
+        # The class of a body that is in memory, and of no body.
+        is_in_memory = type(request.stream) is module.ByteStream
+        return is_in_memory and hop.may_repeat(request.method) and read_rejection(challenges_of(response)) is not None
+
+    def challenges_of(response: Any) -> list[str]:
+        values: list[str] = response.headers.get_list("www-authenticate")
+        return values
+
+    has_retry = relay.policy.has_retry
+    held_stream, held_async_stream = _held_streams(module) if has_retry else (None, None)
+
     # Error trackers send the local variables of every frame that an exception passes through, so the value
     # is deleted before the request is sent.
     def build_sync(original: Function) -> Function:
@@ -158,15 +242,87 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return build
 
-    patches.wrap(module.HTTPTransport, "handle_request", build_pooled)
-    patches.wrap(module.AsyncHTTPTransport, "handle_async_request", build_pooled_async)
+    pooled, pooled_async, sync, asynchronous = build_pooled, build_pooled_async, build_sync, build_async
+    if has_retry:  # a hop to a list without ;retry= must not pay for it
+        pooled, sync = (partial(build_retrying, target_of=locate) for locate in (_target_of_pooled, _target_of))
+        pooled_async, asynchronous = (
+            partial(build_retrying_async, target_of=locate) for locate in (_target_of_pooled, _target_of)
+        )
+    patches.wrap(module.HTTPTransport, "handle_request", pooled)
+    patches.wrap(module.AsyncHTTPTransport, "handle_async_request", pooled_async)
     for name in SYNC_TRANSPORTS:
-        patches.wrap(getattr(module, name), "handle_request", build_sync)
+        patches.wrap(getattr(module, name), "handle_request", sync)
     for name in ASYNC_TRANSPORTS:
-        patches.wrap(getattr(module, name), "handle_async_request", build_async)
+        patches.wrap(getattr(module, name), "handle_async_request", asynchronous)
     for client, method in ((module.Client, "handle_request"), (module.AsyncClient, "handle_async_request")):
         if "_transport_for_url" in vars(client):  # private; without it, such transports get no token
             patches.wrap(client, "_transport_for_url", router(method))
+
+
+def _held_streams(module: ModuleType) -> tuple[Any, Any]:
+    """Return classes for the body of a rejected response, of which a part is in memory."""
+
+    class HeldStream(module.SyncByteStream):  # type: ignore[misc,name-defined]
+        def __init__(self, chunks: list[bytes], rest: Any, stream: Any) -> None:
+            self._chunks, self._rest, self._stream = chunks, rest, stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from self._chunks
+            yield from self._rest
+
+        def close(self) -> None:
+            self._stream.close()
+
+    class HeldAsyncStream(module.AsyncByteStream):  # type: ignore[misc,name-defined]
+        def __init__(self, chunks: list[bytes], rest: Any, stream: Any) -> None:
+            self._chunks, self._rest, self._stream = chunks, rest, stream
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for chunk in self._chunks:
+                yield chunk
+            async for chunk in self._rest:
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    return HeldStream, HeldAsyncStream
+
+
+def _hold(response: Any, held_stream: Any) -> bool:
+    """Read the body of a rejected response, so that other requests can use its connection while a token is obtained.
+
+    The application can still read the response.
+
+    Returns:
+        Whether the body has been read. It has not if it is long.
+    """
+    stream = response.stream
+    chunks: list[bytes] = []
+    rest, size = iter(stream), 0
+    response.stream = held_stream(chunks, rest, stream)
+    for chunk in rest:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_DISCARDED:
+            return False
+    stream.close()
+    return True
+
+
+async def _hold_async(response: Any, held_stream: Any) -> bool:
+    """Do the same as `_hold` for an asynchronous response."""
+    stream = response.stream
+    chunks: list[bytes] = []
+    rest, size = aiter(stream), 0
+    response.stream = held_stream(chunks, rest, stream)
+    async for chunk in rest:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_DISCARDED:
+            return False
+    await stream.aclose()
+    return True
 
 
 _lower_name_of: Final = itemgetter(1)

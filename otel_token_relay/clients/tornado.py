@@ -16,13 +16,20 @@ from typing import Any
 from opentelemetry import context as otel_context
 
 from otel_token_relay.clients.connections import is_tcp
+from otel_token_relay.clients.retrying import check_target, is_repeatable
 from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Exchange, HasHeader
+from otel_token_relay.relay import Exchange, HasHeader, Hop
+from otel_token_relay.retries import UNAUTHORIZED
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed, is_signed_query
 
 _CONTEXT_NAME = "_token_relay_context"
+_HOP_NAME = "_token_relay_hop"
+_AGAIN_NAME = "_token_relay_again"
+# The first status that is not an interim response, and Tornado's for a request without a response.
+_FINAL = 200
+_FAILED = 599
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -69,15 +76,75 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             try:
                 # The headers are written by a plain function, which cannot wait for a token.
                 if relay.policy.has_exchanged and (target := _read_target(self.request.url)) is not None:
-                    is_fixed = is_signed(self.request.url)
-                    held: HasHeader = "fixed" if is_fixed else relay.header in self.request.headers
+                    has_signature = is_signed(self.request.url)
+                    held: HasHeader = "fixed" if has_signature else relay.header in self.request.headers
                     await relay.prepare_hop(target, has_header=held)
                 return await original(self)
             finally:
                 otel_context.detach(attached)
                 del attached
+                vars(self).pop(_HOP_NAME, None)
 
         return run
+
+    def value_of(connection: Any, headers: Any) -> str | None:
+        """Return the header value for a request that may be sent once more."""
+        call = connection, headers
+        hop: Hop | None = vars(connection.request).pop(_AGAIN_NAME, None)
+        if hop is not None:
+            check_target(hop, _target_of, call)
+        else:
+            found = relay.decide(call, _target_of, _has_header, is_final=False, may_block=False)
+            hop = found.give_up() if isinstance(found, Exchange) else found
+            vars(connection)[_HOP_NAME] = hop
+        return hop.reveal() if hop is not None and hop.confirm() else None
+
+    async def send_once_more(connection: Any, hop: Hop, original: Function, first_line: Any, headers: Any) -> None:
+        again = await hop.again_async(headers.get_list("WWW-Authenticate"))
+        if again is None:
+            await original(connection, first_line, headers)
+            return
+        callback = connection.final_callback
+        if callback is None:  # the request has timed out meanwhile
+            again.settle(is_accepted=False)
+            return
+
+        def finish(response: Any) -> None:
+            again.settle(is_accepted=response.code not in (UNAUTHORIZED, _FAILED))
+            callback(response)
+
+        request, client = connection.request, connection.client
+        vars(request)[_AGAIN_NAME] = again
+        try:
+            client.fetch_impl(request, finish)
+        except BaseException:
+            again.settle(is_accepted=False)
+            raise
+        connection.final_callback = None
+        connection._remove_timeout()
+        # The request uses the place of its first attempt: those that wait for its result would not give up theirs.
+        client.queue.rotate(1)
+        connection._release()
+        # Tornado opens a connection for each request. Without detaching it, a body that has already arrived would still
+        # be passed to the application's streaming callback.
+        connection.connection.detach()
+        connection._on_end_request()
+
+    def build_headers(original: Function) -> Function:
+        def headers_received(self: Any, first_line: Any, headers: Any) -> Any:
+            hop: Hop | None = vars(self).pop(_HOP_NAME, None) if first_line.code >= _FINAL else None
+            request = self.request
+            if (
+                hop is None
+                or first_line.code != UNAUTHORIZED
+                or request.body_producer is not None
+                or not is_repeatable(request.body)
+                or not hop.may_repeat(request.method)
+            ):
+                return original(self, first_line, headers)
+            return send_once_more(self, hop, original, first_line, headers)
+
+        return headers_received
 
     def build_connection(original: Function) -> Function:
         def _create_connection(self: Any, stream: Any) -> Any:
@@ -87,9 +154,13 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             def write_with_token(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
                 # Headers are written once. If the wrapper stayed, it and the connection would form a reference cycle.
                 connection.__dict__.pop("write_headers", None)
-                value = relay.decide((self, headers), _target_of, _has_header, may_block=False)
-                if isinstance(value, Exchange):
-                    value = value.give_up()
+                value: Any
+                if relay.policy.has_retry:
+                    value = value_of(self, headers)
+                else:
+                    value = relay.decide((self, headers), _target_of, _has_header, may_block=False)
+                    if isinstance(value, Exchange):
+                        value = value.give_up()
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
                     # Error trackers send the local variables of every frame that an exception passes through. The
@@ -113,6 +184,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)
     patches.wrap(module._HTTPConnection, "run", build_run)
     patches.wrap(module._HTTPConnection, "_create_connection", build_connection)
+    if relay.policy.has_retry:
+        patches.wrap(module._HTTPConnection, "headers_received", build_headers)
 
 
 def _read_target(url: str) -> Target | None:

@@ -15,10 +15,12 @@ from typing import Any
 
 from otel_token_relay.clients.connections import function_of, is_tcp
 from otel_token_relay.clients.headers import lower
+from otel_token_relay.clients.retrying import Result, is_repeatable
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.origin import Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import HasHeader
+from otel_token_relay.relay import HasHeader, Hop
+from otel_token_relay.retries import UNAUTHORIZED
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed
 
@@ -58,7 +60,40 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return do_open
 
-    patches.wrap(module.AbstractHTTPHandler, "do_open", build)
+    def build_retrying(original: Function) -> Function:
+        plain = build(original)
+
+        def do_open(self: Any, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
+            if http_class not in own_classes:  # its connection cannot be used twice
+                return plain(self, http_class, req, **http_conn_args)
+            hop = relay.decide((req, http_class), target_of, _has_header, is_final=False)
+            if hop is None:
+                return original(self, http_class, req, **http_conn_args)
+
+            def send(hop: Hop) -> Any:
+                return original(
+                    self, http_class, with_header(req, hop.reveal()) if hop.confirm() else req, **http_conn_args
+                )
+
+            response = send(hop)
+            if response.status != UNAUTHORIZED or not hop.may_repeat(req.get_method()) or not is_repeatable(req.data):
+                return response
+            try:
+                again = hop.again(response.headers.get_all("www-authenticate", ()))
+            except BaseException:
+                response.close()
+                raise
+            if again is None:
+                return response
+            with Result(again) as result:
+                response.close()  # urllib opens a connection for each request
+                response = send(again)
+                result.status = response.status
+            return response
+
+        return do_open
+
+    patches.wrap(module.AbstractHTTPHandler, "do_open", build_retrying if relay.policy.has_retry else build)
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:

@@ -10,14 +10,17 @@ The connection, not the pool, determines where a request goes: even a pool for a
 from __future__ import annotations
 
 from collections.abc import Callable
+from http.client import HTTPResponse
 from types import ModuleType
 from typing import Any
 
 from otel_token_relay.clients.connections import TCP, check_tls_name, function_of, is_tcp
 from otel_token_relay.clients.headers import lower
+from otel_token_relay.clients.retrying import Result, check_target, is_repeatable
 from otel_token_relay.origin import Origin, Target, origin_of_proxied
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import HasHeader
+from otel_token_relay.relay import HasHeader, Hop
+from otel_token_relay.retries import DISCARD_SECONDS, MAX_DISCARDED, UNAUTHORIZED
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed
 
@@ -43,6 +46,40 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         copy[header] = value
         return copy
 
+    def build_retrying(original: Function) -> Function:
+        def _make_request(*args: Any, **kwargs: Any) -> Any:
+            if len(args) != 4:
+                return original(*args, **kwargs)
+            headers = kwargs.get("headers")
+            hop = relay.decide((args, headers), target_of, _has_header, is_final=False)
+            if hop is None:
+                return original(*args, **kwargs)
+
+            def send(hop: Hop) -> Any:
+                if not hop.confirm():
+                    return original(*args, **kwargs)
+                passed = [{**kwargs, "headers": with_header(headers, hop.reveal())}]
+                return original(*args, **passed.pop())
+
+            response = send(hop)
+            if (
+                response.status != UNAUTHORIZED
+                or not hop.may_repeat(args[2])
+                or not _can_repeat(args[1], response, kwargs)
+            ):
+                return response
+            again = hop.again(response.headers.getlist("www-authenticate"))
+            if again is None:
+                return response
+            with Result(again) as result:
+                _discard(args[1], response)
+                check_target(again, target_of, (args, headers))
+                response = send(again)
+                result.status = response.status
+            return response
+
+        return _make_request
+
     def build(original: Function) -> Function:
         # The arguments are passed on unchanged: naming them would double the cost of the call.
         def _make_request(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +96,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return _make_request
 
-    patches.wrap(module.HTTPConnectionPool, "_make_request", build)
+    # A hop to a list without ;retry= must not pay for it.
+    patches.wrap(module.HTTPConnectionPool, "_make_request", build_retrying if relay.policy.has_retry else build)
 
 
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
@@ -132,6 +170,39 @@ def _target_of_proxied(own: Target, connection: Any, url: str) -> Target:
     if not is_proxys and destination != Origin.of(*own):
         raise ValueError("the connection and the URL have different destinations")
     return destination
+
+
+def _can_repeat(connection: Any, response: Any, kwargs: dict[str, Any]) -> bool:
+    """Return whether a request can be sent once more on its connection."""
+    if not is_repeatable(kwargs.get("body")) or type(getattr(response, "_original_response", None)) is not HTTPResponse:
+        return False
+    # A tunnel that is closed would be opened again without its proxy's CONNECT request.
+    return connection._tunnel_host is None or _is_short(connection, response._original_response)
+
+
+def _is_short(connection: Any, raw: HTTPResponse) -> bool:
+    return connection.sock is not None and raw.length is not None and raw.length <= MAX_DISCARDED
+
+
+def _discard(connection: Any, response: Any) -> None:
+    """Read the rest of a response if it is short, and close the connection otherwise: urllib3 opens it again."""
+    # The response would return the connection to the pool, or close it, while it is used for the second request.
+    response._connection = None
+    raw, opened = response._original_response, connection.sock
+    try:
+        if opened is None:
+            return
+        timeout = opened.gettimeout()
+        opened.settimeout(DISCARD_SECONDS)
+        raw.read(MAX_DISCARDED)
+        opened.settimeout(timeout)
+        # TLS can make a connection readable at any time, and a tunnel could not be opened again.
+        if not raw.isclosed() or (connection._tunnel_host is None and not connection.is_connected):
+            connection.close()
+    except Exception:  # the connection cannot be used
+        connection.close()
+    finally:
+        response.close()
 
 
 def _owner(kind: type, name: str) -> type:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from otel_token_relay.errors import ExchangeError, ExchangeFailed
 from otel_token_relay.exchange.grants import Request
 from otel_token_relay.exchange.responses import Issued
-from otel_token_relay.token import Clock
+from otel_token_relay.token import BearerToken, Clock
 from otel_token_relay.verification.cache import Cache
 
 DEFAULT_SIZE: Final = 4096
@@ -104,6 +104,12 @@ class ExchangeCache:
         # A clock may be set, and a process may sleep, so both clocks must agree.
         is_valid = self._monotonic() < found.until and (found.expires_at is None or self._now() < found.expires_at)
         return found if is_valid else None
+
+    def drop(self, key: bytes, rejected: BearerToken) -> None:
+        """Remove the result for a key if it is this token, which its destination has rejected."""
+        found = self._successes.get(key)
+        if found is not None and BearerToken.from_parsed(found.value) == rejected:
+            self._successes.drop(key)
 
     def failure(self, key: bytes) -> ExchangeFailed | None:
         """Return the failure of the last exchange if it is too recent to try again."""

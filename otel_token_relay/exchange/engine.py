@@ -156,6 +156,10 @@ class ExchangeEngine:
         """Return the cached result; the arguments are those of `job`."""
         return self._cache.get(_key(hashed, subject, actor))
 
+    def drop(self, job: Job, rejected: BearerToken) -> None:
+        """Forget the result of a job if it is this token, which its destination has rejected."""
+        self._cache.drop(job.key, rejected)
+
     def failure(self, job: Job) -> ExchangeFailed | None:
         """Return the failure of the last attempt if it is too recent to try again."""
         return self._cache.failure(job.key)

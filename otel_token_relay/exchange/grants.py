@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from otel_token_relay.entry_syntax import Grant
@@ -29,6 +29,7 @@ class Request:
         scope: The scopes of the result, separated by spaces; ``None`` to send none.
         expected: Audiences that the result may have instead of the one asked for.
         has_actor: Whether this service is to be named as the actor.
+        claims: The claims that the result must have, as JSON text. Only Entra understands them.
     """
 
     grant: Grant | Literal["client-credentials"] = "token-exchange"
@@ -37,6 +38,7 @@ class Request:
     scope: str | None = None
     expected: tuple[str, ...] = ()
     has_actor: bool = False
+    claims: str | None = field(default=None, repr=False)  # it may name the user
 
     def of_client(self) -> Request:
         """Return the request for a token of the service's own, for the same destination."""
@@ -63,6 +65,7 @@ class Request:
                 ("audience", self.audience),
                 ("resource", self.resource),
                 ("scope", self.scope),
+                ("claims", self.claims),
             )
             return tuple((name, value) for name, value in own if value is not None)
         if subject is None:
@@ -73,6 +76,7 @@ class Request:
                 ("assertion", subject),
                 ("requested_token_use", "on_behalf_of"),
                 ("scope", self._entra_scope()),
+                *((("claims", self.claims),) if self.claims is not None else ()),
             )
         parameters = (
             ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from otel_token_relay.context import announce_obtained
@@ -23,10 +23,12 @@ from otel_token_relay.errors import ConfigurationError, ExchangeFailed
 from otel_token_relay.exchange.cache import Exchanged
 from otel_token_relay.exchange.engine import ExchangeEngine, Job
 from otel_token_relay.exchange.grants import Request
+from otel_token_relay.exchange.renewals import WAIT_SECONDS, Renewals
 from otel_token_relay.exchange.token_endpoint import TokenEndpoint
 from otel_token_relay.issuers import TrustedIssuer, fill_tenant
 from otel_token_relay.otel import SPAN_KEY, get_current
-from otel_token_relay.relay import Obtained
+from otel_token_relay.relay import Obtained, Renewed
+from otel_token_relay.retries import Rejection
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import BearerToken, Clock, claims_of
 from otel_token_relay.verification.drivers import Wait, drive, drive_async
@@ -112,6 +114,7 @@ class DestinationTokens:
         self._engines = {name: engine for name, engine in made.items() if engine is not None}
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
         # Destinations are compared by value: equal settings share this object, and each has its own destinations.
+        self._renewals = Renewals(monotonic)
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
     def requests(self) -> Iterator[tuple[ExchangeEngine, Request]]:
@@ -159,6 +162,22 @@ class DestinationTokens:
         """Do the same as `obtain` without blocking the event loop."""
         return await drive_async(self._steps(caller, destination))
 
+    def renew(
+        self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
+    ) -> Renewed | None:
+        """Return another token in place of a rejected one, and block until there is one."""
+        return drive(self._renewal(caller, destination, rejected, rejection))
+
+    async def renew_async(
+        self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
+    ) -> Renewed | None:
+        """Do the same as `renew` without blocking the event loop."""
+        core = self._renewal(caller, destination, rejected, rejection)
+        try:
+            return await drive_async(core)
+        finally:
+            core.close()  # if the task is canceled, the trial ends now
+
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
         """Return why the last attempt, a moment ago, has failed; ``None`` if there was none."""
         try:
@@ -174,13 +193,50 @@ class DestinationTokens:
             actor = BearerToken.from_parsed(found.value)
         return engine.failure(engine.job(plan.request, plan.hashed, caller, actor))
 
+    def _renewal(
+        self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
+    ) -> Generator[Wait, None, Renewed | None]:
+        plan = self._plan(caller, destination)
+        is_entras = (destination.grant or self._settings.exchange_grant) == "on-behalf-of"
+        if rejection.needs_claims and not is_entras:
+            return None
+        actor = yield from self._actor(plan)
+        job = plan.engine.job(plan.request, plan.hashed, caller, actor)
+        trial, is_ours = self._renewals.join(job.key + str(destination).encode())
+        if not is_ours:
+            if not trial.result.done():
+                yield Wait(trial.result, WAIT_SECONDS)
+            found = plan.engine.find(plan.hashed, caller, actor) if trial.is_accepted else None
+            if found is None:
+                return None
+            if rejected == BearerToken.from_parsed(found.value):  # accepted before, and rejected now
+                trial.has_ended = True
+                return None
+            return Renewed(self._hand_out(caller, destination, found, "hit"), trial.settle)
+        try:
+            plan.engine.drop(job, rejected)
+            if rejection.claims is not None and is_entras:
+                # The key does not contain the claims: the new token replaces the rejected one.
+                job = job._replace(request=replace(job.request, claims=rejection.claims))
+            found, result = yield from plan.engine.steps(job)
+            if rejected == BearerToken.from_parsed(found.value):
+                trial.settle(False)
+                return None
+            return Renewed(self._hand_out(caller, destination, found, result), trial.settle)
+        except BaseException:
+            trial.settle(False)
+            raise
+
+    def _actor(self, plan: _Plan) -> Generator[Wait, None, BearerToken | None]:
+        if not plan.request.has_actor:
+            return None
+        own = self._actor_plan(plan)
+        found, _ = yield from own.engine.steps(own.engine.job(own.request, own.hashed, None))
+        return BearerToken.from_parsed(found.value)
+
     def _steps(self, caller: BearerToken | None, destination: Destination) -> Generator[Wait, None, Obtained]:
         plan = self._plan(caller, destination)
-        actor = None
-        if plan.request.has_actor:
-            own = self._actor_plan(plan)
-            found, _ = yield from own.engine.steps(own.engine.job(own.request, own.hashed, None))
-            actor = BearerToken.from_parsed(found.value)
+        actor = yield from self._actor(plan)
         job: Job = plan.engine.job(plan.request, plan.hashed, caller, actor)
         found, result = yield from plan.engine.steps(job)
         return self._hand_out(caller, destination, found, result)

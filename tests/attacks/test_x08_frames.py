@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,7 @@ from otel_token_relay import Settings, as_service, install, use_token
 from otel_token_relay.configured_exchange import build_token_source
 from otel_token_relay.errors import ExchangeFailed, TokenUnavailable
 from tests.support.clients import Client, every_client
+from tests.support.rejecting_tokens import SENDERS, guarded
 from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Response, verified
 
 ALICE = "alice-has-this-token-0123456789"
@@ -119,6 +121,38 @@ def test_hops(client: Client, endpoint: Endpoint, tracker: Tracker, outage: str)
             with bound, pytest.raises(TokenUnavailable) as caught:
                 client.call(billing.url)
             tracker.add(caught.value)
+    tracker.assert_clean()
+
+
+@pytest.mark.parametrize("name", SENDERS)
+def test_hops_that_are_sent_again(name: str, endpoint: Endpoint, tracker: Tracker) -> None:
+    """The renewal fails, which logs a warning, or the second request fails."""
+    tokens = iter([f"{ISSUED}.1", None, f"{ISSUED}.3", f"{ISSUED}.4"])
+
+    def respond(form: dict[str, str]) -> Response:
+        token = next(tokens)
+        return RESPONSES["refused"](form) if token is None else (200, {"access_token": token, "token_type": "Bearer"})
+
+    def hang_up(token: str) -> None:
+        if token.endswith(".4"):
+            raise ConnectionResetError
+
+    endpoint.respond = respond
+    with guarded() as billing:
+        billing.before, billing.accepts = hang_up, lambda token: False
+        encoded = base64.b64encode(CHALLENGE.encode()).decode()
+        billing.challenges = [f'Bearer error="insufficient_claims", claims="{encoded}"']
+        settings = settings_for(endpoint.url, billing.url, exchange_grant="on-behalf-of")
+        entry = f"{billing.url};audience=billing;required;retry=idempotent"
+        install(replace(settings, destinations=(entry,)))
+        with use_token(verified(ALICE)):
+            assert SENDERS[name](billing.url, "GET", "none").status == 401
+        with use_token(verified(f"{ALICE}-2")):
+            try:
+                SENDERS[name](billing.url, "GET", "none")
+            except Exception as error:
+                tracker.add(error)
+    assert len(endpoint.forms) == 4
     tracker.assert_clean()
 
 

@@ -300,6 +300,8 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         response = upstream.getresponse()
         body = response.read()
         self.send_response(response.status)
+        for challenge in response.headers.get_all("WWW-Authenticate", ()):
+            self.send_header("WWW-Authenticate", challenge)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

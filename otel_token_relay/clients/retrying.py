@@ -1,0 +1,52 @@
+"""What the hooks share when they send a request once more with a new token; see `otel_token_relay.retries`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeVar
+
+from otel_token_relay.origin import Target
+from otel_token_relay.relay import Hop
+from otel_token_relay.retries import UNAUTHORIZED
+
+_Request = TypeVar("_Request")
+
+
+def is_repeatable(body: object) -> bool:
+    """Return whether a body is in memory. A file may be shared, and an iterator has been consumed."""
+    return body is None or type(body) in (bytes, str, bytearray)
+
+
+def check_target(hop: Hop, target_of: Callable[[_Request], Target], request: _Request) -> None:
+    """Check that a request that is sent again goes to the same server as the first time.
+
+    Raises:
+        ConnectionError: It does not, for example because a tunnel has been closed.
+    """
+    try:
+        is_same = hop.is_for(target_of(request))
+    except Exception:
+        is_same = False
+    if not is_same:
+        raise ConnectionError("the connection to the server has been lost")
+
+
+class Result:
+    """Report the result of a request that is sent again, even if it raises: other requests wait for that.
+
+    Attributes:
+        status: The status of the response; to be set when it is known.
+    """
+
+    def __init__(self, hop: Hop) -> None:
+        self._hop = hop
+        self.status: int = UNAUTHORIZED
+
+    def __enter__(self) -> Result:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._hop.settle(is_accepted=self.status != UNAUTHORIZED)

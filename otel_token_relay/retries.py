@@ -1,0 +1,120 @@
+"""Decide whether a rejected request may be sent once more with a new token. Pure: no I/O, no foreign library.
+
+A request is repeated only if repeating it cannot do harm, and only if the response says that the token is the reason:
+
+* The method is idempotent (RFC 9110, section 9.2.2). TRACE would return the token in the response.
+* The status is 401, and a Bearer challenge has ``error="invalid_token"`` (RFC 6750, section 3.1). Microsoft Entra's
+  claims challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded JSON object that the client
+  sends with the request for the new token.
+
+A challenge that does not follow the grammar is not believed.
+
+Sources: RFC 9110, section 11.6.1; https://learn.microsoft.com/entra/identity-platform/claims-challenge
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+UNAUTHORIZED: Final = 401
+MAX_DISCARDED: Final = 65_536
+"""How many bytes of a rejected response are read so that its connection can be used again."""
+DISCARD_SECONDS: Final = 1.0
+
+_MAX_CHALLENGE: Final = 16_384
+_MAX_CLAIMS: Final = 4096
+
+# RFC 9110, section 5.6.2 (token), 5.6.4 (quoted-string), 11.2 (token68).
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_separators: Final = re.compile(r"[ \t,]*").match
+_parameter: Final = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))[ \t]*(?=,|$)').match
+_scheme: Final = re.compile(rf"({_TOKEN})(?: +|[ \t]*(?=,|$))").match
+_token68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)").match
+_escapes: Final = re.compile(r"\\(.)", re.DOTALL)
+
+
+class Rejection(NamedTuple):
+    """A response's statement that the token is not accepted.
+
+    Attributes:
+        claims: The claims that the new token must have, as JSON text; ``None`` if the response names none.
+        needs_claims: Whether a new token without them would be rejected, too.
+    """
+
+    claims: str | None = None
+    needs_claims: bool = False
+
+    def __repr__(self) -> str:
+        return f"Rejection(needs_claims={self.needs_claims})"  # the claims may name the user
+
+
+def read_rejection(values: Iterable[str]) -> Rejection | None:
+    """Return what the ``WWW-Authenticate`` headers of a response with status 401 say about the token.
+
+    Args:
+        values: The value of each header line.
+
+    Returns:
+        ``None`` if they do not say that a new token may help.
+    """
+    for value in values:
+        for scheme, parameters in _challenges(value):
+            if scheme == "bearer" and (rejection := _read(parameters)) is not None:
+                return rejection
+    return None
+
+
+def _read(parameters: dict[str, str]) -> Rejection | None:
+    error, claims = parameters.get("error"), _decode_claims(parameters.get("claims", ""))
+    if error == "invalid_token":
+        return Rejection(claims)
+    if error == "insufficient_claims" and claims is not None:
+        return Rejection(claims, needs_claims=True)
+    return None
+
+
+def _challenges(value: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the challenges in one header line, or none if any part of the line does not follow the grammar."""
+    found: list[tuple[str, dict[str, str]]] = []
+    position = _skip(value, 0)
+    while position < len(value) <= _MAX_CHALLENGE:
+        if found and (parameter := _parameter(value, position)) is not None:
+            name, parameters = parameter[1].lower(), found[-1][1]
+            if name in parameters:  # RFC 9110, section 11.2: a name must occur only once
+                return
+            parameters[name] = _escapes.sub(r"\1", parameter[2]) if parameter[3] is None else parameter[3]
+            position = _skip(value, parameter.end())
+            continue
+        if (scheme := _scheme(value, position)) is None:
+            return
+        found.append((scheme[1].lower(), {}))
+        position = scheme.end()
+        if _parameter(value, position) is None and (token68 := _token68(value, position)) is not None:
+            position = token68.end()
+        position = _skip(value, position)
+    if len(value) <= _MAX_CHALLENGE:
+        yield from found
+
+
+def _skip(value: str, position: int) -> int:
+    found = _separators(value, position)
+    return position if found is None else found.end()
+
+
+def _decode_claims(encoded: str) -> str | None:
+    """Return the claims as JSON text, or ``None`` if they are not a base64-encoded JSON object."""
+    if not 0 < len(encoded) <= _MAX_CLAIMS:
+        return None
+    text = encoded.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        decoded = b64decode(text + "=" * (-len(text) % 4), validate=True).decode("utf-8")
+        is_object = isinstance(json.loads(decoded), dict)
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    return decoded if is_object and decoded.isprintable() else None

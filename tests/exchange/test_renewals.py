@@ -1,0 +1,52 @@
+"""One trial for each token and destination in 30 seconds."""
+
+from __future__ import annotations
+
+from otel_token_relay.exchange.renewals import TRIAL_SECONDS, Renewals
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_second_caller_joins_the_trial_until_30_seconds_have_passed() -> None:
+    """Then there is a new one."""
+    clock = Clock()
+    renewals = Renewals(clock)
+    trial, is_ours = renewals.join(b"key")
+    assert is_ours
+
+    clock.now += TRIAL_SECONDS - 0.01
+    assert renewals.join(b"key") == (trial, False)
+    assert renewals.join(b"other")[1]
+    clock.now += 0.01
+    assert renewals.join(b"key")[0] is not trial
+
+
+def test_only_an_accepted_token_is_used_by_others() -> None:
+    """A trial without a result, with a bad one, or whose token has been rejected since, is not a reason to retry."""
+    renewals = Renewals()
+    trial, _ = renewals.join(b"key")
+    assert not trial.is_accepted
+
+    trial.settle(True)
+    trial.settle(False)  # only the first result counts
+    assert trial.is_accepted
+    trial.has_ended = True
+    assert not trial.is_accepted
+
+    failed, _ = renewals.join(b"other")
+    failed.settle(False)
+    assert not failed.is_accepted
+
+
+def test_the_number_of_trials_is_bounded() -> None:
+    """Callers choose their tokens."""
+    renewals = Renewals(size=10)
+    for number in range(100):
+        renewals.join(b"%d" % number)
+
+    assert len(renewals._trials) == 10

@@ -1,0 +1,110 @@
+"""Which responses permit that a request is sent once more."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_token_relay.retries import METHODS, Rejection, read_rejection
+
+INVALID = 'Bearer error="invalid_token"'
+# The two alphabets differ in how they encode its last members.
+CLAIMS = '{"access_token":{"acrs":{"essential":true,"value":"cp1"}},"x":"~~~???>>>"}'
+ENCODED = base64.b64encode(CLAIMS.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [INVALID],
+        ["bearer error=invalid_token"],
+        ['BEARER realm="a, b", Error = "invalid_token" , error_description="Bearer error=\\"x\\""'],
+        ['Bearer error="invalid\\_token"'],
+        ['Basic realm="x", Bearer error="invalid_token"'],
+        ['Negotiate YII=, Bearer realm="r", error="invalid_token", scope="a b", NTLM'],
+        ["NTLM", 'DPoP algs="ES256", error="invalid_token"', INVALID],
+        ["Bearer", INVALID],
+        [", ,Bearer realm=x,, error=invalid_token,"],
+        ["???", INVALID],
+    ],
+)
+def test_a_rejected_token_is_recognized(values: list[str]) -> None:
+    """One header line or several, with other schemes before and after it (RFC 9110, section 11.6.1)."""
+    assert read_rejection(values) == Rejection()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [""],
+        ["Bearer"],
+        ["invalid_token"],
+        ['error="invalid_token"'],
+        ['Basic error="invalid_token"'],
+        ['DPoP error="invalid_token"'],
+        ['Bearer error="insufficient_scope"'],
+        ['Bearer error="INVALID_TOKEN"'],
+        ['Bearer error_description="invalid_token"'],
+        ['Bearer error="invalid_token'],
+        ['Bearer error="invalid_token" realm="x"'],
+        ['Bearer error="invalid_token", error="invalid_token"'],
+        ['Bearer error="invalid_request", error="invalid_token"'],
+        ['Bearer realm="error=invalid_token"'],
+        ['Bearer error="invalid_token", \x00'],
+        ['Bearer error="invalid_token", a="' + "x" * 20_000 + '"'],
+        [f'Bearer error="insufficient_claims", claims="{ENCODED}", claims="{ENCODED}"'],
+        ['Bearer error="insufficient_claims"'],
+        ['Bearer error="insufficient_claims", claims=""'],
+        ['Bearer error="insufficient_claims", claims="!!!"'],
+        ['Bearer error="insufficient_claims", claims="eyJ"'],
+        [f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"[1]").decode()}"'],
+        [f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"[" * 3000).decode()}"'],
+        [f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"{}" + b" " * 4000).decode()}"'],
+        [f'Bearer claims="{ENCODED}"'],
+    ],
+)
+def test_any_other_response_is_not_a_rejected_token(values: list[str]) -> None:
+    """A challenge that does not follow the grammar, or names another error, is not believed."""
+    assert read_rejection(values) is None
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [ENCODED, ENCODED.rstrip("="), base64.urlsafe_b64encode(CLAIMS.encode()).decode()],
+    ids=["base64", "without padding", "base64url"],
+)
+def test_a_claims_challenge_is_decoded(encoded: str) -> None:
+    """As Microsoft Entra sends it, with either alphabet, and with or without padding."""
+    rejection = read_rejection([f'Bearer realm="", error="insufficient_claims", claims="{encoded}"'])
+
+    assert rejection == Rejection(CLAIMS, needs_claims=True)
+    assert "acrs" not in repr(rejection)
+    assert json.loads(rejection.claims or "") == json.loads(CLAIMS)
+
+
+def test_an_invalid_token_may_have_claims_too() -> None:
+    """After a revocation. The new token may be accepted without them."""
+    assert read_rejection([f'Bearer error="invalid_token", claims="{ENCODED}"']) == Rejection(CLAIMS)
+    assert read_rejection(['Bearer error="invalid_token", claims="!"']) == Rejection()
+
+
+def test_only_idempotent_methods_are_repeated() -> None:
+    """RFC 9110, section 9.2.2, without TRACE."""
+    assert {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"} == METHODS
+
+
+@given(st.lists(st.one_of(st.text(), st.text(alphabet='Bearer error="invalid_token",\\= '))))
+def test_reading_never_raises(values: list[str]) -> None:
+    """The server chooses the text."""
+    read_rejection(values)
+
+
+def test_hostile_challenges_are_read_in_linear_time() -> None:
+    """A value within the limit that makes patterns backtrack."""
+    for hostile in ('Bearer a="' + "\\" * 16_000, "Bearer " + "a" * 16_000, "Bearer " + "a, " * 5_000, "," * 16_000):
+        read_rejection([hostile] * 20)
