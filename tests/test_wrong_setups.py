@@ -1011,7 +1011,7 @@ def issuer_of(name: str, fault: Callable[[Issuer], object] | None, *words: str, 
         "arguments": ("--online",),
         "check": says(1, "tokens of this issuer cannot be verified", *words),
         "explain": says(0, "relayed"),
-        "verify": says(3, "unavailable", *words, "Correct the endpoint that the list names"),
+        "verify": says(3, "unavailable", *words, "Correct the endpoint that has a problem"),
         "startup": ("could not be refreshed", *words),
         "line": ("verification=unavailable", "reason=unavailable"),
     }
