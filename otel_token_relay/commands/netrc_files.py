@@ -15,7 +15,7 @@ _NAMES: Final = (".netrc", "_netrc")
 
 
 def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> str:
-    """Return a message about the netrc entry for *host* and its effect; empty if there is no such entry.
+    """Return a message about the netrc entry for *host* and its effect; empty if there is none.
 
     Args:
         host: The request's host.
