@@ -82,7 +82,7 @@ class BearerAuthenticator:
         now: A clock that returns the seconds since the epoch.
 
     Raises:
-        ConfigurationError: An option is invalid; the error names it.
+        ConfigurationError: An option is invalid; the error identifies it.
     """
 
     def __init__(
