@@ -1,4 +1,4 @@
-"""Determine from outside a process whether the relay is on. Entry points are only looked up by name."""
+"""Determine from outside a process whether the relay is on. Entry points are looked up by name only."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
 
 
 def context_problem(environ: Mapping[str, str]) -> str | None:
-    """Return what is wrong with the runtime context that OTEL_PYTHON_CONTEXT selects; ``None`` if it is the default."""
+    """Return the problem with the runtime context that OTEL_PYTHON_CONTEXT selects; ``None`` if it is the default."""
     name = environ.get(_CONTEXT) or _DEFAULT_CONTEXT
     if name == _DEFAULT_CONTEXT:
         return None

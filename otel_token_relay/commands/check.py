@@ -337,7 +337,7 @@ def _warnings(
 
 
 def _credential_problems(settings: Settings) -> Iterator[str]:
-    """Yield the reasons why this service's credentials cannot be used now. Nothing is sent."""
+    """Yield the reasons why this service's credentials cannot be used now. No requests are sent."""
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if settings.verification_problem is not None and not (exchanges and settings.exchange_problem is None):
         return

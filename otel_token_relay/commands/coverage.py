@@ -142,7 +142,7 @@ def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
 
 
 def try_redaction(settings: Settings) -> list[Library]:
-    """Import the SDK, redact a test token in each signal, and return the results; empty without the SDK."""
+    """Import the SDK, redact a test token in each signal, and return the results; empty if the SDK is missing."""
     version = version_of("opentelemetry-sdk")
     if version is None:
         return []

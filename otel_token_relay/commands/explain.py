@@ -198,7 +198,7 @@ class _Result:
         relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
         unset: Why no destinations are set; ``None`` if any are.
         exchange_problem: Why no token can be exchanged; ``None`` if the settings are complete.
-        attempt: The result of the exchange; ``None`` if none was tried.
+        attempt: The result of the exchange; ``None`` if no exchange was attempted.
     """
 
     url: ReadUrl

@@ -16,7 +16,7 @@ class ProcessUnreadable(UsageError):
 
 
 def environment_of(pid: int | None) -> Mapping[str, str]:
-    """Return the environment variables that a process was started with; those of this process if *pid* is ``None``.
+    """Return the environment variables that a process was started with, or this process's if *pid* is ``None``.
 
     The variables include the flags of ``opentelemetry-instrument``, which passes its flags on as variables. The
     configuration file's name is replaced with a path through which this process can read the same file, even if the

@@ -22,9 +22,9 @@ class NoToken(UsageError):
 
 
 def read_token(command: str) -> tuple[str, list[str]]:
-    """Return the token, without surrounding whitespace and the ``Bearer`` prefix, and a note about each correction.
+    """Return the token, without surrounding whitespace or the ``Bearer`` prefix, and a note about each correction.
 
-    If standard input is a terminal, the token is not shown while it is typed.
+    If standard input is a terminal, the token is not displayed while it is typed.
 
     Args:
         command: The command that reads the token, as the user types it, for the error message.

@@ -287,7 +287,8 @@ class _Verification:
         return found
 
     def _conceal_report(self, report: IssuerReport) -> IssuerReport:
-        # The issuer chooses its key IDs, and a forged signature can contain one of them.
+        # The issuer chooses its key IDs, and a forged token's signature can contain one, so the results are concealed
+        # too.
         endpoints = [
             replace(endpoint, result=self._concealment.text(endpoint.result, MAX_CLAIM_LENGTH))
             for endpoint in report.endpoints

@@ -237,7 +237,7 @@ def verifier_from(settings: Settings) -> TokenVerifier: ...
 @overload
 def verifier_from(settings: Settings, kind: type[_Kind]) -> _Kind: ...
 def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
-    """Build a verifier of the given class, as the settings configure it.
+    """Build a verifier of the given class from the settings.
 
     Raises:
         ConfigurationError: The settings are not sufficient to verify tokens.
@@ -271,7 +271,7 @@ def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
 
 
 def client_from(settings: Settings) -> HttpClient:
-    """Return the HTTP client that the settings configure."""
+    """Return the HTTP client that the settings specify."""
     return shared_client(settings.ca_file or None, settings.plaintext_issuers)
 
 

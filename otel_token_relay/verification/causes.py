@@ -81,7 +81,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def describe_time(seconds: float) -> str:
-    """Return a time in UTC in the RFC 3339 format, or the number itself if it is later than the year 9999."""
+    """Return a UTC time in RFC 3339 format, or the number itself if it is later than the year 9999."""
     if not 0 <= seconds <= _LAST_DATE:
         return f"{seconds:.0f}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

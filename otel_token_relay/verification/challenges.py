@@ -30,8 +30,9 @@ class Challenges:
     """The error responses of one protected resource.
 
     Args:
-        realm: Always sent, since ``Bearer`` alone is not a valid challenge (RFC 6750, section 3).
-        required_scopes: Sent in the challenge so that a client knows which scopes to request.
+        realm: The realm, which is always sent because ``Bearer`` alone is not a valid challenge (RFC 6750, section 3).
+        required_scopes: The required scopes, which are sent in the challenge so that a client knows which ones to
+            request.
         any_scopes: Scopes of which a token needs only one. All of them are sent, because a challenge cannot offer a
             choice.
         resource_metadata: The URL of this resource's metadata (RFC 9728); ``None`` to omit it.

@@ -45,8 +45,8 @@ class CircuitBreaker:
     def allows(self, key: bytes) -> bool:
         """Return whether a call may start.
 
-        In the half-open state, the caller must then call `record_success`, `record_failure` or `cancel`.
-        Until then, no other call is allowed.
+        In the half-open state, the caller must then call `record_success`, `record_failure`, or `cancel`. Until then,
+        no other call is allowed.
         """
         with self._lock:
             if not self._is_open:

@@ -166,13 +166,13 @@ def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_name(value: object, claim: str | None = None) -> None:
-    """Check a claim that applications use in logs, span attributes and database keys."""
+    """Check a claim that applications use in logs, span attributes, and database keys."""
     if not isinstance(value, str) or not value or has_control_character(value):
         raise TokenRejected("invalid_claim", claim)
 
 
 def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> None:
-    """Check ``exp``, ``nbf`` and ``iat`` if present."""
+    """Check ``exp``, ``nbf``, and ``iat`` if they are present."""
     dates = {}
     for name in ("exp", "nbf", "iat"):
         if name in claims:

@@ -22,7 +22,7 @@ _scrubber: Final = Scrubber()
 
 
 class Concealment:
-    """Conceals one token. All text from this token must pass through one of the methods.
+    """Conceals one token. All text from this token must pass through one of its methods.
 
     Args:
         token: The token as received.

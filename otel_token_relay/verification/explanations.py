@@ -120,7 +120,7 @@ def _explain_length(token: str, expectations: Expectations) -> Cause:
     )
 
 
-# Header, issuer and signature
+# Header, issuer, and signature
 
 
 def _explain_algorithm(case: _Case) -> Cause | None:

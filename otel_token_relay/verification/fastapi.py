@@ -11,7 +11,7 @@ not been verified, they fail with a server error and never accept it.
 A dependency cannot return a response, only raise an exception, and FastAPI would send an `HTTPException`'s detail
 instead of the body that every other part of this package sends. Therefore, the dependencies raise a subclass and add a
 handler for it to the application's own handlers, which Starlette passes to the application's code in the scope.
-Applications that do not use the dependencies are not changed, and an application's own handler for `HTTPException` or
+Applications that do not use the dependencies are not affected, and an application's own handler for `HTTPException` or
 for the status code takes precedence.
 """
 
@@ -90,7 +90,7 @@ def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]
 def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]]:
     """Build a dependency that returns the principal if the token has at least one of *scopes*.
 
-    OpenAPI cannot describe such a choice, so the document contains the scheme without these scopes.
+    OpenAPI cannot describe such a choice, so the OpenAPI document contains the scheme without these scopes.
 
     Raises:
         ConfigurationError: *scopes* is empty, so no token could have one of them.

@@ -1,7 +1,7 @@
 """The HTTP client for issuer metadata, key sets, introspection endpoints, and token endpoints.
 
 Requests run in an empty context so that they do not carry a caller's token, and with instrumentation suppressed so that
-this package makes no decision about them either. Redirects are not followed, https is required except on loopback and
+this package makes no relay decision about them. Redirects are not followed, https is required except on loopback and
 for hosts that an operator has listed, and both time and size are limited.
 """
 
@@ -96,7 +96,7 @@ class HttpClient:
             certificate: The TLS client certificate to present to the host, but not to a proxy.
 
         Raises:
-            FetchFailed: Connecting, sending or reading failed, or the response exceeds a limit.
+            FetchFailed: Connecting, sending, or reading failed, or the response exceeds a limit.
         """
         # Use an empty context, not a copy: thread and pool instrumentation may have copied a caller's
         # context, including the token, into this thread.

@@ -1,4 +1,4 @@
-"""Connections to issuers, based on urllib3's connections. Each has one deadline and stays open for the next request.
+"""Connections to issuers, based on urllib3's. Each request has one deadline, and connections stay open for reuse.
 
 urllib3's pools are not used: their timeout restarts with each byte received, and the code in this package and in
 instrumentation that hooks the pools must not see these requests.
@@ -6,7 +6,7 @@ instrumentation that hooks the pools must not see these requests.
 Invariants:
 
 * At the deadline, the connection is shut down, regardless of what it is doing: connecting, waiting for a proxy's
-  response to CONNECT, the TLS handshakes, sending or receiving. Only a name lookup cannot be canceled.
+  response to CONNECT, performing a TLS handshake, sending, or receiving. Only a name lookup cannot be canceled.
 * A connection is used again only after a complete response with status 200, so that no response can be mistaken for the
   response to another request.
 * A connection that presents a client certificate is used only for requests with that certificate.
@@ -105,7 +105,7 @@ class _Connection:
             yield
 
     def acknowledge_at_once(self) -> None:
-        """Acknowledge received data immediately, until the system reverts this mode.
+        """Acknowledge received data immediately, until the operating system reverts this setting.
 
         Otherwise, on a reused connection, each response from a server that sends its headers and body separately would
         be delayed by 40 ms.

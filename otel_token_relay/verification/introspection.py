@@ -47,7 +47,7 @@ _LOOKUP_WORKERS: Final = 8
 _REFRESH_WORKERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
-# The 4xx statuses that indicate a problem with this service's credentials, URL or request rate rather than with the
+# The 4xx statuses that indicate a problem with this service's credentials, URL, or request rate rather than with the
 # token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
 _NOT_ABOUT_TOKEN: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
 
@@ -71,7 +71,7 @@ class IntrospectionResult(NamedTuple):
 
 
 class Introspection:
-    """One server's introspection endpoint. Safe to share between threads, tasks and event loops.
+    """One server's introspection endpoint. Safe to share between threads, tasks, and event loops.
 
     Args:
         endpoint: An https URL, or an http URL on loopback.
@@ -125,7 +125,7 @@ class Introspection:
         """Return the cached result if it is still valid. Never waits.
 
         Args:
-            key: The digest of the token.
+            key: The token's digest.
             token: The token itself. If it is passed, a result that expires soon is refreshed in the background.
         """
         result = self._active.get(key) or self._inactive.get(key)

@@ -97,8 +97,8 @@ def ask_issuers(
         issuers: The trusted issuers; empty if tokens are verified by introspection alone.
         algorithms: The accepted algorithms.
         jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
-        introspection_endpoint: The introspection endpoint of the only issuer or, if there are no issuers, for all
-            tokens. A random token is looked up there.
+        introspection_endpoint: The only issuer's introspection endpoint or, if there are no issuers, the endpoint for
+            all tokens. A random token is looked up there.
         client: This service's credential for the introspection endpoint.
         jwks_token_file: A file with the token used to fetch the only issuer's keys; see `KeyCredential`.
         timeout: The maximum number of seconds for all requests together. The default is the same as the verifier's.
@@ -106,7 +106,7 @@ def ask_issuers(
         now: A clock that returns the seconds since the epoch.
 
     Raises:
-        ConfigurationError: The settings contradict each other, according to the same rules as for a verifier.
+        ConfigurationError: The settings contradict each other; the same rules apply as for a verifier.
     """
     deadline = time.monotonic() + timeout
     until = deadline - _REPORTING_SECONDS
@@ -172,7 +172,7 @@ class _Inquiry:
         endpoint: The introspection endpoint; ``None`` if there is none.
         client: This service's credential for the introspection endpoint.
         algorithms: The accepted algorithms.
-        deadline: The time on the monotonic clock by which the requests end.
+        deadline: The time on the monotonic clock by which the requests must end.
     """
 
     issuer: TrustedIssuer | None
@@ -295,7 +295,7 @@ class _Inquiry:
 
 
 def _examine_introspection(response: Response) -> Finding:
-    """Examine the response for a random token, which must not be active (RFC 7662, section 2.2)."""
+    """Examine the response to a lookup of a random token, which must not be active (RFC 7662, section 2.2)."""
     problem = problem_with_status(response)
     if problem is not None:
         hint = {401: "; check the client's credential", 403: "; check the client's permissions"}

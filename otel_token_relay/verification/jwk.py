@@ -32,8 +32,8 @@ NOT_FOR_SIGNATURES: Final = "not for signatures"
 # Python's decoder would also accept whitespace and other characters.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
 
-# The length of the largest accepted RSA modulus (8192 bits) in base64url characters. Larger ones take too long to
-# verify with.
+# The length of the largest accepted RSA modulus (8192 bits) in base64url characters. Verification with larger ones
+# takes too long.
 _MAX_MODULUS_LENGTH: Final = 1366
 
 
@@ -91,7 +91,7 @@ class KeySet:
     """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this one.
 
     Attributes:
-        contents: Identifies the keys: two key sets with equal contents verify the same tokens.
+        contents: A value that identifies the keys: two key sets with equal contents verify the same tokens.
         skipped: The members that cannot verify a token.
     """
 
@@ -164,7 +164,7 @@ class KeySet:
         return kid in self._kids
 
     def describe_skipped(self) -> str:
-        """Return how many members cannot verify a token, by problem; empty if there are none."""
+        """Return the number of unusable members for each problem; empty if there are none."""
         counts = Counter(problem for _, problem in self.skipped)
         return ", ".join(f"{count} {problem}" for problem, count in counts.items())
 
@@ -178,7 +178,7 @@ _NUMBERS: Final = ("n", "e", "x", "y")
 
 
 def _normalize(jwk: object) -> object:
-    """Convert a key to the form in RFC 7518 if it has a different form that is unambiguous.
+    """Convert a key to the form that RFC 7518 requires if its own form is different but unambiguous.
 
     Some issuers send empty values or null for missing members, pad base64url, use the base64 alphabet, add leading zero
     octets to the numbers in RSA keys, or omit leading zero octets from coordinates.

@@ -91,7 +91,7 @@ class _Flight:
 
 
 class KeySource:
-    """One issuer's keys. Safe to share between threads, tasks and event loops, and usable after a fork.
+    """One issuer's keys. Safe to share between threads, tasks, and event loops, and usable after a fork.
 
     Args:
         issuer: The issuer, exactly as it appears in ``iss``.

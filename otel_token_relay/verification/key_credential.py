@@ -31,7 +31,7 @@ class KeyCredential:
 
     @classmethod
     def of(cls, issuer: TrustedIssuer | None) -> KeyCredential:
-        """Return the credential for the keys of *issuer*."""
+        """Return the credential for fetching the issuer's keys."""
         return cls("") if issuer is None else cls(issuer.jwks_token_file, (issuer.issuer, issuer.jwks_uri))
 
     def header_for(self, url: str) -> str | None:

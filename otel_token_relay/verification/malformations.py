@@ -36,7 +36,7 @@ _NOT_A_JWT: Final = (
 def find_malformation(token: str) -> tuple[str, str] | None:
     """Return what is malformed and what to do, or ``None`` if the token is a well-formed JWS.
 
-    The rules are the same as in `jws.parse_jws`, in the same order.
+    The rules and their order are the same as in `jws.parse_jws`.
     """
     if problem := _find_foreign_characters(token):
         return problem

@@ -18,7 +18,7 @@ from otel_token_relay.origin import Origin, is_trustworthy
 # The tenant placeholder in Microsoft Entra's metadata and in the ``issuer`` member of its keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
-# How long keys stay fresh if the response does not specify a time, and the bounds for a time that it specifies.
+# How long keys stay fresh if the response does not specify a lifetime, and the bounds for a lifetime that it specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -61,7 +61,7 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
 
 
 def describe_status(status: int) -> str:
-    """Describe a status other than 200 for a message."""
+    """Describe a status other than 200 for use in a message."""
     return f"status {status}{'; redirects are not followed' if 300 <= status < 400 else ''}"
 
 

@@ -31,7 +31,7 @@ class ProtectedResource:
 
     Args:
         identifier: The URL that clients use, such as ``https://mcp.example/mcp``.
-        authorization_servers: The issuers of its tokens.
+        authorization_servers: The issuers of the resource's tokens.
         scopes: The scopes that each request requires.
 
     Raises:

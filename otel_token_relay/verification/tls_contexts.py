@@ -1,6 +1,6 @@
 """One HTTP client's TLS contexts: one without a client certificate, and one for each client certificate.
 
-They are kept separate so that a certificate is presented only in the requests that it belongs to.
+They are kept separate so that a certificate is presented only with the requests for which it is configured.
 """
 
 from __future__ import annotations

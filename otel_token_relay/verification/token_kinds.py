@@ -43,7 +43,7 @@ class Marker(NamedTuple):
     accepted: tuple[str, ...] = ()
 
     def kind_of(self, claims: Mapping[str, Any]) -> TokenKind | None:
-        """Return the kind of token according to this marker; ``None`` if the marker does not apply."""
+        """Return the kind of token that this marker indicates; ``None`` if the marker does not apply."""
         if not all(claims.get(name) is not None for name in self.members):
             return None
         value = claims[self.members[0]]

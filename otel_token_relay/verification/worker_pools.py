@@ -1,4 +1,4 @@
-"""Thread pools for requests to authorization servers, with a count of calls so that they can be limited."""
+"""Thread pools for requests to authorization servers. Each pool counts its calls so that they can be limited."""
 
 from __future__ import annotations
 
