@@ -29,7 +29,7 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
     file = read_configuration_file(environ)
     off = "does not contain" if environ.get(VARIABLE) else "is not set, so it does not contain"
     if file.problem is not None:
-        proposal = f"correct {FILE_VARIABLE}, if that file names {KEY}, or {proposal}"
+        proposal = f"correct {FILE_VARIABLE}, if that file contains {KEY}, or {proposal}"
     elif environ.get(FILE_VARIABLE, "").strip():
         proposal = f"add {KEY} to propagator.composite in the configuration file, or {proposal}"
     is_on = file.names_propagator

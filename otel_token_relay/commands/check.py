@@ -192,7 +192,7 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
         client=settings.client_credential,
         http=client_from(settings),
     )
-    report.problems += _failures(issuers, "tokens of this issuer cannot be verified")
+    report.problems += _failures(issuers, "this issuer's tokens cannot be verified")
     report.problems += [
         f"{issuer.issuer}: {describe_clock(issuer.clock_difference)} If the clocks differ by more than"
         f" {settings.leeway:g} s, valid tokens are rejected: synchronize them"
@@ -275,7 +275,7 @@ def _problems_of_environment(
     if settings.verify != "off" and (missing := missing_packages()):
         yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
     elif settings.verify != "off" and (clauses := unmet("verify")):
-        yield f"verification requires other versions of its packages: {'; '.join(clauses)}"
+        yield f"verification requires different versions of its packages: {'; '.join(clauses)}"
     context = context_problem(environ)
     if context is None and options.pid is None and not keeps_unknown_keys():
         context = CONTEXT_PROBLEM
@@ -286,7 +286,7 @@ def _problems_of_environment(
         for library in report.libraries
     ):
         yield (
-            "no client, server or framework with a hook is installed in this environment, only Python's own: run this"
+            "no client, server, or framework with a hook is installed in this environment, only Python's own: run this"
             " command in the environment of the service"
         )
     for library in report.libraries:

@@ -30,9 +30,9 @@ from otel_token_relay.sources import are_given, describe_overridden
 from otel_token_relay.urls import ReadUrl, read_url
 
 _EPILOG: Final = """\
-The settings are those of this shell's environment, or with --pid those with which a running process was started.
-In a shell, put entries with parameters and URLs in single quotes: an unquoted ; ends the command, and the rest of the
-value is lost.
+The settings come from this shell's environment or, with --pid, from the environment in which a running process was
+started. In a shell, put entries with parameters and URLs in single quotes: an unquoted ; ends the command, and the rest
+of the value is lost.
 
 examples:
   export OTEL_PROPAGATORS=tracecontext,baggage,token_relay
@@ -43,7 +43,7 @@ examples:
 """
 
 NOT_VERIFIABLE: Final = (
-    "every request gets the response 503, because verification cannot start: otel-token-relay check reports the reason"
+    "every request gets a 503 response, because verification cannot start: otel-token-relay check reports the reason"
 )
 
 
@@ -52,8 +52,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "explain",
         help="print whether the token would be relayed to a URL; exit with 1 if not",
-        description="Print the decision for a request to each URL, with a token that is valid and, if this service"
-        " verifies tokens, verified.",
+        description="Print the decision for a request to each URL, assuming a valid token that has been verified if"
+        " this service verifies tokens.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

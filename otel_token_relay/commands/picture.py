@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     except spans.NotARecording as error:
         return _fail(str(error))
     except UnicodeDecodeError:
-        return _fail("the file is not text in UTF-8; expected spans in OTLP JSON")
+        return _fail("the file is not UTF-8 text; expected spans in OTLP JSON")
     except (OSError, ValueError) as error:  # ValueError if the name contains NUL
         return _fail(f"the file cannot be read: {getattr(error, 'strerror', None) or 'its name is invalid'}")
     limit, write = (mermaid.MAX_HOPS, mermaid.write_mermaid) if options.mermaid else (page.MAX_HOPS, page.write_page)

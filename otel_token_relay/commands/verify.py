@@ -329,7 +329,7 @@ def _advise_about_clocks(reason: str | None, difference: float | None) -> str | 
         return None
     is_ahead, is_behind = difference >= MIN_CLOCK_DIFFERENCE, difference <= -MIN_CLOCK_DIFFERENCE
     if is_ahead if reason == "not_yet_valid" else is_behind:
-        return "Synchronize the clocks of the issuer and of this machine."
+        return "Synchronize the clocks of the issuer and this machine."
     if reason == "not_yet_valid":
         return "The issuer has issued the token for later use. The caller must wait, or get another token."
     return None

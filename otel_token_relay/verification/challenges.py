@@ -23,7 +23,7 @@ _is_scope = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
 def _check_words(setting: str, words: Sequence[str]) -> None:
     if isinstance(words, str) or not all(isinstance(word, str) and _is_scope(word) for word in words):
-        raise ConfigurationError(setting, "expected a sequence of words without spaces, quotes or backslashes")
+        raise ConfigurationError(setting, "expected a sequence of words without spaces, quotes, or backslashes")
 
 
 class Challenges:

@@ -191,7 +191,7 @@ def _explain_key(case: _Case) -> Cause:
     if known is None:
         problem = f"expected one of the issuer's keys; {token_has}"
     elif not known:
-        problem = "the issuer's key set has no key that can be used"
+        problem = "the issuer's key set has no usable key"
     else:
         problem = f"expected {_one_of(expected)} from the issuer's key set; {token_has}"
     return Cause(
@@ -272,7 +272,7 @@ def _advise_about_at_jwt(case: _Case, kinds: Kinds) -> str:
     if kinds.foreign is not None:
         kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(str(kinds.foreign_kind), "another kind of token")
         return f"This is {kind}, because it has the {kinds.foreign.members[0]} claim. {_SEND_ACCESS_TOKEN}"
-    generic = f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have another type"
+    generic = f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have a different type"
     if case.would_pass_as_generic():
         return f"{generic[0].upper()}{generic[1:]} than at+jwt. Make sure that the caller does not send an ID token."
     return f"The issuer must send access tokens of type at+jwt (RFC 9068), or {generic}. {_SEND_ACCESS_TOKEN}"
@@ -322,7 +322,7 @@ def _explain_invalid_claim(case: _Case) -> Cause | None:
         return Cause(
             check=name,
             problem=f"expected {expected}; the token has {_describe_kind(value)}",
-            advice="The issuer must send this claim in the form of RFC 7519 and RFC 9068.",
+            advice="The issuer must send this claim in the form required by RFC 7519 and RFC 9068.",
             expected=(expected,),
             actual=(_describe_kind(value),),
         )
@@ -338,7 +338,7 @@ def _explain_audience(case: _Case) -> Cause | None:
             continue
         note = next((found for name in names if (found := closest_difference(accepted, name)) is not None), None)
         advice = (
-            f"If this is a name of this service, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the"
+            f"If this is one of this service's names, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the"
             " caller must request a token for this service."
         )
         return _mismatch(case, claim, accepted, names, advice, note=note)
@@ -366,7 +366,7 @@ def _explain_start(case: _Case) -> Cause | None:
             return Cause(
                 check=name,
                 problem=f"{describe_time(value)}, {value - case.now:.0f} s from now; leeway {leeway:g} s",
-                advice="The clocks of the issuer and of this machine probably differ: synchronize them.",
+                advice="The clocks of the issuer and this machine probably differ: synchronize them.",
                 expected=(f"not later than {describe_time(case.now + leeway)}",),
                 actual=(describe_time(value),),
             )

@@ -223,7 +223,7 @@ def _problem_with(jwk: object) -> str | None:
     if not isinstance(jwk, dict) or not all(isinstance(jwk.get(name, ""), str) for name in names):
         return "malformed"
     if jwk.get("kty") not in _PUBLIC_MEMBERS:
-        return "its type is not RSA, EC or OKP"
+        return "its type is not RSA, EC, or OKP"
     operations = jwk.get("key_ops", ["verify"])
     if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return NOT_FOR_SIGNATURES

@@ -252,7 +252,7 @@ class KeySource:
             raise FetchFailed("the response is not a key set") from None
         if not keys.uses:
             # As with an empty key set, the current keys remain in use. If there are none, requests fail with 503.
-            raise FetchFailed(f"no key of the key set can be used: {keys.describe_skipped()}")
+            raise FetchFailed(f"no key in the key set can be used: {keys.describe_skipped()}")
         self._warn_about(keys)
         self._accept(keys, fresh_seconds(response.headers))
 
@@ -263,7 +263,7 @@ class KeySource:
         self._reported = keys.skipped
         if any(problem != NOT_FOR_SIGNATURES for _, problem in keys.skipped):
             _logger.warning(
-                "%d of the keys of %s cannot be used: %s", len(keys.skipped), self.issuer, keys.describe_skipped()
+                "%d keys from %s cannot be used: %s", len(keys.skipped), self.issuer, keys.describe_skipped()
             )
 
     def _accept(self, keys: KeySet, fresh: float) -> None:

@@ -27,7 +27,7 @@ _COPY_AGAIN: Final = "Copy the whole token again: it was probably truncated or c
 _REMOVE: Final = "Remove them: a token is one word of ASCII characters."
 _ENCODE: Final = "The issuer must encode it as base64url"
 _OMIT: Final = "The issuer must omit this member."
-_WRITE_STRING: Final = "The issuer must write it as a string."
+_WRITE_STRING: Final = "The issuer must send it as a string."
 _NOT_A_JWT: Final = (
     "Check that this is the access token. An opaque token has no parts and can be verified only by introspection."
 )

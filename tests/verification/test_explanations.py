@@ -393,8 +393,8 @@ def test_a_cause_is_also_data() -> None:
         "problem": "expected orders; the token has billing, account",
         "expected": ["orders"],
         "actual": ["billing", "account"],
-        "advice": "If this is a name of this service, add it to OTEL_PYTHON_TOKEN_RELAY_AUDIENCE. Otherwise, the caller"
-        " must request a token for this service.",
+        "advice": "If this is one of this service's names, add it to OTEL_PYTHON_TOKEN_RELAY_AUDIENCE. Otherwise, the"
+        " caller must request a token for this service.",
     }
 
 
@@ -406,9 +406,7 @@ def test_keys_that_have_not_been_fetched_are_not_listed() -> None:
         "kid: expected one of the issuer's keys; the token has k9"
     )
     nothing = Expectations(rules=EXPECTED.rules, keys=())
-    assert str(explain(token, "unknown_key", nothing, now=NOW)) == (
-        "kid: the issuer's key set has no key that can be used"
-    )
+    assert str(explain(token, "unknown_key", nothing, now=NOW)) == "kid: the issuer's key set has no usable key"
 
 
 def test_missing_scopes_are_named() -> None:
