@@ -53,7 +53,7 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
 
 
 def is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether *no_proxy* contains the host, so that requests to it use no proxy.
+    """Return whether *no_proxy* covers the host, in which case requests to the host use no proxy.
 
     Args:
         host: The host in the form that `Origin` stores.

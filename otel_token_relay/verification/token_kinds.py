@@ -19,7 +19,7 @@ class Marker(NamedTuple):
     """One row of the table.
 
     Attributes:
-        provider: The provider, or the specification.
+        provider: The provider or the specification.
         members: The members that must all be present. The first one is the marker's name in messages.
         kind: The kind of token that has these members; ``None`` if the first member's value identifies the kind.
         source: Where this is documented.
