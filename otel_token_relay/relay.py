@@ -118,7 +118,7 @@ class TokenSource(Protocol):
         """Return a token that replaces a rejected one, blocking until it is available.
 
         Returns:
-            ``None`` if the request must not be sent again, because no other token is available or because another
+            ``None`` if the request must not be sent again, because the new token is the rejected one or because another
             request has just found that the destination also rejects the new token.
 
         Raises:
@@ -347,7 +347,7 @@ class Relay:
             if origin is None:
                 return True
             destination = self.policy.match(origin)
-        except Exception as error:  # a cached response may belong to a different caller
+        except Exception as error:  # fail closed: the cached response may belong to a different caller
             _logger.debug("cannot read a request, so it does not use the cache: %s", type(error).__name__)
             return True
         return destination is not None and (has_token or destination.without_user is not None)
