@@ -35,9 +35,9 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         Work of the same kind. It runs without a token if the caller has none.
 
     Raises:
-        TypeError: *work* is of an unsupported kind, such as a task, which already runs in its own context, or a context
-            manager, which does not run the body of its ``with`` block (carry the function that contains the block
-            instead).
+        TypeError: *work* is of an unsupported kind, such as a task or a context manager. A task already runs in its own
+            context. A context manager does not run the body of its ``with`` block, so carry the function that contains
+            the block instead.
     """
     if isinstance(work, _MANAGERS) or getattr(work, "__code__", None) in _MANAGER_CODES:
         raise TypeError("carry does not take a context manager: carry the function that contains the with block")

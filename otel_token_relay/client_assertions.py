@@ -36,7 +36,7 @@ class SigningKey(NamedTuple):
     """A private key and its properties.
 
     Attributes:
-        key: The key, as an object from the cryptography package.
+        key: The key object, from the cryptography package.
         algorithm: The name of the signature algorithm.
         key_id: The key's own ``kid``; ``None`` if it has none.
         public: The public key in DER.

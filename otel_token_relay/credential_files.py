@@ -1,4 +1,4 @@
-"""Files that contain credentials. Each file's size is limited, and a file is read again when it changes.
+"""Files that contain credentials. Each file's size is limited, and each file is read again when it changes.
 
 No error message quotes a file. A message contains only the setting's name and the problem with its file.
 """

@@ -156,7 +156,7 @@ def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] =
 
 
 def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
-    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2).
+    """Return whether *url* is an issuer from which keys may be fetched (RFC 8414, section 2).
 
     Args:
         url: The issuer.

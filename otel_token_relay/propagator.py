@@ -186,7 +186,7 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
-            # The client chooses the keys, so only keys of the right length are converted to lower case.
+            # The client chooses the keys, so only keys of the right length are converted to lowercase.
             if isinstance(key, str) and len(key) == len(name) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
@@ -208,7 +208,7 @@ def _has_host(getter: Getter[Any], carrier: Any) -> bool:
     such headers.
     """
     try:
-        # The client chooses the keys, so only keys of the right length are converted to lower case.
+        # The client chooses the keys, so only keys of the right length are converted to lowercase.
         names = (key for key in getter.keys(carrier) if isinstance(key, str) and len(key) in _LENGTHS)
         return any(name.lower() in _HTTP_HEADERS for name in names)
     except Exception:  # a carrier can be any object

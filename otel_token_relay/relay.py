@@ -305,7 +305,7 @@ class Relay:
 
         Args:
             target: The target that the request will be sent to.
-            has_header: The value that `has_header` will return to `decide`.
+            has_header: The value that *has_header* will return when the client calls `decide`.
         """
         context, source = get_current(), self._source
         if source is None or self.is_closed or is_suppressed(context) or self._is_explicit(has_header):
