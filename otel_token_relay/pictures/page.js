@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const LABELS = {
   relayed: ["relayed", "the caller's token was sent"],
   exchanged: ["exchanged", "a token obtained for the destination was sent"],
-  own: ["own", "a token of the service's own was sent"],
+  own: ["own", "the service's own token was sent"],
   withheld: ["withheld", "no token was added"],
   incoming: ["request", "a request from outside this recording"],
   undecided: ["no decision", "the span has none: the relay was off, or did not see the call"],
