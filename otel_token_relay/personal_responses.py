@@ -6,7 +6,7 @@ Therefore:
 
 1. The client marks each personal response and sets its ``Cache-Control`` to ``no-store`` (RFC 9111, section 5.2.2.5).
    This is all that a cache needs that follows the RFC, whether we know it or not.
-2. The hook of a cache that we know stores no marked response, whatever its headers contain. It answers no request that
+2. The hook of a cache that we know stores no marked response, regardless of its headers. It responds to no request that
    may be sent with a token, not even from an entry that is not personal.
 3. If only the client's own code is above such a cache, its hook also restores ``Cache-Control``. In any other case, an
    unknown cache may be above it, so ``no-store`` remains.

@@ -117,8 +117,8 @@ class TokenSource(Protocol):
         """Return another token in place of a rejected one, and block until there is one.
 
         Returns:
-            ``None`` if the request must not be sent again: there is no other token, or another request has found out a
-            moment ago that the destination rejects the new token, too.
+            ``None`` if the request must not be sent again: the new token is the rejected one, or another request has
+            found out a moment ago that the destination rejects the new token, too.
 
         Raises:
             ExchangeFailed: No token could be obtained.
@@ -326,7 +326,7 @@ class Relay:
     def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
         """Return whether a request to *url* may be sent with a token. A decision is neither made nor recorded.
 
-        This is for caches: they must answer no such request. If the URL cannot be read, the result is true.
+        This is for caches: they must respond to no such request. If the URL cannot be read, the result is true.
 
         Args:
             url: The URL, as passed to a client.
@@ -345,7 +345,7 @@ class Relay:
             if origin is None:
                 return True
             destination = self.policy.match(origin)
-        except Exception as error:  # a cache would answer for another caller
+        except Exception as error:  # fail closed: another caller may own the entry
             _logger.debug("cannot read a request, so it does not use the cache: %s", type(error).__name__)
             return True
         return destination is not None and (has_token or destination.without_user is not None)

@@ -191,7 +191,7 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES,
         FLAG,
         "Whether to keep [caches between the application and its client](caches.md) from storing responses to requests"
-        " with a token, and from answering such requests.",
+        " with a token, and from responding to such requests.",
         default=True,
         shown="true",
         strict=True,

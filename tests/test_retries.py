@@ -69,7 +69,7 @@ def test_a_rejected_token_is_recognized(values: list[str]) -> None:
     ],
 )
 def test_any_other_response_is_not_a_rejected_token(values: list[str]) -> None:
-    """Whatever does not follow the grammar, or names another error, is not believed."""
+    """A challenge that does not follow the grammar, or names another error, is not believed."""
     assert read_rejection(values) is None
 
 

@@ -78,8 +78,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             try:
                 # The function that writes the headers is synchronous, so it cannot wait for a token.
                 if relay.policy.has_exchanged and (target := _read_target(self.request.url)) is not None:
-                    is_fixed = is_signed(self.request.url)
-                    held: HasHeader = "fixed" if is_fixed else relay.header in self.request.headers
+                    has_signature = is_signed(self.request.url)
+                    held: HasHeader = "fixed" if has_signature else relay.header in self.request.headers
                     await relay.prepare_hop(target, has_header=held)
                 return await original(self)
             finally:

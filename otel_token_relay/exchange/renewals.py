@@ -2,7 +2,7 @@
 
 A destination may reject every token. The first request whose token is rejected therefore starts a trial: it obtains a
 new token and is sent again. Other requests with the rejected token wait for the result and are sent again only if the
-new token has been accepted. For 30 seconds, there is no second trial for the same caller's token and destination. A
+new token has been accepted. For 30 seconds, no second trial starts for the same caller's token and destination. A
 destination that always responds with 401 thus receives at most one more request in that time.
 """
 
@@ -36,9 +36,9 @@ class Trial:
     __slots__ = ("_lock", "has_ended", "result", "started_at")
 
     def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
+        self.started_at: float = started_at
         self.result: Future[bool] = Future()
-        self.has_ended = False
+        self.has_ended: bool = False
         self._lock = threading.Lock()
 
     def settle(self, is_accepted: bool) -> None:

@@ -87,15 +87,15 @@ def crossings(
         for number, order in enumerate(orders):
             for expected in order:
                 with callers[expected]():
-                    answer = call(f"{url}/{number}/{variant}")
-                if (answer.status, answer.body) != (200, expected):
-                    found.append(f"{variant}: {answer.status} {answer.body} instead of {expected}")
+                    one = call(f"{url}/{number}/{variant}")
+                if (one.status, one.body) != (200, expected):
+                    found.append(f"{variant}: {one.status} {one.body} instead of {expected}")
     return found
 
 
 @every_cache
 def test_no_relayed_token_s_response_crosses_users(row: Row, server: Server, tmp_path: Path) -> None:
-    """Alice, Bob and a call without a user, whatever the destination says."""
+    """Alice, Bob and a call without a user, with each kind of response headers."""
     install(Settings(destinations=(server.url,)))
     callers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         ALICE: lambda: use_token(ALICE),
@@ -181,7 +181,7 @@ def paths(server: Server, run: str) -> list[tuple[str, str | None]]:
 
 
 @every_cache
-def test_a_validator_of_the_user_s_own_is_not_answered_from_another_entry(
+def test_a_validator_of_the_user_s_own_is_not_served_from_another_entry(
     row: Row, server: Server, tmp_path: Path
 ) -> None:
     """The entry may date from before the installation, or belong to a call without a user."""
@@ -216,7 +216,7 @@ def test_redirects_between_a_listed_and_an_unlisted_host(
 
     redirected = [token for path, token, _ in server.seen if path.startswith("/302?")]
     assert [token for token in redirected if token != NOBODY] == [ALICE, BOB, ALICE]
-    assert NOBODY in redirected  # not answered with the redirect that Alice got
+    assert NOBODY in redirected  # not served the redirect that Alice got
 
 
 @pytest.mark.parametrize("row", [row for row in CACHES if row.name in THREADED], ids=lambda row: row.name)
