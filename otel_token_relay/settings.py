@@ -1,8 +1,8 @@
 """The settings, in one frozen dataclass.
 
-`Settings(...)` raises at the first invalid value. `Settings.load()` and `Settings.from_env()` never raise, because an
-exception there would keep the application from starting. They replace an invalid value with the setting's strict value
-and add the problem to `Settings.problems`.
+`Settings(...)` raises an exception at the first invalid value. `Settings.load()` and `Settings.from_env()` never raise,
+because an exception there would keep the application from starting. They replace an invalid value with the setting's
+strict value and add the problem to `Settings.problems`.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ _UNUSABLE_HEADERS: Final = frozenset(
 
 
 NO_FILE: Final = "/dev/null"
-"""The strict value of a setting that names a file: an empty file, with which nothing can be verified."""
+"""The strict value of a setting that contains a file path: an empty file, with which nothing can be verified."""
 
 # RFC 6749, section 3.3.
 _is_scope = re.compile(r"[!#-\[\]-~]+", re.ASCII).fullmatch
 
-# Strict values that accept nothing. RFC 6761, section 6.4: no name below .invalid exists.
+# Strict values that accept nothing. RFC 6761, section 6.4: no name under .invalid exists.
 _NO_URL: Final = "https://{}.invalid"
 _NONE: Final = "(none)"
 
@@ -114,7 +114,7 @@ class Settings:
     Durations are in seconds. Strings in *destinations* are parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: A value is invalid. The error names the setting and, for a destination, the entry.
+        ConfigurationError: A value is invalid. The error identifies the setting and, for a destination, the entry.
     """
 
     destinations: Sequence[Destination | str] = _setting(
@@ -128,8 +128,8 @@ class Settings:
     source_headers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
         WORDS,
-        "Comma-separated headers that may contain the incoming token; only the first one present is read. In"
-        " headers other than `authorization`, the prefix `Bearer ` is optional.",
+        "Comma-separated headers that may contain the incoming token; only the first one that is present is read. In"
+        " headers other than `authorization`, the `Bearer ` prefix is optional.",
         default=("authorization",),
         shown="authorization",
         strict=(),
@@ -137,7 +137,7 @@ class Settings:
     header: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
         TEXT,
-        "The header in which the token is sent. Any header except `Authorization` contains it without `Bearer `.",
+        "The header in which the token is sent. In any header except `Authorization`, the `Bearer ` prefix is omitted.",
         default="Authorization",
         shown="Authorization",
     )
@@ -151,8 +151,8 @@ class Settings:
     max_age: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
         NUMBER,
-        "The number of seconds after receipt for which a token without a lease is relayed. Such a token comes from"
-        " `extract` without a server boundary. A token with a lease is relayed until its request ends.",
+        "The number of seconds after receipt for which a token without a lease is relayed. A token has no lease if"
+        " `extract` reads it outside any server boundary. A token with a lease is relayed until its request ends.",
         default=300.0,
         shown="300",
         strict=0.0,
@@ -199,15 +199,15 @@ class Settings:
     redaction: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACTION,
         FLAG,
-        "Whether to mask tokens in spans, log records and metrics before these are exported.",
+        "Whether to mask tokens in spans, log records, and metrics before they are exported.",
         default=True,
         shown="true",
     )
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
         WORDS,
-        "Comma-separated names whose values are always masked, as attribute keys and within texts, in addition to the"
-        " built-in names. Case is ignored, and `-` and `_` are equivalent; `x-api-key` also matches"
+        "Comma-separated names whose values are always masked, both as attribute keys and within strings, in addition"
+        " to the built-in names. Case is ignored, and `-` and `_` are equivalent; `x-api-key` also matches"
         " `http.request.header.x-api-key`.",
         default=(),
         shown="",
@@ -216,9 +216,9 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
         choice("off", "report", "optional", "enforce"),
         "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid token,"
-        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same, but"
-        " serves requests without a token; `report` only counts and logs the requests that `enforce` would reject. All"
-        " three require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        " with status 400, 401, or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same but serves"
+        " requests without a token; `report` only counts and logs the requests that `enforce` would reject. All three"
+        " require `…_ISSUERS`, `…_AUDIENCE`, and the `verify` extra.",
         default="off",
         shown="off",
         strict="enforce",
@@ -226,8 +226,8 @@ class Settings:
     issuers: Sequence[str | TrustedIssuer] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
         ISSUERS,
-        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. `{tid}` in an issuer of Microsoft"
-        " Entra means any tenant. A name that is not an https URL needs the URL of its keys.",
+        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. In a Microsoft Entra issuer,"
+        " `{tid}` matches any tenant. An issuer whose name is not an https URL requires the URL of its keys.",
         default=(),
         shown="",
     )
@@ -241,8 +241,8 @@ class Settings:
     audience_claim: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE_CLAIM,
         TEXT,
-        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. A token"
-        " with `aud` must satisfy both. Requires the profile `generic` and at most one issuer.",
+        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. If a"
+        " token also has `aud`, both claims must match. Requires the `generic` profile and at most one issuer.",
         default="aud",
         shown="aud",
         strict=_NONE,
@@ -250,7 +250,7 @@ class Settings:
     jwks_uri: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_URI,
         TEXT,
-        "The URL of the only issuer's key set. Without it, the URL is read from the issuer's metadata.",
+        "The URL of the only issuer's key set. By default, the URL is read from the issuer's metadata.",
         default=None,
         shown="",
         strict=_NO_URL.format("jwks-uri"),
@@ -266,8 +266,8 @@ class Settings:
     tenants: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TENANTS,
         WORDS,
-        "Comma-separated IDs of the tenants that an issuer with `{tid}` means. Without it, every tenant is"
-        " accepted, except that of personal accounts.",
+        "Comma-separated IDs of the tenants that an issuer with `{tid}` matches. By default, every tenant is accepted"
+        " except the one for personal accounts.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -275,8 +275,8 @@ class Settings:
     scope_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SCOPE_CLAIMS,
         WORDS,
-        "Comma-separated claims that contain scopes; a token's scopes are those of all of them. A dot leads into an"
-        " object: `realm_access.roles`.",
+        "Comma-separated claims that contain scopes; a token has the scopes from all of these claims. A dot selects a"
+        " member of an object: `realm_access.roles`.",
         default=("scope", "scp"),
         shown="scope,scp",
         strict=(),
@@ -284,7 +284,7 @@ class Settings:
     required_scopes: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REQUIRED_SCOPES,
         WORDS,
-        "Comma-separated scopes that every request needs. Without one of them, the response is 403.",
+        "Comma-separated scopes that every request requires. If any of them is missing, the response is 403.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -292,8 +292,8 @@ class Settings:
     introspection_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_INTROSPECTION_ENDPOINT,
         TEXT,
-        "The URL at which the only issuer's tokens are looked up (RFC 7662). Without `…_ISSUERS`, tokens are verified"
-        " by introspection alone.",
+        "The URL at which the only issuer's tokens are looked up (RFC 7662). If `…_ISSUERS` is not set, tokens are"
+        " verified by introspection alone.",
         default=None,
         shown="",
         strict=_NO_URL.format("introspection-endpoint"),
@@ -308,63 +308,66 @@ class Settings:
     client_secret: Secret | str | None = _setting(
         SECRET_VARIABLE,
         SECRET,
-        "The client's secret. It is not a flag, and it is never printed.",
+        "The client secret. It cannot be set with a flag, and it is never printed.",
         default=None,
         shown="",
     )
     client_secret_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE,
         TEXT,
-        "A file that contains the client's secret, instead of the variable. It is read again when it changes.",
+        "A file that contains the client secret, as an alternative to the variable. The file is read again when it"
+        " changes.",
         default=None,
         shown="",
     )
     client_key_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_FILE,
         TEXT,
-        "A file with a private key (RSA, P-256, P-384, P-521 or Ed25519) in PEM or as a JWK, instead of a secret. It"
-        " signs the assertions with which this service identifies itself. It is read again when it changes.",
+        "A file that contains a private key (RSA, P-256, P-384, P-521, or Ed25519) in PEM format or as a JWK, as an"
+        " alternative to a secret. The key signs the assertions with which this service identifies itself. The file is"
+        " read again when it changes.",
         default=None,
         shown="",
     )
     client_key_id: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_ID,
         TEXT,
-        "The `kid` of the assertions. Without it, they have that of the JWK, if it has one.",
+        "The `kid` of the assertions. By default, this is the JWK's `kid`, if it has one.",
         default=None,
         shown="",
     )
     client_assertion_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ASSERTION_FILE,
         TEXT,
-        "A file with an assertion that is sent as it is, instead of a secret: the projected token of a Kubernetes"
-        " service account, or of workload identity in Microsoft Entra. It is read again when it changes.",
+        "A file that contains an assertion to send as is, as an alternative to a secret: the projected token of a"
+        " Kubernetes service account or of a workload identity in Microsoft Entra. The file is read again when it"
+        " changes.",
         default=None,
         shown="",
     )
     client_cert_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_CERT_FILE,
         TEXT,
-        "A file with a certificate in PEM: the TLS client certificate for `tls_client_auth`, whose private key is in"
-        " the same file or in `…_CLIENT_KEY_FILE`; or the certificate that `private_key_jwt_rfc7523` names. It is read"
-        " again when it changes.",
+        "A file that contains a certificate in PEM format: either the TLS client certificate for `tls_client_auth`,"
+        " whose private key is in the same file or in `…_CLIENT_KEY_FILE`, or the certificate that"
+        " `private_key_jwt_rfc7523` refers to. The file is read again when it changes.",
         default=None,
         shown="",
     )
     client_auth: ClientAuth | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_AUTH,
         choice(*CLIENT_AUTH_METHODS),
-        "How the credential is sent. A secret: `client_secret_basic`, the default; `client_secret_basic_plain`, for a"
-        " server that does not decode the parts of the header (RFC 6749, section 2.3.1); or `client_secret_post`. A"
-        " key: `private_key_jwt`, the default, whose audience is the issuer; or `private_key_jwt_rfc7523`, whose"
-        " audience is the endpoint, as Microsoft Entra requires. A certificate: `tls_client_auth` (RFC 8705).",
+        "How the credential is sent. For a secret: `client_secret_basic`, the default; `client_secret_basic_plain`, for"
+        " a server that does not decode the parts of the header (RFC 6749, section 2.3.1); or `client_secret_post`. For"
+        " a key: `private_key_jwt`, the default, whose audience is the issuer; or `private_key_jwt_rfc7523`, whose"
+        " audience is the endpoint, as Microsoft Entra requires. For a certificate: `tls_client_auth` (RFC 8705).",
         default=None,
         shown="",
     )
     token_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TOKEN_ENDPOINT,
         TEXT,
-        "The URL at which the only issuer's tokens are exchanged for tokens for one destination. Without it, the URL is"
+        "The URL at which the only issuer's tokens are exchanged for tokens for one destination. By default, the URL is"
         " read from the issuer's metadata.",
         default=None,
         shown="",
@@ -373,8 +376,8 @@ class Settings:
     exchange_grant: ExchangeGrant = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_GRANT,
         choice(*EXCHANGE_GRANTS),
-        "How tokens are exchanged: `token-exchange` (RFC 8693), `on-behalf-of` (Microsoft Entra), or `off`. An entry"
-        " of `…_DESTINATIONS` may have a `;grant=` of its own.",
+        "How tokens are exchanged: `token-exchange` (RFC 8693), `on-behalf-of` (Microsoft Entra), or `off`. An entry in"
+        " `…_DESTINATIONS` may have its own `;grant=`.",
         default="token-exchange",
         shown="token-exchange",
         strict="off",
@@ -382,8 +385,8 @@ class Settings:
     exchange_actor: ExchangeActor = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_ACTOR,
         choice(*EXCHANGE_ACTORS),
-        "Whether the exchange names this service as the one that acts for the user: `client` sends a token of its own"
-        " as `actor_token` (RFC 8693). Requires the grant `token-exchange`.",
+        "Whether the exchange identifies this service as the one that acts for the user: `client` sends the service's"
+        " own token as `actor_token` (RFC 8693). Requires the `token-exchange` grant.",
         default="none",
         shown="none",
         strict="client",
@@ -391,15 +394,15 @@ class Settings:
     exchange_unverified: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_UNVERIFIED,
         FLAG,
-        "Whether to exchange tokens that this service has not verified. Anyone can then make it send requests with its"
-        " credential.",
+        "Whether to exchange tokens that this service has not verified. If so, anyone can make this service send"
+        " requests with its credential.",
         default=False,
         shown="false",
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
         WORDS,
-        "The accepted signature algorithms, comma-separated. Only asymmetric algorithms are supported.",
+        "Comma-separated signature algorithms to accept. Only asymmetric algorithms are supported.",
         default=DEFAULT_ALGORITHMS,
         shown="RS256,PS256,ES256,EdDSA",
         strict=(),
@@ -407,23 +410,24 @@ class Settings:
     profile: Profile = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROFILE,
         choice(*PROFILES),
-        "The rules for tokens: `rfc9068`; `generic` for issuers whose access tokens are not of type `at+jwt`;"
-        " or `id-token` for providers that hand ID tokens to APIs.",
+        "The rules for tokens: `rfc9068`; `generic`, for issuers whose access tokens do not have the type `at+jwt`; or"
+        " `id-token`, for providers whose clients send ID tokens to APIs.",
         default="rfc9068",
         shown="rfc9068",
     )
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
         WORDS,
-        "Comma-separated paths that require no token. A request's path must match exactly; an entry that ends with `/*`"
-        " matches all paths below it. For gRPC, list full method names, such as `/grpc.health.v1.Health/Check`.",
+        "Comma-separated paths that do not require a token. A request's path must match exactly; an entry that ends"
+        " with `/*` matches all paths below it. For gRPC, list full method names, such as"
+        " `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
     )
     span_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SPAN_CLAIMS,
         WORDS,
-        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is written to that"
+        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is recorded in that"
         " attribute of the SERVER span.",
         default=(),
         shown="",
@@ -431,7 +435,7 @@ class Settings:
     log: Log = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LOG,
         choice("", "decisions", "debug"),
-        "Lines on standard error that do not depend on the application's `logging` configuration. `decisions` writes"
+        "What to write to standard error, regardless of the application's `logging` configuration. `decisions` writes"
         " one line for each hop and each verification; `debug` also writes this package's debug messages.",
         default="",
         shown="",
@@ -439,16 +443,17 @@ class Settings:
     plaintext_hosts: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_HOSTS,
         WORDS,
-        "Comma-separated destinations, each a host with an optional port, for which plain http is deliberate, because a"
-        " mesh encrypts the traffic. They cause no warning.",
+        "Comma-separated destinations, each a host with an optional port, for which plain http is intended, because a"
+        " mesh encrypts the traffic. They do not cause a warning.",
         default=(),
         shown="",
     )
     ca_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CA_FILE,
         TEXT,
-        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys,"
-        " introspection and token endpoints, instead of those of the system. It is read again when it changes.",
+        "A file in PEM format that contains the certificate authorities that this package trusts for issuers, keys,"
+        " introspection, and token endpoints, instead of the system's certificate authorities. The file is read again"
+        " when it changes.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -456,7 +461,7 @@ class Settings:
     plaintext_issuers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_ISSUERS,
         WORDS,
-        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results"
+        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results,"
         " and tokens may be fetched over plain http, because a mesh or a container network protects the traffic.",
         default=(),
         shown="",
@@ -464,9 +469,9 @@ class Settings:
     jwks_token_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_TOKEN_FILE,
         TEXT,
-        "A file with a bearer token that is sent when the issuer's metadata and keys are fetched, such as the token of"
-        " a Kubernetes service account. It is sent over https only, and only to the origin of the issuer or of the"
-        " configured key set. The file is read at each fetch. Requires exactly one issuer.",
+        "A file that contains a bearer token to send when the issuer's metadata and keys are fetched, such as a"
+        " Kubernetes service account token. The token is sent only over https, and only to the origin of the issuer or"
+        " of the configured key set. The file is read for each fetch. Requires exactly one issuer.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -474,25 +479,25 @@ class Settings:
     realm: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REALM,
         TEXT,
-        "The realm in the challenge of a rejected request: ASCII text without quotes and backslashes.",
+        "The realm in the challenge for a rejected request: ASCII text without quotes or backslashes.",
         default="api",
         shown="api",
     )
     resource_metadata: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_RESOURCE_METADATA,
         TEXT,
-        "The identifier of this service as a protected resource: the URL that clients use, such as"
-        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without a"
-        " token, and each challenge names it.",
+        "This service's identifier as a protected resource: the URL that clients use, such as"
+        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without"
+        " requiring a token, and each challenge refers to it.",
         default="",
         shown="",
     )
     verify_streams: VerifyStreams = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS,
         choice("off", "exp"),
-        "Whether a long response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is closed"
-        " with the code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a response of the type"
-        " `text/event-stream` ends.",
+        "Whether a long-lived response ends when its token expires. `exp`: at the time in `exp` plus the leeway, a"
+        " WebSocket is closed with code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a `text/event-stream`"
+        " response ends.",
         default="off",
         shown="off",
         strict="exp",
@@ -511,7 +516,7 @@ class Settings:
 
     def __new__(cls, *args: object, **values: object) -> Settings:
         settings = object.__new__(cls)
-        # `dataclasses.replace` passes every field, so then only those that differ from the defaults count.
+        # `dataclasses.replace` passes every field, so in that case only fields that differ from the defaults count.
         is_copy = VARIABLES.keys() <= values.keys()
         _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _DEFAULTS.get(n)))
         return settings
@@ -551,19 +556,19 @@ class Settings:
     ) -> Settings:
         """Read the settings from all sources. Never raises.
 
-        Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting
-        by setting. For ``verify``, ``require_verified``, ``redaction`` and ``protect_caches``, the strictest of all
-        sources applies.
+        Setting by setting, code takes precedence over OpenTelemetry's configuration file, and the file over environment
+        variables. For ``verify``, ``require_verified``, ``redaction``, and ``protect_caches``, the strictest value from
+        any source applies.
 
         Invalid destinations are skipped, and the valid ones are kept. Any other invalid value is replaced with the
-        setting's strict value. So is ``verify`` or ``require_verified`` if it is unset but a similar name is set. An
-        invalid ``header`` removes all destinations, because the token must not be sent in a header that was not
-        configured. A configuration file that cannot be read removes all destinations and makes the settings that
-        protect strict.
+        setting's strict value. The same applies to ``verify`` and ``require_verified`` if they are unset but a similar
+        name is set. An invalid ``header`` removes all destinations, because the token must not be sent in a header that
+        was not configured. A configuration file that cannot be read removes all destinations and sets the protective
+        settings to their strict values.
 
         Args:
             environ: The environment variables.
-            code: The settings that were passed in code. Only those that were passed explicitly take precedence.
+            code: The settings that were passed in code. Only settings that were passed explicitly take precedence.
             passed: The keys under ``token_relay:`` in a configuration file that the application has loaded.
         """
         return cls._merge(load_sources(environ, code=code, passed=passed))
@@ -590,10 +595,10 @@ class Settings:
 
     @property
     def trusted_issuers(self) -> tuple[TrustedIssuer, ...]:
-        """The issuers, each with what belongs to it.
+        """The issuers, each with the settings that belong to it.
 
         Raises:
-            ConfigurationError: It is not clear to which issuer a setting belongs, or a credential is not complete.
+            ConfigurationError: It is not clear to which issuer a setting belongs, or a credential is incomplete.
         """
         return combine(
             self.issuers,
@@ -610,7 +615,7 @@ class Settings:
         """This service's credential; ``None`` if it has none.
 
         Raises:
-            ConfigurationError: A part of the credential is missing, or its parts contradict each other.
+            ConfigurationError: Part of the credential is missing, or its parts contradict each other.
         """
         return make_credential(
             self.client_id,
@@ -625,7 +630,7 @@ class Settings:
 
     @property
     def missing_to_verify(self) -> tuple[str, ...]:
-        """The settings without a value that verification requires."""
+        """The settings that verification requires but that have no value."""
         own = [entry for entry in self.issuers if isinstance(entry, TrustedIssuer) and entry.audience]
         has = {
             "issuers": bool(self.issuers) or self.introspection_endpoint is not None,
@@ -688,7 +693,7 @@ class Settings:
 
     @property
     def header_is_authorization(self) -> bool:
-        """Whether the token is sent with the scheme ``Bearer`` (RFC 6750, section 2.1)."""
+        """Whether the token is sent with the ``Bearer`` scheme (RFC 6750, section 2.1)."""
         return self.header.lower() == "authorization"
 
     @property
@@ -726,13 +731,13 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 
 
 def _as_clause(error: ConfigurationError) -> str:
-    """Return a problem as the rest of a sentence, with the name of the variable."""
+    """Return a problem as the rest of a sentence, with the variable's name."""
     name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
     return f"{name} cannot be used: {error.problem}"
 
 
 def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
-    """Return whether a token is relayed to the host of a ``;never`` entry on a port that no entry names."""
+    """Return whether a token is relayed to a ``;never`` entry's host on a port that no entry specifies."""
     host = pattern.host.replace("*", "any")
     return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
@@ -745,13 +750,13 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 
 
 def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
-    """Return what replaces the settings of issuers if one cannot be used, and add a problem for each of those.
+    """Return replacements for the issuer settings if an issuer cannot be used, and add a problem for each such issuer.
 
     If it is no longer clear to which issuer the keys or the introspection endpoint belong, no issuer remains. A
-    credential that is not part of an entry is not sent to the issuer that remains.
+    credential that is not part of an entry is not sent to a remaining issuer.
     """
     values = merged.values
-    # Which token the operator wants instead is not known, so none is exchanged.
+    # It is unknown which token the operator wants instead, so none is exchanged.
     replaced: dict[str, Any] = {"exchange_grant": "off"} if "exchange_actor" in merged.invalid else {}
     plaintext_hosts = values.get("plaintext_issuers", ())
     for name in ENDPOINTS:
@@ -811,7 +816,7 @@ def load_sources(
     code: Settings | None = None,
     passed: Mapping[str, object] | None = None,
 ) -> list[Source]:
-    """Return what each source contains, beginning with the one that takes precedence; see `Settings.load`."""
+    """Return what each source contains, starting with the one that takes precedence; see `Settings.load`."""
     section = None if passed is None else Section("propagator.composite[].token_relay", passed)
     sources = READER.read(read_configuration_file(environ), section, environ)
     if code is not None:
@@ -909,7 +914,7 @@ def _is_text(value: object) -> bool:
 
 
 def is_exclusion(text: str) -> bool:
-    """Return whether *text* is a path, or a path followed by ``/*``. Nothing excludes every path."""
+    """Return whether *text* is a path, or a path followed by ``/*``. No exclusion matches every path."""
     return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 
 
