@@ -25,7 +25,8 @@ from otel_token_relay.clients.headers import lower
 from otel_token_relay.import_hooks import ImportHooks
 from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.relay import HasHeader, Relay
+from otel_token_relay.signed_urls import is_signed
 
 
 class _MockHook(NamedTuple):
@@ -148,7 +149,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
 def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
     """Return a copy of the relay that only lists what it would record, and the list."""
     records: list[tuple[Any, ...]] = []
-    later = copy.copy(relay)
+    later: Any = copy.copy(relay)
     later._record = lambda *record: records.append(record)
     return later, records
 
@@ -162,8 +163,8 @@ def _target_of(request: Any) -> Target:
     return url.scheme, url.host, url.port
 
 
-def _has_header(request: Any, name: str) -> bool:
-    return name in map(lower, request.headers)
+def _has_header(request: Any, name: str) -> HasHeader:
+    return "fixed" if is_signed(request.url) else name in map(lower, request.headers)
 
 
 def _warn(hook: _MockHook, error: Exception) -> None:
