@@ -42,7 +42,7 @@ In code, `install()` does the same.
 
 ## Where settings come from
 
-If several sources contain the same setting, code takes precedence over the configuration file, and the file over environment variables.
+If multiple sources contain the same setting, code takes precedence over the configuration file, and the file over environment variables.
 For the protective settings, `verify`, `require_verified`, `redaction`, and `protect_caches`, the strictest value from any source applies.
 For example, an application that calls `install(Settings(destinations=[...]))` cannot disable verification that the operator has enabled.
 

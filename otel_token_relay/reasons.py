@@ -86,7 +86,7 @@ class Reason(Enum):
     )
     LEASE_ENDED = (
         "lease_ended",
-        "The request that brought the token has ended.",
+        "The request that contained the token has ended.",
         "Pass the token on explicitly with `carry`, or set OTEL_PYTHON_TOKEN_RELAY_LINGER. A worker that serves many"
         " requests needs each job's own token, not the token of the request that started the worker.",
     )

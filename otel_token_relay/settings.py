@@ -654,7 +654,7 @@ class Settings:
             if self.profile != "generic":
                 return f"{name} requires {VARIABLES['profile'].name}=generic"
             if several:
-                return f"{name} requires that there is only one issuer"
+                return f"{name} supports only one issuer"
         return None
 
     @property
@@ -663,7 +663,7 @@ class Settings:
         if self.exchange_grant == "off":
             return f"{VARIABLES['exchange_grant'].name} is off"
         if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
-            return f"{VARIABLES['exchange_actor'].name} cannot be used with the grant on-behalf-of"
+            return f"{VARIABLES['exchange_actor'].name} cannot be used with the on-behalf-of grant"
         try:
             return self._problem_with_token_endpoints()
         except ConfigurationError as error:
@@ -682,13 +682,13 @@ class Settings:
             name = issuer.issuer if issuer.has_metadata(self.plaintext_issuers) else None
             if issuer.client is not None:
                 if issuer.token_endpoint is None and name is None:
-                    return f"{variable} has no valid value, and {issuer} has no metadata that could name it"
+                    return f"{variable} has no valid value, and {issuer} has no metadata that could contain it"
                 issuer.client.check_use(name, issuer.token_endpoint or issuer.issuer)
         return lacks_credential if trusted and not any(issuer.client for issuer in trusted) else None
 
     @property
     def rejects(self) -> bool:
-        """Whether the server boundary rejects requests whose token is not valid."""
+        """Whether the server boundary rejects requests whose token is invalid."""
         return self.verify in ("optional", "enforce")
 
     @property
@@ -708,7 +708,7 @@ class Settings:
             )
         if self.verify != "off" and not self.tenants and any("{tid}" in str(issuer) for issuer in self.issuers):
             found.append(
-                f"tokens of every tenant of Microsoft Entra are accepted: list those you expect in"
+                f"tokens from every Microsoft Entra tenant are accepted: list the tenants that you expect in"
                 f" {VARIABLES['tenants'].name}"
             )
         for destination in self.entries:

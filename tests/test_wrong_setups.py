@@ -536,7 +536,7 @@ ENTRIES: Final = [
             CLIENT_ID="user-service",
             CLIENT_SECRET="s3cr3t",
         ),
-        check=says(1, f"{PREFIX}TOKEN_ENDPOINT has no valid value, and acme.com has no metadata that could name it"),
+        check=says(1, f"{PREFIX}TOKEN_ENDPOINT has no valid value, and acme.com has no metadata that could contain it"),
         explain=says(1, "withheld: exchange_failed", "acme.com has no metadata"),
         startup=("no token can be exchanged",),
         line=("decision=withheld", "reason=exchange_failed"),

@@ -14,7 +14,7 @@ _Request = TypeVar("_Request")
 
 
 def is_repeatable(body: object) -> bool:
-    """Return whether a body is in memory. A file may be shared, and an iterator is already consumed."""
+    """Return whether a body is in memory. A file may be shared, and an iterator has already been consumed."""
     return body is None or type(body) in (bytes, str, bytearray)
 
 

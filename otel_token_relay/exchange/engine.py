@@ -88,7 +88,7 @@ class ExchangeEngine:
         timeout: The maximum number of seconds that a call waits.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
-        http: Sends the requests.
+        http: The client that sends the requests.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
@@ -224,7 +224,7 @@ class ExchangeEngine:
                 workers.load -= 1
                 self._breaker.cancel(job.key)
                 if not workers.load:
-                    # The executor's queue might never be emptied, so tokens would accumulate in it.
+                    # The executor's queue might never be emptied, so tokens could accumulate in it.
                     workers.start_over()
                 raise ExchangeFailed("unavailable", "no thread can be started") from None
         return future

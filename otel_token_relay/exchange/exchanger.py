@@ -42,7 +42,7 @@ class ExchangerCore:
         timeout: The maximum number of seconds that a call waits.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
-        http: Sends the requests; ``None`` for the default client.
+        http: The client that sends the requests; ``None`` to use the default client.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 

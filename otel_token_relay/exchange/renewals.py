@@ -54,7 +54,7 @@ class Trial:
 
 
 class Renewals:
-    """The trials of the last 30 seconds. Safe to share between threads.
+    """The trials from the last 30 seconds. Safe to share between threads.
 
     Args:
         monotonic: A clock in seconds that never goes backward.

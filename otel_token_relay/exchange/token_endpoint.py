@@ -27,7 +27,7 @@ class TokenEndpoint:
     Args:
         url: The URL; ``None`` to read it from the issuer's metadata.
         issuer: The issuer; ``None`` if it is not known.
-        http: Fetches the metadata.
+        http: The client that fetches the metadata.
         monotonic: A clock in seconds that never goes backward.
 
     Attributes:

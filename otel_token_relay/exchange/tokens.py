@@ -69,7 +69,7 @@ class DestinationTokens:
 
     Args:
         settings: The settings.
-        http: Sends the requests; ``None`` for the client that the settings configure.
+        http: The client that sends the requests; ``None`` to use the client that the settings configure.
         now: The wall clock, in seconds since the epoch.
         monotonic: A clock in seconds that never goes backward.
 
@@ -281,7 +281,7 @@ class DestinationTokens:
         return _Plan(plan.engine, _ACTOR, plan.engine.hash_of(_ACTOR))
 
     def _engine_for(self, caller: BearerToken | None) -> ExchangeEngine:
-        """Return the engine of the token's own issuer.
+        """Return the engine for the token's own issuer.
 
         Raises:
             ExchangeFailed: No such engine exists, or it cannot be determined.

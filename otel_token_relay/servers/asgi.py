@@ -77,7 +77,7 @@ def whole_path(scope: Scope) -> str:
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_without_mount) -> None:
-    """Put the boundary around ``owner.__call__``, which accepts scope, receive, and send."""
+    """Enclose ``owner.__call__``, which accepts scope, receive, and send, in the boundary."""
     relay = runtime.relay
 
     def build(original: Function) -> Function:
@@ -140,7 +140,7 @@ def enclose(app: App) -> EnclosedApp:
 
 
 def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return a hook that patches the class with this name in a module.
+    """Return a hook that patches the class named *class_name* in a module.
 
     Args:
         class_name: The name of the application class.

@@ -1,8 +1,8 @@
 """The boundary for gRPC servers, both sync and aio.
 
-The hook puts our interceptor before all other interceptors, so that ours encloses them. Instrumentation reads
-metadata as a mapping, in which the last of two ``authorization`` entries wins. The boundary rejects two
-entries as ambiguous and keeps instrumentation from binding either of them within the call.
+The hook places our interceptor before all other interceptors so that it encloses them. Instrumentation reads metadata
+as a mapping, in which the last of two ``authorization`` entries wins. The boundary rejects two entries as ambiguous and
+keeps instrumentation from binding either of them within the call.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _build_aio_interceptor(module: Any, settle: Settle) -> Any:
 
 
 def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> Any:
-    """Return one call's handler with the boundary around the servicer's method."""
+    """Return one call's handler with the servicer's method enclosed in the boundary."""
     if handler is None or terms is None:
         return handler
     incoming = "stream" if handler.request_streaming else "unary"
@@ -128,7 +128,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str 
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
-    """Put the boundary around a servicer's method. Return the same kind of function, because aio checks the kind."""
+    """Enclose a servicer's method in the boundary. Return the same kind of function, because aio checks the kind."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:

@@ -53,7 +53,7 @@ class TokenRelayMiddleware:
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__") -> None:
-    """Put the boundary around a method of *owner* that accepts environ and start_response."""
+    """Enclose a method of *owner* that accepts environ and start_response in the boundary."""
     relay = runtime.relay
 
     def build(original: Function) -> Function:
@@ -99,7 +99,7 @@ def enclose(app: App) -> EnclosedApp:
 
 
 def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return a hook that patches the class with this name in a module."""
+    """Return a hook that patches the class named *class_name* in a module."""
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         for method in methods or ("__call__",):
