@@ -324,13 +324,13 @@ class Relay:
             _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
 
     def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
-        """Return whether a request to *url* may be sent with a token. A decision is neither made nor recorded.
+        """Return whether a request to *url* may be sent with a token, without making or recording a decision.
 
-        This is for caches: they must respond to no such request. If the URL cannot be read, the result is true.
+        This method is for caches, which must not respond to such requests. If the URL cannot be read, return true.
 
         Args:
             url: The URL, as passed to a client.
-            has_header: Returns whether the request already has the header with the given lower-case name.
+            has_header: Returns whether the request already has the header with the given lowercase name.
         """
         context = get_current()
         if self.is_closed or self.policy.is_empty or is_suppressed(context):

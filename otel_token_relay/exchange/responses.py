@@ -88,7 +88,7 @@ def read_response(
     kind = members.get("issued_token_type")
     is_access_token = isinstance(kind, str) and kind in _TYPES
     if not is_access_token and not (kind is None and request.grant != "token-exchange"):
-        raise ExchangeFailed("bad_response", "issued_token_type is not that of an access token")
+        raise ExchangeFailed("bad_response", "issued_token_type is not an access token type")
     token_type = members.get("token_type")
     if not isinstance(token_type, str) or token_type.lower() != "bearer":
         raise ExchangeFailed("bad_response", "token_type is not Bearer")

@@ -10,7 +10,7 @@ const LABELS = {
   incoming: ["request", "a request from outside this recording"],
   undecided: ["no decision", "the span has none: the relay was off, or did not see the call"],
 };
-// More lanes than this have no names above them, and more than that have no lines, which would fill the picture.
+// With more lanes than FEW, the names above them are omitted; with more than MANY, so are their lines.
 const FEW = 6;
 const MANY = 24;
 
