@@ -30,7 +30,7 @@ class Runtime:
         relay: Decides whether outgoing requests get the token.
         terms: How incoming requests are served.
         clients_are_hooked: Whether outgoing requests reach the relay without ``inject``.
-        refuses_all: Whether every connection gets the response 503, because no hook can verify its requests.
+        refuses_all: Whether every connection gets a 503 response, because no hook can verify its requests.
     """
 
     __slots__ = ("clients_are_hooked", "refuses_all", "relay", "terms")

@@ -579,7 +579,7 @@ class Settings:
         problems = list(dict.fromkeys(merged.problems))
         settings = cls(**merged.values | _usable_issuers(merged, problems))
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
-            effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
+            effect = "no request is verified" if settings.verify == "report" else "requests get a 503 response"
             problems.append(
                 f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
                 f" {effect}"
