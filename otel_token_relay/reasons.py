@@ -1,4 +1,4 @@
-"""The closed set of reasons for a decision. Their strings are stable, because operators base alerts on them."""
+"""The closed set of reasons for a decision. The strings are stable, because operators base alerts on them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reason(Enum):
     OWN = (
         "own",
         "No request is being served, and the service's own token was sent, as `;without-user=client` permits.",
-        "Nothing. If the call belongs to a request, that request's context was lost before the server had accepted any"
+        "Nothing. If the call belongs to a request, the request's context was lost before the server had accepted any"
         " request.",
     )
     # No token was sent.
@@ -111,8 +111,8 @@ class Reason(Enum):
         "exchange_failed",
         "The entry requires a token for this destination (`;audience=`, `;scope=`, or `;resource=`), and none could be"
         " obtained. The caller's own token was not sent instead.",
-        "Look for the warning `token exchange failed` in the log, which contains the authorization server's error, or"
-        " pass a caller's token to `otel-token-relay explain --online URL`.",
+        "Look for the warning `token exchange failed` in the log, which includes the authorization server's error, or"
+        " send a caller's token to `otel-token-relay explain --online URL`.",
     )
     SUPPRESSED = (
         "suppressed",
@@ -143,8 +143,8 @@ class Reason(Enum):
         "Raise the limit if the token is genuine. Proxies between the services have their own limits.",
     )
 
-    # Members are singletons, so hashing by identity is sufficient. Enum's own hash is a Python function, and every hop
-    # looks up its reason in a dictionary.
+    # Members are singletons, so hashing by identity is enough. Enum's own hash is a Python function, and every
+    # hop looks up its reason in a dictionary.
     if TYPE_CHECKING:
 
         def __hash__(self) -> int: ...

@@ -64,7 +64,7 @@ def off(name: str, propagators: str | None, *words: str, startup: tuple[str, ...
     )
 
 
-DOES_NOT_NAME: Final = ("DESTINATIONS is set, but OTEL_PROPAGATORS does not name token_relay",)
+DOES_NOT_NAME: Final = ("DESTINATIONS is set, but OTEL_PROPAGATORS does not include token_relay",)
 DOES_NOT_START: Final = ("the application does not start", "not found")
 
 PROPAGATORS: Final = [
@@ -197,7 +197,7 @@ NAMES: Final = [
     SetUp(
         name="variable that does not exist, beside a working relay",
         variables=relay(TIMEOUT="5"),
-        check=says(1, f"{PREFIX}TIMEOUT: unknown variable; the page on configuration lists all variables"),
+        check=says(1, f"{PREFIX}TIMEOUT: unknown variable; the configuration page lists all variables"),
         explain=says(0, "relayed", f"{PREFIX}TIMEOUT: unknown variable"),
         startup=(f"{PREFIX}TIMEOUT: unknown variable",),
         line=("decision=relayed",),
@@ -462,7 +462,7 @@ ENTRIES: Final = [
     unreadable(
         "variable that the shell did not replace",
         "https://${PROFILE_HOST}",
-        'the variable "${PROFILE_HOST}" has not been replaced by its value',
+        'the variable "${PROFILE_HOST}" has not been replaced with its value',
     ),
     SetUp(
         name="entries that contradict each other",
@@ -675,7 +675,7 @@ def valid(issuer: Issuer) -> str:
 
 
 PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are not fetched over plain http, unless plaintext_issuers"
-ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with another name needs jwks_uri"
+ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with any other name requires jwks_uri"
 
 VERIFICATION: Final = [
     cannot_start("no issuer", without(verifying(), ".ISSUERS"), missing="ISSUERS"),
@@ -777,7 +777,9 @@ EXACTLY: Final = "If you trust this issuer, write it"
 NOT_A_TOKEN: Final = ("reason=malformed", 'cause="The scheme is Bearer, but the value is not a valid token')
 
 TOKENS: Final = [
-    rejected("issuer with a slash", valid, "unknown_issuer", "(a trailing slash less)", EXACTLY, ISSUERS="{issuer}/"),
+    rejected(
+        "issuer with a slash", valid, "unknown_issuer", "(a missing trailing slash)", EXACTLY, ISSUERS="{issuer}/"
+    ),
     rejected(
         "issuer in another case",
         lambda issuer: make_token(claims(f"{issuer.url}/realms/a")),
@@ -1038,7 +1040,7 @@ ISSUERS: Final = [
     issuer_of(
         "metadata with a slash",
         lambda issuer: issuer.metadata.update(issuer=f"{issuer.url}/"),
-        "the document names another issuer (a trailing slash more)",
+        "the document names another issuer (an extra trailing slash)",
     ),
     issuer_of("no jwks_uri", lambda issuer: issuer.metadata.pop("jwks_uri"), "the document has no jwks_uri"),
     issuer_of(
@@ -1239,7 +1241,7 @@ FILES: Final = [
         file=f"instrumentation/development:\n  python:\n    token_relay:\n      {GOOD}\n",
         check=says(1, "The relay is off", "add token_relay to propagator.composite in the configuration file"),
         explain=says(1, "the relay is off", "add token_relay to propagator.composite", "With the relay on: relayed"),
-        startup=("DESTINATIONS is set, but OTEL_PROPAGATORS does not name token_relay",),
+        startup=("DESTINATIONS is set, but OTEL_PROPAGATORS does not include token_relay",),
     ),
     SetUp(
         name="file: misspelled propagator",

@@ -225,7 +225,7 @@ def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
     status, document = run_json(make_token(claims(f"{issuer.url}/")))
 
     assert (status, document["reason"]) == (1, "unknown_issuer")
-    assert document["cause"]["problem"].endswith("(a trailing slash more)")
+    assert document["cause"]["problem"].endswith("(an extra trailing slash)")
     assert [(one["issuer"], one["state"]) for one in document["issuers"]] == [
         (other, "no_response"),
         (issuer.url, "ok"),

@@ -149,7 +149,7 @@ SECRET = "a-secret-in-the-response"
 @pytest.mark.parametrize(
     ("metadata", "result"),
     [
-        pytest.param({"issuer": "{url}/"}, "the document names another issuer (a trailing slash more)", id="slash"),
+        pytest.param({"issuer": "{url}/"}, "the document names another issuer (an extra trailing slash)", id="slash"),
         pytest.param({"issuer": f"https://{SECRET}"}, "the document names another issuer", id="another issuer"),
         pytest.param({"issuer": None}, "the document does not name an issuer", id="no issuer"),
         pytest.param({"jwks_uri": None}, "the document has no jwks_uri", id="no jwks_uri"),

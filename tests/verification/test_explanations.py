@@ -125,7 +125,7 @@ CASES = [
     pytest.param(
         lambda issuer: make_token(claims(issuer + "/")),
         "unknown_issuer",
-        "iss: expected {issuer}; the token has {issuer}/ (a trailing slash more)",
+        "iss: expected {issuer}; the token has {issuer}/ (an extra trailing slash)",
         "OTEL_PYTHON_TOKEN_RELAY_ISSUERS",
         id="trailing slash",
     ),
