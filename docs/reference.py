@@ -186,7 +186,7 @@ For a request without a token, the reason is `explicit_credential` if the destin
 ## Incoming credentials
 
 An incoming request's credentials are read only once.
-These reasons appear in the debug log and, if requests are verified, as reasons of the [verification](#verification).
+These reasons appear in the debug log and, if requests are verified, as reasons for the [verification](#verification) result.
 A hop of that request is withheld with the reason `no_token`.
 
 | reason | what it means | what to do |
