@@ -93,7 +93,7 @@ def _report_failure(hook: Hook, error: Exception) -> None:
     else:
         # Hooked frameworks would verify their own requests, but a server can run other applications alongside them.
         _logger.error(
-            "token relay: requests to %s cannot be verified, so every connection gets the response 503", hook.module
+            "token relay: requests to %s cannot be verified, so every connection gets a 503 response", hook.module
         )
         _installed.runtime.refuses_all = True
         _hooks.switch_on((REFUSAL_HOOK,))

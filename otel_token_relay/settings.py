@@ -152,8 +152,8 @@ class Settings:
     max_age: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
         NUMBER,
-        "How long after receipt a token without a lease is relayed, in seconds. Such a token comes from `extract`"
-        " without a server boundary. A token with a lease is relayed until its request ends.",
+        "How long, in seconds after receipt, a token without a lease is relayed. A token has no lease if `extract`"
+        " reads it outside any server boundary. A token with a lease is relayed until its request ends.",
         default=300.0,
         shown="300",
         strict=0.0,
@@ -161,14 +161,14 @@ class Settings:
     linger: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LINGER,
         NUMBER,
-        "How long the lease stays open for background work after the request has ended, in seconds.",
+        "How long, in seconds, the lease stays open for background work after the request has ended.",
         default=0.0,
         shown="0",
     )
     min_ttl: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MIN_TTL,
         NUMBER,
-        "How long a JWT must still be valid (according to `exp`) to be relayed, in seconds.",
+        "How long, in seconds, a JWT must still be valid (according to `exp`) to be relayed.",
         default=0.0,
         shown="0",
     )
@@ -207,8 +207,8 @@ class Settings:
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
         WORDS,
-        "Comma-separated names whose values are always masked, both as attribute keys and within text, in addition to"
-        " the built-in names. Case is ignored, and `-` and `_` are equivalent. For example, `x-api-key` also matches"
+        "Comma-separated names whose values are always masked, both as attribute keys and within strings, in addition"
+        " to the built-in names. Case is ignored, and `-` and `_` are equivalent. For example, `x-api-key` also matches"
         " `http.request.header.x-api-key`.",
         default=(),
         shown="",
@@ -242,8 +242,8 @@ class Settings:
     audience_claim: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE_CLAIM,
         TEXT,
-        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. A"
-        " token with `aud` must satisfy both. Requires the `generic` profile and at most one issuer.",
+        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. If a"
+        " token also has `aud`, both claims must match. Requires the `generic` profile and at most one issuer.",
         default="aud",
         shown="aud",
         strict=_NONE,
@@ -316,7 +316,8 @@ class Settings:
     client_secret_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE,
         TEXT,
-        "A file that contains the client's secret, instead of the variable. It is read again when it changes.",
+        "A file that contains the client's secret, as an alternative to the variable. The file is read again when it"
+        " changes.",
         default=None,
         shown="",
     )
@@ -409,8 +410,8 @@ class Settings:
     profile: Profile = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROFILE,
         choice(*PROFILES),
-        "The rules for tokens: `rfc9068`; `generic` for issuers whose access tokens are not of type `at+jwt`;"
-        " or `id-token` for providers that hand ID tokens to APIs.",
+        "The rules for tokens: `rfc9068`; `generic`, for issuers whose access tokens do not have the type `at+jwt`; or"
+        " `id-token`, for providers whose clients send ID tokens to APIs.",
         default="rfc9068",
         shown="rfc9068",
     )
@@ -434,7 +435,7 @@ class Settings:
     log: Log = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LOG,
         choice("", "decisions", "debug"),
-        "Lines on standard error that do not depend on the application's `logging` configuration. `decisions` writes"
+        "What to write to standard error, regardless of the application's `logging` configuration. `decisions` writes"
         " one line for each hop and each verification; `debug` also writes this package's debug messages.",
         default="",
         shown="",
@@ -484,7 +485,7 @@ class Settings:
     resource_metadata: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_RESOURCE_METADATA,
         TEXT,
-        "The identifier of this service as a protected resource: the URL that clients use, such as"
+        "This service's identifier as a protected resource: the URL that clients use, such as"
         " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without"
         " requiring a token, and each challenge links to it.",
         default="",
@@ -561,7 +562,7 @@ class Settings:
         setting's strict value. The strict value also applies to ``verify`` or ``require_verified`` if the setting is
         unset but a similar name is set. An invalid ``header`` removes all destinations, because the token must not be
         sent in a header that was not configured. A configuration file that cannot be read removes all destinations and
-        makes the protective settings strict.
+        sets the protective settings to their strict values.
 
         Args:
             environ: The environment variables.
@@ -576,7 +577,7 @@ class Settings:
         problems = list(dict.fromkeys(merged.problems))
         settings = cls(**merged.values | _usable_issuers(merged, problems))
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
-            effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
+            effect = "no request is verified" if settings.verify == "report" else "requests get a 503 response"
             problems.append(
                 f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
                 f" {effect}"

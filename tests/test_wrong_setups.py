@@ -225,9 +225,9 @@ NAMES: Final = [
             f"did you mean {PREFIX}VERIFY? Until the name is corrected",
             "enforce applies",
             f"because {PREFIX}ISSUERS and {PREFIX}AUDIENCE have no valid value",
-            "requests get the response 503",
+            "requests get a 503 response",
         ),
-        explain=says(1, "problem: ", "requests get the response 503"),
+        explain=says(1, "problem: ", "requests get a 503 response"),
         verify=says(1, "not configured", f"Set {PREFIX}ISSUERS and {PREFIX}AUDIENCE", f"did you mean {PREFIX}VERIFY?"),
         startup=(f"{PREFIX}VERIFIY: unknown variable", "enforce applies"),
         line=("verification=unavailable", "reason=cannot_start"),
@@ -662,10 +662,10 @@ def cannot_start(name: str, variables: Mapping[str, str], *words: str, missing: 
     return SetUp(
         name=name,
         variables=variables,
-        check=says(1, *words, f"because {PREFIX}{missing} has no valid value", "requests get the response 503"),
+        check=says(1, *words, f"because {PREFIX}{missing} has no valid value", "requests get a 503 response"),
         explain=says(1, "withheld: requests get 503", f"because {PREFIX}{missing} has no valid value", *words),
         verify=says(1, "not configured", f"Set {PREFIX}{missing}", *words),
-        startup=(f"because {PREFIX}{missing} has no valid value", "requests get the response 503"),
+        startup=(f"because {PREFIX}{missing} has no valid value", "requests get a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     )
 
@@ -1221,8 +1221,8 @@ FILES: Final = [
         "misspelled verify, which is guarded",
         (GOOD, "verifiy: enforce"),
         f"{SECTION}.verifiy: unknown key; did you mean verify?",
-        check=says(1, "did you mean verify?", "requests are verified (enforce)", "requests get the response 503"),
-        explain=says(1, "did you mean verify?", "requests get the response 503"),
+        check=says(1, "did you mean verify?", "requests are verified (enforce)", "requests get a 503 response"),
+        explain=says(1, "did you mean verify?", "requests get a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     in_file(
@@ -1230,9 +1230,9 @@ FILES: Final = [
         (GOOD, "verify: on"),
         f"{SECTION}.verify: expected one of off, report, optional, enforce",
         check=says(
-            1, f"{SECTION}.verify: expected one of off, report, optional, enforce", "requests get the response 503"
+            1, f"{SECTION}.verify: expected one of off, report, optional, enforce", "requests get a 503 response"
         ),
-        explain=says(1, "expected one of off, report, optional, enforce", "requests get the response 503"),
+        explain=says(1, "expected one of off, report, optional, enforce", "requests get a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     SetUp(
@@ -1264,8 +1264,8 @@ FILES: Final = [
         name="file: verification in a misspelled section",
         variables=FILE | relay(),
         file="instrumentation/development:\n  python:\n    token-relay:\n      verify: enforce\n",
-        check=says(1, f"did you mean {INSTRUMENTATION}?", "requests are verified (enforce)", "the response 503"),
-        explain=says(1, f"did you mean {INSTRUMENTATION}?", "the response 503"),
+        check=says(1, f"did you mean {INSTRUMENTATION}?", "requests are verified (enforce)", "a 503 response"),
+        explain=says(1, f"did you mean {INSTRUMENTATION}?", "a 503 response"),
         startup=("instrumentation/development.python.token-relay: unknown key",),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
@@ -1332,7 +1332,7 @@ def test_check_finds_no_problem_only_if_the_table_says_why(set_up: SetUp, found:
 
 def test_explain_and_the_relay_agree(found: Observed) -> None:
     """explain prints relayed, and exits with 0, if and only if a request is served and its hop gets the token."""
-    is_relayed = found.is_relayed and "requests get the response 503" not in found.check.text
+    is_relayed = found.is_relayed and "requests get a 503 response" not in found.check.text
 
     assert found.explain.text.startswith("relayed\n") == is_relayed, found.explain.text
     assert (found.explain.status == 0) == is_relayed

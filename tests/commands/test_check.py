@@ -100,7 +100,7 @@ def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
 def test_check_names_the_packages_that_verification_needs(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: tuple[str, ...], expected: str
 ) -> None:
-    """Without them, every request gets the response 503."""
+    """Without them, every request gets a 503 response."""
     variables = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "a"}
     for name, value in variables.items():
         environment.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
