@@ -54,7 +54,7 @@ class SeenRequest:
 
     Attributes:
         method: The method in the request line.
-        target: The target in the request line: path and query, or ``host:port`` for CONNECT.
+        target: The request target: the path and query, or ``host:port`` for CONNECT.
         body: The body, without any ``chunked`` framing.
     """
 
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_CONNECT(self) -> None:
-        """Record a request that the client meant for a proxy, and reject it: this server is not a proxy."""
+        """Record and reject a request that the client intended for a proxy: this server is not a proxy."""
         self.party.requests.append(SeenRequest(self.command, self.path, self.headers.items(), b""))
         self.send_error(405)
 
@@ -167,7 +167,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def third_party() -> Generator[ThirdParty, None, None]:
-    """Run a third party on a free loopback port until the block ends. Do not list it as a destination."""
+    """Run a third party on a free loopback port until the block ends. Do not list the third party as a destination."""
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     handler.party = party = ThirdParty(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
@@ -182,7 +182,7 @@ def third_party() -> Generator[ThirdParty, None, None]:
 
 
 def assert_never_leaked(token: str, *places: object) -> None:
-    """Fail if any of the places contains the token.
+    """Fail if any of the objects contains the token.
 
     Args:
         token: The value, without ``Bearer``.
@@ -199,8 +199,8 @@ def assert_never_leaked(token: str, *places: object) -> None:
 def _texts(place: object, seen: dict[int, object]) -> Iterator[str]:
     """Yield every string that *place* contains.
 
-    *seen* ends the recursion for an object that contains itself. It also keeps the objects alive, so
-    that no other object gets the same ``id``.
+    *seen* prevents infinite recursion if an object contains itself. The mapping also keeps the objects alive, so that
+    no other object gets the same ``id``.
     """
     if isinstance(place, str):
         yield place

@@ -33,7 +33,7 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
     elif environ.get(FILE_VARIABLE, "").strip():
         proposal = f"add {KEY} to propagator.composite in the configuration file, or {proposal}"
     is_on = file.names_propagator
-    # OpenTelemetry loads the propagators one by one and stops at the first none.
+    # OpenTelemetry loads the propagators one by one and stops at the first "none".
     for name in names:
         if name.lower() == "none":
             off = "contains none before any"
@@ -45,7 +45,7 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
 
 
 def context_problem(environ: Mapping[str, str]) -> str | None:
-    """Return the problem with the runtime context that OTEL_PYTHON_CONTEXT selects; ``None`` if it is the default."""
+    """Return the problem with the context that OTEL_PYTHON_CONTEXT selects; ``None`` for the default context."""
     name = environ.get(_CONTEXT) or _DEFAULT_CONTEXT
     if name == _DEFAULT_CONTEXT:
         return None
@@ -64,7 +64,7 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def _meant(name: str, known: Collection[str]) -> str | None:
-    """Return the name of the propagator that resembles *name*; ``None`` if there is none."""
+    """Return the name of the propagator that resembles *name*; ``None`` if none does."""
     plain = name.strip("\"'").replace("-", "_").replace(" ", "_").replace(".", "_")
     return next(iter({plain.lower()} & {KEY}), None) or nearest(plain, [KEY, *sorted(known)])
 

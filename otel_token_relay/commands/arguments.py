@@ -22,7 +22,7 @@ _MAX_SHOWN: Final = 40
 
 _has_dotted_parts = re.compile(r"[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII).search
 _is_option = re.compile(r"--?[a-z][a-z-]*", re.ASCII).fullmatch
-# Here, argparse quotes the value in `--json=value`, regardless of its content.
+# In this message, argparse quotes the value in `--json=value`, regardless of the value's content.
 _EXPLICIT: Final = re.compile(r"(?<=ignored explicit argument ).*", re.DOTALL)
 _WORD: Final = re.compile(r"[^\s'\"(),]+")
 
@@ -62,7 +62,7 @@ def describe_unrecognized(arguments: Sequence[str], instead: str | None) -> str:
 
     Args:
         arguments: The unrecognized arguments.
-        instead: The message to return if any of them is not an option; ``None`` to list the arguments.
+        instead: The message to return if any of the arguments is not an option; ``None`` to list the arguments.
     """
     names = [argument.partition("=")[0] if argument.startswith("-") else argument for argument in arguments]
     if instead is not None and not all(map(_is_option, names)):

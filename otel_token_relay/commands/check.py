@@ -203,7 +203,7 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
 
 
 def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerReport]:
-    """Query the token endpoints if tokens are exchanged, and add a problem for each one that cannot be used."""
+    """Query the token endpoints if tokens are exchanged, and add a problem for each endpoint that cannot be used."""
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if not exchanges or settings.exchange_problem is not None or missing_packages():
         return []

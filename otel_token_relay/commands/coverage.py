@@ -111,8 +111,8 @@ def installed_caches() -> dict[str, str]:
 def try_caches() -> list[Library]:
     """Import the installed caches, try their hooks, and return the results. No hooks remain in place.
 
-    Only an import reveals whether the installed release contains the code that must be hooked. If it does not, one user
-    may receive another user's response.
+    Only an import reveals whether the installed release contains the code that must be hooked. If the code is missing,
+    one user may receive another user's response.
     """
     installed = installed_caches()
     runtime = Runtime(Settings()) if installed else None
@@ -129,7 +129,7 @@ def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
     """Return why *hook* cannot be applied; ``None`` if it can be applied or if the module cannot be imported."""
     _import(hook.module)
     module = sys.modules.get(hook.module)
-    if module is None or runtime is None:  # a hishel module that no application can use without its client
+    if module is None or runtime is None:  # a hishel module that is unusable without its client
         return None
     patches = Patches()
     try:

@@ -100,7 +100,7 @@ def explain(
         urls: The URLs, as passed to a client.
         environ: The environment variables that contain the settings.
         pid: The process to which *environ* belongs; ``None`` for this shell.
-        without_user: Whether to explain calls that are made while no request is served.
+        without_user: Whether to explain calls that are made while no request is being served.
         as_json: Whether to print JSON.
         is_online: Whether to exchange a token from standard input or obtain the service's own token.
 

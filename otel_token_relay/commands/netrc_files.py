@@ -15,7 +15,7 @@ _NAMES: Final = (".netrc", "_netrc")
 
 
 def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> str:
-    """Return a message about the netrc entry for *host* and its effect; empty if there is none.
+    """Return a message about the netrc entry for *host* and the entry's effect; empty without such an entry.
 
     Args:
         host: The request's host.

@@ -1,4 +1,4 @@
-"""Print text to a terminal, wrapped to its width, with all characters except printable ASCII escaped."""
+"""Print text to a terminal: wrap lines to the terminal's width, and escape all characters except printable ASCII."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def say(text: str = "", *, indent: int = 0) -> None:
 
     Args:
         text: A sentence or a list item.
-        indent: The number of spaces before the first line. Continuation lines have two more.
+        indent: The number of spaces before the first line. Continuation lines are indented by two more spaces.
     """
     text = escape(text)
     first = " " * indent

@@ -18,7 +18,7 @@ class ProcessUnreadable(UsageError):
 def environment_of(pid: int | None) -> Mapping[str, str]:
     """Return the environment variables that a process was started with, or this process's if *pid* is ``None``.
 
-    The variables include the flags of ``opentelemetry-instrument``, which passes its flags on as variables. The
+    The result includes the variables that ``opentelemetry-instrument`` sets from its command-line flags. The
     configuration file's name is replaced with a path through which this process can read the same file, even if the
     other process runs in a container.
 
@@ -31,7 +31,7 @@ def environment_of(pid: int | None) -> Mapping[str, str]:
         raise ProcessUnreadable("--pid requires Linux: it reads /proc/PID/environ")
     path = Path("/proc", str(pid), "environ")
     try:
-        # The file of a newly started process is empty until the process executes its program.
+        # The environment file of a process that has just started is empty until the process executes its program.
         content = path.read_bytes() or _read_later(path)
     except FileNotFoundError:
         raise ProcessUnreadable(f"process {pid} does not exist") from None

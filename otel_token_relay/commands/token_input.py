@@ -24,7 +24,7 @@ class NoToken(UsageError):
 def read_token(command: str) -> tuple[str, list[str]]:
     """Return the token, without surrounding whitespace or the ``Bearer`` prefix, and a note about each correction.
 
-    If standard input is a terminal, the token is not displayed while it is typed.
+    If standard input is a terminal, the token is not displayed while it is being typed.
 
     Args:
         command: The command that reads the token, as the user types it, for the error message.

@@ -103,7 +103,7 @@ class Outcome:
         claims: The values of the requested claims that are present in the token.
         issuers: The responses from the issuers' endpoints.
         clock_difference: The number of seconds by which the issuer's clock is ahead; ``None`` if it is not clear which
-            issuer issued the token or if its clock is unknown.
+            issuer issued the token or if that issuer's clock is unknown.
         advice: What to do.
         problems: The problems with the settings.
         notes: Remarks about the input and the settings.
@@ -205,7 +205,7 @@ def _find_token(names: Sequence[str]) -> int | None:
 
 
 class _Verification:
-    """One run of the verifier, with concurrent requests to the issuer's endpoints."""
+    """One run of the verifier, during which the issuer's endpoints are also queried."""
 
     def __init__(self, settings: Settings, verifier: TokenVerifier, token: str, names: tuple[str, ...]) -> None:
         self._settings = settings

@@ -52,7 +52,7 @@ def run(record: str | None = None) -> int:
         from otel_token_relay.demo.processes import keep_standard_streams_open
 
         keep_standard_streams_open()
-        # Importing the rest takes a second, so first show the user what is happening.
+        # Importing the other modules takes a second, so first show the user what is happening.
         print(_START, flush=True)  # noqa: T201
         from otel_token_relay.demo.runner import run_demo
 

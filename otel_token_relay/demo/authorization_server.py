@@ -1,8 +1,7 @@
 """An in-memory authorization server for the demo and for tests, built with Authlib and Flask.
 
-It has two users, alice and bob, but no login page: it assumes that the user in ``login_hint`` has signed in
-and given consent. Therefore, it listens only on loopback and stores nothing on disk. It signs access
-tokens with RS256.
+It has two users, alice and bob, but no login page: it assumes that the user in ``login_hint`` has signed in and given
+consent. Therefore, the server listens only on loopback and stores nothing on disk. Access tokens are signed with RS256.
 
     python -m otel_token_relay.demo.authorization_server --port 9400
 
@@ -97,7 +96,7 @@ CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person with an account. The user's name is the ``sub`` claim of all of the user's tokens.
+    """A person with an account. The user's name is the ``sub`` claim in all of the user's tokens.
 
     Attributes:
         actor: The service that acts for the user, as in the ``act`` claim; ``None`` if the user acts directly.
@@ -112,7 +111,7 @@ class User:
 
 @dataclass(slots=True)
 class Code(AuthorizationCodeMixin):
-    """An authorization code, which can be used only once and only within a minute."""
+    """An authorization code, which can be used only once and expires after a minute."""
 
     code: str
     client_id: str

@@ -1,4 +1,4 @@
-"""The service that receives tokens of its own: it accepts only tokens that are intended for it, not the callers'."""
+"""The service that receives exchanged tokens: it accepts only tokens that are issued for it, not callers' tokens."""
 
 import logging
 import os

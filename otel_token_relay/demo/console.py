@@ -117,7 +117,7 @@ class Report:
         """Print the faults or, if there are none, a summary.
 
         Args:
-            exchanged: The service that must receive tokens of its own.
+            exchanged: The service that must receive exchanged tokens, which are issued for that service.
             unlisted: The service that must not receive any token.
         """
         if faults:

@@ -81,7 +81,7 @@ def join_hops(calls: Iterable[Call], spans: Iterable[dict[str, Any]], notes: Ite
     """Return all hops of *calls*, in the order in which the hops began.
 
     Returns:
-        The hops, or ``None`` while the span or note of any hop is still missing.
+        The hops, or ``None`` if any hop's span or note is still missing.
     """
     by_trace = {call.trace_id: call for call in calls}
     sent = {}
@@ -129,8 +129,8 @@ def find_faults(
     Args:
         notes: All notes, including notes about requests that are not hops.
         listed: The receivers that may receive the caller's token.
-        exchanged: The receivers that must receive a token of their own, issued for the caller and with the receiver's
-            name as the only audience.
+        exchanged: The receivers that must each receive an exchanged token, which is issued for the caller and has the
+            receiver's name as its only audience.
     """
     by_trace = {call.trace_id: call for call in calls}
     faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed, exchanged)]

@@ -45,7 +45,7 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # signal() has returned it
+            signal.signal(number, handler)  # type: ignore[arg-type]  # a handler that signal() returned
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
@@ -199,7 +199,7 @@ def listen() -> tuple[socket.socket, str]:
     """
     try:
         listener = socket.create_server(("127.0.0.1", 0))
-        # This fails if the loopback interface is down. Its addresses can be bound even then.
+        # Connecting fails if the loopback interface is down, whereas binding to its addresses succeeds even then.
         with socket.create_connection(listener.getsockname(), 5), listener.accept()[0]:
             pass
     except OSError as error:

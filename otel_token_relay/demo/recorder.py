@@ -28,7 +28,7 @@ _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a
 
 
 class SeenToken(NamedTuple):
-    """What a note contains about an unverified token.
+    """The information in a note about an unverified token.
 
     Attributes:
         digest: See `digest`.
@@ -50,7 +50,7 @@ class Note:
         trace_id: 32 hexadecimal digits; empty if the request has no traceparent.
         span_id: The sender's span ID, 16 hexadecimal digits; empty if the request has no traceparent.
         client: The first word of the User-Agent, such as ``python-httpx/0.28.1``.
-        credentials: The number of Authorization lines.
+        credentials: The number of Authorization header lines.
         tokens: Each token found in the target, headers, or body.
     """
 
@@ -116,7 +116,7 @@ def digest(token: bytes) -> str:
 
 
 def read_token(token: bytes) -> SeenToken:
-    """Return what a note contains about a token, without verifying the token."""
+    """Return the information that a note contains about a token, without verifying the token."""
     claims: Any = None
     try:
         payload = token.split(b".")[1]

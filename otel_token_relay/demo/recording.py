@@ -18,7 +18,7 @@ USER_ATTRIBUTE: Final = "demo.user"
 RECEIVER_ATTRIBUTE: Final = "service.peer.name"
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# The only resource attribute that a picture needs; the rest describe this machine.
+# The only resource attribute that a picture needs; the other attributes describe this machine.
 _RESOURCE: Final = "service.name"
 
 

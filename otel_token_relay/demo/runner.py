@@ -61,7 +61,7 @@ def run_demo(record: str | None = None) -> int:
             Processes(folder, signals) as processes,
         ):
             if record is not None:
-                open(record, "a").close()  # fails now instead of at the end
+                open(record, "a").close()  # report an unusable path now instead of at the end
             runner = Runner(folder, processes, report, console)
             status = runner.run()
             if record is not None and not runner.has_leaked:

@@ -54,7 +54,7 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/
 
     Args:
         client: A client whose base URL is the service's URL.
-        log: The log file of the service, which logs the reason before it responds.
+        log: The service's log file. The service logs the reason before it responds.
         path: A path that requires a token.
     """
     headers = {"traceparent": check.call.traceparent()}

@@ -25,7 +25,7 @@ class InvalidTargetError(OAuth2Error):
 
 
 class IssuedToken(Protocol):
-    """What these rules need to know about an access token that the server has issued."""
+    """The properties of an issued access token that these rules use."""
 
     @property
     def client_id(self) -> str: ...
@@ -66,7 +66,8 @@ def read_exchange(
         client_id: The authenticated client.
         audiences: The values of the ``audience`` and ``resource`` parameters.
         services: The names of the services that tokens are issued for. A service's URI is ``https://`` plus its name.
-        find_token: Returns a valid access token that the server has issued; ``None`` if there is none.
+        find_token: A callable that returns the valid access token that the server has issued with a given value;
+            ``None`` if there is none.
 
     Raises:
         OAuth2Error: The request is not acceptable.

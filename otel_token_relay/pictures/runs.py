@@ -34,7 +34,7 @@ CALLER: Final = "caller"
 """The lane for clients that have recorded no spans."""
 UNKNOWN_RECEIVER: Final = "unknown"
 RECEIVER_ATTRIBUTES: Final = ("service.peer.name", "peer.service")
-"""The attributes that contain the name of the service that a client span calls. The second is the older convention."""
+"""The attributes that contain the name of the service that a client span calls: the current one and an older one."""
 USER_ATTRIBUTE: Final = "demo.user"
 """The attribute that contains the caller's name, on the first span of each trace that the demo has recorded."""
 
@@ -72,7 +72,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """The hops of one trace that are shown.
+    """One trace, limited to the hops that are shown.
 
     Attributes:
         trace_id: The trace ID, cleaned.
@@ -90,7 +90,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a picture shows.
+    """The content of a picture.
 
     Attributes:
         lanes: The services, in the order in which they appear.
@@ -127,7 +127,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def build_run(recording: Recording, *, max_hops: int) -> Run:
-    """Return the run that a recording shows.
+    """Return the run that a recording contains.
 
     Args:
         max_hops: The maximum number of hops to show. Traces that started earlier take precedence.
@@ -180,7 +180,7 @@ class _ReceiverNames:
         self._served = {(span.trace_id, span.parent_id): span for span in reversed(served)}
 
     def server_span(self, span: Span) -> Span | None:
-        """Return the span of the server that received the request; ``None`` if it is not in the recording."""
+        """Return the span of the server that received the request; ``None`` if that span is not in the recording."""
         return self._served.get((span.trace_id, span.span_id))
 
     def name_of(self, span: Span) -> str:

@@ -92,7 +92,7 @@ def _read_documents(text: str) -> tuple[list[Mapping[str, Any]], bool]:
     while position < len(text):
         try:
             document, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError):  # including for numbers with thousands of digits, and for deep nesting
+        except (ValueError, RecursionError):  # also raised for numbers with thousands of digits and for deep nesting
             if documents:
                 return documents, True
             raise NotARecording(
@@ -179,6 +179,6 @@ def _member(owner: Mapping[str, Any], *names: str) -> object:
 
 
 def _objects(owner: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
-    """Return the objects in a list, ignoring its other items."""
+    """Return the objects in a list, ignoring the list's other items."""
     value = _member(owner, *names)
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -17,16 +17,16 @@ Interval = tuple[int, int]
 # Some load balancers pad the segments, contrary to RFC 7515, section 2.
 _PADDING: Final = "(?:=|%3[Dd]){0,2}+"
 _pad = re.compile("=|%3[Dd]")
-# How a JWT's header begins: {" or, with whitespace, { ", {\n ", {\n", and {\r\n.
+# The first characters of a JWT header, encoded: {" or, with whitespace, { ", {\n ", {\n", and {\r\n.
 _BEGINNINGS: Final = ("eyJ", "eyAi", "eyAg", "ewog", "ewoi", "ew0K")
 _JWT: Final = re.compile(rf"(?:{'|'.join(_BEGINNINGS)})[A-Za-z0-9_-]{{4,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
-# The next line of a wrapped JWT, for example in an email or in a certificate-like block.
+# The next line of a wrapped JWT, such as in an email or in a certificate-like block.
 _NEXT_LINE: Final = re.compile(
     r"(?:(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]{0,64}| )([A-Za-z0-9_.-]++)(?=[\s\\\"'<,;)\]}]|\Z)"
 )
 _MIN_LINE: Final = 12
 _SEPARATOR: Final = r"(?:[\s+:=]|%20|%3a|%253a|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
-# Matches lowercase text. The pattern begins with a plain word, because searching for one is fast.
+# Matches lowercase text. The pattern begins with a plain word, because searching for a plain word is fast.
 _BEARER: Final = re.compile(
     rf"bearer{_SEPARATOR}(?:bearer{_SEPARATOR}){{0,3}}+(?P<value>(?:[a-z0-9\-._~+/]|%2[bf]|%3d(?![a-z0-9\[]))++=*+)"
 )
@@ -72,7 +72,7 @@ _first_name = re.compile(
 
 
 def jwts_in(text: str) -> list[Interval]:
-    """Return the intervals of JWTs in a text, including JWTs with padded segments, line breaks, or no signature."""
+    """Return the start and end positions of JWTs in a text, even with padded segments, line breaks, or no signature."""
     if not may_have_jwt(text):
         return []
     found = []
@@ -116,11 +116,11 @@ def _end_of_wrapped(text: str, start: int, end: int) -> int:
 
 
 def bearers_in(text: str, lowered: str) -> list[Interval]:
-    """Return the intervals of the credentials that follow ``Bearer``.
+    """Return the start and end positions of the credentials that follow ``Bearer``.
 
     Args:
         text: The text to search.
-        lowered: `ascii_lower` of the text.
+        lowered: The text as returned by `ascii_lower`.
     """
     if "bearer" not in lowered:
         return []
@@ -131,7 +131,7 @@ _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def ascii_lower(text: str) -> str:
-    """Return the text in lowercase with the same length; ``str.lower`` changes the length of some letters."""
+    """Return the text in lowercase without changing its length, unlike ``str.lower``, which lengthens some letters."""
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
@@ -182,7 +182,7 @@ _is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
 # The length of the longest random suffix in pod, instance, and stack names.
 _MAX_SUFFIX: Final = 13
 _MAX_NAME: Final = 64
-# Callers choose the length of their tokens, and every token is checked.
+# The maximum number of characters to check: callers choose the length of their tokens, and every token is checked.
 _MAX_CHECKED: Final = 512
 
 
@@ -197,7 +197,7 @@ def looks_like_credential(token: str) -> bool:
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
     head = token[start : start + _MAX_NAME + 1]
     if start and len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
-        return True  # `is_random` would return the same; nearly every JWT takes this branch
+        return True  # `is_random` would also return True; nearly every JWT takes this branch
     return len(token) >= _MIN_CREDENTIAL_LENGTH and is_random(token[start:])
 
 
@@ -264,7 +264,8 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
         return False  # "Bearer " + token
     name = value.rstrip("=.,")
     is_quoted = before in ("'", '"') and after[:1] in ("'", '"', "\\")
-    # In these places, every value is masked except a placeholder or a short single word ("Bearer token").
+    # If the match is quoted or is the whole text, any value except a placeholder or a short single word ("Bearer
+    # token") is masked.
     is_alone = match.span() == (0, len(text)) or is_quoted
     if name.lower() in _AUTH_PARAMETERS or not _is_bearer_value(name, is_alone=is_alone):
         return False

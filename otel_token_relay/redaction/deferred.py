@@ -56,7 +56,7 @@ class _Changes(DeferredRecord):
 
 
 class _RedactOnAccess:
-    """A field that redacts its record when the field is read, and that stores assigned values until then.
+    """A descriptor that redacts the record when the field is read, and that stores assigned values until then.
 
     Each field has its own descriptor, since a single ``__getattr__`` would make every access to an existing
     attribute ten times slower.
@@ -91,15 +91,15 @@ def deferred_class(
     Args:
         base: The SDK class that the record has after it is first accessed.
         fields: The names of the fields of a *base* instance.
-        finish: Creates a redacted *base* instance from the `DEFERRED` value and the fields that have been set in the
-            meantime. It must not raise an exception, and it may be called twice.
+        finish: A callable that creates a redacted *base* instance from the `DEFERRED` value and the fields that have
+            been set in the meantime. It must not raise an exception, and it may be called twice.
         plain: The names of the fields that the caller sets on each instance, because they contain no text.
     """
 
     def redact_now(record: Any) -> None:
         present = record.__dict__
         deferred = present.get(DEFERRED)
-        if deferred is None:  # another thread was faster
+        if deferred is None:  # another thread has already redacted the record
             return
         # A processor may have replaced a plain field, or set a field without using its descriptor.
         changes = {name: value for name, value in present.items() if name != DEFERRED}

@@ -153,7 +153,7 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return how each signal is redacted, or why it is not. Shared components are included only if not hooked."""
+    """Return how each signal is redacted, or why it is not. Shared components are listed only if unhooked."""
     with _hooks.lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}

@@ -170,7 +170,7 @@ class RememberedTokens:
 
     def remember_without_trace(self, value: str) -> None:
         """Add a token that was bound while no span was current."""
-        # During a request, each boundary and each `extract` binds the same token again.
+        # During a request, each boundary and each call to `extract` binds the same token again.
         if value == self._last_without_trace:
             return
         with self._lock:
@@ -195,7 +195,10 @@ class RememberedTokens:
         return own
 
     def of_thread(self) -> KnownTokens:
-        """Return the last tokens that this thread bound. A server may log a request, without a trace, after it ends."""
+        """Return the last tokens that this thread bound.
+
+        A server may log a request after the request has ended, when the request's trace is no longer current.
+        """
         own = self._of_thread.__dict__
         if not own:
             return NOTHING
@@ -373,7 +376,7 @@ def hold_token(span: Any, token: Any) -> None:
 
 
 def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
-    """Return a span's tokens: its own, its trace's, and the one in the context in which the span ends.
+    """Return a span's tokens: its own, its trace's, and the token in the context in which the span ends.
 
     If there are none, return the tokens that the thread bound most recently: the attributes of a span outside a
     request may have been set while a token was bound.
@@ -386,9 +389,9 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
         held = _with_words(held or NOTHING, _unused_words(context))
     if held is None:
         if known is None and token is None and trace_id not in REMEMBERED.older_traces:
-            return REMEMBERED.of_thread()  # nearly always, if the request has no token
+            return REMEMBERED.of_thread()  # the usual case if the request has no token
     elif held is known and (token is None or (not token.obtained and token._value in held.values)):
-        return held  # nearly always, if the request has a token
+        return held  # the usual case if the request has a token
     found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
     return REMEMBERED.of_thread() if found is NOTHING else found
 
@@ -403,7 +406,7 @@ def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
 
 
 def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTokens:
-    """Return a context's tokens: the one bound in it and its trace's.
+    """Return a context's tokens: the token that is bound in the context, and the tokens of the context's trace.
 
     Args:
         context: The context that contains the token and the span.
@@ -416,7 +419,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
     if trace_id is None:
-        # The usual case, without the cost of an extra call for each measurement.
+        # Handle the usual case here, to avoid the cost of an extra call for each measurement.
         try:
             trace_id = 0 if span is None else span.get_span_context().trace_id
         except Exception:
@@ -426,7 +429,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     if token is not None and _is_own(token):
         own = known_from(*token.reveal_all()) if token.obtained else known_from_one(token.reveal())
         if not trace_id or REMEMBERED.recent_traces.get(trace_id) is own:
-            return own  # nearly always
+            return own  # the usual case
     if not trace_id:
         found = NOTHING if token is None else _combine(NOTHING, token, NOTHING)
         return REMEMBERED.of_thread() if found is NOTHING else found
@@ -454,7 +457,7 @@ def lasting_tokens() -> KnownTokens:
 
 
 def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
-    """Return a record's known tokens: its span's, the one in its context, and its trace's."""
+    """Return a record's known tokens: the tokens of its span, its context, and its trace."""
     own, remembered = held.values, of_trace.values
     if token is not None and _is_own(token):
         own = tuple(dict.fromkeys((*own, *token.reveal_all())))

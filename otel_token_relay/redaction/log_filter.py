@@ -1,4 +1,4 @@
-"""Filter the records of ``logging`` handlers outside OpenTelemetry: for files, consoles, and other agents."""
+"""Filter the records of ``logging`` handlers outside OpenTelemetry, such as handlers for files and consoles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAY_REPLACE: Final = sys.version_info >= (3, 12)
 
 _exceptions = logging.Formatter()
 
-# Returns a value with its tokens masked, or the same object if it contains none.
+# A callable that returns a value with its tokens masked, or the same object if the value contains no tokens.
 Clean = Callable[[Any], Any]
 
 
@@ -120,7 +120,7 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
         args: The arguments as logged.
         clean_message: The message, masked by itself.
         clean_args: The arguments, each masked by itself.
-        clean: Masks the tokens in a value.
+        clean: A callable that masks the tokens in a value.
     """
     if not args:
         return {}
@@ -137,7 +137,7 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
             masked: Any = _with_items(clean_args, {key: mask(arg) for key, arg in items.items()}, clean)
             if _is_clean(message, masked, clean):
                 return {"msg": message, "args": masked}
-        # If the mapping gets its values from elsewhere, only the formatted message can be masked.
+        # If the mapping does not use its own stored values, only the formatted message can be masked.
         return {"msg": clean_text, "args": None}
     args = tuple(_masked_part(arg, text, clean_text) for arg in clean_args)
     if _is_clean(message, args, clean):
@@ -161,16 +161,17 @@ def _masked_part(arg: Any, text: str, clean_text: str) -> Any:
 
 
 class _MaskedItems(dict[Any, Any]):
-    """The masked items of a mapping that cannot be copied. Other keys are looked up in that mapping and masked.
+    """The masked items of a mapping that cannot be copied. Any other key is looked up in the mapping itself.
 
-    A mapping may return a default for missing keys, or accept multiple spellings of a key.
+    The mapping may return a default for missing keys, or accept multiple spellings of a key. The value that it returns
+    is masked.
     """
 
     __slots__ = ("_look_up",)
 
     def __init__(self, items: Any, mapping: Any, clean: Clean) -> None:
         super().__init__(items)
-        # A function, because neither its repr nor its attributes reveal the mapping.
+        # The mapping is kept in a function, because neither a function's repr nor its attributes reveal the mapping.
         self._look_up: Callable[[Any], Any] = lambda key: _clean_named(key, mapping[key], clean)
 
     def __missing__(self, key: Any) -> Any:
@@ -188,7 +189,8 @@ def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
         return _MaskedItems(items, mapping, clean)
     try:
         changed = copy.copy(mapping)
-        # An immutable mapping may be its own copy, and a key that contains a token differs between the two.
+        # An immutable mapping may be its own copy. If a key contains a token, the copy and the masked items have
+        # different keys.
         if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
             return _MaskedItems(items, mapping, clean)
     except Exception:  # the mapping's own code may raise any error

@@ -38,7 +38,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                     if known is NOTHING and hasattr(measurement.instrument, "callback"):
                         # A callback runs in the reader's thread, outside any request and therefore without a token.
                         known = REMEMBERED.without_trace()
-                    # There are few series, so most measurements repeat the attributes of an earlier one.
+                    # There are few series, so most measurements repeat the attributes of an earlier measurement.
                     if not is_known_clean(attributes, scrubber, known):
                         measurement = redacted(measurement, scrubber, known)
                 except Exception:  # fail closed, but count the measurement

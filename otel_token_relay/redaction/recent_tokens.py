@@ -18,7 +18,7 @@ MAX_IN_USE: Final = 64
 
 # The maximum number of tracked requests with the same token.
 _MAX_OF_VALUE: Final = 8
-# The maximum number of values that are checked when one is added.
+# The maximum number of values that are checked when a value is added.
 _MAX_CHECKED: Final = 8
 _MIN_TO_SWEEP: Final = 256
 
@@ -109,7 +109,7 @@ class RecentTokens:
         return tuple(self._values.copy())
 
     def add(self, value: str) -> bool:
-        """Add a token at the end or move it there, and return whether it is new."""
+        """Add a token at the end, or move an existing token there. Return whether the token is new."""
         values = self._values
         if value in values:
             values.pop(value, None)
@@ -127,7 +127,7 @@ class RecentTokens:
         return True
 
     def add_if_room(self, value: str) -> bool:
-        """Add a token unless it would displace another token. Return whether it was added."""
+        """Add a token unless it would displace another token. Return whether the token was added."""
         if value in self._values or len(self._values) >= self._limit:
             return False
         self._values[value] = None

@@ -1,4 +1,4 @@
-"""Redact what spans, log records, and metrics share: attributes, resources, and scopes."""
+"""Redact the data that spans, log records, and metrics share: attributes, resources, and scopes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def clean_scope(scope: Any, scrubber: Scrubber) -> Any:
 
 
 class _Static(NamedTuple):
-    """The redacted version of a resource or a scope. Every record contains one of each."""
+    """The redacted version of a resource or a scope. Every record contains one resource and one scope."""
 
     original: Any
     scrubber: Scrubber

@@ -48,8 +48,8 @@ _TEXT_OVERHEAD: Final = 256
 _MIN_LENGTH: Final = 8
 
 _MAX_KNOWN: Final = 4096
-# Words, each followed by at most three digits: attribute names consist of such words, but tokens do not. A key
-# that consists of them is checked only once, not for each token.
+# Words, each followed by at most three digits: attribute names consist of such words, but tokens do not. A key that
+# consists of such words is checked only once, not for each token.
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
 
@@ -105,7 +105,7 @@ class Scrubber:
 
         *nodes* has one item for each value that may still be visited.
         """
-        # The type is checked instead of ``__class__``, which a proxy takes from another object.
+        # The type is checked instead of ``__class__``, which a proxy copies from another object.
         kind = type(value)
         if issubclass(kind, str):
             strings.append(str.__str__(value))
@@ -189,7 +189,8 @@ class Scrubber:
             return MASK if self.is_suspect(text, NOTHING) else text
         found = self._unknown.intervals_in(text)
         if len(text) <= _MAX_SEARCHED:
-            # Both searches read the original text, since a mask from one could hide part of a token from the other.
+            # Both searches read the original text, since a mask from one search could hide part of a token from the
+            # other search.
             found += known.intervals_in(text)
         return _masked(text, merge(found)) if found else text
 
@@ -258,7 +259,7 @@ class _Cleaning:
         cleaned = {}
         name = _name_in(values) if "value" in values else ""
         for key, value in values.items():
-            # A key that was in use before the token existed cannot contain it.
+            # A key that was in use before the token existed cannot contain the token.
             is_name = _is_plain_number(key) or key in self._scrubber.known_keys
             new_key = key if is_name else self.value(key, depth + 1)
             kind = self._scrubber.names.kind_of(key) if issubclass(type(key), str) else Kind.ORDINARY
@@ -275,7 +276,7 @@ class _Cleaning:
         return cleaned if changed else values
 
     def _is_labeled(self, name: str, value: object) -> bool:
-        """Return whether a value is a credential, judging by the name next to it, as in a list of headers."""
+        """Return whether a value is a credential, judging by the name next to the value, as in a list of headers."""
         kind = self._scrubber.names.kind_of(name)
         if kind is Kind.CONFIGURED:
             return True
@@ -321,7 +322,7 @@ class _Cleaning:
 
 
 def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
-    """Mask a sensitive key's value, but keep the shape of a sequence."""
+    """Mask a sensitive key's value. If the value is a list or a tuple, mask each of its items instead."""
     kind = type(value)
     if value is None or (issubclass(kind, (int, float)) and not numbers_too):
         return value

@@ -1,8 +1,9 @@
 """The names of secrets, in one table: attribute keys, header names, parameters, and labels in text.
 
-`SecretNames.kind_of` treats every name in the same way, wherever it occurs. Case is ignored, and words may be joined
-by ``_`` or ``-``, written in camelCase, or run together: ``access_token``, ``Access-Token``, ``accessToken``, and
-``accesstoken`` are the same name. A longer name may also end with one, as in ``x_forwarded_access_token``.
+`SecretNames.kind_of` treats every name in the same way, wherever it occurs. Case is ignored, and words may be joined by
+``_`` or ``-``, written in camelCase, or run together: ``access_token``, ``Access-Token``, ``accessToken``, and
+``accesstoken`` are the same name. A longer name may also end with a name from the table, as in
+``x_forwarded_access_token``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Kind(IntEnum):
     HARMLESS = 1
     """The name looks like a secret's name but is not: the value is a position in a list or is chosen by the caller."""
     ALONE = 2
-    """Like `WEAK`, but not at the end of a longer name: ``country_code`` is not a secret."""
+    """Like `WEAK`, except at the end of a longer name: ``country_code`` is not a secret."""
     WEAK = 3
     """A secret if the value looks like a credential."""
     STRONG = 4
@@ -121,7 +122,7 @@ def rows() -> Iterator[tuple[str, Kind, str]]:
             yield name.strip(), row.kind, row.source
 
 
-# Without the spaces between words.
+# The kind of each name, keyed by the name without spaces between words.
 _KINDS: Final = {name.replace(" ", ""): kind for name, kind, _ in rows()}
 _LAST_WORDS: Final = tuple({name.split()[-1] for name, _, _ in rows()})
 
@@ -166,7 +167,7 @@ class SecretNames:
         self.pattern: str = "|".join([*(re.escape(name).replace("_", "[_-]") for name in names), BUILT_IN_PATTERN])
         """Matches the end of every name in lowercase text, except harmless names."""
         self.words: tuple[str, ...] = tuple({max(re.split("[_-]", name), key=len) for name in names})
-        """Lowercase text that contains none of these words contains no configured name."""
+        """Lowercase text that contains none of these words contains no configured names."""
 
     def kind_of(self, name: str) -> Kind:
         """Return what a key, a header name, a parameter, or a label indicates about its value."""

@@ -113,7 +113,7 @@ def is_caught_in_tracers() -> bool:
 
     def build(token: str) -> str:
         info: Any = SimpleNamespace(name=token, version=token, schema_url=token)
-        nothing: Any = None  # no span is started
+        nothing: Any = None  # no spans are started
         tracer = Tracer(nothing, nothing, nothing, nothing, info, nothing, nothing, meter_provider=NoOpMeterProvider())
         return repr(tracer.instrumentation_info)
 

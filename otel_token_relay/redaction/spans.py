@@ -279,7 +279,8 @@ def _number(context: Any, name: str) -> int:
 def _without_state(context: Any) -> SpanContext | None:
     if context is None:
         return None
-    # The context's own class is not used, since it may take different arguments. Processors drop unsampled spans.
+    # The context's own class is not used, since it may take different arguments. If the flags cannot be read, the span
+    # is treated as sampled, since processors drop unsampled spans.
     try:
         flags = context.trace_flags
     except Exception:

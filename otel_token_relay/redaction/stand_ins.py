@@ -27,7 +27,8 @@ _is_locator = re.compile(
     r"|(?:\.{1,2}|~)(?:/\.?[A-Za-z_\-]{2,40}){1,12}(?:\.[a-z]{1,8})?"
 ).fullmatch
 
-# The words that a message about a missing or invalid value may contain, and the words that identify it as a message.
+# The words that a message about a missing or invalid value may contain, and the words that identify a text as such a
+# message.
 _is_message = re.compile(r"\(?[A-Za-z0-9'\u2019]+(?:[.,:]? \(?[A-Za-z0-9'\u2019]+\)?)+[.:]?\)?[.:]?").fullmatch
 _WORDS: Final = re.compile(r"[A-Za-z'\u2019]+|\d+")
 _VERBS: Final = frozenset(
@@ -245,8 +246,8 @@ def is_stand_in(value: str) -> bool:
 def _is_about_a_value(text: str) -> bool:
     """Return whether the text is a message such as ``must be 8 characters``.
 
-    Every word must be in the list. Of passphrases with four random words from a list of 7,776 words, only one in 100
-    million meets this condition.
+    Every word must be in the list. Only one in 100 million passphrases of four random words from a list of 7,776 words
+    meets this condition.
     """
     if _is_message(text) is None:
         return False

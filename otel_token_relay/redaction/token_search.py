@@ -51,7 +51,7 @@ class _Part(NamedTuple):
     """A part of a token that was found in text.
 
     Attributes:
-        interval: The part's position in the text.
+        interval: The part's start and end positions in the text.
         is_complete: Whether the part is the entire token, either plain or encoded.
         is_plain: Whether the part is identical to part of the plain token, ignoring case.
     """
@@ -154,7 +154,7 @@ class KnownTokens:
         return found
 
     def intervals_in(self, text: str) -> list[Interval]:
-        """Return the sorted, non-overlapping intervals that contain parts of tokens."""
+        """Return the start and end positions of all parts of tokens, sorted and without overlaps."""
         if len(text) < _MIN_TOKEN_LENGTH or not (self.values or self.remembered):
             return []
         parts = self._find(text)
@@ -191,7 +191,7 @@ def _count(parts: Iterable[_Part]) -> int:
 
 
 def _decode(text: str) -> str:
-    """Return the text without line breaks, single or double percent-encoding, and JSON and HTML escapes."""
+    """Remove line breaks from the text, and decode single or double percent-encoding and JSON and HTML escapes."""
     text = _LINE_BREAK.sub("", unquote(unquote(text)))
     text = _JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
     return html.unescape(text).replace("\\", "")
@@ -202,19 +202,19 @@ NOTHING: Final = KnownTokens()
 
 @lru_cache(maxsize=_CACHED)
 def known_from_one(value: str) -> KnownTokens:
-    """Return the known tokens of a record with one token of its own and no remembered tokens. Results are cached."""
+    """Return the known tokens of a record that has only one token, which is its own. Results are cached."""
     return KnownTokens((value,))
 
 
 @lru_cache(maxsize=_CACHED)
 def known_from(*values: str) -> KnownTokens:
-    """Return the known tokens of a record with these tokens of its own and no remembered tokens. Results are cached."""
+    """Return the known tokens of a record that has only these tokens, which are its own. Results are cached."""
     return known_from_one(*values) if len(values) == 1 else KnownTokens(values)
 
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens of a record with its own tokens (*values*) and *remembered* ones. Results are cached."""
+    """Return the known tokens of a record: its own (*values*) and *remembered* tokens. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING
@@ -244,8 +244,8 @@ def _index_of(value: str) -> _Index:
 def _needles_of(value: str) -> tuple[str, ...]:
     """Return lowercase parts of a token: each encoding and each truncation to 17 or more characters contains one.
 
-    The parts consist of characters that no encoding changes. This function runs for every incoming token, so
-    hardly any of its steps reads the whole token.
+    The parts consist of characters that no encoding changes. This function runs for every incoming token, so almost
+    none of its steps read the whole token.
     """
     if len(value) < _MIN_TOKEN_LENGTH:
         return ()
@@ -272,7 +272,7 @@ def _unreserved(window: str) -> str:
 def _base64_needles(head: str) -> tuple[str, ...]:
     """Return the base64 needles for the first characters of a token.
 
-    These needles are the same for all JWTs with the same header, so they are rarely computed.
+    These needles are the same for all JWTs with the same header, so the cached result is nearly always used.
     """
     forms = [form for text in _base64_encodings(head) for form in (text, quote(text, safe=""))]
     found = dict.fromkeys(ascii_lower(form[:_NGRAM_LENGTH]) for form in forms)
@@ -280,7 +280,7 @@ def _base64_needles(head: str) -> tuple[str, ...]:
 
 
 def _base64_encodings(value: str) -> Iterator[str]:
-    """Yield the token's base64 form at each of three alignments, without characters that depend on adjacent text."""
+    """Yield the token's base64 form at all three alignments, without characters that depend on adjacent text."""
     raw = value.encode("utf-8", "replace")
     for before in range(3):
         coded = base64.b64encode(b"\0" * before + raw).decode("ascii")
@@ -290,7 +290,7 @@ def _base64_encodings(value: str) -> Iterator[str]:
 
 
 def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interval:
-    """Return the longest interval around a hit in which the text matches the encoding."""
+    """Return the start and end positions of the longest text around a hit that matches the encoding."""
     if at >= offset and text.startswith(encoding, at - offset):  # a whole token, which is the most common case
         return at - offset, at - offset + len(encoding)
     start, end, left, right = at, at + size, offset, offset + size
@@ -302,7 +302,7 @@ def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interv
 
 
 def merge(found: list[Interval], *, gap: int = 0) -> list[Interval]:
-    """Sort intervals, and join those that overlap or are at most *gap* characters apart."""
+    """Sort intervals, and join intervals that overlap or are at most *gap* characters apart."""
     merged: list[Interval] = []
     for start, end in sorted(found):
         if merged and start - merged[-1][1] <= gap:

@@ -55,7 +55,8 @@ _SEPARATOR: Final = rf"""(?:
 
 _LABEL_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 _MAX_LABEL: Final = 128
-# Examining this many labels takes about a third of a second. If a text contains more, the rest of it is masked.
+# Examining this many labels takes about a third of a second. If a text contains more labels, the rest of the text is
+# masked.
 _MAX_LABELS: Final = 20_000
 # An escape before a label may end in letters and digits.
 _after_percent = re.compile(r"(?:25)*[0-9A-Fa-f]{2}").match
@@ -71,7 +72,7 @@ _QUOTED: Final = {
     '"': re.compile(r'(?:\\.|[^"\\])*+', re.DOTALL),
     "'": re.compile(r"(?:\\.|[^'\\])*+", re.DOTALL),
 }
-# The rest of a header line. Quotes are part of it only around a parameter's value (RFC 9110, section 11.2).
+# The rest of a header line. Quotes are part of the match only around a parameter's value (RFC 9110, section 11.2).
 _LINE: Final = re.compile(r"(?:=\"[^\"\r\n]*+\"|[^\r\n\"'\\\0<>\[\]])*+")
 # The name of an authentication scheme and what follows, in plain text or in a URL.
 _scheme = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}+").match
@@ -191,7 +192,7 @@ class UnknownTokens:
         )
 
     def intervals_in(self, text: str) -> list[Interval]:
-        """Return the intervals that look like credentials, in no particular order. One may contain another."""
+        """Return the start and end positions of likely credentials, unsorted. One credential may contain another."""
         found = jwts_in(text)
         lowered = ascii_lower(text)
         if self.may_be_labeled_in(lowered):
@@ -212,7 +213,7 @@ class UnknownTokens:
             at = match.end() if found is None else max(match.end(), found[1])
 
     def _value_of(self, match: re.Match[str], context: _Context) -> Interval | None:
-        """Return the interval of a label's value, or ``None`` if the value is not a credential."""
+        """Return the start and end positions of a label's value; ``None`` if the value is not a credential."""
         text = context.text
         begin, end = match.span("name")
         begin = _begin_of_label(text, begin)
@@ -267,7 +268,7 @@ def _scheme_at(text: str, start: int) -> tuple[re.Match[str] | None, re.Match[st
 
 
 class _Context:
-    """A text and the properties that are computed at most once for it."""
+    """A text and its properties, each of which is computed at most once."""
 
     def __init__(self, text: str) -> None:
         self.text: str = text
@@ -317,7 +318,7 @@ class _Value:
         return None if MASK in call or is_call_without_secret(call) else (self._start, end)
 
     def _end_of_quoted(self, quote: str) -> int | None:
-        """Return the closing quote's position; ``None`` if it is missing and the rest may be unrelated text."""
+        """Return the closing quote's position; ``None`` if the quote is missing and later text may be unrelated."""
         text, start = self._text, self._start
         if quote in _QUOTED:
             quoted = _QUOTED[quote].match(text, start)
@@ -358,7 +359,7 @@ class _Value:
         return self._label.lower() in OAUTH_NAMES and self._context.is_oauth
 
     def _credentials(self) -> Interval | None:
-        """Return the interval of the credentials that follow ``Authorization: `` or ``authorization=``."""
+        """Return the start and end positions of credentials after ``Authorization: `` or ``authorization=``."""
         text, start = self._text, self._start
         first = _VALUE.match(text, start)
         if first is None:

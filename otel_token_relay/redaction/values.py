@@ -12,7 +12,7 @@ from otel_token_relay.redaction.scrubber import FAILED
 
 _T = TypeVar("_T")
 
-# Calls to `listen` are counted, so this calls it only once.
+# Calls to `listen` are counted, so `listen` must be called only once.
 _listen_once = cache(listen)
 _scrubber_in_force = ScrubberInForce(None)
 
@@ -29,7 +29,8 @@ def redact(value: _T) -> _T:
             replaced by its masked string form if that string contains a token. The value is never modified.
 
     Returns:
-        A value of the same shape, or ``[REDACTION FAILED]`` if the value cannot be redacted. No `Exception` is raised.
+        A value with the same structure, or ``[REDACTION FAILED]`` if the value cannot be redacted. No `Exception` is
+        raised.
     """
     try:
         _listen_once()

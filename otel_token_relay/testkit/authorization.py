@@ -1,7 +1,7 @@
 """Run the demo's authorization server for tests, in a separate process.
 
-If it ran in the process in which the relay is installed, the relay would have to verify the requests for the very keys
-that it needs for verification.
+If the server ran in the process in which the relay is installed, the relay would have to verify the very requests that
+fetch the keys for verification.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class AuthorizationServer:
         return {**self.verifying(service), "client_id": service, "client_secret": f"{service}-secret"}
 
     def revoke(self, token: BearerToken) -> None:
-        """Revoke an access token (RFC 7009), which introspection then reports as inactive."""
+        """Revoke an access token (RFC 7009). Introspection then reports the token as inactive."""
         sign_out(self.issuer, token.reveal())
 
     def __repr__(self) -> str:
@@ -88,7 +88,7 @@ class AuthorizationServer:
 def running_authorization_server() -> Generator[AuthorizationServer, None, None]:
     """Run the server on a free loopback port until the block ends.
 
-    The server's process ends with this one, even if this one is killed.
+    The server's process exits when the current process exits, even if the current process is killed.
 
     Raises:
         ModuleNotFoundError: A package from the ``demo`` extra is missing.

@@ -39,9 +39,9 @@ class Headers(dict[str, str]):
 class Caller:
     """A user with a token.
 
-    A ``with`` or ``async with`` block runs like a request from this caller: the installed relay reads the token,
-    verifies it if the settings require that, and ends the token's lease when the block ends. A `Caller` can be used
-    for multiple blocks, even at the same time in multiple threads or tasks.
+    The code in a ``with`` or ``async with`` block runs as if it were handling a request from this caller: the installed
+    relay reads the token, verifies it if the settings require that, and ends the token's lease when the block ends. A
+    `Caller` can be used for multiple blocks, even at the same time in multiple threads or tasks.
 
     Attributes:
         name: The user's name.

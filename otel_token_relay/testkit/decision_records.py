@@ -19,7 +19,8 @@ class RecordedDecision:
     Attributes:
         outcome: ``relayed``, ``exchanged``, ``own``, or ``withheld``.
         reason: The `Reason`, as text.
-        origin: The request's destination, such as ``https://profile-service``; ``unknown`` if it is not known.
+        origin: The request's destination, such as ``https://profile-service``; ``unknown`` if the destination is not
+            known.
         entry: The matching entry; ``None`` if no entry matches.
         closest_entry: If no entry matches, the entry that differs least and how it differs; otherwise, or if there is
             no such entry, ``None``.
@@ -43,7 +44,7 @@ class RecordedVerification:
 
     Attributes:
         outcome: ``accepted``, ``reported``, ``refused``, ``unavailable``, or ``excluded``.
-        reason: Why the request was not accepted; ``None`` if it was.
+        reason: Why the request was not accepted; ``None`` if the request was accepted.
         claim: The claim that violates a rule; ``None`` unless there is exactly one.
     """
 
@@ -141,7 +142,7 @@ def _shown(url: str) -> str:
 
 
 class _Log(DecisionLog):
-    """Record what the decision log receives, and pass it on if the log is enabled."""
+    """Record the fields that the decision log receives, and pass them on if the log is enabled."""
 
     def __init__(self, records: RecordedDecisions) -> None:
         super().__init__()

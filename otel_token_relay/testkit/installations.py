@@ -26,7 +26,7 @@ _OUR_KEYS = (
 
 
 class InstalledRelay:
-    """One test's relay. Call it to install different settings for the rest of the test."""
+    """The relay installed for one test. Call this object to install different settings for the rest of the test."""
 
     @property
     def settings(self) -> Settings:
@@ -70,7 +70,7 @@ def _build(settings: Settings | None, fields: dict[str, Any]) -> Settings | None
 
 @contextmanager
 def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Generator[InstalledRelay, None, None]:
-    """Install the relay until the block ends, as in a process that has not served any requests.
+    """Install the relay until the block ends, as in a new process that has not served any requests.
 
     When the block ends, the previous state is restored: the installation, the global propagator, and everything that
     was bound to the current context. Within the block, mocks for the requests library see the header. The installation

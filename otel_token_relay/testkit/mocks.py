@@ -1,10 +1,11 @@
 """Make the relay's decisions visible to mocks that replace the code in which the relay adds the header.
 
-``responses`` and ``requests-mock`` replace a requests transport adapter, above urllib3, which the relay hooks. Within
-`visible_to_mocks`, the installed relay makes a decision about each request that such a mock receives, by the same rules
-as for every hop. The mock receives a copy of the request with the header, and the application keeps its own request,
-which does not have the header, as in production. If the mock passes the request through to the real adapter, that
-decision is discarded, and the urllib3 hook makes its own.
+``responses`` and ``requests-mock`` replace the transport adapter of the requests library. The adapter is a layer above
+urllib3, which is the library that the relay hooks. Within `visible_to_mocks`, the installed relay makes a decision
+about each request that such a mock receives, according to the same rules as for every hop. The mock receives a copy of
+the request with the header, and the application keeps its own request, which does not have the header, as in
+production. If the mock passes the request through to the real adapter, that decision is discarded, and the urllib3 hook
+makes its own.
 
 Only the libraries' public methods are wrapped, and only until the block ends.
 """
@@ -35,7 +36,7 @@ class _MockHook(NamedTuple):
 
 
 class _Sent:
-    """A request that a mock has received instead of the application's.
+    """The request that a mock has received instead of the application's own request.
 
     Attributes:
         original: The application's request.
@@ -94,8 +95,8 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
                 try:
                     return original(self, shown, **kwargs)
                 except Exception as error:
-                    # Either no response is registered, or the real adapter must send the request. If the mocker sends
-                    # a request, it is the application's own.
+                    # Either no response is registered, or the real adapter must send the request. If the mocker itself
+                    # sends a request, it sends the application's own request.
                     sent = _sent.get()
                     if sent is not None and type(error).__module__.partition(".")[0] == "requests_mock":
                         sent.is_passed_on = True
@@ -112,7 +113,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
     """Return the mock's response to a request, to which the installed relay adds the header if its rules allow that.
 
     Args:
-        respond: Passes a request to the mock.
+        respond: A callable that passes a request to the mock.
         request: The application's `requests.PreparedRequest`, which is not changed.
     """
     current = runtime.installed
@@ -187,7 +188,10 @@ _depth = 0
 
 @contextmanager
 def visible_to_mocks() -> Generator[None, None, None]:
-    """Show the header to ``responses`` and ``requests-mock`` until the block ends, even if they start within it."""
+    """Show the header to ``responses`` and ``requests-mock`` until the block ends.
+
+    The mocks may start before or within the block.
+    """
     global _depth
     _depth += 1
     if _depth == 1:

@@ -23,10 +23,11 @@ class BearerAuthMiddleware:
 
     Args:
         app: The ASGI 3 application.
-        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither blocks the event loop here.
+        verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither blocks the event loop in this middleware.
         authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
         settings: The settings that specify the token headers. They are used only if no outer boundary has read the
-            headers. If ``None``, the installed settings are used or, if there are none, the environment.
+            headers. ``None`` to use the installed settings or, if none are installed, the settings from the
+            environment.
         options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``any_scopes``, ``exclude``,
             ``resource_metadata``, ``acr_values``, and ``max_age``.
 

@@ -71,12 +71,12 @@ class BearerAuthenticator:
             on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
             ``/healthz/`` nor ``/healthz/deep``. ``/healthz/*`` matches all paths below ``/healthz/``. For gRPC, use
             full method names: ``/package.Service/Method``.
-        resource_metadata: This protected resource's identifier (RFC 9728), which is the URL that clients use. If it is
-            set, the resource's metadata is served without requiring a token, and each challenge includes the metadata's
-            URL.
+        resource_metadata: This protected resource's identifier (RFC 9728), which is the URL that clients use. If an
+            identifier is set, the resource's metadata is served without requiring a token, and each challenge includes
+            the metadata's URL.
         acr_values: The accepted values of the token's ``acr`` claim (RFC 9470).
         max_age: The maximum number of seconds since the time in the token's ``auth_time`` claim (RFC 9470).
-        mode: ``enforce`` rejects requests without a valid token; ``optional`` accepts those without any token;
+        mode: ``enforce`` rejects requests without a valid token; ``optional`` also accepts requests without any token;
             ``report`` accepts every request and only counts and logs.
         span_claims: A callable that returns the claims to set as SERVER span attributes.
         now: A clock that returns the seconds since the epoch.

@@ -30,7 +30,7 @@ class Cause:
         check: What was checked: a claim, a header member, ``signature``, ``form``, or ``length``.
         problem: What was expected and what the token contains, in one sentence.
         expected: The accepted values; empty if the rule does not list them.
-        actual: The token's values; empty if it has none.
+        actual: The token's values; empty if the token has none.
         advice: What to do, in one or two sentences.
     """
 
@@ -81,7 +81,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def describe_time(seconds: float) -> str:
-    """Return a UTC time in RFC 3339 format, or the number itself if it is later than the year 9999."""
+    """Return a UTC time in RFC 3339 format, or the number itself if the time is later than the year 9999."""
     if not 0 <= seconds <= _LAST_DATE:
         return f"{seconds:.0f}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

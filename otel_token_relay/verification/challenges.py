@@ -1,4 +1,4 @@
-"""Error responses for rejected requests, most of them built at startup. No I/O.
+"""Error responses for rejected requests, most of which are built at startup. No I/O.
 
 The responses never contain any part of the request, such as its token, its claims, or its path.
 

@@ -6,7 +6,7 @@ therefore never open the circuit: after several consecutive failures, the breake
 random token, and the circuit opens only if the probe fails too.
 
 * Closed: every call is allowed.
-* Open: no call is allowed for `OPEN_SECONDS`.
+* Open: no calls are allowed for `OPEN_SECONDS`.
 * Half-open: one call at a time is allowed, until a call or a probe succeeds.
 """
 
@@ -46,7 +46,7 @@ class CircuitBreaker:
         """Return whether a call may start.
 
         In the half-open state, the caller must then call `record_success`, `record_failure`, or `cancel`. Until then,
-        no other call is allowed.
+        no other calls are allowed.
         """
         with self._lock:
             if not self._is_open:

@@ -50,8 +50,8 @@ class Rules:
     """The rules that a token's claims must satisfy.
 
     Attributes:
-        audience: The accepted audiences; ``aud`` must contain at least one of them. Empty to skip this
-            check, which is allowed only with introspection.
+        audience: The accepted audiences; ``aud`` must contain at least one of them. Empty to skip this check; skipping
+            it is allowed only with introspection.
         profile: ``rfc9068`` for access tokens that follow that RFC; ``generic`` for issuers that send ``typ: JWT`` or
             no ``typ``, and that omit ``jti``, ``client_id``, or ``iat``; ``id-token`` for providers that hand ID tokens
             to APIs.
@@ -103,7 +103,7 @@ def without_nulls(claims: Claims) -> Claims:
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Reject tokens that are signed with the same keys but are of a different kind; see `token_kinds`.
+    """Reject tokens of a different kind, which may be signed with the same keys; see `token_kinds`.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """
@@ -148,7 +148,7 @@ def check_claims(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
-    """Check the claims that are present. Missing claims are accepted, except the audience if one is required."""
+    """Check the claims that are present. Missing claims are accepted, except for a required audience."""
     for name in NAMES:
         if name in claims:
             check_name(claims[name], name)

@@ -14,15 +14,15 @@ from otel_token_relay.printable import escape, shorten
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR, KnownTokens
 
-# The time to search a value grows with its length, which callers control. A value is therefore truncated before it is
-# searched, but far enough past the displayed part that a credential in that part is still recognized.
+# The time needed to search a value grows with the value's length, which callers control. A value is therefore truncated
+# before it is searched, but far enough past the displayed part that a credential in that part is still recognized.
 _MIN_SEARCHED: Final = 1024
 _SEARCHED_FOR_EACH_SHOWN: Final = 4
 _scrubber: Final = Scrubber()
 
 
 class Concealment:
-    """Conceals one token. All text from this token must pass through one of its methods.
+    """Conceals one token. All text from this token must pass through one of this object's methods.
 
     Args:
         token: The token as received.

@@ -45,7 +45,7 @@ class EndpointReport:
         seconds: How long the request took.
         clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if it is
             behind, and ``None`` if the response has no usable ``Date``.
-        found: The content of the response, if it can be used; the type depends on *kind*.
+        found: The content of the response, if the content can be used; the type depends on *kind*.
     """
 
     kind: EndpointKind
@@ -136,10 +136,10 @@ def problem_with_status(response: Response) -> str | None:
 
 
 def read_clock_difference(response: Response, at: float) -> float | None:
-    """Return how many seconds the server's clock was ahead of this machine's, or ``None`` if that is not known.
+    """Return how many seconds the server's clock was ahead of this machine's clock; ``None`` if that is unknown.
 
     Args:
-        response: A response with a ``Date`` header and, if it comes from a cache, an ``Age`` header.
+        response: A response with a ``Date`` header and, if the response comes from a cache, an ``Age`` header.
         at: When the response was created, in seconds since the epoch on this machine's clock.
 
     Source: RFC 9110, section 6.6.1; RFC 9111, section 5.1.

@@ -99,7 +99,7 @@ class _Case:
         return self.has_type_of("generic") and rules.find_missing_claim(self.claims) is None
 
 
-# Checks before the claims
+# Checks that precede the claim checks
 
 
 def _explain_form(token: str, expectations: Expectations) -> Cause:
@@ -297,7 +297,7 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
     advice = "The issuer must add them, for example with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
-        # A user's token should have a subject; a machine's token may not have one.
+        # A user's token should have a subject; a machine's token need not have one.
         advice = f"{advice} Or s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",

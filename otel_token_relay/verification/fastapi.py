@@ -110,10 +110,10 @@ def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Princip
 
 
 class _Rejected(HTTPException):
-    """Carries a complete error response.
+    """An exception that carries a complete error response.
 
-    Its attributes also contain the status, the challenge, and ``Cache-Control``, which the application's own handlers
-    read.
+    The exception's attributes also contain the status, the challenge, and ``Cache-Control``, which the application's
+    own handlers read.
     """
 
     def __init__(self, error_response: ErrorResponse) -> None:

@@ -19,7 +19,7 @@ FetchCause = Literal[
     "certificate_not_trusted",
     "tls_failed",
     "timed_out",
-    "connection_closed",  # without a complete response
+    "connection_closed",  # before a complete response arrived
     "bad_response",  # a response arrived, but cannot be used
     "not_configured",  # one of this service's files or variables cannot be used
 ]

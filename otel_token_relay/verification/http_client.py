@@ -46,8 +46,8 @@ class HttpClient:
     """Sends requests to issuers. Safe to share between threads, and usable after a fork.
 
     Args:
-        ca_file: A PEM file with the certificate authorities to trust; ``None`` to trust those in the system's store or
-            in ``SSL_CERT_FILE``.
+        ca_file: A PEM file that contains the trusted CA certificates; ``None`` to trust the certificates in the
+            system's store or in ``SSL_CERT_FILE``.
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
     """
 
@@ -62,7 +62,7 @@ class HttpClient:
         return isinstance(url, str) and is_trustworthy(url, self.plaintext_hosts)
 
     def check_url(self, setting: str, url: object) -> str:
-        """Return *url* if `accepts` returns true.
+        """Return *url* if `accepts` returns true for it.
 
         Raises:
             ConfigurationError: The URL does not use https and its host is neither loopback nor listed, or different
@@ -223,8 +223,8 @@ def _read(response: BaseHTTPResponse, deadline: float) -> Response:
         # The request did not ask for an encoding, and a compressed response may expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = b""
-    # The body is complete when nothing more can be read; urllib3 raises an exception if the body is shorter than
-    # announced.
+    # The body is complete when nothing more can be read; urllib3 raises an exception if the body is shorter than the
+    # Content-Length header states.
     while len(body) <= MAX_BODY_BYTES and (part := response.read(MAX_BODY_BYTES + 1, decode_content=False)):
         body += part
     if len(body) > MAX_BODY_BYTES:

@@ -1,14 +1,14 @@
 """Connections to issuers, based on urllib3's. Each request has one deadline, and connections stay open for reuse.
 
-urllib3's pools are not used: their timeout restarts with each byte received, and the code in this package and in
-instrumentation that hooks the pools must not see these requests.
+urllib3's pools are not used: their timeout restarts with each byte received, and these requests must not be visible to
+the hooks that this package and instrumentation add to the pools.
 
 Invariants:
 
-* At the deadline, the connection is shut down, regardless of what it is doing: connecting, waiting for a proxy's
+* At the deadline, the connection is shut down, regardless of the current operation: connecting, waiting for a proxy's
   response to CONNECT, performing a TLS handshake, sending, or receiving. Only a name lookup cannot be canceled.
 * A connection is used again only after a complete response with status 200, so that no response can be mistaken for the
-  response to another request.
+  response to a different request.
 * A connection that presents a client certificate is used only for requests with that certificate.
 * A forked child does not use its parent's connections.
 """
@@ -41,7 +41,7 @@ _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # available only on Li
 
 
 class Route(NamedTuple):
-    """A connection's target and the client certificate that it presents. Requests with equal routes can share it."""
+    """A connection's target and client certificate. Requests with equal routes can share a connection."""
 
     scheme: str
     host: str
@@ -96,7 +96,10 @@ class _Connection:
 
     @contextlib.contextmanager
     def until(self, deadline: float) -> Generator[None, None, None]:
-        """Shut down the connection at *deadline* on the monotonic clock, because a socket's own timeout restarts."""
+        """Shut down the connection at *deadline* on the monotonic clock, unless the block has ended.
+
+        A socket's own timeout would not limit the total time, because it restarts with each byte.
+        """
         self.deadline = deadline
         self.timeout = self.remaining()
         if self.sock is not None:
@@ -182,7 +185,7 @@ class IdleConnections:
         self.close()
 
     def take(self, route: Route) -> Connection | None:
-        """Return an open connection for *route* that no other caller uses; ``None`` if there is none."""
+        """Return an open connection for *route* that no other caller is using; ``None`` if there is none."""
         while True:
             with self._lock:
                 waiting = self._connections.get(route)

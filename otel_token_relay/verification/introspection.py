@@ -39,7 +39,7 @@ REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
 # The maximum number of calls that may be running or waiting in each worker pool.
 MAX_PENDING: Final = 256
-# Callers do not wait for refreshes. This limit is low so that a lookup queued behind refreshes runs in time.
+# Callers do not wait for refreshes. This limit is low so that a lookup that is queued behind refreshes runs in time.
 MAX_REFRESHES: Final = 32
 # How long to wait before retrying a dropped refresh; otherwise, every request would retry it.
 REFRESH_PAUSE_SECONDS: Final = 1.0
@@ -126,7 +126,7 @@ class Introspection:
 
         Args:
             key: The token's digest.
-            token: The token itself. If it is passed, a result that expires soon is refreshed in the background.
+            token: The token itself. If the token is passed, a result that expires soon is refreshed in the background.
         """
         result = self._active.get(key) or self._inactive.get(key)
         now = self._monotonic()

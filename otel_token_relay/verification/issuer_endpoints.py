@@ -100,7 +100,7 @@ def ask_issuers(
         introspection_endpoint: The only issuer's introspection endpoint or, if there are no issuers, the endpoint for
             all tokens. A random token is looked up there.
         client: This service's credential for the introspection endpoint.
-        jwks_token_file: A file with the token used to fetch the only issuer's keys; see `KeyCredential`.
+        jwks_token_file: A file that contains the token used to fetch the only issuer's keys; see `KeyCredential`.
         timeout: The maximum number of seconds for all requests together. The default is the same as the verifier's.
         http: The client that sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
@@ -158,7 +158,7 @@ class InThread(Generic[_Result]):
         self._thread.start()
 
     def result(self, deadline: float) -> _Result | None:
-        """Wait for the result until *deadline* on the monotonic clock; return ``None`` if there is none."""
+        """Wait for the result until *deadline* on the monotonic clock; return ``None`` if it is not available then."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._result
 
@@ -232,7 +232,7 @@ class _Inquiry:
         return metadata + keys
 
     def timed_out(self) -> IssuerReport:
-        """Return the report to use if `run` did not return in time, for example because of a name lookup."""
+        """Return the report to use if `run` did not return in time, such as when a name lookup takes too long."""
         if self.issuer is None:
             endpoint = Endpoint("introspection", self._name, _examine_introspection)
         else:

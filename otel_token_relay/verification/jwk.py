@@ -26,13 +26,13 @@ from otel_token_relay.errors import ConfigurationError
 # publishes them leaks its keys, and PyJWT would build a private key from them.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
 
-# The problem with a key that is published for a different purpose, which is not a mistake.
+# The problem with a key that is published for a different purpose. Publishing such a key is not a mistake.
 NOT_FOR_SIGNATURES: Final = "not for signatures"
 
 # Python's decoder would also accept whitespace and other characters.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
 
-# The length of the largest accepted RSA modulus (8192 bits) in base64url characters. Verification with larger ones
+# The length of the largest accepted RSA modulus (8192 bits) in base64url characters. Verification with a larger modulus
 # takes too long.
 _MAX_MODULUS_LENGTH: Final = 1366
 
@@ -246,7 +246,7 @@ def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _build(jwk: Mapping[str, Any], name: str) -> Key | str:
-    """Return the key for the algorithm *name*, or why it cannot be used."""
+    """Return the key for the *name* algorithm, or the reason why the key cannot be used."""
     public = {member: jwk.get(member) for member in _PUBLIC_MEMBERS[jwk["kty"]]}
     values = [public[member] for member in ("n", "e", "x", "y") if member in public]
     if not all(

@@ -44,10 +44,11 @@ from otel_token_relay.verification.metadata import (
 
 _logger = logging.getLogger("otel_token_relay")
 
-# How long after the start of a fetch requests stop waiting for keys that may not exist. This is longer than a fetch
-# usually takes, but short enough for a server with few threads.
+# The number of seconds after which requests stop waiting for a fetch of keys that may not exist. This is longer than a
+# fetch usually takes, but short enough for a server with few threads.
 PATIENCE_SECONDS: Final = 1.0
-# The maximum number of requests that may wait at the same time. On an event loop, they use memory but no threads.
+# The maximum number of requests that may wait at the same time. On an event loop, waiting requests use memory but no
+# threads.
 MAX_WAITING: Final = 1024
 
 
@@ -57,8 +58,8 @@ class KeyTimes:
 
     Attributes:
         cooldown: The minimum time between two fetches for an unknown ``kid``, and before a failed fetch is retried.
-        timeout: The maximum time for one refresh, including discovery. No request waits longer, and a
-            request waits that long only if the source has no keys.
+        timeout: The maximum time for one refresh, including discovery. No requests wait longer than this, and a request
+            waits this long only if the source has no keys.
         max_stale: How long keys that cannot be refreshed remain in use after they are no longer fresh.
     """
 
@@ -135,7 +136,7 @@ class KeySource:
         # held by another thread that does not exist either.
         self._lock = threading.RLock()
         if self._flight is not None:
-            # The cooldown may have been started by this fetch, which will never return the key.
+            # The cooldown may have started with this fetch, which will never return the key, so the cooldown ends now.
             self._next_for_unknown = float("-inf")
             self._flight = None
 
@@ -257,7 +258,7 @@ class KeySource:
         self._accept(keys, fresh_seconds(response.headers))
 
     def _warn_about(self, keys: KeySet) -> None:
-        """Log the unusable keys, once for each distinct set of them. Keys for encryption only are not a problem."""
+        """Log the unusable keys, once for each distinct set of keys. Encryption keys are not a problem."""
         if keys.skipped == self._reported:
             return
         self._reported = keys.skipped

@@ -1,8 +1,8 @@
 """Parse a compact JWS and its JSON strictly. This module uses no clock, no keys, and no I/O.
 
-If a verifier parses JSON less strictly than a later reader of the same token, an attacker can exploit the difference,
-for example with duplicate member names, numbers written as strings, or UTF-16. Therefore, everything is parsed strictly
-before any rule is applied, and size and depth are limited before any work is done.
+If a verifier parses JSON less strictly than a later reader of the same token, an attacker can exploit differences such
+as duplicate member names, numbers written as strings, or UTF-16. Therefore, everything is parsed strictly before any
+rule is applied, and size and depth are limited before any work is done.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _decode = json.JSONDecoder(
 
 
 # The closing quote is optional so that the pattern never backtracks. Otherwise, an unclosed string full
-# of escaped quotes would be scanned again from each quote, which would take most of a second.
+# of escaped quotes would be scanned again from each quote, which could take almost a second.
 _strings = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
@@ -169,7 +169,7 @@ def _check_header(header: Claims) -> None:
 
 
 def looks_like_jws(token: str) -> bool:
-    """Return whether *token* has three parts, the first of which encodes a JSON object with an ``alg``."""
+    """Return whether *token* has three parts, the first of which encodes a JSON object that has an ``alg`` member."""
     match = _segments(token)
     if match is None:
         return False

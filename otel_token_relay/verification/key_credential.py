@@ -19,9 +19,9 @@ class KeyCredential:
     The file is read on each use, because the token is replaced long before it expires and keys are rarely fetched.
 
     Args:
-        path: The file. If it is empty, no token is sent.
+        path: The file's path. If the path is empty, no token is sent.
         urls: URLs that an operator has configured. The token is sent only to their origins, and only over https: an
-            issuer's metadata must not be able to redirect it elsewhere.
+            issuer's metadata must not be able to redirect the token elsewhere.
     """
 
     def __init__(self, path: str, urls: Iterable[str | None] = ()) -> None:

@@ -18,7 +18,7 @@ from otel_token_relay.origin import Origin, is_trustworthy
 # The tenant placeholder in Microsoft Entra's metadata and in the ``issuer`` member of its keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
-# How long keys stay fresh if the response does not specify a lifetime, and the bounds for a lifetime that it specifies.
+# How long keys stay fresh if the response does not specify a lifetime, and the limits for a specified lifetime.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -49,7 +49,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 def metadata_urls(issuer: str) -> tuple[str, str]:
     """Return both possible metadata URLs: OpenID appends to the issuer's path; RFC 8414 inserts before it.
 
-    For an issuer that accepts any Microsoft Entra tenant, the URLs are those of the ``common`` endpoint.
+    For an issuer that accepts any Microsoft Entra tenant, the ``common`` endpoint's URLs are returned.
     """
     parts = urlsplit(issuer.replace(TENANT, "common"))
     path = parts.path.rstrip("/")
@@ -68,7 +68,7 @@ def describe_status(status: int) -> str:
 def problem_with_metadata(
     document: Mapping[str, Any], issuer: str, plaintext_hosts: Collection[str] = (), name: str = "jwks_uri"
 ) -> str | None:
-    """Return why the document, or the URL in it, cannot be trusted; ``None`` if both can.
+    """Return why the document, or the URL in it, cannot be trusted; ``None`` if both can be trusted.
 
     RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an attacker
     who controls another path on that host could make this service trust the attacker's keys. The returned text does not
@@ -77,8 +77,8 @@ def problem_with_metadata(
     Args:
         document: The document.
         issuer: The issuer, as configured.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may contain
-            such a URL only if the URL's origin is the issuer's own.
+        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may contain a
+            plain-http URL on such a host only if the URL's origin is the issuer's own.
         name: The member that contains the URL.
     """
     problem = _problem_with_name(document, issuer)

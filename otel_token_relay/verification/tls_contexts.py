@@ -1,6 +1,6 @@
 """One HTTP client's TLS contexts: one without a client certificate, and one for each client certificate.
 
-They are kept separate so that a certificate is presented only with the requests for which it is configured.
+The contexts are kept separate so that a certificate is presented only with the requests for which it is configured.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class TlsContexts:
     """TLS contexts that are rebuilt when a file changes. Safe to share between threads.
 
     Args:
-        ca_file: A PEM file with the certificate authorities to trust; ``None`` to trust those in the system's store or
-            in ``SSL_CERT_FILE``.
+        ca_file: A PEM file that contains the trusted CA certificates; ``None`` to trust the certificates in the
+            system's store or in ``SSL_CERT_FILE``.
     """
 
     def __init__(self, ca_file: str | None) -> None:
@@ -29,7 +29,7 @@ class TlsContexts:
         self._contexts: dict[tuple[str, str | None] | None, tuple[object, ssl.SSLContext]] = {}
 
     def context(self, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
-        """Return the context that presents *certificate*, or no certificate if it is ``None``.
+        """Return the context that presents *certificate*, or no certificate if *certificate* is ``None``.
 
         Raises:
             FetchFailed: A file cannot be used.
@@ -43,7 +43,7 @@ class TlsContexts:
             # Cached, because reading the certificate store takes about 20 ms. SSL_CERT_FILE is honored.
             context = ssl.create_default_context(cafile=self._ca_file)
         except (OSError, ValueError):
-            raise FetchFailed("the certificate authorities cannot be read", "not_configured") from None
+            raise FetchFailed("the CA certificates cannot be read", "not_configured") from None
         if certificate is not None:
             try:
                 certificate.load_into(context)

@@ -1,8 +1,8 @@
-"""Determine the kind of a token from its members or from those in an introspection response. Pure.
+"""Determine a token's kind from its members or from the members of an introspection response. Pure.
 
 An issuer signs ID tokens, refresh tokens, and other JWTs with the same keys as its access tokens, and only RFC 9068
-requires a type that distinguishes access tokens. `MARKERS` lists the members that do so at common providers. To support
-another provider, add a row.
+requires a type that distinguishes access tokens. `MARKERS` lists the members that distinguish token kinds at common
+providers. To support another provider, add a row.
 
 The member names come from the providers' public documentation.
 """
@@ -24,13 +24,13 @@ class Marker(NamedTuple):
         kind: The kind of token that has these members; ``None`` if the first member's value identifies the kind.
         source: Where this is documented.
         has_value: A callable that returns whether the first member's value matches this marker; ``None`` if any value
-            does.
+            matches.
         is_statement: Whether the marker states explicitly that this is an access token. Such a marker outweighs
             ``nonce``, which some providers copy into access tokens.
         is_closed: If the value identifies the kind, whether an unknown value indicates a different kind of token. If
             false, applications may use the member for other purposes, and an unknown value indicates nothing.
-        accepted: The values in access tokens, as the provider spells them, for messages. A closed row also accepts any
-            of these values that do not identify a kind.
+        accepted: The values in access tokens, as the provider spells them. Messages list these values. A closed row
+            also accepts any of these values that do not identify a kind.
     """
 
     provider: str
@@ -154,7 +154,7 @@ MARKERS: Final[tuple[Marker, ...]] = (
 
 
 class Kinds(NamedTuple):
-    """What the members indicate.
+    """The information that a token's members provide.
 
     Attributes:
         access: The first marker that indicates an access token, if there is one.

@@ -52,9 +52,9 @@ class _Trusted(NamedTuple):
 
     Attributes:
         issuer: The issuer, as configured.
-        keys: The source of its keys.
-        rules: The rules for its tokens.
-        introspection: Where its tokens are looked up; ``None`` if they are not introspected.
+        keys: The source of the issuer's keys.
+        rules: The rules for the issuer's tokens.
+        introspection: Where the issuer's tokens are looked up; ``None`` if the tokens are not introspected.
     """
 
     issuer: str
@@ -70,7 +70,7 @@ class _Accepted(NamedTuple):
         source: The source of *keys*; ``None`` if no signature was checked.
         keys: The keys used to check the signature.
         until: The time on the monotonic clock, in seconds, at which the result expires.
-        introspection: Where the token was looked up; ``None`` if it was not introspected.
+        introspection: Where the token was looked up; ``None`` if the token was not introspected.
         introspected: The introspection response that was checked.
     """
 
@@ -86,7 +86,7 @@ class _Accepted(NamedTuple):
 
 
 class VerifiedToken:
-    """One request's view of a verified access token. It does not contain the token itself.
+    """One request's view of a verified access token, without the token itself.
 
     Attributes:
         scopes: The token's scopes (RFC 6749, section 3.3).
@@ -160,8 +160,8 @@ class VerifierCore:
         profile: ``rfc9068``; ``generic`` for issuers that do not send ``typ: at+jwt``; or ``id-token`` for
             providers that hand ID tokens to APIs.
         leeway: The number of seconds by which clocks may differ.
-        jwks_uri: The key set's URL, which requires exactly one issuer; ``None`` to read the URL from the
-            issuer's metadata.
+        jwks_uri: The key set's URL, which can be set only if there is exactly one issuer; ``None`` to read the URL from
+            the issuer's metadata.
         introspection_endpoint: The URL at which every token from the only issuer is looked up (RFC 7662). Without
             *issuers*, tokens are verified by introspection alone; with *issuers*, the signature and claims of JWTs are
             verified first. A response is reused for at most 60 seconds.
@@ -169,11 +169,11 @@ class VerifierCore:
         client_secret: This service's client secret at the introspection endpoint, or a callable that returns it. One of
             the following arguments can be used instead; see `ClientCredential`.
         client_secret_file: A file that contains the secret.
-        client_key_file: A file with the private key that signs this service's assertions.
+        client_key_file: A file that contains the private key that signs this service's assertions.
         client_key_id: The ``kid`` header of the assertions.
         client_assertion: A callable that returns an assertion to send unchanged.
-        client_assertion_file: A file with an assertion to send unchanged.
-        client_cert_file: A file with the client certificate.
+        client_assertion_file: A file that contains an assertion to send unchanged.
+        client_cert_file: A file that contains the client certificate.
         client_auth: How the credential is sent; ``None`` to use the default for that kind of credential.
         audience_claim: The claim that contains the audience, if the issuer does not send ``aud``. Requires the
             ``generic`` profile and at most one issuer.
@@ -190,11 +190,10 @@ class VerifierCore:
             retried.
         timeout: The maximum number of seconds for which a request waits if there are no keys.
         max_stale: The number of seconds for which expired keys remain in use while the issuer is down.
-        jwks_token_file: A file with the bearer token used to fetch the issuer's metadata and keys, which requires
-            exactly one issuer. The token is sent only over https, and only to the origin of the issuer or of
+        jwks_token_file: A file that contains the bearer token used to fetch the issuer's metadata and keys. There must
+            be exactly one issuer. The token is sent only over https, and only to the origin of the issuer or of
             *jwks_uri*.
-        http: The client that sends requests to issuers; ``None`` for one that trusts the system's certificate
-            authorities.
+        http: The client that sends requests to issuers; ``None`` for a client that trusts the system's CA certificates.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
@@ -311,7 +310,8 @@ class VerifierCore:
         }
         self._of_many_tenants = tuple(self._trusted[issuer.issuer] for issuer in trusted if issuer.is_any_tenant)
         self._tenants = _as_tuple(tenants)
-        # Where opaque tokens are looked up. They do not identify their issuer, so there must be exactly one endpoint.
+        # Where opaque tokens are looked up. Opaque tokens do not identify their issuer, so there must be exactly one
+        # endpoint.
         self._introspection: Introspection | None = None
         self._opaque_rules = self._rules
         introspecting = [found for found in self._trusted.values() if found.introspection is not None]
@@ -349,7 +349,7 @@ class VerifierCore:
             return None
         if accepted.introspection is not None:
             result = accepted.introspection.cached(key, token)
-            # A newer response may grant less, so it is checked like the first one. This does not require waiting.
+            # A newer response may grant less, so it is checked like the first response. This check never waits.
             if result is None or result.claims is None or result.claims is not accepted.introspected:
                 return None
         if accepted.expires_at is not None and self._now() >= accepted.expires_at + self._rules.leeway:

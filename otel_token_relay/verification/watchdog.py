@@ -1,9 +1,9 @@
 """Call functions at deadlines, from a single thread.
 
 Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each watch would take longer than
-the rest of the request. The thread starts with the first watch and exits when nothing is left to watch. It sleeps until
-the deadline that was the earliest when it went to sleep, even if that watch has since ended, but for a few seconds at
-most. A watch that ends therefore does not have to wake the thread.
+the rest of the request. The thread starts with the first watch and exits when nothing is left to watch. The thread
+sleeps until the deadline that was the earliest when the thread went to sleep, even if that watch has since ended, but
+for a few seconds at most. A watch that ends therefore does not have to wake the thread.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Watchdog:
         try:
             yield
         finally:
-            held[0] = None  # so that the objects it references are not kept alive until the deadline
+            held[0] = None  # so that the call's objects are not kept alive until the deadline
 
     def _run(self) -> None:
         while True:

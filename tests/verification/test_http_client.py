@@ -688,7 +688,7 @@ def test_certificate_authorities_come_from_a_file(tmp_path: Path) -> None:
     client = HttpClient(ca_file=str(file))
     with party(tls=True) as server:
         for _ in range(2):
-            with pytest.raises(FetchFailed, match="the certificate authorities cannot be read") as failed:
+            with pytest.raises(FetchFailed, match="the CA certificates cannot be read") as failed:
                 client.fetch(server.url, timeout=5.0)
             assert failed.value.cause == "not_configured"
             file.unlink(missing_ok=True)
