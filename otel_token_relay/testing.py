@@ -50,7 +50,7 @@ __all__ = [
 
 
 class SeenRequest:
-    """One request as it was received.
+    """A request, exactly as the server received it.
 
     Attributes:
         method: The method in the request line.
@@ -72,7 +72,7 @@ class SeenRequest:
 
     @property
     def authorization(self) -> str | None:
-        """The value of the Authorization header line; ``None`` if there is none.
+        """The value of the Authorization header line; ``None`` if the request has no such line.
 
         Raises:
             AssertionError: There is more than one Authorization header line.

@@ -18,7 +18,7 @@ _DEFAULT_CONTEXT: Final = "contextvars_context"
 
 
 def relay_problem(environ: Mapping[str, str]) -> str | None:
-    """Return a sentence that states why no token is relayed and what to set; ``None`` if the relay is on.
+    """Return a sentence that states why no tokens are relayed and what to set; ``None`` if the relay is on.
 
     An application can also turn the relay on by calling `otel_token_relay.install`, which cannot be detected from
     outside.
@@ -64,7 +64,7 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def _meant(name: str, known: Collection[str]) -> str | None:
-    """Return the name of the propagator that resembles *name*; ``None`` if none does."""
+    """Return the name of the propagator that resembles *name*; ``None`` if no propagator does."""
     plain = name.strip("\"'").replace("-", "_").replace(" ", "_").replace(".", "_")
     return next(iter({plain.lower()} & {KEY}), None) or nearest(plain, [KEY, *sorted(known)])
 

@@ -58,7 +58,7 @@ class Library:
     """One installed library.
 
     Attributes:
-        kind: What the library is for.
+        kind: The library's purpose.
         name: The package name or, for the standard library, the module name.
         version: The installed version; ``None`` for the standard library.
         state: `CAN_BE_HOOKED`, `HOOKED`, `NOT_COVERED`, or the reason why the library is not hooked.

@@ -29,8 +29,8 @@ class Attempt:
     Attributes:
         error: An `ExchangeError`, or ``rejected`` if this service does not accept the caller's token; ``None`` if a
             token was issued.
-        detail: The problem, or what is known about the issued token.
-        advice: What to do; ``None`` if a token was issued.
+        detail: The problem, or the known properties of the issued token.
+        advice: The recommended action; ``None`` if a token was issued.
     """
 
     error: str | None

@@ -100,7 +100,7 @@ def explain(
         urls: The URLs, as passed to a client.
         environ: The environment variables that contain the settings.
         pid: The process to which *environ* belongs; ``None`` for this shell.
-        without_user: Whether to explain calls that are made while no request is being served.
+        without_user: Whether to explain calls that are made while no requests are being served.
         as_json: Whether to print JSON.
         is_online: Whether to exchange a token from standard input or obtain the service's own token.
 
@@ -160,7 +160,7 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 
 
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
-    """Return why no token is relayed to any destination; ``None`` if the relay is on."""
+    """Return why no tokens are relayed to any destination; ``None`` if the relay is on."""
     context = context_problem(environ)
     # The other possible problem, a context that no installed package provides, does not stop the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
@@ -169,7 +169,7 @@ def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
 
 
 def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
-    """Parse *url*, and add a note about its host's netrc entry, if there is one."""
+    """Parse *url*, and add a note about the netrc entry for its host, if there is such an entry."""
     read = read_url(url)
     netrc_note = "" if read.origin is None else describe_netrc(read.origin.host, environ, pid)
     note = f"{read.note} {netrc_note}".strip()
@@ -195,9 +195,9 @@ class _Result:
     Attributes:
         url: The URL.
         explanation: The relay's decision.
-        relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
+        relay_problem: Why the relay is off, and what to set; ``None`` if the relay is on.
         unset: Why no destinations are set; ``None`` if any are.
-        exchange_problem: Why no token can be exchanged; ``None`` if the settings are complete.
+        exchange_problem: Why tokens cannot be exchanged; ``None`` if the settings are complete.
         attempt: The result of the exchange; ``None`` if no exchange was attempted.
     """
 
@@ -221,7 +221,7 @@ class _Result:
 
     @property
     def advice(self) -> str:
-        """What to do, in one or two sentences."""
+        """The recommended action, in one or two sentences."""
         if self.relay_problem is not None:
             return f"{_sentence(self.relay_problem)} {self.unset or ''}".strip()
         if self.attempt is not None and self.attempt.advice is not None:

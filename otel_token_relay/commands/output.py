@@ -17,7 +17,7 @@ _MAX_WIDTH: Final = 120
 
 
 def say(text: str = "", *, indent: int = 0) -> None:
-    """Print one paragraph. Wrap it only if standard output is a terminal, so that programs can parse the output.
+    """Print one paragraph. Wrap the text only if standard output is a terminal, so that programs can parse the output.
 
     Args:
         text: A sentence or a list item.

@@ -23,7 +23,7 @@ def environment_of(pid: int | None) -> Mapping[str, str]:
     other process runs in a container.
 
     Raises:
-        ProcessUnreadable: The process does not exist, it belongs to another user, or the system is not Linux.
+        ProcessUnreadable: The process does not exist or belongs to a different user, or the system is not Linux.
     """
     if pid is None:
         return os.environ

@@ -104,8 +104,8 @@ class Outcome:
         issuers: The responses from the issuers' endpoints.
         clock_difference: The number of seconds by which the issuer's clock is ahead; ``None`` if it is not clear which
             issuer issued the token or if that issuer's clock is unknown.
-        advice: What to do.
-        problems: The problems with the settings.
+        advice: The recommended action.
+        problems: Problems in the settings.
         notes: Remarks about the input and the settings.
     """
 
@@ -256,8 +256,8 @@ class _Verification:
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
         """Query the token's issuer or, if that issuer is not trusted, all trusted issuers.
 
-        If the token does not identify an issuer, only introspection can verify it, so no issuer is queried unless there
-        is an introspection endpoint.
+        If the token does not identify an issuer, only introspection can verify it, so no issuers are queried unless
+        there is an introspection endpoint.
         """
         from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers

@@ -168,7 +168,7 @@ class Grant(TokenMixin):
 
 
 class Keys:
-    """The signing keys. Only the newest one signs; older ones may stay in the key set."""
+    """The signing keys. Only the newest key signs tokens; older keys may stay in the key set."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -28,7 +28,7 @@ class Call:
     Attributes:
         user: The calling user; ``None`` for an anonymous caller.
         token: The digest of the user's token; see `recorder.digest`.
-        receiver: The service that is called.
+        receiver: The called service.
     """
 
     trace_id: str
@@ -43,12 +43,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """A request from one service to the next.
+    """A request from one service to another.
 
     Attributes:
         sender: The service that recorded the span.
         redirected: Whether the sender followed a redirect.
-        note: The request as it was received.
+        note: The recorder's note about the received request.
     """
 
     call: Call

@@ -27,7 +27,7 @@ class Signals:
     """Within the block, raise an exception when a termination signal arrives, unless signals are `held`.
 
     ``SIGINT`` raises `KeyboardInterrupt`; the other signals raise `SystemExit`. Only the first signal
-    raises an exception, because a second one must not interrupt the cleanup.
+    raises an exception, because a second signal must not interrupt the cleanup.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Processes:
 
     Args:
         folder: The folder for each program's output: ``NAME.out`` and ``NAME.err``.
-        signals: The `Signals` to hold while a program is started; otherwise, a signal could arrive before the
+        signals: The `Signals` to hold while a program is being started; otherwise, a signal could arrive before the
             program is recorded.
     """
 
@@ -195,7 +195,7 @@ def listen() -> tuple[socket.socket, str]:
     The port is reserved immediately, so no other process can take it before the program is ready.
 
     Raises:
-        StartFailed: No port can be used.
+        StartFailed: No ports can be used.
     """
     try:
         listener = socket.create_server(("127.0.0.1", 0))

@@ -22,7 +22,7 @@ logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 verifier: AsyncTokenVerifier = AsyncTokenVerifier(
     issuers=[ISSUER],
     audience="profile-service",
-    leeway=0,  # one machine has one clock; the default of 30 seconds allows for clock skew
+    leeway=0,  # all processes use the same clock; the default of 30 seconds allows for clock skew
     # Each token is also introspected, because a JWT does not show whether it has been revoked.
     introspection_endpoint=f"{ISSUER}/introspect",
     client_id="profile-service",

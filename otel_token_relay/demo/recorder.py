@@ -32,8 +32,8 @@ class SeenToken(NamedTuple):
 
     Attributes:
         digest: See `digest`.
-        subject: The ``sub`` claim; ``?`` if it cannot be read.
-        audience: The ``aud`` claim, as comma-separated names; ``?`` if it cannot be read.
+        subject: The ``sub`` claim; ``?`` if the claim cannot be read.
+        audience: The ``aud`` claim, as comma-separated names; ``?`` if the claim cannot be read.
     """
 
     digest: str
@@ -47,11 +47,11 @@ class Note:
 
     Attributes:
         receiver: The service that received the request.
-        trace_id: 32 hexadecimal digits; empty if the request has no traceparent.
-        span_id: The sender's span ID, 16 hexadecimal digits; empty if the request has no traceparent.
-        client: The first word of the User-Agent, such as ``python-httpx/0.28.1``.
+        trace_id: The trace ID, 32 hexadecimal digits; empty if the request has no ``traceparent`` header.
+        span_id: The sender's span ID, 16 hexadecimal digits; empty if the request has no ``traceparent`` header.
+        client: The first word of the ``User-Agent`` header, such as ``python-httpx/0.28.1``.
         credentials: The number of Authorization header lines.
-        tokens: Each token found in the target, headers, or body.
+        tokens: All tokens found in the target, headers, and body.
     """
 
     receiver: str

@@ -22,7 +22,7 @@ class TokenCheck:
     Attributes:
         what: A description of the token.
         call: The called service, the user, and the request's trace.
-        token: The token to send; ``None`` for a request without one.
+        token: The token to send; ``None`` for a request without a token.
         reason: The expected reason for rejection; empty if the token must be accepted.
     """
 
@@ -76,7 +76,7 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/
 
 
 def find_fault(outcome: Outcome) -> str | None:
-    """Return a description of how the outcome differs from the expected one; ``None`` if it does not."""
+    """Return a description of how the outcome differs from the expected one; ``None`` if it does not differ."""
     check = outcome.check
     actual = (outcome.status, outcome.error, outcome.name, outcome.reason)
     if not check.reason:

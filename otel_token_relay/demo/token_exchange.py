@@ -1,7 +1,7 @@
 """The demo authorization server's rules for token exchange (RFC 8693), which Authlib does not implement.
 
-A service exchanges an access token that it has received for one that is intended for another service. The subject
-stays the same. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
+A service exchanges an access token that it has received for a token that is intended for a different service. The
+subject stays the same. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
 identifies the service.
 """
 
@@ -66,8 +66,8 @@ def read_exchange(
         client_id: The authenticated client.
         audiences: The values of the ``audience`` and ``resource`` parameters.
         services: The names of the services that tokens are issued for. A service's URI is ``https://`` plus its name.
-        find_token: A callable that returns the valid access token that the server has issued with a given value;
-            ``None`` if there is none.
+        find_token: A callable that looks up an issued access token by its value. The callable returns ``None`` unless
+            the token is valid.
 
     Raises:
         OAuth2Error: The request is not acceptable.

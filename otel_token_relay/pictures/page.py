@@ -24,7 +24,7 @@ MAX_HOPS: Final = 2000
 _REASONS: Final = {reason.value: reason for reason in Reason}
 _SLOT: Final = re.compile(r"\{\{(\w+)\}\}")
 # Only "<" can end a script element (HTML, section "Restrictions for contents of script elements"). The other
-# characters are escaped so that the data is inert elsewhere too, such as in a page that quotes this one.
+# characters are escaped so that the data is inert elsewhere too, such as in a page that quotes this page.
 _UNSAFE: Final = re.compile(r"[<>&'`]")
 
 

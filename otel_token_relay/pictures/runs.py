@@ -1,6 +1,6 @@
 """Turn spans into a run: the services, and each trace's hops in the order in which they happened.
 
-Hops are ordered by who called whom. Only siblings are ordered by time, because the services' clocks may differ.
+Hops are ordered by the call hierarchy. Only siblings are ordered by time, because the services' clocks may differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CALLER: Final = "caller"
 """The lane for clients that have recorded no spans."""
 UNKNOWN_RECEIVER: Final = "unknown"
 RECEIVER_ATTRIBUTES: Final = ("service.peer.name", "peer.service")
-"""The attributes that contain the name of the service that a client span calls: the current one and an older one."""
+"""The attributes that contain the name of the service that a client span calls: the current name and an older name."""
 USER_ATTRIBUTE: Final = "demo.user"
 """The attribute that contains the caller's name, on the first span of each trace that the demo has recorded."""
 
@@ -53,9 +53,9 @@ class Hop:
         outcome: One of `OUTCOMES`.
         reason: The reason for the decision, or an incoming request's verification outcome; may be empty.
         entry: The matching entry, or the origin if no entry matches; may be empty.
-        exchange: Where an exchanged token came from; may be empty.
+        exchange: The source of an exchanged token; may be empty.
         name: The span's name.
-        at: When the hop started, in nanoseconds after the trace's first span, by the sender's clock.
+        at: The start time in nanoseconds after the trace's first span started, according to the sender's clock.
         duration: The duration in nanoseconds.
     """
 
@@ -78,7 +78,7 @@ class Trace:
         trace_id: The trace ID, cleaned.
         user: The caller's name, if the recording contains it; otherwise empty.
         hidden: The number of hops in this trace that are not shown.
-        notes: What readers must know about this trace, one sentence each.
+        notes: Notes about this trace for readers, one sentence each.
     """
 
     trace_id: str
@@ -96,7 +96,7 @@ class Run:
         lanes: The services, in the order in which they appear.
         all_traces: The number of traces with hops, including traces that are not shown.
         all_hops: The number of hops, including hops that are not shown.
-        notes: What readers must know about the recording, one sentence each.
+        notes: Notes about the recording for readers, one sentence each.
     """
 
     lanes: tuple[str, ...]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 _KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _UNKNOWN_SERVICE: Final = "unknown_service"
-# A request contains one of these members. Each has two spellings, both of which a reader must accept.
+# A request contains one of these members. Each member has two spellings, both of which a reader must accept.
 _SPANS: Final = ("resourceSpans", "resource_spans")
 _OTHER_SIGNALS: Final = ("resourceLogs", "resource_logs", "resourceMetrics", "resource_metrics", "resourceProfiles")
 
@@ -33,8 +33,8 @@ class Span:
         parent_id: The parent's `span_id`; empty if there is none.
         service: The name of the service that recorded the span.
         kind: ``CLIENT``, ``SERVER``, or another OpenTelemetry span kind.
-        start: The start time in nanoseconds since the epoch, by the service's clock; 0 if unknown.
-        end: The end time, in the same form.
+        start: The start time in nanoseconds since the epoch, according to the service's clock; 0 if unknown.
+        end: The end time, in the same format.
         attributes: The attributes whose values are strings or integers, as strings.
     """
 

@@ -167,7 +167,7 @@ def looks_secret(value: str) -> bool:
 
 # A shorter token could easily match something that operators need to read.
 _MIN_CREDENTIAL_LENGTH: Final = 20
-# The minimum total length of a credential's unreadable runs.
+# The minimum total length of the unreadable runs of characters in a credential.
 _MIN_RANDOM: Final = 12
 _CACHED: Final = 512
 

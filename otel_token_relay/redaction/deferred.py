@@ -46,7 +46,7 @@ class DeferredRecord:
 
 
 class _Changes(DeferredRecord):
-    """The `DEFERRED` value of a record whose fields have been set, including all such fields."""
+    """The `DEFERRED` value of a record after fields have been set, which includes the fields' new values."""
 
     __slots__ = ("fields",)
 
@@ -86,13 +86,13 @@ class _RedactOnAccess:
 def deferred_class(
     base: type, fields: Iterable[str], finish: Callable[[Any, dict[str, Any]], Any], plain: Iterable[str] = ()
 ) -> type:
-    """Return the class that a record has until it is first accessed. The caller sets `DEFERRED` on each instance.
+    """Return the class that a record has before the first access. The caller sets `DEFERRED` on each instance.
 
     Args:
-        base: The SDK class that the record has after it is first accessed.
+        base: The SDK class that the record has after the first access.
         fields: The names of the fields of a *base* instance.
         finish: A callable that creates a redacted *base* instance from the `DEFERRED` value and the fields that have
-            been set in the meantime. It must not raise an exception, and it may be called twice.
+            been set in the meantime. The callable must not raise an exception, and may be called twice.
         plain: The names of the fields that the caller sets on each instance, because they contain no text.
     """
 

@@ -1,4 +1,4 @@
-"""Decide which tokens each record is searched for: its own request's tokens and remembered ones.
+"""Decide which tokens each record is searched for: its own request's tokens and remembered tokens.
 
 A span may end long after its request's context is gone, and a log record may come from a thread that
 never had the context. In such cases, the trace or the thread identifies the tokens.
@@ -67,7 +67,7 @@ class RememberedTokens:
     while no span was current, ``_of_thread`` the tokens that each thread bound most recently, and ``_verified`` the
     tokens that a verifier accepted. A token whose lease is open is displaced last; see `recent_tokens`. Unused
     credentials are added only to a trace or a thread that has room for them, and displace nothing. Each record is
-    compared with its own tokens and unused credentials, if it has any, and with these remembered tokens:
+    compared with its own tokens and unused credentials, if any, and with these remembered tokens:
 
     ======================== ================================== ====================================================
     signal                   remembered tokens                  reason
@@ -96,7 +96,7 @@ class RememberedTokens:
 
     Args:
         traces: The minimum number of traces to remember; the maximum is twice as many. Traces are kept in two
-            generations, and when the recent one is full, the older one is dropped.
+            generations, and when the recent generation is full, the older generation is dropped.
     """
 
     def __init__(self, traces: int = _MAX_RECENT_TRACES) -> None:
@@ -156,7 +156,7 @@ class RememberedTokens:
         return known
 
     def remember_unused(self, trace_id: int, words: tuple[str, ...]) -> None:
-        """Add a request's unused credentials to its trace, if it has one, and to this thread, if there is room."""
+        """Add a request's unused credentials to the request's trace, if any, and to this thread if there is room."""
         for word in filter(self.was_lasting, words):
             own = self._own_of_thread()
             if own["tokens"].add_if_room(word):
@@ -471,7 +471,7 @@ def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens
 def _is_own(token: BearerToken) -> bool:
     """Return whether a context that contains this token still belongs to the token's request.
 
-    Work that a request started, for example in a pool thread, keeps the request's context after the request ends.
+    Work that a request started, such as in a pool thread, keeps the request's context after the request ends.
     """
     lease = token.lease
     # The deadline is checked first to save a call: it is nearly always infinite until the lease ends.

@@ -16,7 +16,8 @@ from otel_token_relay.redaction.scrubber import FAILED, MASK
 from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR
 from otel_token_relay.settings import Settings
 
-# Every record has the standard attributes. The application adds more (``extra=``) and chooses the values of `_NAMES`.
+# Every record has the standard attributes. The application can add more (``extra=``) and chooses the values of
+# `_NAMES`.
 _NAMES: Final = frozenset({"funcName", "name", "processName", "taskName", "threadName"})
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

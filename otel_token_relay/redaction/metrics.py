@@ -71,7 +71,7 @@ def is_known_clean(attributes: Any, scrubber: Scrubber, known: KnownTokens) -> b
 
 
 def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
-    """Return the measurement with redacted attributes, or the same object if it is already clean."""
+    """Return the measurement with redacted attributes, or the same object if the attributes are already clean."""
     attributes = measurement.attributes
     strings: list[str] = []
     if scrubber.gather(attributes, strings, known) or scrubber.is_suspect("\0".join(strings), known):

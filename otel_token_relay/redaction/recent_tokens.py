@@ -1,6 +1,6 @@
 """Keep the most recent tokens in bounded collections, without letting callers displace each other's tokens.
 
-A caller can send any number of made-up tokens. If only the most recent ones were kept, a caller could make redaction
+A caller can send any number of made-up tokens. If only the most recent tokens were kept, a caller could make redaction
 forget the token of a request that is still being served. Tokens that are in use are therefore displaced last.
 """
 
@@ -73,7 +73,7 @@ def _is_open(reference: weakref.ref[BearerToken]) -> bool:
 
 
 def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) -> tuple[str, ...]:
-    """Return the values without the oldest ones that exceed *limit*.
+    """Return the values without the oldest values that exceed *limit*.
 
     The oldest values that are not in use are removed first, but the last value is never removed. Up to `MAX_IN_USE`
     values that are in use may exceed the limit.

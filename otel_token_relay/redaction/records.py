@@ -75,12 +75,12 @@ def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
 
 
 def clean_resource(resource: Any, scrubber: Scrubber) -> Any:
-    """Return a redacted copy of a resource, or the same object if it is clean. Results are cached."""
+    """Return a redacted copy of a resource, or the same object if the resource is clean. Results are cached."""
     return _clean_static(resource, scrubber, gather_resource, ("_schema_url",))
 
 
 def clean_scope(scope: Any, scrubber: Scrubber) -> Any:
-    """Return a redacted copy of an instrumentation scope, or the same object if it is clean. Results are cached."""
+    """Return a redacted copy of a scope, or the same object if the scope is clean. Results are cached."""
     return _clean_static(scope, scrubber, gather_scope, ("_name", "_version", "_schema_url"))
 
 

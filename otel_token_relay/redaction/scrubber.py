@@ -9,7 +9,7 @@ if the record is suspect, and then on the whole record. This stage guarantees th
 * No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) of the record's own token remains, regardless
   of the surrounding quotes: runs of unreserved characters are the same in URLs, JSON, HTML, and ``repr``, and
   a token's other encodings are searched for like the token itself.
-* The same applies to the random parts of a remembered token. Its words are not masked.
+* The same applies to the random parts of a remembered token. The token's words are not masked.
 * The mask is constant and reveals neither the replaced text nor its length.
 * A clean value is returned as the same object, and redacting a value a second time changes nothing.
 """
@@ -344,7 +344,7 @@ def _stands_in(value: Any, kind: Kind) -> bool:
 
 
 def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
-    """Return whether an ambiguous key's value is an OAuth credential, judging by its form or by the other keys."""
+    """Return whether an ambiguous key's value is an OAuth credential, judging by the value's form or the other keys."""
     texts = [item for item in (value if type(value) in (list, tuple) else (value,)) if type(item) is str]  # type: ignore[attr-defined]
     if any(looks_secret(text) for text in texts):
         return True

@@ -264,7 +264,7 @@ def wipe(span: Any) -> None:
 
 
 def trace_id_of(context: Any) -> int:
-    """Return the trace ID of a span context, or 0 if it is not a number."""
+    """Return the trace ID of a span context, or 0 if the ID is not a number."""
     return _number(context, "trace_id")
 
 

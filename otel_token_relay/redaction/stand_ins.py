@@ -1,7 +1,7 @@
 """Recognize text that appears where a secret could be: placeholders, other tools' masks, messages, schemas, and code.
 
-A value is kept only if it consists entirely of such text, so that no credential is mistaken for it. These functions
-are pure, and their running time is linear in the length of the text.
+A value is kept only if it consists entirely of such text, so that no credentials are mistaken for such text. These
+functions are pure, and their running time is linear in the length of the text.
 """
 
 from __future__ import annotations

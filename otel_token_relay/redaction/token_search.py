@@ -3,13 +3,14 @@
 These functions are pure. `KnownTokens` contains the tokens that one record is compared with: its own request's
 tokens, and tokens remembered from other requests.
 
-Callers choose their tokens and therefore what is searched for. Every part of a record's own tokens is found, even
-if it is a plain word. A part of a remembered token is found only if other requests cannot contain it by chance:
-the part must look random as written in the text (`is_random`). A token that consists of a random prefix and a
-service name, or of a mixed-case name, therefore does not mask that name in other requests' telemetry.
+Callers choose their tokens and therefore what is searched for. Every part of a record's own tokens is found, even if it
+is a plain word. A part of a remembered token is found only if other requests cannot contain that part by chance: the
+part must look random as written in the text (`is_random`). A token that consists of a random prefix and a service name,
+or of a mixed-case name, therefore does not mask that name in other requests' telemetry.
 
-Only the plain token and its base64 forms are searched for. Text in any other encoding is decoded first. If it
-contains an encoded part, the whole text is masked, because the positions of the part's characters are unknown.
+Only the plain token and its base64 forms are searched for. Text in any other encoding is decoded first. If such text
+contains an encoded part of a token, the whole text is masked, because the positions of the part's characters are
+unknown.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class _Index(NamedTuple):
         return cls(ngrams, size)
 
     def find(self, lowered: str, value: str) -> Iterator[_Part]:
-        """Yield the parts of the *value* token in a lowercase text. They may overlap."""
+        """Yield the parts of the *value* token in a lowercase text. The parts may overlap."""
         plain = ascii_lower(value)
         at, size, find = 0, self.size, self.ngrams.get
         while at + size <= len(lowered):
@@ -111,8 +112,8 @@ class KnownTokens:
         remembered: The tokens remembered from other requests.
         needles: Lowercase strings. Lowercase text without any of them contains neither a known token nor
             ``Bearer …``.
-        clean_rows: Measurement attributes that were found clean: first the keys, then the values. They are
-            cached here so that they are dropped together with the tokens.
+        clean_rows: Measurement attributes that were found clean: first the keys, then the values. The rows are cached
+            here so that they are dropped together with the tokens.
     """
 
     def __init__(self, values: tuple[str, ...] = (), remembered: tuple[str, ...] = ()) -> None:
@@ -242,7 +243,7 @@ def _index_of(value: str) -> _Index:
 
 @lru_cache(maxsize=_CACHED)
 def _needles_of(value: str) -> tuple[str, ...]:
-    """Return lowercase parts of a token: each encoding and each truncation to 17 or more characters contains one.
+    """Return lowercase parts of a token, at least one of which occurs in each encoding and truncation (17+ characters).
 
     The parts consist of characters that no encoding changes. This function runs for every incoming token, so almost
     none of its steps read the whole token.

@@ -106,7 +106,7 @@ _SCHEMES: Final = frozenset(
 _SCHEME_FAMILIES: Final = ("aws", "goog4-", "hmac", "scram-")
 _MAX_PLAIN_WORD: Final = 15
 
-# An identifier in code, without digits: one with digits could be a credential.
+# An identifier in code, without digits: an identifier that contains digits could be a credential.
 _is_identifier = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*").fullmatch
 _before_member_value = re.compile(rf"{_QUOTE}\s{{0,8}}(?::|=>)").match
 _is_snake_case = re.compile(r"[a-z]+(?:_[a-z]+)*(?: [a-z]+(?:_[a-z]+)*)*").fullmatch
@@ -289,7 +289,7 @@ class _Value:
         self._context = context
         self._text = context.text
         self._start = match.end()
-        # A label with a space may be part of a sentence.
+        # A label that contains a space may be part of a sentence.
         self._is_loose = bool(match["loose"]) or " " in label
 
     def interval(self) -> Interval | None:

@@ -40,8 +40,8 @@ class Caller:
     """A user with a token.
 
     The code in a ``with`` or ``async with`` block runs as if it were handling a request from this caller: the installed
-    relay reads the token, verifies it if the settings require that, and ends the token's lease when the block ends. A
-    `Caller` can be used for multiple blocks, even at the same time in multiple threads or tasks.
+    relay reads the token, verifies it if the settings require verification, and ends the token's lease when the block
+    ends. A `Caller` can be used for multiple blocks, even at the same time in multiple threads or tasks.
 
     Attributes:
         name: The user's name.

@@ -14,7 +14,7 @@ from otel_token_relay.origin import Origin
 
 @dataclass(frozen=True, slots=True)
 class RecordedDecision:
-    """The decision for one hop. It contains no token.
+    """The decision for one hop. The record contains no tokens.
 
     Attributes:
         outcome: ``relayed``, ``exchanged``, ``own``, or ``withheld``.
@@ -40,7 +40,7 @@ class RecordedDecision:
 
 @dataclass(frozen=True, slots=True)
 class RecordedVerification:
-    """The result of verifying one incoming request. It contains no token.
+    """The result of verifying one incoming request. The record contains no tokens.
 
     Attributes:
         outcome: ``accepted``, ``reported``, ``refused``, ``unavailable``, or ``excluded``.
@@ -150,7 +150,7 @@ class _Log(DecisionLog):
         self.next: DecisionLog | None = None
 
     def write(self, **fields: str | Callable[[], str | None] | None) -> None:
-        """Record one line. Never raises."""
+        """Record one line. Never raises an exception."""
         values = {name: value() if callable(value) else value for name, value in fields.items()}
         reason = values.get("reason")
         if (outcome := values.get("decision")) is not None:

@@ -40,7 +40,7 @@ class InstalledRelay:
         return runtime.installed.settings
 
     def __call__(self, settings: Settings | None = None, /, **fields: Any) -> Settings:
-        """Replace the effective settings, and return the new ones.
+        """Replace the effective settings, and return the new settings.
 
         Args:
             settings: The settings; ``None`` to build them from *fields*.
@@ -48,7 +48,7 @@ class InstalledRelay:
 
         Raises:
             ConfigurationError: A value is invalid.
-            TypeError: Both settings and fields are passed, or neither, or a field does not exist.
+            TypeError: Both settings and fields are passed, neither is passed, or a field does not exist.
         """
         chosen = _build(settings, fields)
         if chosen is None:

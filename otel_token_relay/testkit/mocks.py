@@ -110,7 +110,7 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
 
 
 def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
-    """Return the mock's response to a request, to which the installed relay adds the header if its rules allow that.
+    """Pass a request to the mock, with the header if the installed relay's rules allow that, and return the response.
 
     Args:
         respond: A callable that passes a request to the mock.

@@ -17,7 +17,7 @@ __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 class BearerAuthMiddleware:
     """Accept only requests with a valid bearer token.
 
-    Any other HTTP request receives a 400, 401, 403, or 503 response; any other WebSocket is rejected during the
+    All other HTTP requests receive a 400, 401, 403, or 503 response; all other WebSockets are rejected during the
     handshake. The application finds a `Principal` in ``scope["user"]`` and the token's scopes in ``scope["auth"]``,
     where Starlette's ``request.user`` and ``requires`` expect them.
 

@@ -39,7 +39,7 @@ _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_lon
 
 
 class Verifier(Protocol):
-    """A verifier: one from this package, or any other object with this method, which may be asynchronous."""
+    """A verifier from this package, or any other object that has this method. The method may be asynchronous."""
 
     def verify(self, token: str) -> VerifiedToken | Awaitable[VerifiedToken]:
         """Return the verified token, or raise `TokenRejected` or `KeysUnavailable`."""
@@ -66,9 +66,9 @@ class BearerAuthenticator:
             neither blocks an event loop.
         realm: The realm sent in every challenge; ``None`` for ``api``.
         required_scopes: The scopes that every accepted token must have.
-        any_scopes: Scopes of which every accepted token must have at least one.
-        exclude: Paths that do not require a token. Each is compared exactly with the path that the application routes
-            on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
+        any_scopes: A list of scopes. Every accepted token must have at least one of these scopes.
+        exclude: Paths that do not require a token. Each path is compared exactly with the path that the application
+            routes on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
             ``/healthz/`` nor ``/healthz/deep``. ``/healthz/*`` matches all paths below ``/healthz/``. For gRPC, use
             full method names: ``/package.Service/Method``.
         resource_metadata: This protected resource's identifier (RFC 9728), which is the URL that clients use. If an

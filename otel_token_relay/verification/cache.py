@@ -1,4 +1,4 @@
-"""A bounded cache of verification results. Its keys are hashes, so no token is stored."""
+"""A bounded cache of verification results. The cache keys are hashes, so no tokens are stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cache(Generic[_Entry]):
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
     def get(self, key: bytes) -> _Entry | None:
-        """Return the entry for *key* and mark it as recently used; return ``None`` if it is missing."""
+        """Return the entry for *key* and mark it as recently used; return ``None`` if the entry is missing."""
         entry = self._entries.get(key)
         if entry is not None:
             with contextlib.suppress(KeyError):

@@ -1,4 +1,4 @@
-"""Types that describe the cause of a rejection and what a verifier accepts. Pure values: no I/O and no clock."""
+"""Types for the cause of a rejection and a verifier's acceptance criteria. Pure values: no I/O and no clock."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LAST_DATE: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the latest time tha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """Why a token was rejected. All text is printable ASCII.
+    """The reason why a token was rejected. All text is printable ASCII.
 
     Attributes:
         check: What was checked: a claim, a header member, ``signature``, ``form``, or ``length``.
         problem: What was expected and what the token contains, in one sentence.
         expected: The accepted values; empty if the rule does not list them.
         actual: The token's values; empty if the token has none.
-        advice: What to do, in one or two sentences.
+        advice: The recommended action, in one or two sentences.
     """
 
     check: str
@@ -50,7 +50,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectations:
-    """What a verifier accepts.
+    """A verifier's acceptance criteria.
 
     Attributes:
         rules: The claim rules.

@@ -31,10 +31,10 @@ class Challenges:
 
     Args:
         realm: The realm, which is always sent because ``Bearer`` alone is not a valid challenge (RFC 6750, section 3).
-        required_scopes: The required scopes, which are sent in the challenge so that a client knows which ones to
+        required_scopes: The required scopes, which are sent in the challenge so that a client knows which scopes to
             request.
-        any_scopes: Scopes of which a token needs only one. All of them are sent, because a challenge cannot offer a
-            choice.
+        any_scopes: A list of scopes, of which a token needs only one. All of these scopes are sent, because a challenge
+            cannot offer a choice.
         resource_metadata: The URL of this resource's metadata (RFC 9728); ``None`` to omit it.
         acr_values: The accepted authentication contexts (RFC 9470).
         max_age: The maximum number of seconds since the user authenticated (RFC 9470).

@@ -88,7 +88,7 @@ class Rules:
         return _REQUIRED[self.profile] if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
 
     def find_missing_claim(self, claims: Claims) -> str | None:
-        """Return the first required claim that a token lacks; ``None`` if it has all of them."""
+        """Return the first required claim that a token lacks; ``None`` if the token has all of them."""
         for name in self.required_claims:
             if look_up(claims, name)[1] is None:
                 return name

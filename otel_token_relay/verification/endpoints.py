@@ -24,7 +24,7 @@ from otel_token_relay.verification.metadata import describe_status
 EndpointKind = Literal["metadata", "key set", "introspection", "token"]
 EndpointState = Literal[
     "ok",
-    "unused",  # it cannot be used, but another endpoint is used instead
+    "unused",  # it cannot be used, but a different endpoint is used instead
     "problem",  # it responds, but the response cannot be used
     "no_response",
 ]
@@ -38,11 +38,11 @@ class EndpointReport:
     """The response from one endpoint.
 
     Attributes:
-        kind: What the endpoint is for.
+        kind: The endpoint's purpose.
         url: The endpoint's URL.
         state: Whether the endpoint can be used.
-        result: A description of the response, or why there was none.
-        seconds: How long the request took.
+        result: A description of the response, or the reason why there was no response.
+        seconds: The duration of the request.
         clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if it is
             behind, and ``None`` if the response has no usable ``Date``.
         found: The content of the response, if the content can be used; the type depends on *kind*.
@@ -99,7 +99,7 @@ def ask(
     """Send a request to one endpoint. Never raises `FetchFailed`.
 
     Args:
-        endpoint: The endpoint. Its URL must be one that the client accepts.
+        endpoint: The endpoint, whose URL must be acceptable to the client.
         timeout: The maximum number of seconds, excluding the name lookup.
         http: The client that sends the request; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.

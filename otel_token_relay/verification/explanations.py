@@ -53,10 +53,10 @@ def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, 
     Args:
         token: The token as received, without the ``Bearer`` prefix.
         reason: The reason from `TokenRejected` or from a 403 response.
-        expectations: What the verifier accepts.
+        expectations: The verifier's acceptance criteria.
         now: The time of the verification, in seconds since the epoch.
     """
-    # A log line must not cause the request to fail, and a wrong explanation is worse than a short one.
+    # A log line must not cause the request to fail, and a wrong explanation is worse than a short explanation.
     with contextlib.suppress(Exception):
         if reason in _WITHOUT_CLAIMS:
             return _WITHOUT_CLAIMS[reason](token, expectations)
@@ -71,7 +71,7 @@ def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A token and what the verifier accepts."""
+    """A token and the verifier's acceptance criteria."""
 
     header: Claims
     claims: Claims

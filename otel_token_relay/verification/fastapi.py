@@ -5,8 +5,8 @@
     @app.get("/profiles/{user}")
     def show(user: str, caller: Annotated[Principal, Depends(require_scopes("profiles:read"))]): ...
 
-The dependencies read the verification result; they do not verify anything themselves. If the request has
-not been verified, they fail with a server error and never accept it.
+The dependencies read the verification result; they do not verify anything themselves. If the request has not been
+verified, the dependencies fail with a server error and never accept the request.
 
 A dependency cannot return a response, only raise an exception, and FastAPI would send an `HTTPException`'s detail
 instead of the body that every other part of this package sends. Therefore, the dependencies raise a subclass and add a
@@ -93,7 +93,7 @@ def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Princip
     OpenAPI cannot describe such a choice, so the OpenAPI document contains the scheme without these scopes.
 
     Raises:
-        ConfigurationError: *scopes* is empty, so no token could have one of them.
+        ConfigurationError: *scopes* is empty, so no tokens could have one of them.
     """
     if not scopes:
         raise ConfigurationError("scopes", "expected at least one scope")

@@ -66,7 +66,7 @@ class FetchFailed(Exception):
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return a description that is safe to log: for an error of any other class, only the class name."""
+        """Return a description that is safe to log. For an error of any other class, return only the class name."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 

@@ -2,7 +2,7 @@
 
 Requests run in an empty context so that they do not carry a caller's token, and with instrumentation suppressed so that
 this package makes no relay decision about them. Redirects are not followed, https is required except on loopback and
-for hosts that an operator has listed, and both time and size are limited.
+for hosts that an operator has listed, and both the time and the response size are limited.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class HttpClient:
         authorization: str | None = None,
         certificate: ClientCertificate | None = None,
     ) -> Response:
-        """Send one request and return the complete response. This blocks, so call it from a background thread.
+        """Send one request and return the complete response. This method blocks, so call it from a background thread.
 
         If the server closes a reused connection before it sends any part of the response, the request is sent once more
         on a new connection.

@@ -66,7 +66,7 @@ class _Connection:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for index, (family, kind, protocol, _, address) in enumerate(found):
-            # An address that does not respond must leave time for the remaining ones.
+            # An address that does not respond must leave time for the remaining addresses.
             seconds = self.remaining() / (len(found) - index)
             opened = socket.socket(family, kind, protocol)
             try:
@@ -198,7 +198,7 @@ class IdleConnections:
             connection.discard()
 
     def put(self, connection: Connection) -> None:
-        """Keep an open connection, and close those that have been idle for too long."""
+        """Keep an open connection, and close connections that have been idle for too long."""
         connection.idle_since = now = time.monotonic()
         unused: list[Connection] = []
         with self._lock:

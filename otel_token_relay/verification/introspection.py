@@ -78,7 +78,7 @@ class Introspection:
         client: This service's credential for the endpoint; ``None`` if the endpoint does not require one.
         issuer: The issuer that the endpoint belongs to; ``None`` if the issuer is not known.
         timeout: The maximum number of seconds to wait for one response.
-        size: The maximum number of active results to cache; the same limit applies to inactive ones.
+        size: The maximum number of active results to cache; the same limit applies to inactive results.
         http: The client that sends the requests; ``None`` for the default client.
     """
 
@@ -100,7 +100,7 @@ class Introspection:
         self._timeout = timeout
         self._monotonic = monotonic
         self._active: Cache[IntrospectionResult] = Cache(size)
-        # Kept separately so that made-up tokens do not evict active ones.
+        # Kept separately so that made-up tokens do not evict active tokens.
         self._inactive: Cache[IntrospectionResult] = Cache(size)
         # When each failed token may be looked up again. Kept separately and limited for the same reason.
         self._failed: Cache[float] = Cache(size)
@@ -272,7 +272,7 @@ class Introspection:
     def _store(self, key: bytes, claims: Mapping[str, Any] | None) -> IntrospectionResult:
         now = self._monotonic()
         if claims is None:
-            # Store the new result before removing the old one, so that a result is always available.
+            # Store the new result before removing the old result, so that a result is always available.
             until = now + NEGATIVE_REUSE_SECONDS
             result = IntrospectionResult(None, until, until)
             self._inactive.put(key, result)

@@ -158,7 +158,10 @@ class InThread(Generic[_Result]):
         self._thread.start()
 
     def result(self, deadline: float) -> _Result | None:
-        """Wait for the result until *deadline* on the monotonic clock; return ``None`` if it is not available then."""
+        """Wait for the result until *deadline* on the monotonic clock.
+
+        Return ``None`` if the call has raised an exception or is still running.
+        """
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._result
 
@@ -214,7 +217,7 @@ class _Inquiry:
             return [self._fetch(self._key_set(issuer.jwks_uri))]
         running = [(endpoint, InThread(partial(self._fetch, endpoint))) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
-        # If the first document does not arrive, the verifier does not request the second one.
+        # If the first document does not arrive, the verifier does not request the second document.
         if metadata[0].state == "problem":
             metadata.append(self._wait(*running[1]))
         jwks_uri = next((report.found for report in metadata if report.found is not None), None)

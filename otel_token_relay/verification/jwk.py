@@ -110,7 +110,7 @@ class KeySet:
 
     @property
     def uses(self) -> tuple[KeyUse, ...]:
-        """What the keys may be used for, in the key set's order."""
+        """The permitted uses of the keys, in the key set's order."""
         return tuple(KeyUse(kid, algorithm) for kid, algorithm in self._by_use)
 
     @classmethod
@@ -206,7 +206,7 @@ def _normalize_number(text: str, name: str, jwk: Mapping[str, Any]) -> str:
 
 
 def _split(members: Sequence[Any]) -> tuple[list[Mapping[str, Any]], list[SkippedKey]]:
-    """Return the members that are public keys for signatures, and those that are not."""
+    """Return the members that are public keys for signatures, and the members that are not."""
     usable, skipped = [], []
     for member in members:
         problem = _problem_with(member)

@@ -132,8 +132,8 @@ class KeySource:
         call_in_child(self, KeySource._start_over)
 
     def _start_over(self) -> None:
-        # Also called in a forked child, where the thread of a running fetch does not exist and the lock may still be
-        # held by another thread that does not exist either.
+        # This method is also called in a forked child, where the thread of a running fetch does not exist, and where
+        # the lock may still be held by a different thread that does not exist either.
         self._lock = threading.RLock()
         if self._flight is not None:
             # The cooldown may have started with this fetch, which will never return the key, so the cooldown ends now.
@@ -143,7 +143,7 @@ class KeySource:
     def current(self) -> KeySet | None:
         """Return the current keys without waiting; ``None`` if there are none or they are too old.
 
-        If a refresh is due, it is started in the background.
+        If a refresh is due, the refresh is started in the background.
         """
         now = self._monotonic()
         if now >= self._refresh_at:
@@ -198,7 +198,7 @@ class KeySource:
         return KeysUnavailable(max(1.0, self._next_after_failure - self._monotonic()))
 
     def _launch(self) -> _Flight:
-        """Start a fetch, or return the one in progress."""
+        """Start a fetch, or return the fetch that is in progress."""
         with self._lock:
             if self._flight is not None:
                 return self._flight

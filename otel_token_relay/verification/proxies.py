@@ -91,7 +91,7 @@ def _split_port(entry: str) -> tuple[str, str | None]:
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
-    # An empty lowercase variable overrides the uppercase one.
+    # An empty lowercase variable overrides the uppercase variable.
     return (environ[name] if name in environ else environ.get(name.upper(), "")).strip()
 
 

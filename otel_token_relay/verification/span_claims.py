@@ -83,7 +83,7 @@ class SpanClaims:
         return cls(settings.span_claims) if settings.span_claims else None
 
     def describe(self, verification: Verification, span: trace.Span) -> None:
-        """Write the chosen claims to *span*, except those whose values are not valid attribute values.
+        """Write the chosen claims to *span*, except claims whose values are not valid attribute values.
 
         The value of ``act`` is written as the chain of actors; see `actors_of`.
         """

@@ -20,9 +20,9 @@ class Marker(NamedTuple):
 
     Attributes:
         provider: The provider or the specification.
-        members: The members that must all be present. The first one is the marker's name in messages.
+        members: The members that must all be present. The first member is the marker's name in messages.
         kind: The kind of token that has these members; ``None`` if the first member's value identifies the kind.
-        source: Where this is documented.
+        source: The document that describes these members.
         has_value: A callable that returns whether the first member's value matches this marker; ``None`` if any value
             matches.
         is_statement: Whether the marker states explicitly that this is an access token. Such a marker outweighs
@@ -158,7 +158,8 @@ class Kinds(NamedTuple):
 
     Attributes:
         access: The first marker that indicates an access token, if there is one.
-        foreign: The first marker that indicates a different kind of token, if there is one that is not outweighed.
+        foreign: The first marker that indicates a different kind of token and is not outweighed, if there is such a
+            marker.
         foreign_kind: The kind that *foreign* indicates.
     """
 

@@ -127,7 +127,7 @@ class VerifiedToken:
 
         No other claims are used. A subject that itself begins with ``client:`` or ``subject:`` is prefixed with
         ``subject:``. The identity is empty if a token without ``sub`` has user claims: the client acts for many users,
-        and it is not known which one the token represents.
+        and it is not known which user the token represents.
         """
         subject = self.subject
         if subject is not None:
@@ -153,7 +153,7 @@ class VerifierCore:
         issuers: The trusted issuers, each a `TrustedIssuer` or the issuer's name exactly as it appears in ``iss``. An
             issuer's keys verify only that issuer's tokens. An issuer that is neither an https URL nor an http URL on
             loopback is only a name, and the URL of its keys must be configured.
-            ``https://login.microsoftonline.com/{tid}/v2.0`` accepts any Microsoft Entra tenant except the one for
+            ``https://login.microsoftonline.com/{tid}/v2.0`` accepts any Microsoft Entra tenant except the tenant for
             personal accounts.
         audience: One or more names that identify this service in ``aud``.
         algorithms: The accepted signature algorithms, which must be asymmetric (RFC 8725, section 3.1).
@@ -179,7 +179,7 @@ class VerifierCore:
             ``generic`` profile and at most one issuer.
         tenants: The accepted Microsoft Entra tenants; empty to accept any tenant.
         is_revoked: A callable that receives the verified claims each time a token is used and at each hop that relays
-            it. It is also called on event loops, so it must return immediately and must not perform I/O.
+            it. The callable is also called on event loops, so it must return immediately and must not perform I/O.
         scope_claims: The names of the claims that contain scopes. The token has the scopes from all of these claims. A
             dot separates the names of nested members.
         max_length: The maximum token length in characters; longer tokens are rejected.
@@ -199,10 +199,10 @@ class VerifierCore:
 
     Raises:
         ConfigurationError: A setting is invalid; the error identifies it.
-        TypeError: An argument does not exist; the error suggests the one that was probably intended.
+        TypeError: An argument does not exist; the error suggests the argument that was probably intended.
     """
 
-    # `__new__` accepts any arguments so that the error can explain an incorrect one.
+    # `__new__` accepts any arguments so that the error can explain an incorrect argument.
     def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
@@ -431,7 +431,7 @@ class VerifierCore:
         if jws.header["alg"] not in self._algorithms:
             raise TokenRejected("algorithm_not_allowed", "alg")
         claims = without_nulls(jws.claims)
-        # The token's issuer is not verified yet; it only selects one of the trusted issuers.
+        # The token's issuer is not verified yet; the claim only selects one of the trusted issuers.
         issuer = claims.get("iss")
         if issuer is None:
             raise TokenRejected("missing_claim", "iss")

@@ -20,7 +20,7 @@ PRINCIPAL_KEY: Final = "otel_token_relay.principal"
 class BearerAuthMiddleware:
     """Accept only requests with a valid bearer token.
 
-    Any other request receives a 400, 401, 403, or 503 response. The application finds a `Principal` in
+    All other requests receive a 400, 401, 403, or 503 response. The application finds a `Principal` in
     ``environ["otel_token_relay.principal"]``.
 
     Args:
@@ -73,7 +73,7 @@ class Response(NamedTuple):
 
 
 def refuse_without(environ: Environ, *scopes: str) -> Response | None:
-    """Return the error response if the caller's token lacks any of *scopes*; ``None`` if it has all of them::
+    """Return the error response if the caller's token lacks any of *scopes*; ``None`` if the token has all of them::
 
         if refusal := refuse_without(request.environ, "profiles:read"):
             return refusal
