@@ -33,7 +33,7 @@ KINDS: Final[dict[Kind, str]] = {
     "signal": "redacted signals",
 }
 
-# Clients that send requests themselves but have no hook. Libraries built on a hooked client are not listed.
+# Clients that send requests themselves but have no hooks. Libraries built on a hooked client are not listed.
 # `docs/servers-and-clients.md` contains the same list.
 UNCOVERED_CLIENTS: Final = (
     "curl_cffi",

@@ -104,9 +104,8 @@ def explain(
         as_json: Whether to print JSON.
         is_online: Whether to exchange a token from standard input or obtain the service's own token.
 
-    Returns:
-        0 if a token would be sent to all of the URLs, 1 if it would be withheld from any of them, and 3 if the only
-        problem is that an authorization server does not respond.
+    Returns: 0 if a token would be sent to all of the URLs, 1 if a token would be withheld from any of them, and 3 if
+    the only problem is that an authorization server does not respond.
 
     Raises:
         NoToken: Standard input contains no token.
@@ -267,7 +266,7 @@ class _Result:
         return Reason.NOT_VERIFIED if self.attempt.error == "rejected" else Reason.EXCHANGE_FAILED
 
     def print(self, *, with_url: bool) -> None:
-        """Print the decision first, then the reason for it and what to do."""
+        """Print the decision first, and then the reason and the recommended action."""
         reason = self._reason
         off = "requests get 503" if self.relay_problem == NOT_VERIFIABLE else "the relay is off"
         headline = _verdict(reason) if self.relay_problem is None else f"withheld: {off}"

@@ -27,7 +27,7 @@ def read_token(command: str) -> tuple[str, list[str]]:
     If standard input is a terminal, the token is not displayed while it is being typed.
 
     Args:
-        command: The command that reads the token, as the user types it, for the error message.
+        command: The command as the user types it, for use in the error message.
 
     Raises:
         NoToken: The input is empty, too large, or truncated by the terminal.

@@ -22,7 +22,7 @@ APP_VARIABLE = "DEMO_APP"
 NAME_VARIABLE = "DEMO_RECEIVER"
 NOTES_VARIABLE = "DEMO_NOTES"
 
-# This matches a signed JWT, whose header begins with {" encoded as base64url.
+# This pattern matches a signed JWT, whose header begins with {" encoded as base64url.
 find_tokens: Callable[[bytes], list[bytes]] = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+").findall
 _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}").match
 

@@ -33,7 +33,7 @@ PROFILE_SERVICE: Final = "profile-service"
 BILLING_SERVICE: Final = "billing-service"
 THIRD_PARTY: Final = "third-party"
 
-# This does the same as ``opentelemetry-instrument uvicorn``, but starts Python only once.
+# This program does the same as ``opentelemetry-instrument uvicorn``, but starts Python only once.
 _INSTRUMENTED_UVICORN: Final = (
     "from opentelemetry.instrumentation.auto_instrumentation import initialize; initialize(); "
     "from uvicorn import main; main()"

@@ -38,7 +38,7 @@ class Outcome:
 
     Attributes:
         error: The error code in the challenge (RFC 6750, section 3.1); empty if there is none.
-        name: The user that the service identified; empty if it rejected the request.
+        name: The user that the service identified; empty if the service rejected the request.
         reason: The reason for the rejection, from the service's log.
     """
 

@@ -28,7 +28,7 @@ WITHHELD: Final = "withheld"
 INCOMING: Final = "incoming"
 UNDECIDED: Final = "undecided"
 OUTCOMES: Final = (RELAYED, EXCHANGED, OWN, WITHHELD, INCOMING, UNDECIDED)
-"""How a hop is drawn: the four decisions, a request from outside the recording, and a call without a decision."""
+"""The outcomes of a hop: the four decisions, a request from outside the recording, and a call without a decision."""
 
 CALLER: Final = "caller"
 """The lane for clients that have recorded no spans."""

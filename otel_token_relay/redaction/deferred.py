@@ -2,16 +2,16 @@
 
 Redacting a span's contents takes longer than all other redaction work, and the thread that ends the
 span is serving a request. A batch processor queues the record without reading it, so the exporter's thread
-redacts it. If a processor reads the record immediately, it is redacted immediately.
+redacts it. If a processor reads the record immediately, the record is redacted immediately.
 
 Invariants:
 
-* The record does not store raw content in its attributes. Accessing any attribute, public or private, first
-  redacts all of them. The record is then an ordinary instance of the SDK's own class.
+* The record does not store raw content in its attributes. Accessing any attribute, public or private, first redacts all
+  attributes. The record is then an ordinary instance of the SDK's own class.
 * A field that is set before the record is first accessed becomes part of the raw record, so it is redacted too.
 * The known tokens are collected in the thread that creates the record, while the record's context is current.
-* No lock is used, since a fork could leave it locked. If two threads access a record at the same
-  time, both redact it, with the same result.
+* No locks are used, since a fork could leave a lock held. If two threads access a record at the same time, both redact
+  it, with the same result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ The value must not reveal raw content to code that prints or traverses the recor
 
 
 class DeferredRecord:
-    """A raw record and its known tokens. It has no ``__dict__`` to traverse, and it cannot be pickled."""
+    """A raw record and its known tokens. The object has no ``__dict__`` to traverse and cannot be pickled."""
 
     __slots__ = ("known", "readable")
 

@@ -1,8 +1,8 @@
 """Wrap processors and exporters, using only public methods, as a fallback for an SDK that lacks a conversion point.
 
-The command `otel-token-relay check` reports whether the fallback is used, because it is weaker: processors that were
-registered earlier are not wrapped, and metrics are redacted only when they are exported, so each token still creates a
-series.
+The command `otel-token-relay check` reports whether the fallback is used, because the fallback is weaker: processors
+that were registered earlier are not wrapped, and metrics are redacted only when they are exported, so each token still
+creates a series.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ never had the context. In such cases, the trace or the thread identifies the tok
 Callers choose their tokens and may choose their traces, so not every token is remembered:
 
 * A record's *own* tokens are the token that is bound in its context (while the lease is open), any tokens obtained in
-  exchange for it during the request, and the tokens that its span holds because they were bound when the span started
-  or while it was current. All of these are masked, even if they are plain words.
+  exchange for that token during the request, and the tokens that the record's span holds because they were bound when
+  the span started or while the span was current. All of these tokens are masked, even if they are plain words.
 * Other records are searched only for *lasting* tokens, which are looked up by trace, by thread, or among the most
   recent tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
   accepted by a verifier. What it masks in other records is also limited; see `token_search`.
@@ -223,7 +223,7 @@ class RememberedTokens:
         return known
 
     def all_tokens(self) -> KnownTokens:
-        """Return all traces' tokens and the tokens bound without a trace. This is expensive."""
+        """Return all traces' tokens and the tokens bound without a trace. This method is expensive."""
         traces = [*self.older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.values(), *values])))

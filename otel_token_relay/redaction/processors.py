@@ -1,7 +1,7 @@
 """Redact spans in a processor or an exporter, for pipelines built by hand.
 
 These classes are for applications in which the SDK must not be patched, and for spans that do not pass through
-the conversion point. If redaction is installed, they find nothing left to mask.
+the conversion point. If redaction is installed, these classes find nothing left to mask.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class TokensInUse:
     def add(self, token: BearerToken) -> None:
         """Add a token. Tokens without a lease are ignored, because nothing shows when their use ends.
 
-        This runs for each request with a token. If two threads concurrently add tokens with the same value, one of
-        the tokens may be lost.
+        This method runs for each request that contains a token. If two threads concurrently add tokens with the same
+        value, one of the tokens may be lost.
         """
         if token.lease is None:
             return

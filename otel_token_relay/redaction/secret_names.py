@@ -30,7 +30,7 @@ class Kind(IntEnum):
     HEADER = 5
     """An HTTP request's credentials, optionally preceded by their scheme's name (RFC 9110, section 11.6.2)."""
     CONFIGURED = 6
-    """A secret, regardless of its value, because a setting lists it."""
+    """A secret, regardless of its value, because a setting lists the name."""
 
 
 class Row(NamedTuple):

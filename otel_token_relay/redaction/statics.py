@@ -45,7 +45,7 @@ def patch_scopes(module: ModuleType, scrubber: Scrubber, patches: Patches) -> No
 
 
 def patch_tracers(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
-    """Hook ``opentelemetry.sdk.trace``, where each tracer stores its scope's name a second time."""
+    """Hook ``opentelemetry.sdk.trace``, where each tracer stores a second copy of its scope's name."""
 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ def patch_instruments(module: ModuleType, scrubber: Scrubber, patches: Patches) 
     def build(original: Function) -> Function:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            # The mask is set after the constructor has run, since the SDK would not accept it as a name.
+            # The mask is set after the constructor has run, since the SDK would not accept the mask as a name.
             before = (self.name, self.unit, self.description)
             self.name, self.unit, self.description = _clean(before, scrubber)
 

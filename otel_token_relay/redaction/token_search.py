@@ -66,8 +66,8 @@ class _Index(NamedTuple):
     """The parts of one token, plain and in base64, for searching lowercase text.
 
     Attributes:
-        ngrams: Parts of `size` characters, each with the encoding that contains it and its position in that
-            encoding. Every run of 17 characters of the token contains such a part, so a search that looks up each
+        ngrams: Parts of `size` characters, each with the encoding that contains the part and the part's position in
+            that encoding. Every run of 17 characters of the token contains such a part, so a search that looks up each
             position in a text finds every such run.
         size: `_NGRAM_LENGTH`, or the length of a shorter token.
     """
@@ -180,7 +180,8 @@ def _unlikely_by_chance(value: str, parts: Iterable[_Part], text: str) -> list[_
     the token may contain a mixed-case word that looks random.
     """
     if not looks_like_credential(value):
-        # The token is remembered because it was verified. It is short or consists of words, so it must appear in full.
+        # The token is remembered because it was verified. The token is short or consists of words, so it must appear in
+        # full.
         return [part for part in parts if part.is_complete]
     spans = ((part, *part.interval) for part in parts)
     return [part for part, start, end in spans if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]

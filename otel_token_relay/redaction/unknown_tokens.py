@@ -262,7 +262,7 @@ def _begin_of_label(text: str, begin: int) -> int:
 
 
 def _scheme_at(text: str, start: int) -> tuple[re.Match[str] | None, re.Match[str] | None]:
-    """Return the matches for an authentication scheme's name and for the gap after it."""
+    """Return the matches for an authentication scheme's name and for the gap after the name."""
     scheme = _scheme(text, start)
     return scheme, None if scheme is None else _after_scheme(text, scheme.end())
 

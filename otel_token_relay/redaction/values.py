@@ -20,9 +20,9 @@ _scrubber_in_force = ScrubberInForce(None)
 def redact(value: _T) -> _T:
     """Return a value with its tokens replaced by ``[REDACTED]``, or the same object if it contains none.
 
-    Use this function in loguru patchers, structlog processors, and Sentry's ``before_send``. It masks the current
-    context's and trace's tokens as well as tokens that are recognized by pattern. The installed settings apply or, if
-    none are installed, the settings from the environment; the ``redaction`` setting is ignored.
+    Use this function in loguru patchers, structlog processors, and Sentry's ``before_send``. The function masks the
+    current context's and trace's tokens as well as tokens that are recognized by pattern. The installed settings apply
+    or, if none are installed, the settings from the environment; the ``redaction`` setting is ignored.
 
     Args:
         value: A string, bytes, a sequence, a mapping, or any combination of them. An object of any other type is

@@ -22,8 +22,8 @@ class RecordedDecision:
         origin: The request's destination, such as ``https://profile-service``; ``unknown`` if the destination is not
             known.
         entry: The matching entry; ``None`` if no entry matches.
-        closest_entry: If no entry matches, the entry that differs least and how it differs; otherwise, or if there is
-            no such entry, ``None``.
+        closest_entry: If no entry matches, the entry that differs least, and how it differs; ``None`` if an entry
+            matches or if there is no such entry.
     """
 
     outcome: str

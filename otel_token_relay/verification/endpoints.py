@@ -2,8 +2,8 @@
 
 The reports never quote a response, except for the ``kid`` of a key, and their text is printable ASCII.
 
-To add a kind of endpoint, write a function that examines its response, and pass it to `ask` in an `Endpoint`.
-`issuer_endpoints` contains the functions for metadata and key sets.
+To add a kind of endpoint, write a function that examines the endpoint's response, and pass it to `ask` in an
+`Endpoint`. `issuer_endpoints` contains the functions for metadata and key sets.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class EndpointReport:
         state: Whether the endpoint can be used.
         result: A description of the response, or the reason why there was no response.
         seconds: The duration of the request.
-        clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if it is
-            behind, and ``None`` if the response has no usable ``Date``.
+        clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if the server's
+            clock is behind, and ``None`` if the response has no usable ``Date``.
         found: The content of the response, if the content can be used; the type depends on *kind*.
     """
 

@@ -10,9 +10,9 @@ verified, the dependencies fail with a server error and never accept the request
 
 A dependency cannot return a response, only raise an exception, and FastAPI would send an `HTTPException`'s detail
 instead of the body that every other part of this package sends. Therefore, the dependencies raise a subclass and add a
-handler for it to the application's own handlers, which Starlette passes to the application's code in the scope.
-Applications that do not use the dependencies are not affected, and an application's own handler for `HTTPException` or
-for the status code takes precedence.
+handler for that subclass to the application's own handlers, which Starlette passes to the application's code in the
+scope. Applications that do not use the dependencies are not affected, and an application's own handler for
+`HTTPException` or for the status code takes precedence.
 """
 
 from collections.abc import Callable, Coroutine, MutableMapping

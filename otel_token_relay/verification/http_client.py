@@ -220,7 +220,7 @@ def _read(response: BaseHTTPResponse, deadline: float) -> Response:
     if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
         raise FetchFailed(f"response larger than {MAX_BODY_BYTES} bytes")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # The request did not ask for an encoding, and a compressed response may expand to any size.
+        # The request did not ask for a content encoding, and a compressed response may expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = b""
     # The body is complete when nothing more can be read; urllib3 raises an exception if the body is shorter than the

@@ -41,7 +41,7 @@ WARNING_SECONDS: Final = 10.0
 MAX_PENDING: Final = 256
 # Callers do not wait for refreshes. This limit is low so that a lookup that is queued behind refreshes runs in time.
 MAX_REFRESHES: Final = 32
-# How long to wait before retrying a dropped refresh; otherwise, every request would retry it.
+# How long to wait before retrying a dropped refresh; without this pause, every request would retry the refresh.
 REFRESH_PAUSE_SECONDS: Final = 1.0
 _LOOKUP_WORKERS: Final = 8
 _REFRESH_WORKERS: Final = 4
@@ -57,7 +57,7 @@ class _TokenRefused(FetchFailed):
 
 
 class IntrospectionResult(NamedTuple):
-    """The server's response about one token.
+    """The introspection response for one token.
 
     Attributes:
         claims: The members of an ``active`` response; ``None`` if the token is not active.

@@ -58,7 +58,8 @@ class Key(NamedTuple):
     """A public key and PyJWT's implementation of the algorithm that it is used with.
 
     Attributes:
-        issuer: The issuer whose tokens the key signs, if the key set specifies it, as Microsoft Entra's key sets do.
+        issuer: The issuer whose tokens the key signs, if the key set specifies the issuer, as Microsoft Entra's key
+            sets do.
     """
 
     algorithm: Algorithm
@@ -236,7 +237,7 @@ def _identity(jwk: Mapping[str, Any]) -> object:
 
 
 def _algorithms_of(jwk: Mapping[str, Any]) -> frozenset[str]:
-    """Return a key's algorithms: its ``alg`` or, if it has none, all that its type and curve allow."""
+    """Return a key's algorithms: its ``alg`` or, if there is none, all algorithms that its type and curve allow."""
     kind = (jwk["kty"], None if jwk["kty"] == "RSA" else jwk.get("crv"))
     fitting = frozenset(name for name, kinds in KEY_TYPES.items() if kind in kinds)
     if "alg" not in jwk:

@@ -7,7 +7,7 @@ Invariants:
 * Forged tokens cannot occupy all of a server's threads: a request with an unknown ``kid`` waits only for
   a fetch that started a moment ago, and the number of waiting requests is limited.
 * No matter how many tokens contain an unknown ``kid`` or how the endpoint fails, there is at most one fetch per
-  cooldown period. Forging a ``kid`` costs nothing, so it must not put load on the issuer.
+  cooldown period. Forging a ``kid`` costs nothing, so forged values must not put load on the issuer.
 * If the issuer is down, its keys are used for another *max_stale* seconds: stale keys are better than
   no service, but they must not be used indefinitely.
 * A source that has no keys raises `KeysUnavailable` within *timeout* seconds, and much sooner if the last
@@ -80,7 +80,7 @@ class _Flight:
     Attributes:
         end: A future that is done when the fetch has succeeded or failed.
         started: The start time in seconds on the real monotonic clock, which tests do not replace.
-        waiting: The number of callers that have joined.
+        waiting: The number of callers that have joined the fetch.
     """
 
     __slots__ = ("end", "started", "waiting")
@@ -270,7 +270,7 @@ class KeySource:
     def _accept(self, keys: KeySet, fresh: float) -> None:
         now = self._monotonic()
         if self._keys is None or self._keys.contents != keys.contents:
-            # Cached verifications refer to the old object; they become invalid when it is replaced.
+            # Cached verifications refer to the old object; they become invalid when that object is replaced.
             self._keys = keys
         # Refresh well before the keys expire, and not at the same moment in all instances of a service.
         self._refresh_at = now + fresh * random.uniform(0.7, 0.9)  # noqa: S311  # not a secret

@@ -47,7 +47,9 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 
 
 def metadata_urls(issuer: str) -> tuple[str, str]:
-    """Return both possible metadata URLs: OpenID appends to the issuer's path; RFC 8414 inserts before it.
+    """Return both possible metadata URLs.
+
+    OpenID Connect appends the well-known path to the issuer's path; RFC 8414 inserts the well-known path before it.
 
     For an issuer that accepts any Microsoft Entra tenant, the ``common`` endpoint's URLs are returned.
     """

@@ -179,7 +179,8 @@ class VerifierCore:
             ``generic`` profile and at most one issuer.
         tenants: The accepted Microsoft Entra tenants; empty to accept any tenant.
         is_revoked: A callable that receives the verified claims each time a token is used and at each hop that relays
-            it. The callable is also called on event loops, so it must return immediately and must not perform I/O.
+            the token. The callable is also called on event loops, so it must return immediately and must not perform
+            I/O.
         scope_claims: The names of the claims that contain scopes. The token has the scopes from all of these claims. A
             dot separates the names of nested members.
         max_length: The maximum token length in characters; longer tokens are rejected.
@@ -357,7 +358,7 @@ class VerifierCore:
         return self._check_revocation(accepted, key, token)
 
     def steps(self, token: str) -> Generator[Wait, None, VerifiedToken]:
-        """Verify a token. This generator is run by `drive` or `drive_async`.
+        """Verify a token. `drive` or `drive_async` runs this generator.
 
         Raises:
             TokenRejected: The token violates a rule; the reason identifies the first such rule.
@@ -382,7 +383,7 @@ class VerifierCore:
         return verified
 
     def explain(self, token: str, reason: ExplainedReason, *, required_scopes: Sequence[str] = ()) -> Cause:
-        """Return why *token* was rejected, for operators. Never raises an exception, waits, or fetches keys.
+        """Explain to operators why *token* was rejected. Never raises an exception, waits, or fetches keys.
 
         The cause contains the values of some claims and header members, but never any part of the token itself.
 
@@ -533,7 +534,7 @@ class VerifierCore:
         )
 
     def _check_revocation(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
-        """Return this request's view of the token, or raise an error if the hook reports that it has been revoked."""
+        """Return this request's view of the token, or raise an error if the hook reports a revocation."""
         is_revoked, introspection = self._is_revoked, accepted.introspection
         if is_revoked is not None:
             try:

@@ -3,7 +3,7 @@
 Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each watch would take longer than
 the rest of the request. The thread starts with the first watch and exits when nothing is left to watch. The thread
 sleeps until the deadline that was the earliest when the thread went to sleep, even if that watch has since ended, but
-for a few seconds at most. A watch that ends therefore does not have to wake the thread.
+for a few seconds at most. Therefore, a watch that ends does not have to wake the thread.
 """
 
 from __future__ import annotations
