@@ -1,7 +1,7 @@
 """Parse arguments without repeating a credential that was passed by mistake.
 
 Other users of the machine can read a program's arguments, and argparse quotes unexpected arguments in its error
-messages. A token must therefore not be passed as an argument, and an error message must not copy one into a log.
+messages. A token must therefore not be passed as an argument, and an error message must not copy a token into a log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Convert the spans of the demo's services to OTLP JSON, for ``demo --record`` and `otel_token_relay.pictures`.
+"""Convert the demo services' spans to OTLP JSON, for ``demo --record`` and `otel_token_relay.pictures`.
 
 The third party and billing-service have no telemetry, so each CLIENT span gets the name of the service that
 received its request, as recorded in the recorders' notes. This module performs no I/O.

@@ -32,7 +32,7 @@ def write_page(run: Run) -> str:
     """Return the page."""
     style, script = _part("page.css"), _part("page.js")
     slots = {"policy": _policy(style, script), "style": style, "script": script, "data": _embed(_describe(run))}
-    # A single pass, so that no part of the data is mistaken for a slot.
+    # Substitute all slots in a single pass, so that no data is mistaken for a slot.
     return _SLOT.sub(lambda slot: slots[slot[1]], _part("page.html"))
 
 

@@ -90,7 +90,7 @@ def deferred_class(
 
     Args:
         base: The SDK class that the record has after the first access.
-        fields: The names of the fields of a *base* instance.
+        fields: The names of a *base* instance's fields.
         finish: A callable that creates a redacted *base* instance from the `DEFERRED` value and the fields that have
             been set in the meantime. The callable must not raise an exception, and may be called twice.
         plain: The names of the fields that the caller sets on each instance, because they contain no text.

@@ -212,7 +212,7 @@ class RememberedTokens:
         return known_with_remembered((), self._without_trace.values())
 
     def of_trace(self, trace_id: int) -> KnownTokens:
-        """Return a trace's tokens. The next write moves a trace from the older generation back to the recent one."""
+        """Return a trace's tokens. The next write moves a trace in the older generation to the recent generation."""
         known = self.recent_traces.get(trace_id)
         if known is not None:
             return known
@@ -474,5 +474,5 @@ def _is_own(token: BearerToken) -> bool:
     Work that a request started, such as in a pool thread, keeps the request's context after the request ends.
     """
     lease = token.lease
-    # The deadline is checked first to save a call: it is nearly always infinite until the lease ends.
+    # The deadline is checked first to save a call: the deadline is nearly always infinite until the lease ends.
     return lease is None or lease._deadline == _NO_DEADLINE or lease.is_open

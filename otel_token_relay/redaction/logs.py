@@ -75,7 +75,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def tokens_of_record(record: Any) -> KnownTokens:
-    """Return a log record's known tokens: its trace's and the token in the context in which the record was written."""
+    """Return a log record's known tokens: its trace's tokens and the token in the context of the record."""
     return tokens_in_context(record.context or get_current(), record.trace_id)
 
 

@@ -176,8 +176,7 @@ def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
 
 
 def _gather_state(context: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
-    """Append all strings in a context's trace state to *strings*, and return whether the state is suspect or
-    unreadable."""
+    """Append the strings in a context's trace state to *strings*; return whether the state is suspect or unreadable."""
     if context is None:
         return False
     try:

@@ -32,8 +32,8 @@ class AuthorizationServer:
     Attributes:
         issuer: The server's URL, ``http://127.0.0.1:port``.
         users: The users: ``alice`` and ``bob``.
-        services: The services, which have credentials and can be the audience of exchanged tokens: ``user-service``,
-            ``profile-service``, and ``billing-service``.
+        services: The services: ``user-service``, ``profile-service``, and ``billing-service``. Each service has
+            credentials and can be the audience of exchanged tokens.
     """
 
     users: Final = ("alice", "bob")

@@ -23,7 +23,7 @@ class RecordedDecision:
             known.
         entry: The matching entry; ``None`` if no entry matches.
         closest_entry: If no entry matches, the entry that differs least, and how it differs; ``None`` if an entry
-            matches or if there is no such entry.
+            matches or if no entry is close.
     """
 
     outcome: str

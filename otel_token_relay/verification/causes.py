@@ -27,8 +27,8 @@ class Cause:
     """The reason why a token was rejected. All text is printable ASCII.
 
     Attributes:
-        check: What was checked: a claim, a header member, ``signature``, ``form``, or ``length``.
-        problem: What was expected and what the token contains, in one sentence.
+        check: The checked item: a claim, a header member, ``signature``, ``form``, or ``length``.
+        problem: One sentence that states what was expected and what the token contains.
         expected: The accepted values; empty if the rule does not list them.
         actual: The token's values; empty if the token has none.
         advice: The recommended action, in one or two sentences.

@@ -28,7 +28,7 @@ ACCEPTED_TYPES: Final[Mapping[Profile, tuple[str, ...]]] = {
     "generic": ("at+jwt", "JWT", "no typ"),
     "id-token": ("JWT", "no typ"),
 }
-"""The accepted values of the ``typ`` header member, for messages."""
+"""The accepted values of the ``typ`` header member, as messages list them."""
 
 # RFC 9068, section 2.2; OpenID Connect Core, section 2.
 _REQUIRED: Final[Mapping[Profile, tuple[str, ...]]] = {

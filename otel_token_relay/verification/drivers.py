@@ -30,7 +30,7 @@ def drive(core: Generator[Wait, None, _Result]) -> _Result:
     try:
         while True:
             wait = next(core)
-            # `concurrent.futures.wait` would do the same but take twice as long.
+            # `concurrent.futures.wait` would do the same but would take twice as long.
             with contextlib.suppress(concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
                 wait.future.exception(wait.seconds)
     except StopIteration as stop:

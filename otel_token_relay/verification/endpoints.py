@@ -140,7 +140,7 @@ def read_clock_difference(response: Response, at: float) -> float | None:
 
     Args:
         response: A response with a ``Date`` header and, if the response comes from a cache, an ``Age`` header.
-        at: When the response was created, in seconds since the epoch on this machine's clock.
+        at: The time at which the response was created, in seconds since the epoch on this machine's clock.
 
     Source: RFC 9110, section 6.6.1; RFC 9111, section 5.1.
     """

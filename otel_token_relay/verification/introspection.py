@@ -102,7 +102,7 @@ class Introspection:
         self._active: Cache[IntrospectionResult] = Cache(size)
         # Kept separately so that made-up tokens do not evict active tokens.
         self._inactive: Cache[IntrospectionResult] = Cache(size)
-        # When each failed token may be looked up again. Kept separately and limited for the same reason.
+        # The time at which each failed token may be looked up again. Kept separately and limited for the same reason.
         self._failed: Cache[float] = Cache(size)
         self._breaker = CircuitBreaker(monotonic)
         self._warn_at = float("-inf")
@@ -292,7 +292,7 @@ def _log(level: int, text: str, error: Exception) -> None:
 def build_request(
     token: str, client: ClientCredential | None, issuer: str | None, endpoint: str
 ) -> tuple[bytes, Authentication]:
-    """Return the form for a request about *token*, and this service's authentication (RFC 7662, section 2.1).
+    """Return the form of the request to introspect *token*, and this service's authentication (RFC 7662, section 2.1).
 
     Raises:
         FetchFailed: The client's credential cannot currently be used.

@@ -89,7 +89,7 @@ class SkippedKey(NamedTuple):
 
 
 class KeySet:
-    """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this one.
+    """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this object.
 
     Attributes:
         contents: A value that identifies the keys: two key sets with equal contents verify the same tokens.

@@ -72,7 +72,7 @@ def problem_with_metadata(
 ) -> str | None:
     """Return why the document, or the URL in it, cannot be trusted; ``None`` if both can be trusted.
 
-    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an attacker
+    RFC 8414, section 3.3: the issuer in the document must be identical to the configured issuer. Otherwise, an attacker
     who controls a different path on that host could make this service trust the attacker's keys. The returned text does
     not quote the document.
 
