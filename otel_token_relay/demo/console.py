@@ -118,7 +118,7 @@ class Report:
 
         Args:
             exchanged: The service that must receive exchanged tokens, which are issued for that service.
-            unlisted: The service that must not receive any token.
+            unlisted: The service that must not receive any tokens.
         """
         if faults:
             lines = [Text(f"✗ {fault}", "bold red") for fault in faults]

@@ -1,4 +1,4 @@
-"""Kill a program and everything that it has started as soon as its parent exits, even if the parent is killed.
+"""Kill a program and everything that it has started as soon as the program's parent exits, even if it is killed.
 
 The parent holds the write end of a pipe, which the operating system closes when the parent exits. This file runs as
 a script between the parent and the program: it forks a guard, which waits for the pipe to close, and then becomes the

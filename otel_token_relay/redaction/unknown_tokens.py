@@ -35,7 +35,7 @@ MASK: Final = "[REDACTED]"
 # The quotes that may surround a name or a value in JSON, repr, HTML, and URLs, even inside another string.
 _QUOTE: Final = r"(?:\\{0,7}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27|%2522|%2527)"
 
-# What may separate a name from its value in lowercase text.
+# The characters that may separate a name from its value in lowercase text.
 _SPACES: Final = r"(?:\s|\+|%20|%2520){0,8}"
 _SEPARATOR: Final = rf"""(?:
     # "name": "value", 'name', b'value', 'name': ['value'], key='name', value='value'

@@ -106,7 +106,7 @@ class VerifiedToken:
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """All claims, as a read-only mapping. Each request has its own copy, so one request cannot affect another."""
+        """All claims, as a read-only mapping. Each request has its own copy, so requests cannot affect each other."""
         if self._claims is None:
             self._claims = MappingProxyType(copy_json(self._shared))
         return self._claims
