@@ -39,9 +39,9 @@ class ErrorResponse:
         error: A word from a closed set; empty if the response is not an error.
         headers: All HTTP response headers.
         body: The error, as JSON.
-        reason: Why the request is refused, as a word from a closed set. It is for operators and is not part of the
-            response. ``None`` if it is the same as *error*.
-        claim: The claim that violates a rule, for operators; ``None`` unless exactly one claim does.
+        reason: Why the request is refused, as a word from a closed set. This word is intended for operators and is not
+            part of the response. ``None`` if the reason is the same as *error*.
+        claim: The claim that violates a rule, for operators; ``None`` unless exactly one claim violates a rule.
     """
 
     status: int
@@ -68,7 +68,7 @@ class ErrorResponse:
 
 
 CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
-"""The response when requests must be verified, but cannot be until an operator corrects a setting or a program."""
+"""The response while verification is required but impossible: an operator must correct a setting or a program."""
 
 
 # What may follow the `/` in an entry that ends with `/*`: whole segments, except `.` and `..`, that consist of
@@ -78,7 +78,7 @@ _are_plain_segments: Final = re.compile(
 ).fullmatch
 
 
-# Browsers send both of these headers in every preflight request, and never any of the headers below.
+# Browsers send both of these headers in every preflight request, and never send any of the headers below.
 _PREFLIGHT: Final = ("origin", "access-control-request-method")
 _NOT_PREFLIGHT: Final = (
     "content-length",

@@ -39,7 +39,7 @@ class SigningKey(NamedTuple):
         key: The key object, from the cryptography package.
         algorithm: The name of the signature algorithm.
         key_id: The key's own ``kid``; ``None`` if it has none.
-        public: The public key in DER.
+        public: The public key in DER format.
     """
 
     key: Any
@@ -56,7 +56,7 @@ class Certificate(NamedTuple):
 
     Attributes:
         thumbprint: The value of ``x5t#S256`` (RFC 7515, section 4.1.8).
-        public: The certificate's public key in DER.
+        public: The certificate's public key in DER format.
     """
 
     thumbprint: str
@@ -64,7 +64,7 @@ class Certificate(NamedTuple):
 
 
 def parse_private_key(content: bytes) -> SigningKey:
-    """Parse a private key in PEM, which may be surrounded by other content, or a JWK (RFC 7517).
+    """Parse a private key, either in PEM format, which other content may surround, or as a JWK (RFC 7517).
 
     Raises:
         FileUnusable: The content is not a private key, or the key cannot sign.
@@ -144,7 +144,7 @@ def check_packages() -> None:
     """Raise unless PyJWT and cryptography can be imported.
 
     Raises:
-        CredentialUnavailable: One of them is missing; the message explains how to install it.
+        CredentialUnavailable: A package is missing; the message explains how to install it.
     """
     try:
         for name in ("cryptography.x509", "jwt.algorithms"):

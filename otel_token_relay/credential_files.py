@@ -20,7 +20,7 @@ class CredentialUnavailable(Exception):
 
 
 class FileUnusable(ValueError):
-    """A file does not have the expected content. The message completes the sentence "the file in … "."""
+    """A file does not have the expected content. The message is a clause that follows "the file in SETTING"."""
 
 
 class FileVersion(NamedTuple):
@@ -32,7 +32,7 @@ class FileVersion(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileVersion:
-        """Return the version of the file with this status."""
+        """Return the version of the file that has the given status."""
         return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 

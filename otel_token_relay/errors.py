@@ -62,7 +62,7 @@ class ConfigurationError(RelayError, ValueError):
 
     Attributes:
         setting: The setting's name: a `Settings` field or an environment variable.
-        problem: What is wrong with the setting. It never contains the value of a secret.
+        problem: What is wrong with the setting. This text never contains a secret.
     """
 
     def __init__(self, setting: str, problem: str) -> None:
@@ -125,8 +125,8 @@ class TokenRejected(RelayError):
         reason: One of the `RejectReason` values.
         claim: The claim, or the member of the header or introspection response, that was checked; ``None`` unless there
             is exactly one.
-        expected: The accepted values, printable and at most 100 characters each; empty if the claim is not compared
-            with such values.
+        expected: The accepted values, in printable form and at most 100 characters each; empty if the claim is not
+            compared with specific values.
         found: The values in the token, in the same form; empty if the token has none. `TokenVerifier.verify` sets both
             *expected* and *found*.
     """

@@ -1,8 +1,8 @@
 """Patch modules when they are imported, and undo the patches.
 
 wrapt's import hooks handle modules that are imported later, but not modules whose import is already in progress. Such
-modules exist because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation packages import
-``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
+modules are common: FastAPI and instrumentation packages import ``opentelemetry.propagate``, which loads our propagator,
+near the top of their modules, before any of their classes exist.
 """
 
 from __future__ import annotations

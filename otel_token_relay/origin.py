@@ -63,7 +63,7 @@ def normalize_host(host: str) -> str | None:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """Return *host*, which has no brackets, as an IP address; ``None`` if it is a name."""
+    """Return *host*, which has no brackets, as an IP address; ``None`` if *host* is a name."""
     try:
         return IPv6Address(host) if ":" in host else IPv4Address(host)
     except AddressValueError:

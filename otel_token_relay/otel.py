@@ -1,6 +1,6 @@
 """The private OpenTelemetry names that the core uses.
 
-The core uses private names in this module only, so that only one file has to be checked when OpenTelemetry is upgraded.
+The core uses private names only in this module, so that a single file has to be checked when OpenTelemetry is upgraded.
 The adapters (clients, servers, and redaction) use the private names of the libraries that they adapt.
 """
 

@@ -1,17 +1,18 @@
 """The rule for caches between the application and its client.
 
-A response to a request with a token is personal: it is intended for one caller. Clients add the token below every
-cache, so a cache sees identical requests from different callers, and the server's ``private`` or
-``Vary: Authorization`` does not help. Therefore:
+A response to a request that carries a token is personal: the response is intended for one caller. Clients add the token
+below every cache, so a cache sees identical requests from different callers, and the server's ``private`` or ``Vary:
+Authorization`` does not help. Therefore:
 
 1. The client marks each personal response and sets its ``Cache-Control`` to ``no-store`` (RFC 9111, section 5.2.2.5).
-   This is sufficient for every cache that follows the RFC, whether the relay has a hook for it or not.
-2. The hook for a known cache prevents it from storing marked responses, regardless of their headers. The cache does
-   not respond to any request that may be sent with a token, not even with an entry that is not personal.
+   This is sufficient for every cache that follows the RFC, whether or not the relay has a hook for that cache.
+2. The hook for a known cache prevents the cache from storing marked responses, regardless of their headers. If a
+   request may be sent with a token, the cache does not respond to it, even with an entry that is not personal.
 3. If only the client's own code is above a known cache, the hook also restores ``Cache-Control``. In all other cases,
-   an unknown cache may be above it, so ``no-store`` remains.
+   an unknown cache may be above the known one, so ``no-store`` remains.
 
-This module does not depend on any library: a requests or urllib3 header mapping is any object with the same methods.
+This module does not depend on any library: any object that has the methods of a requests or urllib3 header mapping is
+treated as one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Marker = Callable[[Any], Any]
 
 
 def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
-    """Return the function that a client applies to each personal response, and that returns the response."""
+    """Return a function that a client applies to each personal response. It marks the response and returns it."""
 
     def mark_safely(response: Any) -> Any:
         try:
@@ -63,7 +64,7 @@ def mark_urllib3(response: Any) -> None:
     if MARK in response.__dict__:
         return
     headers = response.headers
-    try:  # this takes one-fifth as long as the methods
+    try:  # this takes one-fifth of the time that the methods take
         lines = headers._container
         mark = lines.get(_KEY, ())
         lines[_KEY] = [CACHE_CONTROL, NO_STORE]

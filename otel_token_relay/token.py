@@ -6,7 +6,7 @@ Invariants that the rest of the package relies on:
   white space. It does not print its value, cannot be pickled, and is compared in constant time.
 * A token that came with a request has that request's `Lease`. Once the lease has ended, no code
   can use the token, regardless of how the code obtained it.
-* A token belongs to the process that received it. A forked child has no token, even if it has the same process ID.
+* A token belongs to the process that received it. A forked child has no token, even if it has its parent's process ID.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hooks for aiohttp-client-cache, a cache in an aiohttp session.
 
-Unless ``cache_control=True`` is set, it ignores response headers. A request that does not read the cache does not wait
-for another request to the same URL either.
+Unless ``cache_control=True`` is set, aiohttp-client-cache ignores response headers. A request that does not read the
+cache also does not wait for another request to the same URL.
 """
 
 from __future__ import annotations

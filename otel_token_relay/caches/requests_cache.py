@@ -1,7 +1,7 @@
 """Hooks for requests-cache, a cache in a requests session.
 
-Unless ``cache_control=True`` is set, it ignores response headers. A session follows redirects below its cache, so the
-hook checks the marks of all responses that led to the one to be stored.
+Unless ``cache_control=True`` is set, requests-cache ignores response headers. A session follows redirects below its
+cache, so the hook checks the marks of all responses that led to the one to be stored.
 """
 
 from __future__ import annotations

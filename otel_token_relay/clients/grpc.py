@@ -48,7 +48,8 @@ _SCHEMES = frozenset(
     {"dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds", "xdstp", "google-c2p", "passthrough"}
 )
 
-# Types of channel credentials: with TLS but without call credentials, and with neither.
+# Types of channel credentials: first the types that use TLS but contain no call credentials, then the types that do
+# neither.
 _TLS = frozenset({"SSLChannelCredentials"})
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
@@ -62,7 +63,8 @@ class _Channel(NamedTuple):
     scheme: str
     target: str
     has_credentials: bool
-    # For aio's insecure_channel(target, options, compression, interceptors); secure_channel also takes credentials.
+    # The position in aio's insecure_channel(target, options, compression, interceptors) or in secure_channel, which
+    # also takes credentials.
     interceptors_position: int
     tls_names: tuple[Any, ...] = ()
 

@@ -34,7 +34,7 @@ ASYNC_TRANSPORTS = ("MockTransport", "ASGITransport")
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the transports of *module*, which is httpx or httpx2."""
+    """Hook the transports in *module*, which is httpx or httpx2."""
     relay = runtime.relay
     headers_class, header = module.Headers, relay.settings.header
     line_name, wanted, length = header.encode("ascii"), relay.header.encode("ascii"), len(relay.header)
@@ -70,8 +70,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         copy = headers_class(headers)
         copy[header] = value
         try:
-            # The copy lacks the encoding. It is set only after our header has been added, because our header must be
-            # encoded as ASCII.
+            # The copy lacks the encoding. The encoding is set only after our header has been added, because our header
+            # must be encoded as ASCII.
             if (encoding := headers._encoding) is not None:
                 copy.encoding = encoding
         except AttributeError:
@@ -249,7 +249,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return build
 
     pooled, pooled_async, sync, asynchronous = build_pooled, build_pooled_async, build_sync, build_async
-    if has_retry:  # hops must not pay for retries if no entry has ;retry=
+    if has_retry:  # hops must not bear the cost of retries if no entry has ;retry=
         pooled, sync = (partial(build_retrying, target_of=locate) for locate in (_target_of_pooled, _target_of))
         pooled_async, asynchronous = (
             partial(build_retrying_async, target_of=locate) for locate in (_target_of_pooled, _target_of)
@@ -361,7 +361,7 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
             return
 
 
-# A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could be read as an authority.
+# A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could introduce an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
 # The httpcore network backends that have been used so far. They connect to the host that is passed to them.
 _backends: Final[set[type]] = set()

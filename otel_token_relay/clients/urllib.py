@@ -30,7 +30,7 @@ Call = tuple[Any, Function]
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the handlers of *module*, which is ``urllib.request``."""
+    """Hook the handlers in *module*, which is ``urllib.request``."""
     relay = runtime.relay
     destinations = Destinations(module)
     own_classes, target_of = destinations.classes, destinations.target_of
@@ -100,7 +100,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _forbid_storing(response: Any) -> None:
-    del response.headers[CACHE_CONTROL]  # this deletes all of its lines, if there are any
+    del response.headers[CACHE_CONTROL]  # this deletes all lines of the header, if there are any
     response.headers[CACHE_CONTROL] = NO_STORE
 
 

@@ -44,7 +44,7 @@ MAX_CONCURRENT: Final = 64
 MAX_NEW: Final = 8
 """The maximum number of these requests that may be for tokens that have not yet been exchanged."""
 DEFAULT_TIMEOUT: Final = 4.0
-# In each of the two groups, the maximum number of requests that may be running or waiting for a worker.
+# The maximum number of requests, in each of the two groups, that may be running or waiting for a worker.
 _MAX_PENDING: Final = 512
 _WARNING_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 1.0
@@ -75,7 +75,8 @@ class Job(NamedTuple):
     actor: BearerToken | None = None
 
     def __repr__(self) -> str:
-        # The key is omitted: with a plain hash, a log's reader could test whether a given token appears in the log.
+        # The key is omitted: it is a plain hash, so anyone who reads the log could test whether a given token appears
+        # in it.
         return f"Job({self.request})"
 
 
@@ -157,7 +158,7 @@ class ExchangeEngine:
         return self._cache.get(_key(hashed, subject, actor))
 
     def drop(self, job: Job, rejected: BearerToken) -> None:
-        """Forget a job's result if it is the token that its destination has rejected."""
+        """Remove a job's cached result if it is the token that its destination has rejected."""
         self._cache.drop(job.key, rejected)
 
     def failure(self, job: Job) -> ExchangeFailed | None:
@@ -204,7 +205,7 @@ class ExchangeEngine:
         return cached
 
     def _start(self, job: Job) -> Future[_Result]:
-        """Start a request unless too many are waiting. The caller holds the lock, and no equal request is running."""
+        """Start a request unless too many are waiting. The lock must be held, and no equal request may be running."""
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
         workers = self._known if is_known else self._new
         if workers.load >= _MAX_PENDING:
@@ -241,7 +242,7 @@ class ExchangeEngine:
             else:
                 found = self._attempt(job)
                 probe_is_due = self._note(job.key, found)
-        finally:  # waiting callers must not have to wait for the timeout
+        finally:  # so that waiting callers do not have to wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1

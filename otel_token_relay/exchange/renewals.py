@@ -72,7 +72,7 @@ class Renewals:
         self._trials: Cache[Trial] = Cache(self._size)
 
     def join(self, key: bytes) -> tuple[Trial, bool]:
-        """Return the trial for a key, and whether the caller has started it and must settle it."""
+        """Return the trial for a key, and whether this call has started it, so that the calling code must settle it."""
         now = self._monotonic()
         with self._lock:
             trial = self._trials.get(key)

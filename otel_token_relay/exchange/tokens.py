@@ -1,4 +1,4 @@
-"""Tokens for destinations that need their own token, as configured in the settings.
+"""Tokens for destinations that need their own tokens, as configured in the settings.
 
 A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop looks for its
 token in three places, in this order:
@@ -47,9 +47,10 @@ class _Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A token that a request's other hops may use, and its source: an ``id`` alone could be reused for a later object.
+    """A token that a request's other hops may use, along with its source and destination.
 
-    A caller's token can outlive the settings and thus their destinations.
+    The objects themselves are stored, because a caller's token can outlive the settings and thus their destinations,
+    and an ``id`` could then be reused for a later object.
     """
 
     source: DestinationTokens

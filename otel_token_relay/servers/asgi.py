@@ -114,7 +114,7 @@ def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function
 
 
 class EnclosedApp:
-    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+    """An application that runs inside a boundary, if the package is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """
@@ -164,7 +164,7 @@ async def serve(
 ) -> None:
     """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request.
 
-    Every scope except ``lifespan`` is treated as a request, even if only this server and this application know the
+    Every scope except ``lifespan`` is treated as a request, even if only this server and this application recognize the
     scope's type.
     """
     settings, authenticator = terms
@@ -201,7 +201,7 @@ class _AsgiBoundary(Boundary):
     __slots__ = ("_lines",)
 
     def __init__(self, scope: Scope, settings: Settings) -> None:
-        # This is a copy, because middleware can change the scope's own list and the pairs in it.
+        # The lines are a copy, because middleware can change the scope's own list and the pairs in it.
         self._lines = lines = _header_lines(scope)
         values_of = _reader(lines)
         super().__init__(locate(values_of, settings), values_of, settings)

@@ -21,7 +21,7 @@ class Place(NamedTuple):
         owner: The name of the class whose instances have the attribute.
         attribute: The attribute's name.
         enclose: Encloses the application in a boundary.
-        is_ready: Returns whether the attribute already contains the application that is served.
+        is_ready: Returns whether the attribute already contains the application to be served.
     """
 
     owner: str
@@ -57,11 +57,11 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.enclose),)),
     "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.enclose),)),
 }
-"""Maps each module to its PyPI package and its places."""
+"""Maps each module to its PyPI package and the attributes to hook."""
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the places that `PLACES` lists for *module*."""
+    """Hook the attributes that `PLACES` lists for *module*."""
     for place in PLACES[module.__name__][1]:
         patches.wrap_attribute(getattr(module, place.owner), place.attribute, place.enclose, place.is_ready)
 

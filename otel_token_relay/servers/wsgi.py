@@ -74,7 +74,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 
 
 class EnclosedApp:
-    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+    """An application that runs inside a boundary, if the package is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """
@@ -138,8 +138,8 @@ def serve(
         detach(attached)
     file_wrapper = environ.get("wsgi.file_wrapper")
     if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        # No more application code runs, and servers recognize these types: they derive Content-Length from lists,
-        # tuples, and bytes, and they pass the file wrapper to sendfile.
+        # No more application code runs, so the body is returned unchanged: servers recognize these types, derive
+        # Content-Length from lists, tuples, and bytes, and pass the file wrapper to sendfile.
         boundary.close()
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
@@ -295,7 +295,7 @@ def _header_values(environ: Environ) -> Iterator[str]:
 
 
 class _Body:
-    """A streamed response. Each step runs in the request's context, which is detached after the step.
+    """A streamed response. Each step runs in the request's context, and the context is detached after each step.
 
     The context is kept from step to step, because instrumentation attaches its span in the first step and
     detaches it in the last one. Streams that a server interleaves do not see each other's contexts.
