@@ -32,10 +32,10 @@ class Authenticator(Protocol):
 class ErrorResponse:
     """The complete response to a request that does not reach the application.
 
-    It is an error, except in the case of a request for protected resource metadata, which gets a 200 or 204 response.
+    The response is an error, except that a request for protected resource metadata gets a 200 or 204 response.
 
     Attributes:
-        status: The HTTP status code. For gRPC requests, it is mapped to a gRPC status code.
+        status: The HTTP status code, which is mapped to a gRPC status code for gRPC requests.
         error: A word from a closed set; empty if the response is not an error.
         headers: All HTTP response headers.
         body: The error, as JSON.

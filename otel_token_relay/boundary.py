@@ -75,8 +75,8 @@ class Boundary:
 
     Args:
         source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
-        values_of: Returns every field line of the header with a given lowercase name. It is called only if the request
-            may contain unused credentials.
+        values_of: Returns every field line of the header with a given lowercase name. This function is called only if
+            the request may contain unused credentials.
         settings: The settings that determine how the header is read and how long the lease lingers.
 
     Attributes:
@@ -204,7 +204,7 @@ class Boundary:
         return context
 
     def encloses(self, request: Any) -> bool:
-        """Return whether inner code is serving the request that this boundary was opened for.
+        """Return whether inner code is serving the request for which this boundary was opened.
 
         This check is designed to be fast, so it is conservative: it returns ``False`` if more than one comparison would
         be needed.

@@ -32,7 +32,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
             seconds, as with any token that has no lease. Work that is already carried keeps its token.
 
     Returns:
-        Work of the same kind. It runs without a token if the caller has none.
+        Work of the same kind, which runs without a token if the caller has none.
 
     Raises:
         TypeError: *work* is of an unsupported kind, such as a task or a context manager. A task already runs in its own

@@ -92,7 +92,7 @@ def parse_certificate(content: bytes) -> Certificate:
     try:
         encoded = binascii.a2b_base64(match[1])
         public = _public_bytes(x509.load_der_x509_certificate(encoded).public_key())
-    except Exception:  # the kinds of exceptions differ between versions, and may quote the content
+    except Exception:  # the exception types differ between versions, and their messages may quote the content
         raise FileUnusable("contains a certificate that cannot be read") from None
     thumbprint = base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).rstrip(b"=").decode("ascii")
     return Certificate(thumbprint, public)
@@ -141,7 +141,7 @@ def sign_assertion(
 
 
 def check_packages() -> None:
-    """Raise unless PyJWT and cryptography can be imported.
+    """Raise an exception unless PyJWT and cryptography can be imported.
 
     Raises:
         CredentialUnavailable: A package is missing; the message explains how to install it.
@@ -166,7 +166,7 @@ def _parse_pem(content: bytes) -> Any:
         raise FileUnusable("contains a key that is encrypted with a password, which is not supported")
     try:
         return load_pem_private_key(match[0], None)
-    except Exception:  # the kinds of exceptions differ between versions, and may quote the content
+    except Exception:  # the exception types differ between versions, and their messages may quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
 
 
@@ -190,7 +190,7 @@ def _parse_jwk(content: bytes) -> SigningKey:
         found = _signing_key(get_default_algorithms()[name].from_jwk(jwk))
     except FileUnusable:
         raise
-    except Exception:  # the kinds of exceptions differ between versions, and may quote the content
+    except Exception:  # the exception types differ between versions, and their messages may quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
     algorithm = jwk.get("alg", found.algorithm)
     usable = _RSA_ALGORITHMS if found.algorithm in _RSA_ALGORITHMS else (found.algorithm,)

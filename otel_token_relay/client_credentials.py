@@ -199,7 +199,7 @@ class ClientCredential:
         key_file: A file that contains the private key for signing assertions (RSA, P-256, P-384, P-521, or Ed25519), in
             PEM format or as a JWK. With ``tls_client_auth``, the file contains the certificate's private key in PEM
             format.
-        key_id: The ``kid`` of the assertions; ``None`` to use the JWK's own ``kid``, if it has one.
+        key_id: The assertions' ``kid``; ``None`` to use the JWK's own ``kid``, if it has one.
         assertion: A callable that returns an assertion to send as is.
         assertion_file: A file that contains an assertion to send as is, such as a projected Kubernetes token.
         cert_file: A file that contains a certificate in PEM format. With ``private_key_jwt_rfc7523``, the assertions
@@ -248,7 +248,7 @@ class ClientCredential:
             raise ConfigurationError("client_key_id", "expected a key in client_key_file that signs assertions")
 
     def check_use(self, issuer: str | None, endpoint: str) -> None:
-        """Raise unless the credential can be sent to an endpoint.
+        """Raise an exception unless the credential can be sent to an endpoint.
 
         Args:
             issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
@@ -272,7 +272,7 @@ class ClientCredential:
 
         Args:
             issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
-            endpoint: The URL that the request is sent to.
+            endpoint: The URL to which the request is sent.
 
         Raises:
             CredentialUnavailable: A file or a callable is currently unusable.
@@ -337,7 +337,7 @@ class ClientCredential:
 
 @lru_cache(maxsize=16)
 def _check_loadable(certificate: ClientCertificate) -> None:
-    """Raise unless the certificate can be presented. Only successful checks are cached."""
+    """Raise an exception unless the certificate can be presented. Only successful checks are cached."""
     import ssl
 
     certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -355,8 +355,7 @@ def make_credential(
     assertion_file: str | None = None,
     cert_file: str | None = None,
 ) -> ClientCredential | None:
-    """Return the credential; ``None`` if the client ID is missing. The arguments are the same as for
-    `ClientCredential`.
+    """Return the credential; ``None`` if *client_id* is missing. The arguments are as in `ClientCredential`.
 
     Raises:
         ConfigurationError: A part is missing, or the parts contradict each other; the error identifies one of them.
@@ -402,7 +401,7 @@ def _problem_with(given: tuple[str, ...]) -> str:
 
 
 def _check_source(setting: str, source: object) -> None:
-    """Raise unless *source* is a secret, a callable that is not a coroutine function, or ``None``."""
+    """Raise an exception unless *source* is a secret, a callable that is not a coroutine function, or ``None``."""
     if source is None or (isinstance(source, Secret) and setting == "client_secret"):
         return
     if not callable(source) or inspect.iscoroutinefunction(source):

@@ -17,8 +17,8 @@ from otel_token_relay.spelling import resembles
 
 # Origins can come from the network through redirects, so the number of cached origins is limited.
 _CACHED_ORIGINS: Final = 1024
-# Limits on how many entries each unlisted origin is compared with. Comparing spellings takes longer, so its limit is
-# lower.
+# The maximum numbers of entries with which each unlisted origin is compared. Comparing spellings takes longer, so its
+# limit is lower.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
 # In shorter names, two edits are not a sign of a misspelling.
@@ -59,7 +59,8 @@ class ClosestEntries:
     def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
         """Return the closest entry for the server that a client will connect to; see `Origin.of`.
 
-        This method never raises. It returns ``None`` if no entry is close, or if a matching entry relays the token.
+        This method never raises an exception. The result is ``None`` if no entry is close, or if a matching entry
+        relays the token.
         """
         try:
             origin = Origin.of(scheme, host, port)

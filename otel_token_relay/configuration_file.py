@@ -148,7 +148,7 @@ def _parse(content: bytes, suffix: str) -> object:
 
     def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
         found = _Mapping()
-        yield found  # before constructing its values, which may refer to it
+        yield found  # before its values are constructed, because they may refer to this mapping
         names = [parser.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         found.update(parser.construct_mapping(node))
         found.duplicates = _repeated(names)

@@ -2,7 +2,7 @@
 
 If the exchange cannot be set up, for example because the extra is missing, no token is sent to destinations that
 require an exchanged token. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module
-raises.
+raises an exception.
 """
 
 from __future__ import annotations

@@ -97,9 +97,9 @@ def is_bound(context: Context) -> bool:
 def is_unserved(context: Context) -> bool:
     """Return whether *context* is outside any request, so that the service acts on its own behalf.
 
-    This is the case inside ``with as_service():``, and in a process that has never served a request unless a token, or
-    the absence of one, is bound. In a process that serves requests, or that works for such a process, a context without
-    a token is never treated this way, because the token may have been lost.
+    Such contexts occur inside ``with as_service():`` and, unless a token or ``None`` is bound, in a process that has
+    never served a request. In a process that serves requests, or in a worker of such a process, a context without a
+    token is never treated this way, because the token may have been lost.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))

@@ -53,7 +53,7 @@ class Destination:
         grant: The grant for the exchange, if it differs from the ``exchange_grant`` setting.
         without_user: ``client`` to send the service's own token if no request is being served.
         retry: ``idempotent`` to retry a request once if its method is idempotent and its token is rejected.
-        never: Whether to send no token there, even if a wider entry matches. It cannot be combined with other
+        never: Whether to send no token there, even if a wider entry matches. This flag cannot be combined with other
             parameters.
 
     Raises:

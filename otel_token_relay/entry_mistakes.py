@@ -87,8 +87,8 @@ def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
 
     Args:
         entry: The entry.
-        problem: The problem that the parser reports; used if nothing more specific is found. It must not contain user
-            info.
+        problem: The problem that the parser reports; used if nothing more specific is found. This text must not contain
+            user info.
         is_valid: Returns whether text is a valid list of entries. Only valid text is suggested.
     """
     repair = _Repair(entry)

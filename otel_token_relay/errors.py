@@ -82,7 +82,8 @@ class TokenUnavailable(RelayError):
     Attributes:
         reason: Why no token can be relayed.
         destination: The destination entry, as configured.
-        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. It is not part of the message.
+        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. The message does not include this
+            parameter.
     """
 
     def __init__(self, reason: Reason, destination: str, *, claims_challenge: str | None = None) -> None:
@@ -102,7 +103,8 @@ class ExchangeFailed(RelayError):
         error: One of the `ExchangeError` values.
         detail: What is wrong, without quoting the response; empty if *error* is sufficient.
         claims_challenge: Entra's ``claims`` parameter, which the service returns to its caller so that the user can
-            sign in again; ``None`` if there is none. It is not part of the message, because it may identify the user.
+            sign in again; ``None`` if there is none. The message does not include this parameter, which may identify
+            the user.
     """
 
     def __init__(self, error: ExchangeError, detail: str = "", *, claims_challenge: str | None = None) -> None:
@@ -116,7 +118,7 @@ class ExchangeFailed(RelayError):
 
 
 class TokenRejected(RelayError):
-    """The error raised when an incoming token does not pass verification. It does not contain the token.
+    """The error raised when an incoming token does not pass verification. The error does not contain the token.
 
     The message contains the reason and the claim, but no values. *expected* and *found* contain issuers, audiences,
     scopes, times, and values of ``typ``, ``alg``, and ``kid``, in which credentials are masked.

@@ -154,7 +154,8 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread may have finished the import by now, and a different import system's spec does not report the end.
+    # Another thread may have finished the import by now, and a different import system's spec does not report the end
+    # of the import.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 

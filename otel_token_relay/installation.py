@@ -2,7 +2,7 @@
 
 There are two switches. The relay is on if ``OTEL_PROPAGATORS`` includes it or `install` is called. Verification is on
 if ``…_VERIFY`` enables it, regardless of OpenTelemetry's settings. If only verification is on, only the server hooks
-are on. If a hook fails, it logs one error and leaves its library unchanged.
+are on. A hook that fails logs one error and leaves its library unchanged.
 
 The package has the following process-wide state:
 
@@ -175,9 +175,9 @@ def propagator_from_env(**options: object) -> TokenRelayPropagator:
     would prevent the application from starting.
 
     Args:
-        options: The keys under ``token_relay:`` in a configuration file that OpenTelemetry has read. They are needed
-            only if the application itself has loaded that file, because `Settings.load` reads the file specified by
-            OTEL_CONFIG_FILE.
+        options: The keys under ``token_relay:`` in a configuration file that OpenTelemetry has read. These options are
+            needed only if the application itself has loaded that file, because `Settings.load` reads the file specified
+            by OTEL_CONFIG_FILE.
     """
     try:
         if _is_launcher():

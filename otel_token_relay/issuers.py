@@ -130,7 +130,7 @@ class TrustedIssuer:
 
 
 def check_endpoint_syntax(setting: str, url: object) -> None:
-    """Raise unless *url* is ``None`` or a URL. Whether plain http is allowed depends on another setting.
+    """Raise an exception unless *url* is ``None`` or a URL. Whether plain http is allowed depends on another setting.
 
     Raises:
         ConfigurationError: *url* is not an absolute http or https URL, or it has a fragment.
@@ -141,7 +141,7 @@ def check_endpoint_syntax(setting: str, url: object) -> None:
 
 
 def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] = ()) -> None:
-    """Raise unless *url* is ``None`` or may be fetched.
+    """Raise an exception unless *url* is ``None`` or may be fetched.
 
     Args:
         setting: The setting's name.
@@ -210,7 +210,7 @@ def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) 
 
     Args:
         entries: Strings, mappings from a configuration file, and instances of `TrustedIssuer`.
-        report: Called with the setting's name and a problem, which identifies the entry.
+        report: Called with the setting's name and a description of a problem. The description identifies the entry.
     """
     if isinstance(entries, str):
         report("issuers", "expected a sequence of issuers, not a single string")

@@ -31,7 +31,7 @@ def warn(message: str, *args: object) -> None:
 
     Args:
         message: A format string.
-        args: The format string's arguments. They must not contain any part of a request.
+        args: The format string's arguments, which must not contain any part of a request.
     """
     try:
         if _logger.manager.disable >= logging.WARNING or _logger.getEffectiveLevel() > logging.WARNING:

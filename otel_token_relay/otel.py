@@ -88,7 +88,7 @@ def keeps_unknown_keys() -> bool:
 
 @contextmanager
 def without_choosing_conventions() -> Generator[None, None, None]:
-    """Run an instrumentor without locking in the semantic conventions, as a process's first instrumentor would.
+    """Run an instrumentor without locking in the semantic conventions, which the first instrumentor would otherwise do.
 
     The application may set OTEL_SEMCONV_STABILITY_OPT_IN in code, before it instruments anything itself.
     """

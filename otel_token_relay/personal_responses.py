@@ -29,8 +29,9 @@ CACHE_CONTROL: Final = "Cache-Control"
 NO_STORE: Final = "no-store"
 
 MARK: Final = "_token_relay_cache_control"
-"""The attribute, or the httpx extension, that marks a personal response. It contains what is needed to restore the
-headers: for urllib3, the ``Cache-Control`` header's name and values; for httpx, its lines; for aiohttp, all headers.
+"""The attribute, or the httpx extension, that marks a personal response. The mark contains what is needed to restore
+the headers: for urllib3, the ``Cache-Control`` header's name and values; for httpx, its lines; for aiohttp, all
+headers.
 """
 
 _KEY: Final = "cache-control"
@@ -42,7 +43,8 @@ Marker = Callable[[Any], Any]
 
 
 def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
-    """Return a function that a client applies to each personal response. It marks the response and returns it."""
+    """Return a function that a client applies to each personal response to mark it. The function returns the
+    response."""
 
     def mark_safely(response: Any) -> Any:
         try:

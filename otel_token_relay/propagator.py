@@ -99,9 +99,9 @@ class TokenRelayPropagator(TextMapPropagator):
         * The request itself (an ASGI scope or a WSGI environ) is not read again, because its boundary has already read
           it.
         * A carrier with the request's own token keeps the binding, and therefore the lease.
-        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task that the boundary
-          runs in. As a result, a task that a request runs in place has the caller's token. A consumer that a request
-          merely starts, and that outlives the request, does not have it.
+        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task in which the
+          boundary runs. As a result, a task that a request runs in place has the caller's token. A consumer that a
+          request merely starts, and that outlives the request, does not have it.
         * If the boundary has rejected the request's credentials, no token is bound.
 
         Without a boundary, a message without credentials is treated as if nothing were bound (see `is_unserved`), but

@@ -120,7 +120,8 @@ def record(
     Args:
         error_response: The response.
         context: The request's context, with its token.
-        describe: Describes the request. It may raise, because it reads data that a server has parsed.
+        describe: Describes the request. This function may raise an exception, because it reads data that a server has
+            parsed.
         is_at_server: Whether the boundary is located where the server calls its application. Instrumentation cannot
             enclose a boundary there, so the current span, if any, belongs to a different request.
     """

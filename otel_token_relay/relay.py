@@ -295,7 +295,7 @@ class Relay:
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
-        # A call with its own credential is authenticated, so `;required` does not prevent it.
+        # A call with its own credential is authenticated, so `;required` does not block the call.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
@@ -304,7 +304,7 @@ class Relay:
         """Obtain the token for a hop ahead of time, for a client that cannot wait when it calls `decide`.
 
         Args:
-            target: The target that the request will be sent to.
+            target: The target to which the request will be sent.
             has_header: The value that *has_header* will return when the client calls `decide`.
         """
         context, source = get_current(), self._source
@@ -386,7 +386,7 @@ class Relay:
 
         Args:
             token: The caller's token; ``None`` if there is none.
-            missing: The reason to use if *token* is ``None``. It is ``OWN`` if the service acts on its own behalf.
+            missing: The reason to use if *token* is ``None``; ``OWN`` if the service acts on its own behalf.
 
         Returns:
             ``RELAYED``, ``EXCHANGED``, or ``OWN`` if a token is to be sent; otherwise, the reason to withhold it.
@@ -572,7 +572,7 @@ class Hop:
         separate hop.
 
         Returns:
-            Whether the request may be sent with the token. Otherwise, it must be sent without the header.
+            Whether the request may be sent with the token. If not, the request must be sent without the header.
 
         Raises:
             TokenUnavailable: The destination requires a token, but the token may no longer be sent.
@@ -658,7 +658,7 @@ class Hop:
             self._settle(is_accepted)
 
     def _wanted(self, challenges: Iterable[str]) -> tuple[TokenSource, BearerToken, Rejection] | None:
-        """Return what a renewal needs, or ``None`` if the token must not be renewed."""
+        """Return the values needed for a renewal, or ``None`` if the token must not be renewed."""
         relay, obtained = self._relay, self._obtained
         try:
             rejection = read_rejection(challenges)

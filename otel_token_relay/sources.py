@@ -2,7 +2,7 @@
 
 For each setting, code takes precedence over OpenTelemetry's configuration file, and the file takes precedence over
 environment variables. For protective settings, the strictest value from any source applies. A value that cannot be read
-is replaced with the setting's strict value, and nothing in this module raises.
+is replaced with the setting's strict value, and nothing in this module raises an exception.
 """
 
 from __future__ import annotations

@@ -51,13 +51,13 @@ _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 def is_b64token(text: str) -> bool:
     """Return whether *text* has the form of a bearer token (RFC 6750, section 2.1)."""
-    # This runs for every request, on a thousand characters or more. A regular expression would take twice as long.
+    # This code runs for every request, on a thousand characters or more. A regular expression would take twice as long.
     body = text.rstrip("=")
     return body != "" and body.isascii() and not body.encode("ascii").translate(None, B64TOKEN_ALPHABET)
 
 
 class Lease:
-    """The period during which a token may be used. It lasts until `end` is called, or slightly longer with *linger*.
+    """The period during which a token may be used: until `end` is called, or slightly longer with *linger*.
 
     Safe to share between threads, because every change is a single assignment.
     """

@@ -37,7 +37,7 @@ class _PersonalResponse(Exception, Generic[T]):
 
 
 class _Below:
-    """The transport below the cache. It raises personal responses instead of returning them."""
+    """The transport below the cache. This transport raises personal responses instead of returning them."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport

@@ -197,7 +197,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return handle_async_request
 
     def can_repeat(request: Any, response: Any, hop: Hop) -> bool:
-        # This is the class of a body that is in memory, and of an empty body.
+        # A body that is in memory has this class, and so does an empty body.
         is_in_memory = type(request.stream) is module.ByteStream
         return is_in_memory and hop.may_repeat(request.method) and read_rejection(challenges_of(response)) is not None
 
@@ -363,7 +363,7 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
 
 # A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could introduce an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# The httpcore network backends that have been used so far. They connect to the host that is passed to them.
+# The httpcore network backends that have been used so far. These backends connect to the host that is passed to them.
 _backends: Final[set[type]] = set()
 
 

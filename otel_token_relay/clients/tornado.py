@@ -124,8 +124,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             raise
         connection.final_callback = None
         connection._remove_timeout()
-        # The retry takes over the slot of the first attempt: requests that are waiting for its result would not give up
-        # their slots.
+        # The retry takes over the first attempt's slot, because requests that are waiting for the retry's result would
+        # not give up their slots.
         client.queue.rotate(1)
         connection._release()
         # Tornado opens a connection for each request. If this one were not detached, a body that has already arrived

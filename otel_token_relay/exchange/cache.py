@@ -1,4 +1,4 @@
-"""A cache of exchanged tokens that cannot mix up users. Pure: no I/O; the clocks are passed in.
+"""A cache of exchanged tokens that cannot mix up users. This module performs no I/O, and the clocks are passed in.
 
 A result can be found only with the token for which it was obtained, so any code that looks up a result already holds
 that token. Nothing is stored by user, session, or name: published caches that did so returned other users' tokens.
@@ -62,7 +62,7 @@ class _Failure(NamedTuple):
 
 
 def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
-    """Return the hash of everything that is the same for all users. Compute it once for each destination."""
+    """Return the hash of those parts of a key that are the same for all users. Compute it once for each destination."""
     parts = (endpoint, client_id, request.grant, request.audience, request.resource, request.scope, *request.expected)
     return _hash(*(None if part is None else part.encode() for part in parts))
 

@@ -1,4 +1,4 @@
-"""Limit how often rejected tokens are renewed. Pure: no I/O; the clock is passed in.
+"""Limit how often rejected tokens are renewed. This module performs no I/O, and the clock is passed in.
 
 A destination may reject every token. The first request whose token is rejected therefore starts a trial: it obtains a
 new token and is sent again. Other requests with the rejected token wait for the result and are sent again only if the

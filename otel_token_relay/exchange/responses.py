@@ -1,4 +1,4 @@
-"""Validate the token endpoint's response to an exchange request. Pure: no I/O, no settings.
+"""Validate the token endpoint's response to an exchange request. This module performs no I/O and reads no settings.
 
 A response is used only if it clearly states that it contains a new bearer token for the requested audience: a server
 may ignore the audience, return the subject token itself, or return a different kind of token with status 200.
@@ -144,7 +144,7 @@ def _number(value: object) -> float | None:
 
 
 def _seconds(value: object) -> float | None:
-    """Return a lifetime in seconds, which some servers send as a string."""
+    """Return a lifetime in seconds; some servers send the lifetime as a string."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:
         value = int(value)
     number = _number(value)

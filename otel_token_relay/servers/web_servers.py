@@ -1,6 +1,7 @@
 """The boundary at the point where each server calls its application.
 
-It covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware, or mounted.
+This boundary covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware, or
+mounted.
 """
 
 from __future__ import annotations

@@ -335,7 +335,7 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # This is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
+        # This method is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
         # detaches its span at that point would attach our context to the thread.
         if attach is None:  # at shutdown, after the interpreter has cleared this module
             return
