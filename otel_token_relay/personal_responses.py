@@ -43,8 +43,7 @@ Marker = Callable[[Any], Any]
 
 
 def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
-    """Return a function that a client applies to each personal response to mark it. The function returns the
-    response."""
+    """Return a function that marks and returns a response. Clients apply the function to each personal response."""
 
     def mark_safely(response: Any) -> Any:
         try:

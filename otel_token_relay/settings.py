@@ -797,7 +797,7 @@ def is_resource(url: object) -> bool:
 
 
 def _check_one(setting: str, value: object) -> Any:
-    """Validate a value by the same rules as a value passed in code, and return it in the form in which it is stored."""
+    """Validate a value by the rules that apply to values passed in code, and return the value as it is stored."""
     if setting == "issuers":
         return value  # `read_issuers` has checked each entry; `_usable_issuers` checks what depends on other settings
     if setting in ENDPOINTS:

@@ -50,8 +50,7 @@ class Limit:
         self._scope: Any = None
 
     def start(self) -> None:
-        """Arm the limit, so that the call is canceled when its time is up. Any task on the same loop may call this
-        method."""
+        """Arm the limit, so that the call is canceled when its time is up. Any task on the same loop may call this."""
         seconds = max(0.0, self._ends_at - time.monotonic())
         if self._is_trio:
             import trio

@@ -1,7 +1,7 @@
 """Records of verifications: a counter and log lines, none of which contain any part of the request.
 
-The decision log, which an operator must enable, also includes the claim's name. With ``…_LOG=debug``, the log contains
-values.
+The decision log, which an operator must enable, also includes the claim's name. With ``…_LOG=debug``, the log also
+contains claim values.
 """
 
 from __future__ import annotations

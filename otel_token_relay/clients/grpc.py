@@ -123,7 +123,7 @@ def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
 
 
 def _decide(relay: Relay, channel: _Channel, details: Any) -> Any:
-    """Make the decision for a call that does not wait. Return its details with the token, or *details* unchanged."""
+    """Make the decision for a call that does not wait. Return the details with the token, or *details* unchanged."""
     value = relay.decide((channel, details), _target_of, _has_header)
     return details if value is None else _replace(details, _with_header(details, relay.header, value))
 

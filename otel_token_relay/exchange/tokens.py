@@ -285,7 +285,7 @@ class DestinationTokens:
         """Return the engine for the token's own issuer.
 
         Raises:
-            ExchangeFailed: No such engine exists, or it cannot be determined.
+            ExchangeFailed: No such engine exists, or the engine cannot be determined.
         """
         if self._lone is not None:
             return self._lone
