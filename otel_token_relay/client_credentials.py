@@ -424,7 +424,7 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
             return found
     except Exception as error:
         problem = f"raised {type(error).__name__}"
-    # Raised outside the handler, so that the callable's exception is not attached to this one.
+    # This exception is raised outside the handler, so that the callable's exception is not attached to it.
     raise CredentialUnavailable(f"the callable in {setting} {problem}")
 
 

@@ -68,7 +68,7 @@ def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
         problem = str(error)
     except (OSError, ValueError):
         problem = "cannot be read"
-    # Raised outside the handlers, so that no exception that may quote the content is attached to this one.
+    # This exception is raised outside the handlers, so that no exception that may quote the content is attached to it.
     raise CredentialUnavailable(f"the file in {setting} {problem}")
 
 

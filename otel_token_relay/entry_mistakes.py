@@ -83,7 +83,7 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
 
 
 def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
-    """Return one sentence, without user info, on what is wrong with an invalid entry and what to write instead.
+    """Return one sentence about what is wrong with an invalid entry and what to write instead, without user info.
 
     Args:
         entry: The entry.

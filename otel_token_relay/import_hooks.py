@@ -44,8 +44,8 @@ class ImportHooks(Generic[HookT]):
     process, but do nothing while they are switched off.
 
     Args:
-        patch: Patches one module and returns the state to report. If *patch* raises, its patches are undone and the
-            module's import continues.
+        patch: Patches one module and returns the state to report. If *patch* raises an exception, its patches are
+            undone and the module's import continues.
         on_failure: Called with the hook and the error when *patch* raises.
 
     Attributes:

@@ -258,7 +258,7 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the entry's keys and values, without keys that have an empty value."""
+    """Return the entry's keys and values, omitting keys whose values are empty."""
     for key in entry:
         if key not in known:
             raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint(str(key), known)}")

@@ -125,7 +125,7 @@ def is_personal(response: Any) -> bool:
 
 
 def restore(response: Any) -> Any:
-    """Restore the headers of a urllib3 or requests response and of the redirects to it, and return the response."""
+    """Restore the headers of a urllib3 or requests response and its preceding redirects, and return the response."""
     for one in _with_history(response):
         if (mark := _mark_of(one)) is not None:
             for holder in (one, getattr(one, "raw", None)):
@@ -143,7 +143,7 @@ def hide(response: Any) -> Any:
 
 
 def is_called_by(modules: Sequence[str], depth: int) -> bool:
-    """Return whether the code *depth* frames above the caller belongs to one of *modules*."""
+    """Return whether the code *depth* frames above the calling function belongs to one of *modules*."""
     return sys._getframe(depth + 1).f_globals.get("__name__") in modules
 
 

@@ -65,7 +65,7 @@ class Obtained(NamedTuple):
     """A token for a specific destination.
 
     Attributes:
-        token: The token. If it was obtained in exchange for the caller's token, it has the lease of the caller's token.
+        token: The token. If it was obtained in exchange for the caller's token, it has that token's lease.
         result: Whether the token was cached, obtained for this hop, or obtained for a concurrent hop.
         until: The time until which the token may be sent, in seconds on the monotonic clock.
     """
@@ -80,8 +80,8 @@ class Renewed(NamedTuple):
 
     Attributes:
         obtained: The token.
-        settle: A function to call exactly once, with ``True`` if the destination has accepted the token, or else
-            ``False``. Requests with the same rejected token wait for this call.
+        settle: A function to call exactly once, with ``True`` if the destination has accepted the token, and with
+            ``False`` otherwise. Requests with the same rejected token wait for this call.
     """
 
     obtained: Obtained

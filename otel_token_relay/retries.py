@@ -1,4 +1,4 @@
-"""Decide whether a rejected request may be retried once with a new token. No I/O or third-party library is used.
+"""Decide, without I/O or third-party libraries, whether a rejected request may be retried once with a new token.
 
 A request is repeated only if doing so is harmless, and only if the response states that the token is the cause:
 

@@ -292,7 +292,7 @@ _read_json: Final = json.JSONDecoder().raw_decode
 def claims_of(token: str) -> dict[str, Any] | None:
     """Return an unverified JWT's claims; ``None`` for any other token or if the claims are unreadable.
 
-    This never raises, regardless of the input.
+    This function never raises an exception, regardless of the input.
     """
     start = token.find(".") + 1
     end = token.find(".", start)
@@ -310,7 +310,7 @@ def claims_of(token: str) -> dict[str, Any] | None:
 def peek(token: str) -> tuple[float | None, bool]:
     """Return an unverified JWT's ``exp``, and whether the JWT contains ``cnf``.
 
-    This never raises, regardless of the input.
+    This function never raises an exception, regardless of the input.
 
     Returns:
         ``(None, False)`` for an opaque token or an unreadable JWT. An ``exp`` that is not a finite

@@ -128,8 +128,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         # not give up their slots.
         client.queue.rotate(1)
         connection._release()
-        # Tornado opens a connection for each request. If this one were not detached, a body that has already arrived
-        # would still be passed to the application's streaming callback.
+        # Tornado opens a connection for each request. If this connection were not detached, a body that has already
+        # arrived would still be passed to the application's streaming callback.
         connection.connection.detach()
         connection._on_end_request()
 

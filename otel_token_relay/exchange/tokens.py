@@ -316,7 +316,7 @@ def _place() -> int:
 
 
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
-    """Return the issuer, according to the verification or else the token itself, and the ``tid`` claim.
+    """Return the issuer, according to the verification or otherwise the token itself, and the ``tid`` claim.
 
     An application's own verifier may not report the issuer. Even a token whose issuer has not been verified must not be
     sent to a different issuer.

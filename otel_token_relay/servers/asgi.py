@@ -207,7 +207,7 @@ class _AsgiBoundary(Boundary):
         super().__init__(locate(values_of, settings), values_of, settings)
 
     def encloses(self, request: Any) -> bool:
-        """Return whether the scope's headers and the current context are still this request's."""
+        """Return whether the scope's headers and the current context still belong to this request."""
         # List comparison compares the elements' identities first, in a single pass in C.
         return (
             request.get("headers") == self._lines
@@ -249,7 +249,7 @@ def _reader(lines: list[tuple[Any, ...]] | None) -> Callable[[str], list[bytes]]
         if lines is None:
             raise TypeError("a header line is not a pair")
         wanted = name.encode("latin-1")
-        # Loops in Python would take several times as long, and this runs for every request.
+        # Loops in Python would take several times as long, and this code runs for every request.
         names = [*map(_lower, map(_name_of, lines))]
         if wanted not in names:
             return []

@@ -211,7 +211,7 @@ class _WsgiBoundary(Boundary):
         super().__init__(_locate_in(values, settings), partial(_lines_of, environ), settings)
 
     def encloses(self, request: Any) -> bool:
-        """Return whether the environ's source headers and the current context are still this request's."""
+        """Return whether the environ's source headers and the current context still belong to this request."""
         return (
             [*map(request.get, self._keys)] == self._values
             and self._is_responding
