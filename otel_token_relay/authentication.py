@@ -41,7 +41,7 @@ class ErrorResponse:
         body: The error, as JSON.
         reason: Why the request is refused, as a word from a closed set. This word is intended for operators and is not
             part of the response. ``None`` if the reason is the same as *error*.
-        claim: The claim that violates a rule, for operators; ``None`` unless exactly one claim violates a rule.
+        claim: The claim that violates a rule, for use by operators; ``None`` unless exactly one claim violates a rule.
     """
 
     status: int

@@ -41,7 +41,7 @@ class Section(NamedTuple):
     """A section of the file that contains settings.
 
     Attributes:
-        path: The section's path for messages, such as ``propagator.composite[2].token_relay``.
+        path: The section's path, for use in messages, such as ``propagator.composite[2].token_relay``.
         content: The section's content, which can be any value.
         duplicates: Keys that the section contains more than once, such as ``destinations[0].audience``.
     """

@@ -25,7 +25,7 @@ _logger = logging.getLogger("otel_token_relay")
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 # The lease of a request whose credentials were rejected.
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
-# A request's `UnusedCredentials`, for redaction.
+# A request's `UnusedCredentials`, for use by redaction.
 UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
 # The `Lease` of a call that the service makes on its own behalf. It is ignored in a context that contains TOKEN_KEY.
 SERVICE_KEY: Final = otel_context.create_key("token-relay-service")

@@ -77,7 +77,7 @@ def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _C
 
     Args:
         path: The file's path.
-        setting: The setting that specifies the file, for messages.
+        setting: The setting that specifies the file, for use in messages.
         parse: A pure function that raises `FileUnusable` for content that it cannot use.
 
     Raises:

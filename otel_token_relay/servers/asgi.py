@@ -39,7 +39,7 @@ _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 class TokenRelayMiddleware:
     """Bind each request's token around an ASGI application, if the application's framework is not hooked.
 
-    Make this the outermost middleware. Inner boundaries reuse its boundary.
+    Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 
     Args:
         app: The ASGI 3 application.

@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     # Until the application is loaded, the attribute may contain a factory or a WSGI application. Each connection copies
-    # it.
+    # the attribute.
     "uvicorn.config": (
         "uvicorn",
         (Place("Config", "loaded_app", asgi.enclose, lambda config: bool(config.loaded)),),
