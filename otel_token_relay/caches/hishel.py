@@ -1,7 +1,8 @@
 """Hooks for hishel 2: its transports for httpx and httpx2, and its adapter for requests.
 
-Except in RFC mode, hishel ignores response headers. The hooks insert a layer below hishel that raises each personal
-response instead of returning it, so that none of hishel's code sees it. The hooks then return the response.
+Except in RFC mode, hishel ignores response headers. The hooks insert a layer below hishel that raises an exception with
+each personal response instead of returning the response, so that none of hishel's code sees it. The hooks then catch
+the exception and return the response.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _PersonalResponse(Exception, Generic[T]):
 
 
 class _Below:
-    """The transport below the cache. This transport raises personal responses instead of returning them."""
+    """The transport below the cache. It raises personal responses in an exception instead of returning them."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
