@@ -14,7 +14,6 @@ from otel_token_relay.patching import Function, Patches
 from otel_token_relay.personal_responses import hide, is_called_by, is_personal, restore
 from otel_token_relay.runtime import Runtime
 
-
 _CLIENTS: Final = {"requests.sessions": ("requests",)}
 
 

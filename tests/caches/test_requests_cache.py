@@ -40,7 +40,9 @@ def test_only_the_librarys_own_session_sees_the_servers_headers(
 
 def test_no_method_and_no_status_is_stored(server: Server) -> None:
     """requests-cache can be told to store any of them. The session is that of a patched requests."""
-    requests_cache.install_cache(backend="memory", allowable_methods=("GET", "HEAD", "POST"), allowable_codes=range(600))
+    requests_cache.install_cache(
+        backend="memory", allowable_methods=("GET", "HEAD", "POST"), allowable_codes=range(600)
+    )
     try:
         for send in (requests.post, requests.head, requests.get):
             statuses = []
