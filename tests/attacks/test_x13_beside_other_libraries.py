@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import threading
 import urllib.request
@@ -39,7 +40,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
     def issue(form: dict[str, str]) -> tuple[int, Any]:
         return 200, {
-            "access_token": f"{form['subject_token']}.{next(count)}",
+            "access_token": f"{form.get('subject_token') or form['assertion']}.{next(count)}",
             "issued_token_type": ACCESS_TOKEN,
             "token_type": "Bearer",
             "expires_in": 300,
@@ -235,3 +236,56 @@ def test_the_response_of_an_old_urllib3_is_marked() -> None:
     assert is_personal(above)
     assert is_personal(SimpleNamespace(raw=above, headers={}))
     assert restore(above).headers.getlist("Cache-Control") == ["public", "max-age=60"]
+
+
+CLAIMS = base64.b64encode(b'{"access_token": {"acrs": {"essential": true, "value": "c1"}}}').decode()
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_refused_claims_do_not_take_away_the_token_without_them(
+    status: int, endpoint: Endpoint, billing: Guarded
+) -> None:
+    """One route of an API, or one host of a wildcard, demands claims. The token stays valid for all the others."""
+    issue = endpoint.respond
+
+    def respond(form: dict[str, str]) -> Any:
+        return (status, {"error": "interaction_required"}) if "claims" in form else issue(form)
+
+    endpoint.respond = respond
+    billing.challenges = [f'Bearer error="insufficient_claims", claims="{CLAIMS}"']
+    billing.accepts = lambda token: len(billing.seen) != 2
+    install(
+        Settings(
+            destinations=(f"{billing.url};audience=api://billing;grant=on-behalf-of;retry=idempotent",),
+            token_endpoint=endpoint.url,
+            client_id="user-service",
+            client_secret=SECRET,
+        )
+    )
+    statuses = []
+    for _ in range(3):
+        with use_token(verified(ALICE)):
+            statuses.append(requests.get(billing.url, timeout=10).status_code)
+
+    assert statuses == [200, 401, 200]
+    assert billing.tokens == [f"{ALICE}.1"] * 3
+    assert ["claims" in form for form in endpoint.forms] == [False, True]
+
+
+def test_a_token_with_the_claims_replaces_the_one_without_them(endpoint: Endpoint, billing: Guarded) -> None:
+    """The next request sends it at once, and it is renewed when it is rejected as well."""
+    billing.challenges = [f'Bearer error="insufficient_claims", claims="{CLAIMS}"']
+    billing.accepts = lambda token: not token.endswith(".1")
+    install(
+        Settings(
+            destinations=(f"{billing.url};audience=api://billing;grant=on-behalf-of;retry=idempotent",),
+            token_endpoint=endpoint.url,
+            client_id="user-service",
+            client_secret=SECRET,
+        )
+    )
+    for _ in range(2):
+        with use_token(verified(ALICE)):
+            assert requests.get(billing.url, timeout=10).status_code == 200
+
+    assert billing.tokens == [f"{ALICE}.1", f"{ALICE}.2", f"{ALICE}.2"]
