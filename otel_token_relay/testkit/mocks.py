@@ -149,7 +149,7 @@ def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
     """Return a copy of the relay that only lists what it would record, and the list."""
     records: list[tuple[Any, ...]] = []
     later = copy.copy(relay)
-    later._record = lambda *record: records.append(record)
+    later._record = lambda *record, **_: records.append(record)  # the relay passes no names
     return later, records
 
 

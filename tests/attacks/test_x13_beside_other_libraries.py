@@ -245,7 +245,7 @@ CLAIMS = base64.b64encode(b'{"access_token": {"acrs": {"essential": true, "value
 def test_refused_claims_do_not_take_away_the_token_without_them(
     status: int, endpoint: Endpoint, billing: Guarded
 ) -> None:
-    """One route of an API, or one host of a wildcard, demands claims. The token stays valid for all the others."""
+    """One route of an API, or one host of a wildcard, demands claims. The token stays valid for all other requests."""
     issue = endpoint.respond
 
     def respond(form: dict[str, str]) -> Any:
