@@ -1,4 +1,4 @@
-"""Generate the pages about variables, reasons and docstrings, and the JSON Schema of the settings, from the package.
+"""Generate the pages about variables, reasons, and docstrings, and the settings' JSON Schema, from the package.
 
 python docs/reference.py            write the files
 python docs/reference.py --check    exit 1 if a file is out of date
@@ -28,12 +28,12 @@ _CONFIGURATION = """\
 # Configuration
 
 {note}
-Every setting is an environment variable, a flag of `opentelemetry-instrument`, a key in [OpenTelemetry's configuration file](#configuration-file) and a field of `Settings`.
-The flag is the variable in lower case without `OTEL_PYTHON_`: `--token_relay_destinations`.
-`OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET` is not a flag, because every user of a machine can read the flags of its processes. It is never printed either.
+Every setting is available as an environment variable, an `opentelemetry-instrument` flag, a key in [OpenTelemetry's configuration file](#configuration-file), and a field of `Settings`.
+The flag is the variable's name in lowercase without `OTEL_PYTHON_`: `--token_relay_destinations`.
+`OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET` has no flag, because every user of a machine can read the flags of its processes. Its value is also never printed.
 
-`OTEL_PROPAGATORS=tracecontext,baggage,token_relay` switches the relay on.
-The value replaces OpenTelemetry's default of `tracecontext,baggage`, so name all three.
+`OTEL_PROPAGATORS=tracecontext,baggage,token_relay` enables the relay.
+The value replaces OpenTelemetry's default of `tracecontext,baggage`, so list all three.
 In code, `install()` does the same.
 
 | variable | default | meaning |
@@ -42,16 +42,16 @@ In code, `install()` does the same.
 
 ## Where settings come from
 
-If several sources contain the same setting, code takes precedence over the configuration file, and the file over environment variables.
-For the settings that protect, `verify`, `require_verified`, `redaction` and `protect_caches`, the strictest of all sources applies.
-For example, an application that calls `install(Settings(destinations=[...]))` cannot switch off a verification that the operator has switched on.
+If multiple sources contain the same setting, code takes precedence over the configuration file, and the file over environment variables.
+For the protective settings, `verify`, `require_verified`, `redaction`, and `protect_caches`, the strictest value from any source applies.
+For example, an application that calls `install(Settings(destinations=[...]))` cannot disable verification that the operator has enabled.
 
 `Settings.load()` reads all sources, and `Settings.from_env()` only the environment variables.
-`otel-token-relay check` prints each setting that differs from its default, and its source.
+`otel-token-relay check` prints each setting that differs from its default, along with its source.
 
 ## Configuration file
 
-`OTEL_CONFIG_FILE` names OpenTelemetry's configuration file.
+`OTEL_CONFIG_FILE` contains the path of OpenTelemetry's configuration file.
 The settings are under `token_relay` in `instrumentation/development.python`:
 
 ```yaml
@@ -81,19 +81,19 @@ instrumentation/development:
       max_age: ${{MAX_AGE:-60}}
 ```
 
-The item `token_relay` in `propagator.composite`, or the same name in `composite_list`, switches the relay on.
-That item may contain settings as well, which apply unless `instrumentation/development` contains them.
-A key is the name of a field of `Settings`.
-A list may also be text with commas, as in the variable.
-A destination is text or a mapping of `origin` and its parameters.
-An issuer is text or a mapping of `issuer` and what belongs to this issuer alone: `jwks_uri`, `audience`, `introspection_endpoint`, and `client` with `id`, `auth`, and the parts of one [credential](verification-issuers.md#the-credential-of-this-service): `secret`, `secret_file`, `key_file` and `key_id`, `assertion_file`, or `cert_file`.
-With several issuers, `jwks_uri`, `introspection_endpoint` and the credential must be in these mappings, because they belong to one issuer each.
-An empty value, such as a `${{NAME}}` that is not set, leaves the setting unset, except `verify` and `require_verified`, which take their strict value.
+The `token_relay` item in `propagator.composite`, or the same name in `composite_list`, enables the relay.
+That item may also contain settings, which apply unless `instrumentation/development` contains them.
+Each key is the name of a `Settings` field.
+A list may also be a comma-separated string, as in the variable.
+A destination is a string or a mapping that contains `origin` and its parameters.
+An issuer is a string or a mapping that contains `issuer` and the settings that belong to this issuer alone: `jwks_uri`, `audience`, `introspection_endpoint`, and `client` with `id`, `auth`, and the parts of one [credential](verification-issuers.md#the-credential-of-this-service): `secret`, `secret_file`, `key_file` and `key_id`, `assertion_file`, or `cert_file`.
+If there are multiple issuers, `jwks_uri`, `introspection_endpoint`, and the credential must be in these mappings, because each of them belongs to one issuer.
+An empty value, such as a `${{NAME}}` that is not set, leaves the setting unset, except for `verify` and `require_verified`, which take their strict values.
 
 The package reads the file itself when the process starts.
 The settings therefore also apply if the file has `disabled: true`, or if OpenTelemetry fails to start for another reason.
-A JSON file needs no other package; YAML requires `opentelemetry-configuration`, as it does for OpenTelemetry.
-The package contains a JSON Schema of the mapping, `settings.schema.json`.
+A JSON file does not require any other package; YAML requires `opentelemetry-configuration`, as it does for OpenTelemetry.
+The package contains a JSON Schema for the mapping, `settings.schema.json`.
 
 If the file cannot be read and may contain settings, no token is relayed, and `verify` is `enforce` until the file can be read or `OTEL_CONFIG_FILE` is unset.
 A file that can be opened and does not contain the word `token_relay` contains no settings.
@@ -102,8 +102,8 @@ A file that can be opened and does not contain the word `token_relay` contains n
 
 `Settings(...)` raises `ConfigurationError` at the first invalid value.
 `Settings.load()` and `Settings.from_env()` never raise, because an exception there would keep the application from starting.
-One error is logged for each invalid value, and `otel-token-relay check` prints them and exits with 1.
-An invalid value falls back to the strict value, which never relays more than intended:
+One error is logged for each invalid value, and `otel-token-relay check` prints these errors and exits with status 1.
+An invalid value is replaced with the setting's strict value, which never relays more than intended:
 
 | variable | strict value |
 |---|---|
@@ -111,15 +111,15 @@ An invalid value falls back to the strict value, which never relays more than in
 
 ### Misspelled names
 
-Each variable that begins with `OTEL_PYTHON_TOKEN_RELAY_` but does not exist is reported, with the name that is nearest to it.
-So is a variable whose name differs from a setting's by at most two characters, by case or by its prefix, such as `TOKEN_RELAY_VERIFY`.
-The same applies to the names `OTEL_PROPAGATORS` and `OTEL_CONFIG_FILE`.
+Each variable that begins with `OTEL_PYTHON_TOKEN_RELAY_` but does not exist is reported, along with the closest existing name.
+So is a variable whose name differs from a setting's name by at most two characters, by case, or by its prefix, such as `TOKEN_RELAY_VERIFY`.
+The same applies to misspellings of `OTEL_PROPAGATORS` and `OTEL_CONFIG_FILE`.
 In a configuration file, each unknown key is reported with its path, and so is a duplicate key.
 A section whose name only resembles `token_relay` is also reported, because its settings have no effect.
 
-The setting that was probably meant then takes its strict value, unless it is set under its right name.
-For example, `…_VERIFIY=report` applies `enforce`, and `…_HEADR=x-token` relays no token, until the name is corrected or the variable itself is set.
-The values blank, `off`, `false`, `no` and `0` of a misspelled `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` change nothing.
+The setting that was probably intended then takes its strict value, unless it is set under its correct name.
+For example, with `…_VERIFIY=report`, `enforce` applies, and with `…_HEADR=x-token`, no token is relayed, until the name is corrected or the variable itself is set.
+If a misspelled `OTEL_PYTHON_TOKEN_RELAY_VERIFY` or `OTEL_PYTHON_TOKEN_RELAY_REQUIRE_VERIFIED` is blank, `off`, `false`, `no`, or `0`, it has no effect.
 
 ## In code
 
@@ -141,7 +141,7 @@ _REASONS = """\
 # Reasons
 
 {note}
-Each hop produces one decision: `relayed`, `exchanged`, `own` or `withheld`.
+Each hop produces one decision: `relayed`, `exchanged`, `own`, or `withheld`.
 Each decision has one reason from a closed set. The strings are stable.
 
 | kind | reasons | where |
@@ -150,9 +150,9 @@ Each decision has one reason from a closed set. The strings are stable.
 
 ## Where to find them
 
-- On the CLIENT span of the call, if it is recorded: `token_relay.decision` and `token_relay.reason`, and either `token_relay.entry`, the entry that matches, or `token_relay.origin`, the origin that no entry matches.
-- In the counter `token_relay.decisions`: `token_relay.decision` and `token_relay.reason`, and if the destination is listed, `token_relay.entry`.
-  If the entry names an exact host, `server.address` contains it.
+- On the call's CLIENT span, if the span is recorded: `token_relay.decision` and `token_relay.reason`, and either `token_relay.entry`, the entry that matches, or `token_relay.origin`, the origin that no entry matches.
+- In the `token_relay.decisions` counter: `token_relay.decision` and `token_relay.reason`, and if the destination is listed, `token_relay.entry`.
+  If the entry specifies an exact host, `server.address` contains that host.
 - On standard error, with `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`; see [the decision log](#decision-log).
 - In the debug log of `otel_token_relay`, with the entry or the origin.
 - Before the call: `otel-token-relay explain URL`.
@@ -169,10 +169,10 @@ With `OTEL_PYTHON_TOKEN_RELAY_LOG=decisions`, each hop and each verification wri
 2026-11-27T06:45:36.140Z otel-token-relay verification=refused reason=wrong_audience claim=aud
 ```
 
-`OTEL_PYTHON_TOKEN_RELAY_LOG=debug` also writes the debug messages of this package and, for a rejected token, `cause`: what was expected, and what the token has.
-`cause` contains values of claims from a token that is not valid, masked, escaped and cut to 100 characters each.
+`OTEL_PYTHON_TOKEN_RELAY_LOG=debug` also writes the debug messages of this package and, for a rejected token, `cause`: what was expected and what the token contains.
+`cause` contains claim values from an invalid token, each of which is masked, escaped, and truncated to 100 characters.
 Lines are ASCII; all other characters are escaped.
-A line has at most 500 bytes, and at most 100 lines are written in a second; `skipped_lines` in the next line says how many are missing.
+A line has at most 500 bytes, and at most 100 lines are written per second; `skipped_lines` in the next line is the number of lines that were not written.
 
 ## Hops
 
@@ -180,13 +180,13 @@ A line has at most 500 bytes, and at most 100 lines are written in a second; `sk
 |---|---|---|---|
 {hop}
 
-If several reasons apply to a request with a token, the decision has the first one in this order: `destination_unknown` or `destination_not_listed`, `explicit_credential`, reasons that concern the token, `exchange_failed`.
-Without a token, the reason is `explicit_credential` if the destination is listed and the request has a credential of its own, and `no_token` otherwise.
+If multiple reasons apply to a request with a token, the decision has the first one in this order: `destination_unknown` or `destination_not_listed`, `explicit_credential`, reasons that concern the token, and `exchange_failed`.
+For a request without a token, the reason is `explicit_credential` if the destination is listed and the request has its own credential, and `no_token` otherwise.
 
 ## Incoming credentials
 
-The credentials of an incoming request are read once.
-These reasons appear in the debug log and, if requests are verified, as reasons of the [verification](#verification).
+An incoming request's credentials are read only once.
+These reasons appear in the debug log and, if requests are verified, as reasons for the [verification](#verification) result.
 A hop of that request is withheld with the reason `no_token`.
 
 | reason | what it means | what to do |
@@ -195,7 +195,7 @@ A hop of that request is withheld with the reason `no_token`.
 
 ## Verification
 
-A request that is not accepted has one of these reasons in the counter `token_relay.verifications`, in the warning and, if it is rejected, on its SERVER span; see [what operators see](verification.md#what-operators-see).
+A request that is not accepted has one of these reasons in the `token_relay.verifications` counter, in the warning, and, if the request is rejected, on its SERVER span; see [what operators see](verification.md#what-operators-see).
 
 | reason | outcome |
 |---|---|
@@ -208,8 +208,8 @@ _DOCSTRINGS = """\
 # API from docstrings
 
 {note}
-The site shows the parameters, attributes and exceptions of each public name here, from the docstrings in the code.
-In the repository, read the modules that the lines below name. The page [API](api.md) lists all names in tables.
+On the site, this page shows the parameters, attributes, and exceptions of each public name, taken from the docstrings in the code.
+In the repository, read the modules that are listed below. The [API](api.md) page lists all names in tables.
 
 {sections}
 """
@@ -261,7 +261,7 @@ def build_pages() -> dict[Path, str]:
 
 
 def _docstrings_of(module: str) -> str:
-    """Return the section of a module, whose lines mkdocstrings replaces."""
+    """Return a module's section, whose lines mkdocstrings replaces."""
     names = (name for name in importlib.import_module(module).__all__ if not name.isupper())
     return "\n\n".join([f"## {module}", *(f"::: {module}.{name}" for name in names)])
 
@@ -289,16 +289,16 @@ _UNSET = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": r"^\s*$"}]}
 
 
 def build_schema() -> dict[str, object]:
-    """Return the JSON Schema of the settings in a configuration file."""
+    """Return the JSON Schema for the settings in a configuration file."""
     properties = {
         name: {"description": v.meaning, **v.kind.schema, **({"default": v.default} if v.default else {})}
         for name, v in VARIABLES.items()
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "otel-token-relay: the mapping `token_relay` in OpenTelemetry's configuration file",
+        "title": "otel-token-relay: the `token_relay` mapping in OpenTelemetry's configuration file",
         "type": ["object", "null"],
-        # A blank value means that the setting is not set, because ${NAME} may name a variable that is missing.
+        # A blank value means that the setting is not set, because ${NAME} may refer to a missing variable.
         "properties": {name: {"anyOf": [schema, _UNSET]} for name, schema in properties.items()},
         "additionalProperties": False,
     }
@@ -310,13 +310,13 @@ def _rows(rows: Iterable[tuple[str, ...]]) -> str:
 
 def _strict_value(name: str, variable: Variable) -> str:
     if name == "destinations":
-        return "the invalid entry is skipped, the valid entries remain"
+        return "the invalid entry is skipped; the valid entries remain"
     if name == "header":
         return "no destination: the token must not be sent in a header that was not configured"
     if name == "source_headers":
         return "no header: no token is accepted"
     if name == "issuers":
-        return "the invalid entry is skipped, the valid entries remain"
+        return "the invalid entry is skipped; the valid entries remain"
     if variable.strict is None:
         return "not set"
     return f"`{variable.strict:g}`" if isinstance(variable.strict, float) else f"`{str(variable.strict).lower()}`"

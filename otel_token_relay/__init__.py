@@ -1,6 +1,6 @@
-"""Carry the caller's bearer token through the OpenTelemetry context to listed destinations only.
+"""Carry the caller's bearer token through the OpenTelemetry Context, and only to destinations on the allow-list.
 
-Each public name is imported when it is first used, so that pytest can load the plug-in of this package
+Each public name is imported when it is first used, so that pytest can load this package's plug-in
 (`otel_token_relay.pytest_plugin`) without importing OpenTelemetry.
 """
 
@@ -51,7 +51,7 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # otherwise, type checkers would accept every name
+if not TYPE_CHECKING:  # otherwise, type checkers would accept any name
 
     def __getattr__(name: str) -> object:
         """Import a public name (PEP 562)."""
@@ -62,5 +62,5 @@ if not TYPE_CHECKING:  # otherwise, type checkers would accept every name
 
 
 def __dir__() -> list[str]:
-    """Return the public names as well, for completion."""
+    """Return the module's names, including the public names that have not been imported yet, for completion."""
     return sorted({*globals(), *__all__})

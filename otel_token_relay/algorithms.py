@@ -21,7 +21,7 @@ KEY_TYPES: Final[Mapping[str, frozenset[tuple[str, str | None]]]] = {
     "EdDSA": frozenset({("OKP", "Ed25519"), ("OKP", "Ed448")}),
     "Ed25519": frozenset({("OKP", "Ed25519")}),
 }
-"""The ``(kty, crv)`` pairs that each algorithm's keys may have. No algorithm is symmetric (RFC 8725, section 3.1)."""
+"""The ``(kty, crv)`` pairs that each algorithm's keys may have. All are asymmetric (RFC 8725, section 3.1)."""
 
 ALGORITHMS: Final = tuple(KEY_TYPES)
 DEFAULT_ALGORITHMS: Final = ("RS256", "PS256", "ES256", "EdDSA")

@@ -1,4 +1,4 @@
-"""The interface between server boundaries and authenticators: the request and the response."""
+"""The interface between server boundaries and authenticators: requests and error responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Authenticator(Protocol):
     """Decides whether a request may reach the application. Its methods must not raise."""
 
     def check(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response, or ``None`` to accept the request, whose token is then marked as verified."""
+        """Return the error response, or ``None`` to accept the request and mark its token as verified."""
         ...
 
     async def check_async(self, credentials: Credentials, path: RequestPath) -> ErrorResponse | None:
@@ -24,7 +24,7 @@ class Authenticator(Protocol):
         ...
 
     def prepare(self) -> None:
-        """Do the first check's setup in advance, outside any request; see `Runtime.prepare`."""
+        """Perform the first check's setup ahead of time, outside any request; see `Runtime.prepare`."""
         ...
 
 
@@ -32,16 +32,16 @@ class Authenticator(Protocol):
 class ErrorResponse:
     """The complete response to a request that does not reach the application.
 
-    It is an error, except for a request for the metadata of a protected resource, which has the status 200 or 204.
+    It is an error, except in the case of a request for protected resource metadata, which gets a 200 or 204 response.
 
     Attributes:
-        status: The HTTP status code, which is translated to a gRPC status code for gRPC requests.
-        error: One word from a closed set; empty if the response is not an error.
-        headers: All headers of the HTTP response.
-        body: The error as JSON.
-        reason: Why the request is refused, for operators; one word from a closed set. The response does not contain
-            it. ``None`` if it is *error*.
-        claim: The claim that does not satisfy a rule, for operators; ``None`` if there is not exactly one.
+        status: The HTTP status code. For gRPC requests, it is mapped to a gRPC status code.
+        error: A word from a closed set; empty if the response is not an error.
+        headers: All HTTP response headers.
+        body: The error, as JSON.
+        reason: Why the request is refused, as a word from a closed set. It is for operators and is not part of the
+            response. ``None`` if it is the same as *error*.
+        claim: The claim that violates a rule, for operators; ``None`` unless exactly one claim does.
     """
 
     status: int
@@ -63,22 +63,22 @@ class ErrorResponse:
         return cls(status, error, (*fixed, *headers), body)
 
     def because(self, reason: str, claim: str | None = None) -> ErrorResponse:
-        """Return the same response with a *reason* and, if one claim is the cause, its name."""
+        """Return the same response with a *reason* and, if a single claim is the cause, that claim's name."""
         return replace(self, reason=reason, claim=claim)
 
 
 CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
-"""The response if requests must be verified, but an operator must first correct a setting or a program."""
+"""The response when requests must be verified, but cannot be until an operator corrects a setting or a program."""
 
 
-# What may follow the `/` of an entry that ends with `/*`: whole segments in characters that no server or framework
-# decodes, removes or interprets, none of them `.` or `..`. The last segment may be empty.
+# What may follow the `/` in an entry that ends with `/*`: whole segments, except `.` and `..`, that consist of
+# characters that no server or framework decodes, removes, or interprets. The last segment may be empty.
 _are_plain_segments: Final = re.compile(
     r"(?:(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/|\Z))*", re.ASCII
 ).fullmatch
 
 
-# Browsers send the first two in each preflight request, and never one of those below.
+# Browsers send both of these headers in every preflight request, and never any of the headers below.
 _PREFLIGHT: Final = ("origin", "access-control-request-method")
 _NOT_PREFLIGHT: Final = (
     "content-length",
@@ -90,7 +90,7 @@ _NOT_PREFLIGHT: Final = (
 
 
 class Exclusions:
-    """The paths that require no token.
+    """The paths that do not require a token.
 
     Args:
         entries: Paths that must match exactly, and paths followed by ``/*``, which match all paths below them.
@@ -109,7 +109,7 @@ class Exclusions:
         return not path.is_mount_chosen
 
     def _covers_below(self, routed: str, is_encoded: bool) -> bool:
-        # A prefix is less reliable than a whole path: an application that decodes, normalizes or splits the rest
+        # A prefix is less reliable than a whole path: an application that decodes, normalizes, or splits the remainder
         # differently may route the request elsewhere.
         return not is_encoded and any(
             routed.startswith(prefix) and _are_plain_segments(routed[len(prefix) :]) is not None
@@ -118,7 +118,7 @@ class Exclusions:
 
 
 def needs_no_token(credentials: Credentials, path: RequestPath, exclusions: Exclusions) -> bool:
-    """Return whether a request is served without verification: on an excluded path, or as a CORS preflight request."""
+    """Return whether a request to an excluded path, or a CORS preflight request, is served without verification."""
     return exclusions.cover(path) or (credentials is Reason.ABSENT and path.is_preflight)
 
 
@@ -126,14 +126,14 @@ class RequestPath:
     """A request's path and method, as seen by one boundary.
 
     Args:
-        routed: The path that the application routes by, without the mount point; ``None`` if
-            applications could read the path differently.
-        whole: The path including the mount point. An inner boundary that sees the same whole path
-            serves part of the same application.
+        routed: The path that the application uses for routing, without the mount point; ``None`` if applications could
+            interpret the path differently.
+        whole: The path, including the mount point. An inner boundary that sees the same whole path serves part of the
+            same application.
         header_values: Returns the values of all header lines.
-        method: The HTTP method in upper case; empty for WebSockets and for protocols other than HTTP.
-        values_of: Returns the values of the header with the given name in lower case.
-        is_encoded: Whether the path that the client sent contains percent-encoded characters.
+        method: The HTTP method in uppercase; empty for WebSockets and for protocols other than HTTP.
+        values_of: Returns the values of the header with the given lowercase name.
+        is_encoded: Whether the path, as sent by the client, contains percent-encoded characters.
     """
 
     __slots__ = ("_header_values", "_values_of", "is_encoded", "method", "routed", "whole")
@@ -157,7 +157,7 @@ class RequestPath:
 
     @property
     def is_preflight(self) -> bool:
-        """Whether this is a CORS preflight request, as browsers send it: without a body and without a method override.
+        """Whether this is a CORS preflight request as sent by browsers: without a body or a method override.
 
         Source: Fetch standard, section 4.8.
         """
@@ -173,8 +173,8 @@ class RequestPath:
         """Whether the client may have chosen the mount point.
 
         Servers and middleware, even middleware inside this boundary, read the mount point from headers
-        (``Daphne-Root-Path``, ``SCRIPT_NAME``, ``X-Forwarded-Prefix``, ``X-Script-Name``). By sending the
-        beginning of the path in such a header, a client could disguise any path as an excluded one.
+        (``Daphne-Root-Path``, ``SCRIPT_NAME``, ``X-Forwarded-Prefix``, ``X-Script-Name``). By sending the start of the
+        path in such a header, a client could disguise any path as an excluded one.
         """
         if self.routed is None:
             return True

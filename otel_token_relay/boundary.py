@@ -1,4 +1,4 @@
-"""The part that all server boundaries share: the token and the lease of one request."""
+"""The part that all server boundaries share: a request's token and lease."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _logger = logging.getLogger("otel_token_relay")
 
 ValuesOf = Callable[[str], Sequence[str | bytes]]
 
-# The key under which a request (an ASGI scope or a WSGI environ) stores its boundary, so that nested
-# applications, instrumentation and middleware use the same one.
+# The key under which a request (an ASGI scope or a WSGI environ) stores its boundary, so that nested applications,
+# instrumentation, and middleware use the same one.
 BOUNDARY_KEY = "otel_token_relay.boundary"
 
 
 class RequestLease(Lease):
-    """The lease of a request, as opposed to one that `use_token` opens.
+    """A request's lease, as opposed to one that `use_token` opens.
 
-    It knows the thread and, under asyncio, the task that opened it.
+    It records the thread and, under asyncio, the task that opened it.
     """
 
     __slots__ = ("_task", "_thread")
@@ -52,19 +52,19 @@ class RequestLease(Lease):
         self._task = _current_task()
 
     def move_here(self) -> None:
-        """Record the current thread and task as those that serve the request."""
+        """Record the current thread and task as the ones that serve the request."""
         self._thread = threading.get_ident()
         self._task = _current_task()
 
     @property
     def is_here(self) -> bool:
-        """Whether the calling code runs in the thread and, under asyncio, in the task that serves the request."""
+        """Whether the calling code runs in the thread and, under asyncio, the task that serves the request."""
         return self._thread == threading.get_ident() and self._task == _current_task()
 
 
 def _current_task() -> int | None:
-    """Return the id of the current asyncio task, which is unique while the task runs and does not keep it alive."""
-    asyncio: Any = sys.modules.get("asyncio")  # importing it would take 30 ms
+    """Return the current asyncio task's ID, which is unique while the task runs and does not keep the task alive."""
+    asyncio: Any = sys.modules.get("asyncio")  # importing it here would take 30 ms
     if asyncio is None or (loop := asyncio._get_running_loop()) is None:
         return None
     return id(asyncio.current_task(loop))
@@ -75,12 +75,12 @@ class Boundary:
 
     Args:
         source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
-        values_of: Returns every field line of the header with a given lowercase name. It is called only if the
-            request may contain credentials that are not used.
-        settings: Determine how the header is read and how long the lease lingers.
+        values_of: Returns every field line of the header with a given lowercase name. It is called only if the request
+            may contain unused credentials.
+        settings: The settings that determine how the header is read and how long the lease lingers.
 
     Attributes:
-        credentials: The token, or the reason why there is none.
+        credentials: The token, or the reason that there is none.
         token: The token, or ``None``.
         admitted_by: The authenticators that have accepted this request, each with the whole path and the routed path
             that it accepted; see `RequestPath`.
@@ -119,7 +119,7 @@ class Boundary:
         self._lease = RequestLease()
         self.credentials = credentials = read(source, settings, lease=self._lease)
         self.token = credentials if isinstance(credentials, BearerToken) else None
-        # Whether the request has credentials, but none that can be used.
+        # Whether the request has credentials but no usable ones.
         self._is_refused = self.token is None and credentials is not Reason.ABSENT
         if self._is_refused:
             _logger.debug("no token taken from the request: %s", credentials)
@@ -137,11 +137,11 @@ class Boundary:
 
     @classmethod
     def of(cls, values_of: ValuesOf, settings: Settings) -> Boundary:
-        """Return the boundary of a request whose header lines *values_of* returns."""
+        """Return the boundary for the request whose header lines *values_of* returns."""
         return cls(locate(values_of, settings), values_of, settings)
 
     def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response; ``None`` if *authenticator* accepts or has already accepted this request and path.
+        """Return the error response; ``None`` if *authenticator* accepts this request and path, or already has.
 
         Only successful checks are cached. Middleware may retry a request or split it into several, so failed
         and pending checks run again.
@@ -161,7 +161,7 @@ class Boundary:
         return self._note(authenticator, path, await authenticator.check_async(self.credentials, path))
 
     def is_verified_for(self, authenticator: Authenticator, whole_path: str) -> bool:
-        """Return whether *authenticator* has verified this request's token for this path, mount point included."""
+        """Return whether *authenticator* has verified this request's token for this path, including the mount point."""
         return (
             self.token is not None
             and self.token.verification is not None
@@ -169,11 +169,11 @@ class Boundary:
         )
 
     def _was_admitted(self, authenticator: Authenticator, path: RequestPath) -> bool:
-        """Return whether this request needs no further check at an inner boundary.
+        """Return whether an inner boundary can skip checking this request.
 
-        A verified token is valid for every part of the application. An exclusion applies at an inner boundary only
-        if the path is the same and the inner application removes at least as much of it as the outer boundary did.
-        It never applies below a mount point that the client chose.
+        A verified token is valid for every part of the application. An exclusion applies at an inner boundary only if
+        the path is the same and the inner application strips at least as much of it as the outer boundary did. It never
+        applies below a mount point that the client may have chosen.
         """
         return self.is_verified_for(authenticator, path.whole) or any(
             admitted_by is authenticator
@@ -191,10 +191,10 @@ class Boundary:
         return error_response
 
     def context(self) -> Context:
-        """Return the current context with the request's token, or with no token.
+        """Return the current context with the request's token, or without a token.
 
-        Instrumentation may see only one of two duplicate headers and accept it. Rejected credentials are
-        therefore marked, so that ``extract`` ignores them until the request ends.
+        Instrumentation may see only one of two duplicate headers and accept it. Therefore, rejected credentials are
+        marked so that ``extract`` ignores them until the request ends.
         """
         context = with_token(self.token)
         if self._is_refused or REFUSED_KEY in context:
@@ -204,9 +204,10 @@ class Boundary:
         return context
 
     def encloses(self, request: Any) -> bool:
-        """Return whether inner code serves the same request that the boundary was opened for.
+        """Return whether inner code is serving the request that this boundary was opened for.
 
-        This check is fast and therefore conservative: it returns ``False`` if it would need more than one comparison.
+        This check is designed to be fast, so it is conservative: it returns ``False`` if more than one comparison would
+        be needed.
 
         Args:
             request: The request's ASGI scope or WSGI environ.
@@ -216,12 +217,13 @@ class Boundary:
     def still_applies_to(self, locate_now: Callable[[Settings], Source]) -> bool:
         """Return whether an inner application may use this boundary.
 
-        It must not do so once the response is complete, or if middleware has replaced or removed the credentials.
-        The same applies if the current context is empty or belongs to another request, as in a worker task. A
-        token that the application has bound with `use_token` stays bound.
+        An inner application must not use this boundary if the response is complete, if middleware has replaced or
+        removed the credentials, or if the current context is empty or belongs to a different request, as in a worker
+        task. A token that the application has bound with `use_token` stays bound.
 
         Args:
-            locate_now: Returns the header that contains the credentials now, according to this boundary's settings.
+            locate_now: Returns the header that currently contains the credentials, according to the settings passed to
+                it.
         """
         context = get_current()
         if not self._is_responding or TOKEN_KEY not in context:
@@ -230,16 +232,16 @@ class Boundary:
         if bound is not None and bound.lease is not self._lease and isinstance(bound.lease, RequestLease):
             return False
         source = locate_now(self._settings)
-        # Identical header lines contain the same token, so they are not parsed again.
+        # Identical header lines contain the same token, so they do not have to be parsed again.
         return source == self._source or read(source, self._settings) == self.credentials
 
     def move_here(self) -> None:
-        """Record the current thread and task as those that serve the request; see `RequestLease`."""
+        """Record the current thread and task as the ones that serve the request; see `RequestLease`."""
         if self._lease is not None:
             self._lease.move_here()
 
     def close(self) -> None:
-        """End the lease, because the response is complete or has been aborted."""
+        """End the lease after the response has been completed or aborted."""
         self._is_responding = False
         if self._lease is not None:
             self._lease.end(linger=self._settings.linger)

@@ -21,22 +21,23 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
     """Carry the caller's token into work that runs after the request or outside its context.
 
     Use this for work that runs after the response, and for work that starts in an empty context: a
-    ``Thread`` subclass that overrides ``run``, a greenlet, a callback, or a custom executor. `carry`
-    captures the token when it is called, never later, and binds the token while the work runs.
+    ``Thread`` subclass that overrides ``run``, a greenlet, a callback, or a custom executor. `carry` captures the token
+    at the time of the call, never later, and binds the token while the work runs.
 
     Args:
-        work: A function, a coroutine function, a sync or async generator function, a coroutine or a
-            generator. If a function returns a coroutine or a generator, as a lambda or a
-            ``functools.partial`` can, the returned object is carried as well.
-        seconds: How long the token may be used, starting now; ``None`` for ``…_MAX_AGE`` seconds, as
-            with any token that has no lease. Work that has already been carried keeps its token.
+        work: A function, a coroutine function, a sync or async generator function, a coroutine, or a generator. If a
+            function, such as a lambda or a ``functools.partial``, returns a coroutine or a generator, the returned
+            object is carried as well.
+        seconds: How long the token may be used, starting now; ``None`` for ``…_MAX_AGE`` seconds, as with any token
+            without a lease. Work that is already carried keeps its token.
 
     Returns:
         Work of the same kind. It runs without a token if the caller has none.
 
     Raises:
-        TypeError: *work* is of an unsupported kind. A task already runs in its own context. A context manager
-            does not run the body of its ``with`` block, so carry the function that contains the block.
+        TypeError: *work* is of an unsupported kind, such as a task or a context manager. A task already runs in its own
+            context. A context manager does not run the body of its ``with`` block, so carry the function that contains
+            the block instead.
     """
     if isinstance(work, _MANAGERS) or getattr(work, "__code__", None) in _MANAGER_CODES:
         raise TypeError("carry does not take a context manager: carry the function that contains the with block")
@@ -45,7 +46,7 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         if seconds is not None:
             token = token.rebind(lease=Lease(seconds=seconds))
         else:
-            # A token without a lease keeps its age: carrying it repeatedly must not extend its life.
+            # A token without a lease keeps its age: carrying it repeatedly must not extend its lifetime.
             token = token.rebind(lease=None, received_at=None if token.lease else token.received_at)
     bound = _bind_running(work, token)
     if bound is work:
@@ -65,7 +66,7 @@ def _bound(token: BearerToken | None) -> Generator[None, None, None]:
 
 
 def _bind_running(work: Any, token: BearerToken | None) -> Any:
-    """Bind the token to a coroutine or a generator; return any other object unchanged."""
+    """Bind the token to a coroutine or generator; return any other object unchanged."""
     for _, is_running, bind in _KINDS:
         if is_running(work):
             return bind(lambda: work, token)()
@@ -99,8 +100,8 @@ def _bind_coroutine(work: Callable[..., Awaitable[Any]], token: BearerToken | No
     return bound
 
 
-# A generator runs in the context of the consumer that requests the next value. A token that stayed attached
-# while the generator is suspended would be in the consumer's context, so the token is bound for each step.
+# A generator runs in the context of the consumer that requests the next value. A token that stayed attached while the
+# generator is suspended would leak into the consumer's context, so the token is bound separately for each step.
 def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: BearerToken | None) -> Any:
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -155,15 +156,15 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
     return bound
 
 
-# A function decorated with `contextmanager` returns a manager, and the caller runs the block. If such a
-# function were carried, the token would be bound only while the manager was being created.
+# A function decorated with `contextmanager` returns a context manager, and the calling code runs the block. If such a
+# function were carried, the token would be bound only while the context manager is created.
 _MANAGER_CODES: Final = frozenset(
     decorate(cast("Any", None)).__code__ for decorate in (contextmanager, asynccontextmanager)
 )
 _MANAGERS: Final = (ContextDecorator, AsyncContextDecorator)
 _RUNNING: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
-# For each kind of work: a test for its functions, a test for running work, and the function that binds the token.
+# For each kind of work: the test for its functions, the test for running work, and the function that binds the token.
 _KINDS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], bool], Callable[..., Any]], ...]] = (
     (inspect.iscoroutinefunction, inspect.iscoroutine, _bind_coroutine),
     (inspect.isgeneratorfunction, inspect.isgenerator, _bind_generator),

@@ -1,4 +1,4 @@
-"""The command line: parse the arguments and run one of `otel_token_relay.commands`."""
+"""The command-line entry point: parse the arguments and run a command from `otel_token_relay.commands`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; see `otel_token_relay.commands`."""
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # the shell has closed it
+        if getattr(sys, stream) is None:  # closed by the shell
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # open until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The output quotes the user's own input, which the terminal's encoding may not support.
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"otel-token-relay {options.command}: error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except OSError as error:  # the reader, such as head, has stopped reading, or the disk is full
+    except OSError as error:  # a reader such as head has stopped reading, or the disk is full
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):

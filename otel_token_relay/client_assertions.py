@@ -1,7 +1,7 @@
-"""Sign the assertions with which this service identifies itself (RFC 7523, section 2.2).
+"""Sign the assertions that this service uses to authenticate itself (RFC 7523, section 2.2).
 
-The algorithm is determined by the key. PyJWT and cryptography are imported when the first key is read, because the
-settings are also read without the extras that install them.
+The key determines the algorithm. PyJWT and cryptography are imported when the first key is read, because settings must
+be readable even if the extras that install these packages are missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from otel_token_relay.credential_files import CredentialUnavailable, FileUnusabl
 
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-# Servers limit how far `exp` may be in the future: Auth0 to 5 minutes, Keycloak to 1 minute after `iat`.
+# Servers limit how far in the future `exp` may be: 5 minutes for Auth0, and 1 minute after `iat` for Keycloak.
 LIFETIME_SECONDS: Final = 60
 _MIN_RSA_BITS: Final = 2048
 
@@ -36,9 +36,9 @@ class SigningKey(NamedTuple):
     """A private key and its properties.
 
     Attributes:
-        key: The key, as an object of the package cryptography.
+        key: The key object, from the cryptography package.
         algorithm: The name of the signature algorithm.
-        key_id: The key's own ``kid``; ``None`` for none.
+        key_id: The key's own ``kid``; ``None`` if it has none.
         public: The public key in DER.
     """
 
@@ -56,7 +56,7 @@ class Certificate(NamedTuple):
 
     Attributes:
         thumbprint: The value of ``x5t#S256`` (RFC 7515, section 4.1.8).
-        public: Its public key in DER.
+        public: The certificate's public key in DER.
     """
 
     thumbprint: str
@@ -64,10 +64,10 @@ class Certificate(NamedTuple):
 
 
 def parse_private_key(content: bytes) -> SigningKey:
-    """Read a private key in PEM, which may be among other parts, or a JWK (RFC 7517).
+    """Parse a private key in PEM, which may be surrounded by other content, or a JWK (RFC 7517).
 
     Raises:
-        FileUnusable: The content is something else, or a kind of key that cannot sign.
+        FileUnusable: The content is not a private key, or the key cannot sign.
         CredentialUnavailable: A package is missing.
     """
     check_packages()
@@ -77,10 +77,10 @@ def parse_private_key(content: bytes) -> SigningKey:
 
 
 def parse_certificate(content: bytes) -> Certificate:
-    """Read the first certificate of a file in PEM.
+    """Parse the first certificate in a PEM file.
 
     Raises:
-        FileUnusable: The content is something else.
+        FileUnusable: The content does not include a readable certificate.
         CredentialUnavailable: A package is missing.
     """
     check_packages()
@@ -108,17 +108,17 @@ def sign_assertion(
     key_id: str | None = None,
     thumbprint: str | None = None,
 ) -> str:
-    """Return an assertion that can be used once.
+    """Return a single-use assertion.
 
     Args:
-        key: Signs the assertion.
-        client_id: The client, which is both issuer and subject.
+        key: The key that signs the assertion.
+        client_id: The client ID, which is both the issuer and the subject.
         audience: The value of ``aud``.
-        now: The time, in seconds since the epoch.
-        is_rfc7523: Whether the assertion has the form of RFC 7523, with ``nbf``, which Microsoft Entra expects;
-            otherwise, it has the form of draft-ietf-oauth-rfc7523bis.
-        key_id: The value of ``kid``; ``None`` for the key's own.
-        thumbprint: The value of ``x5t#S256``; ``None`` for none.
+        now: The current time, in seconds since the epoch.
+        is_rfc7523: Whether the assertion follows RFC 7523, including ``nbf``, as Microsoft Entra expects; otherwise, it
+            follows draft-ietf-oauth-rfc7523bis.
+        key_id: The value of ``kid``; ``None`` to use the key's own.
+        thumbprint: The value of ``x5t#S256``; ``None`` to omit it.
     """
     import jwt
 
@@ -144,7 +144,7 @@ def check_packages() -> None:
     """Raise unless PyJWT and cryptography can be imported.
 
     Raises:
-        CredentialUnavailable: One of them is missing; the message says how to install it.
+        CredentialUnavailable: One of them is missing; the message explains how to install it.
     """
     try:
         for name in ("cryptography.x509", "jwt.algorithms"):
@@ -186,7 +186,7 @@ def _parse_jwk(content: bytes) -> SigningKey:
         raise FileUnusable("contains a key that is not meant for signatures")
     kid = jwk.get("kid")
     try:
-        # PyJWT reads the curve from the key, so all algorithms of one family read the same keys.
+        # PyJWT reads the curve from the key, so any algorithm in a family can load all of the family's keys.
         found = _signing_key(get_default_algorithms()[name].from_jwk(jwk))
     except FileUnusable:
         raise
@@ -194,7 +194,7 @@ def _parse_jwk(content: bytes) -> SigningKey:
         raise FileUnusable("contains a private key that cannot be read") from None
     algorithm = jwk.get("alg", found.algorithm)
     usable = _RSA_ALGORITHMS if found.algorithm in _RSA_ALGORITHMS else (found.algorithm,)
-    if algorithm == "Ed25519":  # the name in RFC 9864
+    if algorithm == "Ed25519":  # its name in RFC 9864
         algorithm = "EdDSA"
     if algorithm not in usable:
         raise FileUnusable("contains a key whose alg is not supported")

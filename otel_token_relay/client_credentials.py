@@ -1,9 +1,10 @@
-"""This service's own credential at an authorization server, and how it appears in a request.
+"""This service's own credential for an authorization server, and the forms that the credential takes in a request.
 
-`ClientCredential` contains what is configured. A request contains it in one of four forms: as a secret in the header or
-in the form, as an assertion that this service signs, as an assertion from a platform, or as a TLS client certificate.
+`ClientCredential` contains the configured values. A request presents the credential in one of four ways: as a secret in
+the header or the form, as an assertion that this service signs, as an assertion that a platform issues, or as a TLS
+client certificate.
 
-A secret is never printed: `Secret` shows only that it is set, and no error message contains it.
+A secret is never printed: `Secret` shows only that a secret is set, and no error message contains the secret.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ ClientAuth = Literal[
 ]
 CLIENT_AUTH_METHODS: Final[tuple[ClientAuth, ...]] = get_args(ClientAuth)
 
-# Not in `environment_variables`, whose names become flags of the launcher. Every user of a machine can read the flags
-# of its processes.
+# Not in `environment_variables`, whose names become launcher flags: every user on a machine can read the flags of its
+# processes.
 SECRET_VARIABLE: Final = "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET"
 
 _MAX_ASSERTION_LENGTH: Final = 64 * 1024
@@ -75,8 +76,8 @@ _SECRET_METHODS: Final[tuple[ClientAuth, ...]] = (
     "client_secret_post",
 )
 
-# What a credential may consist of, and the methods that use it, beginning with the default. An assertion that is sent
-# as it is has no method.
+# What a credential may consist of, and the methods that use it, starting with the default. An assertion that is sent as
+# is has no method.
 _METHODS: Final[Mapping[tuple[str, ...], tuple[ClientAuth, ...]]] = {
     ("secret",): _SECRET_METHODS,
     ("secret_file",): _SECRET_METHODS,
@@ -114,12 +115,12 @@ class Secret:
 
 
 class ClientCertificate(NamedTuple):
-    """A TLS client certificate in its present version (RFC 8705, section 2.1).
+    """The current version of a TLS client certificate (RFC 8705, section 2.1).
 
     Attributes:
-        cert_file: A file with the certificate, and possibly those of its authorities, in PEM.
-        key_file: A file with the private key in PEM; ``None`` if *cert_file* contains it.
-        versions: The versions of the files. Connections with different versions are different.
+        cert_file: A PEM file with the certificate and, optionally, the certificates of its authorities.
+        key_file: A PEM file with the private key; ``None`` if *cert_file* contains the key.
+        versions: The versions of the files. Connections that use different versions are not shared.
     """
 
     cert_file: str
@@ -128,7 +129,7 @@ class ClientCertificate(NamedTuple):
 
     @classmethod
     def read(cls, cert_file: str, key_file: str | None) -> ClientCertificate:
-        """Return the certificate that the files contain now.
+        """Return the certificate that the files currently contain.
 
         Raises:
             CredentialUnavailable: The files cannot be used.
@@ -167,11 +168,11 @@ class ClientCertificate(NamedTuple):
 
 
 class Authentication(NamedTuple):
-    """What a request contains to identify this service.
+    """The parts of a request that identify this service.
 
     Attributes:
-        authorization: The value of the header ``Authorization``; ``None`` for no header.
-        form: Members to add to the form.
+        authorization: The value of the ``Authorization`` header; ``None`` to omit the header.
+        form: Fields to add to the form.
         certificate: The TLS client certificate; ``None`` to present none.
     """
 
@@ -185,30 +186,32 @@ class Authentication(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCredential:
-    """A client ID, and what proves that this service is that client.
+    """A client ID and the proof that this service is that client.
 
-    It contains a secret, a key, an assertion or a certificate. Each file is read again when it changes. A callable
-    takes no arguments, must return soon, and runs in a worker thread without the caller's context.
+    The proof is a secret, a key, an assertion, or a certificate. Each file is read again when it changes. A callable
+    takes no arguments, must return quickly, and runs in a worker thread without the caller's context.
 
     Attributes:
         client_id: The client ID.
         secret: The secret, or a callable that returns it.
-        secret_file: A file that contains the secret; line breaks at its end do not count.
-        key_file: A file with the private key that signs the assertions: RSA, P-256, P-384, P-521 or Ed25519, as PEM
-            or as a JWK. With ``tls_client_auth``, it is the certificate's key, as PEM.
-        key_id: The ``kid`` of the assertions; ``None`` for that of the JWK, if it has one.
-        assertion: A callable that returns an assertion to send as it is.
-        assertion_file: A file with an assertion to send as it is, such as a projected token of Kubernetes.
-        cert_file: A file with a certificate as PEM. ``private_key_jwt_rfc7523`` names it in the assertions.
-        method: How the credential is sent; ``None`` for the default for that kind of credential.
+        secret_file: A file that contains the secret; trailing line breaks are ignored.
+        key_file: A file with the private key that signs the assertions: RSA, P-256, P-384, P-521, or Ed25519, in PEM or
+            as a JWK. With ``tls_client_auth``, it contains the certificate's private key in PEM.
+        key_id: The ``kid`` of the assertions; ``None`` to use the JWK's own ``kid``, if it has one.
+        assertion: A callable that returns an assertion to send as is.
+        assertion_file: A file with an assertion to send as is, such as a projected Kubernetes token.
+        cert_file: A file with a certificate in PEM. With ``private_key_jwt_rfc7523``, the assertions include its
+            thumbprint.
+        method: How the credential is sent; ``None`` for the default for that kind of credential. For a secret:
             ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts), ``client_secret_basic_plain``
-            for servers that do not decode them, or ``client_secret_post``. ``private_key_jwt``: an assertion for the
-            issuer (draft-ietf-oauth-rfc7523bis), or ``private_key_jwt_rfc7523``: one for the endpoint (RFC 7523), as
-            Microsoft Entra requires. ``tls_client_auth``: a TLS client certificate (RFC 8705), which only this
-            credential's endpoints receive.
+            for servers that do not decode the parts, or ``client_secret_post``. For a key: ``private_key_jwt``, whose
+            assertions are for the issuer (draft-ietf-oauth-rfc7523bis), or ``private_key_jwt_rfc7523``, whose
+            assertions are for the endpoint (RFC 7523), as Microsoft Entra requires. For a TLS client certificate, which
+            is presented only to this credential's endpoints: ``tls_client_auth`` (RFC 8705).
 
     Raises:
-        ConfigurationError: The client ID is empty, or the parts contradict each other; the error names one of them.
+        ConfigurationError: The client ID is empty, or the parts contradict each other; the error identifies one of
+            them.
     """
 
     client_id: str
@@ -246,13 +249,13 @@ class ClientCredential:
         """Raise unless the credential can be sent to an endpoint.
 
         Args:
-            issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
+            issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
             endpoint: The URL.
 
         Raises:
             ConfigurationError: The method cannot be used with this issuer or endpoint.
         """
-        # The name of an issuer with many tenants is a pattern.
+        # The name of a multitenant issuer is a pattern.
         if self.method == "private_key_jwt" and (issuer is None or "{" in issuer):
             raise ConfigurationError(
                 "client_auth",
@@ -263,14 +266,14 @@ class ClientCredential:
             raise ConfigurationError("client_auth", "tls_client_auth requires an https endpoint")
 
     def authenticate(self, issuer: str | None, endpoint: str) -> Authentication:
-        """Return what a request must contain. Each call may read files and returns a new assertion.
+        """Return what a request must contain. Each call may read files and may sign a new assertion.
 
         Args:
-            issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
-            endpoint: The URL to which the request goes.
+            issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
+            endpoint: The URL that the request is sent to.
 
         Raises:
-            CredentialUnavailable: A file or a callable cannot be used now.
+            CredentialUnavailable: A file or a callable is currently unusable.
         """
         if self.method in _SECRET_METHODS:
             return self._with_secret()
@@ -281,7 +284,7 @@ class ClientCredential:
         return self._with_signature(endpoint if self.method == "private_key_jwt_rfc7523" else issuer)
 
     def _with_secret(self) -> Authentication:
-        """Return the secret in the header or in the form (RFC 6749, section 2.3.1)."""
+        """Return the secret, in the header or the form (RFC 6749, section 2.3.1)."""
         if self.secret_file is not None:
             secret = read_file(self.secret_file, "client_secret_file", read_text)
         elif isinstance(self.secret, Secret):
@@ -316,7 +319,7 @@ class ClientCredential:
         return _identify(self.client_id, assertion)
 
     def _with_assertion(self) -> Authentication:
-        """Return an assertion from a platform, which is sent as it is (RFC 7521, section 4.2)."""
+        """Return a platform's assertion, which is sent as is (RFC 7521, section 4.2)."""
         if self.assertion_file is not None:
             assertion = read_file(self.assertion_file, "client_assertion_file", _parse_assertion)
         else:
@@ -332,7 +335,7 @@ class ClientCredential:
 
 @lru_cache(maxsize=16)
 def _check_loadable(certificate: ClientCertificate) -> None:
-    """Raise unless the certificate can be presented. Only success is remembered."""
+    """Raise unless the certificate can be presented. Only successful checks are cached."""
     import ssl
 
     certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -350,10 +353,10 @@ def make_credential(
     assertion_file: str | None = None,
     cert_file: str | None = None,
 ) -> ClientCredential | None:
-    """Return the credential; ``None`` without a client ID. The arguments are those of `ClientCredential`.
+    """Return the credential, or ``None`` without a client ID. The arguments are the same as for `ClientCredential`.
 
     Raises:
-        ConfigurationError: A part is missing, or the parts contradict each other; the error names one of them.
+        ConfigurationError: A part is missing, or the parts contradict each other; the error identifies one of them.
     """
     if client_id is None:
         parts = (secret, secret_file, key_file, assertion, assertion_file, cert_file)
@@ -375,20 +378,20 @@ def make_credential(
 
 
 def basic_credentials(client_id: str, client_secret: str, *, is_plain: bool = False) -> str:
-    """Return the value of ``Authorization``.
+    """Return the value of the ``Authorization`` header.
 
     Args:
         client_id: The client ID.
         client_secret: The client's secret.
-        is_plain: Whether to omit the form encoding, which RFC 6749, section 2.3.1, requires.
+        is_plain: Whether to omit the form encoding that RFC 6749, section 2.3.1, requires.
     """
-    # Encode a space as %20, which is accepted both by form decoders and by servers that decode only percent escapes.
+    # Encode spaces as %20, which is understood both by form decoders and by servers that decode only percent escapes.
     parts = (client_id, client_secret) if is_plain else (quote(client_id, safe=""), quote(client_secret, safe=""))
     return "Basic " + base64.b64encode(":".join(parts).encode("utf-8")).decode("ascii")
 
 
 def _problem_with(given: tuple[str, ...]) -> str:
-    """Return why these parts do not form a credential."""
+    """Return the reason that these parts do not form a credential."""
     *most, last = (f"client_{name}" for name in given or _PARTS)
     if not given:
         return f"expected one of {', '.join(most)} and {last}"
@@ -406,11 +409,11 @@ def _check_source(setting: str, source: object) -> None:
 def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str:
     """Return what the application's callable returns.
 
-    It runs in an empty context: a request that it sends must not carry the token of a caller.
+    The callable runs in an empty context, because a request that it sends must not carry a caller's token.
 
     Raises:
-        CredentialUnavailable: It raises an exception, whose message may contain a secret, or does not return usable
-            text.
+        CredentialUnavailable: The callable raises an exception (whose message may contain a secret) or does not return
+            usable text.
     """
     problem = "did not return usable text"
     try:
@@ -435,7 +438,7 @@ def _parse_assertion(content: bytes) -> str:
 
 
 def _identify(client_id: str, assertion: str) -> Authentication:
-    """Return what a request contains to identify the client by an assertion (RFC 7521, section 4.2)."""
+    """Return what a request must contain to identify the client with an assertion (RFC 7521, section 4.2)."""
     members = (
         ("client_id", client_id),
         ("client_assertion_type", ASSERTION_TYPE),

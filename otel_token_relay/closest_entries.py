@@ -1,6 +1,6 @@
-"""Find the entry that differs least from an origin that no entry matches, so that a decision can be explained.
+"""Find the entry that is closest to an origin that no entry matches, so that a decision can be explained.
 
-Comparing takes time for each entry, so `ClosestEntries` remembers the results for a limited number of origins. It never
+Each entry that is compared takes time, so `ClosestEntries` caches the results for a limited number of origins. It never
 raises: an explanation must not affect a request.
 """
 
@@ -17,24 +17,24 @@ from otel_token_relay.spelling import resembles
 
 # Origins can come from the network, through redirects.
 _CACHED_ORIGINS: Final = 1024
-# Only this many entries are compared: each unlisted origin is compared with each of them, and comparing spellings
-# takes longer.
+# Limits on how many entries each unlisted origin is compared with. Comparing spellings takes longer, so its limit is
+# lower.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
-# In shorter names, two edits do not indicate a misspelling.
+# In shorter names, two edits are not a sign of a misspelling.
 _MIN_LENGTH: Final = 4
 
 _LOOPBACK: Final = "{} and {} are different origins, even if both are this machine"
 
 
 class ClosestEntry(NamedTuple):
-    """The entry that differs least from an origin.
+    """The entry that is closest to an origin.
 
     Attributes:
-        entry: The entry as text.
-        difference: What differs, or why a matching entry does not apply, as one clause.
+        entry: The entry, as text.
+        difference: What differs, or why a matching entry does not apply, as a single clause.
         is_deliberate: Whether the entry matches and has ``;never``.
-        is_skipped: Whether the entry matches, but is skipped.
+        is_skipped: Whether the entry matches but is skipped.
     """
 
     entry: str
@@ -47,10 +47,10 @@ class ClosestEntry(NamedTuple):
 
 
 class ClosestEntries:
-    """Look up the closest entry for each origin that gets no token. Safe to share between threads.
+    """Look up the closest entry for an origin that gets no token. Safe to share between threads.
 
     Args:
-        policy: The policy with the entries.
+        policy: The policy that contains the entries.
     """
 
     def __init__(self, policy: RelayPolicy) -> None:
@@ -59,19 +59,19 @@ class ClosestEntries:
     def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
         """Return the closest entry for the server that a client will connect to; see `Origin.of`.
 
-        This never raises. It returns ``None`` if no entry is close, or if an entry that relays matches.
+        This method never raises. It returns ``None`` if no entry is close, or if a matching entry relays the token.
         """
         try:
             origin = Origin.of(scheme, host, port)
             return None if origin is None else self._remembered(origin)
-        except Exception:  # a client's target may be any object
+        except Exception:  # a client's target may be an arbitrary object
             return None
 
 
 def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
-    """Return the entry that differs least from *origin*; ``None`` if none is close, or if an entry that relays matches.
+    """Return the entry closest to *origin*; ``None`` if no entry is close, or if a matching entry relays the token.
 
-    The result does not depend on the order of the list. Use `ClosestEntries` for hops.
+    The result does not depend on the order of the entries. For hops, use `ClosestEntries`.
     """
     pattern = policy.deciding_pattern(origin)
     if pattern is not None:
@@ -87,7 +87,7 @@ def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
 
 
 def _withheld_by(pattern: OriginPattern, policy: RelayPolicy) -> ClosestEntry | None:
-    """Return why the entry with the matching *pattern* relays nothing."""
+    """Return the reason that the entry with the matching *pattern* relays no token."""
     if pattern in policy.refused:
         difference = "the entry is skipped, because it is invalid or contradicts another entry"
         return ClosestEntry(str(pattern), difference, is_skipped=True)
@@ -96,7 +96,7 @@ def _withheld_by(pattern: OriginPattern, policy: RelayPolicy) -> ClosestEntry | 
 
 
 def _difference(origin: Origin, pattern: OriginPattern, *, is_spelled: bool) -> tuple[int, str] | None:
-    """Return the rank of the difference, smaller for a closer pattern, and its description.
+    """Return the difference's rank, which is lower for a closer pattern, and its description.
 
     Return ``None`` if the pattern is not close.
     """
@@ -115,14 +115,14 @@ def _difference(origin: Origin, pattern: OriginPattern, *, is_spelled: bool) -> 
 
 
 def _join(*differences: str) -> str:
-    """Join the clauses; a proposal, which ends with a question mark, comes last."""
+    """Join the clauses. A suggestion, which ends with a question mark, comes last."""
     return "; ".join(sorted(filter(None, differences), key=lambda text: text.endswith("?")))
 
 
 def _port_difference(origin: Origin, pattern: OriginPattern) -> str:
     if pattern.port in (ANY_PORT, origin.port):
         return ""
-    # The default port differs whenever the scheme does, which the message already says.
+    # The default port differs whenever the scheme does, and the message already mentions the scheme.
     if origin.port == DEFAULT_PORTS[origin.scheme] and pattern.port == DEFAULT_PORTS[pattern.scheme]:
         return ""
     return f"the port differs: {origin.port}, not {pattern.port}"
@@ -135,7 +135,7 @@ def _covers(pattern: str, host: str) -> bool:
 
 
 def _host_difference(host: str, pattern: str) -> tuple[int, str] | None:
-    """Return the rank and the description of the difference between two hosts."""
+    """Return the rank and description of the difference between two hosts."""
     name = pattern.removeprefix("*.")
     if pattern.startswith("*."):
         if host == name:
@@ -168,7 +168,8 @@ def _is_misspelled(host: str, name: str) -> bool:
     if len(different) != 1:
         return False
     label, other = different[0]
-    # Each of two edits adds and removes at most one kind of letter. This is faster to compare than the edits.
+    # Each of the two edits adds at most one distinct letter and removes at most one, which is faster to check than the
+    # edits themselves.
     return min(len(label), len(other)) >= _MIN_LENGTH and len(set(label) ^ set(other)) <= 4 and resembles(label, other)
 
 

@@ -1,12 +1,12 @@
-"""Read the settings in OpenTelemetry's configuration file, which OTEL_CONFIG_FILE names.
+"""Read the settings in the OpenTelemetry configuration file that OTEL_CONFIG_FILE specifies.
 
-OpenTelemetry passes a part of the file to the propagator, but only if it starts. This module reads the file itself, so
-that the settings apply in any case: if the file has ``disabled: true``, if ``composite_list`` names the propagator, or
-if OpenTelemetry fails to start.
+OpenTelemetry passes part of the file to the propagator, but only if OpenTelemetry starts. This module reads the file
+itself, so that the settings always apply, even if the file contains ``disabled: true``, if ``composite_list`` includes
+the propagator, or if OpenTelemetry fails to start.
 
-The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item of
-``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` are replaced with environment
-variables.
+The settings are in ``instrumentation/development.python.token_relay`` or, with lower precedence, in an item in
+``propagator.composite``. As in the rest of the file, ``${NAME}`` and ``${NAME:-default}`` are replaced with the values
+of environment variables.
 
 Source: OpenTelemetry specification, "Declarative configuration: environment variable substitution".
 """
@@ -29,7 +29,7 @@ FILE_VARIABLE: Final = "OTEL_CONFIG_FILE"
 KEY: Final = "token_relay"
 
 _INSTRUMENTATION: Final = ("instrumentation/development", "python", KEY)
-# Sections of the same name for other languages belong to other packages.
+# Sections with the same name for other languages belong to other packages.
 _OTHER_LANGUAGES: Final = frozenset({"cpp", "dotnet", "erlang", "go", "java", "js", "php", "ruby", "rust", "swift"})
 # Real configuration files are far smaller.
 _MAX_BYTES: Final = 4 * 1024 * 1024
@@ -38,11 +38,11 @@ _substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(
 
 
 class Section(NamedTuple):
-    """One place in the file that contains settings.
+    """A place in the file that contains settings.
 
     Attributes:
-        path: Where it is, for messages: ``propagator.composite[2].token_relay``.
-        content: What the file contains there, which may be anything.
+        path: The section's path for messages, such as ``propagator.composite[2].token_relay``.
+        content: The content of that part of the file, which may be anything.
         duplicates: Keys that the section contains more than once, such as ``destinations[0].audience``.
     """
 
@@ -56,11 +56,11 @@ class ConfigurationFile(NamedTuple):
 
     Attributes:
         sections: The places that contain settings, in order of precedence.
-        misspelled: The places with a similar name, which have no effect, each with the path that was probably meant.
-        duplicates: The paths of repeated keys that lead to the settings.
-        names_propagator: Whether the file switches the relay on.
+        misspelled: The places with a similar name, which have no effect, each with the path that was probably intended.
+        duplicates: The paths of repeated keys on the way to the settings.
+        names_propagator: Whether the file enables the relay.
         problem: Why the file cannot be read; ``None`` if it can.
-        is_unknown: Whether the file cannot be read although it may contain settings.
+        is_unknown: Whether the file cannot be read but may contain settings.
     """
 
     sections: tuple[Section, ...] = ()
@@ -72,7 +72,7 @@ class ConfigurationFile(NamedTuple):
 
 
 class _Mapping(dict[Any, Any]):
-    """A mapping that remembers duplicate keys, of which a parser keeps the last."""
+    """A mapping that records duplicate keys. Of these, a parser keeps only the last."""
 
     duplicates: tuple[str, ...] = ()
 
@@ -90,17 +90,17 @@ def _repeated(keys: Iterable[Any]) -> tuple[str, ...]:
 
 
 def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
-    """Return what the file contains about this package; nothing if OTEL_CONFIG_FILE is not set. Never raises.
+    """Return the file's content about this package, or an empty result if OTEL_CONFIG_FILE is not set. Never raises.
 
     Args:
-        environ: The environment variables, which also replace ``${NAME}`` in the file.
+        environ: The environment variables, which are also substituted for ``${NAME}`` in the file.
     """
     name = environ.get(FILE_VARIABLE, "").strip()
     if not name:
         return ConfigurationFile()
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):
-            return _unreadable("it is not a regular file")  # reading a pipe would wait for its other end
+            return _unreadable("it is not a regular file")  # reading a pipe would block until its other end is opened
         with open(name, "rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
@@ -121,7 +121,7 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         reason = "it is nested too deeply"
     except UnicodeDecodeError:
         return _unreadable("it is not in UTF-8")  # so it cannot be searched for the key either
-    except Exception as error:  # of any kind; its message may quote a secret
+    except Exception as error:  # can be of any kind, and its message may quote a secret
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
 
@@ -131,7 +131,7 @@ def _unreadable(reason: str, *, is_unknown: bool = True) -> ConfigurationFile:
 
 
 def _position(error: Exception) -> str:
-    """Return where the parser stopped."""
+    """Return the position at which the parser stopped."""
     mark = getattr(error, "problem_mark", None)
     line = getattr(error, "lineno", None) or (None if mark is None else mark.line + 1)
     return type(error).__name__ if line is None else f"{type(error).__name__} in line {line}"
@@ -147,13 +147,13 @@ def _parse(content: bytes, suffix: str) -> object:
 
     def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
         found = _Mapping()
-        yield found  # before its values, because they may refer to it
+        yield found  # before constructing its values, which may refer to it
         names = [parser.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         found.update(parser.construct_mapping(node))
         found.duplicates = _repeated(names)
 
     loader.add_constructor("tag:yaml.org,2002:map", construct)
-    return yaml.load(text, loader)  # the class is a SafeLoader
+    return yaml.load(text, loader)  # the loader is a subclass of SafeLoader
 
 
 def _sections(document: object, environ: Mapping[str, str]) -> Iterator[Section]:
@@ -183,7 +183,7 @@ def _misspelled(document: object, environ: Mapping[str, str]) -> Iterator[tuple[
 
 
 def _similar(value: object, path: tuple[str, ...] = (), depth: int = 5) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yield the path and the content of each key that resembles ours, at any place in *value*."""
+    """Yield the path and content of each key anywhere in *value* that resembles ours."""
     items = enumerate(value) if isinstance(value, list) else _items(value)
     for key, content in items if depth else ():
         here = (*path, str(key))
@@ -202,7 +202,7 @@ def _resembles(key: object, name: str) -> bool:
 
 
 def _repeated_on_the_way(document: object) -> Iterator[str]:
-    """Yield the path of each repeated key that leads to a section."""
+    """Yield the path of each repeated key on the way to a section."""
     for path in (_INSTRUMENTATION, ("propagator", "composite")):
         found: object = document
         names: list[str] = []

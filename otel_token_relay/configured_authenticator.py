@@ -1,8 +1,8 @@
 """The authenticator that the settings configure, so that the application needs no code to verify tokens.
 
-If `enforce` is set but the authenticator cannot be built (no issuer is set, or the extra is missing), every
-request is rejected with 503, because a service that is configured to verify tokens must not accept unverified
-requests. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises.
+If `enforce` is set but the authenticator cannot be built (no issuer is set, or the extra is missing), every request is
+rejected with a 503 error, because a service that is configured to verify tokens must not accept unverified requests.
+The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from otel_token_relay.verifications import VerificationRecorder
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The reason of every request that is refused because verification cannot start.
+# The reason recorded for every request that is refused because verification cannot start.
 CANNOT_START: Final = "cannot_start"
 
 
@@ -41,7 +41,8 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
     if settings.verify == "off":
         return None
     try:
-        # Imported by name: that module requires an extra and depends on this one, and PyJWT takes 60 ms to import.
+        # Imported dynamically: the module requires an extra and depends on this module, and PyJWT takes 60 ms to
+        # import.
         authenticator: Authenticator = importlib.import_module(
             "otel_token_relay.verification.authenticator"
         ).authenticator_from(settings)
@@ -52,7 +53,7 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
 
 
 class DenyAll:
-    """Reject every request except those to excluded paths and CORS preflight requests."""
+    """Reject every request except requests to excluded paths and CORS preflight requests."""
 
     def __init__(self, settings: Settings) -> None:
         self._exclude = Exclusions(settings.verify_exclude)

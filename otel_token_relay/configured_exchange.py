@@ -1,7 +1,8 @@
-"""The exchange that the settings configure, so that the application needs no code to exchange tokens.
+"""The token exchange that the settings configure, so that the application needs no code to exchange tokens.
 
-If it cannot be built, for example because the extra is missing, no token is sent to the destinations that need one of
-their own. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises.
+If the exchange cannot be set up, for example because the extra is missing, no token is sent to destinations that
+require an exchanged token. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module
+raises.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _logger = logging.getLogger("otel_token_relay")
 
 @lru_cache(maxsize=8)
 def build_token_source(settings: Settings) -> TokenSource | None:
-    """Return what obtains tokens for destinations; ``None`` if no destination needs one, or if nothing can.
+    """Return the object that obtains tokens for destinations; ``None`` if none requires one, or if it cannot be built.
 
     Equal settings yield the same object, so all relays in a process share its cache.
     """
     if not any(entry.needs_exchange for entry in settings.entries):
         return None
     try:
-        # Imported by name: that module requires an extra and depends on the relay.
+        # Imported dynamically: the module requires an extra and depends on the relay.
         tokens: TokenSource = importlib.import_module("otel_token_relay.exchange.tokens").DestinationTokens(settings)
         return tokens
     except (RelayError, ImportError) as error:

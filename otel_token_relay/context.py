@@ -1,4 +1,4 @@
-"""Read the caller's token from the OpenTelemetry Context, or bind a token to it manually.
+"""Read the caller's token from the OpenTelemetry Context, or bind a token to the Context manually.
 
 This module does not decide where a token may go.
 """
@@ -25,28 +25,28 @@ _logger = logging.getLogger("otel_token_relay")
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 # The lease of a request whose credentials were rejected.
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
-# The `UnusedCredentials` of a request, for redaction.
+# A request's `UnusedCredentials`, for redaction.
 UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
-# The `Lease` of a call that the service makes on its own behalf. It counts only in a context without TOKEN_KEY.
+# The `Lease` of a call that the service makes on its own behalf. It is ignored in a context with TOKEN_KEY.
 SERVICE_KEY: Final = otel_context.create_key("token-relay-service")
-# True in a context in which `extract` has found no token, until something else is bound.
+# True in a context in which `extract` has found no token, until a token or `None` is bound.
 NOT_FOUND_KEY: Final = otel_context.create_key("token-relay-not-found")
 DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 
 before_first_token: Callable[[], None] | None = None
-"""A function to call before the first token is bound. `otel_token_relay.install` sets it; its first call clears it."""
+"""A function to call before the first token is bound. `otel_token_relay.install` sets it; the first call clears it."""
 
-# Each watcher is called with every token that is bound, and with its context, so that redaction knows the
-# token. Watchers cannot change the token, and their errors do not affect the request.
+# Each watcher is called with every token that is bound, and its context, so that redaction can recognize the token.
+# Watchers cannot change the token, and their errors do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
-# Each watcher is called with a token in the current context that a verifier has accepted since it was bound.
+# Each watcher is called with each token in the current context that a verifier has accepted since the token was bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
-# Each watcher is called with the unused credentials of a request, and with the context that contains them.
+# Each watcher is called with a request's unused credentials and the context that contains them.
 unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 
 
-# A context forbids changes of itself, but a copy that no other code has seen may still be changed. Every request makes
-# several of these copies, and combining two dictionaries would copy each context twice.
+# A context is immutable, but a copy that no other code has seen can still be changed safely. Every request makes
+# several such copies, and merging two dictionaries would copy each context twice.
 _set: Final = dict.__setitem__
 
 has_bound: bool = False
@@ -54,12 +54,12 @@ has_bound: bool = False
 has_served: bool = False
 """Whether this process, or one that it was forked from, has ever served a request.
 
-This becomes true when a server boundary opens, or when `extract` reads an HTTP request that no boundary serves.
+This becomes true when a server boundary opens, or when `extract` reads an HTTP request that has no boundary.
 """
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
-    """Return a context with *token*, or without any token if *token* is ``None``, even if *context* has one."""
+    """Return a context with *token*; if *token* is ``None``, return one without a token, even if *context* has one."""
     global has_bound
     has_bound = True
     if context is None:
@@ -89,16 +89,16 @@ def bind_not_found(context: Context) -> Context:
 
 
 def is_bound(context: Context) -> bool:
-    """Return whether *context* identifies for whom code runs: a caller, even without a token, or the service."""
+    """Return whether *context* shows on whose behalf code runs: a caller's (even without a token) or the service's."""
     return TOKEN_KEY in context or SERVICE_KEY in context
 
 
 def is_unserved(context: Context) -> bool:
-    """Return whether *context* belongs to no request, so that the service acts on its own behalf.
+    """Return whether *context* is outside any request, so that the service acts on its own behalf.
 
-    This is the case in ``with as_service():``, and in a process that has never served a request, unless something is
-    bound: a token, or the absence of one. In a process that serves requests, or that works for one, a context
-    without a token is never treated this way, because it may have been lost.
+    This is the case inside ``with as_service():``, and in a process that has never served a request unless a token, or
+    the absence of one, is bound. In a process that serves requests, or that works for such a process, a context without
+    a token is never treated this way, because the token may have been lost.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))
@@ -108,9 +108,10 @@ def is_unserved(context: Context) -> bool:
 
 
 def _is_worker_process() -> bool:
-    """Return whether this process was started by ``multiprocessing``: its tasks may belong to its parent's requests.
+    """Return whether ``multiprocessing`` started this process, whose tasks may then belong to its parent's requests.
 
-    Whether the parent serves requests is not known here: a pool is often created before the first one.
+    This process cannot tell whether its parent serves requests, because a pool is often created before the first
+    request.
     """
     for name in ("multiprocessing.process", "multiprocess.process"):
         parent_process = getattr(sys.modules.get(name), "parent_process", None)
@@ -120,7 +121,7 @@ def _is_worker_process() -> bool:
 
 
 def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
-    """Return a copy of *context* with the unused credentials of a request, which are announced to redaction."""
+    """Return a copy of *context* with a request's unused credentials, and announce the credentials to redaction."""
     context = Context(context | {UNUSED_KEY: unused})
     if unused is not None:
         _notify(unused_watchers, unused, context)
@@ -131,7 +132,7 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
     """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
     if context is None:
         context = get_current()
-    # Written out, because this runs for every request.
+    # Written as a loop instead of calling `_notify`, because this code runs for every request.
     for watch in token_watchers:
         try:
             watch(token, context)
@@ -140,17 +141,17 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
 
 
 def announce_obtained(token: BearerToken) -> None:
-    """Announce a token that has been obtained for the current request. Call this at each hop that uses it.
+    """Announce a token that was obtained for the current request. Call this function at each hop that uses the token.
 
-    The hops of one request may be in several traces. The authorization server has issued the token, so redaction treats
-    it like one that a verifier has accepted.
+    One request's hops may be in multiple traces. Because the authorization server issued the token, redaction treats it
+    like a token that a verifier has accepted.
     """
     announce_verified(token)
     announce(token)
 
 
 def announce_verified(token: BearerToken) -> None:
-    """Announce a token again because it has been verified since it was bound."""
+    """Announce a token again after it has been verified."""
     _notify(verification_watchers, token)
 
 
@@ -159,17 +160,17 @@ def _notify(watchers: Sequence[Callable[..., None]], *arguments: object) -> None
         try:
             watch(*arguments)
         except Exception:  # the request continues
-            _logger.debug("redaction could not be told of a credential", exc_info=True)
+            _logger.debug("a credential could not be announced to redaction", exc_info=True)
 
 
 def bound_token(context: Context) -> BearerToken | None:
-    """Return the token in *context*, even if it may no longer be used."""
+    """Return the token in *context*, even if it can no longer be used."""
     token: BearerToken | None = context.get(TOKEN_KEY)  # type: ignore[assignment]
     return token
 
 
 def is_refused(context: Context) -> bool:
-    """Return whether *context* belongs to a request that has not ended and whose credentials were rejected."""
+    """Return whether *context* belongs to a request whose credentials were rejected and that has not ended."""
     lease = cast("Lease | None", context.get(REFUSED_KEY))
     return lease is not None and lease.is_open
 
@@ -186,10 +187,10 @@ def current_token(context: Context | None = None) -> BearerToken | None:
 
 @contextmanager
 def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, None, None]:
-    """Bind a token manually for the duration of a ``with`` block, in consumers, jobs and tests.
+    """Bind a token manually for the duration of a ``with`` block, for use in consumers, jobs, and tests.
 
     Args:
-        token: The token without ``Bearer``; ``None`` hides the bound token until the block ends.
+        token: The token, without ``Bearer``; ``None`` to hide the bound token until the block ends.
 
     Yields:
         The bound token, whose lease ends with the block.
@@ -209,10 +210,10 @@ def use_token(token: str | BearerToken | None) -> Generator[BearerToken | None, 
 
 @contextmanager
 def as_service() -> Generator[None, None, None]:
-    """Make the calls in a ``with`` block on the service's own behalf, not on that of a caller.
+    """Make the calls in a ``with`` block on the service's own behalf, not on a caller's.
 
     Destinations whose entries have ``;without-user=client`` get the service's own token. Other destinations get no
-    token: the caller's token is hidden. Work that outlives the block may no longer use the service's token.
+    token, because the caller's token is hidden. Work that outlives the block can no longer use the service's token.
     """
     lease = Lease()
     current = otel_context.get_current()
@@ -226,10 +227,10 @@ def as_service() -> Generator[None, None, None]:
 
 
 class NamedUrl(NamedTuple):
-    """The destination of one `inject` call.
+    """The destination of an `inject` call.
 
     Attributes:
-        origin: The origin; ``None`` if two parsers could read the URL differently.
+        origin: The origin; ``None`` if two parsers could interpret the URL differently.
         is_signed: Whether the URL's query authenticates the request.
     """
 
@@ -238,15 +239,15 @@ class NamedUrl(NamedTuple):
 
 
 def to_destination(url: str, context: Context | None = None) -> Context:
-    """Return a context that names the destination of an ``inject`` call, for use with an unsupported client::
+    """Return a context that specifies the destination of an ``inject`` call, for use with an unsupported client::
 
         propagate.inject(headers, context=to_destination("https://profile-service/me"))
 
-    Call this again for every hop, and do not attach the returned context.
+    Call this function again for every hop, and do not attach the returned context.
 
     Args:
-        url: The URL that will be requested. If two parsers could read it differently (because of user
-            info, a backslash or white space), ``inject`` writes no token.
-        context: The context that holds the token; ``None`` for the current context.
+        url: The URL that will be requested. If two parsers could interpret the URL differently (because of user info, a
+            backslash, or white space), ``inject`` does not write a token.
+        context: The context that contains the token; ``None`` for the current context.
     """
     return otel_context.set_value(DESTINATION_KEY, NamedUrl(Origin.parse(url), is_signed(url)), context)

@@ -8,14 +8,14 @@ _T = TypeVar("_T")
 
 
 def shallow_copy(original: _T) -> _T:
-    """Return a new object with the same state, without running a constructor that might modify that state."""
+    """Return a new object with the same state, without running a constructor that might modify the state."""
     new = object.__new__(type(original))
     new.__dict__.update(original.__dict__)
     return new
 
 
 def with_changes(original: _T, **fields: Any) -> _T:
-    """Return a shallow copy with these attributes, or *original* itself if it already has exactly these objects."""
+    """Return a shallow copy with these attributes, or *original* itself if its attributes already are these objects."""
     if all(getattr(original, name) is value for name, value in fields.items()):
         return original
     new = shallow_copy(original)

@@ -1,4 +1,4 @@
-"""OpenTelemetry API counters that are created on first use.
+"""OpenTelemetry API instruments that are created on first use.
 
 Objects may be constructed while OpenTelemetry is still being imported, and requesting a meter at that point
 would load the meter provider.
@@ -68,9 +68,9 @@ class LazyCounter:
         self.created: metrics.Counter | None = None
 
     def create(self) -> metrics.Counter:
-        """Create the counter if necessary and return it; in a suppressed context, return one that counts nothing.
+        """Return the counter, creating it if necessary; in a suppressed context, return a counter that counts nothing.
 
-        In a suppressed context, the meter provider may be waiting for the very request that is being counted.
+        In a suppressed context, the meter provider may be waiting for the same request that is being counted.
         """
         if self.created is not None:
             return self.created
@@ -84,9 +84,9 @@ class LazyCounter:
     def prepare(self) -> None:
         """Create the counter before the first request. Never raises.
 
-        Until there is an SDK, the API returns a counter that it later connects to the SDK.
+        Until an SDK is configured, the API returns a counter that it later connects to the SDK.
         """
         try:
             self.create()
-        except Exception:  # the application's meter provider failed; the next use retries
+        except Exception:  # the application's meter provider failed; the next use tries again
             _logger.debug("the counter %s cannot be created yet", self._name, exc_info=True)

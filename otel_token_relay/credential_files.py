@@ -1,6 +1,6 @@
-"""Files that contain a credential. Each is limited in size, and read again when it changes.
+"""Files that contain credentials. Each file's size is limited, and each file is read again when it changes.
 
-No error message quotes a file: it names the setting and what is wrong with its file.
+No error message quotes a file. A message contains only the setting's name and the problem with its file.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _Content = TypeVar("_Content")
 
 
 class CredentialUnavailable(Exception):
-    """The credential cannot be used now. The message does not contain it."""
+    """The credential cannot be used now. The message does not contain the credential."""
 
 
 class FileUnusable(ValueError):
-    """A file does not contain what is expected. The message continues the sentence "the file in … "."""
+    """A file does not have the expected content. The message completes the sentence "the file in … "."""
 
 
 class FileVersion(NamedTuple):
-    """The properties that show whether a file has been modified or replaced."""
+    """File properties that show whether a file has been modified or replaced."""
 
     modified: int
     size: int
@@ -32,11 +32,11 @@ class FileVersion(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileVersion:
-        """Return the version of the file that has this status."""
+        """Return the version of the file with this status."""
         return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-# The parsed contents of each file, so that a key, for example, is not parsed again for each request.
+# The parsed content of each file, so that a key, for example, does not have to be parsed again for each request.
 _contents: dict[tuple[str, Callable[[bytes], Any]], tuple[FileVersion, Any]] = {}
 
 
@@ -44,7 +44,7 @@ def version_of(path: str) -> FileVersion:
     """Return the version of a file.
 
     Raises:
-        FileUnusable: The file is too large, or reading it could block or never end.
+        FileUnusable: The file is too large, or reading it could block or never finish.
         OSError: The file does not exist or cannot be read.
         ValueError: The path is not valid.
     """
@@ -57,7 +57,7 @@ def version_of(path: str) -> FileVersion:
 
 
 def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
-    """Return what *use* returns, which reads the file that a setting names.
+    """Call *use*, which reads the file that a setting specifies, and return the result.
 
     Raises:
         CredentialUnavailable: The file cannot be used now.
@@ -73,11 +73,11 @@ def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
 
 
 def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _Content:
-    """Return what *parse* returns for the content of the file.
+    """Return the result of *parse* for the file's content.
 
     Args:
-        path: The file.
-        setting: The setting that names the file, for messages.
+        path: The file's path.
+        setting: The setting that specifies the file, for messages.
         parse: A pure function that raises `FileUnusable` for content that it cannot use.
 
     Raises:
@@ -86,7 +86,7 @@ def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _C
     try:
         return use_file(setting, lambda: _read(path, parse))
     except CredentialUnavailable:
-        _contents.pop((path, parse), None)  # the content of a removed file is not kept
+        _contents.pop((path, parse), None)  # do not keep the content of a removed file
         raise
 
 
@@ -94,10 +94,10 @@ def _read(path: str, parse: Callable[[bytes], _Content]) -> _Content:
     version = version_of(path)
     known = _contents.get((path, parse))
     if known is not None and known[0] == version:
-        return known[1]  # type: ignore[no-any-return]  # it was returned by the same function
+        return known[1]  # type: ignore[no-any-return]  # the same function returned it
     with open(path, "rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:  # it has grown
+    if len(content) > MAX_FILE_BYTES:  # the file has grown
         raise FileUnusable("is too large")
     if not content.strip():
         raise FileUnusable("is empty")
@@ -107,7 +107,7 @@ def _read(path: str, parse: Callable[[bytes], _Content]) -> _Content:
 
 
 def read_text(content: bytes) -> str:
-    """Return the text of a file without the line breaks at its end."""
+    """Return a file's text without trailing line breaks."""
     try:
         text = content.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError:

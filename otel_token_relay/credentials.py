@@ -1,4 +1,4 @@
-"""Read an incoming request's headers to find its token, or the reason why there is none.
+"""Read an incoming request's headers to find its token, or the reason that there is none.
 
 This module does not verify tokens; see `otel_token_relay.authentication`.
 """
@@ -16,17 +16,17 @@ from otel_token_relay.token import B64TOKEN_ALPHABET, DEFAULT_MAX_LENGTH, Bearer
 
 _logger = logging.getLogger("otel_token_relay")
 
-# A request's token, or the reason why it has none.
+# A request's token, or the reason that it has none.
 Credentials = BearerToken | Reason
-# A header's name and its field lines as received.
+# A header's name, and its field lines as received.
 HeaderLines = tuple[str, Sequence[str | bytes]]
-# The header that contains a request's credentials, ``None`` if there is none, or why the headers cannot be read.
+# The header that contains a request's credentials; ``None`` if there is none; the reason if the headers cannot be read.
 Source = HeaderLines | Reason | None
 
-# The seven characters that a header line may contain besides its token: the scheme and one space.
+# The seven characters that a header line may contain in addition to its token: the scheme and one space.
 _SCHEME_LENGTH: Final = len("Bearer ")
 
-# RFC 9110, section 11.4: commas also separate the parameters of one credential, as in Digest.
+# RFC 9110, section 11.4: commas also separate the parameters of a single credential, as in Digest.
 _TOKEN: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _PARAMETER: Final = rf'{_TOKEN}=(?:{_TOKEN}|"(?:[^"\\]|\\.)*")'
 _is_one_with_parameters = re.compile(
@@ -39,20 +39,21 @@ def parse_credentials(
 ) -> str | Reason:
     """Return the bearer token in one header's values.
 
-    Lines longer than *max_length* plus seven characters are not parsed, since the server may not limit header lengths.
+    Lines longer than *max_length* plus seven characters are not parsed, because the server might not limit header
+    lengths.
 
     Args:
-        values: Each field line of the header, as a string or as the bytes received. Lines must not be
-            combined (WSGI servers combine them with commas).
+        values: The header's field lines, each as a string or as the bytes received. Lines must not be combined (WSGI
+            servers combine them with commas).
         max_length: The maximum number of characters. A longer token is rejected, never truncated.
-        bare: Whether to accept a token without a scheme as well, as in ``x-forwarded-access-token``.
+        bare: Whether to also accept a token without a scheme, as in ``x-forwarded-access-token``.
 
     Returns:
-        The token as a string, or the reason why there is none: ``ABSENT`` (the header is missing or has
-        another scheme), ``AMBIGUOUS`` (several field lines, or a comma), ``MALFORMED``, or ``TOO_LONG``
-        (the token is too long, or the line is, regardless of its content).
+        The token as a string, or the reason that there is none: ``ABSENT`` (the header is missing or has a different
+        scheme), ``AMBIGUOUS`` (multiple field lines, or a comma), ``MALFORMED``, or ``TOO_LONG`` (the token is too
+        long, or the line is too long regardless of its content).
 
-    Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5 and 11.
+    Source: RFC 6750, section 2.1; RFC 9110, sections 5.3, 5.5, and 11.
     """
     if len(values) != 1:
         return Reason.AMBIGUOUS if values else Reason.ABSENT
@@ -86,12 +87,12 @@ def parse_credentials(
 def find(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings) -> HeaderLines | None:
     """Return the first source header that is present.
 
-    If that header is invalid, later headers are not used; otherwise, an attacker who can corrupt the first
-    header could make the service use the second one.
+    If that header is invalid, later headers are not used. Otherwise, an attacker who can corrupt the first header could
+    make the service use the second one.
 
     Args:
         values_of: Returns every field line of the header with a given lowercase name.
-        settings: Contains the names of the source headers.
+        settings: The settings, which contain the names of the source headers.
     """
     for name in settings.source_headers:
         values = values_of(name)
@@ -104,23 +105,23 @@ def locate(values_of: Callable[[str], Sequence[str | bytes]], settings: Settings
     """Do the same as `find`, but return ``Reason.MALFORMED`` if the headers cannot be read."""
     try:
         return find(values_of, settings)
-    except Exception:  # invalid headers from the server; the request continues without a token
+    except Exception:  # the server passed invalid headers; the request continues without a token
         _logger.debug("cannot read the request's headers", exc_info=True)
         return Reason.MALFORMED
 
 
 def read(source: Source, settings: Settings, *, lease: Lease | None = None) -> Credentials:
-    """Read the header that `find` or `locate` returned. This does not raise.
+    """Read the header that `find` or `locate` returned. Never raises.
 
     Args:
         source: The header; ``None`` if none is present; a reason if the headers cannot be read.
-        settings: Contains the maximum token length.
+        settings: The settings, which contain the maximum token length.
         lease: The request's lease; ``None`` if the end of the request cannot be observed.
 
     Returns:
-        The token, or the reason why none can be taken from the request.
+        The token, or the reason that the request has no usable token.
     """
-    # Not `isinstance(source, Reason)`, which takes several times as long: an enumeration has a metaclass.
+    # Not `isinstance(source, Reason)`, which takes several times as long because an enumeration has a metaclass.
     if not isinstance(source, tuple):
         return source or Reason.ABSENT
     name, values = source

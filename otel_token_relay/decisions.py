@@ -1,7 +1,7 @@
-"""Hop decisions and their records: span attributes, a counter and log lines, none of which contains the token.
+"""Hop decisions and their records: span attributes, a counter, and log lines, none of which contain the token.
 
-If the span is not recording, the meter has no SDK, the logger's level is above ``DEBUG`` and ``…_LOG`` is not set,
-recording a decision costs only the time to check these conditions.
+If the span is not recording, the meter has no SDK, the logger's level is above ``DEBUG``, and ``…_LOG`` is not set,
+recording a decision takes only the time needed to check these conditions.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ ExchangeResult = Literal["hit", "miss", "joined", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision for one hop and the reason for it. A decision never contains a token.
+    """The decision for a hop and the reason for that decision. A decision never contains a token.
 
     Attributes:
         reason: Why the token was sent or withheld.
-        outcome: ``relayed``, ``exchanged`` or ``own`` if a token was sent, ``withheld`` if not.
+        outcome: ``relayed``, ``exchanged``, or ``own`` if a token was sent; ``withheld`` if not.
     """
 
     reason: Reason
@@ -61,15 +61,15 @@ class DecisionRecorder:
     """Record decisions through the OpenTelemetry API. Safe to share between threads.
 
     Args:
-        closest: Returns the closest entry and what differs, for a target that no entry matches; ``None`` for none.
+        closest: Returns the closest entry and what differs, for a target that no entry matches; ``None`` to omit this.
     """
 
     def __init__(self, closest: Closest | None = None) -> None:
         self._closest = closest
         self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
         # Bounded: a key combines a reason from a closed set with a destination from the settings, or with no
-        # destination, because callers could otherwise create any number of time series by choosing hosts. The
-        # destination is compared by identity, which costs less than its hash: it lives as long as the settings do.
+        # destination; otherwise, callers could create any number of time series by choosing hosts. The destination,
+        # which lives as long as the settings do, is compared by identity, because that takes less time than hashing it.
         self._attributes: dict[tuple[Reason, int], dict[str, str]] = {}
 
     def prepare(self) -> None:
@@ -88,7 +88,7 @@ class DecisionRecorder:
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 return True
             return operator_log.decisions is not None or _logger.isEnabledFor(logging.DEBUG)
-        except Exception:  # `record` logs the error
+        except Exception:  # `record` will log the error
             return True
 
     def record(
@@ -103,15 +103,15 @@ class DecisionRecorder:
 
         Args:
             reason: Why the token is sent or withheld.
-            context: Contains the hop's CLIENT span, if there is one.
-            destination: The entry that matches; ``None`` if no entry matches.
-            target: Where the request goes; ``None`` if that is unknown.
-            exchange: Where the token for this destination comes from; ``None`` if it needs none of its own.
+            context: The context, which contains the hop's CLIENT span, if there is one.
+            destination: The matching entry; ``None`` if no entry matches.
+            target: The target of the request; ``None`` if unknown.
+            exchange: How the exchanged token was obtained; ``None`` if the destination does not require an exchange.
         """
         try:
             attributes = self._attributes.get((reason, id(destination))) or self._build_attributes(reason, destination)
             span: Any = context.get(SPAN_KEY)
-            # A span of another kind belongs to the whole request, which can have many hops.
+            # A span of any other kind belongs to the whole request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
                 # `set_attributes` costs more than three calls.
                 span.set_attribute(DECISION_ATTRIBUTE, attributes[DECISION_ATTRIBUTE])
@@ -172,5 +172,5 @@ def _write(
         origin="unknown" if origin is None else str(origin),
         entry=None if destination is None else str(destination),
         trace_id=trace.format_trace_id(trace_id) if trace_id else None,
-        closest_entry=closest_entry if destination is None else None,  # last, because a long line is cut
+        closest_entry=closest_entry if destination is None else None,  # last, because a long line is truncated
     )

@@ -1,4 +1,4 @@
-"""Allow-list entries, and functions that parse lists of them."""
+"""Allow-list entries, and functions that parse lists of entries."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from otel_token_relay.entry_syntax import (
 from otel_token_relay.origin import OriginPattern
 
 _MAX_SHOWN: Final = 200
-_IS_PART: Final = "it contains a user name or password, or a part of one; expected scheme://host[:port]"
+_IS_PART: Final = "it contains a user name or password, or part of one; expected scheme://host[:port]"
 
 _is_printable_ascii: Final = re.compile(r"[ -~]+").fullmatch
 # RFC 3986, section 2.1: a percent sign must be followed by two hexadecimal digits.
 _has_bad_percent: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
-# Characters that must be encoded in a value, including leading and trailing spaces, which parsing would remove.
+# Characters that must be encoded in a value, including leading and trailing spaces, which parsing would strip.
 _special: Final = re.compile(r"[%,;]|^ +| +$")
-# An operator may put a token into the variable by mistake.
+# An operator may put a token in the variable by mistake.
 _jwt: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.-]*")
 _starts_with_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://").match
 _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
@@ -40,24 +40,25 @@ _starts_with_web_scheme: Final = re.compile(r"https?://", re.IGNORECASE).match
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """One allow-list entry: an origin pattern and how the token is sent there.
+    """An allow-list entry: an origin pattern and how to send the token there.
 
     Attributes:
         pattern: The origins that may receive the token.
-        required: Whether a call that has neither a token to relay nor its own credential fails with
-            `TokenUnavailable` before any byte of the request is sent.
+        required: Whether a call that has neither a token to relay nor a credential of its own fails with
+            `TokenUnavailable` before any part of the request is sent.
         audience: The audience to request in a token exchange (RFC 8693, section 2.1).
         scope: The scopes to request in the exchange, separated by spaces.
         resource: The resource to request in the exchange.
-        expect: Audiences that the exchanged token may have instead of the one requested, separated by spaces.
-        grant: How to exchange, if it differs from the setting ``exchange_grant``.
-        without_user: ``client`` to send the service's own token if no request is served.
-        retry: ``idempotent`` to send a request with an idempotent method once more if its token is rejected.
-        never: Whether no token is sent there, although a wider entry may match. It excludes the other parameters.
+        expect: The audiences that the exchanged token may have instead of the requested one, separated by spaces.
+        grant: The grant for the exchange, if it differs from the ``exchange_grant`` setting.
+        without_user: ``client`` to send the service's own token if no request is being served.
+        retry: ``idempotent`` to retry a request once if its method is idempotent and its token is rejected.
+        never: Whether to send no token there, even if a wider entry matches. It cannot be combined with other
+            parameters.
 
     Raises:
-        ValueError: A value is empty or not printable ASCII, *never* is combined with another parameter, or a parameter
-            of the exchange is missing.
+        ValueError: A value is empty or not printable ASCII, *never* is combined with another parameter, or an exchange
+            parameter is missing.
     """
 
     pattern: OriginPattern
@@ -91,7 +92,7 @@ class Destination:
         """Parse ``ORIGIN[;param[=value]]…`` and percent-decode the values.
 
         Raises:
-            ValueError: The entry is invalid. The message is a single sentence without user info. It says what is
+            ValueError: The entry is invalid. The message is a single sentence without user info. It explains what is
                 wrong and, if possible, what to write instead.
         """
         try:
@@ -103,7 +104,7 @@ class Destination:
     @classmethod
     def _parse(cls, entry: str) -> Destination:
         if _jwt.search(entry):
-            raise ValueError("it contains a token")  # which every log line about this destination would repeat
+            raise ValueError("it contains a token")  # every log line about this destination would repeat it
         if not entry.strip():
             raise ValueError("it is empty; if it refers to a variable, that variable is not set")
         if "," in entry:
@@ -133,12 +134,12 @@ class Destination:
     @property
     def needs_exchange(self) -> bool:
         """Whether this destination must receive an exchanged token, never the caller's own."""
-        # Written out, because each hop that relays reads it. An empty value is refused.
+        # Written out for speed, because every relaying hop reads this property. An empty value is refused.
         return self.audience is not None or self.scope is not None or self.resource is not None
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The audiences that the exchanged token may have instead of the one requested."""
+        """The audiences that the exchanged token may have instead of the requested one."""
         return () if self.expect is None else tuple(self.expect.split())
 
     def __str__(self) -> str:
@@ -152,9 +153,9 @@ class Destination:
 def split_entries(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of entries.
 
-    After parameters, an item without a scheme may be the rest of a value with an unencoded comma. Such
-    an item stays in the same entry, which `Destination.parse` then rejects. So does an item that is a parameter
-    with a comma before it instead of a semicolon: the entry must not apply without it.
+    After parameters, an item without a scheme may be the rest of a value with an unencoded comma. Such an item stays in
+    the same entry, which `Destination.parse` then rejects. The same applies to a parameter that follows a comma instead
+    of a semicolon, because the entry must not apply without that parameter.
     """
     entries: list[str] = []
     follows_parameters = False
@@ -165,7 +166,7 @@ def split_entries(text: str) -> tuple[str, ...]:
             follows_parameters = True
             continue
         entries.append(item)
-        # An item with any other scheme is not an entry, so the next item still follows the parameters.
+        # An item with any other scheme is not an entry, so the next item still counts as following the parameters.
         is_entry = scheme is None or scheme[1].lower() in ("http", "https")
         follows_parameters = ";" in item or (follows_parameters and not is_entry)
     return tuple(entries)
@@ -176,11 +177,11 @@ def read_destinations(
 ) -> tuple[Destination, ...]:
     """Parse the entries, skipping and reporting invalid ones.
 
-    If two entries contradict each other, both are skipped, because it is unclear which one is meant. A skipped
-    entry may have been stricter than a wider entry, so the wider one must not apply to the skipped entry's origin.
+    If two entries contradict each other, both are skipped, because it is unclear which one is intended. A skipped entry
+    may have been stricter than a wider entry, so the wider one must not apply to the skipped entry's origin.
 
     Args:
-        entries: The entries, as strings or already parsed.
+        entries: The entries, either as strings or already parsed.
         report: Called with the setting's name and the problem.
         refused: A set to which the origins of skipped entries are added.
     """
@@ -207,7 +208,7 @@ def read_destinations(
     for pattern in sorted(contradicted, key=str):
         report("destinations", f"two entries for {pattern} contradict each other; both are skipped")
     if hides_origin and (wide := [d for d in found.values() if d.pattern.host.startswith("*")]):
-        # Which origins the skipped entry was meant for is unknown, so no wildcard may include them.
+        # It is unknown which origins the skipped entry was intended for, so no wildcard entry may apply.
         report("destinations", f"{', '.join(map(str, wide))}: skipped until the entry above can be read")
         skipped.update(d.pattern for d in wide)
     listed = tuple(d for d in found.values() if d.pattern not in contradicted | skipped)
@@ -218,7 +219,7 @@ def read_destinations(
 
 
 def _mistakes() -> ModuleType:
-    """Import the module that only invalid entries require: its regular expressions take 20 ms to compile."""
+    """Import the module that only invalid entries require, because its regular expressions take 20 ms to compile."""
     return importlib.import_module("otel_token_relay.entry_mistakes")
 
 
@@ -242,14 +243,14 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
     hide_user_info = _mistakes().hide_user_info
     shown = hide_user_info(entry)
     if _contains_user_info_of(given[position + 1 :]):
-        # The user info contains a comma: it starts in this entry or in the one before it, and ends in a later one.
+        # The user info contains a comma: it starts in this entry or the one before it, and ends in a later entry.
         is_start = position == 0 or _starts_with_web_scheme(entry)
         hidden = hide_user_info(entry, is_open=True) if is_start else "***"
         if hidden != shown:
             shown = hidden
             problem = _IS_PART
     elif position and "@" in shown and not _starts_with_web_scheme(entry):
-        # It ends here, so what looks like a scheme may belong to it.
+        # The user info ends here, so text that looks like a scheme may be part of it.
         shown = f"***@{shown.rpartition('***@')[2]}"
         problem = _IS_PART
     shown = _jwt.sub("***", shown)
@@ -258,12 +259,12 @@ def _skip(entry: str, problem: str, given: Sequence[object], position: int) -> s
 
 
 def _contains_user_info_of(later: Sequence[object]) -> bool:
-    """Return whether user info ends in one of the entries before the next scheme."""
+    """Return whether user info ends in one of the entries that precede the next scheme."""
     return any("@" in entry for entry in takewhile(lambda entry: not _starts_with_web_scheme(entry), map(str, later)))
 
 
 def _are_valid(text: str) -> bool:
-    """Return whether every entry of a list is valid."""
+    """Return whether every entry in a list is valid."""
     try:
         return all(Destination._parse(entry) for entry in split_entries(text)) and bool(text)
     except ValueError:

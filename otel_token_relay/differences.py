@@ -1,4 +1,4 @@
-"""Name the difference between two URLs or names that look alike."""
+"""Describe the difference between two URLs or names that look alike."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-# Differences of whole parts of a URL. The remaining ones are smaller.
+# Differences in whole parts of a URL. All other differences are smaller.
 _OF_PARTS: Final = frozenset({"the scheme differs", "the port differs", "the path differs"})
 
 
 def describe_difference(expected: str, actual: str) -> str | None:
-    """Return how *actual* differs from *expected*, or ``None`` if they are equal or have little in common.
+    """Describe how *actual* differs from *expected*; return ``None`` if they are equal or have little in common.
 
-    The description contains neither of them.
+    The description contains neither value.
     """
     if actual == expected:
         return None
     small = (
-        (actual == f"{expected}/", "a trailing slash more"),
-        (f"{actual}/" == expected, "a trailing slash less"),
+        (actual == f"{expected}/", "an extra trailing slash"),
+        (f"{actual}/" == expected, "a missing trailing slash"),
         (actual.strip() == expected.strip(), "white space around it"),
         (actual.casefold() == expected.casefold(), "upper and lower case differ"),
         (expected in (f"api://{actual}", actual.removeprefix("api://")), "the prefix api:// differs"),
@@ -29,7 +29,7 @@ def describe_difference(expected: str, actual: str) -> str | None:
 
 
 def closest_difference(expected: Iterable[str], actual: str) -> str | None:
-    """Return the smallest difference that `describe_difference` can name between *actual* and one of *expected*."""
+    """Return the smallest difference that `describe_difference` finds between *actual* and any of *expected*."""
     found = [difference for value in expected if (difference := describe_difference(value, actual)) is not None]
     return min(found, key=_OF_PARTS.__contains__, default=None)
 

@@ -1,4 +1,4 @@
-"""Check settings that are durations."""
+"""Check settings whose values are durations."""
 
 from __future__ import annotations
 

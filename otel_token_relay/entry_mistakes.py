@@ -1,7 +1,8 @@
-"""Find out what is wrong with an invalid entry of the list of destinations, and what to write instead.
+"""Find out what is wrong with an invalid entry in the list of destinations, and what to write instead.
 
-Parsing is strict and never uses what is repaired here: an invalid entry is skipped. The repaired text appears in the
-message, and wider entries do not apply to its origins, because the operator may have intended a stricter entry.
+Parsing is strict and never uses the repaired text: an invalid entry is skipped. The repaired text appears only in the
+message. Wider entries do not apply to the invalid entry's origins, because the operator may have intended a stricter
+entry.
 
 User info is removed before anything else, so no message contains it.
 """
@@ -18,7 +19,7 @@ from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern, address_of
 from otel_token_relay.spelling import resembles
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
-# Names that other programs use for the same parameters, but that do not resemble ours.
+# Names that other programs use for the same parameters but that do not resemble ours.
 _SYNONYMS: Final = {
     "aud": "audience",
     "scp": "scope",
@@ -31,12 +32,12 @@ _SYNONYMS: Final = {
 _MAX_SHOWN: Final = 200
 _MAX_QUOTED: Final = 60
 
-# What shells, YAML, JSON, Markdown and regular expressions put around an origin.
+# What shells, YAML, JSON, Markdown, and regular expressions put around an origin.
 _WRAPPING: Final = "\"'`<>(){}^$\u2018\u2019\u201c\u201d\u00ab\u00bb\ufeff\u200b"
 _VARIABLE: Final = re.compile(r"\$\{[^{}]*\}|\$\([^()]*\)|\$[A-Za-z_][A-Za-z0-9_]*|\{\{[^{}]*\}\}")
 
 _split_scheme: Final = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)", re.DOTALL).fullmatch
-# The start of the next origin: a scheme that is not part of a longer word or of a value.
+# The start of the next origin: a scheme that is not part of a longer word or a value.
 _next_origin: Final = re.compile(r"(?<![A-Za-z0-9+.=/:%_-])[A-Za-z][A-Za-z0-9+.-]*:/{1,3}(?=[^/])")
 _known_scheme: Final = re.compile(r"(https?)(?::/*|//)(.*)", re.DOTALL | re.IGNORECASE).fullmatch
 _any_scheme: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/*(.*)", re.DOTALL).fullmatch
@@ -49,16 +50,16 @@ _is_port: Final = re.compile(r"\*|[0-9]{1,5}", re.ASCII).fullmatch
 _leading_scheme: Final = re.compile(r"^\W*[A-Za-z][A-Za-z0-9+.:-]*:/+").sub
 _value: Final = re.compile(r"=[^;]*")
 _looks_like_host: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9_]))*").findall
-# A variable, an encoded character, an inner wildcard or a range of addresses: the host is not what is written.
+# A variable, an encoded character, an inner wildcard, or an address range: the text is not the actual host.
 _cannot_be_read: Final = re.compile(r"[${}%\\]|\*.*\*|[A-Za-z0-9]\*|\.\*|[0-9]/[0-9]").search
 _is_range: Final = re.compile(r"[0-9.]+|\[[0-9A-Fa-f:.]+\]").fullmatch
 _bad_in_host: Final = re.compile(r"[^A-Za-z0-9._*\-\[\]:\u0080-\U0010ffff]").findall
-# If user info contains a comma, the text after the first delimiter may be a part of the password.
+# If user info contains a comma, the text after the first delimiter may be part of the password.
 _hide_open: Final = re.compile(r"([^:/?#;]*[:/?#;])(?!(?:[0-9]{1,5}|\*)$).*", re.DOTALL).fullmatch
 
 _BLANKS: Final = {"\n": "line break", "\r": "line break", "\t": "tab"}
 
-# gRPC's own schemes, and those of URLs for gRPC that other programs use.
+# gRPC's own schemes, and the schemes that other programs use in gRPC URLs.
 _GRPC: Final = frozenset({"grpc", "grpcs", "dns", "ipv4", "ipv6", "passthrough"})
 _UNREACHABLE: Final = frozenset({"unix", "unix-abstract", "vsock", "xds", "xdstp", "google-c2p"})
 _BOTH: Final = ("https", "http")
@@ -69,8 +70,8 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
     """Return *entry* with its user info masked.
 
     Args:
-        entry: An entry or a part of one.
-        is_open: Whether user info may start in this entry and end in a later one, because it contains a comma.
+        entry: An entry or part of one.
+        is_open: Whether user info may start in this entry and, because it contains a comma, end in a later one.
     """
     scheme, rest = _scheme_and_rest(entry)
     end = _end_of_user_info(entry) - len(scheme)
@@ -82,12 +83,13 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
 
 
 def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
-    """Return what is wrong with an invalid entry and what to write instead, in one sentence without user info.
+    """Return one sentence, without user info, on what is wrong with an invalid entry and what to write instead.
 
     Args:
         entry: The entry.
-        problem: What the parser reports; used if nothing more specific is found. It must not contain user info.
-        is_valid: Whether a text is a valid list of entries. Only valid text is proposed.
+        problem: The problem that the parser reports; used if nothing more specific is found. It must not contain user
+            info.
+        is_valid: Returns whether text is a valid list of entries. Only valid text is suggested.
     """
     repair = _Repair(entry)
     if not repair.problems:
@@ -105,18 +107,18 @@ def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
 
 
 def _lacks_parameter(proposal: str, entry: str) -> bool:
-    """Return whether the entry contains a flag that the proposal would remove."""
+    """Return whether the entry contains a flag that is missing from the proposal."""
     return any(re.search(rf";\s*{name}\b", entry, re.IGNORECASE) and f";{name}" not in proposal for name in FLAGS)
 
 
 def origins_of(entry: str) -> Iterator[OriginPattern]:
-    """Yield each origin that can be read from an invalid entry, and more if the port or the scheme cannot be read."""
+    """Yield the origins that an invalid entry may refer to, including all candidates if part of it is unreadable."""
     texts = [text for item in _Repair(entry).items for text in (*item.origins, *item.also_refused)]
     legible = [found for found in map(OriginPattern.find, texts) if found is not None]
     yield from legible
     if may_have_parameters(entry):
-        # Any other host that can be read in the entry may be the one that was meant, even before an @: what looks
-        # like user info may be another entry.
+        # Any other host in the entry may be the intended one, even if it precedes an @: text that looks like user info
+        # may be a separate entry.
         known = {found.host for found in legible}
         hosts = dict.fromkeys([*_hosts(hide_user_info(entry)), *_hosts(entry)])
         others = [f"{scheme}://{host}:*" for host in hosts for scheme in _BOTH]
@@ -124,19 +126,19 @@ def origins_of(entry: str) -> Iterator[OriginPattern]:
 
 
 def is_illegible(entry: str) -> bool:
-    """Return whether no host can be read in an invalid entry, so that any wildcard may include the intended one."""
+    """Return whether an invalid entry contains no readable host, so that any wildcard may include the intended host."""
     origin = _leading_scheme("", entry.partition(";")[0])
     return _cannot_be_read(origin) is not None or not any(map(OriginPattern.find, _hosts(hide_user_info(entry))))
 
 
 def _hosts(entry: str) -> list[str]:
-    """Return everything in an entry that looks like a host, except values of parameters."""
+    """Return everything in an entry that looks like a host, except in parameter values."""
     text = _leading_scheme("", _value.sub("", entry))
     return [name for name in _looks_like_host(text) if name not in PARAMETERS]
 
 
 def may_have_parameters(entry: str) -> bool:
-    """Return whether an invalid entry may be meant to be stricter than a plain one."""
+    """Return whether an invalid entry may be intended to be stricter than an entry without parameters."""
     text = entry.lower()
     if any(mark in text for mark in (";", "=", "%3b", "without-user", "without_user")):
         return True
@@ -148,9 +150,9 @@ class _Item:
     """One repaired entry.
 
     Attributes:
-        origins: The origin, or several that may be meant. Empty if it cannot be repaired.
+        origins: The origin, or multiple origins if it is unclear which one is intended. Empty if it cannot be repaired.
         parameters: The repaired parameters.
-        also_refused: Origins that may be meant as well, because a part cannot be read.
+        also_refused: More origins that may be intended, because part of the entry is unreadable.
     """
 
     origins: tuple[str, ...] = ()
@@ -162,7 +164,7 @@ class _Repair:
     """Read as much of an invalid entry as possible.
 
     Attributes:
-        problems: What is wrong, one clause each.
+        problems: The problems, as one clause each.
         is_guess: Whether the repaired text is a guess.
         items: The repaired entries.
     """
@@ -177,7 +179,7 @@ class _Repair:
             self._add(item)
 
     def proposals(self) -> list[str]:
-        """Return the repaired list of entries. There are several if it is unclear which origin is meant."""
+        """Return the repaired list of entries, in multiple versions if it is unclear which origin is intended."""
         if not self.items or not all(item.origins for item in self.items):
             return []
         count = max(len(item.origins) for item in self.items)
@@ -190,7 +192,7 @@ class _Repair:
         return ",".join(";".join((i.origins[min(number, len(i.origins) - 1)], *i.parameters)) for i in self.items)
 
     def _with_encoded_comma(self) -> str:
-        """Return the text in which everything after the first comma belongs to the value before it."""
+        """Return the text with everything after the first comma treated as part of the value before it."""
         first, *others = self.items
         if not first.parameters or not _has_value(first.parameters[-1]) or any(item.parameters for item in others):
             return ""
@@ -300,7 +302,7 @@ class _Repair:
     def _origin(self, text: str) -> _Item:
         text = self._unwrap(text)
         if variable := _VARIABLE.search(text):
-            self._say(f"the variable {_quote(variable[0])} has not been replaced by its value")
+            self._say(f"the variable {_quote(variable[0])} has not been replaced with its value")
             return _Item()
         if _looks_like_regex(text):
             self._say("an entry is not a regular expression")
@@ -347,7 +349,7 @@ class _Repair:
         return core
 
     def _scheme(self, text: str) -> tuple[tuple[str, ...], bool, str]:
-        """Return the schemes that may be meant, whether they can be proposed, and the text after the scheme."""
+        """Return the schemes that may be intended, whether they can be suggested, and the text after the scheme."""
         scheme, rest = _scheme_and_rest(text)
         name = scheme[:-3].lower()
         if not scheme:
@@ -386,7 +388,7 @@ class _Repair:
                 " http://host:port without TLS"
             )
             rest = rest.lstrip("/")
-            # gRPC connects to port 443 if a target contains none, with or without TLS.
+            # gRPC connects to port 443 if a target contains no port, with or without TLS.
             has_port = ":" in rest.rpartition("]")[2] or not rest
             return _MEANT.get(name, _BOTH), True, rest if has_port else f"{rest}:443"
         if name in _MEANT:
@@ -414,7 +416,7 @@ class _Repair:
         self._say(f"unexpected characters {_quote(text)}" if len(text) > 1 else f"unexpected character {_quote(text)}")
 
     def _host(self, host: str) -> tuple[str, str]:
-        """Return a pattern that covers the hosts that may be meant, and the repaired host. Both can be empty."""
+        """Return a pattern that covers the hosts that may be intended, and the repaired host. Both can be empty."""
         if not host:
             self._say("the host is missing; expected scheme://host[:port]")
             return "", ""
@@ -497,7 +499,7 @@ def _is_near(name: str, known: str) -> bool:
 
 
 def _is_other_origin(parameter: str) -> bool:
-    """Return whether text in the place of a parameter is an origin without a scheme, such as ``b.internal:8443``."""
+    """Return whether text in a parameter's place is an origin without a scheme, such as ``b.internal:8443``."""
     looks_like_origin = "=" not in parameter and ("." in parameter or ":" in parameter)
     return looks_like_origin and OriginPattern.find(parameter.strip()) is not None
 
@@ -510,8 +512,8 @@ def _scheme_and_rest(text: str) -> tuple[str, str]:
 def _end_of_user_info(entry: str) -> int:
     """Return the position after the last ``@`` that may end user info, or 0.
 
-    A password may contain any character, even if it should be encoded. So everything before an ``@`` may be user info,
-    except in the value of a parameter of a valid origin.
+    A password may contain any character, even one that should be encoded. Therefore, everything before an ``@`` may be
+    user info, unless the ``@`` is in a parameter value that follows a valid origin.
     """
     end = entry.rfind("@")
     while end >= 0:
@@ -529,7 +531,7 @@ def _is_in_value(before: str) -> bool:
 
 
 def _quote(text: str) -> str:
-    """Return a part of an entry for use in a message."""
+    """Return part of an entry, quoted for use in a message."""
     shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
     if len(shown) > _MAX_QUOTED:
         shown = f"{shown[:_MAX_QUOTED]}..."

@@ -1,4 +1,4 @@
-"""The parameters of entries in the list of destinations."""
+"""The parameters of allow-list entries."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final, Literal
 
 Grant = Literal["token-exchange", "on-behalf-of"]
 GRANTS: Final[tuple[Grant, ...]] = ("token-exchange", "on-behalf-of")
-"""How a caller's token is exchanged: RFC 8693, or the grant of Microsoft Entra."""
+"""How a caller's token is exchanged: with RFC 8693, or with Microsoft Entra's grant."""
 
 Retry = Literal["off", "idempotent"]
 RETRIES: Final[tuple[Retry, ...]] = ("off", "idempotent")
-"""Whether a request whose token is rejected is sent once more with a new token."""
+"""Whether a request whose token is rejected is retried once with a new token."""
 
 FLAGS: Final = ("required", "never")
 EXCHANGE_PARAMETERS: Final = ("audience", "scope", "resource")
-"""The parameters that make a destination receive an exchanged token."""
+"""The parameters that cause a destination to receive an exchanged token."""
 TEXT_PARAMETERS: Final = (*EXCHANGE_PARAMETERS, "expect", "grant", "without-user", "retry")
 PARAMETERS: Final = FLAGS + TEXT_PARAMETERS
 
@@ -37,5 +37,5 @@ def field_of(parameter: str) -> str:
 
 
 def is_parameter(item: str) -> bool:
-    """Return whether an item of the list is a parameter of the entry before it, written after a comma."""
+    """Return whether a list item is a parameter that belongs to the preceding entry but was written after a comma."""
     return _is_parameter(item) is not None

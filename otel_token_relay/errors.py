@@ -8,7 +8,7 @@
     └── KeysUnavailable      a token cannot be verified now because the issuer does not respond
 
 Callers should branch on the type and the typed attributes, never on the message.
-No message contains a token, a header value or a secret.
+No message contains a token, a header value, or a secret.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Literal
 from otel_token_relay.reasons import Reason
 
 RejectReason = Literal[
-    "malformed",  # not a compact JWS, not strict JSON, or contains a forbidden member
+    "malformed",  # is not a compact JWS, is not strict JSON, or contains a forbidden member
     "too_long",
     "algorithm_not_allowed",  # not in the configured list, or not the key's algorithm
-    "wrong_type",  # not an access token: has another `typ`, or claims of an ID or refresh token
+    "wrong_type",  # not an access token: has a different `typ`, or has claims of an ID token or refresh token
     "unknown_issuer",
     "unknown_key",
     "bad_signature",
@@ -46,15 +46,15 @@ ExchangeError = Literal[
     "unauthorized_client",
     "unsupported_grant_type",
     "interaction_required",  # the user must sign in again or consent; see `ExchangeFailed.claims_challenge`
-    "unavailable",  # the server does not respond, or responds that it is overloaded or broken
+    "unavailable",  # the server does not respond, or reports that it is overloaded or broken
     "timeout",
     "bad_response",  # the response cannot be used
-    "wrong_audience",  # the server issued a token for another audience
+    "wrong_audience",  # the server issued a token for a different audience
 ]
 
 
 class RelayError(Exception):
-    """The base class of the hierarchy: catch it to handle every error that this package raises on purpose."""
+    """The base class of the hierarchy. Catch it to handle every error that this package deliberately raises."""
 
 
 class ConfigurationError(RelayError, ValueError):
@@ -62,7 +62,7 @@ class ConfigurationError(RelayError, ValueError):
 
     Attributes:
         setting: The setting's name: a `Settings` field or an environment variable.
-        problem: What is wrong with the setting, without the value of any secret.
+        problem: What is wrong with the setting. It never contains the value of a secret.
     """
 
     def __init__(self, setting: str, problem: str) -> None:
@@ -75,14 +75,14 @@ class ConfigurationError(RelayError, ValueError):
 
 
 class TokenUnavailable(RelayError):
-    """The error that an outgoing call raises if its destination is `;required` but no token can be relayed.
+    """The error that an outgoing call raises if its destination has ``;required`` but no token can be relayed.
 
     The request has not been sent.
 
     Attributes:
         reason: Why no token can be relayed.
         destination: The destination entry, as configured.
-        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. It is not a part of the message.
+        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. It is not part of the message.
     """
 
     def __init__(self, reason: Reason, destination: str, *, claims_challenge: str | None = None) -> None:
@@ -100,9 +100,9 @@ class ExchangeFailed(RelayError):
 
     Attributes:
         error: One of the `ExchangeError` values.
-        detail: What is wrong, without a quotation from the response; empty if *error* is sufficient.
+        detail: What is wrong, without quoting the response; empty if *error* is sufficient.
         claims_challenge: Entra's ``claims`` parameter, which the service returns to its caller so that the user can
-            sign in again; ``None`` if there is none. It is not a part of the message, because it may name the user.
+            sign in again; ``None`` if there is none. It is not part of the message, because it may identify the user.
     """
 
     def __init__(self, error: ExchangeError, detail: str = "", *, claims_challenge: str | None = None) -> None:
@@ -118,15 +118,17 @@ class ExchangeFailed(RelayError):
 class TokenRejected(RelayError):
     """The error raised when an incoming token does not pass verification. It does not contain the token.
 
-    The message contains the reason and the claim, but no value. *expected* and *found* contain values of ``iss``,
-    ``aud``, ``typ``, ``alg``, ``kid``, scopes and times, in which credentials are masked.
+    The message contains the reason and the claim, but no values. *expected* and *found* contain issuers, audiences,
+    scopes, times, and values of ``typ``, ``alg``, and ``kid``, in which credentials are masked.
 
     Attributes:
         reason: One of the `RejectReason` values.
-        claim: The claim, or the member of the header or of the introspection response, that was checked; ``None`` if
-            there is not exactly one.
-        expected: The accepted values, printable and of at most 100 characters each; empty without such a list.
-        found: The values in the token, in the same form; empty if it has none. `TokenVerifier.verify` fills in both.
+        claim: The claim, or the member of the header or introspection response, that was checked; ``None`` unless there
+            is exactly one.
+        expected: The accepted values, printable and at most 100 characters each; empty if the claim is not compared
+            with such values.
+        found: The values in the token, in the same form; empty if the token has none. `TokenVerifier.verify` sets both
+            *expected* and *found*.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class KeysUnavailable(RelayError):
     The caller is not at fault, so respond with 503, not 401.
 
     Attributes:
-        retry_after: The number of seconds after which to retry.
+        retry_after: The number of seconds to wait before retrying.
     """
 
     def __init__(self, retry_after: float = 1.0) -> None:

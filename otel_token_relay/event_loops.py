@@ -1,4 +1,7 @@
-"""Which event loop runs in this thread. Code on an event loop must not block. Imports neither library."""
+"""Find out which event loop runs in this thread, without importing asyncio or trio.
+
+Code that runs on an event loop must not block.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any, Literal
 
 
 def running_loop() -> Literal["asyncio", "trio"] | None:
-    """Return which loop is running in this thread; ``None`` if the thread may block."""
+    """Return the kind of event loop that is running in this thread; ``None`` if the thread may block."""
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         return "asyncio"

@@ -1,7 +1,7 @@
-"""The packages that this package's extras require, compared with those that are installed.
+"""The packages that this package's extras require, compared with the installed packages.
 
-An environment can contain versions that pip would not have chosen: a directory on PYTHONPATH, such as that of the
-OpenTelemetry operator, is combined with the application's own packages.
+An environment can contain versions that pip would not have chosen: a directory on PYTHONPATH, such as the OpenTelemetry
+operator's, is combined with the application's own packages.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _logger = logging.getLogger("otel_token_relay")
 
 
 def unmet(extra: str) -> list[str]:
-    """Return one clause for each package that is missing or that *extra* does not accept. Never raises."""
+    """Return one clause for each package that is missing or whose version *extra* does not accept. Never raises."""
     try:
         return list(_unmet(extra))
-    except Exception:  # the environment has no metadata of this package, or none that can be read
+    except Exception:  # the environment has no readable metadata for this package
         _logger.debug("the requirements of an extra cannot be read", exc_info=True)
         return []
 
@@ -40,6 +40,6 @@ def _unmet(extra: str) -> Iterator[str]:
 
 
 def with_unmet(error: Exception, extra: str) -> str:
-    """Return the message of an *error*, completed by what *extra* requires if a module could not be imported."""
+    """Return the *error* message; if a module could not be imported, append the unmet requirements of *extra*."""
     clauses = unmet(extra) if isinstance(error, ImportError) else []
     return "; ".join([str(error), *clauses])

@@ -1,6 +1,6 @@
 """Call methods of shared objects in each forked child.
 
-In a forked child, locks may be held and threads no longer exist, so objects replace their locks and threads there.
+In a forked child, locks may still be held and threads no longer exist, so objects replace their locks and threads.
 """
 
 from __future__ import annotations

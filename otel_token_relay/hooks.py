@@ -30,11 +30,11 @@ Patch = Callable[[ModuleType, Runtime, Patches], None]
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One module to patch when it is imported.
+    """A module to patch when it is imported.
 
     Attributes:
         module: The module's full name.
-        patch: Patches the module.
+        patch: The function that patches the module.
         distribution: The PyPI package that contains the module; ``None`` for the standard library.
     """
 
@@ -65,7 +65,7 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-# The places where servers call their applications, of any kind.
+# The places where servers of any kind call their applications.
 BOUNDARY_HOOKS = (
     *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
     Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),
@@ -79,7 +79,7 @@ BOUNDARY_HOOKS = (
     Hook("grpc.aio", grpc_server.patch, "grpcio"),
 )
 
-# For servers that have no such place (uWSGI, mod_wsgi), and for test clients.
+# For servers without such a place (uWSGI, mod_wsgi), and for test clients.
 FRAMEWORK_HOOKS = (
     # Wraps FastAPI's own telemetry, which extracts the context before it calls Starlette's __call__.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
@@ -97,7 +97,7 @@ FRAMEWORK_HOOKS = (
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
     # A WebSocket's handler runs longer than the exchange that its server sees.
     Hook("tornado.web", tornado_server.patch, "tornado"),
-    # For applications of any other framework that are wrapped in the instrumentation's own middleware.
+    # For applications that use any other framework and are wrapped in the instrumentation's own middleware.
     Hook(
         "opentelemetry.instrumentation.asgi",
         asgi.patcher("OpenTelemetryMiddleware"),
@@ -114,8 +114,8 @@ SERVER_HOOKS = BOUNDARY_HOOKS + FRAMEWORK_HOOKS
 
 # Switched on only if requests must be verified and a server cannot be hooked.
 REFUSAL_HOOK = Hook("socket", refusing.patch, None)
-# Switched on if requests must be verified, because the server may import uvloop much later. It has no effect until
-# a server cannot be hooked.
+# Switched on if requests must be verified, because the server may import uvloop much later. It has no effect unless a
+# server cannot be hooked.
 UVLOOP_REFUSAL_HOOK = Hook("uvloop", refusing.patch_uvloop, "uvloop")
 
 CARRIER_HOOKS = (
@@ -156,7 +156,7 @@ def _release_hook(name: str, hooks: tuple[Hook, ...]) -> Hook:
     return Hook(modules[0].partition(".")[0], releases.checker(*modules), name)
 
 
-# Caches above a client, which must not store a response to a request with a token.
+# Caches above a client. They must not store a response to a request that carries a token.
 CACHE_HOOKS = tuple(hook for name, hooks in _CACHES.items() for hook in (_release_hook(name, hooks), *hooks))
 
 HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS + CACHE_HOOKS

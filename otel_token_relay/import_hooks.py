@@ -1,8 +1,8 @@
 """Patch modules when they are imported, and undo the patches.
 
-wrapt's import hooks handle modules that are imported later, but not a module that is already being imported.
-Such modules exist because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation
-packages import ``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
+wrapt's import hooks handle modules that are imported later, but not modules whose import is already in progress. Such
+modules exist because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation packages import
+``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ HookT = TypeVar("HookT", bound=Hook)
 
 
 class ImportHooks(Generic[HookT]):
-    """Apply each hook to its module: at once if the module is already imported, otherwise when it is imported.
+    """Apply each hook to its module: immediately if the module is already imported, otherwise when it is imported.
 
-    This class never imports a module itself. Hooks stay registered with the import system for the life of the
-    process, but do nothing while they are off.
+    This class never imports a module itself. Hooks stay registered with the import system for the lifetime of the
+    process, but do nothing while they are switched off.
 
     Args:
-        patch: Patches one module and returns the state to report. If it raises, its patches are undone and
-            the module's import continues.
+        patch: Patches one module and returns the state to report. If *patch* raises, its patches are undone and the
+            module's import continues.
         on_failure: Called with the hook and the error when *patch* raises.
 
     Attributes:
@@ -81,7 +81,7 @@ class ImportHooks(Generic[HookT]):
                 when_imported(hook.module, partial(self._on_import, hook))
 
     def switch_off(self, kept: Collection[HookT] = ()) -> None:
-        """Undo every hook except those in *kept*, which stay applied if they are."""
+        """Undo every hook except the ones in *kept*, which stay as they are."""
         with self.lock:
             self._hooks = tuple(hook for hook in self._hooks if hook in kept)
             self.states = {hook: state for hook, state in self.states.items() if hook in kept and hook in self._applied}
@@ -112,9 +112,9 @@ class ImportHooks(Generic[HookT]):
 
 
 def when_imported(name: str, callback: Callback) -> None:
-    """Call *callback* with the module *name*: at once if it is already imported, otherwise when it is imported.
+    """Call *callback* with the *name* module: immediately if it is already imported, otherwise when it is imported.
 
-    wrapt calls back while holding its own lock, so the caller must not hold a lock that *callback* takes.
+    wrapt holds its own lock while it calls *callback*, so do not hold a lock that *callback* acquires.
     """
     module = sys.modules.get(name)
     if module is None:
@@ -136,7 +136,7 @@ _waiting: dict[str, tuple[ModuleType, list[Callback]]] = {}
 class _ObservedSpec(ModuleSpec):
     """A module spec that reports when the import system marks the module's import as finished.
 
-    Source: ``importlib._bootstrap._load_unlocked``. The import statement reads the same mark.
+    Source: ``importlib._bootstrap._load_unlocked``. The import statement checks the same mark.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -154,7 +154,7 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread may have finished the import by now, and another import system's spec does not report the end.
+    # Another thread may have finished the import by now, and a different import system's spec does not report the end.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 

@@ -1,8 +1,8 @@
 """Start and stop the relay in this process.
 
-There are two switches. The relay is on if ``OTEL_PROPAGATORS`` names it or `install` is called.
-Verification is on if ``…_VERIFY`` enables it, regardless of OpenTelemetry's settings. If only verification is
-on, only the server hooks are on. A hook that fails leaves its library unchanged and logs one error.
+There are two switches. The relay is on if ``OTEL_PROPAGATORS`` includes it or `install` is called. Verification is on
+if ``…_VERIFY`` enables it, regardless of OpenTelemetry's settings. If only verification is on, only the server hooks
+are on. If a hook fails, it logs one error and leaves its library unchanged.
 
 All of the package's process-wide state:
 
@@ -10,8 +10,9 @@ All of the package's process-wide state:
 * the `ImportHooks` here and in `otel_token_relay.redaction.installation`, and what they have patched;
 * in `otel_token_relay.operator_log`: the decision log and, with ``…_LOG=debug``, the logger's class;
 * in `otel_token_relay.context`: the callbacks for new tokens and for verified tokens;
-* in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources and scopes;
-* caches: authenticators, by settings; signing keys and introspection results, by issuer;
+* in `otel_token_relay.redaction.known_tokens` and ``records``: tokens to redact, redacted resources, and redacted
+  scopes;
+* caches: authenticators, keyed by settings; signing keys and introspection results, keyed by issuer;
 * in `otel_token_relay.token`: the fork counter and the fingerprint key.
 """
 
@@ -62,7 +63,7 @@ class _Installation:
     """What is installed and what `uninstall` has to undo.
 
     Attributes:
-        code: The settings that were passed to `install`; ``None`` if all come from other sources.
+        code: The settings that were passed to `install`; ``None`` if all settings come from other sources.
     """
 
     runtime: Runtime
@@ -90,9 +91,9 @@ def _report_failure(hook: Hook, error: Exception) -> None:
     if hook not in BOUNDARY_HOOKS or not _installed.runtime.settings.rejects:
         _logger.error("token relay: requests to %s are NOT verified", hook.module)
     else:
-        # Hooked frameworks would verify their own requests, but a server can run other applications beside them.
+        # Hooked frameworks would verify their own requests, but a server can run other applications alongside them.
         _logger.error(
-            "token relay: requests to %s cannot be verified, so every connection gets the response 503", hook.module
+            "token relay: requests to %s cannot be verified, so every connection gets a 503 response", hook.module
         )
         _installed.runtime.refuses_all = True
         _hooks.switch_on((REFUSAL_HOOK,))
@@ -104,13 +105,13 @@ _installed: _Installation | None = None
 
 
 def install(settings: Settings | None = None) -> None:
-    """Hook clients and servers, and add the relay's propagator to the global one if it is missing there.
+    """Hook clients and servers, and add the relay's propagator to the global propagator if it is not already included.
 
     Idempotent. Settings that differ from the installed ones replace them.
 
     Args:
         settings: The settings from code; see `Settings.load` for how the other sources complete them. ``None`` for the
-            installed settings, or for those of the other sources if none are installed.
+            installed settings, or, if none are installed, for the settings from the other sources.
     """
     # Imported before the lock is taken: if another thread is importing this module, that thread holds the
     # import lock and waits for our lock in the factory below.
@@ -131,7 +132,7 @@ def _complete(settings: Settings) -> Settings:
 
 
 def uninstall() -> None:
-    """Undo `install`, so that no more tokens are relayed. Does nothing if nothing is installed."""
+    """Undo `install`, so that no more tokens are relayed. Do nothing if nothing is installed."""
     global _installed
     redaction.stop()
     with _lock:
@@ -142,7 +143,7 @@ def uninstall() -> None:
 
 
 def _undo(installation: _Installation, successor: Runtime | None) -> None:
-    """Undo an installation. With a successor, the hooks of servers stay, so that one of the two serves each request."""
+    """Undo an installation. If there is a successor, keep the server hooks, so that every request has a boundary."""
     runtime.installed = successor
     installation.runtime.relay.close()
     context.before_first_token = None
@@ -154,13 +155,13 @@ def _undo(installation: _Installation, successor: Runtime | None) -> None:
 
 
 def hook_states() -> dict[str, str]:
-    """Return ``hooked``, ``not imported`` or the error for each module that has a hook."""
+    """Return ``hooked``, ``not imported``, or the error for each module that has a hook."""
     with _lock:
         if _installed is None:
             return {}
         hooks = HOOKS if _installed.runtime.clients_are_hooked else SERVER_HOOKS
         states = {hook.module: "hooked" for hook in hooks if _hooks.is_applied(hook)}
-        # A module may have two hooks, and if either fails, the failure must be visible.
+        # A module may have two hooks. If either of them fails, the failure must be visible.
         for hook in hooks:
             if not _hooks.is_applied(hook):
                 states[hook.module] = _hooks.states.get(hook, "not imported")
@@ -168,18 +169,19 @@ def hook_states() -> dict[str, str]:
 
 
 def propagator_from_env(**options: object) -> TokenRelayPropagator:
-    """Create the propagator for the entry point ``opentelemetry_propagator: token_relay``.
+    """Create the propagator for the ``opentelemetry_propagator: token_relay`` entry point.
 
-    Runs while ``opentelemetry.propagate`` is being imported and must not raise, because an exception here
-    would keep the application from starting.
+    This function runs while ``opentelemetry.propagate`` is being imported. It must not raise, because an exception here
+    would prevent the application from starting.
 
     Args:
         options: The keys under ``token_relay:`` in a configuration file that OpenTelemetry has read. They are needed
-            only if the application has loaded that file, because `Settings.load` reads the one in OTEL_CONFIG_FILE.
+            only if the application itself has loaded that file, because `Settings.load` reads the file specified by
+            OTEL_CONFIG_FILE.
     """
     try:
         if _is_launcher():
-            # The launcher has not read its own flags yet, and the application runs in the next process.
+            # The launcher has not read its own flags yet, and the application will run in the next process.
             return TokenRelayPropagator(Settings())
         with _lock:
             settings = None
@@ -200,10 +202,10 @@ def _is_launcher() -> bool:
 
 
 def pre_instrument() -> None:
-    """Start redaction and any configured verification, for the entry point ``opentelemetry_pre_instrument``.
+    """Start redaction and any configured verification, for the ``opentelemetry_pre_instrument`` entry point.
 
-    Logs a warning if the relay is configured but not switched on. Must not raise, because an exception here
-    would stop instrumentation.
+    Log a warning if the relay is configured but not switched on. This function must not raise, because an exception
+    here would stop instrumentation.
     """
     with _survives("token relay could not start redaction"):
         # Requests contain tokens even if no token is relayed.
@@ -212,7 +214,8 @@ def pre_instrument() -> None:
         redaction.start(settings)
         redaction.watch_imports()
     with _survives("token relay could not start verification: requests are NOT verified"):
-        # This import loads the propagators that OTEL_PROPAGATORS names, and so installs the relay if it is among them.
+        # This import loads the propagators that OTEL_PROPAGATORS lists, and therefore installs the relay if it is one
+        # of them.
         import opentelemetry.propagate  # noqa: F401
 
         start_before_servers()
@@ -222,7 +225,7 @@ def pre_instrument() -> None:
     if _installed is not None:
         _describe_spans(_installed)
         if relays:
-            # A configuration file may have replaced the propagators that OTEL_PROPAGATORS names.
+            # A configuration file may have replaced the propagators that OTEL_PROPAGATORS lists.
             with _survives("token relay could not join the propagators of the configuration file"), _lock:
                 _join_global_textmap(_installed)
             _prepare_threads()
@@ -231,7 +234,7 @@ def pre_instrument() -> None:
 
 @contextmanager
 def _survives(failure: str) -> Generator[None, None, None]:
-    """Log an error, and continue."""
+    """Log any error, and continue."""
     try:
         yield
     except Exception:
@@ -239,17 +242,17 @@ def _survives(failure: str) -> Generator[None, None, None]:
 
 
 def _warn_of_unused_settings() -> None:
-    """Warn if the relay is configured but off, and log the problems that no installation has logged."""
+    """Warn if the relay is configured but off, and log any problems that no installation has logged."""
     settings = Settings.load()
     if _installed is None:
         operator_log.follow(settings.log)
         _log_problems(settings)
     default = Settings()
     configured = next((n for n in RELAY_SETTINGS if getattr(settings, n) != getattr(default, n)), None)
-    # If the file cannot be read, the settings are strict, and that has been logged.
+    # If the file cannot be read, the settings are strict, and the problem has already been logged.
     if configured is not None and read_configuration_file(os.environ).problem is None:
         _logger.warning(
-            "token relay: %s is set, but OTEL_PROPAGATORS does not name token_relay, so no token is relayed."
+            "token relay: %s is set, but OTEL_PROPAGATORS does not include token_relay, so no token is relayed."
             " Set OTEL_PROPAGATORS=tracecontext,baggage,token_relay or, in a configuration file, add token_relay to"
             " propagator.composite.",
             VARIABLES[configured].name,
@@ -257,24 +260,24 @@ def _warn_of_unused_settings() -> None:
 
 
 def start_before_servers() -> None:
-    """Start what the settings switch on before OpenTelemetry starts, and even if it never does; see `startup`."""
+    """Start what the settings enable, before OpenTelemetry starts and even if it never does; see `startup`."""
     settings = Settings.load()
     if settings.verify != "off":
         with _lock:
             if _installed is None:
                 _install_hooks(settings, SERVER_HOOKS)
         _watch_imports()
-    # A configuration file may switch the relay on, and OpenTelemetry may not use that file.
+    # A configuration file may switch the relay on even if OpenTelemetry does not use that file.
     is_on = _installed is not None and _installed.runtime.clients_are_hooked
-    # OTEL_PROPAGATORS may contain a propagator of any package.
+    # OTEL_PROPAGATORS may contain a propagator from any package.
     with _survives("token relay could not start from the configuration file; no token is relayed"):
         if not is_on and read_configuration_file(os.environ).names_propagator:
             install()
 
 
 def _prepare_threads() -> None:
-    """Import the module that the first token requires while there are still few threads."""
-    try:  # a child that is forked during an import would wait for it forever
+    """Import the module that the first token requires while few threads exist."""
+    try:  # a child process forked during an import would wait for the import forever
         load_instrumentor()
     except Exception:
         _logger.debug("the threading instrumentation cannot be imported yet", exc_info=True)
@@ -286,8 +289,8 @@ def _install_hooks(
     """Install *hooks* with *settings*.
 
     Args:
-        settings: ``None`` for the installed settings, or for those from the environment if none are
-            installed. Settings that differ from the installed ones replace them.
+        settings: ``None`` for the installed settings, or, if none are installed, for the settings from the environment.
+            Settings that differ from the installed ones replace them.
         hooks: `HOOKS`, or `SERVER_HOOKS` to verify without relaying. Hooks that are already on stay on.
         code: See `_Installation`.
     """
@@ -316,14 +319,14 @@ def _install_hooks(
 
 
 def _watch_imports() -> None:
-    """Apply hooks to modules imported from now on. Never call this while holding our lock; see `when_imported`."""
+    """Apply hooks to modules imported from now on. Never call this with our lock held; see `when_imported`."""
     _hooks.watch()
     redaction.watch_imports()
 
 
 def _carry_into_threads() -> None:
     with _survives("token relay cannot carry tokens into threads"):
-        # Called without holding the lock, which another thread may need in the middle of an import.
+        # Called without holding the lock, because another thread may need the lock in the middle of an import.
         instrumentor = load_instrumentor()
         with _lock:
             # The callback is cleared only at the end. Until then, any thread that binds a token waits for the lock.

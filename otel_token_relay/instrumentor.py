@@ -1,7 +1,7 @@
-"""The entry point ``opentelemetry_instrumentor: token_relay``, which instruments nothing.
+"""The ``opentelemetry_instrumentor: token_relay`` entry point, which instruments nothing.
 
-The settings in OpenTelemetry's configuration file are in ``instrumentation/development.python.token_relay``. Without
-an instrumentor of that name, OpenTelemetry would log a warning that it skips the section, although
+The settings in OpenTelemetry's configuration file are in ``instrumentation/development.python.token_relay``. Without an
+instrumentor by that name, OpenTelemetry would log a warning that it skips the section, even though
 `otel_token_relay.configuration_file` has read it.
 """
 
@@ -16,7 +16,7 @@ class TokenRelayInstrumentor:
     is_instrumented_by_opentelemetry = True
 
     def instrument(self, /, **kwargs: Any) -> None:
-        """Do nothing; *kwargs* are the settings in the configuration file, with keys of any name."""
+        """Do nothing. *kwargs* are the settings in the configuration file, whose keys can have any name."""
 
     def uninstrument(self, /, **kwargs: Any) -> None:
         """Do nothing."""

@@ -1,12 +1,12 @@
-"""The trusted issuers, as operators configure them, and the rules for their names.
+"""Trusted issuers, as configured by operators, and the rules for their names.
 
-Most issuers are https URLs, whose metadata names their keys. Three kinds differ:
+Most issuers are https URLs whose metadata points to their keys. Three kinds are different:
 
-* A name is any other text, such as ``accounts.google.com`` or AD FS's ``http://adfs.example/adfs/services/trust``.
-  It is compared with ``iss`` and never fetched, so it needs the URL of its keys. An http URL whose host the operator
-  trusts is not a name: its metadata can be fetched.
-* ``https://login.microsoftonline.com/{tid}/v2.0`` means any tenant of Microsoft Entra.
-* An issuer with keys, an audience or an introspection endpoint of its own is a `TrustedIssuer`.
+* A name is any other text, such as ``accounts.google.com`` or AD FS's ``http://adfs.example/adfs/services/trust``. It
+  is compared with ``iss`` but never fetched, so the URL of its keys must be configured. An http URL whose host the
+  operator trusts is not a name, because its metadata can be fetched.
+* ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
+* An issuer with its own keys, audience, or introspection endpoint is a `TrustedIssuer`.
 
 This module has no dependencies that require an extra.
 """
@@ -27,7 +27,7 @@ from otel_token_relay.spelling import hint
 
 TENANT: Final = "{tid}"
 
-# The issuers of Microsoft Entra's access tokens, versions 1 and 2, in each of its clouds.
+# The issuers of Microsoft Entra access tokens, versions 1 and 2, in each of its clouds.
 _MICROSOFT_HOSTS: Final = frozenset(
     {
         "login.microsoftonline.com",
@@ -44,7 +44,7 @@ PERSONAL_TENANT: Final = "9188040d-6c67-4c5b-b112-36a304b66dad"
 
 is_tenant: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII).fullmatch
 ENDPOINTS: Final = ("jwks_uri", "introspection_endpoint", "token_endpoint")
-"""The URLs that belong to one issuer."""
+"""The URLs that belong to a specific issuer."""
 
 _is_name: Final = re.compile(r"[!-~]{1,500}", re.ASCII).fullmatch
 
@@ -75,12 +75,12 @@ class TrustedIssuer:
 
     Attributes:
         issuer: The issuer, exactly as in ``iss``.
-        jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
-        jwks_token_file: A file with the bearer token with which the issuer's metadata and keys are fetched; empty for
+        jwks_uri: The key set's URL; ``None`` to read it from the issuer's metadata.
+        jwks_token_file: A file that contains the bearer token used to fetch the issuer's metadata and keys; empty for
             none.
-        audience: The names of this service in this issuer's tokens; empty for those of the verifier.
-        introspection_endpoint: The URL at which this issuer's tokens are looked up (RFC 7662); ``None`` for none.
-        token_endpoint: The URL at which this issuer's tokens are exchanged; ``None`` to read the URL from its metadata.
+        audience: This service's names in this issuer's tokens; empty to use the verifier's.
+        introspection_endpoint: The URL for looking up this issuer's tokens (RFC 7662); ``None`` for none.
+        token_endpoint: The URL for exchanging this issuer's tokens; ``None`` to read it from the issuer's metadata.
         client: This service's credential at these endpoints; ``None`` for none.
 
     Raises:
@@ -121,7 +121,7 @@ class TrustedIssuer:
 
     @property
     def is_any_tenant(self) -> bool:
-        """Whether the issuer means any tenant of Microsoft Entra."""
+        """Whether the issuer matches any Microsoft Entra tenant."""
         return TENANT in self.issuer
 
     def __str__(self) -> str:
@@ -132,7 +132,7 @@ def check_endpoint_syntax(setting: str, url: object) -> None:
     """Raise unless *url* is ``None`` or a URL. Whether plain http is allowed depends on another setting.
 
     Raises:
-        ConfigurationError: The text is not an absolute http or https URL, or it has a fragment.
+        ConfigurationError: *url* is not an absolute http or https URL, or it has a fragment.
     """
     is_url = isinstance(url, str) and Origin.parse(url) is not None and url.isascii() and "#" not in url
     if url is not None and not is_url:
@@ -148,14 +148,15 @@ def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] =
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
 
     Raises:
-        ConfigurationError: The URL is neither an https URL nor an http URL on loopback or of such a host.
+        ConfigurationError: The URL is neither an https URL nor an http URL whose host is loopback or in
+            *plaintext_hosts*.
     """
     if url is not None and (not isinstance(url, str) or not is_trustworthy(url, plaintext_hosts)):
         raise ConfigurationError(setting, _ENDPOINT)
 
 
 def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
-    """Return whether keys may be fetched from the issuer *url* (RFC 8414, section 2).
+    """Return whether *url* is an issuer from which keys may be fetched (RFC 8414, section 2).
 
     Args:
         url: The issuer.
@@ -165,9 +166,9 @@ def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
 
 def problem_with_issuer(issuer: object) -> str | None:
-    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether its keys can be found is checked later."""
+    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether it has keys is checked later."""
     if not isinstance(issuer, str) or not _is_name(issuer):
-        return "expected an https URL or another name without white space, exactly as in the claim iss"
+        return "expected an https URL or another name without white space, exactly as in the iss claim"
     if "{" in issuer or "}" in issuer:
         return _problem_with_template(issuer)
     if issuer.lower().startswith("https:") and not is_issuer(issuer):
@@ -182,19 +183,19 @@ def problem_with_issuer(issuer: object) -> str | None:
 def _problem_with_template(issuer: str) -> str | None:
     parts = urlsplit(issuer.replace(TENANT, PERSONAL_TENANT))
     if issuer.count(TENANT) != 1 or TENANT not in urlsplit(issuer).path.split("/") or "{" in issuer.replace(TENANT, ""):
-        return f"{TENANT} must be one whole segment of the path"
+        return f"{TENANT} must be a whole path segment"
     if parts.hostname not in _MICROSOFT_HOSTS or not is_issuer(parts.geturl()) or parts.port not in (None, 443):
-        return f"{TENANT} is allowed only on a host of Microsoft Entra, with https"
+        return f"{TENANT} is allowed only on a Microsoft Entra host, with https"
     return None
 
 
 def fill_tenant(template: str, tenant: object, tenants: Sequence[str] = ()) -> str | None:
-    """Return the issuer of one tenant; ``None`` if that tenant is not accepted.
+    """Return a tenant's issuer, or ``None`` if the tenant is not accepted.
 
     Args:
         template: An issuer that contains ``{tid}``.
-        tenant: The token's claim ``tid``.
-        tenants: The accepted tenants; empty for all except that of personal accounts.
+        tenant: The token's ``tid`` claim.
+        tenants: The accepted tenants; empty for all tenants except the one for personal accounts.
     """
     if not isinstance(tenant, str) or not is_tenant(tenant):
         return None
@@ -204,11 +205,11 @@ def fill_tenant(template: str, tenant: object, tenants: Sequence[str] = ()) -> s
 
 
 def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) -> tuple[str | TrustedIssuer, ...]:
-    """Return the entries that can be used. An entry without settings of its own remains text.
+    """Return the usable entries. An entry without settings of its own is returned as a string.
 
     Args:
-        entries: Text, mappings from a configuration file, and instances of `TrustedIssuer`.
-        report: Called with the setting's name and a problem, which names the entry.
+        entries: Strings, mappings from a configuration file, and instances of `TrustedIssuer`.
+        report: Called with the setting's name and a problem, which identifies the entry.
     """
     if isinstance(entries, str):
         report("issuers", "expected a sequence of issuers, not a single string")
@@ -224,7 +225,7 @@ def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) 
         if str(read) in found:
             if read == found[str(read)]:
                 continue
-            report("issuers", f"{_describe(entry, position)}: duplicate issuer with other settings")
+            report("issuers", f"{_describe(entry, position)}: duplicate issuer with different settings")
             continue
         found[str(read)] = read
     return tuple(found.values())
@@ -276,11 +277,11 @@ def _describe(entry: object, position: int) -> str:
 def problem_with_entry(
     entry: str | TrustedIssuer, jwks_uri: str | None = None, plaintext_hosts: Collection[str] = ()
 ) -> str | None:
-    """Return why this valid entry cannot be used with the other settings, or ``None``.
+    """Return the reason that this valid entry cannot be used with the other settings, or ``None``.
 
     Args:
         entry: The issuer.
-        jwks_uri: The URL of the only issuer's keys, if it is not part of the entry.
+        jwks_uri: The URL of the sole issuer's keys, if it is not part of the entry.
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
     """
     trusted = TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry
@@ -295,7 +296,7 @@ def problem_with_entry(
 
 
 _ENDPOINT: Final = "expected an https URL, or an http URL on loopback or of a host in plaintext_issuers"
-NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with another name needs jwks_uri, the URL of its keys"
+NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with any other name requires jwks_uri, the URL of its keys"
 IS_PLAIN_HTTP: Final = (
     "keys are not fetched over plain http, unless plaintext_issuers lists the host; an issuer that is only a name needs"
     " jwks_uri, the URL of its keys"
@@ -312,11 +313,11 @@ def combine(
     client: ClientCredential | None = None,
     plaintext_hosts: Collection[str] = (),
 ) -> tuple[TrustedIssuer, ...]:
-    """Return the issuers. If there is only one, the other arguments complete it.
+    """Return the issuers. If there is only one issuer, fill in its missing values from the other arguments.
 
     Raises:
-        ConfigurationError: There are several issuers, so it is not clear to which one a value belongs; a name has no
-            keys; or a URL is plain http, and its host is not in *plaintext_hosts*.
+        ConfigurationError: There are multiple issuers, so it is unclear which one a value belongs to; an issuer that is
+            a name has no keys; or a URL uses plain http, and its host is not in *plaintext_hosts*.
     """
     problems: list[ConfigurationError] = []
     read = read_issuers(issuers, lambda setting, problem: problems.append(ConfigurationError(setting, problem)))
@@ -333,7 +334,7 @@ def combine(
             check_endpoint(setting, value, plaintext_hosts)
         if value not in (None, "") and (len(read) > 1 or (setting.startswith("jwks_") and not read)):
             raise ConfigurationError(
-                setting, f"{setting} requires exactly one issuer; with several, each entry of issuers has its own"
+                setting, f"{setting} requires exactly one issuer; with multiple issuers, set it in each entry"
             )
     found = [TrustedIssuer(issuer=entry) if isinstance(entry, str) else entry for entry in read]
     if len(found) == 1:

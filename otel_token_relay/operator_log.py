@@ -1,11 +1,12 @@
 """Messages that operators see even if the application's logging configuration would lose them.
 
-`opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. With that handler,
-Python no longer writes warnings to standard error, as it would without any handler. `warn` writes such a warning.
+`opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. Once that handler is
+installed, Python no longer writes warnings to standard error, as it does without any handlers. In that case, `warn`
+writes the warning.
 
-``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` this package's log records as well,
-regardless of the logging configuration. No line contains a token: callers pass only values from closed sets, from
-the settings, and origins.
+``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` also writes this package's log records,
+regardless of the logging configuration. No line contains a token, because calling code passes only origins and values
+from closed sets or the settings.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def warn(message: str, *args: object) -> None:
 
     Args:
         message: A format string.
-        args: Its arguments. They must not contain any part of a request.
+        args: The format string's arguments. They must not contain any part of a request.
     """
     try:
         if _logger.manager.disable >= logging.WARNING or _logger.getEffectiveLevel() > logging.WARNING:
@@ -40,12 +41,12 @@ def warn(message: str, *args: object) -> None:
         if not is_shown:
             record = _logger.makeRecord(_logger.name, logging.WARNING, __file__, 0, message, args, None)
             _standard_error.handle(record)
-    except Exception:  # a handler or a filter of the application failed; the request continues
+    except Exception:  # one of the application's handlers or filters failed; the request continues
         return
 
 
 def _is_shown() -> bool:
-    """Return whether a handler other than OpenTelemetry's shows warnings, or Python writes them to standard error."""
+    """Return whether a non-OpenTelemetry handler shows warnings, or Python itself writes them to standard error."""
     if _logger.disabled:  # by `logging.config`, which disables existing loggers by default
         return False
     logger: logging.Logger | None = _logger
@@ -67,7 +68,7 @@ def _is_silent(handler: logging.Handler) -> bool:
 
 
 class _StandardErrorHandler(logging.Handler):
-    """Write to the stream that is standard error when the record is emitted."""
+    """Write to the stream that is standard error at the time that the record is emitted."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
@@ -80,22 +81,22 @@ _standard_error.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message
 
 
 class DecisionLog:
-    """Write lines to standard error: ASCII, at most 500 bytes each, and at most 100 in a second.
+    """Write ASCII lines to standard error: at most 500 bytes per line, and at most 100 lines per second.
 
     Safe to share between threads.
 
     Args:
-        clock: Returns the time in seconds and never goes backward.
+        clock: Returns the time in seconds, which never goes backward.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = RateLimit(MAX_LINES_PER_SECOND, 1.0, clock)
 
     def write(self, **fields: str | Callable[[], str | None] | None) -> None:
-        """Write one line with those *fields* that have a value. Never raises.
+        """Write one line with the *fields* that have a value. Never raises.
 
         Args:
-            fields: The values, or callables that return them, which are not called for a line that is skipped.
+            fields: The values, or callables that return them. The callables are not called for a skipped line.
         """
         try:
             skipped = self._limit.admit("")
@@ -107,7 +108,7 @@ class DecisionLog:
             values = ((name, value() if callable(value) else value) for name, value in fields.items())
             pairs = (f"{name}={_quote(value)}" for name, value in values if value)
             line = f"{now} otel-token-relay {' '.join(pairs)}"
-            # One call, so that lines from several threads are not mixed.
+            # A single call, so that lines from multiple threads are not interleaved.
             sys.stderr.write((line if len(line) < MAX_LINE_BYTES else line[: MAX_LINE_BYTES - 4] + "...") + "\n")
             sys.stderr.flush()
         except Exception:  # standard error may be closed; the request continues
@@ -115,7 +116,7 @@ class DecisionLog:
 
 
 def _quote(value: str) -> str:
-    # A backslash is doubled, so that a value cannot end its quotation marks and begin another field.
+    # A backslash is doubled, so that a value cannot close its quotation marks and start another field.
     text = "".join(c if " " <= c <= "~" and c != "\\" else ascii(c)[1:-1] for c in value[:MAX_LINE_BYTES])
     return text if text and not set(text) & set(' "=') else '"' + text.replace('"', '\\"') + '"'
 
@@ -127,34 +128,34 @@ class _DebugLogger(logging.Logger):
         return True
 
     def handle(self, record: logging.LogRecord) -> None:
-        if (log := decisions) is not None:  # another thread may switch it off
-            # Without the traceback, whose last line may quote a value.
+        if (log := decisions) is not None:  # another thread may switch the log off
+            # Omit the traceback, whose last line may quote a value.
             log.write(level=record.levelname.lower(), message=record.getMessage())
         if super().isEnabledFor(record.levelno):
             super().handle(record)
 
 
 decisions: DecisionLog | None = None
-"""The log of decisions; ``None`` if it is off. `follow` sets it."""
+"""The decision log; ``None`` if it is off. `follow` sets it."""
 
 
 shows_values: bool = False
-"""Whether lines may contain values of claims from unverified tokens, masked and escaped. `follow` sets it."""
+"""Whether lines may contain claim values from unverified tokens, masked and escaped. `follow` sets it."""
 
 
 def follow(mode: str) -> None:
     """Switch the decision log on or off.
 
     Args:
-        mode: ``decisions``; ``debug`` to write log records and values of rejected tokens as well; empty to write
-            nothing.
+        mode: ``decisions`` to write decisions; ``debug`` to also write log records and values from rejected tokens;
+            empty to write nothing.
     """
     global decisions, shows_values
     shows_values = mode == "debug"
     decisions = (decisions or DecisionLog()) if mode else None
     kind: type[Any] = type(_logger)
     if mode == "debug" and not issubclass(kind, _DebugLogger):
-        # Another library may have changed the class of loggers.
+        # Another library may have changed the logger class.
         _logger.__class__ = type("_DebugLogger", (_DebugLogger, kind), {"before": kind})
     elif mode != "debug" and issubclass(kind, _DebugLogger):
         _logger.__class__ = getattr(kind, "before", kind)

@@ -1,13 +1,12 @@
-"""Origins and origin patterns, compared by the host and port that clients connect to.
+"""Origins and origin patterns, compared using the host and port that clients connect to.
 
-An `Origin` is a scheme, a host and a port (RFC 6454, section 4), without a path.
-A host is stored as it is sent: in lower case, with A-labels (RFC 5890) and without a trailing
-dot. IP addresses are stored in canonical form, and IPv6 addresses without brackets.
+An `Origin` is a scheme, a host, and a port (RFC 6454, section 4), without a path. A host is stored as it is sent: in
+lowercase, with A-labels (RFC 5890), and without a trailing dot. IP addresses are stored in canonical form, and IPv6
+addresses without brackets.
 
-A classic vulnerability arises when two parsers read the same URL differently (``http://good\\@evil/``).
-`Origin.of` therefore takes the target that the client has parsed and will connect to. Only
-`Origin.parse`, which is for URLs that the client has not parsed, parses a URL itself. It rejects
-every ambiguous URL.
+A classic vulnerability arises when two parsers interpret the same URL differently (``http://good\\@evil/``). Therefore,
+`Origin.of` takes the target that the client has parsed and will connect to. Only `Origin.parse`, which is for URLs that
+the client has not parsed, parses a URL itself, and it rejects any ambiguous URL.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
-# Scheme, host and port.
+# Scheme, host, and port.
 Target = tuple[str, str, int | None]
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -28,12 +27,12 @@ ANY_PORT: None = None
 # A client opens a WebSocket URL with an HTTP request (RFC 6455, section 3).
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
-# One label of a host name. RFC 952 does not allow underscores, but container
-# networks assign names that contain them, and every client connects to such names.
+# One label of a hostname. RFC 952 does not allow underscores, but container networks assign names that contain them,
+# and every client connects to such names.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII).fullmatch
 
 # WHATWG URL, section 3.5: a host whose last label looks like a number is an IPv4 address or
-# an error. Clients disagree on how to read 127.1 and 0x7f000001, so only the canonical form is accepted.
+# an error. Clients disagree on how to interpret 127.1 and 0x7f000001, so only the canonical form is accepted.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII).fullmatch
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\\\s%]+)(?::(?P<port>\*|[0-9]{1,5}))?").fullmatch
@@ -41,7 +40,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL).fullmatch
 
 
 def normalize_host(host: str) -> str | None:
-    """Return *host* in the form used for comparison, or ``None`` if it is not a valid host.
+    """Return *host* in the form used for comparison, or ``None`` if *host* is not valid.
 
     Args:
         host: An ASCII name or address. An IPv6 address may be in brackets.
@@ -51,7 +50,7 @@ def normalize_host(host: str) -> str | None:
     host = host.lower()
     if ":" in host or host.startswith("["):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        # A zone (RFC 6874) names an interface on this machine, and clients disagree on its syntax.
+        # A zone (RFC 6874) identifies an interface on this machine, and clients disagree on its syntax.
         address = None if "%" in bare or ":" not in bare else address_of(bare)
         return None if address is None else str(address)
     host = host.removesuffix(".")
@@ -64,7 +63,7 @@ def normalize_host(host: str) -> str | None:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """Return the IP address that *host* is, without brackets; ``None`` if it is a name."""
+    """Return *host*, which has no brackets, as an IP address; ``None`` if it is a name."""
     try:
         return IPv6Address(host) if ":" in host else IPv4Address(host)
     except AddressValueError:
@@ -75,7 +74,7 @@ def _to_ascii(host: str) -> str | None:
     """Return the A-label form of a host that may contain Unicode characters."""
     if host.isascii():
         return host
-    # Importing idna takes 10 ms and 2 MB, and most deployments have no such host.
+    # Importing idna takes 10 ms and 2 MB, and most deployments have no Unicode hosts.
     import idna
 
     try:
@@ -85,7 +84,7 @@ def _to_ascii(host: str) -> str | None:
 
 
 class Origin(NamedTuple):
-    """Where a request goes: ``("https", "profile-service", 443)``."""
+    """The origin of a request's target, such as ``("https", "profile-service", 443)``."""
 
     scheme: str
     host: str
@@ -96,11 +95,11 @@ class Origin(NamedTuple):
         """Return the origin of a target that a client has parsed and will connect to.
 
         Args:
-            scheme: ``http``, ``https``, ``ws`` or ``wss``, in upper or lower case.
-            host: The host as passed to the resolver, in ASCII. A Unicode name is rejected:
-                clients encode such names by different rules (IDNA 2003, 2008, UTS 46), so
-                only the client's own result can be compared.
-            port: ``None`` for the scheme's default.
+            scheme: ``http``, ``https``, ``ws``, or ``wss``, in uppercase or lowercase.
+            host: The host as passed to the resolver, in ASCII. A Unicode name is rejected: clients encode such names
+                according to different rules (IDNA 2003, IDNA 2008, or UTS 46), so only the client's own result can be
+                compared.
+            port: The port; ``None`` for the scheme's default.
 
         Returns:
             The origin, or ``None`` if the target is not an HTTP origin.
@@ -117,9 +116,9 @@ class Origin(NamedTuple):
         """Return the origin of a URL that the client has not parsed.
 
         Returns:
-            The origin, or ``None`` if the scheme is missing or unsupported, or if two parsers could read
-            the URL differently because of user info, a backslash, white space, a control character, or a
-            percent sign in the host.
+            The origin, or ``None`` if the scheme is missing or unsupported, or if two parsers could interpret the URL
+            differently because of user info, a backslash, white space, a control character, or a percent sign in the
+            host.
         """
         match = _SCHEME(url)
         if match is None or any(c <= " " or c in "\\\x7f" for c in url):
@@ -139,7 +138,7 @@ class Origin(NamedTuple):
 
     @property
     def is_secure(self) -> bool:
-        """Whether traffic uses https or loopback, so that network attackers can neither read nor change it."""
+        """Whether traffic uses https or loopback, so that network attackers can neither read nor modify it."""
         return self.scheme == "https" or self.is_loopback
 
     def __str__(self) -> str:
@@ -147,7 +146,7 @@ class Origin(NamedTuple):
 
 
 def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
-    """Return whether responses from *url* are protected against tampering by an attacker on the network.
+    """Return whether responses from *url* are protected from tampering by an attacker on the network.
 
     Args:
         url: The URL.
@@ -165,7 +164,7 @@ def is_trustworthy(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 def is_listed(origin: Origin | OriginPattern, hosts: Collection[str]) -> bool:
     """Return whether *hosts* contains the origin's host, alone or with the origin's port. Subdomains do not match.
 
-    For a pattern that matches any port, *hosts* must contain the host alone.
+    For a pattern that matches any port, *hosts* must contain the host without a port.
     """
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     return host in hosts or f"{host}:{origin.port}" in hosts
@@ -175,7 +174,7 @@ def origin_of_proxied(url: str) -> Target:
     """Return the origin of a URL that a forward proxy, rather than the client, parses.
 
     Raises:
-        ValueError: Two parsers could read the URL differently. The message does not contain the URL.
+        ValueError: Two parsers could interpret the URL differently. The message does not contain the URL.
     """
     origin = Origin.parse(url)
     if origin is None:

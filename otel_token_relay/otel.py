@@ -1,7 +1,7 @@
 """The private OpenTelemetry names that the core uses.
 
-The core uses private names in this module only, so that only one file has to be checked when OpenTelemetry
-is upgraded. The adapters (clients, servers, redaction) contain the private names of their own libraries.
+The core uses private names in this module only, so that only one file has to be checked when OpenTelemetry is upgraded.
+The adapters (clients, servers, and redaction) use the private names of the libraries that they adapt.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _logger = logging.getLogger("otel_token_relay")
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 """The key under which a context stores its span.
 
-`opentelemetry.trace.get_current_span` also checks the span's type against an abstract class, which takes
-longer than everything else in an unrecorded hop.
+`opentelemetry.trace.get_current_span` also checks the span's type against an abstract class, which takes longer than
+everything else in an unrecorded hop combined.
 """
 
-# Exporters and other telemetry code set these keys around their own calls. The HTTP-only key is not included,
-# because the instrumentation of requests, urllib and urllib3 sets it around the application's own calls.
+# Exporters and other telemetry code set these keys around their own calls. The HTTP-only key is not included, because
+# the instrumentation for requests, urllib, and urllib3 sets it around the application's own calls.
 SUPPRESS_KEY: Final = otel_context._SUPPRESS_INSTRUMENTATION_KEY
 OLD_SUPPRESS_KEY: Final = "suppress_instrumentation"
 
 
 def is_suppressed(context: Context) -> bool:
-    """Return whether *context* belongs to telemetry's own work, which is neither served nor recorded.
+    """Return whether *context* belongs to telemetry's own work, which gets no token and is not recorded.
 
-    An exporter may run while its provider holds a lock, and calling that provider would then block forever.
+    An exporter may run while its provider holds a lock, in which case calling that provider would block forever.
     """
     return bool(context.get(SUPPRESS_KEY) or context.get(OLD_SUPPRESS_KEY))
 
 
 def is_server_suppressed(context: Context) -> bool:
-    """Return whether instrumentation of servers is suppressed in *context*."""
+    """Return whether server instrumentation is suppressed in *context*."""
     return is_suppressed(context) or bool(context.get(otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY))
 
 
@@ -51,9 +51,9 @@ def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:
     return [propagator] if parts is None else list(parts)
 
 
-# OpenTelemetry's functions call a method of its runtime context, which calls a context variable. Every request and
-# every hop uses them several times, so the variable is used directly unless OTEL_PYTHON_CONTEXT selects another
-# runtime context.
+# OpenTelemetry's functions call a method of its runtime context, which in turn calls a context variable. Every request
+# and every hop uses these functions several times, so the variable is used directly unless OTEL_PYTHON_CONTEXT selects
+# a different runtime context.
 _runtime_context: Final = getattr(otel_context, "_RUNTIME_CONTEXT", None)
 _variable: Final[Any] = (
     getattr(_runtime_context, "_current_context", None) if type(_runtime_context) is ContextVarsRuntimeContext else None
@@ -68,15 +68,15 @@ def detach(attached: Any) -> None:
     """Do the same as ``opentelemetry.context.detach``: if the context cannot be detached, log the error."""
     try:
         _reset(attached)
-    except Exception:  # for example, if the event loop closes a coroutine in another task
+    except Exception:  # for example, if the event loop closes a coroutine in a different task
         _logger.debug("a context could not be detached", exc_info=True)
 
 
 def keeps_unknown_keys() -> bool:
     """Return whether an attached context can be read back with all of its keys.
 
-    A runtime context that OTEL_PYTHON_CONTEXT selects may keep only the keys that it knows. Datadog's context keeps
-    only the span.
+    A runtime context that OTEL_PYTHON_CONTEXT selects may keep only the keys that it recognizes. For example, Datadog's
+    context keeps only the span.
     """
     key = otel_context.create_key("token-relay-check")
     attached = otel_context.attach(otel_context.set_value(key, True))
@@ -88,7 +88,7 @@ def keeps_unknown_keys() -> bool:
 
 @contextmanager
 def without_choosing_conventions() -> Generator[None, None, None]:
-    """Run an instrumentor without fixing the semantic conventions, as the first instrumentor in a process would.
+    """Run an instrumentor without locking in the semantic conventions, as a process's first instrumentor would.
 
     The application may set OTEL_SEMCONV_STABILITY_OPT_IN in code, before it instruments anything itself.
     """

@@ -1,11 +1,11 @@
-"""Install a wrapper inside all of a method's other wrappers, and remove it again.
+"""Install a wrapper inside all of a method's other wrappers, and remove it later.
 
 Instrumentation wraps the same methods and must see the request without the token, regardless of
 whether it or the relay is installed first. Instrumentation uses wrapt proxies, whose inner function
 can be replaced, so our wrapper is always the innermost one.
 
-Our wrappers are plain functions, not wrapt proxies: a call through a proxy costs many times as much, and
-opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy even if another library installed it.
+Our wrappers are plain functions, not wrapt proxies: a call through a proxy takes many times as long, and
+opentelemetry-instrumentation's ``unwrap`` removes the outermost proxy even if a different library installed it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each layer of a wrapped function, from the outermost to the innermost, with the proxy that wraps it.
+    """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps the layer.
 
     For the outermost layer, that proxy is ``None``. The innermost layer is the first one that is not a proxy.
     """
@@ -40,7 +40,7 @@ MISSING: Final = object()
 
 
 class _EnclosedAttribute:
-    """A class attribute that shows the enclosed value, and stores the original value where it was stored before.
+    """A class attribute that returns an enclosed value, but stores the original value where the class stores it.
 
     Args:
         stored: The class's own attribute: a slot, a default value, or `MISSING`.
@@ -52,7 +52,7 @@ class _EnclosedAttribute:
         self._default = stored
         self._enclose = enclose
         self._is_ready = is_ready
-        self._last: tuple[Any, Any] = (None, None)  # most processes have one value
+        self._last: tuple[Any, Any] = (None, None)  # most processes use only one value
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -105,8 +105,8 @@ class Patches:
             owner: The class or module that defines the method.
             name: The method's name.
             build: Returns a wrapper for the original function.
-            parameters: The parameters that the original function must have, if the wrapper repeats them.
-                (Passing ``*args, **kwargs`` would cost more than the rest of most wrappers.)
+            parameters: The parameters that the original function must have, if the wrapper declares the same ones.
+                (Passing ``*args, **kwargs`` would take longer than the rest of most wrappers.)
 
         Raises:
             AttributeError: *owner* itself does not define *name*, or the function's parameters differ.
@@ -130,18 +130,18 @@ class Patches:
         enclose: Callable[[Any], Any],
         is_ready: Callable[[Any], bool] = lambda instance: True,
     ) -> None:
-        """Show ``enclose(value)`` to any code that reads an instance attribute. The instances themselves do not change.
+        """Return ``enclose(value)`` to code that reads an instance attribute. The instances themselves do not change.
 
         This also applies to existing instances and to values that are assigned later.
 
         Args:
             owner: The class whose instances have the attribute.
             name: The attribute's name.
-            enclose: Returns what is shown for a value.
-            is_ready: Returns whether an instance should already show the enclosed value.
+            enclose: Returns the enclosed value for an original value.
+            is_ready: Returns whether an instance should return the enclosed value yet.
 
         Raises:
-            AttributeError: None of the methods of *owner* assigns an attribute of this name.
+            AttributeError: None of the methods of *owner* uses an attribute with this name.
         """
         methods = [value for base in owner.__mro__ for value in vars(base).values() if inspect.isfunction(value)]
         if not any(name in method.__code__.co_names for method in methods):
@@ -155,7 +155,7 @@ class Patches:
         """Wrap a method that *owner* may inherit from a class that cannot be modified.
 
         Raises:
-            AttributeError: *owner* has no method *name*.
+            AttributeError: *owner* has no *name* method.
         """
         if name in vars(owner):
             self.wrap(owner, name, build)

@@ -1,7 +1,7 @@
-"""The allow-list: only a listed destination receives the token.
+"""The allow-list: only listed destinations receive the token.
 
-A lookup tries the exact host and, if there are wildcards, one pattern for each label of the host, so it
-takes as long with one entry as with ten thousand.
+A lookup tries the exact host and, if there are wildcards, one pattern for each label in the host. Therefore, a lookup
+takes just as long with one entry as with ten thousand.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from otel_token_relay.destinations import Destination
 from otel_token_relay.origin import ANY_HOST, ANY_PORT, Origin, OriginPattern
 
-# Origins can come from the network, through redirects, so the number and the length of cached origins are limited.
+# Origins can come from the network, through redirects, so the number and length of cached origins are limited.
 _CACHED_ORIGINS: Final = 4096
 # The longest host has 253 characters and a trailing dot (RFC 1035, section 2.3.4); the longest scheme is https.
 _MAX_LENGTH: Final = 260
@@ -22,22 +22,22 @@ _MAX_LENGTH: Final = 260
 class RelayPolicy:
     """Look up the allow-list entry for an origin. Immutable and safe to share between threads.
 
-    If several entries match, the most specific one applies: first the exact host, then the longest
-    wildcard, and ``*`` last. An entry for a specific port takes precedence over one for any port. If the most specific
-    entry has ``;never``, the origin gets no token.
+    If multiple entries match, the most specific one applies: the exact host first, then the longest wildcard, and ``*``
+    last. An entry for a specific port takes precedence over an entry for any port. If the most specific entry has
+    ``;never``, the origin gets no token.
 
     Args:
         destinations: The allow-list entries.
         refused: Origins that must not match any entry, not even a wider one.
 
     Attributes:
-        entries: The entries, by pattern, including those with ``;never``.
+        entries: The entries, keyed by pattern, including entries with ``;never``.
         refused: The refused patterns.
         is_empty: Whether no origin gets a token.
         has_required: Whether any entry has ``;required``.
-        has_exchanged: Whether any entry requires a token for its destination.
-        has_retry: Whether any entry permits that a request is sent once more.
-        has_own: Whether any entry permits the service's own token.
+        has_exchanged: Whether any entry requires an exchanged token for its destination.
+        has_retry: Whether any entry allows a request to be retried.
+        has_own: Whether any entry allows the service's own token to be sent.
     """
 
     def __init__(self, destinations: Iterable[Destination], refused: Iterable[OriginPattern] = ()) -> None:
@@ -51,7 +51,7 @@ class RelayPolicy:
         self.has_exchanged: bool = any(d.needs_exchange for d in self.entries.values())
         self.has_retry: bool = any(d.retry == "idempotent" for d in self.entries.values())
         self.has_own: bool = any(d.without_user is not None for d in self.entries.values())
-        # A client passes the same scheme, host and port at every hop to the same server.
+        # A client passes the same scheme, host, and port at every hop to the same server.
         self._remembered = lru_cache(maxsize=_CACHED_ORIGINS)(self._find)
 
     def find(self, scheme: str, host: str, port: int | None) -> Destination | None:
@@ -63,7 +63,7 @@ class RelayPolicy:
         return None if origin is None else self.match(origin)
 
     def match(self, origin: Origin) -> Destination | None:
-        """Return the entry according to which *origin* gets a token, or ``None`` if it gets none."""
+        """Return the entry that allows *origin* to get a token, or ``None`` if it gets none."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None else self._by_pattern[pattern]
 
@@ -75,7 +75,7 @@ class RelayPolicy:
     def deciding_pattern(self, origin: Origin) -> OriginPattern | None:
         """Return the most specific pattern that matches *origin*.
 
-        It may belong to an entry with ``;never`` or to a skipped entry.
+        The pattern may belong to an entry with ``;never`` or to a skipped entry.
         """
         for host in self._host_patterns(origin.host):
             for port in (origin.port, ANY_PORT):

@@ -1,13 +1,13 @@
-"""Make text safe to print in a terminal and in a log: printable ASCII of a limited length."""
+"""Make text safe to print in terminals and logs: printable ASCII of limited length."""
 
 from __future__ import annotations
 
 
 def escape(text: str) -> str:
-    """Return *text* with each character that is not printable ASCII escaped, such as a terminal control sequence."""
+    """Return *text* with all characters other than printable ASCII escaped, such as terminal control characters."""
     return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return *text*, cut to *limit* characters. The end of a text that was cut is ``...``."""
+    """Return *text*, truncated to *limit* characters. Truncated text ends with ``...``."""
     return text if len(text) <= limit else f"{text[: max(0, limit - 3)]}..."

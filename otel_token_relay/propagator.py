@@ -1,9 +1,9 @@
 """The OpenTelemetry propagator for the token.
 
-``extract`` binds a request's token to the context. ``inject`` writes the token only if the application
-names the destination with `to_destination` and the policy allows that destination. Instrumentation calls
-``inject(carrier)`` without a destination, for HTTP clients, message brokers and functions alike, and such
-a call writes nothing. For covered clients, the client hooks write the token instead.
+``extract`` binds a request's token to the context. ``inject`` writes the token only if the application specifies the
+destination with `to_destination` and the policy allows that destination. Instrumentation calls ``inject(carrier)``
+without a destination for HTTP clients, message brokers, and functions alike. Such a call writes nothing. For supported
+clients, the client hooks write the token instead.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ class TokenRelayPropagator(TextMapPropagator):
     """Carry the caller's bearer token in the OpenTelemetry Context.
 
     Args:
-        settings: ``None`` for the installed settings, or for those from the environment if none are installed.
-        relay: The relay that decides about outgoing requests; ``None`` for a new one with *settings*, or
-            for the installed one if *settings* is ``None`` too.
+        settings: The settings; ``None`` for the installed settings or, if none are installed, the settings from the
+            environment.
+        relay: The relay that makes decisions about outgoing requests; ``None`` for a new relay with *settings*, or for
+            the installed relay if *settings* is also ``None``.
     """
 
     def __init__(self, settings: Settings | None = None, *, relay: Relay | None = None) -> None:
@@ -70,7 +71,7 @@ class TokenRelayPropagator(TextMapPropagator):
 
     @property
     def relay(self) -> Relay:
-        """The relay that applies now."""
+        """The relay that currently applies."""
         if self._relay is not None:
             return self._relay
         if (installed := runtime.installed) is not None:
@@ -91,19 +92,20 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Bind the carrier's token, or ``None`` if it has none.
+        """Bind the carrier's token, or ``None`` if the carrier has none.
 
-        The context key is always written, so that no token from another request remains. Within a server boundary:
+        The context key is always set, so that no token from a different request remains. Within a server boundary:
 
-        * The request itself (an ASGI scope or a WSGI environ) is not read again: its boundary has read it.
-        * A carrier with the request's own token keeps the binding, and so the lease.
-        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task in which the
-          boundary runs. A task that a request runs in place thus has the caller's token. A consumer that a request
-          merely starts, and that outlives it, does not.
+        * The request itself (an ASGI scope or a WSGI environ) is not read again, because its boundary has already read
+          it.
+        * A carrier with the request's own token keeps the binding, and therefore the lease.
+        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task that the boundary
+          runs in. As a result, a task that a request runs in place has the caller's token. A consumer that a request
+          merely starts, and that outlives the request, does not.
         * If the boundary has rejected the request's credentials, no token is bound.
 
-        Without a boundary, a message without credentials counts as nothing bound (see `is_unserved`), but an HTTP
-        request without credentials belongs to an unknown caller.
+        Without a boundary, a message without credentials is treated as if nothing were bound (see `is_unserved`), but
+        an HTTP request without credentials belongs to an unknown caller.
 
         Args:
             context: The context to extend; ``None`` for the root context, as in other propagators.
@@ -115,7 +117,7 @@ class TokenRelayPropagator(TextMapPropagator):
             context = Context(context | {UNUSED_KEY: current[UNUSED_KEY]})
         boundary: object = carrier.get(BOUNDARY_KEY) if isinstance(carrier, dict) else None
         if isinstance(boundary, Boundary) and boundary.encloses(carrier):
-            # Not announced again: redaction knows the token, and learns its trace when the span starts.
+            # Not announced again: redaction already has the token, and learns its trace when the span starts.
             return bind(boundary.token, context)
         if is_refused(current):
             return bind(None, context)
@@ -148,10 +150,10 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
-        """Write the token if *context* names a destination that may receive it; see `to_destination`.
+        """Write the token if *context* specifies a destination that may receive it; see `to_destination`.
 
-        A destination in the *current* context is ignored, even if *context* is derived from the current
-        one, as it is in some instrumentation. Otherwise, every broker and third party would receive the token.
+        A destination in the *current* context is ignored, even if *context* is derived from the current context, as in
+        some instrumentation. Otherwise, every broker and third party would receive the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -161,7 +163,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
-            # An event loop must not wait. It gets a token that has been exchanged before.
+            # An event loop must not block, so it uses only a token that has already been exchanged.
             value = value.run() if running_loop() is None else value.give_up()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
@@ -184,7 +186,7 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
     if _is_default(type(getter)):
         values: list[str] = []
         for key in getter.keys(carrier):
-            # The client chooses the keys, so only keys of the right length are converted to lower case.
+            # The client chooses the keys, so only keys of the right length are converted to lowercase.
             if isinstance(key, str) and len(key) == len(name) and key.lower() == name:
                 values += getter.get(carrier, key) or ()
         return values
@@ -192,20 +194,21 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
 
 
 def _is_request(carrier: object) -> bool:
-    """Return whether a carrier is a WSGI environ or an ASGI scope: a server without a boundary serves a request."""
-    # Looked for by members that the headers of a message, which are text, cannot contain.
+    """Return whether a carrier is a WSGI environ or an ASGI scope, which means that the server has no boundary."""
+    # Check for members that message headers, which are text, cannot contain.
     return isinstance(carrier, dict) and (
         hasattr(carrier.get("wsgi.input"), "read") or isinstance(carrier.get("asgi"), dict)
     )
 
 
 def _has_host(getter: Getter[Any], carrier: Any) -> bool:
-    """Return whether a carrier contains the headers of an HTTP request, such as an event of AWS Lambda.
+    """Return whether a carrier, such as an AWS Lambda event, contains the headers of an HTTP request.
 
-    Its sender may be anyone, so the service must not act on its own behalf. Messages of brokers have no such headers.
+    An HTTP request may come from any sender, so the service must not act on its own behalf. Broker messages have no
+    such headers.
     """
     try:
-        # The client chooses the keys, so only keys of the right length are converted to lower case.
+        # The client chooses the keys, so only keys of the right length are converted to lowercase.
         names = (key for key in getter.keys(carrier) if isinstance(key, str) and len(key) in _LENGTHS)
         return any(name.lower() in _HTTP_HEADERS for name in names)
     except Exception:  # a carrier can be any object
@@ -226,14 +229,14 @@ def _keeps(bound: BearerToken, credentials: Credentials) -> bool:
 
 @lru_cache(maxsize=32)
 def _is_default(getter_class: type) -> bool:
-    # Cached, because issubclass with an abstract class takes as long as reading the header.
+    # Cached, because calling issubclass with an abstract class takes as long as reading the header.
     return issubclass(getter_class, DefaultGetter)
 
 
 def _target_of(target: tuple[Any, NamedUrl]) -> Target:
     origin = target[1].origin
     if origin is None:
-        raise ValueError("the URL passed to to_destination() does not name a destination")
+        raise ValueError("the URL passed to to_destination() does not specify a destination")
     return origin
 
 
@@ -258,7 +261,7 @@ def _has_header(target: tuple[Any, NamedUrl], name: str) -> HasHeader:
 
 
 def _drop(carrier: Any, name: str) -> bool:
-    """Remove a header in every capitalization, so that it never appears twice. Return whether all were removed."""
+    """Remove a header, regardless of capitalization, so that it never appears twice. Return whether this succeeded."""
     try:
         for key in [key for key in _names(carrier) if _is_header(key, name)]:
             del carrier[key]

@@ -1,6 +1,6 @@
 """The pytest plug-in: fixtures that install the relay, act as a caller, and record decisions.
 
-Loading it imports nothing of OpenTelemetry, nor anything else of this package; the fixtures do when they are used.
+Loading the plug-in imports neither OpenTelemetry nor the rest of this package; the fixtures import them when used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MARKER = "token_relay"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Describe the marker."""
+    """Register the marker."""
     config.addinivalue_line(
         "markers", f"{_MARKER}(**fields): install the relay around the test, with these fields of Settings"
     )
@@ -41,7 +41,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Use the fixture in a test that has the marker in another way, such as in `pytest.param`."""
+    """Use the fixture in each test that gets the marker in a different way, such as from `pytest.param`."""
     names = getattr(item, "fixturenames", None)
     if names is not None and _MARKER not in names and item.get_closest_marker(_MARKER) is not None:
         item.fixturenames = [*names, _MARKER]  # type: ignore[attr-defined]  # a new list: items share the old one
@@ -51,12 +51,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
     """The relay, installed until the test ends.
 
-    The markers of the test, its class and its module contain fields of `Settings`; the closest one that contains a
-    field takes precedence. Without a marker, the settings are those of the application and the environment. Call the
-    fixture to install other settings: ``token_relay(destinations=[server.url])``.
+    The markers of the test, its class, and its module contain `Settings` fields; for each field, the closest marker
+    takes precedence. Without a marker, the settings come from the application and the environment. Call the fixture to
+    install different settings: ``token_relay(destinations=[server.url])``.
     """
     if "httpx_mock" in request.fixturenames:
-        # pytest-httpx replaces the methods that the relay hooks. The relay must be installed around them.
+        # pytest-httpx replaces the methods that the relay hooks, so the relay must wrap the replacements.
         request.getfixturevalue("httpx_mock")
     from otel_token_relay.testing import installed_relay
 
@@ -73,7 +73,7 @@ def token_relay(request: pytest.FixtureRequest) -> Iterator[InstalledRelay]:
 
 @pytest.fixture
 def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecisions]:
-    """The decisions of the relay during the test, oldest first, and the results of verifications."""
+    """The relay's decisions during the test, oldest first, and the verification results."""
     from otel_token_relay.testing import recording
 
     with recording() as records:
@@ -82,7 +82,7 @@ def recorded_decisions(token_relay: InstalledRelay) -> Iterator[RecordedDecision
 
 @pytest.fixture
 def third_party() -> Iterator[Callable[[], ThirdParty]]:
-    """Start a server on loopback that records its requests, and runs until the test ends. Each call starts another."""
+    """Start a loopback server that records its requests and runs until the test ends. Each call starts a new server."""
     from otel_token_relay.testing import third_party
 
     with ExitStack() as running:
@@ -91,7 +91,7 @@ def third_party() -> Iterator[Callable[[], ThirdParty]]:
 
 @pytest.fixture(scope="session")
 def authorization_server() -> Iterator[AuthorizationServer]:
-    """A real authorization server on loopback, in a process of its own. It requires the ``demo`` extra."""
+    """A real authorization server on loopback, in a separate process. It requires the ``demo`` extra."""
     from otel_token_relay.testing import running_authorization_server
 
     with ExitStack() as running:
@@ -104,9 +104,9 @@ def authorization_server() -> Iterator[AuthorizationServer]:
 
 @pytest.fixture
 def as_caller(token_relay: InstalledRelay, authorization_server: AuthorizationServer) -> Callable[..., Caller]:
-    """Return a user with a new signed token: ``with as_caller("alice"): ...`` runs a block as a request of alice.
+    """Return a user with a new signed token: ``with as_caller("alice"): ...`` runs a block as a request from alice.
 
-    Takes the arguments of `AuthorizationServer.token_for`.
+    The arguments are the same as for `AuthorizationServer.token_for`.
     """
     from otel_token_relay.testing import Caller
 

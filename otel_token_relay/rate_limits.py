@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# A custom authenticator may use any number of reasons. Those beyond this number share one limit.
+# A custom authenticator may use any number of reasons. Reasons beyond this number share one limit.
 _MAX_KEYS: Final = 64
 
 
@@ -22,13 +22,13 @@ class _Window:
 class RateLimit:
     """Admit a limited number of events for each key within a period that starts with the key's first event.
 
-    Safe to share between threads. Events from two threads at the same moment may both be admitted, because a lock
-    would cost more than an occasional extra event.
+    Safe to share between threads. Simultaneous events from two threads may both be admitted, because a lock would cost
+    more than an occasional extra event.
 
     Args:
         limit: The maximum number of events in each period.
         seconds: The length of the period, in seconds.
-        clock: Returns the time in seconds and never goes backward.
+        clock: Returns the time in seconds, which never goes backward.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class RateLimit:
         self._windows: dict[str, _Window] = {}
 
     def admit(self, key: str) -> int | None:
-        """Return the number of events that were skipped since the last admitted one; ``None`` to skip this one."""
+        """Return the number of events skipped since the last admitted event; ``None`` to skip this event."""
         windows = self._windows
         if key not in windows and len(windows) >= _MAX_KEYS:
             key = ""

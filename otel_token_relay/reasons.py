@@ -1,4 +1,4 @@
-"""The closed set of reasons for a decision. Their strings are stable, because operators base alerts on them."""
+"""The closed set of reasons for a decision. The strings are stable, because operators base alerts on them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class Reason(Enum):
     )
     OWN = (
         "own",
-        "No request is being served, and a token of the service's own was sent, as `;without-user=client` permits.",
-        "Nothing. If the call belongs to a request, the context is lost before the server has accepted any request.",
+        "No request is being served, and the service's own token was sent, as `;without-user=client` permits.",
+        "Nothing. If the call belongs to a request, the request's context was lost before the server had accepted any"
+        " request.",
     )
     # No token was sent.
     NO_TOKEN = (
@@ -59,8 +60,8 @@ class Reason(Enum):
         "destination_unknown",
         "It is uncertain which server the request would reach: the URL is ambiguous or not http(s), or the client"
         " does not open the TCP connection itself.",
-        "Write the URL as scheme://host[:port]/path, without a user name, backslash or white space. A Unix"
-        " socket, or a connection class that opens its own connection, never gets the token.",
+        "Write the URL as scheme://host[:port]/path, without a username, backslash, or white space. A Unix socket, or a"
+        " connection class that opens its own connection, never gets the token.",
     )
     DESTINATION_NOT_LISTED = (
         "destination_not_listed",
@@ -71,7 +72,7 @@ class Reason(Enum):
         "explicit_credential",
         "The request already has a credential of its own, which takes precedence.",
         "Nothing, if this is intended. Otherwise, look for a header, `auth=`, a session default, a netrc entry, or a"
-        " user name, a signature or a token in the URL.",
+        " username, a signature, or a token in the URL.",
     )
     EXPIRED = (
         "expired",
@@ -85,7 +86,7 @@ class Reason(Enum):
     )
     LEASE_ENDED = (
         "lease_ended",
-        "The request that brought the token has ended.",
+        "The request that contained the token has ended.",
         "Pass the token on explicitly with `carry`, or set OTEL_PYTHON_TOKEN_RELAY_LINGER. A worker that serves many"
         " requests needs each job's own token, not the token of the request that started the worker.",
     )
@@ -108,10 +109,10 @@ class Reason(Enum):
     )
     EXCHANGE_FAILED = (
         "exchange_failed",
-        "The entry requires a token for this destination (`;audience=`, `;scope=` or `;resource=`), and none could be"
+        "The entry requires a token for this destination (`;audience=`, `;scope=`, or `;resource=`), and none could be"
         " obtained. The caller's own token was not sent instead.",
-        "Look for the warning `token exchange failed` in the log, which names the authorization server's error, or send"
-        " a caller's token to `otel-token-relay explain --online URL`.",
+        "Look for the warning `token exchange failed` in the log, which includes the authorization server's error, or"
+        " send a caller's token to `otel-token-relay explain --online URL`.",
     )
     SUPPRESSED = (
         "suppressed",
@@ -128,7 +129,7 @@ class Reason(Enum):
     MALFORMED = (
         "malformed",
         "The scheme is Bearer, but the value is not a valid token (RFC 6750, section 2.1).",
-        "Check what the caller sends: a token must not contain quotes, white space or line breaks.",
+        "Check what the caller sends: a token must not contain quotes, white space, or line breaks.",
     )
     AMBIGUOUS = (
         "ambiguous",

@@ -1,15 +1,17 @@
-"""Record the SERVER span and the duration of requests that never reach the application and its instrumentation.
+"""Record the SERVER span and duration of requests that never reach the application and its instrumentation.
 
 Invariants:
 
-* A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, its span and
-  its metrics are used, and the span gets our attributes. Otherwise, this module records both.
+* A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, the
+  instrumentation's span and metrics are used, and our attributes are added to the span. Otherwise, this module records
+  both the span and the metrics.
 * The caller can choose the span's parent only if the application would also have used that parent, because the global
-  propagator reads it. The span of another request, which may be current on a connection that serves several, is never
-  the parent.
-* The number of spans is limited, because any caller can send requests that are refused. The metrics are not limited.
-* No attribute contains a header, a query or an unknown method, and no metric contains a value that a caller can choose
-  freely.
+  propagator reads it. The parent is never a span that belongs to a different request, which may be current on a
+  connection that serves multiple requests.
+* The number of spans is limited, because any caller can send requests that will be refused. The metrics are not
+  limited.
+* No attribute contains a header, a query, or an unknown method, and no metric contains a value that a caller can freely
+  choose.
 * Nothing here raises or changes the response.
 
 Source: semantic conventions for HTTP and RPC, as implemented by OpenTelemetry's instrumentation.
@@ -37,11 +39,11 @@ from otel_token_relay.verifications import CLAIM_ATTRIBUTE, OUTCOME_ATTRIBUTE, R
 
 _logger = logging.getLogger("otel_token_relay")
 
-# For each reason, the maximum number of spans in one second.
+# The maximum number of spans per second for each reason.
 SPANS_PER_SECOND: Final = 10
 
-# The variable that selects the old names, the new ones (`http`) or both (`http/dup`) in OpenTelemetry's
-# instrumentation. The names here follow it, because dashboards would otherwise show only some of the requests.
+# The variable that selects the old names, the new names (`http`), or both (`http/dup`) in OpenTelemetry's
+# instrumentation. The names used here follow this variable; otherwise, dashboards would show only some of the requests.
 OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 # RFC 9110, section 9.1; RFC 5789; RFC 10008. The list in OpenTelemetry's instrumentation is the same.
@@ -56,14 +58,14 @@ Attributes = dict[str, str | int]
 
 
 class HttpRequest(NamedTuple):
-    """A refused HTTP request, as its server knows it.
+    """A refused HTTP request, as seen by its server.
 
     Attributes:
-        method: The method; for a WebSocket's handshake, GET.
-        path: The path, mount point included. A query or an authority is removed.
+        method: The method; GET for a WebSocket handshake.
+        path: The path, including the mount point. Any query or authority will be removed.
         scheme: The scheme, which must not come from a header.
-        values_of: Returns the values of the header with the given lower-case name.
-        status: The status code, if it differs from that of the error response.
+        values_of: Returns the values of the header with the given lowercase name.
+        status: The status code, if it differs from the error response's.
     """
 
     method: str
@@ -118,9 +120,9 @@ def record(
     Args:
         error_response: The response.
         context: The request's context, with its token.
-        describe: Describes the request. It may raise, because it reads what a server has parsed.
-        is_at_server: Whether the boundary is at the place where the server calls its application. Instrumentation
-            cannot enclose it there, so the current span, if any, belongs to another request.
+        describe: Describes the request. It may raise, because it reads data that a server has parsed.
+        is_at_server: Whether the boundary is located where the server calls its application. Instrumentation cannot
+            enclose a boundary there, so the current span, if any, belongs to a different request.
     """
     _recorder.record(error_response, context, describe, is_at_server)
 
@@ -166,7 +168,7 @@ class RefusalRecorder:
             ended_at, seconds = time.time_ns(), _seconds_since_arrival(context)
             request = describe()
             described = _describe(request, error_response)
-            # Keep nothing else from the context: its span and baggage may belong to another request.
+            # Keep nothing else from the context: its span and baggage may belong to a different request.
             context = Context({key: context[key] for key in (TOKEN_KEY, REFUSED_KEY, UNUSED_KEY) if key in context})
             if self._spans.admit(str(attributes[REASON_ATTRIBUTE])) is not None:
                 with _harmless("a refused request has no span"):
@@ -198,7 +200,7 @@ _recorder = RefusalRecorder()
 
 @contextmanager
 def _harmless(message: str) -> Generator[None, None, None]:
-    """Log errors from the application's propagator, tracer or meter at level DEBUG. Ignore errors while logging."""
+    """Log errors from the application's propagator, tracer, or meter at DEBUG level. Ignore errors while logging."""
     try:
         yield
     except Exception:
@@ -209,8 +211,8 @@ def _harmless(message: str) -> Generator[None, None, None]:
 def _span_around(context: Context) -> trace.Span | None:
     """Return the span of the instrumentation that encloses the boundary; ``None`` if there is none.
 
-    A span that is not sampled has no kind and no end. The span of an in-process client is not the server's, nor is
-    the root span in which the application started the server.
+    An unsampled span has neither a kind nor an end time. An in-process client's span is not the server's, and neither
+    is the root span that the application started the server in.
     """
     span = context.get(SPAN_KEY)
     if not isinstance(span, trace.Span):
@@ -226,22 +228,22 @@ def _span_around(context: Context) -> trace.Span | None:
 
 
 def _has_tracer_provider() -> bool:
-    """Return whether instrumentation that encloses the boundary has spans, and thus can be recognized.
+    """Return whether instrumentation that encloses the boundary has spans and can therefore be recognized.
 
-    Without a provider, instrumentation may count this request without being recognized, so it must not be counted
-    again. Without instrumentation, other requests are not counted either.
+    Without a provider, instrumentation may count this request without being recognized, so the request must not be
+    counted again. Without instrumentation, this request is not counted either, just like any other request.
     """
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
 
 def _seconds_since_arrival(context: Context) -> float:
-    """Return the time since the boundary read the token. A request without a token is refused at once."""
+    """Return the time since the boundary read the token. A request without a token is refused immediately."""
     token = bound_token(context)
     return 0.0 if token is None else max(0.0, time.monotonic() - token.received_at)
 
 
 class _HeaderGetter(Getter[ValuesOf]):
-    """Reads a header by its name. Headers that propagators find by prefix contain baggage, which is not needed."""
+    """Reads headers by name. Headers that propagators find by prefix contain baggage, which is not needed."""
 
     def get(self, carrier: ValuesOf, key: str) -> list[str] | None:
         values = carrier(key.lower())
@@ -255,8 +257,8 @@ _GETTER: Final = _HeaderGetter()
 
 
 def _extract(request: HttpRequest | GrpcCall, context: Context) -> Context:
-    """Return *context* with what the global propagator reads from the request."""
-    # Not imported at the top: it may itself be importing this package.
+    """Return *context*, extended with the values that the global propagator reads from the request."""
+    # Not imported at the top, because `opentelemetry.propagate` may itself be importing this package.
     from opentelemetry import propagate
 
     with _harmless("the caller's context cannot be read"):
@@ -272,7 +274,7 @@ def _record_span(
     ended_at: int,
     seconds: float,
 ) -> Context:
-    """Record the SERVER span, and return a context with it."""
+    """Record the SERVER span, and return a context that contains it."""
     span = trace.get_tracer("otel_token_relay").start_span(
         name,
         context=parent,
@@ -298,7 +300,7 @@ class _Described(NamedTuple):
 def _describe(request: HttpRequest | GrpcCall, error_response: ErrorResponse) -> _Described:
     if isinstance(request, GrpcCall):
         service, _, method = request.method.removeprefix("/").rpartition("/")
-        # The same as in OpenTelemetry's instrumentation of gRPC servers, which has no metrics.
+        # The same attributes as in OpenTelemetry's gRPC server instrumentation, which has no metrics.
         return _Described(
             request.method,
             {
@@ -334,7 +336,7 @@ def _durations_in_force() -> tuple[_Duration, ...]:
 
 
 def _path_of(target: str) -> str:
-    """Return the path of a request target (RFC 9112, section 3.2), without a query, a user name or a host."""
+    """Return the path of a request target (RFC 9112, section 3.2), without any query, user name, or host."""
     if target.startswith("/"):
         return target
     return urlsplit(target).path

@@ -1,13 +1,14 @@
-"""Decide for each hop whether the request gets the caller's token, another one, or none.
+"""Decide for each hop whether the request gets the caller's token, a different token, or no token.
 
-All decisions are made here. Adapters report their request's target and whether the request already has a
-credential. They then write the header value that `Relay.decide` returns. In two cases, it returns an object instead:
+All decisions are made here. Adapters report their request's target and whether the request already has a credential.
+They then write the header value that `Relay.decide` returns. In two cases, `Relay.decide` returns an object instead:
 
-* A `Hop`, if the request may still wait for a connection: the adapter calls `Hop.confirm` when it is sent.
+* A `Hop`, if the request may still wait for a connection: the adapter calls `Hop.confirm` when the request is sent.
 * An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
   not block: the adapter awaits `Exchange.run_async`, which returns the header value or the `Hop`.
 
-Tokens for single destinations come from a `TokenSource`, which this module does not know: it belongs to an extra.
+Tokens for individual destinations come from a `TokenSource`. This module does not import any, because they belong to an
+extra.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Explanation(NamedTuple):
 
     Attributes:
         decision: The decision.
-        entry: The most specific entry that matches, which may have ``;never``; ``None`` if no entry matches.
-        closest: If the list is the reason to withhold the token: the entry that differs least, or that excludes the
-            origin. ``None`` if there is none.
+        entry: The most specific matching entry, which may have ``;never``; ``None`` if no entry matches.
+        closest: If the token is withheld because of the allow-list, the closest entry or the entry that excludes the
+            origin; ``None`` if no such entry exists.
         fails: Whether the call raises `TokenUnavailable`.
     """
 
@@ -61,12 +62,12 @@ class Explanation(NamedTuple):
 
 
 class Obtained(NamedTuple):
-    """A token for one destination.
+    """A token for a specific destination.
 
     Attributes:
-        token: The token, under the lease of the caller's token if it was obtained in exchange for that.
-        result: Whether it was cached, obtained for this hop, or obtained for another hop at the same time.
-        until: The time on the monotonic clock, in seconds, until which it may be sent.
+        token: The token. If it was obtained in exchange for the caller's token, it has the lease of the caller's token.
+        result: Whether the token was cached, obtained for this hop, or obtained for a concurrent hop.
+        until: The time until which the token may be sent, in seconds on the monotonic clock.
     """
 
     token: BearerToken
@@ -75,12 +76,12 @@ class Obtained(NamedTuple):
 
 
 class Renewed(NamedTuple):
-    """Another token in place of one that a destination has rejected.
+    """A token that replaces one that a destination has rejected.
 
     Attributes:
         obtained: The token.
-        settle: Must be called once with whether the destination has accepted the token. Requests with the same rejected
-            token wait for that.
+        settle: Must be called exactly once, with ``True`` if the destination has accepted the token, or else ``False``.
+            Requests with the same rejected token wait for this call.
     """
 
     obtained: Obtained
@@ -88,19 +89,19 @@ class Renewed(NamedTuple):
 
 
 class TokenSource(Protocol):
-    """Obtains tokens for single destinations. `otel_token_relay.exchange.tokens` does this."""
+    """Obtains tokens for individual destinations. `otel_token_relay.exchange.tokens` implements it."""
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
         """Return a token that can be sent now, without waiting.
 
         Args:
-            caller: The caller's token, which the relay has checked; ``None`` for a token of the service's own.
+            caller: The caller's token, which the relay has checked; ``None`` for the service's own token.
             destination: The entry.
         """
         ...
 
     def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
-        """Return a token, and block until there is one.
+        """Return a token, blocking until it is available.
 
         Raises:
             ExchangeFailed: No token could be obtained.
@@ -114,11 +115,11 @@ class TokenSource(Protocol):
     def renew(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Return another token in place of a rejected one, and block until there is one.
+        """Return a token that replaces a rejected one, blocking until it is available.
 
         Returns:
-            ``None`` if the request must not be sent again: the new token is the rejected one, or another request has
-            found out a moment ago that the destination rejects the new token, too.
+            ``None`` if the request must not be sent again, because the new token is the rejected one or because another
+            request has just found that the destination also rejects the new token.
 
         Raises:
             ExchangeFailed: No token could be obtained.
@@ -132,7 +133,7 @@ class TokenSource(Protocol):
         ...
 
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
-        """Return why the last attempt, a moment ago, has failed; ``None`` if there was none."""
+        """Return the error from the last attempt if it failed a moment ago; otherwise, return ``None``."""
         ...
 
 
@@ -141,13 +142,13 @@ class Relay:
 
     Args:
         settings: The settings.
-        source: Obtains the tokens for destinations that need one of their own; ``None`` if no token can be obtained.
+        source: Obtains tokens for destinations that require their own; ``None`` if no tokens can be obtained.
         now: The wall clock, in seconds since the epoch.
-        monotonic: A clock in seconds that never goes backward.
+        monotonic: A monotonic clock, in seconds.
 
     Attributes:
         settings: The settings, which are immutable.
-        header: The name of the header to write, in lower case.
+        header: The name of the header to write, in lowercase.
         is_closed: Whether `close` has been called.
     """
 
@@ -178,7 +179,7 @@ class Relay:
         self._recorder.prepare()
 
     def close(self) -> None:
-        """Relay no more tokens, not even through wrappers that can no longer be removed."""
+        """Stop relaying tokens, even through wrappers that can no longer be removed."""
         self.is_closed = True
 
     @overload
@@ -238,20 +239,20 @@ class Relay:
 
         Args:
             request: Passed to *target_of* and *has_header*.
-            target_of: Returns the scheme, host and port of the request's destination; see `Origin.of`.
-            has_header: Returns whether the request already has the header with the given lower-case name,
-                ignoring case; ``"fixed"`` if it has a credential that the adapter cannot replace, such as a signed URL.
+            target_of: Returns the scheme, host, and port of the request's destination; see `Origin.of`.
+            has_header: Returns whether the request already has the header with the given lowercase name, ignoring case;
+                ``"fixed"`` if the request has a credential that the adapter cannot replace, such as a signed URL.
             context: The context that contains the token; ``None`` for the current context.
-            is_final: ``False`` if the request may still wait before it is sent, for example for a connection.
-                A decision to send a token is then recorded by the returned `Hop`.
-            may_block: ``False`` on an event loop: if a token for the destination must be obtained first, the returned
-                `Exchange` waits for it.
+            is_final: ``False`` if the request may still wait before it is sent, for example for a connection. In that
+                case, the returned `Hop` records a decision to send a token.
+            may_block: ``False`` on an event loop. In that case, if a token for the destination must be obtained first,
+                the returned `Exchange` obtains it.
 
         Returns:
-            The header value to write (or the `Hop`), or ``None`` to leave the request unchanged.
+            The header value to write (or the `Hop` or `Exchange`), or ``None`` to leave the request unchanged.
 
         Raises:
-            TokenUnavailable: The destination requires a token, and none can be relayed.
+            TokenUnavailable: The destination requires a token, but none can be relayed.
         """
         if self.is_closed:
             return None
@@ -277,7 +278,7 @@ class Relay:
             destination = self.policy.find(*target)
             reason = self._reason(token, missing, destination, request, has_header)
         except Exception as error:  # the application's request continues without the token
-            # Do not log the message: it may quote the URL, which may contain a password.
+            # Do not log the message, because it may quote the URL, which may contain a password.
             _logger.debug("cannot make a decision, so a request is sent without the token: %s", type(error).__name__)
             self._record(_lacking(missing) if token is None else Reason.DESTINATION_UNKNOWN, context)
             return None
@@ -294,17 +295,17 @@ class Relay:
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
-        # A call with its own credential is authenticated, so `;required` does not stop it.
+        # A call with its own credential is authenticated, so `;required` does not prevent it.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
 
     async def prepare_hop(self, target: Target, *, has_header: HasHeader) -> None:
-        """Obtain the token for a hop of a client that cannot wait when it calls `decide`.
+        """Obtain the token for a hop ahead of time, for a client that cannot wait when it calls `decide`.
 
         Args:
-            target: Where the request will go.
-            has_header: What `decide` will be told about the request's headers.
+            target: The target that the request will be sent to.
+            has_header: The value that *has_header* will return when the client calls `decide`.
         """
         context, source = get_current(), self._source
         if source is None or self.is_closed or is_suppressed(context) or self._is_explicit(has_header):
@@ -324,13 +325,14 @@ class Relay:
             _logger.debug("no token could be obtained ahead of a hop: %s", type(error).__name__)
 
     def may_send(self, url: str, has_header: Callable[[str], bool]) -> bool:
-        """Return whether a request to *url* may be sent with a token. A decision is neither made nor recorded.
+        """Return whether a request to *url* may be sent with a token, without making or recording a decision.
 
-        This is for caches: they must respond to no such request. If the URL cannot be read, the result is true.
+        This method is for caches, which must not serve a cached response to such a request. If the URL cannot be read,
+        the result is ``True``.
 
         Args:
             url: The URL, as passed to a client.
-            has_header: Returns whether the request already has the header with the given lower-case name.
+            has_header: Returns whether the request already has the header with the given lowercase name.
         """
         context = get_current()
         if self.is_closed or self.policy.is_empty or is_suppressed(context):
@@ -345,13 +347,13 @@ class Relay:
             if origin is None:
                 return True
             destination = self.policy.match(origin)
-        except Exception as error:  # fail closed: another caller may own the entry
+        except Exception as error:  # fail closed: the cached response may belong to a different caller
             _logger.debug("cannot read a request, so it does not use the cache: %s", type(error).__name__)
             return True
         return destination is not None and (has_token or destination.without_user is not None)
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
-        """Return whether a hop without a token needs no decision. Record the hop if its destination is irrelevant."""
+        """Return whether a hop without a token needs no decision. Record the hop if its destination does not matter."""
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
         if self.policy.has_required or will_warn:
             return False
@@ -368,7 +370,7 @@ class Relay:
         self._has_warned = True
         _logger.warning(
             "token relay: a request to %s is sent without a token. This process has not served any request: either the"
-            " call does not belong to a request, or the server is not hooked, which otel-token-relay check shows.",
+            " call does not belong to a request, or the server is not hooked. To find out, run otel-token-relay check.",
             destination,
         )
 
@@ -380,14 +382,14 @@ class Relay:
         request: Request,
         has_header: Callable[[Request, str], HasHeader],
     ) -> Reason:
-        """Return the first reason to withhold the token, or how one is to be sent.
+        """Return the first reason to withhold the token, or the way in which a token is to be sent.
 
         Args:
             token: The caller's token; ``None`` if there is none.
-            missing: The reason why there is none: ``OWN`` if the service acts on its own behalf.
+            missing: The reason to use if *token* is ``None``. It is ``OWN`` if the service acts on its own behalf.
 
         Returns:
-            ``RELAYED``, ``EXCHANGED`` or ``OWN`` if a token is to be sent.
+            ``RELAYED``, ``EXCHANGED``, or ``OWN`` if a token is to be sent; otherwise, the reason to withhold it.
         """
         if destination is None:
             return _lacking(missing) if token is None else Reason.DESTINATION_NOT_LISTED
@@ -430,19 +432,20 @@ class Relay:
     def _reason_not_to_exchange(self, token: BearerToken) -> Reason | None:
         if self._source is None:
             return Reason.EXCHANGE_FAILED
-        # Anyone can send a made-up token, and each exchange is a request with this service's credential.
+        # Anyone can send a fabricated token, and each exchange sends a request with this service's credential.
         is_checked = token.verification is not None or self.settings.exchange_unverified
         return None if is_checked else Reason.NOT_VERIFIED
 
     def explain(self, url: str, *, without_user: bool = False) -> Explanation:
-        """Return the decision for a request to *url*, made by the same rules as that for a hop.
+        """Return the decision for a request to *url*, according to the same rules as for a hop.
 
-        The request has no credential except those in the URL: its user info, which most clients send as a header, and
-        its signature.
+        The request is assumed to have no credentials other than the ones in the URL: user info, which most clients send
+        as a header, and a signature.
 
         Args:
             url: The URL, as passed to a client.
-            without_user: Whether no request is being served. Otherwise, the token is a plain, living, verified one.
+            without_user: Whether no request is being served. Otherwise, the caller's token is assumed to be an
+                ordinary, unexpired, verified token.
         """
         read = read_url(url)
         if read.origin is None:
@@ -466,9 +469,9 @@ class Relay:
         )
 
     def _sample(self) -> BearerToken | None:
-        """Return a token that can be relayed, and that is verified if this service verifies tokens.
+        """Return a token that can be relayed and, if this service verifies tokens, is marked as verified.
 
-        Return ``None`` if this service reads no token from any request.
+        Return ``None`` if this service does not read tokens from requests.
         """
         if not self.settings.source_headers:
             return None
@@ -479,7 +482,7 @@ class Relay:
 
 
 class AssumedVerification:
-    """The verification of a token that is only assumed to be verified, to explain what happens to such a token."""
+    """The verification of a token that is only assumed to be verified, to explain how such a token is treated."""
 
     claims: Mapping[str, object] = MappingProxyType({})
     expires_at: float | None = None
@@ -492,27 +495,27 @@ _SENDING: Final = frozenset({Reason.RELAYED, Reason.EXCHANGED, Reason.OWN})
 
 
 def _lacking(reason: Reason) -> Reason:
-    """Return the reason why a call has no token if its destination does not permit one of the service's own."""
+    """Return the reason that a call has no token if its destination does not permit the service's own token."""
     return Reason.NO_BOUNDARY if reason is Reason.OWN else reason
 
 
 class Hop:
-    """A decision to send a token that is made before the request waits, and checked again when the request is sent.
+    """A decision to send a token, made before the request waits and checked again when the request is sent.
 
-    It does not print its tokens, so it can accompany the request through a client library.
+    It does not print its tokens, so it can travel with the request through a client library.
 
     Args:
         relay: The relay that has made the decision.
         caller: The caller's token; ``None`` if the service acts on its own behalf.
         destination: The entry.
-        target: Where the request goes.
-        context: The context of the hop.
-        obtained: The token for this destination; ``None`` to send the caller's.
-        settle: See `Renewed`; ``None`` unless the request is sent again.
+        target: The target of the request.
+        context: The hop's context.
+        obtained: The token for this destination; ``None`` to send the caller's token.
+        settle: See `Renewed`; ``None`` unless the request is being retried.
 
     Attributes:
         is_recorded: Whether the decision has been recorded.
-        replaced: The header lines that the token's header replaced, for use by the adapter.
+        replaced: The header lines that the token's header has replaced, for use by the adapter.
     """
 
     __slots__ = (
@@ -552,7 +555,7 @@ class Hop:
 
     @property
     def header(self) -> str:
-        """The name of the header to write, in lower case."""
+        """The name of the header to write, in lowercase."""
         return self._relay.header
 
     def reveal(self) -> str:
@@ -563,15 +566,16 @@ class Hop:
         return self._relay._prefix + sent.reveal()
 
     def confirm(self) -> bool:
-        """Check the tokens again and record the decision. Call this once, when the request no longer waits.
+        """Check the tokens again and record the decision. Call this method once, when the request stops waiting.
 
-        A client that sends the request again on another connection calls this again: that is another hop.
+        If a client sends the request again on a different connection, call this method again, because that is another
+        hop.
 
         Returns:
             Whether the request may be sent with the token. Otherwise, it must be sent without the header.
 
         Raises:
-            TokenUnavailable: The destination requires a token, and the token may no longer be sent.
+            TokenUnavailable: The destination requires a token, but the token may no longer be sent.
         """
         relay = self._relay
         if relay.is_closed:
@@ -591,7 +595,7 @@ class Hop:
         return False
 
     def check(self) -> Reason | None:
-        """Return the first reason to withhold the token now, or ``None``."""
+        """Return the first reason to withhold the token, or ``None`` if it may be sent now."""
         relay, obtained = self._relay, self._obtained
         reason = self._check_caller()
         if reason is None and obtained is not None:
@@ -607,23 +611,23 @@ class Hop:
         return None if is_unserved(self._context) else Reason.NO_BOUNDARY
 
     def may_repeat(self, method: str) -> bool:
-        """Return whether the request may be sent once more if the response rejects its token.
+        """Return whether the request may be retried once if the response rejects its token.
 
         Args:
-            method: The request's method, in upper case.
+            method: The request's method, in uppercase.
         """
         is_first = self._obtained is not None and self._settle is None
         return is_first and self._destination.retry == "idempotent" and method in METHODS
 
     def is_for(self, target: Target) -> bool:
-        """Return whether a request that is sent again goes to the same server as the first time."""
+        """Return whether a retried request goes to the same server as the original request."""
         return Origin.of(*target) == Origin.of(*self._target)
 
     def again(self, challenges: Iterable[str]) -> Hop | None:
-        """Obtain another token after a response with status 401, if `may_repeat`. This blocks and never raises.
+        """Obtain a new token after a 401 response, if `may_repeat` allows it. This method blocks and never raises.
 
-        The first response must still be readable: if the result is ``None``, the application gets it.
-        Otherwise, send the request with the returned hop, and call `settle` in any case.
+        The first response must still be readable, because the application gets it if the result is ``None``. Otherwise,
+        send the request with the returned hop, and make sure to call that hop's `settle`, even if sending fails.
 
         Args:
             challenges: The values of the response's ``WWW-Authenticate`` headers.
@@ -649,12 +653,12 @@ class Hop:
         return None
 
     def settle(self, *, is_accepted: bool) -> None:
-        """Report whether the destination has accepted the token of a request that was sent again."""
+        """Report whether the destination has accepted the token in a retried request."""
         if self._settle is not None:
             self._settle(is_accepted)
 
     def _wanted(self, challenges: Iterable[str]) -> tuple[TokenSource, BearerToken, Rejection] | None:
-        """Return what a renewal needs, or ``None`` if there must be none."""
+        """Return what a renewal needs, or ``None`` if the token must not be renewed."""
         relay, obtained = self._relay, self._obtained
         try:
             rejection = read_rejection(challenges)
@@ -686,7 +690,7 @@ class Hop:
         return None
 
     def record(self, reason: Reason | None = None) -> None:
-        """Record the decision without checking the tokens again; ``None`` if the request has been sent with one."""
+        """Record the decision without checking the tokens again. Without a *reason*, record that a token was sent."""
         self.is_recorded = True
         obtained = self._obtained
         if obtained is None:
@@ -697,14 +701,14 @@ class Hop:
 
 
 class Exchange(Generic[Sent]):
-    """A hop whose token must be obtained first: in exchange for the caller's, or on the service's own behalf.
+    """A hop whose token must be obtained first, either in exchange for the caller's or on the service's own behalf.
 
     Args:
         relay: The relay that has made the decision.
         caller: The caller's token; ``None`` if the service acts on its own behalf.
         destination: The entry.
-        target: Where the request goes.
-        context: The context of the hop.
+        target: The target of the request.
+        context: The hop's context.
         is_final: See `Relay.decide`.
     """
 
@@ -738,13 +742,13 @@ class Exchange(Generic[Sent]):
         return None if found is None else self._send(self._hop(found))
 
     def run(self) -> Sent | None:
-        """Obtain the token, and finish the decision. This blocks.
+        """Obtain the token, and finish the decision. This method blocks.
 
         Returns:
-            What `Relay.decide` returns.
+            The same as `Relay.decide`.
 
         Raises:
-            TokenUnavailable: The destination requires a token, and none can be sent.
+            TokenUnavailable: The destination requires a token, but none can be sent.
         """
         source = self._relay._source
         if source is None:
@@ -752,7 +756,7 @@ class Exchange(Generic[Sent]):
         try:
             return self._finish(source.obtain(self._caller, self._destination))
         except Exception as error:  # the request continues without a token, never with the caller's own
-            # The traceback is dropped, because error trackers send the local variables of its frames.
+            # The traceback is dropped, because error trackers report the local variables in its frames.
             failure = error.with_traceback(None)
         return self._fail(failure)
 
@@ -774,7 +778,7 @@ class Exchange(Generic[Sent]):
         return self._fail(failure or _NOT_CONFIGURED)
 
     def _finish(self, obtained: Obtained) -> Sent | None:
-        """Check again what may have changed during the wait: the request may have ended."""
+        """Check again for anything that may have changed during the wait. For example, the request may have ended."""
         if self._relay.is_closed:
             return None
         hop = self._hop(obtained)
@@ -798,7 +802,7 @@ class Exchange(Generic[Sent]):
             _logger.error("token relay: no token for %s, because of a %s", self._destination, type(error).__name__)
         self._relay._record(reason, self._context, self._destination, self._target, "failed")
         if self._destination.required:
-            # Never in a variable: it may name the user, and error trackers send the variables of this frame.
+            # Never store it in a variable: it may identify the user, and error trackers report this frame's variables.
             raise TokenUnavailable(
                 reason, str(self._destination), claims_challenge=getattr(error, "claims_challenge", None)
             )

@@ -1,13 +1,13 @@
-"""Decide whether a rejected request may be sent once more with a new token. Pure: no I/O, no foreign library.
+"""Decide whether a rejected request may be retried once with a new token. Pure: no I/O and no third-party libraries.
 
-A request is repeated only if repeating it cannot do harm, and only if the response says that the token is the reason:
+A request is repeated only if doing so is harmless, and only if the response states that the token is the cause:
 
 * The method is idempotent (RFC 9110, section 9.2.2). TRACE would return the token in the response.
 * The status is 401, and a Bearer challenge has ``error="invalid_token"`` (RFC 6750, section 3.1). Microsoft Entra's
   claims challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded JSON object that the client
-  sends with the request for the new token.
+  includes in the request for the new token.
 
-A challenge that does not follow the grammar is not believed.
+A challenge that does not follow the grammar is ignored.
 
 Sources: RFC 9110, section 11.6.1; https://learn.microsoft.com/entra/identity-platform/claims-challenge
 """
@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 UNAUTHORIZED: Final = 401
 MAX_DISCARDED: Final = 65_536
-"""How many bytes of a rejected response are read so that its connection can be used again."""
+"""The maximum number of bytes to read from a rejected response so that its connection can be reused."""
 DISCARD_SECONDS: Final = 1.0
 
 _MAX_CHALLENGE: Final = 16_384
@@ -40,28 +40,28 @@ _escapes: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Rejection(NamedTuple):
-    """A response's statement that the token is not accepted.
+    """A response's indication that it does not accept the token.
 
     Attributes:
-        claims: The claims that the new token must have, as JSON text; ``None`` if the response names none.
-        needs_claims: Whether a new token without them would be rejected, too.
+        claims: The claims that the new token must have, as JSON text; ``None`` if the response specifies none.
+        needs_claims: Whether a new token without these claims would also be rejected.
     """
 
     claims: str | None = None
     needs_claims: bool = False
 
     def __repr__(self) -> str:
-        return f"Rejection(needs_claims={self.needs_claims})"  # the claims may name the user
+        return f"Rejection(needs_claims={self.needs_claims})"  # the claims may identify the user
 
 
 def read_rejection(values: Iterable[str]) -> Rejection | None:
-    """Return what the ``WWW-Authenticate`` headers of a response with status 401 say about the token.
+    """Return what a 401 response's ``WWW-Authenticate`` headers indicate about the token.
 
     Args:
         values: The value of each header line.
 
     Returns:
-        ``None`` if they do not say that a new token may help.
+        ``None`` if they do not indicate that a new token may help.
     """
     for value in values:
         for scheme, parameters in _challenges(value):
@@ -86,7 +86,7 @@ def _challenges(value: str) -> Iterator[tuple[str, dict[str, str]]]:
     while position < len(value) <= _MAX_CHALLENGE:
         if found and (parameter := _parameter(value, position)) is not None:
             name, parameters = parameter[1].lower(), found[-1][1]
-            if name in parameters:  # RFC 9110, section 11.2: a name must occur only once
+            if name in parameters:  # RFC 9110, section 11.2: a name must not occur more than once
                 return
             parameters[name] = _escapes.sub(r"\1", parameter[2]) if parameter[3] is None else parameter[3]
             position = _skip(value, parameter.end())

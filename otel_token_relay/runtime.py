@@ -1,7 +1,7 @@
-"""The relay, settings and authenticator that are in force in this process.
+"""The relay, settings, and authenticator that are in effect in this process.
 
-An object created with ``settings=None`` looks them up at first use, not at creation: middleware is often created
-while a module is being imported, and that can happen before `otel_token_relay.install` is called.
+An object created with ``settings=None`` looks them up on first use, not when it is created. Middleware is often created
+while a module is being imported, which can happen before `otel_token_relay.install` is called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from otel_token_relay.settings import Settings
 
 
 class Terms(NamedTuple):
-    """How a request is served: the settings that apply, and the authenticator, if any, that verifies the request."""
+    """How a request is served: the settings that apply and, if requests are verified, the authenticator."""
 
     settings: Settings
     authenticator: Authenticator | None
@@ -29,8 +29,8 @@ class Runtime:
     Attributes:
         relay: Decides whether outgoing requests get the token.
         terms: How incoming requests are served.
-        clients_are_hooked: Whether outgoing requests reach the relay without ``inject``.
-        refuses_all: Whether every connection gets the response 503, because no hook can verify its requests.
+        clients_are_hooked: Whether outgoing requests reach the relay without a call to ``inject``.
+        refuses_all: Whether every connection gets a 503 response, because no hook can verify its requests.
     """
 
     __slots__ = ("clients_are_hooked", "refuses_all", "relay", "terms")
@@ -47,10 +47,10 @@ class Runtime:
         return self.relay.settings
 
     def prepare(self) -> None:
-        """Create the counters. Call this without holding a lock, once OpenTelemetry can provide a meter.
+        """Create the counters. Call this method without holding a lock, once OpenTelemetry can provide a meter.
 
-        Otherwise, the first request creates the counters, even though the meter provider may be waiting for
-        that very request.
+        Otherwise, the first request creates the counters, even though the meter provider may be waiting for that same
+        request.
         """
         self.relay.prepare()
         if self.terms.authenticator is not None:
@@ -66,8 +66,8 @@ class SettingsInForce:
     """The settings that apply to one object. Safe to share between threads.
 
     Args:
-        given: ``None`` to use the installed settings or, if there are none, those that the configuration file and
-            the environment variables specify at first use.
+        given: The settings; ``None`` to use the installed settings or, if there are none, the settings that the
+            configuration file and the environment variables specify at the time of first use.
     """
 
     __slots__ = ("_given", "_of_environment")
@@ -77,7 +77,7 @@ class SettingsInForce:
         self._of_environment: Settings | None = None
 
     def __call__(self) -> Settings:
-        """Return the settings that apply now."""
+        """Return the settings that currently apply."""
         if self._given is not None:
             return self._given
         if (current := installed) is not None:
@@ -88,11 +88,11 @@ class SettingsInForce:
 
 
 class TermsInForce:
-    """How one middleware serves its requests. Safe to share between threads.
+    """How a middleware instance serves its requests. Safe to share between threads.
 
     Args:
         settings: See `SettingsInForce`.
-        authenticator: Verifies each request; ``None`` to use the one that the settings require.
+        authenticator: The authenticator that verifies each request; ``None`` to use the one that the settings require.
     """
 
     __slots__ = ("_authenticator", "_own", "_settings")
@@ -100,11 +100,11 @@ class TermsInForce:
     def __init__(self, settings: Settings | None, authenticator: Authenticator | None = None) -> None:
         self._settings = SettingsInForce(settings)
         self._authenticator = authenticator
-        # Settings passed by the caller are checked now, so that mistakes are reported when the application starts.
+        # Settings passed by the application are checked now, so that mistakes are reported when the application starts.
         self._own = None if settings is None else self._build(settings)
 
     def __call__(self) -> Terms:
-        """Return the terms that apply now."""
+        """Return the terms that currently apply."""
         if self._own is not None:
             return self._own
         if (current := installed) is not None:

@@ -1,7 +1,7 @@
-"""How settings are written: as text in an environment variable, or as a value in a configuration file.
+"""The forms in which settings are written: text in an environment variable, or a value in a configuration file.
 
-A value in a file may also be the text that the environment variable would have, because ``${NAME}`` is replaced with
-text there.
+A value in a file can also be the same text as in the environment variable, because ``${NAME}`` in a file is replaced
+with text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Kind:
         read: Converts text; raises `ValueError` with a one-sentence message.
         read_value: Converts a value that is not text; raises `ValueError` in the same way.
         schema: The JSON Schema of the value in a configuration file.
-        is_secret: Whether the value must be neither printed nor passed as a flag of the launcher.
+        is_secret: Whether the value must be neither printed nor passed as a launcher flag.
     """
 
     read: Callable[[str], Any]
@@ -41,13 +41,13 @@ class Kind:
         """Convert a value from a configuration file.
 
         Raises:
-            ValueError: The value has the wrong type or form. The message is one sentence.
+            ValueError: The value has the wrong type or form. The message is a single sentence.
         """
         return self.read(value.strip()) if isinstance(value, str) else self.read_value(value)
 
 
 def is_off(value: object) -> bool:
-    """Return whether a value means that a feature is off: it is missing, blank, ``off``, ``false``, ``no`` or ``0``."""
+    """Return whether a value turns a feature off: it is missing, blank, ``off``, ``false``, ``no``, or ``0``."""
     return value is None or str(value).strip().lower() in _FALSE | {""}
 
 
@@ -76,12 +76,12 @@ def _read_strings(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items)
 
 
-# The parameters of an entry by their keys in a file.
+# The parameters of an entry, by their keys in a file.
 _PARAMETERS: Final[Mapping[str, str]] = {field_of(name): name for name in TEXT_PARAMETERS}
 
 
 def _entry(index: int, item: object) -> str:
-    """Return a destination, which a file may contain as a mapping, in the form that the environment variable has."""
+    """Return a destination, which may be a mapping in a file, in the form used in the environment variable."""
     if isinstance(item, str):
         return item.strip()
     if not isinstance(item, Mapping):
@@ -107,7 +107,7 @@ def _entry(index: int, item: object) -> str:
 
 def _read_number(text: str) -> float:
     try:
-        # float() also accepts 1_000 and digits from other scripts.
+        # float() also accepts underscores, as in 1_000, and digits from other scripts.
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
@@ -129,15 +129,15 @@ def _read_flag(text: str) -> bool:
 
 
 def _of_type(read: Callable[[str], Any], *types: type) -> Callable[[object], Any]:
-    """Return a function that reads a value of one of these types. Unlike in Python, a Boolean is not a number."""
+    """Return a function that reads values of the given types. Unlike in Python, a Boolean is not a number."""
     return lambda value: read(str(value) if type(value) in types else "")
 
 
 def choice(*choices: str) -> Kind:
-    """Return the kind of a setting that has one of a few values."""
+    """Return the kind for a setting that accepts only the given values."""
 
     def read_value(value: object) -> str:
-        if value is False and "off" in choices:  # YAML reads an unquoted off as false
+        if value is False and "off" in choices:  # YAML parses an unquoted off as false
             return "off"
         raise ValueError(f"expected one of {', '.join(word for word in choices if word)}")
 
@@ -189,7 +189,7 @@ ENTRIES: Final = Kind(
     },
 )
 _NOT_EMPTY: Final = {"type": "string", "minLength": 1}
-# The entries are checked one by one, so that a mistake in one of them does not affect the rest.
+# The entries are checked individually, so that a mistake in one entry does not affect the rest.
 ISSUERS: Final = Kind(
     _split,
     _items,

@@ -1,8 +1,8 @@
 """The settings, in one frozen dataclass.
 
-`Settings(...)` raises at the first invalid value. `Settings.load()` and `Settings.from_env()` never raise, because an
-exception there would keep the application from starting. They replace an invalid value with the setting's strict value
-and add the problem to `Settings.problems`.
+`Settings(...)` raises on the first invalid value. `Settings.load()` and `Settings.from_env()` never raise, because an
+exception there would prevent the application from starting. Instead, they replace an invalid value with the setting's
+strict value and add the problem to `Settings.problems`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
-# A bearer token in one of these headers would break the request or send it elsewhere.
+# A bearer token in one of these headers would break the request or send it to the wrong place.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -92,12 +92,12 @@ _UNUSABLE_HEADERS: Final = frozenset(
 
 
 NO_FILE: Final = "/dev/null"
-"""The strict value of a setting that names a file: an empty file, with which nothing can be verified."""
+"""The strict value of a setting that specifies a file: an empty file, which cannot be used to verify anything."""
 
 # RFC 6749, section 3.3.
 _is_scope = re.compile(r"[!#-\[\]-~]+", re.ASCII).fullmatch
 
-# Strict values that accept nothing. RFC 6761, section 6.4: no name below .invalid exists.
+# Strict values that accept nothing. RFC 6761, section 6.4: no names exist under .invalid.
 _NO_URL: Final = "https://{}.invalid"
 _NONE: Final = "(none)"
 
@@ -114,7 +114,7 @@ class Settings:
     Durations are in seconds. Strings in *destinations* are parsed with `Destination.parse`.
 
     Raises:
-        ConfigurationError: A value is invalid. The error names the setting and, for a destination, the entry.
+        ConfigurationError: A value is invalid. The error identifies the setting and, for a destination, the entry.
     """
 
     destinations: Sequence[Destination | str] = _setting(
@@ -128,8 +128,8 @@ class Settings:
     source_headers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SOURCE_HEADERS,
         WORDS,
-        "Comma-separated headers that may contain the incoming token; only the first one present is read. In"
-        " headers other than `authorization`, the prefix `Bearer ` is optional.",
+        "Comma-separated headers that may contain the incoming token. Only the first one present is read. In headers"
+        " other than `authorization`, the `Bearer ` prefix is optional.",
         default=("authorization",),
         shown="authorization",
         strict=(),
@@ -137,7 +137,8 @@ class Settings:
     header: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_HEADER,
         TEXT,
-        "The header in which the token is sent. Any header except `Authorization` contains it without `Bearer `.",
+        "The header that contains the token in outgoing requests. In any header other than `Authorization`, the token"
+        " has no `Bearer ` prefix.",
         default="Authorization",
         shown="Authorization",
     )
@@ -151,8 +152,8 @@ class Settings:
     max_age: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MAX_AGE,
         NUMBER,
-        "The number of seconds after receipt for which a token without a lease is relayed. Such a token comes from"
-        " `extract` without a server boundary. A token with a lease is relayed until its request ends.",
+        "How long, in seconds after receipt, a token without a lease is relayed. A token has no lease if `extract`"
+        " reads it outside any server boundary. A token with a lease is relayed until its request ends.",
         default=300.0,
         shown="300",
         strict=0.0,
@@ -160,14 +161,14 @@ class Settings:
     linger: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LINGER,
         NUMBER,
-        "The number of seconds for which the lease stays open for background work after the request has ended.",
+        "How long, in seconds, the lease stays open for background work after the request has ended.",
         default=0.0,
         shown="0",
     )
     min_ttl: float = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_MIN_TTL,
         NUMBER,
-        "The number of seconds for which a JWT must still be valid (according to `exp`) to be relayed.",
+        "How long, in seconds, a JWT must still be valid (according to `exp`) to be relayed.",
         default=0.0,
         shown="0",
     )
@@ -190,8 +191,8 @@ class Settings:
     protect_caches: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES,
         FLAG,
-        "Whether to keep [caches between the application and its client](caches.md) from storing responses to requests"
-        " with a token, and from responding to such requests.",
+        "Whether to prevent [caches between the application and its client](caches.md) from storing responses to"
+        " requests with a token, and from serving stored responses to such requests.",
         default=True,
         shown="true",
         strict=True,
@@ -199,15 +200,15 @@ class Settings:
     redaction: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACTION,
         FLAG,
-        "Whether to mask tokens in spans, log records and metrics before these are exported.",
+        "Whether to mask tokens in spans, log records, and metrics before they are exported.",
         default=True,
         shown="true",
     )
     redact_keys: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REDACT_KEYS,
         WORDS,
-        "Comma-separated names whose values are always masked, as attribute keys and within texts, in addition to the"
-        " built-in names. Case is ignored, and `-` and `_` are equivalent; `x-api-key` also matches"
+        "Comma-separated names whose values are always masked, both as attribute keys and within strings, in addition"
+        " to the built-in names. Case is ignored, and `-` and `_` are equivalent. For example, `x-api-key` also matches"
         " `http.request.header.x-api-key`.",
         default=(),
         shown="",
@@ -215,10 +216,10 @@ class Settings:
     verify: Verify = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY,
         choice("off", "report", "optional", "enforce"),
-        "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid token,"
-        " with the status 400, 401 or 503 (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same, but"
-        " serves requests without a token; `report` only counts and logs the requests that `enforce` would reject. All"
-        " three require `…_ISSUERS`, `…_AUDIENCE` and the extra `verify`.",
+        "Whether the server boundary verifies each request's token. `enforce` rejects a request without a valid"
+        " token, with a 400, 401, or 503 status (gRPC: `UNAUTHENTICATED` or `UNAVAILABLE`); `optional` does the same,"
+        " but serves requests without a token; `report` only counts and logs the requests that `enforce` would reject."
+        " All three require `…_ISSUERS`, `…_AUDIENCE`, and the `verify` extra.",
         default="off",
         shown="off",
         strict="enforce",
@@ -226,8 +227,8 @@ class Settings:
     issuers: Sequence[str | TrustedIssuer] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS,
         ISSUERS,
-        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. `{tid}` in an issuer of Microsoft"
-        " Entra means any tenant. A name that is not an https URL needs the URL of its keys.",
+        "Comma-separated trusted issuers, exactly as they appear in the `iss` claim. In a Microsoft Entra issuer,"
+        " `{tid}` matches any tenant. A name that is not an https URL requires the URL of its keys.",
         default=(),
         shown="",
     )
@@ -241,8 +242,8 @@ class Settings:
     audience_claim: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE_CLAIM,
         TEXT,
-        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. A token"
-        " with `aud` must satisfy both. Requires the profile `generic` and at most one issuer.",
+        "The claim that must contain one of the names in `…_AUDIENCE`, for an issuer that does not send `aud`. If a"
+        " token also has `aud`, both claims must match. Requires the `generic` profile and at most one issuer.",
         default="aud",
         shown="aud",
         strict=_NONE,
@@ -250,7 +251,7 @@ class Settings:
     jwks_uri: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_URI,
         TEXT,
-        "The URL of the only issuer's key set. Without it, the URL is read from the issuer's metadata.",
+        "The URL of the only issuer's key set. If unset, the URL is read from the issuer's metadata.",
         default=None,
         shown="",
         strict=_NO_URL.format("jwks-uri"),
@@ -266,8 +267,8 @@ class Settings:
     tenants: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TENANTS,
         WORDS,
-        "Comma-separated IDs of the tenants that an issuer with `{tid}` means. Without it, every tenant is"
-        " accepted, except that of personal accounts.",
+        "Comma-separated IDs of the tenants that an issuer with `{tid}` matches. If unset, every tenant is accepted"
+        " except the one for personal accounts.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -275,8 +276,8 @@ class Settings:
     scope_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SCOPE_CLAIMS,
         WORDS,
-        "Comma-separated claims that contain scopes; a token's scopes are those of all of them. A dot leads into an"
-        " object: `realm_access.roles`.",
+        "Comma-separated claims that contain scopes. A token's scopes are the scopes from all of these claims. A dot"
+        " refers to a member of an object, as in `realm_access.roles`.",
         default=("scope", "scp"),
         shown="scope,scp",
         strict=(),
@@ -284,7 +285,7 @@ class Settings:
     required_scopes: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REQUIRED_SCOPES,
         WORDS,
-        "Comma-separated scopes that every request needs. Without one of them, the response is 403.",
+        "Comma-separated scopes that every request needs. If any of them is missing, the response is 403.",
         default=(),
         shown="",
         strict=(_NONE,),
@@ -292,8 +293,8 @@ class Settings:
     introspection_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_INTROSPECTION_ENDPOINT,
         TEXT,
-        "The URL at which the only issuer's tokens are looked up (RFC 7662). Without `…_ISSUERS`, tokens are verified"
-        " by introspection alone.",
+        "The URL for looking up the only issuer's tokens (RFC 7662). Without `…_ISSUERS`, tokens are verified by"
+        " introspection alone.",
         default=None,
         shown="",
         strict=_NO_URL.format("introspection-endpoint"),
@@ -301,44 +302,45 @@ class Settings:
     client_id: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ID,
         TEXT,
-        "The client ID with which this service identifies itself at the introspection endpoint.",
+        "The client ID that identifies this service at the introspection and token endpoints.",
         default=None,
         shown="",
     )
     client_secret: Secret | str | None = _setting(
         SECRET_VARIABLE,
         SECRET,
-        "The client's secret. It is not a flag, and it is never printed.",
+        "The client's secret. It is not available as a flag, and it is never printed.",
         default=None,
         shown="",
     )
     client_secret_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE,
         TEXT,
-        "A file that contains the client's secret, instead of the variable. It is read again when it changes.",
+        "A file that contains the client's secret, as an alternative to the variable. The file is read again when it"
+        " changes.",
         default=None,
         shown="",
     )
     client_key_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_FILE,
         TEXT,
-        "A file with a private key (RSA, P-256, P-384, P-521 or Ed25519) in PEM or as a JWK, instead of a secret. It"
-        " signs the assertions with which this service identifies itself. It is read again when it changes.",
+        "A file with a private key (RSA, P-256, P-384, P-521, or Ed25519) in PEM or as a JWK, instead of a secret."
+        " The key signs the assertions that identify this service. The file is read again when it changes.",
         default=None,
         shown="",
     )
     client_key_id: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_KEY_ID,
         TEXT,
-        "The `kid` of the assertions. Without it, they have that of the JWK, if it has one.",
+        "The `kid` of the assertions. If unset, the assertions use the JWK's own `kid`, if it has one.",
         default=None,
         shown="",
     )
     client_assertion_file: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_ASSERTION_FILE,
         TEXT,
-        "A file with an assertion that is sent as it is, instead of a secret: the projected token of a Kubernetes"
-        " service account, or of workload identity in Microsoft Entra. It is read again when it changes.",
+        "A file with an assertion that is sent as is, instead of a secret: the projected token of a Kubernetes"
+        " service account, or of workload identity in Microsoft Entra. The file is read again when it changes.",
         default=None,
         shown="",
     )
@@ -346,25 +348,26 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_CERT_FILE,
         TEXT,
         "A file with a certificate in PEM: the TLS client certificate for `tls_client_auth`, whose private key is in"
-        " the same file or in `…_CLIENT_KEY_FILE`; or the certificate that `private_key_jwt_rfc7523` names. It is read"
-        " again when it changes.",
+        " the same file or in `…_CLIENT_KEY_FILE`; or the certificate that `private_key_jwt_rfc7523` assertions refer"
+        " to. The file is read again when it changes.",
         default=None,
         shown="",
     )
     client_auth: ClientAuth | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_AUTH,
         choice(*CLIENT_AUTH_METHODS),
-        "How the credential is sent. A secret: `client_secret_basic`, the default; `client_secret_basic_plain`, for a"
-        " server that does not decode the parts of the header (RFC 6749, section 2.3.1); or `client_secret_post`. A"
-        " key: `private_key_jwt`, the default, whose audience is the issuer; or `private_key_jwt_rfc7523`, whose"
-        " audience is the endpoint, as Microsoft Entra requires. A certificate: `tls_client_auth` (RFC 8705).",
+        "How the credential is sent. For a secret: `client_secret_basic`, the default; `client_secret_basic_plain`,"
+        " for a server that does not decode the parts of the header (RFC 6749, section 2.3.1); or"
+        " `client_secret_post`. For a key: `private_key_jwt`, the default, whose audience is the issuer; or"
+        " `private_key_jwt_rfc7523`, whose audience is the endpoint, as Microsoft Entra requires. For a certificate:"
+        " `tls_client_auth` (RFC 8705).",
         default=None,
         shown="",
     )
     token_endpoint: str | None = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_TOKEN_ENDPOINT,
         TEXT,
-        "The URL at which the only issuer's tokens are exchanged for tokens for one destination. Without it, the URL is"
+        "The URL for exchanging the only issuer's tokens for tokens for a specific destination. If unset, the URL is"
         " read from the issuer's metadata.",
         default=None,
         shown="",
@@ -374,7 +377,7 @@ class Settings:
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_GRANT,
         choice(*EXCHANGE_GRANTS),
         "How tokens are exchanged: `token-exchange` (RFC 8693), `on-behalf-of` (Microsoft Entra), or `off`. An entry"
-        " of `…_DESTINATIONS` may have a `;grant=` of its own.",
+        " in `…_DESTINATIONS` may have its own `;grant=`.",
         default="token-exchange",
         shown="token-exchange",
         strict="off",
@@ -382,8 +385,8 @@ class Settings:
     exchange_actor: ExchangeActor = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_ACTOR,
         choice(*EXCHANGE_ACTORS),
-        "Whether the exchange names this service as the one that acts for the user: `client` sends a token of its own"
-        " as `actor_token` (RFC 8693). Requires the grant `token-exchange`.",
+        "Whether the exchange identifies this service as the party that acts for the user: `client` sends the"
+        " service's own token as `actor_token` (RFC 8693). Requires the `token-exchange` grant.",
         default="none",
         shown="none",
         strict="client",
@@ -391,15 +394,15 @@ class Settings:
     exchange_unverified: bool = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_EXCHANGE_UNVERIFIED,
         FLAG,
-        "Whether to exchange tokens that this service has not verified. Anyone can then make it send requests with its"
-        " credential.",
+        "Whether to exchange tokens that this service has not verified. Anyone can then make this service send"
+        " requests with its credential.",
         default=False,
         shown="false",
     )
     algorithms: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS,
         WORDS,
-        "The accepted signature algorithms, comma-separated. Only asymmetric algorithms are supported.",
+        "Comma-separated signature algorithms to accept. Only asymmetric algorithms are supported.",
         default=DEFAULT_ALGORITHMS,
         shown="RS256,PS256,ES256,EdDSA",
         strict=(),
@@ -407,31 +410,32 @@ class Settings:
     profile: Profile = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PROFILE,
         choice(*PROFILES),
-        "The rules for tokens: `rfc9068`; `generic` for issuers whose access tokens are not of type `at+jwt`;"
-        " or `id-token` for providers that hand ID tokens to APIs.",
+        "The rules for tokens: `rfc9068`; `generic`, for issuers whose access tokens do not have the type `at+jwt`; or"
+        " `id-token`, for providers whose clients send ID tokens to APIs.",
         default="rfc9068",
         shown="rfc9068",
     )
     verify_exclude: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_EXCLUDE,
         WORDS,
-        "Comma-separated paths that require no token. A request's path must match exactly; an entry that ends with `/*`"
-        " matches all paths below it. For gRPC, list full method names, such as `/grpc.health.v1.Health/Check`.",
+        "Comma-separated paths that do not require a token. A request's path must match exactly; an entry that ends"
+        " with `/*` matches all paths below it. For gRPC, list full method names, such as"
+        " `/grpc.health.v1.Health/Check`.",
         default=(),
         shown="",
     )
     span_claims: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_SPAN_CLAIMS,
         WORDS,
-        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is written to that"
-        " attribute of the SERVER span.",
+        "Comma-separated `claim:attribute` pairs, such as `sub:enduser.id`. Each verified claim is set as that"
+        " attribute on the SERVER span.",
         default=(),
         shown="",
     )
     log: Log = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_LOG,
         choice("", "decisions", "debug"),
-        "Lines on standard error that do not depend on the application's `logging` configuration. `decisions` writes"
+        "What to write to standard error, regardless of the application's `logging` configuration. `decisions` writes"
         " one line for each hop and each verification; `debug` also writes this package's debug messages.",
         default="",
         shown="",
@@ -439,16 +443,16 @@ class Settings:
     plaintext_hosts: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_HOSTS,
         WORDS,
-        "Comma-separated destinations, each a host with an optional port, for which plain http is deliberate, because a"
-        " mesh encrypts the traffic. They cause no warning.",
+        "Comma-separated destinations, each a host with an optional port, for which plain http is deliberate, because"
+        " a mesh encrypts the traffic. They do not cause warnings.",
         default=(),
         shown="",
     )
     ca_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_CA_FILE,
         TEXT,
-        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys,"
-        " introspection and token endpoints, instead of those of the system. It is read again when it changes.",
+        "A file in PEM format with the certificate authorities that this package trusts for issuers, keys, and"
+        " introspection and token endpoints, instead of the system's. The file is read again when it changes.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -456,7 +460,7 @@ class Settings:
     plaintext_issuers: tuple[str, ...] = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_PLAINTEXT_ISSUERS,
         WORDS,
-        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results"
+        "Comma-separated hosts, each with an optional port, from which issuer documents, keys, introspection results,"
         " and tokens may be fetched over plain http, because a mesh or a container network protects the traffic.",
         default=(),
         shown="",
@@ -464,9 +468,9 @@ class Settings:
     jwks_token_file: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_JWKS_TOKEN_FILE,
         TEXT,
-        "A file with a bearer token that is sent when the issuer's metadata and keys are fetched, such as the token of"
-        " a Kubernetes service account. It is sent over https only, and only to the origin of the issuer or of the"
-        " configured key set. The file is read at each fetch. Requires exactly one issuer.",
+        "A file with a bearer token to send when fetching the issuer's metadata and keys, such as a Kubernetes"
+        " service account token. The token is sent only over https, and only to the origin of the issuer or of the"
+        " configured key set. The file is read for each fetch. Requires exactly one issuer.",
         default="",
         shown="",
         strict=NO_FILE,
@@ -474,25 +478,24 @@ class Settings:
     realm: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_REALM,
         TEXT,
-        "The realm in the challenge of a rejected request: ASCII text without quotes and backslashes.",
+        "The realm in the challenge for a rejected request: ASCII text without quotes or backslashes.",
         default="api",
         shown="api",
     )
     resource_metadata: str = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_RESOURCE_METADATA,
         TEXT,
-        "The identifier of this service as a protected resource: the URL that clients use, such as"
-        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without a"
-        " token, and each challenge names it.",
+        "This service's identifier as a protected resource: the URL that clients use, such as"
+        " `https://mcp.example/mcp`. The server boundary then serves the resource's metadata (RFC 9728) without"
+        " requiring a token, and each challenge links to it.",
         default="",
         shown="",
     )
     verify_streams: VerifyStreams = _setting(
         env.OTEL_PYTHON_TOKEN_RELAY_VERIFY_STREAMS,
         choice("off", "exp"),
-        "Whether a long response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is closed"
-        " with the code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a response of the type"
-        " `text/event-stream` ends.",
+        "Whether a long-lived response ends when its token expires. `exp`: at `exp` plus the leeway, a WebSocket is"
+        " closed with code 1008, a gRPC stream ends with `UNAUTHENTICATED`, and a `text/event-stream` response ends.",
         default="off",
         shown="off",
         strict="exp",
@@ -502,8 +505,8 @@ class Settings:
     refused: tuple[OriginPattern, ...] = ()
     """The origins of skipped entries. Set by `load` and `from_env`; do not pass it.
 
-    A skipped entry may have been stricter than a wider one that also matches its origin, so the wider entry does
-    not apply to that origin.
+    A skipped entry may have been stricter than a wider entry that also matches its origin, so the wider entry does not
+    apply to that origin.
     """
 
     given: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -511,7 +514,7 @@ class Settings:
 
     def __new__(cls, *args: object, **values: object) -> Settings:
         settings = object.__new__(cls)
-        # `dataclasses.replace` passes every field, so then only those that differ from the defaults count.
+        # `dataclasses.replace` passes every field, so in that case, only fields that differ from their defaults count.
         is_copy = VARIABLES.keys() <= values.keys()
         _set(settings, "given", frozenset(n for n in values if not is_copy or values[n] != _DEFAULTS.get(n)))
         return settings
@@ -551,20 +554,20 @@ class Settings:
     ) -> Settings:
         """Read the settings from all sources. Never raises.
 
-        Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting
-        by setting. For ``verify``, ``require_verified``, ``redaction`` and ``protect_caches``, the strictest of all
-        sources applies.
+        For each setting, code takes precedence over OpenTelemetry's configuration file, and the file takes precedence
+        over environment variables. For ``verify``, ``require_verified``, ``redaction``, and ``protect_caches``, the
+        strictest value from any source applies.
 
-        Invalid destinations are skipped, and the valid ones are kept. Any other invalid value is replaced with the
-        setting's strict value. So is ``verify`` or ``require_verified`` if it is unset but a similar name is set. An
-        invalid ``header`` removes all destinations, because the token must not be sent in a header that was not
-        configured. A configuration file that cannot be read removes all destinations and makes the settings that
-        protect strict.
+        Invalid destinations are skipped, and valid ones are kept. Any other invalid value is replaced with the
+        setting's strict value. The strict value also applies to ``verify`` or ``require_verified`` if the setting is
+        unset but a similar name is set. An invalid ``header`` removes all destinations, because the token must not be
+        sent in a header that was not configured. A configuration file that cannot be read removes all destinations and
+        sets the protective settings to their strict values.
 
         Args:
             environ: The environment variables.
-            code: The settings that were passed in code. Only those that were passed explicitly take precedence.
-            passed: The keys under ``token_relay:`` in a configuration file that the application has loaded.
+            code: The settings from code. Only the ones that were passed explicitly take precedence.
+            passed: The keys under ``token_relay:`` in a configuration file that the application itself has loaded.
         """
         return cls._merge(load_sources(environ, code=code, passed=passed))
 
@@ -574,7 +577,7 @@ class Settings:
         problems = list(dict.fromkeys(merged.problems))
         settings = cls(**merged.values | _usable_issuers(merged, problems))
         if settings.verify != "off" and (obstacle := settings.verification_problem) is not None:
-            effect = "no request is verified" if settings.verify == "report" else "requests get the response 503"
+            effect = "no request is verified" if settings.verify == "report" else "requests get a 503 response"
             problems.append(
                 f"{VARIABLES['verify'].name}: verification cannot start, because {obstacle}; until this is corrected,"
                 f" {effect}"
@@ -590,10 +593,10 @@ class Settings:
 
     @property
     def trusted_issuers(self) -> tuple[TrustedIssuer, ...]:
-        """The issuers, each with what belongs to it.
+        """The issuers, each with its own settings filled in.
 
         Raises:
-            ConfigurationError: It is not clear to which issuer a setting belongs, or a credential is not complete.
+            ConfigurationError: It is unclear which issuer a setting belongs to, or a credential is incomplete.
         """
         return combine(
             self.issuers,
@@ -610,7 +613,7 @@ class Settings:
         """This service's credential; ``None`` if it has none.
 
         Raises:
-            ConfigurationError: A part of the credential is missing, or its parts contradict each other.
+            ConfigurationError: Part of the credential is missing, or its parts contradict each other.
         """
         return make_credential(
             self.client_id,
@@ -625,7 +628,7 @@ class Settings:
 
     @property
     def missing_to_verify(self) -> tuple[str, ...]:
-        """The settings without a value that verification requires."""
+        """The settings that verification requires but that have no value."""
         own = [entry for entry in self.issuers if isinstance(entry, TrustedIssuer) and entry.audience]
         has = {
             "issuers": bool(self.issuers) or self.introspection_endpoint is not None,
@@ -636,7 +639,7 @@ class Settings:
 
     @property
     def verification_problem(self) -> str | None:
-        """Why verification cannot start, as the rest of a sentence; ``None`` if it can."""
+        """The reason that verification cannot start, as the rest of a sentence; ``None`` if it can start."""
         if missing := self.missing_to_verify:
             names = " and ".join(VARIABLES[name].name for name in missing)
             return f"{names} {'has' if len(missing) == 1 else 'have'} no valid value"
@@ -649,12 +652,12 @@ class Settings:
             if self.profile != "generic":
                 return f"{name} requires {VARIABLES['profile'].name}=generic"
             if several:
-                return f"{name} requires that there is only one issuer"
+                return f"{name} cannot be used with more than one issuer"
         return None
 
     @property
     def exchange_problem(self) -> str | None:
-        """Why no token can be exchanged, as the rest of a sentence; ``None`` if the settings are complete."""
+        """The reason that no token can be exchanged, as the rest of a sentence; ``None`` if tokens can be exchanged."""
         if self.exchange_grant == "off":
             return f"{VARIABLES['exchange_grant'].name} is off"
         if self.exchange_actor != "none" and "on-behalf-of" in {d.grant or self.exchange_grant for d in self.entries}:
@@ -677,18 +680,18 @@ class Settings:
             name = issuer.issuer if issuer.has_metadata(self.plaintext_issuers) else None
             if issuer.client is not None:
                 if issuer.token_endpoint is None and name is None:
-                    return f"{variable} has no valid value, and {issuer} has no metadata that could name it"
+                    return f"{variable} has no valid value, and {issuer} has no metadata that could contain it"
                 issuer.client.check_use(name, issuer.token_endpoint or issuer.issuer)
         return lacks_credential if trusted and not any(issuer.client for issuer in trusted) else None
 
     @property
     def rejects(self) -> bool:
-        """Whether the server boundary rejects requests whose token is not valid."""
+        """Whether the server boundary rejects requests with an invalid token."""
         return self.verify in ("optional", "enforce")
 
     @property
     def header_is_authorization(self) -> bool:
-        """Whether the token is sent with the scheme ``Bearer`` (RFC 6750, section 2.1)."""
+        """Whether the token is sent with the ``Bearer`` scheme (RFC 6750, section 2.1)."""
         return self.header.lower() == "authorization"
 
     @property
@@ -703,7 +706,7 @@ class Settings:
             )
         if self.verify != "off" and not self.tenants and any("{tid}" in str(issuer) for issuer in self.issuers):
             found.append(
-                f"tokens of every tenant of Microsoft Entra are accepted: list those you expect in"
+                f"tokens from every Microsoft Entra tenant are accepted: list the tenants that you expect in"
                 f" {VARIABLES['tenants'].name}"
             )
         for destination in self.entries:
@@ -726,13 +729,13 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 
 
 def _as_clause(error: ConfigurationError) -> str:
-    """Return a problem as the rest of a sentence, with the name of the variable."""
+    """Return a problem as the rest of a sentence, with the variable's name."""
     name = VARIABLES[error.setting].name if error.setting in VARIABLES else error.setting
     return f"{name} cannot be used: {error.problem}"
 
 
 def _relays_to_other_ports(policy: RelayPolicy, pattern: OriginPattern) -> bool:
-    """Return whether a token is relayed to the host of a ``;never`` entry on a port that no entry names."""
+    """Return whether a token is relayed to the host in a ``;never`` entry on a port that no entry specifies."""
     host = pattern.host.replace("*", "any")
     return policy.match(Origin(pattern.scheme, host, 0)) is not None
 
@@ -745,13 +748,13 @@ RELAY_SETTINGS: Final = ("destinations", "header", "on_conflict", "max_age", "li
 
 
 def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
-    """Return what replaces the settings of issuers if one cannot be used, and add a problem for each of those.
+    """Return replacements for issuer settings that cannot be used, and add a problem for each unusable issuer.
 
-    If it is no longer clear to which issuer the keys or the introspection endpoint belong, no issuer remains. A
-    credential that is not part of an entry is not sent to the issuer that remains.
+    If it is no longer clear which issuer the keys or the introspection endpoint belong to, no issuer remains. A
+    credential that is not part of an entry is not sent to any remaining issuer.
     """
     values = merged.values
-    # Which token the operator wants instead is not known, so none is exchanged.
+    # It is unknown which token the operator wants instead, so no token is exchanged.
     replaced: dict[str, Any] = {"exchange_grant": "off"} if "exchange_actor" in merged.invalid else {}
     plaintext_hosts = values.get("plaintext_issuers", ())
     for name in ENDPOINTS:
@@ -774,13 +777,13 @@ def _usable_issuers(merged: Source, problems: list[str]) -> dict[str, Any]:
     credential = [name for name in VARIABLES if name.startswith("client_") and values.get(name)]
     if credential:
         names = ", ".join(VARIABLES[name].name for name in credential)
-        problems.append(f"{names}: it is not clear to which issuer the credential belongs, so it is not used")
+        problems.append(f"{names}: it is unclear which issuer the credential belongs to, so it is not used")
         replaced |= dict.fromkeys(credential)
     return replaced | {"issuers": tuple(entry for entry in issuers if entry not in useless)}
 
 
 RESOURCE_RULE: Final = (
-    "expected the URL that clients use for this service, not that of its metadata: an https URL, or an http URL on"
+    "expected the URL that clients use for this service, not its metadata's URL: an https URL, or an http URL on"
     " loopback, without a query or fragment"
 )
 
@@ -793,7 +796,7 @@ def is_resource(url: object) -> bool:
 
 
 def _check_one(setting: str, value: object) -> Any:
-    """Validate one value by the same rules as a value passed in code, and return it as it is stored."""
+    """Validate a value by the same rules as a value passed in code, and return it in the form in which it is stored."""
     if setting == "issuers":
         return value  # `read_issuers` has checked each entry; `_usable_issuers` checks what depends on other settings
     if setting in ENDPOINTS:
@@ -811,7 +814,7 @@ def load_sources(
     code: Settings | None = None,
     passed: Mapping[str, object] | None = None,
 ) -> list[Source]:
-    """Return what each source contains, beginning with the one that takes precedence; see `Settings.load`."""
+    """Return the content of each source, starting with the source that takes precedence; see `Settings.load`."""
     section = None if passed is None else Section("propagator.composite[].token_relay", passed)
     sources = READER.read(read_configuration_file(environ), section, environ)
     if code is not None:
@@ -909,7 +912,7 @@ def _is_text(value: object) -> bool:
 
 
 def is_exclusion(text: str) -> bool:
-    """Return whether *text* is a path, or a path followed by ``/*``. Nothing excludes every path."""
+    """Return whether *text* is a path, or a path followed by ``/*``. No valid entry excludes every path."""
     return text.startswith("/") and "*" not in text.removesuffix("/*") and text != "/*"
 
 

@@ -1,12 +1,12 @@
 """Recognize URLs whose query authenticates the request: signed URLs, and tokens in the query.
 
-A server that finds such parameters beside an ``Authorization`` header rejects the request, or reads only one of the
-two. The parameters are therefore a credential of the request's own.
+A server that finds such parameters alongside an ``Authorization`` header rejects the request or reads only one of the
+two. Therefore, the parameters count as the request's own credential.
 
-Most names also have ordinary meanings: ``signature`` can be that of a document. A row therefore lists the parameters
-that appear together. Names are compared as their servers compare them, or more broadly: percent-decoded, in any case,
-and separated by ``&`` only. Values are not read. This module is about whole queries; which single values redaction
-masks is decided by `otel_token_relay.redaction.secret_names`.
+Most of the names also have ordinary meanings. For example, ``signature`` can refer to a document's signature.
+Therefore, each row lists the parameters that appear together. Names are compared as their servers compare them, or more
+broadly: percent-decoded, ignoring case, and separated only by ``&``. Values are not read. This module deals with whole
+queries. `otel_token_relay.redaction.secret_names` determines which individual values redaction masks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Row(NamedTuple):
     """Parameters that authenticate a request if all of them are present.
 
     Attributes:
-        source: Who defines them, and where.
-        secret: The parameter with the signature or the token, in lower case.
-        companions: The names of the other parameters, in lower case.
+        source: The specification or product that defines the parameters.
+        secret: The parameter that contains the signature or token, in lowercase.
+        companions: The names of the other parameters, in lowercase.
     """
 
     source: str
@@ -43,7 +43,7 @@ TABLE: Final = (
     _row("Google Cloud Storage, V4 signing process", "x-goog-signature"),
     _row("Google Cloud Storage, V2 signing process", "signature", "googleaccessid"),
     _row("Google Cloud CDN and Media CDN, Use signed URLs", "signature", "keyname", "expires"),
-    # A stored access policy (`si`) can contain the permissions and the expiry. Logic Apps use `sp` and `sv` only.
+    # A stored access policy (`si`) can contain the permissions and the expiry. Logic Apps uses only `sp` and `sv`.
     _row("Azure Storage, Create a service, account or user delegation SAS; Azure Logic Apps", "sig", "sv", "sp"),
     _row("Azure Storage, Create a service SAS: stored access policy", "sig", "sv", "si"),
     _row("Azure Storage, service SAS before version 2012-02-12", "sig", "sr", "se", "sp"),
@@ -63,7 +63,7 @@ _SECRETS: Final = frozenset(row.secret for row in TABLE)
 
 
 def is_signed(url: str) -> bool:
-    """Return whether the query of a URL or of a request target authenticates the request."""
+    """Return whether the query in a URL or request target authenticates the request."""
     query = url.partition("#")[0].partition("?")[2]
     return bool(query) and is_signed_query(query)
 
@@ -80,7 +80,7 @@ def is_signed_query(query: str) -> bool:
 
 
 def _may_be_signed(query: str) -> bool:
-    """Return ``False`` for almost every query, in little time. Each secret of the table contains one of these texts."""
+    """Return ``False`` quickly for almost every query. Each secret in the table contains one of these strings."""
     if "sig" in query or "access_token" in query or "authorization" in query:
         return True
     return "%" in query and _has_encoded_name(query) is not None

@@ -1,8 +1,8 @@
-"""Where settings come from, and which source applies if several contain the same setting.
+"""The sources of settings, and the order of precedence if multiple sources contain the same setting.
 
-Code takes precedence over OpenTelemetry's configuration file, and the file over environment variables, setting by
-setting. For protective settings, the strictest value of all sources applies. A value that cannot be read is replaced
-with the setting's strict value, and nothing in this module raises.
+For each setting, code takes precedence over OpenTelemetry's configuration file, and the file takes precedence over
+environment variables. For protective settings, the strictest value from any source applies. A value that cannot be read
+is replaced with the setting's strict value, and nothing in this module raises.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
     "redaction": (False, True),
     "protect_caches": (False, True),
 }
-"""The protective settings, with their values in order of strictness."""
+"""The protective settings, with their values in order of increasing strictness."""
 
-# Variables of OpenTelemetry that switch on this package or contain its settings.
+# Variables from OpenTelemetry that enable this package or contain its settings.
 _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
 
-# If the name of one of these is misspelled, a value that switches it off changes nothing.
+# If the name of one of these settings is misspelled, a value that turns the setting off has no effect.
 _GUARDED: Final = ("verify", "require_verified")
 
-# A name with another prefix that was probably meant to be one of ours. Kubernetes sets TOKEN_RELAY_SERVICE_HOST and
-# similar variables for a service named token-relay, so the rest of the name must resemble a setting's.
+# A name with a different prefix that was probably intended to be one of ours. Kubernetes sets TOKEN_RELAY_SERVICE_HOST
+# and similar variables for a service named token-relay, so the rest of the name must resemble a setting's name.
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
 
 
-# The effects of strict values that are not obvious.
+# Effects of strict values that are not obvious.
 _EFFECTS: Final = {
     "header": "no token is relayed",
     "source_headers": "no token is read from any request",
@@ -50,14 +50,14 @@ _EFFECTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """How one setting is read, and how the reference page describes it.
+    """How a setting is read, and how the reference page describes it.
 
     Attributes:
         name: The environment variable.
         kind: The setting's type.
-        strict: The value that replaces an invalid one. It never causes more to be relayed than intended.
+        strict: The value that replaces an invalid value. It never causes more to be relayed than intended.
         meaning: The description on the reference page, in Markdown.
-        default: The default as a user would type it; empty if there is none.
+        default: The default, as a user would type it; empty if there is none.
     """
 
     name: str
@@ -73,8 +73,8 @@ class Source:
 
     Attributes:
         name: The source, for messages.
-        values: The values, by setting. They include the strict values of settings that cannot be read.
-        invalid: The settings that have their strict value.
+        values: The values, keyed by setting. They include the strict values of settings that cannot be read.
+        invalid: The settings that are set to their strict values.
         problems: One sentence for each value or name that cannot be read.
         refused: The origins of skipped destinations.
     """
@@ -91,7 +91,7 @@ class SourceReader:
 
     Args:
         variables: All settings.
-        check: Returns a setting's value as it is stored; raises `ConfigurationError` if it is invalid.
+        check: Returns a setting's value as it is stored; raises `ConfigurationError` if the value is invalid.
     """
 
     def __init__(self, variables: Mapping[str, Variable], check: Callable[[str, Any], Any]) -> None:
@@ -104,7 +104,7 @@ class SourceReader:
 
         Args:
             file: The configuration file.
-            passed: A section of a configuration file that the application has loaded.
+            passed: A section of a configuration file that the application itself has loaded.
             environ: The environment variables.
         """
         sources = self._safely(FILE_VARIABLE, lambda: self.read_file(file))
@@ -113,7 +113,7 @@ class SourceReader:
         return sources + self._safely("environment", lambda: [self.read_environment(environ)])
 
     def _safely(self, name: str, read: Callable[[], list[Source]]) -> list[Source]:
-        """Return what *read* returns. If it raises an exception, return a strict source, so that the process starts."""
+        """Return the result of *read*. If it raises an exception, return a strict source so that the process starts."""
         try:
             return read()
         except Exception as error:
@@ -157,7 +157,7 @@ class SourceReader:
             if setting is None:
                 self._report_unknown_key(source, key, value)
             elif isinstance(value, str) and not value.strip():
-                # The setting stays unset. For a guarded one, the value probably refers to a variable that is not set.
+                # The setting stays unset. If it is guarded, the value probably refers to a variable that is not set.
                 if setting in _GUARDED:
                     source.problems.append(f"{source.name}.{setting}: expected a value; perhaps a variable is not set")
                     self._replace(source, setting)
@@ -200,7 +200,7 @@ class SourceReader:
         return source
 
     def _read_misspelled(self, section: Section, meant: str) -> Source:
-        """Report a section under a misspelled name, and apply the strict value of each setting that it contains."""
+        """Report a section with a misspelled name, and apply the strict value of each setting in that section."""
         source = Source(section.path, problems=[f"{section.path}: unknown key; did you mean {meant}?"])
         for setting, value in section.content.items() if isinstance(section.content, Mapping) else ():
             if setting in self._variables:
@@ -208,7 +208,7 @@ class SourceReader:
         return source
 
     def _be_strict_if_unset(self, source: Source, setting: str, value: object) -> None:
-        """Apply a setting's strict value because its name is misspelled, unless *value* would only switch it off."""
+        """Apply the strict value of a setting whose name is misspelled, unless *value* would only turn it off."""
         if setting not in source.values and not (setting in _GUARDED and is_off(value)):
             self._replace(source, setting)
 
@@ -229,7 +229,7 @@ class SourceReader:
             self._be_strict_if_unset(source, meant, value)
 
     def _misspelled(self, environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-        """Yield the name of each variable that is probably a misspelled name of ours, and the correct name."""
+        """Yield the name of each variable that probably misspells one of our names, along with the correct name."""
         for found in environ:
             upper = found.upper()
             if found in self._by_name or found in _SWITCHES or not environ[found].strip():
@@ -248,7 +248,7 @@ class SourceReader:
 
     def _report_misspelled(self, source: Source, found: str, meant: str | None, text: str) -> None:
         if meant is None:
-            source.problems.append(f"{_shown(found)}: unknown variable; the page on configuration lists all variables")
+            source.problems.append(f"{_shown(found)}: unknown variable; the configuration page lists all variables")
             return
         effect = ""
         setting = self._by_name.get(meant)
@@ -260,7 +260,7 @@ class SourceReader:
 
 
 def merge(sources: Iterable[Source]) -> Source:
-    """Return the settings that apply. The *sources* are in order of precedence, beginning with the highest."""
+    """Return the settings that apply. The *sources* must be in order of precedence, starting with the highest."""
     sources = list(sources)
     merged = Source("all")
     for source in reversed(sources):
@@ -285,16 +285,16 @@ def are_given(setting: str, sources: Iterable[Source]) -> bool:
 
 
 def describe_overridden(sources: Sequence[Source], variables: Mapping[str, Variable]) -> Iterator[str]:
-    """Yield one sentence for each setting of the environment that has no effect because a file contains it as well.
+    """Yield one sentence for each environment setting that has no effect because a file also contains that setting.
 
     Args:
-        sources: The sources in order of precedence, without code.
+        sources: The sources in order of precedence, excluding code.
         variables: All settings.
     """
     *files, environment = sources
     for setting, value in environment.values.items():
         file = next((source for source in files if setting in source.values), None)
-        if file is None or file.name == FILE_VARIABLE:  # a file that cannot be read is already reported as a problem
+        if file is None or file.name == FILE_VARIABLE:  # an unreadable file has already been reported as a problem
             continue
         if setting not in STRICTNESS and file.values[setting] != value:
             yield f"{variables[setting].name} has no effect, because {file.name}.{setting} takes precedence"
@@ -309,7 +309,7 @@ def _shown(name: str) -> str:
 
 
 def _effect(setting: str, source: Source) -> str:
-    """Return what a setting's strict value causes."""
+    """Describe the effect of a setting's strict value."""
     if setting in _EFFECTS:
         return _EFFECTS[setting]
     value = source.values[setting]

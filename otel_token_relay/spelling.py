@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-# A missing, extra or wrong letter counts as one edit; two swapped letters count as two.
+# A missing, extra, or wrong letter counts as one edit. Two swapped letters count as two edits.
 _MAX_EDITS: Final = 2
 
 
@@ -15,9 +15,9 @@ def resembles(name: str, other: str) -> bool:
 
 
 def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str | None:
-    """Return the first of the *names* that the fewest edits turn *name* into; ``None`` if it takes more than allowed.
+    """Return the first of the *names* that is the fewest edits away from *name*; ``None`` if none is close enough.
 
-    Case is ignored. A name of fewer than four characters allows one edit less, because it resembles too many names.
+    Case is ignored. A name with fewer than four characters allows one fewer edit, because it resembles too many names.
     """
     found = None
     for candidate in names:
@@ -29,13 +29,13 @@ def nearest(name: str, names: Iterable[str], max_edits: int = _MAX_EDITS) -> str
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    """Return which of the *names* was probably meant, as the end of a message; empty if none resembles *name*."""
+    """Return the most likely of the *names* as a suffix for a message; empty if none of them resembles *name*."""
     meant = nearest(name, names)
     return "" if meant is None else f"; did you mean {meant}?"
 
 
 def _distance(name: str, other: str) -> int:
-    """Return the number of edits, ignoring case; if it exceeds the maximum, return any larger number.
+    """Return the number of edits, ignoring case. If it exceeds the maximum, the result can be any larger number.
 
     Source: the Levenshtein distance, row by row.
     """

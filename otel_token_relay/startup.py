@@ -1,20 +1,20 @@
-"""Hook servers if requests are to be verified, even if OpenTelemetry does not start.
+"""Hook servers if requests must be verified, even if OpenTelemetry does not start.
 
-A missing exporter, a missing configuration file or ``python -I`` keeps OpenTelemetry from calling this package. The
-wheel therefore contains ``otel_token_relay.pth``, which imports this module at the start of each process, under the
-name ``_otel_token_relay_startup``, if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` may be set, perhaps under a misspelled name,
-or if ``OTEL_CONFIG_FILE`` is set, because that file may contain settings. Until the process imports a server or a web
-framework, nothing else is imported.
+A missing exporter, a missing configuration file, or ``python -I`` prevents OpenTelemetry from calling this package.
+Therefore, the wheel contains ``otel_token_relay.pth``, which imports this module when each process starts, under the
+name ``_otel_token_relay_startup``. It does so only if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` may be set (possibly with a
+misspelled name), or if ``OTEL_CONFIG_FILE`` is set, because that file may contain settings. Nothing else is imported
+until the process imports a server or a web framework.
 
-Python reads ``.pth`` files in site-packages only, and not with ``python -S``.
+Python reads ``.pth`` files only in site-packages, and ignores them when started with ``python -S``.
 """
 
 from __future__ import annotations
 
 import sys
 
-# The packages that contain servers and frameworks with a hook. They are repeated here because the table of hooks
-# cannot be imported without OpenTelemetry.
+# The packages that contain servers and frameworks for which a hook exists. They are repeated here because the hook
+# table cannot be imported without OpenTelemetry.
 TRIGGERS = frozenset(
     {
         "aiohttp",
@@ -48,7 +48,7 @@ class ServerFinder:
     """An import finder that finds nothing. It starts this package just before the first server is imported."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Start what the settings switch on if *name* is one of `TRIGGERS`."""
+        """Start what the settings enable, if *name* is one of `TRIGGERS`."""
         if name not in TRIGGERS or self not in sys.meta_path:
             return
         sys.meta_path.remove(self)

@@ -1,4 +1,4 @@
-"""End long-lasting responses when the caller's token has expired."""
+"""End long-lived responses when the caller's token expires."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from otel_token_relay.event_loops import running_loop
 from otel_token_relay.settings import Settings
 from otel_token_relay.token import Clock
 
-# RFC 6455, section 7.4.1: the message violates a policy of the server.
+# RFC 6455, section 7.4.1: a message violates the server's policy.
 POLICY_VIOLATION: Final = 1008
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -24,9 +24,9 @@ def limits_streams(settings: Settings, authenticator: Authenticator | None) -> b
 
 
 def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time) -> float | None:
-    """Return the number of seconds after which the response must end; ``None`` if its token does not end it.
+    """Return the number of seconds until the response must end; ``None`` if its token does not limit it.
 
-    Only a verified token counts: a request without one is served because it needs none.
+    Only a verified token matters: a request without one is served because it does not require a token.
     """
     verification = None if boundary.token is None else boundary.token.verification
     expires_at = getattr(verification, "expires_at", None)
@@ -34,15 +34,15 @@ def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time)
 
 
 def is_event_stream(content_type: str | None) -> bool:
-    """Return whether this is the type of a long-lasting event stream (HTML standard, section 9.2.5)."""
+    """Return whether this is the content type of a long-lived event stream (HTML standard, section 9.2.5)."""
     return content_type is not None and content_type.partition(";")[0].strip().lower() == EVENT_STREAM
 
 
 class Limit:
-    """Cancels a call some time after `start`, on asyncio and trio.
+    """Cancels a call when its time is up, once `start` has been called. Works on asyncio and trio.
 
     Args:
-        seconds: The number of seconds from now until the end, whenever `start` is called.
+        seconds: The number of seconds from now until the call is canceled, regardless of when `start` is called.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -50,7 +50,7 @@ class Limit:
         self._scope: Any = None
 
     def start(self) -> None:
-        """Arm the limit, so that the call is canceled when the time is over. Any task of the same loop may do so."""
+        """Arm the limit, so that the call is canceled when its time is up. Any task on the same loop may do so."""
         seconds = max(0.0, self._ends_at - time.monotonic())
         if self._is_trio:
             import trio
@@ -62,7 +62,7 @@ class Limit:
             self._scope.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """Disarm the limit, because the response is complete."""
+        """Disarm the limit after the response is complete."""
         if self._is_trio:
             self._scope.deadline = float("inf")
         elif not self._scope.expired():
@@ -72,7 +72,7 @@ class Limit:
         """Run *call*.
 
         Returns:
-            Whether *call* was canceled, and its result if it was not. Errors of a call that was canceled are ignored.
+            Whether *call* was canceled, and its result if it was not. Errors from a canceled call are ignored.
         """
         self._is_trio = running_loop() == "trio"
         if self._is_trio:

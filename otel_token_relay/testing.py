@@ -167,7 +167,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def third_party() -> Generator[ThirdParty, None, None]:
-    """Run the server on a free loopback port until the block ends. Do not list it as a destination."""
+    """Run a third party on a free loopback port until the block ends. Do not list it as a destination."""
     handler = type("_BoundHandler", (_Handler,), {})
     server = _Server(("127.0.0.1", 0), handler)
     handler.party = party = ThirdParty(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
@@ -223,7 +223,7 @@ def _target_of(place: object) -> Iterator[object]:
     elif isinstance(place, logging.LogRecord):
         yield place.getMessage()
         yield from vars(place).values()
-    elif callable(to_json := getattr(place, "to_json", None)):  # the SDK's spans, log records and metrics
+    elif callable(to_json := getattr(place, "to_json", None)):  # the SDK's spans, log records, and metrics
         yield json.dumps(json.loads(str(to_json())), ensure_ascii=False)
     elif isinstance(place, Iterable):
         yield from place

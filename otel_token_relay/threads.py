@@ -3,14 +3,14 @@
 Two rules hold for every pool and worker thread:
 
 * A task runs in the context of the request that submitted it.
-* A thread that works for all requests has no token, regardless of which request started it.
+* A thread that serves all requests has no token, regardless of which request started it.
 
-OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer`` and
-``ThreadPoolExecutor``. Authentication must not depend on whether an operator enabled that instrumentation
-for tracing, so the relay enables it as late as possible: just before the first token is bound. By then,
-the application has enabled its own instrumentation, and OpenTelemetry is no longer in the middle of
-importing this package. With the instrumentation, a thread has the context of the code that started it;
-this module's hooks remove the token from threads that outlive the request.
+OpenTelemetry's threading instrumentation carries the context into ``Thread``, ``Timer``, and ``ThreadPoolExecutor``.
+Authentication must not depend on whether an operator enabled that instrumentation for tracing. Therefore, the relay
+enables the instrumentation itself, as late as possible: just before the first token is bound. By then, the application
+has enabled its own instrumentation, and OpenTelemetry is no longer in the middle of importing this package. With the
+instrumentation, a thread has the context of the code that started it. This module's hooks remove the token from threads
+that outlive the request.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STANDARD_LIBRARY: Final = None
 
 SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "asyncio.base_events": (_STANDARD_LIBRARY, ("Server._start_serving",)),
-    # Instrumentation does not wrap an overridden `run`, but in Python 3.14 every thread can inherit a context.
+    # Instrumentation does not wrap an overridden `run`, but in Python 3.14, any thread can inherit a context.
     "concurrent.futures.process": (_STANDARD_LIBRARY, ("_ExecutorManagerThread.run",)),
     "logging.handlers": (_STANDARD_LIBRARY, ("QueueListener.start",)),
     "multiprocessing.managers": (_STANDARD_LIBRARY, ("Server.serve_forever",)),
@@ -43,27 +43,28 @@ SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "multiprocessing.queues": (_STANDARD_LIBRARY, ("Queue._start_thread",)),
     "socketserver": (_STANDARD_LIBRARY, ("BaseServer.serve_forever", "BaseServer.handle_request")),
     "apscheduler.schedulers.base": ("apscheduler", ("BaseScheduler._process_jobs",)),
-    # One thread per channel runs the done callbacks of all calls; other threads run those of `Channel.subscribe`.
+    # One thread per channel runs the done callbacks for all calls. Other threads run the callbacks for
+    # `Channel.subscribe`.
     "grpc._channel": ("grpcio", ("_run_channel_spin_thread", "_poll_connectivity", "_deliver")),
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
     "twisted._threads._threadworker": ("twisted", ("ThreadWorker.__init__",)),
 }
-"""For each module, its package on PyPI and its functions that start, or run in, a thread for all requests.
+"""Each module's PyPI package, and the module's functions that start or run in a thread that serves all requests.
 
-They include servers, because a server's clients are unrelated to the request in which the server was started.
+The functions include servers, because a server's clients are unrelated to the request in which the server was started.
 """
 
 
 def load_instrumentor() -> Any:
     """Return OpenTelemetry's threading instrumentor, which is a singleton."""
-    # Not at the top: it needs `opentelemetry.propagate`, and this module is imported during that module's import.
+    # Not imported at the top: it requires `opentelemetry.propagate`, and importing that module may import this one.
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 
     return ThreadingInstrumentor()
 
 
 class ThreadCarriage:
-    """The changes that make threads carry the token, kept so that they can be undone."""
+    """The changes that make threads carry the token, recorded so that they can be undone."""
 
     def __init__(self) -> None:
         self._patches = Patches()
@@ -73,7 +74,7 @@ class ThreadCarriage:
     def switch_on(self, instrumentor: Any) -> None:
         """Instrument threads if they are not instrumented yet, and keep the token out of executors' own threads.
 
-        An executor's thread runs the executor's initializer and the callbacks of all requests' futures.
+        An executor's thread runs the executor's initializer and the callbacks for the futures of all requests.
         """
         if not instrumentor.is_instrumented_by_opentelemetry:
             self._timer_has_own_start = "start" in vars(Timer)
@@ -102,20 +103,20 @@ def patch_shared_workers(module: ModuleType, runtime: Runtime, patches: Patches)
         patches.wrap(getattr(module, class_name) if class_name else module, function_name, _without_token)
 
 
-# The event loops' method that schedules the closing of an abandoned asynchronous generator.
+# The event loop method that schedules the closing of an abandoned asynchronous generator.
 _FINALIZER: Final = "_asyncgen_finalizer_hook"
 
 
 def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Close abandoned asynchronous generators without a token.
 
-    *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection can run during any request, and the task that
-    closes another request's generator would get a copy of the current request's context.
+    *module* is ``asyncio.base_events`` or ``uvloop``. Garbage collection can run during any request, and a task that
+    closes a different request's generator would otherwise get a copy of the current request's context.
     """
     loop_class: type = module.BaseEventLoop if hasattr(module, "BaseEventLoop") else module.Loop
     patches.override(loop_class, _FINALIZER, _without_token)
-    # A loop that is running keeps the method that it found when it started. Some servers import the application,
-    # and thereby install the relay, in a running loop.
+    # A running loop keeps the method that it found when it started. Some servers import the application, and therefore
+    # install the relay, while the loop is running.
     finalizer = sys.get_asyncgen_hooks().finalizer
     loop = getattr(finalizer, "__self__", None)
     if isinstance(loop, loop_class) and getattr(finalizer, "__name__", "") == _FINALIZER:
@@ -125,8 +126,8 @@ def patch_finalizers(module: ModuleType, runtime: Runtime, patches: Patches) -> 
 def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Carry the submitter's token into the tasks of a ``ThreadPool``, and keep it out of the pool's own threads.
 
-    *module* is ``multiprocessing.pool`` or a copy of it. Every method that submits tasks calls one of the
-    four submitting methods that are wrapped here. A process pool's tasks are pickled, so they are not changed.
+    *module* is ``multiprocessing.pool`` or a copy of it. Every method that submits tasks calls one of the four methods
+    that are wrapped here. A process pool's tasks are pickled, so they are left unchanged.
     """
 
     def carrying_function(original: Function) -> Function:
@@ -145,7 +146,7 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return submit
 
-    # The three threads that manage a pool start its workers (now and later), run callbacks and read iterables.
+    # The three threads that manage a pool start its workers (now and later), run callbacks, and read iterables.
     patches.wrap(module.Pool, "__init__", _without_token)
     for name in ("apply_async", "imap", "imap_unordered"):
         patches.wrap(module.Pool, name, carrying_function)
@@ -153,7 +154,7 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Make joblib submit all of a call's tasks in the context of that call.
+    """Make joblib submit all of a call's tasks in that call's context.
 
     *module* is ``joblib.parallel``. It submits most tasks from an earlier task's callback, which runs in
     one of the pool's threads.
@@ -178,7 +179,7 @@ def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 
 
 def _in_this_context(function: Function) -> Function:
-    """Return *function*, bound to the current context if that identifies for whom the code runs; see `is_bound`."""
+    """Return *function*, bound to the current context if it shows on whose behalf code runs; see `is_bound`."""
     context = otel_context.get_current()
     if not is_bound(context):
         return function
@@ -196,7 +197,7 @@ def _call_in(context: Context, function: Function, /, *args: Any, **kwargs: Any)
 
 def _without_token(original: Function) -> Function:
     def without_token(*args: Any, **kwargs: Any) -> Any:
-        """Run or start work that serves all requests, but without the token of the call that happens to start it."""
+        """Run or start work that serves all requests, without the token of the call that happens to start it."""
         if not is_bound(otel_context.get_current()):
             return original(*args, **kwargs)
         return _call_in(with_token(None), original, *args, **kwargs)

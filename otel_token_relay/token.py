@@ -1,4 +1,4 @@
-"""Bearer tokens that do not print their values, and the leases under which they may be used.
+"""Bearer tokens that do not print their values, and the leases that limit their use.
 
 Invariants that the rest of the package relies on:
 
@@ -6,7 +6,7 @@ Invariants that the rest of the package relies on:
   white space. It does not print its value, cannot be pickled, and is compared in constant time.
 * A token that came with a request has that request's `Lease`. Once the lease has ended, no code
   can use the token, regardless of how the code obtained it.
-* A token belongs to the process that received it. A forked child has no token, even if its process id is the same.
+* A token belongs to the process that received it. A forked child has no token, even if it has the same process ID.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ DEFAULT_MAX_LENGTH: Final = 16384
 # RFC 6750, section 2.1:   b64token    = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="
 B64TOKEN_ALPHABET: Final = (string.ascii_letters + string.digits + "-._~+/").encode("ascii")
 
-# Incremented in every forked child. The process id alone does not identify a process: in a new PID namespace,
-# a child can have its parent's id, and the system reuses ids.
+# Incremented in every forked child. The process ID alone does not identify a process: in a new PID namespace, a child
+# can have its parent's ID, and the system reuses IDs.
 _generation = 0
 
 
@@ -44,8 +44,8 @@ def _enter_child() -> None:
 if hasattr(os, "register_at_fork"):  # missing on Windows, which cannot fork
     os.register_at_fork(after_in_child=_enter_child)
 
-# Fingerprints distinguish tokens in the logs of one process. With a plain hash, a reader of the log could
-# test whether a given token appears in it, so the fingerprints use a random key that never leaves the process.
+# Fingerprints distinguish tokens in a single process's logs. With a plain hash, anyone who reads the logs could test
+# whether a given token appears in them, so fingerprints use a random key that never leaves the process.
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 
@@ -57,7 +57,7 @@ def is_b64token(text: str) -> bool:
 
 
 class Lease:
-    """The period during which a token may be used: until `end` is called, or a little longer with *linger*.
+    """The period during which a token may be used. It lasts until `end` is called, or slightly longer with *linger*.
 
     Safe to share between threads, because every change is a single assignment.
     """
@@ -68,8 +68,8 @@ class Lease:
         """Open a lease.
 
         Args:
-            seconds: The time after which the lease ends by itself; ``None`` if only `end` ends it.
-            clock: Returns the time in seconds and never goes backward.
+            seconds: The time after which the lease ends automatically; ``None`` if only `end` ends it.
+            clock: Returns the time in seconds, which never goes backward.
         """
         self._clock = clock
         self._deadline = math.inf if seconds is None else clock() + seconds
@@ -86,7 +86,7 @@ class Lease:
 
 
 class Verification(Protocol):
-    """The result of verifying one request's token in this service."""
+    """The result of verifying a request's token in this service."""
 
     @property
     def claims(self) -> Mapping[str, object]:
@@ -99,7 +99,7 @@ class Verification(Protocol):
         ...
 
     def is_still_valid(self) -> bool:
-        """Return ``False`` if the token has been revoked since it was verified. This neither blocks nor raises."""
+        """Return ``False`` if the token has been revoked since it was verified. Never blocks or raises."""
         ...
 
 
@@ -107,14 +107,14 @@ class Verification(Protocol):
 class BearerToken:
     """A bearer token that does not print its value.
 
-    ``repr``, ``str``, ``format`` and logging show only a keyed fingerprint and the length. Pickling raises
-    `TypeError`. Only `reveal` returns the value.
+    ``repr``, ``str``, ``format``, and logging show only a keyed fingerprint and the length. Pickling raises
+    `TypeError`. Only `reveal` and `reveal_all` return the value.
 
     Args:
         value: A b64token (RFC 6750, section 2.1), without ``Bearer``.
         lease: The period during which the token may be used; ``None`` for a token that did not come with a
             request. Such a token may be used for ``…_MAX_AGE`` seconds after *received_at*.
-        received_at: When the token was received, in seconds of the monotonic clock; ``None`` for now.
+        received_at: When the token was received, in seconds on the monotonic clock; ``None`` for now.
 
     Raises:
         ValueError: *value* is not a b64token. The message does not contain it.
@@ -142,7 +142,7 @@ class BearerToken:
     _verification: Verification | None
     _digest: bytes | None
     obtained: dict[int, Any] | None
-    """What has been obtained in exchange for this token during this request; `exchange.tokens` writes it."""
+    """The tokens obtained in exchange for this token during this request. `exchange.tokens` sets it."""
 
     def __new__(cls, value: str, *, lease: Lease | None = None, received_at: float | None = None) -> BearerToken:
         if not isinstance(value, str) or not is_b64token(value):
@@ -153,26 +153,26 @@ class BearerToken:
 
     @staticmethod
     def from_parsed(parsed: str, *, lease: Lease | None = None) -> BearerToken:
-        """Return a token for a value that `parse_credentials` has returned, without checking the value again."""
+        """Return a token for a value that `parse_credentials` returned, without checking the value again."""
         return _make(parsed, lease, time.monotonic())
 
     def rebind(self, *, lease: Lease | None, received_at: float | None = None) -> BearerToken:
-        """Return the same token under another lease. The returned token belongs to the calling process."""
+        """Return the same token with a different lease. The returned token belongs to the calling process."""
         received_at = time.monotonic() if received_at is None else received_at
         return _make(self._value, lease, received_at, self._peeked, self._verification)
 
     def reveal(self) -> str:
-        """Return the value. The caller is responsible for where the value is sent or stored."""
+        """Return the value. The calling code is responsible for where it sends or stores the value."""
         return self._value
 
     def reveal_all(self) -> tuple[str, ...]:
-        """Return the value, and those of all tokens that have been obtained in exchange for it during this request."""
+        """Return the value, and the values of all tokens obtained in exchange for it during this request."""
         obtained = self.obtained
         return (self._value, *(held.token.reveal() for held in list(obtained.values()))) if obtained else (self._value,)
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since the epoch: the verified time, or else a JWT's unverified ``exp``.
+        """When the token expires, in seconds since the epoch: the verified time, or else an unverified JWT's ``exp``.
 
         Use an unverified ``exp`` only to avoid sending an expired token.
         """
@@ -194,18 +194,18 @@ class BearerToken:
     def is_own_process(self) -> bool:
         """Whether this is the process that received the token, rather than a fork of that process.
 
-        The process id is compared as well, because native code can fork without running Python's hooks.
+        The process ID is also compared, because native code can fork without running Python's hooks.
         """
         return self._generation == _generation and self.pid == os.getpid()
 
     @property
     def claims(self) -> Mapping[str, object] | None:
-        """The claims that this service has verified in this request; ``None`` if it has verified none."""
+        """The claims that this service has verified during this request; ``None`` if it has not verified the token."""
         return None if self._verification is None else self._verification.claims
 
     @property
     def verification(self) -> Verification | None:
-        """The result of this service's verifier in this request; ``None`` if it has not verified the token."""
+        """This service's verification result for this request; ``None`` if it has not verified the token."""
         return self._verification
 
     def mark_verified(self, verification: Verification) -> None:
@@ -213,12 +213,12 @@ class BearerToken:
         self._verification = verification
 
     def _peek(self) -> tuple[float | None, bool]:
-        # Two threads may do this at the same time; both get the same result.
+        # Two threads may do this at the same time, but both get the same result.
         self._peeked = peeked = peek(self._value)
         return peeked
 
     def digest(self) -> bytes:
-        """Return the SHA-256 digest of the value, which is computed once. It must not be shown: see `fingerprint`."""
+        """Return the SHA-256 digest of the value, computing it only once. Never show it; use `fingerprint` instead."""
         if self._digest is None:
             self._digest = hashlib.sha256(self._value.encode("ascii")).digest()
         return self._digest
@@ -253,7 +253,7 @@ class BearerToken:
         raise TypeError("a BearerToken cannot be pickled or sent to another process")
 
     def __getstate__(self) -> None:
-        """Return nothing. Python's own method would return the value to code that dumps objects."""
+        """Return nothing. Python's default method would return the value to code that dumps objects."""
 
     __reduce__ = __reduce_ex__  # type: ignore[assignment]  # neither method pickles
 
@@ -270,8 +270,8 @@ def _make(
 ) -> BearerToken:
     """Create a token without checking *value*.
 
-    This is a plain function with positional arguments because it runs for every request, and a method would take
-    a tenth longer.
+    This is a plain function with positional arguments, because it runs for every request and a method would take 10%
+    longer.
     """
     token: Any = _new(BearerToken)  # its attributes are Final
     token._value = value
@@ -285,12 +285,12 @@ def _make(
     return token  # type: ignore[no-any-return]
 
 
-# `json.loads` guesses the encoding first, which takes as long as reading a JWT's claims. A JWT is UTF-8.
+# `json.loads` first guesses the encoding, which takes as long as reading a JWT's claims. A JWT is always UTF-8.
 _read_json: Final = json.JSONDecoder().raw_decode
 
 
 def claims_of(token: str) -> dict[str, Any] | None:
-    """Return the claims of an unverified JWT; ``None`` for any other token and for unreadable claims.
+    """Return an unverified JWT's claims; ``None`` for any other token or if the claims are unreadable.
 
     This never raises, regardless of the input.
     """
@@ -299,7 +299,7 @@ def claims_of(token: str) -> dict[str, Any] | None:
     if not start or end < 0 or token.find(".", end + 1) >= 0:
         return None  # not three segments
     try:
-        # More padding than necessary is ignored.
+        # Extra padding is ignored.
         payload = binascii.a2b_base64(token[start:end].replace("-", "+").replace("_", "/") + "==")
         claims = _read_json(payload.decode().lstrip("\ufeff \t\n\r"))[0]
     except (ValueError, RecursionError):

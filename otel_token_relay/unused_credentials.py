@@ -1,8 +1,8 @@
-"""Find the credentials that a request contains but that its boundary does not use, so that redaction can mask them.
+"""Find credentials that a request contains but that its boundary does not use, so that redaction can mask them.
 
-They are the credentials of a rejected header (two lines, a comma, too long, another scheme), of each source header
-after the first one, and of an ``Authorization`` header that is not a source header. A doubled line, for example,
-contains a valid token twice.
+These are the credentials in a rejected header (two lines, a comma, too long, or a different scheme), in each source
+header after the first one, and in an ``Authorization`` header that is not a source header. For example, a duplicate
+line contains a valid token twice.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _logger = logging.getLogger("otel_token_relay")
 
 _USUAL_SOURCES: Final = ("authorization",)
 
-# Callers choose how many credentials they send, and how long these are.
+# Callers choose how many credentials they send and how long the credentials are.
 _MAX_WORDS: Final = 4
 _MAX_LINES: Final = 8
 _MAX_CHARACTERS: Final = 16_384
 
-# A word of b64token characters (RFC 6750, section 2.1), and the padding after it. The quantifiers are possessive and
-# the word cannot begin within another one, so the time is linear.
+# A word of b64token characters (RFC 6750, section 2.1), and the padding after it. The quantifiers are possessive, and a
+# word cannot start within another word, so matching takes linear time.
 _words_in = re.compile(r"(?<![A-Za-z0-9\-._~+/])([A-Za-z0-9\-._~+/]{8,}+)(=*+)").finditer
 
 
 class UnusedCredentials:
-    """The words in one request's unused credentials that may be tokens. They are not printed and cannot be pickled.
+    """The words in a request's unused credentials that may be tokens. They are not printed and cannot be pickled.
 
     Args:
-        words: At most four words of 8 characters or more, and of 16,384 characters in total.
+        words: At most four words of at least 8 characters each, with at most 16,384 characters in total.
         lease: The request's lease; ``None`` if the end of the request cannot be observed.
     """
 
@@ -57,14 +57,14 @@ class UnusedCredentials:
         raise TypeError("cannot pickle credentials")
 
     def __getstate__(self) -> None:
-        """Return nothing. Python's own method would return the words to code that dumps objects."""
+        """Return nothing. Python's default method would return the words to code that dumps objects."""
 
 
 def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken | None) -> bool:
-    """Return whether a request may contain unused credentials. For nearly every request, it cannot.
+    """Return whether a request may contain unused credentials, which is rarely the case.
 
     Args:
-        settings: Contains the names of the source headers.
+        settings: The settings, which contain the names of the source headers.
         is_present: Whether the request has a source header.
         token: The token that was taken from the request, if any.
     """
@@ -74,13 +74,13 @@ def may_have_unused(settings: Settings, *, is_present: bool, token: BearerToken 
 def find_unused(
     values_of: Callable[[str], Sequence[str | bytes]], settings: Settings, token: BearerToken | None
 ) -> tuple[str, ...]:
-    """Return the words in a request's unused credentials that may be tokens. This does not raise.
+    """Return the words in a request's unused credentials that may be tokens. Never raises.
 
-    A scheme or the name of a parameter is not such a word. Of a long line, only the first and the last part are read.
+    Schemes and parameter names are not included. In a long line, only the first and last parts are read.
 
     Args:
         values_of: Returns every field line of the header with a given lowercase name.
-        settings: Contains the names of the source headers.
+        settings: The settings, which contain the names of the source headers.
         token: The token that was taken from the request, if any. It is not included.
     """
     try:
@@ -90,7 +90,7 @@ def find_unused(
         words = dict.fromkeys(word for line in lines for word in _words(line, _MAX_CHARACTERS // len(lines)))
         words.pop(used, None)  # type: ignore[arg-type]  # without a token, there is nothing to remove
         return tuple(sorted(words, key=len, reverse=True)[:_MAX_WORDS])
-    except Exception:  # invalid headers from the server, or a carrier that can be any object
+    except Exception:  # the server may pass invalid headers, and a carrier can be any object
         _logger.debug("cannot read the request's unused credentials", exc_info=True)
         return ()
 

@@ -1,7 +1,7 @@
-"""Read a URL as HTTP clients read it, to explain the decision before a client does.
+"""Parse a URL the way HTTP clients do, to explain a decision before a client sends the request.
 
-At a hop, the relay is given the target that the client has parsed. These functions predict that target, and describe
-how clients differ. Measured with httpx 0.28, requests 2.34, urllib3 2.8, aiohttp 3.14 and urllib of Python 3.13.
+At a hop, the client passes the target that it has parsed to the relay. These functions predict that target and describe
+how clients differ. Tested with httpx 0.28, requests 2.34, urllib3 2.8, aiohttp 3.14, and Python 3.13's urllib.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from otel_token_relay.origin import Origin
 from otel_token_relay.signed_urls import is_signed
 from otel_token_relay.spelling import resembles
 
-# RFC 3986, section 3.2.1: user info ends at the first @ and contains neither slashes nor delimiters of later parts.
+# RFC 3986, section 3.2.1: user info ends at the first @ and contains neither slashes nor the delimiters of later parts.
 _split_user_info: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#@\s\\]*)@(.*)", re.DOTALL).fullmatch
 _split_authority: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s\\]+)([/?#].*|)", re.DOTALL).fullmatch
 _scheme_of: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL).fullmatch
@@ -23,7 +23,7 @@ _starts_with_port: Final = re.compile(r"[0-9]{1,5}(?:[/?#]|$)").match
 
 _USER_INFO: Final = (
     "httpx and aiohttp send the user info as Authorization: Basic, and so does requests if there is a password."
-    " urllib3 ignores it, so its request is decided as if the URL had none. urllib cannot open such a URL."
+    " urllib3 ignores it, so its request is treated as if the URL had none. urllib cannot open such a URL."
 )
 _SIGNED: Final = (
     "The query contains a signature or a token, which authenticates the request. A second credential would make most"
@@ -38,15 +38,15 @@ _MISSING: Final = "httpx, requests and urllib reject a URL without a scheme; url
 
 
 class ReadUrl(NamedTuple):
-    """A URL as most clients read it.
+    """A URL as most clients interpret it.
 
     Attributes:
-        origin: The origin, or ``None`` if clients reject the URL or read it differently.
-        has_credential: Whether most clients send user info of the URL as a credential.
-        problem: Why the URL has no origin, and what to write instead; empty if it has one.
+        origin: The origin; ``None`` if clients reject the URL or disagree on how to interpret it.
+        has_credential: Whether most clients send the URL's user info as a credential.
+        problem: Why the URL has no origin, and what to write instead; empty if it has an origin.
         is_signed: Whether the query authenticates the request.
-        note: How clients treat an unusual part of the URL; empty if there is none.
-        shown: The URL without user info, query and fragment.
+        note: How clients handle an unusual part of the URL; empty if the URL has no unusual parts.
+        shown: The URL without its user info, query, and fragment.
     """
 
     origin: Origin | None
@@ -58,7 +58,7 @@ class ReadUrl(NamedTuple):
 
 
 def read_url(url: str) -> ReadUrl:
-    """Read *url*. This never raises, and no text in the result contains user info, the query or the fragment."""
+    """Parse *url*. Never raises. No text in the result contains the user info, the query, or the fragment."""
     text = url.strip(" ")
     user_info, bare = _without_user_info(text)
     shown = show_url(text)
@@ -77,11 +77,11 @@ def read_url(url: str) -> ReadUrl:
 
 
 def show_url(url: str) -> str:
-    """Return *url* without user info, query and fragment; ``***`` replaces them."""
+    """Return *url* with its user info, query, and fragment replaced with ``***``."""
     user_info, bare = _without_user_info(url)
     mask = "***@" if user_info else ""
     if "@" in bare and Origin.parse(bare) is None:
-        # A password can contain any character, even if it should be encoded.
+        # A password can contain any character, even one that should be encoded.
         bare, mask = bare.rpartition("@")[2], "***@"
     scheme, separator, rest = bare.partition("://") if not mask or user_info else ("", "", bare)
     bare = f"{scheme}{separator}{mask}{rest}" if separator else f"{mask}{bare}"
@@ -95,7 +95,7 @@ def _without_user_info(url: str) -> tuple[str, str]:
 
 
 def _find_problem(bare: str, shown: str) -> str:
-    """Return why clients reject a URL or read it differently."""
+    """Return the reason that clients reject a URL or disagree on how to interpret it."""
     text = re.split(r"[?#]", shown.removeprefix("***@"), maxsplit=1)[0]
     if not text:
         return "the URL is empty"
@@ -105,7 +105,9 @@ def _find_problem(bare: str, shown: str) -> str:
     if scheme and scheme[2].startswith("//"):
         return _problem_of_scheme(scheme[1].lower(), scheme[2])
     if "***@" in shown and "://" in bare:
-        return "the user info contains characters that must be percent-encoded, so clients read the URL differently"
+        return (
+            "the user info contains characters that must be percent-encoded, so clients interpret the URL differently"
+        )
     if _starts_like_host(text) and (scheme is None or _starts_with_port(scheme[2])):
         return f"a URL needs a scheme{_propose('https://' + text.removeprefix('//'))} ({_MISSING})"
     return f"{_wrong_characters(text)}expected scheme://host[:port]/path"
@@ -122,7 +124,7 @@ def _problem_of_scheme(name: str, rest: str) -> str:
             f"the host is missing{_propose(f'{name}://' + rest.lstrip('/')) or '; expected scheme://host[:port]/path'}"
         )
     if Origin.parse(f"{name}://{host}") is not None:
-        return f"{_wrong_characters(rest)}clients read such a URL differently"
+        return f"{_wrong_characters(rest)}clients interpret such a URL differently"
     return f"{_wrong_characters(host)}the host or the port is not valid; expected scheme://host[:port]/path"
 
 

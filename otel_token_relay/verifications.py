@@ -1,6 +1,7 @@
-"""Records of verifications: a counter and log lines, none of which contains any part of the request.
+"""Records of verifications: a counter and log lines, none of which contain any part of the request.
 
-The decision log, which an operator switches on, also names the claim. With ``…_LOG=debug``, it contains values.
+The decision log, which an operator must enable, also includes the name of the claim. With ``…_LOG=debug``, the log
+contains values.
 """
 
 from __future__ import annotations
@@ -38,23 +39,25 @@ _WARNINGS: Final[dict[Outcome, str]] = {
 
 
 class VerificationRecorder:
-    """Record the verifications of one authenticator. Safe to share between threads.
+    """Record an authenticator's verifications. Safe to share between threads.
 
-    Each request that is not accepted is logged at level DEBUG. For each reason, at most one warning a minute is logged.
+    Each request that is not accepted is logged at the DEBUG level. For each reason, at most one warning per minute is
+    logged.
 
     Args:
-        mode: In ``report`` mode, a request that would not be accepted counts as reported.
+        mode: The verification mode. In ``report`` mode, a request that would not be accepted counts as reported.
     """
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
         self._counter = LazyCounter(COUNTER_NAME, "{request}", "Requests, by the result of their token verification.")
         self._warnings = RateLimit(1, WARNING_SECONDS)
-        # By reason or, without one, by outcome. Both are closed sets, and each reason has one outcome.
+        # Keyed by reason, or by outcome for a request without a reason. Both are closed sets, and each reason has
+        # exactly one outcome.
         self._attributes: dict[str, dict[str, str]] = {}
 
     def prepare(self) -> None:
-        """Create the counter now, so that no request has to. Never raises."""
+        """Create the counter now, so that no request has to create it. Never raises."""
         self._counter.prepare()
 
     def record(
@@ -71,11 +74,11 @@ class VerificationRecorder:
         Args:
             outcome: The result.
             reason: Why the request is not accepted; ``None`` if it is.
-            cause: Returns what is wrong, in one line that contains no value from the request. It is called only if the
+            cause: Returns what is wrong, in one line that contains no values from the request. It is called only if the
                 decision log is on.
-            claim: The claim that does not satisfy a rule.
-            details: Returns what was expected and what the token has, in one line without any part of the token. It is
-                called only if the decision log may contain values.
+            claim: The claim that violates a rule.
+            details: Returns what was expected and what the token contains, in one line without any part of the raw
+                token. It is called only if the decision log may contain values.
         """
         if reason is not None and self._mode == "report":
             outcome = "reported"
@@ -116,5 +119,5 @@ def _write(
             reason=reason,
             claim=claim,
             trace_id=trace.format_trace_id(trace_id) if trace_id else None,
-            cause=cause,  # last, because a long line is cut
+            cause=cause,  # last, because a long line is truncated
         )

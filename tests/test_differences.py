@@ -15,7 +15,7 @@ ISSUER = "https://idp.example/realms/a"
     ("actual", "difference"),
     [
         (ISSUER, None),
-        (f"{ISSUER}/", "a trailing slash more"),
+        (f"{ISSUER}/", "an extra trailing slash"),
         (f" {ISSUER}\n", "white space around it"),
         ("https://idp.example/Realms/A", "upper and lower case differ"),
         ("http://idp.example/realms/a", "the scheme differs"),
@@ -37,7 +37,7 @@ def test_the_difference_of_two_urls(actual: str, difference: str | None) -> None
 
 def test_the_difference_is_named_from_the_side_of_the_actual_value() -> None:
     """The actual value lacks a slash that the expected one has."""
-    assert describe_difference(f"{ISSUER}/", ISSUER) == "a trailing slash less"
+    assert describe_difference(f"{ISSUER}/", ISSUER) == "a missing trailing slash"
 
 
 def test_the_prefix_of_an_application_id() -> None:
@@ -50,9 +50,9 @@ def test_the_prefix_of_an_application_id() -> None:
 def test_the_closest_of_several_values() -> None:
     """The smallest difference that can be named."""
     assert closest_difference(["https://idp.example/realms/b", ISSUER[:-1], f"{ISSUER}/"], ISSUER) == (
-        "a trailing slash less"
+        "a missing trailing slash"
     )
-    assert closest_difference(["billing", f"{ISSUER}/", ISSUER.upper()], ISSUER) == "a trailing slash less"
+    assert closest_difference(["billing", f"{ISSUER}/", ISSUER.upper()], ISSUER) == "a missing trailing slash"
     assert closest_difference(["billing"], ISSUER) is None
     assert closest_difference([], ISSUER) is None
 

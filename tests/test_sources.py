@@ -95,7 +95,7 @@ def test_each_misspelled_variable_is_reported_with_the_name_that_was_meant(name:
 def test_any_other_variable_with_the_prefix_is_reported(rest: str) -> None:
     """No name is near enough to be suggested."""
     assert problems(**{PREFIX + rest: "1"}) == [
-        f"{PREFIX}{rest}: unknown variable; the page on configuration lists all variables"
+        f"{PREFIX}{rest}: unknown variable; the configuration page lists all variables"
     ]
 
 

@@ -64,7 +64,7 @@ def off(name: str, propagators: str | None, *words: str, startup: tuple[str, ...
     )
 
 
-DOES_NOT_NAME: Final = ("DESTINATIONS is set, but OTEL_PROPAGATORS does not name token_relay",)
+DOES_NOT_NAME: Final = ("DESTINATIONS is set, but OTEL_PROPAGATORS does not include token_relay",)
 DOES_NOT_START: Final = ("the application does not start", "not found")
 
 PROPAGATORS: Final = [
@@ -155,7 +155,7 @@ PROPAGATORS: Final = [
         name="the command is installed apart from the service",
         variables=relay(),
         libraries=(),
-        check=says(1, "no client, server or framework with a hook is installed", "environment of the service"),
+        check=says(1, "no client, server, or framework with a hook is installed", "environment of the service"),
         explain=says(0, "relayed"),
         line=("decision=relayed",),
     ),
@@ -197,7 +197,7 @@ NAMES: Final = [
     SetUp(
         name="variable that does not exist, beside a working relay",
         variables=relay(TIMEOUT="5"),
-        check=says(1, f"{PREFIX}TIMEOUT: unknown variable; the page on configuration lists all variables"),
+        check=says(1, f"{PREFIX}TIMEOUT: unknown variable; the configuration page lists all variables"),
         explain=says(0, "relayed", f"{PREFIX}TIMEOUT: unknown variable"),
         startup=(f"{PREFIX}TIMEOUT: unknown variable",),
         line=("decision=relayed",),
@@ -225,9 +225,9 @@ NAMES: Final = [
             f"did you mean {PREFIX}VERIFY? Until the name is corrected",
             "enforce applies",
             f"because {PREFIX}ISSUERS and {PREFIX}AUDIENCE have no valid value",
-            "requests get the response 503",
+            "requests get a 503 response",
         ),
-        explain=says(1, "problem: ", "requests get the response 503"),
+        explain=says(1, "problem: ", "requests get a 503 response"),
         verify=says(1, "not configured", f"Set {PREFIX}ISSUERS and {PREFIX}AUDIENCE", f"did you mean {PREFIX}VERIFY?"),
         startup=(f"{PREFIX}VERIFIY: unknown variable", "enforce applies"),
         line=("verification=unavailable", "reason=cannot_start"),
@@ -462,7 +462,7 @@ ENTRIES: Final = [
     unreadable(
         "variable that the shell did not replace",
         "https://${PROFILE_HOST}",
-        'the variable "${PROFILE_HOST}" has not been replaced by its value',
+        'the variable "${PROFILE_HOST}" has not been replaced with its value',
     ),
     SetUp(
         name="entries that contradict each other",
@@ -536,7 +536,7 @@ ENTRIES: Final = [
             CLIENT_ID="user-service",
             CLIENT_SECRET="s3cr3t",
         ),
-        check=says(1, f"{PREFIX}TOKEN_ENDPOINT has no valid value, and acme.com has no metadata that could name it"),
+        check=says(1, f"{PREFIX}TOKEN_ENDPOINT has no valid value, and acme.com has no metadata that could contain it"),
         explain=says(1, "withheld: exchange_failed", "acme.com has no metadata"),
         startup=("no token can be exchanged",),
         line=("decision=withheld", "reason=exchange_failed"),
@@ -662,10 +662,10 @@ def cannot_start(name: str, variables: Mapping[str, str], *words: str, missing: 
     return SetUp(
         name=name,
         variables=variables,
-        check=says(1, *words, f"because {PREFIX}{missing} has no valid value", "requests get the response 503"),
+        check=says(1, *words, f"because {PREFIX}{missing} has no valid value", "requests get a 503 response"),
         explain=says(1, "withheld: requests get 503", f"because {PREFIX}{missing} has no valid value", *words),
         verify=says(1, "not configured", f"Set {PREFIX}{missing}", *words),
-        startup=(f"because {PREFIX}{missing} has no valid value", "requests get the response 503"),
+        startup=(f"because {PREFIX}{missing} has no valid value", "requests get a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     )
 
@@ -675,7 +675,7 @@ def valid(issuer: Issuer) -> str:
 
 
 PLAIN_HTTP_ISSUER: Final = "http://login.example: keys are not fetched over plain http, unless plaintext_issuers"
-ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with another name needs jwks_uri"
+ISSUER_FORM: Final = "login.example: expected an https URL; an issuer with any other name requires jwks_uri"
 
 VERIFICATION: Final = [
     cannot_start("no issuer", without(verifying(), ".ISSUERS"), missing="ISSUERS"),
@@ -777,7 +777,9 @@ EXACTLY: Final = "If you trust this issuer, write it"
 NOT_A_TOKEN: Final = ("reason=malformed", 'cause="The scheme is Bearer, but the value is not a valid token')
 
 TOKENS: Final = [
-    rejected("issuer with a slash", valid, "unknown_issuer", "(a trailing slash less)", EXACTLY, ISSUERS="{issuer}/"),
+    rejected(
+        "issuer with a slash", valid, "unknown_issuer", "(a missing trailing slash)", EXACTLY, ISSUERS="{issuer}/"
+    ),
     rejected(
         "issuer in another case",
         lambda issuer: make_token(claims(f"{issuer.url}/realms/a")),
@@ -806,14 +808,14 @@ TOKENS: Final = [
         changed(aud="billing"),
         "wrong_audience",
         "aud: expected profile-service; the token has billing",
-        f"If this is a name of this service, add it to {PREFIX}AUDIENCE",
+        f"If this is one of this service's names, add it to {PREFIX}AUDIENCE",
     ),
     rejected(
         "audience of Entra",
         changed(aud="api://profile-service"),
         "wrong_audience",
         "(the prefix api:// differs)",
-        f"If this is a name of this service, add it to {PREFIX}AUDIENCE",
+        f"If this is one of this service's names, add it to {PREFIX}AUDIENCE",
     ),
     rejected(
         "no audience", changed(aud=...), "missing_claim", "the token lacks aud", "The issuer must add them, for example"
@@ -845,20 +847,20 @@ TOKENS: Final = [
         lambda issuer: make_token(claims(issuer.url), typ="JWT"),
         "wrong_type",
         "typ: expected at+jwt; the token has JWT",
-        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have another type",
+        f"Set {PREFIX}PROFILE=generic if this issuer's access tokens have a different type",
     ),
     rejected(
         "ID token",
         lambda issuer: make_token(claims(issuer.url, nonce="n"), typ="JWT"),
         "wrong_type",
         "typ: expected at+jwt; the token has JWT",
-        "This is an ID token, because it has the claim nonce. The caller must send its access token",
+        "This is an ID token, because it has the nonce claim. The caller must send its access token",
     ),
     rejected(
         "ID token with the profile generic",
         lambda issuer: make_token(claims(issuer.url, nonce="n"), typ="JWT"),
         "wrong_type",
-        "the token has the claim nonce, which only ID tokens have",
+        "the token has the nonce claim, which only ID tokens have",
         "The caller must send its access token",
         PROFILE="generic",
     ),
@@ -867,7 +869,7 @@ TOKENS: Final = [
         lambda issuer: make_token(claims(issuer.url, typ="Refresh"), typ="JWT"),
         "wrong_type",
         "claim typ: expected one of Bearer, JWT, at+jwt; the token has Refresh",
-        "The claim typ says that this is another kind of token",
+        "The typ claim indicates a different kind of token",
         PROFILE="generic",
     ),
     rejected(
@@ -895,15 +897,15 @@ TOKENS: Final = [
         "times in milliseconds",
         lambda issuer: make_token(claims(issuer.url, exp=soon(600) * 1000)),
         "invalid_claim",
-        "expected a number of seconds since 1970; the token has a larger number, such as one of milliseconds",
-        "The issuer must send this claim in the form of RFC 7519",
+        "expected a number of seconds since 1970; the token has a larger number, such as a number of milliseconds",
+        "The issuer must send this claim in the form required by RFC 7519",
     ),
     rejected(
         "time as text",
         lambda issuer: make_token(claims(issuer.url, exp=str(soon(600)))),
         "invalid_claim",
         "exp: expected a number of seconds since 1970; the token has a string",
-        "The issuer must send this claim in the form of RFC 7519",
+        "The issuer must send this claim in the form required by RFC 7519",
     ),
     rejected(
         "opaque",
@@ -930,7 +932,7 @@ TOKENS: Final = [
         "cut",
         lambda issuer: valid(issuer)[:-30],
         "bad_signature",
-        "signature: it was not made with the issuer's key k1, or the token was changed afterwards",
+        "signature: it was not made with the issuer's key k1, or the token was changed afterward",
         "Copy the whole token again",
     ),
     rejected(
@@ -944,15 +946,15 @@ TOKENS: Final = [
         "unknown key",
         lambda issuer: make_token(claims(issuer.url), kid="k2"),
         "unknown_key",
-        "kid: expected k1 of the issuer's key set; the token has k2",
+        "kid: expected k1 from the issuer's key set; the token has k2",
         "Check that the token comes from this issuer",
     ),
     rejected(
         "no name of a key",
         lambda issuer: make_token(claims(issuer.url), kid=None),
         "unknown_key",
-        "kid: expected k1 of the issuer's key set; the token has none",
-        "The issuer must write the kid",
+        "kid: expected k1 from the issuer's key set; the token has none",
+        "The issuer must include the signing key's kid",
     ),
     rejected(
         "bound to a key",
@@ -1009,9 +1011,9 @@ def issuer_of(name: str, fault: Callable[[Issuer], object] | None, *words: str, 
         "token": valid,
         "fault": fault,
         "arguments": ("--online",),
-        "check": says(1, "tokens of this issuer cannot be verified", *words),
+        "check": says(1, "this issuer's tokens cannot be verified", *words),
         "explain": says(0, "relayed"),
-        "verify": says(3, "unavailable", *words, "Correct the endpoint that the list names"),
+        "verify": says(3, "unavailable", *words, "Correct the endpoint that has a problem"),
         "startup": ("could not be refreshed", *words),
         "line": ("verification=unavailable", "reason=unavailable"),
     }
@@ -1038,7 +1040,7 @@ ISSUERS: Final = [
     issuer_of(
         "metadata with a slash",
         lambda issuer: issuer.metadata.update(issuer=f"{issuer.url}/"),
-        "the document names another issuer (a trailing slash more)",
+        "the document names another issuer (an extra trailing slash)",
     ),
     issuer_of("no jwks_uri", lambda issuer: issuer.metadata.pop("jwks_uri"), "the document has no jwks_uri"),
     issuer_of(
@@ -1077,7 +1079,7 @@ ISSUERS: Final = [
         "keys for other algorithms",
         None,
         variables=verifying(ALGORITHMS="ES256"),
-        check=says(1, "tokens of this issuer cannot be verified", "no usable key; 1 unusable key: k1"),
+        check=says(1, "this issuer's tokens cannot be verified", "no usable key; 1 unusable key: k1"),
         verify=says(1, "rejected: algorithm_not_allowed", "expected ES256; the token has RS256"),
         startup=("request rejected (algorithm_not_allowed)",),
         line=("verification=refused", "reason=algorithm_not_allowed"),
@@ -1086,7 +1088,7 @@ ISSUERS: Final = [
         "another path",
         None,
         variables=verifying(ISSUERS="{issuer}/wrong"),
-        check=says(1, "/wrong: tokens of this issuer cannot be verified", "status 404"),
+        check=says(1, "/wrong: this issuer's tokens cannot be verified", "status 404"),
         verify=says(1, "rejected: unknown_issuer", "(the path differs)"),
         startup=("request rejected (unknown_issuer)",),
         line=("verification=refused", "reason=unknown_issuer"),
@@ -1219,8 +1221,8 @@ FILES: Final = [
         "misspelled verify, which is guarded",
         (GOOD, "verifiy: enforce"),
         f"{SECTION}.verifiy: unknown key; did you mean verify?",
-        check=says(1, "did you mean verify?", "requests are verified (enforce)", "requests get the response 503"),
-        explain=says(1, "did you mean verify?", "requests get the response 503"),
+        check=says(1, "did you mean verify?", "requests are verified (enforce)", "requests get a 503 response"),
+        explain=says(1, "did you mean verify?", "requests get a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     in_file(
@@ -1228,9 +1230,9 @@ FILES: Final = [
         (GOOD, "verify: on"),
         f"{SECTION}.verify: expected one of off, report, optional, enforce",
         check=says(
-            1, f"{SECTION}.verify: expected one of off, report, optional, enforce", "requests get the response 503"
+            1, f"{SECTION}.verify: expected one of off, report, optional, enforce", "requests get a 503 response"
         ),
-        explain=says(1, "expected one of off, report, optional, enforce", "requests get the response 503"),
+        explain=says(1, "expected one of off, report, optional, enforce", "requests get a 503 response"),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
     SetUp(
@@ -1239,7 +1241,7 @@ FILES: Final = [
         file=f"instrumentation/development:\n  python:\n    token_relay:\n      {GOOD}\n",
         check=says(1, "The relay is off", "add token_relay to propagator.composite in the configuration file"),
         explain=says(1, "the relay is off", "add token_relay to propagator.composite", "With the relay on: relayed"),
-        startup=("DESTINATIONS is set, but OTEL_PROPAGATORS does not name token_relay",),
+        startup=("DESTINATIONS is set, but OTEL_PROPAGATORS does not include token_relay",),
     ),
     SetUp(
         name="file: misspelled propagator",
@@ -1262,8 +1264,8 @@ FILES: Final = [
         name="file: verification in a misspelled section",
         variables=FILE | relay(),
         file="instrumentation/development:\n  python:\n    token-relay:\n      verify: enforce\n",
-        check=says(1, f"did you mean {INSTRUMENTATION}?", "requests are verified (enforce)", "the response 503"),
-        explain=says(1, f"did you mean {INSTRUMENTATION}?", "the response 503"),
+        check=says(1, f"did you mean {INSTRUMENTATION}?", "requests are verified (enforce)", "a 503 response"),
+        explain=says(1, f"did you mean {INSTRUMENTATION}?", "a 503 response"),
         startup=("instrumentation/development.python.token-relay: unknown key",),
         line=("verification=unavailable", "reason=cannot_start"),
     ),
@@ -1330,7 +1332,7 @@ def test_check_finds_no_problem_only_if_the_table_says_why(set_up: SetUp, found:
 
 def test_explain_and_the_relay_agree(found: Observed) -> None:
     """explain prints relayed, and exits with 0, if and only if a request is served and its hop gets the token."""
-    is_relayed = found.is_relayed and "requests get the response 503" not in found.check.text
+    is_relayed = found.is_relayed and "requests get a 503 response" not in found.check.text
 
     assert found.explain.text.startswith("relayed\n") == is_relayed, found.explain.text
     assert (found.explain.status == 0) == is_relayed

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"  # a page of the site links to files outside of it by their address on GitHub
 FILES = re.compile(r"https://github\.com/otel-token-relay/otel-token-relay/(?:blob|tree)/main/")
 
 _LINK = re.compile(r"(?<!`)\[(?:[^\]\n]|\](?!\())*\]\(([^)\s]+)\)")
@@ -61,7 +62,12 @@ def broken_links(page: Path) -> Iterator[tuple[int, str]]:
             continue
         path, _, anchor = target.partition("#")
         file = (base / unquote(path)).resolve() if path else page
-        if not file.exists() or (anchor and file.suffix == ".md" and unquote(anchor) not in anchors_of(file)):
+        leaves_the_site = base != ROOT and DOCS in page.parents and DOCS not in file.parents
+        if (
+            leaves_the_site
+            or not file.exists()
+            or (anchor and file.suffix == ".md" and unquote(anchor) not in anchors_of(file))
+        ):
             yield text.count("\n", 0, match.start()) + 1, match[1]
 
 

@@ -23,6 +23,7 @@ from tools.drawing import Drawing
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 RECORDING = FOLDER / "demo.ansi"
+COSTS = FOLDER.parent / "performance.md"
 
 
 def draw_token_path() -> str:
@@ -281,11 +282,36 @@ def record_demo() -> str:
     return "\n".join(shown) + "\n"
 
 
+def read_costs() -> list[tuple[str, float]]:
+    """Return the rows of the first table of the page about costs: what is measured, and microseconds."""
+    section = COSTS.read_text("utf-8").partition("## In microseconds\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \|$", section, re.MULTILINE)
+    return [(name.replace("`", ""), float(microseconds)) for name, microseconds in rows]
+
+
+def draw_costs() -> str:
+    """Draw the microseconds of the page about costs as bars."""
+    rows = read_costs()
+    names = "; ".join(f"{name}: {microseconds:g} microseconds" for name, microseconds in rows)
+    height = 60 + 30 * len(rows)
+    picture = Drawing(720, height, "What each step costs", f"Microseconds for each call. {names}.")
+    picture.text(16, 28, "Microseconds for each call", "strong")
+    scale = 290 / max(microseconds for _, microseconds in rows)
+    for number, (name, microseconds) in enumerate(rows):
+        top = 44 + 30 * number
+        picture.text(16, top + 15, name, "small")
+        is_ours = not name.startswith("OpenTelemetry")
+        picture.box(360, top, max(2, round(scale * microseconds, 1)), 20, f"box {'good' if is_ours else 'soft'}")
+        picture.text(368 + round(scale * microseconds, 1), top + 15, f"{microseconds:g}", "small")
+    return picture.render()
+
+
 PICTURES: dict[str, Callable[[], str]] = {
     "token-path": draw_token_path,
     "lease": draw_lease,
     "boundary": draw_boundary,
     "decision-tree": draw_decision_tree,
+    "costs": draw_costs,
     "demo-light": lambda: draw_demo("light"),
     "demo-dark": lambda: draw_demo("dark"),
 }

@@ -81,9 +81,12 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
         elif token.type == tokenize.COMMENT:
             yield from check_text(path, line, token.string)
         elif token.type in (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)):
-            is_data = " " not in token.string.strip()  # one word: a name, a key, a claim
+            text = token.string
+            if re.match("[rR]?[fF]", text):  # before Python 3.12, an f-string is one token, with the code in its braces
+                text = re.sub(r"\{[^{}]*\}", "", text)
+            is_data = " " not in text.strip()  # one word: a name, a key, a claim
             if line in docstrings or not is_data:
-                yield from check_text(path, line, token.string)
+                yield from check_text(path, line, text)
 
 
 def check_page(path: Path, source: str) -> Iterator[Finding]:

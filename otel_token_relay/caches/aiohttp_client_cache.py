@@ -1,6 +1,6 @@
-"""The hooks for aiohttp-client-cache, a cache in a session of aiohttp.
+"""Hooks for aiohttp-client-cache, a cache in an aiohttp session.
 
-Unless ``cache_control=True``, it ignores the response's headers. A request that does not read the cache does not wait
+Unless ``cache_control=True`` is set, it ignores response headers. A request that does not read the cache does not wait
 for another request to the same URL either.
 """
 
@@ -16,7 +16,7 @@ from otel_token_relay.runtime import Runtime
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the storage of *module*, which is ``aiohttp_client_cache.backends.base``."""
+    """Hook the storage in *module*, which is ``aiohttp_client_cache.backends.base``."""
     relay = runtime.relay
     if not relay.settings.protect_caches:
         return
@@ -41,7 +41,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_lookup(original: Function) -> Function:
         async def get_response(self: Any, key: str) -> Any:
-            # An entry that an unlisted host has redirected to a listed one has the URL of the unlisted one.
+            # If an unlisted host redirected to a listed one, the entry has the unlisted host's URL.
             found = await original(self, key)
             chain = (found, *found.history) if found is not None and found.history else ()
             return None if any(relay.may_send(str(one.url), _no_header) for one in chain) else found
@@ -58,9 +58,10 @@ def _no_header(_: str) -> bool:
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the sessions of *module*, which is ``aiohttp_client_cache.session``.
+    """Hook the sessions in *module*, which is ``aiohttp_client_cache.session``.
 
-    The application sees the server's headers. A subclass of the application's own may be a cache, so it does not.
+    The hook lets the application see the server's headers, except in the application's own subclass, which may be a
+    cache itself.
     """
     if not runtime.settings.protect_caches:
         return

@@ -1,7 +1,8 @@
-"""The hooks for CacheControl, a cache in an adapter of requests.
+"""Hooks for CacheControl, a cache in a requests adapter.
 
-CacheControl stores a response when its body has been read, perhaps in another context, so the hook looks at the
-response's mark. Its heuristics replace the response's ``Cache-Control``, so ``no-store`` alone would not be enough.
+CacheControl stores a response after its body has been read, possibly in a different context, so the hook checks the
+response's mark. CacheControl's heuristics replace the response's ``Cache-Control`` header, so ``no-store`` alone would
+not be enough.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _CLIENTS: Final = {"requests.sessions": ("requests",)}
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the controller of *module*, which is ``cachecontrol.controller``."""
+    """Hook the controller in *module*, which is ``cachecontrol.controller``."""
     relay = runtime.relay
     if not relay.settings.protect_caches:
         return
@@ -49,7 +50,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_update(original: Function) -> Function:
         def update_cached_response(self: Any, request: Any, response: Any) -> Any:
-            # This is the 304 that the application itself has requested.
+            # This is a 304 response that the application itself has requested.
             return response if is_personal(response) else original(self, request, response)
 
         return update_cached_response
@@ -62,7 +63,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the adapter of *module*, which is ``cachecontrol.adapter``: heuristics see the server's headers."""
+    """Hook the adapter in *module*, which is ``cachecontrol.adapter``, so that heuristics see the server's headers."""
     if not runtime.settings.protect_caches:
         return
 

@@ -1,7 +1,7 @@
-"""The hooks for hishel 2: its transports for httpx and httpx2, and its adapter for requests.
+"""Hooks for hishel 2: its transports for httpx and httpx2, and its adapter for requests.
 
-Unless in RFC mode, hishel ignores the response's headers. The hooks give hishel a next layer that raises a personal
-response instead of returning it, so that none of hishel's code sees it, and return that response to the client.
+Except in RFC mode, hishel ignores response headers. The hooks insert a layer below hishel that raises each personal
+response instead of returning it, so that none of hishel's code sees it. The hooks then return the response.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _PersonalResponse(Exception, Generic[T]):
 
 
 class _Below:
-    """The transport below the cache. It raises each personal response."""
+    """The transport below the cache. It raises personal responses instead of returning them."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -60,7 +60,7 @@ def _raise_personal(response: Any) -> Any:
 
 
 def patch_transport(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the transport of *module*, such as ``hishel.httpx._sync``."""
+    """Hook the transport in *module*, such as ``hishel.httpx._sync``."""
     relay = runtime.relay
     if not relay.settings.protect_caches:
         return
@@ -108,19 +108,19 @@ def patch_transport(module: ModuleType, runtime: Runtime, patches: Patches) -> N
 
 
 def _above(transport: Any) -> Any:
-    """Return a copy of hishel's transport, above a `_Below`. hishel's methods do not change their transport."""
+    """Return a copy of hishel's transport on top of a `_Below`. hishel's methods do not modify their transport."""
     copy = shallow_copy(transport)
     copy.next_transport = _Below(transport.next_transport)
     return copy
 
 
 def _is_for_cache(status: int, headers: Any) -> bool:
-    """Return whether a response is a 304 for conditions that the cache has added, so that it contains nothing."""
+    """Return whether a response is an empty 304 response to conditions that the cache has added."""
     return status == 304 and not any(name in headers for name in _CONDITIONS)
 
 
 def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the adapter of *module*, which is ``hishel.requests._adapter``."""
+    """Hook the adapter in *module*, which is ``hishel.requests._adapter``."""
     relay = runtime.relay
     if not relay.settings.protect_caches:
         return

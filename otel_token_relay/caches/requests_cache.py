@@ -1,7 +1,7 @@
-"""The hooks for requests-cache, a cache in a session of requests.
+"""Hooks for requests-cache, a cache in a requests session.
 
-Unless ``cache_control=True``, it ignores the response's headers. A session follows redirects below its cache, so the
-hook looks at the marks of all responses that led to the one that is to be stored.
+Unless ``cache_control=True`` is set, it ignores response headers. A session follows redirects below its cache, so the
+hook checks the marks of all responses that led to the one to be stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from otel_token_relay.runtime import Runtime
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the actions of *module*, which is ``requests_cache.policy.actions``."""
+    """Hook the actions in *module*, which is ``requests_cache.policy.actions``."""
     relay = runtime.relay
     if not relay.settings.protect_caches:
         return
@@ -42,9 +42,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the storage of *module*, which is ``requests_cache.backends.base``.
+    """Hook the storage in *module*, which is ``requests_cache.backends.base``.
 
-    An entry that an unlisted host has redirected to a listed one has the URL of the unlisted one.
+    If an unlisted host redirected to a listed one, the entry has the unlisted host's URL.
     """
     relay = runtime.relay
     if not relay.settings.protect_caches:
@@ -66,9 +66,10 @@ def _no_header(_: str) -> bool:
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the sessions of *module*, which is ``requests_cache.session``.
+    """Hook the sessions in *module*, which is ``requests_cache.session``.
 
-    The application sees the server's headers. A subclass of the application's own may be a cache, so it does not.
+    The hook lets the application see the server's headers, except in the application's own subclass, which may be a
+    cache itself.
     """
     if not runtime.settings.protect_caches:
         return

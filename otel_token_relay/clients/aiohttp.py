@@ -1,9 +1,10 @@
 """The hook for aiohttp's client.
 
-``ClientRequest.send`` runs once for each outgoing request, including redirects and WebSocket handshakes.
-The request belongs to the session, and middleware may send it twice at the same time. Each ``send`` therefore runs
-on a twin that shares the request's state and has its own headers. Responses and errors expose these headers, so the
-added header is removed once they have been written. A token for the destination is obtained before the connection is.
+``ClientRequest.send`` runs once for each outgoing request, including redirects and WebSocket handshakes. The session
+owns the request, and middleware may send it twice concurrently. Each ``send`` call therefore runs on a twin that shares
+the request's state but has its own headers. Responses and errors expose these headers, so the added header is removed
+once the headers have been written. If the destination requires a token exchange, the token is obtained before the
+connection is opened.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from otel_token_relay.signed_urls import is_signed_query
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the requests of *module*, which is ``aiohttp.client_reqrep``."""
+    """Hook requests in *module*, which is ``aiohttp.client_reqrep``."""
     relay = runtime.relay
-    # multidict converts a name of this type to lower case only once.
+    # multidict lowercases a name of this type only once.
     name = type(module.hdrs.AUTHORIZATION)(relay.settings.header)
     replaces = relay.settings.on_conflict == "replace"
     has_retry = relay.policy.has_retry
@@ -46,7 +47,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return _target_of(call)
 
     async def value_of(call: tuple[Any, Any]) -> str | None:
-        """Return the header value for a request that may be sent once more."""
+        """Return the header value for a request that may be retried."""
         attempt = _attempt.get()
         hop = None if attempt is None else attempt.again
         if hop is not None:
@@ -60,7 +61,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_send(original: Function) -> Function:
         async def send(self: Any, conn: Any) -> Any:
-            # A CONNECT request goes to the proxy in clear text.
+            # A CONNECT request goes to the proxy in plaintext.
             if self.method == "CONNECT":
                 return await original(self, conn)
             value: Any
@@ -75,8 +76,9 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             kind: Any = type(self)
             twin = object.__new__(twin_class(kind))
             twin.__dict__ = self.__dict__
-            # Error trackers send the local variables of every frame that an exception passes through, or that is being
-            # executed. Neither the value nor the headers may be among them; an aiohttp request shows no headers.
+            # Error trackers send the local variables of every frame that an exception passes through or that is
+            # currently executing. Neither the value nor the headers may be among them; an aiohttp request's `repr`
+            # contains no headers.
             twin.headers = self.headers.copy()
             twin._token_relay_covers = twin.headers.getall(name, []) if replaces else []
             twin.headers[name] = value
@@ -92,7 +94,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_trace(original: Function) -> Function:
         def _on_headers_request_sent(self: Any, method: str, url: Any, headers: Any) -> Any:
-            # Tracing callbacks are the application's own telemetry: they see the headers that the application set.
+            # Tracing callbacks are the application's own telemetry, so they see the headers that the application set.
             covered = getattr(self, "_token_relay_covers", None)
             if covered is not None:
                 headers = headers.copy()
@@ -106,7 +108,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_responses(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the responses of *module*, which is ``aiohttp.client_reqrep``: no cache may store a personal one."""
+    """Hook responses in *module*, which is ``aiohttp.client_reqrep``: no cache may store a personal response."""
     if not runtime.relay.settings.protect_caches:
         return
     name = type(module.hdrs.AUTHORIZATION)(CACHE_CONTROL)
@@ -131,14 +133,14 @@ _NO_STORE_LINE: Final = CACHE_CONTROL.encode("ascii"), NO_STORE.encode("ascii")
 
 
 def show_headers(response: Any, headers: Any, raw_headers: Any) -> None:
-    """Replace the headers of a response. aiohttp remembers those that it has shown before."""
+    """Replace a response's headers, including the copies that aiohttp has cached."""
     response._headers, response._raw_headers = headers, raw_headers
     for name in ("headers", "raw_headers"):
         response._cache.pop(name, None)
 
 
 def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the connectors of *module*, which is ``aiohttp.connector``, if tokens are exchanged.
+    """Hook connectors in *module*, which is ``aiohttp.connector``, if any tokens are exchanged.
 
     A request that waits for an exchange must not hold a connection that other requests could use.
     """
@@ -159,7 +161,7 @@ def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> N
 
 
 class _Attempt:
-    """The decisions for one request of a session, and for the same request when it is sent again."""
+    """The decisions for one of a session's requests and for its retry."""
 
     __slots__ = ("again", "hop")
 
@@ -172,9 +174,9 @@ _attempt: Final[ContextVar[_Attempt | None]] = ContextVar("token_relay_attempt",
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the sessions of *module*, which is ``aiohttp.client``, if a request may be sent once more.
+    """Hook sessions in *module*, which is ``aiohttp.client``, if any requests may be retried.
 
-    aiohttp's own client middleware sends a request again in the same way; ours is the innermost.
+    The hook is the innermost client middleware; aiohttp's own middleware retries requests in the same way.
     """
     has_middlewares = "middlewares" in signature(module.ClientSession._request).parameters  # since aiohttp 3.12
     if not (runtime.relay.policy.has_retry and has_middlewares):
@@ -225,7 +227,7 @@ def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 
 
 async def _discard(response: Any) -> None:
-    """Read the rest of a response if it is short, so that its connection can be used again; else close it."""
+    """Read the rest of a response if it is short, so that its connection can be reused; otherwise, close it."""
     size = 0
     try:
         async with asyncio.timeout(DISCARD_SECONDS):
@@ -239,7 +241,7 @@ async def _discard(response: Any) -> None:
 
 
 def _settle(own: Any, twin: Any, name: str) -> None:
-    """Remove the added header from the twin, and show the application the headers that ``send`` has added."""
+    """Remove the added header from the twin, and copy the headers that ``send`` has added to the application's own."""
     headers = twin.headers
     _restore(headers, name, twin._token_relay_covers)
     if len(headers) != len(own):
@@ -263,7 +265,7 @@ def _target_of(call: tuple[Any, Any]) -> Target:
         return origin_of_proxied(str(url))
     if not url.raw_path_qs.startswith("/"):
         raise ValueError("the request target is not a path")
-    # aiohttp before 3.9 has no such option.
+    # Versions of aiohttp before 3.9 do not have this option.
     if server_hostname := getattr(request, "server_hostname", None):
         check_tls_name(server_hostname, url.raw_host)
     return url.scheme, url.raw_host, url.port

@@ -20,8 +20,8 @@ _IP_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 
 def is_tcp(opened: Any) -> bool:
     """Return whether *opened* is a TCP socket, or a library's wrapper around one."""
-    # Reading `proto` takes a tenth of the time that reading `family` takes, and only an IP socket's `proto` can
-    # be TCP. For a socket created without a protocol, `proto` is 0.
+    # Reading `proto` takes a tenth as long as reading `family`, and only an IP socket's `proto` can be TCP. For a
+    # socket created without a protocol, `proto` is 0.
     try:
         if opened.proto == TCP:
             return True
@@ -36,13 +36,14 @@ def is_tcp(opened: Any) -> bool:
 def is_ip_peer(peername: Any) -> bool:
     """Return whether the ``peername`` of an asyncio transport is an IP address with a port.
 
-    The ``peername`` is a path or empty for a Unix socket, ``None`` for a pipe, and two numbers for a VM socket.
+    The ``peername`` is a path or an empty string for a Unix socket, ``None`` for a pipe, and a pair of numbers for a VM
+    socket.
     """
     return type(peername) is tuple and (len(peername) == 4 or (len(peername) == 2 and "." in str(peername[0])))
 
 
 def function_of(owner: type, name: str) -> Function:
-    """Return a method's function, without the instrumentation proxies around it."""
+    """Return a method's function without any instrumentation proxies around it."""
     *_, (_, function) = layers_of(vars(owner)[name])
     return cast("Function", function)
 

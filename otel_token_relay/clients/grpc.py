@@ -1,12 +1,12 @@
-"""The hooks for gRPC channels, sync and aio.
+"""The hooks for gRPC channels, both sync and aio.
 
-Our interceptor runs inside all other interceptors. The destination is the channel's target, with the scheme
-``https`` if the channel uses TLS and ``http`` if it does not. A target with no host, or with several possible
-hosts, gets no token.
+Our interceptor runs inside all other interceptors. The destination is the channel's target, with the scheme ``https``
+if the channel uses TLS and ``http`` if it does not. A target with no host or with multiple possible hosts gets no
+token.
 
-A call with ``wait_for_ready`` may wait for a connection until its caller's request has ended. If it would carry the
-token, it therefore waits here, and the decision is made when the channel is ready. This is not possible for synchronous
-calls that return before the response arrives: futures and response streams.
+A call with ``wait_for_ready`` may still be waiting for a connection when its caller's request has ended. If such a call
+would carry the token, it therefore waits here, and the decision is made when the channel is ready. This is not possible
+for synchronous calls that return before the response arrives: futures and response streams.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
@@ -30,15 +30,15 @@ from otel_token_relay.runtime import Runtime
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The resolver uses this port if the target contains none, whether or not the channel uses TLS.
+# The resolver uses this port if the target does not contain one, whether or not the channel uses TLS.
 DEFAULT_PORT = 443
 
-# How often, in seconds, gRPC's own thread that watches a channel checks whether the channel has been closed.
+# The interval, in seconds, at which the gRPC thread that watches a channel checks whether the channel has been closed.
 _WATCH_INTERVAL = 0.2
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
-# A host or a bracketed address, with an optional port. It may start with `dns:`, but must not name a DNS server.
+# A host or a bracketed address, with an optional port. It may start with `dns:` but must not specify a DNS server.
 _read_target = re.compile(
     r"(?:dns:(?:///)?)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
 ).fullmatch
@@ -48,7 +48,7 @@ _SCHEMES = frozenset(
     {"dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds", "xdstp", "google-c2p", "passthrough"}
 )
 
-# Channel credentials with TLS but without call credentials, and those with neither.
+# Types of channel credentials: with TLS but without call credentials, and with neither.
 _TLS = frozenset({"SSLChannelCredentials"})
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
@@ -57,12 +57,12 @@ _TLS_NAMES = frozenset({"grpc.ssl_target_name_override", "grpc.default_authority
 
 
 class _Channel(NamedTuple):
-    """The target of a channel, and whether it adds credentials that interceptors cannot see."""
+    """A channel's target, and whether the channel adds credentials that interceptors cannot see."""
 
     scheme: str
     target: str
     has_credentials: bool
-    # aio's insecure_channel(target, options, compression, interceptors); secure_channel also takes credentials.
+    # For aio's insecure_channel(target, options, compression, interceptors); secure_channel also takes credentials.
     interceptors_position: int
     tls_names: tuple[Any, ...] = ()
 
@@ -95,7 +95,7 @@ def _read_credentials(target: str, credentials: Any, options: tuple[Any, ...]) -
     if kind in _PLAIN:
         return _Channel("http", target, False, 4)
     names = tuple(option[1] for option in options if option[0] in _TLS_NAMES)
-    # Composite credentials write their own authorization metadata, below every interceptor.
+    # Composite credentials add their own authorization metadata below every interceptor.
     return _Channel("https", target, kind not in _TLS, 4, names)
 
 
@@ -121,7 +121,7 @@ def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
 
 
 def _decide(relay: Relay, channel: _Channel, details: Any) -> Any:
-    """Make the decision for a call that does not wait. Return its details with the token, or *details* themselves."""
+    """Make the decision for a call that does not wait. Return its details with the token, or *details* unchanged."""
     value = relay.decide((channel, details), _target_of, _has_header)
     return details if value is None else _replace(details, _with_header(details, relay.header, value))
 
@@ -132,20 +132,20 @@ def _decide_early(relay: Relay, channel: _Channel, details: Any) -> Hop | None:
 
 
 def _with_header(details: Any, name: str, value: str) -> list[tuple[str, Any]]:
-    # gRPC rejects keys that are not in lower case.
+    # gRPC rejects keys that are not lowercase.
     kept = [(key, held) for key, held in details.metadata or () if key.lower() != name]
     return [*kept, (name, value)]
 
 
 class _Wait(NamedTuple):
-    """The result of a call's wait: whether the channel is ready, and what is left of the call's timeout."""
+    """The result of a call's wait: whether the channel is ready, and how much of the call's timeout is left."""
 
     is_ready: bool
     timeout: float | None
 
 
 def _metadata_after(wait: _Wait, details: Any, hop: Hop) -> Any:
-    """Return the metadata of a call that has waited. If the channel is not ready, gRPC does not send the call."""
+    """Return the metadata for a call that has waited. If the channel is not ready, gRPC does not send the call."""
     if not wait.is_ready or (wait.timeout is not None and wait.timeout <= 0) or not hop.confirm():
         return details.metadata
     return _with_header(details, hop.header, hop.reveal())
@@ -165,7 +165,7 @@ def _replace(details: Any, metadata: Any, **changed: Any) -> _Details:
     return _Details(**{**values, "metadata": metadata, **changed})
 
 
-# Creates a channel with our interceptor, given the channel's description, the original function and its arguments.
+# Creates a channel with our interceptor, given the channel's description, the original function, and its arguments.
 Join = Callable[[_Channel, Function, Any, Any], Any]
 
 
@@ -176,15 +176,16 @@ def _joiner(module: Any, relay: Relay) -> Join:
             if hop is None or _is_closed(self.inner()):
                 return continuation(details, request)
             wait = _wait_until_ready(module, self.inner(), details.timeout)
-            if wait is None:  # gRPC cancels the calls that are waiting when their channel is closed
+            if wait is None:  # gRPC cancels waiting calls when their channel is closed
                 return _cancelled(module) or continuation(details, request)
             return continuation(_replace(details, _metadata_after(wait, details, hop), timeout=wait.timeout), request)
-        # Error trackers send the local variables of the frames that are being executed. None of ours may hold metadata
-        # with the token; gRPC's own frames do.
+        # Error trackers send the local variables of frames that are currently executing. None of our frames may hold
+        # metadata that contains the token; gRPC's own frames do.
         return continuation(_decide(relay, self.channel, details), request)
 
     bases = tuple(getattr(module, f"{_camel(kind)}ClientInterceptor") for kind in _KINDS)
-    # The class is created once, not per channel: a class is a reference cycle, which only garbage collection frees.
+    # The class is created once, not per channel: a class forms a reference cycle, which only the garbage collector
+    # frees.
     interceptor = _interceptor_class(bases, {f"intercept_{kind}": intercept for kind in _KINDS})
 
     def join(channel: _Channel, original: Function, args: Any, kwargs: Any) -> Any:
@@ -213,7 +214,7 @@ def _is_closed(channel: Any) -> bool:
 
 
 def _wait_until_ready(module: Any, channel: Any, timeout: float | None) -> _Wait | None:
-    """Wait until a synchronous channel has a connection. Return ``None`` if it is closed in the meantime.
+    """Wait until a synchronous channel has a connection. Return ``None`` if the channel is closed in the meantime.
 
     ``channel_ready_future`` does not report that a channel is closed, so it would wait forever.
     """
@@ -234,12 +235,12 @@ def _wait_until_ready(module: Any, channel: Any, timeout: float | None) -> _Wait
 
 
 def _cancelled(module: Any) -> Any:
-    """Return the result of a call whose channel was closed, or ``None`` if it cannot be built."""
+    """Return the result for a call whose channel was closed, or ``None`` if that result cannot be built."""
     try:
         kinds = module._channel
         state = kinds._RPCState((), (), (), module.StatusCode.CANCELLED, "Channel closed!")
         return kinds._InactiveRpcError(state)
-    except Exception:  # without these private names, gRPC raises ValueError, as for a new call
+    except Exception:  # without these private names, gRPC raises ValueError, as it does for a new call
         return None
 
 
@@ -280,7 +281,7 @@ def _joiner_aio(module: Any, relay: Relay) -> Join:
             kwargs["interceptors"] = [*(kwargs.get("interceptors") or ()), *ours]
         made = original(*args, **kwargs)
         for one in ours:
-            one.inner = weakref.ref(made)  # the channel has a reference to its interceptors
+            one.inner = weakref.ref(made)  # the channel holds references to its interceptors
         return made
 
     return join

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def lower(name: str | bytes) -> str:
-    """Return *name* in lower case. Clients based on http.client also accept bytes."""
+    """Return *name* in lowercase. Clients based on http.client also accept bytes."""
     return (name.decode("latin-1") if isinstance(name, bytes) else name).lower()

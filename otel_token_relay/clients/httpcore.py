@@ -1,9 +1,9 @@
-"""The hook for the connections of httpcore and httpcore2, through which httpx and httpx2 send.
+"""The hook for httpcore and httpcore2 connections, through which httpx and httpx2 send requests.
 
-The transports of httpx make the decision before they request a connection from the pool, where a request may wait
-until its caller's request has ended. ``_send_request_headers`` is httpcore's last method before the wire: the
-connection is open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free stream. The transport's decision
-is checked again there, and the header is removed if the token may no longer be sent.
+httpx transports make the decision before they request a connection from the pool, where a request may still be waiting
+when its caller's request has ended. ``_send_request_headers`` is the last httpcore method before the wire: the
+connection is open, tunnels and SOCKS handshakes are complete, and HTTP/2 has a free stream. There, the hook checks the
+transport's decision again and removes the header if the token may no longer be sent.
 
 Requests that do not come from a hooked transport are not changed.
 """
@@ -20,9 +20,9 @@ from otel_token_relay.relay import Hop, Relay
 from otel_token_relay.runtime import Runtime
 
 HOP: Final = "otel_token_relay.hop"
-"""The extension of a request that contains the transport's decision."""
+"""The request extension that contains the transport's decision."""
 
-# The connection classes, and the parameters that the sending method must have.
+# The connection classes, and the parameters that each class's sending method must have.
 _CONNECTIONS: Final = {
     "HTTP11Connection": ("self", "request"),
     "AsyncHTTP11Connection": ("self", "request"),
@@ -35,10 +35,10 @@ _hooked: Final[WeakKeyDictionary[Relay, set[str]]] = WeakKeyDictionary()
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the connection class of *module*, such as ``httpcore._sync.http11``."""
+    """Hook the connection class in *module*, which is, for example, ``httpcore._sync.http11``."""
 
-    # An asynchronous method is wrapped in a plain function: the decision is checked when the method is called,
-    # which is when it starts, because httpcore awaits it immediately.
+    # Asynchronous methods are wrapped in plain functions. The decision is therefore checked when the method is called,
+    # which is also when it starts, because httpcore awaits the call immediately.
     def build_http1(original: Function) -> Function:
         def _send_request_headers(self: Any, request: Any) -> Any:
             hop = request.extensions.get(HOP)
@@ -65,7 +65,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def checks_when_sending(relay: Relay, pool: object) -> bool:
-    """Return whether the connections of *pool* check the decisions of *relay* again."""
+    """Return whether *pool*'s connections check *relay*'s decisions again."""
     packages = _hooked.get(relay, ())
     return any(_package_of(kind.__module__) in packages for kind in type(pool).__mro__)
 
@@ -76,7 +76,7 @@ def _package_of(module: str) -> str:
 
 def _confirmed(request: Any, hop: Hop) -> Any:
     """Return the request to send: *request*, or a copy without the token. The body is always read from *request*."""
-    # A tunnel's CONNECT request has the same extensions, but neither the token nor a decision.
+    # A tunnel's CONNECT request has the same extensions, but it does not carry the token and needs no decision.
     if request.method == b"CONNECT" or hop.confirm():
         return request
     header = hop.header.encode("ascii")

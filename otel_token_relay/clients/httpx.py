@@ -1,10 +1,10 @@
-"""The hooks for the transports of httpx and httpx2.
+"""The hooks for httpx and httpx2 transports.
 
-The hooked transport method runs once for each outgoing request, including redirects, retries and authentication
-flows. The caller's request is not changed: the transport gets a copy.
+The hooked transport method runs once for each outgoing request, including redirects, retries, and authentication flows.
+The caller's request is not changed: the transport gets a copy.
 
-A transport with a connection pool may let the request wait. It passes the decision on in the copy's extensions, and
-`otel_token_relay.clients.httpcore` checks and records the decision when the request is sent.
+In a transport with a connection pool, the request may have to wait. The transport therefore passes the decision on in
+the copy's extensions, and `otel_token_relay.clients.httpcore` checks and records the decision when the request is sent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from otel_token_relay.retries import DISCARD_SECONDS, MAX_DISCARDED, UNAUTHORIZE
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed, is_signed_query
 
-# These transports send without a connection, so their requests do not wait.
+# These transports send requests without a connection, so the requests do not wait.
 SYNC_TRANSPORTS = ("MockTransport", "WSGITransport")
 ASYNC_TRANSPORTS = ("MockTransport", "ASGITransport")
 
@@ -57,8 +57,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return wanted in [key.lower() for key, _ in headers.raw if len(key) == length]
 
     def with_header(request: Any, value: str) -> Any:
-        # The library's own way of copying a request drops its stream. This copy shares everything but the headers,
-        # so the transport reads the original body.
+        # The library's own way of copying a request drops the request's stream. This copy shares everything but the
+        # headers, so the transport reads the original body.
         copy = shallow_copy(request)
         if type(request.headers) is fast_class and not replaces:
             copy.headers = headers = shallow_copy(request.headers)
@@ -72,7 +72,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         if value is not None:
             copy[header] = value
         try:
-            # The copy lacks the encoding, which is set only after our header, because ours must be encoded as ASCII.
+            # The copy lacks the encoding. It is set only after our header has been added, because our header must be
+            # encoded as ASCII.
             if (encoding := headers._encoding) is not None:
                 copy.encoding = encoding
         except AttributeError:
@@ -87,7 +88,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return copy
 
     def record_failed(transport: Any, hop: Hop) -> None:
-        # A request that failed before it was sent is not a hop. Without the httpcore hook, it may have been sent.
+        # A request that failed before it was sent is not a hop. Without the httpcore hook, the request may have been
+        # sent.
         if not hop.is_recorded and not checks_when_sending(relay, getattr(transport, "_pool", None)):
             hop.record()
 
@@ -205,7 +207,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return handle_async_request
 
     def can_repeat(request: Any, response: Any, hop: Hop) -> bool:
-        # The class of a body that is in memory, and of no body.
+        # This is the class of a body that is in memory, and of an empty body.
         is_in_memory = type(request.stream) is module.ByteStream
         return is_in_memory and hop.may_repeat(request.method) and read_rejection(challenges_of(response)) is not None
 
@@ -257,7 +259,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return build
 
     pooled, pooled_async, sync, asynchronous = build_pooled, build_pooled_async, build_sync, build_async
-    if has_retry:  # a hop to a list without ;retry= must not pay for it
+    if has_retry:  # hops must not pay for retries if no entry has ;retry=
         pooled, sync = (partial(build_retrying, target_of=locate) for locate in (_target_of_pooled, _target_of))
         pooled_async, asynchronous = (
             partial(build_retrying_async, target_of=locate) for locate in (_target_of_pooled, _target_of)
@@ -274,7 +276,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _held_streams(module: ModuleType) -> tuple[Any, Any]:
-    """Return classes for the body of a rejected response, of which a part is in memory."""
+    """Return classes for the body of a rejected response, part of which is in memory."""
 
     class HeldStream(module.SyncByteStream):  # type: ignore[misc,name-defined]
         def __init__(self, chunks: list[bytes], rest: Any, stream: Any) -> None:
@@ -309,7 +311,7 @@ def _hold(response: Any, held_stream: Any) -> bool:
     The application can still read the response.
 
     Returns:
-        Whether the body has been read. It has not if it is long, or if the server sends it slowly.
+        Whether the whole body has been read; ``False`` if it is too long or arrives too slowly.
     """
     deadline = time.monotonic() + DISCARD_SECONDS
     stream = response.stream
@@ -345,13 +347,13 @@ _lower_name_of: Final = itemgetter(1)
 
 
 def _has_plain_lines(headers_class: Any) -> bool:
-    """Return whether the class stores lines of the original name, the name in lower case, and the value."""
+    """Return whether the class stores each line as the original name, the lowercase name, and the value."""
     lines = getattr(headers_class({"Name": "value"}), "_list", None)
     return lines == [(b"Name", b"name", b"value")]
 
 
 def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function]) -> None:
-    """Hook a transport instance whose own copy of the method dates from before the installation.
+    """Hook a transport instance that has its own copy of the method from before the installation.
 
     ``instrument_client`` permanently binds the class's current method to a proxy on the instance.
     """
@@ -360,7 +362,7 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
     if function is None or method.__self__ is not transport:
         return
     for original, replacement in hooked.items():
-        # A previous installation's function, which no longer has any effect, has the same code but another closure.
+        # A previous installation's function, which no longer has any effect, has the same code but a different closure.
         is_former = function.__code__ is replacement.__code__ and function.__wrapped__ is original
         if function is original or (is_former and function is not replacement):
             bound = MethodType(replacement, transport)
@@ -373,7 +375,7 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
 
 # A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could be read as an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# httpcore's network backends that have been used so far. They connect to the host that they are given.
+# The httpcore network backends that have been used so far. They connect to the host that is passed to them.
 _backends: Final[set[type]] = set()
 
 
@@ -396,7 +398,7 @@ def _target_of(call: tuple[Any, Any]) -> Target:
     if request.method == "CONNECT":
         raise ValueError("a CONNECT request goes to a proxy")
     url, extensions = request.url, request.extensions
-    # raw_host is passed to the resolver. It is in IDNA 2008 encoding, regardless of how the URL was written.
+    # The resolver gets raw_host, which is encoded according to IDNA 2008, regardless of how the URL was written.
     target = url.scheme, url.raw_host.decode("ascii"), url.port
     if "target" in extensions:
         _check_request_target(extensions["target"], request, target)
@@ -417,7 +419,7 @@ def _is_httpcores(kind: type) -> bool:
 
 
 def _check_request_target(request_target: Any, request: Any, target: Target) -> None:
-    """Check a request target that replaces the URL's path. A forward proxy reads the destination from it.
+    """Check a request target that replaces the URL's path. A forward proxy reads the destination from this target.
 
     Raises:
         ValueError: The request target is not a path, or the ``Host`` header does not match the URL's host.

@@ -1,4 +1,4 @@
-"""What the hooks share when they send a request once more with a new token; see `otel_token_relay.retries`."""
+"""Code that the hooks share to retry a request with a new token; see `otel_token_relay.retries`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _Request = TypeVar("_Request")
 
 
 def is_repeatable(body: object) -> bool:
-    """Return whether a body is in memory. A file may be shared, and an iterator has been consumed."""
+    """Return whether a body is in memory. A file may be shared, and an iterator has already been consumed."""
     return body is None or type(body) in (bytes, str, bytearray)
 
 
 def check_target(hop: Hop, target_of: Callable[[_Request], Target], request: _Request) -> None:
-    """Check that a request that is sent again goes to the same server as the first time.
+    """Check that a retried request goes to the same server as the original request.
 
     Raises:
-        ConnectionError: It does not, for example because a tunnel has been closed.
+        ConnectionError: The request would not go to the same server, for example because a tunnel has been closed.
     """
     try:
         is_same = hop.is_for(target_of(request))
@@ -33,10 +33,10 @@ def check_target(hop: Hop, target_of: Callable[[_Request], Target], request: _Re
 
 
 class Result:
-    """Report the result of a request that is sent again, even if it raises: other requests wait for that.
+    """Report the result of a retried request, even if it raises an exception: other requests wait for the result.
 
     Attributes:
-        status: The status of the response; to be set when it is known.
+        status: The response status, to be set once it is known.
     """
 
     def __init__(self, hop: Hop) -> None:

@@ -1,10 +1,10 @@
-"""The hook for Tornado's AsyncHTTPClient, in its default implementation without pycurl.
+"""The hook for the default implementation of Tornado's AsyncHTTPClient, which does not use pycurl.
 
-Every hop has its own connection, and its headers are written once. Our header is added at that point,
-because Tornado copies a request's headers to the next hop of a redirect.
+Every hop has its own connection, and its headers are written once. Our header is not added until then, because Tornado
+copies a request's headers to the next hop of a redirect.
 
-When a request is done, the client starts a waiting request in the context of the finished one. ``fetch_impl``
-therefore stores each request's context, and ``run`` restores it.
+When a request finishes, the client starts a waiting request in the finished request's context. ``fetch_impl`` therefore
+stores each request's context, and ``run`` restores it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from otel_token_relay.signed_urls import is_signed, is_signed_query
 _CONTEXT_NAME = "_token_relay_context"
 _HOP_NAME = "_token_relay_hop"
 _AGAIN_NAME = "_token_relay_again"
-# The first status that is not an interim response, and Tornado's for a request without a response.
+# The first status that is not an interim response, and the status that Tornado reports for a request without a
+# response.
 _FINAL = 200
 _FAILED = 599
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the connections of *module*, which is ``tornado.simple_httpclient``."""
+    """Hook connections in *module*, which is ``tornado.simple_httpclient``."""
     relay = runtime.relay
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
-        """A request's headers, with ours added as they are written.
+        """A request's headers, to which ours is added as they are written.
 
         This object shares the original headers' state instead of copying it: Tornado's copy method rejects values
         that Tornado would otherwise send, and the headers that Tornado sets while writing must stay on the request.
@@ -68,14 +69,14 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     def build_run(original: Function) -> Function:
         async def run(self: Any) -> Any:
             # If the request fails, Tornado's exception and its frames form a reference cycle. Neither the request nor
-            # this frame may keep the context, and the token in it, until the garbage collector runs.
+            # this frame may keep the context, and with it the token, alive until the garbage collector runs.
             context = vars(self.request).pop(_CONTEXT_NAME, None)
             if context is None:  # a request from before the installation
                 return await original(self)
             attached = otel_context.attach(context)
             del context
             try:
-                # The headers are written by a plain function, which cannot wait for a token.
+                # The function that writes the headers is synchronous, so it cannot wait for a token.
                 if relay.policy.has_exchanged and (target := _read_target(self.request.url)) is not None:
                     has_signature = is_signed(self.request.url)
                     held: HasHeader = "fixed" if has_signature else relay.header in self.request.headers
@@ -89,7 +90,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return run
 
     def value_of(connection: Any, headers: Any) -> str | None:
-        """Return the header value for a request that may be sent once more."""
+        """Return the header value for a request that may be retried."""
         call = connection, headers
         hop: Hop | None = vars(connection.request).pop(_AGAIN_NAME, None)
         if hop is not None:
@@ -106,7 +107,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             await original(connection, first_line, headers)
             return
         callback = connection.final_callback
-        if callback is None:  # the request has timed out meanwhile
+        if callback is None:  # the request has timed out in the meantime
             again.settle(is_accepted=False)
             return
 
@@ -123,11 +124,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             raise
         connection.final_callback = None
         connection._remove_timeout()
-        # The request uses the place of its first attempt: those that wait for its result would not give up theirs.
+        # The retry takes over the slot of the first attempt: requests that wait for its result would not give up their
+        # slots.
         client.queue.rotate(1)
         connection._release()
-        # Tornado opens a connection for each request. Without detaching it, a body that has already arrived would still
-        # be passed to the application's streaming callback.
+        # Tornado opens a connection for each request. If this one were not detached, a body that has already arrived
+        # would still be passed to the application's streaming callback.
         connection.connection.detach()
         connection._on_end_request()
 
@@ -165,8 +167,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 if value is not None:
                     headers = WithToken(headers, relay.settings.header, value)
                     setattr(self, MARK, True)
-                    # Error trackers send the local variables of every frame that an exception passes through. The
-                    # class shows our header only when it is written.
+                    # Error trackers send the local variables of every frame that an exception passes through. The class
+                    # exposes our header only while the headers are written.
                     del value
                 return write_headers(start_line, headers, *args, **kwargs)
 
@@ -201,7 +203,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _read_target(url: str) -> Target | None:
-    """Return where a request will probably go. The decision is made when its connection is open."""
+    """Return where a request will probably go. The decision is made later, when the connection is open."""
     origin = Origin.parse(url)
     return None if origin is None else (origin.scheme, origin.host, origin.port)
 

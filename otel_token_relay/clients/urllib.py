@@ -56,8 +56,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             if value is None:
                 return original(self, http_class, req, **http_conn_args)
             req = with_header(req, value)
-            # Error trackers send the local variables of every frame that an exception passes through. They show the
-            # request without its headers.
+            # Error trackers send the local variables of every frame that an exception passes through. A request's
+            # `repr` does not contain its headers.
             del value
             return personal(original(self, http_class, req, **http_conn_args))
 
@@ -90,7 +90,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             if again is None:
                 return response
             with Result(again) as result:
-                response.close()  # urllib opens a connection for each request
+                response.close()  # urllib opens a new connection for each request
                 response = send(again)
                 result.status = response.status
             return response
@@ -101,7 +101,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _forbid_storing(response: Any) -> None:
-    del response.headers[CACHE_CONTROL]  # all its lines, if there are any
+    del response.headers[CACHE_CONTROL]  # this deletes all of its lines, if there are any
     response.headers[CACHE_CONTROL] = NO_STORE
 
 
@@ -128,7 +128,7 @@ class Destinations:
     """Determine where a request goes. Only http.client's own code may open the connection.
 
     Attributes:
-        classes: http.client's connection classes. For these, only ``connect`` must be checked.
+        classes: http.client's connection classes. For these, only ``connect`` needs to be checked.
     """
 
     def __init__(self, module: ModuleType) -> None:
@@ -144,7 +144,7 @@ class Destinations:
 
         Raises:
             ValueError: The request has no destination, or more than one.
-            KeyError: Code other than http.client's opens the connection.
+            KeyError: Code outside http.client opens the connection.
         """
         request, http_class = call
         connect = getattr(http_class, "connect", None)
@@ -169,14 +169,14 @@ class Destinations:
             return origin_of_proxied(target)
         if target and not target.startswith("/"):
             raise ValueError("the request target is not a path")
-        # Sockets encode host names according to IDNA 2003.
+        # Sockets encode hostnames according to IDNA 2003.
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
         return scheme, host, port
 
 
 def _split(authority: str) -> tuple[str, int | None]:
-    """Return the host and the port, split as http.client splits them."""
+    """Return the host and the port, split in the same way as in http.client."""
     host, separator, port = authority.rpartition(":")
     if not separator or port.endswith("]"):
         host, port = authority, ""

@@ -1,4 +1,4 @@
-"""The hook for urllib3, and thereby for requests, botocore and other libraries that use its pools.
+"""The hook for urllib3, and therefore for requests, botocore, and other libraries that use its pools.
 
 ``_make_request`` runs once for each attempt, below retries and redirects, and the pool passes the headers to it.
 Hooking ``urlopen`` would not work: it calls itself for a retry, so our header from the first attempt would be
@@ -32,7 +32,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
     relay = runtime.relay
     target_of = destinations(module)
-    # urllib3 1.26 does not import it into the module of the pools.
+    # urllib3 1.26 does not import this class into the module that defines the pools.
     multiple = sys.modules["urllib3._collections"].HTTPHeaderDict
     header = relay.settings.header
     replaces = relay.settings.on_conflict == "replace"
@@ -93,7 +93,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 value = relay.decide((args, headers), target_of, _has_header)
                 if value is not None:
                     # Error trackers send the local variables of every frame that an exception passes through. The
-                    # header must not be in a variable of this frame; it is in variables of urllib3's own frames.
+                    # header must not be in any of this frame's variables; it is in the variables of urllib3's own
+                    # frames.
                     passed = [{**kwargs, "headers": with_header(headers, value)}]
                     del value
                     return personal(original(*args, **passed.pop()))
@@ -101,7 +102,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return _make_request
 
-    # A hop to a list without ;retry= must not pay for it.
+    # Hops must not pay for retries if no entry has ;retry=.
     patches.wrap(module.HTTPConnectionPool, "_make_request", build_retrying if relay.policy.has_retry else build)
 
 
@@ -115,7 +116,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
     opens_socket = {function_of(module.HTTPConnection, "_new_conn")}
 
     def learn(kind: Any) -> str:
-        """Add the functions of a urllib3 module that was imported later, for SOCKS or HTTP/2; return the scheme."""
+        """Add the functions of a urllib3 module that was imported later (for SOCKS or HTTP/2); return the scheme."""
         connect, new_conn = (function_of(_owner(kind, name), name) for name in ("connect", "_new_conn"))
         for function in (connect, new_conn):
             if not function.__globals__["__name__"].startswith("urllib3."):
@@ -130,7 +131,7 @@ def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
 
         Raises:
             ValueError: The request has no destination, or more than one.
-            AttributeError: The connection is not one of urllib3's.
+            AttributeError: The connection is not a urllib3 connection.
         """
         _, connection, _, url = call[0]
         kind = type(connection)
@@ -181,7 +182,7 @@ def _can_repeat(connection: Any, response: Any, kwargs: dict[str, Any]) -> bool:
     """Return whether a request can be sent once more on its connection."""
     if not is_repeatable(kwargs.get("body")) or type(getattr(response, "_original_response", None)) is not HTTPResponse:
         return False
-    # A tunnel that is closed would be opened again without its proxy's CONNECT request.
+    # A closed tunnel would be reopened without the CONNECT request to the proxy.
     return connection._tunnel_host is None or _is_short(connection, response._original_response)
 
 
@@ -190,8 +191,8 @@ def _is_short(connection: Any, raw: HTTPResponse) -> bool:
 
 
 def _discard(connection: Any, response: Any) -> None:
-    """Read the rest of a response if it is short, and close the connection otherwise: urllib3 opens it again."""
-    # The response would return the connection to the pool, or close it, while it is used for the second request.
+    """Read the rest of a response if it is short; otherwise, close the connection, which urllib3 then reopens."""
+    # Otherwise, the response would return the connection to the pool, or close it, while the second request uses it.
     response._connection = None
     raw, opened = response._original_response, connection.sock
     try:
@@ -201,10 +202,11 @@ def _discard(connection: Any, response: Any) -> None:
         opened.settimeout(DISCARD_SECONDS)
         _read(raw)
         opened.settimeout(timeout)
-        # TLS can make a connection readable at any time, and a tunnel could not be opened again.
+        # A tunnel is not checked here: TLS can make a connection readable at any time, and a tunnel could not be
+        # reopened.
         if not raw.isclosed() or (connection._tunnel_host is None and not connection.is_connected):
             connection.close()
-    except Exception:  # the connection cannot be used
+    except Exception:  # the connection is no longer usable
         connection.close()
     finally:
         response.close()
@@ -244,15 +246,15 @@ def _copy(headers: Any, header: str, multiple: Function) -> Any:
     try:
         copy = headers.copy()
         copy[header] = ""
-    except Exception:  # some mappings have no `copy`, or it returns an immutable mapping
+    except Exception:  # some mappings have no `copy` method, or theirs returns an immutable mapping
         return multiple(headers.items())
     return copy
 
 
 def _is_requests(headers: Any) -> bool:
-    """Return whether *headers* is an object of the library named requests.
+    """Return whether *headers* is an object from the ``requests`` library.
 
-    Its ``_store`` maps lower-case names to (name, value) pairs. Reading ``_store`` takes a fraction of the time
-    that the public methods take.
+    Its ``_store`` maps lowercase names to (name, value) pairs. Reading ``_store`` takes a fraction of the time that the
+    public methods take.
     """
     return type(headers).__module__ == "requests.structures"

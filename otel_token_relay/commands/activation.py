@@ -1,4 +1,4 @@
-"""Determine from outside a process whether the relay is switched on. Entry points are looked up by name only."""
+"""Determine from outside a process whether the relay is on. Entry points are looked up by name only."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _DEFAULT_CONTEXT: Final = "contextvars_context"
 
 
 def relay_problem(environ: Mapping[str, str]) -> str | None:
-    """Return why no token is relayed and what to set, in one sentence; ``None`` if the relay is on.
+    """Return a sentence that states why no token is relayed and what to set; ``None`` if the relay is on.
 
-    An application that calls `otel_token_relay.install` switches the relay on as well, which is not visible from
+    An application can also turn the relay on by calling `otel_token_relay.install`, which cannot be detected from
     outside.
     """
     known = {point.name for point in entry_points(group="opentelemetry_propagator")}
@@ -29,11 +29,11 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
     file = read_configuration_file(environ)
     off = "does not contain" if environ.get(VARIABLE) else "is not set, so it does not contain"
     if file.problem is not None:
-        proposal = f"correct {FILE_VARIABLE}, if that file names {KEY}, or {proposal}"
+        proposal = f"correct {FILE_VARIABLE}, if that file contains {KEY}, or {proposal}"
     elif environ.get(FILE_VARIABLE, "").strip():
         proposal = f"add {KEY} to propagator.composite in the configuration file, or {proposal}"
     is_on = file.names_propagator
-    # OpenTelemetry loads the propagators one by one, up to the first none.
+    # OpenTelemetry loads the propagators one by one and stops at the first none.
     for name in names:
         if name.lower() == "none":
             off = "contains none before any"
@@ -45,7 +45,7 @@ def relay_problem(environ: Mapping[str, str]) -> str | None:
 
 
 def context_problem(environ: Mapping[str, str]) -> str | None:
-    """Return what is wrong with the runtime context that OTEL_PYTHON_CONTEXT selects; ``None`` if it is the default."""
+    """Return the problem with the runtime context that OTEL_PYTHON_CONTEXT selects; ``None`` if it is the default."""
     name = environ.get(_CONTEXT) or _DEFAULT_CONTEXT
     if name == _DEFAULT_CONTEXT:
         return None
@@ -64,13 +64,13 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def _meant(name: str, known: Collection[str]) -> str | None:
-    """Return the name of a propagator that resembles *name*."""
+    """Return the name of the propagator that resembles *name*; ``None`` if there is none."""
     plain = name.strip("\"'").replace("-", "_").replace(" ", "_").replace(".", "_")
     return next(iter({plain.lower()} & {KEY}), None) or nearest(plain, [KEY, *sorted(known)])
 
 
 def _proposal(names: Sequence[str], known: Collection[str]) -> str:
-    """Return the same list with the relay, with corrected names, and without names that cannot be loaded."""
+    """Return the list with the relay added, misspelled names corrected, and names that cannot be loaded removed."""
     meant = dict.fromkeys(name if name in known else _meant(name, known) for name in names)
     kept = [name for name in meant if name is not None and name not in (KEY, "none")]
     return ",".join([*(kept or _DEFAULT.split(",")), KEY])

@@ -1,7 +1,7 @@
 """Parse arguments without repeating a credential that was passed by mistake.
 
-Other users of the machine can read a program's arguments, and argparse quotes an argument that it does not
-expect. So a token does not belong there, and an error message must not copy it into a log.
+Other users of the machine can read a program's arguments, and argparse quotes unexpected arguments in its error
+messages. A token must therefore not be passed as an argument, and an error message must not copy one into a log.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 from otel_token_relay.redaction.unknown_tokens import BUILT_IN_RULES
 
-# No command and no option is longer than this.
+# No command or option name is longer than this.
 _MAX_SHOWN: Final = 40
 
 _has_dotted_parts = re.compile(r"[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII).search
 _is_option = re.compile(r"--?[a-z][a-z-]*", re.ASCII).fullmatch
-# argparse quotes the value in `--json=value` here, regardless of what the value is.
+# Here, argparse quotes the value in `--json=value`, regardless of its content.
 _EXPLICIT: Final = re.compile(r"(?<=ignored explicit argument ).*", re.DOTALL)
 _WORD: Final = re.compile(r"[^\s'\"(),]+")
 
 
 def looks_like_token(argument: str) -> bool:
-    """Return whether an argument may be a credential, or contain one."""
+    """Return whether an argument may be or contain a credential."""
     return (
         looks_like_credential(argument)
         or bool(BUILT_IN_RULES.intervals_in(argument))
@@ -41,28 +41,28 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors mask arguments that are long or look like credentials. Its subparsers do the same."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the masked *message*, and exit with 2."""
+        """Print the usage and the masked *message*, and exit with status 2."""
         super().error(mask_arguments(message))
 
 
 def mask_arguments(message: str) -> str:
-    """Return argparse's *message* without any argument that is long or looks like a credential."""
+    """Mask every argument in argparse's *message* that is long or looks like a credential."""
     message = Scrubber().clean_text(_EXPLICIT.sub(MASK, message), NOTHING)
     return escape(_WORD.sub(lambda word: _mask_word(word[0]), message))
 
 
 def conceal(text: str) -> str:
-    """Return *text* with everything that looks like a credential masked, such as a setting that contains a token."""
+    """Mask everything in *text* that looks like a credential, such as a token in a setting."""
     text = Scrubber().clean_text(text, NOTHING)
     return _WORD.sub(lambda word: MASK if looks_like_token(word[0]) and "://" not in word[0] else word[0], text)
 
 
 def describe_unrecognized(arguments: Sequence[str], instead: str | None) -> str:
-    """Return the error message about arguments that the command does not have.
+    """Return the error message for arguments that the command does not support.
 
     Args:
-        arguments: The arguments.
-        instead: The message if one of them is not an option; ``None`` to name it.
+        arguments: The unrecognized arguments.
+        instead: The message to return if any of them is not an option; ``None`` to list the arguments.
     """
     names = [argument.partition("=")[0] if argument.startswith("-") else argument for argument in arguments]
     if instead is not None and not all(map(_is_option, names)):

@@ -1,4 +1,4 @@
-"""``otel-token-relay check``: report what is configured, and whether it works."""
+"""``otel-token-relay check``: report what is configured and whether it works."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class Setting:
 
     Attributes:
         name: The environment variable.
-        value: The value that applies.
+        value: The effective value.
         source: Where the value comes from: ``environment``, or a path in the configuration file.
-        is_replaced: Whether the configured value is invalid, so that *value* is the strict value.
+        is_replaced: Whether the configured value is invalid and has been replaced with the strict value.
     """
 
     name: str
@@ -73,16 +73,16 @@ class Setting:
 
 @dataclass(slots=True)
 class Report:
-    """What `check` found.
+    """The findings of `check`.
 
     Attributes:
         relay: Whether the relay is on.
-        verify: The value of ``…_VERIFY`` that applies.
+        verify: The effective value of ``…_VERIFY``.
         problems: One sentence for each part of the configuration that does not work.
-        warnings: One sentence for each part that works but is probably not intended.
-        libraries: The installed clients, servers and frameworks.
+        warnings: One sentence for each part that works but is probably unintended.
+        libraries: The installed clients, servers, and frameworks.
         settings: The settings that differ from their defaults.
-        issuers: What the issuers' endpoints responded, with ``--online``.
+        issuers: The responses from the issuers' endpoints; empty without ``--online``.
     """
 
     relay: bool
@@ -94,7 +94,7 @@ class Report:
     issuers: list[IssuerReport] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON; `docs/command-line.md` describes it."""
+        """Return the report in the JSON format that `docs/command-line.md` describes."""
         return asdict(replace(self, issuers=[])) | {"issuers": [issuer.as_dict() for issuer in self.issuers]}
 
 
@@ -109,7 +109,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--online", action="store_true", help="ask the issuers for their metadata and keys, and about a token"
+        "--online", action="store_true", help="fetch the issuers' metadata and keys, and look up a token"
     )
     parser.add_argument("--pid", type=int, metavar="N", help="check the environment of process N instead of this one")
     parser.add_argument(
@@ -148,12 +148,12 @@ def _status(report: Report, options: argparse.Namespace) -> int:
 
 
 def _unreachable(report: Report) -> list[str]:
-    """Return the issuers that do not respond."""
+    """Return the issuers that did not respond."""
     return [escape(issuer.issuer) for issuer in report.issuers if issuer.state == "no_response"]
 
 
 def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Report:
-    """Check the settings in *environ* and the libraries of this environment."""
+    """Check the settings in *environ* and the libraries installed in this environment."""
     settings = Settings.load(environ)
     report = Report(relay=relay_problem(environ) is None, verify=settings.verify)
     report.settings = list(_differing(environ, settings))
@@ -175,10 +175,10 @@ def build_report(environ: Mapping[str, str], options: argparse.Namespace) -> Rep
 
 
 def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
-    """Ask the issuers, and add a problem for each whose response cannot be used."""
+    """Query the issuers, and add a problem for each issuer whose response cannot be used."""
     if settings.verification_problem is not None or missing_packages():
         return []
-    # Imported here, because PyJWT is optional and takes 60 ms to import.
+    # Imported here because PyJWT is optional and takes 60 ms to import.
     from otel_token_relay.verification.authenticator import client_from
     from otel_token_relay.verification.endpoints import describe_clock
     from otel_token_relay.verification.issuer_endpoints import ask_issuers
@@ -192,7 +192,7 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
         client=settings.client_credential,
         http=client_from(settings),
     )
-    report.problems += _failures(issuers, "tokens of this issuer cannot be verified")
+    report.problems += _failures(issuers, "this issuer's tokens cannot be verified")
     report.problems += [
         f"{issuer.issuer}: {describe_clock(issuer.clock_difference)} If the clocks differ by more than"
         f" {settings.leeway:g} s, valid tokens are rejected: synchronize them"
@@ -203,7 +203,7 @@ def _ask_issuers(settings: Settings, report: Report) -> list[IssuerReport]:
 
 
 def _ask_token_endpoints(settings: Settings, report: Report) -> list[IssuerReport]:
-    """Ask the token endpoints, if tokens are exchanged, and add a problem for each that cannot be used."""
+    """Query the token endpoints if tokens are exchanged, and add a problem for each one that cannot be used."""
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if not exchanges or settings.exchange_problem is not None or missing_packages():
         return []
@@ -230,7 +230,7 @@ def _differing(environ: Mapping[str, str], settings: Settings) -> Iterator[Setti
     for name, variable in VARIABLES.items():
         value = getattr(settings, name)
         found = [source for source in sources if name in source.values]
-        # For the settings that protect, the strictest value applies, not the first one.
+        # For protective settings, the strictest value takes effect rather than the first one.
         source = next((source for source in found if source.values[name] == value), found[0] if found else None)
         if source is not None and (value != getattr(default, name) or name in source.invalid):
             yield Setting(variable.name, conceal(_shown(value)), source.name, name in source.invalid)
@@ -271,11 +271,11 @@ def _problems(
 def _problems_of_environment(
     environ: Mapping[str, str], settings: Settings, report: Report, options: argparse.Namespace
 ) -> Iterator[str]:
-    """Yield what cannot work with the installed packages."""
+    """Yield the problems that the installed packages cause."""
     if settings.verify != "off" and (missing := missing_packages()):
         yield f"requests cannot be verified because {missing} is missing: pip install 'otel-token-relay[verify]'"
     elif settings.verify != "off" and (clauses := unmet("verify")):
-        yield f"verification requires other versions of its packages: {'; '.join(clauses)}"
+        yield f"verification requires different versions of its packages: {'; '.join(clauses)}"
     context = context_problem(environ)
     if context is None and options.pid is None and not keeps_unknown_keys():
         context = CONTEXT_PROBLEM
@@ -286,7 +286,7 @@ def _problems_of_environment(
         for library in report.libraries
     ):
         yield (
-            "no client, server or framework with a hook is installed in this environment, only Python's own: run this"
+            "no client, server, or framework with a hook is installed in this environment, only Python's own: run this"
             " command in the environment of the service"
         )
     for library in report.libraries:
@@ -327,7 +327,7 @@ def _warnings(
                 "no token is exchanged unless the application verifies it in code: set"
                 f" {VARIABLES['verify'].name}=enforce, or use BearerAuthMiddleware"
             )
-    if options.pid is None and not options.online:  # another process may see other files
+    if options.pid is None and not options.online:  # another process may see different files
         yield from _credential_problems(settings)
     yield from describe_overridden(load_sources(environ), VARIABLES)
     if settings.verify == "report":
@@ -337,7 +337,7 @@ def _warnings(
 
 
 def _credential_problems(settings: Settings) -> Iterator[str]:
-    """Yield why a credential of this service cannot be used now. Nothing is sent."""
+    """Yield the reasons why this service's credentials cannot be used now. No requests are sent."""
     exchanges = any(entry.needs_exchange for entry in settings.entries)
     if settings.verification_problem is not None and not (exchanges and settings.exchange_problem is None):
         return
@@ -380,7 +380,7 @@ def _print(report: Report, options: argparse.Namespace) -> None:
 
 
 def _line_of(kind: Kind, covered: Sequence[Library]) -> str:
-    """Return the libraries of one kind in one line; empty if there are none."""
+    """Return one line that lists the libraries of one kind; empty if there are none."""
     names = [f"{library.name} {library.version or '(standard library)'}" for library in covered if library.kind == kind]
     return f"{KINDS[kind]}: {', '.join(names)}" if names else ""
 

@@ -1,7 +1,7 @@
-"""Which installed libraries have hooks.
+"""Determine which installed libraries have hooks.
 
-`installed_libraries` imports nothing: it reads the metadata of the installed packages and looks for the modules that
-have hooks. `try_hooks` imports every installed library, as an application does, and returns what happened.
+`installed_libraries` imports nothing: it reads the installed packages' metadata and looks for the modules that have
+hooks. `try_hooks` imports every installed library, as an application does, and returns the results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KINDS: Final[dict[Kind, str]] = {
     "signal": "redacted signals",
 }
 
-# Clients that send requests themselves and have no hook. Libraries built on a client with a hook are not listed.
+# Clients that send requests themselves but have no hook. Libraries built on a hooked client are not listed.
 # `docs/servers-and-clients.md` contains the same list.
 UNCOVERED_CLIENTS: Final = (
     "curl_cffi",
@@ -59,10 +59,10 @@ class Library:
 
     Attributes:
         kind: What the library is for.
-        name: The package; for the standard library, the module.
-        version: ``None`` for the standard library.
-        state: `CAN_BE_HOOKED`, `HOOKED`, `NOT_COVERED`, or why the library is not hooked.
-        is_covered: Whether the library is hooked, or will be.
+        name: The package name or, for the standard library, the module name.
+        version: The installed version; ``None`` for the standard library.
+        state: `CAN_BE_HOOKED`, `HOOKED`, `NOT_COVERED`, or the reason why the library is not hooked.
+        is_covered: Whether the library is or will be hooked.
     """
 
     kind: Kind
@@ -76,14 +76,14 @@ class Library:
 
 
 def installed_libraries() -> list[Library]:
-    """Return the libraries that are installed in this environment, without importing any of them."""
+    """Return the libraries installed in this environment without importing any of them."""
     return [*_libraries(_state_of_modules), *_uncovered()]
 
 
 def try_hooks() -> list[Library]:
-    """Import every installed library that has hooks, and return for each whether its hooks were applied.
+    """Import every installed library that has hooks, and return whether each library's hooks were applied.
 
-    The caller must have installed the hooks.
+    The caller must install the hooks first.
     """
     for hook in (*CLIENT_HOOKS, *SERVER_HOOKS):
         if hook.distribution is None or version_of(hook.distribution) is not None:
@@ -103,16 +103,16 @@ def try_hooks() -> list[Library]:
 
 
 def installed_caches() -> dict[str, str]:
-    """Return the version of each installed cache that is known, by name, without importing any of them."""
+    """Return the names and versions of the installed caches that have hooks, without importing any of them."""
     names = dict.fromkeys(hook.distribution for hook in CACHE_HOOKS)
     return {name: version for name in names if name is not None and (version := version_of(name)) is not None}
 
 
 def try_caches() -> list[Library]:
-    """Import the installed caches, try their hooks, and return the results. Nothing remains hooked.
+    """Import the installed caches, try their hooks, and return the results. No hooks remain in place.
 
-    Only an import shows whether a release has the places that must be hooked: without them, one user may get another
-    user's response.
+    Only an import reveals whether the installed release contains the code that must be hooked. If it does not, one user
+    may receive another user's response.
     """
     installed = installed_caches()
     runtime = Runtime(Settings()) if installed else None
@@ -126,10 +126,10 @@ def try_caches() -> list[Library]:
 
 
 def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
-    """Return why *hook* cannot be applied; ``None`` if it can, or if the module cannot be imported at all."""
+    """Return why *hook* cannot be applied; ``None`` if it can be applied or if the module cannot be imported."""
     _import(hook.module)
     module = sys.modules.get(hook.module)
-    if module is None or runtime is None:  # a part of hishel without its client, which no application can use
+    if module is None or runtime is None:  # a hishel module that no application can use without its client
         return None
     patches = Patches()
     try:
@@ -142,7 +142,7 @@ def _try_patch(hook: Hook, runtime: Runtime | None) -> str | None:
 
 
 def try_redaction(settings: Settings) -> list[Library]:
-    """Import the SDK, redact a test token in each signal, and return the results: none without the SDK."""
+    """Import the SDK, redact a test token in each signal, and return the results; empty if the SDK is missing."""
     version = version_of("opentelemetry-sdk")
     if version is None:
         return []
@@ -161,7 +161,7 @@ def _import(module: str) -> None:
 
 
 def version_of(distribution: str) -> str | None:
-    """Return the version of an installed package, or ``None``."""
+    """Return a package's installed version; ``None`` if the package is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -169,9 +169,9 @@ def version_of(distribution: str) -> str | None:
 
 
 def has_module(name: str) -> bool:
-    """Return whether a module is installed, without importing its package."""
+    """Return whether a module is installed without importing its package."""
     root, *rest = name.split(".")
-    # Other finders may have side effects, as this package's own has: it starts verification before a server is
+    # Other finders may have side effects. For example, this package's own finder starts verification before a server is
     # imported.
     spec = None if root in sys.modules and not sys.modules[root] else PathFinder.find_spec(root)
     if spec is None or not rest:
@@ -183,12 +183,12 @@ def has_module(name: str) -> bool:
     return False
 
 
-# The packages that verification requires, by module.
+# The packages that verification requires, keyed by module.
 _TO_VERIFY: Final = {"jwt": "PyJWT", "urllib3": "urllib3"}
 
 
 def missing_packages() -> str:
-    """Return the packages without which no token can be verified; empty if all are installed."""
+    """Return the missing packages that verification requires; empty if all of them are installed."""
     return " and ".join(package for module, package in _TO_VERIFY.items() if not has_module(module))
 
 

@@ -1,4 +1,4 @@
-"""``otel-token-relay demo``: show what the package does, with servers on loopback."""
+"""``otel-token-relay demo``: demonstrate the package with servers on loopback."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Attempt:
     Attributes:
         error: An `ExchangeError`, or ``rejected`` if this service does not accept the caller's token; ``None`` if a
             token was issued.
-        detail: What is wrong, or what is known about the issued token.
+        detail: The problem, or what is known about the issued token.
         advice: What to do; ``None`` if a token was issued.
     """
 
@@ -43,7 +43,7 @@ class Attempt:
         return self.error in _NO_RESPONSE
 
     def as_dict(self) -> dict[str, str | None]:
-        """Return the result as JSON; ``docs/command-line.md`` describes it."""
+        """Return the result in the JSON format that ``docs/command-line.md`` describes."""
         return {"error": self.error, "detail": self.detail, "advice": self.advice}
 
 
@@ -51,8 +51,8 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
     """Obtain a token for *destination*, as a hop would.
 
     Args:
-        settings: The settings, which are complete.
-        destination: The entry.
+        settings: The settings, which must be complete.
+        destination: The destination's entry.
         value: The caller's token; ``None`` for the service's own token.
     """
     from otel_token_relay.exchange.advice import ADVICE
@@ -80,12 +80,12 @@ def try_exchange(settings: Settings, destination: Destination, value: str | None
     return Attempt(error=None, detail=_describe(claims_of(obtained.token.reveal())))
 
 
-# The server has recognized this service, and refuses the random token.
+# The server recognizes this service but refuses the random token.
 _AS_EXPECTED = ("invalid_request", "invalid_grant", "invalid_scope", "invalid_target", "interaction_required")
 
 
 def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
-    """Ask each token endpoint about a random token."""
+    """Ask each token endpoint to exchange a random token."""
     from otel_token_relay.exchange.engine import DEFAULT_TIMEOUT
     from otel_token_relay.exchange.tokens import DestinationTokens
     from otel_token_relay.verification.endpoints import EndpointReport
@@ -117,7 +117,7 @@ def ask_token_endpoints(settings: Settings) -> list[IssuerReport]:
 
 def _caller(settings: Settings, value: str) -> BearerToken:
     token = BearerToken(value, lease=Lease())
-    verification: Verification = AssumedVerification()  # if only the application verifies tokens, in code
+    verification: Verification = AssumedVerification()  # if tokens are verified only in the application's code
     if settings.verify != "off":
         from otel_token_relay.verification.authenticator import verifier_from
 
@@ -127,7 +127,7 @@ def _caller(settings: Settings, value: str) -> BearerToken:
 
 
 def _describe(claims: Mapping[str, Any] | None) -> str:
-    """Return what the issued token is for. It does not name the user."""
+    """Describe what the issued token is for, without identifying the user."""
     if claims is None:
         return "The server issued an opaque token."
     audience = claims.get("aud")

@@ -30,9 +30,9 @@ from otel_token_relay.sources import are_given, describe_overridden
 from otel_token_relay.urls import ReadUrl, read_url
 
 _EPILOG: Final = """\
-The settings are those of this shell's environment, or with --pid those with which a running process was started.
-In a shell, put entries with parameters and URLs in single quotes: an unquoted ; ends the command, and the rest of the
-value is lost.
+The settings come from this shell's environment or, with --pid, from the environment in which a running process was
+started. In a shell, put entries with parameters and URLs in single quotes: an unquoted ; ends the command, and the rest
+of the value is lost.
 
 examples:
   export OTEL_PROPAGATORS=tracecontext,baggage,token_relay
@@ -43,7 +43,7 @@ examples:
 """
 
 NOT_VERIFIABLE: Final = (
-    "every request gets the response 503, because verification cannot start: otel-token-relay check reports the reason"
+    "every request gets a 503 response, because verification cannot start: otel-token-relay check reports the reason"
 )
 
 
@@ -52,13 +52,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "explain",
         help="print whether the token would be relayed to a URL; exit with 1 if not",
-        description="Print the decision for a request to each URL, with a token that is valid and, if this service"
-        " verifies tokens, verified.",
+        description="Print the decision for a request to each URL, assuming a valid token that has been verified if"
+        " this service verifies tokens.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("urls", metavar="URL", nargs="+", help="a URL as the application passes it to its client")
-    parser.add_argument("--without-user", action="store_true", help="explain a call while no request is served")
+    parser.add_argument(
+        "--without-user", action="store_true", help="explain a call that is made while no request is served"
+    )
     parser.add_argument(
         "--online",
         action="store_true",
@@ -100,11 +102,11 @@ def explain(
         pid: The process to which *environ* belongs; ``None`` for this shell.
         without_user: Whether to explain calls that are made while no request is served.
         as_json: Whether to print JSON.
-        is_online: Whether to exchange a token from standard input, or to obtain the service's own.
+        is_online: Whether to exchange a token from standard input or obtain the service's own token.
 
     Returns:
-        0 if a token would be sent to all of them, 1 if it would be withheld from any, and 3 if the only problem is that
-        an authorization server does not respond.
+        0 if a token would be sent to all of the URLs, 1 if it would be withheld from any of them, and 3 if the only
+        problem is that an authorization server does not respond.
 
     Raises:
         NoToken: Standard input contains no token.
@@ -147,7 +149,7 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
     """Try the exchange for each result that needs one."""
     tried = [result.may_exchange for result in results]
     token = read_token("otel-token-relay explain --online URL")[0] if any(tried) and not without_user else None
-    # Without this handler, Python would print the package's warnings, which the result contains in more detail.
+    # Without this handler, Python would also print the package's warnings, which the result covers in more detail.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     return [
         replace(result, attempt=try_exchange(settings, result.explanation.entry, token))
@@ -160,14 +162,14 @@ def _exchange(settings: Settings, results: list[_Result], *, without_user: bool)
 def _relay_off(environ: Mapping[str, str], settings: Settings) -> str | None:
     """Return why no token is relayed to any destination; ``None`` if the relay is on."""
     context = context_problem(environ)
-    # The other problem, a context that no installed package provides, does not stop the relay.
+    # The other possible problem, a context that no installed package provides, does not stop the relay.
     off = relay_problem(environ) or (context if context == CONTEXT_PROBLEM else None)
     cannot_verify = settings.rejects and bool(settings.missing_to_verify or missing_packages())
     return off or (NOT_VERIFIABLE if cannot_verify else None)
 
 
 def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
-    """Read *url*, with a note about the netrc entry of its host, if there is one."""
+    """Parse *url*, and add a note about its host's netrc entry, if there is one."""
     read = read_url(url)
     netrc_note = "" if read.origin is None else describe_netrc(read.origin.host, environ, pid)
     note = f"{read.note} {netrc_note}".strip()
@@ -175,7 +177,7 @@ def _read(url: str, environ: Mapping[str, str], pid: int | None) -> ReadUrl:
 
 
 def _no_destinations(environ: Mapping[str, str], settings: Settings, pid: int | None) -> str:
-    """Return the likely reason why no destination is set at all."""
+    """Return the likely reason why no destinations are set."""
     if are_given("destinations", load_sources(environ)):
         return "Correct the settings: see the problem below." if settings.problems else f"{DESTINATIONS} is empty."
     if pid is not None:
@@ -194,9 +196,9 @@ class _Result:
         url: The URL.
         explanation: The relay's decision.
         relay_problem: Why the relay is off, and what to set; ``None`` if it is on.
-        unset: Why no destination is set; ``None`` if any is.
+        unset: Why no destinations are set; ``None`` if any are.
         exchange_problem: Why no token can be exchanged; ``None`` if the settings are complete.
-        attempt: The result of the exchange; ``None`` if none was tried.
+        attempt: The result of the exchange; ``None`` if no exchange was attempted.
     """
 
     url: ReadUrl
@@ -298,7 +300,7 @@ def _verdict(reason: Reason) -> str:
     return f"withheld: {reason}" if outcome == "withheld" else outcome
 
 
-# What a request would contain. The meanings of `Reason` are those of requests that have been sent.
+# What a request would contain. `Reason.meaning` describes requests that have already been sent.
 _MEANINGS: Final = {
     Reason.EXCHANGED: "A request carries a token that is obtained for this destination in exchange for the caller's, if"
     " it is sent while the caller's request is served and has no credential of its own.",

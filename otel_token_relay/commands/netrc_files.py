@@ -1,6 +1,6 @@
-"""Find the netrc entry that makes a client add a credential of its own, which takes precedence over the token.
+"""Find the netrc entry that makes a client add its own credential, which takes precedence over the token.
 
-The files are read, but their contents are neither kept nor printed.
+This module reads the files but neither stores nor prints their contents.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-# The names that requests looks for in the home directory, in this order.
+# The file names that Requests looks for in the home directory, in this order.
 _NAMES: Final = (".netrc", "_netrc")
 
 
 def describe_netrc(host: str, environ: Mapping[str, str], pid: int | None) -> str:
-    """Return which netrc file has an entry for *host*, and the effect, in one sentence; empty if there is none.
+    """Return a message about the netrc entry for *host* and its effect; empty if there is none.
 
     Args:
-        host: The host of a request.
-        environ: The environment of the client's process.
-        pid: The process, whose files may differ from those of this one; ``None`` for this one.
+        host: The request's host.
+        environ: The environment of the client process.
+        pid: The ID of the client process, which may see different files; ``None`` for the current process.
     """
     names = [environ["NETRC"]] if "NETRC" in environ else [f"{environ.get('HOME', '~')}/{name}" for name in _NAMES]
     name = next((name for name in names if _file(name, pid).exists()), None)

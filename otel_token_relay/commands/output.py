@@ -1,4 +1,4 @@
-"""Print text for a terminal: wrapped to its width, with everything except printable ASCII escaped."""
+"""Print text to a terminal, wrapped to its width, with all characters except printable ASCII escaped."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MAX_WIDTH: Final = 120
 
 
 def say(text: str = "", *, indent: int = 0) -> None:
-    """Print one paragraph. It is wrapped only if standard output is a terminal, so that programs can read the lines.
+    """Print one paragraph. Wrap it only if standard output is a terminal, so that programs can parse the output.
 
     Args:
-        text: A sentence, or an item of a list.
-        indent: The number of spaces before the first line. Further lines have two more.
+        text: A sentence or a list item.
+        indent: The number of spaces before the first line. Continuation lines have two more.
     """
     text = escape(text)
     first = " " * indent
@@ -41,6 +41,9 @@ def say(text: str = "", *, indent: int = 0) -> None:
 
 
 def emphasize(text: str) -> str:
-    """Return *text* in bold if standard output is a terminal and NO_COLOR is not set. Do not pass it to `say`."""
+    """Return *text*, in bold if standard output is a terminal and NO_COLOR is not set.
+
+    Do not pass the result to `say`.
+    """
     is_plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if is_plain else f"\x1b[1m{text}\x1b[0m"

@@ -1,4 +1,4 @@
-"""``otel-token-relay picture FILE``: draw a recorded run as one HTML page, or as a Mermaid diagram."""
+"""``otel-token-relay picture FILE``: draw a recorded run as an HTML page or a Mermaid diagram."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from otel_token_relay.commands import OK, USAGE_ERROR
 
 MAX_BYTES: Final = 128 * 1024 * 1024
-"""A larger recording does not fit in memory on small machines. 10,000 spans have about 20 MB."""
+"""Larger recordings do not fit in memory on small machines. 10,000 spans take about 20 MB."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command. Its messages quote neither the file nor its name, either of which may contain a token."""
+    """Run the command. Its messages quote neither the file's contents nor its name: either may contain a token."""
     from otel_token_relay.pictures import mermaid, page, runs, spans
 
     try:
@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     except spans.NotARecording as error:
         return _fail(str(error))
     except UnicodeDecodeError:
-        return _fail("the file is not text in UTF-8; expected spans in OTLP JSON")
-    except (OSError, ValueError) as error:  # ValueError for a NUL in the name
+        return _fail("the file is not UTF-8 text; expected spans in OTLP JSON")
+    except (OSError, ValueError) as error:  # ValueError if the name contains NUL
         return _fail(f"the file cannot be read: {getattr(error, 'strerror', None) or 'its name is invalid'}")
     limit, write = (mermaid.MAX_HOPS, mermaid.write_mermaid) if options.mermaid else (page.MAX_HOPS, page.write_page)
     drawn = write(runs.build_run(recording, max_hops=limit))

@@ -1,4 +1,4 @@
-"""The environment of another process, for ``--pid``. No code of that process is imported or run."""
+"""Read another process's environment for ``--pid``. None of that process's code is imported or run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class ProcessUnreadable(UsageError):
 
 
 def environment_of(pid: int | None) -> Mapping[str, str]:
-    """Return the environment variables with which a process of the same user was started; ``None`` means this process.
+    """Return the environment variables that a process was started with, or this process's if *pid* is ``None``.
 
-    They include the flags of ``opentelemetry-instrument``, which passes them on as variables. The name of the
-    configuration file is replaced with one that leads to the same file from here, even if the process runs in a
-    container.
+    The variables include the flags of ``opentelemetry-instrument``, which passes its flags on as variables. The
+    configuration file's name is replaced with a path through which this process can read the same file, even if the
+    other process runs in a container.
 
     Raises:
         ProcessUnreadable: The process does not exist, it belongs to another user, or the system is not Linux.
@@ -31,7 +31,7 @@ def environment_of(pid: int | None) -> Mapping[str, str]:
         raise ProcessUnreadable("--pid requires Linux: it reads /proc/PID/environ")
     path = Path("/proc", str(pid), "environ")
     try:
-        # The file is empty until a process that has just been started runs its program.
+        # The file of a newly started process is empty until the process executes its program.
         content = path.read_bytes() or _read_later(path)
     except FileNotFoundError:
         raise ProcessUnreadable(f"process {pid} does not exist") from None

@@ -11,7 +11,7 @@ from otel_token_relay.commands import UsageError
 
 # Larger input is not a token. The verifier's own limit is much lower.
 MAX_BYTES: Final = 1024 * 1024
-# The maximum length of a line that a terminal passes on, on Linux and macOS (N_TTY, MAX_CANON).
+# The maximum length of a line that a terminal passes to a program on Linux and macOS (N_TTY, MAX_CANON).
 _LONGEST_TYPED: Final = {"linux": 4095, "darwin": 1024}
 
 _PREFIX: Final = re.compile(r"(?:authorization[ \t]*:[ \t]*)?bearer[ \t]+", re.IGNORECASE)
@@ -22,15 +22,15 @@ class NoToken(UsageError):
 
 
 def read_token(command: str) -> tuple[str, list[str]]:
-    """Return the token, without surrounding white space and ``Bearer``, and a note for each correction.
+    """Return the token, without surrounding whitespace or the ``Bearer`` prefix, and a note about each correction.
 
-    If standard input is a terminal, the token is not shown while it is typed.
+    If standard input is a terminal, the token is not displayed while it is typed.
 
     Args:
-        command: The command that reads the token, as the user types it, for the message.
+        command: The command that reads the token, as the user types it, for the error message.
 
     Raises:
-        NoToken: The input is empty, too large, or cut by the terminal.
+        NoToken: The input is empty, too large, or truncated by the terminal.
     """
     text = (_ask(command) if sys.stdin is not None and sys.stdin.isatty() else _read()).strip()
     notes = []
@@ -46,7 +46,7 @@ def _read() -> str:
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise NoToken(f"standard input has more than {MAX_BYTES} bytes; expected one token")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes files
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the encoding in which PowerShell writes files
         return data.decode("utf-16", "replace")
     return data.decode("utf-8-sig", "replace")
 
@@ -57,5 +57,5 @@ def _ask(command: str) -> str:
     except EOFError:
         return ""
     if len(text) >= _LONGEST_TYPED.get(sys.platform, MAX_BYTES):
-        raise NoToken(f"a terminal cuts long lines; pass the token as in: {command} < token.txt")
+        raise NoToken(f"a terminal truncates long lines; pass the token as in: {command} < token.txt")
     return text

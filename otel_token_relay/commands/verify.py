@@ -1,6 +1,6 @@
 """``otel-token-relay verify``: read a token from standard input, and report whether this service accepts it.
 
-No output contains the token or a part of it. Values from the token are masked, escaped and shortened.
+The output never contains any part of the token. Values from the token are masked, escaped, and truncated.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     options.claims = [name for names in options.claims for name in names.split(",") if name]
     if (position := _find_token(options.claims)) is not None:
         raise UsageError(f"argument {position} of --claims looks like a token; {NO_ARGUMENTS}")
-    # Without this handler, Python would print the package's warnings, which the result contains in more detail.
+    # Without this handler, Python would also print the package's warnings, which the result covers in more detail.
     logging.getLogger("otel_token_relay").addHandler(logging.NullHandler())
     try:
         outcome = _verify(environment_of(options.pid), options.claims)
@@ -96,16 +96,16 @@ class Outcome:
 
     Attributes:
         result: Whether the token is accepted.
-        reason: Why it was rejected, as `TokenRejected.reason`.
-        summary: What else to say about the result; empty if there is nothing.
-        cause: Why it was rejected, with the expected and the actual values.
+        reason: The reason for the rejection, as in `TokenRejected.reason`.
+        summary: Further information about the result; empty if there is none.
+        cause: The cause of the rejection, with the expected and actual values.
         asked: The names of the claims to print.
-        claims: The values of those that the token has.
-        issuers: What the issuers' endpoints responded.
-        clock_difference: By how many seconds the issuer's clock is ahead, if it is clear which issuer has issued the
-            token.
+        claims: The values of the requested claims that are present in the token.
+        issuers: The responses from the issuers' endpoints.
+        clock_difference: The number of seconds by which the issuer's clock is ahead; ``None`` if it is not clear which
+            issuer issued the token or if its clock is unknown.
         advice: What to do.
-        problems: The problems of the settings.
+        problems: The problems with the settings.
         notes: Remarks about the input and the settings.
     """
 
@@ -122,7 +122,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the outcome as JSON; `docs/command-line.md` describes it."""
+        """Return the outcome in the JSON format that `docs/command-line.md` describes."""
         return {
             "result": self.result,
             "reason": self.reason,
@@ -198,14 +198,14 @@ def _not_configured(advice: str, problems: tuple[str, ...]) -> Outcome:
 
 
 def _find_token(names: Sequence[str]) -> int | None:
-    """Return the position of the first name that may be a token, counted from 1."""
+    """Return the 1-based position of the first name that may be a token."""
     return next(
         (at for at, name in enumerate(names, 1) if len(name) > _MAX_NAME_LENGTH or looks_like_token(name)), None
     )
 
 
 class _Verification:
-    """One run of the verifier and, at the same time, of the requests to the issuer's endpoints."""
+    """One run of the verifier, with concurrent requests to the issuer's endpoints."""
 
     def __init__(self, settings: Settings, verifier: TokenVerifier, token: str, names: tuple[str, ...]) -> None:
         self._settings = settings
@@ -254,10 +254,10 @@ class _Verification:
         return "accepted", None, None, (f"exp: {describe_time(expires)}, {expires - time.time():.0f} s from now",)
 
     def _ask_issuers(self) -> InThread[tuple[IssuerReport, ...]] | None:
-        """Ask the token's issuer or, if it is not a trusted one, all of them.
+        """Query the token's issuer or, if that issuer is not trusted, all trusted issuers.
 
-        If the token names no issuer, only introspection can verify it, so no issuer is asked unless there is an
-        introspection endpoint.
+        If the token does not identify an issuer, only introspection can verify it, so no issuer is queried unless there
+        is an introspection endpoint.
         """
         from otel_token_relay.verification.authenticator import client_from
         from otel_token_relay.verification.issuer_endpoints import InThread, ask_issuers
@@ -287,7 +287,8 @@ class _Verification:
         return found
 
     def _conceal_report(self, report: IssuerReport) -> IssuerReport:
-        # The issuer chooses the names of its keys, and a forged signature can contain one.
+        # The issuer chooses its key IDs, and a forged token's signature can contain one, so the results are concealed
+        # too.
         endpoints = [
             replace(endpoint, result=self._concealment.text(endpoint.result, MAX_CLAIM_LENGTH))
             for endpoint in report.endpoints
@@ -298,7 +299,7 @@ class _Verification:
         return self._concealment.text(name, _MAX_NAME_LENGTH)
 
     def _conceal(self, value: Any) -> Any:
-        """Return a claim's value for printing: a number or a constant as it is, and anything else as text."""
+        """Return a claim's value for printing: numbers and constants unchanged, and all other values as text."""
         shown = self._concealment.value(value, MAX_CLAIM_LENGTH)
         is_plain = value is None or isinstance(value, (bool, int, float))
         return value if is_plain and shown == json.dumps(value) else shown
@@ -316,19 +317,19 @@ def _advise(
     if cause is not None:
         return _advise_about_clocks(reason, clock_difference) or cause.advice
     if any(report.state == "problem" for report in issuers):
-        return "Correct the endpoint that the list names; until then, every request fails with 503."
+        return "Correct the endpoint that has a problem; until then, every request fails with 503."
     return "Make sure that this machine can reach the issuer; until then, every request fails with 503."
 
 
 def _advise_about_clocks(reason: str | None, difference: float | None) -> str | None:
-    """Return the advice that follows from the measured clock difference; ``None`` if the clocks are not the cause."""
+    """Return advice based on the measured clock difference; ``None`` if the clocks are not the cause."""
     from otel_token_relay.verification.endpoints import MIN_CLOCK_DIFFERENCE
 
     if difference is None or reason not in ("expired", "not_yet_valid"):
         return None
     is_ahead, is_behind = difference >= MIN_CLOCK_DIFFERENCE, difference <= -MIN_CLOCK_DIFFERENCE
     if is_ahead if reason == "not_yet_valid" else is_behind:
-        return "Synchronize the clocks of the issuer and of this machine."
+        return "Synchronize the clocks of the issuer and this machine."
     if reason == "not_yet_valid":
         return "The issuer has issued the token for later use. The caller must wait, or get another token."
     return None

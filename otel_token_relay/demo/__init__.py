@@ -1,6 +1,6 @@
-"""A demonstration on loopback: three services, a third party and an authorization server.
+"""A demonstration on loopback: three services, a third party, and an authorization server.
 
-Everything except the users is real: processes, HTTP, OpenTelemetry, an OAuth server and its signed
+Everything except the users is real: processes, HTTP, OpenTelemetry, an OAuth server, and its signed
 tokens. The servers listen only on loopback, because the authorization server has fixed client secrets
 and no login page. Importing this package does not load any of the servers.
 """
@@ -36,14 +36,14 @@ def run(record: str | None = None) -> int:
     """Run the demo and return its exit status.
 
     Args:
-        record: The file to which the spans of the calls are written; ``None`` for none.
+        record: The file to write the calls' spans to; ``None`` to write no file.
 
     Returns:
-        0 if every token reached only services that may have it and every invalid token was rejected;
+        0 if every token reached only services that may receive it and every invalid token was rejected;
         130 after Ctrl-C; 1 otherwise, including if a process did not start.
 
     Raises:
-        ModuleNotFoundError: A package in the ``demo`` extra is missing.
+        ModuleNotFoundError: A package from the ``demo`` extra is missing.
     """
     for name in _NEEDED:
         if importlib.util.find_spec(name) is None:
@@ -52,7 +52,7 @@ def run(record: str | None = None) -> int:
         from otel_token_relay.demo.processes import keep_standard_streams_open
 
         keep_standard_streams_open()
-        # Importing the rest takes a second, during which the user should not have to guess.
+        # Importing the rest takes a second, so first show the user what is happening.
         print(_START, flush=True)  # noqa: T201
         from otel_token_relay.demo.runner import run_demo
 

@@ -1,13 +1,14 @@
-"""An authorization server for the demo and for tests: Authlib and Flask, RS256 access tokens, all in memory.
+"""An in-memory authorization server for the demo and for tests, built with Authlib and Flask.
 
 It has two users, alice and bob, but no login page: it assumes that the user in ``login_hint`` has signed in
-and given consent. Therefore, it listens only on loopback and stores nothing on disk.
+and given consent. Therefore, it listens only on loopback and stores nothing on disk. It signs access
+tokens with RS256.
 
     python -m otel_token_relay.demo.authorization_server --port 9400
 
-Source: RFC 6749 (authorization code, refresh token and client credentials), RFC 7636 (PKCE, S256
-only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` names the audience), RFC 8693 (token
-exchange), RFC 7662 (introspection), RFC 7009 (revocation), RFC 8414 (metadata).
+Source: RFC 6749 (authorization code, refresh token, and client credentials), RFC 7636 (PKCE, S256
+only), RFC 9068 (JWT access tokens), RFC 8707 (``resource`` specifies the audience), RFC 8693 (token
+exchange), RFC 7662 (introspection), RFC 7009 (revocation), and RFC 8414 (metadata).
 """
 
 # Authlib has no type hints, and its documented types differ from those that pyright infers.
@@ -96,10 +97,10 @@ CLIENTS: Final = {client.client_id: client for client in (WEB, KIOSK, *SERVICES)
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person with an account. The user's name is the ``sub`` of all the user's tokens.
+    """A person with an account. The user's name is the ``sub`` claim of all of the user's tokens.
 
     Attributes:
-        actor: The service that acts for the user, as in the ``act`` claim; ``None`` if the user acts.
+        actor: The service that acts for the user, as in the ``act`` claim; ``None`` if the user acts directly.
     """
 
     name: str
@@ -189,7 +190,7 @@ class Keys:
             keep: Whether the existing keys stay in the key set, so that existing tokens can still be verified.
 
         Returns:
-            The ``kid`` of the new key.
+            The new key's ``kid``.
         """
         key = _new_key()
         with self._lock:
@@ -499,10 +500,10 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def serve(build: Callable[[str], WSGIApplication], *, port: int = 0, fd: int | None = None) -> None:
-    """Print the line ``ready URL``, then serve on loopback until the process ends.
+    """Print the ``ready URL`` line, then serve on loopback until the process ends.
 
     Args:
-        build: A callable that returns the application for that URL.
+        build: A callable that returns the application for the URL.
         port: The port to listen on; 0 for any free port.
         fd: The file descriptor of a listening socket, used instead of the port.
     """

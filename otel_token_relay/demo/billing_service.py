@@ -1,4 +1,4 @@
-"""The service that gets tokens of its own: it accepts only those that are meant for it, and not the callers'."""
+"""The service that receives tokens of its own: it accepts only tokens that are intended for it, not the callers'."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from otel_token_relay.verification import AsyncTokenVerifier
 from otel_token_relay.verification.asgi import BearerAuthMiddleware
 
-# A rejected caller is not told the reason, which is logged at this level.
+# Rejected callers are not told the reason, which is logged at this level.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 

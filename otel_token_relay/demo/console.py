@@ -1,4 +1,4 @@
-"""The demo's console output, which needs at least 80 columns and is plain text if it is piped."""
+"""The demo's console output, which requires at least 80 columns and is plain text when piped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Report:
     """Print the demo's results part by part.
 
     Args:
-        console: The console to print to. Its width, its encoding and whether it is a terminal determine the
+        console: The console to print to. Its width, its encoding, and whether it is a terminal determine the
             layout.
 
     Attributes:
@@ -79,7 +79,7 @@ class Report:
         self._print_table(title, dict(zip(COLUMNS, widths, strict=True)), rows, has_header=has_header)
 
     def print_tokens(self, title: str, user: str) -> None:
-        """Print a table with the tokens that each service has received for *user*, one row per service and token."""
+        """Print a table of the tokens that each service has received for *user*, one row per service and token."""
         rows = [
             (Text(hop.note.receiver), Text(token.subject), Text(token.audience))
             for hop in self.hops
@@ -145,7 +145,7 @@ class Report:
 
     @staticmethod
     def _variable(name: str, value: str, names: Mapping[str, str]) -> list[Text]:
-        """Return one line or, for a list of URLs, the name and then one line for each of them."""
+        """Return one line or, for a list of URLs, one line for the name and one line for each URL."""
         parts = re.split(r"(?<=,)", value) if "://" in value else [value]
         meanings = [names.get(part.rstrip(",").partition(";")[0], "") for part in parts]
         width = max(map(len, parts))
@@ -179,7 +179,7 @@ class Report:
 
 
 def hop_cells(hop: Hop) -> tuple[str, ...]:
-    """Return a hop's table cells: user, sender, receiver, client, decision, reason, received token."""
+    """Return a hop's table cells: user, sender, receiver, client, decision, reason, and received token."""
     receiver = hop.note.receiver
     return (
         hop.call.user or NO_USER,
@@ -193,5 +193,5 @@ def hop_cells(hop: Hop) -> tuple[str, ...]:
 
 
 def check_cells(outcome: Outcome) -> tuple[str, str, str]:
-    """Return a token check's table cells: token description, response, reason."""
+    """Return a token check's table cells: token description, response, and reason."""
     return outcome.check.what, f"{outcome.status} {outcome.error or outcome.name}".rstrip(), outcome.reason

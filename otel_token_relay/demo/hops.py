@@ -1,8 +1,8 @@
-"""Join the senders' decisions with the received requests, and find faults.
+"""Match the senders' decisions to the received requests, and find faults.
 
-The decisions come from the senders' telemetry, as CLIENT spans that OpenTelemetry's console exporter has
-written. The received requests come from the recorders' notes. Each request contains its sender's span ID,
-which is used to join the two. This module does no I/O.
+The decisions come from the senders' telemetry, as CLIENT spans written by OpenTelemetry's console exporter.
+The received requests come from the recorders' notes. Each request contains its sender's span ID, which is
+used to match the two. This module performs no I/O.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANONYMOUS = "anonymous"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A request from outside, which begins a trace.
+    """A request from outside, which starts a trace.
 
     Attributes:
         user: The calling user; ``None`` for an anonymous caller.
@@ -37,7 +37,7 @@ class Call:
     receiver: str = "user-service"
 
     def traceparent(self) -> str:
-        """Return the value of the ``traceparent`` header, which begins the trace."""
+        """Return the value of the ``traceparent`` header, which starts the trace."""
         return f"00-{self.trace_id}-{secrets.token_hex(8)}-01"
 
 
@@ -65,7 +65,7 @@ class Hop:
 
 
 def read_spans(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the spans that the console exporter has written, except for an incomplete last one."""
+    """Yield the spans that the console exporter has written, except for an incomplete last span."""
     decoder = json.JSONDecoder()
     position = text.find("{")
     while position >= 0:
@@ -127,10 +127,10 @@ def find_faults(
     """Return a description of each fault, such as a token that is missing or was received by mistake.
 
     Args:
-        notes: All notes, including those about requests that are not hops.
+        notes: All notes, including notes about requests that are not hops.
         listed: The receivers that may receive the caller's token.
-        exchanged: The receivers that must get a token of their own, for the caller and with their name as the only
-            audience.
+        exchanged: The receivers that must receive a token of their own, issued for the caller and with the receiver's
+            name as the only audience.
     """
     by_trace = {call.trace_id: call for call in calls}
     faults = [fault for note in notes for fault in _find_misdirected(note, by_trace, listed, exchanged)]

@@ -1,14 +1,14 @@
-"""End a program and everything that it has started as soon as the process that started it ends, even by SIGKILL.
+"""Kill a program and everything that it has started as soon as its parent exits, even if the parent is killed.
 
-The parent keeps the write end of a pipe, and the operating system closes it when the parent ends. This file runs as
-a script between the two: it forks a guard, which waits for the end of the pipe, and then becomes the program, so the
-program has the process ID that the parent knows. The end of a pipe is permanent, so it does not matter whether the
-parent ends before or after the guard begins to wait.
+The parent holds the write end of a pipe, which the operating system closes when the parent exits. This file runs as
+a script between the parent and the program: it forks a guard, which waits for the pipe to close, and then becomes the
+program, so the program has the process ID that the parent expects. A closed pipe stays closed, so it does not matter
+whether the parent exits before or after the guard starts to wait.
 
-The program must lead a process group (``start_new_session=True``). The guard belongs to that group and ends all of
-it. It ignores the signals by which programs are asked to end, so the parent must finally send SIGKILL to the group.
+The program must lead a process group (``start_new_session=True``). The guard belongs to that group and kills all of
+it. The guard ignores the signals that ask programs to exit, so the parent must finally send SIGKILL to the group.
 
-Importing this module loads nothing else from this package, which would take the script longer than its work.
+Importing this module loads nothing else from this package, because that would take longer than the script's work.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
-# The program inherits only file descriptors that its parent names, which are below this number. On systems without
-# the call `close_range`, closing all possible ones would take long.
+# The program inherits only file descriptors that its parent specifies, which are below this number. On systems
+# without the `close_range` call, closing all possible descriptors would take a long time.
 _ABOVE_ALL_FDS = 1 << 16
 
 
 def tie(command: Sequence[str], lifeline: int) -> list[str]:
-    """Return the command that runs *command* for as long as the process that holds the pipe's write end lives.
+    """Return the command that runs *command* only as long as the process that holds the pipe's write end is alive.
 
     Args:
         lifeline: The read end of the pipe, which the program must inherit (``pass_fds``). Only the parent may hold

@@ -1,4 +1,4 @@
-"""Start programs, each in its own process group, and end them all, also if this process is killed."""
+"""Start programs, each in its own process group, and kill them all at the end, even if this process is killed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from otel_token_relay.demo.lifeline import tie
 
 
 class StartFailed(Exception):
-    """The demo cannot run. If a program ended or was not ready in time, the message quotes the end of its log."""
+    """The demo cannot run. If a program exited or was not ready in time, the message quotes the end of its log."""
 
 
 class Signals:
-    """Within the block, raise an exception when a terminating signal arrives, unless signals are `held`.
+    """Within the block, raise an exception when a termination signal arrives, unless signals are `held`.
 
     ``SIGINT`` raises `KeyboardInterrupt`; the other signals raise `SystemExit`. Only the first signal
     raises an exception, because a second one must not interrupt the cleanup.
@@ -75,7 +75,7 @@ class Signals:
 class Processes:
     """The programs in one run. Leaving the block kills them and every process that they have started.
 
-    If this process is killed instead, the same processes end; see `otel_token_relay.demo.lifeline`.
+    If this process is killed instead, the same processes are killed; see `otel_token_relay.demo.lifeline`.
 
     Args:
         folder: The folder for each program's output: ``NAME.out`` and ``NAME.err``.
@@ -129,10 +129,10 @@ class Processes:
         """Wait until a program is ready.
 
         Args:
-            is_ready: A callable, which is called repeatedly until it returns true.
+            is_ready: A callable that is called repeatedly until it returns true.
 
         Raises:
-            StartFailed: The program ended or was not ready in time.
+            StartFailed: The program exited or was not ready in time.
         """
         deadline = time.monotonic() + seconds
         while not is_ready():
@@ -157,7 +157,7 @@ class Processes:
 
 @contextmanager
 def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
-    """Create a folder and remove it at the end of the block. No signal interrupts either.
+    """Create a folder and remove it at the end of the block. No signal interrupts either operation.
 
     Raises:
         StartFailed: The folder cannot be created.
@@ -177,8 +177,8 @@ def temporary_folder(signals: Signals) -> Generator[Path, None, None]:
 def keep_standard_streams_open() -> None:
     """Replace each closed standard stream with the null device.
 
-    Otherwise, the next file or socket would get its file descriptor, which a program would then use as a standard
-    stream, and `sys.stdout` would be ``None``.
+    Otherwise, the next file or socket would get the stream's file descriptor, which a program would then use as a
+    standard stream, and `sys.stdout` would be ``None``.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
@@ -199,7 +199,7 @@ def listen() -> tuple[socket.socket, str]:
     """
     try:
         listener = socket.create_server(("127.0.0.1", 0))
-        # Fails if the loopback interface is down. Its addresses can be bound nevertheless.
+        # This fails if the loopback interface is down. Its addresses can be bound even then.
         with socket.create_connection(listener.getsockname(), 5), listener.accept()[0]:
             pass
     except OSError as error:

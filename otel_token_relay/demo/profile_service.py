@@ -15,14 +15,14 @@ from otel_token_relay.verification.fastapi import Principal, current_principal
 ISSUER = os.environ["ISSUER"]
 THIRD_PARTY = os.environ["THIRD_PARTY"]
 
-# A rejected caller is not told the reason, which is logged at this level.
+# Rejected callers are not told the reason, which is logged at this level.
 logging.basicConfig()
 logging.getLogger("otel_token_relay").setLevel(logging.DEBUG)
 
 verifier: AsyncTokenVerifier = AsyncTokenVerifier(
     issuers=[ISSUER],
     audience="profile-service",
-    leeway=0,  # one machine has one clock; the default of 30 seconds allows for several machines
+    leeway=0,  # one machine has one clock; the default of 30 seconds allows for clock skew
     # Each token is also introspected, because a JWT does not show whether it has been revoked.
     introspection_endpoint=f"{ISSUER}/introspect",
     client_id="profile-service",
@@ -35,7 +35,7 @@ app.add_middleware(BearerAuthMiddleware, verifier=verifier, realm="profiles", ex
 
 @app.get("/profile")
 async def profile(caller: Annotated[Principal, Depends(current_principal)]) -> dict[str, str | None]:
-    await asyncio.sleep(0.05)  # as long as a database query
+    await asyncio.sleep(0.05)  # about as long as a database query
     return {"name": caller.subject}
 
 

@@ -1,6 +1,6 @@
 """Record every request that a service receives, without changing the service.
 
-A note contains the subject, the audience and the SHA-256 digest of each token, never the token itself.
+A note contains the subject, the audience, and the SHA-256 digest of each token, but never the token itself.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _read_traceparent = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a
 
 
 class SeenToken(NamedTuple):
-    """What a note contains about a token, which has not been verified.
+    """What a note contains about an unverified token.
 
     Attributes:
         digest: See `digest`.
         subject: The ``sub`` claim; ``?`` if it cannot be read.
-        audience: The ``aud`` claim, as names separated by commas; ``?`` if it cannot be read.
+        audience: The ``aud`` claim, as comma-separated names; ``?`` if it cannot be read.
     """
 
     digest: str
@@ -46,12 +46,12 @@ class Note:
     """One received request.
 
     Attributes:
-        receiver: The service that received it.
+        receiver: The service that received the request.
         trace_id: 32 hexadecimal digits; empty if the request has no traceparent.
         span_id: The sender's span ID, 16 hexadecimal digits; empty if the request has no traceparent.
         client: The first word of the User-Agent, such as ``python-httpx/0.28.1``.
         credentials: The number of Authorization lines.
-        tokens: Each token found in the target, headers or body.
+        tokens: Each token found in the target, headers, or body.
     """
 
     receiver: str
@@ -69,7 +69,7 @@ class Note:
 
 
 class Recorder:
-    """An ASGI middleware that appends a line of JSON to a file for each request."""
+    """ASGI middleware that appends a line of JSON to a file for each request."""
 
     def __init__(self, app: App, receiver: str, path: str) -> None:
         self._app = app
@@ -84,7 +84,7 @@ class Recorder:
         while messages[-1].get("more_body"):
             messages.append(await receive())
         note = take_note(self._receiver, scope, b"".join(message.get("body", b"") for message in messages))
-        # Make one short write in append mode, so that lines from several processes are not interleaved.
+        # Make one short write in append mode, so that lines from multiple processes are not interleaved.
         with open(self._path, "a", encoding="utf-8", buffering=1) as notes:
             notes.write(json.dumps(asdict(note)) + "\n")
 
@@ -111,7 +111,7 @@ def take_note(receiver: str, scope: Scope, body: bytes) -> Note:
 
 
 def digest(token: bytes) -> str:
-    """Return an identifier for a token without revealing the token."""
+    """Return an identifier for a token that does not reveal the token."""
     return hashlib.sha256(token).hexdigest()
 
 
@@ -130,6 +130,6 @@ def read_token(token: bytes) -> SeenToken:
 
 
 def build() -> Recorder:
-    """Wrap the application that the environment names in a recorder, for ``uvicorn --factory``."""
+    """Return a recorder around the application that the environment specifies, for ``uvicorn --factory``."""
     app = import_from_string(os.environ[APP_VARIABLE])
     return Recorder(app, os.environ[NAME_VARIABLE], os.environ[NOTES_VARIABLE])

@@ -73,7 +73,7 @@ def run_demo(record: str | None = None) -> int:
 
 
 class Runner:
-    """One run of the demo: its processes, users and calls.
+    """One run of the demo: its processes, users, and calls.
 
     Args:
         folder: The folder for output and notes, which is removed when the demo ends.
@@ -138,7 +138,7 @@ class Runner:
         return settings | {env.OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET_FILE: f"…/{self._secret.name}"}
 
     def _exchange_settings(self) -> dict[str, str]:
-        """Write the client secret of user-service to a file, and return the variables for relay and exchange."""
+        """Write user-service's client secret to a file, and return the variables for relaying and exchanging tokens."""
         self._secret.touch(mode=0o600)
         self._secret.write_text(f"{USER_SERVICE}-secret\n")
         profile_service, billing_service = self._urls[PROFILE_SERVICE], self._urls[BILLING_SERVICE]
@@ -252,7 +252,7 @@ class Runner:
         return call
 
     async def _call(self, connection: httpx.AsyncClient, call: Call) -> str | None:
-        """Call user-service as the user of *call*, and return the fault, if there is one."""
+        """Call user-service as the user of *call*, and return the fault, if any."""
         headers = {"traceparent": call.traceparent()}
         if call.user is not None:
             headers["authorization"] = f"Bearer {self._tokens[call.user]}"
@@ -291,12 +291,12 @@ class Runner:
         return [recorder.Note.from_json(line) for line in self._notes.read_text().splitlines()]
 
     def _find_leaks(self) -> list[str]:
-        """Return a fault for each file that contains a token among its spans, logs or notes."""
+        """Return a fault for each file whose spans, logs, or notes contain a token."""
         faults = []
         for path in sorted(self._folder.iterdir()):
             content = path.read_bytes()
             users = [user for user, token in self._known if token.encode() in content]
-            # Only user-service and billing-service know the exchanged tokens.
+            # Only user-service and billing-service have the exchanged tokens.
             users += [recorder.read_token(token).subject for token in recorder.find_tokens(content)]
             faults += [f"{path.name} contains {user}'s token" for user in dict.fromkeys(users)]
         return faults
@@ -307,14 +307,14 @@ def _environment() -> dict[str, str]:
 
 
 def _telemetry() -> dict[str, str]:
-    """Return the variables that send spans to standard output and switch off the other exporters."""
+    """Return the variables that send spans to standard output and disable the other exporters."""
     others = {entry.name for entry in entry_points(group="opentelemetry_instrumentor")} - _INSTRUMENTED
     return {
         "OTEL_TRACES_EXPORTER": "console",
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        # Each of these would import a library that the demo does not use. If many are installed, this takes seconds.
+        # Each of these would import a library that the demo does not use, which takes seconds if many are installed.
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(sorted(others)),
     }
 

@@ -1,4 +1,4 @@
-"""Sign a demo user in and out. This module plays the part of the browser.
+"""Sign demo users in and out. This module acts as the browser.
 
 Source: RFC 6749, section 4.1; RFC 7636, section 4; RFC 7009.
 """
@@ -26,7 +26,7 @@ def sign_in(
 
     Args:
         client_id: The ID of a public client.
-        resource: The service or services that the token is for (RFC 8707); none for profile-service.
+        resource: The service or services that the token is for (RFC 8707). If empty, the token is for profile-service.
 
     Raises:
         RuntimeError: The authorization server rejected the request. The message does not quote the response.
@@ -80,9 +80,9 @@ class _Response(NamedTuple):
 
 
 def _send(issuer: str, method: str, target: str, form: Mapping[str, str | Sequence[str]] | None = None) -> _Response:
-    """Send one request, and follow no redirect.
+    """Send one request without following redirects.
 
-    The client is one that the relay does not hook and that tests do not mock.
+    The relay does not hook this HTTP client, and tests do not mock it.
     """
     connection = HTTPConnection(urlsplit(issuer).netloc, timeout=10)
     try:

@@ -1,4 +1,4 @@
-"""A server outside the organization: it has no telemetry, is not a listed destination and must not receive a token."""
+"""A server outside the organization. It has no telemetry, is not a listed destination, and must not receive tokens."""
 
 from typing import Any
 

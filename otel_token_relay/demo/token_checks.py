@@ -21,7 +21,7 @@ class TokenCheck:
 
     Attributes:
         what: A description of the token.
-        call: The service that is called, the user and the trace of the request.
+        call: The called service, the user, and the request's trace.
         token: The token to send; ``None`` for a request without one.
         reason: The expected reason for rejection; empty if the token must be accepted.
     """
@@ -53,8 +53,8 @@ def run_check(check: TokenCheck, client: httpx.Client, log: Path, path: str = "/
     """Call the service and return the outcome.
 
     Args:
-        client: A client whose base URL is that of the service.
-        log: The log of the service, which logs the reason before it responds.
+        client: A client whose base URL is the service's URL.
+        log: The log file of the service, which logs the reason before it responds.
         path: A path that requires a token.
     """
     headers = {"traceparent": check.call.traceparent()}

@@ -1,7 +1,8 @@
-"""The rules of token exchange for the demo's authorization server (RFC 8693), which Authlib does not implement.
+"""The demo authorization server's rules for token exchange (RFC 8693), which Authlib does not implement.
 
-A service exchanges an access token that it has received for one that is meant for another service. The subject stays
-the same. If the service sends its own access token as ``actor_token``, the issued token names it in ``act``.
+A service exchanges an access token that it has received for one that is intended for another service. The subject
+stays the same. If the service sends its own access token as ``actor_token``, the issued token's ``act`` claim
+identifies the service.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _TYPES: Final = (ACCESS_TOKEN, "urn:ietf:params:oauth:token-type:jwt")
 
 
 class InvalidTargetError(OAuth2Error):
-    """The server does not know the service that the token is requested for (RFC 8693, section 2.2.2)."""
+    """The token is requested for an unknown service (RFC 8693, section 2.2.2)."""
 
     error: str | None = "invalid_target"
 
@@ -37,11 +38,11 @@ class IssuedToken(Protocol):
 
 
 class Exchange(NamedTuple):
-    """What the server must issue.
+    """The token that the server must issue.
 
     Attributes:
         subject: The ``sub`` claim.
-        actor: The ``act`` claim; ``None`` for none.
+        actor: The ``act`` claim; ``None`` to omit it.
         scope: The scopes, separated by spaces.
     """
 
@@ -58,13 +59,13 @@ def read_exchange(
     services: Collection[str],
     find_token: Callable[[str], IssuedToken | None],
 ) -> Exchange:
-    """Check a request to the token endpoint, and return what it asks for.
+    """Check a request to the token endpoint, and return the token that it requests.
 
     Args:
-        form: The parameters of the request.
+        form: The request's parameters.
         client_id: The authenticated client.
-        audiences: The values of ``audience`` and ``resource``.
-        services: The names of the services for which tokens are issued. A service's URI is ``https://`` and its name.
+        audiences: The values of the ``audience`` and ``resource`` parameters.
+        services: The names of the services that tokens are issued for. A service's URI is ``https://`` plus its name.
         find_token: Returns a valid access token that the server has issued; ``None`` if there is none.
 
     Raises:
@@ -91,7 +92,7 @@ def read_exchange(
 def _find_token(
     form: Mapping[str, str], name: str, find_token: Callable[[str], IssuedToken | None]
 ) -> IssuedToken | None:
-    """Return the token in a parameter; ``None`` without such a parameter."""
+    """Return the token in a parameter; ``None`` if the parameter is missing."""
     if name not in form:
         return None
     if form.get(f"{name}_type") not in _TYPES:

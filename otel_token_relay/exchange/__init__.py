@@ -1,7 +1,7 @@
-"""Exchange the caller's token for one that is meant for a single destination (RFC 8693).
+"""Exchange the caller's token for one that is intended for a single destination (RFC 8693).
 
-`TokenExchanger` and `AsyncTokenExchanger` need the extra ``exchange``. They are imported on first access, because
-`TokenUnavailable`, which a call to a ``;required`` destination raises, needs no extra.
+`TokenExchanger` and `AsyncTokenExchanger` require the ``exchange`` extra. They are imported on first access, because
+`TokenUnavailable`, which a call to a ``;required`` destination raises, must be available without it.
 """
 
 from __future__ import annotations

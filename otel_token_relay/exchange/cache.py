@@ -1,10 +1,10 @@
-"""A cache of exchanged tokens that cannot mix users. Pure: no I/O; the clocks are passed in.
+"""A cache of exchanged tokens that cannot mix up users. Pure: no I/O; the clocks are passed in.
 
-An entry is found only by the token that it was obtained for, so the caller of a lookup holds that token already.
-Nothing is stored under a user, a session or a name: published caches that did so returned other users' tokens.
+A result can be found only with the token for which it was obtained, so the code that looks it up already holds that
+token. Nothing is stored by user, session, or name: published caches that did so returned other users' tokens.
 
 Failures are stored and limited separately from successes. A caller that sends made-up tokens can therefore neither
-displace a success nor make the server refuse the same token again and again.
+displace a success nor make the server refuse the same token over and over.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ DEFAULT_SIZE: Final = 4096
 _SUBJECT_LENGTH: Final = 32
 _MAX_FAILURES: Final = 1024
 
-# A result is not used in its last 30 s, or in its last tenth if it is short-lived, since a hop takes time.
+# Because a hop takes time, a result is not used in the last 30 s of its lifetime, or in the last tenth if it is
+# short-lived.
 _MARGIN_SECONDS: Final = 30.0
 _MARGIN_SHARE: Final = 0.1
-# Neither the result nor the subject says when it expires.
+# The result's lifetime if neither the result nor the caller's token contains an expiration time.
 _UNKNOWN_SECONDS: Final = 60.0
 _RENEWAL_SHARE: Final = 0.8
 _FAILURE_SECONDS: Final = 5.0
@@ -40,10 +41,10 @@ class Exchanged(NamedTuple):
 
     Attributes:
         value: The issued token.
-        until: The time on the monotonic clock, in seconds, until which it may be used.
-        expires_at: The time on the wall clock, in seconds since the epoch, at which it must not be used any more;
+        until: The time on the monotonic clock, in seconds, until which the token may be used.
+        expires_at: The time on the wall clock, in seconds since the epoch, from which the token must no longer be used;
             ``None`` if unknown.
-        renew_at: The time on the monotonic clock from which the service's own token is renewed ahead of time.
+        renew_at: The time on the monotonic clock, in seconds, from which the service's own token is renewed in advance.
     """
 
     value: str
@@ -67,11 +68,11 @@ def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
 
 
 def key_of(subject: bytes, endpoint: bytes, actor: bytes = b"") -> bytes:
-    """Return the cache key. Its parts have fixed lengths, so no two combinations have the same key.
+    """Return the cache key. Its parts have fixed lengths, so no two combinations of parts have the same key.
 
     Args:
         subject: The digest of the caller's token; 32 zero bytes for the service's own token.
-        endpoint: `endpoint_hash` of the destination.
+        endpoint: The result of `endpoint_hash` for the destination.
         actor: The digest of the service's own token; empty if none is sent.
     """
     return subject + endpoint + actor
@@ -101,7 +102,8 @@ class ExchangeCache:
         found = self._successes.get(key)
         if found is None:
             return None
-        # A clock may be set, and a process may sleep, so both clocks must agree.
+        # The wall clock may be set, and the monotonic clock may stop while the machine sleeps, so both clocks must
+        # agree.
         is_valid = self._monotonic() < found.until and (found.expires_at is None or self._now() < found.expires_at)
         return found if is_valid else None
 
@@ -110,18 +112,18 @@ class ExchangeCache:
         self._successes.put(key, result)
 
     def drop(self, key: bytes, rejected: BearerToken) -> None:
-        """Remove the result for a key if it is this token, which its destination has rejected."""
+        """Remove the result for a key if it is the token that its destination has rejected."""
         found = self._successes.get(key)
         if found is not None and BearerToken.from_parsed(found.value) == rejected:
             self._successes.drop(key)
 
     def failure(self, key: bytes) -> ExchangeFailed | None:
-        """Return the failure of the last exchange if it is too recent to try again."""
+        """Return the failure of the last exchange if it happened too recently to try again."""
         found = self._failures.get(key)
         return found.failure if found is not None and self._monotonic() < found.until else None
 
     def has_succeeded(self, key: bytes) -> bool:
-        """Return whether an exchange of the same token, for any destination, has succeeded before."""
+        """Return whether an exchange of the same token has already succeeded for any destination."""
         return self._subjects.get(key[:_SUBJECT_LENGTH]) is not None
 
     def put(self, key: bytes, issued: Issued, subject_expires_at: float | None, *, is_own: bool = False) -> Exchanged:
@@ -131,7 +133,8 @@ class ExchangeCache:
             key: `key_of` the exchange.
             issued: The server's response.
             subject_expires_at: When the caller's token expires, in seconds since the epoch; ``None`` if unknown.
-            is_own: Whether the service acts on its own behalf, so that only the result limits its life.
+            is_own: Whether the service acts on its own behalf, in which case only the server's response limits the
+                result's lifetime.
 
         Returns:
             The result, which may already be too old to be used again.
@@ -155,15 +158,15 @@ class ExchangeCache:
         return result
 
     def put_failure(self, key: bytes, failure: ExchangeFailed) -> None:
-        """Store a failure for a moment, so that a retrying caller does not repeat the exchange at once."""
+        """Store a failure for a short time, so that a caller that retries does not immediately repeat the exchange."""
         seconds = _OUTAGE_SECONDS if failure.error in _OUTAGES else _FAILURE_SECONDS
-        # Without its traceback, whose frames contain tokens.
+        # The copy has no traceback, because the traceback's frames contain tokens.
         kept = ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)
         self._failures.put(key, _Failure(kept, self._monotonic() + seconds))
 
 
 def _hash(*parts: bytes | None) -> bytes:
-    """Hash parts of any length so that no two sequences of parts have the same input."""
+    """Hash parts of any length so that no two sequences of parts produce the same hash input."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"-" if part is None else b"%d:%b" % (len(part), part))

@@ -1,11 +1,11 @@
-"""Send requests to one token endpoint: in worker threads, only once for equal requests, and limited in number.
+"""Send requests to one token endpoint: in worker threads, without duplicates, and limited in number.
 
-The work is written once, as a generator (see `verification.drivers`). Requests run in worker threads, so an event
-loop never blocks, and a slow server delays only the callers that wait for it. Callers that need the same token at the
-same time share one request.
+The logic is implemented once, as a generator (see `verification.drivers`). Requests run in worker threads, so an event
+loop never blocks, and a slow server delays only the callers that are waiting for it. Callers that need the same token
+at the same time share one request.
 
-Callers choose their tokens, and every request is made with this service's credential. Tokens that have not been
-exchanged before may therefore use only a few of the workers, and a refused token is not sent again for a moment.
+Callers choose their tokens, but every request is made with this service's credential. Tokens that have not yet been
+exchanged may therefore use only a few of the workers, and a refused token is not sent again for a few seconds.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from otel_token_relay.verification.worker_pools import WorkerPool
 _logger = logging.getLogger("otel_token_relay")
 
 MAX_CONCURRENT: Final = 64
-"""The maximum number of requests to one endpoint at a time."""
+"""The maximum number of concurrent requests to one endpoint."""
 MAX_NEW: Final = 8
-"""The maximum number of these requests for tokens that have not been exchanged before."""
+"""The maximum number of these requests that may be for tokens that have not yet been exchanged."""
 DEFAULT_TIMEOUT: Final = 4.0
-# The maximum number of requests that may be running or waiting for a worker, in each of the two groups.
+# In each of the two groups, the maximum number of requests that may be running or waiting for a worker.
 _MAX_PENDING: Final = 512
 _WARNING_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 1.0
@@ -65,10 +65,10 @@ class Job(NamedTuple):
     """One request for a token.
 
     Attributes:
-        key: The key in the cache.
-        request: What is asked for.
+        key: The cache key.
+        request: What is requested.
         subject: The caller's token; ``None`` for the service's own token.
-        actor: The service's own token, to be named as the actor; ``None`` for none.
+        actor: The service's own token, which identifies it as the actor; ``None`` to send none.
     """
 
     key: bytes
@@ -85,20 +85,20 @@ class Job(NamedTuple):
         return self._replace(key=self.key + b"claims" + hashed, request=replace(self.request, claims=claims))
 
     def __repr__(self) -> str:
-        # Without the key: with a plain hash, a reader of a log could test whether a given token appears in it.
+        # The key is omitted: with a plain hash, a log's reader could test whether a given token appears in the log.
         return f"Job({self.request})"
 
 
 class ExchangeEngine:
-    """The workers, breaker and cache of one token endpoint. Safe to share between threads, tasks and event loops.
+    """The workers, breaker, and cache for one token endpoint. Safe to share between threads, tasks, and event loops.
 
     Args:
         endpoint: The token endpoint.
-        credential: This service's credential there.
-        timeout: The maximum number of seconds for which a call waits.
+        credential: This service's credential at the endpoint.
+        timeout: The maximum number of seconds that a call waits.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
-        http: Sends the requests.
+        http: The client that sends the requests.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
@@ -155,19 +155,19 @@ class ExchangeEngine:
         """Return the job for a request.
 
         Args:
-            request: What is asked for.
-            hashed: `hash_of` the request.
+            request: What is requested.
+            hashed: The result of `hash_of` for the request.
             subject: The caller's token; ``None`` for the service's own token.
             actor: See `Job`.
         """
         return Job(_key(hashed, subject, actor), request, subject, actor)
 
     def find(self, hashed: bytes, subject: BearerToken | None, actor: BearerToken | None = None) -> Exchanged | None:
-        """Return the cached result; the arguments are those of `job`."""
+        """Return the cached result. The arguments are the same as for `job`."""
         return self._cache.get(_key(hashed, subject, actor))
 
     def drop(self, job: Job, rejected: BearerToken) -> None:
-        """Forget the result of a job if it is this token, which its destination has rejected."""
+        """Forget a job's result if it is the token that its destination has rejected."""
         self._cache.drop(job.key, rejected)
 
     def keep(self, job: Job, found: Exchanged) -> None:
@@ -175,17 +175,17 @@ class ExchangeEngine:
         self._cache.keep(job.key, found)
 
     def failure(self, job: Job) -> ExchangeFailed | None:
-        """Return the failure of the last attempt if it is too recent to try again."""
+        """Return the failure of the last attempt if it happened too recently to try again."""
         return self._cache.failure(job.key)
 
     def renew(self, job: Job) -> None:
-        """Obtain a token again in the background, unless that has just failed. Never raises."""
+        """Obtain a new token in the background, unless an attempt has just failed. This never raises an exception."""
         with contextlib.suppress(ExchangeFailed), self._lock:
             if job.key not in self._pending and self._cache.failure(job.key) is None:
                 self._start(job)
 
     def steps(self, job: Job) -> Generator[Wait, None, tuple[Exchanged, ExchangeResult]]:
-        """Do a job. This generator is run by `drive` or `drive_async`.
+        """Run a job. `drive` or `drive_async` runs this generator.
 
         Raises:
             ExchangeFailed: No token could be obtained.
@@ -196,7 +196,7 @@ class ExchangeEngine:
             future = self._pending.get(job.key)
             is_shared = future is not None
             if future is None:
-                # The exchange that another caller was waiting for may have ended since the cache was last checked.
+                # An exchange that another caller was waiting for may have finished since the cache was last checked.
                 if (cached := self._recall(job)) is not None:
                     return cached, "hit"
                 future = self._start(job)
@@ -210,7 +210,7 @@ class ExchangeEngine:
         """Return the cached result.
 
         Raises:
-            ExchangeFailed: The last attempt has failed a moment ago.
+            ExchangeFailed: The last attempt failed a moment ago.
         """
         cached = self._cache.get(job.key)
         if cached is None and (failure := self._cache.failure(job.key)) is not None:
@@ -218,7 +218,7 @@ class ExchangeEngine:
         return cached
 
     def _start(self, job: Job) -> Future[_Result]:
-        """Start a request, unless too many are waiting. The caller holds the lock, and no equal request is running."""
+        """Start a request unless too many are waiting. The caller holds the lock, and no equal request is running."""
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
         workers = self._known if is_known else self._new
         if workers.load >= _MAX_PENDING:
@@ -231,14 +231,14 @@ class ExchangeEngine:
         deadline = self._monotonic() + self._timeout
         try:
             workers.executor.submit(self._run, workers, job, future, deadline)
-        except RuntimeError:  # no thread can be started: the process has reached its limit or is ending
+        except RuntimeError:  # no thread can be started: the process has reached its limit or is exiting
             # The executor may have queued the call anyway, and would run it once it has a thread.
             if future.cancel():
                 del self._pending[job.key]
                 workers.load -= 1
                 self._breaker.cancel(job.key)
                 if not workers.load:
-                    # The executor's queue might never be emptied, so tokens would accumulate in it.
+                    # The executor's queue might never be emptied, so tokens could accumulate in it.
                     workers.start_over()
                 raise ExchangeFailed("unavailable", "no thread can be started") from None
         return future
@@ -255,7 +255,7 @@ class ExchangeEngine:
             else:
                 found = self._attempt(job)
                 probe_is_due = self._note(job.key, found)
-        finally:  # the waiting callers must not wait for the timeout
+        finally:  # waiting callers must not have to wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1
@@ -266,7 +266,7 @@ class ExchangeEngine:
     def _attempt(self, job: Job) -> _Result:
         """Return the result, or the failure without its traceback and its causes, whose frames contain tokens.
 
-        Nothing is logged while such an exception is being handled: error trackers look for it there.
+        Nothing is logged while such an exception is being handled, because error trackers would then report it.
         """
         try:
             return self._measured(job)
@@ -274,12 +274,12 @@ class ExchangeEngine:
             return _fresh(failure)
         except Exception as error:
             kind = type(error).__name__
-        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must go on
+        with contextlib.suppress(Exception):  # the application's logging filter may raise; the worker must continue
             _logger.error("a token exchange raised %s", kind)
         return ExchangeFailed("unavailable")
 
     def _note(self, key: bytes, found: _Result) -> bool:
-        """Report an attempt to the breaker, the cache and the log. Return whether the endpoint must be probed."""
+        """Report an attempt to the breaker, the cache, and the log. Return whether the endpoint must be probed."""
         if isinstance(found, Exchanged):
             self._breaker.record_success()
             return False
@@ -287,7 +287,7 @@ class ExchangeEngine:
         self._warn(found)
         if found.error in ("unavailable", "timeout"):
             return self._breaker.record_failure(key)
-        # The server responds; the failure is about this token, or about this service's credential.
+        # The server responds, so the failure concerns this token or this service's credential.
         self._breaker.record_success()
         return False
 
@@ -351,7 +351,7 @@ class ExchangeEngine:
         """Send a random token, which the server must refuse, or obtain the service's own token. This blocks.
 
         Raises:
-            ExchangeFailed: The server refuses the request, its response cannot be used, or it does not respond.
+            ExchangeFailed: The server refuses the request, its response cannot be used, or the server does not respond.
         """
         subject = None if request.grant == "client-credentials" else secrets.token_urlsafe(32)
         status, members = self._post(request, subject, None, timeout)
@@ -359,7 +359,7 @@ class ExchangeEngine:
         read_response(status, members, request, given, self._max_length)
 
     def _warn(self, failure: ExchangeFailed) -> None:
-        # Callers can send tokens that are refused, and could otherwise fill the log.
+        # Otherwise, callers could fill the log by sending tokens that are refused.
         now = self._monotonic()
         level = logging.WARNING if now >= self._warn_at else logging.DEBUG
         if level == logging.WARNING:
@@ -388,5 +388,5 @@ def _key(hashed: bytes, subject: BearerToken | None, actor: BearerToken | None) 
 
 
 def _fresh(failure: ExchangeFailed) -> ExchangeFailed:
-    """Return a copy, because several callers may raise the same failure at the same time."""
+    """Return a copy, because multiple callers may raise the same failure at the same time."""
     return ExchangeFailed(failure.error, failure.detail, claims_challenge=failure.claims_challenge)

@@ -1,4 +1,4 @@
-"""Exchange callers' tokens at one token endpoint, in code."""
+"""Exchange callers' tokens at one token endpoint from application code."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from otel_token_relay.verification.http_client import HttpClient, shared_client
 
 
 class ExchangerCore:
-    """The endpoint, credential and cache that both exchangers share.
+    """The endpoint, credential, and cache that both exchangers share.
 
     Args:
         token_endpoint: The URL of the authorization server's token endpoint.
-        client_id: This service's client ID there.
-        client_secret: The client's secret, or a callable that returns it. One of the following arguments can replace
-            it; see `ClientCredential`.
-        client_secret_file: A file that contains the secret. Each file is read again when it changes.
-        client_key_file: A file with the private key that signs this service's assertions.
-        client_key_id: The ``kid`` of the assertions.
-        client_assertion: A callable that returns an assertion to send as it is.
-        client_assertion_file: A file with an assertion to send as it is.
-        client_cert_file: A file with a certificate.
-        client_auth: How the credential is sent; ``None`` for the default for that kind of credential.
-        issuer: The authorization server's issuer, for which ``private_key_jwt`` signs the assertions.
+        client_id: This service's client ID at that server.
+        client_secret: The client secret, or a callable that returns it. One of the following arguments can be used
+            instead; see `ClientCredential`.
+        client_secret_file: A file that contains the secret. This file, like the other files, is read again when it
+            changes.
+        client_key_file: A file that contains the private key for signing this service's assertions.
+        client_key_id: The ``kid`` to include in the assertions.
+        client_assertion: A callable that returns an assertion to send as is.
+        client_assertion_file: A file that contains an assertion to send as is.
+        client_cert_file: A file that contains a certificate.
+        client_auth: How to send the credential; ``None`` to use the default for that kind of credential.
+        issuer: The authorization server's issuer, which is the audience of ``private_key_jwt`` assertions.
         grant: ``token-exchange`` (RFC 8693) or ``on-behalf-of`` (Microsoft Entra).
-        allow_unverified: Whether to exchange tokens that no verifier has accepted in this request. Otherwise, anyone
-            could make this service send requests with its credential.
-        timeout: The maximum number of seconds for which a call waits.
+        allow_unverified: Whether to exchange tokens that no verifier has accepted in this request. If so, anyone can
+            make this service send requests with its credential.
+        timeout: The maximum number of seconds that a call waits.
         max_length: The maximum length of an issued token, in characters.
         cache_size: The maximum number of results to cache.
-        http: Sends the requests; ``None`` for the default client.
+        http: The client that sends the requests; ``None`` to use the default client.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
     Raises:
-        ConfigurationError: An argument is invalid; the error names it.
+        ConfigurationError: An argument is invalid; the error identifies it.
     """
 
     def __init__(
@@ -110,15 +111,15 @@ class ExchangerCore:
 
     def _request(self, audience: str | None, resource: str | None, scope: str | None, expect: Sequence[str]) -> Request:
         if audience is None and resource is None and scope is None:
-            raise ConfigurationError("audience", "expected an audience, a resource or a scope")
+            raise ConfigurationError("audience", "expected an audience, a resource, or a scope")
         expected = (expect,) if isinstance(expect, str) else tuple(expect)
         return Request(self._grant, audience=audience, resource=resource, scope=scope, expected=expected)
 
     def steps(self, token: BearerToken, request: Request) -> Generator[Wait, None, BearerToken]:
-        """Exchange a token. This generator is run by `drive` or `drive_async`.
+        """Exchange a token. `drive` or `drive_async` runs this generator.
 
         Returns:
-            The issued token, under the lease of *token*, so that it cannot be used after the request either.
+            The issued token. It shares *token*'s lease, so it cannot be used after the request has ended either.
 
         Raises:
             TokenUnavailable: *token* must not be exchanged.
@@ -133,7 +134,7 @@ class ExchangerCore:
         return issued
 
     def _check_subject(self, token: BearerToken) -> None:
-        """Raise unless a token may be exchanged now."""
+        """Raise an exception unless a token may be exchanged now."""
         reason = self._reason_against(token)
         if reason is not None:
             raise TokenUnavailable(reason, self._endpoint)
@@ -175,10 +176,10 @@ class TokenExchanger(ExchangerCore):
             expect: Audiences that the result may have instead of *audience* or *resource*.
 
         Returns:
-            The issued token, under the lease of *token*, for use with `use_token`.
+            The issued token, for use with `use_token`. It shares *token*'s lease.
 
         Raises:
-            ConfigurationError: None of *audience*, *resource* and *scope* is given.
+            ConfigurationError: None of *audience*, *resource*, and *scope* is specified.
             TokenUnavailable: *token* must not be exchanged.
             ExchangeFailed: No token could be obtained. The caller's own token must not be sent instead.
         """

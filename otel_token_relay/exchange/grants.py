@@ -1,6 +1,6 @@
 """The form of an exchange request, for each grant. Pure: no I/O, no settings.
 
-* ``token-exchange``: RFC 8693, section 2.1. Subject and result are access tokens.
+* ``token-exchange``: RFC 8693, section 2.1. The subject and the result are access tokens.
 * ``on-behalf-of``: Microsoft Entra's grant, which is a JWT bearer assertion (RFC 7523, section 2.1) with
   ``requested_token_use``.
 """
@@ -20,16 +20,16 @@ Form = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for in exchange for a caller's token.
+    """What is requested in exchange for a caller's token.
 
     Attributes:
-        grant: How to ask; ``client-credentials`` for the service's own token, without a caller's token.
+        grant: The grant to use; ``client-credentials`` to obtain the service's own token without a caller's token.
         audience: The logical name of the service that will receive the result; ``None`` to send none.
         resource: The URI of that service; ``None`` to send none.
         scope: The scopes of the result, separated by spaces; ``None`` to send none.
-        expected: Audiences that the result may have instead of the one asked for.
-        has_actor: Whether this service is to be named as the actor.
-        claims: The claims that the result must have, as JSON text. Only Entra understands them.
+        expected: Audiences that the result may have instead of the requested one.
+        has_actor: Whether to identify this service as the actor.
+        claims: The claims that the result must have, as JSON text. Only Entra supports this parameter.
     """
 
     grant: Grant | Literal["client-credentials"] = "token-exchange"
@@ -38,22 +38,22 @@ class Request:
     scope: str | None = None
     expected: tuple[str, ...] = ()
     has_actor: bool = False
-    claims: str | None = field(default=None, repr=False)  # it may name the user
+    claims: str | None = field(default=None, repr=False)  # it may identify the user
 
     def of_client(self) -> Request:
-        """Return the request for the service's own token, for the same destination."""
+        """Return the request for the service's own token for the same destination."""
         if self.grant == "on-behalf-of":
             return Request("client-credentials", scope=self._entra_scope(), expected=self.expected)
         return replace(self, grant="client-credentials", has_actor=False)
 
     @property
     def audiences(self) -> frozenset[str]:
-        """The audiences of which a JWT result must contain one; empty if any audience is acceptable."""
+        """The audiences, one of which a JWT result must contain; empty if any audience is acceptable."""
         asked = [name for name in (self.audience, self.resource) if name is not None]
         return frozenset([*asked, *self.expected]) if asked else frozenset()
 
     def form(self, subject: str | None, actor: str | None = None) -> Form:
-        """Return the parameters of the request, without the client's credentials.
+        """Return the request parameters without the client's credentials.
 
         Args:
             subject: The caller's token; ``None`` for ``client-credentials``.
@@ -92,5 +92,5 @@ class Request:
         return tuple((name, value) for name, value in parameters if value is not None)
 
     def _entra_scope(self) -> str:
-        """Return the scopes, or all permissions at the audience: Entra accepts audiences only within scopes."""
+        """Return the scopes, or else all permissions at the audience: Entra accepts audiences only within scopes."""
         return self.scope or f"{self.audience or self.resource or ''}/.default"

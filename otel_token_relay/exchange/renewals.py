@@ -2,8 +2,8 @@
 
 A destination may reject every token. The first request whose token is rejected therefore starts a trial: it obtains a
 new token and is sent again. Other requests with the rejected token wait for the result and are sent again only if the
-new token has been accepted. For 30 seconds, no second trial starts for the same caller's token and destination. A
-destination that always responds with 401 thus receives at most one more request in that time.
+new token has been accepted. For 30 seconds, no other trial is started for the same caller's token and destination. A
+destination that always responds with 401 therefore receives at most one additional request in that time.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from otel_token_relay.verification.cache import Cache
 TRIAL_SECONDS: Final = 30.0
 """The minimum number of seconds between two trials."""
 WAIT_SECONDS: Final = 5.0
-"""The maximum number of seconds for which a request waits for the trial of another one."""
+"""The maximum number of seconds that a request waits for another request's trial."""
 _SIZE: Final = 4096
 
 
 class Trial:
-    """Whether a destination accepts a new token.
+    """A trial of whether a destination accepts a new token.
 
     Attributes:
-        result: Becomes ``True`` when the new token has been accepted, and ``False`` when it has not, or when the
+        result: Becomes ``True`` when the new token has been accepted, and ``False`` when it has been rejected or the
             request could not be sent.
-        has_ended: Whether the new token has been rejected since.
+        has_ended: Whether the new token has since been rejected.
     """
 
     __slots__ = ("_lock", "has_ended", "result", "started_at")
 
     def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
+        self.started_at: float = started_at
         self.result: Future[bool] = Future()
-        self.has_ended = False
+        self.has_ended: bool = False
         self._lock = threading.Lock()
 
     def settle(self, is_accepted: bool) -> None:
-        """Report the result. Only the first call counts."""
+        """Report the result. Only the first call has an effect."""
         with self._lock:
             if not self.result.done():
                 self.result.set_result(is_accepted)
@@ -54,7 +54,7 @@ class Trial:
 
 
 class Renewals:
-    """The trials of the last 30 seconds. Safe to share between threads.
+    """The trials from the last 30 seconds. Safe to share between threads.
 
     Args:
         monotonic: A clock in seconds that never goes backward.

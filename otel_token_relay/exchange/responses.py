@@ -1,7 +1,7 @@
 """Validate the token endpoint's response to an exchange request. Pure: no I/O, no settings.
 
-A response that does not clearly state that it contains a new bearer token for the audience asked for is not used: a
-server may ignore the audience, return the subject token itself, or return a token of another kind with status 200.
+A response is used only if it clearly states that it contains a new bearer token for the requested audience: a server
+may ignore the audience, return the subject token itself, or return a different kind of token with status 200.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ERRORS: Final[Mapping[str, ExchangeError]] = {
     "temporarily_unavailable": "unavailable",
     "server_error": "unavailable",
     "slow_down": "unavailable",
-    # Some servers use the errors of other endpoints: RFC 6750, section 3.1, and RFC 6749, section 4.1.2.1.
+    # Some servers use other endpoints' error codes: RFC 6750, section 3.1, and RFC 6749, section 4.1.2.1.
     "invalid_token": "invalid_grant",
     "insufficient_scope": "invalid_scope",
     "access_denied": "unauthorized_client",
@@ -39,7 +39,7 @@ _ERRORS: Final[Mapping[str, ExchangeError]] = {
     "token_revoked": "invalid_grant",
     "scope_escalation": "invalid_scope",
 }
-# The longest claims challenge that is kept. Entra's have a few hundred characters.
+# The maximum length of a claims challenge. Entra's challenges have a few hundred characters.
 _MAX_CHALLENGE: Final = 4096
 
 
@@ -48,10 +48,11 @@ class Issued(NamedTuple):
 
     Attributes:
         token: The b64token.
-        expires_in: For how many seconds it is valid from now; ``None`` if the server does not say.
-        expires_at: The ``exp`` of a JWT, in seconds since the epoch; ``None`` for any other token.
-        has_claims: Whether it is a JWT.
-        has_actor: Whether a JWT names an actor (``act``, RFC 8693, section 4.1).
+        expires_in: The number of seconds for which the token remains valid; ``None`` if the server does not specify
+            this.
+        expires_at: A JWT's ``exp`` claim, in seconds since the epoch; ``None`` for any other token.
+        has_claims: Whether the token is a JWT.
+        has_actor: Whether the token is a JWT that identifies an actor (``act``, RFC 8693, section 4.1).
     """
 
     token: str
@@ -72,12 +73,13 @@ def read_response(
     Args:
         status: The HTTP status.
         members: The JSON object in the body; ``None`` if the body is anything else.
-        request: What was asked for.
-        given: The tokens that were sent: the subject and, if there is one, the actor.
+        request: What was requested.
+        given: The tokens that were sent: the subject token and, if there is one, the actor token.
         max_length: The maximum length of the issued token, in characters.
 
     Raises:
-        ExchangeFailed: The server refused, or its response cannot be used. The message does not quote it.
+        ExchangeFailed: The server refused the request, or its response cannot be used. The message does not quote the
+            response.
     """
     if status != 200:
         raise _refusal(status, members or {})
@@ -86,7 +88,7 @@ def read_response(
     kind = members.get("issued_token_type")
     is_access_token = isinstance(kind, str) and kind in _TYPES
     if not is_access_token and not (kind is None and request.grant != "token-exchange"):
-        raise ExchangeFailed("bad_response", "issued_token_type is not that of an access token")
+        raise ExchangeFailed("bad_response", "issued_token_type is not an access token type")
     token_type = members.get("token_type")
     if not isinstance(token_type, str) or token_type.lower() != "bearer":
         raise ExchangeFailed("bad_response", "token_type is not Bearer")
@@ -124,7 +126,7 @@ def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:
     if status >= 500 or status == 429:
         return ExchangeFailed("unavailable", f"status {status}")
     if known is None:
-        # An error that is not known may be about the token, so it must not send operators to check the credential.
+        # An unknown error may concern the token, so it must not make operators check the credential.
         known = "invalid_client" if status == 401 and error is None else "bad_response"
     challenge = members.get("claims")
     is_usable = isinstance(challenge, str) and 0 < len(challenge) <= _MAX_CHALLENGE and challenge.isprintable()
@@ -142,7 +144,7 @@ def _number(value: object) -> float | None:
 
 
 def _seconds(value: object) -> float | None:
-    """Return a lifetime. Some servers send it as text."""
+    """Return a lifetime in seconds, which some servers send as a string."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:
         value = int(value)
     number = _number(value)

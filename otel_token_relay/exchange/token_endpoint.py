@@ -1,4 +1,4 @@
-"""The URL of a token endpoint, which an operator has configured or which the issuer's metadata contains."""
+"""The URL of a token endpoint, either configured by an operator or read from the issuer's metadata."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from otel_token_relay.verification.metadata import (
 )
 
 _RETRY_SECONDS: Final = 5.0
-# How long a request waits at most for the metadata to be fetched again.
+# The maximum time that a request waits for the metadata to be fetched again.
 _REFRESH_SECONDS: Final = 1.0
 
 
@@ -27,12 +27,12 @@ class TokenEndpoint:
     Args:
         url: The URL; ``None`` to read it from the issuer's metadata.
         issuer: The issuer; ``None`` if it is not known.
-        http: Fetches the metadata.
+        http: The client that fetches the metadata.
         monotonic: A clock in seconds that never goes backward.
 
     Attributes:
         issuer: The issuer.
-        identity: What distinguishes this endpoint from other endpoints, even before its URL is known.
+        identity: A string that distinguishes this endpoint from other endpoints, even before its URL is known.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class TokenEndpoint:
         if known is None:
             return self._discover(timeout)
         if now >= self._until:
-            # If this fails, a URL that was valid a moment ago is better than none. Other threads use it meanwhile.
+            # If this fails, a URL that was valid a moment ago is better than none. Other threads use that URL in the
+            # meantime.
             self._until = now + _RETRY_SECONDS
             try:
-                # The rest of the time is for the request to the endpoint.
+                # The rest of the time is reserved for the request to the endpoint.
                 return self._discover(min(timeout / 2, _REFRESH_SECONDS))
             except ExchangeFailed:
                 self._until = self._monotonic() + _RETRY_SECONDS
@@ -91,7 +92,7 @@ class TokenEndpoint:
         )
 
     def _read(self, response: Response) -> tuple[Claims, str | None]:
-        """Return the document in a response, and why it cannot be used."""
+        """Return the document in a response, and the reason why it cannot be used, if there is one."""
         if response.status != 200:
             return {}, describe_status(response.status)
         try:

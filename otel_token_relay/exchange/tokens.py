@@ -1,10 +1,10 @@
-"""The tokens for destinations that need one of their own, as configured in the settings.
+"""Tokens for destinations that need their own token, as configured in the settings.
 
-A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop looks in three
-places, in this order:
+A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop looks for its
+token in three places, in this order:
 
-1. The caller's `BearerToken`, for the results of the same request: only code that holds that token finds them there.
-2. The cache of the engine, for those of the same token in any request of this process.
+1. The caller's `BearerToken`, for results from the same request: only code that holds that token can find them there.
+2. The engine's cache, for results for the same token from any request in this process.
 3. The token endpoint.
 """
 
@@ -38,7 +38,7 @@ _ACTOR: Final = Request("client-credentials")
 
 
 class _Plan(NamedTuple):
-    """What is requested for one destination at one endpoint, which is the same for all callers."""
+    """The request for one destination at one endpoint, which is the same for all callers."""
 
     engine: ExchangeEngine
     request: Request
@@ -47,9 +47,9 @@ class _Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A token that a request's other hops may use, and its source: an id alone may be reused for a later object.
+    """A token that a request's other hops may use, and its source: an ``id`` alone could be reused for a later object.
 
-    A caller's token can outlive the settings and therefore their destinations.
+    A caller's token can outlive the settings and thus their destinations.
     """
 
     source: DestinationTokens
@@ -65,16 +65,16 @@ class _Held:
 
 
 class DestinationTokens:
-    """Obtain tokens for single destinations. Safe to share between threads, tasks and event loops.
+    """Obtain tokens for individual destinations. Safe to share between threads, tasks, and event loops.
 
     Args:
         settings: The settings.
-        http: Sends the requests; ``None`` for the client that the settings configure.
+        http: The client that sends the requests; ``None`` to use the client that the settings configure.
         now: The wall clock, in seconds since the epoch.
         monotonic: A clock in seconds that never goes backward.
 
     Raises:
-        ConfigurationError: The settings are not sufficient.
+        ConfigurationError: The settings are not sufficient for exchanges.
     """
 
     def __init__(
@@ -113,19 +113,19 @@ class DestinationTokens:
         made = {issuer.issuer: engine(issuer.token_endpoint, issuer) for issuer in self._trusted}
         self._engines = {name: engine for name, engine in made.items() if engine is not None}
         self._lone = None if self._trusted else engine(settings.token_endpoint, None)
-        # Destinations are compared by value: equal settings share this object, and each has its own destinations.
+        # Destinations are compared by value: equal settings share this object, but each has its own destinations.
         self._renewals = Renewals(monotonic)
         self._plans: dict[tuple[ExchangeEngine, Destination, bool], _Plan] = {}
 
     def requests(self) -> Iterator[tuple[ExchangeEngine, Request]]:
-        """Yield each engine with the request for its first destination."""
+        """Yield each engine with the request for the first destination that needs an exchange."""
         destination = next((entry for entry in self._settings.entries if entry.needs_exchange), None)
         if destination is not None:
             request = self._request(destination, is_own=False)
             yield from ((engine, request) for engine in filter(None, (*self._engines.values(), self._lone)))
 
     def cached(self, caller: BearerToken | None, destination: Destination) -> Obtained | None:
-        """Return a token that can be sent now, without waiting."""
+        """Return a token that can be sent without waiting, if there is one."""
         if caller is not None and caller.obtained is not None:
             held: _Held | None = caller.obtained.get(id(destination))
             if (
@@ -155,7 +155,7 @@ class DestinationTokens:
         return self._hand_out(caller, destination, found, "hit")
 
     def obtain(self, caller: BearerToken | None, destination: Destination) -> Obtained:
-        """Return a token, and block until there is one."""
+        """Return a token, blocking until one is available."""
         return drive(self._steps(caller, destination))
 
     async def obtain_async(self, caller: BearerToken | None, destination: Destination) -> Obtained:
@@ -165,7 +165,7 @@ class DestinationTokens:
     def renew(
         self, caller: BearerToken | None, destination: Destination, rejected: BearerToken, rejection: Rejection
     ) -> Renewed | None:
-        """Return another token in place of a rejected one, and block until there is one."""
+        """Return a new token in place of a rejected one, blocking until one is available."""
         return drive(self._renewal(caller, destination, rejected, rejection))
 
     async def renew_async(
@@ -179,7 +179,7 @@ class DestinationTokens:
             core.close()  # if the task is canceled, the trial ends now
 
     def failure(self, caller: BearerToken | None, destination: Destination) -> ExchangeFailed | None:
-        """Return why an attempt failed a moment ago; ``None`` if none did."""
+        """Return the failure of a recent attempt; ``None`` if no recent attempt has failed."""
         try:
             plan = self._plan(caller, destination)
         except ExchangeFailed as failure:
@@ -209,7 +209,7 @@ class DestinationTokens:
             found = plan.engine.find(plan.hashed, caller, actor) if trial.is_accepted else None
             if found is None:
                 return None
-            if rejected == BearerToken.from_parsed(found.value):  # accepted before, and rejected now
+            if rejected == BearerToken.from_parsed(found.value):  # accepted before, but rejected now
                 trial.has_ended = True
                 return None
             return Renewed(self._hand_out(caller, destination, found, "hit"), trial.settle)
@@ -248,7 +248,7 @@ class DestinationTokens:
     def _hand_out(
         self, caller: BearerToken | None, destination: Destination, found: Exchanged, result: ExchangeResult
     ) -> Obtained:
-        """Return the token for this request's hops, under the lease of the caller's token."""
+        """Return the token for this request's hops, under the same lease as the caller's token."""
         token = BearerToken.from_parsed(found.value, lease=None if caller is None else caller.lease)
         announce_obtained(token)
         if caller is not None:
@@ -285,10 +285,10 @@ class DestinationTokens:
         return _Plan(plan.engine, _ACTOR, plan.engine.hash_of(_ACTOR))
 
     def _engine_for(self, caller: BearerToken | None) -> ExchangeEngine:
-        """Return the engine of the token's own issuer.
+        """Return the engine for the token's own issuer.
 
         Raises:
-            ExchangeFailed: There is none, or it is not clear which engine that is.
+            ExchangeFailed: No such engine exists, or it cannot be determined.
         """
         if self._lone is not None:
             return self._lone
@@ -297,14 +297,14 @@ class DestinationTokens:
             engine = self._engines.get(issuer) or self._engine_of_tenant(issuer, tenant)
         elif len(self._trusted) == 1:
             engine = self._engines.get(self._trusted[0].issuer)
-        else:  # the service's own token, or an opaque one, which could belong to any of the issuers
+        else:  # the service's own token, or an opaque one, which could be from any of the issuers
             engine = None
         if engine is None:
             raise ExchangeFailed("unavailable", "no credential is configured for the token's issuer")
         return engine
 
     def _engine_of_tenant(self, issuer: str, tenant: object) -> ExchangeEngine | None:
-        """Return the engine of the entry for many tenants that covers *issuer*."""
+        """Return the engine for the multitenant entry that covers *issuer*."""
         for trusted in self._trusted:
             if trusted.is_any_tenant and fill_tenant(trusted.issuer, tenant, self._settings.tenants) == issuer:
                 return self._engines.get(trusted.issuer)
@@ -312,17 +312,17 @@ class DestinationTokens:
 
 
 def _place() -> int:
-    """Return what identifies the trace or, without one, the thread: redaction knows a token by either."""
+    """Return an identifier for the trace or, if there is none, for the thread: redaction finds tokens by either."""
     span: Any = get_current().get(SPAN_KEY)
     trace_id: int = 0 if span is None else span.get_span_context().trace_id
     return trace_id or -threading.get_ident()
 
 
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
-    """Return the issuer that the verification or else the token itself names, and the claim ``tid``.
+    """Return the issuer, according to the verification or else the token itself, and the ``tid`` claim.
 
-    An application's own verifier may not report the issuer. A token that only claims to have an issuer must not be sent
-    to another one either.
+    An application's own verifier may not report the issuer. Even a token whose issuer has not been verified must not be
+    sent to a different issuer.
     """
     verified = token.claims or {}
     issuer: object = getattr(token.verification, "issuer", None) or verified.get("iss")

@@ -1,7 +1,7 @@
-"""Write a run as a Mermaid sequence diagram, in ASCII.
+"""Render a run as a Mermaid sequence diagram in ASCII.
 
-Mermaid's syntax is not quoted but escaped: ``#59;`` is the character with the code 59. Every character of a text
-except letters, digits, blanks and a few marks is escaped, so that no text can end a statement or begin a directive.
+Mermaid uses escapes instead of quotes: ``#59;`` is the character with code 59. Every character except letters, digits,
+spaces, and a few punctuation marks is escaped, so that no string can end a statement or start a directive.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from otel_token_relay.pictures.runs import INCOMING, UNDECIDED, WITHHELD, Hop, R
 from otel_token_relay.printable import shorten
 
 MAX_HOPS: Final = 250
-"""Mermaid refuses a diagram with more than 500 arrows or 50,000 characters."""
+"""Mermaid rejects diagrams with more than 500 arrows or 50,000 characters."""
 _MAX_NAME: Final = 40
 _MAX_CHARACTERS: Final = 45_000
 
-# Solid arrows carry a token that the relay has added.
+# Dotted arrows are hops to which the relay added no token.
 _ARROWS: Final = {WITHHELD: "--x", UNDECIDED: "-->>", INCOMING: "->>"}
 _LABELS: Final = {INCOMING: "request", UNDECIDED: "no decision"}
 _SPECIAL: Final = re.compile(r"[^A-Za-z0-9 ,._/-]")
 
 
 def write_mermaid(run: Run) -> str:
-    """Return the source of the diagram."""
+    """Return the diagram's source."""
     ids = {lane: f"p{number}" for number, lane in enumerate(run.lanes)}
     lines = ["sequenceDiagram", f"    %% {run.summary()}"]
     lines += [f"    participant {ids[lane]} as {escape(lane, _MAX_NAME)}" for lane in run.lanes]
@@ -44,8 +44,8 @@ def write_mermaid(run: Run) -> str:
 
 
 def escape(text: str, limit: int) -> str:
-    """Return *text*, cut to *limit* characters and escaped."""
-    # An empty text, or one of blanks, would be a syntax error.
+    """Return *text*, truncated to *limit* characters and escaped."""
+    # An empty or blank string would be a syntax error.
     return _SPECIAL.sub(lambda found: f"#{ord(found[0])};", shorten(text, limit)).strip() or "#32;"
 
 

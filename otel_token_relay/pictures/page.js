@@ -5,12 +5,12 @@ const SVG = "http://www.w3.org/2000/svg";
 const LABELS = {
   relayed: ["relayed", "the caller's token was sent"],
   exchanged: ["exchanged", "a token obtained for the destination was sent"],
-  own: ["own", "a token of the service's own was sent"],
+  own: ["own", "the service's own token was sent"],
   withheld: ["withheld", "no token was added"],
   incoming: ["request", "a request from outside this recording"],
   undecided: ["no decision", "the span has none: the relay was off, or did not see the call"],
 };
-// More lanes than this have no names above them, and more than that have no lines, which would fill the picture.
+// With more lanes than FEW, the names above them are omitted; with more than MANY, so are their lines.
 const FEW = 6;
 const MANY = 24;
 

@@ -1,7 +1,8 @@
-"""Write a run as one HTML page that loads nothing and sends nothing.
+"""Render a run as a single HTML page that loads nothing and sends nothing.
 
-The page contains the run as JSON, from which its script builds all elements; texts only through ``textContent``. Its
-content security policy allows this script and this style sheet, by their hashes, and nothing else. The page is ASCII.
+The page contains the run as JSON, from which its script builds all elements. Text is inserted only through
+``textContent``. The page's content security policy allows only this script and this style sheet, by their hashes. The
+page contains only ASCII characters.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ MAX_HOPS: Final = 2000
 
 _REASONS: Final = {reason.value: reason for reason in Reason}
 _SLOT: Final = re.compile(r"\{\{(\w+)\}\}")
-# Inside a script element, only "<" can end it (HTML, section "Restrictions for contents of script elements"). The other
-# characters are escaped so that the data is inert in other places too, such as a page that quotes this one.
+# Only "<" can end a script element (HTML, section "Restrictions for contents of script elements"). The other
+# characters are escaped so that the data is inert elsewhere too, such as in a page that quotes this one.
 _UNSAFE: Final = re.compile(r"[<>&'`]")
 
 
@@ -31,7 +32,7 @@ def write_page(run: Run) -> str:
     """Return the page."""
     style, script = _part("page.css"), _part("page.js")
     slots = {"policy": _policy(style, script), "style": style, "script": script, "data": _embed(_describe(run))}
-    # A single pass, so that no part of the data is taken for a slot.
+    # A single pass, so that no part of the data is mistaken for a slot.
     return _SLOT.sub(lambda slot: slots[slot[1]], _part("page.html"))
 
 

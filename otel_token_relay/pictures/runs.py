@@ -1,6 +1,6 @@
-"""Turn spans into a run: the services, and for each trace its hops in the order in which they happened.
+"""Turn spans into a run: the services, and each trace's hops in the order in which they happened.
 
-Hops are ordered by who called whom, and only below one parent by time: the services' clocks may differ.
+Hops are ordered by who called whom. Only siblings are ordered by time, because the services' clocks may differ.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ OUTCOMES: Final = (RELAYED, EXCHANGED, OWN, WITHHELD, INCOMING, UNDECIDED)
 """How a hop is drawn: the four decisions, a request from outside the recording, and a call without a decision."""
 
 CALLER: Final = "caller"
-"""The lane of clients that have recorded no span."""
+"""The lane for clients that have recorded no spans."""
 UNKNOWN_RECEIVER: Final = "unknown"
 RECEIVER_ATTRIBUTES: Final = ("service.peer.name", "peer.service")
-"""Semantic conventions: the name of the service that a client span calls. The second one is the older name."""
+"""The attributes that contain the name of the service that a client span calls. The second is the older convention."""
 USER_ATTRIBUTE: Final = "demo.user"
-"""On the first span of a trace that the demo has recorded: who has called."""
+"""The attribute that contains the caller's name, on the first span of each trace that the demo has recorded."""
 
 # Conventions for the address that a client connects to, newest first.
 _ADDRESSES: Final = (("server.address", "server.port"), ("net.peer.name", "net.peer.port"))
@@ -47,16 +47,16 @@ _DECISIONS: Final = frozenset({RELAYED, EXCHANGED, OWN, WITHHELD})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """One arrow. All texts are clean; see `texts.clean`.
+    """One arrow. All strings are cleaned; see `texts.clean`.
 
     Attributes:
         outcome: One of `OUTCOMES`.
-        reason: The reason of the decision, or the outcome of the verification of an incoming request; may be empty.
-        entry: The entry that matches, or the origin that no entry matches; may be empty.
+        reason: The reason for the decision, or an incoming request's verification outcome; may be empty.
+        entry: The matching entry, or the origin if no entry matches; may be empty.
         exchange: Where an exchanged token came from; may be empty.
-        name: The name of the span.
-        at: When it began, in nanoseconds after the first span of the trace, by the sender's clock.
-        duration: In nanoseconds.
+        name: The span's name.
+        at: When the hop started, in nanoseconds after the trace's first span, by the sender's clock.
+        duration: The duration in nanoseconds.
     """
 
     sender: str
@@ -72,13 +72,13 @@ class Hop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """The hops of one trace, as far as they are shown.
+    """The hops of one trace that are shown.
 
     Attributes:
-        trace_id: The identifier, clean.
-        user: Who has called, if the recording says so; otherwise empty.
-        hidden: How many hops of this trace are not shown.
-        notes: What a reader must know about this trace, one sentence each.
+        trace_id: The trace ID, cleaned.
+        user: The caller's name, if the recording contains it; otherwise empty.
+        hidden: The number of hops in this trace that are not shown.
+        notes: What readers must know about this trace, one sentence each.
     """
 
     trace_id: str
@@ -94,9 +94,9 @@ class Run:
 
     Attributes:
         lanes: The services, in the order in which they appear.
-        all_traces: How many traces have hops, including those that are not shown.
-        all_hops: The same for hops.
-        notes: What a reader must know about the recording, one sentence each.
+        all_traces: The number of traces with hops, including traces that are not shown.
+        all_hops: The number of hops, including hops that are not shown.
+        notes: What readers must know about the recording, one sentence each.
     """
 
     lanes: tuple[str, ...]
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many of the shown hops have each outcome."""
+        """The number of shown hops with each outcome."""
         return Counter(hop.outcome for trace in self.traces for hop in trace.hops)
 
     def summary(self) -> str:
@@ -130,7 +130,7 @@ def build_run(recording: Recording, *, max_hops: int) -> Run:
     """Return the run that a recording shows.
 
     Args:
-        max_hops: The maximum number of hops to show. The traces that begin first are preferred.
+        max_hops: The maximum number of hops to show. Traces that started earlier take precedence.
     """
     by_trace: defaultdict[str, list[Span]] = defaultdict(list)
     for span in recording.spans:
@@ -184,7 +184,7 @@ class _ReceiverNames:
         return self._served.get((span.trace_id, span.span_id))
 
     def name_of(self, span: Span) -> str:
-        """Return the name that the recording has for the receiver, the most certain one first."""
+        """Return the receiver's name from the most reliable source in the recording."""
         server = self.server_span(span)
         if server is not None:
             return server.service
@@ -225,14 +225,14 @@ class _TraceReader:
         return span.kind in _SERVED_KINDS and span.parent_id not in self._spans
 
     def _ordered(self) -> Iterator[Span]:
-        """Yield each span once: after its parent, and siblings by time. Parents may be missing or form a cycle."""
+        """Yield each span once: parents before children, siblings by time. Parents may be missing or form a cycle."""
         children: defaultdict[str, list[Span]] = defaultdict(list)
         roots: list[Span] = []
         for span in sorted(self._spans.values(), key=lambda span: span.start):
             is_child = span.parent_id in self._spans and span.parent_id != span.span_id
             (children[span.parent_id] if is_child else roots).append(span)
         seen: set[str] = set()
-        # The spans of a cycle have no root, so each of them begins again if it has not been reached.
+        # Spans in a cycle have no root, so the traversal also starts at each span that has not been reached.
         for first in (*roots, *self._spans.values()):
             waiting = [first]
             while waiting:

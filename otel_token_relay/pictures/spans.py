@@ -1,6 +1,6 @@
-"""Read spans from OTLP JSON: what the OpenTelemetry Collector's file exporter and ``demo --record`` write.
+"""Read spans from OTLP JSON, as written by the OpenTelemetry Collector's file exporter and ``demo --record``.
 
-A file contains one ExportTraceServiceRequest, or several, one per line. Requests with logs or metrics are skipped.
+A file contains one or more ExportTraceServiceRequests, one per line. Requests with logs or metrics are skipped.
 
 Source: OpenTelemetry Protocol 1.10, section "JSON Protobuf Encoding".
 """
@@ -20,21 +20,21 @@ _OTHER_SIGNALS: Final = ("resourceLogs", "resource_logs", "resourceMetrics", "re
 
 
 class NotARecording(Exception):
-    """The file is not a recording. The message quotes nothing of the file."""
+    """The file is not a recording. The message does not quote the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """What a picture needs of a span. All texts are as they are in the file.
+    """The parts of a span that a picture needs. All strings are exactly as in the file.
 
     Attributes:
         trace_id: An identifier; never empty.
         span_id: An identifier; never empty.
         parent_id: The parent's `span_id`; empty if there is none.
         service: The name of the service that recorded the span.
-        kind: ``CLIENT``, ``SERVER`` or another kind of OpenTelemetry.
-        start: Nanoseconds since the epoch, by the clock of the service; 0 if unknown.
-        end: The same, for the end.
+        kind: ``CLIENT``, ``SERVER``, or another OpenTelemetry span kind.
+        start: The start time in nanoseconds since the epoch, by the service's clock; 0 if unknown.
+        end: The end time, in the same form.
         attributes: The attributes whose values are strings or integers, as strings.
     """
 
@@ -51,11 +51,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """The spans of a file.
+    """The spans in a file.
 
     Attributes:
-        spans: Each span once, in the order of the file.
-        skipped: How many spans were skipped, because they have no identifiers or appear a second time.
+        spans: Each span once, in file order.
+        skipped: The number of spans that were skipped because they have no identifiers or are duplicates.
         is_cut: Whether the end of the file is missing, as in a file that is still being written.
     """
 
@@ -65,10 +65,10 @@ class Recording:
 
 
 def read_recording(text: str) -> Recording:
-    """Return the spans in the content of a file.
+    """Return the spans in a file's content.
 
     Raises:
-        NotARecording: The file does not contain OTLP JSON, or no span.
+        NotARecording: The file does not contain OTLP JSON, or contains no spans.
     """
     documents, is_cut = _read_documents(text)
     spans: dict[tuple[str, str], Span] = {}
@@ -92,7 +92,7 @@ def _read_documents(text: str) -> tuple[list[Mapping[str, Any]], bool]:
     while position < len(text):
         try:
             document, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError):  # also for a number with thousands of digits, or deep nesting
+        except (ValueError, RecursionError):  # including for numbers with thousands of digits, and for deep nesting
             if documents:
                 return documents, True
             raise NotARecording(
@@ -117,7 +117,7 @@ def _is_request(document: object) -> bool:
 
 
 def _spans_in(document: Mapping[str, Any]) -> Iterator[Span | None]:
-    """Yield the spans of one request; ``None`` for each that has no identifiers."""
+    """Yield the spans in one request; ``None`` for each span that has no identifiers."""
     for resource_spans in _objects(document, *_SPANS):
         resource = _member(resource_spans, "resource")
         attributes = _read_attributes(resource if isinstance(resource, dict) else {})
@@ -163,7 +163,7 @@ def _read_kind(value: object) -> str:
 
 
 def _read_time(value: object) -> int:
-    """Return a 64-bit number, which JSON contains as a string or as a number."""
+    """Return a 64-bit number, which OTLP JSON represents as a string or as a number."""
     text = _text(value)
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 else 0
 
@@ -179,6 +179,6 @@ def _member(owner: Mapping[str, Any], *names: str) -> object:
 
 
 def _objects(owner: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
-    """Return the objects in a list, without anything else that it contains."""
+    """Return the objects in a list, ignoring its other items."""
     value = _member(owner, *names)
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

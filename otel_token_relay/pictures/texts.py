@@ -1,4 +1,4 @@
-"""Make a text of a recording safe to write: without tokens, short, and without characters that change other text."""
+"""Make a recording's text safe to display: mask tokens, limit the length, and escape characters that affect layout."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING
 
 MAX_LENGTH: Final = 160
-"""The maximum number of characters of a text in a picture. Escapes count as one."""
-# Longer texts are cut before they are searched, because a recording can contain many of them.
+"""The maximum number of characters of a string in a picture. Each escape counts as one."""
+# Longer strings are truncated before they are searched, because a recording can contain many of them.
 _MAX_SEARCHED: Final = 4096
 
 _SCRUBBER: Final = Scrubber()
@@ -26,10 +26,10 @@ _ISOLATING: Final = frozenset(map(chr, range(0x2066, 0x206A)))
 
 @lru_cache(maxsize=10_000)
 def clean(text: str) -> str:
-    """Return *text* with everything that looks like a credential masked, escaped, and cut to `MAX_LENGTH`."""
+    """Return *text* escaped and truncated to `MAX_LENGTH`, with everything that looks like a credential masked."""
     found = _SCRUBBER.clean_text(text[:_MAX_SEARCHED], NOTHING)
     if len(text) > _MAX_SEARCHED and len(found) <= MAX_LENGTH:
-        return MASK  # nearly everything was masked, so a token may have been cut at the end
+        return MASK  # nearly everything was masked, so a token at the end may have been truncated
     found = _WORD.sub(lambda word: MASK if looks_like_credential(word[0]) else word[0], found)
     return "".join(map(_escape, shorten(found, MAX_LENGTH)))
 

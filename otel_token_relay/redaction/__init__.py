@@ -1,4 +1,4 @@
-"""Keep tokens out of spans, log records and metrics.
+"""Keep tokens out of spans, log records, and metrics.
 
 Redaction is on by default (``OTEL_PYTHON_TOKEN_RELAY_REDACTION``). These classes are for pipelines built by hand, and
 `redact` is for values that do not pass through them. They are imported on first access because two of them need the

@@ -17,16 +17,16 @@ Interval = tuple[int, int]
 # Some load balancers pad the segments, contrary to RFC 7515, section 2.
 _PADDING: Final = "(?:=|%3[Dd]){0,2}+"
 _pad = re.compile("=|%3[Dd]")
-# How a JWT's header begins: {" or, with white space, { ", {\n ", {\n" and {\r\n.
+# How a JWT's header begins: {" or, with whitespace, { ", {\n ", {\n", and {\r\n.
 _BEGINNINGS: Final = ("eyJ", "eyAi", "eyAg", "ewog", "ewoi", "ew0K")
 _JWT: Final = re.compile(rf"(?:{'|'.join(_BEGINNINGS)})[A-Za-z0-9_-]{{4,}}+(?:{_PADDING}\.[A-Za-z0-9_-]*+)*+{_PADDING}")
-# The next line of a JWT that is wrapped, for example by a mail program or in a certificate-like block.
+# The next line of a wrapped JWT, for example in an email or in a certificate-like block.
 _NEXT_LINE: Final = re.compile(
     r"(?:(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]{0,64}| )([A-Za-z0-9_.-]++)(?=[\s\\\"'<,;)\]}]|\Z)"
 )
 _MIN_LINE: Final = 12
 _SEPARATOR: Final = r"(?:[\s+:=]|%20|%3a|%253a|%2520|\\u0020|\\[nrt]|&nbsp;|&\#32;){1,8}+[\"']?"
-# Matches lowercase text. The pattern begins with a plain word, because the search for one is fast.
+# Matches lowercase text. The pattern begins with a plain word, because searching for one is fast.
 _BEARER: Final = re.compile(
     rf"bearer{_SEPARATOR}(?:bearer{_SEPARATOR}){{0,3}}+(?P<value>(?:[a-z0-9\-._~+/]|%2[bf]|%3d(?![a-z0-9\[]))++=*+)"
 )
@@ -37,13 +37,13 @@ _is_nothing = re.compile(
     r"|(?-i::[a-z]+(?:_[a-z0-9]+)*\d*))\.?",
     re.IGNORECASE,
 ).fullmatch
-# Placeholders in SQL, templates and shells.
+# Placeholders in SQL, templates, and shells.
 _is_placeholder = re.compile(
     r"\?|\$|\$\d+(?:::\w+)?|\$[A-Z][A-Z0-9_]*|@[Pp]\d+|:\w+::\w+|(?:YOUR|your|Your)(?:[_-][A-Za-z]{1,24}){0,4}"
     r"[_-](?i:token|key|secret|password|jwt|code|credentials|here)"
 ).fullmatch
 _is_specification = re.compile(r"(?:oauth|openid|oidc|rfc|http|https|jwt|jws|jwe|tls|draft)[\d.\-/]*", re.I).fullmatch
-# A credential is a single word, possibly after the name of its scheme (RFC 9110, section 11.4). Programs, sentences
+# A credential is a single word, optionally preceded by its scheme's name (RFC 9110, section 11.4). Code, sentences,
 # and error codes such as 0x80070005 are not credentials.
 _is_no_credential = re.compile(r"0[xX][0-9A-Fa-f]+\Z|[^\s()\[\]{}<>]*+[\s()\[\]{}<>]").match
 _after_scheme = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}+\s++(\S++)").fullmatch
@@ -52,7 +52,7 @@ _is_constant_of_words = re.compile(
     r"(?:[A-Z]{2,24}+\d{0,2}|\d{1,3}+[A-Z]{0,3}+\d?|[A-Z]\d{1,2})(?:_(?:[A-Z]{2,24}+\d{0,2}|\d{1,3}+[A-Z]{0,3}+\d?|[A-Z]\d{1,2}))++"
 ).fullmatch
 _is_constant = re.compile(r"[A-Z0-9_.\-]+").fullmatch
-# Words, alone or joined in the usual ways, possibly with short numbers between them.
+# Words, alone or joined in the usual ways, optionally with short numbers between them.
 _WORD: Final = (
     r"(?:[a-z]{1,22}+|[A-Z][a-z]{0,21}+(?![a-z])|[A-Z]{2,22}+(?![a-z])|[A-Z]?[a-z]{2,15}+(?:[A-Z][a-z]{2,15}+)++)"
 )
@@ -72,7 +72,7 @@ _first_name = re.compile(
 
 
 def jwts_in(text: str) -> list[Interval]:
-    """Return the intervals of JWTs in a text, also if they have no signature, padded segments, or line breaks."""
+    """Return the intervals of JWTs in a text, including JWTs with padded segments, line breaks, or no signature."""
     if not may_have_jwt(text):
         return []
     found = []
@@ -86,15 +86,15 @@ def jwts_in(text: str) -> list[Interval]:
 
 
 def may_have_jwt(text: str) -> bool:
-    """Return whether a text may contain a JWT. The check is cheap and has false positives."""
+    """Return whether a text may contain a JWT. The check is cheap but can return false positives."""
     return "eyJ" in text or "eyAi" in text or "eyAg" in text or "ewog" in text or "ewoi" in text or "ew0K" in text
 
 
 def _end_of_wrapped(text: str, start: int, end: int) -> int:
     """Return the end of a JWT whose first line is ``text[start:end]``.
 
-    A line belongs to the JWT if it consists of the characters of one, and is random or, after an incomplete or
-    wrapped JWT, is not made of words. A JWT has two dots (RFC 7515, section 3.1) or four (RFC 7516, section 3.1).
+    A line belongs to the JWT if it contains only JWT characters and is random or, after an incomplete or wrapped
+    JWT, does not consist of words. A JWT has two dots (RFC 7515, section 3.1) or four (RFC 7516, section 3.1).
     """
     dots = text.count(".", start, end)
     is_wrapped = False
@@ -116,10 +116,10 @@ def _end_of_wrapped(text: str, start: int, end: int) -> int:
 
 
 def bearers_in(text: str, lowered: str) -> list[Interval]:
-    """Return the intervals of the credentials after ``Bearer``.
+    """Return the intervals of the credentials that follow ``Bearer``.
 
     Args:
-        text: The text.
+        text: The text to search.
         lowered: `ascii_lower` of the text.
     """
     if "bearer" not in lowered:
@@ -131,7 +131,7 @@ _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def ascii_lower(text: str) -> str:
-    """Return the text in lower case but keep its length, which ``str.lower`` changes for some letters."""
+    """Return the text in lowercase with the same length; ``str.lower`` changes the length of some letters."""
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
@@ -149,7 +149,7 @@ def _is_jwt(text: str) -> bool:
 
 
 def looks_secret(value: str) -> bool:
-    """Return whether a value looks like a credential rather than like a number, words, a constant or a program."""
+    """Return whether a value looks like a credential rather than a number, words, a constant, or code."""
     value = value.strip()
     if (credentials := _after_scheme(value)) is not None:
         value = credentials[1]
@@ -176,10 +176,10 @@ _LETTERS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _DIGITS: Final = re.compile(r"[0-9]+")
 # A word has a vowel and does not have five consonants in a row.
 _is_word = re.compile(r"(?=[^aeiouyAEIOUY]*[aeiouyAEIOUY])(?!.*[^aeiouyAEIOUY]{5})[A-Za-z]{3,}").fullmatch
-# Trace IDs, UUIDs, object IDs and truncated digests. Some frameworks create tokens with more hexadecimal digits.
+# Trace IDs, UUIDs, object IDs, and truncated digests. Some frameworks create tokens with more hexadecimal digits.
 _is_short_hex = re.compile(r"[0-9a-f]{1,39}|[0-9A-F]{1,39}").fullmatch
 _is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
-# The length of the longest random suffix in pod, instance and stack names.
+# The length of the longest random suffix in pod, instance, and stack names.
 _MAX_SUFFIX: Final = 13
 _MAX_NAME: Final = 64
 # Callers choose the length of their tokens, and every token is checked.
@@ -191,7 +191,7 @@ def looks_like_credential(token: str) -> bool:
     """Return whether a token is so random that other requests' telemetry will not contain it by chance.
 
     The check is strict because callers choose what they send: names, paths, hosts, versions, dates, addresses,
-    UUIDs and trace IDs are not credentials, nor is any combination of them.
+    UUIDs, and trace IDs are not credentials, nor is any combination of them.
     """
     # A JWT's header is public, so only the rest is checked (RFC 7515, section 3.1).
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
@@ -202,7 +202,7 @@ def looks_like_credential(token: str) -> bool:
 
 
 def is_random(text: str) -> bool:
-    """Return whether a string contains more than words, numbers and the usual identifiers."""
+    """Return whether a string contains more than words, numbers, and common identifiers."""
     count = 0
     for match in _ATOM.finditer(text, 0, _MAX_CHECKED):
         if not _is_readable(match[0]):
@@ -215,7 +215,7 @@ def is_random(text: str) -> bool:
 def _is_readable(atom: str) -> bool:
     """Return whether a run of letters and digits is a number or an identifier, or consists of words.
 
-    The thresholds were measured: `tests/redaction/test_credential_patterns.py` states how many random tokens are
+    The thresholds are empirical: `tests/redaction/test_credential_patterns.py` states how many random tokens are
     mistaken for words.
     """
     size = len(atom)
@@ -236,7 +236,7 @@ def _is_readable(atom: str) -> bool:
 
 
 def is_unpronounceable(word: str) -> bool:
-    """Return whether letters are no word. Abbreviations of up to three letters are not checked."""
+    """Return whether a run of letters is not a word. Abbreviations of up to three letters are not checked."""
     return len(word) > 3 and 2 * _count_unpronounceable(_LETTERS.findall(word)) > len(word)
 
 
@@ -250,7 +250,7 @@ def is_nothing(value: str) -> bool:
 
 
 def is_words(value: str) -> bool:
-    """Return whether a value consists of words, joined in the usual ways, possibly with short numbers between them."""
+    """Return whether a value consists of words joined in the usual ways, optionally with short numbers between them."""
     return _is_words(value) is not None
 
 
@@ -275,7 +275,7 @@ def _is_bearer(match: re.Match[str], text: str) -> bool:
 
 def _is_bearer_value(value: str, *, is_alone: bool) -> bool:
     if not any(c.isalnum() for c in value):
-        return False  # a line
+        return False  # such as a line of dashes
     if is_alone:
         return not (value.isalpha() and len(value) <= 15) and not is_nothing(value) and bool(value)
     if len(value) >= 20:

@@ -1,6 +1,6 @@
-"""Make records that are redacted on first access.
+"""Create records that are redacted on first access.
 
-Redacting the contents of a span takes longer than all other redaction work, and the thread that ends the
+Redacting a span's contents takes longer than all other redaction work, and the thread that ends the
 span is serving a request. A batch processor queues the record without reading it, so the exporter's thread
 redacts it. If a processor reads the record immediately, it is redacted immediately.
 
@@ -8,7 +8,7 @@ Invariants:
 
 * The record does not store raw content in its attributes. Accessing any attribute, public or private, first
   redacts all of them. The record is then an ordinary instance of the SDK's own class.
-* A field that is set before the record is first accessed becomes part of the raw record, so it is redacted, too.
+* A field that is set before the record is first accessed becomes part of the raw record, so it is redacted too.
 * The known tokens are collected in the thread that creates the record, while the record's context is current.
 * No lock is used, since a fork could leave it locked. If two threads access a record at the same
   time, both redact it, with the same result.
@@ -42,11 +42,11 @@ class DeferredRecord:
         raise TypeError("cannot pickle a record that has not been redacted yet")
 
     def __getstate__(self) -> None:
-        """Return nothing. Python's own method would return the raw record to code that dumps objects."""
+        """Return nothing. The default implementation would expose the raw record to code that dumps objects."""
 
 
 class _Changes(DeferredRecord):
-    """The value of `DEFERRED` for a record in which a field has been set, with all such fields."""
+    """The `DEFERRED` value of a record whose fields have been set, including all such fields."""
 
     __slots__ = ("fields",)
 
@@ -56,7 +56,7 @@ class _Changes(DeferredRecord):
 
 
 class _RedactOnAccess:
-    """A field that redacts its record when the field is read, and that keeps what is set until then.
+    """A field that redacts its record when the field is read, and that stores assigned values until then.
 
     Each field has its own descriptor, since a single ``__getattr__`` would make every access to an existing
     attribute ten times slower.
@@ -86,13 +86,13 @@ class _RedactOnAccess:
 def deferred_class(
     base: type, fields: Iterable[str], finish: Callable[[Any, dict[str, Any]], Any], plain: Iterable[str] = ()
 ) -> type:
-    """Return the class of a record before it is first accessed. The caller sets `DEFERRED` on each instance.
+    """Return the class that a record has until it is first accessed. The caller sets `DEFERRED` on each instance.
 
     Args:
-        base: The SDK class of the record after it is first accessed.
+        base: The SDK class that the record has after it is first accessed.
         fields: The names of the fields of a *base* instance.
-        finish: Makes a redacted *base* instance from the value of `DEFERRED` and from the fields that have been set
-            meanwhile. It must not raise an exception, and it may be called twice.
+        finish: Creates a redacted *base* instance from the `DEFERRED` value and the fields that have been set in the
+            meantime. It must not raise an exception, and it may be called twice.
         plain: The names of the fields that the caller sets on each instance, because they contain no text.
     """
 

@@ -1,4 +1,4 @@
-"""Wrap processors and exporters, using only public methods, as a fallback for an SDK without a conversion point.
+"""Wrap processors and exporters, using only public methods, as a fallback for an SDK that lacks a conversion point.
 
 The fallback is weaker, and `otel-token-relay check` reports it: processors that were registered earlier are not
 wrapped, and metrics are redacted only when they are exported, so each token still creates a series.
@@ -57,7 +57,7 @@ def patch_metrics(module: ModuleType, scrubber: Scrubber, patches: Patches) -> N
 
 
 class _Wrapper:
-    """Delegate to the wrapped object, except for the methods that a subclass replaces."""
+    """Delegate to the wrapped object, except for the methods that a subclass overrides."""
 
     def __init__(self, wrapped: Any, scrubber: Scrubber) -> None:
         self._wrapped = wrapped

@@ -2,7 +2,7 @@
 
 This module never imports the SDK itself. Each signal is hooked at its conversion point and tested once with
 a test token. If the SDK lacks the conversion point, or if the self-test fails, the public methods that
-register processors and exporters are hooked instead. Resources, scopes and instruments, which the signals
+register processors and exporters are hooked instead. Resources, scopes, and instruments, which the signals
 share, are hooked where they are created and have no fallback.
 """
 
@@ -31,7 +31,7 @@ Patch = Callable[[ModuleType, Scrubber, Patches], None]
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One kind of telemetry, or a part that several kinds share.
+    """One kind of telemetry, or a component that multiple kinds share.
 
     Attributes:
         name: The name that ``otel-token-relay check`` prints.
@@ -39,7 +39,7 @@ class Signal:
         patch: Hooks the conversion point.
         try_out: Runs the self-test and returns whether the test token was redacted.
         public_module: The SDK module that contains the public methods.
-        fall_back: Hooks the public methods instead of the conversion point; ``None`` if there are none.
+        fall_back: Hooks the public methods instead of the conversion point; ``None`` if the signal has no such methods.
     """
 
     name: str
@@ -122,7 +122,7 @@ _active: _Redaction | None = None
 def start(settings: Settings) -> None:
     """Start redacting with these settings in all SDK modules that are already imported. Idempotent.
 
-    Call `watch_imports` afterwards to cover an SDK that is imported later.
+    Call `watch_imports` afterward to cover an SDK that is imported later.
     """
     global _active
     with _hooks.lock:
@@ -137,7 +137,7 @@ def start(settings: Settings) -> None:
 
 
 def watch_imports() -> None:
-    """Extend redaction to an SDK that is imported later. The caller must not hold a lock: see `when_imported`."""
+    """Extend redaction to an SDK that is imported later. The caller must not hold a lock; see `when_imported`."""
     _hooks.watch()
 
 
@@ -153,7 +153,7 @@ def stop() -> None:
 
 
 def states() -> dict[str, str]:
-    """Return how each signal is redacted, or why it is not. Shared parts are included only if they are not hooked."""
+    """Return how each signal is redacted, or why it is not. Shared components are included only if not hooked."""
     with _hooks.lock:
         if _active is None:
             return {signal.name: "not redacted" for signal in SIGNALS}

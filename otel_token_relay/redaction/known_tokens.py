@@ -1,18 +1,18 @@
-"""Decide which tokens each record is searched for: those of its own request, and remembered ones.
+"""Decide which tokens each record is searched for: its own request's tokens and remembered ones.
 
 A span may end long after its request's context is gone, and a log record may come from a thread that
 never had the context. In such cases, the trace or the thread identifies the tokens.
 
 Callers choose their tokens and may choose their traces, so not every token is remembered:
 
-* A record's *own* tokens consist of the token that is bound in its context, while the lease is open, those that have
-  been obtained in exchange for it during the request, and the tokens that its span holds because they were bound when
-  the span started or while it was current. All of these are masked, even plain words.
-* Other records are searched only for *lasting* tokens, which are found by the trace, by the thread, or among the
-  last tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
-  accepted by a verifier. What it masks in other records is limited, too: see `token_search`.
-* The unused credentials of a request (`otel_token_relay.unused_credentials`) are treated like its token, but they
-  displace no other token.
+* A record's *own* tokens are the token that is bound in its context (while the lease is open), any tokens obtained in
+  exchange for it during the request, and the tokens that its span holds because they were bound when the span started
+  or while it was current. All of these are masked, even if they are plain words.
+* Other records are searched only for *lasting* tokens, which are looked up by trace, by thread, or among the most
+  recent tokens bound without a trace. A lasting token looks like a credential (`looks_like_credential`) or has been
+  accepted by a verifier. What it masks in other records is also limited; see `token_search`.
+* A request's unused credentials (`otel_token_relay.unused_credentials`) are treated like its token, but they never
+  displace other tokens.
 
 Reading takes no lock, since records are read during exports and collections, while the SDK holds its own locks.
 Writing takes a reentrant lock: a finalizer that ends a span can run at any point, even while the lock is held.
@@ -49,7 +49,7 @@ _MAX_CHARACTERS: Final = 8_388_608
 _MAX_OF_TRACE: Final = 8
 _MAX_WITHOUT_TRACE: Final = 64
 _MAX_OF_THREAD: Final = 8
-# Each of them slows down every record that has neither a trace nor a token.
+# Each of these tokens slows down every record that has neither a trace nor a token.
 _MAX_IN_USE_OF_THREAD: Final = 16
 _MAX_OF_SPAN: Final = 8
 _MAX_VERIFIED: Final = 512
@@ -61,34 +61,34 @@ _NO_DEADLINE: Final = math.inf
 
 
 class RememberedTokens:
-    """The lasting tokens of recent requests, in bounded collections. Safe to share between threads.
+    """Lasting tokens from recent requests, in bounded collections. Safe to share between threads.
 
-    ``recent_traces`` and ``older_traces`` contain the tokens of each trace, ``_without_trace`` the last ones bound
-    while no span was current, ``_of_thread`` the last ones that each thread bound, and ``_verified`` those that a
-    verifier accepted. A token whose lease is open is displaced last: see `recent_tokens`. Unused credentials are added
-    only to a trace or a thread that has room for them, and displace nothing. Each record is compared with its own
-    tokens and unused credentials, if it has any, and with these remembered tokens:
+    ``recent_traces`` and ``older_traces`` contain each trace's tokens, ``_without_trace`` the most recent tokens bound
+    while no span was current, ``_of_thread`` the tokens that each thread bound most recently, and ``_verified`` the
+    tokens that a verifier accepted. A token whose lease is open is displaced last; see `recent_tokens`. Unused
+    credentials are added only to a trace or a thread that has room for them, and displace nothing. Each record is
+    compared with its own tokens and unused credentials, if it has any, and with these remembered tokens:
 
     ======================== ================================== ====================================================
     signal                   remembered tokens                  reason
     ======================== ================================== ====================================================
     span at start            none; its own token and unused     other records of the trace may contain them
                              credentials are added to its trace
-    span at end              those of its trace; if no token is the token may have been bound elsewhere in the trace
-                             known, those of its thread         or while the span's attributes were set
-    span at first access     those of its trace, read again     a token may have been bound since the span ended
-    log record, measurement, those of its trace; if the trace   a server writes its access log after the request, in
+    span at end              its trace's tokens; if none are    the token may have been bound elsewhere in the trace
+                             known, its thread's tokens         or while the span's attributes were set
+    span at first access     its trace's tokens, read again     a token may have been bound since the span ended
+    log record, measurement, its trace's tokens; if the trace   a server writes its access log after the request, in
     `RedactingFilter`        is forgotten, the credentials that the same thread but without the request's trace
                              its span holds; if it has neither
-                             a trace nor a token, those of its
-                             thread
+                             a trace nor a token, its thread's
+                             tokens
     metric callback          as above; if no token is known,    a callback runs in the reader's thread, outside any
                              ``_without_trace``                 request
     `RedactingSpanExporter`  as for a span at end; if no token  an exporter runs in its own thread, after the
                              is known, ``_without_trace``       request
     exported metric          all of them                        without the hooks, data points have lost their
     (`fallback`)                                                context
-    resource, scope,         those of the current trace         a request may use its token as the name; the object
+    resource, scope,         the current trace's tokens         a request may use its token as the name; the object
     instrument at creation                                      is kept, so only lasting tokens are masked
     resource, scope,         none                               a caller must not be able to mask a service's names
     instrument at export
@@ -195,7 +195,7 @@ class RememberedTokens:
         return own
 
     def of_thread(self) -> KnownTokens:
-        """Return the last tokens that this thread bound: a server may log a request after it ends, without a trace."""
+        """Return the last tokens that this thread bound. A server may log a request, without a trace, after it ends."""
         own = self._of_thread.__dict__
         if not own:
             return NOTHING
@@ -205,11 +205,11 @@ class RememberedTokens:
         return known
 
     def without_trace(self) -> KnownTokens:
-        """Return the last tokens that were bound while no span was current."""
+        """Return the most recent tokens that were bound while no span was current."""
         return known_with_remembered((), self._without_trace.values())
 
     def of_trace(self, trace_id: int) -> KnownTokens:
-        """Return a trace's tokens. If the trace is an older one, the next write moves it back among the recent ones."""
+        """Return a trace's tokens. The next write moves a trace from the older generation back to the recent one."""
         known = self.recent_traces.get(trace_id)
         if known is not None:
             return known
@@ -220,7 +220,7 @@ class RememberedTokens:
         return known
 
     def all_tokens(self) -> KnownTokens:
-        """Return the tokens of all traces and those bound without a trace. This is expensive."""
+        """Return all traces' tokens and the tokens bound without a trace. This is expensive."""
         traces = [*self.older_traces.copy().values(), *self.recent_traces.copy().values()]
         values = [value for known in traces for value in known.values]
         return KnownTokens((), tuple(dict.fromkeys([*self._without_trace.values(), *values])))
@@ -264,7 +264,7 @@ def stop_listening() -> None:
 
 
 def _trace_id_of(span: Any) -> int:
-    """Return the trace id of a context's span, or 0 if there is none. Tests use spans that are not real ones."""
+    """Return the trace ID of a context's span, or 0 if there is none. Tests may use fake spans."""
     if span is None:
         return 0
     try:
@@ -318,7 +318,7 @@ def _add_to_span(span: Any, value: str) -> None:
 
 
 def _hold_words(span: Any, words: tuple[str, ...]) -> None:
-    """Store a request's unused credentials in a span, unless it already holds too many."""
+    """Store a request's unused credentials in a span, unless the span already holds too many tokens."""
     held = getattr(span, _HELD, None)
     if not isinstance(held, KnownTokens):
         held = NOTHING
@@ -328,7 +328,7 @@ def _hold_words(span: Any, words: tuple[str, ...]) -> None:
 
 
 def _with_words(known: KnownTokens, words: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens of a record that also has these words of its own."""
+    """Return a record's known tokens, with *words* added to its own tokens."""
     return known_with_remembered(tuple(dict.fromkeys((*known.values, *words))), known.remembered)
 
 
@@ -350,7 +350,7 @@ def hold_unused(span: Any, context: Context) -> None:
 
 
 def _unused_words(context: Context) -> tuple[str, ...]:
-    """Return the unused credentials in a context that still belongs to their request."""
+    """Return a context's unused credentials, if the context still belongs to their request."""
     unused: Any = context.get(UNUSED_KEY)
     return unused.words if unused is not None and unused.is_open else ()
 
@@ -373,10 +373,10 @@ def hold_token(span: Any, token: Any) -> None:
 
 
 def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
-    """Return a span's tokens: its own, the one in the context in which the span ends, and those of its trace.
+    """Return a span's tokens: its own, its trace's, and the one in the context in which the span ends.
 
-    For a span with none of these, return the last tokens that the thread bound: the attributes of a span outside
-    a request may have been set while a token was bound.
+    If there are none, return the tokens that the thread bound most recently: the attributes of a span outside a
+    request may have been set while a token was bound.
     """
     known = REMEMBERED.recent_traces.get(trace_id)
     held: KnownTokens | None = getattr(span, _HELD, None)
@@ -403,11 +403,11 @@ def with_later_tokens(known: KnownTokens, trace_id: int | None) -> KnownTokens:
 
 
 def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTokens:
-    """Return a context's tokens: the one bound in it, and those of its trace.
+    """Return a context's tokens: the one bound in it and its trace's.
 
     Args:
         context: The context that contains the token and the span.
-        trace_id: The trace, if known; ``None`` to use the trace of the span in *context*.
+        trace_id: The trace ID, if known; ``None`` to use the trace of the span in *context*.
     """
     if UNUSED_KEY in context:
         words = _unused_words(context)
@@ -416,7 +416,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
     token: Any = context.get(TOKEN_KEY)
     span: Any = context.get(SPAN_KEY)
     if trace_id is None:
-        # The usual case, without the cost of another call for each measurement.
+        # The usual case, without the cost of an extra call for each measurement.
         try:
             trace_id = 0 if span is None else span.get_span_context().trace_id
         except Exception:
@@ -454,7 +454,7 @@ def lasting_tokens() -> KnownTokens:
 
 
 def _combine(held: KnownTokens, token: BearerToken | None, of_trace: KnownTokens) -> KnownTokens:
-    """Return a record's known tokens: those that its span holds, the one in its context, and those of its trace."""
+    """Return a record's known tokens: its span's, the one in its context, and its trace's."""
     own, remembered = held.values, of_trace.values
     if token is not None and _is_own(token):
         own = tuple(dict.fromkeys((*own, *token.reveal_all())))

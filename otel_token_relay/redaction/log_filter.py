@@ -1,4 +1,4 @@
-"""Filter the records of ``logging`` handlers outside OpenTelemetry: those for files, consoles and other agents."""
+"""Filter the records of ``logging`` handlers outside OpenTelemetry: for files, consoles, and other agents."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class RedactingFilter(logging.Filter):
     """Mask tokens in a handler's records.
 
     The number of a record's arguments does not change, numbers stay numbers, and a mapping keeps its class, so that
-    the access logs of uvicorn, gunicorn and hypercorn continue to work. An object whose string form
+    the access logs of uvicorn, gunicorn, and hypercorn continue to work. An object whose string form
     contains a token is replaced by the masked string.
 
-    On Python 3.11, a filter cannot replace the record, so the record itself is modified, and the handlers that
-    follow receive the masked record as well.
+    On Python 3.11, a filter cannot replace the record, so the record itself is modified, and subsequent handlers
+    also receive the masked record.
 
     Args:
-        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
-            The ``redaction`` setting is ignored.
+        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
+            environment. The ``redaction`` setting is ignored.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -50,7 +50,7 @@ class RedactingFilter(logging.Filter):
         listen()
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # since 3.12
-        """Let every record pass, with its tokens masked."""
+        """Accept every record, with its tokens masked."""
         try:
             known = tokens_in_context(get_current())
             changes = _changes(record, partial(self._find_scrubber().redact, known=known))
@@ -113,7 +113,7 @@ def _changed_message(record: logging.LogRecord, clean: Clean) -> dict[str, Any]:
 
 
 def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: Any, clean: Clean) -> dict[str, Any]:
-    """Mask tokens that are recognizable only once the arguments are in the message, as in ``"Bearer %s"``.
+    """Mask tokens that are recognizable only after the message has been formatted, as in ``"Bearer %s"``.
 
     Args:
         message: The message as logged.
@@ -137,7 +137,7 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
             masked: Any = _with_items(clean_args, {key: mask(arg) for key, arg in items.items()}, clean)
             if _is_clean(message, masked, clean):
                 return {"msg": message, "args": masked}
-        # If the mapping takes its values from elsewhere, only the formatted message can be masked.
+        # If the mapping gets its values from elsewhere, only the formatted message can be masked.
         return {"msg": clean_text, "args": None}
     args = tuple(_masked_part(arg, text, clean_text) for arg in clean_args)
     if _is_clean(message, args, clean):
@@ -151,9 +151,9 @@ def _changed_together(message: Any, args: Any, clean_message: Any, clean_args: A
 
 
 def _masked_part(arg: Any, text: str, clean_text: str) -> Any:
-    """Return the mask if an argument is a part of a token that was found in the formatted message.
+    """Return the mask if an argument is part of a token that was found in the formatted message.
 
-    The part may look harmless once the other parts have been masked, like the signature of a JWT.
+    An argument such as a JWT's signature may look harmless once the rest of the token has been masked.
     """
     if not isinstance(arg, str) or len(arg) <= LONGEST_SURVIVOR or clean_text == MASK:
         return arg
@@ -161,16 +161,16 @@ def _masked_part(arg: Any, text: str, clean_text: str) -> Any:
 
 
 class _MaskedItems(dict[Any, Any]):
-    """The masked items of a mapping that cannot be copied. Other keys are looked up in that mapping, and masked.
+    """The masked items of a mapping that cannot be copied. Other keys are looked up in that mapping and masked.
 
-    A mapping may return a default for absent keys, or accept several spellings of a key.
+    A mapping may return a default for missing keys, or accept multiple spellings of a key.
     """
 
     __slots__ = ("_look_up",)
 
     def __init__(self, items: Any, mapping: Any, clean: Clean) -> None:
         super().__init__(items)
-        # A function, since neither its repr nor its attributes show the mapping.
+        # A function, because neither its repr nor its attributes reveal the mapping.
         self._look_up: Callable[[Any], Any] = lambda key: _clean_named(key, mapping[key], clean)
 
     def __missing__(self, key: Any) -> Any:
@@ -178,9 +178,9 @@ class _MaskedItems(dict[Any, Any]):
 
 
 def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
-    """Return a copy of a mapping argument with other items, and with the behavior of its class.
+    """Return a copy of a mapping argument that has different items but keeps its class's behavior.
 
-    The servers' access logs format a subclass of ``dict`` whose ``__getitem__`` returns ``-`` for absent keys.
+    The servers' access logs format a subclass of ``dict`` whose ``__getitem__`` returns ``-`` for missing keys.
     """
     if type(mapping) is dict:
         return items
@@ -188,10 +188,10 @@ def _with_items(mapping: Any, items: Any, clean: Clean) -> Any:
         return _MaskedItems(items, mapping, clean)
     try:
         changed = copy.copy(mapping)
-        # An immutable mapping may be its own copy, and a key that contains a token is not the same in both.
+        # An immutable mapping may be its own copy, and a key that contains a token differs between the two.
         if changed is mapping or type(changed) is not type(mapping) or dict.keys(changed) != items.keys():
             return _MaskedItems(items, mapping, clean)
-    except Exception:  # its own code may raise any error
+    except Exception:  # the mapping's own code may raise any error
         return _MaskedItems(items, mapping, clean)
     for key, value in items.items():
         dict.__setitem__(changed, key, value)

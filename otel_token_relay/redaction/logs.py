@@ -58,7 +58,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
             def make(
                 changes: dict[str, Any],
-            ) -> Any:  # a function, since neither its repr nor its attributes show the raw record
+            ) -> Any:  # a function, because neither its repr nor its attributes reveal the raw record
                 readable = object.__new__(record_class)
                 original(readable, log_record, resource, instrumentation_scope, limits)
                 for name, value in changes.items():
@@ -75,7 +75,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
 
 def tokens_of_record(record: Any) -> KnownTokens:
-    """Return a log record's known tokens: those of the context in which it was written, and those of its trace."""
+    """Return a log record's known tokens: its trace's and the one in the context in which the record was written."""
     return tokens_in_context(record.context or get_current(), record.trace_id)
 
 

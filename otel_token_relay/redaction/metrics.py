@@ -1,8 +1,8 @@
 """Redact measurements before they are aggregated, and names and descriptions when they are collected.
 
-Aggregating first would create a series for each token, and redacting these series later would leave several with
-the same attributes. ``MetricReaderStorage.consume_measurement`` receives each measurement, including those made by
-callbacks, before the measurement's attributes select a series and before an exemplar is stored.
+Aggregating first would create a series for each token, and redacting these series later would result in multiple
+series with the same attributes. ``MetricReaderStorage.consume_measurement`` receives each measurement, including
+measurements from callbacks, before the measurement's attributes select a series and before an exemplar is stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 try:
                     known = tokens_in_context(measurement.context)
                     if known is NOTHING and hasattr(measurement.instrument, "callback"):
-                        # A callback runs in the reader's thread, outside any request, and so without a token.
+                        # A callback runs in the reader's thread, outside any request and therefore without a token.
                         known = REMEMBERED.without_trace()
                     # There are few series, so most measurements repeat the attributes of an earlier one.
                     if not is_known_clean(attributes, scrubber, known):
@@ -85,7 +85,7 @@ def redacted(measurement: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
 
 
 def clean_collected(data: Any, scrubber: Scrubber) -> Any:
-    """Redact the strings that many measurements share, using only patterns: see `statics`."""
+    """Redact the strings that many measurements share, using only patterns; see `statics`."""
     strings: list[str] = []
     suspect = False
     for part in data.resource_metrics:

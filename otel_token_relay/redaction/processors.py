@@ -28,8 +28,8 @@ class RedactingSpanProcessor(SpanProcessor):
 
     Args:
         processor: The processor that receives the redacted spans, such as a ``BatchSpanProcessor``.
-        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
-            The ``redaction`` setting is ignored.
+        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
+            environment. The ``redaction`` setting is ignored.
     """
 
     def __init__(
@@ -54,26 +54,26 @@ class RedactingSpanProcessor(SpanProcessor):
         self._processor.on_end(redacted(span, self._scrubber()))
 
     def shutdown(self) -> None:
-        """Shut the processor down."""
+        """Shut down the processor."""
         self._processor.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Let the processor export its pending spans."""
+        """Flush the processor's pending spans."""
         return self._processor.force_flush(timeout_millis)
 
 
 class RedactingSpanExporter(SpanExporter):
     """Export redacted spans.
 
-    Exporters run in a thread that serves no request, so an opaque token is looked up by its trace. Such a token
-    is found if it was bound (by `use_token`, a server boundary or ``extract``) while a span of the trace was
-    current, or if it is one of the last tokens bound without a span. `RedactingSpanProcessor` does not have this
-    limitation, since it also runs when the span starts.
+    Exporters run in a thread that serves no requests, so an opaque token is looked up by its trace. Such a token
+    is found if it was bound (by `use_token`, a server boundary, or ``extract``) while one of the trace's spans was
+    current, or if it is among the most recent tokens bound without a span. `RedactingSpanProcessor` does not have
+    this limitation, because it also runs when the span starts.
 
     Args:
         exporter: The exporter that sends the spans.
-        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
-            The ``redaction`` setting is ignored.
+        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
+            environment. The ``redaction`` setting is ignored.
     """
 
     def __init__(self, exporter: SpanExporter, settings: Settings | None = None) -> None:
@@ -87,11 +87,11 @@ class RedactingSpanExporter(SpanExporter):
         return self._exporter.export([redacted(span, scrubber, REMEMBERED.without_trace()) for span in spans])
 
     def shutdown(self) -> None:
-        """Shut the exporter down."""
+        """Shut down the exporter."""
         self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Let the exporter send its pending spans."""
+        """Flush the exporter's pending spans."""
         return self._exporter.force_flush(timeout_millis)
 
 

@@ -1,4 +1,4 @@
-"""Keep the most recent tokens in bounded collections, without letting callers displace the tokens of other callers.
+"""Keep the most recent tokens in bounded collections, without letting callers displace each other's tokens.
 
 A caller can send any number of made-up tokens. If only the most recent ones were kept, a caller could make redaction
 forget the token of a request that is still being served. Tokens that are in use are therefore displaced last.
@@ -14,24 +14,24 @@ from typing import Final
 from otel_token_relay.token import BearerToken
 
 MAX_IN_USE: Final = 64
-"""The number of tokens in use that a collection may contain in addition to its usual limit."""
+"""The maximum number of tokens in use that a collection may contain beyond its usual limit."""
 
-# The number of requests with the same token that are tracked.
+# The maximum number of tracked requests with the same token.
 _MAX_OF_VALUE: Final = 8
-# The number of values checked for each one that is added.
+# The maximum number of values that are checked when one is added.
 _MAX_CHECKED: Final = 8
 _MIN_TO_SWEEP: Final = 256
 
 
 class TokensInUse:
-    """The values of the tokens whose leases are open. Safe to share between threads and finalizers, without a lock.
+    """The values of tokens whose leases are open. Safe to share between threads and finalizers without a lock.
 
-    Tokens are referenced weakly, so that a lease that is never ended does not keep its token: a token is in use only
+    Tokens are weakly referenced, so a lease that never ends does not keep its token alive: a token is in use only
     while a context or a request refers to it.
     """
 
     def __init__(self) -> None:
-        # One caller may have several requests with the same token.
+        # One caller may send multiple requests with the same token.
         self._tokens: dict[str, tuple[weakref.ref[BearerToken], ...]] = {}
         self._max_count = _MIN_TO_SWEEP
 
@@ -43,9 +43,10 @@ class TokensInUse:
         return len(self._tokens)
 
     def add(self, token: BearerToken) -> None:
-        """Add a token. A token without a lease has no known end, so it is not in use for this purpose.
+        """Add a token. Tokens without a lease are ignored, because nothing shows when their use ends.
 
-        This runs for each request with a token. If two threads add tokens with the same value, one may be lost.
+        This runs for each request with a token. If two threads concurrently add tokens with the same value, one of
+        the tokens may be lost.
         """
         if token.lease is None:
             return
@@ -74,8 +75,8 @@ def _is_open(reference: weakref.ref[BearerToken]) -> bool:
 def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) -> tuple[str, ...]:
     """Return the values without the oldest ones that exceed *limit*.
 
-    The oldest values that are not in use are removed first, but never the last value. Up to `MAX_IN_USE` values that
-    are in use may exceed the limit.
+    The oldest values that are not in use are removed first, but the last value is never removed. Up to `MAX_IN_USE`
+    values that are in use may exceed the limit.
     """
     excess = len(values) - limit
     if excess <= 0:
@@ -86,12 +87,12 @@ def within_limit(values: tuple[str, ...], limit: int, in_use: Container[str]) ->
 
 
 class RecentTokens:
-    """The last tokens that were added, in order. Safe to share between threads and finalizers.
+    """The most recently added tokens, in order. Safe to share between threads and finalizers.
 
     Args:
         limit: The maximum number of tokens that are not in use.
         in_use: Tokens that are displaced last.
-        max_in_use: The number of tokens in use that may exceed the limit.
+        max_in_use: The maximum number of tokens in use that may exceed the limit.
     """
 
     def __init__(self, limit: int, in_use: Container[str], max_in_use: int = MAX_IN_USE) -> None:
@@ -104,11 +105,11 @@ class RecentTokens:
         return value in self._values
 
     def values(self) -> tuple[str, ...]:
-        """Return the tokens, oldest first. Those that have been checked recently may come later."""
+        """Return the tokens, oldest first. Tokens that have been checked recently may appear later."""
         return tuple(self._values.copy())
 
     def add(self, value: str) -> bool:
-        """Put a token at the end, and return whether it is new."""
+        """Add a token at the end or move it there, and return whether it is new."""
         values = self._values
         if value in values:
             values.pop(value, None)
@@ -126,14 +127,14 @@ class RecentTokens:
         return True
 
     def add_if_room(self, value: str) -> bool:
-        """Add a token unless it would displace another one. Return whether it was added."""
+        """Add a token unless it would displace another token. Return whether it was added."""
         if value in self._values or len(self._values) >= self._limit:
             return False
         self._values[value] = None
         return True
 
     def _displace_instead_of(self, oldest: str) -> None:
-        """Put a value in use at the end, and remove the next one that is not in use."""
+        """Move a value that is in use to the end, and remove the next value that is not in use."""
         values = self._values
         values[oldest] = None
         for _ in range(min(_MAX_CHECKED, len(values) - 2)):

@@ -1,4 +1,4 @@
-"""Redact what spans, log records and metrics share: attributes, resources and scopes."""
+"""Redact what spans, log records, and metrics share: attributes, resources, and scopes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class ScrubberInForce:
     """The redaction rules for settings that may be installed later. Safe to share between threads.
 
     Args:
-        settings: ``None`` to use the installed settings, or those from the environment if none are installed.
+        settings: ``None`` to use the installed settings or, if none are installed, the settings from the
+            environment.
     """
 
     def __init__(self, settings: Settings | None) -> None:
@@ -42,7 +43,7 @@ class ScrubberInForce:
 
 
 def plain(attributes: Any) -> Mapping[str, Any]:
-    """Return the dictionary inside an SDK container, since the container takes a lock on every access."""
+    """Return the dictionary inside an SDK container, to avoid the lock that the container takes on every access."""
     inner = getattr(attributes, "_dict", None)
     return inner if inner is not None else attributes  # type: ignore[no-any-return]
 
@@ -68,7 +69,7 @@ def are_clean(resource: Any, scope: Any, scrubber: Scrubber) -> bool:
         return False
     if len(_clean_pairs) >= _MAX_STATICS:
         _clean_pairs.clear()
-    # The entry keeps all three objects alive, so that the ID is not reused for another object.
+    # The entry keeps all three objects alive, so that the ID is not reused for a different object.
     _clean_pairs[id(scope)] = (scope, resource, scrubber)
     return True
 
@@ -96,7 +97,7 @@ _clean_pairs: dict[int, tuple[Any, Any, Scrubber]] = {}
 
 
 def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tuple[str, ...]) -> Any:
-    """Redact an object using only patterns. Known tokens are masked when the object is created: see `statics`."""
+    """Redact an object using only patterns. Known tokens are masked when the object is created; see `statics`."""
     if original is None:
         return None
     static = _statics.get(id(original))
@@ -105,7 +106,7 @@ def _clean_static(original: Any, scrubber: Scrubber, gather: Gather, texts: tupl
     strings: list[str] = []
     cleaned = original
     if gather(original, scrubber, strings, NOTHING) or scrubber.is_suspect("\0".join(strings), NOTHING):
-        cleaned = copy.copy(original)  # not using the constructor, which masks this context's tokens
+        cleaned = copy.copy(original)  # bypasses the constructor, which masks this context's tokens
         cleaned._attributes = clean_attributes(original._attributes, scrubber, NOTHING)
         for name in texts:
             setattr(cleaned, name, scrubber.clean(getattr(original, name), NOTHING))

@@ -1,13 +1,13 @@
-"""Remove tokens from values: strings, bytes, sequences and mappings.
+"""Remove tokens from values: strings, bytes, sequences, and mappings.
 
-This module is pure: it uses neither OpenTelemetry nor a clock nor settings.
+This module is pure: it does not use OpenTelemetry, a clock, or settings.
 
 Redaction has two stages, since nearly all telemetry is clean. `Scrubber.is_suspect` checks all of a record's
 strings at once, with a handful of substring tests before any regular expression. The thorough stage runs only
-if the record is suspect, and then over the whole record. This stage guarantees the following:
+if the record is suspect, and then on the whole record. This stage guarantees the following:
 
 * No run of 17 characters (`token_search.LONGEST_SURVIVOR` + 1) of the record's own token remains, regardless
-  of the surrounding quotes: runs of unreserved characters are the same in URLs, JSON, HTML and ``repr``, and
+  of the surrounding quotes: runs of unreserved characters are the same in URLs, JSON, HTML, and ``repr``, and
   a token's other encodings are searched for like the token itself.
 * The same applies to the random parts of a remembered token. Its words are not masked.
 * The mask is constant and reveals neither the replaced text nor its length.
@@ -39,8 +39,8 @@ _MAX_READ_BY_RULE: Final = 8_388_608
 _MAX_DEPTH: Final = 48
 _MAX_NODES: Final = 50_000
 
-# The maximum number of characters searched in one value of a suspect record, and the number that is added for
-# each string as a fixed cost. Strings that are searched only by pattern cost an eighth.
+# The maximum number of characters searched in one value of a suspect record, and the fixed number of characters
+# that is added for each string. A string that is searched only by pattern counts for one-eighth of its length.
 _MAX_CHARACTERS: Final = 1_048_576
 _TEXT_OVERHEAD: Final = 256
 
@@ -49,7 +49,7 @@ _MIN_LENGTH: Final = 8
 
 _MAX_KNOWN: Final = 4096
 # Words, each followed by at most three digits: attribute names consist of such words, but tokens do not. A key
-# made of them is checked only once, not for each token.
+# that consists of them is checked only once, not for each token.
 _is_ordinary = re.compile(r"(?:(?:[A-Z]?[a-z]{1,24}+|[A-Z]{1,24}+)\d{0,3}+(?:[._\-]|\Z)){1,16}+").fullmatch
 _MAX_ORDINARY: Final = 160
 
@@ -76,7 +76,7 @@ class Scrubber:
         self.known_keys: set[str] = set()
 
     def is_suspect(self, joined: str, known: KnownTokens) -> bool:
-        """Return whether a record may contain a token. The check is cheap and has false positives.
+        """Return whether a record may contain a token. The check is cheap but can return false positives.
 
         Args:
             joined: All of the record's strings, separated by ``NUL``.
@@ -275,7 +275,7 @@ class _Cleaning:
         return cleaned if changed else values
 
     def _is_labeled(self, name: str, value: object) -> bool:
-        """Return whether a value is a credential according to the name beside it, as in a list of headers."""
+        """Return whether a value is a credential, judging by the name next to it, as in a list of headers."""
         kind = self._scrubber.names.kind_of(name)
         if kind is Kind.CONFIGURED:
             return True
@@ -289,7 +289,7 @@ class _Cleaning:
     def _sequence(self, values: Any, depth: int) -> Any:
         before = list(values)
         if _is_pair(values) and self._is_labeled(_text_of(before[0]), before[1]):
-            name = self.value(before[0], depth + 1)  # what ends like a name may contain a credential itself
+            name = self.value(before[0], depth + 1)  # text that ends like a name may itself contain a credential
             return type(values)((name, MASK)) if type(values) in (list, tuple) else (name, MASK)
         split = self._split_over(before)
         cleaned = [MASK if at in split else self.value(item, depth + 1) for at, item in enumerate(before)]
@@ -334,7 +334,7 @@ def _mask_all(value: Any, *, numbers_too: bool, depth: int) -> Any:
 
 
 def _stands_in(value: Any, kind: Kind) -> bool:
-    """Return whether the value of a sensitive key is a placeholder or describes the secret."""
+    """Return whether a sensitive key's value is a placeholder or describes the secret."""
     if type(value) is str:
         return is_stand_in(value)
     if type(value) in (list, tuple):
@@ -354,7 +354,7 @@ def _is_credential(key: str, value: object, values: Mapping[Any, Any]) -> bool:
 
 
 def _is_pair(values: Any) -> bool:
-    """Return whether a sequence may be a name and its value, as servers represent a header."""
+    """Return whether a sequence may be a name and its value, as in a server's representation of a header."""
     return len(values) == 2 and issubclass(type(values), (list, tuple)) and issubclass(type(values[0]), _TEXTS)
 
 

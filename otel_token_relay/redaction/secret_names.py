@@ -1,8 +1,8 @@
-"""The names of secrets, in one table: as attribute keys, header names, parameters, and labels within texts.
+"""The names of secrets, in one table: attribute keys, header names, parameters, and labels in text.
 
 `SecretNames.kind_of` treats every name in the same way, wherever it occurs. Case is ignored, and words may be joined
-by ``_`` or ``-``, written in camelCase, or run together: ``access_token``, ``Access-Token``, ``accessToken`` and
-``accesstoken`` are one name. A name may also end a longer one, as in ``x_forwarded_access_token``.
+by ``_`` or ``-``, written in camelCase, or run together: ``access_token``, ``Access-Token``, ``accessToken``, and
+``accesstoken`` are the same name. A longer name may also end with one, as in ``x_forwarded_access_token``.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Final, NamedTuple
 
 
 class Kind(IntEnum):
-    """What a name says about its value."""
+    """What a name indicates about its value."""
 
     ORDINARY = 0
-    """Nothing: not a name in the table."""
+    """Nothing: the name is not in the table."""
     HARMLESS = 1
-    """It looks like the name of a secret, but is not: the value is a position in a list or chosen by the caller."""
+    """The name looks like a secret's name but is not: the value is a position in a list or is chosen by the caller."""
     ALONE = 2
-    """As `WEAK`, but the name must not end a longer one: ``country_code`` is not a secret."""
+    """Like `WEAK`, but not at the end of a longer name: ``country_code`` is not a secret."""
     WEAK = 3
     """A secret if the value looks like a credential."""
     STRONG = 4
-    """A secret with any value."""
+    """A secret, regardless of its value."""
     HEADER = 5
-    """The credentials of an HTTP request, possibly after the name of their scheme (RFC 9110, section 11.6.2)."""
+    """An HTTP request's credentials, optionally preceded by their scheme's name (RFC 9110, section 11.6.2)."""
     CONFIGURED = 6
-    """A secret with any value, because a setting names it."""
+    """A secret, regardless of its value, because a setting lists it."""
 
 
 class Row(NamedTuple):
-    """Some names from one source.
+    """A group of names from one source.
 
     Attributes:
-        source: The specification, provider or project that uses these names or treats them as secret.
-        kind: What the names say about their values.
-        names: The names, in lower case, with spaces between words and commas between names.
+        source: The specification, provider, or project that uses these names or treats them as secret.
+        kind: What the names indicate about their values.
+        names: The names, in lowercase, with spaces between words and commas between names.
     """
 
     source: str
@@ -127,7 +127,7 @@ _LAST_WORDS: Final = tuple({name.split()[-1] for name, _, _ in rows()})
 
 
 def _any_of(words: Iterable[str]) -> str:
-    """Return a pattern for any of some words in which each character is compared with few alternatives."""
+    """Return a pattern that matches any of the words and compares each character with only a few alternatives."""
     by_first: dict[str, list[str]] = {}
     for word in words:
         by_first.setdefault(word[:1], []).append(word[1:])
@@ -139,7 +139,7 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 def _ends() -> set[str]:
-    """Return the words that names end with. ``id`` alone would be found too often."""
+    """Return the words that names end with. ``id`` alone would match too often."""
     names = [name for name, kind, _ in rows() if kind is not Kind.HARMLESS]
     words = {"access_key_id" if name.endswith(" id") else name.split()[-1] for name in names}
     return {word for word in words if not any(word != other and word.endswith(other) for other in words)}
@@ -153,8 +153,8 @@ class SecretNames:
     """The names of secrets for one configuration. Immutable, so safe to share between threads.
 
     Args:
-        keys: The configured names, such as ``x-api-key``. They match whole names, and the end of a longer name after
-            a dot: ``http.request.header.x_api_key``.
+        keys: The configured names, such as ``x-api-key``. They match whole names, and the end of a longer name if a
+            dot precedes it, as in ``http.request.header.x_api_key``.
         headers: The names of headers that contain tokens. They match in the same way.
     """
 
@@ -169,7 +169,7 @@ class SecretNames:
         """Lowercase text that contains none of these words contains no configured name."""
 
     def kind_of(self, name: str) -> Kind:
-        """Return what a key, a header name, a parameter or a label says about its value."""
+        """Return what a key, a header name, a parameter, or a label indicates about its value."""
         normal = normalize(name)
         if normal.endswith("authorization"):
             return Kind.HEADER
@@ -187,15 +187,15 @@ class SecretNames:
         return Kind.ORDINARY
 
     def masks_numbers(self, name: str) -> bool:
-        """Return whether a setting asks for a key's value to be masked even if it is a number."""
+        """Return whether a setting requires a key's value to be masked even if it is a number."""
         normal = normalize(name)
         return normal in self._keys or any(normal.endswith("." + key) for key in self._keys)
 
 
 def normalize(name: str) -> str:
-    """Return a name in lower case, with ``_`` instead of ``-``.
+    """Return a name in lowercase, with ``_`` instead of ``-``.
 
-    ``{authorization}i`` is the header in the format of an access log (Apache's mod_log_config, gunicorn, hypercorn).
+    Access log formats refer to a header as ``{authorization}i`` (Apache's mod_log_config, gunicorn, hypercorn).
     """
     name = name.strip()
     if name[:1] == "{":

@@ -1,6 +1,6 @@
 """Test each hook once by sending a test token through it and checking that the token is redacted.
 
-The test data does not reach the application's providers, processors or exporters.
+The test data does not reach the application's providers, processors, or exporters.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def is_caught_in_logs() -> bool:
 
 
 def is_caught_in_metrics() -> bool:
-    """Return whether the aggregation receives the test measurement without its tokens."""
+    """Return whether aggregation receives the test measurement without its tokens."""
     from opentelemetry.sdk.metrics._internal.measurement import Measurement
     from opentelemetry.sdk.metrics._internal.metric_reader_storage import MetricReaderStorage
 

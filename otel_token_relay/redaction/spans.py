@@ -27,7 +27,7 @@ from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
 
 _logger = logging.getLogger("otel_token_relay")
 
-# The fields that processors read from every span. None of them contains text, unless a processor replaces it.
+# The fields that processors read from every span. None of them contains text, unless a processor replaces the field.
 _PLAIN: Final = ("_context", "_kind", "_start_time", "_end_time")
 
 
@@ -76,7 +76,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 deferred._end_time = end_time
                 deferred._token_relay_deferred = DeferredRecord(readable, known)
                 return deferred
-            except Exception:  # the context is not one of the SDK's
+            except Exception:  # the context is not an SDK object
                 return clean_odd(self, readable)
 
         return _readable_span
@@ -91,14 +91,14 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
 
     def build_start(original: Function) -> Function:
         def start(self: Any, start_time: int | None = None, parent_context: Any = None) -> None:
-            try:  # as in note_start, but without the cost of another call for each span
+            try:  # as in note_start, but without the cost of an extra call for each span
                 context = get_current() if parent_context is None else parent_context
                 token: Any = context.get(TOKEN_KEY)
                 if token is not None:
                     hold_token(self, token)
                 if UNUSED_KEY in context:
                     hold_unused(self, context)
-            except Exception:  # the span must start nevertheless
+            except Exception:  # the span must start regardless
                 _logger.debug("cannot read the token of a span that is starting", exc_info=True)
             original(self, start_time, parent_context)
 
@@ -176,14 +176,14 @@ def is_suspect(span: Any, scrubber: Scrubber, known: KnownTokens) -> bool:
 
 
 def _gather_state(context: Any, scrubber: Scrubber, strings: list[str], known: KnownTokens) -> bool:
-    """Append all strings in a context's trace state, and return whether it is suspect or cannot be read."""
+    """Append all strings in a context's trace state to *strings*, and return whether it is suspect or unreadable."""
     if context is None:
         return False
     try:
         state = context.trace_state
         entries = getattr(state, "_dict", state)
         return bool(entries) and scrubber.gather(entries, strings, known)
-    except Exception:  # the context is not one of the SDK's
+    except Exception:  # the context is not an SDK object
         return True
 
 
@@ -225,7 +225,7 @@ def _clean_context(context: Any, scrubber: Scrubber, known: KnownTokens) -> Any:
     """Return a span context with a redacted trace state. The propagated trace state is not modified."""
     try:
         return _clean_readable_context(context, scrubber, known)
-    except Exception:  # the context is not one of the SDK's
+    except Exception:  # the context is not an SDK object
         return _without_state(context)
 
 
@@ -236,7 +236,7 @@ def _clean_readable_context(context: Any, scrubber: Scrubber, known: KnownTokens
     cleaned: Mapping[str, str] = scrubber.clean(before, known)
     if cleaned is before:
         return context
-    # A masked key would not be a valid key (W3C Trace Context, section 3.3.1.3.1).
+    # A masked key would be invalid (W3C Trace Context, section 3.3.1.3.1).
     entries = [(key, value) for key, value in cleaned.items() if key in before]
     state = type(context.trace_state)(entries)
     return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
@@ -253,25 +253,25 @@ def wipe(span: Any) -> None:
     try:
         if span._resource is not None:
             span._resource = with_changes(span._resource, _attributes={}, _schema_url="")
-    except Exception:  # not one of the SDK's resources
+    except Exception:  # not an SDK resource
         span._resource = None
     try:
         if span._status is not None:
             span._status = Status(span._status.status_code)
-    except Exception:  # not one of the API's
+    except Exception:  # not an API status
         span._status = Status()
     span._context, span._parent = _without_state(span._context), _without_state(span._parent)
 
 
 def trace_id_of(context: Any) -> int:
-    """Return the trace id of a span context, or 0 if it is not a number."""
+    """Return the trace ID of a span context, or 0 if it is not a number."""
     return _number(context, "trace_id")
 
 
 def _number(context: Any, name: str) -> int:
     try:
         value = getattr(context, name)
-    except Exception:  # the context is not one of the SDK's
+    except Exception:  # the context is not an SDK object
         return 0
     return value if isinstance(value, int) else 0
 
@@ -279,7 +279,7 @@ def _number(context: Any, name: str) -> int:
 def _without_state(context: Any) -> SpanContext | None:
     if context is None:
         return None
-    # Not with the context's own class, which may take other arguments. A processor drops spans that are not sampled.
+    # The context's own class is not used, since it may take different arguments. Processors drop unsampled spans.
     try:
         flags = context.trace_flags
     except Exception:

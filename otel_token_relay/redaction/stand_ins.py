@@ -1,7 +1,6 @@
-"""Recognize what stands where a secret could be: placeholders, other tools' masks, messages,
-schemas and code.
+"""Recognize text that appears where a secret could be: placeholders, other tools' masks, messages, schemas, and code.
 
-A value is kept only if it consists of nothing else, so that no credential is mistaken for one of these. These functions
+A value is kept only if it consists entirely of such text, so that no credential is mistaken for it. These functions
 are pure, and their running time is linear in the length of the text.
 """
 
@@ -15,7 +14,7 @@ from otel_token_relay.redaction.credential_patterns import is_nothing, is_random
 
 _MAX_LENGTH: Final = 160
 
-# Words without digits, in the brackets of templates, shells, documentation and other scrubbers.
+# Words without digits, in the brackets that templates, shells, documentation, and other scrubbers use.
 _NAME: Final = r"[A-Za-z]{1,24}(?:[ _.\-][A-Za-z]{1,24}){0,6}"
 _is_placeholder = re.compile(
     rf"\$?\{{ ?{_NAME} ?\}}|\$?\{{\{{ ?\.?{_NAME} ?\}}\}}|<{_NAME}>|%\({_NAME}\)s|%{_NAME}%"
@@ -28,7 +27,7 @@ _is_locator = re.compile(
     r"|(?:\.{1,2}|~)(?:/\.?[A-Za-z_\-]{2,40}){1,12}(?:\.[a-z]{1,8})?"
 ).fullmatch
 
-# All the words of a message about a value that is missing or against the rules, and the ones that make it a message.
+# The words that a message about a missing or invalid value may contain, and the words that identify it as a message.
 _is_message = re.compile(r"\(?[A-Za-z0-9'\u2019]+(?:[.,:]? \(?[A-Za-z0-9'\u2019]+\)?)+[.:]?\)?[.:]?").fullmatch
 _WORDS: Final = re.compile(r"[A-Za-z'\u2019]+|\d+")
 _VERBS: Final = frozenset(
@@ -216,7 +215,7 @@ _IN_ERRORS: Final = frozenset(
 )
 _MAX_DEPTH: Final = 8
 
-# A literal text without line breaks.
+# A string literal without line breaks.
 _LITERAL: Final = r"""(?:"[^"\r\n]{0,80}"|'[^'\r\n]{0,80}')"""
 _CALL: Final = re.compile(
     rf"""(?:
@@ -227,12 +226,12 @@ _CALL: Final = re.compile(
 )
 _LITERALS: Final = re.compile(r"\"([^\"]*)\"|'([^']*)'")
 _is_function = re.compile(r"[A-Za-z_]{2,40}(?:\.[A-Za-z_]{1,40}){1,6}|[A-Za-z_]{3,40}").fullmatch
-# The name of an environment variable or a header, a placeholder of a database driver, or a mask.
+# The name of an environment variable or a header, a database driver's placeholder, or a mask.
 _is_literal_name = re.compile(r"[A-Z]{1,24}(?:_[A-Z]{1,24}){1,6}|[A-Z][a-z]{1,24}(?:-[A-Z][a-z]{1,24})*|").fullmatch
 
 
 def is_stand_in(value: str) -> bool:
-    """Return whether a value is empty, a placeholder, a mask, or a message about the value that should be there."""
+    """Return whether a value is empty, a placeholder, a mask, or a message about the value that is expected there."""
     if is_nothing(value):
         return True
     if len(value) > _MAX_LENGTH:
@@ -244,9 +243,10 @@ def is_stand_in(value: str) -> bool:
 
 
 def _is_about_a_value(text: str) -> bool:
-    """Return whether a text is a message such as ``must be 8 characters``.
+    """Return whether the text is a message such as ``must be 8 characters``.
 
-    Every word must be in the list: four random words of a list of 7,776 are so once in 100 million passphrases.
+    Every word must be in the list. Of passphrases with four random words from a list of 7,776 words, only one in 100
+    million meets this condition.
     """
     if _is_message(text) is None:
         return False
@@ -260,7 +260,7 @@ def _is_about_a_value(text: str) -> bool:
 
 
 def is_description(value: Any, depth: int = 0) -> bool:
-    """Return whether a mapping is a schema of a value or a message about one, rather than contain one."""
+    """Return whether a mapping is a value's schema or a message about a value, and does not contain the value."""
     if not issubclass(type(value), Mapping) or len(value) > len(_IN_SCHEMAS) or depth > _MAX_DEPTH:
         return False
     if not value or not all(type(key) is str for key in value):
@@ -294,7 +294,7 @@ def _is_schema(items: Mapping[str, Any], depth: int) -> bool:
 
 
 def end_of_call(text: str, start: int, end: int) -> int | None:
-    """Return where the call or the subscript ends whose function or object is ``text[start:end]``, if there is one."""
+    """Return the end of the call or subscript whose function or object is ``text[start:end]``, if there is one."""
     if text[end : end + 1] not in ("(", "[") or _is_function(text, start, end) is None:
         return None
     if any(is_unpronounceable(word) for word in re.split(r"[._]", text[start:end])):
@@ -304,6 +304,6 @@ def end_of_call(text: str, start: int, end: int) -> int | None:
 
 
 def is_call_without_secret(call: str) -> bool:
-    """Return whether a call contains no text but names: ``os.getenv("API_KEY")``, ``crypt(%s, gen_salt(%s))``."""
+    """Return whether a call's only strings are names: ``os.getenv("API_KEY")``, ``crypt(%s, gen_salt(%s))``."""
     texts = [first or second for first, second in _LITERALS.findall(call)]
     return all(_is_literal_name(text) is not None or is_stand_in(text) for text in texts)

@@ -1,8 +1,8 @@
-"""Redact resources, scopes and instruments, which are created once and exported with every request's records.
+"""Redact resources, scopes, and instruments, which are created once and exported with every request's records.
 
 A request can create such an object with its token in the name. The current context's lasting tokens are therefore
 masked permanently when the object is created. Known tokens are searched for only in new objects, not in existing
-or exported ones, so a caller cannot mask the name of a service, a scope or a metric. Patterns for unknown tokens
+or exported ones, so a caller cannot mask the name of a service, a scope, or a metric. Patterns for unknown tokens
 (JWTs, ``Bearer …``, sensitive keys) are applied to the exported copy, as in all records.
 """
 

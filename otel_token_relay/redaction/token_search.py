@@ -1,15 +1,15 @@
 """Find known tokens, in whole or in part, in any encoding.
 
-These functions are pure. `KnownTokens` contains the tokens that one record is compared with: those of its own
-request, and those remembered from other requests.
+These functions are pure. `KnownTokens` contains the tokens that one record is compared with: its own request's
+tokens, and tokens remembered from other requests.
 
-Callers choose their tokens and thereby what is searched for. Every part of a record's own tokens is found, even
+Callers choose their tokens and therefore what is searched for. Every part of a record's own tokens is found, even
 if it is a plain word. A part of a remembered token is found only if other requests cannot contain it by chance:
 the part must look random as written in the text (`is_random`). A token that consists of a random prefix and a
-service name, or of a name in mixed case, therefore does not mask that name in other requests' telemetry.
+service name, or of a mixed-case name, therefore does not mask that name in other requests' telemetry.
 
-Only the plain token and its base64 forms are searched for. Text in another encoding is decoded first, and an
-encoded part masks the whole text, since the positions of its characters are unknown.
+Only the plain token and its base64 forms are searched for. Text in any other encoding is decoded first. If it
+contains an encoded part, the whole text is masked, because the positions of the part's characters are unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from otel_token_relay.redaction.credential_patterns import Interval, ascii_lower
 # Shorter tokens are not searched for, since they could be ordinary words.
 _MIN_TOKEN_LENGTH: Final = 8
 _NGRAM_LENGTH: Final = 12
-# An n-gram starts at every sixth position, so every run of 17 characters contains a whole one.
+# An n-gram starts at every sixth position, so every run of 17 characters contains a complete n-gram.
 _STRIDE: Final = 6
 # 17 characters are encoded as at least 21 complete base64 characters.
 _BASE64_STRIDE: Final = 10
@@ -40,7 +40,7 @@ ANY_BEARER: Final = "bearer"
 # A line break, plain or escaped once or twice, followed by the next line's indentation.
 _LINE_BREAK: Final = re.compile(r"(?:\r?\n|(?:\\{1,2}r)?\\{1,2}n)[ \t]*")
 _JSON_ESCAPE: Final = re.compile(r"\\u00([0-9A-Fa-f]{2})")
-# The maximum number of characters that an escape can put between two parts of a token.
+# The maximum number of characters that an escape can insert between two parts of a token.
 _MAX_GAP: Final = 4
 
 LONGEST_SURVIVOR: Final = 16
@@ -48,12 +48,12 @@ LONGEST_SURVIVOR: Final = 16
 
 
 class _Part(NamedTuple):
-    """A part of a token in a text.
+    """A part of a token that was found in text.
 
     Attributes:
-        interval: Its position in the text.
-        is_complete: Whether the part is the whole token, or the whole of one of its encodings.
-        is_plain: Whether the part is written as in the token, apart from upper and lower case.
+        interval: The part's position in the text.
+        is_complete: Whether the part is the entire token, either plain or encoded.
+        is_plain: Whether the part is identical to part of the plain token, ignoring case.
     """
 
     interval: Interval
@@ -65,9 +65,9 @@ class _Index(NamedTuple):
     """The parts of one token, plain and in base64, for searching lowercase text.
 
     Attributes:
-        ngrams: Parts of `size` characters, each with the encoding that contains it and its position there. Every
-            run of 17 characters of the token contains such a part, so a search that looks up each position in a
-            text finds every such run.
+        ngrams: Parts of `size` characters, each with the encoding that contains it and its position in that
+            encoding. Every run of 17 characters of the token contains such a part, so a search that looks up each
+            position in a text finds every such run.
         size: `_NGRAM_LENGTH`, or the length of a shorter token.
     """
 
@@ -89,7 +89,7 @@ class _Index(NamedTuple):
         return cls(ngrams, size)
 
     def find(self, lowered: str, value: str) -> Iterator[_Part]:
-        """Yield the parts of the token *value* in a lowercase text. They may overlap."""
+        """Yield the parts of the *value* token in a lowercase text. They may overlap."""
         plain = ascii_lower(value)
         at, size, find = 0, self.size, self.ngrams.get
         while at + size <= len(lowered):
@@ -120,7 +120,7 @@ class KnownTokens:
         self.remembered: tuple[str, ...] = remembered
         self.clean_rows: set[tuple[Any, ...]] = set()
 
-    # Computed at first use, because for many requests, no telemetry is read.
+    # Computed on first use, because many requests produce no telemetry that is read.
     @cached_property
     def needles(self) -> tuple[str, ...]:
         found = [needle for value in (*self.values, *self.remembered) for needle in _needles_of(value)]
@@ -176,10 +176,10 @@ def _unlikely_by_chance(value: str, parts: Iterable[_Part], text: str) -> list[_
     """Return the parts of a remembered token that other requests cannot contain by chance.
 
     Each part is checked separately and as written in the text: adjacent parts may be other identifiers, and
-    the token may contain a word in mixed case that looks random.
+    the token may contain a mixed-case word that looks random.
     """
     if not looks_like_credential(value):
-        # The token is remembered because it was verified. As it is short or made of words, it must appear in full.
+        # The token is remembered because it was verified. It is short or consists of words, so it must appear in full.
         return [part for part in parts if part.is_complete]
     spans = ((part, *part.interval) for part in parts)
     return [part for part, start, end in spans if end - start > LONGEST_SURVIVOR and is_random(text[start:end])]
@@ -191,7 +191,7 @@ def _count(parts: Iterable[_Part]) -> int:
 
 
 def _decode(text: str) -> str:
-    """Return the text without line breaks, percent-encoding (single or double) and the escapes of JSON and HTML."""
+    """Return the text without line breaks, single or double percent-encoding, and JSON and HTML escapes."""
     text = _LINE_BREAK.sub("", unquote(unquote(text)))
     text = _JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
     return html.unescape(text).replace("\\", "")
@@ -202,19 +202,19 @@ NOTHING: Final = KnownTokens()
 
 @lru_cache(maxsize=_CACHED)
 def known_from_one(value: str) -> KnownTokens:
-    """Return the known tokens of a record that has only this own token. Results are cached."""
+    """Return the known tokens of a record with one token of its own and no remembered tokens. Results are cached."""
     return KnownTokens((value,))
 
 
 @lru_cache(maxsize=_CACHED)
 def known_from(*values: str) -> KnownTokens:
-    """Return the known tokens of a record that has only these tokens of its own. Results are cached."""
+    """Return the known tokens of a record with these tokens of its own and no remembered tokens. Results are cached."""
     return known_from_one(*values) if len(values) == 1 else KnownTokens(values)
 
 
 @lru_cache(maxsize=_CACHED)
 def known_with_remembered(values: tuple[str, ...], remembered: tuple[str, ...]) -> KnownTokens:
-    """Return the known tokens of a record that has these own and remembered tokens. Results are cached."""
+    """Return the known tokens of a record with its own tokens (*values*) and *remembered* ones. Results are cached."""
     if remembered:
         return KnownTokens(values, remembered)
     return known_from(*values) if values else NOTHING
@@ -263,7 +263,7 @@ def _unreserved(window: str) -> str:
     window = ascii_lower(window)
     if "+" in window or "/" in window or "=" in window:
         longest = max(_UNRESERVED.findall(window), key=len, default="")
-        # A token such as ++//++ has no unreserved run, so its characters are used as they are.
+        # A token such as ++//++ has no unreserved run, so its characters are used unchanged.
         window = longest if len(longest) >= 4 else window
     return window[:_NGRAM_LENGTH]
 
@@ -280,7 +280,7 @@ def _base64_needles(head: str) -> tuple[str, ...]:
 
 
 def _base64_encodings(value: str) -> Iterator[str]:
-    """Yield the token's base64 form at each of the three alignments, limited to what depends only on the token."""
+    """Yield the token's base64 form at each of three alignments, without characters that depend on adjacent text."""
     raw = value.encode("utf-8", "replace")
     for before in range(3):
         coded = base64.b64encode(b"\0" * before + raw).decode("ascii")
@@ -291,7 +291,7 @@ def _base64_encodings(value: str) -> Iterator[str]:
 
 def _extend(text: str, at: int, size: int, encoding: str, offset: int) -> Interval:
     """Return the longest interval around a hit in which the text matches the encoding."""
-    if at >= offset and text.startswith(encoding, at - offset):  # a whole token, which is the most frequent case
+    if at >= offset and text.startswith(encoding, at - offset):  # a whole token, which is the most common case
         return at - offset, at - offset + len(encoding)
     start, end, left, right = at, at + size, offset, offset + size
     while start and left and text[start - 1] == encoding[left - 1]:

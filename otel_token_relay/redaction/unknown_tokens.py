@@ -1,14 +1,14 @@
-"""Find unknown tokens in texts: by their form (JWTs, ``Bearer …``), and by the names that label them.
+"""Find unknown tokens in text by their form (JWTs, ``Bearer …``) and by the names that label them.
 
-A label is one of `secret_names`, followed by its value in any of the notations in which telemetry contains names and
-values: URLs, forms, JSON, ``repr``, header lines, XML, multipart bodies, pairs such as ``(key='…', value='…')``, and
-each of them inside another.
+A label is a name from `secret_names`, followed by its value in any notation that telemetry uses for names and values:
+URLs, forms, JSON, ``repr``, header lines, XML, multipart bodies, pairs such as ``(key='…', value='…')``, and any of
+these nested in another.
 
 The running time is linear in the length of the text: no nested repetition can match the same characters in two ways,
 a value that is not masked is read only up to its end, and users cannot supply patterns.
 
-Operators switch off a rule that produces false positives, so each rule requires more than a keyword: ``bearer of
-news``, ``status_code=404``, ``token_type=Bearer`` and ``WHERE access_token = $1`` are not masked.
+Operators turn off rules that produce false positives, so each rule requires more than a keyword: ``bearer of
+news``, ``status_code=404``, ``token_type=Bearer``, and ``WHERE access_token = $1`` are not masked.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from otel_token_relay.redaction.stand_ins import end_of_call, is_call_without_se
 
 MASK: Final = "[REDACTED]"
 
-# The quotes that may surround a name or a value, as written in JSON, repr, HTML and URLs, also inside another string.
+# The quotes that may surround a name or a value in JSON, repr, HTML, and URLs, even inside another string.
 _QUOTE: Final = r"(?:\\{0,7}[\"']|\\u0022|&quot;|&\#34;|&\#39;|&\#x27;|%22|%27|%2522|%2527)"
 
-# What may stand between a name and its value, in lowercase text.
+# What may separate a name from its value in lowercase text.
 _SPACES: Final = r"(?:\s|\+|%20|%2520){0,8}"
 _SEPARATOR: Final = rf"""(?:
     # "name": "value", 'name', b'value', 'name': ['value'], key='name', value='value'
@@ -55,7 +55,7 @@ _SEPARATOR: Final = rf"""(?:
 
 _LABEL_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 _MAX_LABEL: Final = 128
-# Examining this many labels takes about a third of a second. In a text with more, the rest is masked.
+# Examining this many labels takes about a third of a second. If a text contains more, the rest of it is masked.
 _MAX_LABELS: Final = 20_000
 # An escape before a label may end in letters and digits.
 _after_percent = re.compile(r"(?:25)*[0-9A-Fa-f]{2}").match
@@ -120,13 +120,13 @@ _IN_URLS: Final = ("?", "&", "#", ";")
 _OAUTH_CONTEXT: Final = ("state=", "grant_type", "redirect_uri", "client_id", "session_state", "code_verifier", "iss=")
 OAUTH_CONTEXT_KEYS: Final = frozenset(name.rstrip("=") for name in _OAUTH_CONTEXT)
 OAUTH_NAMES: Final = frozenset({"code", "assertion"})
-"""The names whose values are credentials in the company of OAuth's other parameters."""
+"""The names whose values are credentials if other OAuth parameters are present."""
 
-# These headers contain several values on one line.
+# These headers contain multiple values on one line.
 _LINES: Final = frozenset({"cookie", "set-cookie"})
 
 
-# Every built-in name contains one of these words. `may_be_labeled_in` names them one by one, which is faster.
+# Every built-in name contains one of these words. `may_be_labeled_in` lists them individually, which is faster.
 _WORDS: Final = (
     "token",
     "code",
@@ -157,8 +157,8 @@ class UnknownTokens:
     def may_be_labeled_in(self, lowered: str) -> bool:
         """Return whether lowercase text contains a name that is followed by a value.
 
-        The separators are checked first: searching for one character takes a fifth of the time that searching for
-        a word takes.
+        The separators are checked first: searching for a single character takes one-fifth as long as searching for
+        a word.
         """
         return bool(
             (
@@ -224,7 +224,7 @@ class UnknownTokens:
         if match["tag"] and text.endswith(("/<", ":<"), 0, begin) and text.startswith("@", end + 1):
             return None  # https://<user>:<token>@…
         if match["quote2"] and text[begin - 1 : begin] == match["quote2"] and not text[match.end() :][:1].isalnum():
-            return None  # the quote ends a text such as "Password: "
+            return None  # the quote ends a string such as "Password: "
         kind = self._names.kind_of(label)
         if (
             kind < Kind.STRONG
@@ -241,13 +241,13 @@ class UnknownTokens:
 
 
 def _names_a_scheme(value: str) -> bool:
-    """Return whether the value of a header is a plain word, or the name of a scheme before a placeholder."""
+    """Return whether a header's value is a plain word, or a scheme's name followed by a placeholder."""
     word, _, rest = value.strip().partition(" ")
     return word.isalpha() and len(word) <= _MAX_PLAIN_WORD and (not rest or is_stand_in(rest))
 
 
 def _begin_of_label(text: str, begin: int) -> int:
-    """Return where a label begins whose last word begins at *begin*."""
+    """Return the start of the label whose last word begins at *begin*."""
     start = max(0, begin - _MAX_LABEL)
     begin = start + len(text[start:begin].rstrip(_LABEL_CHARACTERS))
     before = text[begin - 1 : begin]
@@ -261,13 +261,13 @@ def _begin_of_label(text: str, begin: int) -> int:
 
 
 def _scheme_at(text: str, start: int) -> tuple[re.Match[str] | None, re.Match[str] | None]:
-    """Return the name of an authentication scheme, and the gap between it and what follows."""
+    """Return the matches for an authentication scheme's name and for the gap after it."""
     scheme = _scheme(text, start)
     return scheme, None if scheme is None else _after_scheme(text, scheme.end())
 
 
 class _Context:
-    """A text, and what is computed at most once for it."""
+    """A text and the properties that are computed at most once for it."""
 
     def __init__(self, text: str) -> None:
         self.text: str = text
@@ -278,7 +278,7 @@ class _Context:
 
 
 class _Value:
-    """The value after one label in a text."""
+    """The value that follows one label in a text."""
 
     def __init__(self, kind: Kind, label: str, begin: int, match: re.Match[str], context: _Context) -> None:
         self._kind = kind
@@ -288,7 +288,7 @@ class _Value:
         self._context = context
         self._text = context.text
         self._start = match.end()
-        # A label with a space may be a part of a sentence.
+        # A label with a space may be part of a sentence.
         self._is_loose = bool(match["loose"]) or " " in label
 
     def interval(self) -> Interval | None:
@@ -317,13 +317,13 @@ class _Value:
         return None if MASK in call or is_call_without_secret(call) else (self._start, end)
 
     def _end_of_quoted(self, quote: str) -> int | None:
-        """Return the position of the closing quote; ``None`` if it is missing and what follows may be other text."""
+        """Return the closing quote's position; ``None`` if it is missing and the rest may be unrelated text."""
         text, start = self._text, self._start
         if quote in _QUOTED:
             quoted = _QUOTED[quote].match(text, start)
             end = len(text) if quoted is None else quoted.end()
             return end if end < len(text) or self._kind >= Kind.STRONG else None
-        # The text may contain upper-case escapes, such as %2C, but none of these has two spellings.
+        # The text may contain uppercase escapes, such as %2C, but no escape for a quote has two spellings.
         end = text.find(quote, start)
         while end > 0 and text[end - 1] == "\\":
             end = text.find(quote, end + 1)
@@ -358,13 +358,13 @@ class _Value:
         return self._label.lower() in OAUTH_NAMES and self._context.is_oauth
 
     def _credentials(self) -> Interval | None:
-        """Return the interval of the credentials after ``Authorization: `` or ``authorization=``."""
+        """Return the interval of the credentials that follow ``Authorization: `` or ``authorization=``."""
         text, start = self._text, self._start
         first = _VALUE.match(text, start)
         if first is None:
             return None
         scheme, gap = _scheme_at(text, start)
-        if gap is not None:  # "Bearer Bearer …" is a frequent mistake
+        if gap is not None:  # "Bearer Bearer …" is a common mistake
             again, gap_after = _scheme_at(text, gap.end())
             if again is not None and gap_after is not None and again[0].lower() in _SCHEMES:
                 scheme, gap = again, gap_after

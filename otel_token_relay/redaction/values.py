@@ -1,4 +1,4 @@
-"""Redact single values for libraries that do not pass through the SDK or ``logging``."""
+"""Redact individual values for libraries that bypass the SDK and ``logging``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from otel_token_relay.redaction.scrubber import FAILED
 
 _T = TypeVar("_T")
 
-# Each call to `listen` counts, so one suffices.
+# Calls to `listen` are counted, so this calls it only once.
 _listen_once = cache(listen)
 _scrubber_in_force = ScrubberInForce(None)
 
@@ -20,16 +20,16 @@ _scrubber_in_force = ScrubberInForce(None)
 def redact(value: _T) -> _T:
     """Return a value with its tokens replaced by ``[REDACTED]``, or the same object if it contains none.
 
-    For patchers of loguru, processors of structlog, and Sentry's ``before_send``. The tokens that are looked for are
-    those of the current context and trace, and those that are recognized by pattern. The installed settings apply,
-    or those from the environment if none are installed; the ``redaction`` setting is ignored.
+    Use this function in loguru patchers, structlog processors, and Sentry's ``before_send``. It masks the current
+    context's and trace's tokens as well as tokens that are recognized by pattern. The installed settings apply or, if
+    none are installed, the settings from the environment; the ``redaction`` setting is ignored.
 
     Args:
         value: A string, bytes, a sequence, a mapping, or any combination of them. An object of any other type is
-            replaced by its masked text if that text contains a token. The value is never modified.
+            replaced by its masked string form if that string contains a token. The value is never modified.
 
     Returns:
-        A value of the same shape. If it cannot be redacted, ``[REDACTION FAILED]``. No `Exception` is raised.
+        A value of the same shape, or ``[REDACTION FAILED]`` if the value cannot be redacted. No `Exception` is raised.
     """
     try:
         _listen_once()

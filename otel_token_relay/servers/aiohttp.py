@@ -27,7 +27,7 @@ from otel_token_relay.stream_limits import POLICY_VIOLATION, Limit, is_event_str
 
 Handler = Callable[[Any], Awaitable[Any]]
 
-# The attribute in which a request notes that an outer boundary ends its response.
+# The request attribute that records that an outer boundary will end the response.
 _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
@@ -39,8 +39,8 @@ class TokenRelayMiddleware:
 
     Args:
         settings: ``None`` to use the installed settings or, if there are none, the environment variables.
-        authenticator: Verifies each request, for example a `BearerAuthenticator`; ``None`` to use the one that
-            the settings require.
+        authenticator: The authenticator for each request, for example, a `BearerAuthenticator`; ``None`` to use the one
+            that the settings require.
     """
 
     # Tells aiohttp that the middleware accepts a request and a handler.
@@ -69,7 +69,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             if installed is None:
                 return await original(self, request, start_time, handler, *args, **kwargs)
             with _binding(request, installed.terms.settings) as boundary:
-                # If the request cannot be parsed, the server responds with 400 and runs no application code.
+                # If the request cannot be parsed, the server responds with 400 without running application code.
                 if getattr(request, "_message", None) is not getattr(module, "ERROR", ()):
                     handler = _guard(handler, boundary, installed.terms, is_at_server=True)
                 return await original(self, request, start_time, handler, *args, **kwargs)
@@ -92,13 +92,13 @@ def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None
 
 
 def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: bool) -> Handler:
-    """Return a handler that calls *handler* only for requests (including WebSockets) that *authenticator* accepts."""
+    """Return a handler that calls *handler* only for requests (including WebSockets) that the authenticator accepts."""
 
     settings, authenticator = terms
 
     async def guarded(request: Any) -> Any:
-        # This is the path by which aiohttp routes. In `path`, an encoded slash looks like a plain one.
-        # Older versions route by the raw path, and their URLs have no `path_safe`.
+        # aiohttp routes requests by this path. In `path`, an encoded slash looks like a plain one. Older versions route
+        # by the raw path, and their URLs do not have `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
         request_path = RequestPath(path, path, method=request.method, values_of=_values_of(request))
@@ -119,7 +119,7 @@ def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: 
 
 
 async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary, settings: Settings) -> Any:
-    """Run *handler*. If the response lasts, end it when the request's token has expired."""
+    """Run *handler*. If the response is long-lived, end it when the request's token expires."""
     seconds = seconds_left(boundary, settings)
     if seconds is None or _ENDING_KEY in vars(request):
         return await handler(request)
@@ -129,7 +129,7 @@ async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary
     prepare = request._prepare_hook
 
     async def watch(response: Any) -> None:
-        # aiohttp calls this when the application has chosen the headers and before it sends them.
+        # aiohttp calls this after the application has set the headers and before it sends them.
         await prepare(response)
         if isinstance(response, web.WebSocketResponse) or is_event_stream(response.headers.get("Content-Type")):
             lasting.append(response)

@@ -1,4 +1,4 @@
-"""The boundary for ASGI applications: FastAPI, Starlette, Django, Falcon and more.
+"""The boundary for ASGI applications: FastAPI, Starlette, Django, Falcon, and more.
 
 Source: ASGI specification 3.0, HTTP and WebSocket connection scopes.
 """
@@ -32,7 +32,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Route = Callable[[Scope], str | None]
 
-# The key under which a scope notes that an outer boundary ends its response.
+# The scope key that records that an outer boundary will end the response.
 _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
@@ -55,11 +55,11 @@ class TokenRelayMiddleware:
 
 
 def path_without_mount(scope: Scope) -> str | None:
-    """Return the path by which applications route, that is, the path without ``root_path``.
+    """Return the path by which applications route requests, that is, the path without ``root_path``.
 
     Returns:
-        The path; ``None`` if applications would derive different paths: some remove the mount point only as whole
-        segments, some as a prefix, and some wherever it occurs.
+        The path; ``None`` if applications would derive different paths: some remove the mount point only if it consists
+        of whole segments, some remove it as a plain prefix, and some remove it wherever it occurs.
     """
     path: str = scope.get("path", "")
     mount: str = scope.get("root_path") or ""
@@ -71,13 +71,13 @@ def path_without_mount(scope: Scope) -> str | None:
 
 
 def whole_path(scope: Scope) -> str:
-    """Return the path by which an application routes if it does not support mount points."""
+    """Return the path by which an application that does not support mount points routes requests."""
     path: str = scope.get("path", "")
     return path
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_without_mount) -> None:
-    """Put the boundary around ``owner.__call__``, which accepts scope, receive and send."""
+    """Enclose ``owner.__call__``, which accepts scope, receive, and send, in the boundary."""
     relay = runtime.relay
 
     def build(original: Function) -> Function:
@@ -100,7 +100,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, route: Route = path_w
 def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function:
     """Make a function that returns a coroutine look like a coroutine function, because servers inspect applications.
 
-    A real coroutine function would cost another coroutine for each boundary that a request passes through.
+    A real coroutine function would cost an additional coroutine for each boundary that a request passes through.
     """
     if sys.version_info >= (3, 12):
         import inspect
@@ -116,7 +116,7 @@ def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function
 class EnclosedApp:
     """An application as its server calls it: inside a boundary, if the package is installed at that time.
 
-    Everything but the call is passed through to the application.
+    Attribute lookups are forwarded to the application.
     """
 
     def __init__(self, app: App) -> None:
@@ -135,12 +135,12 @@ class EnclosedApp:
 
 
 def enclose(app: App) -> EnclosedApp:
-    """Return the application as a server calls it. An application that is already enclosed is returned unchanged."""
+    """Enclose an application in a boundary. An application that is already enclosed is returned unchanged."""
     return app if isinstance(app, EnclosedApp) else EnclosedApp(app)
 
 
 def patcher(class_name: str, route: Route = path_without_mount) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return a hook that patches the class with this name in a module.
+    """Return a hook that patches the class named *class_name* in a module.
 
     Args:
         class_name: The name of the application class.
@@ -164,8 +164,8 @@ async def serve(
 ) -> None:
     """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request.
 
-    Every scope except ``lifespan`` is a request, even if only this server and this application know the scope's
-    type.
+    Every scope except ``lifespan`` is treated as a request, even if only this server and this application know the
+    scope's type.
     """
     settings, authenticator = terms
     if scope["type"] == "lifespan":
@@ -196,19 +196,19 @@ async def serve(
 
 
 class _AsgiBoundary(Boundary):
-    """The boundary of one ASGI scope."""
+    """The boundary for one ASGI scope."""
 
     __slots__ = ("_lines",)
 
     def __init__(self, scope: Scope, settings: Settings) -> None:
-        # A copy: middleware can change the scope's own list, and the pairs in it.
+        # This is a copy, because middleware can change the scope's own list and the pairs in it.
         self._lines = lines = _header_lines(scope)
         values_of = _reader(lines)
         super().__init__(locate(values_of, settings), values_of, settings)
 
     def encloses(self, request: Any) -> bool:
         """Return whether the scope's headers and the current context are still this request's."""
-        # Comparing two lists compares the identities of their elements first, which takes one step in C.
+        # List comparison compares the elements' identities first, in a single pass in C.
         return (
             request.get("headers") == self._lines
             and self._is_responding
@@ -219,8 +219,8 @@ class _AsgiBoundary(Boundary):
 def _header_lines(scope: Scope) -> list[tuple[Any, ...]] | None:
     """Return an immutable copy of each header line; ``None`` if a line is not a pair.
 
-    The specification allows any iterable for the headers and for each pair. The application must still be able
-    to read an iterable that can be read only once.
+    The specification allows any iterable for the headers and for each pair. If an iterable can be read only once, the
+    application must still be able to read it.
     """
     headers = scope.get("headers") or ()
     if not isinstance(headers, (list, tuple)):
@@ -277,7 +277,7 @@ async def _enter(
         await app(scope, receive, send)
     elif scope["type"] == "http":
         refusals.record(error_response, get_current(), partial(_describe, scope), is_at_server=is_at_server)
-        # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
+        # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
         await _respond("http", send, error_response, b"" if scope.get("method") == "HEAD" else error_response.body)
     elif scope["type"] == "websocket":
         # If the server can respond to a handshake, it sends the error response. Otherwise, the connection is
@@ -297,7 +297,7 @@ async def _enter(
 
 
 async def _serve_until_expiry(app: App, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run *app*. If the response lasts, end it when the request's token has expired."""
+    """Run *app*. If the response is long-lived, end it when the request's token expires."""
     boundary: Boundary = scope[BOUNDARY_KEY]
     seconds = seconds_left(boundary, settings)
     kind = scope["type"]
@@ -342,7 +342,7 @@ def _describe(scope: Scope, status: int | None = None) -> refusals.HttpRequest:
 
 
 def _path(scope: Scope, route: Route) -> RequestPath:
-    # Exclusions are HTTP paths; a path in another protocol may mean something else.
+    # Exclusions are HTTP paths; in a different protocol, a path may have a different meaning.
     routed = route(scope) if scope["type"] in ("http", "websocket") else None
     return RequestPath(
         routed,
@@ -367,8 +367,8 @@ async def _respond(kind: str, send: Send, error_response: ErrorResponse, body: b
 def _without_token(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Return a callable that runs the server's own code without the token.
 
-    Within ``receive`` and ``send``, a server starts the connection's next request and registers callbacks. The
-    event loop keeps the current context for both.
+    Within ``receive`` and ``send``, a server starts the connection's next request and registers callbacks. The event
+    loop later runs both in the context that is current at that time.
     """
 
     async def outside(*message: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The boundary for gRPC servers, sync and aio.
+"""The boundary for gRPC servers, both sync and aio.
 
-The hook puts our interceptor before all other interceptors, so that ours encloses them. Instrumentation reads
-metadata as a mapping, in which the last of two ``authorization`` entries wins. The boundary rejects two
-entries as ambiguous and keeps instrumentation from binding either of them within the call.
+The hook places our interceptor before all other interceptors so that it encloses them. Instrumentation reads metadata
+as a mapping, in which the last of two ``authorization`` entries wins. The boundary rejects two entries as ambiguous and
+keeps instrumentation from binding either of them within the call.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from otel_token_relay.stream_limits import limits_streams, seconds_left
 
 Settle = Callable[[], Terms | None]
 
-# The position of the argument `interceptors` in both `grpc.server` and `grpc.aio.server`.
+# The position of the `interceptors` argument in both `grpc.server` and `grpc.aio.server`.
 _INTERCEPTORS_POSITION = 2
 
 # Over HTTP, a malformed header gets a 400 response; gRPC treats such a header as missing.
 _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
-# The details of the status with which a stream ends. It is the error of RFC 6750, section 3.1.
+# The status details for a stream that has been ended: the error from RFC 6750, section 3.1.
 _EXPIRED: Final = "invalid_token"
 _TRAILING: Final = ("www-authenticate", "retry-after")
 
@@ -45,8 +45,8 @@ def server_interceptor(settings: Settings | None = None, authenticator: Authenti
 
     Args:
         settings: ``None`` to use the installed settings or, if there are none, the environment variables.
-        authenticator: Verifies each call, for example a `BearerAuthenticator`; ``None`` to use the one that
-            the settings require.
+        authenticator: The authenticator for each call, for example, a `BearerAuthenticator`; ``None`` to use the one
+            that the settings require.
     """
     import grpc
 
@@ -60,12 +60,12 @@ def aio_server_interceptor(settings: Settings | None = None, authenticator: Auth
     return _build_aio_interceptor(grpc, TermsInForce(settings, authenticator))
 
 
-# The same name as in the other servers' modules.
+# The same name as in the other server modules.
 TokenRelayMiddleware: Final = server_interceptor
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the function ``server`` of *module*, which is ``grpc`` or ``grpc.aio``."""
+    """Hook the ``server`` function in *module*, which is ``grpc`` or ``grpc.aio``."""
     is_aio = module.__name__ == "grpc.aio"
 
     def settle() -> Terms | None:
@@ -106,7 +106,7 @@ def _build_aio_interceptor(module: Any, settle: Settle) -> Any:
 
 
 def _enclose(module: Any, handler: Any, details: Any, terms: Terms | None) -> Any:
-    """Return one call's handler with the boundary around the servicer's method."""
+    """Return one call's handler with the servicer's method enclosed in the boundary."""
     if handler is None or terms is None:
         return handler
     incoming = "stream" if handler.request_streaming else "unary"
@@ -128,7 +128,7 @@ def _values_in(metadata: Sequence[tuple[str, Any]]) -> Callable[[str], list[str 
 
 
 def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Function:
-    """Put the boundary around a servicer's method. Return the same kind of function, because aio checks the kind."""
+    """Enclose a servicer's method in the boundary. Return the same kind of function, because aio checks the kind."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -186,7 +186,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
 
 
 class _Call:
-    """One call. Its context is kept from step to step, because instrumentation attaches its span in the first one."""
+    """One call. Its context is kept from step to step, because instrumentation attaches its span in the first step."""
 
     def __init__(self, module: Any, details: Any, terms: Terms, *, is_stream: bool) -> None:
         self._module = module
@@ -199,7 +199,7 @@ class _Call:
         self._timer: threading.Timer | None = None
 
     def close(self) -> None:
-        """End the lease, because the call is over."""
+        """End the lease when the call is over."""
         self._boundary.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -220,7 +220,7 @@ class _Call:
             self._timer.start()
 
     def _set_end(self) -> bool:
-        """Determine when the stream must end; return whether it must."""
+        """Determine when the stream must end. Return whether there is a time limit."""
         seconds = None if self._settings is None else seconds_left(self._boundary, self._settings)
         if seconds is None:
             return False
@@ -237,11 +237,12 @@ class _Call:
             raise self._module.aio.AbortError(_EXPIRED)
 
     def _end(self, context: Any) -> None:
-        """End the stream of a synchronous method that waits, whose thread cannot be interrupted.
+        """End the stream of a synchronous method that is waiting in a thread that cannot be interrupted.
 
-        The context's own method raises an exception in the thread that calls it, and only that thread then ends the
-        call. The server's function sends the status at once and wakes a method that waits for a request. The context
-        that aio passes to synchronous methods has no such state: there, `check_time` ends the stream at its next step.
+        The context's own ``abort`` method raises an exception in the calling thread, and only that thread then ends the
+        call. The server's internal function sends the status immediately and wakes a method that is waiting for a
+        request. The context that aio passes to synchronous methods does not have this state: there, `check_time` ends
+        the stream at its next step.
         """
         with contextlib.suppress(Exception):
             server: Any = importlib.import_module("grpc._server")
@@ -254,7 +255,7 @@ class _Call:
                 state.condition.notify_all()
 
     async def in_time(self, waiting: Awaitable[Any], context: Any) -> Any:
-        """Await one step of an asynchronous method, which is canceled if its token expires."""
+        """Await one step of an asynchronous method, and cancel the step if the call's token expires."""
         if self._ends_at is None:
             return await waiting
         import asyncio

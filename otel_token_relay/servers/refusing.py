@@ -1,7 +1,8 @@
 """Respond to every connection with 503: the last resort if requests must be verified but no hook can verify them.
 
 This is cruder than a boundary. It intercepts each TCP connection that any server in the process accepts, before the
-server sees the connection. It does not cover servers that accept connections in native code, except those of uvloop.
+server sees the connection. It does not cover servers that accept connections in native code, except for uvloop's
+servers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _threads: Final = threading.Semaphore(64)
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the sockets of *module*, which is ``socket``, for as long as ``runtime.refuses_all`` is set."""
+    """Hook sockets in *module*, which is ``socket``, to refuse connections while ``runtime.refuses_all`` is set."""
 
     def build(original: Function) -> Function:
         def accept(self: socket.socket) -> tuple[socket.socket, Any]:
@@ -55,7 +56,7 @@ def _respond(connection: socket.socket) -> None:
             connection.settimeout(_SECONDS)
             connection.recv(65536)
             connection.sendall(_RESPONSE)
-            # If the connection were closed with data unread, the client might lose the response.
+            # If the connection were closed while data was still unread, the client might lose the response.
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
                 pass
@@ -64,7 +65,7 @@ def _respond(connection: socket.socket) -> None:
 
 
 def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the event loops of *module*, which is ``uvloop``: they accept connections in native code."""
+    """Hook event loops in *module*, which is ``uvloop``, because they accept connections in native code."""
 
     def build(original: Function) -> Function:
         async def create_server(self: Any, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
@@ -88,7 +89,7 @@ def patch_uvloop(module: ModuleType, runtime: Runtime, patches: Patches) -> None
 class _Refusal:
     """A protocol that responds with 503 and closes the connection.
 
-    It does not derive from ``asyncio.Protocol``, since importing asyncio takes 30 ms.
+    It does not derive from ``asyncio.Protocol``, because importing asyncio takes 30 ms.
     """
 
     def connection_made(self, transport: Any) -> None:

@@ -1,4 +1,4 @@
-"""The boundary for RSGI applications, which only Granian calls.
+"""The boundary for RSGI applications, which only Granian serves.
 
 Source: RSGI specification 1.6.
 """
@@ -21,7 +21,7 @@ App = Callable[[Any, Any], Awaitable[Any]]
 class EnclosedApp:
     """An application as its server calls it: inside a boundary, if the package is installed at that time.
 
-    Everything but the call is passed through to the application.
+    Attribute lookups are forwarded to the application.
     """
 
     def __init__(self, app: App) -> None:
@@ -51,7 +51,7 @@ async def serve(app: App, scope: Any, protocol: Any, terms: Terms) -> Any:
         refusals.record(error_response, get_current(), lambda: _describe(scope), is_at_server=True)
         if scope.proto == "ws":
             return protocol.close(error_response.status)
-        # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
+        # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
         body = b"" if scope.method == "HEAD" else error_response.body
         return protocol.response_bytes(error_response.status, list(error_response.headers), body)
     finally:

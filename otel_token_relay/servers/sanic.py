@@ -21,10 +21,10 @@ Handler = Callable[[Any], Awaitable[None]]
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the connections of *module*, which is ``sanic.server.protocols.http_protocol``.
+    """Hook connections in *module*, which is ``sanic.server.protocols.http_protocol``.
 
     The hook does not wrap ``Sanic.handle_request``, which the connections use as their handler: when the application
-    starts, Sanic compiles that method again from its source, which removes any wrapper.
+    starts, Sanic recompiles that method from its source, which removes any wrapper.
     """
     # A subclass with slots has its own attribute.
     for name in ("HttpProtocol", "Http3Protocol"):
@@ -32,7 +32,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     # This method runs the application's middleware and error handlers outside the request handler, for a request that
     # cannot be parsed or that was canceled before it was accepted.
     patches.wrap(module.HttpProtocol.HTTP_CLASS, "error_response", _build_error_response, ("self", "exception"))
-    from sanic.http import http3  # the module has imported it
+    from sanic.http import http3  # the hooked module has already imported it
 
     patches.wrap(http3.HTTPReceiver, "error_response", _build_error_response, ("self", "exception"))
 
@@ -85,7 +85,7 @@ async def _check(boundary: Boundary, request: Any, terms: Terms) -> ErrorRespons
         # Sanic routes by this path.
         path = RequestPath(request.path, request.path, method=request.method, values_of=_values_of(request))
         return await boundary.check_async(terms.authenticator, path)
-    except Exception as error:  # Sanic would call the application's error handlers
+    except Exception as error:  # otherwise, Sanic would call the application's error handlers
         _logger.error("an authenticator raised %s", type(error).__name__)
         return CANNOT_VERIFY
 

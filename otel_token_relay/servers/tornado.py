@@ -1,8 +1,8 @@
-"""The boundary for Tornado's HTTP server, for handlers, callbacks and delegates alike.
+"""The boundary for Tornado's HTTP server, for handlers, callbacks, and delegates alike.
 
 ``HTTPServer.start_request`` returns the delegate that receives one request. The boundary encloses that delegate and
 ends when the response is finished. ``RequestHandler._execute`` runs in a separate task, which continues after a
-WebSocket's handshake, so for these handlers, the boundary ends with that task.
+WebSocket handshake, so for request handlers, the boundary ends with that task.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from otel_token_relay.settings import Settings
 from otel_token_relay.stream_limits import POLICY_VIOLATION, is_event_stream, limits_streams, seconds_left
 
 _logger = logging.getLogger("otel_token_relay")
-# How often a response that has not begun when its token expires is looked at again.
+# The interval at which a response that had not begun when its token expired is checked again.
 _SECONDS_BETWEEN_CHECKS: Final = 1.0
-# Tornado's applications write their access log themselves.
+# Tornado applications write their own access log.
 _access_logger = logging.getLogger("tornado.access")
 
 
 def patch_server(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the servers of *module*, which is ``tornado.httpserver``."""
+    """Hook servers in *module*, which is ``tornado.httpserver``."""
 
     def build(original: Function) -> Function:
         def start_request(self: Any, server_conn: Any, request_conn: Any) -> Any:
@@ -60,7 +60,7 @@ class _EnclosedDelegate:
         self._error_response: ErrorResponse | None = CANNOT_VERIFY
 
     async def headers_received(self, start_line: Any, headers: Any) -> None:
-        # Not in `start_request`, which is called when the connection begins to wait for its next request.
+        # This is not done in `start_request`, which is called when the connection begins to wait for its next request.
         installed = in_force.installed
         if installed is None:
             self._error_response, self._context = None, get_current()
@@ -76,14 +76,14 @@ class _EnclosedDelegate:
         try:
             request_path = RequestPath(path, path, method=start_line.method, values_of=headers.get_list)
             self._error_response = await boundary.check_async(installed.terms.authenticator, request_path)
-        except Exception as error:  # the request was not accepted, and gets the response 503
+        except Exception as error:  # the request was not accepted and gets a 503 response
             _logger.error("an authenticator raised %s", type(error).__name__)
         if self._error_response is None:
             await self._run(self._delegate.headers_received, start_line, headers)
             return
         self._headers = headers
         if headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
-            # The client waits for a response before it sends the body, or there will be no other request.
+            # Either the client waits for a response before it sends the body, or this is its last request.
             self._refuse(self._error_response, ("Connection", "close"))
 
     async def data_received(self, chunk: bytes) -> None:
@@ -93,7 +93,7 @@ class _EnclosedDelegate:
     def finish(self) -> None:
         if self._error_response is None:
             self._step(self._delegate.finish)
-        else:  # the request was read to its end, so that the connection can serve the next one
+        else:  # the whole request has been read, so that the connection can serve the next one
             self._refuse(self._error_response)
 
     def _refuse(self, error_response: ErrorResponse, *more_headers: tuple[str, str]) -> None:
@@ -102,7 +102,7 @@ class _EnclosedDelegate:
         refusals.record(error_response, self._context, describe, is_at_server=True)
         _write(self._connection, start_line.method, error_response, *more_headers)
         peer = getattr(self._connection.context, "remote_ip", None)
-        # Without the query, which may contain a token.
+        # The query is omitted because it may contain a token.
         path = start_line.path.partition("?")[0]
         log = _access_logger.info if error_response.status < 400 else _access_logger.warning
         log("%d %s %s (%s)", error_response.status, start_line.method, path, peer)
@@ -137,7 +137,7 @@ class _EnclosedDelegate:
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the handlers of *module*, which is ``tornado.web``."""
+    """Hook handlers in *module*, which is ``tornado.web``."""
 
     def build(original: Function) -> Function:
         async def _execute(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +165,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 @contextmanager
 def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[None, None, None]:
-    """End the handler's response when its token has expired, if it lasts."""
+    """End the handler's response when its token expires, if the response is long-lived."""
     seconds = seconds_left(boundary, settings)
     if seconds is None:
         yield
@@ -185,7 +185,7 @@ def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[N
                 with suppress(Exception):  # the client may have disconnected
                     handler.finish()
                 task.cancel()
-        else:  # the response may still begin to last
+        else:  # the response may still become long-lived
             timer = loop.call_later(_SECONDS_BETWEEN_CHECKS, end)
 
     task: Any = asyncio.current_task()
@@ -200,7 +200,7 @@ def _ending(handler: Any, boundary: Boundary, settings: Settings) -> Generator[N
 
 
 def _take_over(request: Any) -> Boundary | None:
-    """Take the boundary from the request's connection, so that it ends with the handler; ``None`` if there is none."""
+    """Take the boundary from the request's connection so that it ends with the handler; ``None`` if there is none."""
     boundary: Boundary | None = getattr(request.connection, BOUNDARY_KEY, None)
     if boundary is None or not boundary.still_applies_to(partial(locate, request.headers.get_list)):
         return None
@@ -215,7 +215,8 @@ async def _check(boundary: Boundary, authenticator: Authenticator | None, handle
     try:
         return await boundary.check_async(authenticator, path)
     except BaseException:
-        # This request was not accepted. Without a response, the request body would still be passed to `data_received`.
+        # This request was not accepted. If there were no response, the request body would still be passed to
+        # `data_received`.
         _respond(handler, CANNOT_VERIFY)
         raise
 
@@ -230,13 +231,13 @@ def _write(connection: Any, method: str, error_response: ErrorResponse, *more_he
     date = httputil.format_timestamp(time.time())
     headers = httputil.HTTPHeaders({"Date": date} | dict((*error_response.headers, *more_headers)))
     start_line = httputil.ResponseStartLine("", error_response.status, HTTPStatus(error_response.status).phrase)
-    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
+    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
     connection.write_headers(start_line, headers, b"" if method == "HEAD" else error_response.body)
     connection.finish()
 
 
 def _respond(handler: Any, error_response: ErrorResponse) -> None:
-    """Write the response without the handler, whose own code (`on_finish`, `write_error`) must not run."""
+    """Write the response without involving the handler, whose own code (`on_finish`, `write_error`) must not run."""
     request = handler.request
     # Instrumentation begins in `prepare`, which has not run yet.
     describe = partial(_describe, request, request.headers, request)
@@ -246,7 +247,7 @@ def _respond(handler: Any, error_response: ErrorResponse) -> None:
     handler._finished = True
     prepared = handler._prepared_future
     if prepared is not None and not prepared.done():
-        # This is for a handler that streams the request body: Tornado skips the body once a response is sent.
+        # This is for a handler that streams the request body: Tornado skips the body once a response has been sent.
         prepared.set_result(None)
     handler.set_status(error_response.status)
     handler._log()

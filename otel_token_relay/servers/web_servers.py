@@ -1,6 +1,6 @@
-"""The boundary at the place where each server calls its application.
+"""The boundary at the point where each server calls its application.
 
-It covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware or mounted.
+It covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware, or mounted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Place(NamedTuple):
 
 
 PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
-    # Until the application is loaded, the attribute may be a factory or a WSGI application. Each connection copies it.
+    # Until the application is loaded, the attribute may contain a factory or a WSGI application. Each connection copies
+    # it.
     "uvicorn.config": (
         "uvicorn",
         (Place("Config", "loaded_app", asgi.enclose, lambda config: bool(config.loaded)),),
@@ -46,7 +47,8 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     ),
     "daphne.server": ("daphne", (Place("Server", "application", asgi.enclose),)),
     "gunicorn.workers.gasgi": ("gunicorn", (Place("ASGIWorker", "asgi", asgi.enclose),)),
-    # Their base class is not hooked: uvicorn's and Tornado's workers extend it, but do not serve WSGI applications.
+    # The workers' base class is not hooked: uvicorn's and Tornado's workers extend it but do not serve WSGI
+    # applications.
     "gunicorn.workers.sync": ("gunicorn", (Place("SyncWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.gthread": ("gunicorn", (Place("ThreadWorker", "wsgi", wsgi.enclose),)),
     "gunicorn.workers.base_async": ("gunicorn", (Place("AsyncWorker", "wsgi", wsgi.enclose),)),
@@ -55,7 +57,7 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.enclose),)),
     "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.enclose),)),
 }
-"""For each module, its package on PyPI and the module's places."""
+"""Maps each module to its PyPI package and its places."""
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -76,7 +78,7 @@ def patch_wsgiref(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
     patches.wrap(module.BaseHandler, "run", build, ("self", "application"))
 
 
-# The functions that adapt an application to Granian's own interface, as Granian's servers import them.
+# The functions that adapt an application to Granian's own interface, by the names under which its servers import them.
 _GRANIAN_ADAPTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "_asgi_call_wrap": asgi.enclose,
     "_wsgi_call_wrap": wsgi.enclose,

@@ -1,4 +1,4 @@
-"""The boundary for WSGI applications: Flask, Django, Falcon and more.
+"""The boundary for WSGI applications: Flask, Django, Falcon, and more.
 
 Source: PEP 3333.
 """
@@ -30,7 +30,7 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-# The key under which an environ notes that an outer boundary ends its response.
+# The environ key that records that an outer boundary will end the response.
 _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
@@ -53,7 +53,7 @@ class TokenRelayMiddleware:
 
 
 def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__") -> None:
-    """Put the boundary around a method of *owner* that accepts environ and start_response."""
+    """Enclose a method of *owner* that accepts environ and start_response in the boundary."""
     relay = runtime.relay
 
     def build(original: Function) -> Function:
@@ -76,7 +76,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 class EnclosedApp:
     """An application as its server calls it: inside a boundary, if the package is installed at that time.
 
-    Everything but the call is passed through to the application.
+    Attribute lookups are forwarded to the application.
     """
 
     def __init__(self, app: App) -> None:
@@ -94,12 +94,12 @@ class EnclosedApp:
 
 
 def enclose(app: App) -> EnclosedApp:
-    """Return the application as a server calls it. An application that is already enclosed is returned unchanged."""
+    """Enclose an application in a boundary. An application that is already enclosed is returned unchanged."""
     return app if isinstance(app, EnclosedApp) else EnclosedApp(app)
 
 
 def patcher(class_name: str, *methods: str) -> Callable[[ModuleType, Runtime, Patches], None]:
-    """Return a hook that patches the class with this name in a module."""
+    """Return a hook that patches the class named *class_name* in a module."""
 
     def patch_class(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         for method in methods or ("__call__",):
@@ -138,8 +138,8 @@ def serve(
         detach(attached)
     file_wrapper = environ.get("wsgi.file_wrapper")
     if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        # No more application code runs, and servers recognize these types: they derive Content-Length from
-        # lists, tuples and bytes, and pass the file wrapper to sendfile.
+        # No more application code runs, and servers recognize these types: they derive Content-Length from lists,
+        # tuples, and bytes, and they pass the file wrapper to sendfile.
         boundary.close()
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
@@ -149,7 +149,7 @@ def serve(
 def _serve_until_expiry(
     app: App, settings: Settings, environ: Environ, start_response: StartResponse
 ) -> Iterable[bytes]:
-    """Run *app*. If its response is an event stream, end it when the request's token has expired."""
+    """Run *app*. If its response is an event stream, end it when the request's token expires."""
     seconds = seconds_left(environ[BOUNDARY_KEY], settings)
     if seconds is None or environ.get(_ENDING_KEY):
         return app(environ, start_response)
@@ -187,7 +187,7 @@ class _EndingBody:
             self._iterator = iter(self._body)
         self._check()
         chunk = next(self._iterator)
-        self._check()  # the step may have taken long
+        self._check()  # the step may have taken a long time
         return chunk
 
     def _check(self) -> None:
@@ -201,7 +201,7 @@ class _EndingBody:
 
 
 class _WsgiBoundary(Boundary):
-    """The boundary of one WSGI environ."""
+    """The boundary for one WSGI environ."""
 
     __slots__ = ("_keys", "_values")
 
@@ -221,7 +221,7 @@ class _WsgiBoundary(Boundary):
 
 @lru_cache(maxsize=32)
 def _keys(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys under which an environ contains the headers *names*."""
+    """Return the environ keys for the headers in *names*."""
     return tuple("HTTP_" + name.upper().replace("-", "_") for name in names)
 
 
@@ -252,14 +252,14 @@ def _enter(
     refusals.record(error_response, get_current(), partial(_describe, environ), is_at_server=is_at_server)
     phrase = HTTPStatus(error_response.status).phrase
     start_response(f"{error_response.status} {phrase}", list(error_response.headers))
-    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
-    # The body is one empty chunk, because Hypercorn does not start a response before its first chunk.
+    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but an empty body. That
+    # body is one empty chunk, because Hypercorn does not start a response before its first chunk.
     return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else error_response.body]
 
 
 def _lines_of(environ: Environ, name: str) -> list[str]:
-    """Return the lines of one header. A server has combined them into a single one."""
-    # PEP 3333: an empty value and a missing one mean the same.
+    """Return the lines of one header, which a WSGI server has already combined into one."""
+    # PEP 3333: an empty value is equivalent to a missing one.
     keys = ("CONTENT_LENGTH",) if name == "content-length" else _keys((name,))
     return [value for value in map(environ.get, keys) if value]
 
@@ -271,7 +271,7 @@ def _describe(environ: Environ) -> refusals.HttpRequest:
 
 def _path(environ: Environ) -> RequestPath:
     """Return the decoded path. WSGI passes the path's bytes as Latin-1 (PEP 3333, "Unicode Issues")."""
-    # Django and Werkzeug route an empty path like the root path.
+    # Django and Werkzeug treat an empty path as the root path.
     routed = _as_text(environ.get("PATH_INFO", "")) or "/"
     return RequestPath(
         routed,

@@ -1,4 +1,4 @@
-"""The parts of the test kit. `otel_token_relay.testing` and `otel_token_relay.pytest_plugin` offer them to users.
+"""The components of the test kit, exposed through `otel_token_relay.testing` and `otel_token_relay.pytest_plugin`.
 
-Production code imports nothing from here.
+Production code imports nothing from this package.
 """

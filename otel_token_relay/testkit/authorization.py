@@ -1,7 +1,7 @@
-"""Run the authorization server of the demo for tests, in a process of its own.
+"""Run the demo's authorization server for tests, in a separate process.
 
-It would otherwise be served in the process in which the relay is installed, and would have to verify the requests for
-the keys with which it verifies them.
+If it ran in the process in which the relay is installed, the relay would have to verify the requests for the very keys
+that it needs for verification.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from otel_token_relay.demo.lifeline import tie
 from otel_token_relay.demo.sign_in import sign_in, sign_out
 from otel_token_relay.token import BearerToken
 
-# What the server imports, and what verifies its tokens.
+# The packages that the server needs, and the packages that are needed to verify its tokens.
 _NEEDED: Final = ("authlib", "cryptography", "flask", "joserfc", "jwt", "urllib3")
 
 
 class AuthorizationServer:
     """A real authorization server on loopback, with two users and three services.
 
-    It issues access tokens (RFC 9068, RS256), publishes its keys, introspects, revokes and exchanges tokens (RFC 8693).
+    It issues access tokens (RFC 9068, RS256), publishes its keys, and introspects, revokes, and exchanges tokens
+    (RFC 8693).
 
     Attributes:
-        issuer: Its URL, ``http://127.0.0.1:port``.
+        issuer: The server's URL, ``http://127.0.0.1:port``.
         users: The users: ``alice`` and ``bob``.
-        services: The services, which have credentials and for which tokens can be exchanged: ``user-service``,
-            ``profile-service`` and ``billing-service``.
+        services: The services, which have credentials and can be the audience of exchanged tokens: ``user-service``,
+            ``profile-service``, and ``billing-service``.
     """
 
     users: Final = ("alice", "bob")
@@ -49,7 +50,7 @@ class AuthorizationServer:
         Args:
             user: One of *users*.
             audience: The service or services that the token is for. Any name is accepted.
-            scope: Any of ``profile`` and ``email``, separated by spaces.
+            scope: ``profile``, ``email``, or both, separated by a space.
 
         Raises:
             ValueError: The user does not exist.
@@ -59,11 +60,11 @@ class AuthorizationServer:
         return BearerToken(sign_in(self.issuer, user, scope=scope, resource=audience))
 
     def verifying(self, audience: str = "profile-service") -> dict[str, Any]:
-        """Return the fields of `Settings` with which a service accepts only tokens of this server for *audience*."""
+        """Return the `Settings` fields for a service that accepts only this server's tokens for *audience*."""
         return {"verify": "enforce", "issuers": (self.issuer,), "audience": (audience,)}
 
     def exchanging(self, service: str = "profile-service") -> dict[str, Any]:
-        """Return the fields of `Settings` with which a service verifies tokens and exchanges them at this server.
+        """Return the `Settings` fields for a service that verifies tokens and exchanges them at this server.
 
         Args:
             service: One of *services*.
@@ -85,12 +86,12 @@ class AuthorizationServer:
 
 @contextmanager
 def running_authorization_server() -> Generator[AuthorizationServer, None, None]:
-    """Run the server on a free port of loopback until the block ends.
+    """Run the server on a free loopback port until the block ends.
 
-    The process ends with this one, even if this one is killed.
+    The server's process ends with this one, even if this one is killed.
 
     Raises:
-        ModuleNotFoundError: A package of the ``demo`` extra is missing.
+        ModuleNotFoundError: A package from the ``demo`` extra is missing.
         RuntimeError: The server did not start.
     """
     for name in _NEEDED:
@@ -102,7 +103,7 @@ def running_authorization_server() -> Generator[AuthorizationServer, None, None]
             )
     lifeline, our_end = os.pipe()
     program = [sys.executable, "-W", "ignore", "-m", "otel_token_relay.demo.authorization_server"]
-    # The tests' settings of OpenTelemetry, and of this package, are not meant for this server.
+    # The tests' settings for OpenTelemetry and for this package must not affect the server.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     process = subprocess.Popen(  # noqa: S603  # a fixed command
         tie(program, lifeline),

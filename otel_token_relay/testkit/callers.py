@@ -13,15 +13,15 @@ from otel_token_relay.authentication import Authenticator, ErrorResponse, Reques
 from otel_token_relay.boundary import Boundary
 from otel_token_relay.token import BearerToken
 
-# No entry of `…_VERIFY_EXCLUDE` matches it.
+# No entry in `…_VERIFY_EXCLUDE` matches this path.
 _NO_PATH: Final = RequestPath(None, "")
 
-# The blocks that the current thread or task is in, each with what `attach` has returned.
+# The blocks that the current thread or task is in, each with the value that `attach` returned.
 _open: Final[ContextVar[tuple[tuple[Boundary, Any], ...]]] = ContextVar("otel_token_relay_callers", default=())
 
 
 class CallerRefused(AssertionError):
-    """The error raised when the relay's settings require a verified token, and the caller's is not accepted."""
+    """The error raised when the relay's settings require a verified token and the caller's token is not accepted."""
 
     def __init__(self, name: str, error_response: ErrorResponse) -> None:
         reason = error_response.reason or error_response.error
@@ -30,7 +30,7 @@ class CallerRefused(AssertionError):
 
 
 class Headers(dict[str, str]):
-    """Headers that do not print their values."""
+    """Headers whose ``repr`` does not show their values."""
 
     def __repr__(self) -> str:
         return f"<Headers {', '.join(self)}>"
@@ -39,13 +39,13 @@ class Headers(dict[str, str]):
 class Caller:
     """A user with a token.
 
-    A ``with`` block, or ``async with``, runs like a request of this caller: the installed relay reads the token,
-    verifies it if the settings say so, and ends its lease with the block. A `Caller` can be used for several blocks,
-    also at the same time in several threads or tasks.
+    A ``with`` or ``async with`` block runs like a request from this caller: the installed relay reads the token,
+    verifies it if the settings require that, and ends the token's lease when the block ends. A `Caller` can be used
+    for multiple blocks, even at the same time in multiple threads or tasks.
 
     Attributes:
-        name: The user.
-        token: The token.
+        name: The user's name.
+        token: The user's token.
     """
 
     def __init__(self, name: str, token: BearerToken) -> None:
@@ -54,7 +54,7 @@ class Caller:
 
     @property
     def headers(self) -> Headers:
-        """The headers of a request of this caller, for a test client: ``Authorization``."""
+        """The headers that a test client must send in a request from this caller: ``Authorization``."""
         return Headers({"Authorization": f"Bearer {self.token.reveal()}"})
 
     def __enter__(self) -> Caller:

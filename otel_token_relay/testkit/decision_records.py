@@ -1,4 +1,4 @@
-"""Record the decisions of the relay and the results of verifications, for assertions in tests."""
+"""Record the relay's decisions and verification results, for assertions in tests."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class RecordedDecision:
     """The decision for one hop. It contains no token.
 
     Attributes:
-        outcome: ``relayed``, ``exchanged``, ``own`` or ``withheld``.
+        outcome: ``relayed``, ``exchanged``, ``own``, or ``withheld``.
         reason: The `Reason`, as text.
-        origin: Where the request goes, such as ``https://profile-service``; ``unknown`` if that is unknown.
-        entry: The entry that matches; ``None`` if no entry matches.
-        closest_entry: If no entry matches: the entry that differs least, and what differs; ``None`` if there is none.
+        origin: The request's destination, such as ``https://profile-service``; ``unknown`` if it is not known.
+        entry: The matching entry; ``None`` if no entry matches.
+        closest_entry: If no entry matches, the entry that differs least and how it differs; otherwise, or if there is
+            no such entry, ``None``.
     """
 
     outcome: str
@@ -41,9 +42,9 @@ class RecordedVerification:
     """The result of verifying one incoming request. It contains no token.
 
     Attributes:
-        outcome: ``accepted``, ``reported``, ``refused``, ``unavailable`` or ``excluded``.
-        reason: Why the request is not accepted; ``None`` if it is.
-        claim: The claim that does not satisfy a rule; ``None`` if there is not exactly one.
+        outcome: ``accepted``, ``reported``, ``refused``, ``unavailable``, or ``excluded``.
+        reason: Why the request was not accepted; ``None`` if it was.
+        claim: The claim that violates a rule; ``None`` unless there is exactly one.
     """
 
     outcome: str
@@ -55,7 +56,7 @@ class RecordedDecisions(Sequence[RecordedDecision]):
     """The decisions so far, oldest first. Safe to share between threads.
 
     Attributes:
-        verifications: The results of verifications, oldest first.
+        verifications: The verification results, oldest first.
     """
 
     def __init__(self) -> None:
@@ -86,18 +87,18 @@ class RecordedDecisions(Sequence[RecordedDecision]):
         self.verifications.clear()
 
     def reasons(self, url: str) -> list[str]:
-        """Return the reasons of all decisions for the origin of *url*, oldest first.
+        """Return the reasons for all decisions about *url*'s origin, oldest first.
 
         Raises:
-            ValueError: *url* has no origin, or clients read it differently.
+            ValueError: *url* has no origin, or different clients parse it differently.
         """
         return [decision.reason for decision in self._of(url)]
 
     def assert_sent(self, url: str) -> None:
-        """Fail unless at least one request went to the origin of *url*, and each of them carried a token.
+        """Fail unless at least one request was sent to *url*'s origin and every such request carried a token.
 
         Raises:
-            ValueError: *url* has no origin, or clients read it differently.
+            ValueError: *url* has no origin, or different clients parse it differently.
         """
         __tracebackhide__ = True
         found = self._of(url)
@@ -105,14 +106,14 @@ class RecordedDecisions(Sequence[RecordedDecision]):
             raise AssertionError(self._explain(f"expected each request to {_shown(url)} to carry a token"))
 
     def assert_withheld(self, url: str, reason: str | None = None) -> None:
-        """Fail unless at least one request went to the origin of *url*, and none of them carried a token.
+        """Fail unless at least one request was sent to *url*'s origin and no such request carried a token.
 
         Args:
-            url: A URL at the destination.
-            reason: The expected reason; ``None`` for any.
+            url: Any URL at the destination.
+            reason: The expected reason; ``None`` for any reason.
 
         Raises:
-            ValueError: *url* has no origin, or clients read it differently.
+            ValueError: *url* has no origin, or different clients parse it differently.
         """
         __tracebackhide__ = True
         found = self._of(url)
@@ -140,7 +141,7 @@ def _shown(url: str) -> str:
 
 
 class _Log(DecisionLog):
-    """Record what the decision log gets, and pass it on if the log is on."""
+    """Record what the decision log receives, and pass it on if the log is enabled."""
 
     def __init__(self, records: RecordedDecisions) -> None:
         super().__init__()
@@ -164,7 +165,7 @@ class _Log(DecisionLog):
 
 @contextmanager
 def recording() -> Generator[RecordedDecisions, None, None]:
-    """Record until the block ends, also if the relay is installed or replaced within it."""
+    """Record decisions until the block ends, even if the relay is installed or replaced within it."""
     records = RecordedDecisions()
     log = _Log(records)
     follow = operator_log.follow

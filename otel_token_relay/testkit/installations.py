@@ -1,4 +1,4 @@
-"""Install the relay around a test, and restore what was there before."""
+"""Install the relay for the duration of a test, and then restore the previous state."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _OUR_KEYS = (
 
 
 class InstalledRelay:
-    """The relay of one test. Call it to install other settings for the rest of the test."""
+    """One test's relay. Call it to install different settings for the rest of the test."""
 
     @property
     def settings(self) -> Settings:
-        """The settings in force, which the configuration file and the environment may have completed.
+        """The effective settings, including any values from the configuration file and the environment.
 
         Raises:
             RuntimeError: The test has uninstalled the relay.
@@ -40,15 +40,15 @@ class InstalledRelay:
         return runtime.installed.settings
 
     def __call__(self, settings: Settings | None = None, /, **fields: Any) -> Settings:
-        """Install other settings in place of those in force, and return them.
+        """Replace the effective settings, and return the new ones.
 
         Args:
             settings: The settings; ``None`` to build them from *fields*.
-            fields: Fields of `Settings`.
+            fields: `Settings` fields.
 
         Raises:
             ConfigurationError: A value is invalid.
-            TypeError: There are both settings and fields, or neither, or a field does not exist.
+            TypeError: Both settings and fields are passed, or neither, or a field does not exist.
         """
         chosen = _build(settings, fields)
         if chosen is None:
@@ -70,20 +70,20 @@ def _build(settings: Settings | None, fields: dict[str, Any]) -> Settings | None
 
 @contextmanager
 def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Generator[InstalledRelay, None, None]:
-    """Install the relay until the block ends, as in a process that has not served any request.
+    """Install the relay until the block ends, as in a process that has not served any requests.
 
-    When the block ends, everything is as it was before: what was installed, the global propagator, and what is bound to
-    the current context. Mocks of requests see the header within the block. The installation applies to the whole
-    process, so blocks may be nested, but must not overlap in other threads.
+    When the block ends, the previous state is restored: the installation, the global propagator, and everything that
+    was bound to the current context. Within the block, mocks for the requests library see the header. The installation
+    applies to the whole process, so blocks may be nested but must not overlap across threads.
 
     Args:
         settings: The settings; ``None`` to build them from *fields*.
-        fields: Fields of `Settings`. Without settings and fields, those that the application has installed in code
-            apply, and otherwise those of the configuration file and the environment.
+        fields: `Settings` fields. If neither settings nor fields are passed, the settings that the application has
+            installed in code apply or, if there are none, the settings from the configuration file and the environment.
 
     Raises:
         ConfigurationError: A value is invalid.
-        TypeError: There are both settings and fields, or a field does not exist.
+        TypeError: Both settings and fields are passed, or a field does not exist.
     """
     chosen = _build(settings, fields)
     previous = installation._installed
@@ -109,5 +109,5 @@ def installed_relay(settings: Settings | None = None, /, **fields: Any) -> Gener
 
 
 def _unbound() -> Context:
-    """Return the current context without anything that this package has put into it."""
+    """Return the current context without anything that this package has added to it."""
     return Context({key: value for key, value in otel_context.get_current().items() if key not in _OUR_KEYS})

@@ -1,12 +1,12 @@
-"""Make the decision of the relay visible to mocks that replace the place where the relay adds the header.
+"""Make the relay's decisions visible to mocks that replace the code in which the relay adds the header.
 
-``responses`` and ``requests-mock`` respond in the place of a transport adapter of requests, above urllib3, which the
-relay hooks. Within `visible_to_mocks`, the installed relay decides each request that such a mock receives, by the rules
-of every hop. The mock gets a copy of the request with the header, and the application keeps its own request, which has
-none, as in production. If the mock lets the request pass to the real adapter, that decision is dropped, and the hook of
-urllib3 makes its own.
+``responses`` and ``requests-mock`` replace a requests transport adapter, above urllib3, which the relay hooks. Within
+`visible_to_mocks`, the installed relay makes a decision about each request that such a mock receives, by the same rules
+as for every hop. The mock receives a copy of the request with the header, and the application keeps its own request,
+which does not have the header, as in production. If the mock passes the request through to the real adapter, that
+decision is discarded, and the urllib3 hook makes its own.
 
-Only public methods of the libraries are wrapped, and only until the block ends.
+Only the libraries' public methods are wrapped, and only until the block ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from otel_token_relay.clients.headers import lower
 from otel_token_relay.import_hooks import ImportHooks
 from otel_token_relay.origin import Target
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.relay import Relay
+from otel_token_relay.relay import HasHeader, Relay
+from otel_token_relay.signed_urls import is_signed
 
 
 class _MockHook(NamedTuple):
@@ -34,12 +35,12 @@ class _MockHook(NamedTuple):
 
 
 class _Sent:
-    """A request that a mock has received in place of the application's.
+    """A request that a mock has received instead of the application's.
 
     Attributes:
         original: The application's request.
         shown: The request that the mock has received.
-        is_passed_on: Whether the mock has passed the request on to the real adapter.
+        is_passed_on: Whether the mock has passed the request through to the real adapter.
     """
 
     def __init__(self, original: Any, shown: Any) -> None:
@@ -52,7 +53,7 @@ _sent: ContextVar[_Sent | None] = ContextVar("otel_token_relay_sent_to_mock", de
 
 
 def _patch_responses(module: ModuleType, patches: Patches) -> None:
-    """Wrap what each `responses.RequestsMock` puts in the place of ``HTTPAdapter.send``."""
+    """Wrap the function with which each `responses.RequestsMock` replaces ``HTTPAdapter.send``."""
     adapters: Any = sys.modules["requests.adapters"]
 
     def build_send(original: Function) -> Function:
@@ -69,7 +70,7 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     def build_add_headers(original: Function) -> Function:
         def add_headers(self: Any, request: Any, **kwargs: Any) -> Any:
-            # The real adapter calls this before it sends a request: the mock has let the request pass.
+            # The real adapter calls this method before it sends a request, so the mock has passed the request through.
             sent = _sent.get()
             if sent is not None and sent.shown is request:
                 sent.is_passed_on = True
@@ -80,7 +81,7 @@ def _patch_responses(module: ModuleType, patches: Patches) -> None:
 
     patches.wrap(module.RequestsMock, "unbound_on_send", build_unbound)
     patches.wrap(adapters.HTTPAdapter, "add_headers", build_add_headers)
-    if adapters.HTTPAdapter.send.__module__ == module.__name__:  # a mock that has started already
+    if adapters.HTTPAdapter.send.__module__ == module.__name__:  # a mock that has already started
         patches.wrap(adapters.HTTPAdapter, "send", build_send)
 
 
@@ -93,8 +94,8 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
                 try:
                     return original(self, shown, **kwargs)
                 except Exception as error:
-                    # No response is registered, or the real adapter is to send the request: the mocker sends the
-                    # application's own request then.
+                    # Either no response is registered, or the real adapter must send the request. If the mocker sends
+                    # a request, it is the application's own.
                     sent = _sent.get()
                     if sent is not None and type(error).__module__.partition(".")[0] == "requests_mock":
                         sent.is_passed_on = True
@@ -108,7 +109,7 @@ def _patch_requests_mock(module: ModuleType, patches: Patches) -> None:
 
 
 def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
-    """Return the mock's response to a request, to which the installed relay adds the header if it may.
+    """Return the mock's response to a request, to which the installed relay adds the header if its rules allow that.
 
     Args:
         respond: Passes a request to the mock.
@@ -128,7 +129,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
         response = respond(sent.shown)
     except Exception as error:
         if sent.shown is not request and getattr(error, "request", None) is not None:
-            error.request = request  # type: ignore[attr-defined]  # errors of requests have it
+            error.request = request  # type: ignore[attr-defined]  # the exceptions of requests have this attribute
         raise
     finally:
         _sent.reset(token)
@@ -138,7 +139,7 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
         current.relay._has_warned |= relay._has_warned
     if sent.shown is not request:
         response.request = request
-        # Mocks add what tests read, such as `params`, to the request, and replace a body that they have read.
+        # Mocks add attributes that tests read, such as `params`, to the request, and replace a body that they read.
         for name, value in vars(sent.shown).items():
             if name == "body" or name not in vars(request):
                 setattr(request, name, value)
@@ -146,15 +147,15 @@ def _decide(respond: Callable[[Any], Any], request: Any) -> Any:
 
 
 def _recording_later(relay: Relay) -> tuple[Relay, list[tuple[Any, ...]]]:
-    """Return a copy of the relay that only lists what it would record, and the list."""
+    """Return a copy of the relay that adds its records to a list instead of writing them, and the list."""
     records: list[tuple[Any, ...]] = []
-    later = copy.copy(relay)
-    later._record = lambda *record, **_: records.append(record)  # the relay passes no names
+    later: Any = copy.copy(relay)
+    later._record = lambda *record: records.append(record)
     return later, records
 
 
 def _target_of(request: Any) -> Target:
-    from urllib3.util import parse_url  # as requests does, which needs urllib3
+    from urllib3.util import parse_url  # the parser that requests uses; requests requires urllib3
 
     url = parse_url(request.url)
     if url.scheme is None or url.host is None:
@@ -162,8 +163,8 @@ def _target_of(request: Any) -> Target:
     return url.scheme, url.host, url.port
 
 
-def _has_header(request: Any, name: str) -> bool:
-    return name in map(lower, request.headers)
+def _has_header(request: Any, name: str) -> HasHeader:
+    return "fixed" if is_signed(request.url) else name in map(lower, request.headers)
 
 
 def _warn(hook: _MockHook, error: Exception) -> None:
@@ -186,7 +187,7 @@ _depth = 0
 
 @contextmanager
 def visible_to_mocks() -> Generator[None, None, None]:
-    """Show the header to ``responses`` and ``requests-mock`` until the block ends, also if they start within it."""
+    """Show the header to ``responses`` and ``requests-mock`` until the block ends, even if they start within it."""
     global _depth
     _depth += 1
     if _depth == 1:

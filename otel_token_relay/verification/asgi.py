@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for ASGI applications: FastAPI, Starlette, Django, Litestar and more."""
+"""`BearerAuthMiddleware` for ASGI applications: FastAPI, Starlette, Django, Litestar, and more."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["BearerAuthMiddleware", "Principal", "principal_of"]
 class BearerAuthMiddleware:
     """Accept only requests with a valid bearer token.
 
-    Any other HTTP request receives a 400, 401, 403 or 503 response; any other WebSocket is rejected
-    during the handshake. The application finds a `Principal` in ``scope["user"]`` and the token's scopes
-    in ``scope["auth"]``, where Starlette's ``request.user`` and ``requires`` expect them.
+    Any other HTTP request receives a 400, 401, 403, or 503 response; any other WebSocket is rejected during the
+    handshake. The application finds a `Principal` in ``scope["user"]`` and the token's scopes in ``scope["auth"]``,
+    where Starlette's ``request.user`` and ``requires`` expect them.
 
     Args:
         app: The ASGI 3 application.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`; neither blocks the event loop here.
         authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
-        settings: The settings that name the token headers; these settings are used only if no outer boundary
-            has read the headers. ``None`` uses the installed settings or, if there are none, the environment.
-        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``,
-            ``any_scopes``, ``exclude``, ``resource_metadata``, ``acr_values`` and ``max_age``.
+        settings: The settings that specify the token headers. They are used only if no outer boundary has read the
+            headers. If ``None``, the installed settings are used or, if there are none, the environment.
+        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``any_scopes``, ``exclude``,
+            ``resource_metadata``, ``acr_values``, and ``max_age``.
 
     Raises:
-        ConfigurationError: An option is invalid; the error names it.
+        ConfigurationError: An option is invalid; the error identifies it.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Verify the token in each request, and build the error response to any request that is not accepted.
+"""Verify the token in each request, and build the error response for any request that is not accepted.
 
-The same authenticator works with every kind of server, both in a middleware and at the server boundary. It
-takes the credentials that the boundary has read; it does not read any headers itself.
+The same authenticator works with every kind of server, both in middleware and at the server boundary. It uses the
+credentials that the boundary has read and does not read any headers itself.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _logger = logging.getLogger("otel_token_relay")
 
 DEFAULT_REALM: Final = "api"
 
-# The reasons whose explanations contain no value from the token.
+# The reasons whose explanations contain no values from the token.
 _WITHOUT_VALUES: Final = frozenset({"absent", "malformed", "ambiguous", "too_long", "inactive", "revoked"})
 
 
 class Verifier(Protocol):
-    """A verifier: one of ours, or any object with this method, which may also be asynchronous."""
+    """A verifier: one from this package, or any other object with this method, which may be asynchronous."""
 
     def verify(self, token: str) -> VerifiedToken | Awaitable[VerifiedToken]:
         """Return the verified token, or raise `TokenRejected` or `KeysUnavailable`."""
@@ -67,21 +67,22 @@ class BearerAuthenticator:
         realm: The realm sent in every challenge; ``None`` for ``api``.
         required_scopes: The scopes that every accepted token must have.
         any_scopes: Scopes of which every accepted token must have at least one.
-        exclude: Paths that need no token. Each is compared exactly with the path that the application routes
+        exclude: Paths that do not require a token. Each is compared exactly with the path that the application routes
             on, which excludes the mount point (``root_path``, ``SCRIPT_NAME``): ``/healthz`` matches neither
             ``/healthz/`` nor ``/healthz/deep``. ``/healthz/*`` matches all paths below ``/healthz/``. For gRPC, use
             full method names: ``/package.Service/Method``.
-        resource_metadata: The identifier of this protected resource (RFC 9728): the URL that clients use. Its metadata
-            is then served without a token, and each challenge names it.
-        acr_values: The accepted values of the token's ``acr`` (RFC 9470).
-        max_age: The maximum number of seconds since the token's ``auth_time`` (RFC 9470).
+        resource_metadata: This protected resource's identifier (RFC 9728), which is the URL that clients use. If it is
+            set, the resource's metadata is served without requiring a token, and each challenge includes the metadata's
+            URL.
+        acr_values: The accepted values of the token's ``acr`` claim (RFC 9470).
+        max_age: The maximum number of seconds since the time in the token's ``auth_time`` claim (RFC 9470).
         mode: ``enforce`` rejects requests without a valid token; ``optional`` accepts those without any token;
             ``report`` accepts every request and only counts and logs.
         span_claims: A callable that returns the claims to set as SERVER span attributes.
         now: A clock that returns the seconds since the epoch.
 
     Raises:
-        ConfigurationError: An option is invalid; the error names it.
+        ConfigurationError: An option is invalid; the error identifies it.
     """
 
     def __init__(
@@ -219,7 +220,7 @@ class BearerAuthenticator:
         return None if self._mode == "report" else error_response.because(reason, claim)
 
     def _explain(self, token: BearerToken, reason: ExplainedReason, *, lacks_any: bool = False) -> str:
-        """Return what was expected and what the token has; empty if the application's own verifier rejected it."""
+        """Return the expected and actual values; empty if the application's own verifier rejected the token."""
         if not isinstance(self._verifier, VerifierCore):
             return ""
         required = sorted(self._required_scopes)
@@ -236,13 +237,13 @@ def verifier_from(settings: Settings) -> TokenVerifier: ...
 @overload
 def verifier_from(settings: Settings, kind: type[_Kind]) -> _Kind: ...
 def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
-    """Build the verifier that the settings configure, of either class.
+    """Build a verifier of the given class from the settings.
 
     Raises:
         ConfigurationError: The settings are not sufficient to verify tokens.
     """
     if (missing := settings.missing_to_verify) != ():
-        # In code, an introspection endpoint needs no audience. In the settings, it does.
+        # In code, an introspection endpoint does not require an audience; in the settings, it does.
         raise ConfigurationError(missing[0], "expected a value")
     return kind(
         settings.issuers,
@@ -270,7 +271,7 @@ def verifier_from(settings: Settings, kind: type[Any] = TokenVerifier) -> Any:
 
 
 def client_from(settings: Settings) -> HttpClient:
-    """Return the HTTP client that the settings configure."""
+    """Return the HTTP client that the settings specify."""
     return shared_client(settings.ca_file or None, settings.plaintext_issuers)
 
 

@@ -1,4 +1,4 @@
-"""A bounded cache of verification results. Its keys are hashes, so that no token is stored."""
+"""A bounded cache of verification results. Its keys are hashes, so no token is stored."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _Entry = TypeVar("_Entry")
 
 
 def digest(token: str) -> bytes:
-    """Return the cache key for *token*, which is its SHA-256 digest."""
+    """Return the cache key for *token*: its SHA-256 digest."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 class Cache(Generic[_Entry]):
     """A least-recently-used cache that threads can share safely without a lock.
 
-    Each step is a single dictionary operation. Another thread may remove an entry between two steps;
-    a lost entry costs only one more verification.
+    Each step is a single dictionary operation. Another thread may remove an entry between two steps, but a lost entry
+    costs only one more verification.
     """
 
     __slots__ = ("_entries", "_size")

@@ -1,4 +1,4 @@
-"""The cause of a rejection, and what a verifier accepts. Pure values: no I/O and no clock."""
+"""Types that describe the cause of a rejection and what a verifier accepts. Pure values: no I/O and no clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_VALUE_LENGTH: Final = 100
 MAX_VALUES: Final = 5
 MAX_LINE_LENGTH: Final = 500
 
-_LAST_DATE: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that `datetime` supports
+_LAST_DATE: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the latest time that `datetime` supports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,9 @@ class Cause:
     """Why a token was rejected. All text is printable ASCII.
 
     Attributes:
-        check: What was checked: a claim, a member of the header, ``signature``, ``form`` or ``length``.
-        problem: What was expected and what the token has, in one sentence.
-        expected: The accepted values; empty if the rule has no list of them.
+        check: What was checked: a claim, a header member, ``signature``, ``form``, or ``length``.
+        problem: What was expected and what the token contains, in one sentence.
+        expected: The accepted values; empty if the rule does not list them.
         actual: The token's values; empty if it has none.
         advice: What to do, in one or two sentences.
     """
@@ -53,14 +53,14 @@ class Expectations:
     """What a verifier accepts.
 
     Attributes:
-        rules: The rules for claims.
+        rules: The claim rules.
         issuers: The trusted issuers.
-        tenants: The accepted tenants of Microsoft Entra; empty for any.
+        tenants: The accepted Microsoft Entra tenants; empty to accept any tenant.
         algorithms: The accepted values of ``alg``.
-        max_length: The maximum number of characters.
-        required_scopes: The scopes that every request needs.
-        keys: The ``kid`` and the ``alg`` of each key of the token's issuer; ``None`` if they are not known.
-        unusable_keys: The ``kid`` and the problem of each key in the key set that cannot be used.
+        max_length: The maximum token length in characters.
+        required_scopes: The scopes that every request requires.
+        keys: The ``kid`` and ``alg`` of each of the issuer's keys; ``None`` if the keys are not known.
+        unusable_keys: The ``kid`` of each unusable key in the key set, and the problem with the key.
     """
 
     rules: Rules
@@ -74,14 +74,14 @@ class Expectations:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return the names as a printable list, cut to the limits of this module."""
+    """Return the names as a printable list, truncated to this module's limits."""
     names = list(names)
     shown = [shorten(escape(name), MAX_VALUE_LENGTH) for name in names[:MAX_VALUES]]
     return ", ".join([*shown, f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else shown)
 
 
 def describe_time(seconds: float) -> str:
-    """Return a time in UTC as in RFC 3339, or the number itself if it is beyond the year 9999."""
+    """Return a UTC time in RFC 3339 format, or the number itself if it is later than the year 9999."""
     if not 0 <= seconds <= _LAST_DATE:
         return f"{seconds:.0f}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,6 +1,6 @@
-"""Error responses to rejected requests, most of them built at startup. No I/O.
+"""Error responses for rejected requests, most of them built at startup. No I/O.
 
-The responses never contain any part of the request: no token, claim or path.
+The responses never contain any part of the request, such as its token, its claims, or its path.
 
 Source: RFC 6750, section 3; RFC 9728, section 5.1; RFC 9470, section 3; RFC 9110, section 15.5.2.
 """
@@ -23,16 +23,18 @@ _is_scope = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
 def _check_words(setting: str, words: Sequence[str]) -> None:
     if isinstance(words, str) or not all(isinstance(word, str) and _is_scope(word) for word in words):
-        raise ConfigurationError(setting, "expected a sequence of words without spaces, quotes or backslashes")
+        raise ConfigurationError(setting, "expected a sequence of words without spaces, quotes, or backslashes")
 
 
 class Challenges:
     """The error responses of one protected resource.
 
     Args:
-        realm: Always sent, since ``Bearer`` alone is not a valid challenge (RFC 6750, section 3).
-        required_scopes: Sent in the challenge so that a client knows which scopes to request.
-        any_scopes: Scopes of which one is enough. They are sent too, because a challenge cannot offer a choice.
+        realm: The realm, which is always sent because ``Bearer`` alone is not a valid challenge (RFC 6750, section 3).
+        required_scopes: The required scopes, which are sent in the challenge so that a client knows which ones to
+            request.
+        any_scopes: Scopes of which a token needs only one. All of them are sent, because a challenge cannot offer a
+            choice.
         resource_metadata: The URL of this resource's metadata (RFC 9728); ``None`` to omit it.
         acr_values: The accepted authentication contexts (RFC 9470).
         max_age: The maximum number of seconds since the user authenticated (RFC 9470).
@@ -72,7 +74,7 @@ class Challenges:
         self.insufficient_scope: ErrorResponse = self.build_insufficient_scope(scopes)
 
     def build_insufficient_scope(self, scopes: Sequence[str]) -> ErrorResponse:
-        """Build the error response to a valid token that lacks a scope.
+        """Build the error response for a valid token that lacks a scope.
 
         Raises:
             ConfigurationError: A scope contains a character that is not allowed in a challenge.
@@ -82,7 +84,7 @@ class Challenges:
         return self._challenge(403, error, error, *([("scope", " ".join(scopes))] if scopes else []))
 
     def without_token(self, reason: Reason) -> ErrorResponse:
-        """Return the error response to a request whose headers contain no readable token."""
+        """Return the error response for a request whose headers contain no readable token."""
         if reason is Reason.ABSENT:
             return self.unauthenticated
         return self.invalid_token if reason is Reason.TOO_LONG else self.invalid_request

@@ -1,9 +1,9 @@
 """A circuit breaker that distinguishes a failing endpoint from tokens that make the endpoint fail. No I/O.
 
-Callers can send any token, and an attacker may know tokens that make the endpoint return an error or
-close the connection. If such failures could open the circuit, the attacker could lock out all other
-callers. Failures alone therefore never open the circuit: after several in a row, the breaker's owner
-probes the endpoint with a random token, and the circuit opens only if the probe fails too.
+Callers can send any token, and an attacker may know tokens that make the endpoint return an error or close the
+connection. If such failures could open the circuit, the attacker could lock out all other callers. Failures alone
+therefore never open the circuit: after several consecutive failures, the breaker's owner probes the endpoint with a
+random token, and the circuit opens only if the probe fails too.
 
 * Closed: every call is allowed.
 * Open: no call is allowed for `OPEN_SECONDS`.
@@ -45,8 +45,8 @@ class CircuitBreaker:
     def allows(self, key: bytes) -> bool:
         """Return whether a call may start.
 
-        In the half-open state, the caller must then call `record_success`, `record_failure` or `cancel`.
-        Until then, no other call is allowed.
+        In the half-open state, the caller must then call `record_success`, `record_failure`, or `cancel`. Until then,
+        no other call is allowed.
         """
         with self._lock:
             if not self._is_open:

@@ -1,7 +1,7 @@
-"""The rules for an access token's header and claims. This module uses no clock, no keys and no I/O.
+"""The rules for an access token's header and claims. This module uses no clock, no keys, and no I/O.
 
-First, `jws.parse_jws` parses the token; then the caller checks the signature; finally, `check_type` and
-`check_claims` run. Before the signature has been checked, ``iss`` alone may be used, only to select the keys.
+First, `jws.parse_jws` parses the token; then the caller checks the signature; finally, `check_type` and `check_claims`
+run. Before the signature has been checked, only ``iss`` may be used, and only to select the keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ACCEPTED_TYPES: Final[Mapping[Profile, tuple[str, ...]]] = {
     "generic": ("at+jwt", "JWT", "no typ"),
     "id-token": ("JWT", "no typ"),
 }
-"""The accepted values of the header's ``typ``, for messages."""
+"""The accepted values of the ``typ`` header member, for messages."""
 
 # RFC 9068, section 2.2; OpenID Connect Core, section 2.
 _REQUIRED: Final[Mapping[Profile, tuple[str, ...]]] = {
@@ -38,7 +38,7 @@ _REQUIRED: Final[Mapping[Profile, tuple[str, ...]]] = {
 }
 
 CLIENT_NAMES: Final = ("client_id", "azp", "cid", "appid")
-"""The claims that name the client: RFC 9068, section 2.2; OpenID Connect Core, section 2; Okta; Microsoft Entra v1."""
+"""The claims that identify the client (RFC 9068, section 2.2; OpenID Connect Core, section 2; Okta; Entra v1)."""
 
 DEFAULT_LEEWAY: Final = 30.0
 DEFAULT_SCOPE_CLAIMS: Final = ("scope", "scp")
@@ -52,14 +52,15 @@ class Rules:
     Attributes:
         audience: The accepted audiences; ``aud`` must contain at least one of them. Empty to skip this
             check, which is allowed only with introspection.
-        profile: ``rfc9068`` for access tokens that follow that RFC; ``generic`` for issuers that send
-            ``typ: JWT`` or no ``typ``, and that omit ``jti``, ``client_id`` or ``iat``; ``id-token`` for
-            providers that hand ID tokens to APIs.
+        profile: ``rfc9068`` for access tokens that follow that RFC; ``generic`` for issuers that send ``typ: JWT`` or
+            no ``typ``, and that omit ``jti``, ``client_id``, or ``iat``; ``id-token`` for providers that hand ID tokens
+            to APIs.
         leeway: The number of seconds by which the issuer's clock and the service's clock may differ.
-        scope_claims: The names of claims that contain scopes; the token's scopes are those of all of them. A
+        scope_claims: The names of the claims that contain scopes. The token has the scopes from all of these claims. A
             dot separates the names of nested members: ``realm_access.roles``.
-        audience_claim: The claim that contains the audience, for issuers that do not send ``aud``. A token that
-            has ``aud`` as well must satisfy both. A claim other than ``aud`` requires the profile ``generic``.
+        audience_claim: The claim that contains the audience, for issuers that do not send ``aud``. If a token also has
+            ``aud``, both claims must contain an accepted audience. Any claim other than ``aud`` requires the
+            ``generic`` profile.
     """
 
     audience: tuple[str, ...]
@@ -78,16 +79,16 @@ class Rules:
         if not isinstance(self.audience_claim, str) or not self.audience_claim:
             raise ConfigurationError("audience_claim", "expected the name of a claim")
         if self.audience_claim != "aud" and self.profile != "generic":
-            raise ConfigurationError("audience_claim", "a claim other than aud requires the profile generic")
+            raise ConfigurationError("audience_claim", "any claim other than aud requires the generic profile")
 
     @property
     def required_claims(self) -> tuple[str, ...]:
-        """The claims that every token must have. The profile ``generic`` also requires ``sub`` or a client."""
-        # An audience claim other than ``aud`` requires the profile ``generic``.
+        """The claims that every token must have. The ``generic`` profile also requires ``sub`` or a client ID."""
+        # Any audience claim other than ``aud`` requires the ``generic`` profile.
         return _REQUIRED[self.profile] if self.audience_claim == "aud" else ("iss", "exp", self.audience_claim)
 
     def find_missing_claim(self, claims: Claims) -> str | None:
-        """Return the first required claim that a token does not have; ``None`` if it has all of them."""
+        """Return the first required claim that a token lacks; ``None`` if it has all of them."""
         for name in self.required_claims:
             if look_up(claims, name)[1] is None:
                 return name
@@ -97,12 +98,12 @@ class Rules:
 
 
 def without_nulls(claims: Claims) -> Claims:
-    """Return the members whose value is not null: some issuers send null for a value that they do not have."""
+    """Return the members whose values are not null: some issuers send null for values that they do not have."""
     return {name: value for name, value in claims.items() if value is not None} if None in claims.values() else claims
 
 
 def check_type(header: Claims, claims: Claims, profile: Profile) -> None:
-    """Reject tokens that are signed with the same keys but are of another kind; see `token_kinds`.
+    """Reject tokens that are signed with the same keys but are of a different kind; see `token_kinds`.
 
     Source: RFC 9068, section 4; RFC 8725, sections 3.11 and 3.12.
     """
@@ -165,13 +166,13 @@ def check_values(claims: Claims, rules: Rules, *, now: float) -> frozenset[str]:
 
 
 def check_name(value: object, claim: str | None = None) -> None:
-    """Check a claim that applications use in logs, span attributes and database keys."""
+    """Check a claim that applications use in logs, span attributes, and database keys."""
     if not isinstance(value, str) or not value or has_control_character(value):
         raise TokenRejected("invalid_claim", claim)
 
 
 def check_times(claims: Mapping[str, object], leeway: float, *, now: float) -> None:
-    """Check ``exp``, ``nbf`` and ``iat`` if present."""
+    """Check ``exp``, ``nbf``, and ``iat`` if they are present."""
     dates = {}
     for name in ("exp", "nbf", "iat"):
         if name in claims:
@@ -216,7 +217,7 @@ def read_scopes(claims: Mapping[str, object], names: Sequence[str]) -> frozenset
 
 
 def look_up(claims: Mapping[str, object], name: str) -> tuple[bool, object]:
-    """Return whether there is a claim with that name, and its value. A dot separates the names of nested members."""
+    """Return whether the claim *name* exists, and its value. A dot separates the names of nested members."""
     if name in claims:
         return True, claims[name]
     value: object = claims

@@ -1,7 +1,7 @@
-"""Make values from an unverified token safe to print: no credential, only printable ASCII, a limited length. Pure.
+"""Make values from an unverified token safe to print: no credentials, only printable ASCII, and a limited length. Pure.
 
-A hostile token can contain a copy of its own encoded header in ``aud``, another caller's token in ``iss``, or
-sequences that control a terminal.
+A hostile token can contain a copy of its own encoded header in ``aud``, another caller's token in ``iss``, or terminal
+control sequences.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from otel_token_relay.printable import escape, shorten
 from otel_token_relay.redaction.scrubber import MASK, Scrubber
 from otel_token_relay.redaction.token_search import LONGEST_SURVIVOR, KnownTokens
 
-# Searching takes time for each character, and callers choose how long a value is. So a value is cut before it is
-# searched, but far enough behind the shown part that a credential in that part is still recognized.
+# The time to search a value grows with its length, which callers control. A value is therefore truncated before it is
+# searched, but far enough past the displayed part that a credential in that part is still recognized.
 _MIN_SEARCHED: Final = 1024
 _SEARCHED_FOR_EACH_SHOWN: Final = 4
 _scrubber: Final = Scrubber()
 
 
 class Concealment:
-    """Conceals one token. All text that comes from this token must pass through one of the methods.
+    """Conceals one token. All text from this token must pass through one of its methods.
 
     Args:
         token: The token as received.
@@ -33,23 +33,23 @@ class Concealment:
         self._known = KnownTokens((token,))
 
     def text(self, text: str, limit: int) -> str:
-        """Return *text* with every credential masked, escaped, and cut to *limit* characters.
+        """Mask every credential in *text*, escape the text, and truncate it to *limit* characters.
 
-        No run of 17 characters of the token remains, plain or encoded.
+        No run of 17 characters from the token remains, either plain or encoded.
         """
-        # The text is searched again after it has been escaped: an escape ends in letters and digits, which might
-        # extend a shorter run.
+        # The text is searched again after it has been escaped, because an escape sequence ends in letters and digits
+        # that might extend a shorter run.
         searched = text[: max(_MIN_SEARCHED, _SEARCHED_FOR_EACH_SHOWN * limit)]
         escaped = escape(_scrubber.clean_text(searched, self._known))
-        # Escaping may turn one character into ten. Only the first *limit* characters of the result are shown.
+        # Escaping may turn one character into ten. Only the first *limit* characters of the result are returned.
         return shorten(self._mask_runs(escaped[: _SEARCHED_FOR_EACH_SHOWN * limit + LONGEST_SURVIVOR]), limit)
 
     def value(self, value: Any, limit: int) -> str:
-        """Do the same as `text` for any JSON value. A value other than a string is written as JSON."""
+        """Do the same as `text` for any JSON value. Values other than strings are serialized as JSON first."""
         return self.text(value if isinstance(value, str) else to_json(value), limit)
 
     def values(self, values: Iterable[Any], *, limit: int, count: int) -> tuple[str, ...]:
-        """Return at most *count* values, and the number of the remaining ones."""
+        """Return at most *count* values, followed by the number of remaining values, if any."""
         values = list(values)
         shown = [self.value(value, limit) for value in values[:count]]
         return (*shown, f"{len(values) - count} more") if len(values) > count else tuple(shown)
@@ -72,5 +72,5 @@ class Concealment:
 
 
 def to_json(value: Any) -> str:
-    """Return a JSON value as text, even if JSON cannot represent a part of it."""
+    """Serialize a value as JSON, even if JSON cannot represent part of it."""
     return json.dumps(value, default=lambda part: type(part).__name__)

@@ -1,6 +1,6 @@
 """Run the same generator in threads and on event loops.
 
-Code that may have to wait is written once, as a generator (the "core") that yields a `Wait` when it has to.
+Code that may have to wait is written once, as a generator (the "core") that yields a `Wait` whenever it must wait.
 `drive` runs the core in a thread; `drive_async` runs it in an asyncio or trio task.
 """
 
@@ -30,7 +30,7 @@ def drive(core: Generator[Wait, None, _Result]) -> _Result:
     try:
         while True:
             wait = next(core)
-            # `concurrent.futures.wait` would do the same in twice the time.
+            # `concurrent.futures.wait` would do the same but take twice as long.
             with contextlib.suppress(concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
                 wait.future.exception(wait.seconds)
     except StopIteration as stop:
@@ -49,7 +49,7 @@ async def drive_async(core: Generator[Wait, None, _Result]) -> _Result:
 
 
 async def _wait_asyncio(wait: Wait) -> None:
-    # This does not cancel the future, either after the timeout or if this task is canceled.
+    # Neither the timeout nor the cancellation of this task cancels the future.
     await asyncio.wait([asyncio.wrap_future(wait.future)], timeout=wait.seconds)
 
 

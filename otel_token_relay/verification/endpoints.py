@@ -1,9 +1,9 @@
-"""Send a request to an endpoint of an authorization server, and report the response.
+"""Send a request to an authorization server's endpoint, and report the response.
 
-The texts never quote a response, except for the ``kid`` of keys, and are printable ASCII.
+The reports never quote a response, except for the ``kid`` of a key, and their text is printable ASCII.
 
 To add a kind of endpoint, write a function that examines its response, and pass it to `ask` in an `Endpoint`.
-`issuer_endpoints` contains those for metadata and key sets.
+`issuer_endpoints` contains the functions for metadata and key sets.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ EndpointState = Literal[
     "no_response",
 ]
 
-# ``Date`` is in whole seconds, and the response takes time, so a smaller difference cannot be measured.
+# ``Date`` is in whole seconds, and the response takes time to arrive, so a smaller difference cannot be measured.
 MIN_CLOCK_DIFFERENCE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointReport:
-    """What one endpoint responded.
+    """The response from one endpoint.
 
     Attributes:
         kind: What the endpoint is for.
-        url: Its URL.
-        state: Whether it can be used.
-        result: The response in words, or why there was none.
-        seconds: How long that took.
+        url: The endpoint's URL.
+        state: Whether the endpoint can be used.
+        result: A description of the response, or why there was none.
+        seconds: How long the request took.
         clock_difference: The seconds by which the server's clock is ahead of this machine's; negative if it is
             behind, and ``None`` if the response has no usable ``Date``.
-        found: What the response contains, if it can be used; its type depends on the kind.
+        found: The content of the response, if it can be used; the type depends on *kind*.
     """
 
     kind: EndpointKind
@@ -60,7 +60,7 @@ class EndpointReport:
         return f"{self.kind} {escape(self.url)}: {self.result} ({self.seconds:.2f} s)"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON."""
+        """Return the report as a JSON-serializable dictionary."""
         return {
             "kind": self.kind,
             "url": escape(self.url),
@@ -100,8 +100,8 @@ def ask(
 
     Args:
         endpoint: The endpoint. Its URL must be one that the client accepts.
-        timeout: The maximum number of seconds, apart from the name lookup.
-        http: Sends the request; ``None`` for the default client.
+        timeout: The maximum number of seconds, excluding the name lookup.
+        http: The client that sends the request; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
     """
     client = shared_client() if http is None else http
@@ -131,33 +131,33 @@ def ask(
 
 
 def problem_with_status(response: Response) -> str | None:
-    """Return why a response's status is not the expected one, or ``None`` if it is 200."""
+    """Return the problem with a response's status, or ``None`` if the status is 200."""
     return None if response.status == 200 else describe_status(response.status)
 
 
 def read_clock_difference(response: Response, at: float) -> float | None:
-    """Return by how many seconds the server's clock was ahead of ours, or ``None`` if that is not known.
+    """Return how many seconds the server's clock was ahead of this machine's, or ``None`` if that is not known.
 
     Args:
-        response: A response with the headers ``Date`` and, if it comes from a cache, ``Age``.
-        at: When the response was created, in seconds since the epoch on our clock.
+        response: A response with a ``Date`` header and, if it comes from a cache, an ``Age`` header.
+        at: When the response was created, in seconds since the epoch on this machine's clock.
 
     Source: RFC 9110, section 6.6.1; RFC 9111, section 5.1.
     """
     try:
         date = email.utils.parsedate_to_datetime(response.headers["date"])
         created = date.replace(tzinfo=date.tzinfo or UTC).timestamp()
-        # ``Date`` is cut to whole seconds, so half a second is added.
+        # ``Date`` is truncated to whole seconds, so half a second is added.
         return round(created + 0.5 + int(response.headers.get("age", "0")[:9]) - at, 1)
     except (KeyError, ValueError, OverflowError):
         return None
 
 
 def describe_clock(difference: float | None) -> str | None:
-    """Return the clock difference as a sentence, or ``None`` if it is not known."""
+    """Return a sentence about the clock difference, or ``None`` if the difference is not known."""
     if difference is None:
         return None
     if abs(difference) < MIN_CLOCK_DIFFERENCE:
-        return "The clocks of the issuer and of this machine agree."
+        return "The clocks of the issuer and this machine agree."
     direction = "ahead of" if difference > 0 else "behind"
     return f"The issuer's clock is {abs(difference):.0f} s {direction} this machine's clock."

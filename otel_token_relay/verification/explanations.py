@@ -1,11 +1,11 @@
-"""Explain why a token was rejected: which check failed, what was expected, and what the token has instead.
+"""Explain why a token was rejected: which check failed, what was expected, and what the token contains instead.
 
-`explain` is pure: it uses no I/O, no keys and no clock, and it never raises. The explanation contains values of
-``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes and times. They come from an unverified token, so each of them
-passes through `concealment`. The explanation never contains the token or its signature.
+`explain` is pure: it uses no I/O, no keys, and no clock, and it never raises an exception. The explanation contains the
+values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. These values come from an unverified token, so
+each of them passes through `concealment`. The explanation never contains the token or its signature.
 
-A token may also be rejected because of an introspection response, which this module does not see. If the token
-itself satisfies the rule that failed, the explanation states this and contains no values.
+A token may also be rejected because of an introspection response, which this module does not see. If the token itself
+satisfies the rule that failed, the explanation says so and contains no values.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from otel_token_relay.verification.token_kinds import Kinds, Marker, TokenKind, 
 
 
 def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, now: float) -> Cause:
-    """Return why *token* was rejected. Never raises.
+    """Return why *token* was rejected. Never raises an exception.
 
     Args:
-        token: The token as received, without ``Bearer``.
-        reason: The reason of `TokenRejected`, or of a 403 response.
+        token: The token as received, without the ``Bearer`` prefix.
+        reason: The reason from `TokenRejected` or from a 403 response.
         expectations: What the verifier accepts.
         now: The time of the verification, in seconds since the epoch.
     """
-    # A log line must not fail the request, and a wrong explanation is worse than a short one.
+    # A log line must not cause the request to fail, and a wrong explanation is worse than a short one.
     with contextlib.suppress(Exception):
         if reason in _WITHOUT_CLAIMS:
             return _WITHOUT_CLAIMS[reason](token, expectations)
@@ -71,7 +71,7 @@ def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A token, and what the verifier accepts."""
+    """A token and what the verifier accepts."""
 
     header: Claims
     claims: Claims
@@ -94,7 +94,7 @@ class _Case:
         return _is_accepted_by(check_type)(self.header, self.claims, profile)
 
     def would_pass_as_generic(self) -> bool:
-        """Return whether the token has the type and all claims that the profile ``generic`` requires."""
+        """Return whether the token has the type and all the claims that the ``generic`` profile requires."""
         rules = Rules(audience=self.rules.audience, profile="generic")
         return self.has_type_of("generic") and rules.find_missing_claim(self.claims) is None
 
@@ -114,13 +114,13 @@ def _explain_length(token: str, expectations: Expectations) -> Cause:
     return Cause(
         check="length",
         problem=f"expected at most {limit} characters; the token has {len(token)}",
-        advice=f"Have the issuer put fewer claims into the token, or raise {env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH}.",
+        advice=f"Have the issuer include fewer claims in the token, or raise {env.OTEL_PYTHON_TOKEN_RELAY_MAX_LENGTH}.",
         expected=(f"at most {limit}",),
         actual=(str(len(token)),),
     )
 
 
-# Header, issuer and signature
+# Header, issuer, and signature
 
 
 def _explain_algorithm(case: _Case) -> Cause | None:
@@ -128,9 +128,11 @@ def _explain_algorithm(case: _Case) -> Cause | None:
     if isinstance(alg, str) and alg in allowed:
         return _explain_algorithm_of_key(case, alg)
     if not isinstance(alg, str):
-        advice = "The issuer must write the name of its signature algorithm into the header."
+        advice = "The issuer must specify its signature algorithm in the header."
     elif alg.lower() == "none":
-        advice = "The token is not signed, so anyone can have made it. The caller must get its token from the issuer."
+        advice = (
+            "The token is not signed, so anyone could have created it. The caller must get its token from the issuer."
+        )
     elif alg.upper().startswith("HS"):
         advice = "Tokens signed with a shared secret are not supported. Have the issuer sign with RS256 or ES256."
     else:
@@ -165,7 +167,7 @@ def _explain_issuer(case: _Case) -> Cause | None:
             note="personal accounts" if tenant == PERSONAL_TENANT else None,
         )
     advice = (
-        f"If you trust this issuer, write it in {env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS} exactly as in the token."
+        f"If you trust this issuer, add it to {env.OTEL_PYTHON_TOKEN_RELAY_ISSUERS} exactly as in the token."
         " Otherwise, the caller must get its token from an issuer on the list."
     )
     return _mismatch(case, "iss", trusted, [issuer], advice, note=closest_difference(trusted, issuer))
@@ -177,7 +179,7 @@ def _explain_key(case: _Case) -> Cause:
     if problem is not None and kid is not None:
         return Cause(
             check="kid",
-            problem=f"the key {case.show(kid)} of the issuer's key set cannot be used: {problem}",
+            problem=f"the key {case.show(kid)} in the issuer's key set cannot be used: {problem}",
             advice="The issuer must publish a key for one of the accepted algorithms"
             f" ({env.OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS}).",
             actual=(case.show(kid),),
@@ -187,18 +189,18 @@ def _explain_key(case: _Case) -> Cause:
     actual = case.show_all(_present(case.header, "kid"))
     token_has = f"the token has {actual[0]}" if actual else "the token has none"
     if known is None:
-        problem = f"expected a key of the issuer; {token_has}"
+        problem = f"expected one of the issuer's keys; {token_has}"
     elif not known:
-        problem = "the issuer's key set has no key that can be used"
+        problem = "the issuer's key set has no usable key"
     else:
-        problem = f"expected {_one_of(expected)} of the issuer's key set; {token_has}"
+        problem = f"expected {_one_of(expected)} from the issuer's key set; {token_has}"
     return Cause(
         check="kid",
         problem=problem,
-        advice="Check that the token comes from this issuer and not from another environment of it. If the issuer has"
-        " changed its keys a moment ago, try again in 10 seconds."
+        advice="Check that the token comes from this issuer and not from a different environment of the same issuer."
+        " If the issuer changed its keys a moment ago, try again in 10 seconds."
         if actual
-        else "The issuer must write the kid of the signing key into the header.",
+        else "The issuer must include the signing key's kid in the header.",
         expected=expected,
         actual=actual,
     )
@@ -215,7 +217,7 @@ def _explain_signature(case: _Case) -> Cause:
     key = f"the issuer's key {kid[0]}" if kid else "any of the issuer's keys"
     return Cause(
         check="signature",
-        problem=f"it was not made with {key}, or the token was changed afterwards",
+        problem=f"it was not made with {key}, or the token was changed afterward",
         advice="Copy the whole token again. If it is complete, another system has signed it: look for a second"
         " environment of the issuer that uses the same iss and kid.",
     )
@@ -247,7 +249,7 @@ def _explain_type(case: _Case) -> Cause | None:
         return _explain_marker(case, kinds.foreign, kinds.foreign_kind, "an access token")
     return Cause(
         check="type",
-        problem="expected an access token; no member of the token says that it is one",
+        problem="expected an access token; no member of the token indicates that it is one",
         advice=f"If this provider hands ID tokens to APIs, set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=id-token."
         f" Otherwise, this is probably an ID token. {_SEND_ACCESS_TOKEN}",
         expected=("a member such as scope or scp",),
@@ -259,18 +261,18 @@ def _explain_marker(case: _Case, marker: Marker, kind: TokenKind, expected: str)
     advice = _send("id-token" if kind == "access" else "generic")
     if marker.kind is None and kind != "access":
         check = "claim typ" if name == "typ" else name
-        advice = f"The claim {name} says that this is another kind of token. {advice}"
+        advice = f"The {name} claim indicates a different kind of token. {advice}"
         return _mismatch(case, check, marker.accepted, [case.claims[name]], advice)
     which = "which other tokens have" if kind == "other" else f"which only {kind} tokens have"
-    problem = f"expected {expected}; the token has the claim {name}, {which}"
+    problem = f"expected {expected}; the token has the {name} claim, {which}"
     return Cause(check=name, problem=problem, advice=advice, expected=(expected,), actual=(name,))
 
 
 def _advise_about_at_jwt(case: _Case, kinds: Kinds) -> str:
     if kinds.foreign is not None:
         kind = {"ID": "an ID token", "refresh": "a refresh token"}.get(str(kinds.foreign_kind), "another kind of token")
-        return f"This is {kind}, because it has the claim {kinds.foreign.members[0]}. {_SEND_ACCESS_TOKEN}"
-    generic = f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have another type"
+        return f"This is {kind}, because it has the {kinds.foreign.members[0]} claim. {_SEND_ACCESS_TOKEN}"
+    generic = f"set {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer's access tokens have a different type"
     if case.would_pass_as_generic():
         return f"{generic[0].upper()}{generic[1:]} than at+jwt. Make sure that the caller does not send an ID token."
     return f"The issuer must send access tokens of type at+jwt (RFC 9068), or {generic}. {_SEND_ACCESS_TOKEN}"
@@ -281,7 +283,7 @@ def _send(profile: Profile) -> str:
 
 
 _SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
-# Claims of an access token, to find out whether the header is the problem.
+# Claims of an access token, used to determine whether the header is the problem.
 _ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 
@@ -295,7 +297,7 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
     advice = "The issuer must add them, for example with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
-        # A user's token should have a subject; a machine's token may have none.
+        # A user's token should have a subject; a machine's token may not have one.
         advice = f"{advice} Or s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",
@@ -320,7 +322,7 @@ def _explain_invalid_claim(case: _Case) -> Cause | None:
         return Cause(
             check=name,
             problem=f"expected {expected}; the token has {_describe_kind(value)}",
-            advice="The issuer must send this claim in the form of RFC 7519 and RFC 9068.",
+            advice="The issuer must send this claim in the form required by RFC 7519 and RFC 9068.",
             expected=(expected,),
             actual=(_describe_kind(value),),
         )
@@ -336,7 +338,7 @@ def _explain_audience(case: _Case) -> Cause | None:
             continue
         note = next((found for name in names if (found := closest_difference(accepted, name)) is not None), None)
         advice = (
-            f"If this is a name of this service, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the"
+            f"If this is one of this service's names, add it to {env.OTEL_PYTHON_TOKEN_RELAY_AUDIENCE}. Otherwise, the"
             " caller must request a token for this service."
         )
         return _mismatch(case, claim, accepted, names, advice, note=note)
@@ -350,7 +352,7 @@ def _explain_expiry(case: _Case) -> Cause | None:
     return Cause(
         check="exp",
         problem=f"{describe_time(exp)}, {case.now - exp:.0f} s ago; leeway {leeway:g} s",
-        advice="The caller must get a new token. If it did so a moment ago, compare the clocks of the machines.",
+        advice="The caller must get a new token. If it just did so, compare the machines' clocks.",
         expected=(f"later than {describe_time(case.now - leeway)}",),
         actual=(describe_time(exp),),
     )
@@ -364,7 +366,7 @@ def _explain_start(case: _Case) -> Cause | None:
             return Cause(
                 check=name,
                 problem=f"{describe_time(value)}, {value - case.now:.0f} s from now; leeway {leeway:g} s",
-                advice="The clocks of the issuer and of this machine probably differ: synchronize them.",
+                advice="The clocks of the issuer and this machine probably differ: synchronize them.",
                 expected=(f"not later than {describe_time(case.now + leeway)}",),
                 actual=(describe_time(value),),
             )
@@ -450,7 +452,7 @@ def _is_accepted_by(check: Callable[..., object]) -> Callable[..., bool]:
 
 
 def _describe_kind(value: Any) -> str:
-    """Return what kind of JSON value a claim has, without the value."""
+    """Describe the type of a claim's JSON value, without including the value itself."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str):
@@ -459,7 +461,7 @@ def _describe_kind(value: Any) -> str:
         return "a string" if _is_accepted_by(check_name)(value) else "a string with control characters"
     if isinstance(value, (int, float)):
         if value >= MAX_NUMERIC_DATE:
-            return "a larger number, such as one of milliseconds"
+            return "a larger number, such as a number of milliseconds"
         return "a number" if value >= 0 else "a negative number"
     return "an object" if isinstance(value, Mapping) else "a list"
 
@@ -499,7 +501,7 @@ _UNKNOWN: Final = Cause(check="token", problem="it does not satisfy the rules", 
 # The causes that cannot be found in the token itself.
 _ELSEWHERE: Final[dict[str, Cause]] = {
     "malformed": _of_response("form"),
-    "algorithm_not_allowed": replace(_UNKNOWN, check="alg", problem="no key of the issuer fits this algorithm"),
+    "algorithm_not_allowed": replace(_UNKNOWN, check="alg", problem="none of the issuer's keys fits this algorithm"),
     "wrong_type": _of_response("token_type"),
     "unknown_issuer": _of_response("iss"),
     "missing_claim": _of_response("claims"),

@@ -8,11 +8,11 @@
 The dependencies read the verification result; they do not verify anything themselves. If the request has
 not been verified, they fail with a server error and never accept it.
 
-A dependency cannot return a response, only raise an exception, and FastAPI would send the detail of an
-`HTTPException` instead of the body that every other part of this package sends. Therefore, the dependencies raise a
-subclass, for which they add a handler to the application's own handlers. Starlette passes these handlers to the
-application's code in the scope. An application that does not use the dependencies is not changed, and the application's
-own handler for `HTTPException` or for the status code takes precedence.
+A dependency cannot return a response, only raise an exception, and FastAPI would send an `HTTPException`'s detail
+instead of the body that every other part of this package sends. Therefore, the dependencies raise a subclass and add a
+handler for it to the application's own handlers, which Starlette passes to the application's code in the scope.
+Applications that do not use the dependencies are not affected, and an application's own handler for `HTTPException` or
+for the status code takes precedence.
 """
 
 from collections.abc import Callable, Coroutine, MutableMapping
@@ -65,7 +65,7 @@ async def current_principal(
     scopes: SecurityScopes,
     principal: Principal = Security(_SCHEME),  # noqa: B008  # how FastAPI declares a dependency
 ) -> Principal:
-    """Return the request's principal. Use as ``Depends(current_principal)``.
+    """Return the request's principal. Use it as ``Depends(current_principal)``.
 
     Raises:
         HTTPException: Status 401 if the request has no valid token; 403 if the token lacks a scope that
@@ -90,10 +90,10 @@ def require_scopes(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]
 def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Principal]]:
     """Build a dependency that returns the principal if the token has at least one of *scopes*.
 
-    OpenAPI cannot describe such a choice, so the document contains the scheme without these scopes.
+    OpenAPI cannot describe such a choice, so the OpenAPI document contains the scheme without these scopes.
 
     Raises:
-        ConfigurationError: There are no scopes, so no token could have one of them.
+        ConfigurationError: *scopes* is empty, so no token could have one of them.
     """
     if not scopes:
         raise ConfigurationError("scopes", "expected at least one scope")
@@ -112,7 +112,7 @@ def require_any_scope(*scopes: str) -> Callable[..., Coroutine[Any, Any, Princip
 class _Rejected(HTTPException):
     """Carries a complete error response.
 
-    Its attributes also contain the status, the challenge and ``Cache-Control``, which the application's own handlers
+    Its attributes also contain the status, the challenge, and ``Cache-Control``, which the application's own handlers
     read.
     """
 
@@ -128,12 +128,12 @@ def _build_error(scope: MutableMapping[str, Any], error_response: ErrorResponse)
     return _Rejected(error_response)
 
 
-# Under this key, an application stores its handlers by class and those by status code.
+# The key under which an application stores its handlers, by exception class and by status code.
 _HANDLERS_KEY: Final = "starlette.exception_handlers"
 
 
 def _add_handler(scope: MutableMapping[str, Any]) -> None:
-    """Add the handler, unless the application has its own. Without handlers in the scope, FastAPI's body is sent."""
+    """Add the handler unless the application has its own. If the scope has no handlers, FastAPI's body is sent."""
     found = scope.get(_HANDLERS_KEY)
     if not (isinstance(found, tuple) and found and isinstance(found[0], dict)):
         return
@@ -144,6 +144,6 @@ def _add_handler(scope: MutableMapping[str, Any]) -> None:
 
 async def _respond(request: HTTPConnection, error: _Rejected) -> Response:
     error_response = error.error_response
-    # RFC 9110, section 9.3.2: HEAD gets the headers of GET, without a body.
+    # RFC 9110, section 9.3.2: a response to HEAD has the same headers as a response to GET, but no body.
     body = b"" if request.scope.get("method") == "HEAD" else error_response.body
     return Response(body, error_response.status, dict(error_response.headers))

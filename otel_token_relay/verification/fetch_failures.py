@@ -12,7 +12,7 @@ from urllib3.exceptions import HTTPError
 
 FetchCause = Literal[
     "connection_refused",
-    "host_not_found",  # the name does not exist
+    "host_not_found",  # the host name does not exist
     "name_server_failed",
     "network_unreachable",
     "proxy_refused",
@@ -21,10 +21,10 @@ FetchCause = Literal[
     "timed_out",
     "connection_closed",  # without a complete response
     "bad_response",  # a response arrived, but cannot be used
-    "not_configured",  # a file or a variable of this service cannot be used
+    "not_configured",  # one of this service's files or variables cannot be used
 ]
 
-# Codes of OpenSSL (x509_vfy.h). Its own messages may quote the certificate.
+# OpenSSL error codes (x509_vfy.h). OpenSSL's own messages may quote the certificate.
 _CERTIFICATE_PROBLEMS: Final = {
     9: "it is not valid yet",
     10: "it has expired",
@@ -32,11 +32,11 @@ _CERTIFICATE_PROBLEMS: Final = {
     19: "its certificate authority is not trusted",
     20: "its certificate authority is not trusted",
     21: "its certificate authority is not trusted",
-    62: "it is for another host name",
-    64: "it is for another IP address",
+    62: "it is for a different host name",
+    64: "it is for a different IP address",
 }
 
-# Alerts about the client's certificate (RFC 8446, section 6.2), as OpenSSL names them after the version of TLS.
+# Alerts about the client certificate (RFC 8446, section 6.2), as OpenSSL spells them after the TLS version.
 _REFUSALS: Final = frozenset(
     {
         "BAD_CERTIFICATE",
@@ -66,7 +66,7 @@ class FetchFailed(Exception):
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return a description that is safe to log: for an error of another class, only the name of that class."""
+        """Return a description that is safe to log: for an error of any other class, only the class name."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
@@ -79,7 +79,7 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
     """Return the failure that describes a connection error.
 
     Args:
-        error: An error of urllib3, of ``http.client`` or of a socket.
+        error: An error from urllib3, ``http.client``, or a socket.
         is_late: Whether the deadline has passed, which may have caused the error.
         is_proxied: Whether the connection uses a proxy.
     """
@@ -98,7 +98,7 @@ def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed
         speaks_http = error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
         hint = "; the server does not speak https on this port" if speaks_http else ""
         return FetchFailed(f"TLS handshake failed{hint}", "tls_failed")
-    if isinstance(error, ConnectionError):  # RemoteDisconnected is an HTTPException as well
+    if isinstance(error, ConnectionError):  # RemoteDisconnected is also an HTTPException
         if isinstance(error, ConnectionRefusedError):
             return _connection_failure("connection refused", "connection_refused", is_proxied)
         return FetchFailed("connection closed without a response", "connection_closed")
@@ -122,4 +122,4 @@ def _network_failure(error: OSError, is_proxied: bool) -> FetchFailed:
 
 
 def _connection_failure(text: str, cause: FetchCause, is_proxied: bool) -> FetchFailed:
-    return FetchFailed(f"{text} (of the proxy that https_proxy names)" if is_proxied else text, cause)
+    return FetchFailed(f"{text} (while connecting to the proxy in https_proxy)" if is_proxied else text, cause)

@@ -1,8 +1,8 @@
-"""The HTTP client for issuer metadata, key sets, introspection and token endpoints.
+"""The HTTP client for issuer metadata, key sets, introspection endpoints, and token endpoints.
 
-Requests run in an empty context, so that they do not carry a caller's token, and with instrumentation
-suppressed, so that this package makes no decision about them either. Redirects are not followed, https is required
-except on loopback and for hosts that an operator has listed, and both time and size are limited.
+Requests run in an empty context so that they do not carry a caller's token, and with instrumentation suppressed so that
+this package makes no relay decision about them. Redirects are not followed, https is required except on loopback and
+for hosts that an operator has listed, and both time and size are limited.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class HttpClient:
     """Sends requests to issuers. Safe to share between threads, and usable after a fork.
 
     Args:
-        ca_file: A file with the certificate authorities to trust, in PEM; ``None`` for those of the system or of
-            ``SSL_CERT_FILE``.
+        ca_file: A PEM file with the certificate authorities to trust; ``None`` to trust those in the system's store or
+            in ``SSL_CERT_FILE``.
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
     """
 
@@ -65,8 +65,8 @@ class HttpClient:
         """Return *url* if `accepts` returns true.
 
         Raises:
-            ConfigurationError: The URL is neither https nor on loopback nor listed, or different parsers could read it
-                differently.
+            ConfigurationError: The URL does not use https and its host is neither loopback nor listed, or different
+                parsers could interpret the URL differently.
         """
         if not isinstance(url, str) or not self.accepts(url):
             raise ConfigurationError(
@@ -85,25 +85,25 @@ class HttpClient:
     ) -> Response:
         """Send one request and return the complete response. This blocks, so call it from a background thread.
 
-        If the server closes a connection that was kept open before it sends any part of the response, the request is
-        sent once more, on a new connection.
+        If the server closes a reused connection before it sends any part of the response, the request is sent once more
+        on a new connection.
 
         Args:
-            url: A URL that `accepts` returns true for.
-            timeout: The maximum number of seconds for the whole exchange, apart from the name lookup.
+            url: A URL for which `accepts` returns true.
+            timeout: The maximum number of seconds for the whole request, excluding the name lookup.
             form: The body of a POST request, sent as ``application/x-www-form-urlencoded``; ``None`` for GET.
             authorization: This service's credential, if the endpoint requires one.
             certificate: The TLS client certificate to present to the host, but not to a proxy.
 
         Raises:
-            FetchFailed: Connecting, sending or reading failed, or the response exceeds a limit.
+            FetchFailed: Connecting, sending, or reading failed, or the response exceeds a limit.
         """
         # Use an empty context, not a copy: thread and pool instrumentation may have copied a caller's
         # context, including the token, into this thread.
         return contextvars.Context().run(self._fetch, url, timeout, form, authorization, certificate)
 
     def close(self) -> None:
-        """Close the connections that are kept open. The client can still be used."""
+        """Close the connections that are kept open. The client remains usable."""
         self._idle.close()
 
     def _fetch(
@@ -114,10 +114,11 @@ class HttpClient:
         authorization: str | None,
         certificate: ClientCertificate | None,
     ) -> Response:
-        # Not imported at the top: it imports opentelemetry.propagate, which may itself be importing this package.
+        # Not imported at the top: the module imports opentelemetry.propagate, which may itself be importing this
+        # package.
         from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-        if timeout <= 0:  # the caller has used up its time
+        if timeout <= 0:  # the caller has no time left
             raise FetchFailed("timed out", "timed_out")
         deadline = time.monotonic() + timeout
         origin = _origin_of(url, self.plaintext_hosts)
@@ -145,10 +146,10 @@ class HttpClient:
             return self._send(self._connection(route), request, deadline)
 
     def _send(self, connection: Connection, request: _Request, deadline: float) -> Response:
-        """Send *request*, and keep the connection if it can be used again.
+        """Send *request*, and keep the connection if it can be reused.
 
         Raises:
-            _ConnectionLost: The connection was kept open, and the server has closed it.
+            _ConnectionLost: The server has closed a reused connection.
             FetchFailed: The response is missing or cannot be used.
         """
         was_kept, has_begun, is_kept = not connection.is_closed, False, False
@@ -192,7 +193,7 @@ class HttpClient:
 
 
 class _ConnectionLost(Exception):
-    """The server closed a connection that was kept open."""
+    """The server has closed a connection that was kept open for reuse."""
 
 
 class _Request(NamedTuple):
@@ -204,13 +205,13 @@ class _Request(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _origin_of(url: str, plaintext_hosts: frozenset[str]) -> Origin | None:
-    """Return the origin of a URL that may be fetched. The same few URLs are fetched again and again."""
+    """Return the origin of a URL that may be fetched. Cached because the same few URLs are fetched repeatedly."""
     return Origin.parse(url) if is_trustworthy(url, plaintext_hosts) else None
 
 
 @lru_cache(maxsize=8)
 def shared_client(ca_file: str | None = None, plaintext_hosts: tuple[str, ...] = ()) -> HttpClient:
-    """Return the client that all parts of the process with the same settings share."""
+    """Return the client shared by all parts of the process that use the same settings."""
     return HttpClient(ca_file=ca_file, plaintext_hosts=plaintext_hosts)
 
 
@@ -222,7 +223,8 @@ def _read(response: BaseHTTPResponse, deadline: float) -> Response:
         # The request did not ask for an encoding, and a compressed response may expand to any size.
         raise FetchFailed("unexpected Content-Encoding in the response")
     body = b""
-    # The body is complete when nothing more can be read; urllib3 raises an exception if it is shorter than announced.
+    # The body is complete when nothing more can be read; urllib3 raises an exception if the body is shorter than
+    # announced.
     while len(body) <= MAX_BODY_BYTES and (part := response.read(MAX_BODY_BYTES + 1, decode_content=False)):
         body += part
     if len(body) > MAX_BODY_BYTES:

@@ -1,14 +1,14 @@
-"""Connections to issuers, based on urllib3's. Each has one deadline, and stays open for the next request.
+"""Connections to issuers, based on urllib3's. Each request has one deadline, and connections stay open for reuse.
 
-urllib3's pools are not used. Their timeout restarts with each byte received, and the code of this package and of
-instrumentation that hooks them must not see these requests.
+urllib3's pools are not used: their timeout restarts with each byte received, and the code in this package and in
+instrumentation that hooks the pools must not see these requests.
 
 Invariants:
 
 * At the deadline, the connection is shut down, regardless of what it is doing: connecting, waiting for a proxy's
-  response to CONNECT, the TLS handshakes, sending or receiving. Only a name lookup cannot be canceled.
-* A connection is used again only after a complete response with status 200, so that no response can be mistaken for
-  that of another request.
+  response to CONNECT, performing a TLS handshake, sending, or receiving. Only a name lookup cannot be canceled.
+* A connection is used again only after a complete response with status 200, so that no response can be mistaken for the
+  response to another request.
 * A connection that presents a client certificate is used only for requests with that certificate.
 * A forked child does not use its parent's connections.
 """
@@ -31,13 +31,13 @@ from otel_token_relay.forks import call_in_child
 from otel_token_relay.verification import watchdog
 from otel_token_relay.verification.proxies import Proxy
 
-# Servers close idle connections after very different times, and some firewalls drop them silently.
+# Servers close idle connections after widely varying times, and some firewalls drop them silently.
 IDLE_SECONDS: Final = 15.0
 # The maximum number of idle connections that are kept for each route.
 MAX_IDLE: Final = 8
 
 
-_QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # only Linux has it
+_QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)  # available only on Linux
 
 
 class Route(NamedTuple):
@@ -51,7 +51,7 @@ class Route(NamedTuple):
 
 
 class _Connection:
-    """What plain and TLS connections have in common. This class must precede urllib3's among the base classes."""
+    """The behavior that plain and TLS connections share. This class must be listed before urllib3's base class."""
 
     sock: Any
     timeout: Any
@@ -61,12 +61,12 @@ class _Connection:
     _line: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
-        """Connect to the host or, if there is one, to the proxy. This replaces a method of urllib3."""
+        """Connect to the proxy if there is one; otherwise, connect to the host. Overrides a urllib3 method."""
         host, port = self.route[1:3] if self.route.proxy is None else self.route.proxy[1:3]
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         error: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for index, (family, kind, protocol, _, address) in enumerate(found):
-            # An address that does not respond must leave time for the next ones.
+            # An address that does not respond must leave time for the remaining ones.
             seconds = self.remaining() / (len(found) - index)
             opened = socket.socket(family, kind, protocol)
             try:
@@ -96,7 +96,7 @@ class _Connection:
 
     @contextlib.contextmanager
     def until(self, deadline: float) -> Generator[None, None, None]:
-        """Shut down the connection at *deadline* on the monotonic clock, because a socket's timeout restarts."""
+        """Shut down the connection at *deadline* on the monotonic clock, because a socket's own timeout restarts."""
         self.deadline = deadline
         self.timeout = self.remaining()
         if self.sock is not None:
@@ -105,7 +105,7 @@ class _Connection:
             yield
 
     def acknowledge_at_once(self) -> None:
-        """Acknowledge received data immediately, until the system changes this again.
+        """Acknowledge received data immediately, until the operating system reverts this setting.
 
         Otherwise, on a reused connection, each response from a server that sends its headers and body separately would
         be delayed by 40 ms.
@@ -114,7 +114,7 @@ class _Connection:
             self._line.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _cut(self) -> None:
-        # If the connection does not exist yet, `_new_conn` finds that the deadline has passed.
+        # If the connection does not exist yet, `_new_conn` detects that the deadline has passed.
         if (line := self._line) is not None:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
@@ -127,7 +127,7 @@ class _Connection:
             line.close()
 
     def close(self) -> None:
-        super().close()  # type: ignore[misc]  # of the class that follows
+        super().close()  # type: ignore[misc]  # defined in the next base class
 
 
 class _PlainConnection(_Connection, HTTPConnection): ...
@@ -146,8 +146,8 @@ def build_connection(
 
     Args:
         route: The target and the client certificate.
-        tls: Verifies the certificate of the host, and presents the client's; ``None`` for plain http.
-        proxy_tls: Verifies the certificate of a proxy, to which no client certificate is presented.
+        tls: The context that verifies the host's certificate and presents the client's; ``None`` for plain http.
+        proxy_tls: The context that verifies a proxy's certificate. It presents no client certificate to the proxy.
     """
     connection: Connection
     scheme, host, port, proxy, _ = route
@@ -195,7 +195,7 @@ class IdleConnections:
             connection.discard()
 
     def put(self, connection: Connection) -> None:
-        """Keep an open connection, and close those that have waited for too long."""
+        """Keep an open connection, and close those that have been idle for too long."""
         connection.idle_since = now = time.monotonic()
         unused: list[Connection] = []
         with self._lock:

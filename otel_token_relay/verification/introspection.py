@@ -39,7 +39,7 @@ REFUSED_REUSE_SECONDS: Final = 5.0
 WARNING_SECONDS: Final = 10.0
 # The maximum number of calls that may be running or waiting in each worker pool.
 MAX_PENDING: Final = 256
-# Callers do not wait for refreshes. This limit is low, so that a lookup queued behind them is served in time.
+# Callers do not wait for refreshes. This limit is low so that a lookup queued behind refreshes runs in time.
 MAX_REFRESHES: Final = 32
 # How long to wait before retrying a dropped refresh; otherwise, every request would retry it.
 REFRESH_PAUSE_SECONDS: Final = 1.0
@@ -47,7 +47,7 @@ _LOOKUP_WORKERS: Final = 8
 _REFRESH_WORKERS: Final = 4
 _PROBE_SECONDS: Final = 1.0
 
-# The 4xx statuses that indicate a problem with this service's credentials, URL or request rate rather than with the
+# The 4xx statuses that indicate a problem with this service's credentials, URL, or request rate rather than with the
 # token: RFC 7662, section 2.3, RFC 6750, section 3.1, and RFC 6585, section 4.
 _NOT_ABOUT_TOKEN: Final = frozenset({401, 403, 404, 405, 407, 408, 429})
 
@@ -62,7 +62,7 @@ class IntrospectionResult(NamedTuple):
     Attributes:
         claims: The members of an ``active`` response; ``None`` if the token is not active.
         until: The time on the monotonic clock, in seconds, at which the result expires.
-        refresh_at: The time on that clock from which using the result triggers a background refresh.
+        refresh_at: The time on the same clock after which using the result triggers a background refresh.
     """
 
     claims: Mapping[str, Any] | None
@@ -71,15 +71,15 @@ class IntrospectionResult(NamedTuple):
 
 
 class Introspection:
-    """One server's introspection endpoint. Safe to share between threads, tasks and event loops.
+    """One server's introspection endpoint. Safe to share between threads, tasks, and event loops.
 
     Args:
         endpoint: An https URL, or an http URL on loopback.
-        client: This service's credential at the endpoint; ``None`` for none.
-        issuer: The issuer that the endpoint belongs to; ``None`` if it is not known.
+        client: This service's credential for the endpoint; ``None`` if the endpoint does not require one.
+        issuer: The issuer that the endpoint belongs to; ``None`` if the issuer is not known.
         timeout: The maximum number of seconds to wait for one response.
         size: The maximum number of active results to cache; the same limit applies to inactive ones.
-        http: Sends the requests; ``None`` for the default client.
+        http: The client that sends the requests; ``None`` for the default client.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Introspection:
         self._timeout = timeout
         self._monotonic = monotonic
         self._active: Cache[IntrospectionResult] = Cache(size)
-        # Kept separately, so that made-up tokens do not evict active ones.
+        # Kept separately so that made-up tokens do not evict active ones.
         self._inactive: Cache[IntrospectionResult] = Cache(size)
         # When each failed token may be looked up again. Kept separately and limited for the same reason.
         self._failed: Cache[float] = Cache(size)
@@ -125,8 +125,8 @@ class Introspection:
         """Return the cached result if it is still valid. Never waits.
 
         Args:
-            key: The digest of the token.
-            token: The token itself. If given, a result that expires soon is refreshed in the background.
+            key: The token's digest.
+            token: The token itself. If it is passed, a result that expires soon is refreshed in the background.
         """
         result = self._active.get(key) or self._inactive.get(key)
         now = self._monotonic()
@@ -172,8 +172,8 @@ class Introspection:
         pool.load += 1
         try:
             pool.executor.submit(self._run, pool, key, token, future, deadline)
-        except RuntimeError:  # no thread can be started: the process has reached its limit or is ending
-            # The executor may have queued the call anyway, and would run it once it has a thread.
+        except RuntimeError:  # no thread can be started: the process is at its thread limit or exiting
+            # The executor may have queued the call anyway and would run it as soon as a thread is available.
             if future.cancel():
                 self._cancel(pool, key)
                 raise KeysUnavailable from None
@@ -199,7 +199,7 @@ class Introspection:
     def _postpone_refresh(self, key: bytes) -> None:
         """Postpone refreshing *key* after a refresh was dropped.
 
-        Only the caller that may currently look up *key* may call this method; any other caller could
+        Only the caller that is currently allowed to look up *key* may call this method; any other caller could
         overwrite a newer result.
         """
         result = self._active.get(key)
@@ -243,7 +243,7 @@ class Introspection:
         _log(level, "introspection failed: %s", error)
 
     def _probe(self) -> bool:
-        """Return whether a random token can be looked up. It must be inactive (RFC 7662, section 2.2)."""
+        """Return whether a random token can be looked up. Such a token is inactive (RFC 7662, section 2.2)."""
         try:
             self._introspect(secrets.token_urlsafe(32), min(self._timeout, _PROBE_SECONDS))
         except _TokenRefused:
@@ -272,7 +272,7 @@ class Introspection:
     def _store(self, key: bytes, claims: Mapping[str, Any] | None) -> IntrospectionResult:
         now = self._monotonic()
         if claims is None:
-            # Store the new result before removing the old one, so that there is always one.
+            # Store the new result before removing the old one, so that a result is always available.
             until = now + NEGATIVE_REUSE_SECONDS
             result = IntrospectionResult(None, until, until)
             self._inactive.put(key, result)
@@ -292,10 +292,10 @@ def _log(level: int, text: str, error: Exception) -> None:
 def build_request(
     token: str, client: ClientCredential | None, issuer: str | None, endpoint: str
 ) -> tuple[bytes, Authentication]:
-    """Return the form of a request about *token*, and what identifies this service (RFC 7662, section 2.1).
+    """Return the form for a request about *token*, and this service's authentication (RFC 7662, section 2.1).
 
     Raises:
-        FetchFailed: The client's credential cannot be used now.
+        FetchFailed: The client's credential cannot currently be used.
     """
     try:
         identity = Authentication() if client is None else client.authenticate(issuer, endpoint)
@@ -309,7 +309,7 @@ def read_response(body: bytes) -> Mapping[str, Any] | None:
     """Return the members of an ``active`` response; ``None`` if the token is not active (RFC 7662, section 2.2).
 
     Raises:
-        FetchFailed: The response is not a JSON object with a boolean member ``active``.
+        FetchFailed: The response is not a JSON object with a boolean ``active`` member.
     """
     try:
         claims = parse_object(body)

@@ -1,7 +1,7 @@
-"""Fetch each issuer's metadata and keys and look up a token, as the verifier would, and report the responses.
+"""Fetch each issuer's metadata and keys, look up a token as the verifier would, and report the responses.
 
-Everything ends within *timeout* seconds: all issuers are asked in parallel, in threads that are abandoned at the
-deadline, because a name lookup cannot be canceled.
+All requests end within *timeout* seconds: the issuers are queried in parallel, in threads that are abandoned at the
+deadline because name lookups cannot be canceled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from otel_token_relay.verification.key_credential import KeyCredential
 from otel_token_relay.verification.metadata import metadata_urls, problem_with_metadata
 
 DEFAULT_TIMEOUT: Final = 4.0
-# The number of seconds in which a thread must report its results before it is abandoned.
+# The number of seconds between the end of a thread's requests and the time at which the thread is abandoned.
 _REPORTING_SECONDS: Final = 0.2
 _MAX_KEYS: Final = 5
 _MAX_KID_LENGTH: Final = 100
@@ -45,29 +45,29 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuerReport:
-    """What the endpoints of one issuer responded.
+    """The responses from one issuer's endpoints.
 
     Attributes:
         issuer: The issuer, as configured.
-        endpoints: The reports, in the order in which the verifier asks the endpoints.
+        endpoints: The reports, in the order in which the verifier queries the endpoints.
     """
 
     issuer: str
     endpoints: tuple[EndpointReport, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON; `docs/command-line.md` describes it."""
+        """Return the report in the JSON format that `docs/command-line.md` describes."""
         endpoints = [endpoint.as_dict() for endpoint in self.endpoints]
         return {"issuer": escape(self.issuer), "state": self.state, "endpoints": endpoints}
 
     @property
     def keys(self) -> KeySet | None:
-        """The usable keys; ``None`` if tokens of this issuer cannot be verified."""
+        """The usable keys; ``None`` if this issuer's tokens cannot be verified."""
         return next((report.found for report in self.endpoints if isinstance(report.found, KeySet)), None)
 
     @property
     def state(self) -> EndpointState:
-        """``ok`` if tokens of this issuer can be verified; otherwise, ``no_response`` or ``problem``."""
+        """``ok`` if this issuer's tokens can be verified; otherwise, ``no_response`` or ``problem``."""
         states: set[EndpointState] = {report.state for report in self.endpoints}
         if "no_response" in states:
             return "no_response"
@@ -75,7 +75,7 @@ class IssuerReport:
 
     @property
     def clock_difference(self) -> float | None:
-        """The clock difference of the first response that has one; see `EndpointReport`."""
+        """The clock difference from the first response that provides one; see `EndpointReport`."""
         return next((r.clock_difference for r in self.endpoints if r.clock_difference is not None), None)
 
 
@@ -91,22 +91,22 @@ def ask_issuers(
     http: HttpClient | None = None,
     now: Clock = time.time,
 ) -> tuple[IssuerReport, ...]:
-    """Ask the metadata, key set and introspection endpoints of all *issuers* in parallel.
+    """Query the metadata, key set, and introspection endpoints of all *issuers* in parallel.
 
     Args:
         issuers: The trusted issuers; empty if tokens are verified by introspection alone.
         algorithms: The accepted algorithms.
         jwks_uri: The URL of the only issuer's key set; ``None`` to read it from the metadata.
-        introspection_endpoint: The introspection endpoint of the only issuer or, without issuers, of all tokens. A
-            random token is looked up there.
-        client: This service's credential there.
-        jwks_token_file: A file with the token with which the only issuer's keys are fetched; see `KeyCredential`.
-        timeout: The maximum number of seconds for all requests together. The default is that of the verifier.
-        http: Sends the requests; ``None`` for the default client.
+        introspection_endpoint: The only issuer's introspection endpoint or, if there are no issuers, the endpoint for
+            all tokens. A random token is looked up there.
+        client: This service's credential for the introspection endpoint.
+        jwks_token_file: A file with the token used to fetch the only issuer's keys; see `KeyCredential`.
+        timeout: The maximum number of seconds for all requests together. The default is the same as the verifier's.
+        http: The client that sends the requests; ``None`` for the default client.
         now: A clock that returns the seconds since the epoch.
 
     Raises:
-        ConfigurationError: The settings contradict each other, as for a verifier.
+        ConfigurationError: The settings contradict each other; the same rules apply as for a verifier.
     """
     deadline = time.monotonic() + timeout
     until = deadline - _REPORTING_SECONDS
@@ -134,7 +134,7 @@ def ask_issuers(
 
 
 def describe_keys(keys: KeySet) -> str:
-    """Return the number of usable and of unusable keys, with their ``kid`` and their algorithms or problems."""
+    """Return the numbers of usable and unusable keys, with each key's ``kid`` and its algorithms or problem."""
     algorithms: dict[str | None, list[str]] = {}
     for kid, algorithm in keys.uses:
         algorithms.setdefault(kid, []).append(algorithm)
@@ -151,7 +151,7 @@ class InThread(Generic[_Result]):
         self._result: _Result | None = None
 
         def run() -> None:
-            with contextlib.suppress(Exception):  # Python would print the traceback
+            with contextlib.suppress(Exception):  # otherwise, Python would print the traceback
                 self._result = function()
 
         self._thread = threading.Thread(target=run, name="token-relay-endpoint", daemon=True)
@@ -170,9 +170,9 @@ class _Inquiry:
     Attributes:
         issuer: The issuer; ``None`` if tokens are verified by introspection alone.
         endpoint: The introspection endpoint; ``None`` if there is none.
-        client: This service's credential there.
+        client: This service's credential for the introspection endpoint.
         algorithms: The accepted algorithms.
-        deadline: When the requests end, on the monotonic clock.
+        deadline: The time on the monotonic clock by which the requests must end.
     """
 
     issuer: TrustedIssuer | None
@@ -189,7 +189,7 @@ class _Inquiry:
         return str(self.endpoint) if self.issuer is None else self.issuer.issuer
 
     def run(self) -> IssuerReport:
-        """Ask the endpoints in the verifier's order, but ask for both metadata documents at the same time."""
+        """Query the endpoints in the verifier's order, but request both metadata documents at the same time."""
         introspection = None if self.endpoint is None else InThread(self._ask_introspection)
         reports = [] if self.issuer is None else self._ask_for_keys(self.issuer)
         if introspection is not None:
@@ -214,7 +214,7 @@ class _Inquiry:
             return [self._fetch(self._key_set(issuer.jwks_uri))]
         running = [(endpoint, InThread(partial(self._fetch, endpoint))) for endpoint in self._metadata()]
         metadata, keys = [self._wait(*running[0])], []
-        # If the first document does not arrive, the verifier does not ask for the second one either.
+        # If the first document does not arrive, the verifier does not request the second one.
         if metadata[0].state == "problem":
             metadata.append(self._wait(*running[1]))
         jwks_uri = next((report.found for report in metadata if report.found is not None), None)
@@ -232,7 +232,7 @@ class _Inquiry:
         return metadata + keys
 
     def timed_out(self) -> IssuerReport:
-        """Return the report if `run` did not return in time, for example because of a name lookup."""
+        """Return the report to use if `run` did not return in time, for example because of a name lookup."""
         if self.issuer is None:
             endpoint = Endpoint("introspection", self._name, _examine_introspection)
         else:
@@ -243,7 +243,7 @@ class _Inquiry:
         return IssuerReport(issuer=self._name, endpoints=tuple(endpoints))
 
     def _fetch(self, endpoint: Endpoint) -> EndpointReport:
-        """Send a request with the token for metadata and keys, if the issuer requires one."""
+        """Send a request, including the token for metadata and keys if the issuer requires one."""
         try:
             authorization = KeyCredential.of(self.issuer).header_for(endpoint.url)
         except FetchFailed as error:
@@ -295,7 +295,7 @@ class _Inquiry:
 
 
 def _examine_introspection(response: Response) -> Finding:
-    """Examine the response about a random token, which must not be active (RFC 7662, section 2.2)."""
+    """Examine the response to a lookup of a random token, which must not be active (RFC 7662, section 2.2)."""
     problem = problem_with_status(response)
     if problem is not None:
         hint = {401: "; check the client's credential", 403: "; check the client's permissions"}

@@ -1,7 +1,7 @@
-"""Published keys, each bound to the algorithms that it may be used with. No I/O.
+"""Published keys, each restricted to the algorithms that it may be used with. No I/O.
 
-Each `Key` is used for one issuer, one ``kid`` and one algorithm that fits its type and curve. The key and
-the configured list determine the algorithm; the token never does.
+Each `Key` is used for one issuer, one ``kid``, and one algorithm that fits its type and curve. The key and the
+configured list determine the algorithm; the token never does.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ except ImportError as _import_error:  # pragma: no cover - tested in an interpre
 from otel_token_relay.algorithms import KEY_TYPES
 from otel_token_relay.errors import ConfigurationError
 
-# RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are omitted on purpose:
-# a key set that publishes them leaks its keys, and PyJWT would build a private key from them.
+# RFC 7518, sections 6.2.1 and 6.3.1; RFC 8037, section 2. Private members are deliberately omitted: a key set that
+# publishes them leaks its keys, and PyJWT would build a private key from them.
 _PUBLIC_MEMBERS: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
 
-# The problem of a key that is published for another purpose, which is not a mistake.
+# The problem with a key that is published for a different purpose, which is not a mistake.
 NOT_FOR_SIGNATURES: Final = "not for signatures"
 
 # Python's decoder would also accept whitespace and other characters.
 _is_base64url = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
 
-# The length of the largest accepted RSA modulus, 8192 bits, in base64url characters: larger ones take too long.
+# The length of the largest accepted RSA modulus (8192 bits) in base64url characters. Verification with larger ones
+# takes too long.
 _MAX_MODULUS_LENGTH: Final = 1366
 
 
@@ -57,7 +58,7 @@ class Key(NamedTuple):
     """A public key and PyJWT's implementation of the algorithm that it is used with.
 
     Attributes:
-        issuer: The issuer whose tokens the key signs, if the key set says so, as Microsoft Entra's do.
+        issuer: The issuer whose tokens the key signs, if the key set specifies it, as Microsoft Entra's key sets do.
     """
 
     algorithm: Algorithm
@@ -73,14 +74,14 @@ class Key(NamedTuple):
 
 
 class KeyUse(NamedTuple):
-    """The ``kid`` and the ``alg`` of the tokens that a key may verify. A key without ``kid`` has ``None``."""
+    """The ``kid`` and ``alg`` of the tokens that a key may verify. The ``kid`` is ``None`` if the key has none."""
 
     kid: str | None
     algorithm: str
 
 
 class SkippedKey(NamedTuple):
-    """A member of a key set that cannot verify a token. The problem is one of a few fixed texts."""
+    """A member of a key set that cannot verify a token. The problem is one of a few fixed strings."""
 
     kid: str | None
     problem: str
@@ -90,7 +91,7 @@ class KeySet:
     """One issuer's usable keys. Immutable: if the issuer's keys change, a new object replaces this one.
 
     Attributes:
-        contents: Identifies the keys: two key sets with equal contents verify the same tokens.
+        contents: A value that identifies the keys: two key sets with equal contents verify the same tokens.
         skipped: The members that cannot verify a token.
     """
 
@@ -109,7 +110,7 @@ class KeySet:
 
     @property
     def uses(self) -> tuple[KeyUse, ...]:
-        """What the keys may be used for, in the order of the key set."""
+        """What the keys may be used for, in the key set's order."""
         return tuple(KeyUse(kid, algorithm) for kid, algorithm in self._by_use)
 
     @classmethod
@@ -155,15 +156,15 @@ class KeySet:
         return cls(by_use, frozenset(contents), skipped)
 
     def find(self, kid: str | None, algorithm: str) -> tuple[Key, ...]:
-        """Return the keys that match a token header. There are several only if the keys have no ``kid``."""
+        """Return the keys that match a token header. Multiple keys match only if they have no ``kid``."""
         return self._by_use.get((kid, algorithm), ())
 
     def knows(self, kid: str | None) -> bool:
-        """Return whether there is a key with that ``kid``, regardless of its algorithm."""
+        """Return whether there is a key with this ``kid``, regardless of its algorithm."""
         return kid in self._kids
 
     def describe_skipped(self) -> str:
-        """Return the number of members that cannot verify a token, and the reasons; empty if there are none."""
+        """Return the number of unusable members for each problem; empty if there are none."""
         counts = Counter(problem for _, problem in self.skipped)
         return ", ".join(f"{count} {problem}" for problem, count in counts.items())
 
@@ -177,10 +178,10 @@ _NUMBERS: Final = ("n", "e", "x", "y")
 
 
 def _normalize(jwk: object) -> object:
-    """Return a key in the form of RFC 7518 if it is written in another form that has only one meaning.
+    """Convert a key to the form that RFC 7518 requires if its own form is different but unambiguous.
 
-    Issuers write empty members and null for members that they do not have, pad base64url, use the alphabet of base64,
-    add leading zero octets to the numbers of RSA keys, and omit those of coordinates.
+    Some issuers send empty values or null for missing members, pad base64url, use the base64 alphabet, add leading zero
+    octets to the numbers in RSA keys, or omit leading zero octets from coordinates.
     """
     if not isinstance(jwk, dict):
         return jwk
@@ -222,7 +223,7 @@ def _problem_with(jwk: object) -> str | None:
     if not isinstance(jwk, dict) or not all(isinstance(jwk.get(name, ""), str) for name in names):
         return "malformed"
     if jwk.get("kty") not in _PUBLIC_MEMBERS:
-        return "its type is not RSA, EC or OKP"
+        return "its type is not RSA, EC, or OKP"
     operations = jwk.get("key_ops", ["verify"])
     if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return NOT_FOR_SIGNATURES
@@ -252,7 +253,7 @@ def _build(jwk: Mapping[str, Any], name: str) -> Key | str:
         isinstance(value, str) and len(value) <= _MAX_MODULUS_LENGTH and _is_base64url(value) for value in values
     ):
         return "malformed"
-    # PyJWT does not know the name Ed25519, only EdDSA.
+    # PyJWT does not support the name Ed25519, only EdDSA.
     algorithm = get_default_algorithms()["EdDSA" if name == "Ed25519" else name]
     try:
         material = algorithm.from_jwk(public)

@@ -6,8 +6,8 @@ Invariants:
   fetch. Each fetch runs in a background thread, and all waiting callers share it.
 * Forged tokens cannot occupy all of a server's threads: a request with an unknown ``kid`` waits only for
   a fetch that started a moment ago, and the number of waiting requests is limited.
-* Regardless of how many tokens contain an unknown ``kid`` and of how the endpoint fails, there is at most
-  one fetch per cooldown period. Forging a ``kid`` costs nothing, so it must not put load on the issuer.
+* No matter how many tokens contain an unknown ``kid`` or how the endpoint fails, there is at most one fetch per
+  cooldown period. Forging a ``kid`` costs nothing, so it must not put load on the issuer.
 * If the issuer is down, its keys are used for another *max_stale* seconds: stale keys are better than
   no service, but they must not be used indefinitely.
 * A source that has no keys raises `KeysUnavailable` within *timeout* seconds, and much sooner if the last
@@ -44,10 +44,10 @@ from otel_token_relay.verification.metadata import (
 
 _logger = logging.getLogger("otel_token_relay")
 
-# How long after the start of a fetch a request stops waiting for keys that may not exist. This is longer
-# than a fetch takes, but short enough for a server with few threads.
+# How long after the start of a fetch requests stop waiting for keys that may not exist. This is longer than a fetch
+# usually takes, but short enough for a server with few threads.
 PATIENCE_SECONDS: Final = 1.0
-# The maximum number of requests that may wait at once. On an event loop, they occupy memory, not threads.
+# The maximum number of requests that may wait at the same time. On an event loop, they use memory but no threads.
 MAX_WAITING: Final = 1024
 
 
@@ -56,10 +56,10 @@ class KeyTimes:
     """A key source's time limits, in seconds.
 
     Attributes:
-        cooldown: The minimum time between two fetches for an unknown ``kid``, and after a failed fetch.
+        cooldown: The minimum time between two fetches for an unknown ``kid``, and before a failed fetch is retried.
         timeout: The maximum time for one refresh, including discovery. No request waits longer, and a
             request waits that long only if the source has no keys.
-        max_stale: How long keys that cannot be refreshed are still used once they are no longer fresh.
+        max_stale: How long keys that cannot be refreshed remain in use after they are no longer fresh.
     """
 
     cooldown: float = 10.0
@@ -91,14 +91,14 @@ class _Flight:
 
 
 class KeySource:
-    """One issuer's keys. Safe to share between threads, tasks and event loops, and usable after a fork.
+    """One issuer's keys. Safe to share between threads, tasks, and event loops, and usable after a fork.
 
     Args:
-        issuer: The issuer, exactly as in ``iss``.
+        issuer: The issuer, exactly as it appears in ``iss``.
         algorithms: The algorithms that `KeySet.parse` may use.
         jwks_uri: The key set's URL; ``None`` to read the URL from the issuer's metadata.
-        credential: The token with which the metadata and the keys are fetched; ``None`` for none.
-        http: Sends the requests; ``None`` for the default client.
+        credential: The token used to fetch the metadata and the keys; ``None`` if no token is required.
+        http: The client that sends the requests; ``None`` for the default client.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class KeySource:
         call_in_child(self, KeySource._start_over)
 
     def _start_over(self) -> None:
-        # Also called in a forked child, where the thread of a running fetch does not exist, and where the
-        # lock may still be held by another thread that does not exist there.
+        # Also called in a forked child, where the thread of a running fetch does not exist and the lock may still be
+        # held by another thread that does not exist either.
         self._lock = threading.RLock()
         if self._flight is not None:
             # The cooldown may have been started by this fetch, which will never return the key.
@@ -167,7 +167,7 @@ class KeySource:
         """Return the fetch to wait for if a token contains an unknown ``kid``.
 
         Returns:
-            ``None`` during the cooldown, when the key is treated as nonexistent.
+            ``None`` during the cooldown, while the key is treated as nonexistent.
 
         Raises:
             KeysUnavailable: A fetch that may return the key is running but is taking too long, or too many
@@ -185,7 +185,7 @@ class KeySource:
     def _join(self, flight: _Flight, patience: float) -> Wait:
         remaining = min(patience, self._times.timeout) - (time.monotonic() - flight.started)
         with self._lock:
-            # The number is never decreased: all callers have stopped waiting by the same deadline.
+            # The count is never decreased, because all callers stop waiting by the same deadline.
             flight.waiting += 1
             is_full = flight.waiting > MAX_WAITING
         if not flight.end.done() and (is_full or remaining <= 0):
@@ -205,7 +205,7 @@ class KeySource:
             self._flight = flight
         try:
             threading.Thread(target=self._run, args=(flight,), name="token-relay-keys", daemon=True).start()
-        except RuntimeError:  # no thread can be started: the process has reached its limit or is ending
+        except RuntimeError:  # no thread can be started: the process is at its thread limit or exiting
             self._end(flight, failed=True)
         return flight
 
@@ -214,7 +214,7 @@ class KeySource:
         try:
             self._refresh()
             failed = False
-        except Exception as error:  # requests continue with the current keys
+        except Exception as error:  # requests continue to use the current keys
             _logger.warning("the keys of %s could not be refreshed: %s", self.issuer, FetchFailed.describe(error))
         finally:
             self._end(flight, failed=failed)
@@ -251,19 +251,19 @@ class KeySource:
         except ValueError:
             raise FetchFailed("the response is not a key set") from None
         if not keys.uses:
-            # As with an empty key set, the current keys remain in use: without any, requests fail with 503.
-            raise FetchFailed(f"no key of the key set can be used: {keys.describe_skipped()}")
+            # As with an empty key set, the current keys remain in use. If there are none, requests fail with 503.
+            raise FetchFailed(f"no key in the key set can be used: {keys.describe_skipped()}")
         self._warn_about(keys)
         self._accept(keys, fresh_seconds(response.headers))
 
     def _warn_about(self, keys: KeySet) -> None:
-        """Log the keys that cannot be used, once for each set of them. Keys for encryption alone are not a problem."""
+        """Log the unusable keys, once for each distinct set of them. Keys for encryption only are not a problem."""
         if keys.skipped == self._reported:
             return
         self._reported = keys.skipped
         if any(problem != NOT_FOR_SIGNATURES for _, problem in keys.skipped):
             _logger.warning(
-                "%d of the keys of %s cannot be used: %s", len(keys.skipped), self.issuer, keys.describe_skipped()
+                "%d keys from %s cannot be used: %s", len(keys.skipped), self.issuer, keys.describe_skipped()
             )
 
     def _accept(self, keys: KeySet, fresh: float) -> None:
@@ -291,7 +291,7 @@ class KeySource:
                 continue
             try:
                 document = parse_object(response.body)
-            except ValueError:  # probably a web application that serves its start page at every path
+            except ValueError:  # probably a web application that serves its home page at every path
                 problems.append(f"{url}: the response is not a JSON object")
                 continue
             problem = problem_with_metadata(document, self.issuer, self._http.plaintext_hosts)

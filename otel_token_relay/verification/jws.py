@@ -1,8 +1,8 @@
-"""Read a compact JWS and its JSON strictly. This module uses no clock, no keys and no I/O.
+"""Parse a compact JWS and its JSON strictly. This module uses no clock, no keys, and no I/O.
 
-If a verifier parses JSON less strictly than a later reader of the same token, an attacker can exploit the
-difference: duplicate member names, a number written as a string, UTF-16. Therefore, everything is parsed
-strictly before any rule is applied, and size and depth are limited before any work is done.
+If a verifier parses JSON less strictly than a later reader of the same token, an attacker can exploit the difference,
+for example with duplicate member names, numbers written as strings, or UTF-16. Therefore, everything is parsed strictly
+before any rule is applied, and size and depth are limited before any work is done.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_INTEGER_DIGITS: Final = 20
 # RFC 7515, section 7.1: three base64url parts separated by dots. Section 2: no padding.
 _segments = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII).fullmatch
 
-# C0, DEL, C1 and the two Unicode line breaks: names that contain them could forge log lines or break a header.
+# C0, DEL, C1, and the two Unicode line breaks: names that contain them could forge log lines or break a header.
 has_control_character: Callable[[str], re.Match[str] | None] = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 
 
@@ -87,7 +87,7 @@ def _depth(text: str) -> int:
 
 
 def parse_object(data: bytes) -> Claims:
-    """Read a JSON object strictly: UTF-8, unique names, finite numbers, bounded depth.
+    """Parse a JSON object strictly: UTF-8, unique names, finite numbers, and bounded depth.
 
     Raises:
         ValueError: The data is not such an object. The error message says why and does not quote the data.
@@ -115,10 +115,10 @@ def decode_segment(segment: str) -> bytes:
     """Decode one part of a JWS (RFC 7515, section 2).
 
     Raises:
-        ValueError: The part is not the one canonical base64url encoding of its bytes.
+        ValueError: The part is not the canonical base64url encoding of its bytes.
     """
     data = base64.urlsafe_b64decode(segment + "==")
-    # The unused bits of the last character must be zero; otherwise, one token would have several spellings.
+    # The unused bits of the last character must be zero; otherwise, the same token could be written in multiple ways.
     if base64.urlsafe_b64encode(data).rstrip(b"=") != segment.encode("ascii"):
         raise ValueError("unused bits of base64url are set")
     return data
@@ -135,7 +135,7 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
         TokenRejected: The reason is ``too_long``, ``malformed``, or, if ``alg`` is not a string,
             ``algorithm_not_allowed``.
 
-    Source: RFC 7515, sections 4, 5.2 and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
+    Source: RFC 7515, sections 4, 5.2, and 7.1; RFC 7519, section 7.2; RFC 8725, section 3.
     """
     if not isinstance(token, str):
         raise TokenRejected("malformed")
@@ -156,7 +156,7 @@ def parse_jws(token: str, *, max_length: int) -> Jws:
 
 
 def _check_header(header: Claims) -> None:
-    """Check the header rules that all profiles share. ``jku``, ``jwk``, ``x5u`` and ``x5c`` are never read."""
+    """Check the header rules that all profiles share. ``jku``, ``jwk``, ``x5u``, and ``x5c`` are never read."""
     if not isinstance(header.get("alg"), str):
         raise TokenRejected("algorithm_not_allowed")
     kid = header.get("kid", "-")

@@ -1,4 +1,4 @@
-"""The token with which this service fetches an issuer's metadata and keys, as the API server of Kubernetes requires."""
+"""The token that this service uses to fetch an issuer's metadata and keys, as the Kubernetes API server requires."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MAX_BYTES: Final = 64 * 1024
 class KeyCredential:
     """A bearer token in a file.
 
-    The file is read at each use, because the token is replaced long before it expires, and keys are fetched rarely.
+    The file is read on each use, because the token is replaced long before it expires and keys are rarely fetched.
 
     Args:
         path: The file. If it is empty, no token is sent.
         urls: URLs that an operator has configured. The token is sent only to their origins, and only over https: an
-            issuer's metadata must not be able to send it elsewhere.
+            issuer's metadata must not be able to redirect it elsewhere.
     """
 
     def __init__(self, path: str, urls: Iterable[str | None] = ()) -> None:
@@ -31,14 +31,14 @@ class KeyCredential:
 
     @classmethod
     def of(cls, issuer: TrustedIssuer | None) -> KeyCredential:
-        """Return the credential for the keys of *issuer*."""
+        """Return the credential for fetching the issuer's keys."""
         return cls("") if issuer is None else cls(issuer.jwks_token_file, (issuer.issuer, issuer.jwks_uri))
 
     def header_for(self, url: str) -> str | None:
-        """Return the value of ``Authorization`` for a request to *url*; ``None`` to send none.
+        """Return the ``Authorization`` header's value for a request to *url*; ``None`` to omit the header.
 
         Raises:
-            FetchFailed: The file cannot be read, or it does not contain a token.
+            FetchFailed: The file cannot be read or does not contain a token.
         """
         if not self._path or Origin.parse(url) not in self._origins:
             return None

@@ -1,6 +1,6 @@
 """Describe what is malformed in a token. Pure: no I/O and no clock.
 
-No description contains any part of the token. It may mention a position, a number, or a kind of character.
+The descriptions never contain any part of the token. They may mention a position, a number, or a kind of character.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _has_bearer_prefix = re.compile(r"(?:authorization\s*:\s*)?bearer\b", re.IGNOREC
 
 # The advice for each kind of mistake.
 _NOT_ENCRYPTED: Final = (
-    "Have the issuer only sign its tokens. Auth0 encrypts a token if the client requests it without the parameter"
-    " audience."
+    "Have the issuer only sign its tokens. Auth0 encrypts a token if the client requests it without the"
+    " audience parameter."
 )
-_PASS_TOKEN_ALONE: Final = "Pass the token alone, as it follows 'Authorization: Bearer '."
+_PASS_TOKEN_ALONE: Final = "Pass the token alone: the part that follows 'Authorization: Bearer '."
 _COPY_AGAIN: Final = "Copy the whole token again: it was probably truncated or changed."
 _REMOVE: Final = "Remove them: a token is one word of ASCII characters."
 _ENCODE: Final = "The issuer must encode it as base64url"
 _OMIT: Final = "The issuer must omit this member."
-_WRITE_STRING: Final = "The issuer must write it as a string."
+_WRITE_STRING: Final = "The issuer must send it as a string."
 _NOT_A_JWT: Final = (
     "Check that this is the access token. An opaque token has no parts and can be verified only by introspection."
 )
@@ -36,7 +36,7 @@ _NOT_A_JWT: Final = (
 def find_malformation(token: str) -> tuple[str, str] | None:
     """Return what is malformed and what to do, or ``None`` if the token is a well-formed JWS.
 
-    The rules are those of `jws.parse_jws`, in the same order.
+    The rules and their order are the same as in `jws.parse_jws`.
     """
     if problem := _find_foreign_characters(token):
         return problem
@@ -54,7 +54,7 @@ def find_malformation(token: str) -> tuple[str, str] | None:
 
 
 def read_unverified(token: str) -> tuple[Claims, Claims] | None:
-    """Return the header and the claims of a token that has not been verified, or ``None`` if they cannot be read."""
+    """Return an unverified token's header and claims, or ``None`` if they cannot be read."""
     header, _, rest = token.partition(".")
     try:
         return parse_object(decode_segment(header)), parse_object(decode_segment(rest.partition(".")[0]))
@@ -67,12 +67,12 @@ def _find_foreign_characters(token: str) -> tuple[str, str] | None:
         (not token, "it is empty", _PASS_TOKEN_ALONE),
         (_has_bearer_prefix(token), 'it begins with "Bearer"', _PASS_TOKEN_ALONE),
         (token.strip(_QUOTES) != token, "it is in quotation marks", "Remove the quotation marks."),
-        (token.startswith(("{", "[")), "it is a JSON document", "Pass only the value of its member access_token."),
+        (token.startswith(("{", "[")), "it is a JSON document", "Pass only the value of its access_token member."),
         (any(c in token for c in "\r\n\u2028\u2029"), "it contains line breaks", _REMOVE),
         (any(c.isspace() for c in token), "it contains white space", _REMOVE),
         (has_control_character(token), "it contains control characters", _REMOVE),
         (not token.isascii(), "it contains characters that are not ASCII", _REMOVE),
-        ("%" in token, "it contains percent signs", "Decode it: it is encoded as in a URL."),
+        ("%" in token, "it contains percent signs", "Decode it: it is URL-encoded."),
         (not is_b64token(token), "it contains characters that are not allowed in a token", _COPY_AGAIN),
     )
 

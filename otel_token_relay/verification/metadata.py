@@ -15,10 +15,10 @@ from otel_token_relay.errors import ConfigurationError
 from otel_token_relay.issuers import TENANT, is_issuer
 from otel_token_relay.origin import Origin, is_trustworthy
 
-# The placeholder for the tenant in Microsoft Entra's metadata and in the member ``issuer`` of its keys.
+# The tenant placeholder in Microsoft Entra's metadata and in the ``issuer`` member of its keys.
 TENANT_IN_METADATA: Final = "{tenantid}"
 
-# How long keys stay fresh if the response specifies no time, and the bounds for a time that it specifies.
+# How long keys stay fresh if the response does not specify a lifetime, and the bounds for a lifetime that it specifies.
 DEFAULT_FRESH_SECONDS: Final = 300.0
 MIN_FRESH_SECONDS: Final = 30.0
 MAX_FRESH_SECONDS: Final = 24 * 3600.0
@@ -35,8 +35,8 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
         plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed.
 
     Raises:
-        ConfigurationError: The issuer is neither an https URL nor an http URL on loopback or of such a host, or has a
-            query or a fragment.
+        ConfigurationError: The issuer is neither an https URL nor an http URL on loopback or on such a host, or it has
+            a query or a fragment.
     """
     if not isinstance(issuer, str) or not is_issuer(issuer.replace(TENANT, "common"), plaintext_hosts):
         raise ConfigurationError(
@@ -49,7 +49,7 @@ def check_issuer(issuer: object, plaintext_hosts: Collection[str] = ()) -> str:
 def metadata_urls(issuer: str) -> tuple[str, str]:
     """Return both possible metadata URLs: OpenID appends to the issuer's path; RFC 8414 inserts before it.
 
-    For any tenant of Microsoft Entra, the metadata is that of the endpoint ``common``.
+    For an issuer that accepts any Microsoft Entra tenant, the URLs are those of the ``common`` endpoint.
     """
     parts = urlsplit(issuer.replace(TENANT, "common"))
     path = parts.path.rstrip("/")
@@ -61,7 +61,7 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
 
 
 def describe_status(status: int) -> str:
-    """Return a status other than 200 for a message."""
+    """Describe a status other than 200 for use in a message."""
     return f"status {status}{'; redirects are not followed' if 300 <= status < 400 else ''}"
 
 
@@ -70,15 +70,15 @@ def problem_with_metadata(
 ) -> str | None:
     """Return why the document, or the URL in it, cannot be trusted; ``None`` if both can.
 
-    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an
-    attacker who controls another path on that host could make this service trust the attacker's keys. The text does
-    not quote the document.
+    RFC 8414, section 3.3: the issuer in the document must be identical to the configured one. Otherwise, an attacker
+    who controls another path on that host could make this service trust the attacker's keys. The returned text does not
+    quote the document.
 
     Args:
         document: The document.
         issuer: The issuer, as configured.
-        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may name
-            such a URL only if its origin is the issuer's own.
+        plaintext_hosts: The hosts, each with an optional port, to which plain http is allowed. A document may contain
+            such a URL only if the URL's origin is the issuer's own.
         name: The member that contains the URL.
     """
     problem = _problem_with_name(document, issuer)
@@ -94,7 +94,7 @@ def _problem_with_name(document: Mapping[str, Any], issuer: str) -> str | None:
     named = document.get("issuer")
     if not isinstance(named, str):
         return "the document does not name an issuer"
-    # The metadata of the endpoint for any tenant contains a placeholder (Microsoft: OpenID Connect on the Microsoft
+    # The metadata from the endpoint for any tenant contains a placeholder (Microsoft: OpenID Connect on the Microsoft
     # identity platform).
     if named != issuer.replace(TENANT, TENANT_IN_METADATA):
         difference = describe_difference(issuer, named)
@@ -109,7 +109,7 @@ def _is_secure(url: str, issuer: str, plaintext_hosts: Collection[str]) -> bool:
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """Return the number of seconds for which a response is fresh, within bounds (RFC 9111, sections 4.2, 5.2.2)."""
+    """Return the number of seconds for which a response is fresh, within bounds (RFC 9111, sections 4.2 and 5.2.2)."""
     control = headers.get("cache-control", "")
     if _forbids_reuse(control):
         return MIN_FRESH_SECONDS

@@ -1,4 +1,4 @@
-"""The identity behind a verified request, in the form that applications read."""
+"""The identity behind a verified request, in the form that applications use."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from otel_token_relay.verification.verifier import VerifiedToken
 
 
 class Principal:
-    """A request's identity, in the form that Starlette and similar frameworks expect of a user object.
+    """A request's identity, with the attributes that Starlette and similar frameworks expect a user object to have.
 
     Attributes:
-        token: The verified token; ``None`` on a path that needs no token.
+        token: The verified token; ``None`` on a path that does not require one.
     """
 
     __slots__ = ("token",)
@@ -73,7 +73,7 @@ class AuthCredentials:
 
 
 def principal_of(request: MutableMapping[str, Any]) -> Principal:
-    """Return the principal of an ASGI scope or a WSGI environ.
+    """Return the principal for an ASGI scope or a WSGI environ.
 
     Raises:
         ConfigurationError: No authenticator has checked this request, because neither `BearerAuthMiddleware`

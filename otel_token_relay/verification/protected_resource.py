@@ -1,6 +1,7 @@
-"""The metadata of a protected resource, which tells clients where to get a token. No I/O.
+"""Protected resource metadata, which tells clients where to get a token. No I/O.
 
-Source: RFC 9728, sections 2, 3 and 5.1. The authorization specification of the Model Context Protocol requires it.
+Source: RFC 9728, sections 2, 3, and 5.1. The Model Context Protocol's authorization specification requires this
+metadata.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ _FOR_PREFLIGHT: Final = (
 
 
 class ProtectedResource:
-    """The metadata document of one resource, and where it is served.
+    """One resource's metadata document and the paths at which it is served.
 
     Args:
         identifier: The URL that clients use, such as ``https://mcp.example/mcp``.
-        authorization_servers: The issuers of its tokens.
-        scopes: The scopes that each request needs.
+        authorization_servers: The issuers of the resource's tokens.
+        scopes: The scopes that each request requires.
 
     Raises:
-        ConfigurationError: The identifier is not an https URL, or an http URL on loopback, without query and fragment.
+        ConfigurationError: The identifier is neither an https URL nor an http URL on loopback, or it has a query or a
+            fragment.
     """
 
     def __init__(self, identifier: object, authorization_servers: Sequence[str], scopes: Sequence[str]) -> None:
@@ -43,10 +45,10 @@ class ProtectedResource:
         parts = urlsplit(identifier)
         path = "" if parts.path == "/" else parts.path
         self.url: str = f"{parts.scheme}://{parts.netloc}{WELL_KNOWN}{path}"
-        """Where clients find the document: the well-known path is inserted before the resource's own."""
+        """The document's URL: the well-known path is inserted before the resource's own path."""
         self._paths = frozenset((f"{WELL_KNOWN}{path}", f"{WELL_KNOWN}{unquote(path)}"))
         document: dict[str, object] = {"resource": identifier, "bearer_methods_supported": ["header"]}
-        # An issuer with a placeholder for the tenant is not the URL of an authorization server.
+        # An issuer that contains a tenant placeholder is not an authorization server's URL.
         servers = [server for server in authorization_servers if "{" not in server]
         if servers:
             document["authorization_servers"] = servers

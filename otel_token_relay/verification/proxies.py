@@ -1,9 +1,9 @@
-"""Which proxy a request uses, according to the environment. No I/O.
+"""Determine which proxy a request uses, according to the environment. No I/O.
 
-Only the variables that name the proxy for https are read: plain http is used on loopback and for hosts that an
-operator has listed, and such requests never use a proxy.
+Only the variables for the https proxy are read: plain http is used only on loopback and for hosts that an operator has
+listed, and such requests never use a proxy.
 
-`https_proxy` and `no_proxy` in lower case take precedence, as in curl and Python.
+The lowercase names `https_proxy` and `no_proxy` take precedence, as in curl and Python.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Proxy(NamedTuple):
-    """A proxy.
+    """A proxy server.
 
     Attributes:
         scheme: ``http``, or ``https`` if connections to the proxy use TLS.
@@ -42,7 +42,7 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
     """Return the proxy for requests to *origin*; ``None`` to connect directly.
 
     Raises:
-        ValueError: The proxy's URL cannot be used. The message contains no part of the URL except its scheme.
+        ValueError: The proxy's URL cannot be used. The message contains no part of the URL other than its scheme.
     """
     if origin.scheme != "https" or origin.is_loopback:
         return None
@@ -53,14 +53,14 @@ def proxy_for(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
 
 
 def is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether *no_proxy* contains the host, so that requests to it use no proxy.
+    """Return whether *no_proxy* covers the host, in which case requests to the host use no proxy.
 
     Args:
         host: The host in the form that `Origin` stores.
         port: The port.
-        no_proxy: Entries separated by commas: ``*``; a host name, which includes all names below it, with or without a
-            leading dot; an IP address; a network in CIDR notation. A name or an address may have a port. An address
-            or a network is compared only with hosts that are addresses, because names are not looked up.
+        no_proxy: Comma-separated entries: ``*``; a host name, with or without a leading dot, which also matches all of
+            its subdomains; an IP address; or a network in CIDR notation. A name or an address may include a port.
+            Addresses and networks are compared only with hosts that are addresses, because host names are not resolved.
     """
     return any(_covers(entry.strip().lower(), host, port) for entry in no_proxy.split(","))
 
@@ -91,7 +91,7 @@ def _split_port(entry: str) -> tuple[str, str | None]:
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
-    # An empty variable in lower case overrides the one in upper case.
+    # An empty lowercase variable overrides the uppercase one.
     return (environ[name] if name in environ else environ.get(name.upper(), "")).strip()
 
 

@@ -1,8 +1,8 @@
-"""Write chosen claims of verified tokens to the SERVER span.
+"""Write the chosen claims from verified tokens to the SERVER span.
 
-A middleware in the application runs within the SERVER span, whereas the server boundary runs before the
-span starts. Therefore, if the span already exists when the token is verified, the claims are written at
-once; otherwise, they are written when the span starts.
+Middleware in the application runs within the SERVER span, whereas the server boundary runs before the span starts.
+Therefore, if the span already exists when the token is verified, the claims are written immediately; otherwise, they
+are written when the span starts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SpanClaimsInForce:
     """The claims chosen in the settings, which may be installed later.
 
     Args:
-        settings: A callable that returns the settings currently in force.
+        settings: A callable that returns the settings that are currently effective.
     """
 
     def __init__(self, settings: SettingsInForce) -> None:
@@ -49,9 +49,10 @@ _MAX_ACTORS: Final = 10
 
 
 def actors_of(claims: Mapping[str, Any]) -> list[str]:
-    """Return who acts for the subject (RFC 8693, section 4.1), beginning with the current actor, at most ten.
+    """Return up to ten actors that act for the subject (RFC 8693, section 4.1), starting with the current actor.
 
-    An actor is named by ``sub`` or, without it, by ``client_id``. The chain ends at an actor without a name.
+    An actor is identified by ``sub`` or, if that is missing, by ``client_id``. The chain ends at an actor that has
+    neither.
     """
     actors: list[str] = []
     actor = claims.get("act")
@@ -65,7 +66,7 @@ def actors_of(claims: Mapping[str, Any]) -> list[str]:
 
 
 class SpanClaims:
-    """The claims to write to the span, and the name of each claim's attribute.
+    """The claims to write to the span, and the attribute name for each claim.
 
     Args:
         pairs: Strings of the form ``claim:attribute``, such as ``sub:enduser.id``.
@@ -84,7 +85,7 @@ class SpanClaims:
     def describe(self, verification: Verification, span: trace.Span) -> None:
         """Write the chosen claims to *span*, except those whose values are not valid attribute values.
 
-        For ``act``, the value is the chain of actors; see `actors_of`.
+        The value of ``act`` is written as the chain of actors; see `actors_of`.
         """
         claims: Mapping[str, Any] = verification.claims
         for claim, attribute in self._names.items():
@@ -101,7 +102,7 @@ class SpanClaims:
             self.describe(verification, span)
 
     def attach(self) -> None:
-        """Add the span processor to the current tracer provider if it is an SDK tracer provider."""
+        """Add the span processor to the current tracer provider if that is an SDK tracer provider."""
         provider = trace.get_tracer_provider()
         add = getattr(provider, "add_span_processor", None)
         if add is not None and provider is not self._attached_to:

@@ -1,6 +1,6 @@
-"""The TLS contexts of one HTTP client: one without a client certificate, and one for each client certificate.
+"""One HTTP client's TLS contexts: one without a client certificate, and one for each client certificate.
 
-They are kept apart so that a certificate is presented only in the requests that it belongs to.
+They are kept separate so that a certificate is presented only with the requests for which it is configured.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _MAX_CONTEXTS: Final = 32
 
 
 class TlsContexts:
-    """Contexts that are built again when a file changes. Safe to share between threads.
+    """TLS contexts that are rebuilt when a file changes. Safe to share between threads.
 
     Args:
-        ca_file: A file with the certificate authorities to trust, in PEM; ``None`` for those of the system or of
-            ``SSL_CERT_FILE``.
+        ca_file: A PEM file with the certificate authorities to trust; ``None`` to trust those in the system's store or
+            in ``SSL_CERT_FILE``.
     """
 
     def __init__(self, ca_file: str | None) -> None:
@@ -29,7 +29,7 @@ class TlsContexts:
         self._contexts: dict[tuple[str, str | None] | None, tuple[object, ssl.SSLContext]] = {}
 
     def context(self, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
-        """Return the context that presents *certificate*, or no certificate.
+        """Return the context that presents *certificate*, or no certificate if it is ``None``.
 
         Raises:
             FetchFailed: A file cannot be used.

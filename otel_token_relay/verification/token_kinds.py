@@ -1,10 +1,10 @@
-"""Which members of a token, or of an introspection response, indicate what kind of token it is. Pure.
+"""Determine the kind of a token from its members or from those in an introspection response. Pure.
 
-An issuer signs ID tokens, refresh tokens and other JWTs with the keys of its access tokens, and only RFC 9068 requires
-a type that distinguishes them. `MARKERS` lists the members that do so at common providers. To support another provider,
-add a row.
+An issuer signs ID tokens, refresh tokens, and other JWTs with the same keys as its access tokens, and only RFC 9068
+requires a type that distinguishes access tokens. `MARKERS` lists the members that do so at common providers. To support
+another provider, add a row.
 
-The names come from the providers' public documentation.
+The member names come from the providers' public documentation.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ class Marker(NamedTuple):
     """One row of the table.
 
     Attributes:
-        provider: The provider, or the specification.
+        provider: The provider or the specification.
         members: The members that must all be present. The first one is the marker's name in messages.
-        kind: The kind of token that has them; ``None`` if the value of the first one names the kind.
+        kind: The kind of token that has these members; ``None`` if the first member's value identifies the kind.
         source: Where this is documented.
-        has_value: Returns whether the first member's value is that of this marker; ``None`` for any value.
+        has_value: A callable that returns whether the first member's value matches this marker; ``None`` if any value
+            does.
         is_statement: Whether the marker states explicitly that this is an access token. Such a marker outweighs
             ``nonce``, which some providers copy into access tokens.
-        is_closed: If the value names the kind: whether a value that is not known indicates another kind of token.
-            Otherwise, applications may use the member for something else, and the value indicates nothing.
-        accepted: The values of access tokens, as the provider writes them, for messages. A closed row also accepts
-            those that name no kind.
+        is_closed: If the value identifies the kind, whether an unknown value indicates a different kind of token. If
+            false, applications may use the member for other purposes, and an unknown value indicates nothing.
+        accepted: The values in access tokens, as the provider spells them, for messages. A closed row also accepts any
+            of these values that do not identify a kind.
     """
 
     provider: str
@@ -42,7 +43,7 @@ class Marker(NamedTuple):
     accepted: tuple[str, ...] = ()
 
     def kind_of(self, claims: Mapping[str, Any]) -> TokenKind | None:
-        """Return the kind of token according to this marker; ``None`` if the marker does not apply."""
+        """Return the kind of token that this marker indicates; ``None`` if the marker does not apply."""
         if not all(claims.get(name) is not None for name in self.members):
             return None
         value = claims[self.members[0]]
@@ -63,7 +64,7 @@ _WORDS: Final[Mapping[str, TokenKind]] = {
     **dict.fromkeys(("id", "idtoken", "idt", "identity", "identitytoken"), "ID"),
     **dict.fromkeys(("refresh", "refreshtoken", "rt", "offline", "offlinetoken"), "refresh"),
 }
-"""The kinds, by the words that providers use for them, in lower case and without punctuation."""
+"""The kinds, keyed by the words that providers use for them, in lowercase and without punctuation."""
 
 
 def _is_scope(value: object) -> bool:
@@ -87,7 +88,7 @@ def _is_app(value: object) -> bool:
 
 
 def _names(provider: str, member: str, source: str, *accepted: str, is_closed: bool = True) -> Marker:
-    """Return the row for a member whose value names the kind of token."""
+    """Return the row for a member whose value identifies the kind of token."""
     return Marker(provider, (member,), None, source, None, True, is_closed, accepted)
 
 
@@ -102,7 +103,7 @@ def _access(
 
 
 MARKERS: Final[tuple[Marker, ...]] = (
-    # Members whose value names the kind.
+    # Members whose value identifies the kind.
     _names("Keycloak", "typ", "Keycloak: TokenUtil (Bearer, ID, Refresh, Offline, Logout)", "Bearer", "JWT", "at+jwt"),
     _names("Amazon Cognito", "token_use", "Cognito: Verifying JSON web tokens; Hydra: introspection", "access"),
     _names("RFC 7662", "token_type", "RFC 7662, section 2.2; djangorestframework-simplejwt", "Bearer", "access", "JWT"),
@@ -111,7 +112,7 @@ MARKERS: Final[tuple[Marker, ...]] = (
     _names("OpenIddict", "token_usage", "OpenIddict: Claims.TokenUsage", "access_token"),
     _names("flask-jwt-extended", "type", "flask-jwt-extended: claim type", "access", is_closed=False),
     _names("FusionAuth", "tty", "FusionAuth: OAuth tokens, access token claims", "at", is_closed=False),
-    # Members that only tokens of another kind have.
+    # Members that only other kinds of tokens have.
     Marker("OpenID Connect", ("at_hash",), "ID", "OpenID Connect Core, section 3.1.3.6"),
     Marker("OpenID Connect", ("c_hash",), "ID", "OpenID Connect Core, section 3.3.2.11"),
     Marker("Financial-grade API", ("s_hash",), "ID", "FAPI 1.0 part 2, section 5.1"),
@@ -156,9 +157,9 @@ class Kinds(NamedTuple):
     """What the members indicate.
 
     Attributes:
-        access: The first marker of an access token, if there is one.
-        foreign: The first marker of another kind of token, if there is one that nothing outweighs.
-        foreign_kind: That kind.
+        access: The first marker that indicates an access token, if there is one.
+        foreign: The first marker that indicates a different kind of token, if there is one that is not outweighed.
+        foreign_kind: The kind that *foreign* indicates.
     """
 
     access: Marker | None
@@ -177,7 +178,7 @@ _MARKERS_OF: Final = _by_first_member()
 
 
 def read_kinds(claims: Mapping[str, Any]) -> Kinds:
-    """Return what the members of a token or of an introspection response indicate."""
+    """Return what the members of a token or an introspection response indicate."""
     access = statement = foreign = foreign_kind = nonce = None
     for name in claims:
         for marker in _MARKERS_OF.get(name, ()):
@@ -197,7 +198,7 @@ def read_kinds(claims: Mapping[str, Any]) -> Kinds:
 
 
 # Source: OpenID Connect Core, sections 2 and 5.1; OpenID Connect Front-Channel Logout, section 3 (sid); the claim
-# references of Keycloak, Microsoft Entra and Cognito.
+# references of Keycloak, Microsoft Entra, and Cognito.
 _OF_USERS: Final = (
     *("preferred_username", "username", "cognito:username", "upn", "unique_name", "email", "name", "given_name"),
     *("family_name", "nickname", "phone_number", "auth_time", "amr", "nonce", "sid", "session_state", "session_id"),

@@ -1,9 +1,8 @@
-"""Verify access tokens: issuer, signature, audience, lifetime and revocation.
+"""Verify access tokens: issuer, signature, audience, lifetime, and revocation.
 
-Verification limits the size and parses strictly (`jws`), finds the issuer by its exact name, gets that
-issuer's keys (`jwks_client`), checks the signature and the claims (`claims`), introspects the token if
-configured to, and calls the revocation hook. `TokenVerifier` and `AsyncTokenVerifier` differ only in how
-they wait.
+Verification limits the token's size and parses it strictly (`jws`), finds the issuer by its exact name, gets that
+issuer's keys (`jwks_client`), checks the signature and the claims (`claims`), introspects the token if configured to,
+and calls the revocation hook. `TokenVerifier` and `AsyncTokenVerifier` differ only in how they wait.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ class _Trusted(NamedTuple):
 
     Attributes:
         issuer: The issuer, as configured.
-        keys: Its keys.
+        keys: The source of its keys.
         rules: The rules for its tokens.
-        introspection: Where its tokens are looked up; ``None`` if they are not.
+        introspection: Where its tokens are looked up; ``None`` if they are not introspected.
     """
 
     issuer: str
@@ -71,8 +70,8 @@ class _Accepted(NamedTuple):
         source: The source of *keys*; ``None`` if no signature was checked.
         keys: The keys used to check the signature.
         until: The time on the monotonic clock, in seconds, at which the result expires.
-        introspection: Where the token was looked up; ``None`` if it was not.
-        introspected: The response that was checked.
+        introspection: Where the token was looked up; ``None`` if it was not introspected.
+        introspected: The introspection response that was checked.
     """
 
     claims: Claims
@@ -107,7 +106,7 @@ class VerifiedToken:
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """All claims, as a read-only mapping. Each request has its own copy, so it cannot affect other requests."""
+        """All claims, as a read-only mapping. Each request has its own copy, so one request cannot affect another."""
         if self._claims is None:
             self._claims = MappingProxyType(copy_json(self._shared))
         return self._claims
@@ -119,16 +118,16 @@ class VerifiedToken:
 
     @property
     def client_id(self) -> str | None:
-        """The client to which the token was issued: ``client_id``, ``azp``, ``cid`` or ``appid``."""
+        """The client to which the token was issued: ``client_id``, ``azp``, ``cid``, or ``appid``."""
         return next((self._shared[n] for n in CLIENT_NAMES if n in self._shared), None)
 
     @property
     def identity(self) -> str:
-        """The subject, or ``client:`` and the client for a machine's token without ``sub``. Nothing else is used.
+        """The subject or, for a machine token without ``sub``, ``client:`` followed by the client ID.
 
-        A subject that itself begins with ``client:`` or ``subject:`` is preceded by ``subject:``. The identity is empty
-        if a token without ``sub`` has claims of a user: the client acts for many users, and it is not known for which
-        one.
+        No other claims are used. A subject that itself begins with ``client:`` or ``subject:`` is prefixed with
+        ``subject:``. The identity is empty if a token without ``sub`` has user claims: the client acts for many users,
+        and it is not known which one the token represents.
         """
         subject = self.subject
         if subject is not None:
@@ -137,7 +136,7 @@ class VerifiedToken:
         return "" if client is None or names_user(self._shared) else f"client:{client}"
 
     def is_still_valid(self) -> bool:
-        """Return true if the token is known not to be revoked, and false otherwise. Never waits."""
+        """Return whether the token is known not to be revoked. Never waits."""
         try:
             return self._is_valid()
         except Exception:  # if the revocation hook fails, the token's state is unknown
@@ -148,60 +147,63 @@ class VerifiedToken:
 
 
 class VerifierCore:
-    """The rules, key sources and cache that both verifiers share.
+    """The rules, key sources, and cache that both verifiers share.
 
     Args:
-        issuers: The trusted issuers: each a `TrustedIssuer` or its name, exactly as in ``iss``. An issuer's keys
-            verify only that issuer's tokens. An issuer that is neither an https URL nor an http URL on loopback is
-            a name, and needs the URL of its keys. ``https://login.microsoftonline.com/{tid}/v2.0`` accepts any
-            tenant of Microsoft Entra, except that of personal accounts.
-        audience: The name that identifies this service in ``aud``, or several such names.
+        issuers: The trusted issuers, each a `TrustedIssuer` or the issuer's name exactly as it appears in ``iss``. An
+            issuer's keys verify only that issuer's tokens. An issuer that is neither an https URL nor an http URL on
+            loopback is only a name, and the URL of its keys must be configured.
+            ``https://login.microsoftonline.com/{tid}/v2.0`` accepts any Microsoft Entra tenant except the one for
+            personal accounts.
+        audience: One or more names that identify this service in ``aud``.
         algorithms: The accepted signature algorithms, which must be asymmetric (RFC 8725, section 3.1).
         profile: ``rfc9068``; ``generic`` for issuers that do not send ``typ: at+jwt``; or ``id-token`` for
             providers that hand ID tokens to APIs.
         leeway: The number of seconds by which clocks may differ.
         jwks_uri: The key set's URL, which requires exactly one issuer; ``None`` to read the URL from the
             issuer's metadata.
-        introspection_endpoint: The URL at which every token of the only issuer is looked up (RFC 7662). Without
-            *issuers*, tokens are verified by introspection alone; with *issuers*, the signature and claims of
-            JWTs are verified first. A response is reused for at most 60 seconds.
+        introspection_endpoint: The URL at which every token from the only issuer is looked up (RFC 7662). Without
+            *issuers*, tokens are verified by introspection alone; with *issuers*, the signature and claims of JWTs are
+            verified first. A response is reused for at most 60 seconds.
         client_id: The client ID with which this service identifies itself to the introspection endpoint.
-        client_secret: This service's client secret at the introspection endpoint, or a callable that returns it.
-            One of the following arguments can replace it; see `ClientCredential`.
+        client_secret: This service's client secret at the introspection endpoint, or a callable that returns it. One of
+            the following arguments can be used instead; see `ClientCredential`.
         client_secret_file: A file that contains the secret.
         client_key_file: A file with the private key that signs this service's assertions.
-        client_key_id: The ``kid`` of the assertions.
-        client_assertion: A callable that returns an assertion to send as it is.
-        client_assertion_file: A file with an assertion to send as it is.
-        client_cert_file: A file with a certificate.
-        client_auth: How the credential is sent; ``None`` for the default for that kind of credential.
+        client_key_id: The ``kid`` header of the assertions.
+        client_assertion: A callable that returns an assertion to send unchanged.
+        client_assertion_file: A file with an assertion to send unchanged.
+        client_cert_file: A file with the client certificate.
+        client_auth: How the credential is sent; ``None`` to use the default for that kind of credential.
         audience_claim: The claim that contains the audience, if the issuer does not send ``aud``. Requires the
-            profile ``generic`` and at most one issuer.
-        tenants: The accepted tenants of Microsoft Entra; empty for any.
-        is_revoked: A callable that receives the verified claims each time a token is used and at each hop
-            that relays it. It is also called on event loops, so it must return at once and do no I/O.
-        scope_claims: The names of claims that contain scopes; the token's scopes are those of all of them. A
+            ``generic`` profile and at most one issuer.
+        tenants: The accepted Microsoft Entra tenants; empty to accept any tenant.
+        is_revoked: A callable that receives the verified claims each time a token is used and at each hop that relays
+            it. It is also called on event loops, so it must return immediately and must not perform I/O.
+        scope_claims: The names of the claims that contain scopes. The token has the scopes from all of these claims. A
             dot separates the names of nested members.
         max_length: The maximum token length in characters; longer tokens are rejected.
-        cache_size: The maximum number of verified tokens to cache, each under its hash; 0 to cache none.
+        cache_size: The maximum number of verified tokens to cache, each keyed by its hash; 0 to disable caching.
         cache_seconds: How long a verified token is cached. Caching also ends when the token expires, the
             keys change, or an introspection response may no longer be reused.
-        cooldown: The minimum number of seconds between two fetches for an unknown key, and after a failed
-            fetch.
+        cooldown: The minimum number of seconds between two fetches for an unknown key, and before a failed fetch is
+            retried.
         timeout: The maximum number of seconds for which a request waits if there are no keys.
-        max_stale: The number of seconds for which expired keys are still used while the issuer is down.
-        jwks_token_file: A file with a bearer token for the issuer's metadata and keys, which requires exactly one
-            issuer. It is sent over https only, and only to the origin of the issuer or of *jwks_uri*.
-        http: Sends the requests to issuers; ``None`` for a client that trusts the system's certificate authorities.
+        max_stale: The number of seconds for which expired keys remain in use while the issuer is down.
+        jwks_token_file: A file with the bearer token used to fetch the issuer's metadata and keys, which requires
+            exactly one issuer. The token is sent only over https, and only to the origin of the issuer or of
+            *jwks_uri*.
+        http: The client that sends requests to issuers; ``None`` for one that trusts the system's certificate
+            authorities.
         now: A clock that returns the seconds since the epoch.
         monotonic: A clock that returns seconds and never goes backward.
 
     Raises:
-        ConfigurationError: A setting is invalid; the error names it.
-        TypeError: An argument does not exist; the error names the one that was probably meant.
+        ConfigurationError: A setting is invalid; the error identifies it.
+        TypeError: An argument does not exist; the error suggests the one that was probably intended.
     """
 
-    # It accepts any argument so that it can explain a wrong one.
+    # `__new__` accepts any arguments so that the error can explain an incorrect one.
     def __new__(cls, *args: object, **options: object) -> Self:
         known = inspect.signature(cls.__init__).parameters
         for name in options.keys() - known.keys():
@@ -309,7 +311,7 @@ class VerifierCore:
         }
         self._of_many_tenants = tuple(self._trusted[issuer.issuer] for issuer in trusted if issuer.is_any_tenant)
         self._tenants = _as_tuple(tenants)
-        # Where opaque tokens are looked up. They do not name their issuer, so there must be exactly one endpoint.
+        # Where opaque tokens are looked up. They do not identify their issuer, so there must be exactly one endpoint.
         self._introspection: Introspection | None = None
         self._opaque_rules = self._rules
         introspecting = [found for found in self._trusted.values() if found.introspection is not None]
@@ -380,14 +382,14 @@ class VerifierCore:
         return verified
 
     def explain(self, token: str, reason: ExplainedReason, *, required_scopes: Sequence[str] = ()) -> Cause:
-        """Return why *token* was rejected, for an operator. Never raises, and neither waits nor fetches keys.
+        """Return why *token* was rejected, for operators. Never raises an exception, waits, or fetches keys.
 
-        The cause contains values of some claims and header members, but never a part of the token itself.
+        The cause contains the values of some claims and header members, but never any part of the token itself.
 
         Args:
             token: The token, passed without the ``Bearer`` prefix.
-            reason: The reason of `TokenRejected`, or ``insufficient_scope``.
-            required_scopes: The scopes that the request needs.
+            reason: The reason from `TokenRejected`, or ``insufficient_scope``.
+            required_scopes: The scopes that the request requires.
         """
         read = read_unverified(token) if len(token) <= self._max_length else None
         trusted = None if read is None else self._find_trusted(read[1])
@@ -405,14 +407,14 @@ class VerifierCore:
         return explain(token, reason, expectations, now=self._now())
 
     def _with_values(self, error: TokenRejected, token: str) -> TokenRejected:
-        """Return the same error with the expected and the found values. Authenticators do not need them."""
+        """Return the same error with the expected and actual values, which authenticators do not need."""
         if not isinstance(token, str):
             return error
         cause = self.explain(token, error.reason)
         return TokenRejected(error.reason, error.claim, cause.expected, cause.actual)
 
     def _find_trusted(self, claims: Claims) -> _Trusted | None:
-        """Return the trusted issuer that the claims name; ``None`` if there is none."""
+        """Return the trusted issuer that the claims identify; ``None`` if there is none."""
         issuer = claims.get("iss")
         if not isinstance(issuer, str):
             return None
@@ -444,7 +446,7 @@ class VerifierCore:
         if trusted.introspection is None:
             return accepted
         introspected = yield from self._introspect(trusted.introspection, key, token)
-        # The token itself has the required audience and, according to its profile, the right type.
+        # The token itself has the required audience and the type that its profile requires.
         self._check_introspected(trusted.introspection, introspected, replace(trusted.rules, audience=()), issuer)
         return accepted._replace(introspection=trusted.introspection, introspected=introspected)
 
@@ -471,7 +473,7 @@ class VerifierCore:
                 raise TokenRejected("algorithm_not_allowed", "alg")
             raise TokenRejected("unknown_key", "kid")
         if trusted in self._of_many_tenants:
-            # The keys of one tenant, or of personal accounts, must not sign tokens of another tenant (Microsoft:
+            # The keys for one tenant, or for personal accounts, must not sign another tenant's tokens (Microsoft:
             # Access tokens in the Microsoft identity platform, Validate the issuer).
             tenant = str(jws.claims["tid"])
             candidates = tuple(
@@ -504,15 +506,15 @@ class VerifierCore:
         rules: Rules,
         issuer: str | None = None,
     ) -> _Accepted:
-        """Check the members that are present in an ``active`` response against the rules.
+        """Check the members that an ``active`` response contains against the rules.
 
         Args:
             introspection: Where the token was looked up.
             introspected: The response.
             rules: The rules.
-            issuer: The verified issuer of a JWT.
+            issuer: The verified issuer if the token is a JWT; otherwise, ``None``.
         """
-        # Some servers send null for members whose value they do not know.
+        # Some servers send null for members whose values they do not know.
         claims = without_nulls(dict(introspected))
         foreign = read_kinds(claims).foreign
         if foreign is not None:
@@ -531,7 +533,7 @@ class VerifierCore:
         )
 
     def _check_revocation(self, accepted: _Accepted, key: bytes, token: str) -> VerifiedToken:
-        """Return this request's view of the token, or raise an error if the hook reports that it is revoked."""
+        """Return this request's view of the token, or raise an error if the hook reports that it has been revoked."""
         is_revoked, introspection = self._is_revoked, accepted.introspection
         if is_revoked is not None:
             try:
@@ -569,7 +571,7 @@ def _check_sources(issuers: Sequence[TrustedIssuer], rules: Rules, endpoint: str
         # RFC 9068, section 4: without an audience, tokens for any other service would be accepted.
         raise ConfigurationError("audience", "expected this service's name, as in aud")
     if len(issuers) > 1 and rules.audience_claim != "aud":
-        raise ConfigurationError("audience_claim", "a claim other than aud requires that there is only one issuer")
+        raise ConfigurationError("audience_claim", "any claim other than aud requires a single issuer")
 
 
 class TokenVerifier(VerifierCore):

@@ -1,9 +1,9 @@
 """Call functions at deadlines, from a single thread.
 
-Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each would take longer than the rest
-of a request. The thread starts with the first watch and ends when there is nothing left to watch. It sleeps until the
-deadline that was the earliest when it went to sleep, even if that watch has ended since, but for a few seconds at most.
-A watch that ends therefore does not have to wake it.
+Almost every watch ends before its deadline, and starting a ``threading.Timer`` for each watch would take longer than
+the rest of the request. The thread starts with the first watch and exits when nothing is left to watch. It sleeps until
+the deadline that was the earliest when it went to sleep, even if that watch has since ended, but for a few seconds at
+most. A watch that ends therefore does not have to wake the thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGEST_SLEEP: Final = 5.0
 
 
 class Watchdog:
-    """The deadlines and their thread. Safe to share between threads, and usable after a fork."""
+    """The deadlines and the thread that enforces them. Safe to share between threads, and usable after a fork."""
 
     def __init__(self) -> None:
         self._start_over()
@@ -35,13 +35,13 @@ class Watchdog:
         self._numbers = itertools.count()
         self._is_running = False
         self._wakes_at = 0.0
-        self._tidy_at = 0.0  # when the entries of watches that have ended are removed
+        self._tidy_at = 0.0  # when the entries of ended watches are next removed
 
     @contextlib.contextmanager
     def watching(self, deadline: float, call: Callable[[], None]) -> Generator[None, None, None]:
         """Call *call* in another thread if the block has not ended at *deadline* on the monotonic clock.
 
-        It may still be called just after the block has ended.
+        *call* may still be called just after the block has ended.
         """
         held: list[Callable[[], None] | None] = [call]
         with self._changed:
@@ -51,14 +51,14 @@ class Watchdog:
                 thread = threading.Thread(target=self._run, name="token-relay-watchdog", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # the process has reached its limit or is ending: the block has no deadline
+                except RuntimeError:  # the process is at its thread limit or exiting: the block has no deadline
                     self._is_running = False
             elif deadline < self._wakes_at:
                 self._changed.notify()
         try:
             yield
         finally:
-            held[0] = None  # so that its references do not live until the deadline
+            held[0] = None  # so that the objects it references are not kept alive until the deadline
 
     def _run(self) -> None:
         while True:
@@ -88,8 +88,8 @@ class Watchdog:
 
 @functools.cache
 def shared() -> Watchdog:
-    """Return the watchdog of this process.
+    """Return this process's watchdog.
 
-    It is created at its first use, because gevent can patch only locks and threads that do not exist yet.
+    The watchdog is created on first use, because gevent can patch only locks and threads that do not exist yet.
     """
     return Watchdog()

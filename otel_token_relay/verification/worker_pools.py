@@ -1,4 +1,4 @@
-"""Threads in which requests to authorization servers run, with a count that limits them."""
+"""Thread pools for requests to authorization servers. Each pool counts its calls so that they can be limited."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ class WorkerPool:
     """A thread pool and the number of its running and waiting calls. The owner's lock guards both.
 
     Args:
-        name: A part of the threads' names.
+        name: Part of the threads' names.
         workers: The maximum number of threads.
 
     Attributes:
-        executor: Runs the calls.
-        load: The number of calls, which the owner counts.
+        executor: The executor that runs the calls.
+        load: The number of running and waiting calls, which the owner updates.
     """
 
     __slots__ = ("_name", "_workers", "executor", "load")
@@ -25,7 +25,7 @@ class WorkerPool:
         self.start_over()
 
     def start_over(self) -> None:
-        """Replace the workers with new ones, which start when they are needed."""
+        """Replace the workers with new ones, which start on demand."""
         self.executor: ThreadPoolExecutor = ThreadPoolExecutor(self._workers, f"token-relay-{self._name}")
 
     @property

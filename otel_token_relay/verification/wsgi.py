@@ -1,4 +1,4 @@
-"""`BearerAuthMiddleware` for WSGI applications (Flask, Django, Falcon and more), and a scope check for views."""
+"""`BearerAuthMiddleware` for WSGI applications (Flask, Django, Falcon, and more), and a scope check for views."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PRINCIPAL_KEY: Final = "otel_token_relay.principal"
 class BearerAuthMiddleware:
     """Accept only requests with a valid bearer token.
 
-    Any other request receives a 400, 401, 403 or 503 response. The application finds a `Principal` in
+    Any other request receives a 400, 401, 403, or 503 response. The application finds a `Principal` in
     ``environ["otel_token_relay.principal"]``.
 
     Args:
         app: The WSGI application; for Flask, ``app.wsgi_app``.
         verifier: A `TokenVerifier` or an `AsyncTokenVerifier`.
         authenticator: Your own `BearerAuthenticator`, instead of *verifier* and *options*.
-        settings: The settings that name the token headers; these settings are used only if no outer boundary
-            has read the headers. ``None`` uses the installed settings or, if there are none, the environment.
-        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``,
-            ``any_scopes``, ``exclude``, ``resource_metadata``, ``acr_values`` and ``max_age``.
+        settings: The settings that specify the token headers. They are used only if no outer boundary has read the
+            headers. If ``None``, the installed settings are used or, if there are none, the environment.
+        options: Options for `BearerAuthenticator`: ``realm``, ``required_scopes``, ``any_scopes``, ``exclude``,
+            ``resource_metadata``, ``acr_values``, and ``max_age``.
 
     Raises:
-        ConfigurationError: An option is invalid; the error names it.
+        ConfigurationError: An option is invalid; the error identifies it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class BearerAuthMiddleware:
 
 
 class Response(NamedTuple):
-    """A complete response, with its fields in the order that Flask accepts from a view.
+    """A complete response, with its fields in the order in which a Flask view returns them.
 
     Attributes:
         body: The body, which is the same for every request.
@@ -79,8 +79,8 @@ def refuse_without(environ: Environ, *scopes: str) -> Response | None:
 
     Args:
         environ: The WSGI environ: Flask's ``request.environ`` or Django's ``request.META``.
-        scopes: The required scopes, which the challenge names (RFC 6750, section 3.1). If there are none,
-            every valid token is accepted.
+        scopes: The required scopes, which the challenge lists (RFC 6750, section 3.1). If there are none, every valid
+            token is accepted.
 
     Raises:
         ConfigurationError: No authenticator has checked this request, or a scope contains a character that

@@ -77,7 +77,7 @@ def test_the_configuration_file_may_switch_the_relay_on(tmp_path: Path) -> None:
     assert relay_problem({**environ, "OTEL_PROPAGATORS": "token_relay"}) is None
 
     path.write_text("{")
-    assert f"correct OTEL_CONFIG_FILE, if that file names token_relay, or {ALL}" in (relay_problem(environ) or "")
+    assert f"correct OTEL_CONFIG_FILE, if that file contains token_relay, or {ALL}" in (relay_problem(environ) or "")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_check_begins_with_the_verdict_and_shows_only_what_differs() -> None:
 def test_check_names_the_packages_that_verification_needs(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: tuple[str, ...], expected: str
 ) -> None:
-    """Without them, every request gets the response 503."""
+    """Without them, every request gets a 503 response."""
     variables = {"VERIFY": "enforce", "ISSUERS": "https://idp.example", "AUDIENCE": "a"}
     for name, value in variables.items():
         environment.setenv(f"OTEL_PYTHON_TOKEN_RELAY_{name}", value)
@@ -124,7 +124,7 @@ def test_check_names_packages_that_are_too_old(
     status = cli.main(["check"])
 
     assert status == 1
-    assert f"verification requires other versions of its packages: {clause}" in capsys.readouterr().out
+    assert f"verification requires different versions of its packages: {clause}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -394,8 +394,8 @@ def test_lines_fit_the_terminal(columns: str) -> None:
     ("fault", "status", "words"),
     [
         (None, 0, ["No problem found", "Endpoints", "/jwks: 1 usable key"]),
-        ("metadata", 1, ["1 problem found", "tokens of this issuer cannot be verified", "another issuer"]),
-        ("keys", 1, ["tokens of this issuer cannot be verified: key set", "empty"]),
+        ("metadata", 1, ["1 problem found", "this issuer's tokens cannot be verified", "another issuer"]),
+        ("keys", 1, ["this issuer's tokens cannot be verified: key set", "empty"]),
         ("down", 3, ["No response from http://127.0.0.1", "connection refused"]),
     ],
 )

@@ -50,7 +50,7 @@ def test_mermaid(recording: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (SECRET.encode(), "the file is not JSON"),
         (f'{{"token": "{SECRET}"}}'.encode(), "the file is JSON, but not OTLP"),
-        (b"\xff\xfe" + SECRET.encode(), "the file is not text in UTF-8"),
+        (b"\xff\xfe" + SECRET.encode(), "the file is not UTF-8 text"),
         (b"", "the file is empty"),
     ],
 )

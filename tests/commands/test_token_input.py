@@ -96,7 +96,7 @@ def test_a_token_that_the_terminal_has_cut_is_not_used(monkeypatch: pytest.Monke
     assert len(read_token("otel-token-relay verify")[0]) == 4094
 
     monkeypatch.setattr(token_input.getpass, "getpass", lambda prompt, stream: "a" * 4095)
-    with pytest.raises(NoToken, match="a terminal cuts long lines"):
+    with pytest.raises(NoToken, match="a terminal truncates long lines"):
         read_token("otel-token-relay verify")
 
 

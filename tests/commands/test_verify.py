@@ -29,7 +29,7 @@ from tests.support.tokens import AUDIENCE, b64, claims, make_token, public_jwk
 from tests.verification.test_concealment import runs_of
 
 PREFIX = "OTEL_PYTHON_TOKEN_RELAY_"
-AGREE = "  The clocks of the issuer and of this machine agree.\n"
+AGREE = "  The clocks of the issuer and this machine agree.\n"
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_a_rejected_token(issuer: Issuer) -> None:
         "rejected: wrong_audience\n"
         "  aud: expected profile-service; the token has billing, account\n"
         f"{AGREE}"
-        "  What to do: If this is a name of this service, add it to OTEL_PYTHON_TOKEN_RELAY_AUDIENCE. Otherwise, the"
-        " caller must request a token for this service.\n"
+        "  What to do: If this is one of this service's names, add it to OTEL_PYTHON_TOKEN_RELAY_AUDIENCE. Otherwise,"
+        " the caller must request a token for this service.\n"
     )
 
 
@@ -161,7 +161,7 @@ def test_all_sources_of_settings_are_read(issuer: Issuer, environment: pytest.Mo
             {"iat": 312},
             "not_yet_valid",
             "The issuer's clock is 31",
-            "Synchronize the clocks of the issuer and of this machine.",
+            "Synchronize the clocks of the issuer and this machine.",
             id="issuer ahead",
         ),
         pytest.param(
@@ -169,7 +169,7 @@ def test_all_sources_of_settings_are_read(issuer: Issuer, environment: pytest.Mo
             {"exp": -100},
             "expired",
             "The issuer's clock is 31",
-            "Synchronize the clocks of the issuer and of this machine.",
+            "Synchronize the clocks of the issuer and this machine.",
             id="issuer behind",
         ),
         pytest.param(
@@ -225,7 +225,7 @@ def test_all_issuers_are_asked_about_a_token_of_an_unknown_issuer(
     status, document = run_json(make_token(claims(f"{issuer.url}/")))
 
     assert (status, document["reason"]) == (1, "unknown_issuer")
-    assert document["cause"]["problem"].endswith("(a trailing slash more)")
+    assert document["cause"]["problem"].endswith("(an extra trailing slash)")
     assert [(one["issuer"], one["state"]) for one in document["issuers"]] == [
         (other, "no_response"),
         (issuer.url, "ok"),
@@ -389,7 +389,7 @@ def test_what_is_not_configured_is_named(
         f"  What to do: {advice}\n"
         f"  problem: {PREFIX}VERIFY: verification cannot start, because {advice[4:-1]}"
         f" {'has' if len(missing) == 1 else 'have'} no valid value; until this is corrected,"
-        " requests get the response 503\n"
+        " requests get a 503 response\n"
     )
     assert run_json("x")[1]["result"] == "not_configured"
 

@@ -77,7 +77,7 @@ def test_a_server_that_cannot_be_hooked_responds_with_503(name: str) -> None:
     with running(PROGRAMS[name], OTEL_PYTHON_TOKEN_RELAY_VERIFY="enforce") as (port, process):
         assert [status(port, process) for _ in range(3)] == [503] * 3
         process.stop()
-        assert "cannot be verified, so every connection gets the response 503" in process.log
+        assert "cannot be verified, so every connection gets a 503 response" in process.log
 
 
 def test_the_last_resort_sends_the_response_of_a_boundary() -> None:

@@ -81,6 +81,16 @@ def test_the_mock_sees_the_header(mock: Mock, recorded_decisions: RecordedDecisi
     assert recorded_decisions.reasons(OTHER) == ["destination_not_listed"]
 
 
+def test_a_signed_url_is_left_alone(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
+    """The mock sees a signed URL as the destination would: its query is the credential."""
+    mock.get(LISTED)
+    with use_token(TOKEN):
+        requests.get(f"{LISTED}?X-Amz-Signature=5d67&X-Amz-Credential=AKIA&X-Amz-Date=20261127T000000Z", timeout=9)
+
+    assert mock.seen() == [None]
+    assert recorded_decisions.reasons(LISTED) == ["explicit_credential"]
+
+
 def test_an_explicit_credential_is_left_alone(mock: Mock, recorded_decisions: RecordedDecisions) -> None:
     """A header, `auth=` and user info of the URL arrive as the application chose them, in one line."""
     mock.get(LISTED)

@@ -111,7 +111,7 @@ def test_several_keys_are_reported_with_their_algorithms_and_problems(issuer: Is
 
     assert key_set.result == (
         "2 usable keys: k1 (RS256), no kid (ES256); 6 unusable keys: e\\x1b[31m (not for signatures),"
-        " operations (not for signatures), secret (its type is not RSA, EC or OKP), weak (too short),"
+        " operations (not for signatures), secret (its type is not RSA, EC, or OKP), weak (too short),"
         " other (no accepted algorithm fits it), 1 more"
     )
 
@@ -149,7 +149,7 @@ SECRET = "a-secret-in-the-response"
 @pytest.mark.parametrize(
     ("metadata", "result"),
     [
-        pytest.param({"issuer": "{url}/"}, "the document names another issuer (a trailing slash more)", id="slash"),
+        pytest.param({"issuer": "{url}/"}, "the document names another issuer (an extra trailing slash)", id="slash"),
         pytest.param({"issuer": f"https://{SECRET}"}, "the document names another issuer", id="another issuer"),
         pytest.param({"issuer": None}, "the document does not name an issuer", id="no issuer"),
         pytest.param({"jwks_uri": None}, "the document has no jwks_uri", id="no jwks_uri"),
@@ -363,9 +363,9 @@ def test_any_header_can_be_read(headers: dict[str, str]) -> None:
     ("difference", "text"),
     [
         (None, None),
-        (0.0, "The clocks of the issuer and of this machine agree."),
-        (1.9, "The clocks of the issuer and of this machine agree."),
-        (-1.9, "The clocks of the issuer and of this machine agree."),
+        (0.0, "The clocks of the issuer and this machine agree."),
+        (1.9, "The clocks of the issuer and this machine agree."),
+        (-1.9, "The clocks of the issuer and this machine agree."),
         (2.0, "The issuer's clock is 2 s ahead of this machine's clock."),
         (-312.4, "The issuer's clock is 312 s behind this machine's clock."),
     ],
@@ -405,7 +405,7 @@ def test_the_introspection_endpoint_is_asked_about_a_random_token(issuer: Issuer
     ],
 )
 def test_a_problem_of_the_introspection_endpoint_is_named(issuer: Issuer, response: Any, result: str) -> None:
-    """The keys are good, but tokens of this issuer cannot be verified."""
+    """The keys are good, but this issuer's tokens cannot be verified."""
     answer = issuer.answer
     issuer.answer = lambda path, body: response if path == "/introspect" else answer(path, body)  # type: ignore[method-assign]
     report = introspecting(issuer)

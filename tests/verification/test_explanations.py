@@ -112,7 +112,7 @@ CASES = [
         lambda issuer: make_token(claims(issuer, nonce="n"), typ="JWT"),
         "wrong_type",
         "typ: expected at+jwt; the token has JWT",
-        "This is an ID token, because it has the claim nonce. The caller must send its access token.",
+        "This is an ID token, because it has the nonce claim. The caller must send its access token.",
         id="ID token",
     ),
     pytest.param(
@@ -125,7 +125,7 @@ CASES = [
     pytest.param(
         lambda issuer: make_token(claims(issuer + "/")),
         "unknown_issuer",
-        "iss: expected {issuer}; the token has {issuer}/ (a trailing slash more)",
+        "iss: expected {issuer}; the token has {issuer}/ (an extra trailing slash)",
         "OTEL_PYTHON_TOKEN_RELAY_ISSUERS",
         id="trailing slash",
     ),
@@ -139,28 +139,28 @@ CASES = [
     pytest.param(
         header_with(kid="k9"),
         "unknown_key",
-        "kid: expected one of k1, r2 of the issuer's key set; the token has k9",
+        "kid: expected one of k1, r2 from the issuer's key set; the token has k9",
         "another environment",
         id="kid",
     ),
     pytest.param(
         header_with(kid=None),
         "unknown_key",
-        "kid: expected one of k1, r2 of the issuer's key set; the token has none",
+        "kid: expected one of k1, r2 from the issuer's key set; the token has none",
         "write the kid",
         id="no kid",
     ),
     pytest.param(
         header_with(kid="weak"),
         "unknown_key",
-        "kid: the key weak of the issuer's key set cannot be used: too short",
+        "kid: the key weak in the issuer's key set cannot be used: too short",
         "OTEL_PYTHON_TOKEN_RELAY_ALGORITHMS",
         id="unusable key",
     ),
     pytest.param(
         lambda issuer: make_token(claims(issuer), name="second"),
         "bad_signature",
-        "signature: it was not made with the issuer's key k1, or the token was changed afterwards",
+        "signature: it was not made with the issuer's key k1, or the token was changed afterward",
         "Copy the whole token again",
         id="signature",
     ),
@@ -346,7 +346,7 @@ def test_each_reason_has_a_case() -> None:
     ("change", "cause", "advice"),
     [
         pytest.param(
-            {"nonce": "n"}, "nonce: expected an access token; the token has the claim nonce", "access", id="ID"
+            {"nonce": "n"}, "nonce: expected an access token; the token has the nonce claim", "access", id="ID"
         ),
         pytest.param(
             {"typ": "Refresh"},
@@ -393,8 +393,8 @@ def test_a_cause_is_also_data() -> None:
         "problem": "expected orders; the token has billing, account",
         "expected": ["orders"],
         "actual": ["billing", "account"],
-        "advice": "If this is a name of this service, add it to OTEL_PYTHON_TOKEN_RELAY_AUDIENCE. Otherwise, the caller"
-        " must request a token for this service.",
+        "advice": "If this is one of this service's names, add it to OTEL_PYTHON_TOKEN_RELAY_AUDIENCE. Otherwise, the"
+        " caller must request a token for this service.",
     }
 
 
@@ -403,12 +403,10 @@ def test_keys_that_have_not_been_fetched_are_not_listed() -> None:
     token = make_token(claims(ISSUER), kid="k9")
 
     assert str(explain(token, "unknown_key", EXPECTED, now=NOW)) == (
-        "kid: expected a key of the issuer; the token has k9"
+        "kid: expected one of the issuer's keys; the token has k9"
     )
     nothing = Expectations(rules=EXPECTED.rules, keys=())
-    assert str(explain(token, "unknown_key", nothing, now=NOW)) == (
-        "kid: the issuer's key set has no key that can be used"
-    )
+    assert str(explain(token, "unknown_key", nothing, now=NOW)) == "kid: the issuer's key set has no usable key"
 
 
 def test_missing_scopes_are_named() -> None:
@@ -605,7 +603,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             "malformed",
             EXPECTED,
             "form: it has five parts, so it is an encrypted token (JWE)",
-            "Auth0 encrypts a token if the client requests it without the parameter audience",
+            "Auth0 encrypts a token if the client requests it without the audience parameter",
             id="encrypted",
         ),
         pytest.param(
@@ -640,7 +638,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             lambda: make_token(claims(ISSUER, scope=..., client_id=...), typ="JWT"),
             "wrong_type",
             Expectations(rules=Rules(audience=("orders",), profile="generic"), issuers=(ISSUER,)),
-            "type: expected an access token; no member of the token says that it is one",
+            "type: expected an access token; no member of the token indicates that it is one",
             "OTEL_PYTHON_TOKEN_RELAY_PROFILE=id-token",
             id="no marker",
         ),
@@ -648,7 +646,7 @@ def test_a_huge_token_is_explained_in_time() -> None:
             lambda: make_token(claims(ISSUER, scp="a", typ="Bearer"), typ="JWT"),
             "wrong_type",
             Expectations(rules=Rules(audience=("orders",), profile="id-token"), issuers=(ISSUER,)),
-            "scp: expected an ID token; the token has the claim scp, which only access tokens have",
+            "scp: expected an ID token; the token has the scp claim, which only access tokens have",
             "The caller must send its ID token.",
             id="access token",
         ),

@@ -424,7 +424,7 @@ def test_a_failure_of_the_proxy_is_not_attributed_to_the_host(
     assert failure == (
         ("proxy_refused", "the proxy refused to connect to the host")
         if is_listening
-        else ("connection_refused", "connection refused (of the proxy that https_proxy names)")
+        else ("connection_refused", "connection refused (while connecting to the proxy in https_proxy)")
     )
 
 

@@ -634,7 +634,7 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
         pytest.param(
             "metadata",
             "no usable jwks_uri in the issuer's metadata ({url}/.well-known/openid-configuration: the document names"
-            " another issuer (a trailing slash more); {url}/.well-known/oauth-authorization-server: status 404)",
+            " another issuer (an extra trailing slash); {url}/.well-known/oauth-authorization-server: status 404)",
             id="another issuer",
         ),
         pytest.param(
@@ -657,7 +657,7 @@ def test_requests_to_the_issuer_carry_no_token(issuer: Issuer) -> None:
         ),
         pytest.param(
             "unusable keys",
-            "no key of the key set can be used: 2 not for signatures, 1 too short",
+            "no key in the key set can be used: 2 not for signatures, 1 too short",
             id="keys that cannot be used",
         ),
         pytest.param("keys", "the key set is empty", id="no keys"),
@@ -718,7 +718,7 @@ def test_unusable_keys_are_one_warning(issuer: Issuer, caplog: pytest.LogCapture
         wait_until(lambda fetches=fetches: issuer.fetches > fetches and source._flight is None)  # type: ignore[misc]
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"5 of the keys of {issuer.url} cannot be used: 1 not for signatures, 1 its type is not RSA, EC or OKP,"
+        f"5 keys from {issuer.url} cannot be used: 1 not for signatures, 1 its type is not RSA, EC, or OKP,"
         " 1 too short, 2 another key has the same kid"
     ]
 
