@@ -177,13 +177,17 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return _create_connection
 
-    def build_received(original: Function) -> Function:
+    def build_forbidding(original: Function) -> Function:
         def headers_received(self: Any, first_line: Any, headers: Any) -> Any:
             if MARK in self.__dict__:
                 headers[CACHE_CONTROL] = NO_STORE
             return original(self, first_line, headers)
 
         return headers_received
+
+    def build_received(original: Function) -> Function:
+        receive = build_forbidding(original) if relay.settings.protect_caches else original
+        return build_headers(receive) if relay.policy.has_retry else receive
 
     def _target_of(call: tuple[Any, Any]) -> Target:
         hop = call[0]
@@ -196,10 +200,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)
     patches.wrap(module._HTTPConnection, "run", build_run)
     patches.wrap(module._HTTPConnection, "_create_connection", build_connection)
-    if relay.settings.protect_caches:
+    if relay.settings.protect_caches or relay.policy.has_retry:
         patches.wrap(module._HTTPConnection, "headers_received", build_received, ("self", "first_line", "headers"))
-    if relay.policy.has_retry:
-        patches.wrap(module._HTTPConnection, "headers_received", build_headers)
 
 
 def _read_target(url: str) -> Target | None:

@@ -39,7 +39,7 @@ class Trial:
         self.started_at: float = started_at
         self.result: Future[bool] = Future()
         self.has_ended: bool = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def settle(self, is_accepted: bool) -> None:
         """Report the result. Only the first call has an effect."""
@@ -68,7 +68,7 @@ class Renewals:
         call_in_child(self, Renewals._start_over)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._trials: Cache[Trial] = Cache(self._size)
 
     def join(self, key: bytes) -> tuple[Trial, bool]:
