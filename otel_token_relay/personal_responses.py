@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -70,7 +70,11 @@ def mark_urllib3(response: Any) -> None:
         mark = lines.get(_KEY, ())
         lines[_KEY] = [CACHE_CONTROL, NO_STORE]
     except AttributeError:
-        values = headers.getlist(CACHE_CONTROL)
+        if hasattr(headers, "get_all"):  # http.client's response, which urllib3 1.26 puts into its own later
+            values = headers.get_all(CACHE_CONTROL, [])
+            del headers[CACHE_CONTROL]
+        else:
+            values = headers.getlist(CACHE_CONTROL)
         mark = [CACHE_CONTROL, *values] if values else ()
         headers[CACHE_CONTROL] = NO_STORE
     response.__dict__[MARK] = mark
@@ -142,9 +146,22 @@ def hide(response: Any) -> Any:
     return response
 
 
-def is_called_by(modules: Sequence[str], depth: int) -> bool:
-    """Return whether the code *depth* frames above the calling function belongs to one of *modules*."""
-    return sys._getframe(depth + 1).f_globals.get("__name__") in modules
+def is_called_by(clients: Mapping[str, Sequence[str]], depth: int) -> bool:
+    """Return whether a method of a client's own class is running *depth* frames above the calling function.
+
+    An application's subclass of the client does not count: it may be a cache.
+
+    Args:
+        clients: The modules with the methods. For each, the packages whose classes count.
+        depth: The number of frames.
+    """
+    frame = sys._getframe(depth + 1)
+    return is_class_of(clients.get(frame.f_globals.get("__name__", ""), ()), frame.f_locals.get("self"))
+
+
+def is_class_of(packages: Sequence[str], instance: object) -> bool:
+    """Return whether the class of *instance* is from one of *packages*."""
+    return type(instance).__module__.partition(".")[0] in packages
 
 
 def _with_history(response: Any) -> tuple[Any, ...]:
@@ -152,8 +169,11 @@ def _with_history(response: Any) -> tuple[Any, ...]:
 
 
 def _mark_of(response: Any) -> Any:
-    mark = getattr(response, MARK, None)
-    return mark if mark is not None else getattr(getattr(response, "raw", None), MARK, None)
+    for one in (response, getattr(response, "raw", None)):
+        for holder in (one, getattr(one, "_original_response", None)):  # the latter for urllib3 1.26
+            if (mark := getattr(holder, MARK, None)) is not None:
+                return mark
+    return None
 
 
 def _restore_header(headers: Any, mark: Sequence[str]) -> None:

@@ -114,7 +114,12 @@ def _decode_claims(encoded: str) -> str | None:
     text = encoded.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         decoded = b64decode(text + "=" * (-len(text) % 4), validate=True).decode("utf-8")
-        is_object = isinstance(json.loads(decoded), dict)
+        is_object = isinstance(json.loads(decoded, parse_constant=_reject), dict)
     except (binascii.Error, ValueError, RecursionError):
         return None
     return decoded if is_object and decoded.isprintable() else None
+
+
+def _reject(constant: str) -> None:
+    """Reject ``NaN`` and ``Infinity``, which Python's parser accepts although they are not JSON."""
+    raise ValueError("not JSON")

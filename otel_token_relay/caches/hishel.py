@@ -23,7 +23,11 @@ from otel_token_relay.personal_responses import (
 from otel_token_relay.runtime import Runtime
 
 _METHODS: Final = ("_handle_without_rfc", "_handle_with_rfc")
-_CLIENTS: Final = ("httpx._client", "httpx2._client")
+_CLIENTS: Final = {
+    "httpx._client": ("httpx", "hishel"),
+    "httpx2._client": ("httpx2", "hishel"),
+    "requests.sessions": ("requests",),
+}
 _CONDITIONS: Final = ("if-none-match", "if-modified-since")
 
 T = TypeVar("T")
@@ -146,7 +150,7 @@ def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 
     def build_send(original: Function) -> Function:
         def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            is_outermost = is_called_by(("requests.sessions",), 1)
+            is_outermost = is_called_by(_CLIENTS, 1)
             response = original(self, request, *args, **kwargs)
             return response if is_outermost else hide(response)
 

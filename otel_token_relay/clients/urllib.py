@@ -72,6 +72,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             hop = relay.decide((req, http_class), target_of, _has_header, is_final=False)
             if hop is None:
                 return original(self, http_class, req, **http_conn_args)
+            req = _frozen(req)
 
             def send(hop: Hop) -> Any:
                 if not hop.confirm():
@@ -102,6 +103,13 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 def _forbid_storing(response: Any) -> None:
     del response.headers[CACHE_CONTROL]  # this deletes all lines of the header, if there are any
     response.headers[CACHE_CONTROL] = NO_STORE
+
+
+def _frozen(request: Any) -> Any:
+    """Return a copy that another thread cannot change before it is sent again. The decision is about its address."""
+    copy = shallow_copy(request)
+    copy.headers, copy.unredirected_hdrs = dict(request.headers), dict(request.unredirected_hdrs)
+    return copy
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:

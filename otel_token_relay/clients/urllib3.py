@@ -10,6 +10,7 @@ The connection, not the pool, determines where a request goes: even a pool for a
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from http.client import HTTPResponse
 from types import ModuleType
@@ -199,7 +200,7 @@ def _discard(connection: Any, response: Any) -> None:
             return
         timeout = opened.gettimeout()
         opened.settimeout(DISCARD_SECONDS)
-        raw.read(MAX_DISCARDED)
+        _read(raw)
         opened.settimeout(timeout)
         # A tunnel is not checked here: TLS can make a connection readable at any time, and a tunnel could not be
         # reopened.
@@ -209,6 +210,17 @@ def _discard(connection: Any, response: Any) -> None:
         connection.close()
     finally:
         response.close()
+
+
+def _read(raw: HTTPResponse) -> None:
+    """Read the rest of a response until it is too long, or has taken too long."""
+    deadline, size = time.monotonic() + DISCARD_SECONDS, 0
+    while not raw.isclosed() and size <= MAX_DISCARDED and time.monotonic() < deadline:
+        chunk = raw.read1(MAX_DISCARDED)
+        if not chunk:
+            raw.read()  # at the end; http.client notices it only now
+            return
+        size += len(chunk)
 
 
 def _owner(kind: type, name: str) -> type:

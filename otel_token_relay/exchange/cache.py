@@ -107,6 +107,10 @@ class ExchangeCache:
         is_valid = self._monotonic() < found.until and (found.expires_at is None or self._now() < found.expires_at)
         return found if is_valid else None
 
+    def keep(self, key: bytes, result: Exchanged) -> None:
+        """Store a result that has been stored under another key."""
+        self._successes.put(key, result)
+
     def drop(self, key: bytes, rejected: BearerToken) -> None:
         """Remove the result for a key if it is the token that its destination has rejected."""
         found = self._successes.get(key)

@@ -11,12 +11,14 @@ exchanged may therefore use only a few of the workers, and a refused token is no
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -73,6 +75,14 @@ class Job(NamedTuple):
     request: Request
     subject: BearerToken | None = None
     actor: BearerToken | None = None
+
+    def with_claims(self, claims: str) -> Job:
+        """Return the same job for a token with these claims.
+
+        It has another key: the endpoint may refuse the claims, and then it has not refused the token without them.
+        """
+        hashed = hashlib.sha256(claims.encode()).digest()
+        return self._replace(key=self.key + b"claims" + hashed, request=replace(self.request, claims=claims))
 
     def __repr__(self) -> str:
         # The key is omitted: it is a plain hash, so anyone who reads the log could test whether a given token appears
@@ -160,6 +170,10 @@ class ExchangeEngine:
     def drop(self, job: Job, rejected: BearerToken) -> None:
         """Remove a job's cached result if it is the token that its destination has rejected."""
         self._cache.drop(job.key, rejected)
+
+    def keep(self, job: Job, found: Exchanged) -> None:
+        """Use this result for a job from now on."""
+        self._cache.keep(job.key, found)
 
     def failure(self, job: Job) -> ExchangeFailed | None:
         """Return the failure of the last attempt if it happened too recently to try again."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from otel_token_relay.context import announce_obtained
@@ -215,11 +215,15 @@ class DestinationTokens:
                 return None
             return Renewed(self._hand_out(caller, destination, found, "hit"), trial.settle)
         try:
-            plan.engine.drop(job, rejected)
+            if not rejection.needs_claims:
+                plan.engine.drop(job, rejected)
             if rejection.claims is not None and is_entras:
-                # The key does not contain the claims, so the new token replaces the rejected one.
-                job = job._replace(request=replace(job.request, claims=rejection.claims))
-            found, result = yield from plan.engine.steps(job)
+                asking = job.with_claims(rejection.claims)
+                plan.engine.drop(asking, rejected)
+                found, result = yield from plan.engine.steps(asking)
+                plan.engine.keep(job, found)
+            else:
+                found, result = yield from plan.engine.steps(job)
             if rejected == BearerToken.from_parsed(found.value):
                 trial.settle(False)
                 return None
