@@ -62,5 +62,5 @@ if not TYPE_CHECKING:  # otherwise, type checkers would accept any name
 
 
 def __dir__() -> list[str]:
-    """Return the module's names, including the public names that have not been imported yet, for completion."""
+    """Return the module's names for tab completion, including public names that have not been imported yet."""
     return sorted({*globals(), *__all__})

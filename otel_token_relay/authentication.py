@@ -32,16 +32,16 @@ class Authenticator(Protocol):
 class ErrorResponse:
     """The complete response to a request that does not reach the application.
 
-    It is an error, except in the case of a request for protected resource metadata, which gets a 200 or 204 response.
+    The response is an error, except that a request for protected resource metadata gets a 200 or 204 response.
 
     Attributes:
-        status: The HTTP status code. For gRPC requests, it is mapped to a gRPC status code.
+        status: The HTTP status code, which is mapped to a gRPC status code for gRPC requests.
         error: A word from a closed set; empty if the response is not an error.
         headers: All HTTP response headers.
         body: The error, as JSON.
-        reason: Why the request is refused, as a word from a closed set. It is for operators and is not part of the
-            response. ``None`` if it is the same as *error*.
-        claim: The claim that violates a rule, for operators; ``None`` unless exactly one claim does.
+        reason: Why the request is refused, as a word from a closed set. This word is intended for operators and is not
+            part of the response. ``None`` if the reason is the same as *error*.
+        claim: The claim that violates a rule, for use by operators; ``None`` unless exactly one claim violates a rule.
     """
 
     status: int
@@ -68,7 +68,7 @@ class ErrorResponse:
 
 
 CANNOT_VERIFY: Final = ErrorResponse.build(503, "temporarily_unavailable", ("Retry-After", "60"))
-"""The response when requests must be verified, but cannot be until an operator corrects a setting or a program."""
+"""The response while verification is required but impossible: an operator must correct a setting or a program."""
 
 
 # What may follow the `/` in an entry that ends with `/*`: whole segments, except `.` and `..`, that consist of
@@ -78,7 +78,7 @@ _are_plain_segments: Final = re.compile(
 ).fullmatch
 
 
-# Browsers send both of these headers in every preflight request, and never any of the headers below.
+# Browsers send both of these headers in every preflight request, and never send any of the headers below.
 _PREFLIGHT: Final = ("origin", "access-control-request-method")
 _NOT_PREFLIGHT: Final = (
     "content-length",

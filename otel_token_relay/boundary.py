@@ -41,7 +41,7 @@ BOUNDARY_KEY = "otel_token_relay.boundary"
 class RequestLease(Lease):
     """A request's lease, as opposed to one that `use_token` opens.
 
-    It records the thread and, under asyncio, the task that opened it.
+    The lease records which thread and, under asyncio, which task opened it.
     """
 
     __slots__ = ("_task", "_thread")
@@ -75,8 +75,8 @@ class Boundary:
 
     Args:
         source: The header that contains the credentials; see `otel_token_relay.credentials.locate`.
-        values_of: Returns every field line of the header with a given lowercase name. It is called only if the request
-            may contain unused credentials.
+        values_of: Returns every field line of the header with a given lowercase name. This function is called only if
+            the request may contain unused credentials.
         settings: The settings that determine how the header is read and how long the lease lingers.
 
     Attributes:
@@ -141,7 +141,7 @@ class Boundary:
         return cls(locate(values_of, settings), values_of, settings)
 
     def check(self, authenticator: Authenticator | None, path: RequestPath) -> ErrorResponse | None:
-        """Return the error response; ``None`` if *authenticator* accepts this request and path, or already has.
+        """Return the error response; ``None`` if *authenticator* accepts or has already accepted this request and path.
 
         Only successful checks are cached. Middleware may retry a request or split it into several, so failed
         and pending checks run again.
@@ -172,8 +172,8 @@ class Boundary:
         """Return whether an inner boundary can skip checking this request.
 
         A verified token is valid for every part of the application. An exclusion applies at an inner boundary only if
-        the path is the same and the inner application strips at least as much of it as the outer boundary did. It never
-        applies below a mount point that the client may have chosen.
+        the path is the same and the inner application strips at least as much of it as the outer boundary did. An
+        exclusion never applies below a mount point that the client may have chosen.
         """
         return self.is_verified_for(authenticator, path.whole) or any(
             admitted_by is authenticator
@@ -193,8 +193,8 @@ class Boundary:
     def context(self) -> Context:
         """Return the current context with the request's token, or without a token.
 
-        Instrumentation may see only one of two duplicate headers and accept it. Therefore, rejected credentials are
-        marked so that ``extract`` ignores them until the request ends.
+        If a header is duplicated, instrumentation may see only one of the two lines and accept it. Therefore, rejected
+        credentials are marked so that ``extract`` ignores them until the request ends.
         """
         context = with_token(self.token)
         if self._is_refused or REFUSED_KEY in context:
@@ -204,7 +204,7 @@ class Boundary:
         return context
 
     def encloses(self, request: Any) -> bool:
-        """Return whether inner code is serving the request that this boundary was opened for.
+        """Return whether inner code is serving the request for which this boundary was opened.
 
         This check is designed to be fast, so it is conservative: it returns ``False`` if more than one comparison would
         be needed.
@@ -222,8 +222,7 @@ class Boundary:
         task. A token that the application has bound with `use_token` stays bound.
 
         Args:
-            locate_now: Returns the header that currently contains the credentials, according to the settings passed to
-                it.
+            locate_now: Returns the header that currently contains the credentials, according to the given settings.
         """
         context = get_current()
         if not self._is_responding or TOKEN_KEY not in context:

@@ -28,11 +28,11 @@ def carry(work: _Work, *, seconds: float | None = None) -> _Work:
         work: A function, a coroutine function, a sync or async generator function, a coroutine, or a generator. If a
             function, such as a lambda or a ``functools.partial``, returns a coroutine or a generator, the returned
             object is carried as well.
-        seconds: How long the token may be used, starting now; ``None`` for ``…_MAX_AGE`` seconds, as with any token
-            without a lease. Work that is already carried keeps its token.
+        seconds: The number of seconds for which the token may be used, starting now; ``None`` for ``…_MAX_AGE``
+            seconds, as with any token that has no lease. Work that is already carried keeps its token.
 
     Returns:
-        Work of the same kind. It runs without a token if the caller has none.
+        Work of the same kind, which runs without a token if the caller has none.
 
     Raises:
         TypeError: *work* is of an unsupported kind, such as a task or a context manager. A task already runs in its own
@@ -101,7 +101,7 @@ def _bind_coroutine(work: Callable[..., Awaitable[Any]], token: BearerToken | No
 
 
 # A generator runs in the context of the consumer that requests the next value. A token that stayed attached while the
-# generator is suspended would leak into the consumer's context, so the token is bound separately for each step.
+# generator was suspended would leak into the consumer's context, so the token is bound separately for each step.
 def _bind_generator(work: Callable[..., Generator[Any, Any, Any]], token: BearerToken | None) -> Any:
     @functools.wraps(work)
     def bound(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -156,8 +156,8 @@ def _bind_async_generator(work: Callable[..., AsyncGenerator[Any, Any]], token: 
     return bound
 
 
-# A function decorated with `contextmanager` returns a context manager, and the calling code runs the block. If such a
-# function were carried, the token would be bound only while the context manager is created.
+# A function decorated with `contextmanager` returns a context manager, and the calling code runs the body of the `with`
+# block. If such a function were carried, the token would be bound only while the context manager was being created.
 _MANAGER_CODES: Final = frozenset(
     decorate(cast("Any", None)).__code__ for decorate in (contextmanager, asynccontextmanager)
 )

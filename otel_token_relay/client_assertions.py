@@ -39,7 +39,7 @@ class SigningKey(NamedTuple):
         key: The key object, from the cryptography package.
         algorithm: The name of the signature algorithm.
         key_id: The key's own ``kid``; ``None`` if it has none.
-        public: The public key in DER.
+        public: The public key in DER format.
     """
 
     key: Any
@@ -56,7 +56,7 @@ class Certificate(NamedTuple):
 
     Attributes:
         thumbprint: The value of ``x5t#S256`` (RFC 7515, section 4.1.8).
-        public: The certificate's public key in DER.
+        public: The certificate's public key in DER format.
     """
 
     thumbprint: str
@@ -64,7 +64,7 @@ class Certificate(NamedTuple):
 
 
 def parse_private_key(content: bytes) -> SigningKey:
-    """Parse a private key in PEM, which may be surrounded by other content, or a JWK (RFC 7517).
+    """Parse a private key, either in PEM format, which other content may surround, or as a JWK (RFC 7517).
 
     Raises:
         FileUnusable: The content is not a private key, or the key cannot sign.
@@ -92,7 +92,7 @@ def parse_certificate(content: bytes) -> Certificate:
     try:
         encoded = binascii.a2b_base64(match[1])
         public = _public_bytes(x509.load_der_x509_certificate(encoded).public_key())
-    except Exception:  # the kinds of exceptions differ between versions, and may quote the content
+    except Exception:  # the exception types differ between versions, and their messages may quote the content
         raise FileUnusable("contains a certificate that cannot be read") from None
     thumbprint = base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).rstrip(b"=").decode("ascii")
     return Certificate(thumbprint, public)
@@ -141,10 +141,10 @@ def sign_assertion(
 
 
 def check_packages() -> None:
-    """Raise unless PyJWT and cryptography can be imported.
+    """Raise an exception unless PyJWT and cryptography can be imported.
 
     Raises:
-        CredentialUnavailable: One of them is missing; the message explains how to install it.
+        CredentialUnavailable: A package is missing; the message explains how to install it.
     """
     try:
         for name in ("cryptography.x509", "jwt.algorithms"):
@@ -166,7 +166,7 @@ def _parse_pem(content: bytes) -> Any:
         raise FileUnusable("contains a key that is encrypted with a password, which is not supported")
     try:
         return load_pem_private_key(match[0], None)
-    except Exception:  # the kinds of exceptions differ between versions, and may quote the content
+    except Exception:  # the exception types differ between versions, and their messages may quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
 
 
@@ -190,7 +190,7 @@ def _parse_jwk(content: bytes) -> SigningKey:
         found = _signing_key(get_default_algorithms()[name].from_jwk(jwk))
     except FileUnusable:
         raise
-    except Exception:  # the kinds of exceptions differ between versions, and may quote the content
+    except Exception:  # the exception types differ between versions, and their messages may quote the content
         raise FileUnusable("contains a private key that cannot be read") from None
     algorithm = jwk.get("alg", found.algorithm)
     usable = _RSA_ALGORITHMS if found.algorithm in _RSA_ALGORITHMS else (found.algorithm,)

@@ -64,8 +64,8 @@ ClientAuth = Literal[
 ]
 CLIENT_AUTH_METHODS: Final[tuple[ClientAuth, ...]] = get_args(ClientAuth)
 
-# Not in `environment_variables`, whose names become launcher flags: every user on a machine can read the flags of its
-# processes.
+# This name is not in `environment_variables`, because the names in that module become launcher flags, and every user on
+# a machine can read the flags of all processes.
 SECRET_VARIABLE: Final = "OTEL_PYTHON_TOKEN_RELAY_CLIENT_SECRET"
 
 _MAX_ASSERTION_LENGTH: Final = 64 * 1024
@@ -76,8 +76,8 @@ _SECRET_METHODS: Final[tuple[ClientAuth, ...]] = (
     "client_secret_post",
 )
 
-# What a credential may consist of, and the methods that use it, starting with the default. An assertion that is sent as
-# is has no method.
+# The sets of values that form a credential, each with the methods that can send it, starting with the default method.
+# An assertion that is sent as is has no method.
 _METHODS: Final[Mapping[tuple[str, ...], tuple[ClientAuth, ...]]] = {
     ("secret",): _SECRET_METHODS,
     ("secret_file",): _SECRET_METHODS,
@@ -118,9 +118,10 @@ class ClientCertificate(NamedTuple):
     """The current version of a TLS client certificate (RFC 8705, section 2.1).
 
     Attributes:
-        cert_file: A PEM file with the certificate and, optionally, the certificates of its authorities.
-        key_file: A PEM file with the private key; ``None`` if *cert_file* contains the key.
-        versions: The versions of the files. Connections that use different versions are not shared.
+        cert_file: A PEM file that contains the certificate and, optionally, the CA certificates in its chain.
+        key_file: A PEM file that contains the private key; ``None`` if *cert_file* contains the key.
+        versions: The versions of the files. A connection that was opened with one version is not used with a different
+            version.
     """
 
     cert_file: str
@@ -148,7 +149,7 @@ class ClientCertificate(NamedTuple):
 
         import ssl  # not at the top: gevent must patch it before it is imported
 
-        def refuse() -> NoReturn:  # otherwise, OpenSSL would ask for the password on the terminal
+        def refuse() -> NoReturn:  # otherwise, OpenSSL would prompt for a password on the terminal
             raise ValueError
 
         problem = "cannot be read"
@@ -195,13 +196,14 @@ class ClientCredential:
         client_id: The client ID.
         secret: The secret, or a callable that returns it.
         secret_file: A file that contains the secret; trailing line breaks are ignored.
-        key_file: A file with the private key that signs the assertions: RSA, P-256, P-384, P-521, or Ed25519, in PEM or
-            as a JWK. With ``tls_client_auth``, it contains the certificate's private key in PEM.
-        key_id: The ``kid`` of the assertions; ``None`` to use the JWK's own ``kid``, if it has one.
+        key_file: A file that contains the private key for signing assertions (RSA, P-256, P-384, P-521, or Ed25519), in
+            PEM format or as a JWK. With ``tls_client_auth``, the file contains the certificate's private key in PEM
+            format.
+        key_id: The assertions' ``kid``; ``None`` to use the JWK's own ``kid``, if it has one.
         assertion: A callable that returns an assertion to send as is.
-        assertion_file: A file with an assertion to send as is, such as a projected Kubernetes token.
-        cert_file: A file with a certificate in PEM. With ``private_key_jwt_rfc7523``, the assertions include its
-            thumbprint.
+        assertion_file: A file that contains an assertion to send as is, such as a projected Kubernetes token.
+        cert_file: A file that contains a certificate in PEM format. With ``private_key_jwt_rfc7523``, the assertions
+            include the certificate's thumbprint.
         method: How the credential is sent; ``None`` for the default for that kind of credential. For a secret:
             ``client_secret_basic`` (RFC 6749, section 2.3.1, with form-encoded parts), ``client_secret_basic_plain``
             for servers that do not decode the parts, or ``client_secret_post``. For a key: ``private_key_jwt``, whose
@@ -246,7 +248,7 @@ class ClientCredential:
             raise ConfigurationError("client_key_id", "expected a key in client_key_file that signs assertions")
 
     def check_use(self, issuer: str | None, endpoint: str) -> None:
-        """Raise unless the credential can be sent to an endpoint.
+        """Raise an exception unless the credential can be sent to an endpoint.
 
         Args:
             issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
@@ -255,7 +257,7 @@ class ClientCredential:
         Raises:
             ConfigurationError: The method cannot be used with this issuer or endpoint.
         """
-        # The name of a multitenant issuer is a pattern.
+        # A multitenant issuer's name is a pattern.
         if self.method == "private_key_jwt" and (issuer is None or "{" in issuer):
             raise ConfigurationError(
                 "client_auth",
@@ -266,11 +268,11 @@ class ClientCredential:
             raise ConfigurationError("client_auth", "tls_client_auth requires an https endpoint")
 
     def authenticate(self, issuer: str | None, endpoint: str) -> Authentication:
-        """Return what a request must contain. Each call may read files and may sign a new assertion.
+        """Return what a request must contain to authenticate. Each call may read files and may sign a new assertion.
 
         Args:
             issuer: The issuer that the endpoint belongs to; ``None`` if unknown.
-            endpoint: The URL that the request is sent to.
+            endpoint: The URL to which the request is sent.
 
         Raises:
             CredentialUnavailable: A file or a callable is currently unusable.
@@ -335,7 +337,7 @@ class ClientCredential:
 
 @lru_cache(maxsize=16)
 def _check_loadable(certificate: ClientCertificate) -> None:
-    """Raise unless the certificate can be presented. Only successful checks are cached."""
+    """Raise an exception unless the certificate can be presented. Only successful checks are cached."""
     import ssl
 
     certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -353,7 +355,7 @@ def make_credential(
     assertion_file: str | None = None,
     cert_file: str | None = None,
 ) -> ClientCredential | None:
-    """Return the credential, or ``None`` without a client ID. The arguments are the same as for `ClientCredential`.
+    """Return the credential; ``None`` if *client_id* is missing. The arguments are as in `ClientCredential`.
 
     Raises:
         ConfigurationError: A part is missing, or the parts contradict each other; the error identifies one of them.
@@ -399,7 +401,7 @@ def _problem_with(given: tuple[str, ...]) -> str:
 
 
 def _check_source(setting: str, source: object) -> None:
-    """Raise unless *source* is a secret, a callable that is not a coroutine function, or ``None``."""
+    """Raise an exception unless *source* is a secret, a callable that is not a coroutine function, or ``None``."""
     if source is None or (isinstance(source, Secret) and setting == "client_secret"):
         return
     if not callable(source) or inspect.iscoroutinefunction(source):
@@ -422,7 +424,7 @@ def _call(source: object, setting: str, is_usable: Callable[[str], bool]) -> str
             return found
     except Exception as error:
         problem = f"raised {type(error).__name__}"
-    # Raised outside the handler, so that the callable's exception is not attached to this one.
+    # This exception is raised outside the handler, so that the callable's exception is not attached to it.
     raise CredentialUnavailable(f"the callable in {setting} {problem}")
 
 

@@ -1,7 +1,7 @@
 """Find the entry that is closest to an origin that no entry matches, so that a decision can be explained.
 
-Each entry that is compared takes time, so `ClosestEntries` caches the results for a limited number of origins. It never
-raises: an explanation must not affect a request.
+Comparing entries takes time, so `ClosestEntries` caches the results for a limited number of origins. Its methods never
+raise an exception, because an explanation must not affect a request.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from otel_token_relay.origin import ANY_HOST, ANY_PORT, DEFAULT_PORTS, Origin, O
 from otel_token_relay.policy import RelayPolicy
 from otel_token_relay.spelling import resembles
 
-# Origins can come from the network, through redirects.
+# Origins can come from the network through redirects, so the number of cached origins is limited.
 _CACHED_ORIGINS: Final = 1024
-# Limits on how many entries each unlisted origin is compared with. Comparing spellings takes longer, so its limit is
-# lower.
+# The maximum numbers of entries with which each unlisted origin is compared. Comparing spellings takes longer, so its
+# limit is lower.
 _MAX_COMPARED: Final = 200
 _MAX_SPELLED: Final = 100
 # In shorter names, two edits are not a sign of a misspelling.
@@ -32,7 +32,7 @@ class ClosestEntry(NamedTuple):
 
     Attributes:
         entry: The entry, as text.
-        difference: What differs, or why a matching entry does not apply, as a single clause.
+        difference: A single clause that describes what differs or why a matching entry does not apply.
         is_deliberate: Whether the entry matches and has ``;never``.
         is_skipped: Whether the entry matches but is skipped.
     """
@@ -59,7 +59,8 @@ class ClosestEntries:
     def find(self, scheme: str, host: str, port: int | None) -> ClosestEntry | None:
         """Return the closest entry for the server that a client will connect to; see `Origin.of`.
 
-        This method never raises. It returns ``None`` if no entry is close, or if a matching entry relays the token.
+        This method never raises an exception. The result is ``None`` if no entry is close, or if a matching entry
+        relays the token.
         """
         try:
             origin = Origin.of(scheme, host, port)
@@ -87,7 +88,7 @@ def closest_entry(origin: Origin, policy: RelayPolicy) -> ClosestEntry | None:
 
 
 def _withheld_by(pattern: OriginPattern, policy: RelayPolicy) -> ClosestEntry | None:
-    """Return the reason that the entry with the matching *pattern* relays no token."""
+    """Return the entry with the matching *pattern* and the reason that it relays no token."""
     if pattern in policy.refused:
         difference = "the entry is skipped, because it is invalid or contradicts another entry"
         return ClosestEntry(str(pattern), difference, is_skipped=True)
@@ -96,7 +97,7 @@ def _withheld_by(pattern: OriginPattern, policy: RelayPolicy) -> ClosestEntry | 
 
 
 def _difference(origin: Origin, pattern: OriginPattern, *, is_spelled: bool) -> tuple[int, str] | None:
-    """Return the difference's rank, which is lower for a closer pattern, and its description.
+    """Return the difference's rank, which is lower for a closer pattern, and the difference's description.
 
     Return ``None`` if the pattern is not close.
     """
@@ -168,8 +169,8 @@ def _is_misspelled(host: str, name: str) -> bool:
     if len(different) != 1:
         return False
     label, other = different[0]
-    # Each of the two edits adds at most one distinct letter and removes at most one, which is faster to check than the
-    # edits themselves.
+    # Each of the two edits adds at most one distinct letter and removes at most one. Counting letters is faster than
+    # finding the edits.
     return min(len(label), len(other)) >= _MIN_LENGTH and len(set(label) ^ set(other)) <= 4 and resembles(label, other)
 
 
@@ -178,13 +179,13 @@ def _is_address(host: str) -> bool:
 
 
 def _is_local(host: str) -> bool:
-    # Programs listen on the unspecified address, and their URLs are often copied from their output.
+    # Programs that listen on the unspecified address print URLs that contain it, and operators copy these URLs.
     address = address_of(host)
     return OriginPattern("http", host, ANY_PORT).is_loopback or (address is not None and address.is_unspecified)
 
 
 def _to_unicode(host: str) -> str:
-    """Return a host with A-labels in readable form, or the host itself."""
+    """Return *host* with its A-labels in readable form, or *host* unchanged if they cannot be decoded."""
     if "xn--" not in host:
         return host
     import idna

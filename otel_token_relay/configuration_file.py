@@ -38,11 +38,11 @@ _substitutions: Final = re.compile(r"\$\$|\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(
 
 
 class Section(NamedTuple):
-    """A place in the file that contains settings.
+    """A section of the file that contains settings.
 
     Attributes:
-        path: The section's path for messages, such as ``propagator.composite[2].token_relay``.
-        content: The content of that part of the file, which may be anything.
+        path: The section's path, for use in messages, such as ``propagator.composite[2].token_relay``.
+        content: The section's content, which can be any value.
         duplicates: Keys that the section contains more than once, such as ``destinations[0].audience``.
     """
 
@@ -52,12 +52,13 @@ class Section(NamedTuple):
 
 
 class ConfigurationFile(NamedTuple):
-    """What the file contains about this package.
+    """The file's content for this package.
 
     Attributes:
-        sections: The places that contain settings, in order of precedence.
-        misspelled: The places with a similar name, which have no effect, each with the path that was probably intended.
-        duplicates: The paths of repeated keys on the way to the settings.
+        sections: The sections that contain settings, in order of precedence.
+        misspelled: The sections with a similar name, which have no effect, each with the path that was probably
+            intended.
+        duplicates: The paths of duplicate keys that contain the sections.
         names_propagator: Whether the file enables the relay.
         problem: Why the file cannot be read; ``None`` if it can.
         is_unknown: Whether the file cannot be read but may contain settings.
@@ -72,7 +73,7 @@ class ConfigurationFile(NamedTuple):
 
 
 class _Mapping(dict[Any, Any]):
-    """A mapping that records duplicate keys. Of these, a parser keeps only the last."""
+    """A mapping that records duplicate keys. A parser keeps only the last value of a duplicate key."""
 
     duplicates: tuple[str, ...] = ()
 
@@ -90,7 +91,7 @@ def _repeated(keys: Iterable[Any]) -> tuple[str, ...]:
 
 
 def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
-    """Return the file's content about this package, or an empty result if OTEL_CONFIG_FILE is not set. Never raises.
+    """Return the file's content for this package, or an empty result if OTEL_CONFIG_FILE is not set. Never raises.
 
     Args:
         environ: The environment variables, which are also substituted for ``${NAME}`` in the file.
@@ -121,7 +122,7 @@ def read_configuration_file(environ: Mapping[str, str]) -> ConfigurationFile:
         reason = "it is nested too deeply"
     except UnicodeDecodeError:
         return _unreadable("it is not in UTF-8")  # so it cannot be searched for the key either
-    except Exception as error:  # can be of any kind, and its message may quote a secret
+    except Exception as error:  # any type is possible, and the message may quote a secret
         reason = f"it cannot be parsed ({_position(error)})"
     return _unreadable(reason, is_unknown=KEY.encode() in content)
 
@@ -147,7 +148,7 @@ def _parse(content: bytes, suffix: str) -> object:
 
     def construct(parser: Any, node: Any) -> Iterator[_Mapping]:
         found = _Mapping()
-        yield found  # before constructing its values, which may refer to it
+        yield found  # before its values are constructed, because they may refer to this mapping
         names = [parser.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         found.update(parser.construct_mapping(node))
         found.duplicates = _repeated(names)
@@ -183,7 +184,7 @@ def _misspelled(document: object, environ: Mapping[str, str]) -> Iterator[tuple[
 
 
 def _similar(value: object, path: tuple[str, ...] = (), depth: int = 5) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yield the path and content of each key anywhere in *value* that resembles ours."""
+    """Yield the path and content of each key anywhere in *value* that resembles this package's key."""
     items = enumerate(value) if isinstance(value, list) else _items(value)
     for key, content in items if depth else ():
         here = (*path, str(key))
@@ -202,7 +203,7 @@ def _resembles(key: object, name: str) -> bool:
 
 
 def _repeated_on_the_way(document: object) -> Iterator[str]:
-    """Yield the path of each repeated key on the way to a section."""
+    """Yield the path of each duplicate key that contains a section."""
     for path in (_INSTRUMENTATION, ("propagator", "composite")):
         found: object = document
         names: list[str] = []

@@ -2,7 +2,7 @@
 
 If `enforce` is set but the authenticator cannot be built (no issuer is set, or the extra is missing), every request is
 rejected with a 503 error, because a service that is configured to verify tokens must not accept unverified requests.
-The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises.
+The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module raises an exception.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 If the exchange cannot be set up, for example because the extra is missing, no token is sent to destinations that
 require an exchanged token. The reason is logged once, and `otel-token-relay check` prints it. Nothing in this module
-raises.
+raises an exception.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _logger = logging.getLogger("otel_token_relay")
 
 @lru_cache(maxsize=8)
 def build_token_source(settings: Settings) -> TokenSource | None:
-    """Return the object that obtains tokens for destinations; ``None`` if none requires one, or if it cannot be built.
+    """Return the source of exchanged tokens; ``None`` if no destination requires one, or if no source can be built.
 
     Equal settings yield the same object, so all relays in a process share its cache.
     """

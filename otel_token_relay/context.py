@@ -25,9 +25,9 @@ _logger = logging.getLogger("otel_token_relay")
 TOKEN_KEY: Final = otel_context.create_key("token-relay-token")
 # The lease of a request whose credentials were rejected.
 REFUSED_KEY: Final = otel_context.create_key("token-relay-refused")
-# A request's `UnusedCredentials`, for redaction.
+# A request's `UnusedCredentials`, for use by redaction.
 UNUSED_KEY: Final = otel_context.create_key("token-relay-unused")
-# The `Lease` of a call that the service makes on its own behalf. It is ignored in a context with TOKEN_KEY.
+# The `Lease` of a call that the service makes on its own behalf. It is ignored in a context that contains TOKEN_KEY.
 SERVICE_KEY: Final = otel_context.create_key("token-relay-service")
 # True in a context in which `extract` has found no token, until a token or `None` is bound.
 NOT_FOUND_KEY: Final = otel_context.create_key("token-relay-not-found")
@@ -36,10 +36,10 @@ DESTINATION_KEY: Final = otel_context.create_key("token-relay-destination")
 before_first_token: Callable[[], None] | None = None
 """A function to call before the first token is bound. `otel_token_relay.install` sets it; the first call clears it."""
 
-# Each watcher is called with every token that is bound, and its context, so that redaction can recognize the token.
-# Watchers cannot change the token, and their errors do not affect the request.
+# Each watcher is called with every token that is bound and the token's context, so that redaction can recognize the
+# token. Watchers cannot change the token, and their errors do not affect the request.
 token_watchers: Final[list[Callable[[BearerToken, Context], None]]] = []
-# Each watcher is called with each token in the current context that a verifier has accepted since the token was bound.
+# Each watcher is called, in the token's context, after a verifier accepts a token that is already bound.
 verification_watchers: Final[list[Callable[[BearerToken], None]]] = []
 # Each watcher is called with a request's unused credentials and the context that contains them.
 unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
@@ -50,16 +50,17 @@ unused_watchers: Final[list[Callable[[UnusedCredentials, Context], None]]] = []
 _set: Final = dict.__setitem__
 
 has_bound: bool = False
-"""Whether this process has ever bound a token, or ``None`` in place of one."""
+"""Whether this process has ever bound a token or explicitly bound ``None``."""
 has_served: bool = False
 """Whether this process, or one that it was forked from, has ever served a request.
 
-This becomes true when a server boundary opens, or when `extract` reads an HTTP request that has no boundary.
+This variable becomes ``True`` when a server boundary opens, or when `extract` reads an HTTP request that has no
+boundary.
 """
 
 
 def with_token(token: BearerToken | None, context: Context | None = None) -> Context:
-    """Return a context with *token*; if *token* is ``None``, return one without a token, even if *context* has one."""
+    """Return a context with *token*; if it is ``None``, return a context without a token, even if *context* has one."""
     global has_bound
     has_bound = True
     if context is None:
@@ -73,7 +74,7 @@ def with_token(token: BearerToken | None, context: Context | None = None) -> Con
 
 
 def bind(token: BearerToken | None, context: Context) -> Context:
-    """Return a copy of *context* with *token*, without announcing the token."""
+    """Return a copy of *context* with *token*, without calling the watchers."""
     bound = Context(context)
     _set(bound, TOKEN_KEY, token)
     if NOT_FOUND_KEY in bound:
@@ -96,9 +97,9 @@ def is_bound(context: Context) -> bool:
 def is_unserved(context: Context) -> bool:
     """Return whether *context* is outside any request, so that the service acts on its own behalf.
 
-    This is the case inside ``with as_service():``, and in a process that has never served a request unless a token, or
-    the absence of one, is bound. In a process that serves requests, or that works for such a process, a context without
-    a token is never treated this way, because the token may have been lost.
+    Such contexts occur inside ``with as_service():`` and, unless a token or ``None`` is bound, in a process that has
+    never served a request. In a process that serves requests, or in a worker of such a process, a context without a
+    token is never treated this way, because the token may have been lost.
     """
     is_unbound = TOKEN_KEY not in context
     service = cast("Lease | None", context.get(SERVICE_KEY))
@@ -121,7 +122,7 @@ def _is_worker_process() -> bool:
 
 
 def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
-    """Return a copy of *context* with a request's unused credentials, and announce the credentials to redaction."""
+    """Return a copy of *context* with a request's unused credentials, and report the credentials to redaction."""
     context = Context(context | {UNUSED_KEY: unused})
     if unused is not None:
         _notify(unused_watchers, unused, context)
@@ -129,7 +130,7 @@ def with_unused(unused: UnusedCredentials | None, context: Context) -> Context:
 
 
 def announce(token: BearerToken, context: Context | None = None) -> None:
-    """Announce a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
+    """Report a token to redaction as part of the trace in *context*, even if it is not bound to that context."""
     if context is None:
         context = get_current()
     # Written as a loop instead of calling `_notify`, because this code runs for every request.
@@ -141,7 +142,7 @@ def announce(token: BearerToken, context: Context | None = None) -> None:
 
 
 def announce_obtained(token: BearerToken) -> None:
-    """Announce a token that was obtained for the current request. Call this function at each hop that uses the token.
+    """Report a token that was obtained for the current request to redaction. Call this at each hop that uses the token.
 
     One request's hops may be in multiple traces. Because the authorization server issued the token, redaction treats it
     like a token that a verifier has accepted.
@@ -151,7 +152,7 @@ def announce_obtained(token: BearerToken) -> None:
 
 
 def announce_verified(token: BearerToken) -> None:
-    """Announce a token again after it has been verified."""
+    """Report a token to redaction again after the token has been verified."""
     _notify(verification_watchers, token)
 
 

@@ -15,7 +15,7 @@ def shallow_copy(original: _T) -> _T:
 
 
 def with_changes(original: _T, **fields: Any) -> _T:
-    """Return a shallow copy with these attributes, or *original* itself if its attributes already are these objects."""
+    """Return a shallow copy with the given attributes, or *original* itself if it already has these exact objects."""
     if all(getattr(original, name) is value for name, value in fields.items()):
         return original
     new = shallow_copy(original)

@@ -20,7 +20,7 @@ class CredentialUnavailable(Exception):
 
 
 class FileUnusable(ValueError):
-    """A file does not have the expected content. The message completes the sentence "the file in … "."""
+    """A file does not have the expected content. The message is a clause that follows "the file in SETTING"."""
 
 
 class FileVersion(NamedTuple):
@@ -32,7 +32,7 @@ class FileVersion(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileVersion:
-        """Return the version of the file with this status."""
+        """Return the version of the file that has the given status."""
         return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
@@ -68,7 +68,7 @@ def use_file(setting: str, use: Callable[[], _Content]) -> _Content:
         problem = str(error)
     except (OSError, ValueError):
         problem = "cannot be read"
-    # Raised outside the handlers, so that no exception that may quote the content is attached to this one.
+    # This exception is raised outside the handlers, so that no exception that may quote the content is attached to it.
     raise CredentialUnavailable(f"the file in {setting} {problem}")
 
 
@@ -77,7 +77,7 @@ def read_file(path: str, setting: str, parse: Callable[[bytes], _Content]) -> _C
 
     Args:
         path: The file's path.
-        setting: The setting that specifies the file, for messages.
+        setting: The setting that specifies the file, for use in messages.
         parse: A pure function that raises `FileUnusable` for content that it cannot use.
 
     Raises:

@@ -20,7 +20,7 @@ _logger = logging.getLogger("otel_token_relay")
 Credentials = BearerToken | Reason
 # A header's name, and its field lines as received.
 HeaderLines = tuple[str, Sequence[str | bytes]]
-# The header that contains a request's credentials; ``None`` if there is none; the reason if the headers cannot be read.
+# The header that contains a request's credentials; ``None`` if there is none; a reason if the headers cannot be read.
 Source = HeaderLines | Reason | None
 
 # The seven characters that a header line may contain in addition to its token: the scheme and one space.

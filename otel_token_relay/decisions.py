@@ -61,15 +61,16 @@ class DecisionRecorder:
     """Record decisions through the OpenTelemetry API. Safe to share between threads.
 
     Args:
-        closest: Returns the closest entry and what differs, for a target that no entry matches; ``None`` to omit this.
+        closest: Returns the closest entry and what differs, for a target that no entry matches; ``None`` to omit them.
     """
 
     def __init__(self, closest: Closest | None = None) -> None:
         self._closest = closest
         self._counter = LazyCounter(COUNTER_NAME, "{decision}", "Decisions on whether to relay the caller's token.")
-        # Bounded: a key combines a reason from a closed set with a destination from the settings, or with no
-        # destination; otherwise, callers could create any number of time series by choosing hosts. The destination,
-        # which lives as long as the settings do, is compared by identity, because that takes less time than hashing it.
+        # The number of keys is bounded: each key combines a reason from a closed set with either a destination from the
+        # settings or no destination. If keys contained hosts, callers could create any number of time series. The
+        # destination, which lives as long as the settings do, is compared by identity, because that takes less time
+        # than hashing it.
         self._attributes: dict[tuple[Reason, int], dict[str, str]] = {}
 
     def prepare(self) -> None:
@@ -80,7 +81,7 @@ class DecisionRecorder:
         """Return whether a decision recorded now would be visible anywhere. Never raises."""
         try:
             counter = self._counter.created or self._counter.create()
-            # The API's counter forwards measurements to the SDK's counter once one exists.
+            # The API's counter forwards measurements to an SDK counter once an SDK is configured.
             real = getattr(counter, "_real_instrument", counter)
             if real is not None and type(real) is not metrics.NoOpCounter:
                 return True
@@ -113,7 +114,7 @@ class DecisionRecorder:
             span: Any = context.get(SPAN_KEY)
             # A span of any other kind belongs to the whole request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
-                # `set_attributes` costs more than three calls.
+                # A `set_attributes` call takes longer than three `set_attribute` calls.
                 span.set_attribute(DECISION_ATTRIBUTE, attributes[DECISION_ATTRIBUTE])
                 span.set_attribute(REASON_ATTRIBUTE, attributes[REASON_ATTRIBUTE])
                 if exchange is not None:

@@ -53,7 +53,7 @@ class Destination:
         grant: The grant for the exchange, if it differs from the ``exchange_grant`` setting.
         without_user: ``client`` to send the service's own token if no request is being served.
         retry: ``idempotent`` to retry a request once if its method is idempotent and its token is rejected.
-        never: Whether to send no token there, even if a wider entry matches. It cannot be combined with other
+        never: Whether to send no token there, even if a wider entry matches. This flag cannot be combined with other
             parameters.
 
     Raises:
@@ -92,7 +92,7 @@ class Destination:
         """Parse ``ORIGIN[;param[=value]]…`` and percent-decode the values.
 
         Raises:
-            ValueError: The entry is invalid. The message is a single sentence without user info. It explains what is
+            ValueError: The entry is invalid. The message is a single sentence without user info that explains what is
                 wrong and, if possible, what to write instead.
         """
         try:
@@ -134,7 +134,8 @@ class Destination:
     @property
     def needs_exchange(self) -> bool:
         """Whether this destination must receive an exchanged token, never the caller's own."""
-        # Written out for speed, because every relaying hop reads this property. An empty value is refused.
+        # The conditions are written out for speed, because every relaying hop reads this property. Empty values have
+        # already been rejected.
         return self.audience is not None or self.scope is not None or self.resource is not None
 
     @property
@@ -153,9 +154,9 @@ class Destination:
 def split_entries(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of entries.
 
-    After parameters, an item without a scheme may be the rest of a value with an unencoded comma. Such an item stays in
-    the same entry, which `Destination.parse` then rejects. The same applies to a parameter that follows a comma instead
-    of a semicolon, because the entry must not apply without that parameter.
+    An item without a scheme that follows parameters may be the rest of a value that contains an unencoded comma. Such
+    an item stays in the same entry, which `Destination.parse` then rejects. The same applies to a parameter that
+    follows a comma instead of a semicolon, because the entry must not apply without that parameter.
     """
     entries: list[str] = []
     follows_parameters = False

@@ -19,7 +19,7 @@ from otel_token_relay.origin import DEFAULT_PORTS, OriginPattern, address_of
 from otel_token_relay.spelling import resembles
 
 _EXPECTED: Final = "expected ;required, ;audience=..., ;scope=..., ;resource=... or ;never"
-# Names that other programs use for the same parameters but that do not resemble ours.
+# Names that other programs use for the same parameters but that do not resemble the names in this package.
 _SYNONYMS: Final = {
     "aud": "audience",
     "scp": "scope",
@@ -32,7 +32,7 @@ _SYNONYMS: Final = {
 _MAX_SHOWN: Final = 200
 _MAX_QUOTED: Final = 60
 
-# What shells, YAML, JSON, Markdown, and regular expressions put around an origin.
+# Characters that shells, YAML, JSON, Markdown, and regular expressions may place around an origin.
 _WRAPPING: Final = "\"'`<>(){}^$\u2018\u2019\u201c\u201d\u00ab\u00bb\ufeff\u200b"
 _VARIABLE: Final = re.compile(r"\$\{[^{}]*\}|\$\([^()]*\)|\$[A-Za-z_][A-Za-z0-9_]*|\{\{[^{}]*\}\}")
 
@@ -83,12 +83,12 @@ def hide_user_info(entry: str, *, is_open: bool = False) -> str:
 
 
 def describe(entry: str, problem: str, is_valid: Callable[[str], bool]) -> str:
-    """Return one sentence, without user info, on what is wrong with an invalid entry and what to write instead.
+    """Return one sentence about what is wrong with an invalid entry and what to write instead, without user info.
 
     Args:
         entry: The entry.
-        problem: The problem that the parser reports; used if nothing more specific is found. It must not contain user
-            info.
+        problem: The problem that the parser reports; used if nothing more specific is found. This text must not contain
+            user info.
         is_valid: Returns whether text is a valid list of entries. Only valid text is suggested.
     """
     repair = _Repair(entry)
@@ -150,9 +150,10 @@ class _Item:
     """One repaired entry.
 
     Attributes:
-        origins: The origin, or multiple origins if it is unclear which one is intended. Empty if it cannot be repaired.
+        origins: The origin, or multiple origins if it is unclear which one is intended. Empty if the origin cannot be
+            repaired.
         parameters: The repaired parameters.
-        also_refused: More origins that may be intended, because part of the entry is unreadable.
+        also_refused: Additional origins that may be intended, because part of the entry is unreadable.
     """
 
     origins: tuple[str, ...] = ()
@@ -164,7 +165,7 @@ class _Repair:
     """Read as much of an invalid entry as possible.
 
     Attributes:
-        problems: The problems, as one clause each.
+        problems: The problems, with one clause for each problem.
         is_guess: Whether the repaired text is a guess.
         items: The repaired entries.
     """
@@ -449,7 +450,7 @@ class _Repair:
         return f"*.{parent}" if parent else "*", ""
 
     def _port(self, port: str | None) -> tuple[str, bool]:
-        """Return the port with its colon, and whether it is known."""
+        """Return the port, including its colon, and whether the port is known."""
         if port is None:
             return "", True
         if not port.strip():
@@ -499,7 +500,7 @@ def _is_near(name: str, known: str) -> bool:
 
 
 def _is_other_origin(parameter: str) -> bool:
-    """Return whether text in a parameter's place is an origin without a scheme, such as ``b.internal:8443``."""
+    """Return whether text that follows a semicolon is an origin without a scheme, such as ``b.internal:8443``."""
     looks_like_origin = "=" not in parameter and ("." in parameter or ":" in parameter)
     return looks_like_origin and OriginPattern.find(parameter.strip()) is not None
 

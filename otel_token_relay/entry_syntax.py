@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 Grant = Literal["token-exchange", "on-behalf-of"]
 GRANTS: Final[tuple[Grant, ...]] = ("token-exchange", "on-behalf-of")
-"""How a caller's token is exchanged: with RFC 8693, or with Microsoft Entra's grant."""
+"""How a caller's token is exchanged: according to RFC 8693, or with Microsoft Entra's grant."""
 
 Retry = Literal["off", "idempotent"]
 RETRIES: Final[tuple[Retry, ...]] = ("off", "idempotent")
@@ -24,7 +24,7 @@ CONTAINS_COMMA: Final = (
     " https://, and in code pass each entry as a separate string"
 )
 
-# With a colon instead of an equals sign, a number would be the port of a host with that name.
+# A colon may replace the equals sign unless a number follows it: ``scope:8443`` could be a host and a port.
 _is_parameter: Final = re.compile(
     rf"\s*(?:;|(?:{'|'.join(FLAGS)})\s*(?:;|$)|[A-Za-z_-]+\s*=|(?:{'|'.join(TEXT_PARAMETERS)})\s*:\s*[^\s\d*])",
     re.IGNORECASE,

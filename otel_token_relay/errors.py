@@ -62,7 +62,7 @@ class ConfigurationError(RelayError, ValueError):
 
     Attributes:
         setting: The setting's name: a `Settings` field or an environment variable.
-        problem: What is wrong with the setting. It never contains the value of a secret.
+        problem: What is wrong with the setting. This text never contains a secret.
     """
 
     def __init__(self, setting: str, problem: str) -> None:
@@ -82,7 +82,8 @@ class TokenUnavailable(RelayError):
     Attributes:
         reason: Why no token can be relayed.
         destination: The destination entry, as configured.
-        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. It is not part of the message.
+        claims_challenge: Entra's ``claims`` parameter; see `ExchangeFailed`. The message does not include this
+            parameter.
     """
 
     def __init__(self, reason: Reason, destination: str, *, claims_challenge: str | None = None) -> None:
@@ -102,7 +103,8 @@ class ExchangeFailed(RelayError):
         error: One of the `ExchangeError` values.
         detail: What is wrong, without quoting the response; empty if *error* is sufficient.
         claims_challenge: Entra's ``claims`` parameter, which the service returns to its caller so that the user can
-            sign in again; ``None`` if there is none. It is not part of the message, because it may identify the user.
+            sign in again; ``None`` if there is none. The message does not include this parameter, which may identify
+            the user.
     """
 
     def __init__(self, error: ExchangeError, detail: str = "", *, claims_challenge: str | None = None) -> None:
@@ -116,7 +118,7 @@ class ExchangeFailed(RelayError):
 
 
 class TokenRejected(RelayError):
-    """The error raised when an incoming token does not pass verification. It does not contain the token.
+    """The error raised when an incoming token does not pass verification. The error does not contain the token.
 
     The message contains the reason and the claim, but no values. *expected* and *found* contain issuers, audiences,
     scopes, times, and values of ``typ``, ``alg``, and ``kid``, in which credentials are masked.
@@ -125,8 +127,8 @@ class TokenRejected(RelayError):
         reason: One of the `RejectReason` values.
         claim: The claim, or the member of the header or introspection response, that was checked; ``None`` unless there
             is exactly one.
-        expected: The accepted values, printable and at most 100 characters each; empty if the claim is not compared
-            with such values.
+        expected: The accepted values, in printable form and at most 100 characters each; empty if the claim is not
+            compared with specific values.
         found: The values in the token, in the same form; empty if the token has none. `TokenVerifier.verify` sets both
             *expected* and *found*.
     """

@@ -1,4 +1,4 @@
-"""Find out which event loop runs in this thread, without importing asyncio or trio.
+"""Find out which event loop is running in this thread, without importing asyncio or trio.
 
 Code that runs on an event loop must not block.
 """
@@ -18,7 +18,7 @@ def running_loop() -> Literal["asyncio", "trio"] | None:
     if trio is not None:
         try:
             trio.lowlevel.current_task()
-        except RuntimeError:  # this thread runs no trio task
+        except RuntimeError:  # this thread is not running a trio task
             return None
         return "trio"
     return None

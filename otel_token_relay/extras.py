@@ -1,7 +1,7 @@
 """The packages that this package's extras require, compared with the installed packages.
 
-An environment can contain versions that pip would not have chosen: a directory on PYTHONPATH, such as the OpenTelemetry
-operator's, is combined with the application's own packages.
+An environment can contain versions that pip would not have chosen: a directory on PYTHONPATH, such as the one that the
+OpenTelemetry operator adds, is combined with the application's own packages.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ CLIENT_HOOKS = (
     Hook("grpc.aio", grpc.patch, "grpcio"),
 )
 
-# The places where servers of any kind call their applications.
+# Hooks at the point where each server calls its application.
 BOUNDARY_HOOKS = (
     *(Hook(module, web_servers.patch, package) for module, (package, _) in web_servers.PLACES.items()),
     Hook("wsgiref.handlers", web_servers.patch_wsgiref, None),
@@ -79,9 +79,9 @@ BOUNDARY_HOOKS = (
     Hook("grpc.aio", grpc_server.patch, "grpcio"),
 )
 
-# For servers without such a place (uWSGI, mod_wsgi), and for test clients.
+# Hooks for servers in which that point cannot be hooked (uWSGI, mod_wsgi), and for test clients.
 FRAMEWORK_HOOKS = (
-    # Wraps FastAPI's own telemetry, which extracts the context before it calls Starlette's __call__.
+    # This hook encloses FastAPI's own telemetry, which extracts the context before it calls Starlette's __call__.
     Hook("fastapi.applications", asgi.patcher("FastAPI"), "fastapi"),
     Hook("starlette.applications", asgi.patcher("Starlette"), "starlette"),
     Hook("starlette.middleware.opentelemetry", asgi.patcher("OpenTelemetryMiddleware"), "starlette"),
@@ -95,9 +95,10 @@ FRAMEWORK_HOOKS = (
     Hook("pyramid.router", wsgi.patcher("Router"), "pyramid"),
     Hook("quart.app", asgi.patcher("Quart"), "quart"),
     Hook("litestar.app", asgi.patcher("Litestar"), "litestar"),
-    # A WebSocket's handler runs longer than the exchange that its server sees.
+    # A WebSocket's handler runs longer than the HTTP request that its server sees.
     Hook("tornado.web", tornado_server.patch, "tornado"),
-    # For applications that use any other framework and are wrapped in the instrumentation's own middleware.
+    # These hooks are for applications that use any other framework and are wrapped in the instrumentation's own
+    # middleware.
     Hook(
         "opentelemetry.instrumentation.asgi",
         asgi.patcher("OpenTelemetryMiddleware"),
@@ -112,10 +113,10 @@ FRAMEWORK_HOOKS = (
 
 SERVER_HOOKS = BOUNDARY_HOOKS + FRAMEWORK_HOOKS
 
-# Switched on only if requests must be verified and a server cannot be hooked.
+# This hook is switched on only if requests must be verified and a server cannot be hooked.
 REFUSAL_HOOK = Hook("socket", refusing.patch, None)
-# Switched on if requests must be verified, because the server may import uvloop much later. It has no effect unless a
-# server cannot be hooked.
+# This hook is switched on if requests must be verified, because the server may import uvloop much later. The hook has
+# no effect unless a server cannot be hooked.
 UVLOOP_REFUSAL_HOOK = Hook("uvloop", refusing.patch_uvloop, "uvloop")
 
 CARRIER_HOOKS = (
@@ -156,7 +157,7 @@ def _release_hook(name: str, hooks: tuple[Hook, ...]) -> Hook:
     return Hook(modules[0].partition(".")[0], releases.checker(*modules), name)
 
 
-# Caches above a client. They must not store a response to a request that carries a token.
+# Hooks for caches above a client, which must not store a response to a request that carries a token.
 CACHE_HOOKS = tuple(hook for name, hooks in _CACHES.items() for hook in (_release_hook(name, hooks), *hooks))
 
 HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS + CACHE_HOOKS

@@ -1,8 +1,8 @@
 """Patch modules when they are imported, and undo the patches.
 
 wrapt's import hooks handle modules that are imported later, but not modules whose import is already in progress. Such
-modules exist because ``opentelemetry.propagate`` loads our propagator, and FastAPI and instrumentation packages import
-``opentelemetry.propagate`` near the top of their modules, before any of their classes exist.
+modules are common: FastAPI and instrumentation packages import ``opentelemetry.propagate``, which loads our propagator,
+near the top of their modules, before any of their classes exist.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ImportHooks(Generic[HookT]):
     process, but do nothing while they are switched off.
 
     Args:
-        patch: Patches one module and returns the state to report. If *patch* raises, its patches are undone and the
-            module's import continues.
+        patch: Patches one module and returns the state to report. If *patch* raises an exception, its patches are
+            undone and the module's import continues.
         on_failure: Called with the hook and the error when *patch* raises.
 
     Attributes:
@@ -154,7 +154,8 @@ def _wait_for(name: str, module: ModuleType, callback: Callback) -> None:
     spec = module.__spec__
     if type(spec) is ModuleSpec:
         spec.__class__ = _ObservedSpec
-    # Another thread may have finished the import by now, and a different import system's spec does not report the end.
+    # Another thread may have finished the import by now, and a different import system's spec does not report the end
+    # of the import.
     if not is_half_imported(module) or not isinstance(spec, _ObservedSpec):
         _end_wait(name)
 

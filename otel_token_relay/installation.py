@@ -2,9 +2,9 @@
 
 There are two switches. The relay is on if ``OTEL_PROPAGATORS`` includes it or `install` is called. Verification is on
 if ``…_VERIFY`` enables it, regardless of OpenTelemetry's settings. If only verification is on, only the server hooks
-are on. If a hook fails, it logs one error and leaves its library unchanged.
+are on. A hook that fails logs one error and leaves its library unchanged.
 
-All of the package's process-wide state:
+The package has the following process-wide state:
 
 * the installation in this module, and `otel_token_relay.runtime.installed`, which all other modules read;
 * the `ImportHooks` here and in `otel_token_relay.redaction.installation`, and what they have patched;
@@ -110,8 +110,8 @@ def install(settings: Settings | None = None) -> None:
     Idempotent. Settings that differ from the installed ones replace them.
 
     Args:
-        settings: The settings from code; see `Settings.load` for how the other sources complete them. ``None`` for the
-            installed settings, or, if none are installed, for the settings from the other sources.
+        settings: The settings from code; see `Settings.load` for how the other sources supplement them. ``None`` for
+            the installed settings, or, if none are installed, for the settings from the other sources.
     """
     # Imported before the lock is taken: if another thread is importing this module, that thread holds the
     # import lock and waits for our lock in the factory below.
@@ -175,9 +175,9 @@ def propagator_from_env(**options: object) -> TokenRelayPropagator:
     would prevent the application from starting.
 
     Args:
-        options: The keys under ``token_relay:`` in a configuration file that OpenTelemetry has read. They are needed
-            only if the application itself has loaded that file, because `Settings.load` reads the file specified by
-            OTEL_CONFIG_FILE.
+        options: The keys under ``token_relay:`` in a configuration file that OpenTelemetry has read. These options are
+            needed only if the application itself has loaded that file, because `Settings.load` reads the file specified
+            by OTEL_CONFIG_FILE.
     """
     try:
         if _is_launcher():
@@ -276,7 +276,7 @@ def start_before_servers() -> None:
 
 
 def _prepare_threads() -> None:
-    """Import the module that the first token requires while few threads exist."""
+    """While few threads exist, import the module that the first token requires."""
     try:  # a child process forked during an import would wait for the import forever
         load_instrumentor()
     except Exception:
@@ -319,7 +319,7 @@ def _install_hooks(
 
 
 def _watch_imports() -> None:
-    """Apply hooks to modules imported from now on. Never call this with our lock held; see `when_imported`."""
+    """Apply hooks to modules imported from now on. Never call this while holding our lock; see `when_imported`."""
     _hooks.watch()
     redaction.watch_imports()
 

@@ -2,9 +2,10 @@
 
 Most issuers are https URLs whose metadata points to their keys. Three kinds are different:
 
-* A name is any other text, such as ``accounts.google.com`` or AD FS's ``http://adfs.example/adfs/services/trust``. It
-  is compared with ``iss`` but never fetched, so the URL of its keys must be configured. An http URL whose host the
-  operator trusts is not a name, because its metadata can be fetched.
+* A name is any text that is not such a URL, such as ``accounts.google.com`` or AD FS's
+  ``http://adfs.example/adfs/services/trust``. A name is compared with ``iss`` but never fetched, so the URL of the
+  issuer's keys must be configured. An http URL whose host the operator trusts is not a name, because its metadata can
+  be fetched.
 * ``https://login.microsoftonline.com/{tid}/v2.0`` matches any Microsoft Entra tenant.
 * An issuer with its own keys, audience, or introspection endpoint is a `TrustedIssuer`.
 
@@ -78,7 +79,7 @@ class TrustedIssuer:
         jwks_uri: The key set's URL; ``None`` to read it from the issuer's metadata.
         jwks_token_file: A file that contains the bearer token used to fetch the issuer's metadata and keys; empty for
             none.
-        audience: This service's names in this issuer's tokens; empty to use the verifier's.
+        audience: This service's names in this issuer's tokens; empty to use the verifier's audience.
         introspection_endpoint: The URL for looking up this issuer's tokens (RFC 7662); ``None`` for none.
         token_endpoint: The URL for exchanging this issuer's tokens; ``None`` to read it from the issuer's metadata.
         client: This service's credential at these endpoints; ``None`` for none.
@@ -129,7 +130,7 @@ class TrustedIssuer:
 
 
 def check_endpoint_syntax(setting: str, url: object) -> None:
-    """Raise unless *url* is ``None`` or a URL. Whether plain http is allowed depends on another setting.
+    """Raise an exception unless *url* is ``None`` or a URL. Whether plain http is allowed depends on another setting.
 
     Raises:
         ConfigurationError: *url* is not an absolute http or https URL, or it has a fragment.
@@ -140,7 +141,7 @@ def check_endpoint_syntax(setting: str, url: object) -> None:
 
 
 def check_endpoint(setting: str, url: object, plaintext_hosts: Collection[str] = ()) -> None:
-    """Raise unless *url* is ``None`` or may be fetched.
+    """Raise an exception unless *url* is ``None`` or may be fetched.
 
     Args:
         setting: The setting's name.
@@ -166,7 +167,7 @@ def is_issuer(url: str, plaintext_hosts: Collection[str] = ()) -> bool:
 
 
 def problem_with_issuer(issuer: object) -> str | None:
-    """Return why *issuer* cannot be a trusted issuer, or ``None``. Whether it has keys is checked later."""
+    """Return the reason that *issuer* cannot be trusted, or ``None``. Whether the issuer has keys is checked later."""
     if not isinstance(issuer, str) or not _is_name(issuer):
         return "expected an https URL or another name without white space, exactly as in the iss claim"
     if "{" in issuer or "}" in issuer:
@@ -209,7 +210,7 @@ def read_issuers(entries: Iterable[object], report: Callable[[str, str], None]) 
 
     Args:
         entries: Strings, mappings from a configuration file, and instances of `TrustedIssuer`.
-        report: Called with the setting's name and a problem, which identifies the entry.
+        report: Called with the setting's name and a description of a problem. The description identifies the entry.
     """
     if isinstance(entries, str):
         report("issuers", "expected a sequence of issuers, not a single string")
@@ -257,7 +258,7 @@ def _read_issuer(entry: object) -> str | TrustedIssuer:
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the entry's keys that have a value."""
+    """Return the entry's keys and values, omitting keys whose values are empty."""
     for key in entry:
         if key not in known:
             raise ConfigurationError("issuers", f"unknown key {ascii(key)[:60]}{hint(str(key), known)}")

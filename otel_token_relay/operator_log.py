@@ -1,8 +1,8 @@
 """Messages that operators see even if the application's logging configuration would lose them.
 
-`opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. Once that handler is
-installed, Python no longer writes warnings to standard error, as it does without any handlers. In that case, `warn`
-writes the warning.
+`opentelemetry-instrument` adds a handler that sends records to an exporter, which may not exist. Without any handlers,
+Python writes warnings to standard error, but it no longer does so once that handler is installed. In that case, `warn`
+writes the warning to standard error itself.
 
 ``…_LOG=decisions`` writes one line for each decision, and ``…_LOG=debug`` also writes this package's log records,
 regardless of the logging configuration. No line contains a token, because calling code passes only origins and values
@@ -31,7 +31,7 @@ def warn(message: str, *args: object) -> None:
 
     Args:
         message: A format string.
-        args: The format string's arguments. They must not contain any part of a request.
+        args: The format string's arguments, which must not contain any part of a request.
     """
     try:
         if _logger.manager.disable >= logging.WARNING or _logger.getEffectiveLevel() > logging.WARNING:
@@ -68,7 +68,7 @@ def _is_silent(handler: logging.Handler) -> bool:
 
 
 class _StandardErrorHandler(logging.Handler):
-    """Write to the stream that is standard error at the time that the record is emitted."""
+    """Write each record to the current ``sys.stderr``, which the application may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
@@ -122,7 +122,7 @@ def _quote(value: str) -> str:
 
 
 class _DebugLogger(logging.Logger):
-    """Pass each record to the decision log, and to the application's handlers only as before."""
+    """Pass each record to the decision log, and pass it to the application's handlers only if its level is enabled."""
 
     def isEnabledFor(self, level: int) -> bool:
         return True

@@ -27,8 +27,8 @@ ANY_PORT: None = None
 # A client opens a WebSocket URL with an HTTP request (RFC 6455, section 3).
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
-# One label of a hostname. RFC 952 does not allow underscores, but container networks assign names that contain them,
-# and every client connects to such names.
+# A hostname label. RFC 952 does not allow underscores, but container networks assign names that contain them, and every
+# client connects to such names.
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII).fullmatch
 
 # WHATWG URL, section 3.5: a host whose last label looks like a number is an IPv4 address or
@@ -63,7 +63,7 @@ def normalize_host(host: str) -> str | None:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """Return *host*, which has no brackets, as an IP address; ``None`` if it is a name."""
+    """Return *host*, which has no brackets, as an IP address; ``None`` if *host* is a name."""
     try:
         return IPv6Address(host) if ":" in host else IPv4Address(host)
     except AddressValueError:

@@ -1,6 +1,6 @@
 """The private OpenTelemetry names that the core uses.
 
-The core uses private names in this module only, so that only one file has to be checked when OpenTelemetry is upgraded.
+The core uses private names only in this module, so that a single file has to be checked when OpenTelemetry is upgraded.
 The adapters (clients, servers, and redaction) use the private names of the libraries that they adapt.
 """
 
@@ -88,7 +88,7 @@ def keeps_unknown_keys() -> bool:
 
 @contextmanager
 def without_choosing_conventions() -> Generator[None, None, None]:
-    """Run an instrumentor without locking in the semantic conventions, as a process's first instrumentor would.
+    """Run an instrumentor without locking in the semantic conventions, which the first instrumentor would otherwise do.
 
     The application may set OTEL_SEMCONV_STABILITY_OPT_IN in code, before it instruments anything itself.
     """

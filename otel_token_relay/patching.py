@@ -25,7 +25,7 @@ Proxy: Final[Any] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 def layers_of(function: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each layer of a wrapped function, from outermost to innermost, with the proxy that wraps the layer.
+    """Yield each layer of a wrapped function, from outermost to innermost, along with the proxy that wraps the layer.
 
     For the outermost layer, that proxy is ``None``. The innermost layer is the first one that is not a proxy.
     """
@@ -40,7 +40,7 @@ MISSING: Final = object()
 
 
 class _EnclosedAttribute:
-    """A class attribute that returns an enclosed value, but stores the original value where the class stores it.
+    """A class attribute that returns an enclosed value, but stores the original value where the class would store it.
 
     Args:
         stored: The class's own attribute: a slot, a default value, or `MISSING`.
@@ -141,7 +141,7 @@ class Patches:
             is_ready: Returns whether an instance should return the enclosed value yet.
 
         Raises:
-            AttributeError: None of the methods of *owner* uses an attribute with this name.
+            AttributeError: None of *owner*'s methods uses an attribute with this name.
         """
         methods = [value for base in owner.__mro__ for value in vars(base).values() if inspect.isfunction(value)]
         if not any(name in method.__code__.co_names for method in methods):

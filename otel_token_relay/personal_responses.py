@@ -1,24 +1,25 @@
 """The rule for caches between the application and its client.
 
-A response to a request with a token is personal: it is intended for one caller. Clients add the token below every
-cache, so a cache sees identical requests from different callers, and the server's ``private`` or
-``Vary: Authorization`` does not help. Therefore:
+A response to a request that carries a token is personal: the response is intended for one caller. Clients add the token
+below every cache, so a cache sees identical requests from different callers, and the server's ``private`` or ``Vary:
+Authorization`` does not help. Therefore:
 
 1. The client marks each personal response and sets its ``Cache-Control`` to ``no-store`` (RFC 9111, section 5.2.2.5).
-   This is sufficient for every cache that follows the RFC, whether the relay has a hook for it or not.
-2. The hook for a known cache prevents it from storing marked responses, regardless of their headers. The cache does
-   not respond to any request that may be sent with a token, not even with an entry that is not personal.
+   This is sufficient for every cache that follows the RFC, whether or not the relay has a hook for that cache.
+2. The hook for a known cache prevents the cache from storing marked responses, regardless of their headers. If a
+   request may be sent with a token, the cache does not respond to it, even with an entry that is not personal.
 3. If only the client's own code is above a known cache, the hook also restores ``Cache-Control``. In all other cases,
-   an unknown cache may be above it, so ``no-store`` remains.
+   an unknown cache may be above the known one, so ``no-store`` remains.
 
-This module does not depend on any library: a requests or urllib3 header mapping is any object with the same methods.
+This module does not depend on any library: any object that has the methods of a requests or urllib3 header mapping is
+treated as one.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -28,8 +29,9 @@ CACHE_CONTROL: Final = "Cache-Control"
 NO_STORE: Final = "no-store"
 
 MARK: Final = "_token_relay_cache_control"
-"""The attribute, or the httpx extension, that marks a personal response. It contains what is needed to restore the
-headers: for urllib3, the ``Cache-Control`` header's name and values; for httpx, its lines; for aiohttp, all headers.
+"""The attribute, or the httpx extension, that marks a personal response. The mark contains what is needed to restore
+the headers: for urllib3, the ``Cache-Control`` header's name and values; for httpx, its lines; for aiohttp, all
+headers.
 """
 
 _KEY: Final = "cache-control"
@@ -41,7 +43,7 @@ Marker = Callable[[Any], Any]
 
 
 def marker(protects: bool, mark: Callable[[Any], None]) -> Marker:
-    """Return the function that a client applies to each personal response, and that returns the response."""
+    """Return a function that marks and returns a response. Clients apply the function to each personal response."""
 
     def mark_safely(response: Any) -> Any:
         try:
@@ -63,12 +65,16 @@ def mark_urllib3(response: Any) -> None:
     if MARK in response.__dict__:
         return
     headers = response.headers
-    try:  # this takes one-fifth as long as the methods
+    try:  # this takes one-fifth of the time that the methods take
         lines = headers._container
         mark = lines.get(_KEY, ())
         lines[_KEY] = [CACHE_CONTROL, NO_STORE]
     except AttributeError:
-        values = headers.getlist(CACHE_CONTROL)
+        if hasattr(headers, "get_all"):  # http.client's response, which urllib3 1.26 puts into its own later
+            values = headers.get_all(CACHE_CONTROL, [])
+            del headers[CACHE_CONTROL]
+        else:
+            values = headers.getlist(CACHE_CONTROL)
         mark = [CACHE_CONTROL, *values] if values else ()
         headers[CACHE_CONTROL] = NO_STORE
     response.__dict__[MARK] = mark
@@ -123,7 +129,7 @@ def is_personal(response: Any) -> bool:
 
 
 def restore(response: Any) -> Any:
-    """Restore the headers of a urllib3 or requests response and of the redirects to it, and return the response."""
+    """Restore the headers of a urllib3 or requests response and its preceding redirects, and return the response."""
     for one in _with_history(response):
         if (mark := _mark_of(one)) is not None:
             for holder in (one, getattr(one, "raw", None)):
@@ -140,9 +146,22 @@ def hide(response: Any) -> Any:
     return response
 
 
-def is_called_by(modules: Sequence[str], depth: int) -> bool:
-    """Return whether the code *depth* frames above the caller belongs to one of *modules*."""
-    return sys._getframe(depth + 1).f_globals.get("__name__") in modules
+def is_called_by(clients: Mapping[str, Sequence[str]], depth: int) -> bool:
+    """Return whether a method of a client's own class is running *depth* frames above the calling function.
+
+    An application's subclass of the client does not count: it may be a cache.
+
+    Args:
+        clients: The modules with the methods. For each, the packages whose classes count.
+        depth: The number of frames.
+    """
+    frame = sys._getframe(depth + 1)
+    return is_class_of(clients.get(frame.f_globals.get("__name__", ""), ()), frame.f_locals.get("self"))
+
+
+def is_class_of(packages: Sequence[str], instance: object) -> bool:
+    """Return whether the class of *instance* is from one of *packages*."""
+    return type(instance).__module__.partition(".")[0] in packages
 
 
 def _with_history(response: Any) -> tuple[Any, ...]:
@@ -150,8 +169,11 @@ def _with_history(response: Any) -> tuple[Any, ...]:
 
 
 def _mark_of(response: Any) -> Any:
-    mark = getattr(response, MARK, None)
-    return mark if mark is not None else getattr(getattr(response, "raw", None), MARK, None)
+    for one in (response, getattr(response, "raw", None)):
+        for holder in (one, getattr(one, "_original_response", None)):  # the latter for urllib3 1.26
+            if (mark := getattr(holder, MARK, None)) is not None:
+                return mark
+    return None
 
 
 def _restore_header(headers: Any, mark: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ class RelayPolicy:
         return None if origin is None else self.match(origin)
 
     def match(self, origin: Origin) -> Destination | None:
-        """Return the entry that allows *origin* to get a token, or ``None`` if it gets none."""
+        """Return the entry that allows *origin* to get a token, or ``None`` if *origin* gets no token."""
         pattern = self.deciding_pattern(origin)
         return None if pattern is None else self._by_pattern[pattern]
 

@@ -92,16 +92,16 @@ class TokenRelayPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Bind the carrier's token, or ``None`` if the carrier has none.
+        """Bind the carrier's token; if the carrier contains no token, bind ``None``.
 
         The context key is always set, so that no token from a different request remains. Within a server boundary:
 
         * The request itself (an ASGI scope or a WSGI environ) is not read again, because its boundary has already read
           it.
         * A carrier with the request's own token keeps the binding, and therefore the lease.
-        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task that the boundary
-          runs in. As a result, a task that a request runs in place has the caller's token. A consumer that a request
-          merely starts, and that outlives the request, does not.
+        * A carrier without credentials keeps the binding in the thread and, under asyncio, the task in which the
+          boundary runs. As a result, a task that a request runs in place has the caller's token. A consumer that a
+          request merely starts, and that outlives the request, does not have it.
         * If the boundary has rejected the request's credentials, no token is bound.
 
         Without a boundary, a message without credentials is treated as if nothing were bound (see `is_unserved`), but
@@ -117,7 +117,7 @@ class TokenRelayPropagator(TextMapPropagator):
             context = Context(context | {UNUSED_KEY: current[UNUSED_KEY]})
         boundary: object = carrier.get(BOUNDARY_KEY) if isinstance(carrier, dict) else None
         if isinstance(boundary, Boundary) and boundary.encloses(carrier):
-            # Not announced again: redaction already has the token, and learns its trace when the span starts.
+            # The token is not reported again: redaction already has it, and learns its trace when the span starts.
             return bind(boundary.token, context)
         if is_refused(current):
             return bind(None, context)
@@ -152,8 +152,8 @@ class TokenRelayPropagator(TextMapPropagator):
     ) -> None:
         """Write the token if *context* specifies a destination that may receive it; see `to_destination`.
 
-        A destination in the *current* context is ignored, even if *context* is derived from the current context, as in
-        some instrumentation. Otherwise, every broker and third party would receive the token.
+        A destination in the *current* context is ignored, even if *context* is derived from that context, as some
+        instrumentation does. Otherwise, every broker and third party would receive the token.
         """
         if context is None or DESTINATION_KEY not in context:
             self._warn_once(context)
@@ -163,7 +163,7 @@ class TokenRelayPropagator(TextMapPropagator):
             return
         value = self.relay.decide((carrier, destination), _target_of, _has_header, context, may_block=False)
         if isinstance(value, Exchange):
-            # An event loop must not block, so it uses only a token that has already been exchanged.
+            # Code on an event loop must not block, so it uses only a token that has already been exchanged.
             value = value.run() if running_loop() is None else value.give_up()
         if value is None or (self.relay.settings.on_conflict == "replace" and not _drop(carrier, self.relay.header)):
             return
@@ -194,7 +194,7 @@ def _read(getter: Getter[Any], carrier: Any, name: str) -> Sequence[str]:
 
 
 def _is_request(carrier: object) -> bool:
-    """Return whether a carrier is a WSGI environ or an ASGI scope, which means that the server has no boundary."""
+    """Return whether a carrier is a WSGI environ or an ASGI scope. If so, the server has no boundary."""
     # Check for members that message headers, which are text, cannot contain.
     return isinstance(carrier, dict) and (
         hasattr(carrier.get("wsgi.input"), "read") or isinstance(carrier.get("asgi"), dict)
@@ -261,7 +261,7 @@ def _has_header(target: tuple[Any, NamedUrl], name: str) -> HasHeader:
 
 
 def _drop(carrier: Any, name: str) -> bool:
-    """Remove a header, regardless of capitalization, so that it never appears twice. Return whether this succeeded."""
+    """Remove a header, regardless of its case, so that it never appears twice. Return whether the removal succeeded."""
     try:
         for key in [key for key in _names(carrier) if _is_header(key, name)]:
             del carrier[key]

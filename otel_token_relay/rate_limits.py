@@ -22,8 +22,8 @@ class _Window:
 class RateLimit:
     """Admit a limited number of events for each key within a period that starts with the key's first event.
 
-    Safe to share between threads. Simultaneous events from two threads may both be admitted, because a lock would cost
-    more than an occasional extra event.
+    Safe to share between threads. Events are counted without a lock, which would cost more than an occasional extra
+    event, so simultaneous events from two threads may both be admitted.
 
     Args:
         limit: The maximum number of events in each period.

@@ -1,18 +1,18 @@
-"""Record the SERVER span and duration of requests that never reach the application and its instrumentation.
+"""Record the SERVER span and duration of requests that never reach the application or its instrumentation.
 
 Invariants:
 
 * A refused request has one SERVER span and is counted once. If instrumentation encloses the boundary, the
   instrumentation's span and metrics are used, and our attributes are added to the span. Otherwise, this module records
   both the span and the metrics.
-* The caller can choose the span's parent only if the application would also have used that parent, because the global
-  propagator reads it. The parent is never a span that belongs to a different request, which may be current on a
+* The caller can choose the span's parent only if the global propagator reads that parent, because the application would
+  then have used the same parent. The parent is never a different request's span, even if such a span is current on a
   connection that serves multiple requests.
 * The number of spans is limited, because any caller can send requests that will be refused. The metrics are not
   limited.
 * No attribute contains a header, a query, or an unknown method, and no metric contains a value that a caller can freely
   choose.
-* Nothing here raises or changes the response.
+* Nothing in this module raises an exception or changes the response.
 
 Source: semantic conventions for HTTP and RPC, as implemented by OpenTelemetry's instrumentation.
 """
@@ -42,8 +42,8 @@ _logger = logging.getLogger("otel_token_relay")
 # The maximum number of spans per second for each reason.
 SPANS_PER_SECOND: Final = 10
 
-# The variable that selects the old names, the new names (`http`), or both (`http/dup`) in OpenTelemetry's
-# instrumentation. The names used here follow this variable; otherwise, dashboards would show only some of the requests.
+# The environment variable that makes OpenTelemetry's instrumentation use the old names, the new names (`http`), or both
+# (`http/dup`). This module also follows the variable; otherwise, dashboards would show only some of the requests.
 OPT_IN_VARIABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 # RFC 9110, section 9.1; RFC 5789; RFC 10008. The list in OpenTelemetry's instrumentation is the same.
@@ -120,7 +120,8 @@ def record(
     Args:
         error_response: The response.
         context: The request's context, with its token.
-        describe: Describes the request. It may raise, because it reads data that a server has parsed.
+        describe: Describes the request. This function may raise an exception, because it reads data that a server has
+            parsed.
         is_at_server: Whether the boundary is located where the server calls its application. Instrumentation cannot
             enclose a boundary there, so the current span, if any, belongs to a different request.
     """
@@ -212,7 +213,7 @@ def _span_around(context: Context) -> trace.Span | None:
     """Return the span of the instrumentation that encloses the boundary; ``None`` if there is none.
 
     An unsampled span has neither a kind nor an end time. An in-process client's span is not the server's, and neither
-    is the root span that the application started the server in.
+    is the root span in which the application started the server.
     """
     span = context.get(SPAN_KEY)
     if not isinstance(span, trace.Span):

@@ -7,8 +7,8 @@ They then write the header value that `Relay.decide` returns. In two cases, `Rel
 * An `Exchange`, if a token for the destination must be obtained first and the adapter runs on an event loop, which must
   not block: the adapter awaits `Exchange.run_async`, which returns the header value or the `Hop`.
 
-Tokens for individual destinations come from a `TokenSource`. This module does not import any, because they belong to an
-extra.
+Tokens for individual destinations come from a `TokenSource`. This module does not import any token source, because
+token sources belong to an extra.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Obtained(NamedTuple):
     """A token for a specific destination.
 
     Attributes:
-        token: The token. If it was obtained in exchange for the caller's token, it has the lease of the caller's token.
+        token: The token. If it was obtained in exchange for the caller's token, it has that token's lease.
         result: Whether the token was cached, obtained for this hop, or obtained for a concurrent hop.
         until: The time until which the token may be sent, in seconds on the monotonic clock.
     """
@@ -80,8 +80,8 @@ class Renewed(NamedTuple):
 
     Attributes:
         obtained: The token.
-        settle: Must be called exactly once, with ``True`` if the destination has accepted the token, or else ``False``.
-            Requests with the same rejected token wait for this call.
+        settle: A function to call exactly once, with ``True`` if the destination has accepted the token, and with
+            ``False`` otherwise. Requests with the same rejected token wait for this call.
     """
 
     obtained: Obtained
@@ -142,7 +142,7 @@ class Relay:
 
     Args:
         settings: The settings.
-        source: Obtains tokens for destinations that require their own; ``None`` if no tokens can be obtained.
+        source: Obtains tokens for destinations that require their own tokens; ``None`` if no tokens can be obtained.
         now: The wall clock, in seconds since the epoch.
         monotonic: A monotonic clock, in seconds.
 
@@ -257,7 +257,7 @@ class Relay:
         if self.is_closed:
             return None
         current = get_current()
-        # This check comes first, and does not call `is_suppressed`, because it runs at every hop.
+        # For speed, this check comes first and does not call `is_suppressed`: it runs at every hop.
         if current.get(SUPPRESS_KEY) or current.get(OLD_SUPPRESS_KEY):
             return None
         if context is None:
@@ -295,7 +295,7 @@ class Relay:
         self._record(reason, context, destination, target)
         if reason is Reason.NO_BOUNDARY and destination is not None:
             self._warn_once(destination)
-        # A call with its own credential is authenticated, so `;required` does not prevent it.
+        # A call with its own credential is authenticated, so `;required` does not block the call.
         if destination is not None and destination.required and reason is not Reason.EXPLICIT_CREDENTIAL:
             raise TokenUnavailable(reason, str(destination))
         return None
@@ -304,7 +304,7 @@ class Relay:
         """Obtain the token for a hop ahead of time, for a client that cannot wait when it calls `decide`.
 
         Args:
-            target: The target that the request will be sent to.
+            target: The target to which the request will be sent.
             has_header: The value that *has_header* will return when the client calls `decide`.
         """
         context, source = get_current(), self._source
@@ -353,7 +353,7 @@ class Relay:
         return destination is not None and (has_token or destination.without_user is not None)
 
     def _may_ignore(self, reason: Reason, context: Context) -> bool:
-        """Return whether a hop without a token needs no decision. Record the hop if its destination does not matter."""
+        """Return whether a hop without a token needs no decision. If only a record is needed, record the hop."""
         will_warn = reason is Reason.NO_BOUNDARY and not (self._has_warned or binding.has_bound or self.policy.is_empty)
         if self.policy.has_required or will_warn:
             return False
@@ -386,7 +386,7 @@ class Relay:
 
         Args:
             token: The caller's token; ``None`` if there is none.
-            missing: The reason to use if *token* is ``None``. It is ``OWN`` if the service acts on its own behalf.
+            missing: The reason to use if *token* is ``None``; ``OWN`` if the service acts on its own behalf.
 
         Returns:
             ``RELAYED``, ``EXCHANGED``, or ``OWN`` if a token is to be sent; otherwise, the reason to withhold it.
@@ -502,7 +502,7 @@ def _lacking(reason: Reason) -> Reason:
 class Hop:
     """A decision to send a token, made before the request waits and checked again when the request is sent.
 
-    It does not print its tokens, so it can travel with the request through a client library.
+    A hop does not print its tokens, so it can travel with the request through a client library.
 
     Args:
         relay: The relay that has made the decision.
@@ -568,11 +568,11 @@ class Hop:
     def confirm(self) -> bool:
         """Check the tokens again and record the decision. Call this method once, when the request stops waiting.
 
-        If a client sends the request again on a different connection, call this method again, because that is another
-        hop.
+        If a client sends the request again on a different connection, call this method again, because each attempt is a
+        separate hop.
 
         Returns:
-            Whether the request may be sent with the token. Otherwise, it must be sent without the header.
+            Whether the request may be sent with the token. If not, the request must be sent without the header.
 
         Raises:
             TokenUnavailable: The destination requires a token, but the token may no longer be sent.
@@ -658,7 +658,7 @@ class Hop:
             self._settle(is_accepted)
 
     def _wanted(self, challenges: Iterable[str]) -> tuple[TokenSource, BearerToken, Rejection] | None:
-        """Return what a renewal needs, or ``None`` if the token must not be renewed."""
+        """Return the values needed for a renewal, or ``None`` if the token must not be renewed."""
         relay, obtained = self._relay, self._obtained
         try:
             rejection = read_rejection(challenges)
@@ -802,7 +802,8 @@ class Exchange(Generic[Sent]):
             _logger.error("token relay: no token for %s, because of a %s", self._destination, type(error).__name__)
         self._relay._record(reason, self._context, self._destination, self._target, "failed")
         if self._destination.required:
-            # Never store it in a variable: it may identify the user, and error trackers report this frame's variables.
+            # Never store the claims challenge in a variable: the challenge may identify the user, and error trackers
+            # report this frame's variables.
             raise TokenUnavailable(
                 reason, str(self._destination), claims_challenge=getattr(error, "claims_challenge", None)
             )

@@ -1,8 +1,8 @@
-"""Decide whether a rejected request may be retried once with a new token. Pure: no I/O and no third-party libraries.
+"""Decide, without I/O or third-party libraries, whether a rejected request may be retried once with a new token.
 
 A request is repeated only if doing so is harmless, and only if the response states that the token is the cause:
 
-* The method is idempotent (RFC 9110, section 9.2.2). TRACE would return the token in the response.
+* The method is idempotent (RFC 9110, section 9.2.2). TRACE is excluded, because its response would contain the token.
 * The status is 401, and a Bearer challenge has ``error="invalid_token"`` (RFC 6750, section 3.1). Microsoft Entra's
   claims challenge has ``error="insufficient_claims"`` and ``claims``, a base64-encoded JSON object that the client
   includes in the request for the new token.
@@ -40,7 +40,7 @@ _escapes: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Rejection(NamedTuple):
-    """A response's indication that it does not accept the token.
+    """An indication, in a response, that the destination has rejected the token.
 
     Attributes:
         claims: The claims that the new token must have, as JSON text; ``None`` if the response specifies none.
@@ -61,7 +61,7 @@ def read_rejection(values: Iterable[str]) -> Rejection | None:
         values: The value of each header line.
 
     Returns:
-        ``None`` if they do not indicate that a new token may help.
+        ``None`` if the headers do not indicate that a new token may help.
     """
     for value in values:
         for scheme, parameters in _challenges(value):
@@ -114,7 +114,12 @@ def _decode_claims(encoded: str) -> str | None:
     text = encoded.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         decoded = b64decode(text + "=" * (-len(text) % 4), validate=True).decode("utf-8")
-        is_object = isinstance(json.loads(decoded), dict)
+        is_object = isinstance(json.loads(decoded, parse_constant=_reject), dict)
     except (binascii.Error, ValueError, RecursionError):
         return None
     return decoded if is_object and decoded.isprintable() else None
+
+
+def _reject(constant: str) -> None:
+    """Reject ``NaN`` and ``Infinity``, which Python's parser accepts although they are not JSON."""
+    raise ValueError("not JSON")

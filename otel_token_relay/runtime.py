@@ -1,7 +1,8 @@
 """The relay, settings, and authenticator that are in effect in this process.
 
-An object created with ``settings=None`` looks them up on first use, not when it is created. Middleware is often created
-while a module is being imported, which can happen before `otel_token_relay.install` is called.
+An object created with ``settings=None`` looks up the ones in effect on first use, not when the object is created.
+Middleware is often created while a module is being imported, which can happen before `otel_token_relay.install` is
+called.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _read_strings(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items)
 
 
-# The parameters of an entry, by their keys in a file.
+# An entry's parameters, keyed by their names in a configuration file.
 _PARAMETERS: Final[Mapping[str, str]] = {field_of(name): name for name in TEXT_PARAMETERS}
 
 

@@ -70,7 +70,7 @@ _is_field_name = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 # RFC 6750, section 3: %x20-21 / %x23-5B / %x5D-7E.
 _is_quotable = re.compile(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", re.ASCII).fullmatch
 
-# A bearer token in one of these headers would break the request or send it to the wrong place.
+# A bearer token in one of these headers would break the request or be sent to the wrong recipient.
 _UNUSABLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -83,7 +83,8 @@ _UNUSABLE_HEADERS: Final = frozenset(
         "expect",
         "cookie",
         "content-type",
-        # These are for the next proxy, not the destination: urllib sends proxy-authorization in a CONNECT request.
+        # These headers are for the next proxy, not the destination: urllib sends proxy-authorization in a CONNECT
+        # request.
         "proxy-authorization",
         "proxy-connection",
         "keep-alive",
@@ -796,7 +797,7 @@ def is_resource(url: object) -> bool:
 
 
 def _check_one(setting: str, value: object) -> Any:
-    """Validate a value by the same rules as a value passed in code, and return it in the form in which it is stored."""
+    """Validate a value by the rules that apply to values passed in code, and return the value as it is stored."""
     if setting == "issuers":
         return value  # `read_issuers` has checked each entry; `_usable_issuers` checks what depends on other settings
     if setting in ENDPOINTS:

@@ -80,7 +80,7 @@ def is_signed_query(query: str) -> bool:
 
 
 def _may_be_signed(query: str) -> bool:
-    """Return ``False`` quickly for almost every query. Each secret in the table contains one of these strings."""
+    """Return ``False`` quickly for almost every query. Each secret parameter's name contains one of these strings."""
     if "sig" in query or "access_token" in query or "authorization" in query:
         return True
     return "%" in query and _has_encoded_name(query) is not None

@@ -2,7 +2,7 @@
 
 For each setting, code takes precedence over OpenTelemetry's configuration file, and the file takes precedence over
 environment variables. For protective settings, the strictest value from any source applies. A value that cannot be read
-is replaced with the setting's strict value, and nothing in this module raises.
+is replaced with the setting's strict value, and nothing in this module raises an exception.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STRICTNESS: Final[Mapping[str, Sequence[Any]]] = {
 }
 """The protective settings, with their values in order of increasing strictness."""
 
-# Variables from OpenTelemetry that enable this package or contain its settings.
+# OpenTelemetry variables that enable this package or contain its settings.
 _SWITCHES: Final = ("OTEL_PROPAGATORS", FILE_VARIABLE)
 
 # If the name of one of these settings is misspelled, a value that turns the setting off has no effect.
@@ -41,7 +41,7 @@ _GUARDED: Final = ("verify", "require_verified")
 _similar_prefix: Final = re.compile(r"(?:OTEL[_-]?)?(?:PYTHON[_-]?)?TOKEN[_-]?RELAY[_-]+(.+)", re.IGNORECASE).fullmatch
 
 
-# Effects of strict values that are not obvious.
+# The effects of strict values, for the settings for which these effects are not obvious.
 _EFFECTS: Final = {
     "header": "no token is relayed",
     "source_headers": "no token is read from any request",
@@ -55,7 +55,8 @@ class Variable:
     Attributes:
         name: The environment variable.
         kind: The setting's type.
-        strict: The value that replaces an invalid value. It never causes more to be relayed than intended.
+        strict: The value that replaces an invalid value. The strict value never causes more to be relayed than
+            intended.
         meaning: The description on the reference page, in Markdown.
         default: The default, as a user would type it; empty if there is none.
     """
@@ -72,7 +73,7 @@ class Source:
     """The settings from one source.
 
     Attributes:
-        name: The source, for messages.
+        name: The source's name, for use in messages.
         values: The values, keyed by setting. They include the strict values of settings that cannot be read.
         invalid: The settings that are set to their strict values.
         problems: One sentence for each value or name that cannot be read.

@@ -2,9 +2,9 @@
 
 A missing exporter, a missing configuration file, or ``python -I`` prevents OpenTelemetry from calling this package.
 Therefore, the wheel contains ``otel_token_relay.pth``, which imports this module when each process starts, under the
-name ``_otel_token_relay_startup``. It does so only if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` may be set (possibly with a
-misspelled name), or if ``OTEL_CONFIG_FILE`` is set, because that file may contain settings. Nothing else is imported
-until the process imports a server or a web framework.
+name ``_otel_token_relay_startup``. The file imports this module only if ``OTEL_PYTHON_TOKEN_RELAY_VERIFY`` may be set
+(even under a misspelled name), or if ``OTEL_CONFIG_FILE`` is set, because that file may contain settings. Nothing else
+is imported until the process imports a server or a web framework.
 
 Python reads ``.pth`` files only in site-packages, and ignores them when started with ``python -S``.
 """

@@ -24,7 +24,7 @@ def limits_streams(settings: Settings, authenticator: Authenticator | None) -> b
 
 
 def seconds_left(boundary: Boundary, settings: Settings, now: Clock = time.time) -> float | None:
-    """Return the number of seconds until the response must end; ``None`` if its token does not limit it.
+    """Return the number of seconds until the response must end; ``None`` if the token does not limit the response.
 
     Only a verified token matters: a request without one is served because it does not require a token.
     """
@@ -39,7 +39,7 @@ def is_event_stream(content_type: str | None) -> bool:
 
 
 class Limit:
-    """Cancels a call when its time is up, once `start` has been called. Works on asyncio and trio.
+    """Cancels a call when its time is up, provided that `start` has been called. Supports asyncio and trio.
 
     Args:
         seconds: The number of seconds from now until the call is canceled, regardless of when `start` is called.
@@ -50,7 +50,7 @@ class Limit:
         self._scope: Any = None
 
     def start(self) -> None:
-        """Arm the limit, so that the call is canceled when its time is up. Any task on the same loop may do so."""
+        """Arm the limit, so that the call is canceled when its time is up. Any task on the same loop may call this."""
         seconds = max(0.0, self._ends_at - time.monotonic())
         if self._is_trio:
             import trio

@@ -43,7 +43,7 @@ SHARED_WORKERS: Final[Mapping[str, tuple[str | None, tuple[str, ...]]]] = {
     "multiprocessing.queues": (_STANDARD_LIBRARY, ("Queue._start_thread",)),
     "socketserver": (_STANDARD_LIBRARY, ("BaseServer.serve_forever", "BaseServer.handle_request")),
     "apscheduler.schedulers.base": ("apscheduler", ("BaseScheduler._process_jobs",)),
-    # One thread per channel runs the done callbacks for all calls. Other threads run the callbacks for
+    # One thread per channel runs the done callbacks for all of the channel's calls. Other threads run the callbacks for
     # `Channel.subscribe`.
     "grpc._channel": ("grpcio", ("_run_channel_spin_thread", "_poll_connectivity", "_deliver")),
     "trio._core._thread_cache": ("trio", ("WorkerThread.__init__",)),
@@ -156,8 +156,8 @@ def patch_pools(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 def patch_joblib(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Make joblib submit all of a call's tasks in that call's context.
 
-    *module* is ``joblib.parallel``. It submits most tasks from an earlier task's callback, which runs in
-    one of the pool's threads.
+    *module* is ``joblib.parallel``. joblib submits most tasks from an earlier task's callback, which runs in one of the
+    pool's threads.
     """
 
     def remembering(original: Function) -> Function:

@@ -6,7 +6,7 @@ Invariants that the rest of the package relies on:
   white space. It does not print its value, cannot be pickled, and is compared in constant time.
 * A token that came with a request has that request's `Lease`. Once the lease has ended, no code
   can use the token, regardless of how the code obtained it.
-* A token belongs to the process that received it. A forked child has no token, even if it has the same process ID.
+* A token belongs to the process that received it. A forked child has no token, even if it has its parent's process ID.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 
 def is_b64token(text: str) -> bool:
     """Return whether *text* has the form of a bearer token (RFC 6750, section 2.1)."""
-    # This runs for every request, on a thousand characters or more. A regular expression would take twice as long.
+    # This code runs for every request, on a thousand characters or more. A regular expression would take twice as long.
     body = text.rstrip("=")
     return body != "" and body.isascii() and not body.encode("ascii").translate(None, B64TOKEN_ALPHABET)
 
 
 class Lease:
-    """The period during which a token may be used. It lasts until `end` is called, or slightly longer with *linger*.
+    """The period during which a token may be used: until `end` is called, or slightly longer with *linger*.
 
     Safe to share between threads, because every change is a single assignment.
     """
@@ -292,7 +292,7 @@ _read_json: Final = json.JSONDecoder().raw_decode
 def claims_of(token: str) -> dict[str, Any] | None:
     """Return an unverified JWT's claims; ``None`` for any other token or if the claims are unreadable.
 
-    This never raises, regardless of the input.
+    This function never raises an exception, regardless of the input.
     """
     start = token.find(".") + 1
     end = token.find(".", start)
@@ -310,7 +310,7 @@ def claims_of(token: str) -> dict[str, Any] | None:
 def peek(token: str) -> tuple[float | None, bool]:
     """Return an unverified JWT's ``exp``, and whether the JWT contains ``cnf``.
 
-    This never raises, regardless of the input.
+    This function never raises an exception, regardless of the input.
 
     Returns:
         ``(None, False)`` for an opaque token or an unreadable JWT. An ``exp`` that is not a finite

@@ -1,8 +1,8 @@
 """Find credentials that a request contains but that its boundary does not use, so that redaction can mask them.
 
 These are the credentials in a rejected header (two lines, a comma, too long, or a different scheme), in each source
-header after the first one, and in an ``Authorization`` header that is not a source header. For example, a duplicate
-line contains a valid token twice.
+header after the first one, and in an ``Authorization`` header that is not a source header. For example, if a line is
+duplicated, both copies contain a valid token.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def find_unused(
     Args:
         values_of: Returns every field line of the header with a given lowercase name.
         settings: The settings, which contain the names of the source headers.
-        token: The token that was taken from the request, if any. It is not included.
+        token: The request's token, if it has one. This token is not included in the result.
     """
     try:
         names = dict.fromkeys((*settings.source_headers, *_USUAL_SOURCES))

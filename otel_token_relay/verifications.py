@@ -1,7 +1,7 @@
 """Records of verifications: a counter and log lines, none of which contain any part of the request.
 
-The decision log, which an operator must enable, also includes the name of the claim. With ``…_LOG=debug``, the log
-contains values.
+The decision log, which an operator must enable, also includes the claim's name. With ``…_LOG=debug``, the log also
+contains claim values.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class VerificationRecorder:
         Args:
             outcome: The result.
             reason: Why the request is not accepted; ``None`` if it is.
-            cause: Returns what is wrong, in one line that contains no values from the request. It is called only if the
-                decision log is on.
+            cause: Returns what is wrong, in one line that contains no values from the request. This function is called
+                only if the decision log is on.
             claim: The claim that violates a rule.
             details: Returns what was expected and what the token contains, in one line without any part of the raw
-                token. It is called only if the decision log may contain values.
+                token. This function is called only if the decision log may contain values.
         """
         if reason is not None and self._mode == "report":
             outcome = "reported"

@@ -104,3 +104,50 @@ def test_reading_the_table_imports_no_library() -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
     assert (ran.stdout, ran.stderr) == ("[]\n", "")
+
+
+LATE = """
+import importlib, sys
+from otel_token_relay import Settings, install, uninstall
+from otel_token_relay.hooks import CACHE_HOOKS
+from otel_token_relay.installation import hook_states
+from otel_token_relay.patching import layers_of
+
+names = [hook.module for hook in CACHE_HOOKS]
+
+def wrapped():
+    found = {}
+    for name in names:
+        for owner in vars(sys.modules[name]).values():
+            for function in vars(owner).values() if isinstance(owner, type) else ():
+                code = getattr([layer for _, layer in layers_of(function)][-1], "__code__", None)
+                if code is not None and "otel_token_relay" in code.co_filename and owner.__module__ in names:
+                    found[owner.__module__] = True
+    return sorted(found)
+
+if sys.argv[1] == "before":
+    install(Settings(destinations=("https://a",)))
+for name in names:
+    importlib.import_module(name)
+if sys.argv[1] == "after":
+    print(wrapped())
+    install(Settings(destinations=("https://a",)))
+print({hook_states()[name] for name in names}, set(wrapped()) ^ {name for name in names if "." in name})
+install(Settings(destinations=("https://b",)))
+print({hook_states()[name] for name in names}, set(wrapped()) ^ {name for name in names if "." in name})
+install(Settings(destinations=("https://b",), protect_caches=False))
+print(wrapped())
+uninstall()
+print(wrapped())
+"""
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_caches_are_hooked_by_install_and_freed_by_uninstall(order: str) -> None:
+    """Whether the application imports them before or after the installation."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LATE, order], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    hooked = ["{'hooked'} set()", "{'hooked'} set()", "[]", "[]"]
+    assert ran.stdout.splitlines() == (hooked if order == "before" else ["[]", *hooked])

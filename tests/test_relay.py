@@ -446,3 +446,98 @@ def test_a_hop_does_not_show_its_token():
     assert copy.deepcopy({"hop": hop})["hop"] is hop
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(hop)
+
+
+def may_send(token, url="https://a/me", *headers, relay=None, context=None, **settings):
+    """Return what a cache is told about a request, in a context with *token*."""
+    relay = relay or Relay(Settings(**({"destinations": ("https://a",)} | settings)), now=lambda: NOW)
+    relay._record = lambda *_, **__: pytest.fail("a cache makes no decision")
+    bound = Context(context or {}) if token == "unbound" else with_token(token, Context(context or {}))
+    attached = otel_context.attach(bound)
+    try:
+        return relay.may_send(url, headers.__contains__)
+    finally:
+        otel_context.detach(attached)
+
+
+OWN = {"destinations": ("https://a;audience=b;without-user=client",)}
+
+
+class TestMaySend:
+    """Which requests a cache must not respond to."""
+
+    @pytest.mark.parametrize("url", ["https://a", "https://A:443/x?y=1", "HTTPS://a./", "https://u:p@a/"])
+    def test_a_token_and_a_listed_destination(self, url):
+        """However the URL is written."""
+        assert may_send(BearerToken(OPAQUE, lease=Lease()), url)
+
+    @pytest.mark.parametrize("url", ["https://b/", "http://a/", "https://a:444/", "https://b/?to=https://a/"])
+    def test_another_origin(self, url):
+        """It gets no token, so its responses are the same for all callers."""
+        assert not may_send(BearerToken(OPAQUE), url)
+
+    @pytest.mark.parametrize("url", ["/me", "", "https://", "https://a\\@b/", "https://a:x/", "\ud800", "https://[/"])
+    def test_a_url_that_cannot_be_read(self, url):
+        """It fails closed: where the request goes is only known below the cache."""
+        assert may_send(BearerToken(OPAQUE), url)
+
+    def test_headers_that_cannot_be_read(self):
+        """They fail closed, too."""
+
+        class Unreadable(tuple):
+            def __contains__(self, name):
+                raise RuntimeError
+
+        relay = Relay(Settings(destinations=("https://a",)))
+        with_a_token = otel_context.attach(with_token(BearerToken(OPAQUE), Context()))
+        try:
+            assert relay.may_send("https://a/", Unreadable().__contains__)
+        finally:
+            otel_context.detach(with_a_token)
+
+    def test_a_token_that_may_no_longer_be_sent(self):
+        """It may have been sent before, so what is cached may still be personal."""
+        lease = Lease()
+        lease.end()
+
+        assert may_send(BearerToken(OPAQUE, lease=lease))
+
+    @pytest.mark.parametrize("token", [None, "unbound"])
+    def test_no_token(self, token):
+        """The cache works as without the relay."""
+        assert not may_send(token)
+
+    def test_an_explicit_credential(self):
+        """The request is sent as it is, unless the credential is replaced."""
+        token = BearerToken(OPAQUE)
+
+        assert not may_send(token, "https://a/", "authorization")
+        assert may_send(token, "https://a/", "authorization", on_conflict="replace")
+        assert may_send(token, "https://a/", "authorization", header="Txn-Token")
+        assert not may_send(token, "https://a/", "txn-token", header="Txn-Token")
+
+    @pytest.mark.parametrize("key", ["suppress_instrumentation", "suppress_http_instrumentation"])
+    def test_suppression(self, key):
+        """It is the same as for `decide`: an exporter's requests get no token."""
+        key = otel_context._SUPPRESS_INSTRUMENTATION_KEY if key == "suppress_instrumentation" else key
+
+        assert may_send(BearerToken(OPAQUE), context={key: True}) is (key == "suppress_http_instrumentation")
+
+    def test_a_closed_relay_and_an_empty_list(self):
+        """They send nothing."""
+        relay = Relay(Settings(destinations=("https://a",)))
+        relay.close()
+
+        assert not may_send(BearerToken(OPAQUE), relay=relay)
+        assert not may_send(BearerToken(OPAQUE), destinations=())
+
+    def test_a_token_of_the_services_own(self, monkeypatch):
+        """Outside any request, if the destination permits it."""
+        monkeypatch.setattr(context_module, "has_served", False)
+        assert may_send("unbound", **OWN)
+        assert not may_send("unbound", "https://b/", **OWN)
+        assert not may_send("unbound", "https://c/", destinations=("https://c;audience=d", *OWN["destinations"]))
+
+        monkeypatch.setattr(context_module, "has_served", True)
+        assert not may_send("unbound", **OWN)
+        assert not may_send(None, **OWN)

@@ -15,6 +15,8 @@ INVALID = 'Bearer error="invalid_token"'
 # The two alphabets differ in how they encode its last members.
 CLAIMS = '{"access_token":{"acrs":{"essential":true,"value":"cp1"}},"x":"~~~???>>>"}'
 ENCODED = base64.b64encode(CLAIMS.encode()).decode()
+# Python's parser accepts these, although they are not JSON.
+NAN, INFINITY = b'{"a": NaN}', b'{"a": [-Infinity]}'
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,8 @@ def test_a_rejected_token_is_recognized(values: list[str]) -> None:
         [f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"[1]").decode()}"'],
         [f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"[" * 3000).decode()}"'],
         [f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"{}" + b" " * 4000).decode()}"'],
+        [f'Bearer error="insufficient_claims", claims="{base64.b64encode(NAN).decode()}"'],
+        [f'Bearer error="insufficient_claims", claims="{base64.b64encode(INFINITY).decode()}"'],
         [f'Bearer claims="{ENCODED}"'],
     ],
 )

@@ -311,7 +311,12 @@ VALUES: Final = [
         "expected keep or replace",
         "keep",
         url=f"https://me:{SECRET}@profile-service/",
-        explain=says(1, "withheld: explicit_credential", "a user name in the URL", "expected keep or replace"),
+        explain=says(
+            1,
+            "withheld: explicit_credential",
+            "a user name, a signature or a token in the URL",
+            "expected keep or replace",
+        ),
         line=("decision=withheld", "reason=explicit_credential"),
     ),
     value(

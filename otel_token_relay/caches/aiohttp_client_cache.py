@@ -1,7 +1,7 @@
 """Hooks for aiohttp-client-cache, a cache in an aiohttp session.
 
-Unless ``cache_control=True`` is set, it ignores response headers. A request that does not read the cache does not wait
-for another request to the same URL either.
+Unless ``cache_control=True`` is set, aiohttp-client-cache ignores response headers. A request that does not read the
+cache also does not wait for another request to the same URL.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from otel_token_relay.clients.aiohttp import show_headers
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.personal_responses import MARK, is_personal
+from otel_token_relay.personal_responses import MARK, is_class_of, is_personal
 from otel_token_relay.runtime import Runtime
 
 
@@ -60,7 +60,8 @@ def _no_header(_: str) -> bool:
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the sessions in *module*, which is ``aiohttp_client_cache.session``.
 
-    The hook lets the application see the server's headers.
+    The hook lets the application see the server's headers, except in the application's own subclass, which may be a
+    cache itself.
     """
     if not runtime.settings.protect_caches:
         return
@@ -68,6 +69,8 @@ def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
     def build(original: Function) -> Function:
         async def _request(self: Any, *args: Any, **kwargs: Any) -> Any:
             response = await original(self, *args, **kwargs)
+            if not is_class_of(("aiohttp_client_cache",), self):
+                return response
             for one in (response, *response.history):
                 if mark := getattr(one, MARK, None):
                     show_headers(one, *mark)

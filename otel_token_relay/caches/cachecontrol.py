@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import weakref
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.personal_responses import hide, is_called_by, is_personal, restore
 from otel_token_relay.runtime import Runtime
+
+_CLIENTS: Final = {"requests.sessions": ("requests",)}
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -73,7 +75,7 @@ def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 
     def build_send(original: Function) -> Function:
         def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            is_outermost = is_called_by(("requests.sessions",), 1)
+            is_outermost = is_called_by(_CLIENTS, 1)
             response = original(self, request, *args, **kwargs)
             return response if is_outermost else hide(response)
 

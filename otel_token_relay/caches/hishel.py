@@ -1,7 +1,8 @@
 """Hooks for hishel 2: its transports for httpx and httpx2, and its adapter for requests.
 
-Except in RFC mode, hishel ignores response headers. The hooks insert a layer below hishel that raises each personal
-response instead of returning it, so that none of hishel's code sees it. The hooks then return the response.
+Except in RFC mode, hishel ignores response headers. The hooks insert a layer below hishel that raises an exception with
+each personal response instead of returning the response, so that none of hishel's code sees it. The hooks then catch
+the exception and return the response.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from otel_token_relay.personal_responses import (
 from otel_token_relay.runtime import Runtime
 
 _METHODS: Final = ("_handle_without_rfc", "_handle_with_rfc")
-_CLIENTS: Final = ("httpx._client", "httpx2._client")
+_CLIENTS: Final = {
+    "httpx._client": ("httpx", "hishel"),
+    "httpx2._client": ("httpx2", "hishel"),
+    "requests.sessions": ("requests",),
+}
 _CONDITIONS: Final = ("if-none-match", "if-modified-since")
 
 T = TypeVar("T")
@@ -37,7 +42,7 @@ class _PersonalResponse(Exception, Generic[T]):
 
 
 class _Below:
-    """The transport below the cache. It raises personal responses instead of returning them."""
+    """The transport below the cache. It raises personal responses in an exception instead of returning them."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -145,7 +150,7 @@ def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
 
     def build_send(original: Function) -> Function:
         def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            is_outermost = is_called_by(("requests.sessions",), 1)
+            is_outermost = is_called_by(_CLIENTS, 1)
             response = original(self, request, *args, **kwargs)
             return response if is_outermost else hide(response)
 

@@ -1,7 +1,7 @@
 """Hooks for requests-cache, a cache in a requests session.
 
-Unless ``cache_control=True`` is set, it ignores response headers. A session follows redirects below its cache, so the
-hook checks the marks of all responses that led to the one to be stored.
+Unless ``cache_control=True`` is set, requests-cache ignores response headers. A session follows redirects below its
+cache, so the hook checks the marks of all responses that led to the one to be stored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.personal_responses import is_personal, restore
+from otel_token_relay.personal_responses import is_class_of, is_personal, restore
 from otel_token_relay.runtime import Runtime
 
 
@@ -66,13 +66,18 @@ def _no_header(_: str) -> bool:
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the sessions in *module*, ``requests_cache.session``, so that the application sees the server's headers."""
+    """Hook the sessions in *module*, which is ``requests_cache.session``.
+
+    The hook lets the application see the server's headers, except in the application's own subclass, which may be a
+    cache itself.
+    """
     if not runtime.settings.protect_caches:
         return
 
     def build(original: Function) -> Function:
         def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            return restore(original(self, request, *args, **kwargs))
+            response = original(self, request, *args, **kwargs)
+            return restore(response) if is_class_of(("requests_cache",), self) else response
 
         return send
 

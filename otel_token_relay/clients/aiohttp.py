@@ -108,7 +108,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def patch_responses(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook responses in *module*, which is ``aiohttp.client_reqrep``: no cache may store a personal response."""
+    """Hook responses in *module*, ``aiohttp.client_reqrep``, so that no cache stores a personal response."""
     if not runtime.relay.settings.protect_caches:
         return
     name = type(module.hdrs.AUTHORIZATION)(CACHE_CONTROL)
@@ -142,7 +142,7 @@ def show_headers(response: Any, headers: Any, raw_headers: Any) -> None:
 def patch_connector(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook connectors in *module*, which is ``aiohttp.connector``, if any tokens are exchanged.
 
-    A request that waits for an exchange must not hold a connection that other requests could use.
+    A request that is waiting for an exchange must not hold a connection that other requests could use.
     """
     relay = runtime.relay
     if not relay.policy.has_exchanged:

@@ -51,7 +51,7 @@ def function_of(owner: type, name: str) -> Function:
 def check_tls_name(name: Any, host: str) -> None:
     """Check a TLS server name that was set separately from the URL.
 
-    The server's certificate is checked against this name, and proxies may route by it.
+    The server's certificate is checked against this name, and proxies may use this name to route the request.
 
     Raises:
         ValueError: *name* does not match *host*.

@@ -5,8 +5,8 @@ if the channel uses TLS and ``http`` if it does not. A target with no host or wi
 token.
 
 A call with ``wait_for_ready`` may still be waiting for a connection when its caller's request has ended. If such a call
-would carry the token, it therefore waits here, and the decision is made when the channel is ready. This is not possible
-for synchronous calls that return before the response arrives: futures and response streams.
+would carry the token, it therefore waits here, and the decision is made when the channel is ready. Such waiting is not
+possible for synchronous calls that return before the response arrives: futures and response streams.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
@@ -42,13 +42,14 @@ _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 _read_target = re.compile(
     r"(?:dns:(?:///)?)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
 ).fullmatch
-# Only one address: a comma would add another.
+# Only one address is allowed; a comma would add a second one.
 _read_address = re.compile(r"ipv[46]:(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9.]+)(?::(?P<port>[0-9]{1,5}))?").fullmatch
 _SCHEMES = frozenset(
     {"dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds", "xdstp", "google-c2p", "passthrough"}
 )
 
-# Types of channel credentials: with TLS but without call credentials, and with neither.
+# Types of channel credentials: first the types that use TLS but contain no call credentials, then the types that do
+# neither.
 _TLS = frozenset({"SSLChannelCredentials"})
 _PLAIN = frozenset({"LocalChannelCredentials", "InsecureChannelCredentials"})
 
@@ -62,7 +63,8 @@ class _Channel(NamedTuple):
     scheme: str
     target: str
     has_credentials: bool
-    # For aio's insecure_channel(target, options, compression, interceptors); secure_channel also takes credentials.
+    # The position in aio's insecure_channel(target, options, compression, interceptors) or in secure_channel, which
+    # also takes credentials.
     interceptors_position: int
     tls_names: tuple[Any, ...] = ()
 
@@ -121,7 +123,7 @@ def _has_header(call: tuple[_Channel, Any], name: str) -> HasHeader:
 
 
 def _decide(relay: Relay, channel: _Channel, details: Any) -> Any:
-    """Make the decision for a call that does not wait. Return its details with the token, or *details* unchanged."""
+    """Make the decision for a call that does not wait. Return the details with the token, or *details* unchanged."""
     value = relay.decide((channel, details), _target_of, _has_header)
     return details if value is None else _replace(details, _with_header(details, relay.header, value))
 

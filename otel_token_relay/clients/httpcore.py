@@ -37,8 +37,8 @@ _hooked: Final[WeakKeyDictionary[Relay, set[str]]] = WeakKeyDictionary()
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     """Hook the connection class in *module*, which is, for example, ``httpcore._sync.http11``."""
 
-    # Asynchronous methods are wrapped in plain functions. The decision is therefore checked when the method is called,
-    # which is also when it starts, because httpcore awaits the call immediately.
+    # Asynchronous methods are wrapped in plain functions. The decision is therefore checked when the method is called.
+    # That is also when the method starts, because httpcore awaits the call immediately.
     def build_http1(original: Function) -> Function:
         def _send_request_headers(self: Any, request: Any) -> Any:
             hop = request.extensions.get(HOP)

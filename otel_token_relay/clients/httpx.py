@@ -10,6 +10,7 @@ the copy's extensions, and `otel_token_relay.clients.httpcore` checks and record
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from operator import itemgetter
@@ -24,7 +25,7 @@ from otel_token_relay.origin import Origin, Target
 from otel_token_relay.patching import Function, Patches, layers_of
 from otel_token_relay.personal_responses import mark_httpx, mark_plain_httpx, marker
 from otel_token_relay.relay import Exchange, HasHeader, Hop
-from otel_token_relay.retries import MAX_DISCARDED, UNAUTHORIZED, read_rejection
+from otel_token_relay.retries import DISCARD_SECONDS, MAX_DISCARDED, UNAUTHORIZED, read_rejection
 from otel_token_relay.runtime import Runtime
 from otel_token_relay.signed_urls import is_signed, is_signed_query
 
@@ -34,7 +35,7 @@ ASYNC_TRANSPORTS = ("MockTransport", "ASGITransport")
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the transports of *module*, which is httpx or httpx2."""
+    """Hook the transports in *module*, which is httpx or httpx2."""
     relay = runtime.relay
     headers_class, header = module.Headers, relay.settings.header
     line_name, wanted, length = header.encode("ascii"), relay.header.encode("ascii"), len(relay.header)
@@ -63,15 +64,16 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             copy.headers = headers = shallow_copy(request.headers)
             headers._list = [*headers._list, (line_name, wanted, value.encode("ascii"))]
         else:
-            copy.headers = _with_item(request.headers, value)
+            copy.headers = copied(request.headers, value)
         return copy
 
-    def _with_item(headers: Any, value: str) -> Any:
+    def copied(headers: Any, value: str | None = None) -> Any:
         copy = headers_class(headers)
-        copy[header] = value
+        if value is not None:
+            copy[header] = value
         try:
-            # The copy lacks the encoding. It is set only after our header has been added, because our header must be
-            # encoded as ASCII.
+            # The copy lacks the encoding. The encoding is set only after our header has been added, because our header
+            # must be encoded as ASCII.
             if (encoding := headers._encoding) is not None:
                 copy.encoding = encoding
         except AttributeError:
@@ -127,6 +129,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         hooked[original] = handle_async_request
         return handle_async_request
 
+    def frozen(request: Any) -> Any:
+        """Return a copy that the application cannot change before it is sent again, which may take seconds."""
+        copy = shallow_copy(request)
+        copy.headers, copy.extensions = copied(request.headers), {**request.extensions}
+        return copy
+
     def build_retrying(original: Function, target_of: Callable[[tuple[Any, Any]], Target]) -> Function:
         def send(transport: Any, request: Any, hop: Hop) -> Any:
             try:
@@ -142,6 +150,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             hop = relay.decide((self, request), target_of, has_header, is_final=False)
             if hop is None:
                 return original(self, request)
+            request = frozen(request)
             response = send(self, request, hop)
             if response.status_code != UNAUTHORIZED or not can_repeat(request, response, hop):
                 return response
@@ -177,6 +186,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                 hop = await hop.run_async()
             if hop is None:
                 return await original(self, request)
+            request = frozen(request)
             response = await send(self, request, hop)
             if response.status_code != UNAUTHORIZED or not can_repeat(request, response, hop):
                 return response
@@ -197,7 +207,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return handle_async_request
 
     def can_repeat(request: Any, response: Any, hop: Hop) -> bool:
-        # This is the class of a body that is in memory, and of an empty body.
+        # A body that is in memory has this class, and so does an empty body.
         is_in_memory = type(request.stream) is module.ByteStream
         return is_in_memory and hop.may_repeat(request.method) and read_rejection(challenges_of(response)) is not None
 
@@ -249,7 +259,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
         return build
 
     pooled, pooled_async, sync, asynchronous = build_pooled, build_pooled_async, build_sync, build_async
-    if has_retry:  # hops must not pay for retries if no entry has ;retry=
+    if has_retry:  # hops must not bear the cost of retries if no entry has ;retry=
         pooled, sync = (partial(build_retrying, target_of=locate) for locate in (_target_of_pooled, _target_of))
         pooled_async, asynchronous = (
             partial(build_retrying_async, target_of=locate) for locate in (_target_of_pooled, _target_of)
@@ -301,8 +311,9 @@ def _hold(response: Any, held_stream: Any) -> bool:
     The application can still read the response.
 
     Returns:
-        Whether the whole body has been read; ``False`` if it is too long.
+        Whether the whole body has been read; ``False`` if it is too long or arrives too slowly.
     """
+    deadline = time.monotonic() + DISCARD_SECONDS
     stream = response.stream
     chunks: list[bytes] = []
     rest, size = iter(stream), 0
@@ -310,7 +321,7 @@ def _hold(response: Any, held_stream: Any) -> bool:
     for chunk in rest:
         chunks.append(chunk)
         size += len(chunk)
-        if size > MAX_DISCARDED:
+        if size > MAX_DISCARDED or time.monotonic() > deadline:
             return False
     stream.close()
     return True
@@ -318,6 +329,7 @@ def _hold(response: Any, held_stream: Any) -> bool:
 
 async def _hold_async(response: Any, held_stream: Any) -> bool:
     """Do the same as `_hold` for an asynchronous response."""
+    deadline = time.monotonic() + DISCARD_SECONDS
     stream = response.stream
     chunks: list[bytes] = []
     rest, size = aiter(stream), 0
@@ -325,7 +337,7 @@ async def _hold_async(response: Any, held_stream: Any) -> bool:
     async for chunk in rest:
         chunks.append(chunk)
         size += len(chunk)
-        if size > MAX_DISCARDED:
+        if size > MAX_DISCARDED or time.monotonic() > deadline:
             return False
     await stream.aclose()
     return True
@@ -361,9 +373,9 @@ def _reach_through(transport: Any, name: str, hooked: Mapping[Function, Function
             return
 
 
-# A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could be read as an authority.
+# A path, with or without a query (RFC 9112, section 3.2.1). Two leading slashes could introduce an authority.
 _is_path: Final = re.compile(rb"/(?![/\\])[!-~]*").fullmatch
-# The httpcore network backends that have been used so far. They connect to the host that is passed to them.
+# The httpcore network backends that have been used so far. These backends connect to the host that is passed to them.
 _backends: Final[set[type]] = set()
 
 

@@ -33,7 +33,7 @@ def check_target(hop: Hop, target_of: Callable[[_Request], Target], request: _Re
 
 
 class Result:
-    """Report the result of a retried request, even if it raises an exception: other requests wait for the result.
+    """Report the result of a retried request, even if the retry fails: other requests are waiting for the result.
 
     Attributes:
         status: The response status, to be set once it is known.

@@ -39,7 +39,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     relay = runtime.relay
 
     class WithToken(module.httputil.HTTPHeaders):  # type: ignore[misc,name-defined]
-        """A request's headers, to which ours is added as they are written.
+        """A request's headers, to which our header is added while the headers are being written.
 
         This object shares the original headers' state instead of copying it: Tornado's copy method rejects values
         that Tornado would otherwise send, and the headers that Tornado sets while writing must stay on the request.
@@ -54,7 +54,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         def get_all(self) -> Iterator[tuple[str, str]]:
             for name, value in self._headers.get_all():
-                if name.lower() != relay.header:  # ours replaces it
+                if name.lower() != relay.header:  # our header replaces it
                     yield name, value
             yield self._ours
 
@@ -71,7 +71,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             # If the request fails, Tornado's exception and its frames form a reference cycle. Neither the request nor
             # this frame may keep the context, and with it the token, alive until the garbage collector runs.
             context = vars(self.request).pop(_CONTEXT_NAME, None)
-            if context is None:  # a request from before the installation
+            if context is None:  # the request started before the installation
                 return await original(self)
             attached = otel_context.attach(context)
             del context
@@ -124,12 +124,12 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             raise
         connection.final_callback = None
         connection._remove_timeout()
-        # The retry takes over the slot of the first attempt: requests that wait for its result would not give up their
-        # slots.
+        # The retry takes over the first attempt's slot, because requests that are waiting for the retry's result would
+        # not give up their slots.
         client.queue.rotate(1)
         connection._release()
-        # Tornado opens a connection for each request. If this one were not detached, a body that has already arrived
-        # would still be passed to the application's streaming callback.
+        # Tornado opens a connection for each request. If this connection were not detached, a body that has already
+        # arrived would still be passed to the application's streaming callback.
         connection.connection.detach()
         connection._on_end_request()
 
@@ -168,7 +168,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
                     headers = WithToken(headers, relay.settings.header, value)
                     setattr(self, MARK, True)
                     # Error trackers send the local variables of every frame that an exception passes through. The class
-                    # exposes our header only while the headers are written.
+                    # exposes our header only while the headers are being written.
                     del value
                 return write_headers(start_line, headers, *args, **kwargs)
 
@@ -177,13 +177,17 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return _create_connection
 
-    def build_received(original: Function) -> Function:
+    def build_forbidding(original: Function) -> Function:
         def headers_received(self: Any, first_line: Any, headers: Any) -> Any:
             if MARK in self.__dict__:
                 headers[CACHE_CONTROL] = NO_STORE
             return original(self, first_line, headers)
 
         return headers_received
+
+    def build_received(original: Function) -> Function:
+        receive = build_forbidding(original) if relay.settings.protect_caches else original
+        return build_headers(receive) if relay.policy.has_retry else receive
 
     def _target_of(call: tuple[Any, Any]) -> Target:
         hop = call[0]
@@ -196,10 +200,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     patches.wrap(module.SimpleAsyncHTTPClient, "fetch_impl", build_fetch)
     patches.wrap(module._HTTPConnection, "run", build_run)
     patches.wrap(module._HTTPConnection, "_create_connection", build_connection)
-    if relay.settings.protect_caches:
+    if relay.settings.protect_caches or relay.policy.has_retry:
         patches.wrap(module._HTTPConnection, "headers_received", build_received, ("self", "first_line", "headers"))
-    if relay.policy.has_retry:
-        patches.wrap(module._HTTPConnection, "headers_received", build_headers)
 
 
 def _read_target(url: str) -> Target | None:

@@ -30,7 +30,7 @@ Call = tuple[Any, Function]
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the handlers of *module*, which is ``urllib.request``."""
+    """Hook the handlers in *module*, which is ``urllib.request``."""
     relay = runtime.relay
     destinations = Destinations(module)
     own_classes, target_of = destinations.classes, destinations.target_of
@@ -72,6 +72,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
             hop = relay.decide((req, http_class), target_of, _has_header, is_final=False)
             if hop is None:
                 return original(self, http_class, req, **http_conn_args)
+            req = _frozen(req)
 
             def send(hop: Hop) -> Any:
                 if not hop.confirm():
@@ -100,8 +101,15 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 
 def _forbid_storing(response: Any) -> None:
-    del response.headers[CACHE_CONTROL]  # this deletes all of its lines, if there are any
+    del response.headers[CACHE_CONTROL]  # this deletes all lines of the header, if there are any
     response.headers[CACHE_CONTROL] = NO_STORE
+
+
+def _frozen(request: Any) -> Any:
+    """Return a copy that another thread cannot change before it is sent again. The decision is about its address."""
+    copy = shallow_copy(request)
+    copy.headers, copy.unredirected_hdrs = dict(request.headers), dict(request.unredirected_hdrs)
+    return copy
 
 
 def _once(http_class: Function, request: Any, arguments: dict[str, Any]) -> Function:

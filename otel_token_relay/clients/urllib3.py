@@ -10,6 +10,7 @@ The connection, not the pool, determines where a request goes: even a pool for a
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from http.client import HTTPResponse
 from types import ModuleType
@@ -28,7 +29,7 @@ from otel_token_relay.signed_urls import is_signed
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the pools of *module*, which is ``urllib3.connectionpool``."""
+    """Hook the pools in *module*, which is ``urllib3.connectionpool``."""
     relay = runtime.relay
     target_of = destinations(module)
     # urllib3 1.26 does not import this class into the module that defines the pools.
@@ -101,13 +102,13 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
         return _make_request
 
-    # Hops must not pay for retries if no entry has ;retry=.
+    # Hops must not bear the cost of retries if no entry has ;retry=.
     patches.wrap(module.HTTPConnectionPool, "_make_request", build_retrying if relay.policy.has_retry else build)
 
 
 def destinations(module: ModuleType) -> Callable[[tuple[Any, Any]], Target]:
     """Return a function that determines where a request goes. Only urllib3's own code may open the connection."""
-    # These contain only urllib3's functions, so that an application's classes are not kept alive.
+    # These collections contain only urllib3's functions, so that an application's classes are not kept alive.
     scheme_of_connect = {
         function_of(module.HTTPConnection, "connect"): "http",
         function_of(module.HTTPSConnection, "connect"): "https",
@@ -191,7 +192,7 @@ def _is_short(connection: Any, raw: HTTPResponse) -> bool:
 
 def _discard(connection: Any, response: Any) -> None:
     """Read the rest of a response if it is short; otherwise, close the connection, which urllib3 then reopens."""
-    # Otherwise, the response would return the connection to the pool, or close it, while the second request uses it.
+    # Otherwise, the response would return the connection to the pool or close it while the second request is using it.
     response._connection = None
     raw, opened = response._original_response, connection.sock
     try:
@@ -199,7 +200,7 @@ def _discard(connection: Any, response: Any) -> None:
             return
         timeout = opened.gettimeout()
         opened.settimeout(DISCARD_SECONDS)
-        raw.read(MAX_DISCARDED)
+        _read(raw)
         opened.settimeout(timeout)
         # A tunnel is not checked here: TLS can make a connection readable at any time, and a tunnel could not be
         # reopened.
@@ -209,6 +210,17 @@ def _discard(connection: Any, response: Any) -> None:
         connection.close()
     finally:
         response.close()
+
+
+def _read(raw: HTTPResponse) -> None:
+    """Read the rest of a response until it is too long, or has taken too long."""
+    deadline, size = time.monotonic() + DISCARD_SECONDS, 0
+    while not raw.isclosed() and size <= MAX_DISCARDED and time.monotonic() < deadline:
+        chunk = raw.read1(MAX_DISCARDED)
+        if not chunk:
+            raw.read()  # at the end; http.client notices it only now
+            return
+        size += len(chunk)
 
 
 def _owner(kind: type, name: str) -> type:

@@ -1,7 +1,8 @@
 """Exchange the caller's token for one that is intended for a single destination (RFC 8693).
 
-`TokenExchanger` and `AsyncTokenExchanger` require the ``exchange`` extra. They are imported on first access, because
-`TokenUnavailable`, which a call to a ``;required`` destination raises, must be available without it.
+`TokenExchanger` and `AsyncTokenExchanger` require the ``exchange`` extra. These classes are imported on first access,
+because `TokenUnavailable`, which a call to a ``;required`` destination raises, must be available even without that
+extra.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A cache of exchanged tokens that cannot mix up users. Pure: no I/O; the clocks are passed in.
+"""A cache of exchanged tokens that cannot mix up users. This module performs no I/O, and the clocks are passed in.
 
-A result can be found only with the token for which it was obtained, so the code that looks it up already holds that
-token. Nothing is stored by user, session, or name: published caches that did so returned other users' tokens.
+A result can be found only with the token for which it was obtained, so any code that looks up a result already holds
+that token. Nothing is stored by user, session, or name: published caches that did so returned other users' tokens.
 
 Failures are stored and limited separately from successes. A caller that sends made-up tokens can therefore neither
 displace a success nor make the server refuse the same token over and over.
@@ -32,7 +32,7 @@ _UNKNOWN_SECONDS: Final = 60.0
 _RENEWAL_SHARE: Final = 0.8
 _FAILURE_SECONDS: Final = 5.0
 _OUTAGE_SECONDS: Final = 1.0
-# A response from a proxy or a restarting server says nothing about the token.
+# A response from a proxy or a restarting server does not indicate whether the token is at fault.
 _OUTAGES: Final[frozenset[ExchangeError]] = frozenset({"unavailable", "timeout", "bad_response"})
 
 
@@ -62,7 +62,7 @@ class _Failure(NamedTuple):
 
 
 def endpoint_hash(endpoint: str, client_id: str, request: Request) -> bytes:
-    """Return the hash of everything that is the same for all users. Compute it once for each destination."""
+    """Return the hash of those parts of a key that are the same for all users. Compute it once for each destination."""
     parts = (endpoint, client_id, request.grant, request.audience, request.resource, request.scope, *request.expected)
     return _hash(*(None if part is None else part.encode() for part in parts))
 
@@ -102,10 +102,14 @@ class ExchangeCache:
         found = self._successes.get(key)
         if found is None:
             return None
-        # The wall clock may be set, and the monotonic clock may stop while the machine sleeps, so both clocks must
+        # The wall clock may be changed, and the monotonic clock may stop while the machine sleeps, so both clocks must
         # agree.
         is_valid = self._monotonic() < found.until and (found.expires_at is None or self._now() < found.expires_at)
         return found if is_valid else None
+
+    def keep(self, key: bytes, result: Exchanged) -> None:
+        """Store a result that has been stored under another key."""
+        self._successes.put(key, result)
 
     def drop(self, key: bytes, rejected: BearerToken) -> None:
         """Remove the result for a key if it is the token that its destination has rejected."""
@@ -126,7 +130,7 @@ class ExchangeCache:
         """Store a result.
 
         Args:
-            key: `key_of` the exchange.
+            key: The exchange's key; see `key_of`.
             issued: The server's response.
             subject_expires_at: When the caller's token expires, in seconds since the epoch; ``None`` if unknown.
             is_own: Whether the service acts on its own behalf, in which case only the server's response limits the

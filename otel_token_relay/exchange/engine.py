@@ -11,12 +11,14 @@ exchanged may therefore use only a few of the workers, and a refused token is no
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -44,7 +46,7 @@ MAX_CONCURRENT: Final = 64
 MAX_NEW: Final = 8
 """The maximum number of these requests that may be for tokens that have not yet been exchanged."""
 DEFAULT_TIMEOUT: Final = 4.0
-# In each of the two groups, the maximum number of requests that may be running or waiting for a worker.
+# The maximum number of requests, in each of the two groups, that may be running or waiting for a worker.
 _MAX_PENDING: Final = 512
 _WARNING_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 1.0
@@ -74,8 +76,17 @@ class Job(NamedTuple):
     subject: BearerToken | None = None
     actor: BearerToken | None = None
 
+    def with_claims(self, claims: str) -> Job:
+        """Return the same job for a token with these claims.
+
+        It has another key: the endpoint may refuse the claims, and then it has not refused the token without them.
+        """
+        hashed = hashlib.sha256(claims.encode()).digest()
+        return self._replace(key=self.key + b"claims" + hashed, request=replace(self.request, claims=claims))
+
     def __repr__(self) -> str:
-        # The key is omitted: with a plain hash, a log's reader could test whether a given token appears in the log.
+        # The key is omitted: it is a plain hash, so anyone who reads the log could test whether a given token appears
+        # in it.
         return f"Job({self.request})"
 
 
@@ -157,8 +168,12 @@ class ExchangeEngine:
         return self._cache.get(_key(hashed, subject, actor))
 
     def drop(self, job: Job, rejected: BearerToken) -> None:
-        """Forget a job's result if it is the token that its destination has rejected."""
+        """Remove a job's cached result if it is the token that its destination has rejected."""
         self._cache.drop(job.key, rejected)
+
+    def keep(self, job: Job, found: Exchanged) -> None:
+        """Use this result for a job from now on."""
+        self._cache.keep(job.key, found)
 
     def failure(self, job: Job) -> ExchangeFailed | None:
         """Return the failure of the last attempt if it happened too recently to try again."""
@@ -204,7 +219,7 @@ class ExchangeEngine:
         return cached
 
     def _start(self, job: Job) -> Future[_Result]:
-        """Start a request unless too many are waiting. The caller holds the lock, and no equal request is running."""
+        """Start a request unless too many are waiting. The lock must be held, and no equal request may be running."""
         is_known = job.subject is None or self._cache.has_succeeded(job.key)
         workers = self._known if is_known else self._new
         if workers.load >= _MAX_PENDING:
@@ -241,7 +256,7 @@ class ExchangeEngine:
             else:
                 found = self._attempt(job)
                 probe_is_due = self._note(job.key, found)
-        finally:  # waiting callers must not have to wait for the timeout
+        finally:  # so that waiting callers do not have to wait for the timeout
             with self._lock:
                 self._pending.pop(job.key, None)
                 workers.load -= 1

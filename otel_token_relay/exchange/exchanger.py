@@ -119,7 +119,7 @@ class ExchangerCore:
         """Exchange a token. `drive` or `drive_async` runs this generator.
 
         Returns:
-            The issued token. It shares *token*'s lease, so it cannot be used after the request has ended either.
+            The issued token. It shares *token*'s lease, so neither token can be used after the request has ended.
 
         Raises:
             TokenUnavailable: *token* must not be exchanged.

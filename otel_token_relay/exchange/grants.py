@@ -1,4 +1,4 @@
-"""The form of an exchange request, for each grant. Pure: no I/O, no settings.
+"""The form of an exchange request for each grant. This module performs no I/O and reads no settings.
 
 * ``token-exchange``: RFC 8693, section 2.1. The subject and the result are access tokens.
 * ``on-behalf-of``: Microsoft Entra's grant, which is a JWT bearer assertion (RFC 7523, section 2.1) with

@@ -1,4 +1,4 @@
-"""Limit how often rejected tokens are renewed. Pure: no I/O; the clock is passed in.
+"""Limit how often rejected tokens are renewed. This module performs no I/O, and the clock is passed in.
 
 A destination may reject every token. The first request whose token is rejected therefore starts a trial: it obtains a
 new token and is sent again. Other requests with the rejected token wait for the result and are sent again only if the
@@ -39,7 +39,7 @@ class Trial:
         self.started_at: float = started_at
         self.result: Future[bool] = Future()
         self.has_ended: bool = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def settle(self, is_accepted: bool) -> None:
         """Report the result. Only the first call has an effect."""
@@ -68,11 +68,11 @@ class Renewals:
         call_in_child(self, Renewals._start_over)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._trials: Cache[Trial] = Cache(self._size)
 
     def join(self, key: bytes) -> tuple[Trial, bool]:
-        """Return the trial for a key, and whether the caller has started it and must settle it."""
+        """Return the trial for a key, and whether this call has started it, so that the calling code must settle it."""
         now = self._monotonic()
         with self._lock:
             trial = self._trials.get(key)

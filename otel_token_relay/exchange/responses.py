@@ -1,4 +1,4 @@
-"""Validate the token endpoint's response to an exchange request. Pure: no I/O, no settings.
+"""Validate the token endpoint's response to an exchange request. This module performs no I/O and reads no settings.
 
 A response is used only if it clearly states that it contains a new bearer token for the requested audience: a server
 may ignore the audience, return the subject token itself, or return a different kind of token with status 200.
@@ -126,7 +126,7 @@ def _refusal(status: int, members: Mapping[str, Any]) -> ExchangeFailed:
     if status >= 500 or status == 429:
         return ExchangeFailed("unavailable", f"status {status}")
     if known is None:
-        # An unknown error may concern the token, so it must not make operators check the credential.
+        # An unknown error may concern the token, so the error must not lead operators to check the credential.
         known = "invalid_client" if status == 401 and error is None else "bad_response"
     challenge = members.get("claims")
     is_usable = isinstance(challenge, str) and 0 < len(challenge) <= _MAX_CHALLENGE and challenge.isprintable()
@@ -144,7 +144,7 @@ def _number(value: object) -> float | None:
 
 
 def _seconds(value: object) -> float | None:
-    """Return a lifetime in seconds, which some servers send as a string."""
+    """Return a lifetime in seconds; some servers send the lifetime as a string."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:
         value = int(value)
     number = _number(value)

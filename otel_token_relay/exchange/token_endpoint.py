@@ -58,8 +58,8 @@ class TokenEndpoint:
         if known is None:
             return self._discover(timeout)
         if now >= self._until:
-            # If this fails, a URL that was valid a moment ago is better than none. Other threads use that URL in the
-            # meantime.
+            # If discovery fails, a URL that was valid a moment ago is better than none. Other threads use that URL in
+            # the meantime.
             self._until = now + _RETRY_SECONDS
             try:
                 # The rest of the time is reserved for the request to the endpoint.
@@ -92,7 +92,7 @@ class TokenEndpoint:
         )
 
     def _read(self, response: Response) -> tuple[Claims, str | None]:
-        """Return the document in a response, and the reason why it cannot be used, if there is one."""
+        """Return the document in a response and, if the document cannot be used, the reason."""
         if response.status != 200:
             return {}, describe_status(response.status)
         try:

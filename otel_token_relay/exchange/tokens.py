@@ -1,4 +1,4 @@
-"""Tokens for destinations that need their own token, as configured in the settings.
+"""Tokens for destinations that need their own tokens, as configured in the settings.
 
 A token is exchanged only at its own issuer's endpoint, and each endpoint has an `ExchangeEngine`. A hop looks for its
 token in three places, in this order:
@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from otel_token_relay.context import announce_obtained
@@ -47,9 +47,10 @@ class _Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """A token that a request's other hops may use, and its source: an ``id`` alone could be reused for a later object.
+    """A token that a request's other hops may use, along with its source and destination.
 
-    A caller's token can outlive the settings and thus their destinations.
+    The objects themselves are stored, because a caller's token can outlive the settings and thus their destinations,
+    and an ``id`` could then be reused for a later object.
     """
 
     source: DestinationTokens
@@ -214,11 +215,15 @@ class DestinationTokens:
                 return None
             return Renewed(self._hand_out(caller, destination, found, "hit"), trial.settle)
         try:
-            plan.engine.drop(job, rejected)
+            if not rejection.needs_claims:
+                plan.engine.drop(job, rejected)
             if rejection.claims is not None and is_entras:
-                # The key does not contain the claims, so the new token replaces the rejected one.
-                job = job._replace(request=replace(job.request, claims=rejection.claims))
-            found, result = yield from plan.engine.steps(job)
+                asking = job.with_claims(rejection.claims)
+                plan.engine.drop(asking, rejected)
+                found, result = yield from plan.engine.steps(asking)
+                plan.engine.keep(job, found)
+            else:
+                found, result = yield from plan.engine.steps(job)
             if rejected == BearerToken.from_parsed(found.value):
                 trial.settle(False)
                 return None
@@ -284,7 +289,7 @@ class DestinationTokens:
         """Return the engine for the token's own issuer.
 
         Raises:
-            ExchangeFailed: No such engine exists, or it cannot be determined.
+            ExchangeFailed: No such engine exists, or the engine cannot be determined.
         """
         if self._lone is not None:
             return self._lone
@@ -315,7 +320,7 @@ def _place() -> int:
 
 
 def _issuer_and_tenant(token: BearerToken) -> tuple[str | None, object]:
-    """Return the issuer, according to the verification or else the token itself, and the ``tid`` claim.
+    """Return the issuer, according to the verification or otherwise the token itself, and the ``tid`` claim.
 
     An application's own verifier may not report the issuer. Even a token whose issuer has not been verified must not be
     sent to a different issuer.

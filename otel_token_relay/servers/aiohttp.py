@@ -59,7 +59,7 @@ class TokenRelayMiddleware:
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the connections of *module*, which is ``aiohttp.web_protocol``."""
+    """Hook the connections in *module*, which is ``aiohttp.web_protocol``."""
 
     def build(original: Function) -> Function:
         async def _handle_request(
@@ -81,7 +81,8 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
 @contextmanager
 def _binding(request: Any, settings: Settings) -> Generator[Boundary, None, None]:
-    # Not stored as a request item: items belong to the application, and aiohttp warns about string keys.
+    # The boundary is not stored as a request item: items belong to the application, and aiohttp warns about string
+    # keys.
     vars(request)[BOUNDARY_KEY] = boundary = Boundary.of(_values_of(request), settings)
     attached = otel_context.attach(boundary.context())
     try:
@@ -97,8 +98,8 @@ def _guard(handler: Handler, boundary: Boundary, terms: Terms, *, is_at_server: 
     settings, authenticator = terms
 
     async def guarded(request: Any) -> Any:
-        # aiohttp routes requests by this path. In `path`, an encoded slash looks like a plain one. Older versions route
-        # by the raw path, and their URLs do not have `path_safe`.
+        # aiohttp routes requests by this path. In `path`, an encoded slash looks like a plain one. Older versions of
+        # aiohttp route by the raw path, and their URLs do not have `path_safe`.
         url = request.rel_url
         path = getattr(url, "path_safe", url.raw_path)
         request_path = RequestPath(path, path, method=request.method, values_of=_values_of(request))
@@ -129,7 +130,7 @@ async def _serve_until_expiry(handler: Handler, request: Any, boundary: Boundary
     prepare = request._prepare_hook
 
     async def watch(response: Any) -> None:
-        # aiohttp calls this after the application has set the headers and before it sends them.
+        # aiohttp calls this method after the application has set the headers and before aiohttp sends them.
         await prepare(response)
         if isinstance(response, web.WebSocketResponse) or is_event_stream(response.headers.get("Content-Type")):
             lasting.append(response)

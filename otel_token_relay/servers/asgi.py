@@ -39,7 +39,7 @@ _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 class TokenRelayMiddleware:
     """Bind each request's token around an ASGI application, if the application's framework is not hooked.
 
-    Make this the outermost middleware. Inner boundaries reuse its boundary.
+    Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 
     Args:
         app: The ASGI 3 application.
@@ -114,7 +114,7 @@ def _as_coroutine_function(function: Callable[..., Awaitable[None]]) -> Function
 
 
 class EnclosedApp:
-    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+    """An application that runs inside a boundary, if the package is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """
@@ -164,7 +164,7 @@ async def serve(
 ) -> None:
     """Bind this request's token, or none, until *app* returns. Run *app* if the authenticator accepts the request.
 
-    Every scope except ``lifespan`` is treated as a request, even if only this server and this application know the
+    Every scope except ``lifespan`` is treated as a request, even if only this server and this application recognize the
     scope's type.
     """
     settings, authenticator = terms
@@ -201,13 +201,13 @@ class _AsgiBoundary(Boundary):
     __slots__ = ("_lines",)
 
     def __init__(self, scope: Scope, settings: Settings) -> None:
-        # This is a copy, because middleware can change the scope's own list and the pairs in it.
+        # The lines are a copy, because middleware can change the scope's own list and the pairs in it.
         self._lines = lines = _header_lines(scope)
         values_of = _reader(lines)
         super().__init__(locate(values_of, settings), values_of, settings)
 
     def encloses(self, request: Any) -> bool:
-        """Return whether the scope's headers and the current context are still this request's."""
+        """Return whether the scope's headers and the current context still belong to this request."""
         # List comparison compares the elements' identities first, in a single pass in C.
         return (
             request.get("headers") == self._lines
@@ -249,7 +249,7 @@ def _reader(lines: list[tuple[Any, ...]] | None) -> Callable[[str], list[bytes]]
         if lines is None:
             raise TypeError("a header line is not a pair")
         wanted = name.encode("latin-1")
-        # Loops in Python would take several times as long, and this runs for every request.
+        # Loops in Python would take several times as long, and this code runs for every request.
         names = [*map(_lower, map(_name_of, lines))]
         if wanted not in names:
             return []

@@ -35,7 +35,7 @@ _INTERCEPTORS_POSITION = 2
 
 # Over HTTP, a malformed header gets a 400 response; gRPC treats such a header as missing.
 _CODES: Final = {400: "UNAUTHENTICATED", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
-# The status details for a stream that has been ended: the error from RFC 6750, section 3.1.
+# The status details for a stream that is ended because its token has expired: the error from RFC 6750, section 3.1.
 _EXPIRED: Final = "invalid_token"
 _TRAILING: Final = ("www-authenticate", "retry-after")
 
@@ -178,7 +178,7 @@ def _bind(behavior: Function, is_stream: bool, start: Callable[[], _Call]) -> Fu
     def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
         call = start()
         # gRPC does not close the response iterator of a canceled call.
-        if context.add_callback(call.close) is False:  # the call is over; aio returns None
+        if context.add_callback(call.close) is False:  # the call is over; aio's method returns None
             call.close()
         return _Responses(lambda: behavior(request, context), context, call)
 

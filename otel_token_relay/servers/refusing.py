@@ -1,8 +1,8 @@
 """Respond to every connection with 503: the last resort if requests must be verified but no hook can verify them.
 
-This is cruder than a boundary. It intercepts each TCP connection that any server in the process accepts, before the
-server sees the connection. It does not cover servers that accept connections in native code, except for uvloop's
-servers.
+This approach is cruder than a boundary: the hook intercepts each TCP connection that any server in the process accepts,
+before the server sees the connection. Servers that accept connections in native code are not covered, except for
+uvloop's servers.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ App = Callable[[Any, Any], Awaitable[Any]]
 
 
 class EnclosedApp:
-    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+    """An application that runs inside a boundary, if the package is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """

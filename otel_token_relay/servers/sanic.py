@@ -26,7 +26,7 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
     The hook does not wrap ``Sanic.handle_request``, which the connections use as their handler: when the application
     starts, Sanic recompiles that method from its source, which removes any wrapper.
     """
-    # A subclass with slots has its own attribute.
+    # The common base class is not hooked, because `HttpProtocol` stores the attribute in a slot of its own.
     for name in ("HttpProtocol", "Http3Protocol"):
         patches.wrap_attribute(getattr(module, name), "request_handler", _enclose)
     # This method runs the application's middleware and error handlers outside the request handler, for a request that

@@ -60,7 +60,8 @@ class _EnclosedDelegate:
         self._error_response: ErrorResponse | None = CANNOT_VERIFY
 
     async def headers_received(self, start_line: Any, headers: Any) -> None:
-        # This is not done in `start_request`, which is called when the connection begins to wait for its next request.
+        # The boundary is not opened in `start_request`, which is called when the connection begins to wait for its next
+        # request.
         installed = in_force.installed
         if installed is None:
             self._error_response, self._context = None, get_current()
@@ -83,7 +84,7 @@ class _EnclosedDelegate:
             return
         self._headers = headers
         if headers.get("Expect", "") or headers.get("Connection", "").lower() == "close":
-            # Either the client waits for a response before it sends the body, or this is its last request.
+            # Either the client is waiting for a response before it sends the body, or this is its last request.
             self._refuse(self._error_response, ("Connection", "close"))
 
     async def data_received(self, chunk: bytes) -> None:

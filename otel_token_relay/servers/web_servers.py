@@ -1,6 +1,7 @@
 """The boundary at the point where each server calls its application.
 
-It covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware, or mounted.
+This boundary covers every ASGI and WSGI application, with or without a framework: plain, wrapped in middleware, or
+mounted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Place(NamedTuple):
         owner: The name of the class whose instances have the attribute.
         attribute: The attribute's name.
         enclose: Encloses the application in a boundary.
-        is_ready: Returns whether the attribute already contains the application that is served.
+        is_ready: Returns whether the attribute already contains the application to be served.
     """
 
     owner: str
@@ -32,7 +33,7 @@ class Place(NamedTuple):
 
 PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     # Until the application is loaded, the attribute may contain a factory or a WSGI application. Each connection copies
-    # it.
+    # the attribute.
     "uvicorn.config": (
         "uvicorn",
         (Place("Config", "loaded_app", asgi.enclose, lambda config: bool(config.loaded)),),
@@ -57,11 +58,11 @@ PLACES: Final[Mapping[str, tuple[str, tuple[Place, ...]]]] = {
     "cheroot.wsgi": ("cheroot", (Place("Server", "wsgi_app", wsgi.enclose),)),
     "gevent.pywsgi": ("gevent", (Place("WSGIHandler", "application", wsgi.enclose),)),
 }
-"""Maps each module to its PyPI package and its places."""
+"""Maps each module to its PyPI package and the attributes to hook."""
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
-    """Hook the places that `PLACES` lists for *module*."""
+    """Hook the attributes that `PLACES` lists for *module*."""
     for place in PLACES[module.__name__][1]:
         patches.wrap_attribute(getattr(module, place.owner), place.attribute, place.enclose, place.is_ready)
 

@@ -37,7 +37,7 @@ _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 class TokenRelayMiddleware:
     """Bind each request's token around a WSGI application, if the application's framework is not hooked.
 
-    Make this the outermost middleware. Inner boundaries reuse its boundary.
+    Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 
     Args:
         app: The WSGI application.
@@ -74,7 +74,7 @@ def patch(owner: type, runtime: Runtime, patches: Patches, name: str = "__call__
 
 
 class EnclosedApp:
-    """An application as its server calls it: inside a boundary, if the package is installed at that time.
+    """An application that runs inside a boundary, if the package is installed when the server calls the application.
 
     Attribute lookups are forwarded to the application.
     """
@@ -138,8 +138,8 @@ def serve(
         detach(attached)
     file_wrapper = environ.get("wsgi.file_wrapper")
     if type(body) in (list, tuple, bytes) or (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        # No more application code runs, and servers recognize these types: they derive Content-Length from lists,
-        # tuples, and bytes, and they pass the file wrapper to sendfile.
+        # No more application code runs, so the body is returned unchanged: servers recognize these types, derive
+        # Content-Length from lists, tuples, and bytes, and pass the file wrapper to sendfile.
         boundary.close()
         return body
     kind = _SizedBody if hasattr(body, "__len__") else _Body
@@ -211,7 +211,7 @@ class _WsgiBoundary(Boundary):
         super().__init__(_locate_in(values, settings), partial(_lines_of, environ), settings)
 
     def encloses(self, request: Any) -> bool:
-        """Return whether the environ's source headers and the current context are still this request's."""
+        """Return whether the environ's source headers and the current context still belong to this request."""
         return (
             [*map(request.get, self._keys)] == self._values
             and self._is_responding
@@ -295,7 +295,7 @@ def _header_values(environ: Environ) -> Iterator[str]:
 
 
 class _Body:
-    """A streamed response. Each step runs in the request's context, which is detached after the step.
+    """A streamed response. Each step runs in the request's context, and the context is detached after each step.
 
     The context is kept from step to step, because instrumentation attaches its span in the first step and
     detaches it in the last one. Streams that a server interleaves do not see each other's contexts.
@@ -335,7 +335,7 @@ class _Body:
             self._boundary.close()
 
     def __del__(self) -> None:
-        # This is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
+        # This method is for servers that do not call `close`. Releasing a generator ends it, and instrumentation that
         # detaches its span at that point would attach our context to the thread.
         if attach is None:  # at shutdown, after the interpreter has cleared this module
             return

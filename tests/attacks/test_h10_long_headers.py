@@ -235,9 +235,9 @@ class Name(bytes):
 
     scans = 0
 
-    def __len__(self) -> int:
+    def lower(self) -> bytes:
         type(self).scans += 1
-        return super().__len__()
+        return super().lower()
 
     def __hash__(self) -> int:
         type(self).scans += 1

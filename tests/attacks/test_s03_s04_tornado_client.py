@@ -340,7 +340,9 @@ def test_s04_a_tornado_request_leaves_nothing_to_the_garbage_collector(
     install(Settings(destinations=[f"{one.url}{required}", f"http://127.0.0.1:*{required}"]))
     found = _collected(run)
 
-    assert _types(found) - without == Counter()
+    # A failed request's response is part of a cycle of Tornado's own, and has one more line: Cache-Control.
+    added = Counter({"builtins.list": 1}) if without and user is not None else Counter()
+    assert _types(found) - without - added == Counter()
     assert not [left for left in found if _is_ours(left)]
 
 

@@ -22,7 +22,7 @@ from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, Respons
 
 ALICE = "alice-has-this-token-0123456789"
 ISSUED = "an-issued-token-0123456789"
-CHALLENGE = '{"access_token":{"marker":1}}'
+CHALLENGE = '{"access_token":{"acrs-of-alice":1}}'
 CREDENTIALS = base64.b64encode(f"user-service:{SECRET}".encode()).decode()
 
 
@@ -78,7 +78,7 @@ class Tracker(logging.Handler):
 
     def assert_clean(self) -> None:
         assert self.seen
-        for secret in (ALICE, SECRET, CREDENTIALS, ISSUED, "marker"):
+        for secret in (ALICE, SECRET, CREDENTIALS, ISSUED, "acrs-of-alice"):
             assert not [text for text in self.seen if secret in text]
 
 

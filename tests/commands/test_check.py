@@ -127,16 +127,54 @@ def test_check_names_packages_that_are_too_old(
     assert f"verification requires different versions of its packages: {clause}" in capsys.readouterr().out
 
 
-def test_check_imports_no_library() -> None:
+@pytest.mark.parametrize(
+    ("destinations", "protects", "expected"),
+    [
+        ("", "true", []),
+        ("https://a", "false", []),
+        # Only an import shows whether a cache can be hooked, and a cache imports its client.
+        ("https://a", "true", ["cachecontrol", "httpx", "requests"]),
+    ],
+    ids=["no destination", "caches are not protected", "a destination"],
+)
+def test_check_imports_no_library_but_caches(destinations: str, protects: str, expected: list[str]) -> None:
     """A broken library must not break the check, and importing all of them takes seconds."""
-    names = "{'httpx', 'fastapi', 'grpc', 'jwt', 'requests', 'yaml', 'opentelemetry.instrumentation'}"
+    names = "{'httpx', 'fastapi', 'django', 'grpc', 'requests', 'cachecontrol', 'opentelemetry.instrumentation'}"
     program = (
         f"import sys; from otel_token_relay import cli; cli.main(['check']); print(sorted({names} & set(sys.modules)))"
     )
 
-    _, output = run(program=("-c", program), **{DESTINATIONS: "https://a", "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce"})
+    _, output = run(
+        program=("-c", program),
+        **{
+            DESTINATIONS: destinations,
+            "OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES": protects,
+            "OTEL_PYTHON_TOKEN_RELAY_VERIFY": "enforce",
+        },
+    )
 
-    assert output.endswith("\n[]\n")
+    assert output.endswith(f"\n{expected}\n")
+
+
+def test_check_warns_of_caches_that_are_not_protected(
+    without_hooks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only if a destination is listed: without one, no response is personal."""
+    without_hooks.setenv("OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES", "false")
+    without_hooks.setenv(DESTINATIONS, "https://a")
+
+    assert cli.main(["check"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert (
+        "OTEL_PYTHON_TOKEN_RELAY_PROTECT_CACHES is off, so CacheControl, requests-cache, aiohttp-client-cache, hishel"
+        " may serve one user's response to another"
+    ) in output
+    assert cli.main(["check", "--strict"]) == 1
+    capsys.readouterr()
+
+    without_hooks.setenv(DESTINATIONS, "")
+    cli.main(["check"])
+    assert "response to another" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [(), ("--all",)])

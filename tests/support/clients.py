@@ -456,7 +456,7 @@ CLIENTS = [
     # The connection pool of a single origin, which does not support proxies.
     Client("urllib3-pool", _pool_call, _pool_reusing, URLLib3Instrumentor, redirects="own origin", proxies="none"),
     Client("urllib", _urllib_call, _urllib_reusing, URLLibInstrumentor, repeats_posts=False),
-    asynchronous("aiohttp", _aiohttp_call, _aiohttp_opening, AioHttpClientInstrumentor, sees_failures=False),
+    asynchronous("aiohttp", _aiohttp_call, _aiohttp_opening, AioHttpClientInstrumentor),
     asynchronous(
         "tornado",
         _tornado_call,
