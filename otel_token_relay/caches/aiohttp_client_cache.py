@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.caches.layers import has_led_to
 from otel_token_relay.clients.aiohttp import show_headers
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.personal_responses import MARK, is_class_of, is_personal
@@ -41,20 +42,14 @@ def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
 
     def build_lookup(original: Function) -> Function:
         async def get_response(self: Any, key: str) -> Any:
-            # If an unlisted host redirected to a listed one, the entry has the unlisted host's URL.
             found = await original(self, key)
-            chain = (found, *found.history) if found is not None and found.history else ()
-            return None if any(relay.may_send(str(one.url), _no_header) for one in chain) else found
+            return None if found is not None and has_led_to(found, relay.may_send) else found
 
         return get_response
 
     patches.wrap(module.CacheBackend, "create_cache_actions", build_request)
     patches.wrap(module.CacheBackend, "get_response", build_lookup, ("self", "key"))
     patches.wrap(module.CacheBackend, "is_cacheable", build_response)
-
-
-def _no_header(_: str) -> bool:
-    return False
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import weakref
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
+from otel_token_relay.caches.layers import build_send
 from otel_token_relay.patching import Function, Patches
-from otel_token_relay.personal_responses import hide, is_called_by, is_personal, restore
+from otel_token_relay.personal_responses import is_personal, restore
 from otel_token_relay.runtime import Runtime
-
-_CLIENTS: Final = {"requests.sessions": ("requests",)}
 
 
 def patch(module: ModuleType, runtime: Runtime, patches: Patches) -> None:
@@ -72,14 +71,6 @@ def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
             return original(self, request, restore(response), *args, **kwargs)
 
         return wrapped
-
-    def build_send(original: Function) -> Function:
-        def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            is_outermost = is_called_by(_CLIENTS, 1)
-            response = original(self, request, *args, **kwargs)
-            return response if is_outermost else hide(response)
-
-        return send
 
     patches.wrap(module.CacheControlAdapter, "build_response", build_response)
     patches.wrap(module.CacheControlAdapter, "send", build_send)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, Final, Generic, TypeVar
 
+from otel_token_relay.caches.layers import build_send
 from otel_token_relay.copying import shallow_copy
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.personal_responses import (
-    hide,
     is_called_by,
     is_personal,
     is_personal_httpx,
@@ -26,7 +26,6 @@ _METHODS: Final = ("_handle_without_rfc", "_handle_with_rfc")
 _CLIENTS: Final = {
     "httpx._client": ("httpx", "hishel"),
     "httpx2._client": ("httpx2", "hishel"),
-    "requests.sessions": ("requests",),
 }
 _CONDITIONS: Final = ("if-none-match", "if-modified-since")
 
@@ -147,14 +146,6 @@ def patch_adapter(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
             return not_stored(restore(response))
 
         return send_cached
-
-    def build_send(original: Function) -> Function:
-        def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            is_outermost = is_called_by(_CLIENTS, 1)
-            response = original(self, request, *args, **kwargs)
-            return response if is_outermost else hide(response)
-
-        return send
 
     patches.wrap(module.CacheAdapter, "_send_without_rfc", build)
     patches.wrap(module.CacheAdapter, "_send_with_rfc", build)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from otel_token_relay.caches.layers import has_led_to
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.personal_responses import is_class_of, is_personal, restore
 from otel_token_relay.runtime import Runtime
@@ -53,16 +54,11 @@ def patch_backend(module: ModuleType, runtime: Runtime, patches: Patches) -> Non
     def build(original: Function) -> Function:
         def get_response(self: Any, key: str, default: Any = None) -> Any:
             found = original(self, key, default)
-            chain = (found, *found.history) if found is not default and found.history else ()
-            return default if any(relay.may_send(str(one.url), _no_header) for one in chain) else found
+            return default if found is not default and has_led_to(found, relay.may_send) else found
 
         return get_response
 
     patches.wrap(module.BaseCache, "get_response", build, ("self", "key", "default"))
-
-
-def _no_header(_: str) -> bool:
-    return False
 
 
 def patch_session(module: ModuleType, runtime: Runtime, patches: Patches) -> None:

@@ -1,0 +1,41 @@
+"""What hooks of different caches do in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from otel_token_relay.patching import Function
+from otel_token_relay.personal_responses import hide, is_called_by
+
+_CLIENTS: Final = {"requests.sessions": ("requests",)}
+
+
+def build_send(original: Function) -> Function:
+    """Return a wrapper of the ``send`` method of a requests adapter that restores a personal response's headers.
+
+    If the caller of the adapter is not a session of requests, it may be another cache, so it must not see them.
+    """
+
+    def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        is_outermost = is_called_by(_CLIENTS, 1)
+        response = original(self, request, *args, **kwargs)
+        return response if is_outermost else hide(response)
+
+    return send
+
+
+def has_led_to(found: Any, may_send: Callable[[str, Callable[[str], bool]], bool]) -> bool:
+    """Return whether a redirect has led to a cached response, and a request to one of its URLs may carry a token.
+
+    If an unlisted host redirected to a listed one, the entry has the unlisted host's URL.
+
+    Args:
+        found: The cached response, from requests or aiohttp.
+        may_send: `otel_token_relay.relay.Relay.may_send`.
+    """
+    return bool(found.history) and any(may_send(str(one.url), _has_no_header) for one in (found, *found.history))
+
+
+def _has_no_header(_: str) -> bool:
+    return False
