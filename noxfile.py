@@ -1,6 +1,7 @@
 """Sessions that need their own environments: every Python, the oldest dependencies, the built wheel.
 
     nox                  everything that .ci/run runs
+    FULL_MATRIX=1 nox    every test in every session, and the sessions that create environments of their own
     nox -s tests-3.12    the tests on one Python
     nox -s injected      five applications with older packages, as under the OpenTelemetry operator
     COVERAGE=1 nox       everything, with branch coverage across all sessions
@@ -54,7 +55,7 @@ PROGRAMS = (
     "tests/verification/test_real_issuers.py",
 )
 
-# Tests of code that uses no library. They run on the oldest and on the newest Python.
+# Tests of code that uses no library. `make test` runs them; with FULL_MATRIX=1, every session runs them.
 PURE = (
     "tests/commands",
     "tests/pictures",
@@ -64,6 +65,9 @@ PURE = (
     "tests/redaction/test_token_search.py",
     "tests/redaction/test_unknown_tokens.py",
     "tests/test_entry_mistakes.py",
+    "tests/test_pytest_plugin.py",
+    "tests/test_testing.py",
+    "tests/testkit",
     "tests/verification/test_explanations.py",
 )
 
@@ -73,7 +77,9 @@ ELSEWHERE = ("tests/attacks", "tests/commands", "tests/exchange", "tests/verific
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = False
-nox.options.sessions = ["tests", "lowest", "oldest", "injected", "pages", "coverage"]
+# The sessions `injected` and `pages` create environments of their own for minutes.
+FULL = bool(os.environ.get("FULL_MATRIX"))
+nox.options.sessions = ["tests", "lowest", "oldest", *(("injected", "pages") if FULL else ()), "coverage"]
 
 # uv finds pyenv's interpreters if they are on the path. It must not download any.
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"
@@ -86,7 +92,7 @@ os.environ["PATH"] = os.pathsep.join(
 
 
 def _without(*paths: str) -> list[str]:
-    return [] if os.environ.get("FULL_MATRIX") else [f"--ignore={path}" for path in paths]
+    return [] if FULL else [f"--ignore={path}" for path in paths]
 
 
 def _wheel(session: nox.Session) -> Path:
@@ -126,7 +132,7 @@ def lowest(session: nox.Session) -> None:
     # Other releases of a server may call the application elsewhere, and other releases of OpenTelemetry read a
     # configuration file differently.
     kept = ("tests/attacks/test_configuration_file.py", "tests/servers/test_web_servers.py")
-    _test(session, *_without(*(path for path in PROGRAMS if path not in kept)))
+    _test(session, *_without(*(path for path in PROGRAMS if path not in kept), *PURE))
 
 
 @nox.session(python=LOWEST)
@@ -154,7 +160,7 @@ PAGES = ("docs/quickstarts/agents.md", "docs/observability-vendors.md")
 @nox.session
 def pages(session: nox.Session) -> None:
     """Follow pages in new virtual environments, with the built wheel. With FULL_MATRIX=1, follow all of them."""
-    chosen = () if os.environ.get("FULL_MATRIX") else PAGES
+    chosen = () if FULL else PAGES
     session.run("python", "tools/quickstarts.py", *(session.posargs or chosen))
 
 
