@@ -257,7 +257,7 @@ def test_concurrent_first_accesses_all_see_a_clean_record():
 
 
 def test_a_span_is_converted_on_first_access(monkeypatch):
-    """The thread that ends a span does not run the SDK's conversion either. The span has ended, so it stays the same."""
+    """The thread that ends a span does not run the SDK's conversion either: the span no longer changes."""
     converted: list[int] = []
     original = ReadableSpan.__init__
 
