@@ -81,7 +81,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 context, end_time = self._context, self._end_time
                 if end_time is not None and not context[_TRACE_STATE]._dict:
                     # As in `tokens_of_span`, but without the cost of a call in the usual case.
-                    known = getattr(self, HELD, None)
+                    known: Any = getattr(self, HELD, None)
                     current = get_current()
                     token: Any = current.get(TOKEN_KEY)
                     if (
