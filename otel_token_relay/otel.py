@@ -77,8 +77,10 @@ def _find_setter() -> CodeType | None:
     """Return the code of the SDK's method; ``None`` if the SDK is not imported or the method has been replaced."""
     global _setter
     sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
-    code: CodeType | None = None if sdk is None else sdk.Span.set_attribute.__code__
-    if code is not None and code.co_filename == sdk.__file__:
+    if sdk is None:
+        return None
+    code: CodeType = sdk.Span.set_attribute.__code__
+    if code.co_filename == sdk.__file__:
         _setter = code
     return _setter
 

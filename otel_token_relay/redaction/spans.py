@@ -86,9 +86,9 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                     token: Any = current.get(TOKEN_KEY)
                     if (
                         known is None
-                        or known is not REMEMBERED.recent_traces.get(context[_TRACE_ID])
                         or UNUSED_KEY in current
                         or (token is not None and (token.obtained or token._value not in known.values))
+                        or known is not REMEMBERED.recent_traces.get(context[_TRACE_ID])
                     ):
                         known = tokens_of_span(self, context[_TRACE_ID])
                     # The SDK's own conversion waits, too: it only collects fields, which no longer change.
