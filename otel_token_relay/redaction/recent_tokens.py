@@ -36,7 +36,7 @@ class TokensInUse:
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        # Written out, because each new token displaces two others.
+        # Written out, because each new token displaces two older ones.
         for reference in self._tokens.get(value, ()):  # type: ignore[call-overload]  # any object
             token: BearerToken | None = reference()
             if token is not None and (lease := token.lease) is not None and lease.is_open:
