@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -19,7 +19,7 @@ from otel_token_relay.counters import LazyCounter
 from otel_token_relay.destinations import Destination
 from otel_token_relay.operator_log import DecisionLog
 from otel_token_relay.origin import Origin, Target
-from otel_token_relay.otel import SPAN_KEY
+from otel_token_relay.otel import SPAN_KEY, set_texts
 from otel_token_relay.reasons import Reason
 
 _logger = logging.getLogger("otel_token_relay")
@@ -57,6 +57,13 @@ class Decision:
 _CLIENT: Final = trace.SpanKind.CLIENT
 
 
+class _Attributes(NamedTuple):
+    """The attributes of a decision: those of the counter, and those of the span. Neither may be changed."""
+
+    counter: dict[str, str]
+    span: dict[str, str]
+
+
 class DecisionRecorder:
     """Record decisions through the OpenTelemetry API. Safe to share between threads.
 
@@ -71,7 +78,7 @@ class DecisionRecorder:
         # settings or no destination. If keys contained hosts, callers could create any number of time series. The
         # destination, which lives as long as the settings do, is compared by identity, because that takes less time
         # than hashing it.
-        self._attributes: dict[tuple[Reason, int], dict[str, str]] = {}
+        self._attributes: dict[tuple[Reason, int], _Attributes] = {}
 
     def prepare(self) -> None:
         """Create the counter before the first hop. Never raises."""
@@ -110,21 +117,17 @@ class DecisionRecorder:
             exchange: How the exchanged token was obtained; ``None`` if the destination does not require an exchange.
         """
         try:
-            attributes = self._attributes.get((reason, id(destination))) or self._build_attributes(reason, destination)
+            counted, shown = self._attributes.get((reason, id(destination))) or self._build(reason, destination)
             span: Any = context.get(SPAN_KEY)
             # A span of any other kind belongs to the whole request, which can have many hops.
             if span is not None and span.is_recording() and getattr(span, "kind", None) is _CLIENT:
-                # A `set_attributes` call takes longer than three `set_attribute` calls.
-                span.set_attribute(DECISION_ATTRIBUTE, attributes[DECISION_ATTRIBUTE])
-                span.set_attribute(REASON_ATTRIBUTE, attributes[REASON_ATTRIBUTE])
                 if exchange is not None:
-                    span.set_attribute(EXCHANGE_ATTRIBUTE, exchange)
-                if destination is not None:
-                    span.set_attribute(ENTRY_ATTRIBUTE, attributes[ENTRY_ATTRIBUTE])
-                elif target is not None and (origin := Origin.of(*target)) is not None:
-                    span.set_attribute(ORIGIN_ATTRIBUTE, str(origin))
+                    shown = {**shown, EXCHANGE_ATTRIBUTE: exchange}
+                if destination is None and (origin := _origin_of(target)) is not None:
+                    shown = {**shown, ORIGIN_ATTRIBUTE: str(origin)}
+                set_texts(span, shown)
             counter = self._counter.created or self._counter.create()
-            counter.add(1, attributes)
+            counter.add(1, counted)
             if operator_log.decisions is not None:
                 _write(operator_log.decisions, reason, context, destination, target, self._closest)
             if _logger.isEnabledFor(logging.DEBUG):
@@ -132,14 +135,15 @@ class DecisionRecorder:
         except Exception:
             _logger.debug("a decision could not be recorded", exc_info=True)
 
-    def _build_attributes(self, reason: Reason, destination: Destination | None) -> dict[str, str]:
-        attributes: dict[str, str] = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
+    def _build(self, reason: Reason, destination: Destination | None) -> _Attributes:
+        shown: dict[str, str] = {DECISION_ATTRIBUTE: Decision(reason).outcome, REASON_ATTRIBUTE: reason.value}
+        counted = shown
         if destination is not None:
-            attributes[ENTRY_ATTRIBUTE] = str(destination)
+            shown[ENTRY_ATTRIBUTE] = str(destination)
             if "*" not in destination.pattern.host:
-                attributes[ADDRESS_ATTRIBUTE] = destination.pattern.host
-        self._attributes[reason, id(destination)] = attributes
-        return attributes
+                counted = {**shown, ADDRESS_ATTRIBUTE: destination.pattern.host}
+        self._attributes[reason, id(destination)] = built = _Attributes(counted, shown)
+        return built
 
 
 def _origin_of(target: Target | None) -> Origin | None:

@@ -7,8 +7,10 @@ The adapters (clients, servers, and redaction) use the private names of the libr
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
@@ -43,6 +45,44 @@ def is_suppressed(context: Context) -> bool:
 def is_server_suppressed(context: Context) -> bool:
     """Return whether server instrumentation is suppressed in *context*."""
     return is_suppressed(context) or bool(context.get(otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY))
+
+
+# The code of the SDK's own `Span.set_attribute`.
+_setter: CodeType | None = None
+
+
+def set_texts(span: Any, texts: dict[str, str]) -> None:
+    """Set attributes of a span. Both the keys and the values must be non-empty strings.
+
+    The SDK checks each key and each value in Python, and takes two locks for each, which costs as much as the rest of
+    a hop. The attributes are therefore written directly, under the lock that the SDK uses, unless they might exceed
+    one of the span's limits or ``set_attribute`` has been replaced.
+    """
+    try:
+        if span.set_attribute.__code__ is (_setter or _find_setter()):
+            attributes = span._attributes
+            held, most = attributes._dict, attributes.maxlen
+            if attributes.max_value_len is None and (most is None or len(held) + len(texts) <= most):
+                with span._lock:
+                    if span._end_time is None:
+                        held.update(texts)
+                return
+    except AttributeError:  # not one of the SDK's spans, or another version of the SDK
+        pass
+    for key, text in texts.items():
+        span.set_attribute(key, text)
+
+
+def _find_setter() -> CodeType | None:
+    """Return the code of the SDK's method; ``None`` if the SDK is not imported or the method has been replaced."""
+    global _setter
+    sdk: Any = sys.modules.get("opentelemetry.sdk.trace")
+    if sdk is None:
+        return None
+    code: CodeType = sdk.Span.set_attribute.__code__
+    if code.co_filename == sdk.__file__:
+        _setter = code
+    return _setter
 
 
 def parts_of(propagator: TextMapPropagator) -> list[TextMapPropagator]:

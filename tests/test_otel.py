@@ -15,6 +15,7 @@ from opentelemetry.instrumentation.utils import (
     suppress_instrumentation,
 )
 from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.sdk.trace import Span, SpanLimits, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from otel_token_relay.otel import (
@@ -28,6 +29,7 @@ from otel_token_relay.otel import (
     is_suppressed,
     keeps_unknown_keys,
     parts_of,
+    set_texts,
 )
 
 
@@ -123,3 +125,75 @@ def test_the_default_context_keeps_unknown_keys() -> None:
     before = otel_context.get_current()
     assert keeps_unknown_keys()
     assert otel_context.get_current() is before
+
+
+TEXTS = {"one": "first", "two": "second value"}
+LIMITS = {
+    "none": SpanLimits(max_span_attributes=None),
+    "room": SpanLimits(max_span_attributes=8),
+    "full": SpanLimits(max_span_attributes=2),
+    "no attributes": SpanLimits(max_span_attributes=0),
+    "length": SpanLimits(max_span_attribute_length=3),
+}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_texts_are_set_as_the_sdk_sets_them(limits: SpanLimits) -> None:
+    """The limits of the span apply, and a value that the span has is replaced."""
+    tracer = TracerProvider(span_limits=limits).get_tracer("t")
+    ours, theirs = (tracer.start_span("s", attributes={"zero": "z", "one": "old"}) for _ in range(2))
+    assert isinstance(ours, Span)
+    assert isinstance(theirs, Span)
+
+    set_texts(ours, TEXTS)
+    theirs.set_attributes(TEXTS)
+
+    assert dict(ours.attributes or {}) == dict(theirs.attributes or {})
+    assert ours.dropped_attributes == theirs.dropped_attributes
+
+
+def test_texts_are_not_set_on_a_span_that_has_ended() -> None:
+    """Its record may be waiting for the exporter."""
+    span = TracerProvider().get_tracer("t").start_span("s")
+    assert isinstance(span, Span)
+    span.end()
+
+    set_texts(span, TEXTS)
+
+    assert not span.attributes
+
+
+@pytest.mark.parametrize("replaced", ["span", "class", "subclass"])
+def test_a_setter_that_an_application_has_replaced_is_called(replaced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may do more than the SDK's own, for example for one span or for all."""
+    seen: list[tuple[str, str]] = []
+
+    def note(key: str, value: str) -> None:
+        seen.append((key, value))
+
+    span = TracerProvider().get_tracer("t").start_span("s")
+    set_texts(span, TEXTS)
+    if replaced == "span":
+        monkeypatch.setattr(span, "set_attribute", note)
+    elif replaced == "class":
+        monkeypatch.setattr(Span, "set_attribute", lambda self, key, value: note(key, value))
+    else:
+        derived = type("Derived", (type(span),), {"set_attribute": lambda self, key, value: note(key, value)})
+        object.__setattr__(span, "__class__", derived)
+
+    set_texts(span, TEXTS)
+
+    assert seen == [*TEXTS.items()]
+
+
+def test_texts_are_set_on_spans_that_are_not_the_sdks() -> None:
+    """Another implementation of the API, or a later version of the SDK, may keep attributes elsewhere."""
+    seen: list[tuple[str, str]] = []
+
+    class Other(trace.NonRecordingSpan):
+        def set_attribute(self, key: str, value: object) -> None:
+            seen.append((key, str(value)))
+
+    set_texts(Other(trace.INVALID_SPAN_CONTEXT), TEXTS)
+
+    assert seen == [*TEXTS.items()]

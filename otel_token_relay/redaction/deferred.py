@@ -29,10 +29,10 @@ The value must not reveal raw content to code that prints or traverses the recor
 class DeferredRecord:
     """A raw record and its known tokens. The object has no ``__dict__`` to traverse and cannot be pickled."""
 
-    __slots__ = ("known", "readable")
+    __slots__ = ("known", "raw")
 
-    def __init__(self, readable: Any, known: Any) -> None:
-        self.readable: Any = readable
+    def __init__(self, raw: Any, known: Any) -> None:
+        self.raw: Any = raw
         self.known: Any = known
 
     def __repr__(self) -> str:
@@ -105,7 +105,7 @@ def deferred_class(
         changes = {name: value for name, value in present.items() if name != DEFERRED}
         raw = deferred
         if isinstance(deferred, _Changes):
-            raw = deferred.readable
+            raw = deferred.raw
             changes |= deferred.fields
         finished = finish(raw, changes).__dict__
         if present.get(DEFERRED) is None:

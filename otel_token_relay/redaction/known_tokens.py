@@ -55,7 +55,7 @@ _MAX_OF_SPAN: Final = 8
 _MAX_VERIFIED: Final = 512
 
 # The name of the Python attribute in which a span object holds its own tokens.
-_HELD: Final = "_token_relay_known"
+HELD: Final = "_token_relay_known"
 
 _NO_DEADLINE: Final = math.inf
 
@@ -278,9 +278,9 @@ def _trace_id_of(span: Any) -> int:
 
 
 def _remember_bound(token: BearerToken, context: Context) -> None:
-    value = token.reveal()
+    value = token._value
     span: Any = context.get(SPAN_KEY)
-    trace_id = _trace_id_of(span)
+    trace_id = 0 if span is None else _trace_id_of(span)
     if looks_like_credential(value) or REMEMBERED.is_lasting(token):
         REMEMBERED.in_use.add(token)
         REMEMBERED.remember_in_thread(value)
@@ -311,23 +311,23 @@ def _add_to_span(span: Any, value: str) -> None:
     """Store a token in a recording span itself, which may outlive thousands of traces."""
     if not span.is_recording():
         return
-    held = getattr(span, _HELD, None)
+    held = getattr(span, HELD, None)
     if not isinstance(held, KnownTokens):
         held = known_from_one(value)
     elif value not in held.values:
         held = known_from(*within_limit((*held.values, value), _MAX_OF_SPAN, REMEMBERED.in_use))
     with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the token
-        setattr(span, _HELD, held)
+        setattr(span, HELD, held)
 
 
 def _hold_words(span: Any, words: tuple[str, ...]) -> None:
     """Store a request's unused credentials in a span, unless the span already holds too many tokens."""
-    held = getattr(span, _HELD, None)
+    held = getattr(span, HELD, None)
     if not isinstance(held, KnownTokens):
         held = NOTHING
     if len(held.values) <= _MAX_OF_SPAN:
         with contextlib.suppress(AttributeError):  # not an SDK span; its trace may still have the words
-            setattr(span, _HELD, _with_words(held, words))
+            setattr(span, HELD, _with_words(held, words))
 
 
 def _with_words(known: KnownTokens, words: tuple[str, ...]) -> KnownTokens:
@@ -340,7 +340,7 @@ def note_start(span: Any, context: Context | None) -> None:
     context = get_current() if context is None else context
     token: Any = context.get(TOKEN_KEY)
     if token is not None:
-        hold_token(span, token)
+        hold_token(span, token, span._context.trace_id)
     if UNUSED_KEY in context:
         hold_unused(span, context)
 
@@ -358,20 +358,19 @@ def _unused_words(context: Context) -> tuple[str, ...]:
     return unused.words if unused is not None and unused.is_open else ()
 
 
-def hold_token(span: Any, token: Any) -> None:
+def hold_token(span: Any, token: Any, trace_id: int) -> None:
     """Store a `BearerToken` in an SDK span that is starting, and in the span's trace if the token is lasting."""
-    trace_id = span._context.trace_id
     known = REMEMBERED.recent_traces.get(trace_id)
     # The usual case: the token's request is being served, and its trace has only this token. This code runs for each
     # span, so it avoids function calls. Sharing the object speeds up the comparison in `tokens_of_span`.
-    lease = token.lease
-    if known is not None and known.values == (token._value,) and (lease is None or lease._deadline == _NO_DEADLINE):
+    lease, value = token.lease, token._value
+    if known is not None and known.values == (value,) and (lease is None or lease._deadline == _NO_DEADLINE):
         span._token_relay_known = known
         return
-    value = token.reveal()
     if known is None or value not in known.values:
-        known = REMEMBERED.remember(trace_id, value) if REMEMBERED.is_lasting(token) else known_from_one(value)
-    if _is_own(token):
+        is_lasting = looks_like_credential(value) or REMEMBERED.is_lasting(token)
+        known = REMEMBERED.remember(trace_id, value) if is_lasting else known_from_one(value)
+    if lease is None or lease._deadline == _NO_DEADLINE or lease.is_open:
         span._token_relay_known = known if len(known.values) == 1 else known_from_one(value)
 
 
@@ -382,7 +381,7 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
     request may have been set while a token was bound.
     """
     known = REMEMBERED.recent_traces.get(trace_id)
-    held: KnownTokens | None = getattr(span, _HELD, None)
+    held: KnownTokens | None = getattr(span, HELD, None)
     context = get_current()
     token: Any = context.get(TOKEN_KEY)
     if UNUSED_KEY in context:
@@ -391,7 +390,7 @@ def tokens_of_span(span: Any, trace_id: int) -> KnownTokens:
         if known is None and token is None and trace_id not in REMEMBERED.older_traces:
             return REMEMBERED.of_thread()  # the usual case if the request has no token
     elif held is known and (token is None or (not token.obtained and token._value in held.values)):
-        return held  # the usual case if the request has a token
+        return held  # the usual case if the request has a token; see also `spans`
     found = _combine(held or NOTHING, token, known or REMEMBERED.of_trace(trace_id))
     return REMEMBERED.of_thread() if found is NOTHING else found
 
@@ -435,7 +434,7 @@ def tokens_in_context(context: Context, trace_id: int | None = None) -> KnownTok
         return REMEMBERED.of_thread() if found is NOTHING else found
     known = REMEMBERED.recent_traces.get(trace_id) or REMEMBERED.of_trace(trace_id)
     if known is NOTHING:
-        if isinstance(held := getattr(span, _HELD, None), KnownTokens):
+        if isinstance(held := getattr(span, HELD, None), KnownTokens):
             # The span may have outlived its remembered trace. A word that the span holds is masked only in the span.
             known = known_from(*filter(looks_like_credential, held.values))
         elif token is None:

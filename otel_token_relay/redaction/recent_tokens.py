@@ -36,8 +36,12 @@ class TokensInUse:
         self._max_count = _MIN_TO_SWEEP
 
     def __contains__(self, value: object) -> bool:
-        held = self._tokens.get(value)  # type: ignore[call-overload]  # any object
-        return held is not None and any(map(_is_open, held))
+        # Written out, because each new token displaces two older ones.
+        for reference in self._tokens.get(value, ()):  # type: ignore[call-overload]  # any object
+            token: BearerToken | None = reference()
+            if token is not None and (lease := token.lease) is not None and lease.is_open:
+                return True
+        return False
 
     def __len__(self) -> int:
         return len(self._tokens)

@@ -1,7 +1,7 @@
 """Redact spans when the SDK converts live spans into the records that processors and exporters receive.
 
 ``Span._readable_span`` runs once for each span, in the thread that ends the span, before any processor runs.
-The hook collects the known tokens, and the record is redacted on first access: in the exporter's thread if a
+The hook collects the known tokens, and the record is made and redacted on first access: in the exporter's thread if a
 batch processor is used. The record is a new object in which values that contain tokens are replaced, never
 modified. The live span, the caller's events and links, and the propagated trace state are unchanged.
 """
@@ -20,7 +20,14 @@ from otel_token_relay.copying import shallow_copy, with_changes
 from otel_token_relay.otel import get_current
 from otel_token_relay.patching import Function, Patches
 from otel_token_relay.redaction.deferred import DeferredRecord, deferred_class
-from otel_token_relay.redaction.known_tokens import hold_token, hold_unused, tokens_of_span, with_later_tokens
+from otel_token_relay.redaction.known_tokens import (
+    HELD,
+    REMEMBERED,
+    hold_token,
+    hold_unused,
+    tokens_of_span,
+    with_later_tokens,
+)
 from otel_token_relay.redaction.records import are_clean, clean_attributes, clean_resource, clean_scope
 from otel_token_relay.redaction.scrubber import FAILED, Scrubber
 from otel_token_relay.redaction.token_search import NOTHING, KnownTokens
@@ -29,6 +36,9 @@ _logger = logging.getLogger("otel_token_relay")
 
 # The fields that processors read from every span. None of them contains text, unless a processor replaces the field.
 _PLAIN: Final = ("_context", "_kind", "_start_time", "_end_time")
+# The positions of the parts of a `SpanContext`, which is a tuple.
+_TRACE_ID: Final = 0
+_TRACE_STATE: Final = 4
 
 
 def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
@@ -45,43 +55,59 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
             wipe(readable)
         return readable
 
+    # The hooks read these two by position, because each property costs a call in Python for each span.
+    example = SpanContext(1, 2, is_remote=False)
+    if example[_TRACE_ID] != example.trace_id or example[_TRACE_STATE] is not example.trace_state:
+        raise AttributeError("the parts of a span context have another order")
+
     fields = frozenset(vars(module.ReadableSpan("", resource=module.Resource({}))))
 
-    def finish(deferred: DeferredRecord, changes: dict[str, Any]) -> Any:
-        readable = deferred.readable
-        raw = vars(readable)
-        if any(raw.get(name) is not value for name, value in changes.items()):
-            # Another thread may be redacting the raw record at the same time.
-            readable = shallow_copy(readable)
-            for name, value in changes.items():
-                setattr(readable, name, value if name in fields else scrubber.redact(value, deferred.known))
-        return clean(readable, deferred.known)
-
-    deferred_span = deferred_class(module.ReadableSpan, fields, finish, _PLAIN)
-
     def build_readable_span(original: Function) -> Function:
-        def _readable_span(self: Any) -> Any:
-            readable = original(self)
+        def finish(deferred: DeferredRecord, changes: dict[str, Any]) -> Any:
             try:
-                context = readable._context
-                known = tokens_of_span(self, context.trace_id)
-                end_time = readable._end_time
-                if end_time is None or context.trace_state._dict:
-                    return clean(readable, known)  # the span is open, or its context contains text
-                deferred: Any = object.__new__(deferred_span)
-                # These are the fields in `_PLAIN`.
-                deferred._context = context
-                deferred._kind = readable._kind
-                deferred._start_time = readable._start_time
-                deferred._end_time = end_time
-                deferred._token_relay_deferred = DeferredRecord(readable, known)
-                return deferred
-            except Exception:  # the context is not an SDK object
-                return clean_odd(self, readable)
+                readable = original(deferred.raw)
+            except Exception:  # fail closed
+                readable = module.ReadableSpan(FAILED, resource=module.Resource({}))
+            raw = vars(readable)
+            for name, value in changes.items():
+                if raw.get(name) is not value:
+                    setattr(readable, name, value if name in fields else scrubber.redact(value, deferred.known))
+            return clean(readable, deferred.known)
+
+        deferred_span = deferred_class(module.ReadableSpan, fields, finish, _PLAIN)
+
+        def _readable_span(self: Any) -> Any:
+            try:
+                context, end_time = self._context, self._end_time
+                if end_time is not None and not context[_TRACE_STATE]._dict:
+                    # As in `tokens_of_span`, but without the cost of a call in the usual case.
+                    known: Any = getattr(self, HELD, None)
+                    current = get_current()
+                    token: Any = current.get(TOKEN_KEY)
+                    if (
+                        known is None
+                        or UNUSED_KEY in current
+                        or (token is not None and (token.obtained or token._value not in known.values))
+                        or known is not REMEMBERED.recent_traces.get(context[_TRACE_ID])
+                    ):
+                        known = tokens_of_span(self, context[_TRACE_ID])
+                    # The SDK's own conversion waits, too: it only collects fields, which no longer change.
+                    deferred: Any = object.__new__(deferred_span)
+                    # These are the fields in `_PLAIN`.
+                    deferred._context = context
+                    deferred._kind = self._kind
+                    deferred._start_time = self._start_time
+                    deferred._end_time = end_time
+                    deferred._token_relay_deferred = DeferredRecord(self, known)
+                    return deferred
+            except Exception:  # the context is not one of the SDK's
+                _logger.debug("cannot defer the redaction of a span", exc_info=True)
+            # The span is open, or its context contains text.
+            return clean_now(self, original(self))
 
         return _readable_span
 
-    def clean_odd(span: Any, readable: Any) -> Any:
+    def clean_now(span: Any, readable: Any) -> Any:
         try:
             known = tokens_of_span(span, trace_id_of(readable._context))
         except Exception:  # fail closed
@@ -95,7 +121,7 @@ def patch(module: ModuleType, scrubber: Scrubber, patches: Patches) -> None:
                 context = get_current() if parent_context is None else parent_context
                 token: Any = context.get(TOKEN_KEY)
                 if token is not None:
-                    hold_token(self, token)
+                    hold_token(self, token, self._context[_TRACE_ID])
                 if UNUSED_KEY in context:
                     hold_unused(self, context)
             except Exception:  # the span must start regardless

@@ -256,6 +256,54 @@ def test_concurrent_first_accesses_all_see_a_clean_record():
             assert OWN_OPAQUE not in shown.pop()
 
 
+def test_a_span_is_converted_on_first_access(monkeypatch):
+    """The thread that ends a span does not run the SDK's conversion either: the span no longer changes."""
+    converted: list[int] = []
+    original = ReadableSpan.__init__
+
+    def watch(self: ReadableSpan, *args: Any, **kwargs: Any) -> None:
+        converted.append(threading.get_ident())
+        original(self, *args, **kwargs)
+
+    keeping = _Keeping()
+    provider = TracerProvider()
+    provider.add_span_processor(keeping)
+    tracer = provider.get_tracer("t")
+    with use_token(OWN_OPAQUE):
+        span: Any = tracer.start_span("before")
+        monkeypatch.setattr(ReadableSpan, "__init__", watch)
+        span.end()
+    span.update_name("after")
+    span.set_attribute("late", 1)
+    span.set_status(Status(StatusCode.ERROR))
+    span.add_event("late")
+
+    assert not converted
+    record = keeping.spans[0]
+    assert record.context is span.context
+    assert not converted
+    assert (record.name, dict(record.attributes or {}), record.status.status_code) == ("before", {}, StatusCode.UNSET)
+    assert not record.events
+    assert converted
+
+
+def test_a_span_that_cannot_be_converted_is_exported_without_its_data():
+    """The exporter gets a record, and no error reaches its thread."""
+    keeping = _Keeping()
+    provider = TracerProvider()
+    provider.add_span_processor(keeping)
+    with use_token(OWN_OPAQUE):
+        span: Any = provider.get_tracer("t").start_span(OWN_OPAQUE, attributes={"text": OWN_OPAQUE})
+        span.end()
+    del span._links
+
+    record = keeping.spans[0]
+
+    assert record.name == FAILED
+    assert OWN_OPAQUE not in record.to_json()
+    assert (record.context, record.end_time) == (span.context, span.end_time)
+
+
 def test_a_record_that_cannot_be_cleaned_is_wiped_on_first_access(monkeypatch):
     """A failure in the exporter's thread fails closed as well."""
     span = _dirty_span()

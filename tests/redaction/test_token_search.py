@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_token_relay.redaction import token_search
+from otel_token_relay.redaction.credential_patterns import looks_like_credential
 from otel_token_relay.redaction.token_search import (
     LONGEST_SURVIVOR,
     NOTHING,
@@ -118,6 +119,16 @@ def test_every_form_of_a_token_contains_one_of_its_needles(form: str, token: str
     assert KnownTokens((token,)).may_be_in(text)
     assert KnownTokens((), (token,)).may_be_in(text)
     assert KnownTokens((token,)).intervals_in(text)
+
+
+def test_claims_of_words_mask_no_word_in_other_records() -> None:
+    """A JWT is remembered by the beginning of its claims, which a caller can make of words."""
+    words = "eyJCheckoutServiceInventoryPaymentsOrdersReservation"
+    token = f"eyJhbGciOiJub25lIn0.{words}."
+    assert looks_like_credential(token)
+    known = known_with_remembered((), (token,))
+
+    assert known.intervals_in(f"POST /{words}/CheckoutServiceInventory") == []
 
 
 def test_benign_text_contains_no_token() -> None:
