@@ -158,6 +158,8 @@ def _release_hook(name: str, hooks: tuple[Hook, ...]) -> Hook:
 
 
 # Hooks for caches above a client, which must not store a response to a request that carries a token.
-CACHE_HOOKS = tuple(hook for name, hooks in _CACHES.items() for hook in (_release_hook(name, hooks), *hooks))
+CACHE_HOOKS: tuple[Hook, ...] = tuple(
+    hook for name, hooks in _CACHES.items() for hook in (_release_hook(name, hooks), *hooks)
+)
 
-HOOKS = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS + CACHE_HOOKS
+HOOKS: tuple[Hook, ...] = CLIENT_HOOKS + SERVER_HOOKS + CARRIER_HOOKS + CACHE_HOOKS
