@@ -314,7 +314,7 @@ VALUES: Final = [
         explain=says(
             1,
             "withheld: explicit_credential",
-            "a user name, a signature or a token in the URL",
+            "a username, a signature, or a token in the URL",
             "expected keep or replace",
         ),
         line=("decision=withheld", "reason=explicit_credential"),
@@ -778,7 +778,7 @@ def soon(seconds: int) -> int:
     return int(time.time()) + seconds
 
 
-EXACTLY: Final = "If you trust this issuer, write it"
+EXACTLY: Final = "If you trust this issuer, add it"
 NOT_A_TOKEN: Final = ("reason=malformed", 'cause="The scheme is Bearer, but the value is not a valid token')
 
 TOKENS: Final = [

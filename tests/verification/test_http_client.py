@@ -392,7 +392,7 @@ def test_a_certificate_for_another_host_is_named(monkeypatch: pytest.MonkeyPatch
         for host, kind in (("127.0.0.2", "IP address"), ("other.localhost", "host name")):
             assert failure_at(f"https://{host}:{server.port}") == (
                 "certificate_not_trusted",
-                f"certificate not trusted: it is for another {kind}",
+                f"certificate not trusted: it is for a different {kind}",
             ), host
 
 

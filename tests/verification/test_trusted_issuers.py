@@ -169,7 +169,7 @@ def test_an_issuer_that_is_a_name_needs_its_keys_and_is_never_fetched(pair: tupl
 
     assert verifier.verify(make_token(claims(name))).issuer == name
     assert issuer.hits == ["/jwks"]
-    with pytest.raises(ConfigurationError, match="needs jwks_uri"):
+    with pytest.raises(ConfigurationError, match="requires jwks_uri"):
         TokenVerifier([name], AUDIENCE)
 
 
