@@ -299,8 +299,8 @@ def problem_with_entry(
 _ENDPOINT: Final = "expected an https URL, or an http URL on loopback or of a host in plaintext_issuers"
 NEEDS_JWKS_URI: Final = "expected an https URL; an issuer with any other name requires jwks_uri, the URL of its keys"
 IS_PLAIN_HTTP: Final = (
-    "keys are not fetched over plain http, unless plaintext_issuers lists the host; an issuer that is only a name needs"
-    " jwks_uri, the URL of its keys"
+    "keys are not fetched over plain http, unless plaintext_issuers lists the host; an issuer that is only a name"
+    " requires jwks_uri, the URL of its keys"
 )
 
 
