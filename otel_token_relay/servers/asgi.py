@@ -37,7 +37,7 @@ _ENDING_KEY: Final = "otel_token_relay.ends_with_token"
 
 
 class TokenRelayMiddleware:
-    """Bind each request's token around an ASGI application, if the application's framework is not hooked.
+    """Wrap an ASGI application so that each request's token is bound, if the application's framework is not hooked.
 
     Make this the outermost middleware. Inner boundaries reuse this middleware's boundary.
 

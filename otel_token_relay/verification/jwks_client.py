@@ -143,7 +143,7 @@ class KeySource:
     def current(self) -> KeySet | None:
         """Return the current keys without waiting; ``None`` if there are none or they are too old.
 
-        If a refresh is due, the refresh is started in the background.
+        If a refresh is due, it starts in the background.
         """
         now = self._monotonic()
         if now >= self._refresh_at:
@@ -245,7 +245,7 @@ class KeySource:
         except ValueError:
             raise FetchFailed("key set: the response is not a JSON object") from None
         if document.get("keys") == []:
-            # An empty key set is the issuer's mistake; the current keys have been valid until now.
+            # An empty key set is the issuer's mistake; the current keys remain in use.
             raise FetchFailed("the key set is empty")
         try:
             keys = KeySet.parse(document, self._algorithms)
