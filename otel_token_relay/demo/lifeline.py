@@ -8,7 +8,8 @@ whether the parent exits before or after the guard starts to wait.
 The program must lead a process group (``start_new_session=True``). The guard belongs to that group and kills all of
 it. The guard ignores the signals that ask programs to exit, so the parent must finally send SIGKILL to the group.
 
-Importing this module loads nothing else from this package, because loading the rest would take longer than running the script.
+Importing this module loads nothing else from this package, because loading the rest would take longer than running
+the script.
 """
 
 from __future__ import annotations
