@@ -71,6 +71,15 @@ PURE = (
     "tests/verification/test_explanations.py",
 )
 
+# Tests whose results hardly depend on a library's release, and which take long.
+SLOW = (
+    "tests/exchange/test_retries.py",
+    "tests/test_soak_exchange.py",
+    "tests/verification/test_attacks.py",
+    "tests/verification/test_headers.py",
+    "tests/verification/test_stream_limits.py",
+)
+
 # Tests of rules and of our own protocols. They run on the oldest and on the newest Python.
 ELSEWHERE = ("tests/attacks", "tests/commands", "tests/exchange", "tests/verification")
 
@@ -132,7 +141,7 @@ def lowest(session: nox.Session) -> None:
     # Other releases of a server may call the application elsewhere, and other releases of OpenTelemetry read a
     # configuration file differently.
     kept = ("tests/attacks/test_configuration_file.py", "tests/servers/test_web_servers.py")
-    _test(session, *_without(*(path for path in PROGRAMS if path not in kept), *PURE))
+    _test(session, *_without(*(path for path in PROGRAMS if path not in kept), *PURE, *SLOW))
 
 
 @nox.session(python=LOWEST)
