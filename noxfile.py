@@ -71,8 +71,10 @@ PURE = (
     "tests/verification/test_explanations.py",
 )
 
-# Tests whose results hardly depend on a library's release, and which take long.
+# Tests that take long. With the lowest dependencies, tests/caches, tests/clients and the rest of tests/exchange and
+# tests/verification use the same libraries.
 SLOW = (
+    "tests/attacks/test_h04_shared_caches.py",
     "tests/exchange/test_retries.py",
     "tests/test_soak_exchange.py",
     "tests/verification/test_attacks.py",
