@@ -245,12 +245,13 @@ def measure_hops(effort: Effort) -> Iterator[Figure]:
 def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
     """Yield the cost of an httpx hop that the SDK records: in a CLIENT span, with a meter, and with both."""
     with ExitStack() as stack:
-        meters, tracers = MeterProvider([InMemoryMetricReader()]), TracerProvider()
+        reader = InMemoryMetricReader()
+        meters, tracers = MeterProvider([reader]), TracerProvider()
         stack.callback(meters.shutdown)
         stack.callback(tracers.shutdown)
         counted = relay()
         # Do not use the global provider, which can be set only once and would affect the other figures.
-        counted._record.__self__._counter = meters.get_meter("otel_token_relay").create_counter(COUNTER_NAME)
+        counted._recorder._counter.created = meters.get_meter("otel_token_relay").create_counter(COUNTER_NAME)
         span = tracers.get_tracer("benchmarks").start_span("GET", kind=trace.SpanKind.CLIENT)
         holding = context_of_request(token=True)
         traced = trace.set_span_in_context(span, holding)
@@ -263,6 +264,9 @@ def measure_recorded_hop(effort: Effort) -> Iterator[Figure]:
         }
         rounds = side_by_side(timings, effort)
         span.end()
+        # A decision that cannot be recorded raises no error, and would make the figures meaningless.
+        if reader.get_metrics_data() is None or not span.attributes:
+            raise RuntimeError("the decisions were not recorded")
     make = partial(figure, rounds, by=_yardstick, yardstick=YARDSTICK, group="One hop on httpx, recorded by the SDK")
     yield make(_added("traced", "bare"), name="with a recording CLIENT span")
     yield make(_added("counted", "bare"), name="with a meter")
