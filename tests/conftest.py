@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.real_servers import RealServers
     from tests.support.token_endpoint import Endpoint
 
-__all__ = ["clean_process", "echo", "endpoint", "issuer", "one", "real_servers", "settings"]
+__all__ = ["clean_process", "echo", "endpoint", "issuer", "one", "real_servers", "serving_process", "settings"]
 
 # `benchmarks` and `tools` are not installed. At the end of the path, the checkout does not replace an installed wheel.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -68,6 +68,18 @@ def endpoint() -> Iterator[Endpoint]:
 
     with serving() as running:
         yield running
+
+
+@pytest.fixture
+def serving_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process has served a request, and has exchanged no token yet."""
+    from otel_token_relay import context
+    from otel_token_relay.configured_exchange import build_token_source
+
+    build_token_source.cache_clear()
+    monkeypatch.setattr(context, "has_served", True)
+    yield
+    build_token_source.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,11 @@ import pytest
 from aiohttp_client_cache import CacheBackend, CachedSession
 from hishel.httpx import AsyncCacheClient
 
-from otel_token_relay import Settings, as_service, context, install, uninstall, use_token
-from otel_token_relay.configured_exchange import build_token_source
+from otel_token_relay import Settings, as_service, install, uninstall, use_token
 from tests.support.caches import (
+    ANONYMOUS,
     CACHES,
     ETAG,
-    NOBODY,
     VARIANTS,
     Call,
     MemoryStorage,
@@ -28,7 +27,9 @@ from tests.support.caches import (
     send_aiohttp,
     send_httpx,
 )
-from tests.support.token_endpoint import SECRET, Endpoint, serving, verified
+from tests.support.token_endpoint import SECRET, Endpoint, verified
+
+pytestmark = pytest.mark.usefixtures("serving_process")
 
 ALICE, BOB = "alice-has-this-token-0123456789", "bob-has-another-token-9876543210"
 
@@ -48,15 +49,6 @@ def server() -> Iterator[Server]:
 def other_server() -> Iterator[Server]:
     with personal_server() as running:
         yield running
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    build_token_source.cache_clear()
-    monkeypatch.setattr(context, "has_served", True)
-    with serving() as running:
-        yield running
-    build_token_source.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +92,7 @@ def test_no_relayed_token_s_response_crosses_users(row: Row, server: Server, tmp
     callers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         ALICE: lambda: use_token(ALICE),
         BOB: lambda: use_token(BOB),
-        NOBODY: nullcontext,
+        ANONYMOUS: nullcontext,
     }
     with row.opening(tmp_path) as call:
         assert crossings(call, server.url, callers) == []
@@ -123,7 +115,7 @@ def test_no_exchanged_or_own_token_s_response_crosses_users(
         f"{ALICE}.for.billing": lambda: use_token(verified(ALICE)),
         f"{BOB}.for.billing": lambda: use_token(verified(BOB)),
         "service.for.billing": as_service,
-        NOBODY: nullcontext,
+        ANONYMOUS: nullcontext,
     }
     with row.opening(tmp_path) as call:
         assert crossings(call, server.url, callers, ("public", "stale")) == []
@@ -211,12 +203,12 @@ def test_redirects_between_a_listed_and_an_unlisted_host(
     with row.opening(tmp_path) as call:
         for caller in (ALICE, None, BOB, ALICE):
             with user(caller):
-                assert [call(url).body for url in away] == [NOBODY] * 3
-                assert [call(url).body for url in back] == [caller or NOBODY] * 3
+                assert [call(url).body for url in away] == [ANONYMOUS] * 3
+                assert [call(url).body for url in back] == [caller or ANONYMOUS] * 3
 
     redirected = [token for path, token, _ in server.seen if path.startswith("/302?")]
-    assert [token for token in redirected if token != NOBODY] == [ALICE, BOB, ALICE]
-    assert NOBODY in redirected  # not served the redirect that Alice got
+    assert [token for token in redirected if token != ANONYMOUS] == [ALICE, BOB, ALICE]
+    assert ANONYMOUS in redirected  # not served the redirect that Alice got
 
 
 @pytest.mark.parametrize("row", [row for row in CACHES if row.name in THREADED], ids=lambda row: row.name)

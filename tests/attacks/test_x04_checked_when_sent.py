@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,21 +18,13 @@ import requests
 
 from otel_token_relay import Settings, as_service, context, install, use_token
 from otel_token_relay.boundary import Boundary
-from otel_token_relay.configured_exchange import build_token_source
 from tests.support.carrying import PATIENCE
 from tests.support.loopback import Party, grpc_party, party
-from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving, unsigned_jwt, verified
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, unsigned_jwt, verified
+
+pytestmark = pytest.mark.usefixtures("serving_process")
 
 ALICE = "alice-has-this-token-0123456789"
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    build_token_source.cache_clear()
-    monkeypatch.setattr(context, "has_served", True)
-    with serving() as running:
-        yield running
-    build_token_source.cache_clear()
 
 
 def install_for(endpoint: Endpoint, url: str) -> None:

@@ -12,25 +12,17 @@ from opentelemetry import trace
 from opentelemetry._logs import LogRecord
 from opentelemetry.context import Context
 
-from otel_token_relay import Settings, as_service, context, current_token, install, use_token
-from otel_token_relay.configured_exchange import build_token_source
+from otel_token_relay import Settings, as_service, current_token, install, use_token
 from tests.redaction.pipeline import Pipeline
 from tests.support.loopback import Party, party
-from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, serving, verified
+from tests.support.token_endpoint import ACCESS_TOKEN, SECRET, Endpoint, verified
+
+pytestmark = pytest.mark.usefixtures("serving_process")
 
 CALLERS = f"alice-{secrets.token_urlsafe(30)}"
 RESULTS = pytest.mark.parametrize(
     "result", [secrets.token_urlsafe(40), "billing-token-of-the-service", "abc123def"], ids=["random", "words", "short"]
 )
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    build_token_source.cache_clear()
-    monkeypatch.setattr(context, "has_served", True)
-    with serving() as running:
-        yield running
-    build_token_source.cache_clear()
 
 
 @pytest.fixture

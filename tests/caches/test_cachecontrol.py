@@ -9,7 +9,7 @@ import requests
 from cachecontrol import CacheControl, CacheControlAdapter
 
 from otel_token_relay import use_token
-from tests.support.caches import NOBODY, Server
+from tests.support.caches import ANONYMOUS, Server
 
 ALICE = "alice-has-this-token-0123456789"
 
@@ -58,4 +58,4 @@ def test_a_body_that_is_read_late_or_not_at_all_is_not_stored(server: Server) ->
         del late, partial, closed
         gc.collect()
 
-        assert session.get(url).text == NOBODY
+        assert session.get(url).text == ANONYMOUS

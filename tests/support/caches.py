@@ -34,7 +34,7 @@ from cachecontrol import CacheControl
 from cachecontrol.caches import FileCache, SeparateBodyFileCache
 from cachecontrol.heuristics import ExpiresAfter, LastModified, OneDayCache
 
-NOBODY = "nobody"
+ANONYMOUS = "anonymous"
 ETAG = '"v1"'
 
 # What a destination says about the caches above its client, by the name that the path contains.
@@ -73,7 +73,7 @@ class _Personal(BaseHTTPRequestHandler):
     seen: list[tuple[str, str, str | None]]
 
     def do_GET(self) -> None:
-        token = self.headers.get("Authorization", NOBODY).removeprefix("Bearer ")
+        token = self.headers.get("Authorization", ANONYMOUS).removeprefix("Bearer ")
         self.seen.append((self.path, token, self.headers.get("If-None-Match")))
         parts = urlsplit(self.path)
         name = parts.path.rpartition("/")[2]
