@@ -1,11 +1,11 @@
-"""Explain why a token was rejected: which check failed, what was expected, and what the token contains instead.
+"""Explain why a token was rejected.
 
-`explain` is pure: it uses no I/O, no keys, and no clock, and it never raises an exception. The explanation contains the
-values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. These values come from an unverified token, so
-each of them passes through `concealment`. The explanation never contains the token or its signature.
+An explanation specifies the failed check, the expected values, and the token's values. The explanation can contain the
+values of ``iss``, ``aud``, ``typ``, ``alg``, ``kid``, scopes, and times. Because the token is unverified, every value
+is processed by the `concealment` module. An explanation never contains the token or its signature.
 
-A token may also be rejected because of an introspection response, which this module does not see. If the token itself
-satisfies the rule that failed, the explanation says so and contains no values.
+A token can also be rejected because of an introspection response, to which this module has no access. If the token
+itself satisfies the violated rule, the explanation states this fact and contains no values.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from otel_token_relay.verification.token_kinds import Kinds, Marker, TokenKind, 
 
 
 def explain(token: str, reason: ExplainedReason, expectations: Expectations, *, now: float) -> Cause:
-    """Return why *token* was rejected. Never raises an exception.
+    """Return the reason for the token's rejection. This function has no side effects and never raises an exception.
 
     Args:
         token: The token as received, without the ``Bearer`` prefix.
-        reason: The reason from `TokenRejected` or from a 403 response.
+        reason: The reason in the `TokenRejected` exception or in the 403 response.
         expectations: The verifier's acceptance criteria.
-        now: The time of the verification, in seconds since the epoch.
+        now: The time when the token was verified, in seconds since the epoch.
     """
-    # A log line must not cause the request to fail, and a wrong explanation is worse than a short explanation.
+    # An explanation is written to the log, so an error in this function must not cause the request to fail.
     with contextlib.suppress(Exception):
         if reason in _WITHOUT_CLAIMS:
             return _WITHOUT_CLAIMS[reason](token, expectations)
@@ -90,16 +90,16 @@ class _Case:
         return self.concealment.values(values, limit=MAX_VALUE_LENGTH, count=MAX_VALUES)
 
     def has_type_of(self, profile: Profile) -> bool:
-        """Return whether the token is an access token according to *profile*."""
+        """Return whether *profile* accepts the token's type."""
         return _is_accepted_by(check_type)(self.header, self.claims, profile)
 
     def would_pass_as_generic(self) -> bool:
-        """Return whether the token has the type and all the claims that the ``generic`` profile requires."""
+        """Return whether the token has the type and the claims that the ``generic`` profile requires."""
         rules = Rules(audience=self.rules.audience, profile="generic")
         return self.has_type_of("generic") and rules.find_missing_claim(self.claims) is None
 
 
-# Checks that precede the claim checks
+# Explanations of checks that precede the claim checks
 
 
 def _explain_form(token: str, expectations: Expectations) -> Cause:
@@ -223,7 +223,8 @@ def _explain_signature(case: _Case) -> Cause:
     )
 
 
-# Microsoft: Access tokens, Validate tokens. Microsoft hashes the ``nonce`` in the header before signing.
+# Source: Microsoft, "Access tokens", section "Validate tokens". Microsoft hashes the header's ``nonce`` before signing
+# the token.
 _GRAPH: Final = ("https://graph.microsoft.com", "https://graph.microsoft.com/", "00000003-0000-0000-c000-000000000000")
 
 
@@ -283,7 +284,7 @@ def _send(profile: Profile) -> str:
 
 
 _SEND_ACCESS_TOKEN: Final = "The caller must send its access token."
-# Claims of an access token, used to determine whether the header is the problem.
+# Use the claims of an access token to determine whether the header is the cause of the rejection.
 _ACCESS_TOKEN: Final[Claims] = {"scope": ""}
 
 
@@ -297,7 +298,7 @@ def _explain_missing_claim(case: _Case) -> Cause | None:
     advice = "The issuer must add them, for example with a claim mapper."
     if case.rules.profile == "rfc9068" and case.would_pass_as_generic() and "aud" not in missing:
         generic = f"et {env.OTEL_PYTHON_TOKEN_RELAY_PROFILE}=generic if this issuer does not follow RFC 9068."
-        # A user's token should have a subject; a machine's token need not have one.
+        # A user's token should have a subject, but a machine's token does not require a subject.
         advice = f"{advice} Or s{generic}" if "sub" in missing else f"S{generic}"
     return Cause(
         check="claims",
@@ -452,7 +453,7 @@ def _is_accepted_by(check: Callable[..., object]) -> Callable[..., bool]:
 
 
 def _describe_kind(value: Any) -> str:
-    """Describe the type of a claim's JSON value, without including the value itself."""
+    """Describe the type of a claim's JSON value without including the value."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str):
@@ -498,7 +499,7 @@ def _of_response(check: str) -> Cause:
 
 
 _UNKNOWN: Final = Cause(check="token", problem="it does not satisfy the rules", advice=_ASK_ISSUER)
-# The causes that cannot be found in the token itself.
+# The causes that cannot be determined from the token.
 _ELSEWHERE: Final[dict[str, Cause]] = {
     "malformed": _of_response("form"),
     "algorithm_not_allowed": replace(_UNKNOWN, check="alg", problem="none of the issuer's keys fits this algorithm"),

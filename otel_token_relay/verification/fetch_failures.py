@@ -1,4 +1,4 @@
-"""Describe why a request to an issuer failed, without any text from outside this process. No I/O."""
+"""Describe why a request to an issuer failed without quoting any text from outside this process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FetchCause = Literal[
     "certificate_not_trusted",
     "tls_failed",
     "timed_out",
-    "connection_closed",  # before a complete response arrived
-    "bad_response",  # a response arrived, but cannot be used
-    "not_configured",  # one of this service's files or variables cannot be used
+    "connection_closed",  # the connection was closed before the complete response arrived
+    "bad_response",  # a response arrived but cannot be used
+    "not_configured",  # a setting, or the file that it specifies, cannot be used
 ]
 
-# OpenSSL error codes (x509_vfy.h). OpenSSL's own messages may quote the certificate.
+# These error codes are defined in OpenSSL's x509_vfy.h. OpenSSL's own messages can quote the certificate.
 _CERTIFICATE_PROBLEMS: Final = {
     9: "it is not valid yet",
     10: "it has expired",
@@ -36,7 +36,7 @@ _CERTIFICATE_PROBLEMS: Final = {
     64: "it is for a different IP address",
 }
 
-# Alerts about the client certificate (RFC 8446, section 6.2), as OpenSSL spells them after the TLS version.
+# Alerts about the client certificate (RFC 8446, section 6.2), as spelled by OpenSSL after the TLS version.
 _REFUSALS: Final = frozenset(
     {
         "BAD_CERTIFICATE",
@@ -51,7 +51,7 @@ _REFUSALS: Final = frozenset(
 
 
 class FetchFailed(Exception):
-    """No usable response arrived in time. The error message does not quote the response.
+    """An error that is raised if a usable response does not arrive in time. The message does not quote the response.
 
     Attributes:
         cause: The kind of failure.
@@ -66,25 +66,25 @@ class FetchFailed(Exception):
 
     @staticmethod
     def describe(error: Exception) -> str:
-        """Return a description that is safe to log. For an error of any other class, return only the class name."""
+        """Return a description of *error* that is safe to log, which is only the class name for unexpected errors."""
         return str(error) if isinstance(error, FetchFailed) else type(error).__name__
 
 
 def is_lost(error: Exception) -> bool:
-    """Return whether the server had closed the connection before it sent any part of a response."""
+    """Return whether the server closed the connection without sending any part of a response."""
     return isinstance(error, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 def failure(error: Exception, *, is_late: bool, is_proxied: bool) -> FetchFailed:
-    """Return the failure that describes a connection error.
+    """Convert a connection error to a `FetchFailed` exception.
 
     Args:
         error: An error from urllib3, ``http.client``, or a socket.
-        is_late: Whether the deadline has passed, which may have caused the error.
+        is_late: Whether the deadline has passed.
         is_proxied: Whether the connection uses a proxy.
     """
     if isinstance(error, HTTPError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # urllib3 wraps the errors that occur while it reads the body
+        error = error.__cause__  # urllib3 wraps errors that occur while the body is read
     if is_late or isinstance(error, TimeoutError):
         return FetchFailed("timed out", "timed_out")
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -114,7 +114,7 @@ def _network_failure(error: OSError, is_proxied: bool) -> FetchFailed:
         if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL):
             return _connection_failure("the name server does not respond", "name_server_failed", is_proxied)
         return _connection_failure("host name not found", "host_not_found", is_proxied)
-    if is_proxied and error.errno is None:  # http.client raises a plain OSError with the proxy's own text
+    if is_proxied and error.errno is None:  # http.client raises a plain OSError that contains text from the proxy
         return FetchFailed("the proxy refused to connect to the host", "proxy_refused")
     if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN):
         return _connection_failure("network unreachable", "network_unreachable", is_proxied)
