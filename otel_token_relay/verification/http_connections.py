@@ -197,8 +197,7 @@ class IdleConnections:
                 connection = waiting.pop() if waiting else None
             if connection is None:
                 return None
-            # A connection with readable data is not connected: the server has closed the connection or sent unrequested
-            # data.
+            # If an idle connection has readable data, the server has closed the connection or sent unrequested data.
             if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_connected:
                 return connection
             connection.discard()

@@ -1,6 +1,6 @@
-"""Describe what is malformed in a token. Pure: no I/O and no clock.
+"""Describe why a token is malformed.
 
-The descriptions never contain any part of the token. They may mention a position, a number, or a kind of character.
+A description never contains any part of the token, but can mention a position, a number, or a kind of character.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019"
 _is_base64url = re.compile(r"[A-Za-z0-9_-]*", re.ASCII).fullmatch
 _has_bearer_prefix = re.compile(r"(?:authorization\s*:\s*)?bearer\b", re.IGNORECASE).match
 
-# The advice for each kind of mistake.
+# The advice for each kind of problem.
 _NOT_ENCRYPTED: Final = (
     "Have the issuer only sign its tokens. Auth0 encrypts a token if the client requests it without the"
     " audience parameter."
@@ -34,9 +34,9 @@ _NOT_A_JWT: Final = (
 
 
 def find_malformation(token: str) -> tuple[str, str] | None:
-    """Return what is malformed and what to do, or ``None`` if the token is a well-formed JWS.
+    """Return the problem and the recommended action, or ``None`` if the token is a well-formed JWS.
 
-    The rules and their order are the same as in `jws.parse_jws`.
+    This function checks the same rules in the same order as `jws.parse_jws`.
     """
     if problem := _find_foreign_characters(token):
         return problem
@@ -54,7 +54,7 @@ def find_malformation(token: str) -> tuple[str, str] | None:
 
 
 def read_unverified(token: str) -> tuple[Claims, Claims] | None:
-    """Return an unverified token's header and claims, or ``None`` if they cannot be read."""
+    """Return an unverified token's header and claims, or ``None`` if the token cannot be parsed."""
     header, _, rest = token.partition(".")
     try:
         return parse_object(decode_segment(header)), parse_object(decode_segment(rest.partition(".")[0]))
@@ -78,7 +78,7 @@ def _find_foreign_characters(token: str) -> tuple[str, str] | None:
 
 
 def _first(*rows: tuple[object, str, str]) -> tuple[str, str] | None:
-    """Return the problem and the advice from the first row that applies."""
+    """Return the problem and the advice of the first applicable row."""
     return next(((problem, advice) for applies, problem, advice in rows if applies), None)
 
 
